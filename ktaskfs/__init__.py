@@ -1,0 +1,1 @@
+"""ktaskfs: chunked, multithreaded work on huge-page memory, driven through a filesystem like /proc."""

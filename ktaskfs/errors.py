@@ -1,0 +1,134 @@
+"""The one tree of errors: each has an errno for the system call and a sentence for the person.
+
+Domain code raises these; the FUSE adapter alone turns them into the errno of a reply, and the control
+layer keeps the sentence for ``info/last_cmd_status``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class KtaskfsError(Exception):
+    """Base of everything that ktaskfs refuses or reports.
+
+    ``errno`` is what the caller's system call returns, ``message`` is one sentence without a full stop.
+    """
+
+    default_errno: int = errno.EINVAL
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errno = self.default_errno if errno is None else errno
+
+    @property
+    def errname(self) -> str:
+        """The symbolic name of the errno, as errno(3) spells it."""
+        return errno_name(self.errno)
+
+
+def errno_name(number: int) -> str:
+    """``ENOMEM`` for 12; the decimal number where the C library has no name."""
+    return errno.errorcode.get(number, str(number))
+
+
+class InvalidValue(KtaskfsError):
+    """A number, size, list or word that cannot be read, or is out of its range (EINVAL)."""
+
+
+class SpecError(KtaskfsError):
+    """A command that cannot be understood (EINVAL, or what the value's own error says).
+
+    ``line`` is the command as written; ``start`` and ``end`` are the character offsets of the token that is
+    wrong, for the caret of ``info/error_log``.
+    """
+
+    def __init__(self, message: str, *, line: str, start: int, end: int, errno: int | None = None) -> None:
+        super().__init__(message, errno=errno)
+        self.line = line
+        self.start = start
+        self.end = end
+
+
+class NotSupported(KtaskfsError):
+    """The filesystem or the kernel cannot do what the operation needs (EOPNOTSUPP)."""
+
+    default_errno = errno.EOPNOTSUPP
+
+
+class OutOfHugePages(KtaskfsError):
+    """The pool has fewer free huge pages than the range needs (ENOMEM); nothing was touched."""
+
+    default_errno = errno.ENOMEM
+
+
+class OutOfSpace(KtaskfsError):
+    """The filesystem has less free space than the range needs (ENOSPC); nothing was touched."""
+
+    default_errno = errno.ENOSPC
+
+
+class TargetError(KtaskfsError):
+    """The system's own answer about a target file, its errno unchanged (ENOENT, EACCES, EISDIR, ELOOP ...)."""
+
+    @classmethod
+    def from_os(cls, error: OSError, what: str) -> TargetError:
+        """Wrap ``error``; ``what`` says what was tried, for example ``open /dev/hugepages/vm0``."""
+        number = error.errno or errno.EIO
+        return cls(f"{what}: {os.strerror(number)}", errno=number)
+
+
+class ChunkError(TargetError):
+    """A chunk that failed while the task was at work; ``position`` is the first unit that was not done."""
+
+    def __init__(self, message: str, *, errno: int, position: int) -> None:
+        super().__init__(message, errno=errno)
+        self.position = position
+
+
+class NameTaken(KtaskfsError):
+    """A task of that name exists (EEXIST)."""
+
+    default_errno = errno.EEXIST
+
+
+class NoSuchTask(KtaskfsError):
+    """No task of that name, or not any more (ENOENT)."""
+
+    default_errno = errno.ENOENT
+
+
+class TooManyTasks(KtaskfsError):
+    """The caller has as many unfinished tasks as ``debug/ktask_max_tasks`` allows (EAGAIN)."""
+
+    default_errno = errno.EAGAIN
+
+
+class WrongState(KtaskfsError):
+    """The verb does not fit the state the task is in (EBUSY)."""
+
+    default_errno = errno.EBUSY
+
+
+class NotPermitted(KtaskfsError):
+    """The caller may not do this (EPERM)."""
+
+    default_errno = errno.EPERM
+
+
+class TooBig(KtaskfsError):
+    """More in one write than a command may hold (E2BIG)."""
+
+    default_errno = errno.E2BIG
+
+
+class WorkerLost(KtaskfsError):
+    """The process that was to do the work could not be started, or died (EIO)."""
+
+    default_errno = errno.EIO
+
+
+class ConfigError(KtaskfsError):
+    """An option of the mount, or a line of the configuration file, that cannot be used (EINVAL)."""
