@@ -1,0 +1,125 @@
+"""Fixtures for every test; the classes behind them are in tests/support/."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support import filesystems
+from tests.support.daemon import Mount
+from tests.support.leftovers import none_left
+from tests.support.users import User, ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+
+class MountMaker(Protocol):
+    """Makes one more mount; ``options`` as after ``-o``. The same ``statedir`` again adopts what is there."""
+
+    def __call__(self, options: str = "", *, user: User | None = None, statedir: Path | None = None) -> Mount: ...
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Where everything must run (KTASKFS_REQUIRE_ALL=1), a skip is a failure that says the skip's reason."""
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("KTASKFS_REQUIRE_ALL") == "1":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped where KTASKFS_REQUIRE_ALL=1 forbids it: {reason}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.fixture
+def area() -> Iterator[Path]:
+    """An empty directory with a short path that every user may search (``tmp_path`` is its owner's alone)."""
+    path = Path(tempfile.mkdtemp(prefix="kt-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def mount_maker(area: Path) -> Iterator[MountMaker]:
+    """``mount_maker(options, user=, statedir=)``: daemons that are all unmounted, and checked, at the end."""
+    numbers = itertools.count()
+    with none_left(), contextlib.ExitStack() as mounts:
+
+        def make(options: str = "", *, user: User | None = None, statedir: Path | None = None) -> Mount:
+            number = next(numbers)
+            point = area / f"mount{number}"
+            point.mkdir()
+            if statedir is None:
+                statedir = area / f"state{number}"
+            statedir.mkdir(exist_ok=True)
+            if user is not None:
+                os.chown(point, user.uid, user.gid)
+                os.chown(statedir, user.uid, user.gid)
+            mount = Mount(point, statedir=statedir, log=area / f"log{number}", options=options, user=user)
+            mounts.callback(mount.close)
+            return mount
+
+        yield make
+
+
+@pytest.fixture
+def mounted(mount_maker: MountMaker) -> Mount:
+    """A fresh daemon with default options on a mount of its own."""
+    return mount_maker()
+
+
+@pytest.fixture(scope="session")
+def two_users() -> Iterator[tuple[User, User]]:
+    """Two ordinary users, for the length of the run; pass one as ``user=`` to whatever runs a command."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make users")
+    with ordinary_user("a") as first, ordinary_user("b") as second:
+        yield first, second
+
+
+@pytest.fixture(params=filesystems.page_sizes(), ids=lambda size: f"{size >> 20}M")
+def page_size(request: pytest.FixtureRequest) -> int:
+    """Each size of huge pages that the machine has, in bytes."""
+    size: int = request.param
+    return size
+
+
+@pytest.fixture
+def hugetlbfs(area: Path, page_size: int) -> Iterator[Path]:
+    """A hugetlbfs for each page size, open to every user; ask for the pool beside it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount hugetlbfs")
+    with filesystems.hugetlbfs(area / "huge", page_size) as path:
+        yield path
+
+
+@pytest.fixture(params=["huge=never", "huge=always"])
+def tmpfs(request: pytest.FixtureRequest, area: Path) -> Iterator[Path]:
+    """A tmpfs of 256 MiB, without and with huge pages, open to every user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount tmpfs")
+    with filesystems.tmpfs(area / "tmpfs", 256 << 20, f"mode=1777,{request.param}") as path:
+        yield path

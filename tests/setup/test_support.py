@@ -1,0 +1,88 @@
+"""The fixtures themselves, as far as a fault in them would hide faults elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.leftovers import none_left
+from tests.support.shell import run, shell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.users import User
+
+SKIPS = """
+import pytest
+def test_in_body():
+    pytest.skip("reason one")
+@pytest.mark.skip(reason="reason two")
+def test_by_mark(): ...
+@pytest.fixture
+def broken():
+    pytest.skip("reason three")
+def test_in_fixture(broken): ...
+@pytest.mark.xfail(reason="known")
+def test_expected_failure():
+    assert False
+"""
+
+
+@pytest.mark.parametrize("require_all", ["1", ""])
+def test_a_skip_fails_where_everything_must_run(tmp_path: Path, require_all: str) -> None:
+    (tmp_path / "test_body.py").write_text(SKIPS)
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.skip('reason four', allow_module_level=True)\n")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rs"]
+    done = subprocess.run(
+        [*command, "-c", os.devnull, "--rootdir", str(tmp_path), "--continue-on-collection-errors", str(tmp_path)],
+        cwd=ROOT,
+        env=dict(os.environ, KTASKFS_REQUIRE_ALL=require_all),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stdout.strip().splitlines()[-1]
+    if require_all:
+        assert "1 failed, 1 xfailed, 3 errors" in last  # pytest calls what fails outside the body an error
+        assert "skipped" not in last
+        assert all(f"reason {number}" in done.stdout for number in ("one", "two", "three", "four"))
+    else:
+        assert "4 skipped" in last
+        assert "1 xfailed" in last
+    assert done.returncode == (1 if require_all else 0)
+
+
+def test_users_are_ordinary(two_users: tuple[User, User]) -> None:
+    first, second = two_users
+    outcome = run("id", user=first)
+    assert outcome.out.strip() == f"uid={first.uid}({first.name}) gid={first.gid}({first.name}) " + (
+        f"groups={first.gid}({first.name})"
+    )
+    assert run("touch", str(first.home / "file"), user=first).status == 0
+    refused = run("touch", str(first.home / "file"), user=second)
+    assert (refused.status, refused.errname) == (1, "EACCES")
+
+
+def test_errno_of_a_failed_write() -> None:
+    assert shell("echo 5 > /proc/version").errname in ("EACCES", "EIO")
+    assert shell("echo nonsense > /proc/self/oom_score_adj").errname == "EINVAL"
+    assert run("dd", "of=/dev/full", "status=none", stdin="text").errname == "ENOSPC"
+
+
+def test_a_detached_process_is_found() -> None:
+    with pytest.raises(AssertionError, match="left behind.*sleep"), none_left(deadline=0.1):
+        subprocess.run(["sh", "-c", "sleep 600 <&- >/dev/null 2>&1 &"], check=True)
+
+
+def test_hugetlbfs_has_the_page_size(hugetlbfs: Path, page_size: int) -> None:
+    assert os.statvfs(hugetlbfs).f_bsize == page_size
+
+
+def test_tmpfs_is_open_to_all(tmpfs: Path, two_users: tuple[User, User]) -> None:
+    assert run("touch", str(tmpfs / "file"), user=two_users[0]).status == 0

@@ -1,0 +1,115 @@
+"""The real daemon, in a process of its own, on a real mount."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.poll import DEADLINE, until
+from tests.support.shell import Outcome, environment, run, shell
+
+if TYPE_CHECKING:
+    from tests.support.users import User
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Mount:
+    """A running daemon and what a person does with its mount. ``path`` is the mount point."""
+
+    def __init__(self, path: Path, *, statedir: Path, log: Path, options: str = "", user: User | None = None) -> None:
+        """Mount on the directory ``path`` and return when the mount answers; ``options`` as after ``-o``."""
+        self.path = path
+        self.statedir = statedir
+        self.log = log
+        self.user = user
+        self._killed = False
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "ktaskfs.cli.main", "mount", "--foreground"]
+                + ["-o", ",".join(filter(None, [f"statedir={statedir}", options])), str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=ROOT,
+                env=environment(user),
+                user=None if user is None else user.uid,
+                group=None if user is None else user.gid,
+                extra_groups=None if user is None else [],
+            )
+        try:
+            until(self._answers, f"the mount on {path} answers")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The daemon's."""
+        return self.process.pid
+
+    def _answers(self) -> bool:
+        status = self.process.poll()
+        assert status is None, f"the daemon ended with status {status}:\n{self.log.read_text()}"
+        return os.path.ismount(self.path) and run("cat", str(self.path / "version"), user=self.user).status == 0
+
+    def write(self, file: str, text: str, *, user: User | None = None) -> tuple[int, str | None]:
+        """``echo text > file`` by bash: its status, and the errno's name if bash printed one.
+
+        Bash writes line by line; for several lines in one write(2), or bytes, see ``write_once``.
+        """
+        outcome = shell('echo "$1" > "$2"', text, str(self.path / file), user=user)
+        return outcome.status, outcome.errname
+
+    def write_once(self, file: str, data: str | bytes, *, user: User | None = None) -> tuple[int, str | None]:
+        """All of ``data`` in one write(2), by dd: its status and the errno's name."""
+        content = data.encode() if isinstance(data, str) else data
+        command = ["dd", f"of={self.path / file}", f"bs={max(1, len(content))}", "iflag=fullblock", "conv=notrunc"]
+        outcome = run(*command, "status=none", stdin=content, user=user)
+        return outcome.status, outcome.errname
+
+    def cat(self, file: str, *, user: User | None = None) -> Outcome:
+        """``cat file``, whatever comes of it; of ``tasks/NAME/wait``, it returns when the task has ended."""
+        return run("cat", str(self.path / file), user=user)
+
+    def read(self, file: str, *, user: User | None = None) -> str:
+        """What ``cat file`` prints, which must succeed."""
+        outcome = self.cat(file, user=user)
+        assert outcome.status == 0, outcome.err
+        return outcome.out
+
+    def shell(self, script: str, *arguments: str, user: User | None = None) -> Outcome:
+        """Run a script of bash with the mount as its working directory."""
+        return shell(script, *arguments, user=user, cwd=self.path)
+
+    def kill(self) -> None:
+        """SIGKILL the daemon and take the dead mount away; ``close`` then asks nothing of its status."""
+        self._killed = True
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
+
+    def close(self) -> None:
+        """umount(8) as a person would; the daemon must then end by itself, with status 0 and a clean log."""
+        if self.process.poll() is None:
+            unmounted = run("fusermount3" if self.user else "umount", *["-u"] * bool(self.user), str(self.path))
+            if unmounted.status != 0:
+                self.kill()
+                raise AssertionError(f"umount: {unmounted.err}")
+            try:
+                self.process.wait(DEADLINE)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise AssertionError(f"the daemon did not end after umount:\n{self.log.read_text()}") from None
+        with contextlib.suppress(FileNotFoundError):
+            log = self.log.read_text()
+            assert "Traceback" not in log, log
+            assert self._killed or self.process.returncode == 0, f"status {self.process.returncode}:\n{log}"
+        assert not os.path.ismount(self.path)

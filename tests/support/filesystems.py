@@ -1,0 +1,38 @@
+"""Mounts for targets: hugetlbfs of one page size, tmpfs with or without huge pages."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def page_sizes() -> list[int]:
+    """The sizes of huge pages this machine has, in bytes, smallest first."""
+    names = [path.name for path in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB")]
+    return sorted(int(name.removeprefix("hugepages-").removesuffix("kB")) << 10 for name in names)
+
+
+@contextlib.contextmanager
+def filesystem(kind: str, where: Path, options: str) -> Iterator[Path]:
+    """Mount a new ``kind`` on the directory ``where`` (made if missing); unmounted at the end."""
+    where.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", kind, "-o", options, "none", str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def hugetlbfs(where: Path, page_size: int, options: str = "mode=1777") -> contextlib.AbstractContextManager[Path]:
+    """A hugetlbfs whose files have pages of ``page_size`` bytes; the pool is the caller's to reserve."""
+    return filesystem("hugetlbfs", where, f"pagesize={page_size},{options}")
+
+
+def tmpfs(where: Path, size: int, options: str = "mode=1777") -> contextlib.AbstractContextManager[Path]:
+    """A tmpfs of ``size`` bytes; ``options`` may say ``huge=always``."""
+    return filesystem("tmpfs", where, f"size={size},{options}")
