@@ -1,0 +1,26 @@
+# One command each, from a fresh clone on Debian 12 or later, as root or with sudo.
+
+# Where everything must be able to run, a skipped test is a failure.
+test: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
+
+.PHONY: setup lint test demo bench clean
+
+setup: ## install what is missing and make .venv
+	@mount/setup.sh
+
+lint: setup ## style and types
+	.venv/bin/ruff check .
+	.venv/bin/mypy -p ktaskfs -p bench -p tests
+
+test: lint ## lint, then every test
+	.venv/bin/python -m pytest
+
+demo: setup ## the main job, shown with the commands a reader would type
+	@mount/demo.sh
+
+bench: setup ## measure beside the peers; writes bench/RESULTS.md
+	.venv/bin/python -m bench.main_job
+
+clean: ## remove what was built
+	rm -rf .venv *.egg-info bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
