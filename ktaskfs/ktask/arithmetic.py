@@ -1,0 +1,86 @@
+"""How many threads a task gets and how large its chunks are: the framework's arithmetic, as pure functions.
+
+The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4); the alignment is
+that of ``padata_do_multithreaded`` (kernel/padata.c). All sizes are in the task's own units and have no upper limit.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_MAX_THREADS: Final = 4
+"""Threads of one task where the client names no number (KTASK_DEFAULT_MAX_THREADS)."""
+DEFAULT_LOAD_BAL_SHIFT: Final = 2
+"""Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
+DEFAULT_CPU_PERCENT: Final = 80
+"""Share of the CPUs that helpers may take (KTASK_CPUFRAC_NUMER / KTASK_CPUFRAC_DENOM, since v2)."""
+
+_TAIL_SHARE: Final = 2
+"""A thread takes at most this fraction (1/2) of its even share of what is left, so that the last chunks are small."""
+
+
+def batch_size(min_chunk_size: int, align: int = 1) -> int:
+    """``min_chunk_size`` rounded up to ``align``: every chunk but a node's last is a multiple of this many units."""
+    return -(-min_chunk_size // align) * align
+
+
+def helper_limit(cpus: int, cpu_percent: int = DEFAULT_CPU_PERCENT) -> int:
+    """Helper threads that ``cpus`` CPUs allow: ``cpu_percent`` of them, rounded down (``ktask_rlim_init``)."""
+    return cpus * cpu_percent // 100
+
+
+def nthreads(
+    size: int,
+    min_chunk_size: int,
+    cpus: int,
+    max_threads: int = 0,
+    *,
+    align: int = 1,
+    cpu_percent: int = DEFAULT_CPU_PERCENT,
+) -> int:
+    """The threads for a task of ``size`` units, the calling thread included; at least 1.
+
+    ``max_threads`` 0 stands for DEFAULT_MAX_THREADS. No more than one thread for each least chunk, or for each CPU,
+    and no more helpers than ``helper_limit`` grants.
+    """
+    chunks = -(-size // batch_size(min_chunk_size, align))
+    wanted = min(chunks, cpus, max_threads or DEFAULT_MAX_THREADS, 1 + helper_limit(cpus, cpu_percent))
+    return max(wanted, 1)
+
+
+def chunk_size(
+    size: int,
+    min_chunk_size: int,
+    threads: int,
+    *,
+    max_chunk_size: int | None = None,
+    align: int = 1,
+    load_bal_shift: int = DEFAULT_LOAD_BAL_SHIFT,
+) -> int:
+    """The units of one chunk of a task of ``size`` units that ``threads`` threads share.
+
+    One thread gets the whole task as one chunk, unless ``max_chunk_size`` (ours) forbids it. ``max_chunk_size`` must
+    be at least ``batch_size(min_chunk_size, align)``.
+    """
+    chunk = size if threads == 1 else _whole_batches((size // threads) >> load_bal_shift, min_chunk_size, align)
+    if max_chunk_size is not None and chunk > max_chunk_size:
+        chunk = _whole_batches(max_chunk_size, min_chunk_size, align)
+    return chunk
+
+
+def tail_chunk_size(left: int, chunk: int, min_chunk_size: int, threads: int, *, align: int = 1) -> int:
+    """``chunk``, or less when only ``left`` units are left to hand out to ``threads`` threads.
+
+    Ours: half of an even share of what is left, down to the least chunk (guided self-scheduling, Polychronopoulos
+    and Kuck 1987), so that the threads end together. One thread has nobody to wait for it.
+    """
+    share = left // (threads * _TAIL_SHARE)
+    if threads == 1 or share >= chunk:
+        return chunk
+    return min(chunk, _whole_batches(share, min_chunk_size, align))
+
+
+def _whole_batches(units: int, min_chunk_size: int, align: int) -> int:
+    """``units`` rounded down to whole batches, at least one."""
+    batch = batch_size(min_chunk_size, align)
+    return max(units // batch, 1) * batch

@@ -1,0 +1,95 @@
+"""What a client says of its task: the ranges of work, the chunk function, the limits."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
+from ktaskfs.ktask.clock import Clock, SystemClock
+from ktaskfs.ktask.machine import NO_NODE, LinuxMachine, Machine
+from ktaskfs.ktask.monitor import Monitor, Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def iter_range(position: Any, size: int) -> Any:
+    """The position ``size`` units further where positions are numbers (``ktask_iter_range``)."""
+    return position + size
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A range of work, for threads of one NUMA node (``struct ktask_node``).
+
+    ``start`` is any object that the task's ``iter_func`` can advance; ``size`` counts units from there; ``nid`` is
+    the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for a negative size.
+    """
+
+    start: Any
+    size: int
+    nid: int = NO_NODE
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"a node of {self.size} units")
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Everything about a task but its ranges (``struct ktask_ctl``). Sizes are in the task's units.
+
+    Raises ValueError for values that contradict each other or lie outside what is written at the field.
+    """
+
+    thread_func: Callable[[Any, Any], object]
+    """Does the chunk from one position up to another, without any lock of ours; raises if it cannot."""
+    min_chunk_size: int = field(kw_only=True)
+    """The least work that is worth a call, at least 1; chunks are multiples of it (kc_min_chunk_size)."""
+    max_chunk_size: int | None = field(default=None, kw_only=True)
+    """The most work in one chunk. Ours: without it a single thread gets a whole node at once, as in the kernel."""
+    max_threads: int = field(default=0, kw_only=True)
+    """The most threads, the first included; 0: the framework's default (kc_max_threads, v3)."""
+    align: int = field(default=1, kw_only=True)
+    """Chunks begin and end at multiples of this many units from their node's start (padata_mt_job.align)."""
+    iter_func: Callable[[Any, int], Any] = field(default=iter_range, kw_only=True)
+    """The position so many units after a position (kc_iter_func). Called under the scheduler's lock: keep it short."""
+    undo_func: Callable[[Any, Any], object] | None = field(default=None, kw_only=True)
+    """Takes back a finished range after a failure or cancel, which must not fail (kc_undo_func, v4)."""
+    nice: int = field(default=19, kw_only=True)
+    """The nice value of helper threads, -20 to 19 (v4)."""
+    cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
+    """The share of the CPUs, in all and of each node, that this task's helpers may take; 0 to 100."""
+    load_bal_shift: int = field(default=DEFAULT_LOAD_BAL_SHIFT, kw_only=True)
+    """Chunks for each thread, as a power of two."""
+    fixed_chunks: bool = field(default=False, kw_only=True)
+    """Keep all chunks of one size, as the kernel does, instead of letting the last ones shrink."""
+    rate: float | None = field(default=None, kw_only=True)
+    """The most units in a second, over all threads; None: no limit."""
+    monitor: Monitor = field(default_factory=Silence, kw_only=True)
+    """Is told of every step."""
+    thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
+    """Run by each helper thread as it begins, with its slot (to name it, for example)."""
+    pick: Callable[[int], int] = field(default=random.randrange, kw_only=True)
+    """Chooses one of so many nodes with work left, 0 up to that number (prandom_u32_max)."""
+    clock: Clock = field(default_factory=SystemClock, kw_only=True)
+    machine: Machine = field(default_factory=LinuxMachine, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("min_chunk_size", 1, None),
+            ("align", 1, None),
+            ("max_threads", 0, None),
+            ("nice", -20, 19),
+            ("cpu_percent", 0, 100),
+            ("load_bal_shift", 0, None),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                raise ValueError(f"{name} is {value}")
+        if self.rate is not None and not self.rate > 0:
+            raise ValueError(f"rate is {self.rate}")
+        if self.max_chunk_size is not None and self.max_chunk_size < batch_size(self.min_chunk_size, self.align):
+            raise ValueError(f"max_chunk_size {self.max_chunk_size} is below the least chunk")

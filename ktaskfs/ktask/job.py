@@ -1,0 +1,169 @@
+"""One run of a task: its threads from start to end."""
+
+from __future__ import annotations
+
+import _thread
+from threading import get_native_id
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask.control import Control, Node
+from ktaskfs.ktask.machine import NO_NODE
+from ktaskfs.ktask.outcome import Outcome, TaskError
+from ktaskfs.ktask.scheduler import Scheduler, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Job:
+    """A task that can be run once, and controlled from any other thread at any time.
+
+    The controls may be called before the run, whose beginning they then govern, and after its end, when they do
+    nothing. They act on a running task before its next chunk is handed out: a chunk that runs is finished first.
+    """
+
+    def __init__(self, nodes: Iterable[Node], ctl: Control) -> None:
+        self._nodes = tuple(nodes)
+        self._ctl = ctl
+        self._scheduler = Scheduler(self._nodes, ctl)
+
+    def run(self) -> Outcome:
+        """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
+
+        Raises TaskError if a chunk fails; KeyboardInterrupt, and whatever else is no Exception, in the calling thread
+        ends the task like a failure and passes through unchanged. RuntimeError if the job has been run before.
+        (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
+        """
+        machine = self._ctl.machine
+        nice = machine.nice()
+        base = machine.placement() if any(node.nid != NO_NODE for node in self._nodes) else None
+        first = self._scheduler.begin_task(get_native_id(), base)
+        interrupt: BaseException | None = None
+        try:
+            self._start_helpers()
+            self._work(first)
+        except BaseException as error:
+            self._scheduler.fail(first, error)
+            if not isinstance(error, Exception):
+                interrupt = error
+        while True:
+            try:
+                self._scheduler.drain(nice)
+                break
+            except KeyboardInterrupt as error:  # no helper may outlive the call: wait on
+                interrupt = interrupt or error
+        if base is not None:
+            machine.place(base)
+        return self._conclude(interrupt)
+
+    def cancel(self) -> None:
+        """Hand out nothing any more; what is finished is given to ``undo_func``, if there is one."""
+        self._scheduler.cancel()
+
+    def pause(self) -> None:
+        """Hand out nothing until ``resume`` or ``cancel``."""
+        self._scheduler.pause()
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._scheduler.resume()
+
+    def set_max_threads(self, most: int) -> None:
+        """Use up to ``most`` threads, within what the CPUs and the size of the task allow; 0: the default.
+
+        Threads that are too many end after their chunk; missing ones start at once. Raises ValueError below 0.
+        """
+        if most < 0:
+            raise ValueError(f"max_threads is {most}")
+        self._scheduler.set_max_threads(most)
+        self._start_helpers()
+
+    def set_rate(self, rate: float | None) -> None:
+        """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError unless above 0."""
+        if rate is not None and not rate > 0:
+            raise ValueError(f"rate is {rate}")
+        self._scheduler.set_rate(rate)
+
+    def set_nice(self, nice: int) -> None:
+        """Give all helpers, now and later, this nice value, -20 to 19 (else ValueError), where that is permitted."""
+        if not -20 <= nice <= 19:
+            raise ValueError(f"nice is {nice}")
+        self._scheduler.set_nice(nice)
+
+    def outcome(self) -> Outcome:
+        """What has been done until now."""
+        return self._scheduler.outcome()
+
+    def remaining(self) -> tuple[Node, ...]:
+        """The ranges that are not done now, from which a later job does the rest; exact at any time."""
+        return self.outcome().remaining()
+
+    def _start_helpers(self) -> None:
+        """Start the helpers that are wanted; where no more threads can be had, go on with those there are."""
+        # Not threading.Thread: its start() waits until the new thread runs, four times slower here, and 256 threads
+        # then begin 40 ms apart. The scheduler knows who has begun and who has ended, so nothing else is missed.
+        workers = self._scheduler.hire()
+        for number, worker in enumerate(workers):
+            try:
+                _thread.start_new_thread(self._help, (worker,))
+            except (RuntimeError, MemoryError):
+                for missing in workers[number:]:
+                    self._scheduler.give_up(missing)
+                break
+
+    def _help(self, worker: Worker) -> None:
+        """A helper thread, from its beginning to its end."""
+        try:
+            if self._scheduler.begin(worker, get_native_id()):
+                if self._ctl.thread_start is not None:
+                    self._ctl.thread_start(worker.slot)
+                self._work(worker)
+        except BaseException as error:
+            self._scheduler.fail(worker, error)
+
+    def _work(self, worker: Worker) -> None:
+        """Do chunks until none is to be had; raises what the chunk function does."""
+        ctl = self._ctl
+        take, place_of = self._scheduler.take, self._scheduler.place_of
+        thread_func, chunk_done, now_ns = ctl.thread_func, ctl.monitor.chunk_done, ctl.clock.monotonic_ns
+        while (chunk := take(worker)) is not None:
+            place = place_of(worker)
+            if place != worker.placed and place is not None:
+                ctl.machine.place(place)
+                worker.placed = place
+            began_ns = now_ns()
+            thread_func(chunk.first, chunk.last)
+            busy_ns = now_ns() - began_ns
+            worker.busy_ns += busy_ns
+            chunk_done(worker.slot, worker.index, chunk.start, chunk.end, busy_ns)
+
+    def _conclude(self, interrupt: BaseException | None) -> Outcome:
+        """Undo if need be, then return or raise what the run comes to."""
+        failure = self._scheduler.error
+        outcome = self._scheduler.outcome()
+        undo_failure: tuple[BaseException, Any] | None = None
+        if self._ctl.undo_func is not None and (failure or outcome.cancelled):
+            for span in self._scheduler.start_undo():
+                try:
+                    self._ctl.undo_func(span.first, span.last)
+                except Exception as error:
+                    undo_failure = undo_failure or (error, span.first)
+            outcome = self._scheduler.outcome()
+        if undo_failure is not None and failure is not None:
+            failure[0].add_note(f"undo failed at {undo_failure[1]}: {undo_failure[0]!r}")
+        if interrupt is not None:
+            raise interrupt
+        failure = failure or undo_failure
+        if failure is not None:
+            raise TaskError(*failure, outcome)
+        return outcome
+
+
+def run(start: Any, size: int, ctl: Control) -> Outcome:
+    """Do ``size`` units of work from ``start`` on, on any NUMA node (``ktask_run``); returns and raises as Job.run."""
+    return Job((Node(start, size),), ctl).run()
+
+
+def run_numa(nodes: Iterable[Node], ctl: Control) -> Outcome:
+    """Do the work of ``nodes``, each range by threads of its NUMA node first; returns and raises as Job.run."""
+    return Job(nodes, ctl).run()

@@ -1,0 +1,115 @@
+"""What the framework asks of the machine: CPUs, where a thread runs, where its memory comes from, its nice value."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from ktaskfs.units import parse_cpulist
+
+NO_NODE: Final = -1
+"""No NUMA node in particular (the kernel's NUMA_NO_NODE)."""
+
+_MPOL_PREFERRED: Final = 1
+_MASK_BITS: Final = 4096
+"""Room for the nodes of any kernel (MAX_NUMNODES is at most 1024)."""
+_SYSCALLS: Final = {  # (set_mempolicy, get_mempolicy), from the kernel's syscall tables
+    "x86_64": (238, 239),
+    "aarch64": (237, 236),
+    "riscv64": (237, 236),
+    "loongarch64": (237, 236),
+    "ppc64le": (261, 260),
+    "s390x": (270, 269),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a thread may run and where it prefers its memory; a policy of None stands for one that is not known."""
+
+    cpus: frozenset[int]
+    policy: tuple[int, frozenset[int]] | None
+
+
+class Machine(Protocol):
+    """The machine under a task. No method raises for want of a permission or a feature: it does what can be done."""
+
+    def cpus(self) -> int:
+        """The CPUs to reckon with."""
+
+    def node_cpus(self, nid: int) -> frozenset[int]:
+        """The CPUs of a NUMA node; empty where the node, or NUMA, is not known."""
+
+    def placement(self) -> Placement:
+        """Where the calling thread is now."""
+
+    def place(self, where: Placement) -> None:
+        """Put the calling thread there."""
+
+    def nice(self) -> int:
+        """The nice value of the calling thread."""
+
+    def set_nice(self, tid: int, nice: int) -> None:
+        """Give a thread another nice value, if that is permitted."""
+
+
+class LinuxMachine:
+    """This machine, without libnuma: affinity from the standard library, memory policy by system call."""
+
+    def __init__(self) -> None:
+        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(platform.machine(), (0, 0))
+
+    def cpus(self) -> int:
+        """The CPUs that the calling thread may use: a container or taskset counts, unlike in the kernel."""
+        return len(os.sched_getaffinity(0))
+
+    def node_cpus(self, nid: int) -> frozenset[int]:
+        try:
+            with open(f"/sys/devices/system/node/node{nid}/cpulist", encoding="ascii") as file:
+                text = file.read().strip()
+        except OSError:
+            return frozenset()
+        return frozenset(parse_cpulist(text)) if text else frozenset()
+
+    def placement(self) -> Placement:
+        return Placement(frozenset(os.sched_getaffinity(0)), self._policy())
+
+    def place(self, where: Placement) -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, where.cpus)
+        if where.policy is not None and self._set_mempolicy:
+            mode, nids = where.policy
+            mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
+            # Refused where a container forbids it, or the kernel has no NUMA: the work then runs all the same.
+            self._syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
+
+    def nice(self) -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    def set_nice(self, tid: int, nice: int) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, tid, nice)
+
+    def _policy(self) -> tuple[int, frozenset[int]] | None:
+        mode = ctypes.c_int()
+        mask = ctypes.create_string_buffer(_MASK_BITS // 8)
+        size = ctypes.c_ulong(_MASK_BITS)
+        if not self._get_mempolicy or self._syscall(self._get_mempolicy, ctypes.byref(mode), mask, size, None, 0) != 0:
+            return None
+        bits = int.from_bytes(mask.raw, "little")
+        return mode.value, frozenset(nid for nid in range(bits.bit_length()) if bits >> nid & 1)
+
+
+def place_on_node(base: Placement, nid: int, cpus: frozenset[int]) -> Placement:
+    """``base`` moved to NUMA node ``nid``, as far as ``base`` allows; ``cpus`` empty: memory only.
+
+    The memory is preferred there, not bound: a node that is full must not make a task fail.
+    """
+    if nid == NO_NODE:
+        return base
+    return replace(base, cpus=base.cpus & cpus or base.cpus, policy=(_MPOL_PREFERRED, frozenset({nid})))

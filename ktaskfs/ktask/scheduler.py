@@ -1,0 +1,366 @@
+"""Who does which chunk: all state of a running task, under one lock. It neither starts threads nor does chunks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from threading import Condition, Lock
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask.arithmetic import batch_size, chunk_size, helper_limit, nthreads, tail_chunk_size
+from ktaskfs.ktask.control import Control, Node
+from ktaskfs.ktask.machine import NO_NODE, Placement, place_on_node
+from ktaskfs.ktask.outcome import NodeShare, Outcome, ThreadShare
+from ktaskfs.ktask.ranges import Span, split
+from ktaskfs.ktask.throttle import TokenBucket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FIRST_SLOT = 0
+
+
+class _Range:
+    """One node's range of work. All fields are guarded by the scheduler's lock."""
+
+    def __init__(self, node: Node, cpus: frozenset[int], helpers: int) -> None:
+        self.node = node
+        self.cpus = cpus
+        self.helpers = helpers
+        self.handed_out = Span(0, 0, node.start, node.start)
+        self.chunks = 0
+
+    @property
+    def left(self) -> int:
+        return self.node.size - self.handed_out.end
+
+
+class Worker:
+    """One thread of a task. The scheduler's lock guards all fields but busy_ns and placed, the thread's own."""
+
+    def __init__(self, slot: int, index: int, before: Worker | None) -> None:
+        self.slot = slot
+        self.index = index
+        """Of the node that it works on."""
+        self.live = True
+        self.tid = 0
+        """The system's thread number; 0 until the thread has begun."""
+        self.pinned = NO_NODE
+        """The node whose CPUs it is to run on."""
+        self.chunk: Span | None = None
+        """The chunk that it does, or failed at."""
+        self.placed: Placement | None = None
+        """Where its thread has put itself."""
+        # The counts are the slot's: they go on where the thread before ended.
+        self.chunks: int = before.chunks if before else 0
+        self.units: int = before.units if before else 0
+        self.busy_ns: int = before.busy_ns if before else 0
+
+
+class Scheduler:
+    """Hands out chunks, counts what is done, and obeys the controls."""
+
+    def __init__(self, nodes: Sequence[Node], ctl: Control) -> None:
+        self._ctl = ctl
+        self._clock = ctl.clock
+        self._monitor = ctl.monitor
+        self._machine = ctl.machine
+        self._cpus = max(self._machine.cpus(), 1)
+        self._size = sum(node.size for node in nodes)
+        self._batch = batch_size(ctl.min_chunk_size, ctl.align)
+
+        self._lock = Lock()  # guards every field below, and those of _Range and Worker
+        self._changed = Condition(self._lock)
+        self._ranges = []
+        for node in nodes:
+            cpus = frozenset[int]() if node.nid == NO_NODE else self._machine.node_cpus(node.nid)
+            self._ranges.append(_Range(node, cpus, helper_limit(len(cpus), ctl.cpu_percent)))
+        self._left = self._size
+        self._workers: list[Worker] = []  # by slot, the latest of each
+        self._live = 0  # workers that have not left
+        self._begun = 0  # those of them whose thread has begun
+        self._most = 0
+        self._pinned: Counter[int] = Counter()  # helpers by the node they are pinned to
+        self._base: Placement | None = None
+        self._began_ns: int | None = None
+        self._ended_ns: int | None = None
+        self._cancelled = False
+        self._paused = False
+        self._error: tuple[BaseException, Any] | None = None
+        self._units_undone: int | None = None
+        self._nice = ctl.nice
+        self._bucket = TokenBucket()
+        self._bucket.set_rate(ctl.rate, self._clock.monotonic_ns())
+        self._aim(ctl.max_threads)
+
+    # Controls, from any thread.
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    def pause(self) -> None:
+        with self._lock:
+            self._paused = True
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            self._changed.notify_all()
+
+    def set_max_threads(self, most: int) -> None:
+        with self._lock:
+            self._aim(most)
+            self._changed.notify_all()
+
+    def set_rate(self, rate: float | None) -> None:
+        with self._lock:
+            self._bucket.set_rate(rate, self._clock.monotonic_ns())
+            self._changed.notify_all()
+
+    def set_nice(self, nice: int) -> None:
+        with self._lock:
+            self._nice = nice
+            for worker in self._workers:
+                if worker.live and worker.tid and worker.slot != FIRST_SLOT:
+                    self._machine.set_nice(worker.tid, nice)
+
+    # The life of a thread.
+
+    def begin_task(self, tid: int, base: Placement | None) -> Worker:
+        """The first thread takes part. Raises RuntimeError if the task has been run before.
+
+        ``base`` is where threads may be; None: they are not to be moved.
+        """
+        with self._lock:
+            if self._began_ns is not None:
+                raise RuntimeError("a job runs once")
+            self._base = base
+            self._began_ns = self._clock.monotonic_ns()
+            first = self._hire()
+            self._begin(first, tid)
+        return first
+
+    def hire(self) -> list[Worker]:
+        """The helpers that are to be started now; each must ``begin`` or be given up."""
+        with self._lock:
+            if self._began_ns is None or self._over():
+                return []
+            return [self._hire() for _ in range(self._live, self._target)]
+
+    def begin(self, worker: Worker, tid: int) -> bool:
+        """A helper thread has started; False: it came too late and must end, touching nothing."""
+        with self._lock:
+            if worker.live:
+                self._machine.set_nice(tid, self._nice)
+                self._begin(worker, tid)
+            return worker.live
+
+    def give_up(self, worker: Worker) -> None:
+        """The thread for ``worker`` could not be started."""
+        with self._lock:
+            self._leave(worker)
+
+    def take(self, worker: Worker) -> Span | None:
+        """Its last chunk is done; the next one, once one may start. None: it must end."""
+        with self._lock:
+            if worker.chunk is not None:
+                self._count(worker, worker.chunk)
+            waits = ""
+            while True:
+                if self._over() or (worker.slot != FIRST_SLOT and self._live > self._target):
+                    self._leave(worker)
+                    return None
+                seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.limited else 0.0
+                why = "paused" if self._paused else "throttled" if seconds else ""
+                if not why:
+                    return self._hand_out(worker)
+                if why != waits:
+                    self._monitor.thread_waits(worker.slot, why)
+                    waits = why
+                self._clock.wait(self._changed, None if self._paused else seconds)
+
+    def place_of(self, worker: Worker) -> Placement | None:
+        """Where the thread of ``worker`` should be for its chunk; asked by that thread, so no lock is needed."""
+        if self._base is None:
+            return None
+        part = self._ranges[worker.index]
+        return place_on_node(self._base, part.node.nid, part.cpus if worker.pinned == part.node.nid else frozenset())
+
+    def fail(self, worker: Worker, error: BaseException) -> None:
+        """The thread ends with ``error``; the first one stops the handing out."""
+        with self._lock:
+            chunk = worker.chunk
+            if self._error is None:
+                self._error = error, (chunk.first if chunk else self._ranges[worker.index].handed_out.last)
+            if chunk is not None:
+                self._monitor.chunk_failed(worker.slot, worker.index, chunk.start, chunk.end)
+            self._leave(worker)
+
+    def drain(self, nice: int) -> None:
+        """Wait until all helpers have ended, raising one at a time to ``nice`` (v4's answer to starvation).
+
+        For the first thread, when nothing is left to hand out. Helpers that have not begun yet need not.
+        """
+        raised = None
+        with self._lock:
+            for worker in self._workers:
+                if worker.live and not worker.tid:
+                    self._leave(worker)
+            while self._live:
+                helper = next(worker for worker in self._workers if worker.live)
+                if helper is not raised:
+                    self._machine.set_nice(helper.tid, nice)
+                    raised = helper
+                self._clock.wait(self._changed, None)
+            if self._ended_ns is None:
+                self._ended_ns = self._clock.monotonic_ns()
+
+    # What is known of the task.
+
+    @property
+    def error(self) -> tuple[BaseException, Any] | None:
+        """The first exception, and the position where its chunk starts."""
+        with self._lock:
+            return self._error
+
+    def start_undo(self) -> list[Span]:
+        """The finished ranges, which are to be taken back; from now on they do not count as done."""
+        with self._lock:
+            finished = [span for index in range(len(self._ranges)) for span in self._split(index)[0]]
+            self._units_undone = sum(span.end - span.start for span in finished)
+            self._monitor.undo_started()
+        return finished
+
+    def outcome(self) -> Outcome:
+        with self._lock:
+            left: list[Node] = []
+            per_node = []
+            for index, part in enumerate(self._ranges):
+                node = part.node
+                undone = self._units_undone is not None
+                spans = [Span(0, node.size, node.start, None)] if undone else self._split(index)[1]
+                rest = [Node(span.first, span.end - span.start, node.nid) for span in spans if span.end > span.start]
+                left += rest
+                done = node.size - sum(piece.size for piece in rest)
+                per_node.append(NodeShare(node.nid, node.size, done, part.chunks))
+            now = self._clock.monotonic_ns() if self._ended_ns is None else self._ended_ns
+            return Outcome(
+                units_done=sum(share.units for share in per_node),
+                units_undone=self._units_undone or 0,
+                chunks=sum(share.chunks for share in per_node),
+                threads=self._most,
+                seconds=0.0 if self._began_ns is None else (now - self._began_ns) / 1e9,
+                cancelled=self._cancelled and self._left > 0,
+                per_thread=tuple(
+                    ThreadShare(worker.slot, worker.chunks, worker.units, worker.busy_ns / 1e9)
+                    for worker in self._workers
+                    if worker.tid
+                ),
+                per_node=tuple(per_node),
+                left=tuple(left),
+            )
+
+    # The lock is held below.
+
+    def _over(self) -> bool:
+        return self._cancelled or self._error is not None or self._left == 0
+
+    def _aim(self, most: int) -> None:
+        """Set the number of threads, and with it the chunk."""
+        ctl = self._ctl
+        self._target = nthreads(
+            self._size, ctl.min_chunk_size, self._cpus, most, align=ctl.align, cpu_percent=ctl.cpu_percent
+        )
+        self._chunk = chunk_size(
+            self._size,
+            ctl.min_chunk_size,
+            self._target,
+            max_chunk_size=ctl.max_chunk_size,
+            align=ctl.align,
+            load_bal_shift=ctl.load_bal_shift,
+        )
+
+    def _hire(self) -> Worker:
+        before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
+        slot = before.slot if before else len(self._workers)
+        worker = Worker(slot, slot % max(len(self._ranges), 1), before)
+        self._workers[slot : slot + 1] = [worker]
+        self._live += 1
+        return worker
+
+    def _begin(self, worker: Worker, tid: int) -> None:
+        worker.tid = tid
+        self._begun += 1
+        self._most = max(self._most, self._begun)
+        nid = self._ranges[worker.index].node.nid if self._ranges else NO_NODE
+        self._monitor.thread_started(worker.slot, tid, nid)
+
+    def _leave(self, worker: Worker) -> None:
+        if worker.live:
+            worker.live = False
+            self._live -= 1
+            self._pin(worker, NO_NODE)
+            if worker.tid:
+                self._begun -= 1
+                self._monitor.thread_ended(worker.slot)
+            self._changed.notify_all()
+
+    def _count(self, worker: Worker, chunk: Span) -> None:
+        worker.chunk = None
+        worker.chunks += 1
+        worker.units += chunk.end - chunk.start
+        self._ranges[worker.index].chunks += 1
+
+    def _hand_out(self, worker: Worker) -> Span:
+        part = self._ranges[worker.index]
+        if not part.left:
+            worker.index = self._next_range(part.node.nid)
+            part = self._ranges[worker.index]
+        if part.node.nid != worker.pinned:
+            self._move(worker, part)
+        size = min(self._next_size(), part.left)
+        at = part.handed_out
+        end = self._ctl.iter_func(at.last, size)
+        chunk = Span(at.end, at.end + size, at.last, end)
+        # In this order, each with one store: an interrupt in between must not make a chunk look done.
+        worker.chunk = chunk
+        self._monitor.chunk_assigned(worker.slot, worker.index, chunk.start, chunk.end)
+        part.handed_out = Span(0, chunk.end, at.first, end)
+        self._monitor.node_advanced(worker.index, chunk.end)
+        self._left -= size
+        self._bucket.spend(size)
+        return chunk
+
+    def _next_size(self) -> int:
+        ctl = self._ctl
+        chunk = self._chunk
+        if not ctl.fixed_chunks:
+            chunk = tail_chunk_size(self._left, chunk, ctl.min_chunk_size, self._target, align=ctl.align)
+        if self._bucket.limited:
+            chunk = max(self._bucket.chunk_limit(chunk) // self._batch, 1) * self._batch
+        return chunk
+
+    def _next_range(self, nid: int) -> int:
+        """A range with work left: of the same node if there is one, else a random one."""
+        open_ranges = [index for index, part in enumerate(self._ranges) if part.left]
+        for index in open_ranges:
+            if self._ranges[index].node.nid == nid:
+                return index
+        return open_ranges[self._ctl.pick(len(open_ranges))]
+
+    def _move(self, worker: Worker, part: _Range) -> None:
+        """Pin a worker to the node of ``part``, or to none if that has its share of helpers."""
+        full = worker.slot != FIRST_SLOT and self._pinned[part.node.nid] >= part.helpers
+        self._pin(worker, NO_NODE if full else part.node.nid)
+
+    def _pin(self, worker: Worker, nid: int) -> None:
+        if worker.slot != FIRST_SLOT:
+            self._pinned[worker.pinned] -= 1
+            self._pinned[nid] += 1
+        worker.pinned = nid
+
+    def _split(self, index: int) -> tuple[list[Span], list[Span]]:
+        part = self._ranges[index]
+        held = (worker.chunk for worker in self._workers if worker.chunk is not None and worker.index == index)
+        return split(part.handed_out, part.node.size, held)
