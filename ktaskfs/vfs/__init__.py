@@ -1,1 +1,54 @@
+"""A library of filesystem nodes, served by whoever knows the kernel's side of it.
 
+The content derives from four kinds of node. Each declares only what it can do and refuses the rest with the errno
+that sysfs or cgroup v2 gives: ``StaticDirectory``, ``Directory`` (override ``lookup`` and ``entries``),
+``TextFile`` (snapshot for each opening, commands by write(2), replies on the same descriptor, poll(2) by a
+``Change``) and ``StreamFile`` (read on and on). All run in one trio event loop and must not block it.
+Refusals are ``KtaskfsError``; anything else that is raised is a bug, and becomes EIO.
+
+    numbers = InodeNumbers()
+    limit = Limit()                                 # the owner of what is shown; it calls limit.change.notify()
+
+    async def set_limit(caller: Caller, text: str) -> None:
+        limit.set(parse_int(text))                  # raises InvalidValue: the writer gets EINVAL
+
+    root = StaticDirectory(ROOT_INO, Attributes(0o755), {
+        "limit": TextFile(numbers.take(), Attributes(0o644), lambda caller: f"{limit.value}\\n", set_limit,
+                          change=limit.change),
+        "events": StreamFile(numbers.take(), Attributes(0o444), lambda caller: EventStream(limit)),
+    })
+"""
+
+from ktaskfs.vfs.change import Change
+from ktaskfs.vfs.node import (
+    FOREVER,
+    ROOT_INO,
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    InodeNumbers,
+    Node,
+    OpenFile,
+    StaticDirectory,
+)
+from ktaskfs.vfs.stream import Stream, StreamFile
+from ktaskfs.vfs.text import COMMAND_MAX, TextFile
+
+__all__ = [
+    "COMMAND_MAX",
+    "FOREVER",
+    "ROOT_INO",
+    "Attributes",
+    "Caller",
+    "Change",
+    "Directory",
+    "File",
+    "InodeNumbers",
+    "Node",
+    "OpenFile",
+    "StaticDirectory",
+    "Stream",
+    "StreamFile",
+    "TextFile",
+]

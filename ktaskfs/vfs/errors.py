@@ -1,0 +1,53 @@
+"""What a filesystem refuses by itself, with the errno that kernfs (sysfs, cgroup v2) or the VFS gives."""
+
+from __future__ import annotations
+
+import errno
+
+from ktaskfs.errors import KtaskfsError
+
+
+class NoSuchEntry(KtaskfsError):
+    """The directory has no such name, or not for this caller (ENOENT)."""
+
+    default_errno = errno.ENOENT
+
+
+class NotADirectory(KtaskfsError):
+    """A directory's operation on something else (ENOTDIR)."""
+
+    default_errno = errno.ENOTDIR
+
+
+class NotAFile(KtaskfsError):
+    """A file's operation on a directory (EISDIR)."""
+
+    default_errno = errno.EISDIR
+
+
+class AccessDenied(KtaskfsError):
+    """The file can not be opened that way by anybody, root included (EACCES)."""
+
+    default_errno = errno.EACCES
+
+
+class NameTooLong(KtaskfsError):
+    """A name of more than NAME_MAX bytes (ENAMETOOLONG)."""
+
+    default_errno = errno.ENAMETOOLONG
+
+
+class BadWrite(KtaskfsError):
+    """A write that is no command: empty, not text, or not at the start of the file (EINVAL)."""
+
+
+class NothingYet(KtaskfsError):
+    """A stream opened with O_NONBLOCK has nothing to give now (EAGAIN)."""
+
+    default_errno = errno.EAGAIN
+
+
+class Interrupted(KtaskfsError):
+    """A stream had nothing to give for so long that its reader gets the chance to see its signals (EINTR)."""
+
+    default_errno = errno.EINTR

@@ -1,0 +1,183 @@
+"""Text files: a snapshot for every opening, commands by write(2), replies on the same descriptor."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ktaskfs.errors import KtaskfsError, TooBig
+from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
+from ktaskfs.vfs.errors import AccessDenied, BadWrite
+from ktaskfs.vfs.node import Attributes, Caller, File, OpenFile, wants_read, wants_write
+
+COMMAND_MAX: Final = 64 * 1024
+"""Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer
+one is seen to be too long before any of it is acted upon."""
+
+REPLY_MAX: Final = 64 * 1024
+"""Bytes of replies that a descriptor keeps; the oldest go first."""
+
+Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
+Write = Callable[[Caller, str], Awaitable[str | None]]
+Refused = Callable[[Caller, str, KtaskfsError], None]
+
+
+class TextFile(File):
+    """A file of text, made by ``render`` for whoever opens it.
+
+    ``write`` gets the text of one write(2), stripped; what it raises is the error of that write. A text that it
+    returns is a reply, which a descriptor open for reading and writing then reads instead of the file.
+    ``change`` is what poll(2) on the file reports. ``refused`` hears of the writes that never reach ``write``,
+    with as much of the command as was legible.
+    """
+
+    __slots__ = ("_change", "_refused", "_render", "_write")
+
+    def __init__(
+        self,
+        ino: int,
+        attributes: Attributes,
+        render: Render | None,
+        write: Write | None = None,
+        *,
+        change: Change | None = None,
+        refused: Refused | None = None,
+    ) -> None:
+        super().__init__(ino, attributes)
+        self._render = render
+        self._write = write
+        self._change = change
+        self._refused = refused
+
+    async def open(self, caller: Caller, flags: int) -> OpenText:
+        # The mode bits do not hold root back; sysfs refuses it just so (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK).
+        if wants_read(flags) and self._render is None:
+            raise AccessDenied("this file cannot be read")
+        if wants_write(flags) and self._write is None:
+            raise AccessDenied("this file cannot be written")
+        opened = OpenText(caller, flags, self._render, self._write, self._change, self._refused)
+        if wants_read(flags):
+            await opened.draw()
+        return opened
+
+
+class OpenText(OpenFile):
+    """One opening of a text file."""
+
+    __slots__ = (
+        "_append",
+        "_base",
+        "_caller",
+        "_change",
+        "_drawn_at",
+        "_refused",
+        "_render",
+        "_reply",
+        "_seen",
+        "_text",
+        "_unread",
+        "_write",
+        "_written_to",
+    )
+
+    def __init__(
+        self,
+        caller: Caller,
+        flags: int,
+        render: Render | None,
+        write: Write | None,
+        change: Change | None,
+        refused: Refused | None,
+    ) -> None:
+        self._caller = caller
+        # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
+        self._append = bool(flags & os.O_APPEND)
+        self._render = render
+        self._write = write
+        self._change = change
+        self._refused = refused
+        self._text = b""
+        self._unread = False
+        self._drawn_at = 0
+        # As in kernfs, a file that was not read yet counts as changed.
+        self._seen: int | None = None
+        self._reply: bytes | None = None
+        self._base: int | None = None
+        self._written_to = 0
+
+    async def draw(self) -> None:
+        """Make the text anew."""
+        if self._render is None:
+            raise AccessDenied("this file cannot be read")
+        # The count is taken first: a change while the text is being made must wake the reader again.
+        drawn_at = 0 if self._change is None else self._change.count
+        text = self._render(self._caller)
+        if inspect.isawaitable(text):
+            text = await text
+        self._text = text.encode() if isinstance(text, str) else text
+        self._drawn_at = drawn_at
+        self._unread = True
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if self._reply is not None:
+            return self._read_reply(self._reply, offset, size)
+        if offset == 0:
+            if not self._unread:
+                await self.draw()
+            self._unread = False
+            self._seen = self._drawn_at
+        return self._text[offset : offset + size]
+
+    def _read_reply(self, reply: bytes, offset: int, size: int) -> bytes:
+        """The reply begins where the last write left the file position, and at offset 0 as well."""
+        if offset == 0:
+            self._base = 0
+        elif self._base is None:
+            self._base = self._written_to if offset >= self._written_to else 0
+        start = max(offset - self._base, 0)
+        return reply[start : start + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if self._write is None:
+            raise AccessDenied("this file cannot be written")
+        try:
+            command = self._command(offset, data)
+        except KtaskfsError as error:
+            if self._refused is not None:
+                self._refused(self._caller, data[:COMMAND_MAX].decode(errors="replace"), error)
+            raise
+        reply = await self._write(self._caller, command)
+        if reply is not None:
+            self._reply = ((self._reply or b"") + reply.encode())[-REPLY_MAX:]
+        self._base = None
+        self._written_to = offset + len(data)
+        return len(data)
+
+    def _command(self, offset: int, data: bytes) -> str:
+        if len(data) > COMMAND_MAX:
+            raise TooBig(f"a command is at most {COMMAND_MAX} bytes")
+        if offset and not self._append:
+            raise BadWrite(f"one write is one command, at offset 0 and not {offset}")
+        stripped = data.strip()
+        if not stripped:
+            raise BadWrite("the command is empty")
+        if b"\0" in stripped:
+            raise BadWrite("the command has a NUL byte in it")
+        try:
+            return stripped.decode()
+        except UnicodeDecodeError as error:
+            raise BadWrite(f"byte {error.start} of the command is not UTF-8") from error
+
+    def poll(self, wake: Callable[[], None] | None) -> int:
+        if self._change is None:
+            return READABLE | WRITABLE
+        if wake is not None:
+            self._change.await_next(self, wake)
+        changed = CHANGED if self._seen != self._change.count else 0
+        return READABLE | WRITABLE | changed
+
+    def release(self) -> None:
+        if self._change is not None:
+            self._change.forget(self)
