@@ -1,0 +1,183 @@
+"""What every benchmark is made of: contenders measured in alternation, and their figures written down.
+
+A benchmark is a module ``bench/NAME.py`` that builds ``Section`` objects and hands them to ``main``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench.environment import describe
+from ktaskfs.units import human_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+HERE: Final = Path(__file__).parent
+UNITS: Final = {"s": (1.0, "s"), "ms": (1e3, "ms"), "us": (1e6, "µs"), "bytes": (1 / (1 << 20), "MiB")}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that can be measured again and again: ``measure`` returns seconds (or bytes), ``before`` is untimed."""
+
+    name: str
+    measure: Callable[[], float]
+    before: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True)
+class Series:
+    """All the values of one contender in one section."""
+
+    name: str
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The first and third quartile; with fewer than four values, the least and the greatest."""
+        if len(self.values) < 4:
+            return min(self.values), max(self.values)
+        first, _, third = statistics.quantiles(self.values, n=4, method="inclusive")
+        return first, third
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``left`` against ``right``: the ratio of their medians, and what it should be. ``right`` None: the median."""
+
+    text: str
+    left: str
+    right: str | None
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of results."""
+
+    title: str
+    series: list[Series]
+    unit: str = "s"
+    work: int | None = None
+    """Bytes that one round handles, for a column of throughput."""
+    goals: list[Goal] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line chose."""
+
+    rounds: int
+    size: int
+    smoke: bool
+
+
+def alternate(contenders: Sequence[Contender], rounds: int, *, warmups: int = 1) -> list[Series]:
+    """Each contender once a round, the order turned by one each time; the first ``warmups`` rounds do not count."""
+    values: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for number in range(warmups + rounds):
+        turn = number % len(contenders)
+        for contender in [*contenders[turn:], *contenders[:turn]]:
+            contender.before()
+            value = contender.measure()
+            if number >= warmups:
+                values[contender.name].append(value)
+    return [Series(name, found) for name, found in values.items()]
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long ``action`` takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def table(section: Section) -> str:
+    """The section in Markdown."""
+    factor, unit = UNITS[section.unit]
+    rows = [["", f"median {unit}", "quartiles", "n"] + ["GiB/s"] * bool(section.work)]
+    for series in section.series:
+        low, high = series.spread
+        row = [series.name, _digits(series.median * factor)]
+        row += [f"{_digits(low * factor)} to {_digits(high * factor)}", str(len(series.values))]
+        rows.append(row + ([f"{section.work / series.median / (1 << 30):.1f}"] if section.work else []))
+    lines = [f"### {section.title}", "", _row(rows[0]), _row(["---", *["---:"] * (len(rows[0]) - 1)])]
+    lines += map(_row, rows[1:])
+    if section.goals:
+        lines += ["", *(f"- {_verdict(goal, section)}" for goal in section.goals)]
+    return "\n".join([*lines, *(["", section.note] if section.note else [])])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _digits(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
+
+
+def ratio(goal: Goal, section: Section) -> float:
+    """The figure that the goal speaks of."""
+    medians = {series.name: series.median for series in section.series}
+    return medians[goal.left] / (1 if goal.right is None else medians[goal.right])
+
+
+def _verdict(goal: Goal, section: Section) -> str:
+    value = ratio(goal, section)
+    factor, unit = UNITS[section.unit] if goal.right is None else (1.0, "")
+    wanted = [f"at least {_digits(goal.least * factor)}"] if goal.least is not None else []
+    wanted += [f"at most {_digits(goal.most * factor)}"] if goal.most is not None else []
+    met = (goal.least is None or value >= goal.least) and (goal.most is None or value <= goal.most)
+    judgement = f" (wanted: {' and '.join(wanted)}: {'met' if met else '**not met**'})" if wanted else ""
+    return f"{goal.text}: **{_digits(value * factor)}{' ' * bool(unit)}{unit}**{judgement}"
+
+
+def main(name: str, title: str, build: Callable[[Settings], list[Section]], *, size: str = "4G") -> None:
+    """The command line of a benchmark: measure, print, and put the section ``name`` into RESULTS.md and JSON."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=title)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default 7)")
+    parser.add_argument("--size", type=parse_size, default=parse_size(size), help=f"bytes of memory (default {size})")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, two rounds, nothing written: does it run?")
+    parser.add_argument("--output", type=Path, help="directory for RESULTS.md and NAME.json (default: bench/)")
+    arguments = parser.parse_args()
+    smoke = arguments.smoke
+    settings = Settings(2 if smoke else arguments.rounds, 16 << 20 if smoke else arguments.size, smoke)
+    sections = build(settings)
+    environment = describe()
+    command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
+    about = [f"{key}: {value}" for key, value in environment.items()]
+    about += [f"size {human_size(settings.size)}", f"command `{command}`"]
+    text = "\n\n".join([f"## {title}", "; ".join(about) + ".", *map(table, sections)])
+    print(text)
+    output = arguments.output or (None if smoke else HERE)
+    if output is not None:
+        _put_section(output / "RESULTS.md", name, text)
+        data = {"environment": environment, "command": command, "sections": [asdict(part) for part in sections]}
+        (output / "results").mkdir(exist_ok=True)
+        (output / "results" / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _put_section(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of ``name`` in the file, or append it."""
+    begin, end = f"<!-- {name} begins -->", f"<!-- {name} ends -->"
+    old = path.read_text() if path.exists() else "# Results\n\nEach section is written by the command it names.\n"
+    block = f"{begin}\n{text}\n{end}\n"
+    if begin in old:
+        head, _, rest = old.partition(begin)
+        path.write_text(head + block + rest.partition(end)[2].lstrip("\n"))
+    else:
+        path.write_text(f"{old}\n{block}")

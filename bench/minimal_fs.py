@@ -1,0 +1,66 @@
+"""The least filesystem that pyfuse3 can serve: one file, ``status``. What ktaskfs's own files are compared with.
+
+Usage: python -m bench.minimal_fs MOUNTPOINT BYTES
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from typing import Final
+
+import pyfuse3
+import trio
+
+FILE: Final = pyfuse3.InodeT(pyfuse3.ROOT_INODE + 1)
+NAME: Final = b"status"
+
+
+class MinimalFs(pyfuse3.Operations):
+    """Serves ``content`` with direct_io, as ktaskfs does, and lets the kernel cache names and attributes."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.content = content
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_mode = stat.S_IFDIR | 0o755 if inode == pyfuse3.ROOT_INODE else stat.S_IFREG | 0o444
+        return entry
+
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode)
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if name != NAME:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(FILE)
+
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True)
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        return self.content[off : off + size]
+
+
+def main() -> None:
+    mountpoint, size = sys.argv[1], int(sys.argv[2])
+    options = set(pyfuse3.default_options) | {"fsname=minimal", "default_permissions"}
+    pyfuse3.init(MinimalFs((b"Key:\tvalue\n" * (size // 11 + 1))[:size]), mountpoint, options)
+    try:
+        trio.run(pyfuse3.main)
+    finally:
+        pyfuse3.close(unmount=os.path.ismount(mountpoint))
+
+
+if __name__ == "__main__":
+    main()
