@@ -1,0 +1,74 @@
+"""The pools of huge pages, as sysfs shows them (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.units import Nid
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+
+_POOLS: Final = "kernel/mm/hugepages"
+_NODES: Final = "devices/system/node"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The huge pages of one size, in pages, of the whole machine (``node`` None) or of one node.
+
+    ``free`` counts the reserved ones too: ``free - reserved`` can be had by somebody new. The kernel keeps no
+    reservations for single nodes, so there ``reserved`` is 0. ``surplus`` pages are beyond the pool's set size.
+    """
+
+    size: int
+    node: Nid | None
+    total: int
+    free: int
+    reserved: int
+    surplus: int
+
+    @property
+    def available(self) -> int:
+        """Pages that nobody has and nobody was promised."""
+        return max(0, self.free - self.reserved)
+
+
+def read_pools(kernel: Kernel) -> tuple[Pool, ...]:
+    """The machine's pools, smallest pages first; empty where the kernel has no hugetlbfs."""
+    return _read_pools(kernel, _POOLS, None)
+
+
+def read_node_pools(kernel: Kernel) -> tuple[Pool, ...]:
+    """The pools of each NUMA node, by node, then by size."""
+    nodes = sorted(int(name[4:]) for name in kernel.list_sys(_NODES) if name[:4] == "node" and name[4:].isdigit())
+    return tuple(pool for nid in nodes for pool in _read_pools(kernel, f"{_NODES}/node{nid}/hugepages", Nid(nid)))
+
+
+def pool_of(kernel: Kernel, size: int) -> Pool | None:
+    """The machine's pool of pages of ``size`` bytes, or None."""
+    return next((pool for pool in read_pools(kernel) if pool.size == size), None)
+
+
+def _read_pools(kernel: Kernel, directory: str, node: Nid | None) -> tuple[Pool, ...]:
+    pools = []
+    for name in kernel.list_sys(directory):
+        kilobytes = name.removeprefix("hugepages-").removesuffix("kB")
+        if not kilobytes.isdigit():
+            continue
+
+        def count(key: str, where: str = f"{directory}/{name}") -> int:
+            return int(kernel.read_sys(f"{where}/{key}"))
+
+        pools.append(
+            Pool(
+                size=int(kilobytes) << 10,
+                node=node,
+                total=count("nr_hugepages"),
+                free=count("free_hugepages"),
+                reserved=0 if node is not None else count("resv_hugepages"),
+                surplus=count("surplus_hugepages"),
+            )
+        )
+    return tuple(sorted(pools, key=lambda pool: pool.size))

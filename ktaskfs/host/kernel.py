@@ -1,0 +1,67 @@
+"""The kernel's own files, held open.
+
+A worker changes its root to its caller's, where /proc, /sys and /dev may be missing or the caller's own making.
+So whoever will need them takes descriptors first, and reads by name below those afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """O_PATH descriptors of /proc and /sys, and /dev/zero open for reading.
+
+    They stay right across fork(2): ``self`` below the descriptor of /proc means whoever looks it up.
+    """
+
+    proc: int
+    sys: int
+    zero: int
+
+    @classmethod
+    def open(cls) -> Kernel:
+        """Open them now; raises OSError."""
+        path = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        return cls(os.open("/proc", path), os.open("/sys", path), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
+
+    def close(self) -> None:
+        """Close all three."""
+        for fd in (self.proc, self.sys, self.zero):
+            os.close(fd)
+
+    def read_sys(self, path: str) -> str:
+        """The text of a file below /sys, without the white space around it; raises OSError."""
+        return _read(self.sys, path).strip()
+
+    def read_proc(self, path: str) -> str:
+        """The text of a file below /proc; raises OSError."""
+        return _read(self.proc, path)
+
+    def list_sys(self, path: str) -> list[str]:
+        """The sorted names in a directory below /sys; empty if there is no such directory."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.sys)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def reopen(self, fd: int, flags: int) -> int:
+        """Open the file behind an O_PATH descriptor for use, with the access checks of an ordinary open(2)."""
+        return os.open(f"self/fd/{fd}", flags | os.O_CLOEXEC, dir_fd=self.proc)
+
+    def available_memory(self) -> int:
+        """Bytes that can be had without killing anyone, free swap included (MemAvailable is itself an estimate)."""
+        lines = (line.split() for line in self.read_proc("meminfo").splitlines())
+        values = {words[0]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
+        return values["MemAvailable:"] + values["SwapFree:"]
+
+
+def _read(directory: int, path: str) -> str:
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), encoding="ascii", errors="replace") as file:
+        return file.read()

@@ -1,0 +1,138 @@
+"""A shared mapping of a range of a file, that is never touched from user code.
+
+A touch of a page that cannot be had (the file was truncated, the pool is empty) kills the process with SIGBUS.
+A system call that runs into the same page returns EFAULT instead, so here the kernel does all the reading and
+writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping, pwritev(2) out of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Final, Self
+
+from ktaskfs.host import syscalls
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+RW_MAX: Final = 0x7FFFF000
+"""The most bytes that one read(2) or write(2) transfers (MAX_RW_COUNT)."""
+
+
+class Mapping:
+    """Bytes ``offset`` to ``offset + length`` of ``fd``; both are multiples of the file's page size.
+
+    ``reserve`` sets aside, at once, every huge page that the range lacks: mmap(2) fails with ENOMEM if the pool
+    has too few, and what was set aside stays with the file when the mapping goes. A mapping made with
+    ``extend`` lets hugetlbfs grow a file that is shorter than the range, which it does in the same step
+    (hugetlbfs_file_mmap in fs/hugetlbfs/inode.c); without it the size is never changed.
+    Use it from one thread at a time, or close it only after the others have finished. Raises OSError.
+    """
+
+    def __init__(self, fd: int, offset: int, length: int, *, reserve: bool, extend: bool = False) -> None:
+        self.offset = offset
+        self.length = length
+        flags = syscalls.MAP_SHARED | (0 if reserve else syscalls.MAP_NORESERVE)
+        protection = syscalls.PROT_READ | (syscalls.PROT_WRITE if extend else 0)
+        self.address = syscalls.mmap(fd, offset, length, protection, flags)
+        try:
+            if not extend:
+                syscalls.mprotect(self.address, length, syscalls.PROT_READ | syscalls.PROT_WRITE)
+            self._view = memoryview((ctypes.c_char * length).from_address(self.address))
+        except BaseException:
+            syscalls.munmap(self.address, length)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap; the file keeps its pages."""
+        if self.address:
+            self._view.release()
+            address, self.address = self.address, 0
+            syscalls.munmap(address, self.length)
+
+    def populate_write(self, start: int, length: int) -> None:
+        """Allocate, zero and map what is missing; ``start`` counts from the mapping's beginning.
+
+        Raises OSError: EFAULT for a page that cannot be had or lies past the end of the file, ENOMEM, EHWPOISON.
+        What was populated before the page that failed stays so.
+        """
+        self._advise(start, length, syscalls.MADV_POPULATE_WRITE)
+
+    def populate_read(self, start: int, length: int) -> None:
+        """Map the pages for reading, as ``populate_write``; a hole gets a page too, unless a HoleGuard is there."""
+        self._advise(start, length, syscalls.MADV_POPULATE_READ)
+
+    def _advise(self, start: int, length: int, advice: int) -> None:
+        while True:
+            try:
+                syscalls.madvise(self.address + start, length, advice)
+            except InterruptedError:  # the range is populated from the start again, past what is there already
+                continue
+            return
+
+    def readv_into(self, fd: int, file_offset: int | None, start: int, length: int) -> int:
+        """Let the kernel copy ``length`` bytes from ``fd`` to ``start``; returns how many were copied.
+
+        ``file_offset`` None reads on from the descriptor's own position. Fewer than ``length`` bytes mean that
+        the source has ended, or that the next byte cannot be copied: asking for it alone raises its OSError
+        (EFAULT: no page there).
+        """
+        done = 0
+        while done < length:
+            piece = self._view[start + done : start + min(length, done + RW_MAX)]
+            try:
+                count = os.readv(fd, [piece]) if file_offset is None else os.preadv(fd, [piece], file_offset + done)
+            except OSError:
+                if done:
+                    break
+                raise
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def writev_from(self, fd: int, file_offset: int, start: int, length: int) -> int:
+        """Let the kernel copy ``length`` bytes at ``start`` out into ``fd``; returns as ``readv_into``."""
+        done = 0
+        while done < length:
+            piece = self._view[start + done : start + min(length, done + RW_MAX)]
+            try:
+                count = os.pwritev(fd, [piece], file_offset + done)
+            except OSError:
+                if done:
+                    break
+                raise
+            done += count
+        return done
+
+
+class HoleGuard:
+    """Makes holes visible: in a mapping it guards, a missing page is EFAULT instead of a new page.
+
+    A userfaultfd that nobody reads from, with the feature SIGBUS: a fault on a missing page fails at once, and the
+    kernel's copy turns that into EFAULT. Raises OSError if the kernel or a seccomp filter does not allow one.
+    """
+
+    def __init__(self) -> None:
+        self.fd = syscalls.userfaultfd(
+            syscalls.UFFD_FEATURE_SIGBUS
+            | syscalls.UFFD_FEATURE_MISSING_HUGETLBFS
+            | syscalls.UFFD_FEATURE_MISSING_SHMEM
+        )
+
+    def guard(self, mapping: Mapping) -> None:
+        """From now until it is closed, nothing done through ``mapping`` allocates a page."""
+        syscalls.userfaultfd_register(self.fd, mapping.address, mapping.length)
+
+    def close(self) -> None:
+        """Close the descriptor; mappings it guarded become ordinary ones."""
+        os.close(self.fd)

@@ -1,0 +1,223 @@
+"""System calls that the standard library lacks, or makes while it holds the interpreter's lock.
+
+Each wrapper drops the lock for the call and raises OSError with the kernel's errno. All symbols are looked up
+when this module is imported: a worker changes its user and root afterwards and can load nothing more.
+Linux on 64-bit machines with the generic system call table, or x86-64.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+MAP_SHARED: Final = 1
+MAP_NORESERVE: Final = 0x4000
+
+MADV_DONTNEED: Final = 4
+MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+
+MPOL_DEFAULT: Final = 0
+MPOL_PREFERRED: Final = 1
+MPOL_BIND: Final = 2
+
+PR_SET_KEEPCAPS: Final = 8
+PR_SET_NAME: Final = 15
+PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_GET_NO_NEW_PRIVS: Final = 39
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+UFFD_USER_MODE_ONLY: Final = 1
+UFFD_FEATURE_MISSING_HUGETLBFS: Final = 1 << 4
+UFFD_FEATURE_MISSING_SHMEM: Final = 1 << 5
+UFFD_FEATURE_SIGBUS: Final = 1 << 7
+
+HUGETLBFS_MAGIC: Final = 0x958458F6
+TMPFS_MAGIC: Final = 0x01021994
+
+_UFFD_API_VERSION: Final = 0xAA
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_REGISTER_MODE_MISSING: Final = 1
+_LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
+
+_GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239, "mbind": 235, "set_mempolicy": 237}
+_X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279, "mbind": 237, "set_mempolicy": 238}
+_NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERIC_NUMBERS
+"""The C library has no wrappers for these (libnuma has, for some); asm-generic/unistd.h."""
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _bind(name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(_LIBC, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+_long, _ulong, _int, _ptr = ctypes.c_long, ctypes.c_ulong, ctypes.c_int, ctypes.c_void_p
+_mmap = _bind("mmap", _ptr, _ptr, ctypes.c_size_t, _int, _int, _int, ctypes.c_int64)
+_munmap = _bind("munmap", _int, _ptr, ctypes.c_size_t)
+_mprotect = _bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
+_madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
+_fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
+_prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
+_capget = _bind("capget", _int, _ptr, _ptr)
+_capset = _bind("capset", _int, _ptr, _ptr)
+_fstatfs = _bind("fstatfs", _int, _int, _ptr)
+_syscall = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, _ulong)
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+
+
+def _check(result: int) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def page_size() -> int:
+    """Bytes in a page of ordinary memory, the unit of mmap(2) and of tmpfs."""
+    return _PAGE
+
+
+def mmap(fd: int, offset: int, length: int, protection: int, flags: int) -> int:
+    """Map a file where the kernel likes; returns the address. mmap(2)."""
+    address = _mmap(None, length, protection, flags, fd, offset)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        _check(-1)
+    return int(address)
+
+
+def munmap(address: int, length: int) -> None:
+    """Unmap. munmap(2)."""
+    _check(_munmap(address, length))
+
+
+def mprotect(address: int, length: int, protection: int) -> None:
+    """Change what a mapping allows. mprotect(2)."""
+    _check(_mprotect(address, length, protection))
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """One madvise(2); MADV_POPULATE_READ and _WRITE fail with EFAULT where a touch would raise SIGBUS."""
+    _check(_madvise(address, length, advice))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """One fallocate(2), never the emulation of posix_fallocate(3)."""
+    _check(_fallocate(fd, mode, offset, length))
+
+
+def filesystem_magic(fd: int) -> int:
+    """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes on 64-bit machines
+    _check(_fstatfs(fd, buffer))
+    magic: int = struct.unpack_from("=q", buffer)[0]
+    return magic & 0xFFFFFFFF
+
+
+def prctl(option: int, second: int = 0, third: int = 0) -> int:
+    """One prctl(2); unused arguments are zero, as most options demand."""
+    return _check(_prctl(option, second, third, 0, 0))
+
+
+def set_thread_name(name: str) -> None:
+    """Name the calling thread, as ps -L and top -H show it; the kernel keeps 15 bytes."""
+    text = ctypes.create_string_buffer(name.encode(errors="replace")[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(text))
+
+
+def capget() -> tuple[int, int, int]:
+    """The calling thread's effective, permitted and inheritable capabilities as bit masks. capget(2)."""
+    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_capget(header, data))
+    return data[0] | data[3] << 32, data[1] | data[4] << 32, data[2] | data[5] << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the calling thread's capabilities; other threads keep theirs. capset(2)."""
+    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+    masks = (effective, permitted, inheritable)
+    data = (ctypes.c_uint32 * 6)(*(m & 0xFFFFFFFF for m in masks), *(m >> 32 for m in masks))
+    _check(_capset(header, data))
+
+
+def userfaultfd(features: int) -> int:
+    """A userfaultfd for faults of user mode only, which every user may have; returns the descriptor.
+
+    Raises EPERM where a seccomp filter forbids it, ENOSYS or EINVAL where the kernel lacks it or a feature.
+    userfaultfd(2), ioctl_userfaultfd(2).
+    """
+    fd = _check(_syscall(_NUMBERS["userfaultfd"], os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0))
+    try:
+        fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _UFFD_API_VERSION, features, 0)))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def userfaultfd_register(fd: int, address: int, length: int) -> None:
+    """Let ``fd`` stand in the way of faults on missing pages of the range, until it is unmapped."""
+    request = struct.pack("=QQQQ", address, length, _UFFDIO_REGISTER_MODE_MISSING, 0)
+    fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(request))
+
+
+def page_nodes(addresses: Sequence[int]) -> list[int]:
+    """The NUMA node of the page at each address; a negative errno where no page is mapped. move_pages(2)."""
+    count = len(addresses)
+    pages = (ctypes.c_uint64 * count)(*addresses)
+    status = (_int * count)()
+    _move_pages(count, ctypes.addressof(pages), 0, ctypes.addressof(status), 0)
+    return list(status)
+
+
+def move_pages(addresses: Sequence[int], nodes: Sequence[int]) -> list[int]:
+    """Move the page at each address to its node; returns where each is now, or a negative errno. move_pages(2)."""
+    count = len(addresses)
+    pages = (ctypes.c_uint64 * count)(*addresses)
+    targets = (_int * count)(*nodes)
+    status = (_int * count)()
+    _move_pages(count, ctypes.addressof(pages), ctypes.addressof(targets), ctypes.addressof(status), 1 << 1)
+    return list(status)
+
+
+def _move_pages(count: int, pages: int, nodes: int, status: int, flags: int) -> None:
+    _check(_syscall(_NUMBERS["move_pages"], 0, count, pages, nodes, status, flags))
+
+
+def mbind(address: int, length: int, mode: int, nodes: Sequence[int], flags: int = 0) -> None:
+    """The memory policy of a mapping; of a shared one it belongs to the file's range. mbind(2)."""
+    mask, bits = _node_mask(nodes)
+    _check(_syscall(_NUMBERS["mbind"], address, length, mode, ctypes.addressof(mask), bits, flags))
+
+
+def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
+    """The memory policy of the calling thread. set_mempolicy(2)."""
+    mask, bits = _node_mask(nodes)
+    _check(_syscall(_NUMBERS["set_mempolicy"], mode, ctypes.addressof(mask) if nodes else 0, bits, 0, 0, 0))
+
+
+def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_uint64], int]:
+    words = max(nodes, default=0) // 64 + 1
+    mask = (ctypes.c_uint64 * words)()
+    for node in nodes:
+        mask[node // 64] |= 1 << node % 64
+    return mask, words * 64 + 1  # the kernel reads one bit fewer than it is told (get_nodes in mm/mempolicy.c)

@@ -1,0 +1,51 @@
+"""CPUs and NUMA nodes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.units import Nid, parse_cpulist
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+
+_NODES: Final = "devices/system/node"
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """A NUMA node: its online CPUs (none, for memory alone), and its memory in bytes (none, for CPUs alone)."""
+
+    nid: Nid
+    cpus: tuple[int, ...]
+    total: int
+    free: int
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """The CPUs that the calling process may run on: online, and not taken from it by taskset or a cpuset."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def read_nodes(kernel: Kernel) -> tuple[NumaNode, ...]:
+    """The online nodes in order; a kernel without NUMA has one, number 0, with everything."""
+    try:
+        online = parse_cpulist(kernel.read_sys(f"{_NODES}/online"))
+    except FileNotFoundError:
+        meminfo = _meminfo(kernel.read_proc("meminfo"))
+        return (NumaNode(Nid(0), usable_cpus(), meminfo["MemTotal:"], meminfo["MemFree:"]),)
+    return tuple(_read_node(kernel, Nid(nid)) for nid in online)
+
+
+def _read_node(kernel: Kernel, nid: Nid) -> NumaNode:
+    cpulist = kernel.read_sys(f"{_NODES}/node{nid}/cpulist")
+    meminfo = _meminfo(kernel.read_sys(f"{_NODES}/node{nid}/meminfo"))
+    return NumaNode(nid, parse_cpulist(cpulist) if cpulist else (), meminfo["MemTotal:"], meminfo["MemFree:"])
+
+
+def _meminfo(text: str) -> dict[str, int]:
+    """Key to bytes, of /proc/meminfo and of a node's, whose lines begin with ``Node N``."""
+    lines = (line.split() for line in text.splitlines())
+    return {words[-3]: int(words[-2]) << 10 for words in lines if len(words) >= 3 and words[-1] == "kB"}
