@@ -1,0 +1,74 @@
+"""How nodes and errors look in a FUSE reply."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+import pyfuse3
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.vfs import Caller, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NAME_MAX: Final = 255
+BLOCK_SIZE: Final = 4096
+
+log = logging.getLogger(__name__)
+
+
+def answering(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Turn what ``handler`` raises into the errno of the reply: the one place where that is done.
+
+    An unforeseen exception is a bug: it is logged with its traceback, and the caller gets EIO.
+    """
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except KtaskfsError as error:
+            raise pyfuse3.FUSEError(error.errno) from error
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return answer
+
+
+def caller_of(context: pyfuse3.RequestContext) -> Caller:
+    """Who made the request."""
+    return Caller(context.uid, context.gid, context.pid)
+
+
+def entry_of(node: Node, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
+    """The attributes of ``node``, and for how many seconds the kernel may believe them and the name it found."""
+    attributes = node.attributes()
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = node.ino
+    entry.st_mode = node.kind | attributes.mode
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_nlink = node.nlink
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
+    entry.attr_timeout = node.attr_timeout
+    entry.entry_timeout = entry_timeout
+    return entry
+
+
+def filesystem_totals() -> pyfuse3.StatvfsData:
+    """What statfs(2) says: nothing is stored here, as in simple_statfs (fs/libfs.c)."""
+    totals = pyfuse3.StatvfsData()
+    totals.f_bsize = totals.f_frsize = BLOCK_SIZE
+    totals.f_namemax = NAME_MAX
+    return totals

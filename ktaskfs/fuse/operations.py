@@ -1,0 +1,268 @@
+"""The requests of the kernel, handed to the nodes they are for."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import pyfuse3
+
+from ktaskfs.errors import NotPermitted
+from ktaskfs.fuse.answers import NAME_MAX, answering, caller_of, entry_of, filesystem_totals
+from ktaskfs.fuse.inodes import InodeTable
+from ktaskfs.vfs import Caller, Directory, File, OpenFile
+from ktaskfs.vfs.errors import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from ktaskfs.vfs import Node
+
+UNKNOWN_INO: Final = 0xFFFFFFFF
+"""The d_ino of ``..``, as libfuse reports a number that it does not know; nothing resolves a path by it."""
+
+DOTS: Final = 2
+"""Directory cookies 1 and 2 follow ``.`` and ``..``; the child at index i of the snapshot has cookie i + 3."""
+
+GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
+"""What a notification meets when the mount has just ended: nobody is left to wake."""
+
+log = logging.getLogger(__name__)
+
+
+class _Listing:
+    """An open directory: the children as they were at the last opendir(3) or rewinddir(3)."""
+
+    __slots__ = ("caller", "children", "directory")
+
+    def __init__(self, directory: Directory, caller: Caller) -> None:
+        self.directory = directory
+        self.caller = caller
+        self.children: list[tuple[bytes, Node]] = []
+
+    def take(self) -> None:
+        self.children = [(os.fsencode(name), node) for name, node in self.directory.entries(self.caller)]
+
+
+class TreeOperations(pyfuse3.Operations):
+    """Serves the tree below ``root``, whose inode number is ROOT_INO.
+
+    Left to the base class, which answers ENOSYS once for the whole life of the mount: flush, fsync, access and
+    extended attributes. The kernel then does not ask again, and takes the first two as done.
+    """
+
+    supports_dot_lookup = False  # only for export over NFS
+
+    def __init__(self, root: Directory) -> None:
+        super().__init__()
+        self._inodes = InodeTable(root)
+        self._handles = itertools.count(1)
+        self._files: dict[int, OpenFile] = {}
+        self._listings: dict[int, _Listing] = {}
+
+    @property
+    def known_nodes(self) -> int:
+        """Nodes that the kernel remembers, the root included."""
+        return len(self._inodes)
+
+    @property
+    def open_handles(self) -> int:
+        """Open files and directories."""
+        return len(self._files) + len(self._listings)
+
+    def close(self) -> None:
+        """Release what is still open when the mount is gone: a forced unmount sends no FUSE_RELEASE."""
+        self._listings.clear()
+        while self._files:
+            _, file = self._files.popitem()
+            try:
+                file.release()
+            except Exception:
+                log.exception("release failed")
+
+    def _directory(self, inode: int) -> Directory:
+        node = self._inodes[inode]
+        if not isinstance(node, Directory):
+            raise NotADirectory("not a directory")
+        return node
+
+    # Names
+
+    @answering
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent_inode)
+        node = directory.lookup(_checked_name(name), caller_of(ctx))
+        if node is None:
+            raise NoSuchEntry("no such entry")
+        entry = entry_of(node, directory.entry_timeout)
+        self._inodes.told(node)
+        return entry
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, times in inode_list:
+            self._inodes.forgotten(inode, times)
+
+    @answering
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent_inode)
+        node = await directory.mkdir(_checked_name(name), caller_of(ctx))
+        entry = entry_of(node, directory.entry_timeout)
+        self._inodes.told(node)
+        return entry
+
+    @answering
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._directory(parent_inode).rmdir(_checked_name(name), caller_of(ctx))
+
+    @answering
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> NoReturn:
+        # The VFS says so where a directory has no method to create a file, as in sysfs.
+        raise AccessDenied("files cannot be made here")
+
+    @answering
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> NoReturn:
+        raise NotPermitted("files cannot be made here")
+
+    @answering
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> NoReturn:
+        raise NotPermitted("links cannot be made here")
+
+    @answering
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> NoReturn:
+        raise NotPermitted("links cannot be made here")
+
+    @answering
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
+        raise NotPermitted("files cannot be removed here")
+
+    @answering
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> NoReturn:
+        raise NotPermitted("nothing can be renamed here")
+
+    # Attributes
+
+    @answering
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return entry_of(self._inodes[inode])
+
+    @answering
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise NotPermitted("modes and owners are not changed here")
+        # A new size (O_TRUNC) or new times are accepted and mean nothing, so that redirections and touch(1) work.
+        return entry_of(self._inodes[inode])
+
+    @answering
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return filesystem_totals()
+
+    # Open files
+
+    @answering
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node = self._inodes[inode]
+        if not isinstance(node, File):
+            raise NotAFile("not a file")
+        file = await node.open(caller_of(ctx), flags)
+        handle = next(self._handles)
+        self._files[handle] = file
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False, nonseekable=file.nonseekable)
+
+    @answering
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._files[fh].read(off, size)
+
+    @answering
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._files[fh].write(off, buf)
+
+    @answering
+    async def poll(
+        self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext
+    ) -> int:
+        # Every open file of the kernel has one wait queue, which one notification wakes whole; so the newest
+        # handle is as good as all that came before, and the older ones are freed when it takes their place.
+        wake = None if poll_handle is None else functools.partial(_wake, poll_handle)
+        return self._files[fh].poll(wake)
+
+    @answering
+    async def release(self, fh: int) -> None:
+        self._files.pop(fh).release()
+
+    # Open directories
+
+    @answering
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        handle = next(self._handles)
+        self._listings[handle] = _Listing(self._directory(inode), caller_of(ctx))
+        return handle
+
+    @answering
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self._listings[fh]
+        directory = listing.directory
+        if start_id == 0:
+            listing.take()
+        for cookie in range(start_id + 1, DOTS + 1):
+            # The kernel takes no reference to these two, and sends no FUSE_FORGET for them.
+            entry = entry_of(directory)
+            if cookie == DOTS:
+                entry.st_ino = UNKNOWN_INO
+            if not pyfuse3.readdir_reply(token, b"." * cookie, entry, cookie):
+                return
+        timeout = directory.entry_timeout
+        for index in range(max(start_id - DOTS, 0), len(listing.children)):
+            name, node = listing.children[index]
+            if not pyfuse3.readdir_reply(token, name, entry_of(node, timeout), index + DOTS + 1):
+                return
+            self._inodes.told(node)
+
+    @answering
+    async def releasedir(self, fh: int) -> None:
+        del self._listings[fh]
+
+
+def _checked_name(name: bytes) -> str:
+    if len(name) > NAME_MAX:
+        raise NameTooLong(f"a name is at most {NAME_MAX} bytes")
+    return os.fsdecode(name)
+
+
+def _wake(handle: pyfuse3.PollHandle) -> None:
+    try:
+        handle.notify()
+    except OSError as error:
+        if error.errno not in GONE:
+            log.exception("a poll could not be woken")

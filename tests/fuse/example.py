@@ -1,0 +1,215 @@
+"""A small tree that uses everything of the node library, mounted by a process of its own.
+
+Usage: example.py MOUNTPOINT REPORT [OPTION...]; writes what is left over at the end to REPORT, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from ktaskfs.errors import InvalidValue, NameTaken, WrongState
+from ktaskfs.fuse.session import Session, mounted
+from ktaskfs.vfs import (
+    ROOT_INO,
+    Attributes,
+    Caller,
+    Change,
+    Directory,
+    InodeNumbers,
+    StaticDirectory,
+    Stream,
+    StreamFile,
+    TextFile,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ktaskfs.vfs import Node
+
+MANY = 10_000
+
+
+class Silence(Stream):
+    """Never gives anything."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        self._tree = tree
+        tree.streams += 1
+
+    async def next_chunk(self) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    def ready(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._tree.streams -= 1
+
+
+class Lines(Stream):
+    """Three lines, then the end."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        self._tree = tree
+        self._lines = [b"one\n", b"two\n", b"three\n"]
+        tree.streams += 1
+
+    async def next_chunk(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._lines.pop(0) if self._lines else b""
+
+    def close(self) -> None:
+        self._tree.streams -= 1
+
+
+class Items(Directory):
+    """Directories made by mkdir and removed by rmdir, each with a file ``value``; a caller sees only his own."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        super().__init__(tree.numbers.take(), Attributes(0o1777))
+        self._tree = tree
+        self._items: dict[str, tuple[int, Directory]] = {}
+
+    def lookup(self, name: str, caller: Caller) -> Node | None:
+        owner, item = self._items.get(name, (None, None))
+        return item if caller.uid in (0, owner) else None
+
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+        return [(name, item) for name, (owner, item) in self._items.items() if caller.uid in (0, owner)]
+
+    async def mkdir(self, name: str, caller: Caller) -> Directory:
+        if name in self._items:
+            raise NameTaken(name)
+        numbers = self._tree.numbers
+        value = TextFile(numbers.take(), Attributes(0o440, caller.uid, caller.gid), lambda caller: f"{name}\n")
+        item = StaticDirectory(numbers.take(), Attributes(0o755, caller.uid, caller.gid), {"value": value})
+        self._items[name] = (caller.uid, item)
+        return item
+
+    async def rmdir(self, name: str, caller: Caller) -> None:
+        if name.startswith("busy"):
+            raise WrongState(name)
+        del self._items[name]
+
+
+class Many(Directory):
+    """Ten thousand directories with a file each, made when asked for."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        super().__init__(tree.numbers.take(), Attributes(0o755))
+        self._first = tree.numbers.take(2 * MANY)
+        self._attributes_of_file = Attributes(0o444)
+
+    def _child(self, number: int) -> Node:
+        ino = self._first + 2 * number
+        value = TextFile(ino + 1, self._attributes_of_file, lambda caller: f"{number}\n")
+        return StaticDirectory(ino, self._attributes, {"value": value})
+
+    def lookup(self, name: str, caller: Caller) -> Node | None:
+        number = int(name) if name.isdigit() else MANY
+        return self._child(number) if number < MANY else None
+
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+        return ((str(number), self._child(number)) for number in range(MANY))
+
+
+class ExampleTree:
+    """What the files show and change."""
+
+    def __init__(self, session: Callable[[], Session]) -> None:
+        self._session = session
+        self.numbers = InodeNumbers()
+        self.change = Change()
+        self.number = 7
+        self.commands: list[str] = []
+        self.streams = 0
+        self.renders = 0
+        self.root = StaticDirectory(ROOT_INO, Attributes(0o755), self._children())
+
+    def _file(self, mode: int, render: Callable[[Caller], str], **extra: object) -> TextFile:
+        return TextFile(self.numbers.take(), Attributes(mode), render, **extra)  # type: ignore[arg-type]
+
+    def _children(self) -> dict[str, Node]:
+        return {
+            "hello": self._file(0o444, lambda caller: "hello, world\n"),
+            "long": self._file(0o444, lambda caller: "".join(f"{n:07}\n" for n in range(40_000))),
+            "empty": self._file(0o444, lambda caller: ""),
+            "secret": self._file(0o440, lambda caller: "secret\n"),
+            "whoami": self._file(0o444, lambda caller: f"{caller.uid} {caller.gid} {caller.pid}\n"),
+            "renders": self._file(0o444, self._count_render),
+            "broken": self._file(0o444, self._break),
+            "number": self._file(0o644, lambda caller: f"{self.number}\n", write=self._set, change=self.change),
+            "commands": self._file(0o666, lambda caller: "\n".join(self.commands), write=self._command),
+            "counts": self._file(0o444, self._counts),
+            "dir": StaticDirectory(self.numbers.take(), Attributes(0o755), {
+                "inner": self._file(0o444, lambda caller: "inner\n"),
+            }),
+            "items": Items(self),
+            "many": Many(self),
+            "lines": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Lines(self)),
+            "silence": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Silence(self)),
+        }
+
+    def _count_render(self, caller: Caller) -> str:
+        self.renders += 1
+        return f"{self.renders}\n"
+
+    def _break(self, caller: Caller) -> str:
+        raise ZeroDivisionError("on purpose")
+
+    async def _set(self, caller: Caller, text: str) -> None:
+        if not text.isdigit():
+            raise InvalidValue(text)
+        self.number = int(text)
+        self.change.notify()
+
+    async def _command(self, caller: Caller, text: str) -> str:
+        self.commands.append(text)
+        return f"{len(self.commands)}:{len(text)}\n"
+
+    def _counts(self, caller: Caller) -> str:
+        return json.dumps(self.leftovers())
+
+    def leftovers(self) -> dict[str, int]:
+        session = self._session()
+        return {
+            "nodes": session.known_nodes,
+            "handles": session.open_handles,
+            "streams": self.streams,
+            "waiting": self.change.waiting,
+        }
+
+
+async def serve(session: Session) -> None:
+    """Until the mount is gone, or SIGTERM."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_terminate_on_signal, session)
+        await session.serve()
+        nursery.cancel_scope.cancel()
+
+
+async def _terminate_on_signal(session: Session) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            session.terminate()
+
+
+def main(mountpoint: str, report: str, *options: str) -> None:
+    held: list[Session] = []
+    tree = ExampleTree(lambda: held[0])
+    with mounted(tree.root, mountpoint, name="example", options=options) as session:
+        held.append(session)
+        trio.run(serve, session)
+    Path(report).write_text(json.dumps(tree.leftovers()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
