@@ -5,6 +5,7 @@ After the kernel series of the same name (Daniel Jordan, RFC v1 to v4, 2017 and 
 """
 
 from ktaskfs.ktask.arithmetic import DEFAULT_MAX_THREADS, chunk_size, helper_limit, nthreads
+from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.clock import Clock
 from ktaskfs.ktask.control import Control, Node, iter_range
 from ktaskfs.ktask.job import Job, run, run_numa
@@ -17,6 +18,7 @@ __all__ = [
     "NO_NODE",
     "Clock",
     "Control",
+    "HelperBudget",
     "Job",
     "LinuxMachine",
     "Machine",

@@ -29,23 +29,14 @@ def helper_limit(cpus: int, cpu_percent: int = DEFAULT_CPU_PERCENT) -> int:
     return cpus * cpu_percent // 100
 
 
-def nthreads(
-    size: int,
-    min_chunk_size: int,
-    cpus: int,
-    max_threads: int = 0,
-    *,
-    align: int = 1,
-    cpu_percent: int = DEFAULT_CPU_PERCENT,
-) -> int:
-    """The threads for a task of ``size`` units, the calling thread included; at least 1.
+def nthreads(size: int, min_chunk_size: int, cpus: int, max_threads: int = 0, *, align: int = 1) -> int:
+    """The threads wanted for a task of ``size`` units, the calling thread included; at least 1.
 
-    ``max_threads`` 0 stands for DEFAULT_MAX_THREADS. No more than one thread for each least chunk, or for each CPU,
-    and no more helpers than ``helper_limit`` grants.
+    No more than one for each least chunk, or for each CPU, or ``max_threads`` (0: DEFAULT_MAX_THREADS). How many of
+    them a task gets is a matter of the budget for helpers.
     """
     chunks = -(-size // batch_size(min_chunk_size, align))
-    wanted = min(chunks, cpus, max_threads or DEFAULT_MAX_THREADS, 1 + helper_limit(cpus, cpu_percent))
-    return max(wanted, 1)
+    return max(min(chunks, cpus, max_threads or DEFAULT_MAX_THREADS), 1)
 
 
 def chunk_size(

@@ -14,6 +14,8 @@ from ktaskfs.ktask.monitor import Monitor, Silence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.ktask.budget import HelperBudget
+
 
 def iter_range(position: Any, size: int) -> Any:
     """The position ``size`` units further where positions are numbers (``ktask_iter_range``)."""
@@ -61,7 +63,9 @@ class Control:
     nice: int = field(default=19, kw_only=True)
     """The nice value of helper threads, -20 to 19 (v4)."""
     cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
-    """The share of the CPUs, in all and of each node, that this task's helpers may take; 0 to 100."""
+    """The share of the CPUs, in all and of each NUMA node, that this task's helpers may take; 0 to 100 (v2)."""
+    budget: HelperBudget | None = field(default=None, kw_only=True)
+    """A limit for the helpers of several tasks together, in place of ``cpu_percent``."""
     load_bal_shift: int = field(default=DEFAULT_LOAD_BAL_SHIFT, kw_only=True)
     """Chunks for each thread, as a power of two."""
     fixed_chunks: bool = field(default=False, kw_only=True)

@@ -40,7 +40,7 @@ class Job:
         first = self._scheduler.begin_task(get_native_id(), base)
         interrupt: BaseException | None = None
         try:
-            self._start_helpers()
+            self._start(self._scheduler.hire())
             self._work(first)
         except BaseException as error:
             self._scheduler.fail(first, error)
@@ -75,8 +75,7 @@ class Job:
         """
         if most < 0:
             raise ValueError(f"max_threads is {most}")
-        self._scheduler.set_max_threads(most)
-        self._start_helpers()
+        self._start(self._scheduler.hire(most))
 
     def set_rate(self, rate: float | None) -> None:
         """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError unless above 0."""
@@ -98,11 +97,10 @@ class Job:
         """The ranges that are not done now, from which a later job does the rest; exact at any time."""
         return self.outcome().remaining()
 
-    def _start_helpers(self) -> None:
-        """Start the helpers that are wanted; where no more threads can be had, go on with those there are."""
+    def _start(self, workers: list[Worker]) -> None:
+        """Start a thread for each; where no more threads can be had, go on with those there are."""
         # Not threading.Thread: its start() waits until the new thread runs, four times slower here, and 256 threads
         # then begin 40 ms apart. The scheduler knows who has begun and who has ended, so nothing else is missed.
-        workers = self._scheduler.hire()
         for number, worker in enumerate(workers):
             try:
                 _thread.start_new_thread(self._help, (worker,))

@@ -99,7 +99,10 @@ class LinuxMachine:
         mode = ctypes.c_int()
         mask = ctypes.create_string_buffer(_MASK_BITS // 8)
         size = ctypes.c_ulong(_MASK_BITS)
-        if not self._get_mempolicy or self._syscall(self._get_mempolicy, ctypes.byref(mode), mask, size, None, 0) != 0:
+        address, flags = None, ctypes.c_ulong(0)
+        if not self._get_mempolicy or self._syscall(
+            self._get_mempolicy, ctypes.byref(mode), mask, size, address, flags
+        ):
             return None
         bits = int.from_bytes(mask.raw, "little")
         return mode.value, frozenset(nid for nid in range(bits.bit_length()) if bits >> nid & 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.ktask.arithmetic import batch_size, chunk_size, helper_limit, nthreads, tail_chunk_size
+from ktaskfs.ktask.arithmetic import batch_size, chunk_size, nthreads, tail_chunk_size
+from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.control import Control, Node
 from ktaskfs.ktask.machine import NO_NODE, Placement, place_on_node
 from ktaskfs.ktask.outcome import NodeShare, Outcome, ThreadShare
@@ -22,10 +22,9 @@ FIRST_SLOT = 0
 class _Range:
     """One node's range of work. All fields are guarded by the scheduler's lock."""
 
-    def __init__(self, node: Node, cpus: frozenset[int], helpers: int) -> None:
+    def __init__(self, node: Node, cpus: frozenset[int]) -> None:
         self.node = node
         self.cpus = cpus
-        self.helpers = helpers
         self.handed_out = Span(0, 0, node.start, node.start)
         self.chunks = 0
 
@@ -64,6 +63,7 @@ class Scheduler:
         self._clock = ctl.clock
         self._monitor = ctl.monitor
         self._machine = ctl.machine
+        self._budget = ctl.budget or HelperBudget(ctl.machine, ctl.cpu_percent)
         self._cpus = max(self._machine.cpus(), 1)
         self._size = sum(node.size for node in nodes)
         self._batch = batch_size(ctl.min_chunk_size, ctl.align)
@@ -73,13 +73,12 @@ class Scheduler:
         self._ranges = []
         for node in nodes:
             cpus = frozenset[int]() if node.nid == NO_NODE else self._machine.node_cpus(node.nid)
-            self._ranges.append(_Range(node, cpus, helper_limit(len(cpus), ctl.cpu_percent)))
+            self._ranges.append(_Range(node, cpus))
         self._left = self._size
         self._workers: list[Worker] = []  # by slot, the latest of each
         self._live = 0  # workers that have not left
         self._begun = 0  # those of them whose thread has begun
         self._most = 0
-        self._pinned: Counter[int] = Counter()  # helpers by the node they are pinned to
         self._base: Placement | None = None
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
@@ -90,7 +89,9 @@ class Scheduler:
         self._nice = ctl.nice
         self._bucket = TokenBucket()
         self._bucket.set_rate(ctl.rate, self._clock.monotonic_ns())
-        self._aim(ctl.max_threads)
+        self._max_threads = ctl.max_threads
+        self._sharers = 1  # threads that share the work; helpers beyond them end
+        self._chunk = self._size
 
     # Controls, from any thread.
 
@@ -106,11 +107,6 @@ class Scheduler:
     def resume(self) -> None:
         with self._lock:
             self._paused = False
-            self._changed.notify_all()
-
-    def set_max_threads(self, most: int) -> None:
-        with self._lock:
-            self._aim(most)
             self._changed.notify_all()
 
     def set_rate(self, rate: float | None) -> None:
@@ -141,12 +137,32 @@ class Scheduler:
             self._begin(first, tid)
         return first
 
-    def hire(self) -> list[Worker]:
-        """The helpers that are to be started now; each must ``begin`` or be given up."""
+    def hire(self, max_threads: int | None = None) -> list[Worker]:
+        """The helpers that are to be started now; each must ``begin`` or be given up.
+
+        With ``max_threads`` after a change to that many; helpers that are too many end when they ask for a chunk.
+        """
         with self._lock:
+            if max_threads is not None:
+                self._max_threads = max_threads
             if self._began_ns is None or self._over():
                 return []
-            return [self._hire() for _ in range(self._live, self._target)]
+            wanted = self._wanted()
+            helpers = []
+            while self._live < wanted and self._budget.hire():
+                helpers.append(self._hire())
+            self._sharers = min(self._live, wanted)
+            ctl = self._ctl
+            self._chunk = chunk_size(
+                self._size,
+                ctl.min_chunk_size,
+                self._sharers,
+                max_chunk_size=ctl.max_chunk_size,
+                align=ctl.align,
+                load_bal_shift=ctl.load_bal_shift,
+            )
+            self._changed.notify_all()
+            return helpers
 
     def begin(self, worker: Worker, tid: int) -> bool:
         """A helper thread has started; False: it came too late and must end, touching nothing."""
@@ -168,7 +184,7 @@ class Scheduler:
                 self._count(worker, worker.chunk)
             waits = ""
             while True:
-                if self._over() or (worker.slot != FIRST_SLOT and self._live > self._target):
+                if self._over() or (worker.slot != FIRST_SLOT and self._live > self._sharers):
                     self._leave(worker)
                     return None
                 seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.limited else 0.0
@@ -193,9 +209,11 @@ class Scheduler:
             chunk = worker.chunk
             if self._error is None:
                 self._error = error, (chunk.first if chunk else self._ranges[worker.index].handed_out.last)
-            if chunk is not None:
-                self._monitor.chunk_failed(worker.slot, worker.index, chunk.start, chunk.end)
-            self._leave(worker)
+            try:
+                if chunk is not None:
+                    self._monitor.chunk_failed(worker.slot, worker.index, chunk.start, chunk.end)
+            finally:
+                self._leave(worker)
 
     def drain(self, nice: int) -> None:
         """Wait until all helpers have ended, raising one at a time to ``nice`` (v4's answer to starvation).
@@ -266,20 +284,9 @@ class Scheduler:
     def _over(self) -> bool:
         return self._cancelled or self._error is not None or self._left == 0
 
-    def _aim(self, most: int) -> None:
-        """Set the number of threads, and with it the chunk."""
+    def _wanted(self) -> int:
         ctl = self._ctl
-        self._target = nthreads(
-            self._size, ctl.min_chunk_size, self._cpus, most, align=ctl.align, cpu_percent=ctl.cpu_percent
-        )
-        self._chunk = chunk_size(
-            self._size,
-            ctl.min_chunk_size,
-            self._target,
-            max_chunk_size=ctl.max_chunk_size,
-            align=ctl.align,
-            load_bal_shift=ctl.load_bal_shift,
-        )
+        return nthreads(self._size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
 
     def _hire(self) -> Worker:
         before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
@@ -300,11 +307,18 @@ class Scheduler:
         if worker.live:
             worker.live = False
             self._live -= 1
-            self._pin(worker, NO_NODE)
+            self._unpin(worker)
+            if worker.slot != FIRST_SLOT:
+                self._budget.dismiss()
+            self._changed.notify_all()
             if worker.tid:
                 self._begun -= 1
                 self._monitor.thread_ended(worker.slot)
-            self._changed.notify_all()
+
+    def _unpin(self, worker: Worker) -> None:
+        if worker.slot != FIRST_SLOT:
+            self._budget.unpin(worker.pinned)
+        worker.pinned = NO_NODE
 
     def _count(self, worker: Worker, chunk: Span) -> None:
         worker.chunk = None
@@ -318,7 +332,9 @@ class Scheduler:
             worker.index = self._next_range(part.node.nid)
             part = self._ranges[worker.index]
         if part.node.nid != worker.pinned:
-            self._move(worker, part)
+            self._unpin(worker)
+            if worker.slot == FIRST_SLOT or self._budget.pin(part.node.nid):
+                worker.pinned = part.node.nid
         size = min(self._next_size(), part.left)
         at = part.handed_out
         end = self._ctl.iter_func(at.last, size)
@@ -336,7 +352,7 @@ class Scheduler:
         ctl = self._ctl
         chunk = self._chunk
         if not ctl.fixed_chunks:
-            chunk = tail_chunk_size(self._left, chunk, ctl.min_chunk_size, self._target, align=ctl.align)
+            chunk = tail_chunk_size(self._left, chunk, ctl.min_chunk_size, self._sharers, align=ctl.align)
         if self._bucket.limited:
             chunk = max(self._bucket.chunk_limit(chunk) // self._batch, 1) * self._batch
         return chunk
@@ -348,17 +364,6 @@ class Scheduler:
             if self._ranges[index].node.nid == nid:
                 return index
         return open_ranges[self._ctl.pick(len(open_ranges))]
-
-    def _move(self, worker: Worker, part: _Range) -> None:
-        """Pin a worker to the node of ``part``, or to none if that has its share of helpers."""
-        full = worker.slot != FIRST_SLOT and self._pinned[part.node.nid] >= part.helpers
-        self._pin(worker, NO_NODE if full else part.node.nid)
-
-    def _pin(self, worker: Worker, nid: int) -> None:
-        if worker.slot != FIRST_SLOT:
-            self._pinned[worker.pinned] -= 1
-            self._pinned[nid] += 1
-        worker.pinned = nid
 
     def _split(self, index: int) -> tuple[list[Span], list[Span]]:
         part = self._ranges[index]
