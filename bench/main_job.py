@@ -1,0 +1,242 @@
+"""The main job: allocating and clearing a file of huge pages, and what the mount itself costs.
+
+Usage: python -m bench.main_job [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import subprocess
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from bench.harness import Contender, Goal, Section, Series, Settings, alternate, main, seconds
+from bench.mounts import Ktaskfs, MinimalFs, directory, hugetlbfs
+from bench.peers import build, inner_seconds
+from bench.pool import reserved
+from ktaskfs.units import format_size, human_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE: Final = 2 << 20
+PEER_CHUNK: Final = 64 << 20
+THREADS: Final = 2
+_numbers = itertools.count()
+
+
+def job(mount: Ktaskfs, operation: str, path: Path, rest: str = "") -> float:
+    """From the write of the spec until ``wait`` has ended, as a person would count it."""
+    name = f"bench{next(_numbers)}"
+    spec = f"{operation} path={path} name={name} {rest}"
+    start = time.perf_counter()
+    mount.submit(spec)
+    mount.wait(name)
+    return time.perf_counter() - start
+
+
+def allocating(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
+    target = huge / "target"
+    populate = build("populate")
+
+    def afresh() -> None:
+        target.unlink(missing_ok=True)
+
+    series = alternate(
+        [
+            Contender("ktaskfs", lambda: job(mount, "fallocate", target, f"length={settings.size}"), afresh),
+            Contender(
+                "fallocate(1)",
+                lambda: seconds(lambda: subprocess.run(["fallocate", "-l", str(settings.size), target], check=True)),
+                afresh,
+            ),
+            Contender(
+                "C, MADV_POPULATE_WRITE, 2 threads",
+                lambda: inner_seconds(populate, target, settings.size, THREADS, PEER_CHUNK),
+                afresh,
+            ),
+            Contender(
+                "C, MADV_POPULATE_WRITE, 1 thread",
+                lambda: inner_seconds(populate, target, settings.size, 1, PEER_CHUNK),
+                afresh,
+            ),
+        ],
+        settings.rounds,
+    )
+    target.unlink()
+    goals = [
+        Goal("speed against fallocate(1)", "fallocate(1)", "ktaskfs", least=1.6),
+        Goal("speed against the same in C", "C, MADV_POPULATE_WRITE, 2 threads", "ktaskfs", least=0.93),
+    ]
+    title = f"`fallocate`, {human_size(settings.size)} of 2 MiB pages, {THREADS} threads"
+    note = "ktaskfs: from the write of the spec until `wait` ends. The C programs: from the open until the last join."
+    return Section(title, series, work=settings.size, goals=goals, note=note)
+
+
+def clearing(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
+    target = huge / "target"
+    memset = build("memset")
+    subprocess.run(["fallocate", "-l", str(settings.size), target], check=True)
+    series = alternate(
+        [
+            Contender("ktaskfs", lambda: job(mount, "clear", target)),
+            Contender(
+                "C, memset, 2 threads", lambda: inner_seconds(memset, target, settings.size, THREADS, PEER_CHUNK)
+            ),
+            Contender("C, memset, 1 thread", lambda: inner_seconds(memset, target, settings.size, 1, PEER_CHUNK)),
+        ],
+        settings.rounds,
+    )
+    target.unlink()
+    goals = [Goal("speed against memset in C", "C, memset, 2 threads", "ktaskfs", least=0.9)]
+    title = f"`clear`, {human_size(settings.size)} of 2 MiB pages, {THREADS} threads"
+    return Section(title, series, work=settings.size, goals=goals)
+
+
+def starting(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
+    """The write that starts a small task, and the target's own part in it: open, size, reserve."""
+    target = huge / "target"
+
+    def afresh() -> None:
+        target.unlink(missing_ok=True)
+
+    def start() -> float:
+        name = f"bench{next(_numbers)}"
+        taken = seconds(lambda: mount.submit(f"fallocate path={target} length={PAGE} name={name}"))
+        mount.wait(name)
+        return taken
+
+    def reserve() -> None:
+        fd = os.open(target, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, PAGE)
+        mmap.mmap(fd, PAGE).close()
+        os.close(fd)
+
+    series = alternate(
+        [
+            Contender("the write that starts a task", start, afresh),
+            Contender("the target's own reservation", lambda: seconds(reserve), afresh),
+            Contender("start to done, one page", lambda: job(mount, "fallocate", target, f"length={PAGE}"), afresh),
+        ],
+        settings.rounds if settings.smoke else 50,
+        warmups=2,
+    )
+    target.unlink()
+    write, own, _ = series
+    beyond = Series("beyond the reservation", [a - b for a, b in zip(write.values, own.values, strict=True)])
+    goals = [Goal("the write, beyond the target's own reservation", beyond.name, None, most=0.005)]
+    return Section("Starting a task", [*series, beyond], unit="ms", goals=goals)
+
+
+def read_as_cat(path: Path) -> None:
+    """The system calls of cat(1): open, fstat, read to the end, close."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fstat(fd)
+    while os.read(fd, 131072):
+        pass
+    os.close(fd)
+
+
+def reading(mount: Ktaskfs, minimal: MinimalFs, task: str, settings: Settings) -> list[Section]:
+    ours, theirs = mount.path / "tasks" / task / "status", minimal.path / "status"
+
+    def cat(path: Path) -> float:
+        return seconds(lambda: subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True))
+
+    calls = alternate(
+        [
+            Contender("ktaskfs, tasks/NAME/status", lambda: seconds(lambda: read_as_cat(ours))),
+            Contender("minimal pyfuse3 filesystem", lambda: seconds(lambda: read_as_cat(theirs))),
+        ],
+        20 if settings.smoke else 1000,
+        warmups=10,
+    )
+    whole = alternate(
+        [
+            Contender("ktaskfs, tasks/NAME/status", lambda: cat(ours)),
+            Contender("minimal pyfuse3 filesystem", lambda: cat(theirs)),
+        ],
+        5 if settings.smoke else 200,
+        warmups=3,
+    )
+    goal = Goal("time against the minimal filesystem", calls[0].name, calls[1].name, most=1.3)
+    return [
+        Section("Reading `status`: open, fstat, read to the end, close", calls, unit="us", goals=[goal]),
+        Section("`cat status`, the whole process", whole, unit="us", goals=[goal]),
+    ]
+
+
+def mounting(settings: Settings) -> Section:
+    def ktaskfs() -> float:
+        with directory() as where, Ktaskfs(where / "mnt", where / "state") as mount:
+            return mount.ready_seconds
+
+    def minimal() -> float:
+        with directory() as where, MinimalFs(where / "mnt", 1000) as mount:
+            return mount.ready_seconds
+
+    contenders = [Contender("ktaskfs", ktaskfs), Contender("minimal pyfuse3 filesystem", minimal)]
+    series = alternate(contenders, settings.rounds)
+    goals = [Goal("mount ready", "ktaskfs", None, most=0.7)]
+    return Section("From the command until the first file has been read", series, unit="ms", goals=goals)
+
+
+def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
+    """What the processes hold themselves; pages of the target do not count in RSS."""
+    target = huge / "target"
+    idle = mount.processes()
+    daemon = "daemon, RSS idle"
+    series = [Series(daemon, [float(idle[0].memory_info().rss)])]
+    series += [Series("its spawner, RSS idle", [float(process.memory_info().rss)]) for process in idle[1:]]
+    known = {process.pid for process in idle}
+    sizes = [size for size in (64 << 20, 512 << 20, 1 << 30, 4 << 30) if size <= settings.size] or [settings.size]
+    goals = [Goal("the daemon idle", daemon, None, most=60 << 20)]
+    for size in sizes:
+        largest = [worker_memory(mount, target, size, known) for _ in range(settings.rounds)]
+        name = f"worker, own memory, fallocate of {format_size(size)}"
+        series.append(Series(name, [float(value) for value in largest]))
+        goals.append(Goal(f"a worker at {format_size(size)}", name, None, most=25 << 20))
+    return Section("Memory", series, unit="bytes", goals=goals, note="A worker's own: its greatest USS while it ran.")
+
+
+def worker_memory(mount: Ktaskfs, target: Path, size: int, known: set[int]) -> int:
+    """The greatest private memory of the worker, looked at as often as possible while it works."""
+    target.unlink(missing_ok=True)
+    name = f"bench{next(_numbers)}"
+    mount.submit(f"fallocate path={target} length={size} name={name}")
+    workers = [process for process in mount.processes() if process.pid not in known]
+    most = 0
+    while workers:
+        try:
+            most = max(most, *(worker.memory_full_info().uss for worker in workers))
+        except psutil.Error:
+            break
+    mount.wait(name)
+    target.unlink()
+    return most
+
+
+def measure(settings: Settings) -> list[Section]:
+    with ExitStack() as stack:
+        where = stack.enter_context(directory())
+        stack.enter_context(reserved(PAGE, settings.size))
+        huge = stack.enter_context(hugetlbfs(where / "huge", PAGE))
+        mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
+        (mount.path / "debug/ktask_max_threads").write_text(str(THREADS))
+        memory_table = memory(mount, huge, settings)
+        sections = [allocating(mount, huge, settings), clearing(mount, huge, settings), starting(mount, huge, settings)]
+        mount.submit(f"fallocate path={huge / 'shown'} length={PAGE} name=shown")
+        mount.wait("shown")
+        status = mount.read("tasks/shown/status")
+        minimal = stack.enter_context(MinimalFs(where / "minimal", len(status.encode())))
+        sections += reading(mount, minimal, "shown", settings)
+        return [*sections, mounting(settings), memory_table]
+
+
+if __name__ == "__main__":
+    main("main_job", "The main job", measure)

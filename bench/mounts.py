@@ -1,0 +1,112 @@
+"""What is measured: a mounted ktaskfs and a minimal filesystem, and memory for them to work on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEADLINE: Final = 30.0
+KTASKFS: Final = Path(sys.executable).with_name("ktaskfs")
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Path]:
+    """A temporary directory with a short path."""
+    with tempfile.TemporaryDirectory(prefix="kt-bench-") as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def hugetlbfs(where: Path, page_size: int) -> Iterator[Path]:
+    """A hugetlbfs on the new directory ``where``."""
+    where.mkdir()
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize={page_size}", "none", str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+class Ktaskfs:
+    """A mounted ktaskfs, driven through its files as a program would, with plain system calls."""
+
+    def __init__(self, path: Path, statedir: Path) -> None:
+        """``ktaskfs mount`` on the new directory ``path``; ``ready_seconds`` is until the first file was read."""
+        self.path = path
+        path.mkdir()
+        start = time.perf_counter()
+        subprocess.run([str(KTASKFS), "mount", "-o", f"statedir={statedir}", str(path)], check=True)
+        self.version = self.read("version").strip()
+        self.ready_seconds = time.perf_counter() - start
+        self._marker = str(path)
+        self._control = os.open(path / "tasks/control", os.O_WRONLY)
+
+    def __enter__(self) -> Ktaskfs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmount, and wait until the daemon has ended."""
+        processes = self.processes()
+        os.close(self._control)
+        subprocess.run(["umount", str(self.path)], check=True)
+        psutil.wait_procs(processes, timeout=DEADLINE)
+        self.path.rmdir()
+
+    def read(self, name: str) -> str:
+        """A file of the mount, to its end."""
+        return (self.path / name).read_text()
+
+    def submit(self, spec: str) -> None:
+        """Write one job spec; returns when the task has started."""
+        os.write(self._control, spec.encode())
+
+    def wait(self, task: str) -> None:
+        """Read ``wait`` to its end; RuntimeError unless the task was done."""
+        lines = self.read(f"tasks/{task}/wait").splitlines()
+        if not lines or lines[-1] != "done":
+            raise RuntimeError(f"{task}: {lines[-1:]}: {self.read(f'tasks/{task}/error')}")
+
+    def processes(self) -> list[psutil.Process]:
+        """The daemon, found by its mount point, and all below it, the daemon first."""
+        for process in psutil.process_iter(["cmdline"]):
+            if self._marker in (process.info["cmdline"] or []):
+                return [process, *process.children(recursive=True)]
+        raise RuntimeError("the daemon is not running")
+
+
+class MinimalFs:
+    """A mounted ``bench.minimal_fs`` whose file ``status`` has ``size`` bytes."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        path.mkdir()
+        start = time.perf_counter()
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.minimal_fs", str(path), str(size)])
+        while not os.path.ismount(path):
+            if self._process.poll() is not None or time.perf_counter() - start > DEADLINE:
+                raise RuntimeError("the minimal filesystem does not mount")
+            time.sleep(0.001)
+        (path / "status").read_bytes()
+        self.ready_seconds = time.perf_counter() - start
+
+    def __enter__(self) -> MinimalFs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        subprocess.run(["umount", str(self.path)], check=True)
+        self._process.wait(DEADLINE)
+        self.path.rmdir()

@@ -1,0 +1,32 @@
+"""A pool of huge pages for the length of a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK: Final = Path("/run/ktaskfs-test-pool.lock")
+"""Whoever changes the pool for a test or a measurement holds this, so that they do not disturb each other."""
+
+
+@contextlib.contextmanager
+def reserved(page_size: int, size: int) -> Iterator[None]:
+    """Add pages for ``size`` bytes to the pool, and take as many out at the end; RuntimeError if there are too few."""
+    counter = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB/nr_hugepages")
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(counter.read_text())
+        wanted = -(-size // page_size)
+        counter.write_text(str(before + wanted))
+        got = int(counter.read_text()) - before
+        try:
+            if got < wanted:
+                raise RuntimeError(f"only {got} of {wanted} pages of {page_size} bytes could be reserved")
+            yield
+        finally:
+            counter.write_text(str(int(counter.read_text()) - got))
