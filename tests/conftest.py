@@ -17,8 +17,9 @@ if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` fi
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.support import filesystems
-from tests.support.daemon import Mount
+from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
+from tests.support.shell import run
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def area() -> Iterator[Path]:
 
 
 @pytest.fixture
-def mount_maker(area: Path) -> Iterator[MountMaker]:
+def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMaker]:
     """``mount_maker(options, user=, statedir=)``: daemons that are all unmounted, and checked, at the end."""
     numbers = itertools.count()
     with none_left(), contextlib.ExitStack() as mounts:
@@ -75,10 +76,13 @@ def mount_maker(area: Path) -> Iterator[MountMaker]:
             if statedir is None:
                 statedir = area / f"state{number}"
             statedir.mkdir(exist_ok=True)
+            root = ROOT
             if user is not None:
+                root = request.getfixturevalue("public_root")
                 os.chown(point, user.uid, user.gid)
                 os.chown(statedir, user.uid, user.gid)
-            mount = Mount(point, statedir=statedir, log=area / f"log{number}", options=options, user=user)
+            log = area / f"log{number}"
+            mount = Mount(point, statedir=statedir, log=log, options=options, user=user, root=root)
             mounts.callback(mount.close)
             return mount
 
@@ -98,6 +102,16 @@ def two_users() -> Iterator[tuple[User, User]]:
         pytest.skip("only root can make users")
     with ordinary_user("a") as first, ordinary_user("b") as second:
         yield first, second
+
+
+@pytest.fixture(scope="session")
+def public_root(two_users: tuple[User, User]) -> Iterator[Path]:
+    """The project where ordinary users can reach it, mounted there if the clone lies in somebody's own directory."""
+    if run("test", "-r", str(ROOT / "pyproject.toml"), user=two_users[0]).status == 0:
+        yield ROOT
+    else:
+        with filesystems.public_view(ROOT) as path:
+            yield path
 
 
 @pytest.fixture(params=filesystems.page_sizes(), ids=lambda size: f"{size >> 20}M")

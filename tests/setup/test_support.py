@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import ROOT
+from tests.support.daemon import ROOT, interpreter
+from tests.support.filesystems import public_view
 from tests.support.leftovers import none_left
 from tests.support.shell import run, shell
 
@@ -86,3 +87,16 @@ def test_hugetlbfs_has_the_page_size(hugetlbfs: Path, page_size: int) -> None:
 
 def test_tmpfs_is_open_to_all(tmpfs: Path, two_users: tuple[User, User]) -> None:
     assert run("touch", str(tmpfs / "file"), user=two_users[0]).status == 0
+
+
+def test_an_ordinary_user_can_run_the_project(two_users: tuple[User, User], public_root: Path) -> None:
+    script = 'cd "$1" && "$2" -c "import ktaskfs.version"'
+    outcome = shell(script, str(public_root), interpreter(public_root), user=two_users[0])
+    assert outcome.status == 0, outcome.err
+
+
+def test_a_public_view_of_a_private_directory(tmp_path: Path, two_users: tuple[User, User]) -> None:
+    (tmp_path / "file").write_text("text")
+    assert run("cat", str(tmp_path / "file"), user=two_users[0]).errname == "EACCES"
+    with public_view(tmp_path) as view:
+        assert run("cat", str(view / "file"), user=two_users[0]).out == "text"

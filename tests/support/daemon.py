@@ -19,11 +19,29 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def interpreter(root: Path) -> str:
+    """The Python that runs these tests, by its path below ``root`` if it lies in the project's own .venv."""
+    python = Path(sys.executable)
+    return str(root / python.relative_to(ROOT)) if python.is_relative_to(ROOT) else sys.executable
+
+
 class Mount:
     """A running daemon and what a person does with its mount. ``path`` is the mount point."""
 
-    def __init__(self, path: Path, *, statedir: Path, log: Path, options: str = "", user: User | None = None) -> None:
-        """Mount on the directory ``path`` and return when the mount answers; ``options`` as after ``-o``."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        statedir: Path,
+        log: Path,
+        options: str = "",
+        user: User | None = None,
+        root: Path = ROOT,
+    ) -> None:
+        """Mount on the directory ``path`` and return when the mount answers; ``options`` as after ``-o``.
+
+        ``root`` is where the project is, as seen by ``user``.
+        """
         self.path = path
         self.statedir = statedir
         self.log = log
@@ -31,12 +49,12 @@ class Mount:
         self._killed = False
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "ktaskfs.cli.main", "mount", "--foreground"]
+                [interpreter(root), "-W", "error", "-m", "ktaskfs.cli.main", "mount", "--foreground"]
                 + ["-o", ",".join(filter(None, [f"statedir={statedir}", options])), str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                cwd=ROOT,
+                cwd=root,
                 env=environment(user),
                 user=None if user is None else user.uid,
                 group=None if user is None else user.gid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,3 +37,17 @@ def hugetlbfs(where: Path, page_size: int, options: str = "mode=1777") -> contex
 def tmpfs(where: Path, size: int, options: str = "mode=1777") -> contextlib.AbstractContextManager[Path]:
     """A tmpfs of ``size`` bytes; ``options`` may say ``huge=always``."""
     return filesystem("tmpfs", where, f"size={size},{options}")
+
+
+@contextlib.contextmanager
+def public_view(directory: Path) -> Iterator[Path]:
+    """``directory`` once more, to read, below directories that every user may search.
+
+    The view is an overlay with an empty directory on top, whose mode is then that of the view's own root.
+    """
+    with tempfile.TemporaryDirectory(prefix="kt-view-") as above:
+        Path(above).chmod(0o755)
+        empty = Path(above, "empty")
+        empty.mkdir()
+        with filesystem("overlay", Path(above, directory.name), f"ro,lowerdir={empty}:{directory}") as view:
+            yield view
