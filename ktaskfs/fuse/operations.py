@@ -198,7 +198,7 @@ class TreeOperations(pyfuse3.Operations):
         file = await node.open(caller_of(ctx), flags)
         handle = next(self._handles)
         self._files[handle] = file
-        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False, nonseekable=file.nonseekable)
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from ktaskfs.vfs import Directory
 
-MAX_REQUESTS: Final = 16384
-"""Requests served at the same time. Each blocked reader of a stream occupies one, and nothing else is answered
-once all are occupied."""
+MAX_REQUESTS: Final = 4096
+"""Requests served at the same time; each blocked reader of a stream is one. For each, libfuse holds 1 MiB of address
+space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
 
 
 class MountFailed(KtaskfsError):

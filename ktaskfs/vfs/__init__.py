@@ -21,6 +21,7 @@ Refusals are ``KtaskfsError``; anything else that is raised is a bug, and become
 
 from ktaskfs.vfs.change import Change
 from ktaskfs.vfs.node import (
+    BRIEFLY,
     FOREVER,
     ROOT_INO,
     Attributes,
@@ -36,6 +37,7 @@ from ktaskfs.vfs.stream import Stream, StreamFile
 from ktaskfs.vfs.text import COMMAND_MAX, TextFile
 
 __all__ = [
+    "BRIEFLY",
     "COMMAND_MAX",
     "FOREVER",
     "ROOT_INO",

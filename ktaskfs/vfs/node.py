@@ -21,6 +21,9 @@ ROOT_INO: Final = 1
 FOREVER: Final = 86400.0
 """Seconds for which the kernel may believe what never changes; it asks again after that, to no harm."""
 
+BRIEFLY: Final = 0.01
+"""Seconds for the several system calls that one program makes about one name: ``ls -l`` makes three."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -90,7 +93,7 @@ class Directory(Node):
     """A directory; a subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` where it has them.
 
     ``entry_timeout`` is how long (s) the kernel may believe a name in it. The default, 0, has every path walk
-    ask again: right for names that come and go, or that not every caller may see.
+    ask again: right for names that not every caller may see. BRIEFLY is right for names that come and go.
     """
 
     __slots__ = ()
@@ -141,8 +144,6 @@ class OpenFile:
     """One open file description. Reads and writes of one description may run at the same time."""
 
     __slots__ = ()
-
-    nonseekable: ClassVar[bool] = False
 
     async def read(self, offset: int, size: int) -> bytes:
         """At most ``size`` bytes; nothing is the end of the file. Must return within about a second."""

@@ -1,4 +1,7 @@
-"""Streams: files that are read on and on, as trace_pipe, whatever the offset."""
+"""Streams: files that are read on and on, as trace_pipe of tracefs.
+
+A stream opened with O_NONBLOCK answers EAGAIN when it has nothing, which is how ``grep -r`` gets past it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,15 @@ from ktaskfs.vfs.node import Attributes, Caller, File, OpenFile, wants_write
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE: Final = 1.0
-"""Seconds after which a read is answered even if there is nothing: until then its caller cannot be killed."""
+PATIENCE: Final = 2.0
+"""Seconds after which a read is answered with EINTR if its stream has not given anything.
+
+Until a read is answered its caller cannot be killed. EINTR is the last resort: cat, dd, bash, perl and Python just
+read again, but for programs that read through stdio (awk, sed, sort, od) it is an error.
+"""
+
+HISTORY: Final = 4096
+"""Bytes that a reader may go back."""
 
 
 class Stream(ABC):
@@ -27,11 +37,12 @@ class Stream(ABC):
     async def next_chunk(self) -> bytes:
         """The next bytes, of any length; nothing is the end, after which it is not asked again.
 
-        It should return within a second. It is cancelled after that, must lose nothing then, and is called again.
+        It returns within about a second; a stream with nothing to say has something harmless to say, such as an
+        empty line. When it does not, it is cancelled after PATIENCE, must lose nothing then, and is called again.
         """
 
     def ready(self) -> bool:
-        """Whether ``next_chunk`` would return at once; poll(2) and O_NONBLOCK go by it."""
+        """Whether ``next_chunk`` would return at once, the end included; poll(2) and O_NONBLOCK go by it."""
         return True
 
     @abstractmethod
@@ -66,36 +77,53 @@ class StreamFile(File):
 
 
 class OpenStream(OpenFile):
-    """One reader of a stream; keeps what did not fit into the reader's buffer."""
+    """One reader of a stream.
 
-    __slots__ = ("_blocking", "_change", "_ended", "_left", "_lock", "_stream")
+    It keeps the last of what it gave, because programs go back a little in what looks like a regular file: bash's
+    ``read`` and head(1) to the end of the line they wanted, less(1) to the start.
+    """
 
-    nonseekable = True
+    __slots__ = ("_blocking", "_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_stream")
 
     def __init__(self, stream: Stream, *, blocking: bool, change: Change | None) -> None:
         self._stream = stream
         self._blocking = blocking
         self._change = change
-        self._lock = trio.Lock()  # over _left and _ended while a chunk is awaited
-        self._left = b""
+        self._lock = trio.Lock()  # over _held, _held_from and _ended while a chunk is awaited
+        self._held = b""
+        self._held_from = 0
         self._ended = False
+        self._given_to = 0
+
+    @property
+    def _held_to(self) -> int:
+        return self._held_from + len(self._held)
 
     async def read(self, offset: int, size: int) -> bytes:
         with trio.move_on_after(PATIENCE):
             async with self._lock:
-                if not self._left and not self._ended:
-                    if not self._blocking and not self._stream.ready():
-                        raise NothingYet("nothing to read yet")
-                    self._left = await self._stream.next_chunk()
-                    self._ended = not self._left
-                given, self._left = self._left[:size], self._left[size:]
+                # Past the end of what there is, reading goes on from there, whatever the offset.
+                start = min(max(offset, self._held_from), self._held_to)
+                if start == self._held_to and not self._ended:
+                    await self._hold_next()
+                given = self._held[start - self._held_from :][:size]
+                self._given_to = max(self._given_to, start + len(given))
                 return given
         raise Interrupted("nothing to read yet")
+
+    async def _hold_next(self) -> None:
+        if not self._blocking and not self._stream.ready():
+            raise NothingYet("nothing to read yet")
+        chunk = await self._stream.next_chunk()
+        kept = self._held[-HISTORY:]
+        self._held_from = self._held_to - len(kept)
+        self._held = kept + chunk
+        self._ended = not chunk
 
     def poll(self, wake: Callable[[], None] | None) -> int:
         if self._change is not None and wake is not None:
             self._change.await_next(self, wake)
-        ready = self._left or self._ended or self._stream.ready()
+        ready = self._given_to < self._held_to or self._ended or self._stream.ready()
         return READABLE | select.POLLPRI if ready else 0
 
     def release(self) -> None:

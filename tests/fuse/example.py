@@ -16,6 +16,7 @@ import trio
 from ktaskfs.errors import InvalidValue, NameTaken, WrongState
 from ktaskfs.fuse.session import Session, mounted
 from ktaskfs.vfs import (
+    BRIEFLY,
     ROOT_INO,
     Attributes,
     Caller,
@@ -70,6 +71,26 @@ class Lines(Stream):
         self._tree.streams -= 1
 
 
+class Slow(Stream):
+    """A line after more than a second, then the end."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        self._tree = tree
+        self._due = trio.current_time() + 1.5
+        self._lines = [b"at last\n"]
+        tree.streams += 1
+
+    async def next_chunk(self) -> bytes:
+        await trio.sleep_until(self._due)
+        return self._lines.pop(0) if self._lines else b""
+
+    def ready(self) -> bool:
+        return trio.current_time() >= self._due
+
+    def close(self) -> None:
+        self._tree.streams -= 1
+
+
 class Items(Directory):
     """Directories made by mkdir and removed by rmdir, each with a file ``value``; a caller sees only his own."""
 
@@ -102,6 +123,8 @@ class Items(Directory):
 
 class Many(Directory):
     """Ten thousand directories with a file each, made when asked for."""
+
+    entry_timeout = BRIEFLY
 
     def __init__(self, tree: ExampleTree) -> None:
         super().__init__(tree.numbers.take(), Attributes(0o755))
@@ -155,6 +178,7 @@ class ExampleTree:
             "items": Items(self),
             "many": Many(self),
             "lines": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Lines(self)),
+            "slow": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Slow(self)),
             "silence": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Silence(self)),
         }
 
