@@ -1,0 +1,174 @@
+"""Stand-ins for the machine and the clock, and a monitor that checks what it is told."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask import Control, Monitor, Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TIMEOUT = 60
+"""Seconds after which a test that waits for another thread gives up and fails; never reached otherwise."""
+
+
+class FakeMachine:
+    """``cpus`` CPUs, spread over ``nodes``; records where threads were put and what they were niced to."""
+
+    def __init__(self, cpus: int = 64, nodes: Mapping[int, frozenset[int]] | None = None, nice: int = 3) -> None:
+        self.count = cpus
+        self.nodes = dict(nodes or {})
+        self.own_nice = nice
+        self.lock = threading.Lock()  # guards the two records
+        self.placed: list[tuple[int, Placement]] = []
+        self.niced: list[tuple[int, int]] = []
+
+    def cpus(self) -> int:
+        return self.count
+
+    def node_cpus(self, nid: int) -> frozenset[int]:
+        return self.nodes.get(nid, frozenset())
+
+    def placement(self) -> Placement:
+        return Placement(frozenset(range(self.count)), (0, frozenset()))
+
+    def place(self, where: Placement) -> None:
+        with self.lock:
+            self.placed.append((threading.get_native_id(), where))
+
+    def nice(self) -> int:
+        return self.own_nice
+
+    def set_nice(self, tid: int, nice: int) -> None:
+        with self.lock:
+            self.niced.append((tid, nice))
+
+
+class FakeClock:
+    """Time passes only where somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        if seconds is None:
+            assert changed.wait(TIMEOUT), "nobody woke a thread that waits"
+        else:
+            self.now_ns += int(seconds * 1e9) + 1
+
+
+class Ledger(Monitor):
+    """Keeps what an outside observer keeps: a position for each node and the latest chunk of each slot.
+
+    ``done_units`` is what it may conclude at any moment: below the position and in no slot's chunk.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # guards all below
+        self.positions: dict[int, int] = {}
+        self.chunks: dict[int, tuple[int, int, int]] = {}
+        self.live: dict[int, int] = {}
+        self.failed: set[int] = set()
+        self.calls: list[tuple[Any, ...]] = []
+        self.waiting = threading.Semaphore(0)
+        self.after: Callable[[], None] = lambda: None
+
+    def done_units(self) -> set[tuple[int, int]]:
+        done = {(node, unit) for node, position in self.positions.items() for unit in range(position)}
+        for node, start, end in self.chunks.values():
+            done -= {(node, unit) for unit in range(start, end)}
+        return done
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        self.after()
+
+    def thread_started(self, slot: int, tid: int, nid: int) -> None:
+        with self.lock:
+            assert slot not in self.live, "two live threads in one slot"
+            assert slot not in self.failed, "the slot of a failed chunk was given away"
+            self.live[slot] = tid
+            self._note("thread_started", slot, nid)
+
+    def chunk_assigned(self, slot: int, node: int, start: int, end: int) -> None:
+        with self.lock:
+            assert start == self.positions.get(node, 0), "not handed out in order"
+            assert slot in self.live
+            self.chunks[slot] = (node, start, end)
+            self._note("chunk_assigned", slot, node, start, end)
+
+    def node_advanced(self, node: int, position: int) -> None:
+        with self.lock:
+            self.positions[node] = position
+            self._note("node_advanced", node, position)
+
+    def chunk_done(self, slot: int, node: int, start: int, end: int, busy_ns: int) -> None:
+        with self.lock:
+            assert self.chunks.pop(slot) == (node, start, end)
+            assert busy_ns >= 0
+            self._note("chunk_done", slot, node, start, end)
+
+    def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
+        with self.lock:
+            assert self.chunks[slot] == (node, start, end)
+            self.failed.add(slot)
+            self._note("chunk_failed", slot, node, start, end)
+
+    def thread_waits(self, slot: int, why: str) -> None:
+        with self.lock:
+            self._note("thread_waits", slot, why)
+        self.waiting.release()
+
+    def thread_ended(self, slot: int) -> None:
+        with self.lock:
+            del self.live[slot]
+            self._note("thread_ended", slot)
+
+    def undo_started(self) -> None:
+        with self.lock:
+            self.positions.clear()
+            self.chunks.clear()
+            self._note("undo_started")
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+def control(thread_func: Callable[[Any, Any], object], **fields: Any) -> Control:
+    """A Control on a fake machine with CPUs enough, whose helpers are limited by nothing else."""
+    return Control(thread_func, **{"min_chunk_size": 1, "machine": FakeMachine(), "cpu_percent": 100, **fields})
+
+
+def units_of(ranges: Any) -> list[int]:
+    """The units of (start, end) pairs, or of Nodes that start at numbers."""
+    pairs = [(item.start, item.start + item.size) if hasattr(item, "nid") else item for item in ranges]
+    return [unit for start, end in pairs for unit in range(start, end)]
+
+
+class Background:
+    """Runs ``function`` in a thread; ``result`` waits for it and returns or raises what it did."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the run does not end"
+        if self._error is not None:
+            raise self._error
+        return self._value

@@ -1,0 +1,257 @@
+"""Controls of a running task: cancel, pause, resume, threads, rate, nice."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ktaskfs.ktask import Job, Node
+from tests.ktask.fakes import TIMEOUT, Background, FakeClock, FakeMachine, Ledger, control, units_of
+
+
+class Gate:
+    """A chunk function that says when a chunk begins and lets it end when it is told."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.may_end = threading.Semaphore(0)
+
+    def __call__(self, start: int, end: int) -> None:
+        self.begun.release()
+        assert self.may_end.acquire(timeout=TIMEOUT)
+
+    def wait_begun(self, chunks: int = 1) -> None:
+        for _ in range(chunks):
+            assert self.begun.acquire(timeout=TIMEOUT)
+
+    def none_begun(self) -> bool:
+        return not self.begun.acquire(blocking=False)
+
+
+def test_cancel_finishes_the_chunks_that_run_and_begins_no_other() -> None:
+    gate = Gate()
+    job = Job([Node(0, 10)], control(gate, max_chunk_size=1, max_threads=3))
+    run = Background(job.run)
+    gate.wait_begun(3)
+    assert job.remaining() == (Node(0, 10),), "what runs is not done"
+    job.cancel()
+    gate.may_end.release(3)
+    outcome = run.result()
+    assert gate.none_begun()
+    assert outcome.cancelled
+    assert outcome.units_done == 3
+    assert outcome.remaining() == (Node(3, 7),)
+
+
+def test_a_job_cancelled_before_its_run_does_nothing() -> None:
+    gate = Gate()
+    job = Job([Node(0, 10)], control(gate))
+    job.cancel()
+    outcome = job.run()
+    assert outcome.cancelled
+    assert outcome.remaining() == (Node(0, 10),)
+    assert gate.none_begun()
+
+
+def test_a_paused_task_waits_and_goes_on_when_resumed() -> None:
+    gate, ledger = Gate(), Ledger()
+    job = Job([Node(0, 4)], control(gate, max_chunk_size=1, max_threads=2, monitor=ledger))
+    run = Background(job.run)
+    gate.wait_begun(2)
+    job.pause()
+    gate.may_end.release(4)
+    for _ in range(2):
+        assert ledger.waiting.acquire(timeout=TIMEOUT)
+    assert sorted(ledger.named("thread_waits")) == [(0, "paused"), (1, "paused")]
+    assert gate.none_begun()
+    assert job.outcome().units_done == 2
+    job.resume()
+    assert run.result().units_done == 4
+
+
+def test_a_paused_task_can_be_cancelled() -> None:
+    gate, ledger = Gate(), Ledger()
+    job = Job([Node(0, 4)], control(gate, max_threads=2, monitor=ledger))
+    job.pause()
+    run = Background(job.run)
+    assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.cancel()
+    assert run.result().units_done == 0
+    assert gate.none_begun()
+
+
+def test_controls_after_the_end_do_nothing() -> None:
+    job = Job([Node(0, 4)], control(lambda start, end: None))
+    before = job.run()
+    job.cancel()
+    job.pause()
+    job.resume()
+    job.set_max_threads(8)
+    job.set_rate(5)
+    job.set_nice(5)
+    assert job.outcome() == before
+
+
+def test_more_threads_while_it_runs() -> None:
+    gate, ledger = Gate(), Ledger()
+    job = Job([Node(0, 10)], control(gate, max_chunk_size=1, max_threads=1, monitor=ledger))
+    run = Background(job.run)
+    gate.wait_begun(1)
+    assert gate.none_begun()
+    job.set_max_threads(4)
+    gate.wait_begun(3)
+    assert gate.none_begun()
+    gate.may_end.release(10)
+    assert run.result().threads == 4
+
+
+def test_fewer_threads_while_it_runs_and_their_slots_again() -> None:
+    gate, ledger = Gate(), Ledger()
+    ended = threading.Semaphore(0)
+    ledger.after = lambda: ended.release() if ledger.calls[-1][0] == "thread_ended" else None
+    job = Job([Node(0, 20)], control(gate, max_chunk_size=1, max_threads=4, monitor=ledger))
+    run = Background(job.run)
+    gate.wait_begun(4)
+    job.set_max_threads(2)
+    assert gate.none_begun()
+    gate.may_end.release(4)
+    for _ in range(2):
+        assert ended.acquire(timeout=TIMEOUT)
+    gate.wait_begun(2)
+    assert len(ledger.live) == 2
+    assert 0 in ledger.live, "the first thread never ends before the work does"
+    job.set_max_threads(3)
+    gate.wait_begun(1)
+    assert sorted(ledger.live)[-1] <= 3
+    gate.may_end.release(20)
+    outcome = run.result()
+    assert outcome.threads == 4
+    assert sum(share.units for share in outcome.per_thread) == 20
+    assert len(outcome.per_thread) == 4
+
+
+def test_threads_set_before_the_run_hold_from_its_start() -> None:
+    together = threading.Barrier(3)
+    job = Job([Node(0, 3)], control(lambda a, b: together.wait(TIMEOUT), max_chunk_size=1, max_threads=1))
+    job.set_max_threads(3)
+    assert job.run().threads == 3
+
+
+def test_a_paused_helper_too_many_ends_without_a_resume() -> None:
+    ledger = Ledger()
+    ended = threading.Event()
+    ledger.after = lambda: ended.set() if ledger.named("thread_ended") else None
+    job = Job([Node(0, 4)], control(lambda a, b: None, max_threads=2, monitor=ledger))
+    job.pause()
+    run = Background(job.run)
+    for _ in range(2):
+        assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.set_max_threads(1)
+    assert ended.wait(TIMEOUT)
+    assert ledger.named("thread_ended") == [(1,)]
+    job.resume()
+    run.result()
+
+
+def test_the_rate_is_kept_over_all_threads() -> None:
+    clock, ledger = FakeClock(), Ledger()
+    job = Job(
+        [Node(0, 1000)],
+        control(lambda a, b: None, max_chunk_size=10, max_threads=4, rate=100, clock=clock, monitor=ledger),
+    )
+    outcome = job.run()
+    # The first chunk is free, the last one is not waited for.
+    assert outcome.seconds == pytest.approx(990 / 100, rel=0.02)
+    assert {why for _, why in ledger.named("thread_waits")} == {"throttled"}
+
+
+def test_a_low_rate_makes_small_chunks() -> None:
+    seen: list[int] = []
+    ctl = control(lambda a, b: seen.append(b - a), min_chunk_size=5, max_threads=1, rate=100, clock=FakeClock())
+    Job([Node(0, 100)], ctl).run()
+    assert seen == [25] * 4
+
+
+def test_lifting_the_rate_wakes_a_throttled_thread() -> None:
+    ledger = Ledger()
+    job = Job([Node(0, 4)], control(lambda a, b: None, max_chunk_size=1, max_threads=1, monitor=ledger))
+    job.set_rate(1e-9)
+    run = Background(job.run)
+    assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.set_rate(None)
+    assert run.result().units_done == 4
+    assert ledger.named("thread_waits") == [(0, "throttled")]
+
+
+def test_a_throttled_task_can_be_cancelled() -> None:
+    ledger = Ledger()
+    job = Job([Node(0, 4)], control(lambda a, b: None, max_chunk_size=1, max_threads=1, rate=1e-9, monitor=ledger))
+    run = Background(job.run)
+    assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.cancel()
+    assert units_of(run.result().remaining()) == [1, 2, 3]
+
+
+def test_helpers_are_niced_and_the_first_thread_is_not() -> None:
+    gate, ledger, machine = Gate(), Ledger(), FakeMachine(nice=3)
+    job = Job([Node(0, 3)], control(gate, max_chunk_size=1, max_threads=3, machine=machine, monitor=ledger, nice=19))
+    run = Background(job.run)
+    gate.wait_begun(3)
+    helpers = {ledger.live[1], ledger.live[2]}
+    assert set(machine.niced) == {(tid, 19) for tid in helpers}
+    job.set_nice(7)
+    assert set(machine.niced[2:]) == {(tid, 7) for tid in helpers}
+    gate.may_end.release(3)
+    run.result()
+
+
+def test_helpers_are_raised_one_at_a_time_once_the_first_thread_has_nothing_left() -> None:
+    machine, ledger = FakeMachine(nice=3), Ledger()
+    main_done = threading.Event()
+    may_end = {1: threading.Semaphore(0), 2: threading.Semaphore(0)}
+    helpers_in = threading.Semaphore(0)
+    raised = threading.Semaphore(0)
+    main: list[int] = []
+
+    class Machine(FakeMachine):
+        def set_nice(self, tid: int, nice: int) -> None:
+            super().set_nice(tid, nice)
+            if nice == 3:
+                raised.release()
+
+    machine = Machine(nice=3)
+
+    def each(start: int, end: int) -> None:
+        tid = threading.get_native_id()
+        slot = next(slot for slot, live in ledger.live.items() if live == tid)
+        if slot:
+            helpers_in.release()
+            assert may_end[slot].acquire(timeout=TIMEOUT)
+        else:
+            for _ in may_end:
+                assert helpers_in.acquire(timeout=TIMEOUT)
+            assert [nice for _, nice in machine.niced] == [19, 19]
+            main_done.set()
+
+    job = Job([Node(0, 3)], control(each, max_chunk_size=1, max_threads=3, machine=machine, monitor=ledger))
+    run = Background(lambda: (main.append(threading.get_native_id()), job.run())[1])
+    assert main_done.wait(TIMEOUT)
+    assert raised.acquire(timeout=TIMEOUT)
+    tids = dict(ledger.live)
+    assert machine.niced[2:] == [(tids[1], 3)], "one at a time"
+    may_end[1].release()
+    assert raised.acquire(timeout=TIMEOUT)
+    assert machine.niced[2:] == [(tids[1], 3), (tids[2], 3)]
+    may_end[2].release()
+    run.result()
+    assert main[0] not in {tid for tid, _ in machine.niced}
+
+
+@pytest.mark.parametrize(
+    ("method", "value"), [("set_max_threads", -1), ("set_rate", 0), ("set_nice", 20), ("set_nice", -21)]
+)
+def test_values_out_of_range_are_refused(method: str, value: int) -> None:
+    job = Job([Node(0, 3)], control(lambda a, b: None))
+    with pytest.raises(ValueError, match=str(value)):
+        getattr(job, method)(value)

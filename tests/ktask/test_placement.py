@@ -1,0 +1,182 @@
+"""Where threads run: their node first, then another one; and how the real machine is asked for it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from typing import Any
+
+import pytest
+
+from ktaskfs import ktask
+from ktaskfs.ktask import NO_NODE, HelperBudget, LinuxMachine, Node, Placement
+from ktaskfs.ktask.machine import place_on_node
+from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control
+
+TWO_NODES = {0: frozenset(range(0, 4)), 1: frozenset(range(4, 8))}
+
+
+def test_threads_are_spread_over_the_nodes_and_put_there() -> None:
+    machine, ledger = FakeMachine(cpus=8, nodes=TWO_NODES), Ledger()
+    together = threading.Barrier(4)
+    seen: dict[int, int] = {}
+
+    def each(start: int, end: int) -> None:
+        seen[threading.get_native_id()] = start // 100
+        together.wait(TIMEOUT)
+
+    ctl = control(each, max_chunk_size=1, max_threads=4, machine=machine, monitor=ledger)
+    ktask.run_numa([Node(0, 2, 0), Node(100, 2, 1)], ctl)
+    assert sorted(seen.values()) == [0, 0, 1, 1]
+    assert sorted(ledger.named("thread_started")) == [(0, 0), (1, 1), (2, 0), (3, 1)]
+    caller = threading.get_native_id()
+    assert machine.placed[-1] == (caller, machine.placement()), "the caller is put back"
+    for tid, where in machine.placed[:-1]:
+        assert where == Placement(TWO_NODES[seen[tid]], (1, frozenset({seen[tid]})))
+
+
+def test_an_empty_node_sends_its_threads_to_another() -> None:
+    machine = FakeMachine(cpus=8, nodes=TWO_NODES)
+    asked: list[int] = []
+
+    def pick(count: int) -> int:
+        asked.append(count)
+        return count - 1
+
+    seen: list[int] = []
+    ctl = control(lambda a, b: seen.append(a), max_chunk_size=1, max_threads=1, machine=machine, pick=pick)
+    ktask.run_numa([Node(0, 1, 0), Node(100, 1, 5), Node(200, 1, 1), Node(300, 0, 1)], ctl)
+    assert seen == [0, 200, 100]
+    assert asked == [2, 1]
+    assert [where for _, where in machine.placed] == [
+        Placement(TWO_NODES[0], (1, frozenset({0}))),
+        Placement(TWO_NODES[1], (1, frozenset({1}))),
+        Placement(machine.placement().cpus, (1, frozenset({5}))),  # a node without CPUs: only the memory is there
+        machine.placement(),
+    ]
+
+
+def test_a_node_has_no_more_pinned_helpers_than_its_share() -> None:
+    machine = FakeMachine(cpus=8, nodes={0: frozenset({0, 1})})
+    together = threading.Barrier(4)
+    ctl = control(lambda a, b: together.wait(TIMEOUT), max_chunk_size=1, max_threads=4, machine=machine, cpu_percent=50)
+    ktask.run_numa([Node(0, 4, 0)], ctl)
+    placed = [where.cpus for _, where in machine.placed[:-1]]
+    anywhere = machine.placement().cpus
+    assert sorted(map(len, placed)) == [2, 2, 8, 8], "the caller, one helper; and two where there is room"
+    assert anywhere in placed
+    assert all(where.policy == (1, frozenset({0})) for _, where in machine.placed[:-1]), "memory is preferred there"
+
+
+def test_a_task_without_nodes_moves_nobody() -> None:
+    machine = FakeMachine()
+    ktask.run(0, 100, control(lambda a, b: None, max_threads=4, machine=machine))
+    assert machine.placed == []
+
+
+def test_pins_are_given_back() -> None:
+    machine = FakeMachine(cpus=8, nodes=TWO_NODES)
+    budget = HelperBudget(machine, 50)
+    ctl = control(lambda a, b: None, max_threads=8, machine=machine, budget=budget)
+    ktask.run_numa([Node(0, 50, 0), Node(100, 50, 1)], ctl)
+    for nid in TWO_NODES:
+        assert [budget.pin(nid) for _ in range(3)] == [True, True, False]
+
+
+def test_place_on_node_stays_within_what_is_allowed() -> None:
+    base = Placement(frozenset({1, 2, 6}), (0, frozenset()))
+    assert place_on_node(base, NO_NODE, frozenset()) == base
+    assert place_on_node(base, 0, TWO_NODES[0]) == Placement(frozenset({1, 2}), (1, frozenset({0})))
+    assert place_on_node(base, 3, frozenset({9})) == Placement(base.cpus, (1, frozenset({3})))
+
+
+def in_thread(function: Any) -> Any:
+    """What ``function`` returns in a thread of its own, which alone it may move or nice."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(TIMEOUT)
+    return results[0]
+
+
+def test_this_machine_places_and_puts_back() -> None:
+    machine = LinuxMachine()
+
+    def there_and_back() -> tuple[Placement, Placement, Placement]:
+        before = machine.placement()
+        one = Placement(frozenset({min(before.cpus)}), before.policy)
+        machine.place(one)
+        moved = machine.placement()
+        machine.place(before)
+        return before, moved, machine.placement()
+
+    before, moved, after = in_thread(there_and_back)
+    assert moved == Placement(frozenset({min(before.cpus)}), before.policy)
+    assert after == before
+
+
+def test_this_machine_prefers_memory_of_a_node_where_the_kernel_knows_nodes() -> None:
+    machine = LinuxMachine()
+    if machine.placement().policy is None or not machine.node_cpus(0):
+        pytest.skip("no memory policy here: the kernel has no NUMA, or the container forbids it")
+
+    def prefer() -> Placement:
+        machine.place(place_on_node(machine.placement(), 0, machine.node_cpus(0)))
+        return machine.placement()
+
+    assert in_thread(prefer).policy == (1, frozenset({0}))
+
+
+def test_this_machine_nices_a_thread() -> None:
+    machine = LinuxMachine()
+
+    def raise_mine() -> int:
+        machine.set_nice(threading.get_native_id(), 19)
+        return machine.nice()
+
+    assert in_thread(raise_mine) == 19
+    assert machine.nice() < 19
+
+
+def test_this_machine_knows_its_cpus() -> None:
+    machine = LinuxMachine()
+    assert machine.cpus() == len(os.sched_getaffinity(0))
+    assert machine.node_cpus(9999) == frozenset()
+
+
+def refuse(*_: Any) -> None:
+    raise PermissionError
+
+
+def test_a_machine_that_refuses_everything_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a strict seccomp profile, on a processor whose system calls are not known."""
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    machine = LinuxMachine()
+    assert machine.placement().policy is None
+    together = threading.Barrier(2)
+    ctl = ktask.Control(
+        lambda a, b: together.wait(TIMEOUT),
+        min_chunk_size=1,
+        max_chunk_size=1,
+        max_threads=2,
+        budget=HelperBudget(FakeMachine(), 100),
+        machine=Refusing(),
+    )
+    assert ktask.run_numa([Node(0, 1, 0), Node(100, 1, 1)], ctl).units_done == 2
+
+
+class Refusing(LinuxMachine):
+    """The real one, with CPUs enough for two threads."""
+
+    def cpus(self) -> int:
+        return 2
+
+
+def test_the_defaults_run_on_this_machine() -> None:
+    outcome = ktask.run_numa(
+        [Node(0, 100, 0), Node(1000, 100)], ktask.Control(lambda a, b: None, min_chunk_size=1, max_chunk_size=3)
+    )
+    assert outcome.units_done == 200

@@ -1,0 +1,34 @@
+"""What is done and what is not, against sets of units."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktaskfs.ktask.ranges import Span, split
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> tuple[int, int, list[Span]]:
+    size = draw(st.integers(0, 60))
+    position = draw(st.integers(0, size))
+    cuts = sorted(draw(st.sets(st.integers(0, position))) | {0, position})
+    chunks = [Span(a, b, a * 10, b * 10) for a, b in zip(cuts, cuts[1:], strict=False)]
+    held = [chunk for chunk in chunks if draw(st.booleans())]
+    if position < size and draw(st.booleans()):  # handed to a thread, but the position has not moved yet
+        held.append(Span(position, size, position * 10, size * 10))
+    return size, position, draw(st.permutations(held))
+
+
+@given(nodes())
+def test_split(node: tuple[int, int, list[Span]]) -> None:
+    size, position, held = node
+    finished, unfinished = split(Span(0, position, 0, position * 10), size, held)
+    not_done = {unit for span in held for unit in range(span.start, span.end)} | set(range(position, size))
+    assert [unit for span in unfinished for unit in range(span.start, span.end)] == sorted(not_done)
+    assert [unit for span in finished for unit in range(span.start, span.end)] == sorted(set(range(size)) - not_done)
+    for spans in (finished, unfinished):
+        assert all(span.start < span.end for span in spans)
+        assert all(one.end < two.start for one, two in zip(spans, spans[1:], strict=False)), "not merged"
+        assert all(span.first == span.start * 10 for span in spans)
+    assert all(span.last == span.end * 10 for span in finished)

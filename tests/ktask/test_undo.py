@@ -1,0 +1,143 @@
+"""What is taken back after a failure or a cancel."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ktaskfs import ktask
+from ktaskfs.ktask import Job, Node, TaskError
+from tests.ktask.fakes import TIMEOUT, Ledger, control, units_of
+
+
+class Unlucky(Exception):
+    """What the chunk functions of these tests raise."""
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    threads=st.integers(1, 6),
+    most=st.integers(1, 5),
+    bad=st.sets(st.integers(0, 119), min_size=1, max_size=4),
+)
+def test_exactly_the_finished_units_are_undone(sizes: list[int], threads: int, most: int, bad: set[int]) -> None:
+    nodes = [Node(100 * index, size) for index, size in enumerate(sizes)]
+    lock = threading.Lock()
+    finished: set[int] = set()
+    undone: list[tuple[int, int]] = []
+
+    def each(start: int, end: int) -> None:
+        if not bad.isdisjoint(range(start, end)):
+            raise Unlucky
+        with lock:
+            finished.update(range(start, end))
+
+    job = Job(
+        nodes,
+        control(each, max_chunk_size=most, max_threads=threads, undo_func=lambda a, b: undone.append((a, b))),
+    )
+    try:
+        outcome = job.run()
+    except TaskError as error:
+        outcome = error.outcome
+        assert units_of(undone) == sorted(finished), "in order, each once"
+        assert all(one[1] != two[0] for one, two in zip(undone, undone[1:], strict=False)), "merged where they touch"
+        assert outcome.units_undone == len(finished)
+        assert outcome.units_done == 0
+        assert units_of(outcome.remaining()) == units_of(nodes)
+    else:
+        assert undone == []
+        assert outcome.units_undone == 0
+        assert outcome.units_done == sum(sizes)
+    assert job.outcome() == outcome
+
+
+def test_failed_ranges_are_left_out_and_the_rest_merged() -> None:
+    """Three threads fail at chunks 3, 5 and 6, after all before them are done."""
+    lock = threading.Lock()
+    done = 0
+    others_done = threading.Event()
+    failing = threading.Barrier(3)
+
+    def each(start: int, end: int) -> None:
+        nonlocal done
+        if start in (3, 5, 6):
+            assert others_done.wait(TIMEOUT)
+            failing.wait(TIMEOUT)
+            raise Unlucky(start)
+        with lock:
+            done += 1
+            if done == 7:
+                others_done.set()
+
+    undone: list[tuple[int, int]] = []
+    ctl = control(each, max_chunk_size=1, max_threads=4, undo_func=lambda a, b: undone.append((a, b)))
+    with pytest.raises(TaskError):
+        ktask.run(0, 10, ctl)
+    assert undone == [(0, 3), (4, 5), (7, 10)]
+
+
+@pytest.mark.parametrize("when", [0, 4])
+def test_cancel_undoes_too(when: int) -> None:
+    undone: list[tuple[int, int]] = []
+    ledger = Ledger()
+
+    def each(start: int, end: int) -> None:
+        if start == when:
+            job.cancel()
+
+    ctl = control(each, max_chunk_size=1, max_threads=1, undo_func=lambda a, b: undone.append((a, b)), monitor=ledger)
+    job = Job([Node(0, 10)], ctl)
+    outcome = job.run()
+    assert outcome.cancelled
+    assert undone == [(0, when + 1)], "the chunk that ran was finished first"
+    assert outcome.remaining() == (Node(0, 10),)
+    assert ledger.calls[-2:] == [("thread_ended", 0), ("undo_started",)]
+    assert ledger.done_units() == set()
+
+
+def test_success_undoes_nothing_even_if_cancelled_at_the_last_chunk() -> None:
+    def each(start: int, end: int) -> None:
+        if start == 9:
+            job.cancel()
+
+    def undo(start: int, end: int) -> None:
+        raise AssertionError("all was done")
+
+    job = Job([Node(0, 10)], control(each, max_chunk_size=1, max_threads=1, undo_func=undo))
+    outcome = job.run()
+    assert not outcome.cancelled
+    assert outcome.units_done == 10
+
+
+def test_an_undo_that_fails_is_told_of_and_the_others_go_on() -> None:
+    undone: list[tuple[int, int]] = []
+
+    def each(start: Any, end: Any) -> None:
+        if start in (2, 20):
+            raise Unlucky(start)
+
+    def undo(start: int, end: int) -> None:
+        undone.append((start, end))
+        if start == 0:
+            raise OSError("cannot take it back")
+
+    ctl = control(each, max_chunk_size=1, max_threads=1, undo_func=undo)
+    with pytest.raises(TaskError) as caught:
+        ktask.run_numa([Node(10, 3), Node(0, 5)], ctl)
+    assert undone == [(10, 13), (0, 2)]
+    assert isinstance(caught.value.error, Unlucky)
+    assert "cannot take it back" in caught.value.error.__notes__[0]
+
+    undone.clear()
+    job = Job([Node(0, 5)], control(lambda a, b: job.cancel(), max_chunk_size=1, max_threads=1, undo_func=undo))
+    with pytest.raises(TaskError) as caught:
+        job.run()
+    assert isinstance(caught.value.error, OSError)
+    assert caught.value.position == 0
+    assert caught.value.outcome.cancelled
