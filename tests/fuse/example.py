@@ -5,15 +5,19 @@ Usage: example.py MOUNTPOINT REPORT [OPTION...]; writes what is left over at the
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from ktaskfs.errors import InvalidValue, NameTaken, WrongState
+from ktaskfs.fuse import session as session_module
+from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.session import Session, mounted
 from ktaskfs.vfs import (
     BRIEFLY,
@@ -28,6 +32,7 @@ from ktaskfs.vfs import (
     StreamFile,
     TextFile,
 )
+from ktaskfs.vfs.stream import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,11 +61,11 @@ class Silence(Stream):
 
 
 class Lines(Stream):
-    """Three lines, then the end."""
+    """Three lines in two chunks, then the end."""
 
     def __init__(self, tree: ExampleTree) -> None:
         self._tree = tree
-        self._lines = [b"one\n", b"two\n", b"three\n"]
+        self._lines = [b"one\n", b"two\nthree\n"]
         tree.streams += 1
 
     async def next_chunk(self) -> bytes:
@@ -71,12 +76,39 @@ class Lines(Stream):
         self._tree.streams -= 1
 
 
-class Slow(Stream):
-    """A line after more than a second, then the end."""
+class Ticks(Stream):
+    """A line for each change of ``number``, from the moment of opening; an empty line after a second without one."""
 
     def __init__(self, tree: ExampleTree) -> None:
         self._tree = tree
-        self._due = trio.current_time() + 1.5
+        self._told = tree.change.count
+        tree.streams += 1
+
+    async def next_chunk(self) -> bytes:
+        with trio.move_on_after(1):
+            while not self.ready():
+                changed = trio.Event()
+                self._tree.change.await_next(self, changed.set)
+                await changed.wait()
+        if not self.ready():
+            return b"\n"
+        self._told = self._tree.change.count
+        return f"{self._tree.number}\n".encode()
+
+    def ready(self) -> bool:
+        return self._told != self._tree.change.count
+
+    def close(self) -> None:
+        self._tree.change.forget(self)
+        self._tree.streams -= 1
+
+
+class Slow(Stream):
+    """A line after more than the patience with a stream, then the end."""
+
+    def __init__(self, tree: ExampleTree) -> None:
+        self._tree = tree
+        self._due = trio.current_time() + 1.2 * PATIENCE
         self._lines = [b"at last\n"]
         tree.streams += 1
 
@@ -153,6 +185,7 @@ class ExampleTree:
         self.change = Change()
         self.number = 7
         self.commands: list[str] = []
+        self.requests: Counter[str] = Counter()
         self.streams = 0
         self.renders = 0
         self.root = StaticDirectory(ROOT_INO, Attributes(0o755), self._children())
@@ -172,12 +205,16 @@ class ExampleTree:
             "number": self._file(0o644, lambda caller: f"{self.number}\n", write=self._set, change=self.change),
             "commands": self._file(0o666, lambda caller: "\n".join(self.commands), write=self._command),
             "counts": self._file(0o444, self._counts),
+            "requests": self._file(0o644, self._requests, write=self._clear_requests),
             "dir": StaticDirectory(self.numbers.take(), Attributes(0o755), {
                 "inner": self._file(0o444, lambda caller: "inner\n"),
             }),
             "items": Items(self),
             "many": Many(self),
             "lines": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Lines(self)),
+            "ticks": StreamFile(
+                self.numbers.take(), Attributes(0o444), lambda caller: Ticks(self), change=self.change
+            ),
             "slow": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Slow(self)),
             "silence": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Silence(self)),
         }
@@ -198,6 +235,12 @@ class ExampleTree:
     async def _command(self, caller: Caller, text: str) -> str:
         self.commands.append(text)
         return f"{len(self.commands)}:{len(text)}\n"
+
+    def _requests(self, caller: Caller) -> str:
+        return json.dumps(self.requests)
+
+    async def _clear_requests(self, caller: Caller, text: str) -> None:
+        self.requests.clear()
 
     def _counts(self, caller: Caller) -> str:
         return json.dumps(self.leftovers())
@@ -226,9 +269,23 @@ async def _terminate_on_signal(session: Session) -> None:
             session.terminate()
 
 
+def _count_requests(counter: Counter[str]) -> None:
+    """pyfuse3 looks a handler up at each request for it."""
+    handlers = {name for name, _ in inspect.getmembers(TreeOperations, inspect.iscoroutinefunction)}
+
+    class Counting(TreeOperations):
+        def __getattribute__(self, name: str) -> Any:
+            if name in handlers:
+                counter[name] += 1
+            return super().__getattribute__(name)
+
+    session_module.TreeOperations = Counting  # type: ignore[misc]
+
+
 def main(mountpoint: str, report: str, *options: str) -> None:
     held: list[Session] = []
     tree = ExampleTree(lambda: held[0])
+    _count_requests(tree.requests)
     with mounted(tree.root, mountpoint, name="example", options=options) as session:
         held.append(session)
         trio.run(serve, session)

@@ -1,0 +1,183 @@
+"""Streams: chunks in order, whatever the sizes of the reads; the end; patience; going back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.vfs import Attributes, Caller, Change, Stream, StreamFile
+from ktaskfs.vfs.stream import HISTORY, PATIENCE, OpenStream
+
+ALICE = Caller(1000, 1000, 42)
+
+
+class Chunks(Stream):
+    """Gives what is sent to it."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self._send, self._receive = trio.open_memory_channel[bytes](100)
+        for chunk in chunks:
+            self.send(chunk)
+        self.closed = 0
+        self.asked_after_the_end = False
+        self._ended = False
+
+    def send(self, chunk: bytes) -> None:
+        self._send.send_nowait(chunk)
+
+    async def next_chunk(self) -> bytes:
+        self.asked_after_the_end |= self._ended
+        chunk = await self._receive.receive()
+        self._ended = not chunk
+        return chunk
+
+    def ready(self) -> bool:
+        return self._receive.statistics().current_buffer_used > 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+async def opened(stream: Stream, flags: int = os.O_RDONLY, change: Change | None = None) -> OpenStream:
+    return await StreamFile(2, Attributes(0o444), lambda caller: stream, change=change).open(ALICE, flags)
+
+
+@given(chunks=st.lists(st.binary(min_size=1, max_size=30)), sizes=st.lists(st.integers(1, 40), min_size=1))
+def test_reads_of_any_sizes_give_every_chunk_and_then_the_end(chunks: list[bytes], sizes: list[int]) -> None:
+    async def read_all() -> bytes:
+        stream = Chunks(*chunks, b"")
+        file = await opened(stream)
+        data = b""
+        for turn in range(10_000):
+            part = await file.read(len(data), sizes[turn % len(sizes)])
+            data += part
+            if not part:
+                break
+        assert await file.read(len(data), 1) == b""
+        assert not stream.asked_after_the_end
+        return data
+
+    assert trio.run(read_all) == b"".join(chunks)
+
+
+async def test_a_read_gives_one_chunk_as_soon_as_it_is_there(autojump_clock: MockClock) -> None:
+    stream = Chunks()
+    file = await opened(stream)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await file.read(0, 100))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        assert got == []
+        stream.send(b"one\n")
+        stream.send(b"two\n")
+    assert got == [b"one\n"]
+    assert trio.current_time() < PATIENCE
+
+
+async def test_a_stream_that_gives_nothing_interrupts_its_reader_and_loses_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    stream = Chunks()
+    file = await opened(stream)
+    start = trio.current_time()
+    with pytest.raises(KtaskfsError) as interrupted:
+        await file.read(0, 100)
+    assert interrupted.value.errno == errno.EINTR
+    assert trio.current_time() - start == pytest.approx(PATIENCE)
+    stream.send(b"late\n")
+    assert await file.read(0, 100) == b"late\n"
+
+
+async def test_a_second_reader_of_one_descriptor_waits_no_longer_either(autojump_clock: MockClock) -> None:
+    file = await opened(Chunks())
+    ended: list[float] = []
+
+    async def read() -> None:
+        with pytest.raises(KtaskfsError):
+            await file.read(0, 100)
+        ended.append(trio.current_time())
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(read)
+    assert [end - start for end in ended] == pytest.approx([PATIENCE, PATIENCE])
+
+
+async def test_without_blocking_a_read_is_refused_until_there_is_something() -> None:
+    stream = Chunks()
+    file = await opened(stream, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(KtaskfsError) as refused:
+        await file.read(0, 100)
+    assert refused.value.errno == errno.EAGAIN
+    stream.send(b"x")
+    assert await file.read(0, 100) == b"x"
+
+
+async def test_a_reader_goes_back_within_the_history() -> None:
+    file = await opened(Chunks(b"one\ntwo\n", b"three\n"))
+    assert await file.read(0, 128) == b"one\ntwo\n"
+    assert await file.read(4, 128) == b"two\n"
+    assert await file.read(8, 128) == b"three\n"
+    assert await file.read(0, 4) == b"one\n"
+
+
+async def test_a_reader_who_goes_back_too_far_gets_the_oldest_that_is_kept() -> None:
+    file = await opened(Chunks(b"a" * HISTORY, b"b" * HISTORY, b"c"))
+    await file.read(0, HISTORY)
+    await file.read(HISTORY, HISTORY)
+    await file.read(2 * HISTORY, 1)
+    assert await file.read(0, 4 * HISTORY) == b"b" * HISTORY + b"c"
+
+
+async def test_a_reader_who_seeks_ahead_gets_what_comes_next() -> None:
+    file = await opened(Chunks(b"one\n", b"two\n"))
+    assert await file.read(1000, 128) == b"one\n"
+    assert await file.read(1004, 128) == b"two\n"
+
+
+async def test_poll_says_whether_a_read_would_wait() -> None:
+    stream = Chunks()
+    change = Change()
+    file = await opened(stream, change=change)
+    woken: list[int] = []
+    assert file.poll(lambda: woken.append(1)) == 0
+    stream.send(b"one\n")
+    change.notify()
+    assert woken == [1]
+    assert file.poll(None) & select.POLLIN
+    await file.read(0, 2)
+    assert file.poll(None) & select.POLLIN
+    await file.read(2, 2)
+    assert file.poll(None) == 0
+    stream.send(b"")
+    await file.read(4, 2)
+    assert file.poll(None) & select.POLLIN
+
+
+async def test_release_closes_the_stream_and_drops_the_waiting_poll() -> None:
+    stream = Chunks()
+    change = Change()
+    file = await opened(stream, change=change)
+    file.poll(lambda: None)
+    file.release()
+    assert (stream.closed, change.waiting) == (1, 0)
+
+
+async def test_a_stream_cannot_be_opened_for_writing() -> None:
+    stream = Chunks()
+    with pytest.raises(KtaskfsError) as refused:
+        await opened(stream, os.O_RDWR)
+    assert refused.value.errno == errno.EACCES
