@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -78,6 +79,7 @@ def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMak
             statedir.mkdir(exist_ok=True)
             root = ROOT
             if user is not None:
+                request.getfixturevalue("fuse_for_all")
                 root = request.getfixturevalue("public_root")
                 os.chown(point, user.uid, user.gid)
                 os.chown(statedir, user.uid, user.gid)
@@ -112,6 +114,16 @@ def public_root(two_users: tuple[User, User]) -> Iterator[Path]:
     else:
         with filesystems.public_view(ROOT) as path:
             yield path
+
+
+@pytest.fixture(scope="session")
+def fuse_for_all() -> Iterator[None]:
+    """Every user may open /dev/fuse, as udev sets it up; without udev the kernel leaves it to root."""
+    device = Path("/dev/fuse")
+    before = stat.S_IMODE(device.stat().st_mode)
+    device.chmod(0o666)
+    yield
+    device.chmod(before)
 
 
 @pytest.fixture(params=filesystems.page_sizes(), ids=lambda size: f"{size >> 20}M")

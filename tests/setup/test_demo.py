@@ -60,7 +60,7 @@ def test_an_interrupted_demo_puts_everything_back(number: signal.Signals) -> Non
     assert demo.returncode == 128 + number
 
 
-@pytest.mark.usefixtures("unchanged")
+@pytest.mark.usefixtures("fuse_for_all", "unchanged")
 def test_an_ordinary_user_sees_it_on_tmpfs(two_users: tuple[User, User], public_root: Path) -> None:
     user = two_users[0]
     done = subprocess.run(
