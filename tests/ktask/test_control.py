@@ -11,15 +11,23 @@ from tests.ktask.fakes import TIMEOUT, Background, FakeClock, FakeMachine, Ledge
 
 
 class Gate:
-    """A chunk function that says when a chunk begins and lets it end when it is told."""
+    """A chunk function that says when a chunk begins and lets it end when chunks up to it may."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.may_end = threading.Semaphore(0)
+        self._changed = threading.Condition()
+        self._open_to = 0
 
     def __call__(self, start: int, end: int) -> None:
         self.begun.release()
-        assert self.may_end.acquire(timeout=TIMEOUT)
+        with self._changed:
+            assert self._changed.wait_for(lambda: end <= self._open_to, TIMEOUT)
+
+    def end_to(self, position: int) -> None:
+        """Chunks up to ``position`` may end."""
+        with self._changed:
+            self._open_to = position
+            self._changed.notify_all()
 
     def wait_begun(self, chunks: int = 1) -> None:
         for _ in range(chunks):
@@ -36,7 +44,7 @@ def test_cancel_finishes_the_chunks_that_run_and_begins_no_other() -> None:
     gate.wait_begun(3)
     assert job.remaining() == (Node(0, 10),), "what runs is not done"
     job.cancel()
-    gate.may_end.release(3)
+    gate.end_to(3)
     outcome = run.result()
     assert gate.none_begun()
     assert outcome.cancelled
@@ -60,7 +68,7 @@ def test_a_paused_task_waits_and_goes_on_when_resumed() -> None:
     run = Background(job.run)
     gate.wait_begun(2)
     job.pause()
-    gate.may_end.release(4)
+    gate.end_to(4)
     for _ in range(2):
         assert ledger.waiting.acquire(timeout=TIMEOUT)
     assert sorted(ledger.named("thread_waits")) == [(0, "paused"), (1, "paused")]
@@ -102,7 +110,7 @@ def test_more_threads_while_it_runs() -> None:
     job.set_max_threads(4)
     gate.wait_begun(3)
     assert gate.none_begun()
-    gate.may_end.release(10)
+    gate.end_to(10)
     assert run.result().threads == 4
 
 
@@ -115,7 +123,7 @@ def test_fewer_threads_while_it_runs_and_their_slots_again() -> None:
     gate.wait_begun(4)
     job.set_max_threads(2)
     assert gate.none_begun()
-    gate.may_end.release(4)
+    gate.end_to(4)
     for _ in range(2):
         assert ended.acquire(timeout=TIMEOUT)
     gate.wait_begun(2)
@@ -124,7 +132,7 @@ def test_fewer_threads_while_it_runs_and_their_slots_again() -> None:
     job.set_max_threads(3)
     gate.wait_begun(1)
     assert sorted(ledger.live)[-1] <= 3
-    gate.may_end.release(20)
+    gate.end_to(20)
     outcome = run.result()
     assert outcome.threads == 4
     assert sum(share.units for share in outcome.per_thread) == 20
@@ -202,7 +210,7 @@ def test_helpers_are_niced_and_the_first_thread_is_not() -> None:
     assert set(machine.niced) == {(tid, 19) for tid in helpers}
     job.set_nice(7)
     assert set(machine.niced[2:]) == {(tid, 7) for tid in helpers}
-    gate.may_end.release(3)
+    gate.end_to(3)
     run.result()
 
 
