@@ -15,6 +15,7 @@ from ktaskfs.operations.parameters import TaskParameters
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Control, Node
 
 P = TypeVar("P", bound=TaskParameters)
@@ -59,8 +60,10 @@ class Operation(ABC, Generic[P]):
     """The frozen dataclass P."""
 
     @abstractmethod
-    def prepare(self, parameters: P, remaining: Sequence[Range] | None) -> Plan:
+    def prepare(self, kernel: Kernel, parameters: P, remaining: Sequence[Range] | None) -> Plan:
         """Open, check and reserve the target; raises KtaskfsError with the errno of the caller's write.
+
+        ``kernel`` has what was opened before this process took its caller's root.
 
         ``remaining`` is None for a new task; for one that is resumed it is what an earlier run left to do.
         """

@@ -1,0 +1,123 @@
+"""How a mount is to be: read from the words after ``-o``, and frozen."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import ConfigError, InvalidValue
+from ktaskfs.tasks.tunables import TUNABLES
+from ktaskfs.units import parse_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+GENERIC: Final = frozenset(
+    {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw"}
+    | {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "dirsync", "lazytime", "nolazytime"}
+    | {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime"}
+)
+"""Options of mount(8) that are taken and mean nothing here; the mount is always nosuid, nodev and noexec."""
+STATE_ROOT: Final = "/run/ktaskfs-state"
+
+
+@dataclass(frozen=True)
+class MountConfig:
+    """Everything that a daemon is told at its start.
+
+    statedir:    where tasks are remembered.
+    uid, gid, mode, hidepid: who may use ``tasks/control``, and see others' tasks.
+    allow_other: whether users other than the daemon's may use the mount.
+    tunables:    those given, by name.
+    """
+
+    mountpoint: str
+    statedir: str
+    uid: int
+    gid: int
+    mode: int = 0o660
+    hidepid: int = 0
+    allow_other: bool = True
+    tunables: Mapping[str, int] = field(default_factory=dict)
+
+
+def escape_path(path: str) -> str:
+    """``/run/a-b`` as ``run-a\\x2db``, one name for one path, as systemd-escape --path has it."""
+    kept = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_."
+    parts = [part for part in path.split("/") if part]
+    return "-".join("".join(c if c in kept else f"\\x{ord(c):02x}" for c in part) for part in parts) or "-"
+
+
+def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) -> str:
+    """Where the tasks of this mount are remembered; raises ConfigError for a user without a runtime directory."""
+    if uid == 0:
+        return os.path.join(STATE_ROOT, escape_path(mountpoint))
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if not os.path.isdir(runtime):
+        raise ConfigError("no runtime directory (XDG_RUNTIME_DIR): say where to keep state with -o statedir=DIR")
+    return os.path.join(runtime, "ktaskfs", escape_path(mountpoint))
+
+
+def parse_options(mountpoint: str, options: list[str], environment: Mapping[str, str]) -> MountConfig:
+    """Read ``options``, each a comma-separated list as after ``-o``; a later one wins. Raises ConfigError."""
+    uid = os.geteuid()
+    path = os.path.realpath(mountpoint)
+    values: dict[str, Any] = {"uid": uid, "gid": os.getegid(), "allow_other": uid == 0}
+    tunables: dict[str, int] = {}
+    for option in (each for group in options for each in group.split(",") if each):
+        name, equals, text = option.partition("=")
+        try:
+            if name in _TUNABLES and equals:
+                tunables[name] = _TUNABLES[name].parse(text)
+            elif name in _VALUES and equals:
+                values[name] = _VALUES[name](text)
+            elif name in _FLAGS and not equals:
+                values["allow_other"] = _FLAGS[name]
+            elif name not in GENERIC and not name.startswith(("x-", "comment")):
+                raise InvalidValue("unknown option")
+        except InvalidValue as error:
+            raise ConfigError(f"option {ascii(option)}: {error.message}") from error
+    values.setdefault("statedir", None)
+    if values["statedir"] is None:
+        values["statedir"] = default_statedir(path, uid, environment)
+    return MountConfig(mountpoint=path, tunables=tunables, **values)
+
+
+def _parse_uid(text: str) -> int:
+    try:
+        return parse_int(text, most=2**32 - 2) if text.isdigit() else pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise InvalidValue(f"there is no user {ascii(text)}") from None
+
+
+def _parse_gid(text: str) -> int:
+    try:
+        return parse_int(text, most=2**32 - 2) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise InvalidValue(f"there is no group {ascii(text)}") from None
+
+
+def _parse_mode(text: str) -> int:
+    if not text or text.strip("01234567") or int(text, 8) > 0o777:
+        raise InvalidValue("a mode is octal, at most 0777")
+    return int(text, 8)
+
+
+def _parse_statedir(text: str) -> str:
+    if not text:
+        raise InvalidValue("the path is empty")
+    return os.path.abspath(text)
+
+
+_TUNABLES: Final = {each.name: each for each in TUNABLES}
+_VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
+    "uid": _parse_uid,
+    "gid": _parse_gid,
+    "mode": _parse_mode,
+    "hidepid": lambda text: parse_int(text, most=2),
+    "statedir": _parse_statedir,
+}
+_FLAGS: Final = {"allow_other": True, "noallow_other": False}

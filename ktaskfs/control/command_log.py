@@ -1,0 +1,93 @@
+"""What became of each user's last commands: ``info/last_cmd_status`` and ``info/error_log``."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import KtaskfsError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ktaskfs.vfs import Caller
+
+KEPT: Final = 8
+"""Refused writes kept for each user."""
+USERS_MAX: Final = 4096
+"""Users remembered; the one who wrote least recently is forgotten first."""
+SHOWN_MAX: Final = 4096
+"""Characters of a command that the log shows."""
+
+
+@dataclass
+class _History:
+    """One user's."""
+
+    status: str = "ok"
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+
+class CommandLog:
+    """Remembers for each uid how the last write ended, and the last refused ones."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._users: OrderedDict[int, _History] = OrderedDict()
+
+    def status(self, caller: Caller) -> str:
+        """``ok``, or why the caller's last write failed."""
+        return self._users.get(caller.uid, _History()).status + "\n"
+
+    def errors(self, caller: Caller) -> str:
+        """The caller's refused writes, oldest first."""
+        return "".join(self._users.get(caller.uid, _History()).errors)
+
+    def clear(self, caller: Caller) -> None:
+        """Forget the caller's refused writes."""
+        self._of(caller).errors.clear()
+
+    def succeeded(self, caller: Caller) -> None:
+        """Note a write that was carried out."""
+        self._of(caller).status = "ok"
+
+    def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
+        """Note a write of ``text`` to ``file`` that was not."""
+        history = self._of(caller)
+        history.status = f"{file}: {error.errname}: {_printable(error.message)}"
+        line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
+        entry = f"[{when}] {history.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"
+        if end > start and start < SHOWN_MAX:
+            entry += " " * (len("  Command: ") + start) + "^" * max(1, min(end, SHOWN_MAX) - start) + "\n"
+        history.errors.append(entry)
+
+    def _of(self, caller: Caller) -> _History:
+        history = self._users.setdefault(caller.uid, _History())
+        self._users.move_to_end(caller.uid)
+        if len(self._users) > USERS_MAX:
+            self._users.popitem(last=False)
+        return history
+
+    def recording(
+        self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
+    ) -> Callable[[Caller, str], Awaitable[str | None]]:
+        """``write`` with its outcome noted."""
+
+        async def recorded(caller: Caller, text: str) -> str | None:
+            try:
+                reply = await write(caller, text)
+            except KtaskfsError as error:
+                self.refused(file, caller, text, error)
+                raise
+            self.succeeded(caller)
+            return reply
+
+        return recorded
+
+
+def _printable(text: str) -> str:
+    """One character for one, so that a caret stays under its token."""
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -1,0 +1,94 @@
+"""Files whose writes start work: each opening keeps who opened it, root and working directory included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import KtaskfsError, NotPermitted
+from ktaskfs.host import credentials
+from ktaskfs.vfs import Caller, File, OpenFile, TextFile
+from ktaskfs.vfs.node import wants_write
+
+if TYPE_CHECKING:
+    from ktaskfs.control.command_log import CommandLog
+    from ktaskfs.vfs import Attributes
+
+Render = Callable[[Caller], str]
+Command = Callable[[credentials.Caller, str], Awaitable[str | None]]
+
+
+class CommandFile(File):
+    """A text file whose commands run as the process that opened it.
+
+    What that process is, is taken while its open(2) waits for the answer: until then its pid cannot be another's.
+    ``command`` gets a Caller of its own for each write, and closes it.
+    """
+
+    __slots__ = ("_command", "_file", "_log", "_text")
+
+    def __init__(
+        self, ino: int, attributes: Attributes, text: Render, command: Command, *, file: str, log: CommandLog
+    ) -> None:
+        super().__init__(ino, attributes)
+        self._text = text
+        self._command = command
+        self._file = file
+        self._log = log
+
+    async def open(self, caller: Caller, flags: int) -> OpenFile:
+        if not wants_write(flags):
+            return await TextFile(self.ino, self.attributes(), self._text).open(caller, flags)
+        try:
+            who = identify(caller)
+        except KtaskfsError as error:
+            self._log.refused(self._file, caller, "(open)", error)
+            raise
+        command = self._command
+
+        async def write(_: Caller, text: str) -> str | None:
+            return await command(replace(who, root=os.dup(who.root), cwd=os.dup(who.cwd)), text)
+
+        def refused(opener: Caller, text: str, error: KtaskfsError) -> None:
+            self._log.refused(self._file, opener, text, error)
+
+        file = TextFile(
+            self.ino, self.attributes(), self._text, self._log.recording(self._file, write), refused=refused
+        )
+        try:
+            return _Opened(await file.open(caller, flags), who)
+        except BaseException:
+            who.close()
+            raise
+
+
+class _Opened(OpenFile):
+    """An opened text file that lets go of its opener at the end."""
+
+    __slots__ = ("_file", "_who")
+
+    def __init__(self, file: OpenFile, who: credentials.Caller) -> None:
+        self._file = file
+        self._who = who
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self._file.read(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        return await self._file.write(offset, data)
+
+    def poll(self, wake: Callable[[], None] | None) -> int:
+        return self._file.poll(wake)
+
+    def release(self) -> None:
+        self._file.release()
+        self._who.close()
+
+
+def identify(caller: Caller) -> credentials.Caller:
+    """Who the process behind a request is. Raises NotPermitted for one that this daemon cannot see."""
+    if not caller.pid:
+        raise NotPermitted("your process is in a pid namespace that the daemon cannot see: write from outside of it")
+    return credentials.read_caller(caller.pid, caller.uid, caller.gid)

@@ -1,0 +1,40 @@
+"""The text of ``README``: how to use the mount, on one screen, from the declarations it describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ktaskfs.operations.operation import Operation
+
+_TEXT = """\
+Large work on huge pages, in chunks, on several threads. Everything here is read with cat and set with echo.
+
+  echo 'fallocate path=/dev/hugepages/vm0 length=64G name=vm0' > tasks/control     starts a task
+  cat tasks/vm0/progress                                                           done / total
+  cat tasks/vm0/wait                                                               follows it to its end
+  cat tasks/vm0/error                                                              0, or why it failed
+  echo cancel > tasks/vm0/control                                                  ends it early
+  rmdir tasks/vm0                                                                  forgets it, once it has ended
+
+A write that fails has done nothing; info/last_cmd_status says why, info/error_log shows where.
+A task runs as whoever wrote it, in a process of its own. It goes on if this filesystem is unmounted.
+
+  tasks/NAME/     state status stat progress threads result error wait, and the parameters; control takes
+                  cancel, kill, pause, resume, start (after mkdir)
+  debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
+  info/           huge page pools, NUMA nodes, what became of your last commands
+  operations/     what there is to do; operations/NAME/parameters says with which words:
+
+"""
+
+
+def manual(operations: Mapping[str, Operation[Any]]) -> str:
+    """The whole text."""
+    width = max((len(name) for name in operations), default=0)
+    lines = [
+        f"  {name.ljust(width)}  {each.description.split('. ')[0].rstrip('.')}" for name, each in operations.items()
+    ]
+    return _TEXT + "\n".join(lines) + "\n"

@@ -1,0 +1,167 @@
+"""The text of a task's status files, made from the task when it is asked for."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import errno_name
+from ktaskfs.host.process import is_stopped, thread_cpu
+from ktaskfs.tasks.task import ENDED, State
+from ktaskfs.units import human_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ktaskfs.progress import Snapshot
+    from ktaskfs.tasks.task import Task
+
+BAR_WIDTH: Final = 20
+
+
+def units_of(task: Task) -> str:
+    """What the task's positions count."""
+    return "bytes" if task.operation is None else task.operation.units
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns aligned with spaces, a header line first."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )
+
+
+def seconds_at_work(snapshot: Snapshot) -> float:
+    """Seconds from the beginning of the work to its end, or until now."""
+    if not snapshot.started_ns:
+        return 0.0
+    end = snapshot.ended_ns or time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return max(0, end - snapshot.started_ns) / 1e9
+
+
+def percent(task: Task, snapshot: Snapshot) -> float:
+    """How much of the task is done; an empty task that is done is done wholly."""
+    total = task.total(snapshot)
+    if total:
+        return 100 * task.done(snapshot) / total
+    return 100.0 if task.state is State.DONE else 0.0
+
+
+def speed(snapshot: Snapshot) -> float:
+    """Units a second on average in this run."""
+    seconds = seconds_at_work(snapshot)
+    return snapshot.done / seconds if seconds else 0.0
+
+
+def format_speed(units: str, rate: float) -> str:
+    """A rate for people: ``19.4GiB/s``, ``5120pages/s``."""
+    return f"{human_size(rate)}/s" if units == "bytes" else f"{rate:.0f}{units}/s"
+
+
+def progress(task: Task) -> str:
+    """``done / total`` (md's sync_completed; Documentation/admin-guide/md.rst)."""
+    snapshot = task.snapshot()
+    return f"{task.done(snapshot)} / {task.total(snapshot)}\n"
+
+
+def progress_line(task: Task, snapshot: Snapshot, rate: float) -> str:
+    """A line of ``wait``, in the form of /proc/mdstat; ``rate`` is in units a second."""
+    done, total = task.done(snapshot), task.total(snapshot)
+    part = percent(task, snapshot)
+    filled = int(part * BAR_WIDTH / 100)
+    bar = ("=" * filled + ">" + "." * BAR_WIDTH)[:BAR_WIDTH] if filled < BAR_WIDTH else "=" * BAR_WIDTH
+    finish = f"{(total - done) / rate:.1f}s" if rate else "unknown"
+    return f"[{bar}] {part:5.1f}% ({done}/{total}) finish={finish} speed={format_speed(units_of(task), rate)}\n"
+
+
+def error(task: Task) -> str:
+    """``0``, or ``ERRNAME at POSITION: message``."""
+    snapshot = task.snapshot()
+    if not snapshot.errno:
+        return "0\n"
+    return f"{errno_name(snapshot.errno)} at {snapshot.error_position}: {snapshot.message}\n"
+
+
+def threads(task: Task) -> str:
+    """A row for each thread; the range is in the operation's units, ``-`` between chunks."""
+    snapshot = task.snapshot()
+    rows = []
+    for each in snapshot.threads:
+        start = snapshot.nodes[each.node].start if each.node < len(snapshot.nodes) else 0
+        live = task.worker is not None
+        cpu = thread_cpu(task.worker.pid, each.tid) if task.worker is not None else None
+        rows.append(
+            (
+                each.tid,
+                "-" if each.nid < 0 else each.nid,
+                "-" if cpu is None else cpu,
+                each.state.name.lower() if live or each.state.name == "FAILED" else "ended",
+                each.chunks,
+                each.units,
+                each.busy_us,
+                f"{start + each.start}-{start + each.end}" if each.start < each.end else "-",
+            )
+        )
+    return table(("tid", "node", "cpu", "state", "chunks", "done", "busy_us", "range"), rows)
+
+
+def _when(nanoseconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
+
+
+def status(task: Task) -> str:
+    """Everything for people, as /proc/PID/status has it."""
+    snapshot = task.snapshot()
+    done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
+    rate = speed(snapshot)
+    stopped = task.worker is not None and is_stopped(task.worker.pid)
+    fields: list[tuple[str, object]] = [
+        ("Name", task.name),
+        ("Operation", "-" if task.operation is None else task.operation.name),
+        ("State", f"{task.state} (its worker is stopped by a signal)" if stopped else task.state),
+    ]
+    fields += [(each.name.capitalize(), task.parameter_text(each)) for each in task.parameters() if each.name != "name"]
+    fields += [
+        ("Uid", task.uid),
+        ("Gid", task.gid),
+        ("Pid", "-" if task.worker is None else task.worker.pid),
+        ("Threads", sum(1 for _ in snapshot.threads)),
+        ("Chunks", sum(each.chunks for each in snapshot.threads)),
+        ("Done", f"{done} {units}"),
+        ("Total", f"{total} {units}"),
+        ("Percent", f"{percent(task, snapshot):.1f}"),
+        ("Speed", format_speed(units, rate)),
+        ("Seconds", f"{seconds_at_work(snapshot):.3f}"),
+        ("Finish", "-" if task.state in ENDED or not rate else f"{(total - done) / rate:.1f}s"),
+        ("Created", _when(task.created_ns)),
+        ("Error", error(task).strip()),
+    ]
+    return "".join(f"{key}:\t{value}\n" for key, value in fields)
+
+
+def stat(task: Task) -> str:
+    """Everything for programs, flat-keyed as in cgroup v2; a key, once there, stays and keeps its meaning."""
+    snapshot = task.snapshot()
+    fields: list[tuple[str, object]] = [
+        ("state", task.state),
+        ("operation", "-" if task.operation is None else task.operation.name),
+        ("uid", task.uid),
+        ("gid", task.gid),
+        ("pid", 0 if task.worker is None else task.worker.pid),
+        ("threads", len(snapshot.threads)),
+        ("max_threads", task.requests.threads),
+        ("nice", task.requests.nice),
+        ("rate_max", task.requests.rate),
+        ("chunks", sum(each.chunks for each in snapshot.threads)),
+        ("done", task.done(snapshot)),
+        ("total", task.total(snapshot)),
+        ("units", units_of(task)),
+        ("busy_usec", sum(each.busy_us for each in snapshot.threads)),
+        ("created_usec", task.created_ns // 1000),
+        ("elapsed_usec", round(seconds_at_work(snapshot) * 1e6)),
+        ("errno", snapshot.errno),
+        ("error_position", snapshot.error_position),
+    ]
+    return "".join(f"{key} {value}\n" for key, value in fields)

@@ -1,0 +1,58 @@
+"""The stream ``tasks/NAME/wait``: follows a task to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ktaskfs.control import task_text
+from ktaskfs.tasks.task import ENDED
+from ktaskfs.vfs import Stream
+
+if TYPE_CHECKING:
+    from ktaskfs.tasks.task import Task
+
+INTERVAL: Final = 0.95
+"""Seconds between lines, a little less than the second after which a read is answered anyway."""
+
+
+class WaitStream(Stream):
+    """A progress line each second, then the final state, then the end.
+
+    A task that has not started is waited for as well.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._over = False
+        self._last: tuple[float, int] | None = None
+
+    async def next_chunk(self) -> bytes:
+        task = self._task
+        if self._over:
+            return b""
+        deadline = trio.current_time() + INTERVAL
+        with trio.move_on_at(deadline):
+            while task.state not in ENDED:
+                await task.changed()
+        if task.state in ENDED:
+            self._over = True
+            return f"{task.state}\n".encode()
+        return self._line()
+
+    def _line(self) -> bytes:
+        snapshot = self._task.snapshot()
+        now, done = trio.current_time(), snapshot.done
+        if self._last is None or now <= self._last[0]:
+            rate = task_text.speed(snapshot)
+        else:
+            rate = (done - self._last[1]) / (now - self._last[0])
+        self._last = now, done
+        return task_text.progress_line(self._task, snapshot, max(0.0, rate)).encode()
+
+    def ready(self) -> bool:
+        return self._over or self._task.state in ENDED
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,153 @@
+"""The state directory: a small record for each task, beside its page, that outlives the daemon.
+
+A record is JSON with a version, replaced whole by rename(2). One daemon at a time holds the directory's lock. It
+lives as long as the boot does (below /run), as huge pages do, so nothing is synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION: Final = 1
+LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What must be known of a task to show it, or to adopt it, after the daemon's death.
+
+    pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
+    remaining:       the ranges a resumed task was started with, None for a first run.
+    base:            units that earlier runs had done.
+    shape:           slots and ranges of its page.
+    final:           the last snapshot of an ended task, and the text of its result.
+    """
+
+    task: int
+    name: str
+    uid: int
+    gid: int
+    operation: str | None
+    parameters: dict[str, str]
+    state: str
+    created_ns: int
+    pid: int | None = None
+    start_time: int | None = None
+    remaining: list[tuple[int, int, int]] | None = None
+    base: int = 0
+    shape: tuple[int, int] | None = None
+    final: dict[str, Any] | None = None
+    result: str = ""
+
+
+def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
+    return asdict(snapshot)
+
+
+def snapshot_from_json(fields: dict[str, Any]) -> Snapshot:
+    """The inverse; raises KeyError, TypeError or ValueError for anything else."""
+    nodes = tuple(NodeProgress(**each) for each in fields["nodes"])
+    threads = tuple(ThreadProgress(**each | {"state": ThreadState(each["state"])}) for each in fields["threads"])
+    return Snapshot(**fields | {"phase": Phase(fields["phase"]), "nodes": nodes, "threads": threads})
+
+
+class StateDirectory:
+    """The directory ``path``, made if missing (0700) and locked. Raises KtaskfsError (EBUSY if another has it)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            self._lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise TargetError.from_os(error, f"state directory {path}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise KtaskfsError(f"another ktaskfs is using the state directory {path}", errno=errno.EBUSY) from None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._lock)
+
+    def _path(self, task: int, suffix: str) -> str:
+        return os.path.join(self.path, f"{task:08d}.{suffix}")
+
+    def page_path(self, task: int) -> str:
+        """Where the page of ``task`` is."""
+        return self._path(task, "page")
+
+    def write(self, record: Record) -> None:
+        """Replace the record of a task. Raises OSError, and then the old one stands."""
+        path = self._path(record.task, "json")
+        data = json.dumps({"version": VERSION} | asdict(record)).encode()
+        try:
+            fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            os.rename(path + ".new", path)
+        except OSError:
+            if os.path.exists(path + ".new"):
+                os.unlink(path + ".new")
+            raise
+
+    def forget(self, task: int) -> None:
+        """Remove the record and the page of ``task``. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(task, "json"))
+        self.forget_page(task)
+
+    def forget_page(self, task: int) -> None:
+        """Remove the page of ``task``, if there is one; its record stays. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.page_path(task))
+
+    def highest_number(self) -> int:
+        """The highest number that any file here has, 0 if there is none."""
+        numbers = (entry.partition(".")[0] for entry in os.listdir(self.path))
+        return max((int(each) for each in numbers if each.isdigit()), default=0)
+
+    def sweep_pages(self) -> None:
+        """Remove pages without a record: their tasks never began. Raises OSError."""
+        for entry in os.listdir(self.path):
+            if entry.endswith(".page") and not os.path.exists(os.path.join(self.path, entry[:-4] + "json")):
+                os.unlink(os.path.join(self.path, entry))
+
+    def records(self) -> Iterator[Record]:
+        """Every record that can be read, oldest first; others are set aside as ``*.bad``, with a line in the log."""
+        for entry in sorted(os.listdir(self.path)):
+            if not entry.endswith(".json") or not entry[:-5].isdigit():
+                continue
+            path = os.path.join(self.path, entry)
+            try:
+                with open(path, "rb") as file:
+                    fields = json.load(file)
+                if fields.pop("version") != VERSION:
+                    raise ValueError("of another version")
+                record = Record(**fields)
+                if record.final is not None:
+                    snapshot_from_json(record.final)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.set_aside(int(entry.partition(".")[0]), error)
+                continue
+            yield record
+
+    def set_aside(self, task: int, why: Exception) -> None:
+        """Rename a record that cannot be used, and say so in the log. Raises OSError."""
+        path = self._path(task, "json")
+        LOG.warning("setting aside the record %s: %s", path, why)
+        os.rename(path, path + ".bad")

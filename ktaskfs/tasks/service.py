@@ -1,0 +1,279 @@
+"""What can be done to tasks: create, start, cancel, kill, pause, resume, forget; and what a daemon takes over."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ktaskfs.errors import InvalidValue, KtaskfsError, WrongState
+from ktaskfs.host import credentials
+from ktaskfs.operations.parameters import format_parameters
+from ktaskfs.progress import Phase, Requests, Shape, read_requests, read_result, read_snapshot
+from ktaskfs.tasks.starter import StartCancelled, Starter, ending_text
+from ktaskfs.tasks.task import ACTIVE, EMPTY, PHASE_STATES, RESUMABLE, State, Task, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ktaskfs.host.credentials import Caller
+    from ktaskfs.operations.operation import Operation
+    from ktaskfs.progress import Snapshot
+    from ktaskfs.tasks.launcher import Launcher
+    from ktaskfs.tasks.record import Record, StateDirectory
+    from ktaskfs.tasks.spec import Spec
+    from ktaskfs.tasks.table import TaskTable
+
+LOG: Final = logging.getLogger(__name__)
+
+
+class TaskService:
+    """The life of the tasks in ``table``; everything runs on the trio thread, in ``nursery`` where it goes on.
+
+    What takes a Caller takes it over, and closes its descriptors.
+    """
+
+    def __init__(
+        self,
+        table: TaskTable,
+        launcher: Launcher,
+        state: StateDirectory,
+        operations: Mapping[str, Operation[Any]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.table = table
+        self.operations = operations
+        self._launcher = launcher
+        self._state = state
+        self._nursery = nursery
+        self._starter = Starter(table, launcher, state, nursery, began=self._begin_watch, failed_late=self._refuse_late)
+
+    async def run_specs(self, caller: Caller, specs: Sequence[Spec]) -> list[Task]:
+        """Create a task for each spec and start them, all or none; returns when their targets are reserved.
+
+        Raises KtaskfsError: NameTaken, TooManyTasks, or the target's own error; nothing is then left of them.
+        """
+        uid, gid = caller.identity.uid, caller.identity.gid
+        tasks = []
+        try:
+            self.table.check_room(uid, len(specs))
+            self.table.check_names([spec.parameters.name for spec in specs if spec.parameters.name is not None])
+            for spec in specs:
+                number = self.table.next_number()
+                name = spec.parameters.name or self.table.free_name(spec.operation.name, number)
+                task = Task(number, name, uid, gid)
+                task.define(spec.operation, format_parameters(spec.parameters))
+                self.table.add(task)
+                tasks.append(task)
+        except KtaskfsError:
+            caller.close()
+            raise
+        try:
+            await self._start(tasks, caller)
+        except KtaskfsError:
+            for task in tasks:
+                self.forget(task)
+            raise
+        self.table.last_task[uid] = [task.name for task in tasks]
+        return tasks
+
+    def create_empty(self, name: str, uid: int, gid: int) -> Task:
+        """A task that does nothing yet. Raises NameTaken, InvalidValue, TooManyTasks."""
+        self.table.check_room(uid, 1)
+        self.table.check_names([name])
+        task = Task(self.table.next_number(), name, uid, gid)
+        self.table.add(task)
+        self.save(task)
+        return task
+
+    async def start(self, task: Task, caller: Caller) -> None:
+        """Start a task that is new. Raises WrongState, InvalidValue, or the target's error; it is then still new."""
+        try:
+            task.require({State.NEW}, "start")
+            task.parsed()
+        except KtaskfsError:
+            caller.close()
+            raise
+        await self._start_again(task, caller)
+
+    async def resume(self, task: Task, caller: Caller) -> None:
+        """Go on: a paused task at once, an ended one with a new worker that does the rest only. Raises WrongState."""
+        if task.state is State.PAUSED:
+            caller.close()
+            task.ask(replace(task.requests, paused=False))
+            self._move(task, State.RUNNING)
+            return
+        try:
+            task.require(RESUMABLE, "resume")
+            self.table.check_room(task.uid, 1)
+        except KtaskfsError:
+            caller.close()
+            raise
+        final = task.final or EMPTY
+        before = task.base, task.remaining
+        task.base = task.done(final)
+        if final.nodes:
+            task.remaining = [(span.start, span.end, span.nid) for span in final.remaining()]
+        try:
+            await self._start_again(task, caller)
+        except KtaskfsError:
+            task.base, task.remaining = before
+            raise
+
+    async def _start_again(self, task: Task, caller: Caller) -> None:
+        before = task.state
+        try:
+            await self._start([task], caller)
+        except KtaskfsError:
+            self._move(task, before)
+            raise
+
+    async def _start(self, tasks: Sequence[Task], caller: Caller) -> None:
+        for task in tasks:
+            task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+            self.table.move(task, State.STARTING)
+        await self._starter.start(tasks, caller)
+
+    def cancel(self, task: Task) -> None:
+        """Have the work end after the chunks in flight. Raises WrongState."""
+        task.require(ACTIVE, "cancel")
+        if task.state is State.STARTING:
+            self._starter.cancel(task)
+        else:
+            task.ask(replace(task.requests, cancel=True, paused=False))
+
+    def kill(self, task: Task) -> None:
+        """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
+        task.require(ACTIVE, "kill")
+        if task.state is State.STARTING:
+            self._starter.cancel(task)
+        elif task.worker is not None:
+            task.worker.signal(signal.SIGKILL)
+
+    def pause(self, task: Task) -> None:
+        """Hand out no further chunk until ``resume``. Raises WrongState."""
+        task.require({State.RUNNING}, "pause")
+        task.ask(replace(task.requests, paused=True))
+        self._move(task, State.PAUSED)
+
+    def set_live(self, task: Task) -> None:
+        """Put changed ``max_threads``, ``nice`` and ``rate_max`` of a task in force."""
+        task.ask(replace(task.requests, rate=task.rate_limit()))
+        self.table.rebalance()
+        self.save(task)
+
+    def forget(self, task: Task) -> None:
+        """Drop a task that is not at work. Raises WrongState."""
+        if task.worker is not None:
+            raise WrongState(f"task {task.name} is {task.state}: cancel it first")
+        self.table.drop(task)
+        self._state.forget(task.number)
+
+    def save(self, task: Task) -> None:
+        """Write the record of ``task``. A state directory that fails costs what a restart would have known."""
+        try:
+            self._state.write(task.record())
+        except OSError as error:
+            LOG.error("the record of task %s cannot be written: %s", task.name, error)
+
+    def _move(self, task: Task, state: State) -> None:
+        self.table.move(task, state)
+        self.save(task)
+
+    # ---- the end of a task ----
+
+    def _begin_watch(self, task: Task, worker: Worker) -> None:
+        LOG.info("task %s (%s) of user %d runs as process %d", task.name, task.operation, task.uid, worker.pid)
+        self._nursery.start_soon(self._watch, task, worker)
+
+    async def _watch(self, task: Task, worker: Worker) -> None:
+        """Wait for the end of a worker and find out what it came to."""
+        await trio.lowlevel.wait_readable(worker.pidfd)
+        self._conclude(task, worker, await self._launcher.exit_status(task.number))
+
+    def _conclude(self, task: Task, worker: Worker, status: int | None) -> None:
+        final = read_snapshot(worker.page, worker.shape)
+        state = PHASE_STATES.get(final.phase, State.INTERRUPTED)
+        if state is State.INTERRUPTED:
+            left = final.remaining()
+            final = replace(
+                final,
+                errno=errno.EINTR,
+                error_position=left[0].start if left else 0,
+                message=f"the worker died{ending_text(status)}",
+            )
+        else:
+            task.result = read_result(worker.page, worker.shape, final)
+        self._end(task, state, final)
+        worker.close()
+
+    def _end(self, task: Task, state: State, final: Snapshot) -> None:
+        task.final = final
+        task.worker = None
+        self._move(task, state)
+        self._state.forget_page(task.number)
+        LOG.info("task %s is %s%s", task.name, state, f": {final.message}" if final.message else "")
+        for old in self.table.overdue():
+            self.forget(old)
+
+    def _refuse_late(self, task: Task, error: KtaskfsError) -> None:
+        """The start of a task failed after the write that asked for it was answered with success."""
+        cancelled = isinstance(error, StartCancelled)
+        final = replace(EMPTY, phase=Phase.FAILED, errno=error.errno, message=error.message)
+        self._end(task, State.CANCELLED if cancelled else State.FAILED, final)
+
+    # ---- taking over from an earlier daemon ----
+
+    def adopt(self) -> None:
+        """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
+        self._state.sweep_pages()
+        for record in self._state.records():
+            try:
+                task = Task.from_record(record, self.operations)
+                if self.table.get(task.name) is not None:
+                    raise InvalidValue(f"a task {task.name} exists")
+            except (InvalidValue, ValueError) as error:
+                self._state.set_aside(record.task, error)
+                continue
+            self.table.add(task)
+            if task.state in ACTIVE:
+                self._adopt_active(task, record)
+        self.table.number_from(self._state.highest_number() + 1)
+        self.table.rebalance()
+
+    def _adopt_active(self, task: Task, record: Record) -> None:
+        """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
+        try:
+            page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
+            self._end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+            return
+        shape = Shape(*(record.shape or (0, 0)))
+        task.requests = read_requests(page)
+        pidfd = _open_process(record)
+        if pidfd is None:
+            self._conclude(task, Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape), None)
+            return
+        task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
+        LOG.info("task %s is adopted: process %d goes on", task.name, record.pid)
+        self._nursery.start_soon(self._watch, task, task.worker)
+
+
+def _open_process(record: Record) -> int | None:
+    """A pidfd of the worker in ``record``, or None if that very process has ended (its pid may be another's)."""
+    if record.pid is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return None
+    if credentials.start_time(record.pid) != record.start_time:
+        os.close(pidfd)
+        return None
+    return pidfd

@@ -1,0 +1,159 @@
+"""The language of ``tasks/control``: one job spec, or one verb, a line.
+
+A spec is ``OPERATION key=value ...``, split into words as the POSIX shell splits them, or one JSON object. Every
+error names the place, so that ``info/error_log`` can put a caret under the token that is wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import InvalidValue, SpecError
+from ktaskfs.operations.parameters import TaskParameters, parameters_of, parse_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ktaskfs.operations.operation import Operation
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
+"""What a task may be called: what is safe in a shell, in a table's column and in a metric's label."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A token and where it stands in its line, in characters; ``end`` is exclusive."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A job spec that has been checked: the operation and its parsed parameters."""
+
+    operation: Operation[Any]
+    parameters: TaskParameters
+
+
+def check_name(name: str) -> str:
+    """``name`` if a task may be called that; raises InvalidValue."""
+    if NAME.fullmatch(name) is None:
+        raise InvalidValue(
+            f"{ascii(name)} is not a task name: 1 to 128 of A-Z a-z 0-9 _.:@+=,~- that begin with a letter, digit or _"
+        )
+    return name
+
+
+def split_words(line: str) -> list[Word]:
+    """The words of ``line`` as the POSIX shell splits them; raises SpecError for a quotation without an end."""
+    stream = io.StringIO(line)
+    lexer = shlex.shlex(stream, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    words: list[Word] = []
+    end = 0
+    while True:
+        start = end + len(line[end:]) - len(line[end:].lstrip(lexer.whitespace))
+        try:
+            text = lexer.get_token()
+        except ValueError:
+            raise SpecError("a quotation or an escape has no end", line=line, start=start, end=len(line)) from None
+        if text is None:
+            return words
+        # shlex reads the blank that ends a word; at the end of the line there is none.
+        end = stream.tell()
+        if line[end - 1] in lexer.whitespace and not line[start:end].endswith("\\" + line[end - 1]):
+            end -= 1
+        words.append(Word(text, start, end))
+
+
+def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
+    """Read one job spec, in either form; raises SpecError."""
+    operation, values = _from_json(line) if line.lstrip().startswith("{") else _from_words(line)
+    known = operations.get(operation.text)
+    if known is None:
+        raise _wrong(f"unknown operation {ascii(operation.text)}; there are {', '.join(operations)}", line, operation)
+    declared = {each.name: each for each in parameters_of(known.parameters)}
+    for key, word in values.items():
+        if key not in declared:
+            message = f"{known.name} has no parameter {ascii(key)}; it takes {', '.join(declared)}"
+            raise _wrong(message, line, word)
+        try:
+            declared[key].kind.parse(word.text)
+            if key == "name":
+                check_name(word.text)
+        except InvalidValue as error:
+            raise _wrong(f"{key}: {error.message}", line, word) from error
+    try:
+        parameters = parse_parameters(known.parameters, {key: word.text for key, word in values.items()})
+    except InvalidValue as error:
+        raise _wrong(f"{known.name}: {error.message}", line, operation) from error
+    return Spec(known, parameters)
+
+
+def _wrong(message: str, line: str, word: Word) -> SpecError:
+    return SpecError(message, line=line, start=word.start, end=word.end)
+
+
+def _from_words(line: str) -> tuple[Word, dict[str, Word]]:
+    operation, *rest = split_words(line)
+    values: dict[str, Word] = {}
+    for word in rest:
+        key, equals, value = word.text.partition("=")
+        if not equals:
+            raise _wrong(f"{ascii(word.text)} is not of the form key=value", line, word)
+        if key in values:
+            raise _wrong(f"{key} is given twice", line, word)
+        values[key] = Word(value, word.start, word.end)
+    return operation, values
+
+
+def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
+    try:
+        pairs = json.loads(line, object_pairs_hook=list, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"not JSON: {error.msg}", line=line, start=error.pos, end=error.pos + 1) from None
+    except (InvalidValue, RecursionError, ValueError):
+        raise SpecError("not JSON of one flat object", line=line, start=0, end=len(line)) from None
+    words: dict[str, Word] = {}
+    for key, value in _pairs(pairs, line):
+        place = re.search(re.escape(json.dumps(key)) + r"\s*:\s*[^,}]*", line)
+        start, end = place.span() if place else (0, len(line))
+        if key in words:
+            raise SpecError(f"{ascii(key)} is given twice", line=line, start=start, end=end)
+        words[key] = Word(_json_text(value, line, start, end), start, end)
+    operation = words.pop("op", None)
+    if operation is None:
+        raise SpecError('the object has no "op"', line=line, start=0, end=len(line))
+    return operation, words
+
+
+def _pairs(pairs: Any, line: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(pairs, list) or not all(isinstance(each, tuple) for each in pairs):
+        raise SpecError("not a JSON object", line=line, start=0, end=len(line))
+    yield from pairs
+
+
+def _json_text(value: Any, line: str, start: int, end: int) -> str:
+    """A JSON value as the text that key=value would have; a list of numbers is a cpulist."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(type(each) is int for each in value):
+        return ",".join(map(str, value))
+    message = "a value is text, a whole number, true, false or a list of numbers"
+    raise SpecError(message, line=line, start=start, end=end)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise InvalidValue(f"{name} is not a number")

@@ -1,0 +1,248 @@
+"""Starting workers: all tasks of one write have one ready, or none begins."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
+from ktaskfs.host import credentials
+from ktaskfs.host.topology import usable_cpus
+from ktaskfs.progress import Shape, create_page, write_requests
+from ktaskfs.tasks.task import State, Task, Worker
+from ktaskfs.worker import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ktaskfs.host.credentials import Caller
+    from ktaskfs.tasks.launcher import Launcher
+    from ktaskfs.tasks.record import StateDirectory
+    from ktaskfs.tasks.table import TaskTable
+
+LOG: Final = logging.getLogger(__name__)
+PATIENCE: Final = 0.9
+"""Seconds for which the write that starts a task waits for its target: no request may block for much longer."""
+TIMEOUT: Final = 60.0
+"""Seconds after which a worker that has not answered is killed. A pool that has to grow by surplus pages first may
+legitimately take long to reserve from; a minute is a guess."""
+SPARE_RANGES: Final = 64
+"""Ranges that a page has room for beyond those known before the operation makes its plan: one for each NUMA node."""
+
+
+class StartCancelled(KtaskfsError):
+    """Somebody cancelled the task while its worker was preparing (ECANCELED)."""
+
+    default_errno = errno.ECANCELED
+
+
+@dataclass
+class _Batch:
+    """Tasks that start together. ``writer_waits`` until the write that asked has been answered."""
+
+    tasks: Sequence[Task]
+    caller: Caller
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    writer_waits: bool = True
+    error: KtaskfsError | None = None
+    over: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A worker that is ready and waits for GO on ``channel``."""
+
+    task: Task
+    worker: Worker
+    channel: trio.socket.SocketType
+
+
+class Starter:
+    """Brings tasks from STARTING to RUNNING, in ``nursery``.
+
+    ``began`` is called with each task whose worker was let go. ``failed_late`` is called with the task and the
+    error for those that were not, after the write that asked for them had to be answered.
+    """
+
+    def __init__(
+        self,
+        table: TaskTable,
+        launcher: Launcher,
+        state: StateDirectory,
+        nursery: trio.Nursery,
+        *,
+        began: Callable[[Task, Worker], None],
+        failed_late: Callable[[Task, KtaskfsError], None],
+    ) -> None:
+        self._table = table
+        self._launcher = launcher
+        self._state = state
+        self._nursery = nursery
+        self._began = began
+        self._failed_late = failed_late
+        self._batches: dict[Task, _Batch] = {}
+
+    async def start(self, tasks: Sequence[Task], caller: Caller) -> None:
+        """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
+
+        Returns when all have begun, or after PATIENCE, with some still STARTING. Raises KtaskfsError if none
+        may begin; their states are then the owner's to set right.
+        """
+        batch = _Batch(tasks, caller)
+        self._batches.update(dict.fromkeys(tasks, batch))
+        self._nursery.start_soon(self._carry_out, batch)
+        try:
+            with trio.move_on_after(PATIENCE):
+                await batch.over.wait()
+        finally:
+            batch.writer_waits = False
+        if batch.error is not None:
+            raise batch.error
+
+    def cancel(self, task: Task) -> None:
+        """Give up the start of ``task``, and of those that were to begin with it."""
+        self._batches[task].scope.cancel()
+
+    async def _carry_out(self, batch: _Batch) -> None:
+        ready: list[_Ready] = []
+        error: KtaskfsError | None = None
+        try:
+            with batch.scope:
+                for task in batch.tasks:
+                    ready.append(await self._prepare(task, batch.caller))
+            if batch.scope.cancelled_caught:
+                error = StartCancelled("cancelled before the work began")
+            else:
+                self._write_records(ready)
+        except KtaskfsError as refusal:
+            error = refusal
+        except Exception:
+            # A bug must not end the daemon, which others' tasks depend on.
+            LOG.exception("starting %s", batch.tasks)
+            error = WorkerLost("the start failed in an unforeseen way; the log has more")
+        finally:
+            batch.caller.close()
+            for task in batch.tasks:
+                del self._batches[task]
+        if error is None:
+            await self._let_go(ready)
+        else:
+            self._give_up(batch, ready, error)
+        batch.error = error
+        batch.over.set()
+
+    def _give_up(self, batch: _Batch, ready: Sequence[_Ready], error: KtaskfsError) -> None:
+        for each in ready:
+            each.channel.close()  # its end tells the worker to take back what it prepared, and to end
+            each.task.worker = None
+            each.worker.close()
+            self._nursery.start_soon(self._launcher.exit_status, each.task.number)
+        for task in batch.tasks:
+            self._state.forget_page(task.number)
+            if not batch.writer_waits:
+                self._failed_late(task, error)
+
+    def _write_records(self, ready: Sequence[_Ready]) -> None:
+        """Before any GO: a successor of this daemon must know every worker that may have begun."""
+        try:
+            for each in ready:
+                self._state.write(replace(each.task.record(), state=State.RUNNING))
+        except OSError as error:
+            raise TargetError.from_os(error, "write the task's record") from error
+
+    async def _let_go(self, ready: Sequence[_Ready]) -> None:
+        with trio.CancelScope(shield=True):
+            for each in ready:
+                self._table.move(each.task, State.RUNNING)
+                try:
+                    await each.channel.send(protocol.GO)
+                except OSError as error:  # it has just died, and whoever watches it will find that out
+                    LOG.debug("task %s: %s", each.task.name, error)
+                each.channel.close()
+                self._began(each.task, each.worker)
+
+    async def _prepare(self, task: Task, caller: Caller) -> _Ready:
+        """Fork a worker and hear that it can begin. Raises KtaskfsError."""
+        page, shape = self._make_page(task)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel = trio.socket.from_stdlib_socket(ours)
+        pidfd = -1
+        try:
+            with theirs:
+                forked = await self._launcher.fork(
+                    self._request(task, caller), [page, theirs.fileno(), caller.root, caller.cwd]
+                )
+            pidfd = forked.pidfd
+            await self._hear(task, channel, pidfd)
+            began = credentials.start_time(forked.pid)
+            if began is None:
+                raise WorkerLost("the worker died before it could begin")
+            task.worker = Worker(forked.pid, began, pidfd, page, shape)
+            write_requests(page, task.requests)  # they may have changed since the page was made
+        except BaseException:
+            channel.close()
+            os.close(page)
+            if pidfd >= 0:
+                os.close(pidfd)
+                self._nursery.start_soon(self._launcher.exit_status, task.number)
+            raise
+        return _Ready(task, task.worker, channel)
+
+    def _make_page(self, task: Task) -> tuple[int, Shape]:
+        slots = len(usable_cpus())
+        shape = Shape(slots, SPARE_RANGES + len(task.remaining or ()))
+        try:
+            self._state.forget_page(task.number)
+            return create_page(self._state.page_path(task.number), shape, task.requests), shape
+        except OSError as error:
+            raise TargetError.from_os(error, "make the page shared with the worker") from error
+
+    def _request(self, task: Task, caller: Caller) -> protocol.StartRequest:
+        assert task.operation is not None
+        return protocol.StartRequest(
+            task=task.number,
+            name=task.name,
+            operation=task.operation.name,
+            parameters=task.texts,
+            remaining=task.remaining,
+            identity=caller.identity.to_fields(),
+            load_bal_shift=self._table.settings["load_bal_shift"],
+        )
+
+    async def _hear(self, task: Task, channel: trio.socket.SocketType, pidfd: int) -> None:
+        """Return when the worker is ready; raises its refusal, or WorkerLost."""
+        with trio.move_on_after(TIMEOUT) as scope:
+            try:
+                data = await channel.recv(protocol.MESSAGE_MAX)
+            except ConnectionError:
+                data = b""
+            if not data:
+                status = await self._launcher.exit_status(task.number)
+                raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
+            answer = protocol.decode(data)
+            if isinstance(answer, protocol.Refused):
+                raise answer.error()
+        if scope.cancelled_caught:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
+            raise WorkerLost(message, errno=errno.ETIMEDOUT)
+
+
+def ending_text(status: int | None) -> str:
+    """What waitpid(2) told, as the end of a sentence; empty if it told nothing."""
+    if status is None:
+        return ""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        known = number in {each.value for each in signal.Signals}
+        return f", killed by signal {number}" + (f" ({signal.Signals(number).name})" if known else "")
+    return f", with exit status {os.WEXITSTATUS(status)}"

@@ -1,0 +1,158 @@
+"""All tasks: their names, their owners, their order, and the limits that hold over them together."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import NameTaken, NoSuchTask, TooManyTasks
+from ktaskfs.host.topology import usable_cpus
+from ktaskfs.operations.parameters import MAX
+from ktaskfs.tasks.budget import deal_threads, helper_limit
+from ktaskfs.tasks.spec import check_name
+from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
+from ktaskfs.units import parse_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ktaskfs.tasks.tunables import Settings
+
+RESERVED: Final = frozenset({"control"})
+
+
+class TaskTable:
+    """The tasks by name, and in order of creation. Only the trio thread touches it.
+
+    ``observers`` are called with a task after each change of its state, and after it was added or dropped (its
+    ``name`` is then not in the table).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.observers: list[Callable[[Task], None]] = []
+        self.last_task: dict[int, list[str]] = {}
+        """For each uid, the names of the tasks that its last write created."""
+        self._tasks: dict[str, Task] = {}
+        self._unfinished: Counter[int] = Counter()
+        """By uid, tasks that have not ended."""
+        self._ended: dict[str, Task] = {}
+        """In order of their end."""
+        self._running: dict[str, Task] = {}
+        self._numbers = itertools.count(1)
+        settings.observers.append(self.rebalance)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def get(self, name: str) -> Task | None:
+        """The task of that name, or None."""
+        return self._tasks.get(name)
+
+    def __contains__(self, task: object) -> bool:
+        return isinstance(task, Task) and self._tasks.get(task.name) is task
+
+    def require(self, name: str) -> Task:
+        """The task of that name; raises NoSuchTask."""
+        task = self._tasks.get(name)
+        if task is None:
+            raise NoSuchTask(f"there is no task {ascii(name)}")
+        return task
+
+    def number_from(self, first: int) -> None:
+        """Number new tasks from ``first`` on, as a predecessor's files use the numbers below."""
+        self._numbers = itertools.count(first)
+
+    def next_number(self) -> int:
+        return next(self._numbers)
+
+    def check_room(self, uid: int, wanted: int) -> None:
+        """Raise TooManyTasks unless ``uid`` may have ``wanted`` more unfinished tasks."""
+        limit = self.settings["max_tasks"]
+        if self._unfinished[uid] + wanted > limit:
+            raise TooManyTasks(
+                f"you have {self._unfinished[uid]} unfinished tasks, and the limit is {limit} (debug/ktask_max_tasks)"
+            )
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise NameTaken for a name in use, or used twice in ``names``."""
+        seen: set[str] = set()
+        for name in names:
+            if name in self._tasks or name in RESERVED or name in seen:
+                raise NameTaken(f"a task {name} exists")
+            seen.add(check_name(name))
+
+    def free_name(self, operation: str, number: int) -> str:
+        """``OPERATION-N``: N is the task's number, or the next one that is free."""
+        candidates = itertools.chain([number], itertools.count(number + 1))
+        return next(name for each in candidates if (name := f"{operation}-{each}") not in self._tasks)
+
+    def add(self, task: Task) -> None:
+        """Put a task into the table, under a name that ``check_names`` has passed."""
+        self._tasks[task.name] = task
+        self._place(task)
+        self._tell(task)
+
+    def drop(self, task: Task) -> None:
+        """Take a task out, as if it had never been."""
+        del self._tasks[task.name]
+        self._displace(task)
+        self._tell(task)
+        self.rebalance()
+
+    def move(self, task: Task, state: State) -> None:
+        """Change the state of a task, and what follows from it: counts, threads, who is told."""
+        self._displace(task)
+        task.to(state)
+        self._place(task)
+        self._tell(task)
+        self.rebalance()
+
+    def overdue(self) -> list[Task]:
+        """The ended tasks beyond ``debug/ktask_keep_finished``, oldest first."""
+        return list(itertools.islice(self._ended.values(), max(0, len(self._ended) - self.settings["keep_finished"])))
+
+    def of_user(self, uid: int) -> list[Task]:
+        """The tasks of ``uid`` that have not ended."""
+        return [task for task in self._tasks.values() if task.uid == uid and task.state not in ENDED]
+
+    def rebalance(self) -> None:
+        """Deal the helper threads anew among the running tasks, and put other live limits in force."""
+        cpus = len(usable_cpus())
+        wanted = {task: self._threads_wanted(task, cpus) for task in self._running.values()}
+        for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
+            task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
+
+    def nice_of(self, task: Task) -> int:
+        """The nice value that the helpers of ``task`` are to have."""
+        text = task.texts.get("nice")
+        return self.settings["nice"] if text is None else parse_int(text)
+
+    def _threads_wanted(self, task: Task, cpus: int) -> int:
+        text = task.texts.get("max_threads", MAX)
+        own = cpus if text == MAX else parse_int(text)
+        return min(own, cpus, self.settings["max_threads"])
+
+    def _place(self, task: Task) -> None:
+        if task.state in ENDED:
+            self._ended[task.name] = task
+        else:
+            self._unfinished[task.uid] += 1
+        if task.state in ACTIVE:
+            self._running[task.name] = task
+
+    def _displace(self, task: Task) -> None:
+        self._running.pop(task.name, None)
+        if self._ended.pop(task.name, None) is None:
+            self._unfinished[task.uid] -= 1
+            if not self._unfinished[task.uid]:
+                del self._unfinished[task.uid]
+
+    def _tell(self, task: Task) -> None:
+        for observer in self.observers:
+            observer(task)

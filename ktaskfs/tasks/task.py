@@ -1,0 +1,223 @@
+"""One task as the daemon knows it: what was asked, what state it is in, and the page of its worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ktaskfs.errors import InvalidValue, WrongState
+from ktaskfs.operations.parameters import MAX, RangeParameters, parameters_of, parse_parameters
+from ktaskfs.progress import Phase, Requests, Shape, Snapshot, read_snapshot, write_requests
+from ktaskfs.tasks.record import Record, snapshot_from_json, snapshot_to_json
+from ktaskfs.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+
+    from ktaskfs.operations.operation import Operation
+    from ktaskfs.operations.parameters import Parameter, TaskParameters
+
+
+class State(StrEnum):
+    """The states of ``tasks/NAME/state``."""
+
+    NEW = "new"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+ACTIVE: Final = frozenset({State.STARTING, State.RUNNING, State.PAUSED})
+ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.INTERRUPTED})
+RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
+PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
+"""What a worker's last word means; without one it was interrupted."""
+
+EMPTY: Final = Snapshot(
+    phase=Phase.STARTING,
+    started_ns=0,
+    ended_ns=0,
+    total=0,
+    errno=0,
+    error_position=0,
+    message="",
+    result_size=0,
+    undone=False,
+    nodes=(),
+    threads=(),
+)
+"""What a task reports that has no worker yet."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon."""
+
+    pid: int
+    start_time: int
+    pidfd: int
+    page: int
+    shape: Shape
+
+    def wake(self) -> None:
+        """Have the worker read its requests; one that has just ended does not mind."""
+        self.signal(signal.SIGUSR1)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal through the pidfd; nothing happens if it has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        """Close the descriptors; the process goes on."""
+        os.close(self.pidfd)
+        os.close(self.page)
+
+
+class Task:
+    """A task. Only the trio thread touches it; everything that shows it asks it anew.
+
+    operation:  None while an empty task (mkdir) has not been told.
+    texts:      its parameters as canonical text, those that were given.
+    base:       units that earlier runs of a resumed task had done.
+    worker:     from the fork until the end is known.
+    final:      the last snapshot of the worker, once it has ended.
+    """
+
+    def __init__(self, number: int, name: str, uid: int, gid: int, *, created_ns: int | None = None) -> None:
+        self.number = number
+        self.name = name
+        self.uid = uid
+        self.gid = gid
+        self.created_ns = time.time_ns() if created_ns is None else created_ns
+        self.operation: Operation[Any] | None = None
+        self.texts: dict[str, str] = {}
+        self.state = State.NEW
+        self.requests = Requests()
+        self.remaining: list[tuple[int, int, int]] | None = None
+        self.base = 0
+        self.worker: Worker | None = None
+        self.final: Snapshot | None = None
+        self.result = ""
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} {self.state}>"
+
+    def define(self, operation: Operation[Any], texts: Mapping[str, str]) -> None:
+        """Say what an empty task is to do; texts that were set before stand where ``texts`` does not name them."""
+        self.require({State.NEW}, "a spec")
+        self.operation = operation
+        self.texts = {**self.texts, **texts}
+
+    def set_parameter(self, parameter: Parameter, text: str) -> None:
+        """Set one parameter of a task that has not started; raises InvalidValue, WrongState."""
+        self.require({State.NEW}, f"setting {parameter.name}")
+        self.texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
+
+    def parameter_text(self, parameter: Parameter) -> str:
+        """The text of a parameter's file: what was given, or the default."""
+        return self.texts.get(parameter.name, parameter.default_text())
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters that this task can have: those of its operation."""
+        return parameters_of(RangeParameters if self.operation is None else self.operation.parameters)
+
+    def parsed(self) -> TaskParameters:
+        """The parameters as values; raises InvalidValue while something is missing."""
+        if self.operation is None:
+            raise InvalidValue("no operation is set (write its name to op, or a spec to control)")
+        values: TaskParameters = parse_parameters(self.operation.parameters, self.texts)
+        return values
+
+    def require(self, states: Set[State], what: str) -> None:
+        """Raise WrongState unless the task is in one of ``states``."""
+        if self.state not in states:
+            raise WrongState(f"{what} does not fit: task {self.name} is {self.state}")
+
+    def snapshot(self) -> Snapshot:
+        """What the worker reports now, or reported last."""
+        if self.worker is not None:
+            return read_snapshot(self.worker.page, self.worker.shape)
+        return self.final or EMPTY
+
+    def rate_limit(self) -> int:
+        """Units a second that it may do, 0 for no limit."""
+        text = self.texts.get("rate_max", MAX)
+        return 0 if text == MAX else parse_size(text)
+
+    def total(self, snapshot: Snapshot) -> int:
+        """Units of the whole task, with those that earlier runs had done."""
+        return self.base + snapshot.total
+
+    def done(self, snapshot: Snapshot) -> int:
+        """Units finished, in all runs."""
+        return self.base + snapshot.done
+
+    def record(self) -> Record:
+        """What a successor of this daemon must know."""
+        worker = self.worker
+        return Record(
+            task=self.number,
+            name=self.name,
+            uid=self.uid,
+            gid=self.gid,
+            operation=None if self.operation is None else self.operation.name,
+            parameters=self.texts,
+            state=self.state,
+            created_ns=self.created_ns,
+            pid=None if worker is None else worker.pid,
+            start_time=None if worker is None else worker.start_time,
+            shape=None if worker is None else (worker.shape.slots, worker.shape.nodes),
+            remaining=self.remaining,
+            base=self.base,
+            final=None if self.final is None else snapshot_to_json(self.final),
+            result=self.result,
+        )
+
+    @classmethod
+    def from_record(cls, record: Record, operations: Mapping[str, Operation[Any]]) -> Task:
+        """The inverse, without the worker; raises InvalidValue if nobody knows its operation any more."""
+        task = cls(record.task, record.name, record.uid, record.gid, created_ns=record.created_ns)
+        if record.operation is not None:
+            task.operation = operations.get(record.operation)
+            if task.operation is None:
+                raise InvalidValue(f"there is no operation {record.operation}")
+        task.texts = dict(record.parameters)
+        task.state = State(record.state)
+        task.remaining = None if record.remaining is None else [(s, e, n) for s, e, n in record.remaining]
+        task.base = record.base
+        task.final = None if record.final is None else snapshot_from_json(record.final)
+        task.result = record.result
+        return task
+
+    def ask(self, requests: Requests) -> None:
+        """Put new wishes in force; a worker is woken only if there is a change."""
+        if requests == self.requests:
+            return
+        self.requests = requests
+        if self.worker is not None:
+            write_requests(self.worker.page, requests)
+            self.worker.wake()
+
+    def to(self, state: State) -> None:
+        """Change the state, and wake whoever waits for a change."""
+        self.state = state
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def changed(self) -> None:
+        """Return after the next change of state."""
+        await self._changed.wait()

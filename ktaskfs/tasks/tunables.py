@@ -1,0 +1,64 @@
+"""The tunables of ``debug/``, each declared once: name, range, default, and the help that README and docs show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue
+from ktaskfs.units import parse_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX: Final = "ktask_"
+"""What a tunable's file has before the name that the mount option and the configuration file use."""
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """``debug/ktask_NAME``: a whole number from ``least`` to ``most``."""
+
+    name: str
+    least: int
+    most: int
+    default: int
+    help: str
+
+    @property
+    def file(self) -> str:
+        return PREFIX + self.name
+
+    def parse(self, text: str) -> int:
+        """The value in ``text``; raises InvalidValue."""
+        try:
+            return parse_int(text, least=self.least, most=self.most)
+        except InvalidValue as error:
+            raise InvalidValue(f"{self.file}: {error.message}") from error
+
+
+TUNABLES: Final = (
+    Tunable("max_threads", 1, 2**31 - 1, 4, "cap on the threads of any one task"),
+    Tunable("cpu_percent", 1, 100, 80, "share of the online CPUs that the helper threads of all tasks may take"),
+    Tunable("nice", 0, 19, 19, "nice value of helper threads"),
+    Tunable("load_bal_shift", 0, 16, 2, "chunks per thread, as a power of two"),
+    Tunable("max_tasks", 1, 65536, 64, "unfinished tasks that one user may have"),
+    Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; the oldest are dropped first"),
+)
+
+
+class Settings:
+    """The values in force; ``observers`` are called after each change, on the thread that made it."""
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        self._values = {each.name: values.get(each.name, each.default) for each in TUNABLES}
+        self.observers: list[Callable[[], None]] = []
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[name]
+
+    def set(self, tunable: Tunable, text: str) -> None:
+        """Read ``text`` and put it in force; raises InvalidValue."""
+        self._values[tunable.name] = tunable.parse(text)
+        for observer in self.observers:
+            observer()

@@ -1,0 +1,116 @@
+"""What the daemon, the spawner and a worker say to each other.
+
+Daemon and spawner speak over one SEQPACKET socket, a JSON object a message, descriptors beside it. A worker has a
+channel of its own to the daemon, until its work begins: it answers whether it can start, and waits for GO. The end
+of the channel instead of GO (the daemon died, or gave the start up) means that it must not begin.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import KtaskfsError, TargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+GO: Final = b"g"
+MESSAGE_MAX: Final = 1 << 19
+"""Bytes of one message; a command has at most 64 KiB, and JSON may write six bytes for one."""
+FDS_MAX: Final = 8
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """Fork a worker. Beside it travel the descriptors of the page, the channel, the caller's root and directory.
+
+    ``parameters`` are canonical texts; ``remaining`` are (start, end, nid) of a resumed task, None for a new one;
+    ``identity`` is what ``ktaskfs.host.credentials`` made of the caller.
+    """
+
+    task: int
+    name: str
+    operation: str
+    parameters: Mapping[str, str]
+    remaining: Sequence[tuple[int, int, int]] | None
+    identity: Mapping[str, Any]
+    load_bal_shift: int
+
+
+@dataclass(frozen=True)
+class Forked:
+    """The answer to a StartRequest; beside it travels a pidfd. ``errno`` is 0, or why there is no process."""
+
+    task: int
+    pid: int
+    errno: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A worker was reaped; ``status`` is what waitpid(2) gave."""
+
+    task: int
+    status: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's answer: it can begin on ``total`` units."""
+
+    total: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A worker's answer: it cannot begin, nothing was touched, and it is about to end."""
+
+    errno: int
+    message: str
+
+    def error(self) -> KtaskfsError:
+        return TargetError(self.message, errno=self.errno)
+
+
+Message = StartRequest | Forked | Exited | Ready | Refused
+_BY_NAME: Final[Mapping[str, type[Any]]] = {
+    each.__name__: each for each in (StartRequest, Forked, Exited, Ready, Refused)
+}
+
+
+def encode(message: Message) -> bytes:
+    """``message`` as bytes."""
+    return json.dumps([type(message).__name__, asdict(message)]).encode()
+
+
+def decode(data: bytes) -> Message:
+    """The message in ``data``; raises ValueError, TypeError or KeyError for anything else."""
+    name, fields = json.loads(data)
+    message: Message = _BY_NAME[name](**fields)
+    return message
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """One message, from blocking code. Raises OSError."""
+    socket.send_fds(sock, [encode(message)], fds)
+
+
+def packed_fds(fds: Sequence[int]) -> bytes:
+    """Descriptors as the data of an SCM_RIGHTS message."""
+    return array.array("i", fds).tobytes()
+
+
+def received_fds(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came beside a message, as recvmsg(2) gives them; they are close-on-exec."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return list(fds)

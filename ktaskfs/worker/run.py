@@ -1,0 +1,163 @@
+"""The life of one worker process: become the caller, prepare, wait for GO, work, say how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import setproctitle
+
+from ktaskfs import ktask
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.host import syscalls
+from ktaskfs.host.credentials import Identity, become
+from ktaskfs.operations.operation import Range
+from ktaskfs.operations.parameters import parse_parameters
+from ktaskfs.progress import Phase, Requests, Span, WorkerPage
+from ktaskfs.worker import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.operation import Operation, Plan
+
+COMM_MAX = 15
+"""Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the work ended, as the page reports it; ``number`` is an errno."""
+
+    phase: Phase
+    number: int = 0
+    position: int = 0
+    message: str = ""
+
+
+class Worker:
+    """One task in this process. ``run`` returns the exit status: 0 whenever the page or the channel tells the story."""
+
+    def __init__(
+        self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, fds: Sequence[int]
+    ) -> None:
+        """``fds`` are those beside the request: the page, the channel, the caller's root and working directory."""
+        page, channel, self._root, self._cwd = fds
+        self._request = request
+        self._operation = operation
+        self._kernel = kernel
+        self._page = WorkerPage(page)
+        self._channel = socket.socket(fileno=channel)
+
+    def run(self) -> int:
+        """Become the caller, prepare, wait for GO, work."""
+        # By its name while it may: after the change of user its files in /proc are not its own.
+        setproctitle.setproctitle(f"ktask/{self._request.name}")
+        try:
+            become(Identity.from_fields(self._request.identity), self._root, self._cwd)
+            plan = self._prepare()
+        except KtaskfsError as error:
+            protocol.send(self._channel, protocol.Refused(error.errno, error.message))
+            return 0
+        if not self._may_begin(sum(node.size for node in plan.nodes)):
+            plan.abort()
+            return 0
+        self._channel.close()
+        self._work(plan)
+        return 0
+
+    def _may_begin(self, total: int) -> bool:
+        """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""
+        try:
+            protocol.send(self._channel, protocol.Ready(total))
+            return self._channel.recv(1) == protocol.GO
+        except ConnectionError:
+            return False
+
+    def _prepare(self) -> Plan:
+        parameters = parse_parameters(self._operation.parameters, self._request.parameters)
+        remaining = self._request.remaining
+        ranges = None if remaining is None else [Range(*each) for each in remaining]
+        return self._operation.prepare(self._kernel, parameters, ranges)
+
+    def _work(self, plan: Plan) -> None:
+        control = dataclasses.replace(
+            plan.control,
+            # The daemon shares the CPUs out among all tasks, through the number of threads that it asks for.
+            cpu_percent=100,
+            load_bal_shift=self._request.load_bal_shift,
+            monitor=self._page,
+            thread_start=self._name_thread,
+        )
+        job = ktask.Job(plan.nodes, control)
+        self._apply(job, self._page.requests())
+        threading.Thread(target=self._listen, args=(job,), daemon=True).start()
+        spans = [_span(node) for node in plan.nodes]
+        self._page.begin(spans, sum(span.end - span.start for span in spans))
+        ending = self._run_job(job)
+        result = ""
+        try:
+            result = plan.finish()
+        except KtaskfsError as error:
+            if ending.phase is Phase.DONE:
+                ending = Ending(Phase.FAILED, error.errno, 0, error.message)
+        self._page.end(
+            ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
+        )
+
+    def _run_job(self, job: ktask.Job) -> Ending:
+        try:
+            outcome = job.run()
+        except ktask.TaskError as failure:
+            number, message = _explain(failure.error)
+            position = failure.position if isinstance(failure.position, int) else 0
+            return Ending(Phase.FAILED, number, position, message)
+        return Ending(Phase.CANCELLED if outcome.cancelled else Phase.DONE)
+
+    def _listen(self, job: ktask.Job) -> None:
+        """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), has a wish."""
+        while True:
+            if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
+                job.cancel()
+            else:
+                self._apply(job, self._page.requests())
+
+    def _apply(self, job: ktask.Job, requests: Requests) -> None:
+        job.set_max_threads(min(requests.threads or self._page.shape.slots, self._page.shape.slots))
+        job.set_rate(requests.rate or None)
+        job.set_nice(requests.nice)
+        if requests.cancel:
+            job.cancel()
+        elif requests.paused:
+            job.pause()
+        else:
+            job.resume()
+
+    def _name_thread(self, slot: int) -> None:
+        suffix = f":{slot}"
+        syscalls.set_thread_name(f"ktask/{self._request.name}"[: COMM_MAX - len(suffix)] + suffix)
+
+
+def _span(node: ktask.Node) -> Span:
+    """A range of the work for the page; positions that are not numbers count from 0."""
+    start = node.start if isinstance(node.start, int) else 0
+    return Span(start, start + node.size, node.nid)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The errno and the sentence of whatever a chunk raised; the unforeseen goes to the log with its traceback."""
+    if isinstance(error, KtaskfsError):
+        return error.errno, error.message
+    if isinstance(error, OSError) and error.errno:
+        return error.errno, os.strerror(error.errno)
+    traceback.print_exception(error, file=sys.stderr)
+    return errno.EIO, f"unforeseen {type(error).__name__}: {error}"
