@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ktaskfs.ktask.control import Control, Node
 from ktaskfs.ktask.machine import NO_NODE
 from ktaskfs.ktask.outcome import Outcome, TaskError
-from ktaskfs.ktask.scheduler import Scheduler, Worker
+from ktaskfs.ktask.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ktaskfs.ktask.worker import Worker
 
 
 class Job:

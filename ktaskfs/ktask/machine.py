@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -62,7 +61,7 @@ class LinuxMachine:
 
     def __init__(self) -> None:
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(platform.machine(), (0, 0))
+        self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(os.uname().machine, (0, 0))
 
     def cpus(self) -> int:
         """The CPUs that the calling thread may use: a container or taskset counts, unlike in the kernel."""
@@ -70,8 +69,10 @@ class LinuxMachine:
 
     def node_cpus(self, nid: int) -> frozenset[int]:
         try:
-            with open(f"/sys/devices/system/node/node{nid}/cpulist", encoding="ascii") as file:
-                text = file.read().strip()
+            # In binary: opened as text, it could make Python import a codec, which a process that has changed its
+            # user may not be able to read.
+            with open(f"/sys/devices/system/node/node{nid}/cpulist", "rb") as file:
+                text = file.read().decode().strip()
         except OSError:
             return frozenset()
         return frozenset(parse_cpulist(text)) if text else frozenset()

@@ -1,4 +1,4 @@
-"""Which part of a node's range is done, from its position and the chunks that are not."""
+"""A node's range of work, handed out in order, and which part of it is done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ktaskfs.ktask.control import Node
 
 
 class Span(NamedTuple):
@@ -17,25 +19,42 @@ class Span(NamedTuple):
     last: Any
 
 
-def split(handed_out: Span, size: int, held: Iterable[Span]) -> tuple[list[Span], list[Span]]:
-    """The finished and the unfinished spans of a node of ``size`` units, each in order and merged where they touch.
+class Range:
+    """The work of one node. The scheduler's lock guards ``handed_out`` and ``chunks``."""
 
-    ``handed_out`` runs from the node's start to its position; ``held`` are the chunks that run or have failed. The
-    last unfinished span may end at None: nobody knows a position that ``iter_func`` has not reached.
-    """
-    finished: list[Span] = []
-    unfinished: list[Span] = []
-    done_to, done_at = handed_out.start, handed_out.first
-    # A chunk that begins at the position was on its way out when its thread was interrupted: the rest covers it.
-    inside = sorted((span for span in held if span.start < handed_out.end), key=lambda span: span.start)
-    rest = Span(handed_out.end, size, handed_out.last, None)
-    for span in (*inside, rest):
-        if span.start > done_to:
-            finished.append(Span(done_to, span.start, done_at, span.first))
-        if span.end > span.start:
-            if unfinished and unfinished[-1].end == span.start:
-                before = unfinished.pop()
-                span = Span(before.start, span.end, before.first, span.last)
-            unfinished.append(span)
-        done_to, done_at = span.end, span.last
-    return finished, unfinished
+    def __init__(self, node: Node, cpus: frozenset[int]) -> None:
+        self.node = node
+        self.cpus = cpus
+        """Of its NUMA node; empty where that is not known, or there is none."""
+        self.handed_out = Span(0, 0, node.start, node.start)
+        """From the node's start to its position. Replaced whole, so that an interrupt cannot halve it."""
+        self.chunks = 0
+        """Chunks done."""
+
+    @property
+    def left(self) -> int:
+        """Units not yet handed out."""
+        return self.node.size - self.handed_out.end
+
+    def split(self, held: Iterable[Span]) -> tuple[list[Span], list[Span]]:
+        """The finished and the unfinished spans, each in order and merged where they touch.
+
+        ``held`` are the chunks that run or have failed. The last unfinished span may end at None: nobody knows a
+        position that ``iter_func`` has not reached.
+        """
+        finished: list[Span] = []
+        unfinished: list[Span] = []
+        _, position, done_at, last = self.handed_out
+        done_to = 0
+        # A chunk that begins at the position was on its way out when its thread was interrupted: the rest covers it.
+        inside = sorted((span for span in held if span.start < position), key=lambda span: span.start)
+        for span in (*inside, Span(position, self.node.size, last, None)):
+            if span.start > done_to:
+                finished.append(Span(done_to, span.start, done_at, span.first))
+            done_to, done_at = span.end, span.last
+            if span.end > span.start:
+                if unfinished and unfinished[-1].end == span.start:
+                    before = unfinished.pop()
+                    span = Span(before.start, span.end, before.first, span.last)
+                unfinished.append(span)
+        return finished, unfinished

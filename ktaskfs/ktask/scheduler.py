@@ -1,4 +1,4 @@
-"""Who does which chunk: all state of a running task, under one lock. It neither starts threads nor does chunks."""
+"""Who does which chunk: the state of a running task, under one lock. It neither starts threads nor does chunks."""
 
 from __future__ import annotations
 
@@ -7,52 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask.arithmetic import batch_size, chunk_size, nthreads, tail_chunk_size
 from ktaskfs.ktask.budget import HelperBudget
-from ktaskfs.ktask.control import Control, Node
+from ktaskfs.ktask.control import Node
 from ktaskfs.ktask.machine import NO_NODE, Placement, place_on_node
 from ktaskfs.ktask.outcome import NodeShare, Outcome, ThreadShare
-from ktaskfs.ktask.ranges import Span, split
+from ktaskfs.ktask.ranges import Range, Span
 from ktaskfs.ktask.throttle import TokenBucket
+from ktaskfs.ktask.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FIRST_SLOT = 0
-
-
-class _Range:
-    """One node's range of work. All fields are guarded by the scheduler's lock."""
-
-    def __init__(self, node: Node, cpus: frozenset[int]) -> None:
-        self.node = node
-        self.cpus = cpus
-        self.handed_out = Span(0, 0, node.start, node.start)
-        self.chunks = 0
-
-    @property
-    def left(self) -> int:
-        return self.node.size - self.handed_out.end
-
-
-class Worker:
-    """One thread of a task. The scheduler's lock guards all fields but busy_ns and placed, the thread's own."""
-
-    def __init__(self, slot: int, index: int, before: Worker | None) -> None:
-        self.slot = slot
-        self.index = index
-        """Of the node that it works on."""
-        self.live = True
-        self.tid = 0
-        """The system's thread number; 0 until the thread has begun."""
-        self.pinned = NO_NODE
-        """The node whose CPUs it is to run on."""
-        self.chunk: Span | None = None
-        """The chunk that it does, or failed at."""
-        self.placed: Placement | None = None
-        """Where its thread has put itself."""
-        # The counts are the slot's: they go on where the thread before ended.
-        self.chunks: int = before.chunks if before else 0
-        self.units: int = before.units if before else 0
-        self.busy_ns: int = before.busy_ns if before else 0
+    from ktaskfs.ktask.control import Control
 
 
 class Scheduler:
@@ -68,12 +33,12 @@ class Scheduler:
         self._size = sum(node.size for node in nodes)
         self._batch = batch_size(ctl.min_chunk_size, ctl.align)
 
-        self._lock = Lock()  # guards every field below, and those of _Range and Worker
+        self._lock = Lock()  # guards every field below, and those of Range and Worker
         self._changed = Condition(self._lock)
         self._ranges = []
         for node in nodes:
             cpus = frozenset[int]() if node.nid == NO_NODE else self._machine.node_cpus(node.nid)
-            self._ranges.append(_Range(node, cpus))
+            self._ranges.append(Range(node, cpus))
         self._left = self._size
         self._workers: list[Worker] = []  # by slot, the latest of each
         self._live = 0  # workers that have not left
@@ -118,7 +83,7 @@ class Scheduler:
         with self._lock:
             self._nice = nice
             for worker in self._workers:
-                if worker.live and worker.tid and worker.slot != FIRST_SLOT:
+                if worker.live and worker.tid and not worker.is_first:
                     self._machine.set_nice(worker.tid, nice)
 
     # The life of a thread.
@@ -147,12 +112,12 @@ class Scheduler:
                 self._max_threads = max_threads
             if self._began_ns is None or self._over():
                 return []
-            wanted = self._wanted()
+            ctl = self._ctl
+            wanted = nthreads(self._size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
             helpers = []
             while self._live < wanted and self._budget.hire():
                 helpers.append(self._hire())
             self._sharers = min(self._live, wanted)
-            ctl = self._ctl
             self._chunk = chunk_size(
                 self._size,
                 ctl.min_chunk_size,
@@ -184,7 +149,7 @@ class Scheduler:
                 self._count(worker, worker.chunk)
             waits = ""
             while True:
-                if self._over() or (worker.slot != FIRST_SLOT and self._live > self._sharers):
+                if self._over() or (self._live > self._sharers and not worker.is_first):
                     self._leave(worker)
                     return None
                 seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.limited else 0.0
@@ -227,7 +192,7 @@ class Scheduler:
                     self._leave(worker)
             while self._live:
                 helper = next(worker for worker in self._workers if worker.live)
-                if helper is not raised:
+                if helper is not raised and nice < self._nice:
                     self._machine.set_nice(helper.tid, nice)
                     raised = helper
                 self._clock.wait(self._changed, None)
@@ -245,7 +210,7 @@ class Scheduler:
     def start_undo(self) -> list[Span]:
         """The finished ranges, which are to be taken back; from now on they do not count as done."""
         with self._lock:
-            finished = [span for index in range(len(self._ranges)) for span in self._split(index)[0]]
+            finished = [span for index, part in enumerate(self._ranges) for span in part.split(self._held(index))[0]]
             self._units_undone = sum(span.end - span.start for span in finished)
             self._monitor.undo_started()
         return finished
@@ -256,9 +221,9 @@ class Scheduler:
             per_node = []
             for index, part in enumerate(self._ranges):
                 node = part.node
-                undone = self._units_undone is not None
-                spans = [Span(0, node.size, node.start, None)] if undone else self._split(index)[1]
-                rest = [Node(span.first, span.end - span.start, node.nid) for span in spans if span.end > span.start]
+                rest = [Node(span.first, span.end - span.start, node.nid) for span in part.split(self._held(index))[1]]
+                if self._units_undone is not None:
+                    rest = [node] if node.size else []
                 left += rest
                 done = node.size - sum(piece.size for piece in rest)
                 per_node.append(NodeShare(node.nid, node.size, done, part.chunks))
@@ -273,7 +238,7 @@ class Scheduler:
                 per_thread=tuple(
                     ThreadShare(worker.slot, worker.chunks, worker.units, worker.busy_ns / 1e9)
                     for worker in self._workers
-                    if worker.tid
+                    if worker.tid or worker.chunks
                 ),
                 per_node=tuple(per_node),
                 left=tuple(left),
@@ -283,10 +248,6 @@ class Scheduler:
 
     def _over(self) -> bool:
         return self._cancelled or self._error is not None or self._left == 0
-
-    def _wanted(self) -> int:
-        ctl = self._ctl
-        return nthreads(self._size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
 
     def _hire(self) -> Worker:
         before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
@@ -308,7 +269,7 @@ class Scheduler:
             worker.live = False
             self._live -= 1
             self._unpin(worker)
-            if worker.slot != FIRST_SLOT:
+            if not worker.is_first:
                 self._budget.dismiss()
             self._changed.notify_all()
             if worker.tid:
@@ -316,7 +277,7 @@ class Scheduler:
                 self._monitor.thread_ended(worker.slot)
 
     def _unpin(self, worker: Worker) -> None:
-        if worker.slot != FIRST_SLOT:
+        if not worker.is_first:
             self._budget.unpin(worker.pinned)
         worker.pinned = NO_NODE
 
@@ -333,7 +294,7 @@ class Scheduler:
             part = self._ranges[worker.index]
         if part.node.nid != worker.pinned:
             self._unpin(worker)
-            if worker.slot == FIRST_SLOT or self._budget.pin(part.node.nid):
+            if worker.is_first or self._budget.pin(part.node.nid):
                 worker.pinned = part.node.nid
         size = min(self._next_size(), part.left)
         at = part.handed_out
@@ -365,7 +326,6 @@ class Scheduler:
                 return index
         return open_ranges[self._ctl.pick(len(open_ranges))]
 
-    def _split(self, index: int) -> tuple[list[Span], list[Span]]:
-        part = self._ranges[index]
-        held = (worker.chunk for worker in self._workers if worker.chunk is not None and worker.index == index)
-        return split(part.handed_out, part.node.size, held)
+    def _held(self, index: int) -> list[Span]:
+        """The chunks of a range that run or have failed."""
+        return [worker.chunk for worker in self._workers if worker.chunk is not None and worker.index == index]

@@ -256,6 +256,16 @@ def test_helpers_are_raised_one_at_a_time_once_the_first_thread_has_nothing_left
     assert main[0] not in {tid for tid, _ in machine.niced}
 
 
+def test_helpers_are_never_lowered_to_the_callers_nice_value() -> None:
+    machine = FakeMachine(nice=19)
+    gate = Gate()
+    run = Background(Job([Node(0, 2)], control(gate, max_chunk_size=1, max_threads=2, nice=5, machine=machine)).run)
+    gate.wait_begun(2)
+    gate.end_to(2)
+    run.result()
+    assert [nice for _, nice in machine.niced] == [5]
+
+
 @pytest.mark.parametrize(
     ("method", "value"), [("set_max_threads", -1), ("set_rate", 0), ("set_nice", 20), ("set_nice", -21)]
 )

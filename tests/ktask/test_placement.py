@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +153,7 @@ def test_a_machine_that_refuses_everything_still_works(monkeypatch: pytest.Monke
     """As in a container with a strict seccomp profile, on a processor whose system calls are not known."""
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
     monkeypatch.setattr(os, "setpriority", refuse)
-    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="pdp11"))
     machine = LinuxMachine()
     assert machine.placement().policy is None
     together = threading.Barrier(2)

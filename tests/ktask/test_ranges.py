@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktaskfs.ktask.ranges import Span, split
+from ktaskfs.ktask import Node
+from ktaskfs.ktask.ranges import Range, Span
 
 
 @st.composite
@@ -23,7 +24,10 @@ def nodes(draw: st.DrawFn) -> tuple[int, int, list[Span]]:
 @given(nodes())
 def test_split(node: tuple[int, int, list[Span]]) -> None:
     size, position, held = node
-    finished, unfinished = split(Span(0, position, 0, position * 10), size, held)
+    part = Range(Node(0, size), frozenset())
+    part.handed_out = Span(0, position, 0, position * 10)
+    assert part.left == size - position
+    finished, unfinished = part.split(held)
     not_done = {unit for span in held for unit in range(span.start, span.end)} | set(range(position, size))
     assert [unit for span in unfinished for unit in range(span.start, span.end)] == sorted(not_done)
     assert [unit for span in finished for unit in range(span.start, span.end)] == sorted(set(range(size)) - not_done)
