@@ -27,12 +27,14 @@ MAX: Final = "max"
 class Kind(Generic[T]):
     """A type of value: how its text is read (InvalidValue if it cannot be) and written back.
 
-    ``format(parse(text))`` is the canonical text; parsing that again gives an equal value.
+    ``format(parse(text))`` is the canonical text; parsing that again gives an equal value. ``absent`` is the text
+    shown for a parameter that was not given and has no default value.
     """
 
     name: str
     parse: Callable[[str], T]
     format: Callable[[T], str]
+    absent: str = "-"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Parameter:
     required: bool
 
     def default_text(self) -> str:
-        """The default in canonical text; ``-`` where the parameter must be given or has no default value."""
-        return "-" if self.required or self.default is None else self.kind.format(self.default)
+        """The default in canonical text; the kind's ``absent`` where there is none."""
+        return self.kind.absent if self.default is None else self.kind.format(self.default)
 
 
 def parameter(kind: Kind[T], help: str, **default: Any) -> Any:
@@ -117,10 +119,13 @@ WORD: Final[Kind[str]] = Kind("word", _parse_word, str)
 NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", lambda text: parse_cpulist(text, most=1023), format_cpulist)
 NICE: Final[Kind[int]] = Kind("number", lambda text: parse_int(text, most=19), str)
 THREADS: Final[Kind[int | None]] = Kind(
-    "number|max", _limit(lambda text: parse_int(text, least=1, most=2**31 - 1)), _format_limit
+    "number|max", _limit(lambda text: parse_int(text, least=1, most=2**31 - 1)), _format_limit, absent=MAX
 )
 RATE: Final[Kind[int | None]] = Kind(
-    "size|max", _limit(lambda text: parse_size(text, least=1)), lambda v: MAX if v is None else format_size(v)
+    "size|max",
+    _limit(lambda text: parse_size(text, least=1)),
+    lambda value: MAX if value is None else format_size(value),
+    absent=MAX,
 )
 
 

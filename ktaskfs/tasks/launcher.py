@@ -109,11 +109,13 @@ class Launcher:
 
         To be asked once, after the worker is known to have ended.
         """
-        child = self._children.pop(task, None)
+        child = self._children.get(task)
         if child is None:
             return None
         with trio.move_on_after(STATUS_PATIENCE):
             await child.exited.wait()
+        if self._children.get(task) is child:
+            del self._children[task]
         return child.status
 
     async def _receive(self, sock: trio.socket.SocketType, process: subprocess.Popen[bytes]) -> None:

@@ -188,7 +188,8 @@ class TaskService:
     # ---- the end of a task ----
 
     def _begin_watch(self, task: Task, worker: Worker) -> None:
-        LOG.info("task %s (%s) of user %d runs as process %d", task.name, task.operation, task.uid, worker.pid)
+        assert task.operation is not None
+        LOG.info("task %s: %s by user %d, process %d", task.name, task.operation.name, task.uid, worker.pid)
         self._nursery.start_soon(self._watch, task, worker)
 
     async def _watch(self, task: Task, worker: Worker) -> None:
