@@ -13,7 +13,7 @@ import trio
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, WrongState
 from ktaskfs.host import credentials
-from ktaskfs.operations.parameters import format_parameters
+from ktaskfs.operations.parameters import PATH, format_parameters, parameters_of
 from ktaskfs.progress import Phase, Requests, Shape, read_requests, read_result, read_snapshot
 from ktaskfs.tasks.starter import StartCancelled, Starter, ending_text
 from ktaskfs.tasks.task import ACTIVE, EMPTY, PHASE_STATES, RESUMABLE, State, Task, Worker
@@ -67,7 +67,7 @@ class TaskService:
                 number = self.table.next_number()
                 name = spec.parameters.name or self.table.free_name(spec.operation.name, number)
                 task = Task(number, name, uid, gid)
-                task.define(spec.operation, format_parameters(spec.parameters))
+                task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
                 self.table.add(task)
                 tasks.append(task)
         except KtaskfsError:
@@ -127,6 +127,8 @@ class TaskService:
 
     async def _start_again(self, task: Task, caller: Caller) -> None:
         before = task.state
+        assert task.operation is not None
+        task.texts = absolute_paths(task.operation, task.texts, caller)
         try:
             await self._start([task], caller)
         except KtaskfsError:
@@ -264,6 +266,20 @@ class TaskService:
         task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid)
         self._nursery.start_soon(self._watch, task, task.worker)
+
+
+def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: Caller) -> dict[str, str]:
+    """``texts`` with relative paths put below the caller's working directory, as seen from the caller's root.
+
+    So a task shows what it works on, and works on the same when it is resumed from elsewhere. Where the directory
+    has no such name (removed, or outside the root) a path stays as it is, and the worker's own directory counts.
+    """
+    root, cwd = (os.readlink(f"/proc/self/fd/{fd}") for fd in (caller.root, caller.cwd))
+    inside = cwd.removeprefix(root.rstrip("/"))
+    if not inside.startswith("/") or inside.endswith(" (deleted)"):
+        return dict(texts)
+    paths = {each.name for each in parameters_of(operation.parameters) if each.kind is PATH}
+    return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
 
 
 def _open_process(record: Record) -> int | None:
