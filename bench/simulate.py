@@ -1,0 +1,317 @@
+"""Efficiency of ktask's load balancing, beside ThreadPoolExecutor.map and joblib's threading backend.
+
+    python bench/simulate.py             writes docs/ktask-simulation.md and .svg (about five minutes)
+    python bench/simulate.py --smoke     a few seconds, writes nothing
+
+The chunk functions sleep: they release the GIL as system calls do, and need no CPU, so that hundreds of threads can
+be tried on two CPUs. Efficiency is the ideal makespan (the work spread evenly over the threads, but no less than
+the longest chunk) divided by the measured one. All threads run at the same nice value. Needs joblib and matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ktaskfs import ktask
+from ktaskfs.ktask.arithmetic import tail_chunk_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DOCS = Path(__file__).parents[1] / "docs"
+CHUNK = 0.020
+"""Mean seconds of one chunk."""
+CHUNKS_EACH = 48
+"""Chunks for each thread, about a second of work."""
+REPEATS = 3
+REMOTE = 3.0
+"""How many times longer a chunk takes on a thread of the wrong node."""
+PEERS = ("ktask", "ThreadPoolExecutor", "joblib")
+WORKLOADS = ("constant", "uniform", "skewed", "nodes")
+
+
+def costs(workload: str, chunks: int) -> list[float]:
+    """The seconds of each chunk, CHUNK on average, the same at each call."""
+    rng = random.Random(2017)
+    if workload == "uniform":
+        return [rng.uniform(0.5, 1.5) * CHUNK for _ in range(chunks)]
+    if workload == "skewed":  # one chunk in ten takes as long as four of the others
+        return [(4 if rng.random() < 0.1 else 1) * CHUNK / 1.3 for _ in range(chunks)]
+    return [CHUNK] * chunks
+
+
+def ideal(seconds: Sequence[float], threads: int) -> float:
+    """The makespan that no schedule of these chunks can beat."""
+    return max(sum(seconds) / threads, max(seconds))
+
+
+class TwoNodes(ktask.LinuxMachine):
+    """A machine of so many CPUs on two nodes, which knows where it has put each thread."""
+
+    def __init__(self, cpus: int) -> None:
+        super().__init__()
+        self._count = cpus
+        self.here = threading.local()
+
+    def cpus(self) -> int:
+        return self._count
+
+    def node_cpus(self, nid: int) -> frozenset[int]:
+        return frozenset(range(nid, self._count, 2))
+
+    def placement(self) -> ktask.Placement:
+        return ktask.Placement(frozenset(range(self._count)), (0, frozenset()))
+
+    def place(self, where: ktask.Placement) -> None:
+        self.here.nid = min(where.policy[1], default=0) if where.policy else 0
+
+
+def doze(seconds: float) -> None:
+    """The work of a chunk."""
+    time.sleep(seconds)
+
+
+class Sleeper:
+    """The chunks as peers see them: one call does one chunk, and takes longer on the wrong node."""
+
+    def __init__(self, workload: str, chunks: int) -> None:
+        self._seconds = costs(workload, chunks)
+        self._half = chunks // 2 if workload == "nodes" else None
+        self._here = threading.local()
+        self._lock = threading.Lock()  # guards _threads
+        self._threads = 0
+
+    def __call__(self, index: int) -> None:
+        doze(self._seconds[index] * (1 if self._half is None else self._penalty(index, self._nid())))
+
+    def on_node(self, start: int, end: int, nid: int) -> None:
+        """The same as a chunk function of ktask, in a thread that is on ``nid``."""
+        doze(sum(self._seconds[start:end]) * (1 if self._half is None else self._penalty(start, nid)))
+
+    def _penalty(self, index: int, nid: int) -> float:
+        return 1 if nid == (index >= (self._half or 0)) else REMOTE
+
+    def _nid(self) -> int:
+        """A peer's threads are spread over the nodes as they come."""
+        if not hasattr(self._here, "nid"):
+            with self._lock:
+                self._here.nid = self._threads % 2
+                self._threads += 1
+        return int(self._here.nid)
+
+
+def run_ktask(workload: str, chunks: int, threads: int) -> float:
+    machine = TwoNodes(threads)
+    sleeper = Sleeper(workload, chunks)
+    ctl = ktask.Control(
+        lambda start, end: sleeper.on_node(start, end, getattr(machine.here, "nid", 0)),
+        min_chunk_size=1,
+        max_chunk_size=1,
+        max_threads=threads,
+        cpu_percent=100,
+        nice=0,
+        machine=machine,
+    )
+    half = chunks // 2
+    nodes = [ktask.Node(0, half, 0), ktask.Node(half, chunks - half, 1)]
+    return ktask.run_numa(nodes if workload == "nodes" else [ktask.Node(0, chunks)], ctl).seconds
+
+
+def run_executor(workload: str, chunks: int, threads: int) -> float:
+    sleeper = Sleeper(workload, chunks)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(sleeper, range(chunks)):
+            pass
+    return time.perf_counter() - began
+
+
+def run_joblib(workload: str, chunks: int, threads: int) -> float:
+    import joblib
+
+    sleeper = Sleeper(workload, chunks)
+    began = time.perf_counter()
+    joblib.Parallel(n_jobs=threads, backend="threading")(joblib.delayed(sleeper)(index) for index in range(chunks))
+    return time.perf_counter() - began
+
+
+RUNNERS: dict[str, Callable[[str, int, int], float]] = dict(
+    zip(PEERS, (run_ktask, run_executor, run_joblib), strict=True)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The median efficiency of one peer at one workload and number of threads."""
+
+    workload: str
+    threads: int
+    peer: str
+    efficiency: float
+
+
+def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
+    """All peers in turns, so that a disturbance hits them alike."""
+    chunks = threads * chunks_each
+    best = ideal(costs(workload, chunks), threads)
+    seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    for _ in range(repeats):
+        for peer in PEERS:
+            seen[peer].append(best / RUNNERS[peer](workload, chunks, threads))
+    return [Point(workload, threads, peer, statistics.median(values)) for peer, values in seen.items()]
+
+
+def in_order(workload: str, threads: int) -> float:
+    """The efficiency of handing out the chunks in order to whoever is free, in exact virtual time."""
+    seconds = costs(workload, threads * CHUNKS_EACH)
+    free = [0.0] * threads
+    for one in seconds:
+        heapq.heapreplace(free, free[0] + one)
+    return ideal(seconds, threads) / max(free)
+
+
+def model_makespan(workload: str, units: int, threads: int, *, fixed: bool) -> float:
+    """The makespan of the framework's own chunk rule, in exact virtual time: ``units`` units, any chunk of them."""
+    seconds = costs(workload, units)
+    chunk = ktask.chunk_size(units, 1, threads)
+    free = [0.0] * threads
+    done = 0
+    while done < units:
+        size = chunk if fixed else tail_chunk_size(units - done, chunk, 1, threads)
+        heapq.heapreplace(free, free[0] + sum(seconds[done : done + size]))
+        done += size
+    return max(free)
+
+
+def gil_time(peer: str, chunks: int = 20_000) -> float:
+    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for."""
+    began = time.process_time()
+    if peer == "ktask":
+        ctl = ktask.Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, max_threads=1)
+        ktask.run(0, chunks, ctl)
+    elif peer == "ThreadPoolExecutor":
+        with ThreadPoolExecutor(1) as pool:
+            for _ in pool.map(lambda index: None, range(chunks)):
+                pass
+    else:
+        import joblib
+
+        nothing = joblib.delayed(lambda index: None)
+        with joblib.parallel_config(backend="threading"):
+            joblib.Parallel(n_jobs=2, batch_size=1)(nothing(index) for index in range(chunks))
+    return (time.process_time() - began) / chunks * 1e6
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def report(points: Sequence[Point], overhead: dict[str, float], model: Sequence[Sequence[object]]) -> str:
+    """The page in docs/."""
+    by_place: dict[tuple[str, int], dict[str, float]] = {}
+    for point in points:
+        by_place.setdefault((point.workload, point.threads), {})[point.peer] = point.efficiency
+    rows = [
+        (workload, threads, f"{in_order(workload, threads):.3f}", *(f"{values[peer]:.3f}" for peer in PEERS))
+        for (workload, threads), values in by_place.items()
+    ]
+    return f"""# ktask: efficiency of the load balancing
+
+Written by `python bench/simulate.py`; {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.
+
+## Beside its peers
+
+Chunks of {CHUNK * 1000:.0f} ms on average that sleep, {CHUNKS_EACH} for each thread, the same for all. 1.000 would be
+the ideal makespan, which only a schedule that knows all costs beforehand reaches; *in order* is what handing out the
+chunks in order reaches in virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS} runs.
+*constant*: all chunks alike. *uniform*: 0.5 to 1.5 times the mean. *skewed*: one in ten takes four times as long as the
+others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one.
+
+![efficiency](ktask-simulation.svg)
+
+{table(("workload", "threads", "in order", *PEERS), rows)}
+
+## Time for one chunk that does nothing
+
+CPU microseconds, which is time with the GIL held.
+
+{table(PEERS, [[f"{overhead[peer]:.1f}" for peer in PEERS]])}
+
+## The shrinking last chunks against the framework's fixed chunk
+
+Exact virtual time, no thread is run: 256 units for each thread, which the framework makes into four chunks a thread and
+more small ones at the end. The shrinking rule is the default; `fixed_chunks=True` is the kernel's.
+
+{table(("workload", "threads", "fixed", "shrinking"), model)}
+"""
+
+
+def plot(points: Sequence[Point], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ktask"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(WORKLOADS), figsize=(14, 3.6), sharey=True)
+    for axis, workload in zip(axes, WORKLOADS, strict=True):
+        for peer in PEERS:
+            mine = [point for point in points if (point.workload, point.peer) == (workload, peer)]
+            axis.plot([point.threads for point in mine], [point.efficiency for point in mine], marker=".", label=peer)
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0, 1.05)
+        axis.set_title(workload)
+        axis.set_xlabel("threads")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("ideal / measured time")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def compare_rules(threads: Sequence[int]) -> list[tuple[object, ...]]:
+    """Rows of the comparison of both chunk rules: their efficiencies in virtual time."""
+    rows: list[tuple[object, ...]] = []
+    for workload in ("uniform", "skewed"):
+        for count in threads:
+            units = 256 * count
+            best = ideal(costs(workload, units), count)
+            both = (best / model_makespan(workload, units, count, fixed=fixed) for fixed in (True, False))
+            rows.append((workload, count, *(f"{value:.3f}" for value in both)))
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Efficiency of ktask beside its peers; writes into docs/.")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, writes nothing")
+    smoke = parser.parse_args(arguments).smoke
+    counts = (1, 4) if smoke else (1, 4, 16, 64, 128, 256, 512)
+    points: list[Point] = []
+    for workload in WORKLOADS:
+        for threads in counts:
+            points += measure(workload, threads, 4 if smoke else CHUNKS_EACH, 1 if smoke else REPEATS)
+            print(workload, threads, *(f"{point.peer} {point.efficiency:.3f}" for point in points[-3:]), flush=True)
+    overhead = {peer: gil_time(peer, 100 if smoke else 20_000) for peer in PEERS}
+    page = report(points, overhead, compare_rules(counts))
+    if smoke:
+        print(page)
+    else:
+        (DOCS / "ktask-simulation.md").write_text(page, encoding="utf-8")
+        plot(points, DOCS / "ktask-simulation.svg")
+
+
+if __name__ == "__main__":
+    main()
