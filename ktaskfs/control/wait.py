@@ -11,6 +11,7 @@ from ktaskfs.tasks.task import ENDED
 from ktaskfs.vfs import Stream
 
 if TYPE_CHECKING:
+    from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
 
 INTERVAL: Final = 0.95
@@ -18,7 +19,7 @@ INTERVAL: Final = 0.95
 
 
 class WaitStream(Stream):
-    """A progress line each second, then the final state, then the end.
+    """A progress line each second, one for the whole with the average speed, the final state, and the end.
 
     A task that has not started is waited for as well.
     """
@@ -38,11 +39,12 @@ class WaitStream(Stream):
                 await task.changed()
         if task.state in ENDED:
             self._over = True
-            return f"{task.state}\n".encode()
-        return self._line()
+            snapshot = task.snapshot()
+            line = task_text.progress_line(task, snapshot, task_text.speed(snapshot)) if snapshot.started_ns else ""
+            return f"{line}{task.state}\n".encode()
+        return self._line(task.snapshot())
 
-    def _line(self) -> bytes:
-        snapshot = self._task.snapshot()
+    def _line(self, snapshot: Snapshot) -> bytes:
         now, done = trio.current_time(), snapshot.done
         if self._last is None or now <= self._last[0]:
             rate = task_text.speed(snapshot)

@@ -181,7 +181,7 @@ class Starter:
                     self._request(task, caller), [page, theirs.fileno(), caller.root, caller.cwd]
                 )
             pidfd = forked.pidfd
-            await self._hear(task, channel, pidfd)
+            task.planned = await self._hear(task, channel, pidfd)
             began = credentials.start_time(forked.pid)
             if began is None:
                 raise WorkerLost("the worker died before it could begin")
@@ -217,9 +217,9 @@ class Starter:
             load_bal_shift=self._table.settings["load_bal_shift"],
         )
 
-    async def _hear(self, task: Task, channel: trio.socket.SocketType, pidfd: int) -> None:
-        """Return when the worker is ready; raises its refusal, or WorkerLost."""
-        with trio.move_on_after(TIMEOUT) as scope:
+    async def _hear(self, task: Task, channel: trio.socket.SocketType, pidfd: int) -> int:
+        """Wait until the worker is ready; returns the units it is to do. Raises its refusal, or WorkerLost."""
+        with trio.move_on_after(TIMEOUT):
             try:
                 data = await channel.recv(protocol.MESSAGE_MAX)
             except ConnectionError:
@@ -230,11 +230,13 @@ class Starter:
             answer = protocol.decode(data)
             if isinstance(answer, protocol.Refused):
                 raise answer.error()
-        if scope.cancelled_caught:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
-            raise WorkerLost(message, errno=errno.ETIMEDOUT)
+            if isinstance(answer, protocol.Ready):
+                return answer.total
+            raise WorkerLost("the worker said something that is no answer")
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
+        raise WorkerLost(message, errno=errno.ETIMEDOUT)
 
 
 def ending_text(status: int | None) -> str:

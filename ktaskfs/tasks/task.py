@@ -91,6 +91,7 @@ class Task:
 
     operation:  None while an empty task (mkdir) has not been told.
     texts:      its parameters as canonical text, those that were given.
+    planned:    units of this run, as its worker announced them before it began.
     base:       units that earlier runs of a resumed task had done.
     worker:     from the fork until the end is known.
     final:      the last snapshot of the worker, once it has ended.
@@ -108,6 +109,7 @@ class Task:
         self.requests = Requests()
         self.remaining: list[tuple[int, int, int]] | None = None
         self.base = 0
+        self.planned = 0
         self.worker: Worker | None = None
         self.final: Snapshot | None = None
         self.result = ""
@@ -160,7 +162,7 @@ class Task:
 
     def total(self, snapshot: Snapshot) -> int:
         """Units of the whole task, with those that earlier runs had done."""
-        return self.base + snapshot.total
+        return self.base + (snapshot.total or self.planned)
 
     def done(self, snapshot: Snapshot) -> int:
         """Units finished, in all runs."""

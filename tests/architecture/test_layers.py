@@ -1,0 +1,83 @@
+"""Holds the layers of ARCHITECTURE.md: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "ktaskfs"
+
+EVERYBODY = {"errors", "units", "version"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "units": set(),
+    "version": set(),
+    "host": set(),
+    "ktask": set(),
+    "vfs": set(),
+    "progress": set(),
+    "operations": {"ktask", "host"},
+    "worker": {"operations", "ktask", "host", "progress"},
+    "tasks": {"worker", "operations", "host", "progress"},
+    "control": {"vfs", "tasks", "operations", "host"},
+    "fuse": {"vfs"},
+    "config": {"tasks"},
+    "daemon": {"control", "fuse", "host", "ktask", "operations", "progress", "tasks", "vfs", "worker", "config"},
+    "cli": {"daemon", "config"},
+}
+EXCEPTIONS = {("control/task_text.py", "progress"), ("control/wait.py", "progress")}
+"""The text of a task is made from a snapshot; its type is imported for mypy alone."""
+
+ONLY_HERE = {"pyfuse3": {"fuse"}, "trio": {"daemon", "control", "fuse", "tasks", "vfs"}}
+"""Packages that only some layers may know."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "ktaskfs" else set()
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
+    layer = layer_of(path)
+    if layer == "__init__":
+        assert imported(path) == set()
+        return
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "ktaskfs" and rest:
+            other = rest.split(".")[0]
+            allowed = MAY_IMPORT[layer] | EVERYBODY | {layer}
+            exception = (str(path.relative_to(PACKAGE)), other) in EXCEPTIONS
+            assert other in allowed or exception, f"{layer} may not import {name}"
+        if top in ONLY_HERE:
+            assert layer in ONLY_HERE[top], f"{layer} may not know {top}"
+
+
+def test_every_layer_is_known() -> None:
+    assert {layer_of(path) for path in MODULES} - {"__init__"} <= MAY_IMPORT.keys()
+
+
+def test_no_module_state() -> None:
+    """Module level holds definitions and constants only: what is assigned there is never a mutable display."""
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.List | ast.Set):
+                target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+                assert target == "__all__", f"{path}: {target} is a mutable value at module level"
