@@ -124,9 +124,7 @@ class HoleGuard:
 
     def __init__(self) -> None:
         self.fd = syscalls.userfaultfd(
-            syscalls.UFFD_FEATURE_SIGBUS
-            | syscalls.UFFD_FEATURE_MISSING_HUGETLBFS
-            | syscalls.UFFD_FEATURE_MISSING_SHMEM
+            syscalls.UFFD_FEATURE_SIGBUS | syscalls.UFFD_FEATURE_MISSING_HUGETLBFS | syscalls.UFFD_FEATURE_MISSING_SHMEM
         )
 
     def guard(self, mapping: Mapping) -> None:

@@ -1,0 +1,114 @@
+"""Which pages a file has, found without giving it any.
+
+tmpfs answers lseek(2) with SEEK_DATA and SEEK_HOLE. hugetlbfs knows neither, and mincore(2) sees page tables
+only; there each page is tried under a HoleGuard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.mapping import HoleGuard, Mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WHOLE_MAX: Final = 1 << 45
+"""Longest range mapped at once (32 TiB): a quarter of the addresses that x86-64 gives a process."""
+
+
+class GuardedRange:
+    """A range of a hugetlbfs file, mapped without setting pages aside and, if there is a ``guard``, guarded.
+
+    ``start`` and ``end`` are multiples of ``page_size``. One mapping serves all threads for as long as this lives:
+    mapping and unmapping for each chunk makes two threads wait for each other (by a third here). Huge pages do
+    not count as a process's own memory. Only ranges beyond WHOLE_MAX are mapped piece by piece.
+    """
+
+    def __init__(self, fd: int, start: int, end: int, page_size: int, guard: HoleGuard | None) -> None:
+        self._fd = fd
+        self._page_size = page_size
+        self._guard = guard
+        self._whole = self._map(start, end) if end - start <= WHOLE_MAX else None
+
+    def _map(self, start: int, end: int) -> Mapping:
+        mapping = Mapping(self._fd, start, end - start, reserve=False)
+        if self._guard is not None:
+            self._guard.guard(mapping)
+        return mapping
+
+    @contextlib.contextmanager
+    def window(self, start: int, end: int) -> Iterator[Mapping]:
+        """A mapping that holds the bytes from ``start`` to ``end``; its ``offset`` says where it begins."""
+        if self._whole is not None:
+            yield self._whole
+            return
+        with self._map(start - start % self._page_size, -(-end // self._page_size) * self._page_size) as mapping:
+            yield mapping
+
+    def close(self) -> None:
+        """Unmap what is mapped."""
+        if self._whole is not None:
+            self._whole.close()
+
+
+def is_present(mapping: Mapping, position: int, page_size: int) -> bool:
+    """Whether a guarded mapping has the page at ``position`` of the file; past the end of the file it has none.
+
+    Raises OSError for a page that is there and cannot be had (EHWPOISON).
+    """
+    try:
+        mapping.populate_read(position - position % page_size - mapping.offset, page_size)
+    except OSError as error:
+        if error.errno == errno.EFAULT:
+            return False
+        raise
+    return True
+
+
+def missing_pages(pages: GuardedRange, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
+    """The runs of missing pages from ``start`` to ``end`` of a guarded range, in order."""
+    with pages.window(start, end) as mapping:
+        begin = start
+        for position in range(start, end, page_size):
+            if is_present(mapping, position, page_size):
+                if begin < position:
+                    yield begin, position
+                begin = position + page_size
+        if begin < end:
+            yield begin, end
+
+
+def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The runs from ``start`` to ``end`` that tmpfs has data for; pages allocated but never written count as holes."""
+    position = start
+    while position < end:
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing more up to the end of the file, or the end lies before
+                return
+            raise
+        if data >= end:
+            return
+        try:
+            position = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # truncated between the two calls
+                return
+            raise
+        yield data, position
+
+
+def hole_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The runs that ``data_extents`` leaves out."""
+    position = start
+    for data, hole in data_extents(fd, start, end):
+        if position < data:
+            yield position, data
+        position = hole
+    if position < end:
+        yield position, end
