@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 NAME_MAX: Final = 255
 BLOCK_SIZE: Final = 4096
+IO_SIZE: Final = 65536
+"""st_blksize. stdio makes its buffers that large, so that echo and print hand a long command over in one write(2)."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ def entry_of(node: Node, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
     entry.st_uid = attributes.uid
     entry.st_gid = attributes.gid
     entry.st_nlink = node.nlink
-    entry.st_blksize = BLOCK_SIZE
+    entry.st_blksize = IO_SIZE
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
     entry.attr_timeout = node.attr_timeout
     entry.entry_timeout = entry_timeout
