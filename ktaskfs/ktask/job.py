@@ -124,13 +124,11 @@ class Job:
     def _work(self, worker: Worker) -> None:
         """Do chunks until none is to be had; raises what the chunk function does."""
         ctl = self._ctl
-        take, place_of = self._scheduler.take, self._scheduler.place_of
+        take, move = self._scheduler.take, self._scheduler.move
         thread_func, chunk_done, now_ns = ctl.thread_func, ctl.monitor.chunk_done, ctl.clock.monotonic_ns
         while (chunk := take(worker)) is not None:
-            place = place_of(worker)
-            if place != worker.placed and place is not None:
+            if (place := move(worker)) is not None:
                 ctl.machine.place(place)
-                worker.placed = place
             began_ns = now_ns()
             thread_func(chunk.first, chunk.last)
             busy_ns = now_ns() - began_ns

@@ -161,11 +161,16 @@ class Scheduler:
                     waits = why
                 self._clock.wait(self._changed, None if self._paused else seconds)
 
-    def place_of(self, worker: Worker) -> Placement | None:
-        """Where the thread of ``worker`` should be for its chunk; asked by that thread, so no lock is needed."""
-        if self._base is None:
-            return None
+    def move(self, worker: Worker) -> Placement | None:
+        """Where the thread of ``worker``, which asks, must go before it does its chunk; None: it is there.
+
+        Without the lock: nobody else changes what is read here while the thread has a chunk.
+        """
         part = self._ranges[worker.index]
+        where = part.node.nid, worker.pinned
+        if self._base is None or where == worker.placed:
+            return None
+        worker.placed = where
         return place_on_node(self._base, part.node.nid, part.cpus if worker.pinned == part.node.nid else frozenset())
 
     def fail(self, worker: Worker, error: BaseException) -> None:
@@ -185,16 +190,14 @@ class Scheduler:
 
         For the first thread, when nothing is left to hand out. Helpers that have not begun yet need not.
         """
-        raised = None
         with self._lock:
             for worker in self._workers:
                 if worker.live and not worker.tid:
                     self._leave(worker)
             while self._live:
                 helper = next(worker for worker in self._workers if worker.live)
-                if helper is not raised and nice < self._nice:
+                if nice < self._nice:
                     self._machine.set_nice(helper.tid, nice)
-                    raised = helper
                 self._clock.wait(self._changed, None)
             if self._ended_ns is None:
                 self._ended_ns = self._clock.monotonic_ns()

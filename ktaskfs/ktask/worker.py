@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.ktask.machine import NO_NODE
 
 if TYPE_CHECKING:
-    from ktaskfs.ktask.machine import Placement
     from ktaskfs.ktask.ranges import Span
 
 FIRST_SLOT: Final = 0
@@ -29,8 +28,8 @@ class Worker:
         """The NUMA node whose CPUs it is to run on."""
         self.chunk: Span | None = None
         """The chunk that it does, or failed at."""
-        self.placed: Placement | None = None
-        """Where its thread has put itself."""
+        self.placed: tuple[int, int] | None = None
+        """Where its thread has put itself: the NUMA node of its work, and the one it is pinned to."""
         # The counts are the slot's: they go on where the thread before ended.
         self.chunks: int = before.chunks if before else 0
         self.units: int = before.units if before else 0
