@@ -106,8 +106,8 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def table(section: Section) -> str:
-    """The section in Markdown."""
+def table(section: Section, *, judge: bool = True) -> str:
+    """The section in Markdown; ``judge`` says beside each ratio whether the goal is met."""
     factor, unit = UNITS[section.unit]
     rows = [["", f"median {unit}", "quartiles", "n"] + ["GiB/s"] * bool(section.work)]
     for series in section.series:
@@ -118,7 +118,7 @@ def table(section: Section) -> str:
     lines = [f"### {section.title}", "", _row(rows[0]), _row(["---", *["---:"] * (len(rows[0]) - 1)])]
     lines += map(_row, rows[1:])
     if section.goals:
-        lines += ["", *(f"- {_verdict(goal, section)}" for goal in section.goals)]
+        lines += ["", *(f"- {_verdict(goal, section, judge)}" for goal in section.goals)]
     return "\n".join([*lines, *(["", section.note] if section.note else [])])
 
 
@@ -136,13 +136,13 @@ def ratio(goal: Goal, section: Section) -> float:
     return medians[goal.left] / (1 if goal.right is None else medians[goal.right])
 
 
-def _verdict(goal: Goal, section: Section) -> str:
+def _verdict(goal: Goal, section: Section, judge: bool) -> str:
     value = ratio(goal, section)
     factor, unit = UNITS[section.unit] if goal.right is None else (1.0, "")
     wanted = [f"at least {_digits(goal.least * factor)}"] if goal.least is not None else []
     wanted += [f"at most {_digits(goal.most * factor)}"] if goal.most is not None else []
     met = (goal.least is None or value >= goal.least) and (goal.most is None or value <= goal.most)
-    judgement = f" (wanted: {' and '.join(wanted)}: {'met' if met else '**not met**'})" if wanted else ""
+    judgement = f" (wanted: {' and '.join(wanted)}: {'met' if met else '**not met**'})" if wanted and judge else ""
     return f"{goal.text}: **{_digits(value * factor)}{' ' * bool(unit)}{unit}**{judgement}"
 
 
@@ -161,7 +161,7 @@ def main(name: str, title: str, build: Callable[[Settings], list[Section]], *, s
     command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
     about = [f"{key}: {value}" for key, value in environment.items()]
     about += [f"size {human_size(settings.size)}", f"command `{command}`"]
-    text = "\n\n".join([f"## {title}", "; ".join(about) + ".", *map(table, sections)])
+    text = "\n\n".join([f"## {title}", "; ".join(about) + ".", *(table(part, judge=not smoke) for part in sections)])
     print(text)
     output = arguments.output or (None if smoke else HERE)
     if output is not None:

@@ -5,6 +5,7 @@ Usage: python -m bench.main_job [--smoke] [--rounds N] [--size BYTES] (as root: 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -193,29 +194,27 @@ def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
     daemon = "daemon, RSS idle"
     series = [Series(daemon, [float(idle[0].memory_info().rss)])]
     series += [Series("its spawner, RSS idle", [float(process.memory_info().rss)]) for process in idle[1:]]
-    known = {process.pid for process in idle}
     sizes = [size for size in (64 << 20, 512 << 20, 1 << 30, 4 << 30) if size <= settings.size] or [settings.size]
     goals = [Goal("the daemon idle", daemon, None, most=60 << 20)]
     for size in sizes:
-        largest = [worker_memory(mount, target, size, known) for _ in range(settings.rounds)]
+        largest = [worker_memory(mount, target, size) for _ in range(settings.rounds)]
         name = f"worker, own memory, fallocate of {format_size(size)}"
         series.append(Series(name, [float(value) for value in largest]))
         goals.append(Goal(f"a worker at {format_size(size)}", name, None, most=25 << 20))
     return Section("Memory", series, unit="bytes", goals=goals, note="A worker's own: its greatest USS while it ran.")
 
 
-def worker_memory(mount: Ktaskfs, target: Path, size: int, known: set[int]) -> int:
+def worker_memory(mount: Ktaskfs, target: Path, size: int) -> int:
     """The greatest private memory of the worker, looked at as often as possible while it works."""
     target.unlink(missing_ok=True)
     name = f"bench{next(_numbers)}"
     mount.submit(f"fallocate path={target} length={size} name={name}")
-    workers = [process for process in mount.processes() if process.pid not in known]
+    pid = int(dict(line.split() for line in mount.read(f"tasks/{name}/stat").splitlines())["pid"])
     most = 0
-    while workers:
-        try:
-            most = max(most, *(worker.memory_full_info().uss for worker in workers))
-        except psutil.Error:
-            break
+    with contextlib.suppress(psutil.Error):
+        worker = psutil.Process(pid)
+        while pid:
+            most = max(most, worker.memory_full_info().uss)
     mount.wait(name)
     target.unlink()
     return most

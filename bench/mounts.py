@@ -72,7 +72,7 @@ class Ktaskfs:
 
     def submit(self, spec: str) -> None:
         """Write one job spec; returns when the task has started."""
-        os.write(self._control, spec.encode())
+        os.pwrite(self._control, spec.encode(), 0)
 
     def wait(self, task: str) -> None:
         """Read ``wait`` to its end; RuntimeError unless the task was done."""
