@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ktaskfs import ktask
 from ktaskfs.ktask import Node
-from tests.ktask.fakes import FakeMachine, control
+from tests.ktask.fakes import FakeMachine, Ledger, control
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
@@ -68,6 +68,19 @@ def test_without_a_largest_chunk_one_thread_gets_everything_at_once() -> None:
     seen: list[tuple[int, int]] = []
     ktask.run(7, 1000, control(lambda start, end: seen.append((start, end)), max_threads=1))
     assert seen == [(7, 1007)]
+
+
+def test_fixed_chunks_are_of_one_size_and_others_shrink() -> None:
+    """Four threads: the order of handing out does not depend on who asks."""
+
+    def sizes(fixed: bool) -> list[int]:
+        ledger = Ledger()
+        ktask.run(0, 165, control(lambda a, b: None, max_threads=4, fixed_chunks=fixed, monitor=ledger))
+        return [end - start for _, _, start, end in ledger.named("chunk_assigned")]
+
+    assert sizes(fixed=True) == [10] * 16 + [5]
+    # At most an eighth of what is left: half of the even share of four threads.
+    assert sizes(fixed=False) == [10] * 9 + [9, 8, 7, 6, 5, 5, 4, 3, 3, 3, 2, 2, 2, 2] + [1] * 14
 
 
 def test_ranges_of_the_same_node_are_done_in_order() -> None:

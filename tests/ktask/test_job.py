@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ktaskfs import ktask
 from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
-from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control, units_of
+from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control, units_of
 
 
 class Chunks:
@@ -289,6 +289,25 @@ def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
     assert [budget.hire() for _ in range(65)].count(True) == 64, "what was not used went back"
 
 
+def test_a_thread_that_could_not_be_had_can_be_had_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = _thread.start_new_thread
+    together = threading.Barrier(2)
+
+    def never(function: Any, arguments: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    def each(begin: int, end: int) -> None:
+        if begin == 0:
+            monkeypatch.setattr(_thread, "start_new_thread", start)
+            job.set_max_threads(2)
+        else:
+            together.wait(TIMEOUT)
+
+    monkeypatch.setattr(_thread, "start_new_thread", never)
+    job = Job([Node(0, 3)], control(each, max_chunk_size=1, max_threads=2))
+    assert job.run().threads == 2
+
+
 def test_a_helper_that_starts_too_late_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     late: list[Any] = []
     monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: late.append((function, arguments)))
@@ -296,6 +315,7 @@ def test_a_helper_that_starts_too_late_touches_nothing(monkeypatch: pytest.Monke
     ctl = control(chunks, max_threads=3, monitor=ledger, machine=machine, thread_start=lambda slot: late.clear())
     outcome = ktask.run(0, 30, ctl)
     assert outcome.threads == 1
+    assert [share.slot for share in outcome.per_thread] == [0]
     calls, niced = list(ledger.calls), list(machine.niced)
     assert len(late) == 2
     for function, arguments in late:
@@ -332,6 +352,17 @@ def test_a_start_hook_that_fails_fails_the_task() -> None:
     with pytest.raises(TaskError) as caught:
         ktask.run(0, 2, ctl)
     assert caught.value.error.args == (1,)
+
+
+def test_busy_time_is_the_time_in_the_chunk_function() -> None:
+    clock, ledger = FakeClock(), Ledger()
+
+    def each(start: int, end: int) -> None:
+        clock.now_ns += 250_000_000
+
+    outcome = ktask.run(0, 8, control(each, max_chunk_size=1, max_threads=1, clock=clock, monitor=ledger))
+    assert [share.busy_seconds for share in outcome.per_thread] == [2.0]
+    assert outcome.seconds == 2.0
 
 
 def test_a_job_runs_once() -> None:
