@@ -31,6 +31,8 @@ class KtaskfsError(Exception):
 
 def errno_name(number: int) -> str:
     """``ENOMEM`` for 12; the decimal number where the C library has no name."""
+    if number == errno.EOPNOTSUPP:  # on Linux ENOTSUP is the same number, and Python knows it by that name
+        return "EOPNOTSUPP"
     return errno.errorcode.get(number, str(number))
 
 
