@@ -38,6 +38,14 @@ def hugetlbfs(where: Path, page_size: int) -> Iterator[Path]:
         subprocess.run(["umount", str(where)], check=True)
 
 
+def _runs(process: psutil.Process) -> bool:
+    """False for one that has ended, even if nobody has asked for its status yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Ktaskfs:
     """A mounted ktaskfs, driven through its files as a program would, with plain system calls."""
 
@@ -63,7 +71,11 @@ class Ktaskfs:
         processes = self.processes()
         os.close(self._control)
         subprocess.run(["umount", str(self.path)], check=True)
-        psutil.wait_procs(processes, timeout=DEADLINE)
+        end = time.monotonic() + DEADLINE
+        while any(map(_runs, processes)):
+            if time.monotonic() > end:
+                raise RuntimeError(f"still there after the unmount: {processes}")
+            time.sleep(0.001)
         self.path.rmdir()
 
     def read(self, name: str) -> str:

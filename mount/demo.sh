@@ -138,6 +138,7 @@ else
     rmdir "$huge"
     ln -s "$shm" "$huge"
     huge=$shm
+    size=$(at_most "$size" $((512 << 20))) # pages of 4 KiB take their time
     size=$(at_most "$size" $(($(df --output=avail -B1 "$shm" | tail -n 1) / 2)))
     size=$((size >> 21 << 21))
     say "Huge pages may not be reserved here, so this uses tmpfs ($((size >> 20)) MiB)"
@@ -163,6 +164,7 @@ run "echo 'fallocate path=$huge/vm0 length=$length name=vm0' > $mnt/tasks/contro
 run "cat $mnt/tasks/vm0/progress"
 run "cat $mnt/tasks/vm0/wait"
 run "cat $mnt/tasks/vm0/status"
+run "cat $mnt/tasks/vm0/threads"
 
 must_be_done vm0
 
