@@ -25,7 +25,7 @@ class Job:
     """
 
     def __init__(self, nodes: Iterable[Node], ctl: Control) -> None:
-        self._nodes = tuple(nodes)
+        self._nodes = tuple(nodes) or (Node(None, 0),)  # nothing to do is one range of nothing
         self._ctl = ctl
         self._scheduler = Scheduler(self._nodes, ctl)
 
@@ -40,23 +40,23 @@ class Job:
         nice = machine.nice()
         base = machine.placement() if any(node.nid != NO_NODE for node in self._nodes) else None
         first = self._scheduler.begin_task(get_native_id(), base)
-        interrupt: BaseException | None = None
+        raised: BaseException | None = None
         try:
             self._start(self._scheduler.hire())
             self._work(first)
         except BaseException as error:
-            self._scheduler.fail(first, error)
-            if not isinstance(error, Exception):
-                interrupt = error
-        while True:
+            raised = error
+        while True:  # no helper may outlive the call, however often it is interrupted
             try:
+                if raised is not None:
+                    self._scheduler.fail(first, raised)
                 self._scheduler.drain(nice)
                 break
-            except KeyboardInterrupt as error:  # no helper may outlive the call: wait on
-                interrupt = interrupt or error
+            except (KeyboardInterrupt, SystemExit) as error:
+                raised = error
         if base is not None:
             machine.place(base)
-        return self._conclude(interrupt)
+        return self._conclude(None if isinstance(raised, Exception) else raised)
 
     def cancel(self) -> None:
         """Hand out nothing any more; what is finished is given to ``undo_func``, if there is one."""

@@ -32,7 +32,10 @@ class Monitor(Protocol):
         """The chunk function has returned after ``busy_ns`` nanoseconds. By the thread itself, without a lock."""
 
     def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
-        """The chunk function has raised; how much of the chunk is done is not known. Under the lock."""
+        """The chunk function has raised; how much of the chunk is done is not known. Under the lock.
+
+        After ``chunk_done`` of the same chunk too, when the first thread was interrupted just then: it does not count.
+        """
 
     def thread_waits(self, slot: int, why: str) -> None:
         """The thread waits, ``paused`` or ``throttled``, until its next ``chunk_assigned``. Under the lock."""

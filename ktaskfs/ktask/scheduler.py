@@ -255,7 +255,7 @@ class Scheduler:
     def _hire(self) -> Worker:
         before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
         slot = before.slot if before else len(self._workers)
-        worker = Worker(slot, slot % max(len(self._ranges), 1), before)
+        worker = Worker(slot, slot % len(self._ranges), before)
         self._workers[slot : slot + 1] = [worker]
         self._live += 1
         return worker
@@ -264,8 +264,7 @@ class Scheduler:
         worker.tid = tid
         self._begun += 1
         self._most = max(self._most, self._begun)
-        nid = self._ranges[worker.index].node.nid if self._ranges else NO_NODE
-        self._monitor.thread_started(worker.slot, tid, nid)
+        self._monitor.thread_started(worker.slot, tid, self._ranges[worker.index].node.nid)
 
     def _leave(self, worker: Worker) -> None:
         if worker.live:

@@ -115,7 +115,7 @@ class Ledger(Monitor):
 
     def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
         with self.lock:
-            assert self.chunks[slot] == (node, start, end)
+            assert self.chunks.setdefault(slot, (node, start, end)) == (node, start, end)
             self.failed.add(slot)
             self._note("chunk_failed", slot, node, start, end)
 

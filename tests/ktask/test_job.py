@@ -261,10 +261,20 @@ def test_an_interrupt_while_waiting_for_helpers_waits_on() -> None:
             assert changed.wait(TIMEOUT)
 
     chunks, ledger = Chunks(each), Ledger()
+    undone: list[tuple[int, int]] = []
+    ctl = control(
+        chunks,
+        max_chunk_size=1,
+        max_threads=2,
+        monitor=ledger,
+        clock=Interrupted(),
+        undo_func=lambda start, end: undone.append((start, end)),
+    )
     with pytest.raises(KeyboardInterrupt):
-        ktask.run(0, 2, control(chunks, max_chunk_size=1, max_threads=2, monitor=ledger, clock=Interrupted()))
+        ktask.run(0, 2, ctl)
     assert chunks.units == [0, 1]
     assert ledger.live == {}
+    assert undone == [(0, 2)], "a run that does not return has done nothing"
 
 
 @pytest.mark.parametrize("granted", [0, 2])
@@ -411,3 +421,30 @@ def test_no_observer_ever_believes_too_much(size: int, threads: int, bad: set[in
         assert isinstance(caught.value.error, Unlucky)
     assert ledger.done_units() == finished
     assert sorted(units_of(job.remaining())) == sorted(set(range(size)) - {unit for _, unit in finished})
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("call", range(1, 32))
+def test_an_interrupt_anywhere_in_the_scheduler_loses_nothing(call: int, times: int) -> None:
+    """^C in the first thread at each of its steps: what counts as done has been done, and nobody is left behind."""
+    main = threading.get_native_id()
+    ledger, chunks = Ledger(), Chunks()
+    calls = 0
+
+    def interrupt() -> None:
+        nonlocal calls
+        if threading.get_native_id() == main:
+            calls += 1
+            if call <= calls < call + times:
+                raise KeyboardInterrupt
+
+    ledger.after = interrupt
+    job = Job([Node(0, 12)], control(chunks, max_chunk_size=1, max_threads=2, monitor=ledger))
+    with contextlib.suppress(KeyboardInterrupt):
+        job.run()
+    believed = set(range(12)) - set(units_of(job.remaining()))
+    assert believed <= set(chunks.units)
+    assert ledger.done_units() <= {(0, unit) for unit in chunks.units}
+    assert len(chunks.units) == len(set(chunks.units))
+    if call > 1:  # the first step is to take part; before that there is nobody to end
+        assert ledger.live == {}
