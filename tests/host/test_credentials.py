@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ktaskfs.errors import NotPermitted
+from ktaskfs.host import credentials, syscalls
+from ktaskfs.host.credentials import Identity, become, parse_start_time, read_caller, start_time
+from tests.support.forked import Died, run_forked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NOBODY = 65534
+CAP_CHOWN = 1
+CAP_SYS_NICE = 1 << 23
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@contextlib.contextmanager
+def process(*command: str, cwd: str | Path = "/", **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has printed a line and now reads its standard input."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd, **options) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def shell(script: str, **options: Any) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    return process("sh", "-c", f"{script}; echo ready; read line", **options)
+
+
+def as_caller(pid: int, uid: int, gid: int, function: Callable[[], Any]) -> Any:
+    """What ``function`` returns in a child that became the process ``pid``."""
+    caller = read_caller(pid, uid, gid)
+
+    def body() -> Any:
+        become(caller.identity, caller.root, caller.cwd)
+        return function()
+
+    try:
+        return run_forked(body)
+    finally:
+        caller.close()
+
+
+def status_of(pid: int | str) -> dict[str, list[str]]:
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {key: value.split() for key, _, value in lines}
+
+
+def test_start_time_of_a_name_that_looks_like_fields() -> None:
+    fields = " ".join(str(number) for number in range(3, 53))
+    for comm in ("sh", "a b", "((", ") S 1 (x", "a\n) R"):
+        assert parse_start_time(f"42 ({comm}) {fields}\n".encode()) == 22
+
+
+def test_start_time_of_a_process_with_such_a_name() -> None:
+    def named() -> list[int | None]:
+        syscalls.set_thread_name(") S 1 2 (\n 3")
+        return [start_time(os.getpid())]
+
+    (ticks,) = run_forked(named)
+    uptime = float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
+    assert uptime - 60 * os.sysconf("SC_CLK_TCK") < ticks <= uptime
+    assert start_time(2**22 + 1) is None
+
+
+def test_own_identity_is_complete() -> None:
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    status = status_of("self")
+    identity = caller.identity
+    assert identity.groups == tuple(os.getgroups())
+    assert [f"{identity.effective:016x}"] == status["CapEff"]
+    assert [f"{identity.bounding:016x}"] == status["CapBnd"]
+    assert identity.umask == int(status["Umask"][0], 8)
+    assert identity.start_time == start_time(os.getpid())
+    assert os.path.sameopenfile(caller.cwd, os.open(".", os.O_PATH))
+    assert Identity.from_fields(identity.to_fields()) == identity
+    caller.close()
+
+
+def test_a_pid_of_another_user_is_not_trusted() -> None:
+    for uid, gid in ((NOBODY, os.getegid()), (os.geteuid(), NOBODY)):
+        with pytest.raises(NotPermitted, match="not the one that wrote"):
+            read_caller(os.getpid(), uid, gid)
+
+
+def test_a_pid_without_a_process_is_refused() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(NotPermitted, match="cannot be seen"):
+        read_caller(pid, 0, 0)
+
+
+def test_refusals_leave_no_descriptor_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NotPermitted):
+        read_caller(os.getpid(), 12345, 12345)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@needs_root
+def test_becoming_an_ordinary_user(area: Path) -> None:
+    (area / "secret").write_text("x")
+    (area / "secret").chmod(0o600)
+
+    def look() -> dict[str, Any]:
+        refused = []
+        for attempt in (lambda: (area / "secret").read_text(), lambda: os.setuid(0), lambda: os.chroot("/")):
+            try:
+                attempt()
+            except PermissionError:
+                refused.append(True)
+        created = os.open("made", os.O_CREAT | os.O_WRONLY, 0o666)
+        made = os.fstat(created)
+        return {
+            "ids": [*os.getresuid(), *os.getresgid()],
+            "groups": sorted(os.getgroups()),
+            "caps": list(syscalls.capget()),
+            "cwd": os.getcwd(),
+            "refused": len(refused),
+            "made": [made.st_mode & 0o777, made.st_uid],
+            "status": status_of("thread-self"),
+        }
+
+    area.chmod(0o777)
+    options = {"user": NOBODY, "group": NOBODY, "extra_groups": [1, 5], "umask": 0o027}
+    with shell("true", cwd=area, **options) as child:
+        seen = as_caller(child.pid, NOBODY, NOBODY, look)
+    assert seen["ids"] == [NOBODY] * 6
+    assert set(seen["groups"]) - {NOBODY} == {1, 5}
+    assert seen["caps"] == [0, 0, 0]
+    assert seen["cwd"] == str(area)
+    assert seen["refused"] == 3
+    assert seen["made"] == [0o640, NOBODY]
+    assert seen["status"]["NoNewPrivs"] == ["1"]
+    assert seen["status"]["CapAmb"] == ["0" * 16]
+
+
+@needs_root
+def test_a_user_with_a_capability_keeps_just_that() -> None:
+    setpriv = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups --inh-caps +chown --ambient-caps +chown"
+    with process("sh", "-c", f"exec {setpriv} sh -c 'echo ready; read line'") as child:
+        effective, permitted, inheritable = as_caller(child.pid, NOBODY, NOBODY, lambda: list(syscalls.capget()))
+    assert (effective, permitted, inheritable) == (CAP_CHOWN, CAP_CHOWN, 0)
+
+
+@needs_root
+def test_root_with_fewer_capabilities_gets_no_more() -> None:
+    with process("setpriv", "--bounding-set", "-chown,-sys_nice", "sh", "-c", "echo ready; read line") as child:
+        seen = as_caller(child.pid, 0, 0, lambda: [*syscalls.capget()[:2], *status_of("thread-self")["CapBnd"]])
+        expected = int(status_of(child.pid)["CapEff"][0], 16)
+    assert seen[0] == seen[1] == expected == int(seen[2], 16)
+    assert not expected & (CAP_CHOWN | CAP_SYS_NICE)
+
+
+@needs_root
+def test_capabilities_in_another_user_namespace_count_for_nothing() -> None:
+    with process("unshare", "--user", "--map-root-user", "sh", "-c", "echo ready; read line") as child:
+        assert int(status_of(child.pid)["CapEff"][0], 16) != 0
+        assert as_caller(child.pid, 0, 0, lambda: list(syscalls.capget())) == [0, 0, 0]
+
+
+@needs_root
+def test_the_callers_root_directory(area: Path) -> None:
+    root = area / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "home").mkdir()
+    (root / "home" / "mine").touch()
+    shutil.copy(shutil.which("sleep") or "", root / "bin" / "sleep")
+    for line in subprocess.run(["ldd", root / "bin" / "sleep"], capture_output=True, text=True).stdout.splitlines():
+        for library in (word for word in line.split() if word.startswith("/")):
+            (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, root / library[1:])
+
+    def enter() -> None:
+        os.chroot(root)
+        os.chdir("/home")
+
+    script = "import os, sys; os.chroot(sys.argv[1]); os.chdir('/home'); os.setgid(65534); os.setuid(65534); "
+    script += "print(flush=True); sys.stdin.read()"
+    with process(sys.executable, "-c", script, str(root)) as child:
+        seen = as_caller(
+            child.pid, NOBODY, NOBODY, lambda: [sorted(os.listdir("/")), os.listdir("."), os.listdir("/../..")]
+        )
+    assert "bin" in seen[0]
+    assert "proc" not in seen[0]
+    assert seen[1] == ["mine"]
+    assert seen[2] == seen[0] or sorted(seen[2]) == seen[0]
+
+
+@needs_root
+def test_the_callers_mount_namespace(area: Path) -> None:
+    script = f"mount -t tmpfs none {area} && touch {area}/inside && cd {area}"
+    with process("unshare", "--mount", "sh", "-c", f"{script}; echo ready; read line") as child:
+        seen = as_caller(child.pid, 0, 0, lambda: [os.listdir(area), os.listdir(".")])
+    assert seen == [["inside"], ["inside"]]
+    assert os.listdir(area) == []
+
+
+@needs_root
+def test_a_working_directory_that_was_removed(area: Path) -> None:
+    (area / "gone").mkdir()
+    with shell("true", cwd=area / "gone") as child:
+        (area / "gone").rmdir()
+        assert as_caller(child.pid, 0, 0, lambda: os.listdir("/") == os.listdir("/")) is True
+
+
+@needs_root
+def test_the_file_size_limit_comes_along(area: Path) -> None:
+    def grow() -> int | None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        fd = os.open("file", os.O_CREAT | os.O_RDWR)
+        try:
+            os.ftruncate(fd, 4096 + 1)
+        except OSError as error:
+            return error.errno
+        return None
+
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 8192))  # noqa: E731
+    with process("sh", "-c", "echo ready; read line", cwd=area, preexec_fn=limit) as child:
+        assert as_caller(child.pid, 0, 0, grow) == 27
+
+
+def test_an_ordinary_users_daemon_serves_that_user_alone(area: Path) -> None:
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    here = os.open(area, os.O_PATH)
+
+    def unprivileged(identity: Identity, root: int) -> Any:
+        def body() -> Any:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+            try:
+                become(identity, root, here)
+            except NotPermitted as error:
+                return error.message
+            return [os.getcwd(), os.getuid(), syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS)]
+
+        return run_forked(body)
+
+    me = NOBODY if os.geteuid() == 0 else os.geteuid()
+    mine = dataclasses.replace(caller.identity, uid=me, gid=me)
+    assert unprivileged(mine, caller.root) == [str(area), me, 1]
+    assert "cannot run as user 4242" in unprivileged(dataclasses.replace(mine, uid=4242), caller.root)
+    assert "root directory" in unprivileged(mine, here)
+    os.close(here)
+    caller.close()
+
+
+def test_a_process_with_threads_does_not_change() -> None:
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    with pytest.raises(NotPermitted, match="several threads"):
+        become(caller.identity, caller.root, caller.cwd)
+    stop.set()
+    thread.join()
+    caller.close()
+
+
+@needs_root
+def test_a_change_that_does_not_hold_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    monkeypatch.setattr(credentials.os, "setresuid", lambda *ids: None)
+
+    def body() -> str:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        become(dataclasses.replace(caller.identity, uid=NOBODY), caller.root, caller.cwd)
+        return "still alive"
+
+    with pytest.raises(Died) as caught:
+        run_forked(body)
+    assert os.waitstatus_to_exitcode(caught.value.status) == 70
+    caller.close()

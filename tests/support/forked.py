@@ -1,0 +1,42 @@
+"""Running a piece of a test in a process of its own, which may change its user and root for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Died(AssertionError):
+    """The child did not come back with an answer; ``status`` is what waitpid(2) gave."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text}")
+        self.status = status
+
+
+def run_forked(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns in a forked child, by way of JSON; raises Died with the child's traceback."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        status = 1
+        try:
+            answer = json.dumps(function())
+            status = 0
+        except BaseException:
+            answer = traceback.format_exc()
+        os.write(writer, answer.encode())
+        os._exit(status)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        text = file.read().decode()
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise Died(status, text)
+    return json.loads(text)

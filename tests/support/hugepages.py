@@ -1,0 +1,84 @@
+"""Huge pages for a test: added to the machine's pool, and taken out again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK: Final = Path("/run/ktaskfs-test-pool.lock")
+"""Held while a pool is changed and used, so that tests of several runs do not take each other's pages."""
+
+
+@dataclass(frozen=True)
+class TestPool:
+    """Pages of one size that a test may use up. ``pages`` is how many were added."""
+
+    __test__ = False
+
+    page_size: int
+    pages: int
+
+    def _count(self, name: str) -> int:
+        return int((_directory(self.page_size) / name).read_text())
+
+    @property
+    def free(self) -> int:
+        """Free pages now, reserved ones included."""
+        return self._count("free_hugepages")
+
+    @property
+    def reserved(self) -> int:
+        """Pages promised to mappings now."""
+        return self._count("resv_hugepages")
+
+    @property
+    def available(self) -> int:
+        """Pages that a new mapping can have now."""
+        return self.free - self.reserved
+
+    @property
+    def total(self) -> int:
+        """Pages in the pool."""
+        return self._count("nr_hugepages")
+
+
+def _directory(page_size: int) -> Path:
+    return Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB")
+
+
+def _resize(page_size: int, by: int) -> None:
+    file = _directory(page_size) / "nr_hugepages"
+    file.write_text(str(max(0, int(file.read_text()) + by)))
+
+
+@contextlib.contextmanager
+def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
+    """Add ``pages`` pages to the pool, alone on this machine; skips the test where root or the memory is missing.
+
+    At the end the pages must be free again, or whoever used them has left something behind.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can reserve huge pages")
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pool = TestPool(page_size, pages)
+        total, free = pool.total, pool.available
+        try:
+            _resize(page_size, pages)
+            if pool.total < total + pages:
+                pytest.skip(f"this machine has no memory for {pages} huge pages of {page_size >> 20} MiB")
+            yield pool
+            until(lambda: pool.available >= free + pages, "every huge page of the test free again", deadline=5)
+        finally:
+            _resize(page_size, total - pool.total)
