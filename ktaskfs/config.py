@@ -46,9 +46,10 @@ class MountConfig:
 
 def escape_path(path: str) -> str:
     """``/run/a-b`` as ``run-a\\x2db``, one name for one path, as systemd-escape --path has it."""
-    kept = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_."
-    parts = [part for part in path.split("/") if part]
-    return "-".join("".join(c if c in kept else f"\\x{ord(c):02x}" for c in part) for part in parts) or "-"
+    kept = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_."
+    parts = [part for part in os.fsencode(path).split(b"/") if part]
+    text = "-".join("".join(chr(c) if c in kept else f"\\x{c:02x}" for c in part) for part in parts) or "-"
+    return text if not text.startswith(".") else f"\\x2e{text[1:]}"
 
 
 def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) -> str:
@@ -88,15 +89,15 @@ def parse_options(mountpoint: str, options: list[str], environment: Mapping[str,
 
 def _parse_uid(text: str) -> int:
     try:
-        return parse_int(text, most=2**32 - 2) if text.isdigit() else pwd.getpwnam(text).pw_uid
-    except KeyError:
+        return parse_int(text, most=2**32 - 2) if text.isdecimal() else pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
         raise InvalidValue(f"there is no user {ascii(text)}") from None
 
 
 def _parse_gid(text: str) -> int:
     try:
-        return parse_int(text, most=2**32 - 2) if text.isdigit() else grp.getgrnam(text).gr_gid
-    except KeyError:
+        return parse_int(text, most=2**32 - 2) if text.isdecimal() else grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
         raise InvalidValue(f"there is no group {ascii(text)}") from None
 
 

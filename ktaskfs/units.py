@@ -40,22 +40,22 @@ def _number(text: str, *, suffixed: bool) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or (match[2] and not suffixed):
         negative = text.startswith("-") and _NUMBER.fullmatch(text[1:])
-        raise InvalidValue(f"{_shown(text)} is negative" if negative else f"{_shown(text)} is not {kind}")
+        raise InvalidValue(f"{shown(text)} is negative" if negative else f"{shown(text)} is not {kind}")
     if len(match[1]) > _MAX_DIGITS:
-        raise InvalidValue(f"{_shown(text)} is too large")
+        raise InvalidValue(f"{shown(text)} is too large")
     return int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10) << SUFFIXES[match[2].upper()]
 
 
 def _checked(text: str, value: int, least: int, most: int) -> int:
     if value < least:
-        raise InvalidValue(f"{_shown(text)} is below the least value, {least}")
+        raise InvalidValue(f"{shown(text)} is below the least value, {least}")
     if value > most:
-        raise InvalidValue(f"{_shown(text)} is above the greatest value, {most}")
+        raise InvalidValue(f"{shown(text)} is above the greatest value, {most}")
     return value
 
 
-def _shown(text: str) -> str:
-    """``text`` quoted for a message, shortened, with nothing that a terminal would act on."""
+def shown(text: str) -> str:
+    """``text`` as a message may hold it: quoted, shortened, and with nothing that a terminal would act on."""
     return ascii(text if len(text) <= _MAX_DIGITS else text[: _MAX_DIGITS - 3] + "...")
 
 
@@ -70,8 +70,9 @@ def format_size(number: int) -> str:
 def human_size(number: float) -> str:
     """A rounded size for people, with the IEC unit: ``19.4GiB``."""
     for suffix in ("", "K", "M", "G", "T", "P"):
-        if abs(number) < 1024:
-            return f"{number:.1f}{suffix}iB" if suffix else f"{number:.0f}B"
+        text = f"{number:.1f}" if suffix else f"{number:.0f}"
+        if abs(float(text)) < 1024:  # as rounded: never 1024.0KiB
+            return f"{text}{suffix}iB" if suffix else f"{text}B"
         number /= 1024
     return f"{number:.1f}EiB"
 
@@ -81,15 +82,18 @@ def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:
 
     The format is described at bitmap_parselist() in lib/bitmap-str.c; strides (``0-9:2/4``) are not read.
     """
-    found: set[int] = set()
+    ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         low = parse_int(first, most=most)
         high = parse_int(last, most=most) if dash else low
         if high < low:
-            raise InvalidValue(f"{_shown(part)} runs backwards")
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
+            raise InvalidValue(f"{shown(part)} runs backwards")
+        ranges.append((low, high))
+    found: list[int] = []
+    for low, high in sorted(ranges):  # each number once, however often it is named: a long line stays cheap
+        found.extend(range(max(low, found[-1] + 1 if found else 0), high + 1))
+    return tuple(found)
 
 
 def format_cpulist(numbers: Iterable[int]) -> str:

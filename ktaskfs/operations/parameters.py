@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.units import SIZE_MAX, format_cpulist, format_size, parse_cpulist, parse_int, parse_size
+from ktaskfs.units import SIZE_MAX, format_cpulist, format_size, parse_cpulist, parse_int, parse_size, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,16 +76,16 @@ def parameters_of(declaration: type[Any]) -> tuple[Parameter, ...]:
 
 def _parse_flag(text: str) -> bool:
     if text not in ("0", "1"):
-        raise InvalidValue(f"{ascii(text)} is neither 0 nor 1")
+        raise InvalidValue(f"{shown(text)} is neither 0 nor 1")
     return text == "1"
 
 
 def _parse_octal(text: str) -> int:
     if not text or len(text) > 5 or text.strip("01234567"):
-        raise InvalidValue(f"{ascii(text)} is not an octal file mode (such as 0600)")
+        raise InvalidValue(f"{shown(text)} is not an octal file mode (such as 0600)")
     value = int(text, 8)
     if value > 0o777:
-        raise InvalidValue(f"{ascii(text)} is not a file mode from 0 to 0777")
+        raise InvalidValue(f"{shown(text)} is not a file mode from 0 to 0777")
     return value
 
 
@@ -94,6 +94,8 @@ def _parse_path(text: str) -> str:
         raise InvalidValue("the path is empty")
     if "\0" in text:
         raise InvalidValue("the path has a NUL byte")
+    if any("\ud800" <= each <= "\udfff" for each in text):  # JSON can write one; no file name can hold it
+        raise InvalidValue("the path has half of a surrogate pair")
     return text
 
 
@@ -134,7 +136,7 @@ def choice(*words: str) -> Kind[str]:
 
     def parse(text: str) -> str:
         if text not in words:
-            raise InvalidValue(f"{ascii(text)} is not one of {', '.join(words)}")
+            raise InvalidValue(f"{shown(text)} is not one of {', '.join(words)}")
         return text
 
     return Kind("|".join(words), parse, str)
@@ -170,7 +172,7 @@ def parse_parameters(declaration: type[T], texts: Mapping[str, str]) -> T:
     declared = {each.name: each for each in parameters_of(declaration)}
     unknown = texts.keys() - declared.keys()
     if unknown:
-        raise InvalidValue(f"unknown parameter {ascii(min(unknown))}")
+        raise InvalidValue(f"unknown parameter {shown(min(unknown))}")
     missing = [each.name for each in declared.values() if each.required and each.name not in texts]
     if missing:
         raise InvalidValue(f"parameter {missing[0]} is missing")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
 from ktaskfs.operations.parameters import TaskParameters, parameters_of, parse_parameters
+from ktaskfs.units import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 """What a task may be called: what is safe in a shell, in a table's column and in a metric's label."""
+_BLANKS: Final = " \t\r\n"
+"""White space to the shell and to JSON."""
 
 
 @dataclass(frozen=True)
@@ -46,44 +49,54 @@ def check_name(name: str) -> str:
     """``name`` if a task may be called that; raises InvalidValue."""
     if NAME.fullmatch(name) is None:
         raise InvalidValue(
-            f"{ascii(name)} is not a task name: 1 to 128 of A-Z a-z 0-9 _.:@+=,~- that begin with a letter, digit or _"
+            f"{shown(name)} is not a task name: 1 to 128 of A-Z a-z 0-9 _.:@+=,~- that begin with a letter, digit or _"
         )
     return name
 
 
 def split_words(line: str) -> list[Word]:
     """The words of ``line`` as the POSIX shell splits them; raises SpecError for a quotation without an end."""
-    stream = io.StringIO(line)
+    stream = _Characters(line)
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split = True
     lexer.commenters = ""
     words: list[Word] = []
-    end = 0
+    start = 0
     while True:
-        start = end + len(line[end:]) - len(line[end:].lstrip(lexer.whitespace))
+        while start < len(line) and line[start] in lexer.whitespace:
+            start += 1
         try:
             text = lexer.get_token()
         except ValueError:
             raise SpecError("a quotation or an escape has no end", line=line, start=start, end=len(line)) from None
         if text is None:
             return words
-        # shlex reads the blank that ends a word; at the end of the line there is none.
-        end = stream.tell()
-        if line[end - 1] in lexer.whitespace and not line[start:end].endswith("\\" + line[end - 1]):
-            end -= 1
+        end = stream.tell() if stream.exhausted else stream.tell() - 1  # without the blank that ended it
         words.append(Word(text, start, end))
+        start = end
+
+
+class _Characters(io.StringIO):
+    """A line for shlex, which reads one character after a word, if there is one."""
+
+    exhausted = False
+
+    def read(self, size: int | None = -1) -> str:
+        text = super().read(size)
+        self.exhausted = not text
+        return text
 
 
 def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
     """Read one job spec, in either form; raises SpecError."""
-    operation, values = _from_json(line) if line.lstrip().startswith("{") else _from_words(line)
+    operation, values = _from_json(line) if line.lstrip(_BLANKS).startswith("{") else _from_words(line)
     known = operations.get(operation.text)
     if known is None:
-        raise _wrong(f"unknown operation {ascii(operation.text)}; there are {', '.join(operations)}", line, operation)
+        raise _wrong(f"unknown operation {shown(operation.text)}; there are {', '.join(operations)}", line, operation)
     declared = {each.name: each for each in parameters_of(known.parameters)}
     for key, word in values.items():
         if key not in declared:
-            message = f"{known.name} has no parameter {ascii(key)}; it takes {', '.join(declared)}"
+            message = f"{known.name} has no parameter {shown(key)}; it takes {', '.join(declared)}"
             raise _wrong(message, line, word)
         try:
             declared[key].kind.parse(word.text)
@@ -103,31 +116,33 @@ def _wrong(message: str, line: str, word: Word) -> SpecError:
 
 
 def _from_words(line: str) -> tuple[Word, dict[str, Word]]:
-    operation, *rest = split_words(line)
+    words = split_words(line)
+    if not words:
+        raise SpecError("the spec is empty", line=line, start=0, end=len(line))
+    operation = words[0]
     values: dict[str, Word] = {}
-    for word in rest:
+    for word in words[1:]:
         key, equals, value = word.text.partition("=")
         if not equals:
-            raise _wrong(f"{ascii(word.text)} is not of the form key=value", line, word)
+            raise _wrong(f"{shown(word.text)} is not of the form key=value", line, word)
         if key in values:
-            raise _wrong(f"{key} is given twice", line, word)
+            raise _wrong(f"{shown(key)} is given twice", line, word)
         values[key] = Word(value, word.start, word.end)
     return operation, values
 
 
 def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
     try:
-        pairs = json.loads(line, object_pairs_hook=list, parse_constant=_refuse_constant)
+        json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise SpecError(f"not JSON: {error.msg}", line=line, start=error.pos, end=error.pos + 1) from None
+        start = min(error.pos, len(line) - 1)
+        raise SpecError(f"not JSON: {error.msg}", line=line, start=start, end=start + 1) from None
     except (InvalidValue, RecursionError, ValueError):
         raise SpecError("not JSON of one flat object", line=line, start=0, end=len(line)) from None
     words: dict[str, Word] = {}
-    for key, value in _pairs(pairs, line):
-        place = re.search(re.escape(json.dumps(key)) + r"\s*:\s*[^,}]*", line)
-        start, end = place.span() if place else (0, len(line))
+    for key, value, start, end in _members(line):
         if key in words:
-            raise SpecError(f"{ascii(key)} is given twice", line=line, start=start, end=end)
+            raise SpecError(f"{shown(key)} is given twice", line=line, start=start, end=end)
         words[key] = Word(_json_text(value, line, start, end), start, end)
     operation = words.pop("op", None)
     if operation is None:
@@ -135,10 +150,24 @@ def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
     return operation, words
 
 
-def _pairs(pairs: Any, line: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(pairs, list) or not all(isinstance(each, tuple) for each in pairs):
-        raise SpecError("not a JSON object", line=line, start=0, end=len(line))
-    yield from pairs
+def _members(line: str) -> Iterator[tuple[str, Any, int, int]]:
+    """Key, value, start and end of each member of the object in ``line``, which is known to be JSON."""
+    decoder = json.JSONDecoder()
+    at = _past_blanks(line, line.index("{") + 1)
+    while line[at] != "}":
+        start = at = _past_blanks(line, at)
+        key, at = decoder.raw_decode(line, at)
+        value, end = decoder.raw_decode(line, _past_blanks(line, _past_blanks(line, at) + 1))
+        yield key, value, start, end
+        at = _past_blanks(line, end)
+        if line[at] == ",":
+            at += 1
+
+
+def _past_blanks(line: str, at: int) -> int:
+    while line[at] in _BLANKS:
+        at += 1
+    return at
 
 
 def _json_text(value: Any, line: str, start: int, end: int) -> str:

@@ -1,0 +1,126 @@
+"""The words after -o."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktaskfs.config import GENERIC, STATE_ROOT, default_statedir, escape_path, parse_options
+from ktaskfs.errors import ConfigError
+from ktaskfs.tasks.tunables import TUNABLES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(lambda t: f"/{t}")
+
+
+def test_without_options_the_mount_is_the_daemons_own() -> None:
+    config = parse_options("/run/ktaskfs", [], {"XDG_RUNTIME_DIR": "/"})
+    assert (config.uid, config.gid, config.mode, config.hidepid) == (os.geteuid(), os.getegid(), 0o660, 0)
+    assert config.allow_other == (os.geteuid() == 0)
+    assert dict(config.tunables) == {}
+
+
+def test_every_option_of_the_mount() -> None:
+    options = ["uid=1,gid=2,mode=0640", "hidepid=2,statedir=/some/where,noallow_other,allow_other"]
+    config = parse_options("/mnt", options, {})
+    assert (config.uid, config.gid, config.mode, config.hidepid) == (1, 2, 0o640, 2)
+    assert (config.statedir, config.allow_other) == ("/some/where", True)
+
+
+def test_users_and_groups_by_name() -> None:
+    config = parse_options("/mnt", ["uid=root,gid=root"], {"XDG_RUNTIME_DIR": "/"})
+    assert (config.uid, config.gid) == (0, 0)
+
+
+@pytest.mark.parametrize("tunable", TUNABLES, ids=lambda each: each.name)
+def test_every_tunable_is_an_option_with_its_bounds(tunable: object) -> None:
+    each = next(one for one in TUNABLES if one is tunable)
+    for value in (each.least, each.most, each.default):
+        config = parse_options("/mnt", [f"{each.name}={value}", "statedir=/s"], {})
+        assert dict(config.tunables) == {each.name: value}
+    for value in (each.least - 1, each.most + 1):
+        with pytest.raises(ConfigError, match=each.name):
+            parse_options("/mnt", [f"{each.name}={value}"], {})
+
+
+def test_the_last_of_several_counts() -> None:
+    config = parse_options("/mnt", ["nice=3,statedir=/s,nice=4", "nice=5"], {})
+    assert dict(config.tunables) == {"nice": 5}
+
+
+def test_generic_options_are_taken() -> None:
+    everything = ",".join([*sorted(GENERIC), "x-systemd.automount", "comment=systemd.automount", "", "statedir=/s"])
+    assert parse_options("/mnt", [everything], {}).mode == 0o660
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["ro", "nosuch", "nosuch=1", "uid", "uid=", "uid=-1", "uid=4294967295", "uid=nobody at all", "uid=٣", "uid=²"]
+    + ["gid=no such group", "mode=", "mode=8", "mode=1000", "mode=0x1", "hidepid=3", "hidepid=", "statedir="]
+    + ["allow_other=1", "nice", "nice=", "nice=20", "max_threads=max", "uid=a\0b", "mode=" + "7" * 9000],
+)
+def test_what_is_refused_is_named(option: str) -> None:
+    with pytest.raises(ConfigError, match="option ") as refusal:
+        parse_options("/mnt", [f"statedir=/s,{option}"], {})
+    assert refusal.value.errname == "EINVAL"
+    assert refusal.value.message.isprintable()
+
+
+@given(st.text())
+def test_arbitrary_options_are_taken_or_refused(text: str) -> None:
+    try:
+        config = parse_options("/mnt", [text, "statedir=/s"], {})
+    except ConfigError as error:
+        assert error.message.isprintable()
+    else:
+        assert 0 <= config.mode <= 0o777
+
+
+def test_the_mountpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("there")
+    assert parse_options("link", ["statedir=s"], {}).mountpoint == f"{tmp_path}/there"
+    assert parse_options("link", ["statedir=s"], {}).statedir == f"{tmp_path}/s"
+
+
+def test_where_tasks_are_remembered(tmp_path: Path) -> None:
+    assert default_statedir("/run/ktaskfs", 0, {}) == f"{STATE_ROOT}/run-ktaskfs"
+    assert default_statedir("/a", 1000, {"XDG_RUNTIME_DIR": str(tmp_path)}) == f"{tmp_path}/ktaskfs/a"
+    with pytest.raises(ConfigError, match="statedir"):
+        default_statedir("/a", 1000, {"XDG_RUNTIME_DIR": str(tmp_path / "missing")})
+
+
+@given(PATHS, PATHS)
+def test_two_paths_never_share_a_name(first: str, second: str) -> None:
+    def parts(path: str) -> list[str]:
+        return [part for part in path.split("/") if part]
+
+    assert (escape_path(first) == escape_path(second)) == (parts(first) == parts(second))
+
+
+def test_a_character_of_several_bytes_is_not_an_escape_and_a_number() -> None:
+    assert escape_path("/\u2d42") != escape_path("/-42")
+
+
+@given(PATHS)
+def test_an_escaped_path_is_one_visible_component(path: str) -> None:
+    name = escape_path(path)
+    assert "/" not in name
+    assert not name.startswith(".")
+    assert name.isascii()
+    assert name.isprintable()
+
+
+@pytest.mark.skipif(shutil.which("systemd-escape") is None, reason="systemd-escape is not installed")
+@pytest.mark.parametrize("path", ["/", "/run/ktaskfs", "/a b/c-d", "/.hidden/x", "/caf\u00e9", "/a.b/..c", "/x\\y"])
+def test_names_are_those_of_systemd(path: str) -> None:
+    theirs = subprocess.run(["systemd-escape", "--path", path], capture_output=True, text=True, check=True)
+    assert escape_path(path) == theirs.stdout.rstrip("\n")
