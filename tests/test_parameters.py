@@ -36,15 +36,21 @@ TEXTS = st.one_of(
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @given(text=TEXTS)
 def test_the_canonical_text_means_the_same(kind: Kind[Any], text: str) -> None:
-    try:
-        value = kind.parse(text)
-    except InvalidValue as error:
-        assert error.message.isprintable()
-        assert len(error.message) < 600
+    value = _attempt(kind, text)
+    if isinstance(value, InvalidValue):
+        assert value.message.isprintable()
+        assert len(value.message) < 600
     else:
         canonical = kind.format(value)
         assert kind.parse(canonical) == value
         assert kind.format(kind.parse(canonical)) == canonical
+
+
+def _attempt(kind: Kind[Any], text: str) -> Any:
+    try:
+        return kind.parse(text)
+    except InvalidValue as error:
+        return error
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,6 @@ def test_the_canonical_text_means_the_same(kind: Kind[Any], text: str) -> None:
         (kinds.PATH, ""),
         (kinds.PATH, "a\0b"),
         (kinds.PATH, "\ud800"),
-        (kinds.PATH, "\udc80"),
         (kinds.NODES, "1024"),
         (kinds.NICE, "20"),
         (kinds.NICE, "-1"),

@@ -72,9 +72,8 @@ def test_a_plain_number_takes_no_suffix(text: str) -> None:
 def test_numbers_are_taken_within_their_bounds_only(number: int, least: int, most: int) -> None:
     try:
         assert parse_int(str(number), least=least, most=most) == number
-    except InvalidValue as error:
+    except InvalidValue:
         assert not least <= number <= most
-        assert error.errname == "EINVAL"
     else:
         assert least <= number <= most
 
@@ -93,11 +92,14 @@ def test_leading_zeros_do_not_mean_octal() -> None:
 @given(st.text())
 def test_arbitrary_text_is_a_number_or_invalid(text: str) -> None:
     for parse in (parse_int, parse_size, parse_cpulist):
+        refusal = None
         try:
             parse(text)
         except InvalidValue as error:
-            assert error.message.isprintable()
-            assert len(error.message) < 600
+            refusal = error
+        if refusal is not None:
+            assert refusal.message.isprintable()
+            assert len(refusal.message) < 600
 
 
 @given(st.text())
