@@ -239,6 +239,7 @@ the ideal makespan, which only a schedule that knows all costs beforehand reache
 chunks in order reaches in virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS} runs.
 *constant*: all chunks alike. *uniform*: 0.5 to 1.5 times the mean. *skewed*: one in ten takes four times as long as the
 others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one.
+Differences of a few thousandths are noise: other work ran on the same CPUs.
 
 ![efficiency](ktask-simulation.svg)
 
