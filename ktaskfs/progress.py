@@ -288,8 +288,11 @@ class WorkerPage:
 
     def __init__(self, fd: int) -> None:
         """Map the page in ``fd``; raises OSError, and InvalidValue for a file that is not one."""
+        size = os.fstat(fd).st_size // WORD * WORD
+        if size < _NODES_AT * WORD:
+            raise InvalidValue("the shared page is not one")
         self._fd = fd
-        self._words = memoryview(mmap.mmap(fd, 0, mmap.MAP_SHARED)).cast("Q")
+        self._words = memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED)).cast("Q")
         magic, slots, nodes = self._words[:3].tolist()
         self.shape = Shape(slots, nodes)
         if magic != MAGIC or self.shape.words > len(self._words):
@@ -300,22 +303,40 @@ class WorkerPage:
         return _requests_from(self._words[_REQUESTS_AT : _REQUESTS_AT + 5].tolist())
 
     def begin(self, ranges: Sequence[Span], total: int) -> None:
-        """Announce the work: its ranges (at most ``shape.nodes``) and the units of the whole task."""
+        """Announce the work: its ranges (at most ``shape.nodes``) and the units of the whole task.
+
+        The total comes last: a total without its ranges would look like a task that is done.
+        """
         for index, span in enumerate(ranges):
             self._put(_NODES_AT + index * _NODE_WORDS, span.start, span.end - span.start, span.nid, 0)
-        self._put(_REPORT_AT + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME), 0, total, len(ranges))
+        self._put(_REPORT_AT + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME), 0)
+        self._put(_REPORT_AT + 4, len(ranges))
+        self._put(_REPORT_AT + 3, total)
         self._words[_REPORT_AT] = Phase.RUNNING
 
     def end(self, phase: Phase, *, number: int = 0, position: int = 0, message: str = "", result: str = "") -> None:
-        """Write how it ended; ``number`` is an errno. The phase goes last: who sees it sees the rest."""
+        """Write how it ended; ``number`` is an errno. The phase goes last: who sees it sees the rest.
+
+        A result that cannot be stored (ENOSPC, or EFBIG beyond the user's limit) makes DONE a failure.
+        """
         data = result.encode("utf-8", "replace")[:RESULT_MAX]
-        if data:
-            os.pwrite(self._fd, data, self.shape.size)
+        try:
+            self._store_result(data)
+        except OSError as error:
+            data = b""
+            if phase is Phase.DONE:
+                number = error.errno or errno.EIO
+                phase, position, message = Phase.FAILED, 0, f"the result cannot be stored: {os.strerror(number)}"
         text = message.encode("utf-8", "replace")[: _MESSAGE_BYTES - 1].ljust(_MESSAGE_BYTES, b"\0")
         self._words[_MESSAGE_AT : _MESSAGE_AT + _MESSAGE_BYTES // WORD] = memoryview(text).cast("Q")
         self._put(_REPORT_AT + 2, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._put(_REPORT_AT + 5, number, position, len(data))
         self._words[_REPORT_AT] = phase
+
+    def _store_result(self, data: bytes) -> None:
+        stored = 0
+        while stored < len(data):
+            stored += os.pwrite(self._fd, data[stored:], self.shape.size + stored)
 
     def _put(self, at: int, *values: int) -> None:
         for index, value in enumerate(values, at):
