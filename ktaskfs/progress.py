@@ -368,6 +368,7 @@ class WorkerPage:
         self._flip(slot, node, end, end)
 
     def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
+        self._flip(slot, node, start, end)  # an interrupt may make a chunk fail that was just called done
         self._words[self._slot(slot) + 1] = ThreadState.FAILED
 
     def thread_waits(self, slot: int, why: str) -> None:
