@@ -9,21 +9,18 @@ import contextlib
 import itertools
 import mmap
 import os
+import re
 import subprocess
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
-
-import psutil
+from pathlib import Path
+from typing import Final
 
 from bench.harness import Contender, Goal, Section, Series, Settings, alternate, main, seconds
 from bench.mounts import Ktaskfs, MinimalFs, directory, hugetlbfs
 from bench.peers import build, inner_seconds
 from bench.pool import reserved
 from ktaskfs.units import format_size, human_size
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PAGE: Final = 2 << 20
 PEER_CHUNK: Final = 64 << 20
@@ -196,25 +193,35 @@ def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
     series += [Series("its spawner, RSS idle", [float(process.memory_info().rss)]) for process in idle[1:]]
     sizes = [size for size in (64 << 20, 512 << 20, 1 << 30, 4 << 30) if size <= settings.size] or [settings.size]
     goals = [Goal("the daemon idle", daemon, None, most=60 << 20)]
-    for size in sizes:
-        largest = [worker_memory(mount, target, size) for _ in range(settings.rounds)]
-        name = f"worker, own memory, fallocate of {format_size(size)}"
+    jobs = [("fallocate", size) for size in sizes] + [("clear", 1 << 40)]  # of the last, next to nothing is there
+    for operation, size in jobs:
+        name = f"worker, own memory, {operation} of {format_size(size)}"
+        largest = [worker_memory(mount, target, operation, size) for _ in range(settings.rounds)]
         series.append(Series(name, [float(value) for value in largest]))
         goals.append(Goal(f"a worker at {format_size(size)}", name, None, most=25 << 20))
-    return Section("Memory", series, unit="bytes", goals=goals, note="A worker's own: its greatest USS while it ran.")
+    note = "A worker's own: the most private memory (smaps_rollup) it was seen with."
+    return Section("Memory", series, unit="bytes", goals=goals, note=note)
 
 
-def worker_memory(mount: Ktaskfs, target: Path, size: int) -> int:
+def private_memory(pid: int) -> int:
+    """What the process shares with no other, without its huge pages (psutil's USS counts those)."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.findall(r"^Private_(?:Clean|Dirty): *(\d+) kB", rollup, re.MULTILINE)
+    return sum(map(int, found)) << 10
+
+
+def worker_memory(mount: Ktaskfs, target: Path, operation: str, size: int) -> int:
     """The greatest private memory of the worker, looked at as often as possible while it works."""
     target.unlink(missing_ok=True)
+    with target.open("w") as file:
+        file.truncate(size)
     name = f"bench{next(_numbers)}"
-    mount.submit(f"fallocate path={target} length={size} name={name}")
+    mount.submit(f"{operation} path={target} name={name}")
     pid = int(dict(line.split() for line in mount.read(f"tasks/{name}/stat").splitlines())["pid"])
     most = 0
-    with contextlib.suppress(psutil.Error):
-        worker = psutil.Process(pid)
+    with contextlib.suppress(OSError):  # it has ended
         while pid:
-            most = max(most, worker.memory_full_info().uss)
+            most = max(most, private_memory(pid))
     mount.wait(name)
     target.unlink()
     return most

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.pool import LOCK
 from tests.support.daemon import ROOT
+from tests.support.hugepages import LOCK
 from tests.support.leftovers import none_left
 from tests.support.shell import environment, run
 
