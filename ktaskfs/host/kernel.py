@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
+
+_READ_SIZE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,5 +66,12 @@ class Kernel:
 
 
 def _read(directory: int, path: str) -> str:
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), encoding="ascii", errors="replace") as file:
-        return file.read()
+    """Bytes decoded as UTF-8, which the interpreter does itself: any other codec is a module to be found first."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        pieces = []
+        while piece := os.read(fd, _READ_SIZE):
+            pieces.append(piece)
+    finally:
+        os.close(fd)
+    return b"".join(pieces).decode(errors="replace")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.support import filesystems
 from tests.support.poll import until
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 LOCK: Final = Path("/run/ktaskfs-test-pool.lock")
 """Held while a pool is changed and used, so that tests of several runs do not take each other's pages."""
+
+
+smallest_pages = pytest.mark.parametrize(
+    "page_size", filesystems.page_sizes()[:1], ids=lambda size: f"{size >> 20}M", indirect=True
+)
+"""For a test to which the page size makes no difference: a gigantic page can take seconds to be had."""
 
 
 @dataclass(frozen=True)

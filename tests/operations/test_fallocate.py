@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import os
+import resource
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs import ktask
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.ktask import TaskError
+from ktaskfs.operations.operation import Range
+from tests.support import filesystems
+from tests.support.forked import run_forked
+from tests.support.hugepages import smallest_pages
+from tests.support.memory_files import allocated, dirty, is_all
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.operations.conftest import Place, Runner
+    from tests.support.hugepages import TestPool
+
+HUGE = 2 << 20
+PIB = 1 << 50
+
+
+def refused(runner: Runner, **texts: object) -> KtaskfsError:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KtaskfsError) as caught:
+        runner.prepare("fallocate", **texts)
+    assert os.listdir("/proc/self/fd") == before
+    return caught.value
+
+
+def failure(runner: Runner, plan: object, **changes: object) -> TaskError:
+    with pytest.raises(TaskError) as caught:
+        runner.work(plan, **changes)  # type: ignore[arg-type]
+    return caught.value
+
+
+def small_length(place: Place) -> int:
+    return min(place.unit * 16, 2 << 30) if place.unit > 4096 else 64 << 20
+
+
+def test_creates_allocates_and_zeroes(runner: Runner, any_place: Place) -> None:
+    path, length = any_place.directory / "new", small_length(any_place)
+    runner.run("fallocate", path=path, length=length, mode="0640")
+    status = path.stat()
+    assert (status.st_size, allocated(path), status.st_mode & 0o777) == (length, length, 0o640)
+    assert is_all(0, path, 0, length)
+
+
+def test_fills_only_what_is_missing(runner: Runner, any_place: Place) -> None:
+    path, unit = any_place.directory / "file", max(any_place.unit, 4096)
+    path.touch()
+    os.truncate(path, 2 * unit)
+    dirty(path, unit, 2 * unit)
+    runner.run("fallocate", path=path)
+    assert path.stat().st_size == 2 * unit
+    assert allocated(path) == 2 * unit
+    assert is_all(0, path, 0, unit)
+    assert is_all(0xFF, path, unit, 2 * unit)
+
+
+def test_a_range_in_the_middle(runner: Runner, place: Place) -> None:
+    path, unit = place.directory / "file", place.unit
+    runner.run("fallocate", path=path, offset=unit, length=unit)
+    assert path.stat().st_size == 2 * unit
+    if unit > 4096:  # a huge page of tmpfs may begin before the range
+        assert allocated(path) == unit
+
+
+def test_two_threads_and_a_resumed_task(runner: Runner, place: Place) -> None:
+    path, length = place.directory / "file", small_length(place)
+    half = length // 2
+    plan = runner.prepare("fallocate", [Range(half, length, -1)], path=path, length=length)
+    outcome = runner.work(plan)
+    assert outcome.units_done == half
+    if place.unit > 4096:
+        assert allocated(path) == half
+    runner.run("fallocate", [Range(0, half, -1)], path=path, length=length, chunk=place.unit)
+    assert allocated(path) == length
+
+
+def test_abort_leaves_nothing(runner: Runner, any_place: Place) -> None:
+    path, unit = any_place.directory / "file", any_place.unit
+    before = os.statvfs(any_place.directory).f_bfree
+    runner.prepare("fallocate", path=path, length=unit).abort()
+    assert not path.exists()
+    runner.run("fallocate", path=path, length=unit)
+    runner.prepare("fallocate", path=path, length=2 * unit).abort()
+    assert path.stat().st_size == unit
+    plan = runner.prepare("fallocate", path=path, length=2 * unit)
+    os.truncate(path, 4 * unit)  # by somebody else, who wants to keep that
+    plan.abort()
+    assert path.stat().st_size == 4 * unit
+    path.unlink()
+    assert os.statvfs(any_place.directory).f_bfree == before
+
+
+def test_keep_size(runner: Runner, place: Place) -> None:
+    path, unit = place.directory / "file", place.unit
+    runner.run("fallocate", path=path, length=2 * unit, keep_size=1)
+    assert path.stat().st_size == 0
+    assert allocated(path) >= 2 * unit
+    os.truncate(path, 0)
+    runner.run("fallocate", path=path, length=unit)
+    runner.run("fallocate", path=path, length=unit, keep_size=1)
+    assert path.stat().st_size == unit
+
+
+@smallest_pages
+def test_keep_size_looks_at_the_pool_too(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    path = hugetlbfs / "file"
+    error = refused(runner, path=path, length=(pool.available + 1) * pool.page_size, keep_size=1)
+    assert isinstance(error, OutOfHugePages)
+    assert not path.exists()
+
+
+def test_more_than_the_pool_is_refused_before_a_page_is_touched(
+    runner: Runner, pool: TestPool, hugetlbfs: Path
+) -> None:
+    path, free = hugetlbfs / "file", pool.available
+    for length in ((free + 1) * pool.page_size, PIB, (1 << 62)):
+        error = refused(runner, path=path, length=length)
+        assert isinstance(error, OutOfHugePages)
+        assert error.errno == errno.ENOMEM
+        assert f"{length // pool.page_size} huge pages" in error.message
+        assert f"{pool.free} free" in error.message
+        assert not path.exists()
+        assert pool.available == free
+    runner.run("fallocate", path=path, length=pool.page_size)
+    assert refused(runner, path=path, length=(free + 1) * pool.page_size).errno == errno.ENOMEM
+    assert path.stat().st_size == pool.page_size
+
+
+@smallest_pages
+def test_the_reservation_is_whole_before_the_start(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    free = pool.available
+    plan = runner.prepare("fallocate", path=hugetlbfs / "file", length=2 * pool.page_size)
+    assert (pool.available, pool.reserved >= 2) == (free - 2, True)
+    assert allocated(hugetlbfs / "file") == 0
+    assert refused(runner, path=hugetlbfs / "other", length=(free - 1) * pool.page_size).errno == errno.ENOMEM
+    runner.work(plan)
+    assert allocated(hugetlbfs / "file") == 2 * pool.page_size
+
+
+def test_the_mounts_own_limit_is_space(runner: Runner, pool_2m: TestPool, area: Path) -> None:
+    with filesystems.hugetlbfs(area / "small", HUGE, f"size={2 * HUGE}") as directory:
+        error = refused(runner, path=directory / "file", length=4 * HUGE)
+        assert isinstance(error, OutOfSpace)
+        assert os.listdir(directory) == []
+        runner.run("fallocate", path=directory / "file", length=2 * HUGE)
+
+
+def test_unaligned_ranges(runner: Runner, any_place: Place) -> None:
+    path, unit = any_place.directory / "file", any_place.unit
+    for offset, length in ((0, unit + 1), (1, unit), (unit // 2, unit)):
+        error = refused(runner, path=path, offset=offset, length=length)
+        assert isinstance(error, InvalidValue)
+        assert {4096: "4K", HUGE: "2M", 1 << 30: "1G"}.get(unit, "") in error.message
+        assert not path.exists()
+
+
+def test_an_empty_file_needs_a_length(runner: Runner, place: Place) -> None:
+    assert "length is missing" in refused(runner, path=place.directory / "file").message
+    assert os.listdir(place.directory) == []
+
+
+def test_a_full_tmpfs_is_refused_before_a_page_is_touched(runner: Runner, tmpfs: Path) -> None:
+    path = tmpfs / "file"
+    free = os.statvfs(tmpfs).f_bfree
+    for length in (257 << 20, PIB):
+        error = refused(runner, path=path, length=length)
+        assert isinstance(error, OutOfSpace)
+        assert not path.exists()
+    assert os.statvfs(tmpfs).f_bfree == free
+    runner.run("fallocate", path=path, length=128 << 20)
+    runner.run("fallocate", path=path, length=256 << 20)  # what is there already need not be had again
+    assert allocated(path) == 256 << 20
+
+
+def test_pages_that_were_never_written_count_as_there(runner: Runner, tmpfs: Path) -> None:
+    subprocess.run(["fallocate", "-l", "200M", tmpfs / "file"], check=True)
+    runner.run("fallocate", path=tmpfs / "file", length=256 << 20)
+    assert allocated(tmpfs / "file") == 256 << 20
+
+
+def test_more_tmpfs_than_memory_is_refused(runner: Runner, area: Path) -> None:
+    with filesystems.tmpfs(area / "endless", 0) as directory:
+        error = refused(runner, path=directory / "file", length=PIB)
+        assert error.errno == errno.ENOMEM
+        assert "memory" in error.message
+        assert os.listdir(directory) == []
+
+
+def test_another_filesystem(runner: Runner, area: Path) -> None:
+    assert isinstance(refused(runner, path=area / "file", length=4096), NotSupported)
+    assert os.listdir(area) == []
+
+
+def test_the_callers_file_size_limit(runner: Runner, place: Place) -> None:
+    def attempt() -> list[object]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (place.unit, resource.RLIM_INFINITY))
+        found: list[object] = []
+        for length in (2 * place.unit, place.unit):
+            try:
+                runner.run("fallocate", path=place.directory / "file", length=length)
+                found.append(0)
+            except KtaskfsError as error:
+                found.append(error.errno)
+        return found
+
+    assert run_forked(attempt) == [errno.EFBIG, 0]
+
+
+@pytest.mark.parametrize("seal", [0x4, 0x8, 0x10])
+@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
+def test_a_sealed_memfd(runner: Runner, pool_2m: TestPool, flags: int, seal: int) -> None:
+    fd = os.memfd_create("sealed", flags | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    error = refused(runner, path=f"/proc/{os.getpid()}/fd/{fd}", length=HUGE)
+    assert error.errno == errno.EPERM
+    assert os.fstat(fd).st_size == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
+def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> None:
+    fd = os.memfd_create("guest", flags)
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    runner.run("fallocate", path=path, length=16 * HUGE)
+    assert (os.fstat(fd).st_size, allocated(path)) == (16 * HUGE, 16 * HUGE)
+    assert is_all(0, path, 0, 16 * HUGE)
+    os.close(fd)
+
+
+def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
+    path, unit = place.directory / "file", place.unit
+    plan = runner.prepare("fallocate", path=path, length=2 * unit)
+    os.truncate(path, unit)
+    failed = failure(runner, plan)
+    assert isinstance(failed.error, TargetError)
+    assert (failed.error.errno, "truncated" in failed.error.message) == (errno.ENXIO, True)
+
+
+@smallest_pages
+def test_unlinked_meanwhile(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    free = pool.available
+    plan = runner.prepare("fallocate", path=hugetlbfs / "file", length=2 * pool.page_size)
+    (hugetlbfs / "file").unlink()
+    runner.work(plan)
+    until(lambda: pool.available == free, "the pages come back with the last descriptor")
+
+
+def test_a_tmpfs_that_others_fill_meanwhile(runner: Runner, tmpfs: Path) -> None:
+    plan = runner.prepare("fallocate", path=tmpfs / "file", length=128 << 20)
+    subprocess.run(["fallocate", "-l", "200M", tmpfs / "other"], check=True)
+    failed = failure(runner, plan)
+    assert isinstance(failed.error, TargetError)
+    assert failed.error.errno == errno.ENOSPC
+
+
+@smallest_pages
+def test_a_pool_that_others_empty_meanwhile(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    """Only pages past the end of the file are not reserved."""
+    plan = runner.prepare("fallocate", path=hugetlbfs / "file", length=2 * pool.page_size, keep_size=1)
+    runner.run("fallocate", path=hugetlbfs / "other", length=pool.available * pool.page_size)
+    failed = failure(runner, plan)
+    assert isinstance(failed.error, TargetError)
+    assert (failed.error.errno, "pool" in failed.error.message) == (errno.ENOMEM, True)
+
+
+def cancelling(runner: Runner, after: int, **texts: object) -> None:
+    """Run a task that is cancelled from its own chunk number ``after``."""
+    plan = runner.prepare("fallocate", **texts)
+    job: ktask.Job
+    done = []
+
+    def chunk(start: int, end: int) -> None:
+        plan.control.thread_func(start, end)
+        done.append(start)
+        if len(done) == after:
+            job.cancel()
+
+    job = ktask.Job(
+        plan.nodes,
+        dataclasses.replace(plan.control, thread_func=chunk, max_threads=1, max_chunk_size=plan.control.min_chunk_size),
+    )
+    assert job.run().cancelled
+    plan.finish()
+
+
+def test_undo_frees_only_what_it_allocated(runner: Runner, any_place: Place) -> None:
+    unit = any_place.unit if any_place.unit > 4096 else HUGE
+    path = any_place.directory / "file"
+    path.touch()
+    os.truncate(path, 2 * unit)
+    dirty(path, unit, 2 * unit)
+    before = allocated(path)
+    cancelling(runner, 1, path=path, undo=1, chunk=unit)
+    assert allocated(path) == before
+    assert is_all(0xFF, path, unit, 2 * unit)
+    assert path.stat().st_size == 2 * unit
+
+
+def test_undo_takes_back_the_new_size_and_the_new_file(runner: Runner, place: Place) -> None:
+    unit = place.unit if place.unit > 4096 else HUGE
+    path = place.directory / "file"
+    before = os.statvfs(place.directory).f_bfree
+    cancelling(runner, 1, path=path, length=2 * unit, undo=1, chunk=unit)
+    assert not path.exists()
+    assert os.statvfs(place.directory).f_bfree == before
+    runner.run("fallocate", path=path, length=unit)
+    cancelling(runner, 1, path=path, length=2 * unit, undo=1, chunk=unit)
+    assert (path.stat().st_size, allocated(path)) == (unit, unit)
+
+
+def test_undo_that_is_not_needed_changes_nothing(runner: Runner, place: Place) -> None:
+    path, length = place.directory / "file", small_length(place)
+    runner.run("fallocate", path=path, length=length, undo=1)
+    assert (path.stat().st_size, allocated(path)) == (length, length)
+
+
+def test_undo_takes_back_the_part_of_the_chunk_that_failed(runner: Runner, tmpfs: Path) -> None:
+    path = tmpfs / "file"
+    free = os.statvfs(tmpfs).f_bfree
+    plan = runner.prepare("fallocate", path=path, length=128 << 20, undo=1)
+    subprocess.run(["fallocate", "-l", "200M", tmpfs / "other"], check=True)
+    assert failure(runner, plan).error.errno == errno.ENOSPC  # type: ignore[attr-defined]
+    assert not path.exists()
+    (tmpfs / "other").unlink()
+    assert os.statvfs(tmpfs).f_bfree == free
+
+
+def test_undo_is_refused_where_it_could_not_be_exact(runner: Runner, tmpfs: Path) -> None:
+    subprocess.run(["fallocate", "-l", "4M", tmpfs / "file"], check=True)
+    error = refused(runner, path=tmpfs / "file", length="8M", undo=1)
+    assert isinstance(error, NotSupported)
+    assert (tmpfs / "file").stat().st_size == 4 << 20
+
+
+def test_nodes(runner: Runner, place: Place) -> None:
+    path, length = place.directory / "file", small_length(place)
+
+    def on_node_zero() -> int:  # the memory policy stays with the threads of this child
+        runner.run("fallocate", path=path, length=length, nodes="0")
+        return allocated(path)
+
+    assert run_forked(on_node_zero) == length
+    error = refused(runner, path=place.directory / "other", length=length, nodes="0,999")
+    assert isinstance(error, InvalidValue)
+    assert not (place.directory / "other").exists()
+
+
+def test_far_out_in_a_sparse_file(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    path, start = hugetlbfs / "file", 40 << 40
+    runner.run("fallocate", path=path, offset=start, length=pool.page_size)
+    assert (path.stat().st_size, allocated(path)) == (start + pool.page_size, pool.page_size)
+    assert is_all(0, path, start, start + pool.page_size)

@@ -1,0 +1,35 @@
+"""Looking at files of memory with other programs, and writing to them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def allocated(path: Path | str) -> int:
+    """Bytes that stat(1) says the file has pages for."""
+    command = ["stat", "-L", "-c", "%b %B", str(path)]
+    blocks, unit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return int(blocks) * int(unit)
+
+
+def is_all(byte: int, path: Path | str, start: int, end: int) -> bool:
+    """Whether every byte from ``start`` to ``end`` is ``byte``, as cmp(1) sees it. Reading fills no hole."""
+    source = "/dev/zero" if byte == 0 else f"<(tr '\\0' '\\{byte:03o}' < /dev/zero)"
+    command = f'cmp -n {end - start} -i {start}:0 "$0" {source}'
+    return subprocess.run(["bash", "-c", command, str(path)], capture_output=True).returncode == 0
+
+
+def dirty(path: Path | str, start: int, end: int) -> None:
+    """Write 0xff over a range, through a mapping since hugetlbfs has no write(2); allocates what is missing."""
+    fd = os.open(path, os.O_RDWR)
+    with mmap.mmap(fd, 0) as mapped:
+        os.close(fd)
+        step = 1 << 20
+        for position in range(start, end, step):
+            mapped[position : min(position + step, end)] = b"\xff" * min(step, end - position)
