@@ -64,7 +64,9 @@ def test_a_new_page_says_nothing_and_asks_what_it_was_made_with(tmp_path: Path) 
         assert read_requests(fd) == WorkerPage(fd).requests() == requests
         snapshot = read_snapshot(fd, SHAPE)
         assert (snapshot.phase, snapshot.total, snapshot.done) == (Phase.STARTING, 0, 0)
-        assert snapshot.remaining() == snapshot.threads == snapshot.nodes == ()
+        assert not snapshot.remaining()
+        assert not snapshot.threads
+        assert not snapshot.nodes
     finally:
         os.close(fd)
 
