@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,7 +123,7 @@ def test_helpers_are_a_share_of_the_cpus(cpus: int, percent: int, helpers: int) 
         {"min_chunk_size": 5, "max_chunk_size": 7, "align": 4},
     ],
 )
-def test_contradictions_are_refused(wrong: dict[str, int]) -> None:
+def test_contradictions_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"is|below"):
         Control(lambda start, end: None, **wrong)
 
