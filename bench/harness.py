@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 from bench.environment import describe
 from ktaskfs.units import human_size, parse_size
 
@@ -86,13 +88,25 @@ class Settings:
     smoke: bool
 
 
-def alternate(contenders: Sequence[Contender], rounds: int, *, warmups: int = 1) -> list[Series]:
-    """Each contender once a round, the order turned by one each time; the first ``warmups`` rounds do not count."""
+def settle(patience: float = 3.0) -> None:
+    """Wait until the machine has nothing else to do, but no longer than ``patience`` seconds."""
+    end = time.monotonic() + patience
+    while psutil.cpu_percent(interval=0.05) > 10 and time.monotonic() < end:
+        pass
+
+
+def alternate(contenders: Sequence[Contender], rounds: int, *, warmups: int = 1, calm: bool = False) -> list[Series]:
+    """Each contender once a round, the order turned by one each time; the first ``warmups`` rounds do not count.
+
+    ``calm`` waits before each measurement for a moment when nothing else runs.
+    """
     values: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(warmups + rounds):
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
             contender.before()
+            if calm:
+                settle()
             value = contender.measure()
             if number >= warmups:
                 values[contender.name].append(value)

@@ -65,6 +65,7 @@ def allocating(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
             ),
         ],
         settings.rounds,
+        calm=not settings.smoke,
     )
     target.unlink()
     goals = [
@@ -89,6 +90,7 @@ def clearing(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
             Contender("C, memset, 1 thread", lambda: inner_seconds(memset, target, settings.size, 1, PEER_CHUNK)),
         ],
         settings.rounds,
+        calm=not settings.smoke,
     )
     target.unlink()
     goals = [Goal("speed against memset in C", "C, memset, 2 threads", "ktaskfs", least=0.9)]
@@ -179,7 +181,7 @@ def mounting(settings: Settings) -> Section:
             return mount.ready_seconds
 
     contenders = [Contender("ktaskfs", ktaskfs), Contender("minimal pyfuse3 filesystem", minimal)]
-    series = alternate(contenders, settings.rounds)
+    series = alternate(contenders, settings.rounds, calm=not settings.smoke)
     goals = [Goal("mount ready", "ktaskfs", None, most=0.7)]
     return Section("From the command until the first file has been read", series, unit="ms", goals=goals)
 

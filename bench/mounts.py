@@ -84,7 +84,10 @@ class Ktaskfs:
 
     def submit(self, spec: str) -> None:
         """Write one job spec; returns when the task has started."""
-        os.pwrite(self._control, spec.encode(), 0)
+        try:
+            os.pwrite(self._control, spec.encode(), 0)
+        except OSError as error:
+            raise RuntimeError(f"{spec}: {error}: {self.read('info/last_cmd_status').strip()}") from error
 
     def wait(self, task: str) -> None:
         """Read ``wait`` to its end; RuntimeError unless the task was done."""
