@@ -1,0 +1,125 @@
+"""Listings, names that come and go, and what the kernel keeps in between."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from tests.support.poll import until
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from tests.fuse.conftest import Example
+    from tests.support.users import User
+
+MANY = 10_000
+
+
+def test_a_listing_has_types_modes_and_links(example: Example) -> None:
+    listed = {line.split()[-1]: line.split()[:2] for line in example.run("ls", "-la").out.splitlines()[1:]}
+    assert listed["."] == ["drwxr-xr-x", "5"]
+    assert listed["dir"] == ["drwxr-xr-x", "2"]
+    assert listed["items"] == ["drwxrwxrwt", "1"]
+    assert listed["number"] == ["-rw-r--r--", "1"]
+    assert ".." in listed
+
+
+def test_inode_numbers_of_a_listing_are_those_of_stat(example: Example) -> None:
+    with os.scandir(example.path) as entries:
+        numbers = {entry.name: entry.inode() for entry in entries}
+    assert len(set(numbers.values())) == len(numbers)
+    assert {name: (example.path / name).stat().st_ino for name in numbers} == numbers
+
+
+def test_ten_thousand_entries_are_listed_once_each_and_quickly(example: Example) -> None:
+    for command in (["ls", "-f"], ["ls", "--color=always"], ["ls", "-l"]):
+        start = time.monotonic()
+        outcome = example.run(*command, "many")
+        assert time.monotonic() - start < 1.5
+        assert outcome.status == 0
+    assert sorted(os.listdir(example.path / "many"), key=int) == [str(number) for number in range(MANY)]
+
+
+def test_a_listing_goes_on_where_seekdir_says(example: Example) -> None:
+    script = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.telldir.restype = ctypes.c_long
+class Dirent(ctypes.Structure):
+    _fields_ = [("ino", ctypes.c_ulong), ("off", ctypes.c_long), ("len", ctypes.c_ushort), ("type", ctypes.c_ubyte),
+                ("name", ctypes.c_char * 256)]
+directory = ctypes.c_void_p(libc.opendir(b"many"))
+def names(count):
+    found = []
+    while len(found) < count and (entry := libc.readdir(directory)):
+        found.append(ctypes.cast(entry, ctypes.POINTER(Dirent)).contents.name)
+    return found
+first = names(5000)
+place = ctypes.c_long(libc.telldir(directory))
+rest = names(10**6)
+libc.seekdir(directory, place)
+assert names(10**6) == rest
+libc.rewinddir(directory)
+assert names(5000) == first
+assert len(set(first + rest)) == len(first + rest) == 10002, len(first + rest)
+"""
+    outcome = example.run("python3", "-c", script)
+    assert (outcome.status, outcome.err) == (0, "")
+
+
+def test_rewinding_takes_a_new_snapshot(example: Example) -> None:
+    fd = os.open(example.path / "items", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert os.listdir(fd) == []
+        os.mkdir(example.path / "items" / "new")
+        assert os.listdir(fd) == ["new"]
+    finally:
+        os.close(fd)
+
+
+def test_directories_come_and_go(example: Example) -> None:
+    items = example.path / "items"
+    assert example.run("mkdir", "items/a", "items/busy").status == 0
+    assert example.cat("items/a/value") == "a\n"
+    assert example.run("mkdir", "items/a").errname == "EEXIST"
+    assert example.run("rmdir", "items/busy").errname == "EBUSY"
+    assert example.run("mkdir", "items/" + "x" * 256).errname == "ENAMETOOLONG"
+    with (items / "a" / "value").open() as value:
+        assert example.run("rmdir", "items/a").status == 0
+        assert not (items / "a").exists()
+        assert value.read() == "a\n"
+        assert os.listdir(items) == ["busy"]
+        os.mkdir(items / "a")
+        assert (items / "a" / "value").stat().st_ino != os.fstat(value.fileno()).st_ino
+
+
+def test_a_caller_sees_only_what_is_shown_to_him(example: Example, two_users: tuple[User, User]) -> None:
+    alice, bob = two_users
+    assert example.run("mkdir", "items/hers", user=alice).status == 0
+    assert example.cat("items/hers/value", user=alice) == "hers\n"
+    assert example.run("ls", "items", user=alice).out == "hers\n"
+    # What the kernel has found for her it must not remember for him.
+    assert example.run("ls", "items", user=bob).out == ""
+    assert example.run("cat", "items/hers/value", user=bob).errname == "ENOENT"
+    assert example.run("rmdir", "items/hers", user=bob).errname == "ENOENT"
+    assert example.run("rmdir", "items/hers", user=alice).status == 0
+
+
+def test_only_the_owner_removes_in_a_sticky_directory(example: Example, two_users: tuple[User, User]) -> None:
+    alice, _ = two_users
+    assert example.run("mkdir", "items/hers", user=alice).status == 0
+    assert example.run("rmdir", "items/hers").status == 0
+
+
+def test_nodes_are_forgotten_when_the_kernel_forgets_them(example: Example) -> None:
+    assert example.run("ls", "-lR", "many").status == 0
+    assert example.counts()["nodes"] > 2 * MANY
+
+    def forgotten() -> bool:
+        # 2: dentries and inodes that nobody uses (Documentation/admin-guide/sysctl/vm.rst)
+        run("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")
+        return example.counts()["nodes"] < 50
+
+    until(forgotten, "the kernel has forgotten the nodes")

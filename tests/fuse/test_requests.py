@@ -1,0 +1,33 @@
+"""How many requests the kernel makes: each costs a round trip, which is most of what a command costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.fuse.conftest import Example
+
+# After a read the kernel holds the access time for stale, and asks for it when cat calls fstat(2). Flush and
+# extended attributes are asked for once in the life of the mount.
+CAT = {"open": 1, "getattr": 1, "read": 2, "release": 1}
+ECHO = {"open": 1, "write": 1, "release": 1}
+
+
+@pytest.mark.parametrize(
+    ("script", "requests"),
+    [
+        ("cat hello > /dev/null", CAT),
+        ("cat dir/inner > /dev/null", CAT),
+        ("echo 1 > number", ECHO),
+        ("echo 1 >> number", ECHO),
+        # A name of which every caller may see something else is looked up every time.
+        ("cat items/a/value > /dev/null", CAT | {"lookup": 1}),
+        ("stat hello > /dev/null", {}),
+        ("ls > /dev/null", {"getattr": 1, "opendir": 1, "readdir": 2, "releasedir": 1}),
+    ],
+)
+def test_requests_of_a_command(example: Example, script: str, requests: dict[str, int]) -> None:
+    example.shell("mkdir items/a")
+    assert example.requests(script) == requests
