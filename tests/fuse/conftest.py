@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemon import ROOT, interpreter
 from tests.support.leftovers import none_left
 from tests.support.poll import until
 from tests.support.shell import Outcome, environment, run, shell
@@ -21,14 +21,22 @@ if TYPE_CHECKING:
 
     from tests.support.users import User
 
-EXAMPLE = Path(__file__).with_name("example.py")
+EXAMPLE = Path("tests/fuse/example.py")
 NOTHING_LEFT = {"handles": 0, "streams": 0, "waiting": 0}
 
 
 class Example:
     """The running example and what a person does with it. ``path`` is the mount point."""
 
-    def __init__(self, area: Path, *options: str, user: User | None = None, mountpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        area: Path,
+        *options: str,
+        user: User | None = None,
+        mountpoint: str | None = None,
+        project: Path = ROOT,
+    ) -> None:
+        """Mount with ``options``, as ``user`` from the ``project`` that he can read; or serve ``mountpoint``."""
         self.path = area / "mount"
         if mountpoint is None:  # otherwise it is a mount already, and waits for its server if touched
             self.path.mkdir()
@@ -41,12 +49,13 @@ class Example:
             os.chown(self.report, user.uid, user.gid)
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(EXAMPLE), mountpoint or str(self.path), str(self.report), *options],
+                [interpreter(project), "-W", "error", str(project / EXAMPLE), mountpoint or str(self.path),
+                 str(self.report), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 close_fds=mountpoint is None,
-                env=environment(user) | {"PYTHONPATH": str(EXAMPLE.parents[2])},
+                env=environment(user) | {"PYTHONPATH": str(project)},
                 user=None if user is None else user.uid,
                 group=None if user is None else user.gid,
                 extra_groups=None if user is None else [],

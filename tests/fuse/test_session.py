@@ -128,10 +128,10 @@ def test_nothing_is_left_after_much_use(example: Example) -> None:
 
 
 @pytest.mark.usefixtures("fuse_for_all")
-def test_an_ordinary_user_mounts_for_himself(area: Path, two_users: tuple[User, User]) -> None:
+def test_an_ordinary_user_mounts_for_himself(area: Path, two_users: tuple[User, User], public_root: Path) -> None:
     user, _ = two_users
     with none_left():
-        example = Example(area, user=user)
+        example = Example(area, user=user, project=public_root)
         try:
             assert example.cat("whoami").split()[:2] == [str(user.uid), str(user.gid)]
             assert example.shell("echo 8 > commands; cat commands").out == "8"
