@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.hugepages import pool_of
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import GuardedRange, data_extents, hole_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_GROW, Kind, Target, open_target
@@ -24,9 +22,9 @@ from ktaskfs.ktask import NO_NODE, Control, Node
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, require_whole_pages, resolve_extent, windows
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import FLAG, OCTAL, RangeParameters, parameter
+from ktaskfs.operations.room import require_file_size, require_pool, require_space, too_few_pages
 from ktaskfs.operations.runlog import RunLog
 from ktaskfs.operations.trouble import page_unavailable, require_unsealed
-from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,13 +101,13 @@ def _filler(
         mapping = None
         try:
             if target.kind is Kind.TMPFS:
-                _require_space(kernel, target, extent)
+                require_space(kernel, target, extent)
                 if not keep:
                     _extend_tmpfs(target, extent.end)
             elif keep:
-                _require_pool(kernel, target, extent)
+                require_pool(kernel, target, extent)
             else:
-                _require_file_size(target, extent.end)
+                require_file_size(target, extent.end)
                 mapping = _reserve(kernel, target, extent)
                 stack.callback(mapping.close)
         except OSError as error:
@@ -124,61 +122,7 @@ def _reserve(kernel: Kernel, target: Target, extent: Extent) -> Mapping:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        raise _too_few_pages(kernel, target, extent) from error
-
-
-def _too_few_pages(kernel: Kernel, target: Target, extent: Extent) -> KtaskfsError:
-    """Whose limit it was: the mount's own (its option ``size=``), or the pool's."""
-    pages = extent.size // target.page_size
-    size = format_size(target.page_size)
-    mount = os.fstatvfs(target.fd)
-    wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
-    pool = pool_of(kernel, target.page_size)
-    if mount.f_blocks and mount.f_bavail < pages and (pool is None or pool.available > mount.f_bavail):
-        return OutOfSpace(f"{wanted}, and its filesystem has {mount.f_bavail} left")
-    if pool is None:
-        return OutOfHugePages(wanted)
-    return OutOfHugePages(
-        f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
-    )
-
-
-def _require_pool(kernel: Kernel, target: Target, extent: Extent) -> None:
-    """For pages past the end of the file: a reservation there would outlive a task that never starts, so only look."""
-    pool = pool_of(kernel, target.page_size)
-    missing = (extent.size - target.allocated()) // target.page_size
-    if pool is not None and missing > pool.available:
-        raise _too_few_pages(kernel, target, extent)
-
-
-def _require_file_size(target: Target, end: int) -> None:
-    """What ftruncate(2) would check; extending hugetlbfs by mapping it does not."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit != resource.RLIM_INFINITY and end > max(limit, target.size()):
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-
-
-def _require_space(kernel: Kernel, target: Target, extent: Extent) -> None:
-    """Raises OutOfSpace or TargetError (ENOMEM) if the missing pages cannot fit.
-
-    Others may take the space meanwhile: tmpfs cannot reserve. Memory limits of a cgroup are not looked at.
-    """
-    mount = os.fstatvfs(target.fd)
-    space = mount.f_bavail * mount.f_frsize if mount.f_blocks else SIZE_MAX
-    memory = kernel.available_memory()
-    if extent.size <= min(space, memory):
-        return
-    data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
-    unwritten = max(0, target.allocated() - data)
-    """Allocated, never written, somewhere: counted as if it were all in the range, so as never to refuse wrongly."""
-    missing = sum(data - hole for hole, data in hole_extents(target.fd, extent.start, extent.end)) - unwritten
-    if missing > space:
-        raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")
-    if missing > memory:
-        raise TargetError(
-            f"{target.path}: {missing} bytes are missing, and {memory} bytes of memory are available",
-            errno=errno.ENOMEM,
-        )
+        raise too_few_pages(kernel, target, extent) from error
 
 
 def _extend_tmpfs(target: Target, end: int) -> None:
@@ -190,11 +134,7 @@ def _extend_tmpfs(target: Target, end: int) -> None:
     if target.size() < end:
         syscalls.fallocate(target.fd, 0, end - target.page_size, target.page_size)
         if not any(data_extents(target.fd, new, end)):
-            _punch(target, new, end)
-
-
-def _punch(target: Target, start: int, end: int) -> None:
-    syscalls.fallocate(target.fd, syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
+            syscalls.punch_hole(target.fd, new, end)
 
 
 class _Survey:
@@ -293,7 +233,7 @@ class _Filler:
 
     def _take_back(self, survey: _Survey, start: int, end: int) -> None:
         for low, high in survey.log.within(start, end):
-            _punch(self._target, low, high)
+            syscalls.punch_hole(self._target.fd, low, high)
 
     def abort(self) -> None:
         """Give back the size and remove a created file, as if nothing had been asked."""
