@@ -124,6 +124,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(_fallocate(fd, mode, offset, length))
 
 
+def punch_hole(fd: int, start: int, end: int) -> None:
+    """Free the pages from ``start`` to ``end``; the file keeps its size. fallocate(2)."""
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, end - start)
+
+
 def filesystem_magic(fd: int) -> int:
     """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out."""
     buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes on 64-bit machines

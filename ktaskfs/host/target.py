@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
 
+SEAL_SHRINK: Final = 0x0002
 SEAL_GROW: Final = 0x0004
 SEAL_WRITE: Final = 0x0008
 SEAL_FUTURE_WRITE: Final = 0x0010

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.operations.operation import Range
+from tests.operations.test_as_caller import as_nobody
+from tests.operations.test_clear import HUGE, TIB, make_dirty
+from tests.support.memory_files import allocated, is_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.operations.conftest import Place, Runner
+    from tests.support.hugepages import TestPool
+
+
+def refused(runner: Runner, **texts: object) -> KtaskfsError:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KtaskfsError) as caught:
+        runner.prepare("free", **texts)
+    assert os.listdir("/proc/self/fd") == before
+    return caught.value
+
+
+def unit_of(place: Place) -> int:
+    """What can be freed for sure: a huge page of tmpfs may be freed as a whole only."""
+    return max(place.unit, HUGE)
+
+
+def test_gives_all_pages_back(runner: Runner, any_place: Place) -> None:
+    unit = unit_of(any_place)
+    path, length = any_place.directory / "file", 2 * unit
+    make_dirty(path, length)
+    before = os.listdir("/proc/self/fd")
+    runner.run("free", path=path)
+    assert (allocated(path), path.stat().st_size) == (0, length)
+    assert is_all(0, path, 0, length)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_pool_has_them_again(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    path, before = hugetlbfs / "file", pool.available
+    make_dirty(path, 2 * pool.page_size)
+    assert pool.available == before - 2
+    runner.run("free", path=path, offset=pool.page_size)
+    assert pool.available == before - 1
+    runner.run("free", path=path)
+    assert pool.available == before
+
+
+def test_gives_nothing_else_back(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 8 * HUGE)
+    runner.run("free", path=path, offset=2 * HUGE, length=3 * HUGE, chunk=HUGE)
+    assert allocated(path) == 5 * HUGE
+    assert is_all(0xFF, path, 0, 2 * HUGE)
+    assert is_all(0, path, 2 * HUGE, 5 * HUGE)
+    assert is_all(0xFF, path, 5 * HUGE, 8 * HUGE)
+
+
+def test_the_last_page_of_an_odd_size(runner: Runner, tmpfs: Path) -> None:
+    path = tmpfs / "file"
+    path.write_bytes(b"x" * 10000)
+    runner.run("free", path=path, offset=4096)
+    assert path.stat().st_size == 10000
+    assert path.read_bytes() == b"x" * 4096 + bytes(5904)
+    runner.run("free", path=path)
+    assert allocated(path) == 0
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_shrinks_the_file(runner: Runner, place: Place, keep: int) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 4 * HUGE)
+    runner.run("free", path=path, offset=keep * HUGE, shrink=1)
+    assert (path.stat().st_size, allocated(path)) == (keep * HUGE, keep * HUGE)
+    assert is_all(0xFF, path, 0, keep * HUGE)
+
+
+def test_pages_past_the_end(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    runner.run("fallocate", path=path, length=2 * HUGE, keep_size=1)
+    assert allocated(path) == 2 * HUGE
+    runner.run("free", path=path, length=2 * HUGE, shrink=1)
+    assert (path.stat().st_size, allocated(path)) == (0, 0)
+
+
+def test_shrinking_spares_what_was_appended_meanwhile(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    plan = runner.prepare("free", path=path, shrink=1)
+    os.truncate(path, 4 * HUGE)
+    with pytest.raises(TargetError) as caught:
+        runner.work(plan)
+    assert caught.value.errno == errno.EBUSY
+    assert path.stat().st_size == 4 * HUGE
+
+
+def test_shortened_or_removed_by_others_meanwhile(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 4 * HUGE)
+    plan = runner.prepare("free", path=path, offset=2 * HUGE, shrink=1)
+    os.truncate(path, HUGE)
+    runner.work(plan)
+    assert path.stat().st_size == HUGE
+    plan = runner.prepare("free", path=path)
+    path.unlink()
+    runner.work(plan)
+
+
+def test_removes_the_file(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    before = os.listdir("/proc/self/fd")
+    runner.run("free", path=path, unlink=1)
+    assert os.listdir(place.directory) == []
+    path.touch()
+    runner.run("free", path=path, unlink=1)
+    assert os.listdir(place.directory) == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_removes_no_other_file(runner: Runner, place: Place) -> None:
+    path, moved = place.directory / "file", place.directory / "moved"
+    make_dirty(path, 2 * HUGE)
+    plan = runner.prepare("free", path=path, unlink=1)
+    path.rename(moved)
+    path.touch()
+    with pytest.raises(TargetError) as caught:
+        runner.work(plan)
+    assert caught.value.errno == errno.ESTALE
+    assert sorted(os.listdir(place.directory)) == ["file", "moved"]
+    assert allocated(moved) == 0
+    plan = runner.prepare("free", path=moved, unlink=1)
+    moved.unlink()
+    with pytest.raises(TargetError) as caught:
+        runner.work(plan)
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("option", ["shrink", "unlink"])
+def test_a_cancelled_task_shortens_and_removes_nothing(runner: Runner, place: Place, option: str) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    plan = runner.prepare("free", path=path, **{option: 1})
+    plan.control.thread_func(0, HUGE)
+    plan.finish()
+    assert path.stat().st_size == 2 * HUGE
+    runner.run("free", [Range(HUGE, 2 * HUGE, -1)], path=path, **{option: 1})
+    assert (path.exists(), option == "shrink") in ((True, True), (False, False))
+
+
+def test_a_task_that_never_starts(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    before = os.listdir("/proc/self/fd")
+    runner.prepare("free", path=path, unlink=1).abort()
+    assert allocated(path) == 2 * HUGE
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_refusals(runner: Runner, place: Place, area: Path) -> None:
+    path, link, unit = place.directory / "file", area / "link", place.unit
+    (area / "plain").write_bytes(b"x")
+    assert isinstance(refused(runner, path=area / "plain"), NotSupported)
+    assert refused(runner, path=place.directory / "missing").errno == errno.ENOENT
+    path.touch()
+    link.symlink_to(path)
+    assert "nothing to do" in refused(runner, path=path).message
+    os.truncate(path, 2 * unit)
+    assert "brought back" in refused(runner, path=path, undo=1).message
+    assert "page size" in refused(runner, path=path, offset=unit // 2).message
+    assert "page size" in refused(runner, path=path, length=unit // 2).message
+    assert "before the end" in refused(runner, path=path, length=unit, shrink=1).message
+    assert "whole file" in refused(runner, path=path, length=unit, unlink=1).message
+    assert "whole file" in refused(runner, path=path, offset=unit, unlink=1).message
+    assert isinstance(refused(runner, path=link, unlink=1), InvalidValue)
+    assert isinstance(refused(runner, path=path, nodes=1000), InvalidValue)
+
+
+def test_a_directory_that_is_not_the_callers(runner: Runner, place: Place) -> None:
+    directory = place.directory / "roots"
+    directory.mkdir(0o755)
+    path = directory / "file"
+    path.touch()
+    path.chmod(0o666)
+    os.truncate(path, place.unit)
+
+    def attempt() -> list[object]:
+        with pytest.raises(TargetError) as caught:
+            runner.prepare("free", path="/roots/file", unlink=1)
+        runner.run("free", path="/roots/file")
+        return [caught.value.errno, os.path.exists("/proc")]
+
+    assert as_nobody(place.directory, attempt) == [errno.EACCES, False]
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("seal", "option"), [(fcntl.F_SEAL_WRITE, {}), (fcntl.F_SEAL_SHRINK, {"shrink": 1})], ids=["write", "shrink"]
+)
+def test_a_sealed_memfd(runner: Runner, seal: int, option: dict[str, int]) -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"x" * 4096)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    assert refused(runner, path=f"/proc/{os.getpid()}/fd/{fd}", **option).errno == errno.EPERM
+    assert os.pread(fd, 4096, 0) == b"x" * 4096
+    os.close(fd)
+
+
+@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
+def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> None:
+    fd = os.memfd_create("guest", flags)
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    os.ftruncate(fd, 4 * HUGE)
+    runner.run("fallocate", path=path)
+    assert refused(runner, path=path, unlink=1).errno == errno.EINVAL
+    runner.run("free", path=path)
+    assert allocated(path) == 0
+    os.close(fd)
+
+
+def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
+    path, size = place.directory / "file", 40 * TIB
+    path.touch()
+    os.truncate(path, size)
+    unit = unit_of(place)
+    for position in (0, 17 * TIB, size - unit):
+        subprocess.run(["fallocate", "-o", str(position), "-l", str(unit), str(path)], check=True)
+    plan = runner.prepare("free", path=path, offset=TIB, chunk=TIB)
+    assert runner.work(plan).units_done == 39 * TIB
+    assert (allocated(path), path.stat().st_size) == (unit, size)
+
+
+def test_while_somebody_fills_it(runner: Runner, place: Place) -> None:
+    """Whoever comes last wins, page by page, and no task fails."""
+    path = place.directory / "file"
+    make_dirty(path, 16 * HUGE)
+    filling = runner.prepare("fallocate", path=path, chunk=HUGE)
+    other = threading.Thread(target=runner.work, args=(filling,), kwargs={"max_chunk_size": HUGE})
+    other.start()
+    for _ in range(5):
+        runner.run("free", path=path, chunk=HUGE)
+    other.join()
+    assert allocated(path) % place.unit == 0
+    assert is_all(0, path, 0, 16 * HUGE)
+
+
+def test_a_failure_of_the_kernel_is_the_tasks(runner: Runner, tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmpfs / "file"
+    path.write_bytes(b"x" * 4096)
+    plan = runner.prepare("free", path=path)
+
+    def broken(fd: int, start: int, end: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(syscalls, "punch_hole", broken)
+    with pytest.raises(TargetError) as caught:
+        plan.control.thread_func(0, 4096)
+    assert (caught.value.errno, "free pages" in caught.value.message) == (errno.EIO, True)
+    plan.finish()
