@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from bench.environment import describe
-from ktaskfs.units import human_size, parse_size
+from ktaskfs.units import format_size, human_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -172,7 +171,7 @@ def main(name: str, title: str, build: Callable[[Settings], list[Section]], *, s
     settings = Settings(2 if smoke else arguments.rounds, 16 << 20 if smoke else arguments.size, smoke)
     sections = build(settings)
     environment = describe()
-    command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
+    command = f"python -m bench.{name} --rounds {settings.rounds} --size {format_size(settings.size)}"
     about = [f"{key}: {value}" for key, value in environment.items()]
     about += [f"size {human_size(settings.size)}", f"command `{command}`"]
     text = "\n\n".join([f"## {title}", "; ".join(about) + ".", *(table(part, judge=not smoke) for part in sections)])

@@ -29,4 +29,4 @@ def reserved(page_size: int, size: int) -> Iterator[None]:
                 raise RuntimeError(f"only {got} of {wanted} pages of {page_size} bytes could be reserved")
             yield
         finally:
-            counter.write_text(str(int(counter.read_text()) - got))
+            counter.write_text(str(max(0, int(counter.read_text()) - got)))
