@@ -19,7 +19,7 @@ Refusals are ``KtaskfsError``; anything else that is raised is a bug, and become
     })
 """
 
-from ktaskfs.vfs.change import Change
+from ktaskfs.vfs.change import Change, WatchedChange, Watcher
 from ktaskfs.vfs.node import (
     BRIEFLY,
     FOREVER,
@@ -53,4 +53,6 @@ __all__ = [
     "Stream",
     "StreamFile",
     "TextFile",
+    "WatchedChange",
+    "Watcher",
 ]

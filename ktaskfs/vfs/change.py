@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -12,19 +14,30 @@ READABLE: Final = select.POLLIN | select.POLLRDNORM
 WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 CHANGED: Final = select.POLLPRI | select.POLLERR
 
+INTERVAL: Final = 0.25
+"""Seconds between two looks of a Watcher: a person sees it move, and a program is not woken for each chunk."""
+
 
 class Change:
     """Counts the changes of something and wakes those who wait for the next one. For one event loop's thread."""
 
-    __slots__ = ("_wakes", "count")
+    __slots__ = ("_count", "_wakes")
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
         self._wakes: dict[object, Callable[[], None]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many changes there were."""
+        return self._count
 
     def notify(self) -> None:
         """Count a change and wake everybody who waits, each once."""
-        self.count += 1
+        self._count += 1
+        self._wake()
+
+    def _wake(self) -> None:
         wakes, self._wakes = self._wakes, {}
         for wake in wakes.values():
             wake()
@@ -41,3 +54,77 @@ class Change:
     def waiting(self) -> int:
         """How many will be woken by the next change."""
         return len(self._wakes)
+
+
+class WatchedChange(Change):
+    """A change of something that does not say when it moves, and so is looked at.
+
+    ``mark`` gives a value that differs whenever the thing has moved, or None while it stays as it is. It is called
+    when somebody reads or polls, and by ``watcher`` while somebody waits. ``notify`` works as ever.
+    """
+
+    __slots__ = ("_mark", "_seen", "_woken_at", "_watcher")
+
+    def __init__(self, mark: Callable[[], object], watcher: Watcher) -> None:
+        super().__init__()
+        self._mark = mark
+        self._watcher = watcher
+        self._seen: object = None
+        self._woken_at = 0
+
+    @property
+    def count(self) -> int:
+        self._look()
+        return self._count
+
+    def _look(self) -> bool:
+        """Count a change if there was one; whether there may be another without a ``notify``."""
+        mark = self._mark()
+        if mark != self._seen:
+            self._seen = mark
+            self._count += 1
+        return mark is not None
+
+    def _wake(self) -> None:
+        self._woken_at = self._count
+        super()._wake()
+
+    def await_next(self, waiter: object, wake: Callable[[], None]) -> None:
+        super().await_next(waiter, wake)
+        self._watcher.watch(self)
+
+    def watched(self) -> bool:
+        """Wake those who wait if there was a change since that was last done; whether to look again later."""
+        moves = self._look()
+        if self._count != self._woken_at:
+            self._wake()
+        return moves
+
+
+class Watcher:
+    """Looks at each WatchedChange that somebody waits for, every ``interval`` seconds; rests when nobody does."""
+
+    __slots__ = ("_interval", "_nursery", "_watched")
+
+    def __init__(self, nursery: trio.Nursery, interval: float = INTERVAL) -> None:
+        self._nursery = nursery
+        self._interval = interval
+        self._watched: dict[WatchedChange, None] = {}
+
+    @property
+    def watching(self) -> int:
+        """How many changes are looked at."""
+        return len(self._watched)
+
+    def watch(self, change: WatchedChange) -> None:
+        """Look at ``change`` from now on, until nobody waits for it any more or it moves no longer."""
+        if not self._watched:
+            self._nursery.start_soon(self._run)
+        self._watched[change] = None
+
+    async def _run(self) -> None:
+        while self._watched:
+            await trio.sleep(self._interval)
+            for change in list(self._watched):
+                if not (change.waiting and change.watched()):
+                    del self._watched[change]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ktaskfs.vfs import Change
+import trio
+import trio.testing
+
+from ktaskfs.vfs import Change, WatchedChange, Watcher
 
 
 def test_a_change_wakes_everybody_once() -> None:
@@ -48,3 +51,82 @@ def test_a_forgotten_waiter_is_not_woken() -> None:
     change.forget("never waited")
     change.notify()
     assert woken == []
+
+
+class Meter:
+    """Something that moves without a word; ``looks`` counts who asked."""
+
+    def __init__(self) -> None:
+        self.value: int | None = 0
+        self.looks = 0
+
+    def mark(self) -> int | None:
+        self.looks += 1
+        return self.value
+
+
+async def test_a_watched_change_wakes_when_the_mark_moves(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    meter = Meter()
+    change = WatchedChange(meter.mark, Watcher(nursery, 1.0))
+    woken: list[float] = []
+    change.await_next("a", lambda: woken.append(trio.current_time()))
+    await trio.sleep(3.5)  # the first look finds something that nobody has seen yet, and so wakes
+    assert len(woken) == 1
+    seen = change.count
+    change.await_next("a", lambda: woken.append(trio.current_time()))
+    await trio.sleep(10)
+    assert (len(woken), change.count) == (1, seen)
+    meter.value = 1
+    await trio.sleep(2)
+    assert (len(woken), change.count) == (2, seen + 1)
+
+
+async def test_nobody_looks_when_nobody_waits(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    meter = Meter()
+    watcher = Watcher(nursery, 1.0)
+    change = WatchedChange(meter.mark, watcher)
+    await trio.sleep(10)
+    assert meter.looks == 0
+    change.await_next("a", lambda: None)
+    assert watcher.watching == 1
+    change.forget("a")
+    await trio.sleep(10)
+    assert (meter.looks, watcher.watching) == (0, 0)
+
+
+async def test_what_no_longer_moves_is_no_longer_watched_but_still_notified(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    meter = Meter()
+    watcher = Watcher(nursery, 1.0)
+    change = WatchedChange(meter.mark, watcher)
+    seen = change.count
+    meter.value = None
+    woken: list[str] = []
+    change.await_next("a", lambda: woken.append("moved to its end"))
+    await trio.sleep(10)
+    assert (woken, change.count, watcher.watching) == (["moved to its end"], seen + 1, 0)
+    change.await_next("a", lambda: woken.append("told"))
+    await trio.sleep(10)
+    assert watcher.watching == 0
+    change.notify()
+    assert woken[1:] == ["told"]
+
+
+async def test_another_reader_does_not_swallow_the_wake_of_one_who_waits(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    meter = Meter()
+    change = WatchedChange(meter.mark, Watcher(nursery, 1.0))
+    woken: list[str] = []
+    change.notify()
+    change.await_next("a", lambda: woken.append("a"))
+    await trio.sleep(1.5)
+    woken.clear()
+    change.await_next("a", lambda: woken.append("a"))
+    meter.value = 1
+    seen = change.count  # a second reader takes note of the change before the watcher does
+    await trio.sleep(2)
+    assert (woken, change.count) == (["a"], seen)
