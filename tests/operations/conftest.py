@@ -34,7 +34,7 @@ class Runner:
     kernel: Kernel
     operations: Mapping[str, Operation[Any]]
 
-    def prepare(self, operation: str, remaining: Sequence[Range] | None = None, **texts: object) -> Plan:
+    def prepare(self, operation: str, remaining: Sequence[Range] | None = None, /, **texts: object) -> Plan:
         """The plan for a spec; the values are written as in a spec."""
         found = self.operations[operation]
         parameters = parse_parameters(found.parameters, {key: str(value) for key, value in texts.items()})
@@ -47,7 +47,7 @@ class Runner:
         finally:
             plan.finish()
 
-    def run(self, operation: str, remaining: Sequence[Range] | None = None, **texts: object) -> Outcome:
+    def run(self, operation: str, remaining: Sequence[Range] | None = None, /, **texts: object) -> Outcome:
         """Prepare and work, in chunks of the least size."""
         plan = self.prepare(operation, remaining, **texts)
         return self.work(plan, max_chunk_size=plan.control.min_chunk_size)
