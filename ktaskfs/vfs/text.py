@@ -72,6 +72,7 @@ class OpenText(OpenFile):
         "_caller",
         "_change",
         "_drawn_at",
+        "_next",
         "_refused",
         "_render",
         "_reply",
@@ -106,6 +107,9 @@ class OpenText(OpenFile):
         self._reply: bytes | None = None
         self._base: int | None = None
         self._written_to = 0
+        # Where a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. After a write
+        # that ends no line the rest is no command of its own, but a piece of one that was too long for a buffer.
+        self._next = 0
 
     async def draw(self) -> None:
         """Make the text anew."""
@@ -153,12 +157,13 @@ class OpenText(OpenFile):
             self._reply = ((self._reply or b"") + reply.encode())[-REPLY_MAX:]
         self._base = None
         self._written_to = offset + len(data)
+        self._next = self._written_to if data.endswith(b"\n") else 0
         return len(data)
 
     def _command(self, offset: int, data: bytes) -> str:
         if len(data) > COMMAND_MAX:
             raise TooBig(f"a command is at most {COMMAND_MAX} bytes")
-        if offset and not self._append:
+        if offset and not self._append and offset != self._next:
             raise BadWrite(f"one write is one command, at offset 0 and not {offset}")
         stripped = data.strip()
         if not stripped:

@@ -281,3 +281,21 @@ class PollingReader(RuleBasedStateMachine):
 
 
 TestPollingReader = PollingReader.TestCase
+
+
+async def test_a_further_command_may_follow_a_line_on_the_same_descriptor() -> None:
+    commands: list[str] = []
+
+    async def take(caller: Caller, text: str) -> None:
+        commands.append(text)
+
+    file = await TextFile(2, Attributes(0o644), lambda caller: "", take).open(ALICE, os.O_WRONLY)
+    assert await file.write(0, b"one\n") == 4
+    assert await file.write(4, b"two") == 3
+    with pytest.raises(KtaskfsError) as refusal:
+        await file.write(7, b"three")
+    assert refusal.value.errno == errno.EINVAL
+    assert await file.write(0, b"four\n") == 5
+    with pytest.raises(KtaskfsError):
+        await file.write(4, b"five")
+    assert commands == ["one", "two", "four"]
