@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
-import math
 import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
 """Seconds to wait for the spawner's word on a worker that is known to have ended."""
+END_PATIENCE: Final = 5.0
+"""Seconds for a spawner to end by itself once nobody speaks to it any more; a guess."""
 
 
 @dataclass
@@ -39,10 +41,11 @@ class _Child:
 
 @dataclass(frozen=True)
 class Forked:
-    """A new worker: its pid, and a pidfd that is the receiver's to close."""
+    """A new worker: its pid, a pidfd that is the receiver's to close, and what to ask its exit status with."""
 
     pid: int
     pidfd: int
+    ticket: int
 
 
 class Launcher:
@@ -52,7 +55,8 @@ class Launcher:
         self._nursery = nursery
         self._sock: trio.socket.SocketType | None = None
         self._children: dict[int, _Child] = {}
-        """By task, from the request until ``exit_status`` was asked."""
+        """By ticket, from the request until ``exit_status`` was asked."""
+        self._tickets = itertools.count(1)
 
     def start(self) -> None:
         """Start the spawner, if there is none. Raises OSError."""
@@ -64,39 +68,47 @@ class Launcher:
         with theirs:
             # -P -s: neither the daemon's working directory nor a user's site-packages may add a module.
             command = [sys.executable, "-P", "-s", "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, pass_fds=[theirs.fileno()]
-            )
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, pass_fds=[theirs.fileno()]
+                )
+            except OSError:
+                ours.close()
+                raise
         self._sock = trio.socket.from_stdlib_socket(ours)
         self._nursery.start_soon(self._receive, self._sock, process)
 
     async def fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> Forked:
         """Have a worker forked with ``fds`` (page, channel, root, working directory). Raises WorkerLost."""
-        child = self._children[request.task] = _Child()
+        ticket = next(self._tickets)
+        child = self._children[ticket] = _Child()
         try:
-            await self._send(request, fds, child)
+            await self._send(replace(request, ticket=ticket), fds, child)
             await child.answered.wait()
             answer = child.answer
-            if answer is None or answer.errno:
-                reason = os.strerror(answer.errno) if answer else "the spawner died"
-                raise WorkerLost(f"no worker could be started: {reason}", errno=answer.errno if answer else errno.EIO)
+            if answer is None:
+                raise WorkerLost("no worker could be started: the spawner died")
+            # Without a descriptor: we have none left, and the kernel dropped the pidfd.
+            number = answer.errno or (0 if child.pidfd >= 0 else errno.EMFILE)
+            if number:
+                raise WorkerLost(f"no worker could be started: {os.strerror(number)}", errno=number)
         except BaseException:
-            del self._children[request.task]
+            del self._children[ticket]
             if child.pidfd >= 0:
                 os.close(child.pidfd)
             raise
-        return Forked(answer.pid, child.pidfd)
+        return Forked(answer.pid, child.pidfd, ticket)
 
     async def _send(self, request: protocol.StartRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)
         for _ in range(2):  # a spawner that was killed is noticed here, and started anew once
-            self.start()
-            child.spawner = sock = self._sock
-            assert sock is not None
             try:
+                self.start()
+                child.spawner = sock = self._sock
+                assert sock is not None
                 await sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, protocol.packed_fds(fds))])
-            except ConnectionError:
-                if self._sock is sock:
+            except (ConnectionError, trio.ClosedResourceError):
+                if self._sock is child.spawner:
                     self._sock = None
             except OSError as error:
                 raise WorkerLost(f"the spawner cannot be asked: {error.strerror}", errno=error.errno) from error
@@ -104,18 +116,17 @@ class Launcher:
                 return
         raise WorkerLost("the spawner dies as soon as it starts")
 
-    async def exit_status(self, task: int) -> int | None:
-        """What waitpid(2) gave for the ended worker of ``task``; None if no spawner of ours was its parent to the end.
+    async def exit_status(self, ticket: int | None) -> int | None:
+        """What waitpid(2) gave for the ended worker of ``ticket``; None if its spawner ended before it.
 
-        To be asked once, after the worker is known to have ended.
+        To be asked once, after the worker is known to have ended, or to be about to.
         """
-        child = self._children.get(task)
-        if child is None:
+        child = None if ticket is None else self._children.get(ticket)
+        if ticket is None or child is None:
             return None
         with trio.move_on_after(STATUS_PATIENCE):
             await child.exited.wait()
-        if self._children.get(task) is child:
-            del self._children[task]
+        self._children.pop(ticket, None)
         return child.status
 
     async def _receive(self, sock: trio.socket.SocketType, process: subprocess.Popen[bytes]) -> None:
@@ -126,24 +137,33 @@ class Launcher:
                 )
                 if not data:
                     break
-                self._take(protocol.decode(data), protocol.received_fds(ancillary))
+                self._hear(data, protocol.received_fds(ancillary))
         except ConnectionError:
             pass  # the same as the end of the stream: it was killed with a request unread
         finally:
+            if self._sock is sock:
+                self._sock = None
             sock.close()
-            with trio.CancelScope(deadline=math.inf, shield=True):
-                status = await trio.to_thread.run_sync(process.wait)
+            status = await _reap(process)
         LOG.warning("the spawner ended with status %s; running tasks go on, the next start makes a new one", status)
-        if self._sock is sock:
-            self._sock = None
         for child in self._children.values():
             if child.spawner is sock:
                 child.answered.set()
                 child.exited.set()
 
+    def _hear(self, data: bytes, fds: list[int]) -> None:
+        try:
+            message = protocol.decode(data)
+        except (ValueError, TypeError, KeyError) as error:
+            LOG.error("the spawner said what nobody understands (%s): %r", error, data[:200])
+            for fd in fds:
+                os.close(fd)
+        else:
+            self._take(message, fds)
+
     def _take(self, message: protocol.Message, fds: list[int]) -> None:
         if isinstance(message, protocol.Forked):
-            child = self._children.get(message.task)
+            child = self._children.get(message.ticket)
             if child is None:  # the start was given up meanwhile; the worker's channel is closed, so it ends
                 for fd in fds:
                     os.close(fd)
@@ -151,7 +171,18 @@ class Launcher:
             child.answer = message
             child.pidfd = fds[0] if fds else -1
             child.answered.set()
-        elif isinstance(message, protocol.Exited) and message.task in self._children:
-            child = self._children[message.task]
+        elif isinstance(message, protocol.Exited) and message.ticket in self._children:
+            child = self._children[message.ticket]
             child.status = message.status
             child.exited.set()
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a spawner whose socket is closed; one that is stopped, and so cannot end, is killed."""
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(END_PATIENCE) as patience:
+            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            process.kill()
+        await trio.to_thread.run_sync(process.wait)
+    return process.returncode

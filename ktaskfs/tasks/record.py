@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +20,12 @@ from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from types import UnionType
 
 VERSION: Final = 1
+_NUMBER: Final = re.compile(r"[0-9]{8,18}", re.ASCII)
+_RECORD_NAME: Final = re.compile(_NUMBER.pattern + r"\.json", re.ASCII)
 LOG: Final = logging.getLogger(__name__)
 
 
@@ -51,6 +55,37 @@ class Record:
     shape: tuple[int, int] | None = None
     final: dict[str, Any] | None = None
     result: str = ""
+
+
+_TYPES: Final[Mapping[str, type | UnionType]] = {
+    **dict.fromkeys(("task", "uid", "gid", "created_ns", "base"), int),
+    **dict.fromkeys(("name", "state", "result"), str),
+    "operation": str | None,
+    **dict.fromkeys(("pid", "start_time"), int | None),
+    "parameters": dict,
+    **dict.fromkeys(("remaining", "shape"), list | None),
+    "final": dict | None,
+}
+_MOST: Final = 1 << 20
+"""Slots, and ranges, that a page never has."""
+
+
+def _checked(record: Record, task: int) -> Record:
+    """``record`` as read for number ``task``; raises ValueError, KeyError, TypeError for what nobody wrote so."""
+    for name, kind in _TYPES.items():
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is of the wrong type")
+    if record.task != task or (record.pid is not None and record.pid <= 0):
+        raise ValueError("a number is out of its range")
+    if not all(isinstance(each, str) for each in record.parameters.values()):
+        raise TypeError("a parameter is of the wrong type")
+    if any(len(each) != 3 or not all(isinstance(part, int) for part in each) for each in record.remaining or ()):
+        raise ValueError("remaining is no list of ranges")
+    if record.shape is not None and not (len(record.shape) == 2 and all(0 <= each < _MOST for each in record.shape)):
+        raise ValueError("shape is no pair of sizes")
+    if record.final is not None:
+        snapshot_from_json(record.final)
+    return record
 
 
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -101,7 +136,7 @@ class StateDirectory:
                 file.write(data)
             os.rename(path + ".new", path)
         except OSError:
-            if os.path.exists(path + ".new"):
+            with contextlib.suppress(OSError):
                 os.unlink(path + ".new")
             raise
 
@@ -119,30 +154,30 @@ class StateDirectory:
     def highest_number(self) -> int:
         """The highest number that any file here has, 0 if there is none."""
         numbers = (entry.partition(".")[0] for entry in os.listdir(self.path))
-        return max((int(each) for each in numbers if each.isdigit()), default=0)
+        return max((int(each) for each in numbers if _NUMBER.fullmatch(each)), default=0)
 
     def sweep_pages(self) -> None:
-        """Remove pages without a record: their tasks never began. Raises OSError."""
+        """Remove pages without a record, whose tasks never began, and halves of records. Raises OSError."""
         for entry in os.listdir(self.path):
-            if entry.endswith(".page") and not os.path.exists(os.path.join(self.path, entry[:-4] + "json")):
+            page = entry.endswith(".page") and not os.path.exists(os.path.join(self.path, entry[:-4] + "json"))
+            if page or entry.endswith(".json.new"):
                 os.unlink(os.path.join(self.path, entry))
 
     def records(self) -> Iterator[Record]:
         """Every record that can be read, oldest first; others are set aside as ``*.bad``, with a line in the log."""
         for entry in sorted(os.listdir(self.path)):
-            if not entry.endswith(".json") or not entry[:-5].isdigit():
+            if not _RECORD_NAME.fullmatch(entry):
                 continue
+            task = int(entry.removesuffix(".json"))
             path = os.path.join(self.path, entry)
             try:
                 with open(path, "rb") as file:
                     fields = json.load(file)
                 if fields.pop("version") != VERSION:
                     raise ValueError("of another version")
-                record = Record(**fields)
-                if record.final is not None:
-                    snapshot_from_json(record.final)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                self.set_aside(int(entry.partition(".")[0]), error)
+                record = _checked(Record(**fields), task)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self.set_aside(task, error)
                 continue
             yield record
 

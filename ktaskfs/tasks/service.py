@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, WrongState
+from ktaskfs.errors import KtaskfsError, WrongState
 from ktaskfs.host import credentials
-from ktaskfs.operations.parameters import PATH, format_parameters, parameters_of
+from ktaskfs.operations.parameters import format_parameters
 from ktaskfs.progress import Phase, Requests, Shape, read_requests, read_result, read_snapshot
+from ktaskfs.tasks.paths import absolute_paths
 from ktaskfs.tasks.starter import StartCancelled, Starter, ending_text
 from ktaskfs.tasks.task import ACTIVE, EMPTY, PHASE_STATES, RESUMABLE, State, Task, Worker
 
@@ -52,6 +53,7 @@ class TaskService:
         self._state = state
         self._nursery = nursery
         self._starter = Starter(table, launcher, state, nursery, began=self._begin_watch, failed_late=self._refuse_late)
+        table.settings.observers.append(self._drop_overdue)
 
     async def run_specs(self, caller: Caller, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
@@ -62,10 +64,12 @@ class TaskService:
         tasks = []
         try:
             self.table.check_room(uid, len(specs))
-            self.table.check_names([spec.parameters.name for spec in specs if spec.parameters.name is not None])
+            names = [spec.parameters.name for spec in specs if spec.parameters.name is not None]
+            self.table.check_names(names)
+            taken = set(names)
             for spec in specs:
                 number = self.table.next_number()
-                name = spec.parameters.name or self.table.free_name(spec.operation.name, number)
+                name = spec.parameters.name or self.table.free_name(spec.operation.name, number, taken)
                 task = Task(number, name, uid, gid)
                 task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
                 self.table.add(task)
@@ -77,9 +81,9 @@ class TaskService:
             await self._start(tasks, caller)
         except KtaskfsError:
             for task in tasks:
-                self.forget(task)
+                self._drop(task)
             raise
-        self.table.last_task[uid] = [task.name for task in tasks]
+        self.table.note_last(uid, [task.name for task in tasks])
         return tasks
 
     def create_empty(self, name: str, uid: int, gid: int) -> Task:
@@ -114,15 +118,18 @@ class TaskService:
         except KtaskfsError:
             caller.close()
             raise
+        before = task.history
         final = task.final or EMPTY
-        before = task.base, task.remaining
         task.base = task.done(final)
         if final.nodes:
             task.remaining = [(span.start, span.end, span.nid) for span in final.remaining()]
+            task.planned = sum(end - start for start, end, _ in task.remaining)
+        task.final, task.result = None, ""  # an earlier run's: it must not be counted beside ``base``
         try:
             await self._start_again(task, caller)
         except KtaskfsError:
-            task.base, task.remaining = before
+            task.history = before
+            self.save(task)
             raise
 
     async def _start_again(self, task: Task, caller: Caller) -> None:
@@ -170,11 +177,21 @@ class TaskService:
         self.save(task)
 
     def forget(self, task: Task) -> None:
-        """Drop a task that is not at work. Raises WrongState."""
-        if task.worker is not None:
+        """Drop a task that is not at work, nor about to be. Raises WrongState."""
+        if task.state in ACTIVE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
+        self._drop(task)
+
+    def _drop(self, task: Task) -> None:
         self.table.drop(task)
-        self._state.forget(task.number)
+        try:
+            self._state.forget(task.number)
+        except OSError as error:
+            LOG.error("the record of task %s cannot be removed: %s", task.name, error)
+
+    def _drop_overdue(self) -> None:
+        for old in self.table.overdue():
+            self._drop(old)
 
     def save(self, task: Task) -> None:
         """Write the record of ``task``. A state directory that fails costs what a restart would have known."""
@@ -197,10 +214,20 @@ class TaskService:
     async def _watch(self, task: Task, worker: Worker) -> None:
         """Wait for the end of a worker and find out what it came to."""
         await trio.lowlevel.wait_readable(worker.pidfd)
-        self._conclude(task, worker, await self._launcher.exit_status(task.number))
+        status = await self._launcher.exit_status(worker.ticket)
+        try:
+            self._conclude(task, worker, status)
+        except Exception:
+            # A bug must not end the daemon, which others' tasks depend on.
+            LOG.exception("the end of task %s", task.name)
 
     def _conclude(self, task: Task, worker: Worker, status: int | None) -> None:
-        final = read_snapshot(worker.page, worker.shape)
+        try:
+            final = read_snapshot(worker.page, worker.shape)
+            result = read_result(worker.page, worker.shape, final)
+        except OSError as error:
+            LOG.error("the page of task %s cannot be read: %s", task.name, error)
+            final, result = EMPTY, ""
         state = PHASE_STATES.get(final.phase, State.INTERRUPTED)
         if state is State.INTERRUPTED:
             left = final.remaining()
@@ -211,18 +238,20 @@ class TaskService:
                 message=f"the worker died{ending_text(status)}",
             )
         else:
-            task.result = read_result(worker.page, worker.shape, final)
+            task.result = result
         self._end(task, state, final)
-        worker.close()
+        worker.close()  # when nothing shows it any more
 
     def _end(self, task: Task, state: State, final: Snapshot) -> None:
         task.final = final
         task.worker = None
         self._move(task, state)
-        self._state.forget_page(task.number)
+        try:
+            self._state.forget_page(task.number)
+        except OSError as error:
+            LOG.error("the page of task %s cannot be removed: %s", task.name, error)
         LOG.info("task %s is %s%s", task.name, state, f": {final.message}" if final.message else "")
-        for old in self.table.overdue():
-            self.forget(old)
+        self._drop_overdue()
 
     def _refuse_late(self, task: Task, error: KtaskfsError) -> None:
         """The start of a task failed after the write that asked for it was answered with success."""
@@ -238,9 +267,8 @@ class TaskService:
         for record in self._state.records():
             try:
                 task = Task.from_record(record, self.operations)
-                if self.table.get(task.name) is not None:
-                    raise InvalidValue(f"a task {task.name} exists")
-            except (InvalidValue, ValueError) as error:
+                self.table.check_names([task.name])
+            except (KtaskfsError, ValueError) as error:
                 self._state.set_aside(record.task, error)
                 continue
             self.table.add(task)
@@ -248,6 +276,7 @@ class TaskService:
                 self._adopt_active(task, record)
         self.table.number_from(self._state.highest_number() + 1)
         self.table.rebalance()
+        self._drop_overdue()
 
     def _adopt_active(self, task: Task, record: Record) -> None:
         """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
@@ -258,28 +287,16 @@ class TaskService:
             self._end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
             return
         shape = Shape(*(record.shape or (0, 0)))
-        task.requests = read_requests(page)
         pidfd = _open_process(record)
         if pidfd is None:
             self._conclude(task, Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape), None)
             return
+        task.requests = read_requests(page)
         task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
+        # The daemon may have died between asking for a pause, or for its end, and writing that down.
+        self.table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid)
         self._nursery.start_soon(self._watch, task, task.worker)
-
-
-def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: Caller) -> dict[str, str]:
-    """``texts`` with relative paths put below the caller's working directory, as seen from the caller's root.
-
-    So a task shows what it works on, and works on the same when it is resumed from elsewhere. Where the directory
-    has no such name (removed, or outside the root) a path stays as it is, and the worker's own directory counts.
-    """
-    root, cwd = (os.readlink(f"/proc/self/fd/{fd}") for fd in (caller.root, caller.cwd))
-    inside = cwd.removeprefix(root.rstrip("/"))
-    if not inside.startswith("/") or inside.endswith(" (deleted)"):
-        return dict(texts)
-    paths = {each.name for each in parameters_of(operation.parameters) if each.kind is PATH}
-    return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
 
 
 def _open_process(record: Record) -> int | None:

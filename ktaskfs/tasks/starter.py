@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ktaskfs.host.credentials import Caller
-    from ktaskfs.tasks.launcher import Launcher
+    from ktaskfs.tasks.launcher import Forked, Launcher
     from ktaskfs.tasks.record import StateDirectory
     from ktaskfs.tasks.table import TaskTable
 
@@ -108,8 +108,10 @@ class Starter:
             raise batch.error
 
     def cancel(self, task: Task) -> None:
-        """Give up the start of ``task``, and of those that were to begin with it."""
-        self._batches[task].scope.cancel()
+        """Give up the start of ``task``, and of those that were to begin with it, unless that has been done."""
+        batch = self._batches.get(task)
+        if batch is not None:
+            batch.scope.cancel()
 
     async def _carry_out(self, batch: _Batch) -> None:
         ready: list[_Ready] = []
@@ -118,7 +120,7 @@ class Starter:
             with batch.scope:
                 for task in batch.tasks:
                     ready.append(await self._prepare(task, batch.caller))
-            if batch.scope.cancelled_caught:
+            if batch.scope.cancel_called:  # though perhaps only after the last worker had said that it is ready
                 error = StartCancelled("cancelled before the work began")
             else:
                 self._write_records(ready)
@@ -144,9 +146,12 @@ class Starter:
             each.channel.close()  # its end tells the worker to take back what it prepared, and to end
             each.task.worker = None
             each.worker.close()
-            self._nursery.start_soon(self._launcher.exit_status, each.task.number)
+            self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
         for task in batch.tasks:
-            self._state.forget_page(task.number)
+            try:
+                self._state.forget_page(task.number)
+            except OSError as page_error:  # it is made anew before the next start, or swept by the next daemon
+                LOG.error("the page of task %s cannot be removed: %s", task.name, page_error)
             if not batch.writer_waits:
                 self._failed_late(task, error)
 
@@ -159,9 +164,10 @@ class Starter:
             raise TargetError.from_os(error, "write the task's record") from error
 
     async def _let_go(self, ready: Sequence[_Ready]) -> None:
+        for each in ready:  # all of them before anything else can happen, such as a cancel
+            self._table.move(each.task, State.RUNNING)
         with trio.CancelScope(shield=True):
             for each in ready:
-                self._table.move(each.task, State.RUNNING)
                 try:
                     await each.channel.send(protocol.GO)
                 except OSError as error:  # it has just died, and whoever watches it will find that out
@@ -171,29 +177,28 @@ class Starter:
 
     async def _prepare(self, task: Task, caller: Caller) -> _Ready:
         """Fork a worker and hear that it can begin. Raises KtaskfsError."""
-        page, shape = self._make_page(task)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel = trio.socket.from_stdlib_socket(ours)
-        pidfd = -1
-        try:
+        with contextlib.ExitStack() as undo:
+            page, shape = self._make_page(task)
+            undo.callback(os.close, page)
+            channel, theirs = _make_channel()
+            undo.callback(channel.close)
             with theirs:
                 forked = await self._launcher.fork(
                     self._request(task, caller), [page, theirs.fileno(), caller.root, caller.cwd]
                 )
-            pidfd = forked.pidfd
-            task.planned = await self._hear(task, channel, pidfd)
+            undo.callback(os.close, forked.pidfd)
+            undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
+            planned = await self._hear(channel, forked)
             began = credentials.start_time(forked.pid)
             if began is None:
                 raise WorkerLost("the worker died before it could begin")
-            task.worker = Worker(forked.pid, began, pidfd, page, shape)
-            write_requests(page, task.requests)  # they may have changed since the page was made
-        except BaseException:
-            channel.close()
-            os.close(page)
-            if pidfd >= 0:
-                os.close(pidfd)
-                self._nursery.start_soon(self._launcher.exit_status, task.number)
-            raise
+            try:
+                write_requests(page, task.requests)  # they may have changed since the page was made
+            except OSError as error:
+                raise TargetError.from_os(error, "write to the page shared with the worker") from error
+            undo.pop_all()
+        task.planned = planned
+        task.worker = Worker(forked.pid, began, forked.pidfd, page, shape, forked.ticket)
         return _Ready(task, task.worker, channel)
 
     def _make_page(self, task: Task) -> tuple[int, Shape]:
@@ -208,7 +213,6 @@ class Starter:
     def _request(self, task: Task, caller: Caller) -> protocol.StartRequest:
         assert task.operation is not None
         return protocol.StartRequest(
-            task=task.number,
             name=task.name,
             operation=task.operation.name,
             parameters=task.texts,
@@ -217,7 +221,7 @@ class Starter:
             load_bal_shift=self._table.settings["load_bal_shift"],
         )
 
-    async def _hear(self, task: Task, channel: trio.socket.SocketType, pidfd: int) -> int:
+    async def _hear(self, channel: trio.socket.SocketType, forked: Forked) -> int:
         """Wait until the worker is ready; returns the units it is to do. Raises its refusal, or WorkerLost."""
         with trio.move_on_after(TIMEOUT):
             try:
@@ -225,18 +229,30 @@ class Starter:
             except ConnectionError:
                 data = b""
             if not data:
-                status = await self._launcher.exit_status(task.number)
+                status = await self._launcher.exit_status(forked.ticket)
                 raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
-            answer = protocol.decode(data)
+            try:
+                answer = protocol.decode(data)
+            except (ValueError, TypeError, KeyError) as error:
+                raise WorkerLost("the worker said something that nobody understands") from error
             if isinstance(answer, protocol.Refused):
                 raise answer.error()
             if isinstance(answer, protocol.Ready):
                 return answer.total
             raise WorkerLost("the worker said something that is no answer")
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(forked.pidfd, signal.SIGKILL)
         message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
         raise WorkerLost(message, errno=errno.ETIMEDOUT)
+
+
+def _make_channel() -> tuple[trio.socket.SocketType, socket.socket]:
+    """Our end and the worker's; raises TargetError."""
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise TargetError.from_os(error, "make a channel to the worker") from error
+    return trio.socket.from_stdlib_socket(ours), theirs
 
 
 def ending_text(status: int | None) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import NameTaken, NoSuchTask, TooManyTasks
+from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.parameters import MAX
 from ktaskfs.tasks.budget import deal_threads, helper_limit
@@ -16,11 +17,14 @@ from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence, Set
 
     from ktaskfs.tasks.tunables import Settings
 
+LOG: Final = logging.getLogger(__name__)
 RESERVED: Final = frozenset({"control"})
+USERS_MAX: Final = 4096
+"""Users whose last tasks are remembered."""
 
 
 class TaskTable:
@@ -34,7 +38,7 @@ class TaskTable:
         self.settings = settings
         self.observers: list[Callable[[Task], None]] = []
         self.last_task: dict[int, list[str]] = {}
-        """For each uid, the names of the tasks that its last write created."""
+        """For each uid, the names of the tasks that its last write created; see ``note_last``."""
         self._tasks: dict[str, Task] = {}
         self._unfinished: Counter[int] = Counter()
         """By uid, tasks that have not ended."""
@@ -87,10 +91,17 @@ class TaskTable:
                 raise NameTaken(f"a task {name} exists")
             seen.add(check_name(name))
 
-    def free_name(self, operation: str, number: int) -> str:
-        """``OPERATION-N``: N is the task's number, or the next one that is free."""
-        candidates = itertools.chain([number], itertools.count(number + 1))
-        return next(name for each in candidates if (name := f"{operation}-{each}") not in self._tasks)
+    def free_name(self, operation: str, number: int, taken: Set[str] = frozenset()) -> str:
+        """``OPERATION-N``: N is the task's number, or the next one that is free, and not ``taken`` otherwise."""
+        candidates = (f"{operation}-{each}" for each in itertools.count(number))
+        return next(name for name in candidates if name not in self._tasks and name not in taken)
+
+    def note_last(self, uid: int, names: list[str]) -> None:
+        """Remember what the last write of ``uid`` created; of very many users the first to write is forgotten."""
+        self.last_task.pop(uid, None)
+        self.last_task[uid] = names
+        if len(self.last_task) > USERS_MAX:
+            del self.last_task[next(iter(self.last_task))]
 
     def add(self, task: Task) -> None:
         """Put a task into the table, under a name that ``check_names`` has passed."""
@@ -126,7 +137,10 @@ class TaskTable:
         cpus = len(usable_cpus())
         wanted = {task: self._threads_wanted(task, cpus) for task in self._running.values()}
         for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
-            task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
+            try:
+                task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
+            except KtaskfsError as error:  # one worker's page must not stand in the way of all others
+                LOG.error("%s", error.message)
 
     def nice_of(self, task: Task) -> int:
         """The nice value that the helpers of ``task`` are to have."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ktaskfs.errors import InvalidValue, WrongState
+from ktaskfs.errors import InvalidValue, TargetError, WrongState
 from ktaskfs.operations.parameters import MAX, RangeParameters, parameters_of, parse_parameters
 from ktaskfs.progress import Phase, Requests, Shape, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.record import Record, snapshot_from_json, snapshot_to_json
@@ -60,14 +60,29 @@ EMPTY: Final = Snapshot(
 
 
 @dataclass(frozen=True)
+class History:
+    """What earlier runs of a task came to."""
+
+    base: int
+    remaining: list[tuple[int, int, int]] | None
+    planned: int
+    final: Snapshot | None
+    result: str
+
+
+@dataclass(frozen=True)
 class Worker:
-    """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon."""
+    """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon.
+
+    ``ticket`` is what the launcher knows it by, None for one that an earlier daemon launched.
+    """
 
     pid: int
     start_time: int
     pidfd: int
     page: int
     shape: Shape
+    ticket: int | None = None
 
     def wake(self) -> None:
         """Have the worker read its requests; one that has just ended does not mind."""
@@ -155,6 +170,16 @@ class Task:
             return read_snapshot(self.worker.page, self.worker.shape)
         return self.final or EMPTY
 
+    @property
+    def history(self) -> History:
+        """What it has come to until now; assigning an earlier one takes back a start that failed."""
+        return History(self.base, self.remaining, self.planned, self.final, self.result)
+
+    @history.setter
+    def history(self, history: History) -> None:
+        self.base, self.remaining, self.planned = history.base, history.remaining, history.planned
+        self.final, self.result = history.final, history.result
+
     def rate_limit(self) -> int:
         """Units a second that it may do, 0 for no limit."""
         text = self.texts.get("rate_max", MAX)
@@ -191,28 +216,42 @@ class Task:
 
     @classmethod
     def from_record(cls, record: Record, operations: Mapping[str, Operation[Any]]) -> Task:
-        """The inverse, without the worker; raises InvalidValue if nobody knows its operation any more."""
+        """The inverse, without the worker.
+
+        Raises InvalidValue if nobody knows its operation, or reads its parameters, any more; ValueError for a state
+        that is none.
+        """
         task = cls(record.task, record.name, record.uid, record.gid, created_ns=record.created_ns)
         if record.operation is not None:
             task.operation = operations.get(record.operation)
             if task.operation is None:
                 raise InvalidValue(f"there is no operation {record.operation}")
         task.texts = dict(record.parameters)
+        for each in task.parameters():
+            if each.name in task.texts:
+                each.kind.parse(task.texts[each.name])
         task.state = State(record.state)
         task.remaining = None if record.remaining is None else [(s, e, n) for s, e, n in record.remaining]
+        task.planned = sum(end - start for start, end, _ in task.remaining or ())
         task.base = record.base
         task.final = None if record.final is None else snapshot_from_json(record.final)
         task.result = record.result
         return task
 
     def ask(self, requests: Requests) -> None:
-        """Put new wishes in force; a worker is woken only if there is a change."""
+        """Put new wishes in force; a worker is woken only if there is a change.
+
+        Raises TargetError if its page cannot be written, and the old wishes stand.
+        """
         if requests == self.requests:
             return
-        self.requests = requests
         if self.worker is not None:
-            write_requests(self.worker.page, requests)
-            self.worker.wake()
+            try:
+                write_requests(self.worker.page, requests)
+                self.worker.wake()
+            except OSError as error:
+                raise TargetError.from_os(error, f"tell the worker of task {self.name}") from error
+        self.requests = requests
 
     def to(self, state: State) -> None:
         """Change the state, and wake whoever waits for a change."""

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
+from errno import EIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
@@ -23,6 +24,10 @@ GO: Final = b"g"
 MESSAGE_MAX: Final = 1 << 19
 """Bytes of one message; a command has at most 64 KiB, and JSON may write six bytes for one."""
 FDS_MAX: Final = 8
+ERRNO_MAX: Final = 4096
+"""Where the kernel's error numbers end (MAX_ERRNO)."""
+WORDS_MAX: Final = 4096
+"""Characters of a worker's refusal that are passed on."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +35,24 @@ class StartRequest:
     """Fork a worker. Beside it travel the descriptors of the page, the channel, the caller's root and directory.
 
     ``parameters`` are canonical texts; ``remaining`` are (start, end, nid) of a resumed task, None for a new one;
-    ``identity`` is what ``ktaskfs.host.credentials`` made of the caller.
+    ``identity`` is what ``ktaskfs.host.credentials`` made of the caller. ``ticket`` is repeated by what answers the
+    request: a number of its own for each, since one task may have a worker that ends and another that starts.
     """
 
-    task: int
     name: str
     operation: str
     parameters: Mapping[str, str]
     remaining: Sequence[tuple[int, int, int]] | None
     identity: Mapping[str, Any]
     load_bal_shift: int
+    ticket: int = 0
 
 
 @dataclass(frozen=True)
 class Forked:
     """The answer to a StartRequest; beside it travels a pidfd. ``errno`` is 0, or why there is no process."""
 
-    task: int
+    ticket: int
     pid: int
     errno: int
 
@@ -55,7 +61,7 @@ class Forked:
 class Exited:
     """A worker was reaped; ``status`` is what waitpid(2) gave."""
 
-    task: int
+    ticket: int
     status: int
 
 
@@ -68,13 +74,18 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's answer: it cannot begin, nothing was touched, and it is about to end."""
+    """A worker's answer: it cannot begin, nothing was touched, and it is about to end.
+
+    The worker is its caller's process, so that what it says is shown, but taken for nothing more.
+    """
 
     errno: int
     message: str
 
     def error(self) -> KtaskfsError:
-        return TargetError(self.message, errno=self.errno)
+        known = self.errno if 0 < self.errno < ERRNO_MAX else EIO
+        text = "".join(each if each.isprintable() else "?" for each in self.message[:WORDS_MAX])
+        return TargetError(text, errno=known)
 
 
 Message = StartRequest | Forked | Exited | Ready | Refused
@@ -92,6 +103,11 @@ def decode(data: bytes) -> Message:
     """The message in ``data``; raises ValueError, TypeError or KeyError for anything else."""
     name, fields = json.loads(data)
     message: Message = _BY_NAME[name](**fields)
+    for each in ("ticket", "pid", "status", "errno", "total"):
+        if type(getattr(message, each, 0)) is not int:
+            raise TypeError(f"{each} is not a number")
+    if type(getattr(message, "message", "")) is not str:
+        raise TypeError("message is not text")
     return message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import setproctitle
 
 from ktaskfs import ktask
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become
 from ktaskfs.operations.operation import Range
 from ktaskfs.operations.parameters import parse_parameters
-from ktaskfs.progress import Phase, Requests, Span, WorkerPage
+from ktaskfs.progress import Phase, Span, WorkerPage
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 COMM_MAX = 15
 """Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
+NICE_MIN, NICE_MAX = -20, 19
+"""The bounds of setpriority(2)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Worker:
         self._kernel = kernel
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
+        self._applying = threading.Lock()
+        """Held from the reading of the requests to the end of their use, so that older ones never come last."""
 
     def run(self) -> int:
         """Become the caller, prepare, wait for GO, work."""
@@ -65,15 +70,26 @@ class Worker:
         try:
             become(Identity.from_fields(self._request.identity), self._root, self._cwd)
             plan = self._prepare()
-        except KtaskfsError as error:
-            protocol.send(self._channel, protocol.Refused(error.errno, error.message))
+        except Exception as error:
+            self._refuse(error)
+            return 0
+        try:
+            job = self._make_job(plan)
+        except Exception as error:
+            plan.abort()
+            self._refuse(error)
             return 0
         if not self._may_begin(sum(node.size for node in plan.nodes)):
             plan.abort()
             return 0
         self._channel.close()
-        self._work(plan)
+        self._work(plan, job)
         return 0
+
+    def _refuse(self, error: Exception) -> None:
+        number, message = _explain(error)
+        with contextlib.suppress(ConnectionError):  # the daemon died, and nobody wants to know
+            protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
 
     def _may_begin(self, total: int) -> bool:
         """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""
@@ -89,7 +105,10 @@ class Worker:
         ranges = None if remaining is None else [Range(*each) for each in remaining]
         return self._operation.prepare(self._kernel, parameters, ranges)
 
-    def _work(self, plan: Plan) -> None:
+    def _make_job(self, plan: Plan) -> ktask.Job:
+        """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""
+        if len(plan.nodes) > self._page.shape.nodes:
+            raise NotSupported(f"{len(plan.nodes)} ranges are more than the shared page has room for")
         control = dataclasses.replace(
             plan.control,
             # The daemon shares the CPUs out among all tasks, through the number of threads that it asks for.
@@ -99,17 +118,24 @@ class Worker:
             thread_start=self._name_thread,
         )
         job = ktask.Job(plan.nodes, control)
-        self._apply(job, self._page.requests())
-        threading.Thread(target=self._listen, args=(job,), daemon=True).start()
+        try:
+            threading.Thread(target=self._listen, args=(job,), daemon=True).start()
+        except RuntimeError as error:
+            raise TargetError(f"no thread can be started: {error}", errno=errno.EAGAIN) from error
+        return job
+
+    def _work(self, plan: Plan, job: ktask.Job) -> None:
+        self._apply(job)
         spans = [_span(node) for node in plan.nodes]
         self._page.begin(spans, sum(span.end - span.start for span in spans))
         ending = self._run_job(job)
         result = ""
         try:
             result = plan.finish()
-        except KtaskfsError as error:
+        except Exception as error:
+            number, message = _explain(error)
             if ending.phase is Phase.DONE:
-                ending = Ending(Phase.FAILED, error.errno, 0, error.message)
+                ending = Ending(Phase.FAILED, number, 0, message)
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
@@ -129,18 +155,22 @@ class Worker:
             if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
                 job.cancel()
             else:
-                self._apply(job, self._page.requests())
+                self._apply(job)
 
-    def _apply(self, job: ktask.Job, requests: Requests) -> None:
-        job.set_max_threads(min(requests.threads or self._page.shape.slots, self._page.shape.slots))
-        job.set_rate(requests.rate or None)
-        job.set_nice(requests.nice)
-        if requests.cancel:
-            job.cancel()
-        elif requests.paused:
-            job.pause()
-        else:
-            job.resume()
+    def _apply(self, job: ktask.Job) -> None:
+        """Put what the daemon asks in force, with what could not be asked made possible."""
+        slots = self._page.shape.slots
+        with self._applying:
+            requests = self._page.requests()
+            job.set_max_threads(min(requests.threads or slots, slots))
+            job.set_rate(requests.rate or None)
+            job.set_nice(min(max(requests.nice, NICE_MIN), NICE_MAX))
+            if requests.cancel:
+                job.cancel()
+            elif requests.paused:
+                job.pause()
+            else:
+                job.resume()
 
     def _name_thread(self, slot: int) -> None:
         suffix = f":{slot}"

@@ -7,12 +7,14 @@ ends when the daemon does, and leaves its workers running: they then belong to i
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import select
 import signal
 import socket
 import sys
+import traceback
 
 import setproctitle
 
@@ -32,7 +34,7 @@ class Spawner:
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
-        """pidfd of each living worker: its task and pid."""
+        """pidfd of each living worker: the ticket of its request, and its pid."""
 
     def serve(self) -> None:
         """Answer requests until the daemon closes the socket."""
@@ -49,34 +51,50 @@ class Spawner:
                     return
 
     def _reap(self, pidfd: int) -> None:
-        task, pid = self._children.pop(pidfd)
+        ticket, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        protocol.send(self._sock, protocol.Exited(task, status))
+        protocol.send(self._sock, protocol.Exited(ticket, status))
 
     def _request(self) -> bool:
         """Read one request and fork; False when the daemon is gone."""
         data, fds, flags, _ = socket.recv_fds(self._sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
         if not data:
             return False
-        request = protocol.decode(data)
-        if not isinstance(request, protocol.StartRequest) or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError(f"not a request: {data[:200]!r}")
         try:
-            pid = os.fork()
+            self._answer(data, fds, cut=bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _answer(self, data: bytes, fds: list[int], *, cut: bool) -> None:
+        try:
+            request = protocol.decode(data)
+        except (ValueError, TypeError, KeyError) as error:
+            print(f"the spawner was asked for nothing that it knows ({error}): {data[:200]!r}", file=sys.stderr)
+            return
+        if not isinstance(request, protocol.StartRequest):
+            print(f"the spawner takes no {type(request).__name__}", file=sys.stderr)
+            return
+        try:
+            if cut:  # there was no room for all the descriptors
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pid = self._fork(request, fds)
+            pidfd = _open_child(pid)
         except OSError as error:
-            protocol.send(self._sock, protocol.Forked(request.task, 0, error.errno or 0))
-            return True
+            protocol.send(self._sock, protocol.Forked(request.ticket, 0, error.errno or errno.EIO))
+            return
+        self._children[pidfd] = (request.ticket, pid)
+        self._poll.register(pidfd, select.POLLIN)
+        protocol.send(self._sock, protocol.Forked(request.ticket, pid, 0), [pidfd])
+
+    def _fork(self, request: protocol.StartRequest, fds: list[int]) -> int:
+        pid = os.fork()
         if pid == 0:
             self._child(request, fds)
-        for fd in fds:
-            os.close(fd)
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = (request.task, pid)
-        self._poll.register(pidfd, select.POLLIN)
-        protocol.send(self._sock, protocol.Forked(request.task, pid, 0), [pidfd])
-        return True
+        return pid
 
     def _child(self, request: protocol.StartRequest, fds: list[int]) -> None:
         """In the new process: keep nothing of the spawner but its memory, and never return."""
@@ -86,9 +104,21 @@ class Spawner:
             for pidfd in self._children:
                 os.close(pidfd)
             status = Worker(request, self._operations[request.operation], self._kernel, fds).run()
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
+
+
+def _open_child(pid: int) -> int:
+    """A pidfd of our child ``pid``; raises OSError, and there is then no such child any more."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def main() -> None:

@@ -1,0 +1,40 @@
+"""What a relative path in a spec means."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.operations.parameters import PATH, parameters_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ktaskfs.host.credentials import Caller
+    from ktaskfs.operations.operation import Operation
+
+
+def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: Caller) -> dict[str, str]:
+    """``texts`` with relative paths put below the caller's working directory, as seen from the caller's root.
+
+    So a task shows what it works on, and works on the same when it is resumed from elsewhere. Where the directory
+    has no such name (removed, outside the root, too deep, not UTF-8) a path stays as it is, and the worker's own
+    directory counts.
+    """
+    try:
+        root, cwd = (os.readlink(f"/proc/self/fd/{fd}") for fd in (caller.root, caller.cwd))
+    except OSError:  # ENAMETOOLONG: a directory may lie deeper than a path is long
+        return dict(texts)
+    inside = "/" if cwd == root else cwd.removeprefix(root.rstrip("/"))
+    if not inside.startswith("/") or inside.endswith(" (deleted)") or not _is_text(inside):
+        return dict(texts)
+    paths = {each.name for each in parameters_of(operation.parameters) if each.kind is PATH}
+    return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
