@@ -90,6 +90,20 @@ class ChunkError(TargetError):
         self.position = position
 
 
+class Finding(KtaskfsError):
+    """The work was done, and what it found is a failure (EIO): memory that does not hold what was written.
+
+    ``result`` is the text for the task's ``result`` all the same, ``position`` the first unit it is about.
+    """
+
+    default_errno = errno.EIO
+
+    def __init__(self, message: str, *, position: int, result: str, errno: int | None = None) -> None:
+        super().__init__(message, errno=errno)
+        self.position = position
+        self.result = result
+
+
 class NameTaken(KtaskfsError):
     """A task of that name exists (EEXIST)."""
 

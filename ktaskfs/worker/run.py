@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import setproctitle
 
 from ktaskfs import ktask
-from ktaskfs.errors import KtaskfsError, NotSupported, TargetError
+from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become
 from ktaskfs.operations.operation import Range
@@ -134,8 +134,11 @@ class Worker:
             result = plan.finish()
         except Exception as error:
             number, message = _explain(error)
+            position = 0
+            if isinstance(error, Finding):
+                position, result = error.position, error.result
             if ending.phase is Phase.DONE:
-                ending = Ending(Phase.FAILED, number, 0, message)
+                ending = Ending(Phase.FAILED, number, position, message)
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
@@ -145,8 +148,7 @@ class Worker:
             outcome = job.run()
         except ktask.TaskError as failure:
             number, message = _explain(failure.error)
-            position = failure.position if isinstance(failure.position, int) else 0
-            return Ending(Phase.FAILED, number, position, message)
+            return Ending(Phase.FAILED, number, _ordinal(failure.position), message)
         return Ending(Phase.CANCELLED if outcome.cancelled else Phase.DONE)
 
     def _listen(self, job: ktask.Job) -> None:
@@ -178,9 +180,14 @@ class Worker:
 
 
 def _span(node: ktask.Node) -> Span:
-    """A range of the work for the page; positions that are not numbers count from 0."""
-    start = node.start if isinstance(node.start, int) else 0
+    """A range of the work for the page."""
+    start = _ordinal(node.start)
     return Span(start, start + node.size, node.nid)
+
+
+def _ordinal(position: Any) -> int:
+    """A position as the page has it: its number (``__index__``), or 0 for one that has none."""
+    return position.__index__() if hasattr(position, "__index__") else 0
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
