@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.control.tasks_directory import Access
+from ktaskfs.control.access import Access
+from ktaskfs.control.metrics import Load
 from ktaskfs.control.tree import build_tree
 from ktaskfs.errors import ConfigError
 from ktaskfs.fuse.session import mounted
@@ -66,7 +67,12 @@ async def _serve(config: MountConfig, state: StateDirectory, ready: Callable[[],
         table = TaskTable(settings)
         service = TaskService(table, launcher, state, find_operations(), nursery)
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
-        root = build_tree(service, settings, Kernel.open(), access, uid=os.geteuid(), gid=os.getegid())
+
+        def load() -> Load:
+            return Load(session.open_handles, session.known_nodes)
+
+        owner = {"uid": os.geteuid(), "gid": os.getegid()}
+        root = build_tree(service, settings, Kernel.open(), access, nursery, load, **owner)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options) as session:

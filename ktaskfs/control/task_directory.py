@@ -13,7 +13,7 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
 from ktaskfs.operations.parameters import format_parameters, parameters_of
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
-from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, StreamFile, TextFile
+from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, StreamFile, TextFile, WatchedChange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from ktaskfs.operations.parameters import Parameter
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
-    from ktaskfs.vfs import Caller, Node
+    from ktaskfs.vfs import Caller, Node, Watcher
 
 
 @dataclass(frozen=True)
 class StatusFile:
-    """A file that shows something of a task; ``pollable`` if poll(2) wakes on its change."""
+    """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
 
     name: str
     text: Callable[[Task], str]
     help: str
-    pollable: bool = False
+    poll: Callable[[TaskDirectory], Change | None] = lambda directory: None
 
 
 STATUS_FILES: Final = (
-    StatusFile("state", lambda task: f"{task.state}\n", "the state, one word", pollable=True),
-    StatusFile("status", task_text.status, "everything, for people", pollable=True),
-    StatusFile("stat", task_text.stat, "everything, for programs", pollable=True),
-    StatusFile("progress", task_text.progress, "done / total, in the operation's units", pollable=True),
+    StatusFile("state", lambda task: f"{task.state}\n", "the state, one word", lambda each: each.of_state),
+    StatusFile("status", task_text.status, "everything, for people", lambda each: each.of_progress),
+    StatusFile("stat", task_text.stat, "everything, for programs", lambda each: each.of_progress),
+    StatusFile("progress", task_text.progress, "done / total, in the operation's units", lambda each: each.of_progress),
     StatusFile("threads", task_text.threads, "a row for each worker thread"),
     StatusFile("result", lambda task: task.result, "what the operation found; empty before the end"),
     StatusFile("error", task_text.error, "0, or ERRNAME at POSITION: message"),
@@ -96,19 +96,32 @@ INODES: Final = 64
 
 
 class TaskDirectory(Directory):
-    """The files of ``task``, made when they are looked up."""
+    """The files of ``task``, made when they are looked up.
 
-    __slots__ = ("_files", "_log", "_open_to_all", "_service", "change", "task")
+    ``of_state`` is notified when its state changes, ``of_progress`` when anything of it does, work done included.
+    """
 
-    def __init__(self, ino: int, task: Task, service: TaskService, log: CommandLog, *, open_to_all: bool) -> None:
+    __slots__ = ("_files", "_log", "_service", "of_progress", "of_state", "task")
+
+    def __init__(
+        self, ino: int, task: Task, service: TaskService, log: CommandLog, watcher: Watcher, *, open_to_all: bool
+    ) -> None:
         """``ino`` is the first of INODES consecutive numbers. ``open_to_all``: others may list it (hidepid=0)."""
         super().__init__(ino, Attributes(0o555 if open_to_all else 0o500, task.uid, task.gid, task.created_ns))
         self.task = task
-        self.change = Change()
+        self.of_state: Change = Change()
+        self.of_progress: Change = WatchedChange(self._units_done, watcher)
         self._service = service
         self._log = log
         self._files: dict[str, Node] = {}
-        self._open_to_all = open_to_all
+
+    def changed(self) -> None:
+        """The task's state has changed."""
+        self.of_state.notify()
+        self.of_progress.notify()
+
+    def _units_done(self) -> int | None:
+        return self.task.snapshot().done if self.task.state in ACTIVE else None
 
     @property
     def entry_timeout(self) -> float:  # type: ignore[override]
@@ -144,7 +157,7 @@ class TaskDirectory(Directory):
         return CommandFile(ino, self._mode(0o640), self._verbs, self._command, file=file, log=self._log)
 
     def _wait(self, ino: int) -> Node:
-        return StreamFile(ino, self._mode(0o440), lambda caller: WaitStream(self.task), change=self.change)
+        return StreamFile(ino, self._mode(0o440), lambda caller: WaitStream(self.task), change=self.of_state)
 
     def _operation(self, ino: int) -> Node:
         return self._setting(ino, "op", self._operation_text, self._set_operation)
@@ -161,14 +174,13 @@ class TaskDirectory(Directory):
         return Attributes(mode, self.task.uid, self.task.gid, self.task.created_ns)
 
     def _status(self, file: StatusFile, ino: int) -> Node:
-        change = self.change if file.pollable else None
-        return TextFile(ino, self._mode(0o440), lambda caller: file.text(self.task), change=change)
+        return TextFile(ino, self._mode(0o440), lambda caller: file.text(self.task), change=file.poll(self))
 
     def _setting(self, ino: int, name: str, text: Callable[[], str], write: Callable[[str], None]) -> Node:
         async def set_text(caller: Caller, value: str) -> None:
             write(value)
             self._service.save(self.task)
-            self.change.notify()
+            self.of_progress.notify()
 
         file = f"tasks/{self.task.name}/{name}"
         return TextFile(

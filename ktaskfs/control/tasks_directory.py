@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile
@@ -10,11 +9,12 @@ from ktaskfs.control.task_directory import INODES, TaskDirectory
 from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE
-from ktaskfs.vfs import Attributes, Caller, Directory, InodeNumbers, Node
+from ktaskfs.vfs import Attributes, Caller, Directory, InodeNumbers, Node, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ktaskfs.control.access import Access
     from ktaskfs.control.command_log import CommandLog
     from ktaskfs.host.credentials import Caller as Writer
     from ktaskfs.tasks.service import TaskService
@@ -29,23 +29,21 @@ starts it. The operations and what they take: ../operations/*/parameters. "cance
 CANCEL: Final = "cancel"
 
 
-@dataclass(frozen=True)
-class Access:
-    """Who may create tasks, and who may see others': the mount options uid, gid, mode and hidepid."""
-
-    uid: int
-    gid: int
-    mode: int = 0o660
-    hidepid: int = 0
-
-
 class TasksDirectory(Directory):
     """Follows the table of tasks; a name that another user may not know of does not exist for him."""
 
-    __slots__ = ("_access", "_control", "_directories", "_log", "_numbers", "_service")
+    __slots__ = ("_access", "_control", "_directories", "_log", "_numbers", "_service", "_watcher")
 
     def __init__(
-        self, ino: int, numbers: InodeNumbers, service: TaskService, log: CommandLog, access: Access, *, time_ns: int
+        self,
+        ino: int,
+        numbers: InodeNumbers,
+        service: TaskService,
+        log: CommandLog,
+        access: Access,
+        watcher: Watcher,
+        *,
+        time_ns: int,
     ) -> None:
         # Who may write control may mkdir; the sticky bit has the kernel keep others' hands off a task's directory.
         super().__init__(ino, Attributes(0o1555 | access.mode & 0o222, access.uid, access.gid, time_ns))
@@ -53,6 +51,7 @@ class TasksDirectory(Directory):
         self._service = service
         self._log = log
         self._access = access
+        self._watcher = watcher
         self._directories: dict[Task, TaskDirectory] = {}
         control = Attributes(access.mode, access.uid, access.gid, time_ns)
         self._control = CommandFile(
@@ -63,7 +62,7 @@ class TasksDirectory(Directory):
     def _changed(self, task: Task) -> None:
         directory = self._directories.get(task)
         if directory is not None:
-            directory.change.notify()
+            directory.changed()
             if task not in self._service.table:
                 del self._directories[task]
 
@@ -71,21 +70,24 @@ class TasksDirectory(Directory):
         directory = self._directories.get(task)
         if directory is None:
             directory = self._directories[task] = TaskDirectory(
-                self._numbers.take(INODES), task, self._service, self._log, open_to_all=self._access.hidepid == 0
+                self._numbers.take(INODES),
+                task,
+                self._service,
+                self._log,
+                self._watcher,
+                open_to_all=self._access.hidepid == 0,
             )
         return directory
-
-    def _visible(self, task: Task, caller: Caller) -> bool:
-        return self._access.hidepid < 2 or caller.uid in (0, task.uid)
 
     def lookup(self, name: str, caller: Caller) -> Node | None:
         if name == "control":
             return self._control
         task = self._service.table.get(name)
-        return self._directory(task) if task is not None and self._visible(task, caller) else None
+        known = task is not None and self._access.may_know(caller.uid, task.uid)
+        return self._directory(task) if task is not None and known else None
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
-        tasks = [task for task in self._service.table if self._visible(task, caller)]
+        tasks = [task for task in self._service.table if self._access.may_know(caller.uid, task.uid)]
         return [("control", self._control), *((task.name, self._directory(task)) for task in tasks)]
 
     @property

@@ -6,37 +6,74 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.control.command_log import CommandLog
+from ktaskfs.control.events import EventFeed
 from ktaskfs.control.manual import manual
+from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.task_text import table
-from ktaskfs.control.tasks_directory import Access, TasksDirectory
+from ktaskfs.control.tasks_directory import TasksDirectory
+from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.operations.parameters import parameters_of
 from ktaskfs.tasks.tunables import TUNABLES, Settings, Tunable
 from ktaskfs.units import format_cpulist, format_size
 from ktaskfs.version import VERSION
-from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, InodeNumbers, Node, StaticDirectory, TextFile
+from ktaskfs.vfs import (
+    ROOT_INO,
+    Attributes,
+    Caller,
+    Directory,
+    InodeNumbers,
+    Node,
+    StaticDirectory,
+    StreamFile,
+    TextFile,
+    Watcher,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    import trio
+
+    from ktaskfs.control.access import Access
+    from ktaskfs.control.metrics import Load
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.operation import Operation
     from ktaskfs.tasks.service import TaskService
 
 
 def build_tree(
-    service: TaskService, settings: Settings, kernel: Kernel, access: Access, *, uid: int, gid: int
+    service: TaskService,
+    settings: Settings,
+    kernel: Kernel,
+    access: Access,
+    nursery: trio.Nursery,
+    load: Callable[[], Load],
+    *,
+    uid: int,
+    gid: int,
 ) -> Directory:
-    """The root directory; ``uid`` and ``gid`` own what is not a task's, nor ``tasks/control``."""
-    return _Builder(service, settings, kernel, access, uid, gid).root()
+    """The root directory; ``uid`` and ``gid`` own what is not a task's, nor ``tasks/control``.
+
+    ``load`` tells what the kernel has of the mount; it is asked only while the mount is served.
+    """
+    return _Builder(service, settings, kernel, access, nursery, load, uid, gid).root()
 
 
 class _Builder:
     """Holds what the nodes of the tree have in common while it is built."""
 
     def __init__(
-        self, service: TaskService, settings: Settings, kernel: Kernel, access: Access, uid: int, gid: int
+        self,
+        service: TaskService,
+        settings: Settings,
+        kernel: Kernel,
+        access: Access,
+        nursery: trio.Nursery,
+        load: Callable[[], Load],
+        uid: int,
+        gid: int,
     ) -> None:
         self._service = service
         self._settings = settings
@@ -47,6 +84,10 @@ class _Builder:
         self._time_ns = time.time_ns()
         self._numbers = InodeNumbers()
         self._log = CommandLog()
+        self._watcher = Watcher(nursery)
+        self._events = EventFeed(access)
+        self._metrics = Metrics(service.table, kernel, load)
+        Transitions(service.table).observers.extend((self._events.publish, self._metrics.count))
 
     def root(self) -> Directory:
         operations = self._service.operations
@@ -66,8 +107,16 @@ class _Builder:
                     }
                 ),
                 "tasks": TasksDirectory(
-                    self._numbers.take(), self._numbers, self._service, self._log, self._access, time_ns=self._time_ns
+                    self._numbers.take(),
+                    self._numbers,
+                    self._service,
+                    self._log,
+                    self._access,
+                    self._watcher,
+                    time_ns=self._time_ns,
                 ),
+                "events": self._event_stream(),
+                "metrics": self._file(lambda caller: self._metrics.text()),
             },
             ino=ROOT_INO,
         )
@@ -80,12 +129,19 @@ class _Builder:
 
     def _file(
         self,
-        text: Callable[[Caller], str],
+        text: Callable[[Caller], str | Awaitable[str]],
         write: Callable[[Caller, str], Awaitable[str | None]] | None = None,
         *,
         mode: int = 0o444,
     ) -> TextFile:
         return TextFile(self._numbers.take(), self._attributes(mode), text, write)
+
+    def _event_stream(self) -> StreamFile:
+        # Whoever may start tasks may follow them: the owner of tasks/control, and its mode without the write bits.
+        access = self._access
+        attributes = Attributes(access.mode & 0o444, access.uid, access.gid, self._time_ns)
+        events = self._events
+        return StreamFile(self._numbers.take(), attributes, events.open_stream, change=events.change)
 
     def _tunable(self, tunable: Tunable) -> TextFile:
         file = f"debug/{tunable.file}"

@@ -1,0 +1,23 @@
+"""Who may create tasks, and who may learn of others'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Access:
+    """The mount options uid, gid, mode and hidepid; the last as in procfs(5)."""
+
+    uid: int
+    gid: int
+    mode: int = 0o660
+    hidepid: int = 0
+
+    def may_follow(self, uid: int, owner: int) -> bool:
+        """Whether ``uid`` may learn what becomes of a task of ``owner``, and what files it has."""
+        return self.hidepid < 1 or uid in (0, owner)
+
+    def may_know(self, uid: int, owner: int) -> bool:
+        """Whether ``uid`` may know that a task of ``owner`` exists."""
+        return self.hidepid < 2 or uid in (0, owner)

@@ -1,0 +1,115 @@
+"""What ``metrics`` counts: tasks by operation and state, ends by outcome, units, pools, and the daemon itself.
+
+No label has a task's name, a path or a user in it: anybody may read the file, and the number of series stays small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ktaskfs.control.task_text import units_of
+from ktaskfs.host.hugepages import Pool, read_node_pools, read_pools
+from ktaskfs.tasks.task import ACTIVE, ENDED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ktaskfs.control.transitions import Transition
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.task import Task
+
+NO_OPERATION: Final = "none"
+"""Labels tasks that have not been told what to do."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the kernel has of this filesystem: open files and directories, and nodes that it remembers."""
+
+    open_handles: int
+    known_nodes: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that ``metrics`` shows beside what any process tells of itself.
+
+    tasks:   by operation and state, now.
+    started: by operation, set to work since the mount.
+    ended:   by operation and outcome, since the mount.
+    units:   by operation and unit, done by workers seen since the mount.
+    lag:     seconds that the event loop took to come round once.
+    """
+
+    tasks: Mapping[tuple[str, ...], int]
+    started: Mapping[tuple[str, ...], int]
+    ended: Mapping[tuple[str, ...], int]
+    units: Mapping[tuple[str, ...], int]
+    pools: tuple[Pool, ...]
+    load: Load
+    lag: float
+
+
+class Metrics:
+    """Keeps the counters of one mount."""
+
+    def __init__(self, table: TaskTable, kernel: Kernel, load: Callable[[], Load]) -> None:
+        self._table = table
+        self._kernel = kernel
+        self._load = load
+        self._started: Counter[tuple[str, ...]] = Counter()
+        self._ended: Counter[tuple[str, ...]] = Counter()
+        self._units: Counter[tuple[str, ...]] = Counter()
+
+    def count(self, transition: Transition) -> None:
+        """An observer of transitions. What an earlier daemon has seen the end of is not counted again."""
+        task = transition.task
+        if transition.old in ACTIVE and transition.new in ENDED:
+            self._ended[_operation(task), str(transition.new)] += 1
+            self._units[_operation(task), units_of(task)] += _worked(task)
+        elif transition.new in ACTIVE and transition.old not in (None, *ACTIVE):  # None: adopted while at work
+            self._started[_operation(task),] += 1
+
+    def facts(self, lag: float) -> Facts:
+        """The figures of this moment."""
+        units = self._units.copy()
+        for task in self._table:
+            if task.state in ACTIVE:
+                units[_operation(task), units_of(task)] += _worked(task)
+        return Facts(
+            tasks=Counter((_operation(task), str(task.state)) for task in self._table),
+            started=self._started,
+            ended=self._ended,
+            units=units,
+            pools=(*read_pools(self._kernel), *read_node_pools(self._kernel)),
+            load=self._load(),
+            lag=lag,
+        )
+
+    async def text(self) -> str:
+        """The file."""
+        # On a thread, and not before somebody asks: the library takes as long to import as the rest of us to mount.
+        render = await trio.to_thread.run_sync(_renderer)
+        before = trio.current_time()
+        await trio.lowlevel.checkpoint()
+        return render(self.facts(trio.current_time() - before))
+
+
+def _renderer() -> Callable[[Facts], str]:
+    from ktaskfs.control.openmetrics import render
+
+    return render
+
+
+def _operation(task: Task) -> str:
+    return NO_OPERATION if task.operation is None else task.operation.name
+
+
+def _worked(task: Task) -> int:
+    """Units that the threads of this run have done; unlike ``done``, this never goes back when a task is undone."""
+    return sum(each.units for each in task.snapshot().threads)

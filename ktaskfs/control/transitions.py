@@ -1,0 +1,43 @@
+"""Every change of state of a task, told to whoever follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.task import State, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """``task`` went from ``old``, None for one that is new here, to ``new``, None for one that was forgotten."""
+
+    task: Task
+    old: State | None
+    new: State | None
+
+
+class Transitions:
+    """Makes transitions of what ``table`` tells; ``observers`` are called with each, when it has happened."""
+
+    def __init__(self, table: TaskTable) -> None:
+        self.observers: list[Callable[[Transition], None]] = []
+        self._table = table
+        self._states: dict[Task, State] = {}
+        table.observers.append(self._changed)
+
+    def _changed(self, task: Task) -> None:
+        old = self._states.get(task)
+        new = task.state if task in self._table else None
+        if new is None:
+            self._states.pop(task, None)
+        else:
+            self._states[task] = new
+        if new is not old:
+            transition = Transition(task, old, new)
+            for observer in self.observers:
+                observer(transition)

@@ -1,0 +1,127 @@
+"""``metrics`` as the library's own parser reads it, and what the counters count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from ktaskfs.control.metrics import Load, Metrics
+from ktaskfs.control.openmetrics import render
+from ktaskfs.control.transitions import Transitions
+from ktaskfs.host.hugepages import Pool
+from ktaskfs.host.kernel import Kernel
+from ktaskfs.operations.registry import find_operations
+from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
+from ktaskfs.tasks.table import TaskTable
+from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.tasks.tunables import Settings
+from ktaskfs.units import Nid
+
+if TYPE_CHECKING:
+    from ktaskfs.progress import Snapshot
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample by name and labels; ValueError where the text is not OpenMetrics."""
+    families: Any = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def worked(units: int, *, undone: bool = False) -> Snapshot:
+    """What a worker reports whose two threads have done ``units`` together."""
+    threads = tuple(ThreadProgress(n, 100 + n, 0, ThreadState.ENDED, 1, units // 2, 5, 0, 0, 0) for n in range(2))
+    node = NodeProgress(0, 1000, 0, 1000)
+    return replace(EMPTY, phase=Phase.DONE, total=1000, nodes=(node,), threads=threads, undone=undone)
+
+
+class House:
+    def __init__(self) -> None:
+        self.table = TaskTable(Settings({}))
+        self.metrics = Metrics(self.table, Kernel.open(), lambda: Load(3, 40))
+
+    def follow(self) -> None:
+        Transitions(self.table).observers.append(self.metrics.count)
+
+    def add(self, number: int, state: State = State.NEW) -> Task:
+        task = Task(number, f"t{number}", 1000, 1000)
+        task.operation = find_operations()["clear"]
+        task.state = state
+        self.table.add(task)
+        return task
+
+
+async def test_what_is_read_is_openmetrics() -> None:
+    house = House()
+    house.follow()
+    house.add(1)
+    found = samples(await house.metrics.text())
+    assert found["ktaskfs_tasks", (("operation", "clear"), ("state", "new"))] == 1
+    assert found["ktaskfs_open_handles", ()] == 3
+    assert found["ktaskfs_known_nodes", ()] == 40
+    assert found["process_resident_memory_bytes", ()] > 1 << 20
+    assert found["process_open_fds", ()] > 2
+    assert 0 <= found["ktaskfs_event_loop_lag_seconds", ()] < 60
+    assert {labels[0][0] for name, labels in found if name == "ktaskfs_build_info"} == {"version"}
+
+
+def test_ends_and_units_are_counted_once() -> None:
+    house = House()
+    house.follow()
+    clear = ("clear",)
+    for number, end in enumerate((State.DONE, State.DONE, State.CANCELLED), 1):
+        task = house.add(number)
+        house.table.move(task, State.STARTING)
+        house.table.move(task, State.RUNNING)
+        house.table.move(task, State.PAUSED)
+        house.table.move(task, State.RUNNING)
+        task.final = worked(100 * number)
+        assert house.metrics.facts(0).units["clear", "bytes"] == sum(100 * n for n in range(1, number + 1))
+        house.table.move(task, end)
+        house.table.drop(task)
+    facts = house.metrics.facts(0)
+    assert facts.started == Counter({clear: 3})
+    assert facts.ended == Counter({("clear", "done"): 2, ("clear", "cancelled"): 1})
+    assert facts.units == Counter({("clear", "bytes"): 600})
+    assert facts.tasks == {}
+
+
+def test_work_that_is_taken_back_was_work_all_the_same() -> None:
+    house = House()
+    house.follow()
+    task = house.add(1)
+    house.table.move(task, State.RUNNING)
+    task.final = worked(500, undone=True)
+    assert house.metrics.facts(0).units["clear", "bytes"] == 500
+
+
+def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
+    house = House()
+    house.follow()
+    house.add(1, State.DONE)
+    adopted = house.add(2, State.RUNNING)
+    house.table.move(adopted, State.PAUSED)
+    facts = house.metrics.facts(0)
+    assert (facts.started, facts.ended, facts.units) == (Counter(), Counter(), Counter({("clear", "bytes"): 0}))
+    assert facts.tasks == {("clear", "done"): 1, ("clear", "paused"): 1}
+
+
+def test_pools_by_size_and_node() -> None:
+    facts = House().metrics.facts(0)
+    pools = (Pool(2 << 20, None, 8, 6, 4, 1), Pool(2 << 20, Nid(1), 5, 3, 0, 1))
+    found = samples(render(replace(facts, pools=pools)))
+    machine, node = (("node", ""), ("page_size", "2097152")), (("node", "1"), ("page_size", "2097152"))
+    assert [found[f"ktaskfs_hugepages_{name}", machine] for name in ("total", "free", "reserved", "surplus")] == [
+        8,
+        6,
+        4,
+        1,
+    ]
+    assert found["ktaskfs_hugepages_free", node] == 3
+    assert ("ktaskfs_hugepages_reserved", node) not in found
