@@ -1,0 +1,230 @@
+"""The table of tasks: names, limits, order, and counts that hold whatever happens."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TooManyTasks
+from ktaskfs.host.topology import usable_cpus
+from ktaskfs.progress import Requests, Shape, read_requests
+from ktaskfs.tasks.budget import helper_limit
+from ktaskfs.tasks.table import USERS_MAX, TaskTable
+from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task, Worker
+from ktaskfs.tasks.tunables import TUNABLES, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TUNABLE = {each.name: each for each in TUNABLES}
+
+
+def make_table(**tunables: int) -> TaskTable:
+    return TaskTable(Settings(tunables))
+
+
+def add(table: TaskTable, name: str, *, uid: int = 1) -> Task:
+    table.check_names([name])
+    task = Task(table.next_number(), name, uid, uid)
+    table.add(task)
+    return task
+
+
+def test_tasks_are_found_by_name_and_listed_in_order_of_creation() -> None:
+    table = make_table()
+    tasks = [add(table, name) for name in ("c", "a", "b")]
+    assert list(table) == tasks
+    assert len(table) == 3
+    assert table.get("a") is table.require("a") is tasks[1]
+    assert tasks[1] in table
+    assert "a" not in table
+    with pytest.raises(NoSuchTask):
+        table.require("d")
+
+
+def test_a_name_is_taken_until_its_task_is_dropped() -> None:
+    table = make_table()
+    first = add(table, "a")
+    with pytest.raises(NameTaken):
+        table.check_names(["b", "a"])
+    table.drop(first)
+    second = add(table, "a")
+    assert first not in table
+    assert second in table
+    assert first.number != second.number
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [(["a", "a"], NameTaken), (["control"], NameTaken), (["a/b"], InvalidValue), ([".."], InvalidValue)],
+)
+def test_names_that_cannot_be_had(names: list[str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make_table().check_names(names)
+
+
+def test_a_free_name_is_neither_in_use_nor_spoken_for() -> None:
+    table = make_table()
+    add(table, "clear-7")
+    assert table.free_name("clear", 6) == "clear-6"
+    assert table.free_name("clear", 7) == "clear-8"
+    assert table.free_name("clear", 7, {"clear-8", "clear-9"}) == "clear-10"
+
+
+def test_each_user_has_a_limit_of_unfinished_tasks() -> None:
+    table = make_table(max_tasks=3)
+    first = add(table, "a")
+    add(table, "b")
+    table.check_room(1, 1)
+    with pytest.raises(TooManyTasks, match="2 unfinished tasks, and the limit is 3"):
+        table.check_room(1, 2)
+    table.check_room(2, 3)
+    table.move(first, State.DONE)
+    table.check_room(1, 2)
+
+
+def test_the_oldest_ended_tasks_are_overdue() -> None:
+    table = make_table(keep_finished=1)
+    tasks = [add(table, name) for name in "abc"]
+    for task in (tasks[1], tasks[0]):
+        table.move(task, State.DONE)
+    assert table.overdue() == [tasks[1]]
+    table.settings.set(TUNABLE["keep_finished"], "0")
+    assert table.overdue() == [tasks[1], tasks[0]]
+    table.settings.set(TUNABLE["keep_finished"], "2")
+    assert table.overdue() == []
+
+
+def test_the_tasks_of_a_user_are_those_that_have_not_ended() -> None:
+    table = make_table()
+    mine, _, ended = add(table, "a"), add(table, "b", uid=2), add(table, "c")
+    table.move(ended, State.CANCELLED)
+    assert table.of_user(1) == [mine]
+
+
+def test_observers_hear_of_every_change() -> None:
+    table = make_table()
+    heard: list[tuple[str, State, bool]] = []
+    table.observers.append(lambda task: heard.append((task.name, task.state, task in table)))
+    task = add(table, "a")
+    table.move(task, State.STARTING)
+    table.drop(task)
+    assert heard == [("a", State.NEW, True), ("a", State.STARTING, True), ("a", State.STARTING, False)]
+
+
+def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_changes() -> None:
+    table = make_table(max_threads=1000)
+    cpus = len(usable_cpus())
+    first, second = add(table, "a"), add(table, "b")
+    table.move(first, State.STARTING)
+    alone = first.requests.threads
+    assert alone == min(cpus, 1 + helper_limit(cpus, 80))
+    table.move(second, State.RUNNING)
+    assert first.requests.threads + second.requests.threads <= 2 + helper_limit(cpus, 80)
+    table.move(second, State.DONE)
+    assert first.requests.threads == alone
+    table.settings.set(TUNABLE["max_threads"], "1")
+    assert first.requests.threads == 1
+    table.settings.set(TUNABLE["nice"], "7")
+    assert first.requests.nice == 7
+    first.texts["nice"] = "2"
+    table.rebalance()
+    assert first.requests.nice == 2
+
+
+@pytest.mark.parametrize("text", ["1", "max", "2147483647"])
+def test_a_tasks_own_limit_of_threads_counts(text: str) -> None:
+    table = make_table(cpu_percent=100, max_threads=1000)
+    task = add(table, "a")
+    task.texts["max_threads"] = text
+    table.move(task, State.RUNNING)
+    assert task.requests.threads == (1 if text == "1" else len(usable_cpus()))
+
+
+def test_a_worker_that_cannot_be_told_does_not_stand_in_the_others_way(tmp_path: Path) -> None:
+    table = make_table()
+    broken, sound = add(table, "a"), add(table, "b")
+    read_only = os.open(tmp_path, os.O_RDONLY)
+    page = os.open(tmp_path / "page", os.O_RDWR | os.O_CREAT)
+    ended = _ended_process()
+    try:
+        broken.worker = Worker(1, 1, ended, read_only, Shape(1, 1))
+        table.move(broken, State.RUNNING)
+        table.move(sound, State.RUNNING)
+        sound.worker = Worker(1, 1, ended, page, Shape(1, 1))
+        table.settings.set(TUNABLE["nice"], "3")
+        assert (read_requests(page).nice, sound.requests.nice) == (3, 3)
+        assert broken.requests == Requests()  # not taken for told: the next change tries again
+    finally:
+        for fd in (read_only, page, ended):
+            os.close(fd)
+
+
+def _ended_process() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    return pidfd
+
+
+def test_what_is_remembered_of_users_is_bounded() -> None:
+    table = make_table()
+    for uid in range(USERS_MAX):
+        table.note_last(uid, [f"t{uid}"])
+    table.note_last(0, ["again"])
+    table.note_last(USERS_MAX, ["new"])
+    assert len(table.last_task) == USERS_MAX
+    assert 1 not in table.last_task
+    assert table.last_task[0] == ["again"]
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Random lives of tasks; the table's own books must agree with what can be counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = make_table(max_tasks=1000)
+        self.names = itertools.count()
+
+    @rule(uid=st.integers(1, 3))
+    def create(self, uid: int) -> None:
+        add(self.table, f"t{next(self.names)}", uid=uid)
+
+    @precondition(lambda self: len(self.table) > 0)
+    @rule(data=st.data(), state=st.sampled_from(State))
+    def move(self, data: st.DataObject, state: State) -> None:
+        self.table.move(data.draw(st.sampled_from(list(self.table))), state)
+
+    @precondition(lambda self: len(self.table) > 0)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        self.table.drop(data.draw(st.sampled_from(list(self.table))))
+
+    @invariant()
+    def books_agree(self) -> None:
+        tasks = list(self.table)
+        for uid in range(1, 4):
+            unfinished = [task for task in tasks if task.uid == uid and task.state not in ENDED]
+            assert self.table.of_user(uid) == unfinished
+            self.table.check_room(uid, 1000 - len(unfinished))
+            with pytest.raises(TooManyTasks):
+                self.table.check_room(uid, 1001 - len(unfinished))
+        ended = {task for task in tasks if task.state in ENDED}
+        self.table.settings.set(TUNABLE["keep_finished"], "0")
+        assert set(self.table.overdue()) == ended
+        active = [task for task in tasks if task.state in ACTIVE]
+        helpers = sum(task.requests.threads for task in active) - len(active)
+        assert helpers <= helper_limit(len(usable_cpus()), 80)
+        assert all(task.requests.threads >= 1 for task in active)
+
+
+TestTableMachine = TableMachine.TestCase
+TestTableMachine.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
