@@ -1,0 +1,247 @@
+"""Workers that are killed, stopped, starved: what is known of them afterwards, and what goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.filesystems import tmpfs as make_tmpfs
+from tests.support.hugepages import reserved
+from tests.support.poll import until
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+    from tests.support.users import User
+
+MIB = 1 << 20
+
+
+def start(mount: Mount, spec: str, user: User | None = None) -> int:
+    """Start the task ``t``; returns the pid of its worker."""
+    assert mount.write("tasks/control", f"{spec} name=t", user=user) == (0, None), mount.read("info/last_cmd_status")
+    return int(stat(mount, "t")["pid"])
+
+
+def stat(mount: Mount, task: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in mount.read(f"tasks/{task}/stat").splitlines())
+
+
+def finish(mount: Mount, task: str, state: str) -> None:
+    assert mount.read(f"tasks/{task}/wait").splitlines()[-1] == state, mount.read(f"tasks/{task}/error")
+
+
+def do_the_rest(mount: Mount, file: Path, size: int) -> None:
+    """Resume an interrupted task: all is done in the end, and what was done was not done again."""
+    before = stat(mount, "t")
+    chunks = mount.read("tasks/t/progress").split()[0]
+    mount.write("tasks/t/rate_max", "max")
+    assert mount.write("tasks/t/control", "resume") == (0, None)
+    finish(mount, "t", "done")
+    after = stat(mount, "t")
+    assert int(after["done"]) == int(after["total"]) == size
+    assert before["done"] == chunks
+    units = [int(line.split()[5]) for line in mount.read("tasks/t/threads").splitlines()[1:]]
+    assert sum(units) == size - int(chunks)
+    assert file.stat().st_blocks * 512 == size
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+def test_a_worker_that_a_signal_ends(mounted: Mount, tmpfs: Path, number: signal.Signals) -> None:
+    file = tmpfs / "f"
+    pid = start(mounted, f"fallocate path={file} length=64M rate_max=8M chunk=1M")
+    until(lambda: stat(mounted, "t")["done"] != "0", "a first chunk is done")
+    os.kill(pid, number)
+    finish(mounted, "t", "interrupted")
+    error = mounted.read("tasks/t/error")
+    assert error.startswith("EINTR at ")
+    assert number.name in error
+    do_the_rest(mounted, file, 64 * MIB)
+
+
+def test_sigterm_asks_a_worker_to_end_in_order(mounted: Mount, tmpfs: Path) -> None:
+    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=8M")
+    os.kill(pid, signal.SIGTERM)
+    finish(mounted, "t", "cancelled")
+
+
+def test_a_stopped_worker_shows(mounted: Mount, tmpfs: Path) -> None:
+    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=8M")
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "stopped" in mounted.read("tasks/t/status"), "status says that the worker is stopped")
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: "stopped" not in mounted.read("tasks/t/status"), "status says that it goes on")
+    assert mounted.write("tasks/t/control", "cancel") == (0, None)
+    finish(mounted, "t", "cancelled")
+
+
+def test_the_spawner_is_killed(mounted: Mount, tmpfs: Path) -> None:
+    start(mounted, f"fallocate path={tmpfs}/f length=16M rate_max=8M")
+    spawner = next(each for each in psutil.Process(mounted.pid).children() if each.cmdline()[0].startswith("ktaskfs"))
+    spawner.kill()
+    until(lambda: "the spawner ended" in mounted.log.read_text(), "the daemon notices")
+    assert mounted.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=next") == (0, None)
+    finish(mounted, "next", "done")
+    finish(mounted, "t", "done")
+
+
+@contextmanager
+def cgroup(directory: Path, **limits: str) -> Iterator[Path]:
+    """A new control group; ``limits`` are its files (``_`` for the dot)."""
+    directory.mkdir()
+    try:
+        for name, value in limits.items():
+            (directory / name.replace("__", ".")).write_text(value)
+        yield directory
+    finally:
+        until(lambda: not (directory / "cgroup.procs").read_text(), "the control group is empty")
+        directory.rmdir()
+
+
+def test_killed_for_want_of_memory(mounted: Mount, tmpfs: Path) -> None:
+    v1 = Path("/sys/fs/cgroup/memory")
+    if not (v1 / "memory.limit_in_bytes").exists() and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("no memory control group here")
+    parent, limit = (v1, "memory__limit_in_bytes") if v1.exists() else (Path("/sys/fs/cgroup"), "memory__max")
+    with cgroup(parent / f"kt{os.getpid()}", **{limit: str(24 * MIB)}) as group:
+        pid = start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=16M chunk=1M")
+        (group / "cgroup.procs").write_text(str(pid))
+        mounted.write("tasks/t/rate_max", "max")
+        state = mounted.read("tasks/t/wait").splitlines()[-1]
+        # The kernel either kills the worker or refuses it the page; both must be said, and neither hides the rest.
+        error = mounted.read("tasks/t/error")
+        assert (state, error.split()[0]) in {("interrupted", "EINTR"), ("failed", "ENOMEM"), ("failed", "EFAULT")}
+        assert 0 < int(stat(mounted, "t")["done"]) < 128 * MIB
+        (tmpfs / "f").unlink()
+        assert mounted.read("version")
+
+
+def test_a_limit_on_huge_pages(mount_maker: MountMaker, area: Path) -> None:
+    root = next((each for each in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")) if controllers(each)), None)
+    if root is None:
+        pytest.skip("no control group for huge pages here")
+    (root / "cgroup.subtree_control").write_text("+hugetlb")
+    huge = area / "huge"
+    huge.mkdir()
+    with cgroup(root / f"kt{os.getpid()}", hugetlb__2MB__max=str(8 * MIB)) as group, reserved(2 * MIB, 16):
+        run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
+        try:
+            mount = mount_maker()
+            pid = start(mount, f"fallocate path={huge}/f length=32M rate_max=2M max_threads=1 chunk=2M")
+            (group / "cgroup.procs").write_text(str(pid))
+            mount.write("tasks/t/rate_max", "max")
+            finish(mount, "t", "failed")
+            assert int(stat(mount, "t")["done"]) <= 12 * MIB
+            assert mount.read("tasks/t/error").split()[0] in {"ENOMEM", "EFAULT"}
+            (huge / "f").unlink()
+        finally:
+            run("umount", str(huge))
+
+
+def controllers(root: Path) -> bool:
+    file = root / "cgroup.controllers"
+    return file.exists() and "hugetlb" in file.read_text().split()
+
+
+def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> None:
+    huge = area / "huge"
+    huge.mkdir()
+    with reserved(2 * MIB, 16) as pool:
+        run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
+        try:
+            start(mounted, f"fallocate path={huge}/f length=32M rate_max=2M chunk=2M")
+            assert pool.available == 0
+            assert mounted.write("tasks/control", f"fallocate path={huge}/g length=2M") == (1, "ENOMEM")
+            assert run("fallocate", "-l", "2M", str(huge / "h")).status == 1
+            mounted.write("tasks/t/rate_max", "max")
+            finish(mounted, "t", "done")
+            (huge / "f").unlink()
+            (huge / "h").unlink(missing_ok=True)
+        finally:
+            run("umount", str(huge))
+
+
+@pytest.mark.parametrize("what", ["truncate", "unlink", "replace", "punch"])
+def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what: str) -> None:
+    file = tmpfs / "f"
+    start(mounted, f"fallocate path={file} length=64M rate_max=8M chunk=1M")
+    match what:
+        case "truncate":
+            os.truncate(file, 0)
+        case "unlink":
+            file.unlink()
+        case "replace":
+            file.unlink()
+            file.symlink_to("/etc/passwd")
+        case "punch":
+            subprocess.run(["fallocate", "-p", "-l", "64M", str(file)], check=True)
+    mounted.write("tasks/t/rate_max", "max")
+    state = mounted.read("tasks/t/wait").splitlines()[-1]
+    assert state == ("failed" if what == "truncate" else "done")
+    if what == "truncate":
+        assert mounted.read("tasks/t/error") != "0\n"
+        assert file.stat().st_size == 0
+
+
+def test_cpus_taken_away(mounted: Mount, tmpfs: Path) -> None:
+    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=16M chunk=1M")
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, {0})
+    mounted.write("tasks/t/rate_max", "max")
+    finish(mounted, "t", "done")
+
+
+def test_no_room_for_another_thread(mount_maker: MountMaker, tmpfs: Path, two_users: tuple[User, User]) -> None:
+    """RLIMIT_NPROC counts threads: a user at his limit gets his task done, with fewer threads."""
+    user = two_users[0]
+    mount = mount_maker("mode=0666")
+    script = 'ulimit -Su 1; exec bash -c \'echo "fallocate path=$0 length=64M name=t" > "$1"\' "$1" "$2"'
+    outcome = mount.shell(script, str(tmpfs / "f"), str(mount.path / "tasks/control"), user=user)
+    assert outcome.status == 0, outcome.err
+    finish(mount, "t", "done")
+
+
+def test_a_start_that_hangs_is_answered_and_can_be_cancelled(mounted: Mount, area: Path) -> None:
+    """The target's directory is on a mount whose daemon does not answer: no request may wait for that."""
+    hung = area / "hung"
+    hung.mkdir()
+    # A second ktaskfs whose daemon is stopped makes a mount that answers nothing.
+    command = [mounted.process.args[0], "-m", "ktaskfs.cli.main", "mount", "--foreground"]  # type: ignore[index]
+    other = subprocess.Popen(
+        [*command, "-o", f"statedir={area / 'other'}", str(hung)],
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        until(lambda: run("cat", str(hung / "version")).status == 0, "the other mount answers")
+        other.send_signal(signal.SIGSTOP)
+        assert mounted.write("tasks/control", f"clear path={hung}/tasks/none/at/all name=t") == (0, None)
+        assert mounted.read("tasks/t/state") == "starting\n"
+        assert mounted.write("tasks/t/control", "cancel") == (0, None)
+        finish(mounted, "t", "cancelled")
+        assert mounted.read("version")
+    finally:
+        other.send_signal(signal.SIGCONT)
+        run("umount", str(hung))
+        other.wait(10)
+
+
+def test_tmpfs_that_fills_up_meanwhile(mounted: Mount, area: Path) -> None:
+    with make_tmpfs(area / "small", 64 * MIB) as small:
+        start(mounted, f"fallocate path={small}/f length=48M rate_max=4M chunk=1M")
+        run("dd", "if=/dev/zero", f"of={small}/other", "bs=1M", "count=64")
+        mounted.write("tasks/t/rate_max", "max")
+        finish(mounted, "t", "failed")
+        assert mounted.read("tasks/t/error").split()[0] == "ENOSPC"
+        (small / "other").unlink()
+        do_the_rest(mounted, small / "f", 48 * MIB)
