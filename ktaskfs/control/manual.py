@@ -26,6 +26,8 @@ A task runs as whoever wrote it, in a process of its own. It goes on if this fil
                   cancel, kill, pause, resume, start (after mkdir)
   debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
   info/           huge page pools, NUMA nodes, what became of your last commands
+  events          a line for each change of state of a task, from the opening on
+  metrics         counters for monitoring, as OpenMetrics
   operations/     what there is to do; operations/NAME/parameters says with which words:
 
 """
