@@ -11,11 +11,14 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+HOLE: Final = -1
+"""In place of a page's node: there is no page."""
 WHOLE_MAX: Final = 1 << 45
 """Longest range mapped at once (32 TiB): a quarter of the addresses that x86-64 gives a process."""
 
@@ -80,6 +83,44 @@ def missing_pages(pages: GuardedRange, start: int, end: int, page_size: int) -> 
                 begin = position + page_size
         if begin < end:
             yield begin, end
+
+
+def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:
+    """The first page at or after ``position`` that a guarded mapping of hugetlbfs has; ``end`` if there is none.
+
+    ``position`` and ``end`` are multiples of ``page_size``. Raises OSError for a page that is there and cannot be had.
+    """
+    at, stop = mapping.address - mapping.offset + position, mapping.address - mapping.offset + end
+    while at < stop:
+        number = syscalls.try_madvise(at, page_size, syscalls.MADV_POPULATE_READ)
+        if number == 0:
+            break
+        if number == errno.EFAULT:
+            at += page_size
+        elif number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return at - mapping.address + mapping.offset
+
+
+def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> list[int]:
+    """The NUMA node of each page from ``start`` to ``end`` of a guarded mapping, HOLE where there is none.
+
+    Raises OSError for a page that is there and cannot be had. The list is made whole: ask for a few thousand pages.
+    """
+    count = (end - start) // page_size
+    try:
+        mapping.populate_read(start - mapping.offset, end - start)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        position = next_page(mapping, start, end, page_size)
+        if position == end:
+            return [HOLE] * count
+        while position < end:
+            position = next_page(mapping, position + page_size, end, page_size)
+    base = mapping.address - mapping.offset
+    nodes = syscalls.page_nodes(range(base + start, base + end, page_size))
+    return [max(node, HOLE) for node in nodes]  # -ENOENT: not mapped, since it is not there
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

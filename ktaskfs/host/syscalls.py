@@ -75,6 +75,8 @@ _mmap = _bind("mmap", _ptr, _ptr, ctypes.c_size_t, _int, _int, _int, ctypes.c_in
 _munmap = _bind("munmap", _int, _ptr, ctypes.c_size_t)
 _mprotect = _bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
 _madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
+_quick_madvise = ctypes.PyDLL(None, use_errno=True).madvise
+_quick_madvise.argtypes = [_ptr, ctypes.c_size_t, _int]
 _fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
 _prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _capget = _bind("capget", _int, _ptr, _ptr)
@@ -117,6 +119,14 @@ def mprotect(address: int, length: int, protection: int) -> None:
 def madvise(address: int, length: int, advice: int) -> None:
     """One madvise(2); MADV_POPULATE_READ and _WRITE fail with EFAULT where a touch would raise SIGBUS."""
     _check(_madvise(address, length, advice))
+
+
+def try_madvise(address: int, length: int, advice: int) -> int:
+    """One madvise(2) that keeps the interpreter's lock; returns 0 or an errno.
+
+    For calls of a microsecond, of which there are millions: dropping the lock and raising take ten times as long.
+    """
+    return 0 if _quick_madvise(address, length, advice) == 0 else ctypes.get_errno()
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
