@@ -25,6 +25,9 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
+# Huge pages are the machine's, whatever the namespace: runs on either side must wait for each other.
+touch /run/ktaskfs-test-pool.lock "$root/run/ktaskfs-test-pool.lock"
+mount --bind /run/ktaskfs-test-pool.lock "$root/run/ktaskfs-test-pool.lock"
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
 # The namespace takes the mounts with it when this ends; the empty directory is left to remove.
 trap 'umount -l "$new"; rmdir "$new"' EXIT
