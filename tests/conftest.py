@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -31,6 +32,19 @@ class MountMaker(Protocol):
     """Makes one more mount; ``options`` as after ``-o``. The same ``statedir`` again adopts what is there."""
 
     def __call__(self, options: str = "", *, user: User | None = None, statedir: Path | None = None) -> Mount: ...
+
+
+def pytest_configure() -> None:
+    """A run that is told to end (SIGTERM, as by timeout(1)) puts everything back first, as after ^C."""
+    here = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != here:  # a forked child of a test
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt("SIGTERM")
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

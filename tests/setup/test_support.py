@@ -100,3 +100,17 @@ def test_a_public_view_of_a_private_directory(tmp_path: Path, two_users: tuple[U
     assert run("cat", str(tmp_path / "file"), user=two_users[0]).errname == "EACCES"
     with public_view(tmp_path) as view:
         assert run("cat", str(view / "file"), user=two_users[0]).out == "text"
+
+
+def test_a_run_told_to_end_puts_everything_back(tmp_path: Path) -> None:
+    (tmp_path / "test_long.py").write_text(
+        "import time\nimport pytest\n"
+        "@pytest.fixture\ndef thing():\n    yield\n    print('put back')\n"
+        "def test_long(thing):\n    print('begun', flush=True)\n    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull]
+    with subprocess.Popen([*command, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert any("begun" in line for line in running.stdout)
+        running.terminate()
+        assert "put back" in running.stdout.read()
