@@ -101,7 +101,10 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """The message in ``data``; raises ValueError, TypeError or KeyError for anything else."""
-    name, fields = json.loads(data)
+    try:
+        name, fields = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     message: Message = _BY_NAME[name](**fields)
     for each in ("ticket", "pid", "status", "errno", "total"):
         if type(getattr(message, each, 0)) is not int:
