@@ -56,11 +56,11 @@ def entries() -> list[Entry]:
 
 
 @pytest.fixture
-def living(mounted: Mount, tmpfs: Path) -> Mount:
+def living(mounted: Mount, memory: Path) -> Mount:
     """A mount with a task of every operation, one that ended and one without any."""
-    (tmpfs / "f").write_bytes(b"x" * 8192)
+    (memory / "f").write_bytes(b"x" * 8192)
     mounted.shell(
-        f"echo 'clear path={tmpfs}/f name=ended' > tasks/control && mkdir tasks/empty && cat tasks/ended/wait"
+        f"echo 'clear path={memory}/f name=ended' > tasks/control && mkdir tasks/empty && cat tasks/ended/wait"
     )
     for name in find_operations():
         mounted.shell('mkdir "tasks/$1" && echo "$1" > "tasks/$1/op"', name)

@@ -1,0 +1,33 @@
+"""A task that stays at work for as long as a test wants it to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.daemon import Mount
+    from tests.support.users import User
+
+SIZE = 64 << 20
+
+
+def start_slow(
+    mount: Mount, directory: Path, name: str, *, rate: str = "64K", chunk: str = "4K", user: User | None = None
+) -> Path:
+    """Start the task ``name``, which clears a file of its own at ``rate`` in small chunks; returns the file."""
+    file = directory / f"slow-{name}"
+    with file.open("wb") as stream:
+        stream.truncate(SIZE)
+    file.chmod(0o666)
+    spec = f"clear path={file} name={name} rate_max={rate} chunk={chunk}"
+    assert mount.write("tasks/control", spec, user=user) == (0, None), mount.read("info/last_cmd_status", user=user)
+    return file
+
+
+def stop(mount: Mount, *names: str, user: User | None = None) -> None:
+    """Cancel tasks and follow each to its end."""
+    for name in names:
+        assert mount.write(f"tasks/{name}/control", "cancel", user=user) == (0, None)
+        assert mount.read(f"tasks/{name}/wait", user=user).splitlines()[-1] == "cancelled"
