@@ -58,31 +58,15 @@ class GuardedRange:
             self._whole.close()
 
 
-def is_present(mapping: Mapping, position: int, page_size: int) -> bool:
-    """Whether a guarded mapping has the page at ``position`` of the file; past the end of the file it has none.
-
-    Raises OSError for a page that is there and cannot be had (EHWPOISON).
-    """
-    try:
-        mapping.populate_read(position - position % page_size - mapping.offset, page_size)
-    except OSError as error:
-        if error.errno == errno.EFAULT:
-            return False
-        raise
-    return True
-
-
 def missing_pages(pages: GuardedRange, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
     """The runs of missing pages from ``start`` to ``end`` of a guarded range, in order."""
     with pages.window(start, end) as mapping:
-        begin = start
-        for position in range(start, end, page_size):
-            if is_present(mapping, position, page_size):
-                if begin < position:
-                    yield begin, position
-                begin = position + page_size
-        if begin < end:
-            yield begin, end
+        position = start
+        while position < end:
+            present = next_page(mapping, position, end, page_size)
+            if position < present:
+                yield position, present
+            position = present + page_size
 
 
 def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:

@@ -77,6 +77,7 @@ _mprotect = _bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
 _madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
 _quick_madvise = ctypes.PyDLL(None, use_errno=True).madvise
 _quick_madvise.argtypes = [_ptr, ctypes.c_size_t, _int]
+_memcmp = _bind("memcmp", _int, _ptr, _ptr, ctypes.c_size_t)
 _fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
 _prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _capget = _bind("capget", _int, _ptr, _ptr)
@@ -127,6 +128,11 @@ def try_madvise(address: int, length: int, advice: int) -> int:
     For calls of a microsecond, of which there are millions: dropping the lock and raising take ten times as long.
     """
     return 0 if _quick_madvise(address, length, advice) == 0 else ctypes.get_errno()
+
+
+def same_bytes(first: int, second: int, length: int) -> bool:
+    """Whether two pieces of the process's own memory are alike; never for a mapping of a file. memcmp(3)."""
+    return bool(_memcmp(first, second, length) == 0)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -1,0 +1,53 @@
+"""``fill``: write a repeated pattern over what a file of memory has, in place; ``verify`` looks at it again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.operations.operation import Operation, Plan, Range
+from ktaskfs.operations.overwrite import Source, prepare_overwrite
+from ktaskfs.operations.pattern import PatternParameters, memory_file, repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.kernel import Kernel
+
+
+class Fill(Operation[PatternParameters]):
+    """As ``clear``, from a file in memory that holds the pattern some hundred times.
+
+    Holes stay holes, as with ``clear``: whoever wants to test fresh memory allocates it first, with ``fallocate``.
+    """
+
+    name = "fill"
+    description = (
+        "Write a repeated pattern over what is there, in place: no page is allocated, and a hole stays a hole. "
+        "With verify, a test of the memory. The result says how many bytes were written."
+    )
+    units = "bytes"
+    parameters = PatternParameters
+
+    def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Range] | None) -> Plan:
+        """Open and map; raises InvalidValue past the end of the file, NotSupported for undo and where holes hide."""
+        if parameters.undo:
+            raise NotSupported("undo=1: what was overwritten with a pattern cannot be brought back")
+        block = repeated(parameters.pattern)
+        try:
+            fd = memory_file(block)
+        except OSError as error:
+            raise TargetError.from_os(error, "keep the pattern in memory") from error
+        try:
+            return prepare_overwrite(
+                kernel,
+                parameters,
+                remaining,
+                Source(fd, len(block)),
+                report=lambda written: f"written {written}\n",
+                release=lambda: os.close(fd),
+            )
+        except BaseException:
+            os.close(fd)
+            raise
