@@ -79,6 +79,15 @@ def area() -> Iterator[Path]:
 
 
 @pytest.fixture
+def disk() -> Iterator[Path]:
+    """An empty directory on a filesystem whose files are not memory: /tmp may be tmpfs, /var/tmp outlives a boot."""
+    path = Path(tempfile.mkdtemp(prefix="kt-", dir="/var/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
 def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMaker]:
     """``mount_maker(options, user=, statedir=)``: daemons that are all unmounted, and checked, at the end."""
     numbers = itertools.count()

@@ -112,6 +112,8 @@ def read_caller(pid: int, uid: int, gid: int) -> Caller:
 
 def _identity(process: int, pid: int) -> Identity:
     status = _fields(_read(process, "status", pid))
+    if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
+        raise NotPermitted(f"process {pid}, which wrote, has ended")
     mask = -1 if _same_user_namespace(process, pid) else 0
     return Identity(
         pid=pid,

@@ -218,7 +218,7 @@ def test_a_start_that_hangs_is_answered_and_can_be_cancelled(mounted: Mount, are
     # A second ktaskfs whose daemon is stopped makes a mount that answers nothing.
     command = [mounted.process.args[0], "-m", "ktaskfs.cli.main", "mount", "--foreground"]  # type: ignore[index]
     other = subprocess.Popen(
-        [*command, "-o", f"statedir={area / 'other'}", str(hung)],
+        [*map(str, command), "-o", f"statedir={area / 'other'}", str(hung)],
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[2],
     )

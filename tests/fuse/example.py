@@ -279,7 +279,7 @@ def _count_requests(counter: Counter[str]) -> None:
                 counter[name] += 1
             return super().__getattribute__(name)
 
-    session_module.TreeOperations = Counting  # type: ignore[misc]
+    setattr(session_module, "TreeOperations", Counting)  # noqa: B010 -- the module does not export the name
 
 
 def main(mountpoint: str, report: str, *options: str) -> None:

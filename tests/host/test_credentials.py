@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ktaskfs.errors import NotPermitted
-from ktaskfs.host import credentials, syscalls
+from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become, parse_start_time, read_caller, start_time
 from tests.support.forked import Died, run_forked
 
@@ -282,7 +282,7 @@ def test_a_process_with_threads_does_not_change() -> None:
 @needs_root
 def test_a_change_that_does_not_hold_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
-    monkeypatch.setattr(credentials.os, "setresuid", lambda *ids: None)
+    monkeypatch.setattr(os, "setresuid", lambda *ids: None)
 
     def body() -> str:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -57,12 +57,12 @@ def test_the_systems_own_errors(kernel: Kernel, tmpfs: Path) -> None:
     assert sorted(path.name for path in tmpfs.iterdir()) == ["a", "b", "file", "nowhere"]
 
 
-def test_another_filesystem_is_not_supported_and_nothing_is_made_there(kernel: Kernel, area: Path) -> None:
-    (area / "file").touch()
-    for path in (area / "file", Path("/proc/version")):
+def test_another_filesystem_is_not_supported_and_nothing_is_made_there(kernel: Kernel, disk: Path) -> None:
+    (disk / "file").touch()
+    for path in (disk / "file", Path("/proc/version")):
         assert isinstance(refusal(kernel, path), NotSupported)
-    assert isinstance(refusal(kernel, area / "new", create=0o600), NotSupported)
-    assert not (area / "new").exists()
+    assert isinstance(refusal(kernel, disk / "new", create=0o600), NotSupported)
+    assert not (disk / "new").exists()
 
 
 def test_the_workers_own_descriptors_are_not_meant(kernel: Kernel) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ktaskfs.ktask import Job, Node
+from ktaskfs.ktask import Job, Node, Outcome
 from tests.ktask.fakes import TIMEOUT, Background, FakeClock, FakeMachine, Ledger, control, units_of
 
 
@@ -243,7 +243,12 @@ def test_helpers_are_raised_one_at_a_time_once_the_first_thread_has_nothing_left
             main_done.set()
 
     job = Job([Node(0, 3)], control(each, max_chunk_size=1, max_threads=3, machine=machine, monitor=ledger))
-    run = Background(lambda: (main.append(threading.get_native_id()), job.run())[1])
+
+    def run_as_main() -> Outcome:
+        main.append(threading.get_native_id())
+        return job.run()
+
+    run = Background(run_as_main)
     assert main_done.wait(TIMEOUT)
     assert raised.acquire(timeout=TIMEOUT)
     tids = dict(ledger.live)

@@ -22,15 +22,12 @@ CONTROL = "tasks/control"
 
 
 @pytest.fixture
-def mount(mounted: Mount) -> Iterator[Mount]:
+def mount(mounted: Mount, disk: Path) -> Iterator[Mount]:
     """A mount that must still do its job after whatever a test has thrown at it."""
     yield mounted
-    target = mounted.statedir.parent / "afterwards"
-    with target.open("wb") as file:  # on ext4 or the like: the refusal shows that the worker still answers
-        file.truncate(1 << 20)
-    kinds = {0: None, 1: "EOPNOTSUPP"}
-    status, errname = mounted.write(CONTROL, f"clear path={target} name=afterwards")
-    assert kinds[status] == errname
+    target = disk / "afterwards"  # on a disk it is refused, by a worker that still answers
+    target.write_bytes(bytes(1 << 20))
+    assert mounted.write(CONTROL, f"clear path={target} name=afterwards") == (1, "EOPNOTSUPP")
     assert mounted.write("debug/ktask_nice", "19") == (0, None)
     assert mounted.read("info/last_cmd_status") == "ok\n"
 
@@ -103,8 +100,8 @@ def test_the_log_has_a_caret_under_the_token(mount: Mount) -> None:
         ("long name", "ENAMETOOLONG"),
     ],
 )
-def test_targets_that_cannot_be_cleared(mount: Mount, area: Path, kind: str, errname: str) -> None:
-    target = area / "target"
+def test_targets_that_cannot_be_cleared(mount: Mount, disk: Path, kind: str, errname: str) -> None:
+    target = disk / "target"
     match kind:
         case "directory":
             target.mkdir()
@@ -119,18 +116,18 @@ def test_targets_that_cannot_be_cleared(mount: Mount, area: Path, kind: str, err
         case "plain":
             target.write_bytes(b"precious" * 1024)
         case "through a file":
-            (area / "file").write_bytes(b"")
-            target = area / "file" / "target"
+            (disk / "file").write_bytes(b"")
+            target = disk / "file" / "target"
         case "long name":
-            target = area / ("x" * 300)
+            target = disk / ("x" * 300)
     refused(mount, f"clear path={target}", errname, str(target)[:60])
     if kind == "plain":
         assert target.read_bytes() == b"precious" * 1024
 
 
 @pytest.mark.parametrize("kind", ["ext4", "proc", "missing directory"])
-def test_places_where_nothing_is_created(mount: Mount, area: Path, kind: str) -> None:
-    target = {"ext4": str(area / "new"), "proc": "/proc/new", "missing directory": str(area / "none" / "new")}[kind]
+def test_places_where_nothing_is_created(mount: Mount, area: Path, disk: Path, kind: str) -> None:
+    target = {"ext4": str(disk / "new"), "proc": "/proc/new", "missing directory": str(area / "none" / "new")}[kind]
     refused(mount, f"fallocate path={target} length=1M", "ENOENT" if kind == "missing directory" else "EOPNOTSUPP")
     assert not os.path.exists(target)
 

@@ -198,9 +198,9 @@ def test_ranges_that_the_file_does_not_have(runner: Runner, any_place: Place) ->
     assert path.stat().st_size == unit
 
 
-def test_what_cannot_be_cleared(runner: Runner, tmpfs: Path, area: Path) -> None:
-    (area / "plain").write_bytes(b"x")
-    assert isinstance(refused(runner, path=area / "plain"), NotSupported)
+def test_what_cannot_be_cleared(runner: Runner, tmpfs: Path, disk: Path) -> None:
+    (disk / "plain").write_bytes(b"x")
+    assert isinstance(refused(runner, path=disk / "plain"), NotSupported)
     assert refused(runner, path=tmpfs / "missing").errno == errno.ENOENT
     (tmpfs / "file").write_bytes(b"x")
     error = refused(runner, path=tmpfs / "file", undo=1)

@@ -200,9 +200,9 @@ def test_more_tmpfs_than_memory_is_refused(runner: Runner, area: Path) -> None:
         assert os.listdir(directory) == []
 
 
-def test_another_filesystem(runner: Runner, area: Path) -> None:
-    assert isinstance(refused(runner, path=area / "file", length=4096), NotSupported)
-    assert os.listdir(area) == []
+def test_another_filesystem(runner: Runner, disk: Path) -> None:
+    assert isinstance(refused(runner, path=disk / "file", length=4096), NotSupported)
+    assert os.listdir(disk) == []
 
 
 def test_the_callers_file_size_limit(runner: Runner, place: Place) -> None:

@@ -168,10 +168,10 @@ def test_a_task_that_never_starts(runner: Runner, place: Place) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_refusals(runner: Runner, place: Place, area: Path) -> None:
-    path, link, unit = place.directory / "file", area / "link", place.unit
-    (area / "plain").write_bytes(b"x")
-    assert isinstance(refused(runner, path=area / "plain"), NotSupported)
+def test_refusals(runner: Runner, place: Place, disk: Path) -> None:
+    path, link, unit = place.directory / "file", disk / "link", place.unit
+    (disk / "plain").write_bytes(b"x")
+    assert isinstance(refused(runner, path=disk / "plain"), NotSupported)
     assert refused(runner, path=place.directory / "missing").errno == errno.ENOENT
     path.touch()
     link.symlink_to(path)

@@ -1,0 +1,179 @@
+"""A daemon that is killed, started twice, or whose state directory fails."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.filesystems import tmpfs as make_tmpfs
+from tests.support.poll import until
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+
+MIB = 1 << 20
+
+
+def ktaskfs(*arguments: str) -> Outcome:
+    return run(sys.executable, "-m", "ktaskfs.cli.main", *arguments, cwd=Path(__file__).parents[2])
+
+
+def start(mount: Mount, name: str, file: Path, size: str = "64M", rate: str = "8M") -> None:
+    spec = f"fallocate path={file} length={size} rate_max={rate} chunk=1M name={name}"
+    assert mount.write("tasks/control", spec) == (0, None), mount.read("info/last_cmd_status")
+
+
+def finish(mount: Mount, task: str, state: str = "done") -> None:
+    mount.write(f"tasks/{task}/rate_max", "max")
+    assert mount.read(f"tasks/{task}/wait").splitlines()[-1] == state, mount.read(f"tasks/{task}/error")
+
+
+@pytest.fixture
+def small(area: Path) -> Iterator[Path]:
+    """A state directory on a filesystem of its own, which a test can fill, or make read-only."""
+    with make_tmpfs(area / "small", MIB, "mode=0700") as path:
+        yield path
+
+
+def test_a_second_daemon_on_one_state_directory(mounted: Mount, area: Path) -> None:
+    other = area / "other"
+    other.mkdir()
+    outcome = ktaskfs("mount", "-o", f"statedir={mounted.statedir}", str(other))
+    assert outcome.status == 1
+    assert outcome.err == f"ktaskfs: another ktaskfs is using the state directory {mounted.statedir}\n"
+    assert mounted.read("version")
+
+
+def test_a_stale_mount_point_is_cleared(mounted: Mount, area: Path, tmpfs: Path) -> None:
+    start(mounted, "t", tmpfs / "f")
+    mounted.process.send_signal(signal.SIGKILL)
+    mounted.process.wait()
+    assert run("ls", str(mounted.path)).errname == "ENOTCONN"
+    outcome = ktaskfs("mount", "-o", f"statedir={mounted.statedir}", str(mounted.path))
+    assert outcome.status == 0, outcome.err
+    try:
+        assert mounted.read("tasks/t/state") == "running\n"
+        finish(mounted, "t")
+    finally:
+        assert run("umount", str(mounted.path)).status == 0
+    mounted.kill()
+    until(lambda: ktaskfs("mount", "-o", f"statedir={mounted.statedir}", "/nowhere").status == 1, "it ends")
+
+
+def test_mounting_where_nothing_can_be_mounted(area: Path) -> None:
+    file = area / "file"
+    file.write_text("")
+    for point, words in ((area / "missing", "No such file"), (file, "Not a directory")):
+        outcome = ktaskfs("mount", "-o", f"statedir={area / 'state'}", str(point))
+        assert outcome.status == 1
+        assert outcome.err.startswith("ktaskfs: ")
+        assert words in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    outcome = ktaskfs("mount", "-o", "frobnicate", str(area))
+    assert outcome.err == "ktaskfs: option 'frobnicate': unknown option\n"
+
+
+def test_a_state_directory_that_fills_up(small: Path, mount_maker: MountMaker, tmpfs: Path) -> None:
+    mount = mount_maker(statedir=small)
+    start(mount, "before", tmpfs / "f")
+    run("dd", "if=/dev/zero", f"of={small}/filler", "bs=4096")
+    assert mount.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=no") == (1, "ENOSPC")
+    assert not (tmpfs / "g").exists()
+    assert not (mount.path / "tasks" / "no").exists()
+    finish(mount, "before")
+    assert mount.read("tasks/before/progress") == f"{64 * MIB} / {64 * MIB}\n"
+    (small / "filler").unlink()
+    start(mount, "after", tmpfs / "h", "1M")
+    finish(mount, "after")
+
+
+def test_a_state_directory_that_is_read_only(small: Path, area: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    point = area / "point"
+    point.mkdir()
+    outcome = ktaskfs("mount", "-o", f"statedir={small}", str(point))
+    assert outcome.status == 1
+    assert outcome.err == f"ktaskfs: state directory {small}: Read-only file system\n"
+
+
+def test_no_more_descriptors(mount_maker: MountMaker, tmpfs: Path) -> None:
+    mount = mount_maker()
+    start(mount, "t", tmpfs / "f")
+    in_use = len(os.listdir(f"/proc/{mount.pid}/fd"))
+    limits = resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (in_use, limits[1]))
+    status, errname = mount.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=no")
+    assert status == 1
+    assert errname in {"EMFILE", "EIO", "EPERM"}
+    assert mount.read("tasks/t/state") == "running\n"
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, limits)
+    start(mount, "next", tmpfs / "h", "1M")
+    finish(mount, "next")
+    finish(mount, "t")
+
+
+def test_records_of_the_dead_and_of_nobody(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
+    state = area / "kept"
+    first = mount_maker(statedir=state)
+    start(first, "good", tmpfs / "f", "1M")
+    finish(first, "good")
+    first.close()
+    (state / "00000077.json").write_text("{")
+    (state / "00000078.json").write_bytes(os.urandom(300))
+    (state / "00000079.json").write_text('{"version": 99}')
+    (state / "00000080.page").write_bytes(b"x" * 4096)
+    (state / "nonsense").write_text("")
+    second = mount_maker(statedir=state)
+    assert second.read("tasks/good/state") == "done\n"
+    assert run("ls", str(second.path / "tasks")).out.split() == ["control", "good"]
+    assert sorted(path.name for path in state.glob("*.bad")) == [f"000000{n}.json.bad" for n in (77, 78, 79)]
+    log = second.log.read_text()
+    assert all(f"000000{n}.json" in log for n in (77, 78, 79))
+    start(second, "next", tmpfs / "g", "1M")
+    finish(second, "next")
+
+
+def test_a_pid_that_is_anothers_by_now(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
+    """A record whose pid lives but began at another time: the task is dead, and that process is left alone."""
+    state = area / "kept"
+    first = mount_maker(statedir=state)
+    start(first, "t", tmpfs / "f")
+    pid = int(dict(line.split(" ", 1) for line in first.read("tasks/t/stat").splitlines())["pid"])
+    first.kill()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}/root").exists(), "the worker is dead")
+    with subprocess.Popen(["sleep", "1000"]) as bystander:
+        record = next(state.glob("*.json"))
+        record.write_text(record.read_text().replace(f'"pid": {pid}', f'"pid": {bystander.pid}'))
+        second = mount_maker(statedir=state)
+        assert second.read("tasks/t/state") == "interrupted\n"
+        assert second.write("tasks/t/control", "kill") == (1, "EBUSY")
+        assert bystander.poll() is None
+        bystander.kill()
+    assert second.write("tasks/t/control", "resume") == (0, None)
+    finish(second, "t")
+
+
+def test_a_caller_that_dies_during_its_write(mounted: Mount, tmpfs: Path) -> None:
+    """With the spawner stopped the write waits; its caller is killed meanwhile; the mount and the task are whole."""
+    spawner = int(run("pgrep", "-P", str(mounted.pid), "-f", "spawner").out)
+    os.kill(spawner, signal.SIGSTOP)
+    command = ["bash", "-c", 'echo "fallocate path=$1 length=1M name=t" > "$0"', str(mounted.path / "tasks/control")]
+    with subprocess.Popen([*command, str(tmpfs / "f")]) as caller:
+        until(lambda: (mounted.path / "tasks" / "t").exists(), "the write has arrived")
+        caller.kill()
+        caller.wait()
+    os.kill(spawner, signal.SIGCONT)
+    finish(mounted, "t")
+    assert mounted.read("tasks/t/progress") == f"{MIB} / {MIB}\n"
