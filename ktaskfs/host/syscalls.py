@@ -61,10 +61,12 @@ _NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERI
 """The C library has no wrappers for these (libnuma has, for some); asm-generic/unistd.h."""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC_LOCKED: Final = ctypes.PyDLL(None, use_errno=True)
+"""The same, for calls that keep the interpreter's lock."""
 
 
-def _bind(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(_LIBC, name)
+def _bind(name: str, result: Any, *arguments: Any, library: ctypes.CDLL = _LIBC) -> Any:
+    function = getattr(library, name)
     function.restype = result
     function.argtypes = arguments
     return function
@@ -75,8 +77,7 @@ _mmap = _bind("mmap", _ptr, _ptr, ctypes.c_size_t, _int, _int, _int, ctypes.c_in
 _munmap = _bind("munmap", _int, _ptr, ctypes.c_size_t)
 _mprotect = _bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
 _madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
-_quick_madvise = ctypes.PyDLL(None, use_errno=True).madvise
-_quick_madvise.argtypes = [_ptr, ctypes.c_size_t, _int]
+_quick_madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int, library=_LIBC_LOCKED)
 _memcmp = _bind("memcmp", _int, _ptr, _ptr, ctypes.c_size_t)
 _fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
 _prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
