@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import ConfigError, InvalidValue
 from ktaskfs.tasks.tunables import TUNABLES
-from ktaskfs.units import parse_int
+from ktaskfs.units import parse_int, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 GENERIC: Final = frozenset(
     {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw"}
@@ -22,6 +22,8 @@ GENERIC: Final = frozenset(
 )
 """Options of mount(8) that are taken and mean nothing here; the mount is always nosuid, nodev and noexec."""
 STATE_ROOT: Final = "/run/ktaskfs-state"
+CONFIG_FILE: Final = "/etc/ktaskfs.conf"
+"""Where the tunables at the start are read from, if it exists; the option ``config=`` names another, which must."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class MountConfig:
     uid, gid, mode, hidepid: who may use ``tasks/control``, and see others' tasks.
     allow_other: whether users other than the daemon's may use the mount.
     tunables:    those given, by name.
+    config:      the configuration file that was asked for, None for the usual one.
+    device:      ``/dev/fd/N``, an open /dev/fuse that somebody has mounted on ``mountpoint``; None to mount it.
     """
 
     mountpoint: str
@@ -42,6 +46,46 @@ class MountConfig:
     hidepid: int = 0
     allow_other: bool = True
     tunables: Mapping[str, int] = field(default_factory=dict)
+    config: str | None = None
+    device: str | None = None
+
+    def file_tunables(self) -> dict[str, int]:
+        """The tunables in the configuration file as it is now, but for those that an option has given.
+
+        Raises ConfigError, a line of its message for each one of the file that is wrong.
+        """
+        try:
+            with open(self.config or CONFIG_FILE, encoding="utf-8", errors="surrogateescape") as file:
+                lines = file.read().split("\n")
+        except OSError as error:
+            if self.config is None and isinstance(error, FileNotFoundError):
+                return {}
+            raise ConfigError(f"{self.config or CONFIG_FILE}: {error.strerror}", errno=error.errno) from error
+        values = _parse_lines(self.config or CONFIG_FILE, lines)
+        return {name: value for name, value in values.items() if name not in self.tunables}
+
+
+def _parse_lines(path: str, lines: Iterable[str]) -> dict[str, int]:
+    """``NAME = VALUE`` a line, ``#`` before a comment; raises ConfigError that names every line that is wrong."""
+    values: dict[str, int] = {}
+    errors: list[str] = []
+    for number, line in enumerate(lines, 1):
+        setting = line.partition("#")[0].strip()
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        try:
+            if setting and not equals:
+                raise InvalidValue(f"{shown(setting)} is not NAME = VALUE")
+            if setting and name not in _TUNABLES:
+                raise InvalidValue(f"there is no tunable {shown(name)}")
+            if name in values:
+                raise InvalidValue(f"{name} is set a second time")
+            if setting:
+                values[name] = _TUNABLES[name].parse(text)
+        except InvalidValue as error:
+            errors.append(f"{path}:{number}: {error.message}")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return values
 
 
 def escape_path(path: str) -> str:
@@ -107,7 +151,7 @@ def _parse_mode(text: str) -> int:
     return int(text, 8)
 
 
-def _parse_statedir(text: str) -> str:
+def _parse_path(text: str) -> str:
     if not text:
         raise InvalidValue("the path is empty")
     return os.path.abspath(text)
@@ -119,6 +163,7 @@ _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
     "gid": _parse_gid,
     "mode": _parse_mode,
     "hidepid": lambda text: parse_int(text, most=2),
-    "statedir": _parse_statedir,
+    "statedir": _parse_path,
+    "config": _parse_path,
 }
 _FLAGS: Final = {"allow_other": True, "noallow_other": False}

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from ktaskfs.control.access import Access
 from ktaskfs.control.metrics import Load
 from ktaskfs.control.tree import build_tree
-from ktaskfs.errors import ConfigError
+from ktaskfs.errors import ConfigError, KtaskfsError
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.registry import find_operations
@@ -22,7 +23,7 @@ from ktaskfs.tasks.launcher import Launcher
 from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import ENDED
+from ktaskfs.tasks.task import ACTIVE, ENDED
 from ktaskfs.tasks.tunables import Settings
 
 if TYPE_CHECKING:
@@ -30,20 +31,32 @@ if TYPE_CHECKING:
 
     from ktaskfs.config import MountConfig
     from ktaskfs.fuse.session import Session
+    from ktaskfs.systemd import Manager
+    from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
 NAME: Final = "ktaskfs"
+STATUS_INTERVAL: Final = 1.0
+"""Seconds between two words to the service manager on how many tasks there are."""
+SIGNS_OF_LIFE: Final = 3
+"""Signs of life within the time that the service manager gives for one; a slow one then does no harm."""
 
 
-def run_daemon(config: MountConfig, ready: Callable[[], None]) -> None:
-    """Mount and serve; returns after the unmount. ``ready`` is called, on a thread, when the mount answers.
+def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager) -> None:
+    """Mount and serve; returns after the unmount. ``ready`` is called when the mount answers; it may not block.
 
     Raises KtaskfsError when it cannot be mounted.
     """
-    clear_stale_mount(config.mountpoint)
+    settings = Settings(config.file_tunables() | dict(config.tunables))
+    if config.device is None:
+        clear_stale_mount(config.mountpoint)
     state = StateDirectory(config.statedir)
     try:
-        trio.run(_serve, config, state, ready)
+        trio.run(_serve, config, settings, state, ready, manager)
+    except ExceptionGroup as group:  # a nursery wraps what ends it
+        if len(group.exceptions) == 1 and isinstance(group.exceptions[0], KtaskfsError):
+            raise group.exceptions[0] from None
+        raise
     finally:
         state.close()
 
@@ -59,11 +72,12 @@ def clear_stale_mount(mountpoint: str) -> None:
         subprocess.run([*command, mountpoint], check=False)
 
 
-async def _serve(config: MountConfig, state: StateDirectory, ready: Callable[[], None]) -> None:
+async def _serve(
+    config: MountConfig, settings: Settings, state: StateDirectory, ready: Callable[[], None], manager: Manager
+) -> None:
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
         launcher.start()
-        settings = Settings(config.tunables)
         table = TaskTable(settings)
         service = TaskService(table, launcher, state, find_operations(), nursery)
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
@@ -75,29 +89,96 @@ async def _serve(config: MountConfig, state: StateDirectory, ready: Callable[[],
         root = build_tree(service, settings, Kernel.open(), access, nursery, load, **owner)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
-        with mounted(root, config.mountpoint, name=NAME, options=options) as session:
-            nursery.start_soon(_announce, config.mountpoint, ready)
-            nursery.start_soon(_end_on_signal, session)
+        with mounted(root, config.device or config.mountpoint, name=NAME, options=options) as session:
+            nursery.start_soon(_obey_signals, session, config, settings, manager)
+            nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()
+        manager.tell("STOPPING=1")
         left = [task.name for task in table if task.state not in ENDED]
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
         nursery.cancel_scope.cancel()
 
 
-async def _announce(mountpoint: str, ready: Callable[[], None]) -> None:
-    """Ask the mount for something, as anybody would, and say that it answers; on a thread, since we answer."""
-
-    def ask() -> None:
-        with open(os.path.join(mountpoint, "version"), encoding="ascii") as file:
-            file.read()
-        ready()
-
-    await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+async def _report(
+    session: Session, mountpoint: str, ready: Callable[[], None], table: TaskTable, manager: Manager
+) -> None:
+    """Say that the mount answers once it does, and to the service manager what it wants to know from then on."""
+    if not await _answers(mountpoint):  # it was unmounted, or covered, before anybody knew of it
+        LOG.error("the mount on %s does not answer", mountpoint)
+        session.terminate()
+        return
     LOG.info("mounted on %s", mountpoint)
+    ready()
+    manager.tell("READY=1", _status(table))
+    if manager.listens:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_status, table, manager)
+            if manager.watchdog is not None:
+                nursery.start_soon(_show_life, mountpoint, manager, manager.watchdog)
 
 
-async def _end_on_signal(session: Session) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _answers(mountpoint: str) -> bool:
+    """Whether the mount answers somebody who reads from it.
+
+    By another process: were it a thread of ours, and the answer never to come, the kernel could not end this process
+    even with SIGKILL, for the thread would wait for an answer that its own process owes (fs/fuse/dev.c,
+    request_wait_answer). The child is in our process group, on which an automount depends (autofs_oz_mode).
+    """
+    done = await trio.run_process(
+        ["cat", os.path.join(mountpoint, "version")], check=False, capture_stdout=True, stdin=subprocess.DEVNULL
+    )
+    return done.returncode == 0
+
+
+async def _tell_status(table: TaskTable, manager: Manager) -> None:
+    """Keep the service manager's status line right, with a word each second at most."""
+    changed = trio.Event()
+
+    def note(task: Task) -> None:
+        changed.set()
+
+    table.observers.append(note)
+    while True:
+        await changed.wait()
+        changed = trio.Event()
+        manager.tell(_status(table))
+        await trio.sleep(STATUS_INTERVAL)
+
+
+def _status(table: TaskTable) -> str:
+    tasks = list(table)
+    return f"STATUS={len(tasks)} tasks, {sum(task.state in ACTIVE for task in tasks)} at work"
+
+
+async def _show_life(mountpoint: str, manager: Manager, within: float) -> None:
+    """Tell the service manager that all is well, each time that the mount has answered."""
+    while True:
+        await trio.sleep(within / SIGNS_OF_LIFE)
+        if await _answers(mountpoint):
+            manager.tell("WATCHDOG=1")
+        else:
+            LOG.warning("the mount on %s does not answer", mountpoint)
+
+
+async def _obey_signals(session: Session, config: MountConfig, settings: Settings, manager: Manager) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
-            LOG.info("signal %s: unmounting", signal.Signals(number).name)
-            session.terminate()
+            if number == signal.SIGHUP:
+                _reload(config, settings, manager)
+            else:
+                LOG.info("signal %s: unmounting", signal.Signals(number).name)
+                session.terminate()
+
+
+def _reload(config: MountConfig, settings: Settings, manager: Manager) -> None:
+    """Put the tunables of the configuration file in force; nothing changes if one of its lines is wrong."""
+    manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        tunables = config.file_tunables()
+    except KtaskfsError as error:
+        for line in error.message.splitlines():
+            LOG.error("%s", line)
+    else:
+        settings.update(tunables)
+        LOG.info("configuration read again: %s", " ".join(f"{name}={tunables[name]}" for name in tunables) or "empty")
+    manager.tell("READY=1")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,6 @@ from hypothesis import strategies as st
 from ktaskfs.config import GENERIC, STATE_ROOT, default_statedir, escape_path, parse_options
 from ktaskfs.errors import ConfigError
 from ktaskfs.tasks.tunables import TUNABLES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(lambda t: f"/{t}")
 
@@ -123,3 +121,52 @@ def test_an_escaped_path_is_one_visible_component(path: str) -> None:
 def test_names_are_those_of_systemd(path: str) -> None:
     theirs = subprocess.run(["systemd-escape", "--path", path], capture_output=True, text=True, check=True)
     assert escape_path(path) == theirs.stdout.rstrip("\n")
+
+
+def tunables_in(path: Path, text: str | bytes, options: str = "") -> dict[str, int]:
+    """What the configuration file ``path`` with that text says."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return parse_options("/mnt", [f"statedir=/s,config={path},{options}"], {}).file_tunables()
+
+
+def test_the_configuration_file(tmp_path: Path) -> None:
+    text = "# all tasks\n\nmax_threads = 8   # each\n\tnice=0x3\r\ncpu_percent= 50"
+    assert tunables_in(tmp_path / "conf", text) == {"max_threads": 8, "nice": 3, "cpu_percent": 50}
+
+
+def test_an_option_goes_before_the_file(tmp_path: Path) -> None:
+    assert tunables_in(tmp_path / "conf", "max_threads = 8\nnice = 3\n", "nice=4") == {"max_threads": 8}
+
+
+def test_every_line_that_is_wrong_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "conf"
+    lines = ["nice = 20", "nice = 1", "nosuch = 1", "nice", "[ktaskfs]", "nice = 2", "max_tasks =", "= 1", "\udcff = 1"]
+    with pytest.raises(ConfigError) as refusal:
+        tunables_in(path, "\n".join(lines).encode(errors="surrogateescape"))
+    said = refusal.value.message.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [f"{path}:{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)]
+    assert "20 is above the greatest value, 19" in said[0].replace("'", "")
+    assert all(line.isprintable() for line in said)
+
+
+@given(st.binary())
+def test_arbitrary_files_are_taken_or_refused(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        said, values = "", {}
+        try:
+            values = tunables_in(Path(file.name), data)
+        except ConfigError as error:
+            said = error.message
+        assert all(line.startswith(f"{file.name}:") for line in said.splitlines())
+        assert values.keys() <= {each.name for each in TUNABLES}
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    config = parse_options("/mnt", [f"statedir=/s,config={tmp_path}/none"], {})
+    with pytest.raises(ConfigError, match="none: No such file"):
+        config.file_tunables()
+
+
+def test_the_usual_file_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktaskfs.config.CONFIG_FILE", str(tmp_path / "none"))
+    assert parse_options("/mnt", ["statedir=/s"], {}).file_tunables() == {}

@@ -18,13 +18,17 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u ends it")
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
+    mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and end")
+    mount.add_argument(
+        "--fd", type=int, metavar="N", help="serve the open /dev/fuse N, which is mounted on MOUNTPOINT already"
+    )
     mount.add_argument(
         "-o",
         dest="options",
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="comma-separated: uid= gid= mode= hidepid= statedir= max_threads= cpu_percent= nice= ...",
+        help="comma-separated: uid= gid= mode= hidepid= statedir= config= max_threads= cpu_percent= nice= ...",
     )
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="a directory")
     return top
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     from ktaskfs.cli.mount import mount
 
-    return mount(given.mountpoint, given.options, foreground=given.foreground, environment=os.environ)
+    return mount(given, os.environ)
 
 
 if __name__ == "__main__":

@@ -5,43 +5,63 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.config import MountConfig, parse_options
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Mapping
 
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
 """Bytes of an old log that is written on; a larger one is kept as ``log.old``."""
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
-def mount(mountpoint: str, options: list[str], *, foreground: bool, environment: Mapping[str, str]) -> int:
-    """Mount; returns the exit status, in the background as soon as the mount answers."""
+def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Mount as the command line says; returns the exit status, in the background as soon as the mount answers."""
     try:
-        config = parse_options(mountpoint, options, environment)
+        config = parse_options(given.mountpoint, given.options, environment)
+        if given.fd is not None:
+            config = replace(config, device=f"/dev/fd/{given.fd}")
+        if given.fake:
+            config.file_tunables()
+            return 0
+        if not given.foreground:
+            return _run_behind(config, environment)
+        _log_to(_handler(environment))
+        _run(config, lambda: None, Manager(environment))
     except KtaskfsError as error:
-        return _fail(error)
-    if foreground:
-        return _run(config, lambda: None)
-    return _run_behind(config)
-
-
-def _run(config: MountConfig, ready: Callable[[], None]) -> int:
-    from ktaskfs.daemon import run_daemon
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        run_daemon(config, ready)
-    except KtaskfsError as error:
-        return _fail(error)
+        _complain(error.message)
+        return 1
     return 0
 
 
-def _run_behind(config: MountConfig) -> int:
+def _handler(environment: Mapping[str, str]) -> logging.Handler:
+    """Where the daemon's log goes: to standard error, and by the journal's own protocol if that is the journal."""
+    if stderr_is_journal(environment):
+        return JournalHandler()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    return handler
+
+
+def _log_to(handler: logging.Handler) -> None:
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _run(config: MountConfig, ready: Callable[[], None], manager: Manager) -> None:
+    from ktaskfs.daemon import run_daemon
+
+    run_daemon(config, ready, manager)
+
+
+def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     """Fork the daemon and wait until it says that the mount answers, or why not."""
     readable, writable = os.pipe()
     if os.fork():
@@ -50,34 +70,49 @@ def _run_behind(config: MountConfig) -> int:
             said = pipe.read()
         if said == READY:
             return 0
-        if not said:
-            print("ktaskfs: the daemon died before the mount answered", file=sys.stderr)
+        _complain(said.decode(errors="replace") or "the daemon died before the mount answered")
         return 1
     os.close(readable)
-    os.setsid()
-    status = _run(config, lambda: _detach(config.statedir, writable))
-    if status:
-        os.write(writable, b"failed")
-    return status
+
+    def ready() -> None:
+        # Only now: below an automount, nobody outside the process group that mounts may look at the mount point.
+        os.setsid()
+        os.write(writable, READY)
+        os.close(writable)
+
+    try:
+        _leave(config.statedir, keep_stderr=stderr_is_journal(environment))
+        _log_to(_handler(environment))
+        _run(config, ready, Manager({}))
+    except KtaskfsError as error:
+        os.write(writable, error.message.encode(errors="backslashreplace"))
+        return 1
+    return 0
 
 
-def _detach(statedir: str, writable: int) -> None:
-    """Leave the terminal and the caller's directory, log into the state directory, and let the caller go on."""
-    path = os.path.join(statedir, LOG_NAME)
-    if os.path.exists(path) and os.path.getsize(path) > LOG_MAX:
-        os.rename(path, f"{path}.old")
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    os.close(null)
+def _leave(statedir: str, *, keep_stderr: bool) -> None:
+    """Leave the caller's directory and files, so that nobody waits for those to be closed, and log elsewhere.
+
+    To the journal if standard error is that, else into the state directory. Raises TargetError.
+    """
     os.chdir("/")
-    os.write(writable, READY)
-    os.close(writable)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    if not keep_stderr:
+        path = os.path.join(statedir, LOG_NAME)
+        try:
+            os.makedirs(statedir, 0o700, exist_ok=True)
+            if os.path.exists(path) and os.path.getsize(path) > LOG_MAX:
+                os.rename(path, f"{path}.old")
+            log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise TargetError.from_os(error, f"state directory {statedir}") from error
+        os.dup2(log, 2)
+        os.close(log)
+    os.dup2(2, 1)
 
 
-def _fail(error: KtaskfsError) -> int:
-    print(f"ktaskfs: {error.message}", file=sys.stderr)
-    return 1
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        print(f"ktaskfs: {line}", file=sys.stderr)

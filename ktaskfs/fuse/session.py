@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.operations import TreeOperations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ktaskfs.vfs import Directory
 
@@ -21,8 +22,12 @@ MAX_REQUESTS: Final = 4096
 space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
 
 
+_SAID_MAX: Final = 4096
+"""Bytes of libfuse's words that are kept."""
+
+
 class MountFailed(KtaskfsError):
-    """The mount could not be made; libfuse or fusermount3 has written the reason to standard error (EPERM)."""
+    """The mount could not be made, for the reason that libfuse or fusermount3 gave (EPERM)."""
 
     default_errno = errno.EPERM
 
@@ -61,13 +66,40 @@ def mounted(root: Directory, mountpoint: str, *, name: str, options: Iterable[st
     with options of his own, and will unmount. Raises MountFailed.
     """
     operations = TreeOperations(root)
-    try:
-        pyfuse3.init(operations, mountpoint, {f"fsname={name}", f"subtype={name}", "default_permissions", *options})
-    except RuntimeError as error:
-        raise MountFailed(f"cannot mount at {mountpoint}: {error}") from error
+    with _stderr_text() as said:
+        try:
+            pyfuse3.init(operations, mountpoint, {f"fsname={name}", f"subtype={name}", "default_permissions", *options})
+        except RuntimeError as error:
+            raise MountFailed(f"cannot mount at {mountpoint}: {said() or error}") from error
     try:
         yield Session(operations)
     finally:
         # Before the session is destroyed, for the poll handles of open files point into it.
         operations.close()
         pyfuse3.close()
+
+
+@contextmanager
+def _stderr_text() -> Iterator[Callable[[], str]]:
+    """Have what C code and its children write to standard error kept, and handed out as one line by the function.
+
+    That is where libfuse says why; what nobody asks for goes to standard error at the end.
+    """
+    kept = os.memfd_create("stderr")
+    asked = False
+
+    def text() -> str:
+        nonlocal asked
+        asked = True
+        return "; ".join(os.pread(kept, _SAID_MAX, 0).decode(errors="replace").split("\n")).strip("; ")
+
+    ours = os.dup(2)
+    os.dup2(kept, 2)
+    try:
+        yield text
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        if not asked:
+            os.write(2, os.pread(kept, _SAID_MAX, 0))
+        os.close(kept)

@@ -59,6 +59,10 @@ class Settings:
 
     def set(self, tunable: Tunable, text: str) -> None:
         """Read ``text`` and put it in force; raises InvalidValue."""
-        self._values[tunable.name] = tunable.parse(text)
+        self.update({tunable.name: tunable.parse(text)})
+
+    def update(self, values: Mapping[str, int]) -> None:
+        """Put ``values``, by name, in force together; they have been checked."""
+        self._values.update(values)
         for observer in self.observers:
             observer()

@@ -24,8 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"vfs", "tasks", "operations", "host"},
     "fuse": {"vfs"},
     "config": {"tasks"},
-    "daemon": {"control", "fuse", "host", "ktask", "operations", "progress", "tasks", "vfs", "worker", "config"},
-    "cli": {"daemon", "config"},
+    "systemd": set(),
+    "daemon": {"control", "fuse", "host", "ktask", "operations", "progress", "tasks", "vfs", "worker", "config"}
+    | {"systemd"},
+    "cli": {"daemon", "config", "systemd"},
 }
 EXCEPTIONS = {("control/task_text.py", "progress"), ("control/wait.py", "progress")}
 """The text of a task is made from a snapshot; its type is imported for mypy alone."""

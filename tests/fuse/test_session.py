@@ -181,4 +181,5 @@ except MountFailed as error:
     outcome = run(sys.executable, "-c", script, str(mountpoint), *options)
     assert outcome.status == 0, outcome.err
     assert outcome.out.startswith(f"EPERM cannot mount at {mountpoint}")
-    assert outcome.err != ""
+    assert outcome.out.count("\n") == 1
+    assert outcome.err == ""

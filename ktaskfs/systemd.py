@@ -1,0 +1,87 @@
+"""What systemd hears from the daemon: its state, as sd_notify(3), and its log, with fields, in the journal.
+
+Both are one datagram to a socket that systemd names; small enough to need no library.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LOG: Final = logging.getLogger(__name__)
+JOURNAL: Final = "/run/systemd/journal/socket"
+FIELDS: Final = ("TASK", "OP", "UID")
+"""Fields of the journal that a log call may give with ``extra``: a task's name, its operation, its user."""
+PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Levels of logging as those of syslog(3)."""
+
+
+class Manager:
+    """The service manager that started this process; nobody listens when it was none that asks for notifications."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):  # an abstract one
+            self._address = f"\0{self._address[1:]}"
+        meant = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = environment.get("WATCHDOG_USEC", "")
+        self.watchdog = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None
+        """Seconds within which it wants a sign of life, or None."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody is told anything."""
+        return bool(self._address)
+
+    def tell(self, *assignments: str) -> None:
+        """Send ``NAME=value`` each; see sd_notify(3) for the names. What cannot be sent is logged."""
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.sendto("\n".join(assignments).encode(), self._address)
+        except OSError as error:
+            LOG.warning("the service manager cannot be told %s: %s", assignments[0], error.strerror)
+
+
+def stderr_is_journal(environment: Mapping[str, str]) -> bool:
+    """Whether what is written to standard error ends in the journal: systemd.exec(5), JOURNAL_STREAM."""
+    status = os.fstat(2)
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class JournalHandler(logging.Handler):
+    """Logs to the journal by its native protocol; to standard error, with a priority, while it cannot be reached."""
+
+    def __init__(self, address: str = JOURNAL) -> None:
+        super().__init__()
+        self._address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        priority = PRIORITIES.get(record.levelno, 6)
+        fields = {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "ktaskfs"}
+        fields |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        try:
+            self._socket.sendto(b"".join(_field(name, str(value)) for name, value in fields.items()), self._address)
+        except OSError:  # the journal is being restarted, or the text is longer than a datagram may be
+            for line in text.splitlines():
+                print(f"<{priority}>{line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def _field(name: str, text: str) -> bytes:
+    """A field in the form that may hold newlines: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/."""
+    value = text.encode(errors="backslashreplace")
+    return b"%s\n%s%s\n" % (name.encode(), struct.pack("<Q", len(value)), value)

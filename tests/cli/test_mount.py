@@ -1,0 +1,183 @@
+"""``ktaskfs mount`` as a person or a program runs it: what it returns, what it says, what it leaves open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.leftovers import none_left
+from tests.support.poll import until
+from tests.support.shell import Outcome, run, shell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import MountMaker
+
+COMMAND = [sys.executable, "-m", "ktaskfs.cli.main", "mount"]
+
+
+def mount(*arguments: str | Path) -> Outcome:
+    return run(*COMMAND, *map(str, arguments), cwd=ROOT)
+
+
+@pytest.fixture
+def point(area: Path) -> Path:
+    path = area / "mount"
+    path.mkdir()
+    return path
+
+
+def test_it_returns_when_the_mount_answers_and_keeps_nothing_of_the_caller(area: Path, point: Path) -> None:
+    with none_left():
+        outcome = mount("-o", f"statedir={area / 'state'}", point)  # its pipes are closed, or this would never end
+        assert outcome == Outcome(0, "", "")
+        assert (point / "version").exists()
+        (daemon,) = run("pgrep", "-f", f"^[^ ]+ -m ktaskfs.cli.main mount .*{point}$").out.split()
+        assert os.readlink(f"/proc/{daemon}/cwd") == "/"
+        assert os.getsid(int(daemon)) == int(daemon)
+        assert "mounted on" in (area / "state/log").read_text()
+        assert run("umount", str(point)).status == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ("true", "No such file or directory"),
+        (': > "$1"', "Not a directory"),
+        ('mkdir "$1"; mount --bind /dev/null /dev/fuse', "Invalid argument"),
+        ('mkdir "$1"; mount -t tmpfs -o ro none "$0"', "Read-only file system"),
+    ],
+    ids=["nothing there", "a file", "no fuse", "no room for state"],
+)
+def test_what_cannot_be_mounted_is_said_in_one_line(area: Path, make: str, words: str) -> None:
+    state = area / "state"
+    state.mkdir()
+    make = make.replace("$0", str(state))
+    command = ["unshare", "--mount", "bash", "-c", f'{make}; shift; "$@"', "bash", area / "m"]
+    outcome = run(*map(str, [*command, *COMMAND, "-o", f"statedir={state}/s", area / "m"]), cwd=ROOT)
+    assert outcome.status == 1
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("ktaskfs: ")
+    assert words in outcome.err
+
+
+def test_fake_checks_and_mounts_nothing(area: Path, point: Path) -> None:
+    config = area / "conf"
+    config.write_text("max_threads = 2\n")
+    options = f"statedir={area / 'state'},config={config}"
+    assert mount("--fake", "-o", options, point) == Outcome(0, "", "")
+    assert not os.path.ismount(point)
+    config.write_text("max_threads = 0\n\nnosuch = 1\n")
+    outcome = mount("--fake", "-o", options, point)
+    assert outcome.status == 1
+    assert [line.split(": ")[:2] for line in outcome.err.splitlines()] == [
+        ["ktaskfs", f"{config}:1"],
+        ["ktaskfs", f"{config}:3"],
+    ]
+    assert not (area / "state").exists()
+
+
+def test_the_configuration_is_read_at_the_start_and_again(area: Path, mount_maker: MountMaker) -> None:
+    config = area / "conf"
+    config.write_text("max_threads = 2\nnice = 7\n")
+    mounted = mount_maker(f"config={config},nice=3")
+    assert (mounted.read("debug/ktask_max_threads"), mounted.read("debug/ktask_nice")) == ("2\n", "3\n")
+    assert mounted.write("debug/ktask_max_tasks", "5") == (0, None)
+
+    config.write_text("max_threads = 9\nnice = 8\n")
+    mounted.process.send_signal(signal.SIGHUP)
+    until(lambda: mounted.read("debug/ktask_max_threads") == "9\n", "the new value")
+    assert mounted.read("debug/ktask_nice") == "3\n"
+    assert mounted.read("debug/ktask_max_tasks") == "5\n"
+
+    config.write_text("max_threads = 6\nnice = lots\n")
+    mounted.process.send_signal(signal.SIGHUP)
+    until(lambda: f"{config}:2: " in mounted.log.read_text(), "the error in the log")
+    assert mounted.read("debug/ktask_max_threads") == "9\n"
+
+
+def test_what_the_service_manager_hears(area: Path, point: Path) -> None:
+    script = """
+import os, socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.bind(sys.argv[1] + "/notify")
+sock.settimeout(30)
+environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
+daemon = subprocess.Popen(sys.argv[2:], env=environment)
+heard = []
+def hear(what):
+    while what not in (heard[-1] if heard else ""):
+        heard.append(sock.recv(1 << 12).decode())
+hear("READY=1\\nSTATUS=0 tasks, 0 at work")
+hear("WATCHDOG=1")
+os.mkdir(sys.argv[-1] + "/tasks/one")
+hear("STATUS=1 tasks, 0 at work")
+daemon.send_signal(1)
+hear("RELOADING=1\\nMONOTONIC_USEC=")
+hear("READY=1")
+daemon.terminate()
+hear("STOPPING=1")
+sys.exit(daemon.wait())
+"""
+    command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+    with none_left():
+        done = run(sys.executable, "-c", script, str(area), *command, cwd=ROOT)
+    assert done.status == 0, done.err
+
+
+def test_no_sign_of_life_without_an_answer(area: Path, point: Path) -> None:
+    """The mount is covered by another one, so that nobody can read from it."""
+    script = """
+import os, socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.bind(sys.argv[1] + "/notify")
+sock.settimeout(30)
+environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
+daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE, text=True)
+while sock.recv(1 << 12) != b"WATCHDOG=1":
+    pass
+subprocess.run(["mount", "-t", "tmpfs", "none", sys.argv[-1]], check=True)
+while "does not answer" not in daemon.stderr.readline():
+    pass
+sock.setblocking(False)
+try:
+    while True:
+        sock.recv(1 << 12)
+except BlockingIOError:
+    pass
+while "does not answer" not in daemon.stderr.readline():
+    pass
+try:
+    sys.exit(f"a sign of life: {sock.recv(1 << 12)}")
+except BlockingIOError:
+    pass
+subprocess.run(["umount", sys.argv[-1]], check=True)
+daemon.terminate()
+daemon.stderr.read()
+sys.exit(daemon.wait())
+"""
+    command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+    with none_left():
+        done = run("unshare", "--mount", sys.executable, "-c", script, str(area), *command, cwd=ROOT)
+    assert done.status == 0, done.err
+
+
+def test_a_killed_mount_is_cleared_for_the_next(area: Path, mount_maker: MountMaker) -> None:
+    mounted = mount_maker()
+    mounted.process.send_signal(signal.SIGKILL)
+    mounted.process.wait()
+    assert shell('ls "$1"', str(mounted.path)).errname == "ENOTCONN"
+    with subprocess.Popen(
+        [*COMMAND, "--foreground", "-o", f"statedir={mounted.statedir}", mounted.path], cwd=ROOT
+    ) as again:
+        until(lambda: run("cat", str(mounted.path / "version")).status == 0, "the new mount")
+        assert run("umount", str(mounted.path)).status == 0
+    assert again.returncode == 0
+    mounted.kill()

@@ -1,0 +1,112 @@
+"""What systemd hears, against sockets of our own: the protocols of sd_notify(3) and of the journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "socket"))
+        yield sock
+
+
+def logged(listener: socket.socket, address: str, level: int, text: str, **extra: object) -> dict[bytes, bytes]:
+    """Log once, and take the datagram apart."""
+    handler = JournalHandler(address)
+    try:
+        handler.handle(logging.makeLogRecord({"levelno": level, "msg": text} | extra))
+    finally:
+        handler.close()
+    data = listener.recv(1 << 16)
+    fields = {}
+    while data:
+        name, _, rest = data.partition(b"\n")
+        (size,) = struct.unpack_from("<Q", rest)
+        fields[name] = rest[8 : 8 + size]
+        assert rest[8 + size : 9 + size] == b"\n"
+        data = rest[9 + size :]
+    return fields
+
+
+def test_the_manager_is_told(listener: socket.socket) -> None:
+    manager = Manager({"NOTIFY_SOCKET": listener.getsockname()})
+    assert manager.listens
+    manager.tell("READY=1", "STATUS=2 tasks")
+    assert listener.recv(100) == b"READY=1\nSTATUS=2 tasks"
+
+
+def test_an_abstract_socket() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0ktaskfs-test-{os.getpid()}")
+        Manager({"NOTIFY_SOCKET": f"@ktaskfs-test-{os.getpid()}"}).tell("READY=1")
+        assert sock.recv(100) == b"READY=1"
+
+
+def test_nobody_listens() -> None:
+    manager = Manager({})
+    assert not manager.listens
+    assert manager.watchdog is None
+    manager.tell("READY=1")
+
+
+def test_a_manager_that_cannot_be_told_is_no_reason_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Manager({"NOTIFY_SOCKET": str(tmp_path / "none")}).tell("READY=1")
+    assert "READY=1: No such file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "1500000"}, 1.5),
+        ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+        ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_is_meant_for_one_process(environment: dict[str, str], seconds: float | None) -> None:
+    assert Manager(environment).watchdog == seconds
+
+
+def test_a_record_with_its_fields(listener: socket.socket) -> None:
+    fields = logged(listener, listener.getsockname(), logging.WARNING, "one\ntwo \udc80", TASK="vm0", UID=1000)
+    assert fields == {
+        b"MESSAGE": b"one\ntwo \\udc80",
+        b"PRIORITY": b"4",
+        b"SYSLOG_IDENTIFIER": b"ktaskfs",
+        b"TASK": b"vm0",
+        b"UID": b"1000",
+    }
+
+
+@pytest.mark.parametrize(("level", "priority"), [(logging.INFO, b"6"), (logging.ERROR, b"3"), (35, b"6")])
+def test_priorities(listener: socket.socket, level: int, priority: bytes) -> None:
+    assert logged(listener, listener.getsockname(), level, "text")[b"PRIORITY"] == priority
+
+
+def test_without_a_journal_it_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = JournalHandler(str(tmp_path / "none"))
+    handler.handle(logging.makeLogRecord({"levelno": logging.ERROR, "msg": "one\ntwo"}))
+    handler.close()
+    assert capsys.readouterr().err == "<3>one\n<3>two\n"
+
+
+def test_the_journal_is_known_by_its_inode() -> None:
+    status = os.fstat(2)
+    assert stderr_is_journal({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    assert not stderr_is_journal({"JOURNAL_STREAM": "1:1"})
+    assert not stderr_is_journal({})
