@@ -6,8 +6,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# pyfuse3 is built from its source: hence the compiler, the headers and pkg-config.
-packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv'
+# pyfuse3 is built from its source: hence the compiler, the headers and pkg-config. The tests read the mount with
+# busybox and less.
+packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv busybox less'
 
 fail() {
     echo "setup: $*" >&2
