@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,65 @@ def read_node_pools(kernel: Kernel) -> tuple[Pool, ...]:
 def pool_of(kernel: Kernel, size: int) -> Pool | None:
     """The machine's pool of pages of ``size`` bytes, or None."""
     return next((pool for pool in read_pools(kernel) if pool.size == size), None)
+
+
+def default_size(kernel: Kernel) -> int:
+    """Bytes of the machine's default huge page; 0 where the kernel has none."""
+    lines = (line.split() for line in kernel.read_proc("meminfo").splitlines())
+    return next((int(words[1]) << 10 for words in lines if words[0] == "Hugepagesize:"), 0)
+
+
+class NodePool:
+    """One node's pool, open to be changed: whoever may open it (root) may change it. Methods raise OSError."""
+
+    def __init__(self, directory: int, fd: int) -> None:
+        self._directory = directory
+        self._fd = fd
+
+    def counts(self) -> NodeCounts:
+        """What it has now; the three numbers are read one after another."""
+        return NodeCounts(*(self._read(key) for key in ("nr_hugepages", "free_hugepages", "surplus_hugepages")))
+
+    def persistent(self) -> int:
+        """The pages it keeps: all but the surplus."""
+        counts = self.counts()
+        return counts.total - counts.surplus
+
+    def resize(self, pages: int) -> None:
+        """Ask for so many persistent pages. The kernel gives what it can, and calls that a success."""
+        os.pwrite(self._fd, str(pages).encode(), 0)
+
+    def _read(self, key: str) -> int:
+        fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            return int(os.read(fd, 64))
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        os.close(self._fd)
+        os.close(self._directory)
+
+
+@dataclass(frozen=True)
+class NodeCounts:
+    """Pages of one node's pool; ``total`` and ``free`` include surplus pages, which go when they are freed."""
+
+    total: int
+    free: int
+    surplus: int
+
+
+def open_node_pool(kernel: Kernel, size: int, node: int) -> NodePool:
+    """The pool of pages of ``size`` bytes on ``node``; raises OSError: EACCES to all but root, ENOENT."""
+    path = f"{_NODES}/node{node}/hugepages/hugepages-{size >> 10}kB"
+    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=kernel.sys)
+    try:
+        return NodePool(directory, os.open("nr_hugepages", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
+    except OSError:
+        os.close(directory)
+        raise
 
 
 def _read_pools(kernel: Kernel, directory: str, node: Nid | None) -> tuple[Pool, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WINDOW: Final = 1024
 """Pages looked at in one go; 4 MiB of tmpfs, which count as the worker's resident memory while they are mapped."""
 MIN_CHUNK: Final = 4 * WINDOW
-MAX_CHUNK: Final = {Kind.HUGETLBFS: 8 * WINDOW, Kind.TMPFS: 256 * WINDOW}
+MAX_CHUNK: Final = {Kind.HUGETLBFS: 64 * WINDOW, Kind.TMPFS: 256 * WINDOW}
 """Pages. A missing huge page takes about 1 µs to find; 1 GiB of tmpfs takes 0.1 s, a hole next to nothing."""
 
 
