@@ -47,6 +47,17 @@ class Runner:
         finally:
             plan.finish()
 
+    def result(self, plan: Plan, *, threads: int = 2) -> str:
+        """As ``work``, for what stands in ``result`` afterwards."""
+        results: list[str] = []
+
+        def finish() -> str:
+            results.append(plan.finish())
+            return results[0]
+
+        self.work(dataclasses.replace(plan, finish=finish), threads=threads)
+        return results[0]
+
     def run(self, operation: str, remaining: Sequence[Range] | None = None, /, **texts: object) -> Outcome:
         """Prepare and work, in chunks of the least size."""
         plan = self.prepare(operation, remaining, **texts)

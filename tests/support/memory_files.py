@@ -33,3 +33,16 @@ def dirty(path: Path | str, start: int, end: int) -> None:
         step = 1 << 20
         for position in range(start, end, step):
             mapped[position : min(position + step, end)] = b"\xff" * min(step, end - position)
+
+
+def write_bytes(path: Path | str, data: bytes | bytearray, offset: int = 0) -> None:
+    """Put ``data`` at ``offset``, a multiple of 2 MiB, of a file that is made or extended as need be."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(fd).st_size < offset + len(data):
+            unit = os.fstatvfs(fd).f_bsize
+            os.ftruncate(fd, -(-(offset + len(data)) // unit) * unit)
+        with mmap.mmap(fd, len(data), offset=offset) as mapped:
+            mapped[:] = data
+    finally:
+        os.close(fd)

@@ -1,0 +1,178 @@
+"""A file that an operation reads: any regular file, its holes passed over where they show."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.host.mapping import HoleGuard
+from ktaskfs.host.presence import GuardedRange, data_extents, missing_pages
+from ktaskfs.host.target import MEMORY, Kind, open_target
+from ktaskfs.operations.extent import Extent
+from ktaskfs.operations.trouble import truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.mapping import Mapping
+    from ktaskfs.operations.operation import Range
+    from ktaskfs.operations.parameters import RangeParameters
+
+DIRECT_BLOCK: Final = 4096
+"""What O_DIRECT reads are aligned to: as much as any device in use asks for (STATX_DIOALIGN of statx(2) would tell)."""
+
+
+class Source:
+    """An open file and what shows its holes; reading it allocates no page.
+
+    Holes of hugetlbfs show only to a caller who may write to the file, since userfaultfd(2) asks for that, and not
+    where a filter forbids it. Elsewhere they read as zeros like everything else.
+    """
+
+    def __init__(self, kernel: Kernel, path: str, *, direct: bool = False) -> None:
+        """Open ``path``; ``direct``: reads of whole blocks go past the page cache.
+
+        Raises as ``open_target``, and NotSupported for a file that cannot be read with O_DIRECT.
+        """
+        self.file = open_target(kernel, path, kinds=frozenset(Kind), write=False)
+        self._resources = contextlib.ExitStack()
+        self._resources.callback(self.file.close)
+        self._direct: int | None = None
+        self._pages: GuardedRange | None = None
+        try:
+            if direct:
+                self._direct = self._open_direct(kernel)
+            if self.file.kind is Kind.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
+                self._pages = self._show_holes(kernel)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_direct(self, kernel: Kernel) -> int:
+        try:
+            fd = kernel.reopen(self.file.fd, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise NotSupported(f"direct=1: {self.file.path} cannot be read with O_DIRECT") from error
+            raise TargetError.from_os(error, f"open {self.file.path} with O_DIRECT") from error
+        self._resources.callback(os.close, fd)
+        return fd
+
+    def _show_holes(self, kernel: Kernel) -> GuardedRange | None:
+        """None where the system refuses; everything then counts as data."""
+        end = Extent(0, self.file.size()).widened(self.file.page_size).end
+        with contextlib.ExitStack() as stack:
+            try:
+                fd = kernel.reopen(self.file.fd, os.O_RDWR)
+                stack.callback(os.close, fd)
+                guard = HoleGuard()
+                stack.callback(guard.close)
+                pages = GuardedRange(fd, 0, end, self.file.page_size, guard)
+                stack.callback(pages.close)
+            except OSError:
+                return None
+            self._resources.push(stack.pop_all())
+            return pages
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.
+
+        Raises TargetError; ENXIO if the file has become shorter than ``end`` by the time the runs have ended.
+        """
+        try:
+            if self._pages is not None:
+                yield from _between(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
+            elif self.file.kind in MEMORY and self.file.allocated() == 0:
+                pass  # other filesystems may keep a few bytes where no block is counted
+            elif self.file.kind is Kind.HUGETLBFS:
+                yield start, end
+            else:
+                yield from data_extents(self.file.fd, start, end)
+        except OSError as error:
+            raise TargetError.from_os(error, f"look for holes of {self.file.path}") from error
+        if self.file.size() < end:
+            raise truncated(self.file)
+
+    def _whole_pages(self, start: int, end: int) -> tuple[int, int, int]:
+        page = self.file.page_size
+        whole = Extent(start, end).widened(page)
+        return whole.start, whole.end, page
+
+    def read(self, view: memoryview, position: int) -> None:
+        """Fill ``view`` from ``position`` on; raises TargetError, ENXIO for a file that has become too short."""
+        done = 0
+        while done < len(view):
+            fd, length = self._reader(position + done, len(view) - done)
+            try:
+                count = os.preadv(fd, [view[done : done + length]], position + done)
+            except OSError as error:
+                raise TargetError.from_os(error, f"read {self.file.path}") from error
+            if count == 0:
+                raise truncated(self.file)
+            done += count
+
+    def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
+        """As ``read``, into a mapping at ``at`` bytes from its beginning.
+
+        Raises OSError too: EFAULT where the mapping has no page to be had.
+        """
+        done = 0
+        while done < length:
+            fd, size = self._reader(position + done, length - done)
+            count = mapping.readv_into(fd, position + done, at + done, size)
+            if count == 0:
+                raise truncated(self.file)
+            done += count
+
+    def _reader(self, position: int, length: int) -> tuple[int, int]:
+        """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""
+        if self._direct is None or position % DIRECT_BLOCK or length < DIRECT_BLOCK:
+            return self.file.fd, length
+        return self._direct, length - length % DIRECT_BLOCK
+
+    def close(self) -> None:
+        """Close everything."""
+        self._resources.close()
+
+
+def _between(holes: Iterator[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What ``holes`` leave of a range."""
+    position = start
+    for low, high in holes:
+        if position < low:
+            yield position, low
+        position = high
+    if position < end:
+        yield position, end
+
+
+def require_all_of_it(remaining: Sequence[Range] | None, extent: Extent, what: str) -> None:
+    """Raises NotSupported for the rest of a range whose other part nobody remembers; ``what`` would be wrong."""
+    if remaining is not None and sum(each.end - each.start for each in remaining) < extent.size:
+        raise NotSupported(f"resume: {what} of what was done has not been kept; start the task anew")
+
+
+def require_source_range(source: Source, offset: int, length: int) -> None:
+    """Raises InvalidValue unless the source has the bytes."""
+    size = source.file.size()
+    if offset + length > size:
+        raise InvalidValue(
+            f"the range ends at {offset + length}, past the end of {source.file.path}: it has {size} bytes"
+        )
+
+
+def source_length(source: Source, offset: int, parameters: RangeParameters) -> int:
+    """Bytes that a spec means: ``length``, or up to the end of the source. Raises InvalidValue if there are none."""
+    if parameters.length is not None:
+        require_source_range(source, offset, parameters.length)
+        return parameters.length
+    size = source.file.size()
+    if offset >= size:
+        raise InvalidValue(
+            f"there is nothing to do: {source.file.path} has {size} bytes and the range begins at {offset}"
+        )
+    return size - offset
