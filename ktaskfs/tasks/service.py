@@ -208,7 +208,14 @@ class TaskService:
 
     def _begin_watch(self, task: Task, worker: Worker) -> None:
         assert task.operation is not None
-        LOG.info("task %s: %s by user %d, process %d", task.name, task.operation.name, task.uid, worker.pid)
+        LOG.info(
+            "task %s: %s by user %d, process %d",
+            task.name,
+            task.operation.name,
+            task.uid,
+            worker.pid,
+            extra=_fields(task),
+        )
         self._nursery.start_soon(self._watch, task, worker)
 
     async def _watch(self, task: Task, worker: Worker) -> None:
@@ -250,7 +257,9 @@ class TaskService:
             self._state.forget_page(task.number)
         except OSError as error:
             LOG.error("the page of task %s cannot be removed: %s", task.name, error)
-        LOG.info("task %s is %s%s", task.name, state, f": {final.message}" if final.message else "")
+        LOG.info(
+            "task %s is %s%s", task.name, state, f": {final.message}" if final.message else "", extra=_fields(task)
+        )
         self._drop_overdue()
 
     def _refuse_late(self, task: Task, error: KtaskfsError) -> None:
@@ -295,8 +304,13 @@ class TaskService:
         task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
         # The daemon may have died between asking for a pause, or for its end, and writing that down.
         self.table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
-        LOG.info("task %s is adopted: process %d goes on", task.name, record.pid)
+        LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=_fields(task))
         self._nursery.start_soon(self._watch, task, task.worker)
+
+
+def _fields(task: Task) -> dict[str, object]:
+    """What a log that has fields is to know of a line beside its words (``ktaskfs.systemd.FIELDS``)."""
+    return {"TASK": task.name, "OP": task.operation.name if task.operation else "", "UID": task.uid}
 
 
 def _open_process(record: Record) -> int | None:
