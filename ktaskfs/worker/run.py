@@ -67,6 +67,8 @@ class Worker:
         """Become the caller, prepare, wait for GO, work."""
         # By its name while it may: after the change of user its files in /proc are not its own.
         setproctitle.setproctitle(f"ktask/{self._request.name}")
+        if self._given_up():
+            return 0
         try:
             become(Identity.from_fields(self._request.identity), self._root, self._cwd)
             plan = self._prepare()
@@ -90,6 +92,15 @@ class Worker:
         number, message = _explain(error)
         with contextlib.suppress(ConnectionError):  # the daemon died, and nobody wants to know
             protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
+
+    def _given_up(self) -> bool:
+        """Whether the daemon gave the start up before this process was: its target may be another's by now."""
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
 
     def _may_begin(self, total: int) -> bool:
         """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""

@@ -1,8 +1,9 @@
 """The spawner: a small single-threaded process that forks the workers.
 
 It has imported everything that a worker needs, since an unprivileged worker may not be able to read the
-installation, and a fork of it takes a millisecond where a new interpreter takes fifty. It is the daemon's child,
-ends when the daemon does, and leaves its workers running: they then belong to init.
+installation, and a fork of it takes milliseconds where a new interpreter takes fifty. Even those are spent before
+anybody waits for them: one worker is always forked in advance. It is the daemon's child, ends when the daemon does,
+and leaves its workers running: they then belong to init.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import setproctitle
 
@@ -22,6 +25,18 @@ from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.registry import find_operations
 from ktaskfs.worker import protocol
 from ktaskfs.worker.run import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class _Spare:
+    """A worker that was forked in advance and waits on ``sock`` to be told its task."""
+
+    pid: int
+    pidfd: int
+    sock: socket.socket
 
 
 class Spawner:
@@ -35,11 +50,13 @@ class Spawner:
         self._poll.register(sock.fileno(), select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
         """pidfd of each living worker: the ticket of its request, and its pid."""
+        self._spare: _Spare | None = None
 
     def serve(self) -> None:
         """Answer requests until the daemon closes the socket."""
         gc.collect()
         gc.freeze()
+        self._fork_ahead()
         while True:
             for fd, _ in self._poll.poll():
                 try:
@@ -67,6 +84,8 @@ class Spawner:
         finally:
             for fd in fds:
                 os.close(fd)
+        if self._spare is None:
+            self._fork_ahead()
         return True
 
     def _answer(self, data: bytes, fds: list[int], *, cut: bool) -> None:
@@ -81,29 +100,66 @@ class Spawner:
         try:
             if cut:  # there was no room for all the descriptors
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pid = self._fork(request, fds)
-            pidfd = _open_child(pid)
+            worker = self._tell_a_worker(data, fds)
         except OSError as error:
             protocol.send(self._sock, protocol.Forked(request.ticket, 0, error.errno or errno.EIO))
             return
-        self._children[pidfd] = (request.ticket, pid)
-        self._poll.register(pidfd, select.POLLIN)
-        protocol.send(self._sock, protocol.Forked(request.ticket, pid, 0), [pidfd])
+        self._children[worker.pidfd] = (request.ticket, worker.pid)
+        self._poll.register(worker.pidfd, select.POLLIN)
+        protocol.send(self._sock, protocol.Forked(request.ticket, worker.pid, 0), [worker.pidfd])
 
-    def _fork(self, request: protocol.StartRequest, fds: list[int]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            self._child(request, fds)
-        return pid
+    def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
+        """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
+        while True:
+            spare, self._spare = self._spare or self._fork(fds), None
+            try:
+                with spare.sock:
+                    socket.send_fds(spare.sock, [data], fds)
+            except ConnectionError:
+                os.close(spare.pidfd)
+                os.waitpid(spare.pid, 0)
+            else:
+                return spare
 
-    def _child(self, request: protocol.StartRequest, fds: list[int]) -> None:
-        """In the new process: keep nothing of the spawner but its memory, and never return."""
+    def _fork_ahead(self) -> None:
+        """Have a worker at hand for the next request; where that cannot be had now, the request says why."""
+        try:
+            self._spare = self._fork([])
+        except OSError as error:
+            print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
+
+    def _fork(self, held: Sequence[int]) -> _Spare:
+        """A new worker, without the descriptors ``held`` just now for one, which it may be sent yet. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
+        with theirs:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    ours.close()
+                    self._child(theirs, held)
+                return _Spare(pid, _open_child(pid), ours)
+            except OSError:
+                ours.close()
+                raise
+
+    def _child(self, sock: socket.socket, held: Sequence[int]) -> None:
+        """In the new process: keep nothing of the spawner but its memory, wait for a task, and never return."""
         status = 70
         try:
             self._sock.close()
-            for pidfd in self._children:
-                os.close(pidfd)
-            status = Worker(request, self._operations[request.operation], self._kernel, fds).run()
+            for fd in (*self._children, *held):
+                os.close(fd)
+            setproctitle.setproctitle("ktaskfs: spare worker")
+            protocol.decode(protocol.encode(protocol.Ready(0)))  # touches the memory that the task's start will need
+            data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
+            sock.close()
+            if data:  # else the spawner has ended
+                request = protocol.decode(data)
+                assert isinstance(request, protocol.StartRequest)
+                status = Worker(request, self._operations[request.operation], self._kernel, fds).run()
+            else:
+                status = 0
         except BaseException:
             traceback.print_exc()
         finally:
