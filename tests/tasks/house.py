@@ -1,0 +1,138 @@
+"""All of a daemon but its mount: table, state directory, launcher and a real spawner."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import trio
+
+from ktaskfs.host.credentials import Caller, read_caller
+from ktaskfs.operations.registry import find_operations
+from ktaskfs.tasks.launcher import Launcher
+from ktaskfs.tasks.record import StateDirectory
+from ktaskfs.tasks.service import TaskService
+from ktaskfs.tasks.spec import parse_spec
+from ktaskfs.tasks.table import TaskTable
+from ktaskfs.tasks.task import ENDED, State, Task
+from ktaskfs.tasks.tunables import TUNABLES, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+DEADLINE = 30.0
+OPERATIONS = find_operations()
+
+
+def me() -> Caller:
+    """This process as a caller."""
+    return read_caller(os.getpid(), os.geteuid(), os.getegid())
+
+
+def open_files() -> int:
+    """Descriptors that this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Let others run until ``condition()`` is true."""
+    with trio.move_on_after(DEADLINE):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+            await trio.sleep(0.002)
+        return
+    raise AssertionError(f"not within {DEADLINE:g} s: {what}")
+
+
+async def ended(task: Task) -> State:
+    """The state in which ``task`` ends."""
+    await until(lambda: task.state in ENDED, f"the end of {task}")
+    return task.state
+
+
+def kill_quietly(pid: int) -> None:
+    """Kill a child of ours, and return when it is dead, before any task of ours has run."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a file."""
+    with open(path, "rb") as file:
+        value: dict[str, Any] = json.load(file)
+    return value
+
+
+class House:
+    """One daemon's life with the tasks in ``statedir``; made by ``open_house``."""
+
+    def __init__(self, nursery: trio.Nursery, statedir: Path, tunables: dict[str, int]) -> None:
+        self.nursery = nursery
+        self.settings = Settings(tunables)
+        self.table = TaskTable(self.settings)
+        self.state = StateDirectory(str(statedir))
+        self.launcher = Launcher(nursery)
+        self.service = TaskService(self.table, self.launcher, self.state, OPERATIONS, nursery)
+
+    async def run(self, *lines: str) -> list[Task]:
+        """What a write of ``lines`` to ``tasks/control`` does."""
+        return await self.service.run_specs(me(), [parse_spec(line, OPERATIONS) for line in lines])
+
+    async def run_one(self, line: str) -> Task:
+        """The one task of ``line``."""
+        (task,) = await self.run(line)
+        return task
+
+    async def paused(self, path: Path, *, length: int = 1 << 20, more: str = "") -> Task:
+        """A task that has a worker, and has done nothing yet beyond a first chunk of 4 KiB."""
+        task = await self.run_one(f"fallocate path={path} length={length} chunk=4096 rate_max=1 {more}")
+        await until(lambda: task.snapshot().done == 4096, "the first chunk")
+        self.service.pause(task)
+        return task
+
+    def set(self, name: str, value: object) -> None:
+        """What a write to ``debug/ktask_NAME`` does."""
+        self.settings.set(next(each for each in TUNABLES if each.name == name), str(value))
+
+    def spawner(self) -> psutil.Process:
+        """The process of the spawner."""
+        children = psutil.Process().children()
+        (found,) = [each for each in children if "spawner" in " ".join(each.cmdline())]
+        return found
+
+    async def kill_spawner(self) -> None:
+        """Kill it and wait until that has been noticed."""
+        self.spawner().send_signal(signal.SIGKILL)
+        await until(lambda: self.launcher._sock is None, "the end of the spawner is noticed")
+
+    def files(self) -> list[str]:
+        """What is in the state directory, but for the lock."""
+        return sorted(set(os.listdir(self.state.path)) - {"lock"})
+
+    def record(self, task: Task) -> dict[str, Any]:
+        """The record of ``task``, as it is on disk."""
+        return read_json(os.path.join(self.state.path, f"{task.number:08d}.json"))
+
+    def die(self) -> None:
+        """Close what the kernel would close at the end of a daemon; nursery and spawner are ``open_house``'s."""
+        for task in self.table:
+            if task.worker is not None:
+                task.worker.close()
+        self.state.close()
+
+
+@contextlib.asynccontextmanager
+async def open_house(statedir: Path, **tunables: int) -> AsyncIterator[House]:
+    """A daemon that ends as if killed: its spawner ends with it, and its workers go on."""
+    async with trio.open_nursery() as nursery:
+        house = House(nursery, statedir, tunables)
+        house.launcher.start()
+        try:
+            yield house
+        finally:
+            nursery.cancel_scope.cancel()
+            house.die()

@@ -1,0 +1,317 @@
+"""Starting tasks with a real spawner: all or none, and nothing left of those that did not begin."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, WorkerLost, WrongState
+from ktaskfs.progress import Requests, read_requests
+from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.task import State
+from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ktaskfs.tasks.task import Task
+
+
+async def test_a_task_runs_to_its_end_and_leaves_its_record_only(house: House, memory: Path) -> None:
+    before = open_files()
+    task = await house.run_one(f"fallocate path={memory}/file length=4M")
+    assert await ended(task) is State.DONE
+    assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4 << 20, 4 << 20)
+    assert os.stat(memory / "file").st_blocks * 512 == 4 << 20
+    assert house.files() == ["00000001.json"]
+    assert task.worker is None
+    await until(lambda: open_files() == before, "all descriptors are closed")
+    assert house.table.last_task == {os.geteuid(): ["fallocate-1"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("clear path=/dev/shm/there-is-no-such-file", errno.ENOENT),
+        ("clear path=/dev/shm", errno.EISDIR),
+        ("fallocate path=/dev/shm/kt-refused length=1E", errno.ENOSPC),
+        ("fallocate path=/dev/shm/kt-refused length=5", errno.EINVAL),
+    ],
+)
+async def test_nothing_is_left_of_a_task_that_is_refused(house: House, line: str, number: int) -> None:
+    before = open_files()
+    with pytest.raises(TargetError) as refusal:
+        await house.run(line)
+    assert refusal.value.errno == number
+    assert len(house.table) == 0
+    assert house.files() == []
+    assert "kt-refused" not in os.listdir("/dev/shm")
+    await until(lambda: open_files() == before, "all descriptors are closed")
+    await until(lambda: not house.launcher._children, "the worker is forgotten")
+    house.table.check_room(os.geteuid(), house.settings["max_tasks"])
+
+
+async def test_of_several_tasks_all_begin_or_none(house: House, memory: Path) -> None:
+    good = [f"fallocate path={memory}/{name} length=64K name={name}" for name in ("a", "b")]
+    before = open_files()
+    with pytest.raises(TargetError, match="no-such"):
+        await house.run(*good, "clear path=/dev/shm/no-such")
+    assert len(house.table) == 0
+    assert house.files() == []
+    await until(lambda: open_files() == before, "all descriptors are closed")
+    await until(lambda: list(memory.iterdir()) == [], "what was prepared is taken back")
+    tasks = await house.run(*good)
+    assert [task.name for task in tasks] == ["a", "b"]
+    assert [await ended(task) for task in tasks] == [State.DONE] * 2
+
+
+async def test_a_made_up_name_is_not_one_that_the_same_write_gives(house: House, memory: Path) -> None:
+    first, second = await house.run(
+        f"fallocate path={memory}/a length=64K", f"fallocate path={memory}/b length=64K name=fallocate-1"
+    )
+    assert (first.name, second.name) == ("fallocate-2", "fallocate-1")
+    assert list(house.table) == [first, second]
+    for task in (first, second):
+        await ended(task)
+        house.service.forget(task)
+    house.table.check_room(os.geteuid(), house.settings["max_tasks"])
+
+
+async def test_limits_and_names_are_checked_before_anything_is_made(house: House, memory: Path) -> None:
+    line = f"fallocate path={memory}/file length=64K"
+    house.set("max_tasks", 1)
+    before = open_files()
+    with pytest.raises(TooManyTasks):
+        await house.run(line, line)
+    house.set("max_tasks", 2)
+    with pytest.raises(NameTaken):
+        await house.run(f"{line} name=a", f"{line} name=a")
+    assert (len(house.table), house.files(), os.listdir(memory), open_files()) == (0, [], [], before)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Path) -> None:
+    house.launcher.start()
+    before = open_files()
+    spawner = house.spawner()
+    spawner.suspend()
+    errors: list[KtaskfsError] = []
+
+    async def write() -> None:
+        try:
+            await house.run(f"fallocate path={memory}/file length=64K", f"fallocate path={memory}/other length=64K")
+        except KtaskfsError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await until(lambda: len(house.table) == 2, "the tasks are starting")
+        first, second = house.table
+        house.service.cancel(second)
+        house.service.cancel(first)
+    assert [error.errname for error in errors] == ["ECANCELED"]
+    assert len(house.table) == 0
+    spawner.resume()
+    task = await house.run_one(f"fallocate path={memory}/after length=64K")
+    assert await ended(task) is State.DONE
+    await until(lambda: os.listdir(memory) == ["after"], "the worker that came too late has taken back its file")
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes are answered at once, whether their tasks have begun or not."""
+    monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
+
+
+async def begin_late(house: House, line: str) -> Task:
+    """A task that is still starting, with its spawner stopped."""
+    house.spawner().suspend()
+    task = await house.run_one(line)
+    assert task.state is State.STARTING
+    return task
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_start_that_takes_long_goes_on_after_the_answer(house: House, memory: Path) -> None:
+    task = await begin_late(house, f"fallocate path={memory}/file length=64K")
+    with pytest.raises(WrongState):
+        house.service.forget(task)
+    with pytest.raises(WrongState):
+        house.service.pause(task)
+    with pytest.raises(WrongState):
+        await house.service.resume(task, me())
+    house.spawner().resume()
+    assert await ended(task) is State.DONE
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_late_refusal_is_the_tasks_error(house: House) -> None:
+    before = open_files()
+    task = await begin_late(house, "clear path=/dev/shm/no-such-file")
+    house.spawner().resume()
+    assert await ended(task) is State.FAILED
+    assert (task.snapshot().errno, task.worker) == (errno.ENOENT, None)
+    assert "no-such-file" in task.snapshot().message
+    assert house.files() == ["00000001.json"]
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("verb", ["cancel", "kill"])
+async def test_a_late_start_can_be_cancelled_and_killed(house: House, memory: Path, verb: str) -> None:
+    task = await begin_late(house, f"fallocate path={memory}/file length=64K")
+    getattr(house.service, verb)(task)
+    getattr(house.service, verb)(task)
+    assert await ended(task) is State.CANCELLED
+    assert task.snapshot().errno == errno.ECANCELED
+    house.spawner().resume()
+    await house.service.resume(task, me())
+    assert await ended(task) is State.DONE
+    assert (task.done(task.snapshot()), task.total(task.snapshot())) == (64 << 10, 64 << 10)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begins(house: House, memory: Path) -> None:
+    task = await begin_late(house, f"fallocate path={memory}/file length=1M chunk=4096 rate_max=1 max_threads=2")
+    house.set("nice", 7)
+    task.texts |= {"rate_max": "2", "max_threads": "1"}
+    house.service.set_live(task)
+    house.spawner().resume()
+    await until(lambda: task.state is State.RUNNING, "the task runs")
+    assert task.worker is not None
+    assert read_requests(task.worker.page) == Requests(threads=1, rate=2, nice=7)
+
+
+async def test_a_worker_that_answers_nothing_is_killed(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_module, "TIMEOUT", 0.0)
+    with pytest.raises(WorkerLost, match="could not open and reserve") as error:
+        await house.run(f"fallocate path={memory}/file length=64K")
+    assert error.value.errno == errno.ETIMEDOUT
+    await until(lambda: not house.launcher._children, "its end is heard")
+
+
+# ---- the spawner ----
+
+
+async def test_a_spawner_that_was_killed_is_started_anew_and_tasks_do_not_notice(house: House, memory: Path) -> None:
+    first = await house.paused(memory / "first")
+    await house.kill_spawner()
+    second = await house.run_one(f"fallocate path={memory}/second length=64K")
+    assert await ended(second) is State.DONE
+    assert first.state is State.PAUSED
+    first.texts.pop("rate_max")
+    house.service.set_live(first)
+    await house.service.resume(first, me())
+    assert await ended(first) is State.DONE
+    assert first.done(first.snapshot()) == 1 << 20
+
+
+async def test_a_spawner_that_is_killed_unnoticed_is_started_anew(house: House, memory: Path) -> None:
+    await ended(await house.run_one(f"fallocate path={memory}/first length=64K"))
+    spawner = house.spawner()
+    kill_quietly(spawner.pid)
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    assert await ended(task) is State.DONE
+
+
+async def test_a_spawner_that_is_killed_during_a_start_fails_that_start(house: House, memory: Path) -> None:
+    before = open_files()
+    spawner = house.spawner()
+    spawner.suspend()
+    async with trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            with pytest.raises(WorkerLost, match="the spawner died") as error:
+                await house.run(f"fallocate path={memory}/file length=64K")
+            assert error.value.errname == "EIO"
+
+        nursery.start_soon(write)
+        await until(lambda: len(house.launcher._children) == 1, "the spawner is asked")
+        spawner.kill()
+    assert (len(house.table), house.files()) == (0, [])
+    assert house.launcher._children == {}
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    assert await ended(task) is State.DONE
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_an_installation_that_cannot_start_one_says_so(
+    workers: None, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house(tmp_path / "state") as house:
+        await house.kill_spawner()
+        before = open_files()
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+        with pytest.raises(WorkerLost, match="No such file"):
+            await house.run(f"fallocate path={memory}/file length=64K")
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+        with pytest.raises(WorkerLost):
+            await house.run(f"fallocate path={memory}/file length=64K")
+        await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+BABBLER = """\
+#!{python}
+import os, socket, sys
+sock = socket.socket(fileno=int(sys.argv[-1]))
+with open("/dev/null") as null:
+    for data in (b"x", b"[]", b"[" * 5000, b'["Forked", {{"ticket": 77, "pid": 1, "errno": 0}}]', b'["Exited", {{}}]'):
+        socket.send_fds(sock, [data], [null.fileno()])
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+"""
+
+
+async def test_a_spawner_that_babbles_does_no_harm(
+    workers: None, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    babbler = tmp_path / "python"
+    babbler.write_text(BABBLER.format(python=sys.executable))
+    babbler.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(babbler))
+    before = open_files()
+    with caplog.at_level(logging.ERROR):
+        async with open_house(tmp_path / "state") as house:
+            task = await house.run_one(f"fallocate path={memory}/file length=64K")
+            assert await ended(task) is State.DONE
+    assert "what nobody understands" in caplog.text
+    assert open_files() == before
+
+
+# ---- empty tasks ----
+
+
+async def test_an_empty_task_is_told_and_started(house: House, memory: Path) -> None:
+    before = open_files()
+    task = house.service.create_empty("mine", os.geteuid(), os.getegid())
+    with pytest.raises(KtaskfsError, match="no operation is set"):
+        await house.service.start(task, me())
+    task.define(house.service.operations["fallocate"], {"path": str(memory / "file")})
+    with pytest.raises(TargetError, match="length is missing"):
+        await house.service.start(task, me())
+    assert task.state is State.NEW
+    task.texts["length"] = "65536"
+    await house.service.start(task, me())
+    with pytest.raises(WrongState):
+        await house.service.start(task, me())
+    assert await ended(task) is State.DONE
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_a_name_can_be_used_again_after_its_task_is_forgotten(house: House, memory: Path) -> None:
+    line = f"fallocate path={memory}/file length=64K name=again"
+    first = await house.run_one(line)
+    await ended(first)
+    house.service.forget(first)
+    assert house.files() == []
+    second = await house.run_one(line)
+    assert await ended(second) is State.DONE
+    assert house.files() == ["00000002.json"]
+    assert house.record(second)["name"] == "again"
