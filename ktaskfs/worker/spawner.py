@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+QUIET_MS = 20
+"""Milliseconds without a request after which a worker is forked in advance: a fork takes a CPU from the task that has
+just been started, and tasks are often started in bursts."""
+
+
 @dataclass(frozen=True)
 class _Spare:
     """A worker that was forked in advance and waits on ``sock`` to be told its task."""
@@ -56,9 +61,11 @@ class Spawner:
         """Answer requests until the daemon closes the socket."""
         gc.collect()
         gc.freeze()
-        self._fork_ahead()
         while True:
-            for fd, _ in self._poll.poll():
+            ready = self._poll.poll(None if self._spare else QUIET_MS)
+            if not ready and self._spare is None:
+                self._fork_ahead()
+            for fd, _ in ready:
                 try:
                     if fd in self._children:
                         self._reap(fd)
@@ -84,8 +91,6 @@ class Spawner:
         finally:
             for fd in fds:
                 os.close(fd)
-        if self._spare is None:
-            self._fork_ahead()
         return True
 
     def _answer(self, data: bytes, fds: list[int], *, cut: bool) -> None:
@@ -122,11 +127,12 @@ class Spawner:
                 return spare
 
     def _fork_ahead(self) -> None:
-        """Have a worker at hand for the next request; where that cannot be had now, the request says why."""
+        """Have a worker at hand for the next request. Where that cannot be had now, the request will say why."""
         try:
             self._spare = self._fork([])
         except OSError as error:
             print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
+            self._poll.poll()  # until something happens; trying on and on would help nobody
 
     def _fork(self, held: Sequence[int]) -> _Spare:
         """A new worker, without the descriptors ``held`` just now for one, which it may be sent yet. Raises OSError."""
