@@ -1,0 +1,84 @@
+"""Eight processes at once do anything at random: nothing hangs, nothing unforeseen happens, nothing stays behind.
+
+KTASKFS_HAMMER_SECONDS makes it longer, KTASKFS_HAMMER_SEED another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE, until
+
+if TYPE_CHECKING:
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+
+PROCESSES = 8
+GROWTH_MAX = 24 << 20
+"""Bytes that the daemon's memory may grow by: fragments and caches, not what thousands of tasks would leave."""
+
+
+def hammered(mount: Mount, directory: Path, seconds: float, seed: int) -> Counter[str]:
+    """What all processes did in ``seconds``; fails with the output of those that did not end well."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.hammer", str(mount.path), str(directory)]
+            + [f"p{number}", str(seed + number), str(seconds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for number in range(PROCESSES)
+    ]
+    outcomes = []
+    try:
+        for process in processes:
+            outcomes.append(process.communicate(timeout=seconds + DEADLINE))
+    finally:
+        for process in processes:
+            process.kill()
+    errors = [error for _, error in outcomes if error]
+    assert not errors, "\n".join(errors)
+    return sum((Counter(json.loads(out)) for out, _ in outcomes), Counter())
+
+
+def gauge(mount: Mount, name: str) -> float:
+    return next(float(line.split()[-1]) for line in mount.read("metrics").splitlines() if line.startswith(f"{name} "))
+
+
+def test_nothing_hangs_and_nothing_is_left(mount_maker: MountMaker, memory: Path) -> None:
+    seconds = float(os.environ.get("KTASKFS_HAMMER_SECONDS", "6"))
+    seed = int(os.environ.get("KTASKFS_HAMMER_SEED", "1"))
+    mount = mount_maker("max_tasks=1000")
+    daemon = psutil.Process(mount.pid)
+    hammered(mount, memory, 1, seed + PROCESSES)
+    settle(mount)
+    before = daemon.memory_info().rss, daemon.num_fds(), gauge(mount, "ktaskfs_known_nodes")
+    done = hammered(mount, memory, seconds, seed)
+    assert min(done.values()) > 10, done
+    assert len(done) == 13
+    settle(mount)
+    after = daemon.memory_info().rss, daemon.num_fds(), gauge(mount, "ktaskfs_known_nodes")
+    assert after[1] <= before[1]
+    assert after[2] <= before[2]
+    assert after[0] - before[0] < GROWTH_MAX
+    assert mount.shell("ls tasks").out == "control\n"
+    assert list(mount.statedir.glob("*.page")) == []
+    assert list(mount.statedir.glob("*.json")) == []
+
+
+def settle(mount: Mount) -> None:
+    """Wait until the daemon has let go of everything, and have the kernel forget the nodes it does not need."""
+    until(lambda: gauge(mount, "ktaskfs_open_handles") == 0, "everything is closed")
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    until(lambda: gauge(mount, "ktaskfs_known_nodes") < 20, "the kernel has forgotten the tasks")
