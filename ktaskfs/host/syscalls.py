@@ -31,6 +31,10 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 MPOL_DEFAULT: Final = 0
 MPOL_PREFERRED: Final = 1
 MPOL_BIND: Final = 2
+MPOL_MF_MOVE: Final = 1 << 1
+MPOL_MF_MOVE_ALL: Final = 1 << 2
+
+CAP_SYS_NICE: Final = 23
 
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
@@ -47,14 +51,28 @@ UFFD_FEATURE_MISSING_SHMEM: Final = 1 << 5
 UFFD_FEATURE_SIGBUS: Final = 1 << 7
 
 HUGETLBFS_MAGIC: Final = 0x958458F6
+RAMFS_MAGIC: Final = 0x858458F6
 TMPFS_MAGIC: Final = 0x01021994
 
 _UFFD_API_VERSION: Final = 0xAA
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_COPY: Final = 0xC028AA03
+_UFFDIO_COPY_MODE_DONTWAKE: Final = 1
 _UFFDIO_REGISTER_MODE_MISSING: Final = 1
 _LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
+SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
+SYNC_FILE_RANGE_WRITE: Final = 2
+SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
+
+_OPENAT2: Final = 437
+"""The same on every machine, as all newer system calls."""
 _GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239, "mbind": 235, "set_mempolicy": 237}
 _X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279, "mbind": 237, "set_mempolicy": 238}
 _NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERIC_NUMBERS
@@ -80,6 +98,7 @@ _madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
 _quick_madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int, library=_LIBC_LOCKED)
 _memcmp = _bind("memcmp", _int, _ptr, _ptr, ctypes.c_size_t)
 _fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
+_sync_file_range = _bind("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _capget = _bind("capget", _int, _ptr, _ptr)
 _capset = _bind("capset", _int, _ptr, _ptr)
@@ -146,6 +165,20 @@ def punch_hole(fd: int, start: int, end: int) -> None:
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, end - start)
 
 
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """Open ``path`` from ``directory`` on, with limits to what it may lead through. openat2(2), since Linux 5.6."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    how = (ctypes.c_uint64 * 3)(flags, 0, resolve)
+    size = ctypes.sizeof(how)
+    return _check(_syscall(_OPENAT2, directory, ctypes.addressof(name), ctypes.addressof(how), size, 0, 0))
+
+
+def write_back(fd: int) -> None:
+    """Write a file's dirty pages and wait for them, but not its metadata. sync_file_range(2)."""
+    flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+    _check(_sync_file_range(fd, 0, 0, flags))
+
+
 def filesystem_magic(fd: int) -> int:
     """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out."""
     buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes on 64-bit machines
@@ -202,6 +235,21 @@ def userfaultfd_register(fd: int, address: int, length: int) -> None:
     fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(request))
 
 
+def userfaultfd_copy(fd: int, address: int, source: int, length: int) -> int:
+    """Fill missing pages of a registered range from private memory at ``source``, both at the beginning of a page.
+
+    Returns how many bytes went in, whole pages, before one that could not: it was there already, lies past the end of
+    the file, or no memory was to be had. ioctl_userfaultfd(2), UFFDIO_COPY.
+    """
+    request = bytearray(struct.pack("=QQQQq", address, source, length, _UFFDIO_COPY_MODE_DONTWAKE, 0))
+    try:
+        fcntl.ioctl(fd, _UFFDIO_COPY, request)
+    except OSError:
+        copied: int = struct.unpack_from("=q", request, 32)[0]  # or the negative errno
+        return max(copied, 0)
+    return length
+
+
 def page_nodes(addresses: Sequence[int]) -> list[int]:
     """The NUMA node of the page at each address; a negative errno where no page is mapped. move_pages(2)."""
     count = len(addresses)
@@ -211,13 +259,17 @@ def page_nodes(addresses: Sequence[int]) -> list[int]:
     return list(status)
 
 
-def move_pages(addresses: Sequence[int], nodes: Sequence[int]) -> list[int]:
-    """Move the page at each address to its node; returns where each is now, or a negative errno. move_pages(2)."""
+def move_pages(addresses: Sequence[int], nodes: Sequence[int], *, shared: bool = False) -> list[int]:
+    """Move the page at each address to its node; returns where each is now, or a negative errno. move_pages(2).
+
+    ``shared``: even those that other processes have mapped too, which takes CAP_SYS_NICE.
+    """
     count = len(addresses)
     pages = (ctypes.c_uint64 * count)(*addresses)
     targets = (_int * count)(*nodes)
+    flags = MPOL_MF_MOVE_ALL if shared else MPOL_MF_MOVE
     status = (_int * count)()
-    _move_pages(count, ctypes.addressof(pages), ctypes.addressof(targets), ctypes.addressof(status), 1 << 1)
+    _move_pages(count, ctypes.addressof(pages), ctypes.addressof(targets), ctypes.addressof(status), flags)
     return list(status)
 
 

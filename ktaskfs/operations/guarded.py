@@ -29,6 +29,16 @@ class GuardedPages:
             self.guard.close()
 
 
+def require_guard(target: Target) -> HoleGuard:
+    """A guard for whoever looks at pages one by one; raises NotSupported where a seccomp filter allows none."""
+    try:
+        return HoleGuard()
+    except OSError as error:
+        raise NotSupported(
+            f"without userfaultfd ({error.strerror}) looking at {target.path} could fill its holes"
+        ) from error
+
+
 def guarded_pages(target: Target, extent: Extent) -> GuardedPages:
     """The pages of ``extent``; raises NotSupported for a file with holes where none can be guarded, and TargetError."""
     guard = _guard(target)

@@ -12,6 +12,7 @@ from ktaskfs.host.presence import HOLE, data_extents, node_of_pages
 from ktaskfs.host.target import MEMORY, Kind, Target, open_target
 from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, resolve_extent, windows
+from ktaskfs.operations.guarded import require_guard
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.page_runs import RESULT_MAX, Run, RunTable
 from ktaskfs.operations.parameters import RangeParameters
@@ -58,22 +59,13 @@ class Survey(Operation[SurveyParameters]):
             extent = resolve_extent(parameters, target.size(), may_grow=False).widened(target.page_size)
             pages = Extent(extent.start // target.page_size, extent.end // target.page_size)
             nodes = make_nodes(kernel, pages, parameters.nodes, 1, remaining)
-            surveyor = _Surveyor(target, _guard(target))
+            surveyor = _Surveyor(target, require_guard(target))
         except BaseException:
             target.close()
             raise
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK[target.kind], align=1)
         control = Control(surveyor.survey, min_chunk_size=sizes.least, max_chunk_size=sizes.most)
         return Plan(nodes=nodes, control=control, abort=surveyor.close, finish=surveyor.finish)
-
-
-def _guard(target: Target) -> HoleGuard:
-    try:
-        return HoleGuard()
-    except OSError as error:
-        raise NotSupported(
-            f"without userfaultfd ({error.strerror}) looking at {target.path} could fill its holes"
-        ) from error
 
 
 class _Surveyor:
