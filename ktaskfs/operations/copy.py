@@ -1,0 +1,221 @@
+"""``copy``: from any file into a file of memory, where write(2) may be missing, or out of one into any file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.target import SEAL_GROW, Kind, Target, open_target
+from ktaskfs.ktask import Control
+from ktaskfs.operations.digest import Crc32, digest_maker, labelled
+from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
+from ktaskfs.operations.operation import Operation, Plan, Range
+from ktaskfs.operations.parameters import FLAG, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
+from ktaskfs.operations.room import require_file_size, require_space, too_few_pages
+from ktaskfs.operations.sink import Sink, open_sink
+from ktaskfs.operations.source import DIRECT_BLOCK, Source, require_all_of_it, source_length
+from ktaskfs.operations.trouble import require_unsealed
+from ktaskfs.units import SIZE_MAX, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ktaskfs.host.kernel import Kernel
+
+MIN_CHUNK: Final = 16 << 20
+MAX_CHUNK: Final = 64 << 20
+"""At 4 GiB/s a thread, 15 ms; to or from a disk a fraction of a second."""
+ALIGN: Final = 2 << 20
+"""Where chunks end: within a gigantic page too, at what a processor maps as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyParameters(RangeParameters):
+    """A range of ``path``, and what is copied there; without ``length`` all that the source has."""
+
+    source: str = parameter(PATH, "the file to copy from")
+    source_offset: int = parameter(SIZE, "first byte to copy", default=0)
+    mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
+    keep_size: bool = parameter(FLAG, "do not extend path: a range past its end is refused", default=False)
+    sparse: bool = parameter(FLAG, "a hole of the source becomes a hole; 0: zeros in pages", default=True)
+    direct: bool = parameter(FLAG, "read past the page cache (O_DIRECT)", default=False)
+    digest: str | None = parameter(choice("crc32"), "put the digest of what was copied into result", default=None)
+
+
+class Copy(Operation[CopyParameters]):
+    """What ``path`` has outside of the range stays, as with dd conv=notrunc."""
+
+    name = "copy"
+    description = (
+        "Copy source into path: into hugetlbfs, which knows no write, and out of it too. Creates path, and extends it. "
+        "Huge pages are reserved before the first is touched; holes stay holes."
+    )
+    units = "bytes"
+    parameters = CopyParameters
+
+    def prepare(self, kernel: Kernel, parameters: CopyParameters, remaining: Sequence[Range] | None) -> Plan:
+        """Open both, create, check, reserve, extend.
+
+        Raises OutOfHugePages, OutOfSpace, InvalidValue for ranges past an end that stays or that overlap in one file,
+        NotSupported for undo and for the rest of a copy with a digest, TargetError.
+        """
+        if parameters.undo:
+            raise NotSupported("undo=1: what was overwritten with a copy cannot be brought back")
+        if parameters.direct and parameters.source_offset % DIRECT_BLOCK:
+            raise InvalidValue(f"direct=1: source_offset must be a multiple of {format_size(DIRECT_BLOCK)}")
+        with contextlib.ExitStack() as stack:
+            source = Source(kernel, parameters.source, direct=parameters.direct)
+            stack.callback(source.close)
+            extent = _extent(parameters, source)
+            if parameters.digest is not None:
+                digest_maker(parameters.digest)
+                require_all_of_it(remaining, extent, "the digest")
+            target = open_target(kernel, parameters.path, kinds=frozenset(Kind), create=parameters.mode)
+            stack.callback(target.close)
+            stack.callback(target.remove)
+            copier = _Copier(kernel, parameters, source, target, extent)
+            stack.callback(copier.restore)
+            nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
+            copier.make_room()
+            stack.pop_all()
+        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, ALIGN))
+        control = Control(copier.copy, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
+        return Plan(nodes=nodes, control=control, abort=copier.abort, finish=copier.finish)
+
+
+def _extent(parameters: CopyParameters, source: Source) -> Extent:
+    extent = Extent(parameters.offset, parameters.offset + source_length(source, parameters.source_offset, parameters))
+    if extent.end > SIZE_MAX:
+        raise InvalidValue("offset plus length is past the largest file offset, 2^63 - 1")
+    return extent
+
+
+class _Copier:
+    """The chunk function, what it holds open, and the digest of the chunks that are finished."""
+
+    def __init__(
+        self, kernel: Kernel, parameters: CopyParameters, source: Source, target: Target, extent: Extent
+    ) -> None:
+        """Raises InvalidValue, and TargetError (EPERM) for a sealed target; changes nothing."""
+        self._kernel = kernel
+        self._parameters = parameters
+        self._source = source
+        self._target = target
+        self._extent = extent
+        self._shift = parameters.source_offset - extent.start
+        self._old_size = target.size()
+        self._sink: Sink | None = None
+        self._lock = threading.Lock()  # guards both of these
+        self._digest = Crc32() if parameters.digest else None
+        self._left = extent.size
+        grows = extent.end > self._old_size
+        if grows and parameters.keep_size:
+            raise InvalidValue(
+                f"keep_size=1: the range ends at {extent.end}, and {target.path} has {self._old_size} bytes"
+            )
+        require_unsealed(target, SEAL_GROW if grows else 0)
+        apart = abs(self._shift) >= extent.size
+        if not apart and os.path.samestat(os.fstat(source.file.fd), os.fstat(target.fd)):
+            raise InvalidValue(f"the range to copy and the range of {target.path} are in one file, and overlap")
+
+    def make_room(self) -> None:
+        """Reserve what is missing, give the target its size, open the sink."""
+        target, extent = self._target, self._extent
+        end = -(-extent.end // target.page_size) * target.page_size if target.kind is Kind.HUGETLBFS else extent.end
+        try:
+            require_file_size(target, end)
+            if target.kind is Kind.HUGETLBFS:
+                self._reserve()
+            else:
+                self._require_space()
+            if target.size() < end:  # whoever extends it further in this very moment is cut
+                os.ftruncate(target.fd, end)
+        except OSError as error:
+            raise TargetError.from_os(error, f"allocate {target.path}") from error
+        self._sink = open_sink(self._source, target, extent, self._shift)
+
+    def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What is to be copied of a range of the target; the rest are holes."""
+        if not self._parameters.sparse:
+            yield start, end
+            return
+        for low, high in self._source.data(start + self._shift, end + self._shift):
+            yield low - self._shift, high - self._shift
+
+    def _reserve(self) -> None:
+        """Each run of data is mapped once, as in ``fallocate``: what it lacks is then set aside for the file."""
+        for low, high in self._data(self._extent.start, self._extent.end):
+            whole = Extent(low, high).widened(self._target.page_size)
+            try:
+                Mapping(self._target.fd, whole.start, whole.size, reserve=True, extend=True).close()
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                raise too_few_pages(self._kernel, self._target, whole) from error
+
+    def _require_space(self) -> None:
+        """As good as it can be told: what the target has in the range already is only looked for in tmpfs."""
+        data = sum(high - low for low, high in self._data(self._extent.start, self._extent.end))
+        mount = os.fstatvfs(self._target.fd)
+        space = mount.f_bavail * mount.f_frsize
+        if self._target.kind is Kind.TMPFS:
+            if data > min(space if mount.f_blocks else SIZE_MAX, self._kernel.available_memory()):
+                require_space(self._kernel, self._target, self._extent)
+        elif data > space + self._target.allocated():
+            raise OutOfSpace(
+                f"{self._target.path}: {data} bytes are to be written, and its filesystem has {space} left"
+            )
+
+    def copy(self, start: int, end: int) -> None:
+        """Copy what belongs at ``start`` to ``end`` of the target; raises TargetError."""
+        assert self._sink is not None
+        mine = Crc32() if self._digest is not None else None
+        position = start
+        for low, high in self._data(start, end):
+            self._clear(self._sink, position, low, mine)
+            self._sink.copy(low, high, mine)
+            position = high
+        self._clear(self._sink, position, end, mine)
+        with self._lock:
+            self._left -= end - start
+            if self._digest is not None and mine is not None:
+                self._digest.merge(mine)
+
+    def _clear(self, sink: Sink, start: int, end: int, digest: Crc32 | None) -> None:
+        """Past the old end of the file there is nothing yet that would have to make room for a hole."""
+        old = min(max(start, self._old_size), end)
+        if start < old:
+            sink.clear(start, old, digest)
+        if old < end and digest is not None:
+            digest.add_zeros(old, end)
+
+    def restore(self) -> None:
+        """Give the target its old size, and remove it if it is new; nobody else may have extended it since."""
+        self._target.remove()
+        size = self._target.size()
+        if self._old_size < size <= -(-self._extent.end // self._target.page_size) * self._target.page_size:
+            os.ftruncate(self._target.fd, self._old_size)
+
+    def abort(self) -> None:
+        """Take back what ``make_room`` did, and close everything."""
+        self.restore()
+        self._close()
+
+    def finish(self) -> str:
+        """Close everything; the digest, if one was asked for and the task came to its end."""
+        self._close()
+        if self._digest is None or self._left:
+            return ""
+        return labelled("crc32", self._digest.value())
+
+    def _close(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+        self._source.close()
+        self._target.close()

@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import stat
+import subprocess
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.ktask import TaskError
+from ktaskfs.operations.operation import Range
+from tests.operations.test_as_caller import NOBODY, anonymous_memory, as_nobody
+from tests.operations.test_checksum import content
+from tests.operations.test_clear import HUGE, TIB, make_dirty, punch
+from tests.support import filesystems
+from tests.support.hugepages import smallest_pages
+from tests.support.memory_files import allocated, is_all, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.operations.conftest import Place, Runner
+    from tests.support.hugepages import TestPool
+
+SIZE = 18 * HUGE
+
+
+def same(first: Path | str, second: Path | str, length: int, skip: tuple[int, int] = (0, 0)) -> bool:
+    """As cmp(1) sees it."""
+    command = ["cmp", "-n", str(length), "-i", f"{skip[0]}:{skip[1]}", str(first), str(second)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def refused(runner: Runner, remaining: Sequence[Range] | None = None, **texts: object) -> KtaskfsError:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KtaskfsError) as caught:
+        runner.prepare("copy", remaining, **texts)
+    assert os.listdir("/proc/self/fd") == before
+    return caught.value
+
+
+@pytest.fixture
+def plain(area: Path) -> Path:
+    """A file of an ordinary filesystem."""
+    (area / "plain").write_bytes(content(SIZE))
+    return area / "plain"
+
+
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_into_memory_and_out_again(runner: Runner, any_place: Place, plain: Path, digest: dict[str, str]) -> None:
+    path, back = any_place.directory / "file", plain.with_name("back")
+    before = os.listdir("/proc/self/fd")
+    expected = f"crc32 {zlib.crc32(plain.read_bytes()):08x}\n" if digest else ""
+    assert runner.result(runner.prepare("copy", source=plain, path=path, **digest)) == expected
+    assert path.stat().st_size == -(-SIZE // any_place.unit) * any_place.unit
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert same(plain, path, SIZE)
+    assert is_all(0, path, SIZE, path.stat().st_size)
+    assert runner.result(runner.prepare("copy", source=path, path=back, length=SIZE, **digest)) == expected
+    assert (back.stat().st_size, same(plain, back, SIZE)) == (SIZE, True)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_between_files_of_memory(runner: Runner, place: Place) -> None:
+    first, second = place.directory / "first", place.directory / "second"
+    write_bytes(first, content(SIZE))
+    runner.run("copy", source=first, path=second, mode="0640")
+    assert same(first, second, SIZE)
+    assert stat.S_IMODE(second.stat().st_mode) == 0o640
+    write_bytes(first, content(SIZE, seed=2))
+    runner.run("copy", source=first, path=second)  # over what is there
+    assert same(first, second, SIZE)
+
+
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_a_part_to_an_odd_place(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 24 * HUGE)
+    start, length = 2 * HUGE + 1234, 16 * HUGE + 777
+    plan = runner.prepare("copy", source=plain, source_offset=999, path=path, offset=start, length=length, **digest)
+    found = runner.result(plan)
+    assert same(plain, path, length, (999, start))
+    assert is_all(0xFF, path, 0, start)
+    assert is_all(0xFF, path, start + length, 24 * HUGE)
+    assert path.stat().st_size == 24 * HUGE
+    if digest:
+        assert found == f"crc32 {zlib.crc32(plain.read_bytes()[999 : 999 + length]):08x}\n"
+
+
+def test_past_the_end_of_the_target(runner: Runner, place: Place, plain: Path) -> None:
+    path = place.directory / "file"
+    make_dirty(path, HUGE)
+    runner.run("copy", source=plain, path=path, offset=3 * HUGE)
+    assert path.stat().st_size == 3 * HUGE + SIZE
+    assert allocated(path) == HUGE + SIZE
+    assert is_all(0xFF, path, 0, HUGE)
+    assert same(plain, path, SIZE, (0, 3 * HUGE))
+
+
+def test_a_few_bytes(runner: Runner, place: Place, plain: Path) -> None:
+    path = place.directory / "file"
+    for length in (1, 4095, 4097):
+        runner.run("copy", source=plain, path=path, length=length)
+        assert same(plain, path, length)
+    assert is_all(0, path, 4097, path.stat().st_size)
+
+
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_holes_stay_holes(runner: Runner, place: Place, area: Path, digest: dict[str, str]) -> None:
+    first, second, third = place.directory / "first", place.directory / "second", area / "third"
+    write_bytes(first, content(SIZE))
+    holes = (0, 3, 4, 7, 17)
+    for page in holes:
+        punch(first, page * HUGE, HUGE)
+    crc = zlib.crc32(subprocess.run(["cat", str(first)], capture_output=True, check=True).stdout)
+    expected = f"crc32 {crc:08x}\n" if digest else ""
+    make_dirty(second, 12 * HUGE)  # holes are made in what is there, too
+    for source, path in ((first, second), (second, third)):
+        assert runner.result(runner.prepare("copy", source=source, path=path, **digest)) == expected
+        assert same(source, path, SIZE)
+        assert (path.stat().st_size, allocated(path)) == (SIZE, SIZE - len(holes) * HUGE)
+    runner.run("copy", source=first, path=second, sparse=0)
+    assert (same(first, second, SIZE), allocated(second)) == (True, SIZE)
+
+
+def test_a_hole_of_a_plain_file_that_is_no_whole_page(runner: Runner, place: Place, plain: Path) -> None:
+    punch(plain, HUGE + 4096, 3 * HUGE)
+    path = place.directory / "file"
+    make_dirty(path, SIZE)
+    runner.run("copy", source=plain, path=path)
+    assert same(plain, path, SIZE)
+    assert allocated(path) == SIZE - (2 * HUGE if place.unit > 4096 else 3 * HUGE)
+
+
+def test_holes_of_a_source_that_the_caller_cannot_write(runner: Runner, place: Place) -> None:
+    write_bytes(place.directory / "first", bytes(2 * HUGE) + content(HUGE))
+    punch(place.directory / "first", 0, 2 * HUGE)
+    (place.directory / "first").chmod(0o644)
+
+    def work() -> None:
+        runner.run("copy", source="/first", path="/second")
+
+    as_nobody(place.directory, work)
+    assert same(place.directory / "first", place.directory / "second", 3 * HUGE)
+    assert allocated(place.directory / "first") == HUGE
+
+
+def test_only_the_data_is_reserved(runner: Runner, pool: TestPool, hugetlbfs: Path, area: Path) -> None:
+    path = hugetlbfs / "file"
+    with filesystems.tmpfs(area / "tmpfs", HUGE) as tmpfs:
+        source = tmpfs / "sparse"
+        source.touch()
+        os.truncate(source, 40 * TIB)
+        write_bytes(source, b"x" * 4096, 17 * TIB)
+        free = pool.available
+        plan = runner.prepare("copy", source=source, path=path, chunk=TIB)
+        assert pool.available == free - 1
+        plan.abort()
+        assert (pool.available, path.exists()) == (free, False)
+        runner.work(runner.prepare("copy", source=source, path=path, offset=0, length=40 * TIB, chunk=TIB))
+        assert (path.stat().st_size, allocated(path)) == (40 * TIB, pool.page_size)
+        assert same(source, path, 1 << 20, (17 * TIB, 17 * TIB))
+
+
+def test_a_whole_pool(runner: Runner, pool: TestPool, hugetlbfs: Path, area: Path) -> None:
+    path, free = hugetlbfs / "file", pool.available
+    source = area / "source"
+    source.touch()
+    os.truncate(source, free * pool.page_size)
+    runner.run("copy", source=source, path=path, sparse=0)
+    assert (pool.free, pool.reserved, allocated(path)) == (0, 0, free * pool.page_size)
+    path.unlink()
+    os.truncate(source, free * pool.page_size + 1)
+    assert isinstance(refused(runner, source=source, path=path, sparse=0), OutOfHugePages)
+    assert os.listdir(hugetlbfs) == []
+    path.touch()
+    os.truncate(path, pool.page_size)
+    assert isinstance(refused(runner, source=source, path=path, sparse=0), OutOfHugePages)
+    assert path.stat().st_size == pool.page_size
+    assert pool.available == free
+
+
+def test_too_little_space(runner: Runner, area: Path, plain: Path) -> None:
+    with filesystems.tmpfs(area / "small", 4 * HUGE) as small:
+        assert isinstance(refused(runner, source=plain, path=small / "file"), OutOfSpace)
+        assert os.listdir(small) == []
+
+
+@pytest.mark.parametrize("size", [4096, 5 * HUGE, 5 * HUGE + 1234])
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_past_the_page_cache(
+    runner: Runner, place: Place, area: Path, size: int, digest: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = area / "source", place.directory / "file"
+    source.write_bytes(data := content(size))
+    found = runner.result(runner.prepare("copy", source=source, path=path, direct=1, **digest))
+    assert same(source, path, size)
+    assert found == (f"crc32 {zlib.crc32(data):08x}\n" if digest else "")
+    direct: list[bool] = []
+    original = os.preadv
+
+    def watched(fd: int, buffers: list[memoryview], offset: int) -> int:
+        direct.append(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT))
+        return original(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", watched)
+    runner.run("copy", source=source, path=path, direct=1)
+    assert direct.count(False) == (1 if size % 4096 else 0)
+    assert direct.count(True) > 0
+
+
+@smallest_pages
+def test_past_a_page_cache_that_cannot_be_passed(runner: Runner, pool: TestPool, hugetlbfs: Path, plain: Path) -> None:
+    write_bytes(hugetlbfs / "source", content(HUGE))
+    error = refused(runner, source=hugetlbfs / "source", path=plain, direct=1)
+    assert isinstance(error, NotSupported)
+    assert "O_DIRECT" in error.message
+
+
+def test_out_to_a_disk_that_is_too_small(runner: Runner, area: Path) -> None:
+    with filesystems.tmpfs(area / "tmpfs", HUGE) as tmpfs:
+        (tmpfs / "source").touch()
+        os.truncate(tmpfs / "source", 12 * TIB)
+        assert isinstance(refused(runner, source=tmpfs / "source", path=area / "out", sparse=0), OutOfSpace)
+        assert not (area / "out").exists()
+        runner.run("copy", source=tmpfs / "source", path=area / "out", chunk=TIB)
+        assert ((area / "out").stat().st_size, allocated(area / "out")) == (12 * TIB, 0)
+
+
+def test_refusals(runner: Runner, place: Place, plain: Path, area: Path) -> None:
+    path = place.directory / "file"
+    assert refused(runner, source=area / "missing", path=path).errno == errno.ENOENT
+    assert refused(runner, source=area, path=path).errno == errno.EISDIR
+    assert refused(runner, source=plain, path=area / "no" / "file").errno == errno.ENOENT
+    assert "past the end" in refused(runner, source=plain, path=path, length=SIZE + 1).message
+    assert "nothing to do" in refused(runner, source=plain, path=path, source_offset=SIZE).message
+    assert "brought back" in refused(runner, source=plain, path=path, undo=1).message
+    assert "source_offset" in refused(runner, source=plain, path=path, direct=1, source_offset=100).message
+    assert "largest file" in refused(runner, source=plain, path=path, offset=2**63 - 5).message
+    assert isinstance(refused(runner, source=plain, path=path, nodes=1000), InvalidValue)
+    assert os.listdir(place.directory) == []
+    path.touch()
+    os.truncate(path, 2 * HUGE)
+    assert "keep_size" in refused(runner, source=plain, path=path, keep_size=1).message
+    resumed = refused(runner, [Range(HUGE, SIZE, -1)], source=plain, path=path, digest="crc32")
+    assert isinstance(resumed, NotSupported)
+    assert path.stat().st_size == 2 * HUGE
+    assert allocated(path) == 0
+
+
+def test_ranges_of_one_file(runner: Runner, place: Place) -> None:
+    path, link = place.directory / "file", place.directory / "other name"
+    write_bytes(path, content(4 * HUGE))
+    os.link(path, link)
+    for offset, source_offset, length in ((0, 0, 1), (HUGE, 0, 4 * HUGE), (0, 1, HUGE), (HUGE, 0, HUGE + 1)):
+        error = refused(runner, source=path, path=link, offset=offset, source_offset=source_offset, length=length)
+        assert isinstance(error, InvalidValue)
+        assert "overlap" in error.message
+    runner.run("copy", source=path, path=link, offset=2 * HUGE, length=2 * HUGE)
+    assert same(path, path, 2 * HUGE, (0, 2 * HUGE))
+    runner.run("copy", source=path, path=link, offset=4 * HUGE, length=4 * HUGE)
+    assert same(path, path, 4 * HUGE, (0, 4 * HUGE))
+
+
+def test_a_task_that_never_starts(runner: Runner, place: Place, plain: Path) -> None:
+    path = place.directory / "file"
+    runner.prepare("copy", source=plain, path=path).abort()
+    assert os.listdir(place.directory) == []
+    make_dirty(path, HUGE)
+    runner.prepare("copy", source=plain, path=path).abort()
+    assert (path.stat().st_size, allocated(path)) == (HUGE, HUGE)
+
+
+def test_what_an_earlier_run_left(runner: Runner, place: Place, plain: Path) -> None:
+    path = place.directory / "file"
+    make_dirty(path, SIZE)
+    runner.run("copy", [Range(6 * HUGE, SIZE, -1)], source=plain, path=path)
+    assert is_all(0xFF, path, 0, 6 * HUGE)
+    assert same(plain, path, SIZE - 6 * HUGE, (6 * HUGE, 6 * HUGE))
+
+
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
+    plan = runner.prepare("copy", source=plain, path=place.directory / "file", **digest)
+    os.truncate(plain, 5 * HUGE + 17)
+    with pytest.raises(TaskError) as caught:
+        runner.work(plan)
+    assert isinstance(caught.value.error, TargetError)
+    assert caught.value.error.errno == errno.ENXIO
+    assert str(plain) in caught.value.error.message
+
+
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+def test_the_target_is_shortened_meanwhile(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
+    path = place.directory / "file"
+    plan = runner.prepare("copy", source=plain, path=path, **digest)
+    mapped = os.stat(path).st_blksize > 4096
+    os.truncate(path, 4 * HUGE)
+    if mapped:
+        with pytest.raises(TaskError) as caught:
+            runner.work(plan)
+        assert isinstance(caught.value.error, TargetError)
+        assert caught.value.error.errno == errno.ENXIO
+    else:  # written, as any program writes to a file that was shortened: it is extended again
+        runner.work(plan)
+        assert same(plain, path, SIZE)
+
+
+def test_unlinked_and_replaced_meanwhile(runner: Runner, place: Place, plain: Path) -> None:
+    path = place.directory / "file"
+    plan = runner.prepare("copy", source=plain, path=path)
+    path.unlink()
+    path.touch()
+    plain.unlink()
+    plain.touch()
+    runner.work(plan)
+    assert allocated(path) == 0
+
+
+def test_sealed_targets(runner: Runner, plain: Path) -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    assert refused(runner, source=plain, path=path).errno == errno.EPERM
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert refused(runner, source=plain, path=path).errno == errno.EPERM
+    assert os.fstat(fd).st_size == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
+def test_into_a_memfd_and_out_of_a_sealed_one(runner: Runner, pool_2m: TestPool, plain: Path, flags: int) -> None:
+    fd = os.memfd_create("guest", flags | os.MFD_ALLOW_SEALING)
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    runner.run("copy", source=plain, path=path)
+    assert same(plain, path, SIZE)
+    syscalls.punch_hole(fd, HUGE, 2 * HUGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    runner.run("copy", source=path, path=plain.with_name("out"))
+    assert same(path, plain.with_name("out"), SIZE)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("far", [16 * TIB, 1 << 61])
+def test_positions_beyond_32_bits_of_pages(runner: Runner, place: Place, plain: Path, far: int) -> None:
+    path, other = place.directory / "file", place.directory / "other"
+    offset = far + HUGE + 4096
+    runner.run("copy", source=plain, path=path, offset=offset, length=2 * HUGE + 1)
+    assert same(plain, path, 2 * HUGE + 1, (0, offset))
+    runner.run("copy", source=path, source_offset=offset, path=other, length=HUGE + 17, digest="crc32")
+    assert same(plain, other, HUGE + 17)
+
+
+def test_without_userfaultfd(runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(features: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(syscalls, "userfaultfd", forbidden)
+    path, other = place.directory / "file", place.directory / "other"
+    runner.run("copy", source=plain, path=path)
+    punch(path, HUGE, HUGE)
+    runner.run("copy", source=path, path=other)
+    assert same(path, other, SIZE)
+
+
+def test_as_an_ordinary_user(runner: Runner, place: Place) -> None:
+    """Rights, a root without /proc, memory of its own, and the limit on the size of files."""
+    write_bytes(place.directory / "source", content(SIZE))
+    (place.directory / "secret").touch(0o600)
+    (place.directory / "source").chmod(0o644)
+
+    def work() -> list[object]:
+        before = anonymous_memory(runner.kernel.read_proc("self/status"))
+        found: list[object] = [os.path.exists("/proc")]
+        for texts in ({"source": "/secret", "path": "/copy"}, {"source": "/source", "path": "/secret"}):
+            with pytest.raises(KtaskfsError) as caught:
+                runner.prepare("copy", **texts)
+            found.append(caught.value.errno)
+        result = runner.result(runner.prepare("copy", source="/source", path="/copy", digest="crc32"))
+        grown = anonymous_memory(runner.kernel.read_proc("self/status")) - before
+        resource.setrlimit(resource.RLIMIT_FSIZE, (HUGE, HUGE))
+        with pytest.raises(TargetError) as limited:
+            runner.prepare("copy", source="/source", path="/more")
+        return [*found, result, limited.value.errno, grown < 12 << 20, os.path.exists("/more")]
+
+    expected = f"crc32 {zlib.crc32(content(SIZE)):08x}\n"
+    found = as_nobody(place.directory, work)
+    assert found == [False, errno.EACCES, errno.EACCES, expected, errno.EFBIG, True, False]
+    assert (place.directory / "copy").stat().st_uid == NOBODY
+    assert same(place.directory / "source", place.directory / "copy", SIZE)
