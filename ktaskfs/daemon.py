@@ -22,6 +22,7 @@ from ktaskfs.operations.registry import find_operations
 from ktaskfs.tasks.launcher import Launcher
 from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
+from ktaskfs.tasks.steps import steps
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, ENDED
 from ktaskfs.tasks.tunables import Settings
@@ -50,7 +51,7 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     settings = Settings(config.file_tunables() | dict(config.tunables))
     if config.device is None:
         clear_stale_mount(config.mountpoint)
-    state = StateDirectory(config.statedir)
+    state = StateDirectory(config.statedir, steps(os.environ))
     try:
         trio.run(_serve, config, settings, state, ready, manager)
     except ExceptionGroup as group:  # a nursery wraps what ends it

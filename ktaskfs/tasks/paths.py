@@ -25,9 +25,10 @@ def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: 
         root, cwd = (os.readlink(f"/proc/self/fd/{fd}") for fd in (caller.root, caller.cwd))
     except OSError:  # ENAMETOOLONG: a directory may lie deeper than a path is long
         return dict(texts)
-    inside = "/" if cwd == root else cwd.removeprefix(root.rstrip("/"))
-    if not inside.startswith("/") or inside.endswith(" (deleted)") or not _is_text(inside):
+    above = root.rstrip("/")
+    if not f"{cwd}/".startswith(f"{above}/") or cwd.endswith(" (deleted)") or not _is_text(cwd):
         return dict(texts)
+    inside = cwd[len(above) :] or "/"
     paths = {each.name for each in parameters_of(operation.parameters) if each.kind is PATH}
     return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
 

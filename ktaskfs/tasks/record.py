@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.tasks.steps import nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import UnionType
 
 VERSION: Final = 1
@@ -100,10 +101,14 @@ def snapshot_from_json(fields: dict[str, Any]) -> Snapshot:
 
 
 class StateDirectory:
-    """The directory ``path``, made if missing (0700) and locked. Raises KtaskfsError (EBUSY if another has it)."""
+    """The directory ``path``, made if missing (0700) and locked. Raises KtaskfsError (EBUSY if another has it).
 
-    def __init__(self, path: str) -> None:
+    ``step`` is called between any two changes that a successor could see (see ``steps``).
+    """
+
+    def __init__(self, path: str, step: Callable[[str], None] = nothing) -> None:
         self.path = path
+        self.step = step
         try:
             os.makedirs(path, 0o700, exist_ok=True)
             self._lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -130,11 +135,14 @@ class StateDirectory:
         """Replace the record of a task. Raises OSError, and then the old one stands."""
         path = self._path(record.task, "json")
         data = json.dumps({"version": VERSION} | asdict(record)).encode()
+        self.step(f"write the record: {record.state}")
         try:
             fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
+            self.step("rename the record")
             os.rename(path + ".new", path)
+            self.step("the record is written")
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path + ".new")
@@ -142,12 +150,14 @@ class StateDirectory:
 
     def forget(self, task: int) -> None:
         """Remove the record and the page of ``task``. Raises OSError."""
+        self.step("remove the record")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(task, "json"))
         self.forget_page(task)
 
     def forget_page(self, task: int) -> None:
         """Remove the page of ``task``, if there is one; its record stays. Raises OSError."""
+        self.step("remove the page")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.page_path(task))
 

@@ -229,6 +229,7 @@ class TaskService:
             LOG.exception("the end of task %s", task.name)
 
     def _conclude(self, task: Task, worker: Worker, status: int | None) -> None:
+        self._state.step("the worker has ended")
         try:
             final = read_snapshot(worker.page, worker.shape)
             result = read_result(worker.page, worker.shape, final)

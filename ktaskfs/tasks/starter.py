@@ -168,8 +168,10 @@ class Starter:
             self._table.move(each.task, State.RUNNING)
         with trio.CancelScope(shield=True):
             for each in ready:
+                self._state.step("let the worker go")
                 try:
                     await each.channel.send(protocol.GO)
+                    self._state.step("the worker was let go")
                 except OSError as error:  # it has just died, and whoever watches it will find that out
                     LOG.debug("task %s: %s", each.task.name, error)
                 each.channel.close()
@@ -182,13 +184,16 @@ class Starter:
             undo.callback(os.close, page)
             channel, theirs = _make_channel()
             undo.callback(channel.close)
+            self._state.step("ask for a worker")
             with theirs:
                 forked = await self._launcher.fork(
                     self._request(task, caller), [page, theirs.fileno(), caller.root, caller.cwd]
                 )
             undo.callback(os.close, forked.pidfd)
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
+            self._state.step("a worker is forked")
             planned = await self._hear(channel, forked)
+            self._state.step("the worker is ready")
             began = credentials.start_time(forked.pid)
             if began is None:
                 raise WorkerLost("the worker died before it could begin")

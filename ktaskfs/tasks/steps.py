@@ -1,0 +1,38 @@
+"""The steps of a task's life between which a daemon might die, and a way to have it die there.
+
+A successor must be able to go on from between any two of them; ``docs/reliability.md`` says what it then finds. The
+tests kill the daemon at each step in turn. Nothing else uses this: without the variable in its environment a daemon
+only calls a function that does nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+VARIABLE: Final = "KTASKFS_DIE_AT_STEP"
+"""The number of the step, from 1, at which a daemon with this in its environment ends itself with SIGKILL."""
+
+
+def nothing(name: str) -> None:
+    """What a step is in everyday life."""
+
+
+def steps(environment: Mapping[str, str]) -> Callable[[str], None]:
+    """The function to call at each step, with its name."""
+    wanted = environment.get(VARIABLE)
+    if wanted is None:
+        return nothing
+    numbers = itertools.count(1)
+
+    def step(name: str) -> None:
+        if next(numbers) == int(wanted):
+            os.write(2, f"dying at step {wanted}: {name}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return step
