@@ -3,7 +3,9 @@
 # Where everything must be able to run, a skipped test is a failure.
 test: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
 
-.PHONY: setup lint test demo bench clean
+PREFIX ?= /usr/local
+
+.PHONY: setup lint test demo bench install uninstall clean
 
 setup: ## install what is missing and make .venv
 	@mount/setup.sh
@@ -20,6 +22,12 @@ demo: setup ## the main job, shown with the commands a reader would type
 
 bench: setup ## measure beside the peers; writes bench/RESULTS.md
 	.venv/bin/python -m bench.main_job
+
+install: setup ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
+	.venv/bin/python mount/install.py install "$(PREFIX)" "$(DESTDIR)"
+
+uninstall: setup ## remove what install has put there, with the same PREFIX and DESTDIR
+	.venv/bin/python mount/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove what was built
 	rm -rf .venv *.egg-info bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

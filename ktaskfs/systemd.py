@@ -62,6 +62,7 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, address: str = JOURNAL) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter())  # or logging.basicConfig() gives it one with the level in words
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 

@@ -1,0 +1,73 @@
+"""``make install`` into a DESTDIR: what goes where, and that nothing is left. tests/systemd/ runs what it installs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.config import parse_options
+from ktaskfs.tasks.tunables import TUNABLES
+from tests.support.daemon import ROOT
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIXED = {"/etc/ktaskfs.conf", "/usr/sbin/mount.ktaskfs", "/usr/sbin/mount.fuse.ktaskfs"}
+BELOW_PREFIX = {
+    "sbin/ktaskfs",
+    *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "run-ktaskfs.mount", "run-ktaskfs.automount")),
+    "lib/systemd/system-preset/90-ktaskfs.preset",
+    "lib/sysusers.d/ktaskfs.conf",
+    "lib/tmpfiles.d/ktaskfs.conf",
+    *(f"share/man/man{page[-1]}/{page}" for page in ("ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.8", "mount.ktaskfs.8")),
+    "share/doc/ktaskfs/fstab.example",
+    "share/doc/ktaskfs/README.md",
+}
+
+
+def make(target: str, destdir: Path, *variables: str) -> Outcome:
+    done = run("make", "--no-print-directory", target, f"DESTDIR={destdir}", *variables, cwd=ROOT)
+    assert done.status == 0, done.err
+    return done
+
+
+def files(destdir: Path) -> set[str]:
+    return {f"/{path.relative_to(destdir)}" for path in destdir.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+@pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
+def test_everything_has_its_place_and_is_removed(tmp_path: Path, prefix: str) -> None:
+    variables = [] if prefix == "/usr/local" else [f"PREFIX={prefix}"]
+    make("install", tmp_path, *variables)
+    installed = files(tmp_path)
+    private = {path for path in installed if path.startswith(f"{prefix}/lib/ktaskfs/")}
+    assert {path for path in private if path.endswith("/ktaskfs/cli/main.py")}
+    assert installed - private == FIXED | {f"{prefix}/{path}" for path in BELOW_PREFIX}
+    named = run("grep", "--recursive", "--files-with-matches", "--fixed-strings", str(tmp_path), str(tmp_path))
+    assert named.out == "", "DESTDIR is no part of what is installed"
+    assert run("grep", "-rlE", "@[A-Z]+@", f"{tmp_path}{prefix}/lib/systemd", f"{tmp_path}{prefix}/share").out == ""
+
+    make("install", tmp_path, *variables)  # once more is no harm
+    assert files(tmp_path) == installed
+    make("uninstall", tmp_path, *variables)
+    assert files(tmp_path) == set()
+
+
+def test_a_changed_configuration_is_kept(tmp_path: Path) -> None:
+    make("install", tmp_path)
+    conf = tmp_path / "etc/ktaskfs.conf"
+    conf.write_text("max_threads = 2\n")
+    make("install", tmp_path)
+    assert "kept, as it was changed: /etc/ktaskfs.conf" in make("uninstall", tmp_path).out
+    assert files(tmp_path) == {"/etc/ktaskfs.conf"}
+    assert conf.read_text() == "max_threads = 2\n"
+
+
+def test_the_configuration_shows_every_tunable_with_its_default(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    conf.write_text(re.sub(r"(?m)^#(?=\w+ =)", "", (ROOT / "systemd/ktaskfs.conf").read_text()))
+    values = parse_options("/mnt", [f"statedir=/s,config={conf}"], {}).file_tunables()
+    assert values == {each.name: each.default for each in TUNABLES}

@@ -1,0 +1,106 @@
+#!/bin/bash
+# Boots the system's own systemd as PID 1 of new PID, mount, UTS, IPC and cgroup namespaces, on a throw-away overlay
+# of / whose changes are kept in memory. Of this system's services only the journal, D-Bus, sysusers and tmpfiles run.
+#
+#   boot.sh start DIRECTORY LAYER SETUP   boot with the directory LAYER over /, after the shell command SETUP in there
+#   boot.sh exec DIRECTORY COMMAND...     run a command in it
+#   boot.sh stop DIRECTORY                end it; nothing is left
+#
+# DIRECTORY is an empty one for what must be remembered.
+set -eu
+verb=$1
+dir=$2
+shift 2
+cgroups=/sys/fs/cgroup
+[ ! -d $cgroups/unified ] || cgroups=$cgroups/unified
+cgroup=$cgroups/ktaskfs-test-${dir##*/}
+
+inside() { # as PID 1 of the new namespaces, in $cgroup already
+    layer=$1 setup=$2
+    root=$dir/system/root
+    mkdir "$dir/system"
+    mount -t tmpfs -o mode=755,size=1g none "$dir/system"
+    mkdir "$dir/system/upper" "$dir/system/work" "$root"
+    cp -a "$layer/." "$dir/system/upper/"
+    mount -t overlay -o "lowerdir=/,upperdir=$dir/system/upper,workdir=$dir/system/work" none "$root"
+    mount -t proc proc "$root/proc"
+    mount -t sysfs -o ro sysfs "$root/sys"
+    mount -t cgroup2 -o nosuid,nodev,noexec none "$root/sys/fs/cgroup"
+    mount -t tmpfs -o mode=755,nosuid none "$root/dev"
+    for device in null zero full random urandom tty fuse autofs; do
+        mknod -m 666 "$root/dev/$device" c "0x$(stat -c %t /dev/$device)" "0x$(stat -c %T /dev/$device)"
+    done
+    mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/mqueue" "$root/dev/hugepages"
+    ln -s /proc/self/fd "$root/dev/fd"
+    mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/dev/shm"
+    mount -t tmpfs -o mode=755,nosuid,nodev none "$root/run"
+    mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/tmp"
+    mount --bind "$root/proc/sys" "$root/proc/sys" # these are the settings of the kernel that all share
+    mount -o remount,bind,ro "$root/proc/sys"
+
+    etc=$root/etc/systemd/system
+    rm -rf "$etc"/*.wants "$root"/usr/lib/systemd/system/*.wants
+    mkdir -p "$etc/sysinit.target.wants" "$etc/sockets.target.wants" "$root/etc/systemd/journald.conf.d"
+    for unit in journald sysusers tmpfiles-setup; do
+        ln -s /usr/lib/systemd/system/systemd-$unit.service "$etc/sysinit.target.wants/"
+    done
+    for unit in systemd-journald.socket systemd-journald-dev-log.socket dbus.socket; do
+        ln -s /usr/lib/systemd/system/$unit "$etc/sockets.target.wants/"
+    done
+    printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\n' >"$root/etc/systemd/journald.conf.d/test.conf"
+    : >"$root/etc/fstab"
+    tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
+    chroot "$root" /bin/sh -euc "$setup"
+
+    cd "$root"
+    mkdir .old
+    pivot_root . .old
+    umount -l /.old
+    rmdir /.old
+    hostname ktaskfs-test
+    exec env -i container=ktaskfs-test PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
+        /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=no
+}
+
+enter() {
+    # By the real program: this script's own path may not exist in there.
+    exec nsenter --target "$(cat "$dir/init")" --mount --uts --ipc --pid --cgroup --root --wd -- "$@"
+}
+
+case $verb in
+    inside) inside "$@" ;;
+    start)
+        mkdir "$cgroup"
+        (
+            echo $BASHPID >"$cgroup/cgroup.procs"
+            exec setsid unshare --fork --kill-child --pid --mount --uts --ipc --cgroup \
+                "$0" inside "$dir" "$@" </dev/null >"$dir/console" 2>&1
+        ) &
+        echo $! >"$dir/unshare"
+        end=$((SECONDS + 60))
+        until (enter systemctl is-system-running --wait) 2>/dev/null | grep -qE 'running|degraded'; do
+            child=$(cat "/proc/$!/task/$!/children" 2>/dev/null || :)
+            echo "${child% }" >"$dir/init"
+            if ! kill -0 $! 2>/dev/null || [ $SECONDS -ge $end ]; then
+                cat "$dir/console" >&2
+                "$0" stop "$dir"
+                exit 1
+            fi
+            sleep 0.02
+        done
+        ;;
+    exec) enter "$@" ;;
+    stop)
+        unshare=$(cat "$dir/unshare")
+        kill -9 "$unshare" 2>/dev/null || : # --kill-child: and PID 1 with it, and so all
+        end=$((SECONDS + 60))
+        until find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null; do
+            [ $SECONDS -lt $end ] || { echo "boot: processes are left in $cgroup" >&2; exit 1; }
+            sleep 0.02
+        done
+        ;;
+    *)
+        echo "boot: $verb is no verb" >&2
+        exit 2
+        ;;
+esac

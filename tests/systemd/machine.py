@@ -1,0 +1,118 @@
+"""A machine of our own whose PID 1 is systemd, with ktaskfs installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.poll import until
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BOOT: Final = Path(__file__).with_name("boot.sh")
+NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
+USERS: Final = """
+useradd ann
+useradd bob
+systemd-sysusers
+usermod --append --groups ktask ann
+systemctl --quiet enable ktaskfs.service
+"""
+"""What an administrator does between the installation and the boot."""
+
+
+class Machine:
+    """A booted one. ``root`` is its root directory as seen from here."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def root(self) -> Path:
+        return Path("/proc", (self._directory / "init").read_text().strip(), "root")
+
+    def run(self, *command: str, user: str | None = None) -> Outcome:
+        """Run ``command`` in there to its end, as ``user`` if given."""
+        as_user = ["runuser", "-u", user, "--"] if user else []
+        return run(str(BOOT), "exec", str(self._directory), *as_user, *command)
+
+    def sh(self, script: str, *, user: str | None = None) -> Outcome:
+        """Run a script of bash in there."""
+        return self.run("bash", "-c", script, user=user)
+
+    def out(self, *command: str, user: str | None = None) -> str:
+        """What ``command`` prints, which must succeed."""
+        outcome = self.run(*command, user=user)
+        assert outcome.status == 0, outcome
+        return outcome.out
+
+    def show(self, unit: str, what: str) -> str:
+        """A property of a unit, as systemctl(1) shows it."""
+        return self.out("systemctl", "show", "--value", f"--property={what}", unit).strip()
+
+    def is_mounted(self, where: str = "/run/ktaskfs") -> bool:
+        """Whether a live ktaskfs is mounted there; of an automount, without setting it off."""
+        mounts = self.out("cat", "/proc/self/mounts").splitlines()
+        return any(line.split()[1:3] == [where, "fuse.ktaskfs"] for line in mounts) and (
+            self.run("cat", f"{where}/version").status == 0
+        )
+
+    def until_mounted(self, where: str = "/run/ktaskfs") -> None:
+        until(lambda: self.is_mounted(where), f"{where} answers")
+
+    def daemons(self) -> list[str]:
+        """The command lines of all daemons, workers' and spawners' excepted."""
+        found = self.run("pgrep", "--list-full", "--full", "ktaskfs mount").out.splitlines()
+        return [line for line in found if "pgrep" not in line]
+
+    def start_slow_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
+        """A task that goes on until ``finish_task``."""
+        spec = f"fallocate path=/dev/shm/{name} length=64M rate_max=1M chunk=1M name={name}"
+        outcome = self.sh(f'echo "{spec}" > {mount}/tasks/control', user=user)
+        assert outcome.status == 0, outcome
+
+    def finish_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
+        """Let it run, and see it done."""
+        script = f"echo max > {mount}/tasks/{name}/rate_max && tail -n 1 {mount}/tasks/{name}/wait"
+        assert self.sh(script, user=user) == Outcome(0, "done\n", "")
+        assert self.sh(f"stat -c '%U %b %B' /dev/shm/{name}").out.split()[0] == user
+        assert self.sh(f"rm /dev/shm/{name}").status == 0
+
+    def workers(self) -> set[str]:
+        """The pids of all workers."""
+        return set(self.run("pgrep", "--full", "^ktask/").out.split())
+
+
+@contextlib.contextmanager
+def booted() -> Iterator[Machine]:
+    """Install ktaskfs with PREFIX=/usr, enable its service, and boot; skips where that cannot be done."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can boot a systemd of its own")
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    with tempfile.TemporaryDirectory(prefix="kt-systemd-") as path:
+        directory, layer = Path(path, Path(path).name), Path(path, "layer")
+        Path(path).chmod(0o755)
+        directory.mkdir()
+        layer.mkdir()
+        make = ["make", "--no-print-directory", "-C", str(ROOT), "install", "PREFIX=/usr", f"DESTDIR={layer}"]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+        with subprocess.Popen([BOOT, "start", directory, layer, USERS], stderr=subprocess.PIPE, text=True) as boot:
+            assert boot.stderr is not None
+            said = boot.stderr.read()
+        assert boot.returncode == 0, said
+        try:
+            yield Machine(directory)
+        finally:
+            subprocess.run([BOOT, "stop", directory], check=True)

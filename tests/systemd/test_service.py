@@ -1,0 +1,159 @@
+"""ktaskfs.service under a real systemd: from the boot to the removal, without losing a task."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.poll import until
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.systemd.machine import Machine
+
+UNIT = "ktaskfs.service"
+UNITS = (UNIT, "run-ktaskfs.mount", "run-ktaskfs.automount")
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Machine]:
+    """The machine with the service running, and no configuration but the one that was installed."""
+    conf = machine.root / "etc/ktaskfs.conf"
+    before = conf.read_text()
+    assert machine.run("systemctl", "start", UNIT).status == 0
+    yield machine
+    conf.write_text(before)
+    machine.run("systemctl", "reset-failed", UNIT)
+
+
+def test_the_units_are_without_fault(machine: Machine) -> None:
+    assert machine.run("systemd-analyze", "verify", *UNITS) == Outcome(0, "", "")
+
+
+def test_the_sandbox_is_tight(machine: Machine) -> None:
+    outcome = machine.run("systemd-analyze", "security", "--offline=true", "--threshold=45", UNIT)
+    assert outcome.status == 0, outcome.out.splitlines()[-1]
+
+
+def test_the_manual_pages(machine: Machine) -> None:
+    for page in ("8 ktaskfs", "8 mount.ktaskfs", "5 ktaskfs.conf", "5 ktaskfs"):
+        outcome = machine.sh(f"LC_ALL=C.UTF-8 MANROFFSEQ= MANWIDTH=100 man --warnings=w {page}")
+        assert outcome.status == 0, outcome
+        assert outcome.err == ""
+        assert outcome.out.startswith(page.split()[1].upper())
+
+
+def test_a_member_of_the_group_runs_a_task(service: Machine) -> None:
+    service.start_slow_task("ann1")
+    (worker,) = service.workers()
+    assert service.out("ps", "-o", "user=,args=", worker).split() == ["ann", "ktask/ann1"]
+    assert service.show(UNIT, "StatusText").endswith("at work")
+    service.finish_task("ann1")
+
+
+def test_others_see_it_and_run_none(service: Machine) -> None:
+    assert service.out("cat", "/run/ktaskfs/version", user="bob") == service.out("cat", "/run/ktaskfs/version")
+    outcome = service.sh("echo 'fallocate path=/dev/shm/bob length=1M' > /run/ktaskfs/tasks/control", user="bob")
+    assert outcome.errname == "EACCES"
+
+
+@pytest.mark.parametrize("operation", ["fallocate length=4M", "clear", "survey", "checksum", "free"])
+def test_every_kind_of_work_is_possible_in_the_sandbox(service: Machine, operation: str) -> None:
+    service.sh("[ -e /dev/shm/each ] || head -c 4M /dev/urandom > /dev/shm/each")
+    script = f"""cd /run/ktaskfs
+echo '{operation} path=/dev/shm/each name=each' > tasks/control && tail -n 1 tasks/each/wait && rmdir tasks/each"""
+    assert service.sh(script) == Outcome(0, "done\n", ""), service.out("cat", "/run/ktaskfs/info/last_cmd_status")
+
+
+def test_a_killed_daemon_comes_back_and_its_task_is_finished(service: Machine) -> None:
+    service.start_slow_task("killed")
+    workers = service.workers()
+    before = service.show(UNIT, "MainPID")
+    assert service.run("kill", "-9", before).status == 0
+    until(lambda: service.show(UNIT, "MainPID") not in (before, "0"), "another daemon")
+    service.until_mounted()
+    assert service.workers() == workers
+    service.finish_task("killed")
+    assert "killed is adopted" in service.out("journalctl", "-u", UNIT, "TASK=killed")
+
+
+@pytest.mark.parametrize("verb", ["restart", "stop"])
+def test_no_task_is_lost(service: Machine, verb: str) -> None:
+    service.start_slow_task(verb)
+    workers = service.workers()
+    assert service.run("systemctl", verb, UNIT).status == 0
+    assert service.workers() == workers
+    assert service.is_mounted() == (verb == "restart")
+    if verb == "stop":
+        assert service.show(UNIT, "Result") == "success"
+        assert service.out("ls", "/run/ktaskfs") == ""
+        assert service.run("systemctl", "start", UNIT).status == 0
+    service.finish_task(verb)
+
+
+def test_umount_ends_the_service(service: Machine) -> None:
+    assert service.run("umount", "/run/ktaskfs").status == 0
+    until(lambda: service.show(UNIT, "ActiveState") == "inactive", "the end of the service")
+    assert service.show(UNIT, "Result") == "success"
+
+
+def test_reload_reads_the_configuration_again(service: Machine) -> None:
+    conf = service.root / "etc/ktaskfs.conf"
+    threads = "/run/ktaskfs/debug/ktask_max_threads"
+    before = service.show(UNIT, "MainPID")
+    conf.write_text("max_threads = 7\n")
+    assert service.run("systemctl", "reload", UNIT).status == 0
+    until(lambda: service.out("cat", threads) == "7\n", "the new value")
+
+    conf.write_text("# a fault below\nmax_threads = no\n")
+    assert service.run("systemctl", "reload", UNIT).status != 0
+    assert "/etc/ktaskfs.conf:2: " in service.out("journalctl", "-u", UNIT)
+    assert service.out("cat", threads) == "7\n"
+    assert service.show(UNIT, "MainPID") == before
+    assert service.show(UNIT, "ActiveState") == "active"
+
+
+def test_a_daemon_that_no_longer_answers_is_replaced(service: Machine) -> None:
+    dropin = service.root / "run/systemd/system/ktaskfs.service.d"
+    dropin.mkdir(parents=True)
+    (dropin / "watchdog.conf").write_text("[Service]\nWatchdogSec=3s\nLimitCORE=0\n")
+    try:
+        assert service.sh(f"systemctl daemon-reload && systemctl restart {UNIT}").status == 0
+        service.start_slow_task("watched")
+        before = service.show(UNIT, "MainPID")
+        assert service.run("kill", "-STOP", before).status == 0
+        until(lambda: service.show(UNIT, "MainPID") not in (before, "0"), "another daemon")
+        service.until_mounted()
+        assert "Watchdog timeout" in service.out("journalctl", "-u", UNIT)
+        service.finish_task("watched")
+    finally:
+        (dropin / "watchdog.conf").unlink()
+        dropin.rmdir()
+        service.run("systemctl", "daemon-reload")
+
+
+def test_the_journal_knows_tasks_and_priorities(service: Machine) -> None:
+    service.start_slow_task("noted")
+    service.sh("pkill --signal KILL --full '^ktask/noted'")
+    assert service.sh("tail -n 1 /run/ktaskfs/tasks/noted/wait").out == "interrupted\n"
+    lines = service.out("journalctl", "-u", UNIT, "-o", "json", "TASK=noted").splitlines()
+    fields = [json.loads(line) for line in lines]
+    uid = service.out("id", "-u", "ann").strip()
+    assert [(each["OP"], each["UID"], each["PRIORITY"]) for each in fields] == [("fallocate", uid, "6")] * 2
+    assert fields[0]["MESSAGE"].startswith("task noted: fallocate by user")
+    assert "killed by signal 9" in fields[1]["MESSAGE"]
+
+
+def test_uninstall_leaves_nothing(machine: Machine) -> None:
+    assert machine.run("systemctl", "disable", "--now", UNIT).status == 0
+    find = ["find", "/etc", "/usr", "/var/lib", "-xdev", "-iname", "*ktask*", "-not", "-path", f"{ROOT}/*"]
+    assert "/usr/sbin/ktaskfs\n" in machine.out(*find)
+    done = run("make", "--no-print-directory", "uninstall", "PREFIX=/usr", f"DESTDIR={machine.root}", cwd=ROOT)
+    assert done.status == 0, done.err
+    assert machine.out(*find) == ""
+    assert machine.daemons() == []
