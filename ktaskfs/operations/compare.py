@@ -42,7 +42,7 @@ class Compare(Operation[CompareParameters]):
 
     name = "compare"
     description = (
-        "Compare a range of path with one of source, any two files. The result says equal, or at which byte of path the "
+        "Compare a range of path with one of source, any files. The result says equal, or at which byte of path the "
         "first difference is and how many bytes differ; the task ends as done either way."
     )
     units = "bytes"
