@@ -71,6 +71,12 @@ class CommandLog:
             self._users.popitem(last=False)
         return history
 
+    def keeping(
+        self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
+    ) -> tuple[Callable[[Caller, str], Awaitable[str | None]], Callable[[Caller, str, KtaskfsError], None]]:
+        """``write`` with its outcome noted, and what notes a write of ``file`` that never gets that far."""
+        return self.recording(file, write), lambda caller, text, error: self.refused(file, caller, text, error)
+
     def recording(
         self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
     ) -> Callable[[Caller, str], Awaitable[str | None]]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.control import task_text
 from ktaskfs.control.commands import CommandFile
+from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
-from ktaskfs.operations.parameters import format_parameters, parameters_of
-from ktaskfs.tasks.spec import parse_spec
-from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
-from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, StreamFile, TextFile, WatchedChange
+from ktaskfs.errors import InvalidValue
+from ktaskfs.operations.parameters import parameters_of
+from ktaskfs.tasks.task import ACTIVE, State
+from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, StreamFile, TextFile, WatchedChange
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+    from collections.abc import Callable, Iterable, Mapping
 
     from ktaskfs.control.command_log import CommandLog
-    from ktaskfs.host.credentials import Caller as Writer
+    from ktaskfs.operations.operation import Operation
     from ktaskfs.operations.parameters import Parameter
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
@@ -47,73 +47,66 @@ STATUS_FILES: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A word for a task's ``control`` file, accepted in ``states``.
-
-    ``owner_only``: it makes a worker run, which it does with the rights of whoever wrote; so it takes nobody but
-    the task's owner, not even root, whom another's task could otherwise send anywhere.
-    """
-
-    states: Set[State]
-    run: Callable[[TaskService, Task, Writer], Awaitable[None]]
-    help: str
-    owner_only: bool = False
-
-
-async def _start(service: TaskService, task: Task, writer: Writer) -> None:
-    await service.start(task, writer)
-
-
-async def _resume(service: TaskService, task: Task, writer: Writer) -> None:
-    await service.resume(task, writer)
-
-
-def _simple(act: Callable[[TaskService, Task], None]) -> Callable[[TaskService, Task, Writer], Awaitable[None]]:
-    async def run(service: TaskService, task: Task, writer: Writer) -> None:
-        writer.close()
-        act(service, task)
-
-    return run
-
-
-VERBS: Final[Mapping[str, Verb]] = {
-    "start": Verb(frozenset({State.NEW}), _start, "run a task that was made with mkdir", owner_only=True),
-    "pause": Verb(frozenset({State.RUNNING}), _simple(lambda s, t: s.pause(t)), "begin no further chunk until resume"),
-    "resume": Verb(
-        RESUMABLE | {State.PAUSED}, _resume, "go on; a task that ended early does the rest", owner_only=True
-    ),
-    "cancel": Verb(ACTIVE, _simple(lambda s, t: s.cancel(t)), "end after the chunks at work"),
-    "kill": Verb(ACTIVE, _simple(lambda s, t: s.kill(t)), "kill the worker, even in the middle of a chunk"),
-}
-
 LIVE_PARAMETERS: Final = frozenset({"max_threads", "nice", "rate_max"})
 """Parameters that may change while the task runs."""
 
 
-INODES: Final = 64
-"""Inode numbers that a task's directory takes; more than it can have files."""
+@dataclass(frozen=True)
+class Layout:
+    """Which files a task can have, worked out once for all tasks.
+
+    numbers:    for each, in order of listing, its inode number after that of the directory.
+    parameters: by the name of the operation, None for none yet: then those of all.
+    """
+
+    numbers: Mapping[str, int]
+    parameters: Mapping[str | None, Mapping[str, Parameter]]
+
+    @classmethod
+    def of(cls, operations: Mapping[str, Operation[Any]]) -> Layout:
+        """What follows from the declarations of ``operations``; ``name`` is the directory's own."""
+        parameters: dict[str | None, Mapping[str, Parameter]] = {
+            name: {each.name: each for each in parameters_of(operation.parameters) if each.name != "name"}
+            for name, operation in operations.items()
+        }
+        every = {name: parameter for each in parameters.values() for name, parameter in each.items()}
+        return cls({name: number for number, name in enumerate([*_NODES, *every], 1)}, parameters | {None: every})
+
+    @property
+    def inodes(self) -> int:
+        """Inode numbers that a task takes."""
+        return 1 + len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all tasks' directories have in common. ``open_to_all``: others may list them (hidepid=0)."""
+
+    service: TaskService
+    log: CommandLog
+    watcher: Watcher
+    layout: Layout
+    open_to_all: bool
 
 
 class TaskDirectory(Directory):
-    """The files of ``task``, made when they are looked up.
+    """The files of ``task``. Their nodes are made anew at each lookup, and live as long as the kernel knows them.
 
     ``of_state`` is notified when its state changes, ``of_progress`` when anything of it does, work done included.
     """
 
-    __slots__ = ("_files", "_log", "_service", "of_progress", "of_state", "task")
+    __slots__ = ("of_progress", "of_state", "readable", "surroundings", "task", "writable")
 
-    def __init__(
-        self, ino: int, task: Task, service: TaskService, log: CommandLog, watcher: Watcher, *, open_to_all: bool
-    ) -> None:
-        """``ino`` is the first of INODES consecutive numbers. ``open_to_all``: others may list it (hidepid=0)."""
-        super().__init__(ino, Attributes(0o555 if open_to_all else 0o500, task.uid, task.gid, task.created_ns))
+    def __init__(self, ino: int, task: Task, surroundings: Surroundings) -> None:
+        """``ino`` is the first of as many numbers as the layout says."""
+        mode = 0o555 if surroundings.open_to_all else 0o500
+        super().__init__(ino, Attributes(mode, task.uid, task.gid, task.created_ns))
         self.task = task
+        self.surroundings = surroundings
         self.of_state: Change = Change()
-        self.of_progress: Change = WatchedChange(self._units_done, watcher)
-        self._service = service
-        self._log = log
-        self._files: dict[str, Node] = {}
+        self.of_progress: Change = WatchedChange(self._units_done, surroundings.watcher)
+        self.readable = Attributes(0o440, task.uid, task.gid, task.created_ns)
+        self.writable = Attributes(0o640, task.uid, task.gid, task.created_ns)
 
     def changed(self) -> None:
         """The task's state has changed."""
@@ -128,118 +121,138 @@ class TaskDirectory(Directory):
         # The files of an empty task change when it is told what to do.
         return 0.0 if self.task.state is State.NEW else FOREVER
 
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Those that are files now."""
+        operation = self.task.operation
+        return self.surroundings.layout.parameters[None if operation is None else operation.name]
+
     def lookup(self, name: str, caller: Caller) -> Node | None:
-        if name not in self._files:
-            make = self._makers().get(name)
-            if make is None:
-                return None
-            self._files[name] = make(self.ino + 1 + len(self._files))
-        return self._files[name]
+        number = self.surroundings.layout.numbers.get(name)
+        return None if number is None else self._node(name, self.ino + number)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
-        return [(name, node) for name in self._makers() if (node := self.lookup(name, caller)) is not None]
+        found = ((name, self.lookup(name, caller)) for name in self.surroundings.layout.numbers)
+        return [(name, node) for name, node in found if node is not None]
 
-    def _makers(self) -> dict[str, Callable[[int], Node]]:
-        """The files in order of listing, and what makes each from its inode number."""
-        makers: dict[str, Callable[[int], Node]] = {"control": self._control, "op": self._operation, "wait": self._wait}
-        makers |= {each.name: partial(self._status, each) for each in STATUS_FILES}
-        return makers | {each.name: partial(self._parameter, each) for each in self._parameters()}
+    def _node(self, name: str, ino: int) -> Node | None:
+        if name in self.parameters():
+            return _Parameter(ino, self, name)
+        make = _NODES.get(name)
+        return None if make is None else make(self, ino)
 
-    def _parameters(self) -> Iterable[Parameter]:
-        """Those of the operation, or of all operations as long as none is set; ``name`` is the directory's own."""
-        task = self.task
-        kinds = self._service.operations.values() if task.operation is None else [task.operation]
-        found = {each.name: each for kind in kinds for each in parameters_of(kind.parameters)}
-        return [each for each in found.values() if each.name != "name"]
 
-    def _control(self, ino: int) -> Node:
-        file = f"tasks/{self.task.name}/control"
-        return CommandFile(ino, self._mode(0o640), self._verbs, self._command, file=file, log=self._log)
+class _Status(File):
+    """A file that shows something; it holds little, for listings leave one of each for every task."""
 
-    def _wait(self, ino: int) -> Node:
-        return StreamFile(ino, self._mode(0o440), lambda caller: WaitStream(self.task), change=self.of_state)
+    __slots__ = ("_directory", "_file")
 
-    def _operation(self, ino: int) -> Node:
-        return self._setting(ino, "op", self._operation_text, self._set_operation)
+    def __init__(self, ino: int, directory: TaskDirectory, file: StatusFile) -> None:
+        super().__init__(ino, directory.readable)
+        self._directory = directory
+        self._file = file
 
-    def _parameter(self, parameter: Parameter, ino: int) -> Node:
-        return self._setting(
-            ino,
-            parameter.name,
-            lambda: self.task.parameter_text(parameter),
-            lambda text: self._set_parameter(parameter, text),
-        )
+    async def open(self, caller: Caller, flags: int) -> OpenFile:
+        task, file = self._directory.task, self._file
+        change = file.poll(self._directory)
+        return await TextFile(self.ino, self._attributes, lambda _: file.text(task), change=change).open(caller, flags)
 
-    def _mode(self, mode: int) -> Attributes:
-        return Attributes(mode, self.task.uid, self.task.gid, self.task.created_ns)
 
-    def _status(self, file: StatusFile, ino: int) -> Node:
-        return TextFile(ino, self._mode(0o440), lambda caller: file.text(self.task), change=file.poll(self))
+class _Setting(File):
+    """A file with one value of a task, which holds as little; what is written is set and recorded."""
 
-    def _setting(self, ino: int, name: str, text: Callable[[], str], write: Callable[[str], None]) -> Node:
-        async def set_text(caller: Caller, value: str) -> None:
-            write(value)
-            self._service.save(self.task)
-            self.of_progress.notify()
+    __slots__ = ("_directory", "_name")
 
-        file = f"tasks/{self.task.name}/{name}"
-        return TextFile(
-            ino,
-            self._mode(0o640),
-            lambda caller: f"{text()}\n",
-            self._log.recording(file, set_text),
-            refused=lambda caller, value, error: self._log.refused(file, caller, value, error),
-        )
+    def __init__(self, ino: int, directory: TaskDirectory, name: str) -> None:
+        super().__init__(ino, directory.writable)
+        self._directory = directory
+        self._name = name
 
-    def _operation_text(self) -> str:
-        return "-" if self.task.operation is None else self.task.operation.name
+    @abstractmethod
+    def text(self) -> str:
+        """The value."""
 
-    def _set_operation(self, text: str) -> None:
-        operation = self._service.operations.get(text)
-        if operation is None:
-            raise InvalidValue(f"unknown operation {ascii(text)}; there are {', '.join(self._service.operations)}")
-        self.task.define(operation, {})
+    @abstractmethod
+    def set(self, text: str) -> None:
+        """Set the value; raises KtaskfsError."""
 
-    def _set_parameter(self, parameter: Parameter, text: str) -> None:
-        if parameter.name in LIVE_PARAMETERS:
-            self.task.texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
-            self._service.set_live(self.task)
+    async def open(self, caller: Caller, flags: int) -> OpenFile:
+        directory = self._directory
+        around = directory.surroundings
+
+        async def write(_: Caller, text: str) -> None:
+            self.set(text)
+            around.service.save(directory.task)
+            directory.of_progress.notify()
+
+        write_recorded, refused = around.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
+        file = TextFile(self.ino, self._attributes, lambda _: f"{self.text()}\n", write_recorded, refused=refused)
+        return await file.open(caller, flags)
+
+
+class _Operation(_Setting):
+    """``op``."""
+
+    __slots__ = ()
+
+    def text(self) -> str:
+        operation = self._directory.task.operation
+        return "-" if operation is None else operation.name
+
+    def set(self, text: str) -> None:
+        operations = self._directory.surroundings.service.operations
+        if text not in operations:
+            raise InvalidValue(f"unknown operation {ascii(text)}; there are {', '.join(operations)}")
+        self._directory.task.define(operations[text], {})
+
+
+class _Parameter(_Setting):
+    """A parameter of the operation."""
+
+    __slots__ = ()
+
+    @property
+    def _parameter(self) -> Parameter:
+        parameter = self._directory.parameters().get(self._name)
+        if parameter is None:  # the operation was changed since the file was looked up
+            raise InvalidValue(f"the operation has no parameter {self._name}")
+        return parameter
+
+    def text(self) -> str:
+        return self._directory.task.parameter_text(self._parameter)
+
+    def set(self, text: str) -> None:
+        task, parameter = self._directory.task, self._parameter
+        if self._name in LIVE_PARAMETERS:
+            task.texts[self._name] = parameter.kind.format(parameter.kind.parse(text))
+            self._directory.surroundings.service.set_live(task)
         else:
-            self.task.set_parameter(parameter, text)
+            task.set_parameter(parameter, text)
 
-    def _verbs(self, caller: Caller) -> str:
-        return "".join(f"{word}\n" for word, verb in VERBS.items() if self.task.state in verb.states)
 
-    async def _command(self, writer: Writer, text: str) -> str | None:
-        """A verb, or the spec of an empty task, which starts it."""
-        verb = VERBS.get(text)
-        if verb is None:
-            await self._run_spec(writer, text)
-        elif verb.owner_only and writer.identity.uid != self.task.uid and self.task.state is not State.PAUSED:
-            writer.close()
-            raise NotPermitted(f"only its owner, user {self.task.uid}, can {text} it: it runs with the writer's rights")
-        else:
-            await verb.run(self._service, self.task, writer)
-        return None
+def _control(directory: TaskDirectory, ino: int) -> Node:
+    task, around = directory.task, directory.surroundings
+    return CommandFile(
+        ino,
+        directory.writable,
+        lambda caller: accepted(task),
+        lambda writer, text: command(around.service, task, writer, text),
+        file=f"tasks/{task.name}/control",
+        log=around.log,
+    )
 
-    async def _run_spec(self, writer: Writer, text: str) -> None:
-        task = self.task
-        before = task.operation, task.texts
-        try:
-            if task.state is not State.NEW:
-                message = f"unknown verb {ascii(text)}; there are {', '.join(VERBS)}"
-                raise SpecError(message, line=text, start=0, end=len(text))
-            if writer.identity.uid != task.uid:
-                raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")
-            spec = parse_spec(text, self._service.operations)
-            if spec.parameters.name not in (None, task.name):
-                raise InvalidValue(f"the task's name is {task.name}")
-        except KtaskfsError:
-            writer.close()
-            raise
-        task.define(spec.operation, format_parameters(spec.parameters))
-        try:
-            await self._service.start(task, writer)
-        except KtaskfsError:
-            task.operation, task.texts = before
-            raise
+
+def _wait(directory: TaskDirectory, ino: int) -> Node:
+    return StreamFile(ino, directory.readable, lambda caller: WaitStream(directory.task), change=directory.of_state)
+
+
+def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Node]:
+    return lambda directory, ino: _Status(ino, directory, file)
+
+
+_NODES: Final[Mapping[str, Callable[[TaskDirectory, int], Node]]] = {
+    "control": _control,
+    "op": lambda directory, ino: _Operation(ino, directory, "op"),
+    "wait": _wait,
+    **{each.name: _status(each) for each in STATUS_FILES},
+}
+"""What makes each file that is no parameter, in order of listing."""

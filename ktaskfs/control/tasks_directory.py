@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile
-from ktaskfs.control.task_directory import INODES, TaskDirectory
+from ktaskfs.control.task_directory import Layout, Surroundings, TaskDirectory
 from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE
@@ -32,7 +32,7 @@ CANCEL: Final = "cancel"
 class TasksDirectory(Directory):
     """Follows the table of tasks; a name that another user may not know of does not exist for him."""
 
-    __slots__ = ("_access", "_control", "_directories", "_log", "_numbers", "_service", "_watcher")
+    __slots__ = ("_access", "_control", "_directories", "_log", "_numbers", "_service", "_surroundings")
 
     def __init__(
         self,
@@ -51,7 +51,9 @@ class TasksDirectory(Directory):
         self._service = service
         self._log = log
         self._access = access
-        self._watcher = watcher
+        self._surroundings = Surroundings(
+            service, log, watcher, Layout.of(service.operations), open_to_all=access.hidepid == 0
+        )
         self._directories: dict[Task, TaskDirectory] = {}
         control = Attributes(access.mode, access.uid, access.gid, time_ns)
         self._control = CommandFile(
@@ -69,14 +71,8 @@ class TasksDirectory(Directory):
     def _directory(self, task: Task) -> TaskDirectory:
         directory = self._directories.get(task)
         if directory is None:
-            directory = self._directories[task] = TaskDirectory(
-                self._numbers.take(INODES),
-                task,
-                self._service,
-                self._log,
-                self._watcher,
-                open_to_all=self._access.hidepid == 0,
-            )
+            ino = self._numbers.take(self._surroundings.layout.inodes)
+            directory = self._directories[task] = TaskDirectory(ino, task, self._surroundings)
         return directory
 
     def lookup(self, name: str, caller: Caller) -> Node | None:

@@ -149,12 +149,13 @@ class _Builder:
         async def write(caller: Caller, text: str) -> None:
             self._settings.set(tunable, text)
 
+        write_recorded, refused = self._log.keeping(file, write)
         return TextFile(
             self._numbers.take(),
             self._attributes(0o644),
             lambda caller: f"{self._settings[tunable.name]}\n",
-            self._log.recording(file, write),
-            refused=lambda caller, text, error: self._log.refused(file, caller, text, error),
+            write_recorded,
+            refused=refused,
         )
 
     def _operation(self, operation: Operation[Any]) -> Directory:

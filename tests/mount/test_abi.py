@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.control.task_directory import STATUS_FILES, VERBS
+from ktaskfs.control.task_directory import STATUS_FILES
+from ktaskfs.control.verbs import VERBS
 from ktaskfs.operations.registry import find_operations
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.version import VERSION

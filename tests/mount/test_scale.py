@@ -1,0 +1,91 @@
+"""Thousands of tasks that have ended: every one is there once, and nothing looks at all to find one.
+
+No times here; bench/interface.py has those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import psutil
+
+from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
+from ktaskfs.tasks.record import Record, StateDirectory, snapshot_to_json
+from ktaskfs.tasks.task import EMPTY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+
+TASKS = 2000
+BYTES_PER_TASK = 12 << 10
+"""What the daemon may hold for a task whose every file was listed; ten thousand of them then take 120 MiB."""
+
+
+def ended_task(number: int) -> Record:
+    """A record as a daemon leaves it of a task that is done."""
+    final = replace(
+        EMPTY,
+        phase=Phase.DONE,
+        started_ns=1,
+        ended_ns=10**9,
+        total=4096,
+        nodes=(NodeProgress(0, 4096, 0, 4096),),
+        threads=(ThreadProgress(0, 100 + number, 0, ThreadState.ENDED, 1, 4096, 5, 0, 4096, 4096),),
+    )
+    return Record(
+        task=number,
+        name=f"t{number}",
+        uid=number % 3,
+        gid=0,
+        operation="clear",
+        parameters={"path": f"/dev/hugepages/{number}", "length": "4K"},
+        state="done",
+        created_ns=number,
+        final=snapshot_to_json(final),
+    )
+
+
+def populated(mount_maker: MountMaker, area: Path, options: str = "") -> Mount:
+    """A mount that adopts TASKS ended tasks."""
+    path = area / "populated"
+    state = StateDirectory(str(path))
+    for number in range(1, TASKS + 1):
+        state.write(ended_task(number))
+    state.close()
+    return mount_maker(f"keep_finished=100000,{options}", statedir=path)
+
+
+def test_every_task_is_there_once(mount_maker: MountMaker, area: Path) -> None:
+    mount = populated(mount_maker, area)
+    names = [f"t{number}" for number in range(1, TASKS + 1)]
+    assert sorted(mount.shell("ls -f tasks").out.split()) == sorted([".", "..", "control", *names])
+    numbers = Counter(mount.shell("find . -printf '%i\\n'").out.split())
+    assert max(numbers.values()) == 1, "an inode number for each file"
+    assert len(numbers) > TASKS * 20
+    for name in (names[0], names[TASKS // 2], names[-1]):
+        assert f"Path:\t/dev/hugepages/{name[1:]}\n" in mount.read(f"tasks/{name}/status")
+        listed = mount.shell(f"ls -di tasks/{name}").out.split()[0]
+        assert mount.shell(f"stat -c %i tasks/{name}").out.strip() == listed, "and it stays"
+    assert f'ktaskfs_tasks{{operation="clear",state="done"}} {TASKS:.1f}' in mount.read("metrics")
+    assert mount.shell("rmdir tasks/t7 && ls tasks | wc -l").out.split() == [str(TASKS)]
+    assert mount.shell("cat tasks/t7/state").errname == "ENOENT"
+
+
+def test_memory_for_each_task(mount_maker: MountMaker, area: Path) -> None:
+    empty = psutil.Process(mount_maker().pid).memory_info().rss
+    mount = populated(mount_maker, area)
+    assert mount.shell("find . -type f | wc -l").status == 0
+    mount.shell("cat tasks/*/status > /dev/null")
+    assert psutil.Process(mount.pid).memory_info().rss - empty < TASKS * BYTES_PER_TASK
+
+
+def test_the_oldest_go_first(mount_maker: MountMaker, area: Path) -> None:
+    mount = populated(mount_maker, area)
+    assert mount.write("debug/ktask_keep_finished", "10") == (0, None)
+    assert sorted(mount.shell("ls tasks").out.split()) == ["control", *(f"t{n}" for n in range(TASKS - 9, TASKS + 1))]
+    assert len(list(mount.statedir.glob("*.json"))) == 10
