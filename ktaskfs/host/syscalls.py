@@ -8,6 +8,7 @@ Linux on 64-bit machines with the generic system call table, or x86-64.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -262,13 +263,14 @@ def page_nodes(addresses: Sequence[int]) -> list[int]:
 def move_pages(addresses: Sequence[int], nodes: Sequence[int], *, shared: bool = False) -> list[int]:
     """Move the page at each address to its node; returns where each is now, or a negative errno. move_pages(2).
 
+    -EAGAIN stands for a page of which the kernel says nothing: it gave up, as it does when a lock is busy.
     ``shared``: even those that other processes have mapped too, which takes CAP_SYS_NICE.
     """
     count = len(addresses)
     pages = (ctypes.c_uint64 * count)(*addresses)
     targets = (_int * count)(*nodes)
     flags = MPOL_MF_MOVE_ALL if shared else MPOL_MF_MOVE
-    status = (_int * count)()
+    status = (_int * count)(*[-errno.EAGAIN] * count)
     _move_pages(count, ctypes.addressof(pages), ctypes.addressof(targets), ctypes.addressof(status), flags)
     return list(status)
 

@@ -32,6 +32,10 @@ CHUNK_BYTES: Final = 64 << 20
 """Copying from node to node runs at a few GiB/s: some 20 ms."""
 
 
+ATTEMPTS: Final = 10
+"""Calls for a page that is busy; the kernel itself tries ten times in each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MigrateParameters(RangeParameters):
     """A range, by default to the end of the file; pages that lie in it partly are moved. ``nodes`` is required."""
@@ -86,6 +90,7 @@ class _Mover:
         self._nodes = nodes
         self._shared = bool(syscalls.capget()[0] >> syscalls.CAP_SYS_NICE & 1)
         self._undo = undo
+        self._turn = threading.Lock()  # held for every attempt but the first
         self._lock = threading.Lock()  # guards the two below
         self._counts: Counter[tuple[str, int]] = Counter()
         self._origins: dict[int, RunLog] = {}
@@ -136,14 +141,32 @@ class _Mover:
         A page that went along with another one (both in one huge page of tmpfs) has an error of its own, so what
         counts is where it is afterwards.
         """
-        if not indexes:
-            return []
+        reasons = dict.fromkeys(indexes, "")
+        left = list(indexes)
+        for attempt in range(ATTEMPTS):
+            if not left:
+                break
+            # Each move of a huge page tries for the lock of the file's mappings (hugetlb_page_mapping_lock_write in
+            # mm/hugetlb.c), and threads that take no turns can keep each other from it.
+            with self._turn if attempt else contextlib.nullcontext():
+                left = self._try_pages(mapping, left, nid, reasons)
+        return list(reasons.values())
+
+    def _try_pages(self, mapping: Mapping, indexes: Sequence[int], nid: int, reasons: dict[int, str]) -> list[int]:
+        """Enter what one call made of the pages; gives those that are worth another."""
         addresses = [mapping.address + index * self._page for index in indexes]
-        states = syscalls.move_pages(addresses, [nid] * len(addresses), shared=self._shared)
-        return [
-            "moved" if now == nid else errno.errorcode.get(-state, "EBUSY")
-            for state, now in zip(states, syscalls.page_nodes(addresses), strict=True)
-        ]
+        try:
+            states = syscalls.move_pages(addresses, [nid] * len(addresses), shared=self._shared)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            states = [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
+        again = []
+        for index, state, now in zip(indexes, states, syscalls.page_nodes(addresses), strict=True):
+            reasons[index] = "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN")
+            if now != nid and -state in (errno.EAGAIN, errno.EBUSY):
+                again.append(index)
+        return again
 
     def _origin(self, nid: int) -> RunLog:
         with self._lock:

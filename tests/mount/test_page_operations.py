@@ -1,0 +1,145 @@
+"""survey, fill, verify, reserve, evict and migrate as a person uses them: with echo and cat."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import filesystems, hugepages
+from tests.support.memory_files import allocated
+from tests.support.poll import until
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+    from tests.support.users import User
+
+HUGE = 2 << 20
+
+
+@pytest.fixture
+def huge_pages(area: Path) -> Iterator[Path]:
+    """A hugetlbfs with 16 pages of 2 MiB to be had."""
+    with hugepages.reserved(HUGE, 16), filesystems.hugetlbfs(area / "huge", HUGE) as path:
+        yield path
+
+
+@pytest.fixture
+def plain_tmpfs(area: Path) -> Iterator[Path]:
+    """A tmpfs without huge pages."""
+    with filesystems.tmpfs(area / "tmpfs", 64 << 20) as path:
+        yield path
+
+
+@pytest.fixture(params=["huge_pages", "plain_tmpfs"])
+def memory(request: pytest.FixtureRequest) -> Path:
+    """Either of them."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def do(mount: Mount, spec: str, state: str = "done", user: User | None = None) -> str:
+    """Run a task named t to its end, forget it, and give its result."""
+    assert mount.write("tasks/control", f"{spec} name=t", user=user) == (0, None), mount.read(
+        "info/last_cmd_status", user=user
+    )
+    assert mount.read("tasks/t/wait", user=user).splitlines()[-1] == state, mount.read("tasks/t/error", user=user)
+    result = mount.read("tasks/t/result", user=user)
+    assert run("rmdir", str(mount.path / "tasks/t"), user=user).status == 0
+    return result
+
+
+def refused(mount: Mount, spec: str, user: User | None = None) -> str:
+    """The errno of a spec that must be refused, and the words for it."""
+    status, name = mount.write("tasks/control", spec, user=user)
+    assert status != 0
+    return f"{name}: {mount.read('info/last_cmd_status', user=user)}"
+
+
+def fields(text: str) -> dict[str, str]:
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in text.splitlines() if " " in line}
+
+
+def test_a_memory_test(mounted: Mount, memory: Path) -> None:
+    file = memory / "file"
+    do(mounted, f"fallocate path={file} length=32M")
+    assert do(mounted, f"fill path={file} pattern=a55a") == f"written {32 << 20}\n"
+    assert run("od", "-An", "-tx1", "-N4", str(file)).out.split() == ["a5", "5a", "a5", "5a"]
+    assert fields(do(mounted, f"verify path={file} pattern=a55a"))["differing"] == "0"
+    with file.open("rb+") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        mapped[5_000_001] ^= 4
+    assert mounted.write("tasks/control", f"verify path={file} pattern=a55a name=bad") == (0, None)
+    assert mounted.read("tasks/bad/wait").splitlines()[-1] == "failed"
+    assert mounted.read("tasks/bad/error").startswith("EIO at 5000001: ")
+    assert mounted.read("tasks/bad/result").splitlines()[-1] == "5000001 1 5aa55aa55aa55aa5 5ea55aa55aa55aa5"
+    assert mounted.read("tasks/bad/progress") == f"{32 << 20} / {32 << 20}\n"
+
+
+def test_a_survey(mounted: Mount, huge_pages: Path) -> None:
+    file = huge_pages / "file"
+    do(mounted, f"fallocate path={file} offset=4M length=4M")
+    result = do(mounted, f"survey path={file}")
+    assert result.endswith(f"offset length pages node\n0 {2 * HUGE} 2 hole\n{2 * HUGE} {2 * HUGE} 2 0\n")
+    assert fields(result)["present"] == "2"
+    assert allocated(file) == 4 << 20
+    assert "EOPNOTSUPP: undo=1: " in refused(mounted, f"survey path={file} undo=1")
+    assert fields(do(mounted, f"migrate path={file} nodes=0"))["there"] == "0 2"
+    assert "nodes is missing" in refused(mounted, f"migrate path={file}")
+
+
+def test_reserving(mounted: Mount) -> None:
+    with hugepages.reserved(HUGE, 0) as pool:
+        before = pool.total
+        result = do(mounted, f"reserve pages={before + 6} size=2M")
+        assert pool.total == before + 6
+        assert f"\nall {before} {before + 6} {before + 6} " in result
+        spec = f"reserve pages={before + 40} size=2M chunk=1 rate_max=2 undo=1 name=slow"
+        assert mounted.write("tasks/control", spec) == (0, None)
+        until(lambda: pool.total > before + 6, "the first page")
+        mounted.write("tasks/slow/control", "cancel")
+        assert mounted.read("tasks/slow/wait").splitlines()[-1] == "cancelled"
+        assert pool.total == before + 6
+        do(mounted, f"reserve pages={before} size=2M")
+        assert pool.total == before
+    assert "no huge pages of 3M" in refused(mounted, "reserve pages=1 size=3M")
+
+
+def test_evicting_and_its_ordinals(mounted: Mount) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        for number in range(60):
+            Path(name, f"f{number}").write_bytes(os.urandom(4096))
+        assert mounted.write("tasks/control", f"evict path={name} chunk=1 rate_max=4 max_threads=1 name=e") == (0, None)
+        assert mounted.read("tasks/e/progress").endswith(" / 60\n")
+        mounted.write("tasks/e/control", "cancel")
+        assert mounted.read("tasks/e/wait").splitlines()[-1] == "cancelled"
+        done = int(fields(mounted.read("tasks/e/stat"))["done"])
+        assert done < 60
+        mounted.write("tasks/e/rate_max", "max")
+        assert mounted.write("tasks/e/control", "resume") == (0, None)
+        assert mounted.read("tasks/e/wait").splitlines()[-1] == "done"
+        assert mounted.read("tasks/e/progress") == "60 / 60\n"
+        assert fields(mounted.read("tasks/e/result"))["files"] == str(60 - done)
+        found = run("fincore", "--bytes", "--noheadings", "-o", "RES", *map(str, Path(name).iterdir())).out.split()
+        assert found == ["0"] * 60
+
+
+def test_an_ordinary_user(mount_maker: MountMaker, plain_tmpfs: Path, two_users: tuple[User, User]) -> None:
+    user = two_users[0]
+    mount = mount_maker("mode=0666")
+    file = plain_tmpfs / "file"
+    do(mount, f"fallocate path={file} length=8M", user=user)
+    assert do(mount, f"fill path={file}", user=user) == f"written {8 << 20}\n"
+    assert fields(do(mount, f"verify path={file}", user=user))["compared"] == str(8 << 20)
+    assert fields(do(mount, f"survey path={file}", user=user))["present"] == "2048"
+    assert fields(do(mount, f"migrate path={file} nodes=0", user=user))["failed"] == "0"
+    assert "only root may change a pool" in refused(mount, "reserve pages=1", user=user)
+    file.chmod(0o600)
+    assert "EACCES" in refused(mount, f"survey path={file}", user=two_users[1])
