@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,8 +29,9 @@ BELOW_PREFIX = {
 }
 
 
-def make(target: str, destdir: Path, *variables: str) -> Outcome:
-    done = run("make", "--no-print-directory", target, f"DESTDIR={destdir}", *variables, cwd=ROOT)
+def install(verb: str, destdir: Path, prefix: str = "/usr/local") -> Outcome:
+    """What make runs, without its setup, which must not change .venv under the other tests."""
+    done = run(sys.executable, str(ROOT / "mount/install.py"), verb, prefix, str(destdir))
     assert done.status == 0, done.err
     return done
 
@@ -40,8 +42,7 @@ def files(destdir: Path) -> set[str]:
 
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
 def test_everything_has_its_place_and_is_removed(tmp_path: Path, prefix: str) -> None:
-    variables = [] if prefix == "/usr/local" else [f"PREFIX={prefix}"]
-    make("install", tmp_path, *variables)
+    install("install", tmp_path, prefix)
     installed = files(tmp_path)
     private = {path for path in installed if path.startswith(f"{prefix}/lib/ktaskfs/")}
     assert {path for path in private if path.endswith("/ktaskfs/cli/main.py")}
@@ -50,18 +51,18 @@ def test_everything_has_its_place_and_is_removed(tmp_path: Path, prefix: str) ->
     assert named.out == "", "DESTDIR is no part of what is installed"
     assert run("grep", "-rlE", "@[A-Z]+@", f"{tmp_path}{prefix}/lib/systemd", f"{tmp_path}{prefix}/share").out == ""
 
-    make("install", tmp_path, *variables)  # once more is no harm
-    assert files(tmp_path) == installed
-    make("uninstall", tmp_path, *variables)
+    install("uninstall", tmp_path, prefix)
     assert files(tmp_path) == set()
 
 
 def test_a_changed_configuration_is_kept(tmp_path: Path) -> None:
-    make("install", tmp_path)
+    install("install", tmp_path)
     conf = tmp_path / "etc/ktaskfs.conf"
     conf.write_text("max_threads = 2\n")
-    make("install", tmp_path)
-    assert "kept, as it was changed: /etc/ktaskfs.conf" in make("uninstall", tmp_path).out
+    installed = files(tmp_path)
+    install("install", tmp_path)  # once more is no harm
+    assert files(tmp_path) == installed
+    assert "kept, as it was changed: /etc/ktaskfs.conf" in install("uninstall", tmp_path).out
     assert files(tmp_path) == {"/etc/ktaskfs.conf"}
     assert conf.read_text() == "max_threads = 2\n"
 
@@ -71,3 +72,10 @@ def test_the_configuration_shows_every_tunable_with_its_default(tmp_path: Path) 
     conf.write_text(re.sub(r"(?m)^#(?=\w+ =)", "", (ROOT / "systemd/ktaskfs.conf").read_text()))
     values = parse_options("/mnt", [f"statedir=/s,config={conf}"], {}).file_tunables()
     assert values == {each.name: each.default for each in TUNABLES}
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_make_has_the_usual_variables(verb: str) -> None:
+    for variables, arguments in (((), '"/usr/local" ""'), (("PREFIX=/usr", "DESTDIR=/d"), '"/usr" "/d"')):
+        done = run("make", "--no-print-directory", "--dry-run", verb, *variables, cwd=ROOT)
+        assert done.out.splitlines()[-1] == f".venv/bin/python mount/install.py {verb} {arguments}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,7 +154,7 @@ def test_uninstall_leaves_nothing(machine: Machine) -> None:
     assert machine.run("systemctl", "disable", "--now", UNIT).status == 0
     find = ["find", "/etc", "/usr", "/var/lib", "-xdev", "-iname", "*ktask*", "-not", "-path", f"{ROOT}/*"]
     assert "/usr/sbin/ktaskfs\n" in machine.out(*find)
-    done = run("make", "--no-print-directory", "uninstall", "PREFIX=/usr", f"DESTDIR={machine.root}", cwd=ROOT)
+    done = run(sys.executable, str(ROOT / "mount/install.py"), "uninstall", "/usr", str(machine.root))
     assert done.status == 0, done.err
     assert machine.out(*find) == ""
     assert machine.daemons() == []
