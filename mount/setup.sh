@@ -63,6 +63,7 @@ make_venv() {
     python=${PYTHON:-$(suitable_pythons | tail -n 1 | cut -d ' ' -f 3-)}
     [ -n "$python" ] || fail 'no Python of version 3.11 or newer with its headers and venv was found'
     echo "setup: making .venv with $python"
+    [ ! -L .venv ] || rm .venv # --clear would empty the directory that a link leads to
     "$python" -m venv --clear .venv
 }
 
