@@ -20,6 +20,8 @@ struct job {
     chunk_function work;
 };
 
+static char *chunk_base; /* where the file begins in memory */
+
 static void die(const char *what)
 {
     perror(what);
@@ -66,6 +68,7 @@ static int run_chunked(int argc, char **argv, int flags, chunk_function work)
     job.base = mmap(NULL, job.length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (job.base == MAP_FAILED)
         die("mmap");
+    chunk_base = job.base;
     for (size_t i = 1; i < threads; i++)
         if ((errno = pthread_create(&ids[i], NULL, take_chunks, &job)))
             die("pthread_create");

@@ -1,0 +1,170 @@
+"""The operations on data beside what a person would use otherwise: copy, checksum, compare, free.
+
+Usage: python -m bench.data_operations [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
+Takes xxh128sum and b3sum in where they are installed (Debian: xxhash, b3sum). Needs three times the size in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from bench.harness import Contender, Goal, Section, Settings, alternate, main, seconds
+from bench.main_job import PAGE, THREADS, job
+from bench.mounts import Ktaskfs, directory, hugetlbfs
+from bench.peers import build, inner_seconds
+from bench.pool import reserved
+from ktaskfs.units import human_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PEER_CHUNK: Final = 16 << 20
+OURS: Final = f"ktaskfs, {THREADS} threads"
+
+
+def ours(
+    mount: Ktaskfs, operation: str, path: Path, rest: str = "", before: Callable[[], object] = lambda: None
+) -> list[Contender]:
+    """ktaskfs with one thread and with as many as it is allowed."""
+    return [
+        Contender("ktaskfs, 1 thread", lambda: job(mount, operation, path, f"{rest} max_threads=1"), before),
+        Contender(OURS, lambda: job(mount, operation, path, rest), before),
+    ]
+
+
+def command(*words: object, before: Callable[[], object] = lambda: None, name: str = "") -> Contender:
+    """A program, whatever it prints; cmp(1) has the status 0 here too, for the files are alike."""
+    text = [str(word) for word in words]
+    return Contender(
+        name or text[0],
+        lambda: seconds(lambda: subprocess.run(text, check=True, stdout=subprocess.DEVNULL)),
+        before,
+    )
+
+
+def tmpfs(stack: ExitStack, where: Path, options: str) -> Path:
+    """A tmpfs on the new directory ``where``."""
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=100%,{options}", "none", str(where)], check=True)
+    stack.callback(subprocess.run, ["umount", str(where)], check=True)
+    return where
+
+
+def copying(mount: Ktaskfs, source: Path, target: Path, way: str, what: str, settings: Settings) -> Section:
+    """``way`` is that of bench/c/copy.c. dd and cat cannot write to hugetlbfs: there they write to tmpfs beside it."""
+    copy = build("copy")
+    other = source.with_name("other") if what == "hugetlbfs" else target
+
+    def afresh() -> None:
+        target.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+
+    peer = f"C, the same loop, {THREADS} threads"
+    series = alternate(
+        [
+            *ours(mount, "copy", target, f"source={source}", afresh),
+            Contender(
+                peer,
+                lambda: inner_seconds(copy, target, settings.size, THREADS, PEER_CHUNK, source, way),
+                afresh,
+            ),
+            command("dd", f"if={source}", f"of={other}", "bs=1M", "status=none", before=afresh, name="dd bs=1M"),
+            command("sh", "-c", f"cat '{source}' > '{other}'", before=afresh, name="cat"),
+            command("cp", source, other, before=afresh),
+        ],
+        settings.rounds,
+        calm=not settings.smoke,
+    )
+    afresh()
+    goals = [
+        Goal("speed against dd", "dd bs=1M", OURS, least=1.6),
+        Goal("speed against cat", "cat", OURS, least=1.6),
+        Goal("speed against the same in C", peer, OURS, least=0.9),
+    ]
+    note = "dd, cat and cp write to tmpfs: there is no write to hugetlbfs." if what == "hugetlbfs" else ""
+    title = f"`copy` of {human_size(settings.size)} from the page cache into {what}"
+    return Section(title, series, work=settings.size, goals=goals, note=note)
+
+
+def copying_out(mount: Ktaskfs, huge: Path, out: Path, settings: Settings) -> Section:
+    def afresh() -> None:
+        out.unlink(missing_ok=True)
+
+    series = alternate(
+        [
+            *ours(mount, "copy", out, f"source={huge}", afresh),
+            command("dd", f"if={huge}", f"of={out}", "bs=1M", "status=none", before=afresh, name="dd bs=1M"),
+            command("cp", huge, out, before=afresh),
+        ],
+        settings.rounds,
+        calm=not settings.smoke,
+    )
+    afresh()
+    return Section(f"`copy` of {human_size(settings.size)} of huge pages into tmpfs", series, work=settings.size)
+
+
+def checksums(mount: Ktaskfs, file: Path, settings: Settings) -> list[Section]:
+    peers = {"crc32": "cksum", "xxh3": "xxh128sum", "sha256": "sha256sum", "blake3": "b3sum"}
+    sections = []
+    for algorithm, program in peers.items():
+        contenders = ours(mount, "checksum", file, f"algorithm={algorithm}")
+        if shutil.which(program):
+            contenders.append(command(program, file))
+        series = alternate(contenders, settings.rounds, calm=not settings.smoke)
+        sections.append(Section(f"`checksum algorithm={algorithm}` of huge pages", series, work=settings.size))
+    return sections
+
+
+def comparing(mount: Ktaskfs, file: Path, source: Path, settings: Settings) -> Section:
+    contenders = [*ours(mount, "compare", file, f"source={source}"), command("cmp", file, source)]
+    series = alternate(contenders, settings.rounds, calm=not settings.smoke)
+    return Section("`compare` of huge pages with a cached file that is the same", series, work=settings.size)
+
+
+def freeing(mount: Ktaskfs, target: Path, what: str, settings: Settings) -> Section:
+    def fill() -> None:
+        subprocess.run(["fallocate", "-l", str(settings.size), str(target)], check=True)
+
+    punch = ["fallocate", "-p", "-o", 0, "-l", settings.size, target]
+    contenders = [*ours(mount, "free", target, "", fill), command(*punch, before=fill, name="fallocate -p")]
+    series = alternate(contenders, settings.rounds, calm=not settings.smoke)
+    target.unlink()
+    return Section(f"`free` of {human_size(settings.size)} of {what}", series, work=settings.size)
+
+
+def measure(settings: Settings) -> list[Section]:
+    with ExitStack() as stack:
+        where = stack.enter_context(directory())
+        stack.enter_context(reserved(PAGE, settings.size))
+        huge = stack.enter_context(hugetlbfs(where / "huge", PAGE))
+        small = tmpfs(stack, where / "small", "huge=never")
+        large = tmpfs(stack, where / "large", "huge=always")
+        mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
+        (mount.path / "debug/ktask_max_threads").write_text(str(THREADS))
+        source = small / "source"
+        with source.open("wb") as file:
+            block = os.urandom(8 << 20)
+            for _ in range(0, settings.size, len(block)):
+                file.write(block)
+        sections = [
+            copying(mount, source, huge / "file", "read", "hugetlbfs", settings),
+            copying(mount, source, small / "file", "pages", "tmpfs", settings),
+            copying(mount, source, large / "file", "populate", "tmpfs with huge pages", settings),
+        ]
+        target = huge / "file"
+        job(mount, "copy", target, f"source={source}")
+        sections.append(copying_out(mount, target, small / "out", settings))
+        sections += checksums(mount, target, settings)
+        sections.append(comparing(mount, target, source, settings))
+        sections.append(freeing(mount, target, "2 MiB pages", settings))
+        sections.append(freeing(mount, small / "file", "tmpfs", settings))
+        return sections
+
+
+if __name__ == "__main__":
+    main("data_operations", "Operations on data", measure, size="1G")
