@@ -111,12 +111,12 @@ class PageSink(WritingSink):
     @contextlib.contextmanager
     def _mapped(self, window: Extent) -> Iterator[Mapping]:
         whole = window.widened(syscalls.page_size())
-        try:
-            mapping = Mapping(self._target.fd, whole.start, whole.size, reserve=False)
-        except OSError as error:
-            raise TargetError.from_os(error, f"map {self._target.path}") from error
-        with mapping:
-            self._guard.guard(mapping)
+        with contextlib.ExitStack() as stack:
+            try:
+                mapping = stack.enter_context(Mapping(self._target.fd, whole.start, whole.size, reserve=False))
+                self._guard.guard(mapping)
+            except OSError as error:
+                raise TargetError.from_os(error, f"map {self._target.path}") from error
             yield mapping
 
     def _place(self, mapping: Mapping, piece: Extent) -> int:

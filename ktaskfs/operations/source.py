@@ -118,12 +118,17 @@ class Source:
     def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
         """As ``read``, into a mapping at ``at`` bytes from its beginning.
 
-        Raises OSError too: EFAULT where the mapping has no page to be had.
+        Raises OSError too, of EFAULT alone: the mapping has no page to be had.
         """
         done = 0
         while done < length:
             fd, size = self._reader(position + done, length - done)
-            count = mapping.readv_into(fd, position + done, at + done, size)
+            try:
+                count = mapping.readv_into(fd, position + done, at + done, size)
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    raise
+                raise TargetError.from_os(error, f"read {self.file.path}") from error
             if count == 0:
                 raise truncated(self.file)
             done += count

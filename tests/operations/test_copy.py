@@ -297,6 +297,32 @@ def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: 
     assert str(plain) in caught.value.error.message
 
 
+def test_a_source_that_cannot_be_read(
+    runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = runner.prepare("copy", source=plain, path=place.directory / "file")
+
+    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(TargetError) as caught:
+        plan.control.thread_func(0, HUGE)
+    assert (caught.value.errno, caught.value.message) == (errno.EIO, f"read {plain}: Input/output error")
+    plan.finish()
+
+
+def test_pages_are_put_in_without_the_lock_of_write(
+    runner: Runner, area: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filesystems.tmpfs(area / "tmpfs", 2 * SIZE, "huge=never") as tmpfs:
+        plan = runner.prepare("copy", source=plain, path=tmpfs / "file")
+        with monkeypatch.context() as patch:
+            patch.delattr(os, "pwrite")
+            runner.work(plan)
+        assert same(plain, tmpfs / "file", SIZE)
+
+
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
 def test_the_target_is_shortened_meanwhile(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
     path = place.directory / "file"
