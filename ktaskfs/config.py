@@ -106,10 +106,16 @@ def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) 
     return os.path.join(runtime, "ktaskfs", escape_path(mountpoint))
 
 
-def parse_options(mountpoint: str, options: list[str], environment: Mapping[str, str]) -> MountConfig:
-    """Read ``options``, each a comma-separated list as after ``-o``; a later one wins. Raises ConfigError."""
+def parse_options(
+    mountpoint: str, options: list[str], environment: Mapping[str, str], *, fd: int | None = None
+) -> MountConfig:
+    """Read ``options``, each a comma-separated list as after ``-o``; a later one wins. Raises ConfigError.
+
+    ``fd`` is an open /dev/fuse that is mounted there already.
+    """
     uid = os.geteuid()
-    path = os.path.realpath(mountpoint)
+    # Whoever looks at a mount that nobody serves yet waits for the answer, and here that would be for ever.
+    path = os.path.realpath(mountpoint) if fd is None else os.path.abspath(mountpoint)
     values: dict[str, Any] = {"uid": uid, "gid": os.getegid(), "allow_other": uid == 0}
     tunables: dict[str, int] = {}
     for option in (each for group in options for each in group.split(",") if each):
@@ -128,7 +134,8 @@ def parse_options(mountpoint: str, options: list[str], environment: Mapping[str,
     values.setdefault("statedir", None)
     if values["statedir"] is None:
         values["statedir"] = default_statedir(path, uid, environment)
-    return MountConfig(mountpoint=path, tunables=tunables, **values)
+    device = None if fd is None else f"/dev/fd/{fd}"
+    return MountConfig(mountpoint=path, tunables=tunables, device=device, **values)
 
 
 def _parse_uid(text: str) -> int:

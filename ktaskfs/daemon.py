@@ -15,7 +15,8 @@ import trio
 from ktaskfs.control.access import Access
 from ktaskfs.control.metrics import Load
 from ktaskfs.control.tree import build_tree
-from ktaskfs.errors import ConfigError, KtaskfsError
+from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
+from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.registry import find_operations
@@ -51,6 +52,8 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     settings = Settings(config.file_tunables() | dict(config.tunables))
     if config.device is None:
         clear_stale_mount(config.mountpoint)
+    else:  # ours alone, so that a mount whose daemon dies does not hang but fails
+        manager.forget(NAME)
     state = StateDirectory(config.statedir, steps(os.environ))
     try:
         trio.run(_serve, config, settings, state, ready, manager)
@@ -60,6 +63,23 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
         raise
     finally:
         state.close()
+
+
+def mount_for_manager(config: MountConfig, manager: Manager) -> None:
+    """Mount, and leave the open /dev/fuse with the service manager, for the daemon that it starts next.
+
+    Raises KtaskfsError.
+    """
+    clear_stale_mount(config.mountpoint)
+    if not manager.listens:
+        raise ConfigError("there is no service manager to keep the mount (NOTIFY_SOCKET)")
+    fd = mount_device(config.mountpoint, NAME, allow_other=config.allow_other)
+    try:
+        manager.store(fd, NAME)
+    except OSError as error:
+        raise TargetError.from_os(error, "hand the mount to the service manager") from error
+    finally:
+        os.close(fd)
 
 
 def clear_stale_mount(mountpoint: str) -> None:

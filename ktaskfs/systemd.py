@@ -50,6 +50,24 @@ class Manager:
         except OSError as error:
             LOG.warning("the service manager cannot be told %s: %s", assignments[0], error.strerror)
 
+    def store(self, fd: int, name: str) -> None:
+        """Have the manager keep ``fd`` and hand it to the service's next process; returns when it has it.
+
+        Raises OSError. sd_notify(3), sd_notify_barrier(3).
+        """
+        done, barrier = os.pipe()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(self._address)
+            socket.send_fds(sock, [f"FDSTORE=1\nFDNAME={name}".encode()], [fd])
+            socket.send_fds(sock, [b"BARRIER=1"], [barrier])
+        os.close(barrier)
+        os.read(done, 1)  # until the manager has closed its copy
+        os.close(done)
+
+    def forget(self, name: str) -> None:
+        """Have the manager close its copy of what was stored."""
+        self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+
 
 def stderr_is_journal(environment: Mapping[str, str]) -> bool:
     """Whether what is written to standard error ends in the journal: systemd.exec(5), JOURNAL_STREAM."""

@@ -39,6 +39,7 @@ class Installation:
         self._files = {
             "/usr/sbin/mount.ktaskfs": "mount/mount.ktaskfs",
             f"{units}/ktaskfs.service": "systemd/ktaskfs.service",
+            f"{units}/ktaskfs-confined.service": "systemd/ktaskfs-confined.service",
             f"{units}/run-ktaskfs.mount": "systemd/run-ktaskfs.mount",
             f"{units}/run-ktaskfs.automount": "systemd/run-ktaskfs.automount",
             f"{prefix}/lib/systemd/system-preset/90-ktaskfs.preset": "systemd/ktaskfs.preset",

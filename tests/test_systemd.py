@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,25 @@ def test_the_manager_is_told(listener: socket.socket) -> None:
     assert manager.listens
     manager.tell("READY=1", "STATUS=2 tasks")
     assert listener.recv(100) == b"READY=1\nSTATUS=2 tasks"
+
+
+def test_a_descriptor_is_handed_over_before_it_returns(listener: socket.socket, tmp_path: Path) -> None:
+    heard = []
+
+    def keep() -> None:
+        for _ in range(2):
+            data, fds, _, _ = socket.recv_fds(listener, 100, 1)
+            heard.append((data, os.readlink(f"/proc/self/fd/{fds[0]}")))
+            os.close(fds[0])
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open() as file:
+        Manager({"NOTIFY_SOCKET": listener.getsockname()}).store(file.fileno(), "mount")
+    assert heard[0] == (b"FDSTORE=1\nFDNAME=mount", str(tmp_path / "file"))
+    assert heard[1][0] == b"BARRIER=1"
+    keeper.join()
 
 
 def test_an_abstract_socket() -> None:

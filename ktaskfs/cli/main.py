@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u ends it")
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
     mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and end")
+    mount.add_argument("--store", action="store_true", help="mount, and leave it with systemd for the daemon to come")
     mount.add_argument(
         "--fd", type=int, metavar="N", help="serve the open /dev/fuse N, which is mounted on MOUNTPOINT already"
     )

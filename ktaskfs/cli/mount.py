@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.config import MountConfig, parse_options
@@ -26,18 +25,25 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Mount as the command line says; returns the exit status, in the background as soon as the mount answers."""
     try:
-        config = parse_options(given.mountpoint, given.options, environment)
+        config = parse_options(given.mountpoint, given.options, environment, fd=given.fd)
         if given.fd is not None:
-            config = replace(config, device=f"/dev/fd/{given.fd}")
+            os.set_inheritable(given.fd, False)  # or a child would keep the mount alive that nobody serves
         if given.fake:
             config.file_tunables()
             return 0
+        if given.store:
+            return _store(config, Manager(environment))
         if not given.foreground:
             return _run_behind(config, environment)
         _log_to(_handler(environment))
         _run(config, lambda: None, Manager(environment))
     except KtaskfsError as error:
         _complain(error.message)
+        return 1
+    except OSError as error:
+        if given.fd is None:
+            raise
+        _complain(f"--fd {given.fd}: {error.strerror}")
         return 1
     return 0
 
@@ -59,6 +65,13 @@ def _run(config: MountConfig, ready: Callable[[], None], manager: Manager) -> No
     from ktaskfs.daemon import run_daemon
 
     run_daemon(config, ready, manager)
+
+
+def _store(config: MountConfig, manager: Manager) -> int:
+    from ktaskfs.daemon import mount_for_manager
+
+    mount_for_manager(config, manager)
+    return 0
 
 
 def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:

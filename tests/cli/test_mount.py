@@ -84,6 +84,17 @@ def test_fake_checks_and_mounts_nothing(area: Path, point: Path) -> None:
     assert not (area / "state").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "words"), [("--fd=99", "--fd 99: Bad file descriptor"), ("--store", "there is no service manager")]
+)
+def test_a_mount_that_cannot_be_handed_over(area: Path, point: Path, option: str, words: str) -> None:
+    outcome = mount(option, "--foreground", "-o", f"statedir={area / 'state'}", point)
+    assert outcome.status == 1
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith(f"ktaskfs: {words}")
+    assert not os.path.ismount(point)
+
+
 def test_the_configuration_is_read_at_the_start_and_again(area: Path, mount_maker: MountMaker) -> None:
     config = area / "conf"
     config.write_text("max_threads = 2\nnice = 7\n")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 FIXED = {"/etc/ktaskfs.conf", "/usr/sbin/mount.ktaskfs", "/usr/sbin/mount.fuse.ktaskfs"}
 BELOW_PREFIX = {
     "sbin/ktaskfs",
-    *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "run-ktaskfs.mount", "run-ktaskfs.automount")),
+    *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "ktaskfs-confined.service")),
+    *(f"lib/systemd/system/{unit}" for unit in ("run-ktaskfs.mount", "run-ktaskfs.automount")),
     "lib/systemd/system-preset/90-ktaskfs.preset",
     "lib/sysusers.d/ktaskfs.conf",
     "lib/tmpfiles.d/ktaskfs.conf",

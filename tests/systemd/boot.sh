@@ -31,6 +31,8 @@ inside() { # as PID 1 of the new namespaces, in $cgroup already
         mknod -m 666 "$root/dev/$device" c "0x$(stat -c %t /dev/$device)" "0x$(stat -c %T /dev/$device)"
     done
     mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/mqueue" "$root/dev/hugepages"
+    mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 none "$root/dev/pts"
+    ln -s pts/ptmx "$root/dev/ptmx"
     ln -s /proc/self/fd "$root/dev/fd"
     mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/dev/shm"
     mount -t tmpfs -o mode=755,nosuid,nodev none "$root/run"

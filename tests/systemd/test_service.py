@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tests.systemd.machine import Machine
 
 UNIT = "ktaskfs.service"
-UNITS = (UNIT, "run-ktaskfs.mount", "run-ktaskfs.automount")
+CONFINED = "ktaskfs-confined.service"
+UNITS = (UNIT, CONFINED, "run-ktaskfs.mount", "run-ktaskfs.automount")
 
 
 @pytest.fixture
@@ -36,8 +37,10 @@ def test_the_units_are_without_fault(machine: Machine) -> None:
     assert machine.run("systemd-analyze", "verify", *UNITS) == Outcome(0, "", "")
 
 
-def test_the_sandbox_is_tight(machine: Machine) -> None:
-    outcome = machine.run("systemd-analyze", "security", "--offline=true", "--threshold=45", UNIT)
+@pytest.mark.parametrize(("unit", "exposure"), [(UNIT, 45), (CONFINED, 25)])
+def test_the_sandbox_is_tight(machine: Machine, unit: str, exposure: int) -> None:
+    """Exposure in tenths."""
+    outcome = machine.run("systemd-analyze", "security", "--offline=true", f"--threshold={exposure}", unit)
     assert outcome.status == 0, outcome.out.splitlines()[-1]
 
 
@@ -148,6 +151,28 @@ def test_the_journal_knows_tasks_and_priorities(service: Machine) -> None:
     assert [(each["OP"], each["UID"], each["PRIORITY"]) for each in fields] == [("fallocate", uid, "6")] * 2
     assert fields[0]["MESSAGE"].startswith("task noted: fallocate by user")
     assert "killed by signal 9" in fields[1]["MESSAGE"]
+
+
+def test_the_daemon_that_may_not_mount(machine: Machine) -> None:
+    """The whole life of the confined service: a task at work, a killed daemon, restart, stop, and back again."""
+    assert machine.run("systemctl", "start", CONFINED).status == 0
+    assert machine.show(UNIT, "ActiveState") == "inactive"
+    assert machine.is_mounted()
+    assert machine.run("touch", "/run/ktaskfs/tasks/new", user="bob").errname == "EACCES"
+    machine.start_slow_task("confined")
+    workers = machine.workers()
+    before = machine.show(CONFINED, "MainPID")
+    capabilities = int(machine.sh(f"sed -n 's/CapEff:\t//p' /proc/{before}/status").out, 16)
+    assert capabilities >> 21 & 1 == 0  # CAP_SYS_ADMIN
+    assert machine.run("kill", "-9", before).status == 0
+    until(lambda: machine.show(CONFINED, "MainPID") not in (before, "0"), "another daemon")
+    until(lambda: machine.show(CONFINED, "ActiveState") == "active", "a daemon that is ready")
+    assert machine.run("systemctl", "restart", CONFINED).status == 0
+    assert machine.workers() == workers
+    machine.finish_task("confined")
+    assert machine.run("systemctl", "stop", CONFINED).status == 0
+    assert machine.show(CONFINED, "Result") == "success"
+    assert machine.out("ls", "/run/ktaskfs") == ""
 
 
 def test_uninstall_leaves_nothing(machine: Machine) -> None:

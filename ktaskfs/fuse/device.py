@@ -1,0 +1,35 @@
+"""A mount made apart from the process that serves it: mount(2) on an open /dev/fuse, which is then handed over."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+from ktaskfs.errors import TargetError
+
+DEVICE: Final = "/dev/fuse"
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+
+
+def mount_device(mountpoint: str, name: str, *, allow_other: bool) -> int:
+    """Mount a filesystem that shows as ``fuse.NAME`` of ``NAME``; returns the descriptor that is to be served.
+
+    Nobody's request is answered before that, and every one fails once all copies of the descriptor are closed.
+    Needs CAP_SYS_ADMIN. Raises TargetError. The options are those of fuse_parse_param() in fs/fuse/inode.c.
+    """
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {DEVICE}") from error
+    options = [f"fd={fd}", "rootmode=40000", "user_id=0", "group_id=0", "default_permissions"]
+    data = ",".join([*options, *(["allow_other"] if allow_other else [])])
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    if libc.mount(name.encode(), os.fsencode(mountpoint), f"fuse.{name}".encode(), flags, data.encode()) != 0:
+        number = ctypes.get_errno()
+        os.close(fd)
+        raise TargetError(f"cannot mount at {mountpoint}: {os.strerror(number)}", errno=number)
+    return fd
