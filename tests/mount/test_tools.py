@@ -181,4 +181,6 @@ def test_what_makes_no_sense_is_refused_as_sysfs_does(mounted: Mount, memory: Pa
     if "slow" in command:
         start_slow(mounted, memory, "slow")
     outcome = mounted.shell(command)
+    if "slow" in command:
+        stop(mounted, "slow")
     assert (outcome.status != 0, outcome.errname) == (True, errname), outcome.err
