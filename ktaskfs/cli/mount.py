@@ -127,5 +127,6 @@ def _leave(statedir: str, *, keep_stderr: bool) -> None:
 
 
 def _complain(message: str) -> None:
+    priority = "<3>" if stderr_is_journal(os.environ) else ""  # sd-daemon(3), SD_ERR
     for line in message.splitlines():
-        print(f"ktaskfs: {line}", file=sys.stderr)
+        print(f"{priority}ktaskfs: {line}", file=sys.stderr)

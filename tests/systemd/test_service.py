@@ -116,7 +116,7 @@ def test_reload_reads_the_configuration_again(service: Machine) -> None:
 
     conf.write_text("# a fault below\nmax_threads = no\n")
     assert service.run("systemctl", "reload", UNIT).status != 0
-    assert "/etc/ktaskfs.conf:2: " in service.out("journalctl", "-u", UNIT)
+    assert "/etc/ktaskfs.conf:2: " in service.out("journalctl", "-u", UNIT, "-p", "err")
     assert service.out("cat", threads) == "7\n"
     assert service.show(UNIT, "MainPID") == before
     assert service.show(UNIT, "ActiveState") == "active"
