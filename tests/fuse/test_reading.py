@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import tarfile
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.vfs.stream import PATIENCE
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -115,11 +113,9 @@ def test_what_is_unforeseen_is_an_io_error_with_its_traceback_in_the_log(example
 
 def test_a_reader_of_a_stream_that_gives_nothing_can_be_interrupted(example: Example) -> None:
     child = subprocess.Popen(["cat", str(example.path / "silence")])
-    start = time.monotonic()
     example.shell("until grep -q 'streams\": 1' counts; do :; done")
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == -signal.SIGINT
-    assert time.monotonic() - start < PATIENCE + 2
 
 
 def test_without_blocking_a_silent_stream_has_nothing_yet(example: Example) -> None:
