@@ -94,9 +94,7 @@ class TreeOperations(pyfuse3.Operations):
     # Names
 
     @answering
-    async def lookup(
-        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent_inode)
         node = directory.lookup(_checked_name(name), caller_of(ctx))
         if node is None:
@@ -137,15 +135,11 @@ class TreeOperations(pyfuse3.Operations):
         raise NotPermitted("files cannot be made here")
 
     @answering
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> NoReturn:
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
         raise NotPermitted("links cannot be made here")
 
     @answering
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
-    ) -> NoReturn:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
         raise NotPermitted("links cannot be made here")
 
     @answering
