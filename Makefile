@@ -21,7 +21,7 @@ demo: setup ## the main job, shown with the commands a reader would type
 	@mount/demo.sh
 
 bench: setup ## measure beside the peers; writes bench/RESULTS.md
-	.venv/bin/python -m bench.main_job
+	for each in main_job data_operations page_operations interface; do .venv/bin/python -m bench.$$each || exit; done
 
 install: setup ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
 	.venv/bin/python mount/install.py install "$(PREFIX)" "$(DESTDIR)"
