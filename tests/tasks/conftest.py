@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from ktaskfs.tasks import starter
 from tests.support.leftovers import none_left
-from tests.tasks.house import House, open_house
+from tests.tasks.house import DEADLINE, House, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,8 +28,12 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def workers() -> Iterator[None]:
-    """Every worker is killed at the end, and no process may be left after that."""
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every worker is killed at the end, and no process may be left after that.
+
+    A write waits for its targets however slow the machine is, where a test does not say otherwise.
+    """
+    monkeypatch.setattr(starter, "PATIENCE", DEADLINE)
     with none_left():
         yield
         for child in psutil.Process().children(recursive=True):

@@ -128,11 +128,13 @@ class House:
 @contextlib.asynccontextmanager
 async def open_house(statedir: Path, **tunables: int) -> AsyncIterator[House]:
     """A daemon that ends as if killed: its spawner ends with it, and its workers go on."""
-    async with trio.open_nursery() as nursery:
-        house = House(nursery, statedir, tunables)
-        house.launcher.start()
-        try:
+    house = None
+    try:
+        async with trio.open_nursery() as nursery:
+            house = House(nursery, statedir, tunables)
+            house.launcher.start()
             yield house
-        finally:
             nursery.cancel_scope.cancel()
+    finally:
+        if house is not None:
             house.die()

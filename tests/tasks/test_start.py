@@ -124,7 +124,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Pa
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasty(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes are answered at once, whether their tasks have begun or not."""
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
 

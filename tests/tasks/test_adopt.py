@@ -1,0 +1,225 @@
+"""What a daemon takes over from one that died."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import select
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.task import State, Task
+from tests.tasks.house import House, ended, me, open_files, open_house, read_json, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 1 << 20
+
+pytestmark = pytest.mark.usefixtures("workers")
+
+
+@pytest.fixture
+def statedir(tmp_path: Path) -> Path:
+    """The directory that one daemon leaves to the next."""
+    return tmp_path / "state"
+
+
+def adopted(house: House, name: str) -> Task:
+    """The task of that name, after taking over."""
+    house.service.adopt()
+    return house.table.require(name)
+
+
+def change_record(statedir: Path, number: int, **changes: object) -> None:
+    path = statedir / f"{number:08d}.json"
+    path.write_text(json.dumps(read_json(str(path)) | changes))
+
+
+async def leave_paused(statedir: Path, memory: Path) -> int:
+    """A daemon that dies beside a paused task ``t``; returns the worker's pid."""
+    async with open_house(statedir) as house:
+        task = await house.paused(memory / "file", more="name=t")
+        assert task.worker is not None
+        return task.worker.pid
+
+
+async def test_a_worker_that_lives_goes_on(statedir: Path, memory: Path) -> None:
+    before = open_files()
+    pid = await leave_paused(statedir, memory)
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert task.worker is not None
+        assert (task.state, task.worker.pid) == (State.PAUSED, pid)
+        assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4096, SIZE)
+        task.texts.pop("rate_max")
+        house.service.set_live(task)
+        await house.service.resume(task, me())
+        assert await ended(task) is State.DONE
+        assert (task.done(task.snapshot()), house.files()) == (SIZE, ["00000001.json"])
+        assert (await house.run_one(f"fallocate path={memory}/file length=64K")).name == "fallocate-2"
+    assert open_files() == before
+
+
+async def test_a_worker_that_dies_after_that_is_interrupted_without_a_status(statedir: Path, memory: Path) -> None:
+    await leave_paused(statedir, memory)
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        house.service.kill(task)
+        assert await ended(task) is State.INTERRUPTED
+        assert task.snapshot().message == "the worker died"
+        assert task.done(task.snapshot()) == 4096
+
+
+async def test_a_pause_that_the_dead_daemon_had_asked_for_is_known(statedir: Path, memory: Path) -> None:
+    await leave_paused(statedir, memory)
+    change_record(statedir, 1, state="running")
+    async with open_house(statedir) as house:
+        assert adopted(house, "t").state is State.PAUSED
+
+
+async def test_a_worker_that_finished_meanwhile_is_done(statedir: Path, memory: Path) -> None:
+    async with open_house(statedir) as house:
+        task = await house.paused(memory / "file", more="name=t")
+        assert task.worker is not None
+        pidfd = os.dup(task.worker.pidfd)
+        task.ask(dataclasses.replace(task.requests, paused=False, rate=0))
+        # The daemon dies here, before it can hear of the end.
+    await until(lambda: _dead(pidfd), "the worker ends")
+    os.close(pidfd)
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert await ended(task) is State.DONE
+        assert (task.done(task.snapshot()), task.worker) == (SIZE, None)
+        assert house.files() == ["00000001.json"]
+        assert house.record(task)["state"] == "done"
+
+
+def _dead(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+async def test_a_worker_that_died_meanwhile_is_interrupted_where_it_was(statedir: Path, memory: Path) -> None:
+    pid = await leave_paused(statedir, memory)
+    os.kill(pid, signal.SIGKILL)
+    async with open_house(statedir) as house:
+        await until(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the worker is dead")
+        task = adopted(house, "t")
+        assert await ended(task) is State.INTERRUPTED
+        snapshot = task.snapshot()
+        assert (snapshot.errno, snapshot.error_position) == (errno.EINTR, 4096)
+        task.texts.pop("rate_max")
+        await house.service.resume(task, me())
+        assert await ended(task) is State.DONE
+        assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("change", [{"start_time": 1}, {"start_time": None}, {"pid": os.getpid()}, {"pid": 2**22 + 5}])
+async def test_a_pid_that_is_anothers_now_is_left_alone(
+    statedir: Path, memory: Path, change: dict[str, object]
+) -> None:
+    await leave_paused(statedir, memory)
+    change_record(statedir, 1, **change)
+    before = open_files()
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert (task.state, task.worker) == (State.INTERRUPTED, None)
+        assert task.done(task.snapshot()) == 4096
+    assert open_files() == before
+
+
+async def test_a_task_whose_page_is_gone_is_interrupted(statedir: Path, memory: Path) -> None:
+    await leave_paused(statedir, memory)
+    os.unlink(statedir / "00000001.page")
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert task.state is State.INTERRUPTED
+        assert "page cannot be read: No such file" in task.snapshot().message
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff" * 100_000, b"x"])
+async def test_a_page_full_of_garbage_costs_its_task_only(statedir: Path, memory: Path, garbage: bytes) -> None:
+    pid = await leave_paused(statedir, memory)
+    os.kill(pid, signal.SIGKILL)
+    async with open_house(statedir) as house:
+        (statedir / "00000001.page").write_bytes(garbage)
+        await until(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the worker is dead")
+        task = adopted(house, "t")
+        await ended(task)
+        assert 0 <= task.done(task.snapshot()) <= task.total(task.snapshot())
+
+
+async def test_a_task_that_never_began_leaves_nothing(
+    statedir: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
+    async with open_house(statedir) as house:
+        house.spawner().suspend()
+        spawner = house.spawner()
+        await house.run(f"fallocate path={memory}/file length=64K name=t")
+        await until(lambda: house.files() == ["00000001.page"], "the page is made")
+        spawner.resume()
+    async with open_house(statedir) as house:
+        house.service.adopt()
+        assert (len(house.table), house.files()) == (0, [])
+    await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
+
+
+async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory: Path) -> None:
+    async with open_house(statedir) as house:
+        new = house.service.create_empty("new", 7, 8)
+        new.texts["length"] = "4096"
+        house.service.save(new)
+        done = await house.run_one(f"fallocate path={memory}/file length=64K name=done")
+        await ended(done)
+        snapshot = done.snapshot()
+    async with open_house(statedir) as house:
+        house.service.adopt()
+        first, second = house.table
+        assert (first.name, first.uid, first.gid, first.state, first.texts) == ("new", 7, 8, State.NEW, new.texts)
+        assert (second.state, second.snapshot(), second.texts) == (State.DONE, snapshot, done.texts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operation": "gone"},
+        {"name": "control"},
+        {"name": "a/b"},
+        {"name": "other"},
+        {"state": "odd"},
+        {"parameters": {"nice": "many"}},
+        {"parameters": None},
+        {"version": 2},
+    ],
+)
+async def test_a_record_that_makes_no_sense_is_set_aside_beside_sound_ones(
+    statedir: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_house(statedir) as house:
+        for name in ("other", "t", "third"):
+            house.service.create_empty(name, 1, 1)
+    change_record(statedir, 2, **change)
+    async with open_house(statedir) as house:
+        with caplog.at_level(logging.WARNING):
+            house.service.adopt()
+        assert [task.name for task in house.table] == ["other", "third"]
+        assert house.files() == ["00000001.json", "00000002.json.bad", "00000003.json"]
+        assert "setting aside" in caplog.text
+        assert house.service.create_empty("t", 1, 1).number == 4
+
+
+async def test_a_lower_limit_of_finished_tasks_holds_for_those_taken_over(statedir: Path, memory: Path) -> None:
+    async with open_house(statedir) as house:
+        for name in "abc":
+            await ended(await house.run_one(f"fallocate path={memory}/file length=64K name={name}"))
+    async with open_house(statedir, keep_finished=1) as house:
+        house.service.adopt()
+        assert [task.name for task in house.table] == ["c"]
+        assert house.files() == ["00000003.json"]
