@@ -19,7 +19,7 @@ KEPT: Final = 8
 USERS_MAX: Final = 4096
 """Users remembered; the one who wrote least recently is forgotten first."""
 SHOWN_MAX: Final = 4096
-"""Characters of a command that the log shows."""
+"""Characters of a command, and of a message, that are kept."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class CommandLog:
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
         """Note a write of ``text`` to ``file`` that was not."""
         history = self._of(caller)
-        history.status = f"{file}: {error.errname}: {_printable(error.message)}"
+        history.status = f"{file}: {error.errname}: {_printable(error.message)[:SHOWN_MAX]}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
         entry = f"[{when}] {history.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"

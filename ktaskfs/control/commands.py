@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import KtaskfsError, NotPermitted
+from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host import credentials
 from ktaskfs.vfs import Caller, File, OpenFile, TextFile
 from ktaskfs.vfs.node import wants_write
@@ -49,7 +49,7 @@ class CommandFile(File):
         command = self._command
 
         async def write(_: Caller, text: str) -> str | None:
-            return await command(replace(who, root=os.dup(who.root), cwd=os.dup(who.cwd)), text)
+            return await command(_copy(who), text)
 
         def refused(opener: Caller, text: str, error: KtaskfsError) -> None:
             self._log.refused(self._file, opener, text, error)
@@ -85,6 +85,19 @@ class _Opened(OpenFile):
     def release(self) -> None:
         self._file.release()
         self._who.close()
+
+
+def _copy(who: credentials.Caller) -> credentials.Caller:
+    """``who`` with descriptors of its own. Raises TargetError when there are none left."""
+    try:
+        root = os.dup(who.root)
+        try:
+            return replace(who, root=root, cwd=os.dup(who.cwd))
+        except OSError:
+            os.close(root)
+            raise
+    except OSError as error:
+        raise TargetError.from_os(error, "keep your root and working directory") from error
 
 
 def identify(caller: Caller) -> credentials.Caller:

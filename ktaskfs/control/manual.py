@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Large work on huge pages, in chunks, on several threads. Everything here is read
   cat tasks/vm0/wait                                                               follows it to its end
   cat tasks/vm0/error                                                              0, or why it failed
   echo cancel > tasks/vm0/control                                                  ends it early
-  rmdir tasks/vm0                                                                  forgets it, once it has ended
+  rmdir tasks/vm0                                                                  forgets one that has ended
 
 A write that fails has done nothing; info/last_cmd_status says why, info/error_log shows where.
 A task runs as whoever wrote it, in a process of its own. It goes on if this filesystem is unmounted.
@@ -37,6 +38,8 @@ def manual(operations: Mapping[str, Operation[Any]]) -> str:
     """The whole text."""
     width = max((len(name) for name in operations), default=0)
     lines = [
-        f"  {name.ljust(width)}  {each.description.split('. ')[0].rstrip('.')}" for name, each in operations.items()
+        # As much of the description as says what it does; its own file has the whole.
+        f"  {name.ljust(width)}  {re.split('[.:;] ', each.description)[0].rstrip('.')}"
+        for name, each in operations.items()
     ]
     return _TEXT + "\n".join(lines) + "\n"

@@ -107,6 +107,11 @@ def threads(task: Task) -> str:
     return table(("tid", "node", "cpu", "state", "chunks", "done", "busy_us", "range"), rows)
 
 
+def _one_line(text: str) -> str:
+    """``text`` with control characters and the backslash in octal, as the kernel shows paths (seq_path)."""
+    return "".join(f"\\{ord(each):03o}" if each < " " or each in "\x7f\\" else each for each in text)
+
+
 def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
 
@@ -122,7 +127,8 @@ def status(task: Task) -> str:
         ("Operation", "-" if task.operation is None else task.operation.name),
         ("State", f"{task.state} (its worker is stopped by a signal)" if stopped else task.state),
     ]
-    fields += [(each.name.capitalize(), task.parameter_text(each)) for each in task.parameters() if each.name != "name"]
+    parameters = [each for each in task.parameters() if each.name != "name"]
+    fields += [(each.name.capitalize(), _one_line(task.parameter_text(each))) for each in parameters]
     fields += [
         ("Uid", task.uid),
         ("Gid", task.gid),

@@ -119,7 +119,7 @@ class TasksDirectory(Directory):
                     self._service.cancel(task)
             return None
         try:
-            specs = [parse_spec(line, self._service.operations) for line in text.split("\n") if line.strip()]
+            specs = [parse_spec(line, self._service.operations) for line in text.split("\n") if line.strip(" \t\r")]
         except SpecError:
             writer.close()
             raise

@@ -130,6 +130,10 @@ class Starter:
             # A bug must not end the daemon, which others' tasks depend on.
             LOG.exception("starting %s", batch.tasks)
             error = WorkerLost("the start failed in an unforeseen way; the log has more")
+        except BaseException:  # the daemon ends, and so do the workers that wait for its word
+            for each in ready:
+                each.channel.close()
+            raise
         finally:
             batch.caller.close()
             for task in batch.tasks:

@@ -115,16 +115,20 @@ class Spawner:
 
     def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
         """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
-        while True:
+        for last in (False, True):  # a second one that dies at once would not be the last to do so
             spare, self._spare = self._spare or self._fork(fds), None
             try:
                 with spare.sock:
                     socket.send_fds(spare.sock, [data], fds)
-            except ConnectionError:
+            except OSError as error:
                 os.close(spare.pidfd)
+                os.kill(spare.pid, signal.SIGKILL)
                 os.waitpid(spare.pid, 0)
+                if last or not isinstance(error, ConnectionError):
+                    raise
             else:
                 return spare
+        raise AssertionError("the second try returns or raises")
 
     def _fork_ahead(self) -> None:
         """Have a worker at hand for the next request. Where that cannot be had now, the request will say why."""

@@ -328,3 +328,19 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
     assert (refusal.errno, refusal.message) == (errno.EAGAIN, "no thread can be started: can't start new thread")
     assert spawner.exited(worker) == 0
     assert [each.name for each in memory.iterdir()] == ["after"]
+
+
+def test_a_spare_worker_that_was_killed_is_replaced_without_a_word(spawner: Spawner, memory: Path) -> None:
+    _works(spawner, memory)
+    until(lambda: len(_children(spawner)) == 1, "a worker is forked in advance")
+    before = len(os.listdir(f"/proc/{spawner.process.pid}/fd"))
+    (spare,) = _children(spawner)
+    spare.kill()
+    until(lambda: spare.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    _works(spawner, memory)
+    until(lambda: [each.pid for each in _children(spawner)] != [spare.pid], "there is another one")
+    until(lambda: len(os.listdir(f"/proc/{spawner.process.pid}/fd")) == before, "all descriptors are closed")
+
+
+def _children(spawner: Spawner) -> list[psutil.Process]:
+    return psutil.Process(spawner.process.pid).children()

@@ -1,0 +1,109 @@
+"""What became of each user's last commands."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ktaskfs.control.command_log import KEPT, SHOWN_MAX, USERS_MAX, CommandLog
+from ktaskfs.errors import InvalidValue, KtaskfsError, NameTaken, SpecError
+from ktaskfs.vfs import Caller
+
+
+def caller(uid: int) -> Caller:
+    return Caller(uid=uid, gid=uid, pid=1)
+
+
+ME, OTHER = caller(1), caller(2)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> CommandLog:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    return CommandLog(now=lambda: 86400.0)
+
+
+def wrong(line: str, start: int, end: int) -> SpecError:
+    return SpecError("no such thing", line=line, start=start, end=end)
+
+
+def test_who_has_written_nothing_reads_ok(log: CommandLog) -> None:
+    assert (log.status(ME), log.errors(ME)) == ("ok\n", "")
+
+
+def test_a_refused_write_is_shown_with_a_caret_under_its_token(log: CommandLog) -> None:
+    line = "clear path=a colour=red"
+    log.refused("tasks/control", ME, "first\n" + line, wrong(line, 13, 23))
+    assert log.status(ME) == "tasks/control: EINVAL: no such thing\n"
+    assert log.errors(ME) == (
+        "[1970-01-02T00:00:00+0000] tasks/control: EINVAL: no such thing\n"
+        "  Command: clear path=a colour=red\n"
+        "                        ^^^^^^^^^^\n"
+    )
+    shown, carets = log.errors(ME).splitlines()[1:]
+    assert shown[carets.index("^") :][: carets.count("^")] == "colour=red"
+
+
+def test_a_caret_stays_under_its_token_whatever_stands_before_it(log: CommandLog) -> None:
+    line = "clear\tpath=a\x1b[31m x=\u00e9"
+    log.refused("tasks/control", ME, line, wrong(line, line.index("x="), len(line)))
+    shown, carets = log.errors(ME).splitlines()[1:]
+    assert shown == "  Command: clear?path=a?[31m x=\u00e9"
+    assert shown[carets.index("^") :] == "x=\u00e9"
+
+
+def test_an_error_without_a_place_has_no_caret(log: CommandLog) -> None:
+    log.refused("tasks/control", ME, "a\nb", NameTaken("a task a exists"))
+    assert log.errors(ME).splitlines()[1:] == ["  Command: a?b"]
+    assert log.status(ME) == "tasks/control: EEXIST: a task a exists\n"
+
+
+def test_the_last_eight_are_kept_oldest_first(log: CommandLog) -> None:
+    for number in range(KEPT + 3):
+        log.refused("f", ME, f"command {number}", InvalidValue("m"))
+    commands = [line for line in log.errors(ME).splitlines() if "Command" in line]
+    assert commands == [f"  Command: command {number}" for number in range(3, KEPT + 3)]
+    assert KEPT == 8
+
+
+def test_success_is_the_status_and_leaves_the_log(log: CommandLog) -> None:
+    log.refused("f", ME, "c", InvalidValue("m"))
+    log.succeeded(ME)
+    assert log.status(ME) == "ok\n"
+    assert "c" in log.errors(ME)
+    log.clear(ME)
+    assert log.errors(ME) == ""
+
+
+def test_users_see_only_their_own(log: CommandLog) -> None:
+    log.refused("f", ME, "secret", InvalidValue("m"))
+    assert (log.status(OTHER), log.errors(OTHER)) == ("ok\n", "")
+    log.refused("f", OTHER, "other", InvalidValue("m"))
+    log.clear(OTHER)
+    assert "secret" in log.errors(ME)
+
+
+def test_what_is_kept_is_bounded(log: CommandLog) -> None:
+    long = "x" * 70_000
+    for start, end in ((0, 70_000), (SHOWN_MAX - 1, 70_000), (SHOWN_MAX + 1, SHOWN_MAX + 2)):
+        log.refused("f", ME, long, SpecError(long, line=long, start=start, end=end))
+    assert len(log.errors(ME)) < 3 * (4 * SHOWN_MAX + 200)
+    for uid in range(10, 10 + USERS_MAX):
+        log.succeeded(caller(uid))
+    assert log.errors(ME) == ""
+
+
+async def test_a_recorded_write_notes_its_outcome_and_changes_nothing_else(log: CommandLog) -> None:
+    async def write(who: Caller, text: str) -> str:
+        if text == "bad":
+            raise InvalidValue("no")
+        return f"{who.uid} {text}"
+
+    recorded = log.recording("f", write)
+    with pytest.raises(KtaskfsError, match="no"):
+        await recorded(ME, "bad")
+    assert log.status(ME) == "f: EINVAL: no\n"
+    assert await recorded(ME, "good") == "1 good"
+    assert log.status(ME) == "ok\n"

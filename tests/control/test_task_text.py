@@ -1,0 +1,180 @@
+"""The text of a task's status files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ktaskfs.control import task_text
+from ktaskfs.control.manual import manual
+from ktaskfs.control.wait import INTERVAL, WaitStream
+from ktaskfs.operations.registry import find_operations
+from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState, read_snapshot
+from ktaskfs.tasks.task import EMPTY, State, Task
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+OPERATIONS = find_operations()
+THREAD = ThreadProgress(0, 71, -1, ThreadState.RUNNING, 3, 30, 1500, 0, 30, 40)
+HALF = Snapshot(
+    phase=Phase.RUNNING,
+    started_ns=10**9,
+    ended_ns=3 * 10**9,
+    total=100,
+    errno=0,
+    error_position=0,
+    message="",
+    result_size=0,
+    undone=False,
+    nodes=(NodeProgress(1000, 100, -1, 60),),
+    threads=(THREAD, replace(THREAD, slot=1, tid=72, nid=1, state=ThreadState.PAUSED, start=60, end=60)),
+)
+
+
+def make(snapshot: Snapshot = HALF, state: State = State.RUNNING, **texts: str) -> Task:
+    task = Task(1, "t", 7, 8, created_ns=10**18)
+    task.operation = OPERATIONS["clear"]
+    task.texts = {"path": "/a", **texts}
+    task.final = snapshot
+    task.state = state
+    return task
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "rate", "line"),
+    [
+        (0, 100, 0.0, "[>...................]   0.0% (0/100) finish=unknown speed=0B/s"),
+        (50, 100, 10.0, "[==========>.........]  50.0% (50/100) finish=5.0s speed=10B/s"),
+        (99, 100, 2.0**30, "[===================>]  99.0% (99/100) finish=0.0s speed=1.0GiB/s"),
+        (100, 100, 1.0, "[====================] 100.0% (100/100) finish=0.0s speed=1B/s"),
+        (0, 0, 0.0, "[>...................]   0.0% (0/0) finish=unknown speed=0B/s"),
+    ],
+)
+def test_a_line_of_progress(done: int, total: int, rate: float, line: str) -> None:
+    snapshot = replace(HALF, total=total, nodes=(NodeProgress(0, total, -1, done),), threads=())
+    assert task_text.progress_line(make(snapshot), snapshot, rate) == line + "\n"
+
+
+def test_an_empty_task_that_is_done_is_done_wholly() -> None:
+    assert task_text.percent(make(EMPTY, State.DONE), EMPTY) == 100
+
+
+def test_earlier_runs_count() -> None:
+    task = make()
+    task.base = 40
+    assert task_text.progress(task) == "90 / 140\n"
+
+
+def test_units_that_are_not_bytes_are_named() -> None:
+    assert task_text.format_speed("pages", 5120.4) == "5120pages/s"
+
+
+def test_an_error_has_its_name_and_position() -> None:
+    assert task_text.error(make()) == "0\n"
+    failed = replace(HALF, errno=12, error_position=4096, message="no page left")
+    assert task_text.error(make(failed)) == "ENOMEM at 4096: no page left\n"
+
+
+def test_threads_are_a_table_and_a_dead_workers_have_ended() -> None:
+    rows = [line.split() for line in task_text.threads(make()).splitlines()]
+    assert rows == [
+        ["tid", "node", "cpu", "state", "chunks", "done", "busy_us", "range"],
+        ["71", "-", "-", "ended", "3", "30", "1500", "1030-1040"],
+        ["72", "1", "-", "ended", "3", "30", "1500", "-"],
+    ]
+
+
+def test_status_is_keys_and_values_as_in_proc() -> None:
+    lines = task_text.status(make(length="4K", undo="1")).splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines)
+    assert all(re.fullmatch(r"[A-Z][a-z_]*:\t.*", line) for line in lines)
+    assert (fields["Name"], fields["State"], fields["Path"], fields["Length"]) == ("t", "running", "/a", "4K")
+    assert (fields["Uid"], fields["Pid"], fields["Undo"], fields["Max_threads"]) == ("7", "-", "1", "max")
+    assert (fields["Done"], fields["Total"], fields["Percent"]) == ("50 bytes", "100 bytes", "50.0")
+    assert (fields["Speed"], fields["Seconds"], fields["Finish"], fields["Error"]) == ("25B/s", "2.000", "2.0s", "0")
+
+
+def test_no_path_can_forge_a_line_of_the_status() -> None:
+    task = make()
+    task.texts["path"] = "/a\nState:\tdone\\"
+    lines = task_text.status(task).splitlines()
+    assert [line for line in lines if line.startswith("State:")] == ["State:\trunning"]
+    assert "Path:\t/a\\012State:\\011done\\134" in lines
+
+
+def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
+    lines = [line.split(" ") for line in task_text.stat(make()).splitlines()]
+    assert all(len(line) == 2 for line in lines)
+    assert [key for key, _ in lines][:18] == (
+        ["state", "operation", "uid", "gid", "pid", "threads", "max_threads", "nice", "rate_max", "chunks", "done"]
+        + ["total", "units", "busy_usec", "created_usec", "elapsed_usec", "errno", "error_position"]
+    )
+    values = dict(lines)
+    assert (values["done"], values["total"], values["busy_usec"], values["elapsed_usec"]) == (
+        ("50", "100", "3000", "2000000")
+    )
+
+
+def test_every_file_of_an_empty_task_can_be_read() -> None:
+    task = Task(1, "t", 0, 0)
+    for render in (task_text.status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+        assert render(task)
+    assert task_text.progress(task) == "0 / 0\n"
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 3, 2**31, 2**63, 2**64 - 1]) | st.integers(0, 50), min_size=584, max_size=584))
+def test_a_scribbled_page_is_shown_without_harm(words: list[int]) -> None:
+    fd = os.memfd_create("page")
+    try:
+        os.write(fd, b"".join(word.to_bytes(8, "little") for word in words))
+        snapshot = read_snapshot(fd, Shape(2, 5))
+    finally:
+        os.close(fd)
+    task = make(snapshot)
+    for render in (task_text.status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+        assert render(task).endswith("\n")
+    assert task_text.progress_line(task, snapshot, task_text.speed(snapshot))
+
+
+async def test_wait_ends_with_a_line_for_the_whole_and_the_state(autojump_clock: MockClock) -> None:
+    task = make(replace(HALF, ended_ns=0))
+    stream = WaitStream(task)
+    began = autojump_clock.current_time()
+    assert (await stream.next_chunk()).startswith(b"[==========>.........]  50.0% (50/100)")
+    assert autojump_clock.current_time() - began == pytest.approx(INTERVAL)
+    assert not stream.ready()
+    task.final = replace(HALF, phase=Phase.CANCELLED)
+    task.to(State.CANCELLED)
+    assert stream.ready()
+    line, state = (await stream.next_chunk()).decode().splitlines()
+    assert (line.split(" speed=")[1], state) == ("25B/s", "cancelled")
+    assert await stream.next_chunk() == b""
+
+
+async def test_wait_on_a_task_that_ends_says_so_at_once(autojump_clock: MockClock) -> None:
+    task = make(EMPTY, State.FAILED)
+    stream = WaitStream(task)
+    assert await stream.next_chunk() == b"failed\n"
+    assert await stream.next_chunk() == b""
+
+
+def test_the_manual_is_a_screen_and_a_line_for_each_operation() -> None:
+    few = dict(list(OPERATIONS.items())[:4])
+    lines = manual(few).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, manual(OPERATIONS).splitlines())) <= 110
+    for name in OPERATIONS:
+        assert re.search(rf"^  {name} +[A-Z]\w+ ", manual(OPERATIONS), re.MULTILINE)
+
+
+def test_a_table_is_aligned_and_has_no_trailing_blanks() -> None:
+    text = task_text.table(("a", "long name"), [(1, 2), ("much longer", "")])
+    assert text == "a            long name\n1            2\nmuch longer\n"
