@@ -15,6 +15,7 @@ import pytest
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.hugepages import reserved
 from tests.support.poll import until
+from tests.support.processes import child_called
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def test_a_stopped_worker_shows(mounted: Mount, tmpfs: Path) -> None:
 
 def test_the_spawner_is_killed(mounted: Mount, tmpfs: Path) -> None:
     start(mounted, f"fallocate path={tmpfs}/f length=16M rate_max=8M")
-    spawner = next(each for each in psutil.Process(mounted.pid).children() if each.cmdline()[0].startswith("ktaskfs"))
-    spawner.kill()
+    child_called(mounted.pid, "ktaskfs: spawner").kill()
     until(lambda: "the spawner ended" in mounted.log.read_text(), "the daemon notices")
     assert mounted.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=next") == (0, None)
     finish(mounted, "next", "done")

@@ -227,9 +227,7 @@ class Hammer:
 
     def refuse(self) -> None:
         with self.meets(errno.EINVAL):
-            self.write(
-                self.mount / "tasks/control", self.random.choice([" ", "clear", "x" * 100, "clear path=/ q"])
-            )
+            self.write(self.mount / "tasks/control", self.random.choice([" ", "clear", "x" * 100, "clear path=/ q"]))
         with self.meets(errno.EACCES):
             self.write(self.mount / "version", "2")
         with self.meets(errno.EPERM):

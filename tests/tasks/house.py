@@ -8,7 +8,6 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import trio
 
 from ktaskfs.host.credentials import Caller, read_caller
@@ -20,10 +19,13 @@ from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ENDED, State, Task
 from ktaskfs.tasks.tunables import TUNABLES, Settings
+from tests.support.processes import child_called
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    import psutil
 
 DEADLINE = 30.0
 OPERATIONS = find_operations()
@@ -100,9 +102,7 @@ class House:
 
     def spawner(self) -> psutil.Process:
         """The process of the spawner."""
-        children = psutil.Process().children()
-        (found,) = [each for each in children if "spawner" in " ".join(each.cmdline())]
-        return found
+        return child_called(os.getpid(), "spawner")
 
     async def kill_spawner(self) -> None:
         """Kill it and wait until that has been noticed."""
