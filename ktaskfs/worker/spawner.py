@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-QUIET_MS = 20
+QUIET_MS = 3
 """Milliseconds without a request after which a worker is forked in advance: a fork takes a CPU from the task that has
 just been started, and tasks are often started in bursts."""
 
