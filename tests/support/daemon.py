@@ -75,8 +75,8 @@ class Mount:
     def _answers(self) -> bool:
         status = self.process.poll()
         assert status is None, f"the daemon ended with status {status}:\n{self.log.read_text()}"
-        # Not ismount(): a mount of an ordinary user is not root's to look at.
-        return self.is_mounted() and run("cat", str(self.path / "version"), user=self.user).status == 0
+        # Not before the daemon itself has read from the mount: umount(8) would find it busy.
+        return "mounted on" in self.log.read_text() and self.cat("version", user=self.user).status == 0
 
     def is_mounted(self) -> bool:
         """Whether something is mounted there."""
