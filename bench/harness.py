@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 HERE: Final = Path(__file__).parent
+GIB: Final = 1 << 30
 UNITS: Final = {"s": (1.0, "s"), "ms": (1e3, "ms"), "us": (1e6, "µs"), "bytes": (1 / (1 << 20), "MiB")}
 
 
@@ -32,14 +33,20 @@ class Contender:
     name: str
     measure: Callable[[], float]
     before: Callable[[], object] = lambda: None
+    work: int | None = None
+    """Bytes that one measurement handles, where that differs from contender to contender."""
+    group: str = ""
+    """What contenders that differ only in their work have in common: the line of a plot that they are points of."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """All the values of one contender in one section."""
+    """All the values of one contender in one section; ``work`` and ``group`` are the contender's."""
 
     name: str
     values: list[float]
+    work: int | None = None
+    group: str = ""
 
     @property
     def median(self) -> float:
@@ -66,16 +73,26 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Figures that are not medians, ready to print; the first column is of text, the others of numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """One table of results."""
+    """One table of results; without series, a note on why there are none."""
 
     title: str
     series: list[Series]
     unit: str = "s"
     work: int | None = None
-    """Bytes that one round handles, for a column of throughput."""
+    """Bytes that one measurement of any series handles, for a column of throughput."""
     goals: list[Goal] = field(default_factory=list)
     note: str = ""
+    tables: list[Table] = field(default_factory=list)
+    """What was worked out from the series, printed between the goals and the note."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,27 @@ def alternate(contenders: Sequence[Contender], rounds: int, *, warmups: int = 1,
             value = contender.measure()
             if number >= warmups:
                 values[contender.name].append(value)
-    return [Series(name, found) for name, found in values.items()]
+    return [Series(each.name, values[each.name], each.work, each.group) for each in contenders]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The straight line of least squares through some points, and how well it fits them."""
+
+    slope: float
+    intercept: float
+    r_squared: float
+    deviation: float
+    """The greatest distance of a point from the line, as a share of the line's value there."""
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[float, float]]) -> Line:
+        """Points are (x, y); there must be two of different x, and of different y."""
+        xs, ys = zip(*points, strict=True)
+        slope, intercept = statistics.linear_regression(xs, ys)
+        fitted = [slope * x + intercept for x in xs]
+        deviation = max(abs(y / there - 1) for y, there in zip(ys, fitted, strict=True))
+        return cls(slope, intercept, statistics.correlation(xs, ys) ** 2, deviation)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -121,18 +158,29 @@ def seconds(action: Callable[[], object]) -> float:
 
 def table(section: Section, *, judge: bool = True) -> str:
     """The section in Markdown; ``judge`` says beside each ratio whether the goal is met."""
+    blocks = [f"### {section.title}"]
+    blocks += [_markdown(_medians(section))] if section.series else []
+    blocks += ["\n".join(f"- {_verdict(goal, section, judge)}" for goal in section.goals)] if section.goals else []
+    blocks += map(_markdown, section.tables)
+    blocks += [section.note] if section.note else []
+    return "\n\n".join(blocks)
+
+
+def _medians(section: Section) -> Table:
     factor, unit = UNITS[section.unit]
-    rows = [["", f"median {unit}", "quartiles", "n"] + ["GiB/s"] * bool(section.work)]
-    for series in section.series:
+    works = [series.work or section.work for series in section.series]
+    rows = []
+    for series, work in zip(section.series, works, strict=True):
         low, high = series.spread
         row = [series.name, _digits(series.median * factor)]
         row += [f"{_digits(low * factor)} to {_digits(high * factor)}", str(len(series.values))]
-        rows.append(row + ([f"{section.work / series.median / (1 << 30):.1f}"] if section.work else []))
-    lines = [f"### {section.title}", "", _row(rows[0]), _row(["---", *["---:"] * (len(rows[0]) - 1)])]
-    lines += map(_row, rows[1:])
-    if section.goals:
-        lines += ["", *(f"- {_verdict(goal, section, judge)}" for goal in section.goals)]
-    return "\n".join([*lines, *(["", section.note] if section.note else [])])
+        rows.append(row + [f"{work / series.median / GIB:.1f}" if work else ""] * any(works))
+    return Table(["", f"median {unit}", "quartiles", "n"] + ["GiB/s"] * any(works), rows)
+
+
+def _markdown(what: Table) -> str:
+    rule = ["---", *["---:"] * (len(what.header) - 1)]
+    return "\n".join(map(_row, [what.header, rule, *what.rows]))
 
 
 def _row(cells: Iterable[str]) -> str:
