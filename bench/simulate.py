@@ -11,6 +11,7 @@ the longest chunk) divided by the measured one. All threads run at the same nice
 from __future__ import annotations
 
 import argparse
+import functools
 import heapq
 import os
 import random
@@ -21,7 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ktaskfs import ktask
 from ktaskfs.ktask.arithmetic import tail_chunk_size
@@ -92,8 +93,8 @@ class Sleeper:
         self._lock = threading.Lock()  # guards _threads
         self._threads = 0
 
-    def __call__(self, index: int) -> None:
-        doze(self._seconds[index] * (1 if self._half is None else self._penalty(index, self._nid())))
+    def __call__(self, start: int, end: int = 0, /) -> None:
+        doze(self._seconds[start] * (1 if self._half is None else self._penalty(start, self._nid())))
 
     def on_node(self, start: int, end: int, nid: int) -> None:
         """The same as a chunk function of ktask, in a thread that is on ``nid``."""
@@ -111,11 +112,16 @@ class Sleeper:
         return int(self._here.nid)
 
 
-def run_ktask(workload: str, chunks: int, threads: int) -> float:
-    machine = TwoNodes(threads)
-    sleeper = Sleeper(workload, chunks)
-    ctl = ktask.Control(
-        lambda start, end: sleeper.on_node(start, end, getattr(machine.here, "nid", 0)),
+class Work(Protocol):
+    """What is done for a chunk of one unit: ktask says where it starts and ends, a peer only which one it is."""
+
+    def __call__(self, start: int, end: int = 0, /) -> object: ...
+
+
+def control(work: Work, threads: int, machine: ktask.LinuxMachine) -> ktask.Control:
+    """Chunks of one unit on so many threads that all run at the same nice value, however few CPUs there are."""
+    return ktask.Control(
+        work,
         min_chunk_size=1,
         max_chunk_size=1,
         max_threads=threads,
@@ -123,32 +129,55 @@ def run_ktask(workload: str, chunks: int, threads: int) -> float:
         nice=0,
         machine=machine,
     )
+
+
+def spread_ktask(work: Work, chunks: int, threads: int) -> None:
+    ktask.run(0, chunks, control(work, threads, TwoNodes(threads)))
+
+
+def spread_executor(work: Work, chunks: int, threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, range(chunks)):
+            pass
+
+
+def spread_joblib(work: Work, chunks: int, threads: int) -> None:
+    """With one thread joblib makes no other, and calls ``work`` in ours."""
+    import joblib
+
+    call = joblib.delayed(work)
+    joblib.Parallel(n_jobs=threads, backend="threading", batch_size=1)(call(index) for index in range(chunks))
+
+
+SPREADS: dict[str, Callable[[Work, int, int], None]] = dict(
+    zip(PEERS, (spread_ktask, spread_executor, spread_joblib), strict=True)
+)
+"""Each peer's way to do ``work`` for so many chunks on so many threads; returns when all is done."""
+
+
+def run_ktask(workload: str, chunks: int, threads: int) -> float:
+    machine = TwoNodes(threads)
+    sleeper = Sleeper(workload, chunks)
+
+    def work(start: int, end: int = 0) -> None:
+        sleeper.on_node(start, end, getattr(machine.here, "nid", 0))
+
     half = chunks // 2
     nodes = [ktask.Node(0, half, 0), ktask.Node(half, chunks - half, 1)]
+    ctl = control(work, threads, machine)
     return ktask.run_numa(nodes if workload == "nodes" else [ktask.Node(0, chunks)], ctl).seconds
 
 
-def run_executor(workload: str, chunks: int, threads: int) -> float:
+def run_peer(peer: str, workload: str, chunks: int, threads: int) -> float:
     sleeper = Sleeper(workload, chunks)
     began = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(sleeper, range(chunks)):
-            pass
+    SPREADS[peer](sleeper, chunks, threads)
     return time.perf_counter() - began
 
 
-def run_joblib(workload: str, chunks: int, threads: int) -> float:
-    import joblib
-
-    sleeper = Sleeper(workload, chunks)
-    began = time.perf_counter()
-    joblib.Parallel(n_jobs=threads, backend="threading")(joblib.delayed(sleeper)(index) for index in range(chunks))
-    return time.perf_counter() - began
-
-
-RUNNERS: dict[str, Callable[[str, int, int], float]] = dict(
-    zip(PEERS, (run_ktask, run_executor, run_joblib), strict=True)
-)
+RUNNERS: dict[str, Callable[[str, int, int], float]] = {
+    peer: run_ktask if peer == "ktask" else functools.partial(run_peer, peer) for peer in PEERS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,22 +223,17 @@ def model_makespan(workload: str, units: int, threads: int, *, fixed: bool) -> f
     return max(free)
 
 
-def gil_time(peer: str, chunks: int = 20_000) -> float:
-    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for."""
-    began = time.process_time()
-    if peer == "ktask":
-        ctl = ktask.Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, max_threads=1)
-        ktask.run(0, chunks, ctl)
-    elif peer == "ThreadPoolExecutor":
-        with ThreadPoolExecutor(1) as pool:
-            for _ in pool.map(lambda index: None, range(chunks)):
-                pass
-    else:
-        import joblib
+def nothing(start: int, end: int = 0, /) -> None:
+    """The work of a chunk of which only the handing out is of interest."""
 
-        nothing = joblib.delayed(lambda index: None)
-        with joblib.parallel_config(backend="threading"):
-            joblib.Parallel(n_jobs=2, batch_size=1)(nothing(index) for index in range(chunks))
+
+def gil_time(peer: str, chunks: int = 20_000) -> float:
+    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for.
+
+    Of two for joblib, which with one hands nothing out.
+    """
+    began = time.process_time()
+    SPREADS[peer](nothing, chunks, 2 if peer == "joblib" else 1)
     return (time.process_time() - began) / chunks * 1e6
 
 
