@@ -20,8 +20,14 @@ test: lint ## lint, then every test
 demo: setup ## the main job, shown with the commands a reader would type
 	@mount/demo.sh
 
-bench: setup ## measure beside the peers; writes bench/RESULTS.md
-	for each in main_job data_operations page_operations interface; do .venv/bin/python -m bench.$$each || exit; done
+# The benchmarks are the modules that call main("NAME", ...); those that read the results of others come after them.
+bench: setup ## install the peers, measure beside them, draw; writes bench/RESULTS.md, bench/results/ and docs/plots/
+	@bench/peers.sh
+	modules=$$(grep -lE '\bmain\("' bench/*.py); \
+	for each in $$(grep -L '"results"' $$modules) $$(grep -l '"results"' $$modules); do \
+		.venv/bin/python -m bench.$$(basename $$each .py) || exit; \
+	done
+	.venv/bin/python -m bench.plots
 
 install: setup ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
 	.venv/bin/python mount/install.py install "$(PREFIX)" "$(DESTDIR)"
