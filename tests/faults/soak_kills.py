@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import faulthandler
-import json
 import os
 import random
 import signal
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.soak_client import ENDED, MIB, PATIENCE, Client, crc32, errno_name, expected, pages
+from tests.faults.soak_activity import PATTERN, TASKS_MAX, Activity, Running, Told, become
+from tests.faults.soak_client import ENDED, Client, crc32, expected, pages
 from tests.faults.soak_ground import Ground, reap_orphans
-from tests.faults.soak_samples import log_of, table, tasks_table
+from tests.faults.soak_samples import WORD_EVERY, log_of, table, tasks_table
 from tests.faults.test_crashes import workers
 from tests.support.daemon import Mount
 from tests.support.forked import Died, run_forked
@@ -25,15 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.users import User
-
 WHO: Final = ("root", "a")
 KILL_WITHIN: Final = 0.5
 """Seconds from the beginning of the activity to the death of the daemon, at most."""
-TASKS_MAX: Final = 8
-"""Of each user; beyond that the oldest are brought to their end."""
-PATTERN: Final = "a5000b"
-VERBS: Final = ("pause", "resume", "cancel", "kill", "rmdir", "rate")
 
 
 @dataclass
@@ -42,6 +35,7 @@ class Known:
 
     there:   whether a successful request made it (True), removed it (False), or one without an answer may have (None).
     started: the same of the request that set it to work.
+    late:    whether the answer to its start came so late that it may have been starting when the daemon died.
     asked:   the last verb that was asked for with success, and whether one without an answer came after it.
     """
 
@@ -51,102 +45,9 @@ class Known:
     size: int
     there: bool | None = None
     started: bool | None = False
+    late: bool = False
     asked: str = ""
     doubt: bool = False
-
-
-@dataclass
-class Told:
-    """What an activity wrote down: a line before each request, and one after its answer."""
-
-    lines: list[dict[str, str]] = field(default_factory=list)
-    broken: str = ""
-
-
-class MountDied(Exception):
-    """A request had no answer."""
-
-
-class Activity(Client):
-    """Does things to tasks of its own until the daemon dies, and writes each down before and after."""
-
-    def __init__(self, mount: Path, directory: Path, name: str, seed: int, tasks: list[str], out: int) -> None:
-        super().__init__(mount, name, seed)
-        self._directory = directory
-        self._names = tasks
-        self._out = out
-
-    def work(self) -> None:
-        """Returns when the mount is dead."""
-        while True:
-            try:
-                self._act()
-            except MountDied:
-                return
-            time.sleep(self.random.uniform(0, 0.02))
-
-    def _say(self, **fields: str) -> None:
-        os.write(self._out, json.dumps(fields).encode() + b"\n")
-
-    def _ask(self, verb: str, task: str, request: Callable[[], str], **fields: str) -> str:
-        self._say(verb=verb, task=task, **fields)
-        got = request()
-        if got in ("ENOTCONN", "ECONNABORTED"):
-            raise MountDied
-        self._say(answer=got)
-        return got
-
-    def _act(self) -> None:
-        if len(self._names) < TASKS_MAX and self.random.random() < 0.4:
-            self._make()
-        elif self._names:
-            self._command(self.random.choice(self._names))
-
-    def _make(self) -> None:
-        name = self.new_name()
-        operation = self.random.choice(["fallocate", "fallocate", "fill", "checksum"])
-        path, size = self._directory / name, self.random.randint(4, 32) * 256 * 1024
-        if operation != "fallocate":
-            path.write_bytes(bytes(size))
-        rate = self.random.choice(["max", str(MIB), str(4 * MIB)])
-        options = {"path": str(path), "length": str(size), "chunk": "64K", "rate_max": rate}
-        if operation == "fill":
-            options["pattern"] = PATTERN
-        said = {"operation": operation, "path": str(path), "size": str(size)}
-        if self.random.random() < 0.7:
-            spec = " ".join([operation, *(f"{key}={value}" for key, value in options.items()), f"name={name}"])
-            got = self._ask("run", name, lambda: self.write("tasks/control", spec), **said)
-        else:
-            got = self._ask("mkdir", name, lambda: self._mkdir(name), **said)
-            if got == "ok" and self.random.random() < 0.8:
-                spec = " ".join([operation, *(f"{key}={value}" for key, value in options.items())])
-                got = self._ask("start", name, lambda: self.write(f"tasks/{name}/control", spec))
-        assert got == "ok", got
-        self._names.append(name)
-
-    def _command(self, name: str) -> None:
-        verb = self.random.choice(VERBS)
-        if verb == "rmdir":
-            if self._ask(verb, name, lambda: self._rmdir(name)) == "ok":
-                self._names.remove(name)
-        elif verb == "rate":
-            self._ask(verb, name, lambda: self.write(f"tasks/{name}/rate_max", "2M"))
-        else:
-            self._ask(verb, name, lambda: self.write(f"tasks/{name}/control", verb))
-
-    def _mkdir(self, name: str) -> str:
-        try:
-            os.mkdir(self.mount / "tasks" / name)
-        except OSError as error:
-            return errno_name(error)
-        return "ok"
-
-    def _rmdir(self, name: str) -> str:
-        try:
-            os.rmdir(self.mount / "tasks" / name)
-        except OSError as error:
-            return errno_name(error)
-        return "ok"
 
 
 class Kills:
@@ -171,10 +72,13 @@ class Kills:
         """Kill to the end; the report. Stops at the first thing that does not hold."""
         self._point.mkdir()
         self._state.mkdir()
-        begin = time.monotonic()
+        begin = next_word = time.monotonic()
         mount = self._mount()
         try:
-            while time.monotonic() < begin + self._seconds:
+            while (now := time.monotonic()) < begin + self._seconds:
+                if now >= next_word:
+                    next_word += WORD_EVERY
+                    print(f"{(now - begin) / 60:.0f} minutes; {dict(self.counts)}", flush=True)
                 told = self._live_and_die(mount)
                 reap_orphans(())
                 self._meanwhile(self._state)
@@ -188,6 +92,9 @@ class Kills:
         except (AssertionError, OSError):
             self.broken.append(f"{traceback.format_exc()}\nthe log:\n{log_of(self._log, 60)}")
             self._put_down(mount)
+        except BaseException:
+            self._put_down(mount)
+            raise
         try:
             mount.close()
         except AssertionError as error:
@@ -201,17 +108,17 @@ class Kills:
 
     def _put_down(self, mount: Mount) -> None:
         """End every worker, so that nothing outlives the run."""
+        mount.kill()
         for pid in workers().values():
             os.kill(pid, signal.SIGKILL)
         until(lambda: not workers(), "the workers have ended")
-        mount.kill()
         reap_orphans(())
 
     # ---- a life of the daemon ----
 
     def _live_and_die(self, mount: Mount) -> dict[str, Told]:
         self.counts["daemon killed"] += 1
-        pipes = {who: self._begin(mount, who) for who in WHO}
+        activities = {who: self._begin(mount, who) for who in WHO}
         time.sleep(self._random.uniform(0, KILL_WITHIN))
         mount.process.kill()
         mount.process.wait()
@@ -221,31 +128,17 @@ class Kills:
             if self._random.random() < 0.1:
                 os.kill(pid, signal.SIGKILL)
                 self.counts["workers killed as well"] += 1
-        told = {who: _hear(pid, pipe) for who, (pid, pipe) in pipes.items()}
+        told = {who: each.hear() for who, each in activities.items()}
         log = mount.log.read_text()
         assert "Traceback" not in log, log
         mount.log.unlink()
         return told
 
-    def _begin(self, mount: Mount, who: str) -> tuple[int, int]:
-        """An activity in a process of its own: its pid, and what it writes down."""
+    def _begin(self, mount: Mount, who: str) -> Running:
         names = [name for name, known in self._known.items() if known.who == who]
-        user, seed = self._ground.users[who], self._random.randrange(1 << 32)
-        prefix = f"{who}{self.counts['daemon killed']}"
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.close(reader)
-            try:
-                _become(user)
-                faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # what hangs in a request hears no signal
-                Activity(mount.path, self._ground.area / "tmpfs" / who, prefix, seed, names, writer).work()
-            except BaseException:
-                os.write(writer, json.dumps({"broken": traceback.format_exc()}).encode() + b"\n")
-            os._exit(0)
-        os.close(writer)
-        return pid, reader
+        directory, seed = self._ground.area / "tmpfs" / who, self._random.randrange(1 << 32)
+        activity = Activity(mount.path, directory, f"{who}{self.counts['daemon killed']}", seed, names)
+        return Running(activity, self._ground.users[who])
 
     # ---- what is known ----
 
@@ -268,7 +161,7 @@ class Kills:
                 self.counts["tasks"] += 1
             known = self._known[name]
             if verb in ("run", "start"):
-                known.started = sure
+                known.started, known.late = sure, bool(answer.get("late"))
             elif verb == "rmdir":
                 known.there = False if got else None
             elif got and verb != "rate":
@@ -281,7 +174,9 @@ class Kills:
         there = set(os.listdir(mount.path / "tasks")) - {"control"}
         assert there <= self._known.keys(), f"nobody asked for {there - self._known.keys()}"
         for name, known in list(self._known.items()):
-            if known.there is not None:
+            if known.there and known.late and name not in there:
+                self._lost_late(name, known)
+            elif known.there is not None:
                 assert (name in there) is known.there, f"{name} is {'' if name in there else 'not '}there: {known}"
             elif name in there:
                 self.counts["in doubt, and there"] += 1
@@ -289,7 +184,7 @@ class Kills:
                 self.counts["in doubt, and not there"] += 1
             if name in there:
                 known.there = True
-                self._check_task(_stat(mount, name), name, known)
+                self._check_task(mount, name, known)
             else:
                 del self._known[name]
                 known.path.unlink(missing_ok=True)
@@ -297,18 +192,28 @@ class Kills:
         until(lambda: all(str(pid) in pids for pid in workers().values()), "a worker that no record knows has ended")
         assert not list(self._state.glob("*.bad")), "a record was set aside"
 
-    def _check_task(self, stat: dict[str, str], name: str, known: Known) -> None:
+    def _lost_late(self, name: str, known: Known) -> None:
+        """Nothing is known of a start that was answered with success. The run goes on: this hides no other loss."""
+        self.counts["lost while starting"] += 1
+        self.broken.append(f"the start of {name} was answered, and is lost: {known}")
+
+    def _check_task(self, mount: Mount, name: str, known: Known) -> None:
+        stat = _stat(mount, name)
         state = stat["state"]
         assert state in {"new", "running", "paused", "done", "cancelled", "interrupted"}, f"{name}: {stat}"
         assert int(stat["done"]) <= int(stat["total"]), f"{name}: {stat}"
-        if known.started is not None:
+        if known.started and known.late and state == "new":
+            self._lost_late(name, known)
+        elif known.started is not None:
             assert (state != "new") is known.started, f"{name} is {state}: {known}"
-        known.started = state != "new"
+        known.started, known.late = state != "new", False
         if known.asked == "pause" and not known.doubt:
             assert state in ENDED | {"paused"}, f"{name} was paused and is {state}"
         if state in ("running", "paused"):
             self.counts["adopted at work"] += 1
             assert stat["pid"] != "0", f"{name}: {stat}"
+        if known.asked in ("cancel", "kill") and not known.doubt:
+            until(lambda: _stat(mount, name)["state"] in ENDED, f"{name}, that was told to {known.asked}, has ended")
         known.doubt, known.asked = False, ""
         self.counts["found again"] += 1
 
@@ -323,7 +228,7 @@ class Kills:
 
     def _finish(self, mount: Mount, name: str, known: Known) -> None:
         def finish() -> dict[str, int]:
-            _become(self._ground.users[known.who])
+            become(self._ground.users[known.who])
             client = Client(mount.path, name, 0)
             _bring_to_end(client, name, known)
             return client.counts
@@ -348,29 +253,6 @@ class Kills:
                 table([("what", "count"), *others]),
             ]
         )
-
-
-def _become(user: User | None) -> None:
-    if user is not None:
-        os.setgroups([])
-        os.setgid(user.gid)
-        os.setuid(user.uid)
-
-
-def _hear(pid: int, pipe: int) -> Told:
-    """All that an activity wrote down; it ends by itself when the mount is dead."""
-    told = Told()
-    with open(pipe, "rb") as stream:
-        for line in stream:
-            fields = json.loads(line)
-            if "broken" in fields:
-                told.broken = fields["broken"]
-            else:
-                told.lines.append(fields)
-    _, status = os.waitpid(pid, 0)
-    if status:
-        told.broken = f"it hung, or died, with status {status}; its last words: {told.lines[-1:]}"
-    return told
 
 
 def _stat(mount: Mount, task: str) -> dict[str, str]:

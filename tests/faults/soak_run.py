@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.soak_actor import WHO
 from tests.faults.soak_ground import Ground, HugePages, reap_orphans
-from tests.faults.soak_samples import Sampler, log_of, samples_table, table, tasks_table
+from tests.faults.soak_samples import WORD_EVERY, Sampler, log_of, samples_table, table, tasks_table
 from tests.support.daemon import Mount, interpreter
 from tests.support.poll import DEADLINE
 from tests.support.processes import child_called
@@ -27,8 +27,6 @@ ACTORS: Final = 2
 """Of each of root and the two users."""
 READERS: Final = 2
 SAMPLE_EVERY: Final = 10.0
-WORD_EVERY: Final = 60.0
-"""Seconds between two lines that say how it goes."""
 SPAWNER_LIVES: Final = (10.0, 40.0)
 """Seconds until the spawner is killed or stopped the next time."""
 LONGEST: Final = 4000
@@ -107,7 +105,7 @@ class Soak:
             for who in WHO:
                 arguments = [str(self._ground.area), who, str(number), str(self._next_seed())]
                 arguments += [str(self._seconds), str(pace)]
-                crew.append(self._member(mount, f"{who}{number}", who, "tests.faults.soak_actor", arguments))
+                crew.append(self._member(mount, f"{who}{number}", who, "tests.faults.soak_scenarios", arguments))
         for number in range(READERS):
             arguments = [str(self._next_seed()), str(self._seconds)]
             crew.append(self._member(mount, f"reader{number}", "root", "tests.faults.soak_reader", arguments))

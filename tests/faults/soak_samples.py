@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Mount
 
+WORD_EVERY: Final = 60.0
+"""Seconds between two lines of a run that say how it goes."""
+
 
 @dataclass(frozen=True)
 class Sample:

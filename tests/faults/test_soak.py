@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.soak_actor import Actor
 from tests.faults.soak_client import MARK, Transitions, mark
 from tests.faults.soak_ground import ground
 from tests.faults.soak_kills import Kills
 from tests.faults.soak_samples import Sample, is_flat, samples_table
+from tests.faults.soak_scenarios import Player
 from tests.support.daemon import ROOT
 from tests.support.shell import Outcome, run
 
@@ -66,7 +66,7 @@ def test_what_is_lost_between_two_daemons_is_noticed(what: str) -> None:
     assert "see below" in report
 
 
-class Careless(Actor):
+class Careless(Player):
     """Spoils a byte of each file that was just filled."""
 
     def run(self, spec: str, state: str = "done") -> str:
@@ -82,7 +82,7 @@ def test_wrong_data_is_noticed(mounted: Mount, tmpfs: Path) -> None:
     actor = Careless(mounted.path, tmpfs, "root", 0, 1)
     with pytest.raises(AssertionError):
         actor.fill_and_verify()
-    Actor(mounted.path, tmpfs, "root", 1, 1).fill_and_verify()
+    Player(mounted.path, tmpfs, "root", 1, 1).fill_and_verify()
 
 
 def test_changes_of_state_that_may_not_be() -> None:
@@ -106,5 +106,5 @@ def test_what_grows_is_not_flat() -> None:
 
 
 def test_the_mark_is_in_no_pattern(area: Path) -> None:
-    actor = Actor(area, area, "root", 0, 7)
+    actor = Player(area, area, "root", 0, 7)
     assert not any(MARK in bytes.fromhex(actor.pattern()) for _ in range(500))
