@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from bench.peers import build
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import Self
 
 DEADLINE: Final = 30.0
 KTASKFS: Final = Path(sys.executable).with_name("ktaskfs")
@@ -103,14 +106,16 @@ class Ktaskfs:
         raise RuntimeError("the daemon is not running")
 
 
-class MinimalFs:
-    """A mounted ``bench.minimal_fs`` whose file ``status`` has ``size`` bytes."""
+class Served:
+    """A filesystem with a file ``status``, served by a process of its own until it is unmounted."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, command: Sequence[str]) -> None:
+        """Run ``command``, which mounts on the new directory ``path``; ``ready_seconds`` as for Ktaskfs."""
         self.path = path
         path.mkdir()
         start = time.perf_counter()
-        self._process = subprocess.Popen([sys.executable, "-m", "bench.minimal_fs", str(path), str(size)])
+        self._process = subprocess.Popen(command)
+        self.process = psutil.Process(self._process.pid)
         while not os.path.ismount(path):
             if self._process.poll() is not None or time.perf_counter() - start > DEADLINE:
                 raise RuntimeError("the minimal filesystem does not mount")
@@ -118,10 +123,45 @@ class MinimalFs:
         (path / "status").read_bytes()
         self.ready_seconds = time.perf_counter() - start
 
-    def __enter__(self) -> MinimalFs:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         subprocess.run(["umount", str(self.path)], check=True)
         self._process.wait(DEADLINE)
         self.path.rmdir()
+
+
+class MinimalFs(Served):
+    """A mounted ``bench.minimal_fs`` whose file ``status`` has ``size`` bytes."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path, [sys.executable, "-m", "bench.minimal_fs", str(path), str(size)])
+
+
+class MinimalFsInC(Served):
+    """The same in C, with ``files`` files of that size; needs libfuse 3's headers."""
+
+    def __init__(self, path: Path, size: int, files: int) -> None:
+        super().__init__(path, [str(build("minimal_fs", "fuse3")), str(path), str(size), str(files)])
+
+
+@contextlib.contextmanager
+def cgroup2(where: Path) -> Iterator[Path | None]:
+    """Where cgroup v2 is mounted, if need be on the new directory ``where``; None where the kernel has none."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] == "cgroup2":
+            yield Path(before.split()[4])
+            return
+    where.mkdir()
+    try:
+        if subprocess.run(["mount", "-t", "cgroup2", "none", str(where)], capture_output=True).returncode:
+            yield None
+            return
+        try:
+            yield where
+        finally:
+            subprocess.run(["umount", str(where)], check=True)
+    finally:
+        where.rmdir()
