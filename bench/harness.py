@@ -114,15 +114,16 @@ def settle(patience: float = 3.0) -> None:
 def alternate(contenders: Sequence[Contender], rounds: int, *, warmups: int = 1, calm: bool = False) -> list[Series]:
     """Each contender once a round, the order turned by one each time; the first ``warmups`` rounds do not count.
 
-    ``calm`` waits before each measurement for a moment when nothing else runs.
+    ``calm`` waits before each measurement for a moment when nothing else runs. What ``before`` gives free is used
+    again at once: a host takes back memory of a virtual machine that lies free, and to get it again is slow.
     """
     values: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(warmups + rounds):
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
-            contender.before()
             if calm:
                 settle()
+            contender.before()
             value = contender.measure()
             if number >= warmups:
                 values[contender.name].append(value)

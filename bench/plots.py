@@ -160,6 +160,7 @@ PLOTS: Final[tuple[Plot, ...]] = (
     TimeAgainstSize(name="preallocation-size", source="preallocation", sections="^Time against size"),
     Bars(name="clearing", source="main_job", sections="^`clear`", throughput=True),
     Bars(name="copying", source="data_operations", sections="^`copy`", throughput=True),
+    Bars(name="calls", source="calls", sections="^Open, read, close, .*: median"),
     Bars(name="checksums", source="data_operations", sections="^`(checksum|compare)", throughput=True),
 )
 

@@ -6,6 +6,7 @@ Takes QEMU in where it is installed (bench/peers.sh does that). The pool has pag
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import subprocess
@@ -27,19 +28,32 @@ if TYPE_CHECKING:
 GIGANTIC: Final = 1 << 30
 COUNTS: Final = (1, THREADS)
 NAMES: Final = {1: "1 thread", THREADS: f"{THREADS} threads"}
+TMPFS_SIZE: Final = 1 << 30
+"""More does not stay warm from one use to the next where a host takes back what lies free."""
 QEMU: Final = f"qemu-system-{platform.machine()}"
-FALLOCATE: Final = "fallocate(1)"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file of memory to be made: ``page`` is the size (bytes) of its pages."""
+    """A file of memory to be made: ``page`` is the size (bytes) of its pages, ``what`` the kind of memory.
+
+    ``tmpfs``: fallocate(2) allocates only, and a page is zeroed when it is touched first. Nor is there a pool to keep
+    the memory: what is freed goes back to the system, whose host may take it back, to give it again slowly.
+    """
 
     target: Path
     page: int
+    what: str
+    tmpfs: bool = False
 
-    def afresh(self) -> None:
-        """The file gone, so that all its pages are missing."""
+    def afresh(self, size: int) -> None:
+        """The file gone, so that all its pages are missing, and memory for ``size`` bytes just used."""
+        self.remove()
+        if self.tmpfs:
+            inner_seconds(build("populate"), self.target, size, THREADS, PEER_CHUNK)
+            self.remove()
+
+    def remove(self) -> None:
         self.target.unlink(missing_ok=True)
 
 
@@ -47,7 +61,7 @@ def ours(mount: Ktaskfs, place: Place, size: int, threads: int) -> Contender:
     def measure() -> float:
         return job(mount, "fallocate", place.target, f"length={size} max_threads={threads}")
 
-    return Contender(f"ktaskfs, {NAMES[threads]}", measure, place.afresh)
+    return Contender(f"ktaskfs, {NAMES[threads]}", measure, functools.partial(place.afresh, size))
 
 
 def limit(place: Place, size: int, threads: int) -> Contender:
@@ -57,57 +71,71 @@ def limit(place: Place, size: int, threads: int) -> Contender:
     return Contender(
         f"C, MADV_POPULATE_WRITE, {NAMES[threads]}",
         lambda: inner_seconds(populate, place.target, size, threads, chunk),
-        place.afresh,
+        functools.partial(place.afresh, size),
     )
 
 
 def fallocate(place: Place, size: int) -> Contender:
+    """fallocate(1), and where that leaves the pages to be zeroed by whoever touches them, somebody who does."""
     command = ["fallocate", "-l", str(size), str(place.target)]
-    return Contender(FALLOCATE, lambda: seconds(lambda: subprocess.run(command, check=True)), place.afresh)
+    touch = limit(place, size, 1)
+
+    def measure() -> float:
+        allocated = seconds(lambda: subprocess.run(command, check=True))
+        return allocated + (touch.measure() if place.tmpfs else 0)
+
+    name = "fallocate(1), then touched" if place.tmpfs else "fallocate(1)"
+    return Contender(name, measure, functools.partial(place.afresh, size))
 
 
 def qemu(place: Place, size: int, threads: int) -> Contender:
     """What QEMU takes longer with preallocation than without: the rest is its own start and end."""
 
-    def once(preallocation: str) -> float:
-        place.afresh()
-        memory = f"memory-backend-file,id=m,size={size},mem-path={place.target},share=on,{preallocation}"
+    def once(target: Path, preallocation: str) -> float:
+        memory = f"memory-backend-file,id=m,size={size},mem-path={target},share=on,{preallocation}"
         machine = ["-M", "none", "-nodefaults", "-display", "none", "-monitor", "stdio"]
         command = [QEMU, "-object", memory, *machine]
         return seconds(lambda: subprocess.run(command, input=b"quit\n", stdout=subprocess.DEVNULL, check=True))
 
     def measure() -> float:
-        without = once("prealloc=off")
-        return once(f"prealloc=on,prealloc-threads={threads}") - without
+        empty = place.target.with_name("empty")
+        without = once(empty, "prealloc=off")
+        empty.unlink()
+        place.afresh(size)
+        return once(place.target, f"prealloc=on,prealloc-threads={threads}") - without
 
     return Contender(f"QEMU, {NAMES[threads]}", measure)
 
 
-def preallocating(mount: Ktaskfs, place: Place, size: int, what: str, settings: Settings) -> Section:
-    """All contenders on ``size`` bytes of ``what``."""
-    has_qemu = shutil.which(QEMU) is not None
-    contenders = [ours(mount, place, size, threads) for threads in COUNTS]
-    contenders.append(fallocate(place, size))
-    contenders += [qemu(place, size, threads) for threads in COUNTS if has_qemu]
-    contenders += [limit(place, size, threads) for threads in COUNTS]
+def preallocating(mount: Ktaskfs, place: Place, size: int, settings: Settings) -> Section:
+    """All contenders on so many bytes."""
+    mine = {threads: ours(mount, place, size, threads) for threads in COUNTS}
+    plain = fallocate(place, size)
+    emulator = {threads: qemu(place, size, threads) for threads in COUNTS if shutil.which(QEMU)}
+    limits = {threads: limit(place, size, threads) for threads in COUNTS}
+    contenders = [*mine.values(), plain, *emulator.values(), *limits.values()]
     warm = not settings.smoke
     series = alternate(contenders, settings.rounds, warmups=int(warm), calm=warm)
-    place.afresh()
-    one, two = NAMES[1], NAMES[THREADS]
-    goals = [Goal(f"speed against {FALLOCATE}", FALLOCATE, f"ktaskfs, {two}", least=1)]
-    goals += [Goal(f"speed against QEMU, {two}", f"QEMU, {two}", f"ktaskfs, {two}", least=1)] * has_qemu
-    for threads in (one, two):
-        peer = f"C, MADV_POPULATE_WRITE, {threads}"
-        goals.append(Goal(f"speed against the same in C, {threads}", peer, f"ktaskfs, {threads}", least=0.95))
-    return Section(
-        f"Preallocating {human_size(size)} of {what}", series, work=size, goals=goals, note=explanation(has_qemu)
-    )
+    place.remove()
+    best = mine[THREADS].name
+    goals = [Goal(f"speed against {plain.name}", plain.name, best, least=1)]
+    goals += [Goal(f"speed against {each.name}", each.name, best, least=1) for each in list(emulator.values())[-1:]]
+    goals += [
+        Goal(f"speed against the same in C, {NAMES[threads]}", each.name, mine[threads].name, least=0.95)
+        for threads, each in limits.items()
+    ]
+    title = f"Preallocating {human_size(size)} of {place.what}"
+    return Section(title, series, work=size, goals=goals, note=explanation(place))
 
 
-def explanation(has_qemu: bool) -> str:
+def explanation(place: Place) -> str:
+    """What is counted, and what is left out."""
     text = "ktaskfs: from the write of the spec until `wait` ends. fallocate(1): the whole process. "
+    if place.tmpfs:
+        text += "It zeroes nothing here: the C program, with 1 thread, touches the pages after it. "
+        text += "Before each measurement, the C program has filled and freed the same amount of memory. "
     text += "C: from the open until the last join; this is the limit. "
-    if not has_qemu:
+    if shutil.which(QEMU) is None:
         return text + f"QEMU is left out: there is no {QEMU} here."
     version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
     return text + f"QEMU: `prealloc=on` less `prealloc=off` just before; {version}."
@@ -122,7 +150,7 @@ def growing(mount: Ktaskfs, place: Place, settings: Settings) -> Section:
             name = f"{each.name}, {human_size(size)}"
             contenders.append(Contender(name, each.measure, each.before, work=size, group=each.name))
     series = alternate(contenders, settings.rounds, calm=not settings.smoke)
-    place.afresh()
+    place.remove()
     return Section(
         f"Time against size: {human_size(sizes[0])} to {human_size(sizes[-1])} of 2 MiB pages, {THREADS} threads",
         series,
@@ -143,25 +171,25 @@ def lines(series: list[Series]) -> Table:
 
 
 def normal(mount: Ktaskfs, where: Path, settings: Settings) -> list[Section]:
+    """Time against size comes first, for it touches every page of the pool: the first time is slow in a machine."""
     with ExitStack() as stack:
         stack.enter_context(reserved(PAGE, 2 * settings.size))
-        place = Place(stack.enter_context(hugetlbfs(where / "huge", PAGE)) / "target", PAGE)
-        return [
-            preallocating(mount, place, settings.size, "2 MiB pages", settings),
-            growing(mount, place, settings),
-        ]
+        place = Place(stack.enter_context(hugetlbfs(where / "huge", PAGE)) / "target", PAGE, "2 MiB pages")
+        growth = growing(mount, place, settings)
+        return [preallocating(mount, place, settings.size, settings), growth]
 
 
 def gigantic(mount: Ktaskfs, where: Path, settings: Settings) -> Section:
-    """As many pages of 1 GiB as can be had, up to the size; an even number, for two threads have to share them."""
-    most = max(1, settings.size // GIGANTIC)
+    """As many pages of 1 GiB as can be had, up to the size, halved until they can: the threads share them evenly."""
+    pages = max(1, settings.size // GIGANTIC)
     with ExitStack() as stack:
-        pages = next((count for count in (most, most // 2, 2, 1) if 0 < count <= most and had(stack, count)), 0)
+        while pages and not had(stack, pages):
+            pages //= 2
         if not pages:
             note = "This machine gave no page of 1 GiB: nothing was measured."
             return Section("Preallocating 1 GiB pages", [], note=note)
-        place = Place(stack.enter_context(hugetlbfs(where / "gigantic", GIGANTIC)) / "target", GIGANTIC)
-        return preallocating(mount, place, pages * GIGANTIC, "1 GiB pages", settings)
+        huge = stack.enter_context(hugetlbfs(where / "gigantic", GIGANTIC))
+        return preallocating(mount, Place(huge / "target", GIGANTIC, "1 GiB pages"), pages * GIGANTIC, settings)
 
 
 def had(stack: ExitStack, pages: int) -> bool:
@@ -175,8 +203,9 @@ def had(stack: ExitStack, pages: int) -> bool:
 
 def in_tmpfs(mount: Ktaskfs, where: Path, settings: Settings) -> Section:
     with ExitStack() as stack:
-        place = Place(tmpfs(stack, where / "tmpfs", "huge=always") / "target", PAGE)
-        return preallocating(mount, place, settings.size, "tmpfs, huge=always", settings)
+        memory = tmpfs(stack, where / "tmpfs", "huge=always")
+        place = Place(memory / "target", PAGE, "tmpfs with huge=always", tmpfs=True)
+        return preallocating(mount, place, min(settings.size, TMPFS_SIZE), settings)
 
 
 def measure(settings: Settings) -> list[Section]:
