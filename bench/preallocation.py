@@ -91,18 +91,17 @@ def fallocate(place: Place, size: int) -> Contender:
 def qemu(place: Place, size: int, threads: int) -> Contender:
     """What QEMU takes longer with preallocation than without: the rest is its own start and end."""
 
-    def once(target: Path, preallocation: str) -> float:
-        memory = f"memory-backend-file,id=m,size={size},mem-path={target},share=on,{preallocation}"
+    def once(preallocation: str) -> float:
+        memory = f"memory-backend-file,id=m,size={size},mem-path={place.target},share=on,{preallocation}"
         machine = ["-M", "none", "-nodefaults", "-display", "none", "-monitor", "stdio"]
         command = [QEMU, "-object", memory, *machine]
         return seconds(lambda: subprocess.run(command, input=b"quit\n", stdout=subprocess.DEVNULL, check=True))
 
     def measure() -> float:
-        empty = place.target.with_name("empty")
-        without = once(empty, "prealloc=off")
-        empty.unlink()
+        place.remove()
+        without = once("prealloc=off")
         place.afresh(size)
-        return once(place.target, f"prealloc=on,prealloc-threads={threads}") - without
+        return once(f"prealloc=on,prealloc-threads={threads}") - without
 
     return Contender(f"QEMU, {NAMES[threads]}", measure)
 
