@@ -124,8 +124,11 @@ async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Pa
 
 
 @pytest.fixture
-def hasty(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes are answered at once, whether their tasks have begun or not."""
+def hasty(workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes are answered at once, whether their tasks have begun or not.
+
+    It asks for no async fixture: pytest-trio would then run it for tests that name it as an argument only.
+    """
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
 
 
