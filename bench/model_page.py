@@ -143,8 +143,9 @@ def _changes(report: Report) -> str:
 - **Free-threaded Python** buys little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
   which would stay.
 - **Larger chunks** spare a GIL that is not the limit, and make cancel and pause slower.
-- **The kernel**: since January 2026 it clears a huge page in one go instead of 512 steps (`clear_pages`, Ankur Arora), which
-  brings a thread of `fallocate` near one of `clear`. That helps with few threads; with many, memory ends it all the same.
+- **The kernel**: since January 2026 it clears a huge page in one go instead of 512 steps (`clear_pages`, Ankur Arora),
+  which brings a thread of `fallocate` near one of `clear`. That helps with few threads; with many, memory ends it all
+  the same.
 """
 
 
@@ -164,7 +165,8 @@ Assumed, and to be replaced by what your server has:
 
 - `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main job](../bench/RESULTS.md) with one
   thread ({report.other}). The commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
-  for an EPYC of the third generation, which is much the same. What a thread of this run's own machine does, stands below.
+  for an EPYC of the third generation, which is much the same. What a thread of this run's own machine does,
+  stands below.
 - `--node-bandwidth`, `--cores-per-node`: about half the peak of eight channels of DDR5-4800, and
   {report.cores_per_node} cores.
 - `--page-lock-ns`: {lock * 1e9:.0f}, what freeing a page takes here, which passes the same locks and zeroes nothing.
