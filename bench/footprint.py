@@ -180,9 +180,9 @@ def by_tasks(mount: Ktaskfs, memory: Path, settings: Settings) -> list[Section]:
             mount.submit(f"clear path={slow} name=running-{number} {SLOW}")
         there = count
         family.settle(count)
-        look(f"{ended[-1]} ended, {count} running")
-        workers = [Memory.of(process.pid) for process in family.workers()]
-        worker += rows(f"each of {count}", workers) if workers else []
+        if count:
+            look(f"{ended[-1]} ended, {count} running")
+            worker += rows(f"each of {count}", [Memory.of(process.pid) for process in family.workers()])
         idle.append(Series(f"{count} running", [share(family, settings)]))
     mount.submit("cancel")
     family.settle(0)
@@ -212,7 +212,7 @@ def share(family: Family, settings: Settings) -> float:
     start, before = time.perf_counter(), family.cpu()
     time.sleep(0.1 if settings.smoke else 5)  # the stretch that is looked at
     after = family.cpu()
-    return round(after[0] + after[1] - before[0] - before[1], 2) / (time.perf_counter() - start)
+    return abs(round(after[0] + after[1] - before[0] - before[1], 2)) / (time.perf_counter() - start)
 
 
 class Jobs:

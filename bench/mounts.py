@@ -53,9 +53,15 @@ class Ktaskfs:
     """A mounted ktaskfs, driven through its files as a program would, with plain system calls."""
 
     def __init__(self, path: Path, statedir: Path) -> None:
-        """``ktaskfs mount`` on the new directory ``path``; ``ready_seconds`` is until the first file was read."""
+        """``ktaskfs mount`` on the new directory ``path``; ``ready_seconds`` is until the first file was read.
+
+        The new directory ``statedir`` is a tmpfs, as the default one below /run is; /tmp may be on a disk.
+        """
         self.path = path
         path.mkdir()
+        self._statedir = statedir
+        statedir.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "none", str(statedir)], check=True)
         start = time.perf_counter()
         subprocess.run([str(KTASKFS), "mount", "-o", f"statedir={statedir}", str(path)], check=True)
         self.version = self.read("version").strip()
@@ -80,6 +86,12 @@ class Ktaskfs:
                 raise RuntimeError(f"still there after the unmount: {processes}")
             time.sleep(0.001)
         self.path.rmdir()
+        # A worker that was forked in advance since they were counted may still be about to end.
+        while subprocess.run(["umount", str(self._statedir)], stderr=subprocess.DEVNULL).returncode:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self._statedir} is still in use after the unmount")
+            time.sleep(0.001)
+        self._statedir.rmdir()
 
     def read(self, name: str) -> str:
         """A file of the mount, to its end."""
