@@ -47,17 +47,15 @@ known() {
     done
 }
 
+# shellcheck disable=SC2086 # lists of words
 install_packages() {
     command -v dpkg-query >/dev/null || return 0 # not a Debian: what is there is measured
-    # shellcheck disable=SC2086 # lists of words, here and below
     wanted=$(missing $packages)
     [ -n "$wanted" ] || return 0
     as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-    # shellcheck disable=SC2086
     wanted=$(known $wanted)
     [ -n "$wanted" ] || return 0
     echo "peers: installing" $wanted
-    # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $wanted
 }
