@@ -92,7 +92,7 @@ class Bars:
     def _panel(self, axis: Any, section: Section, some: Sequence[Series]) -> None:
         for place, series in enumerate(some):
             value, low, high = (self._shown(number, series, section) for number in (series.median, *series.spread))
-            low, high = min(low, high), max(low, high)
+            low, high = min(low, high, value), max(low, high, value)  # throughput turns them round
             whiskers = [[value - low], [high - value]]
             axis.barh(place, value, 0.72, color=colour(series.name), xerr=whiskers, error_kw={"elinewidth": 0.8})
             axis.annotate(
