@@ -34,6 +34,7 @@ PAGE: Final = 2 << 20
 TASKS: Final = 10
 BUSY: Final = (0, 1, 2)
 BURST: Final = 20
+RUN: Final = 10
 MINIMAL: Final = "minimal filesystem, pyfuse3"
 MINIMAL_C: Final = "minimal filesystem, C"
 CGROUP: Final = "cgroup v2, `cgroup.stat`"
@@ -63,11 +64,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Kind:
-    """Calls that are compared with each other; so many of each make up one round of figures."""
+    """Calls that are compared with each other; so many of each make up one round of figures.
+
+    ``run`` of them follow each other before it is another's turn.
+    """
 
     title: str
     calls: list[Call]
     count: int
+    run: int = 1
     unit: str = "us"
     rare: bool = True
     """Whether there are enough of them to say something of the slowest in a hundred."""
@@ -76,7 +81,7 @@ class Kind:
 
 
 def measured(kind: Kind, rounds: int, busy: int) -> list[Section]:
-    """The median and the 99th percentile of each round, of calls that take turns, one by one.
+    """The median and the 99th percentile of each round, of calls that take turns, ``kind.run`` at a time.
 
     What a percentile is worth shows only beside others of its kind: hence one from each round, and their quartiles.
     """
@@ -84,11 +89,16 @@ def measured(kind: Kind, rounds: int, busy: int) -> list[Section]:
     percentiles: dict[str, list[list[float]]] = {call.name: [] for call in kind.calls}
     for number in range(rounds + 1):
         taken: dict[str, list[float]] = {call.name: [] for call in kind.calls}
-        for _ in range(kind.count):
+        for _ in range(kind.count // kind.run):
             for call in order.sample(kind.calls, len(kind.calls)):
-                call.before()
-                taken[call.name].append(seconds(call.action))
-                call.after()
+                if (
+                    kind.run > 1
+                ):  # a FUSE filesystem hears of a close(2) after it, and takes its time from the next call
+                    call.action()
+                for _ in range(kind.run):
+                    call.before()
+                    taken[call.name].append(seconds(call.action))
+                    call.after()
         if number:  # the first is the warm-up
             for name, values in taken.items():
                 percentiles[name].append(statistics.quantiles(values, n=100, method="inclusive"))
@@ -121,7 +131,7 @@ def reading(files: dict[str, Path], count: int) -> Kind:
     )
     missing = [what for what, there in ((MINIMAL_C, MINIMAL_C in files), ("cgroup v2", CGROUP in files)) if not there]
     note += f" Left out, for it is not to be had here: {', '.join(missing)}." if missing else ""
-    return Kind("Open, read, close", calls, count, goals=goals, note=note)
+    return Kind("Open, read, close", calls, count, RUN, goals=goals, note=note)
 
 
 @contextlib.contextmanager
@@ -131,11 +141,16 @@ def placed(processes: Sequence[psutil.Process], ours: int, theirs: int) -> Itera
     before = {tid: os.sched_getaffinity(tid) for tid in (0, *threads)}
     try:
         for tid in before:
-            os.sched_setaffinity(tid, {theirs if tid else ours})
+            _bind(tid, {theirs if tid else ours})
         yield
     finally:
         for tid, cpus in before.items():
-            os.sched_setaffinity(tid, cpus)
+            _bind(tid, cpus)
+
+
+def _bind(tid: int, cpus: set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # a thread of a pool has ended
+        os.sched_setaffinity(tid, cpus)
 
 
 def listing(directories: dict[str, Path], count: int) -> Kind:
@@ -143,7 +158,7 @@ def listing(directories: dict[str, Path], count: int) -> Kind:
     for name, path in directories.items():
         entries = len(os.listdir(path))
         calls.append(Call(f"{name}, {entries} names", functools.partial(os.listdir, path)))
-    return Kind("Listing a directory (opendir, readdir, closedir)", calls, count)
+    return Kind("Listing a directory (opendir, readdir, closedir)", calls, count, RUN)
 
 
 def ls(directories: dict[str, Path], count: int) -> Kind:
@@ -239,9 +254,13 @@ def starting(starter: Starter, target: Path, count: int, burst: int) -> list[Kin
         for name, start in ways.items()
     ]
     return [
-        Kind("A task of one page, from start to done", one, count, "ms"),
+        Kind("A task of one page, from start to done", one, count, unit="ms"),
         Kind(
-            f"{BURST} tasks of one page, from the first write to the last end", many, max(2, count // 20), "ms", False
+            f"{BURST} tasks of one page, from the first write to the last end",
+            many,
+            max(2, count // 20),
+            unit="ms",
+            rare=False,
         ),
     ]
 
