@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -25,6 +26,8 @@ WIDTH: Final = 7.2
 BAR: Final = 0.24
 """Height of a bar with its share of the gap, and below the height of what else belongs to a panel (inches)."""
 PANEL: Final = 0.5
+TITLE: Final = 64
+"""Characters in a line of a panel's title."""
 OURS: Final = "#1f6fb2"
 LIMIT: Final = "#4d4d4d"
 PEER: Final = "#b5bbc1"
@@ -102,12 +105,12 @@ class Bars:
                 textcoords="offset points",
                 va="center",
             )
-        axis.set_yticks(range(len(some)), [series.name for series in some])
+        axis.set_yticks(range(len(some)), [series.name.replace("`", "") for series in some])
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()
         axis.grid(visible=False, axis="y")
         axis.margins(x=0.12)
-        axis.set_title(section.title.replace("`", ""))
+        axis.set_title(title(section))
 
     def _shown(self, value: float, series: Series, section: Section) -> float:
         if not self.throughput:
@@ -133,7 +136,7 @@ class TimeAgainstSize:
             axis.set_ylim(bottom=0)
             axis.set_xlabel("GiB")
             axis.set_ylabel(unit)
-            axis.set_title(section.title.replace("`", ""))
+            axis.set_title(title(section))
             axis.legend()
         return figure
 
@@ -160,7 +163,7 @@ PLOTS: Final[tuple[Plot, ...]] = (
     TimeAgainstSize(name="preallocation-size", source="preallocation", sections="^Time against size"),
     Bars(name="clearing", source="main_job", sections="^`clear`", throughput=True),
     Bars(name="copying", source="data_operations", sections="^`copy`", throughput=True),
-    Bars(name="calls", source="calls", sections="^Open, read, close, .*: median"),
+    Bars(name="calls", source="calls", sections="^Open, read, close, (no|[0-9]+) busy .*: median"),
     Bars(name="checksums", source="data_operations", sections="^`(checksum|compare)", throughput=True),
 )
 
@@ -170,6 +173,11 @@ def colour(name: str) -> str:
     if name.startswith("ktaskfs"):
         return OURS
     return LIMIT if name.startswith("C,") else PEER
+
+
+def title(section: Section) -> str:
+    """Without Markdown, in lines that fit beside the names of the bars."""
+    return textwrap.fill(section.title.replace("`", ""), TITLE)
 
 
 def load(path: Path) -> list[Section]:
