@@ -7,14 +7,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import Finding, NotSupported
+from ktaskfs.errors import Finding
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.ktask import Control
 from ktaskfs.operations.digest import ALGORITHMS, DIGEST, LEAF, Digest, digest_maker, labelled, require_digest
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, resolve_extent
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import RangeParameters, choice, parameter
-from ktaskfs.operations.source import Source, require_all_of_it
+from ktaskfs.operations.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,22 +44,21 @@ class Checksum(Operation[ChecksumParameters]):
     )
     units = "bytes"
     parameters = ChecksumParameters
+    no_undo = "a digest changes nothing that could be taken back"
+    no_resume = "the digest of what was done has not been kept"
 
     def prepare(self, kernel: Kernel, parameters: ChecksumParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open for reading.
 
-        Raises InvalidValue past the end of the file or for an ``expect`` of a wrong length, NotSupported for undo, for
-        the rest of an earlier run and where the algorithm's package is missing, TargetError.
+        Raises InvalidValue past the end of the file or for an ``expect`` of a wrong length, NotSupported where the
+        algorithm's package is missing, TargetError.
         """
-        if parameters.undo:
-            raise NotSupported("undo=1: a digest changes nothing that could be taken back")
         if parameters.expect is not None:
             require_digest(parameters.expect, parameters.algorithm)
         maker = digest_maker(parameters.algorithm)
         source = Source(kernel, parameters.path)
         try:
             extent = resolve_extent(parameters, source.file.size(), may_grow=False)
-            require_all_of_it(remaining, extent, "the digest")
             nodes = make_nodes(kernel, extent, parameters.nodes, LEAF, remaining)
         except BaseException:
             source.close()

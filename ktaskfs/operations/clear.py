@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import NotSupported
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.overwrite import Source, prepare_overwrite
 from ktaskfs.operations.parameters import RangeParameters
@@ -31,9 +30,8 @@ class Clear(Operation[ClearParameters]):
     )
     units = "bytes"
     parameters = ClearParameters
+    no_undo = "what was overwritten with zeros cannot be brought back"
 
     def prepare(self, kernel: Kernel, parameters: ClearParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open and map; raises InvalidValue past the end of the file, NotSupported for undo and where holes hide."""
-        if parameters.undo:
-            raise NotSupported("undo=1: what was overwritten with zeros cannot be brought back")
+        """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         return prepare_overwrite(kernel, parameters, remaining, Source(kernel.zero, None), report=lambda written: "")

@@ -6,14 +6,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported
+from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import PATH, SIZE, RangeParameters, parameter
-from ktaskfs.operations.source import Source, require_all_of_it, require_source_range
+from ktaskfs.operations.source import Source, require_source_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,15 +47,14 @@ class Compare(Operation[CompareParameters]):
     )
     units = "bytes"
     parameters = CompareParameters
+    no_undo = "a comparison changes nothing that could be taken back"
+    no_resume = "the result of what was done has not been kept"
 
     def prepare(self, kernel: Kernel, parameters: CompareParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open both for reading.
 
-        Raises InvalidValue for a ``length`` past the end of one of them, NotSupported for undo and for the rest of an
-        earlier run, TargetError.
+        Raises InvalidValue for a ``length`` past the end of one of them, TargetError.
         """
-        if parameters.undo:
-            raise NotSupported("undo=1: a comparison changes nothing that could be taken back")
         file = Source(kernel, parameters.path)
         try:
             source = Source(kernel, parameters.source)
@@ -64,7 +63,6 @@ class Compare(Operation[CompareParameters]):
             raise
         try:
             extent, lacking = _extent(parameters, file, source)
-            require_all_of_it(remaining, extent, "the result")
             nodes = make_nodes(kernel, extent, parameters.nodes, PIECE, remaining)
         except BaseException:
             file.close()

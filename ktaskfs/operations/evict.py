@@ -55,11 +55,10 @@ class Evict(Operation[EvictParameters]):
     )
     units = "inodes"
     parameters = EvictParameters
+    no_undo = "what was dropped from the cache comes back by itself when it is read"
 
     def prepare(self, kernel: Kernel, parameters: EvictParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open and count; raises NotSupported for undo and for files of memory, TargetError (ELOOP for a link)."""
-        if parameters.undo:
-            raise NotSupported("undo=1: what was dropped from the cache comes back by itself when it is read")
+        """Open and count; raises NotSupported for files of memory, TargetError (ELOOP for a link)."""
         tree = _open_tree(parameters)
         try:
             counted = Walk(kernel, tree)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.errors import TargetError
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.overwrite import Source, prepare_overwrite
 from ktaskfs.operations.pattern import PatternParameters, memory_file, repeated
@@ -29,11 +29,10 @@ class Fill(Operation[PatternParameters]):
     )
     units = "bytes"
     parameters = PatternParameters
+    no_undo = "what was overwritten with a pattern cannot be brought back"
 
     def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open and map; raises InvalidValue past the end of the file, NotSupported for undo and where holes hide."""
-        if parameters.undo:
-            raise NotSupported("undo=1: what was overwritten with a pattern cannot be brought back")
+        """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         block = repeated(parameters.pattern)
         try:
             fd = memory_file(block)

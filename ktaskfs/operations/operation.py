@@ -1,4 +1,4 @@
-"""What an operation is: a declaration of parameters, and ``prepare``, which turns them into a Plan.
+"""What an operation is: a declaration of parameters and limits, and ``prepare``, which makes a Plan of a spec.
 
 ``prepare`` runs in the task's own worker process, as the caller. It opens, checks and reserves; it touches no
 page and leaves nothing changed when it raises. The plan's functions then run in the same process.
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from ktaskfs.errors import NotSupported
 from ktaskfs.operations.parameters import TaskParameters
 
 if TYPE_CHECKING:
@@ -58,6 +59,30 @@ class Operation(ABC, Generic[P]):
     """What positions count: ``bytes``, ``pages`` or ``inodes``."""
     parameters: ClassVar[type[Any]]
     """The frozen dataclass P."""
+    no_undo: ClassVar[str] = ""
+    """Why ``undo=1`` is refused; empty for an operation that can take back what it did."""
+    no_resume: ClassVar[str] = ""
+    """What the rest alone would lack, so that it is refused; empty for an operation that can do it."""
+
+    def plan(self, kernel: Kernel, parameters: P, remaining: Sequence[Range] | None) -> Plan:
+        """As ``prepare``, for what the operation supports; raises NotSupported for the rest of it.
+
+        An operation that cannot do a rest alone is resumed if nothing was done yet: it prepares the whole anew.
+        """
+        if parameters.undo and self.no_undo:
+            raise NotSupported(f"undo=1: {self.no_undo}")
+        lacking = "" if remaining is None else self.resume_refusal(parameters)
+        if remaining is None or not lacking:
+            return self.prepare(kernel, parameters, remaining)
+        whole = self.prepare(kernel, parameters, None)
+        if sum(each.end - each.start for each in remaining) < sum(node.size for node in whole.nodes):
+            whole.abort()
+            raise NotSupported(f"resume: {lacking}; start the task anew")
+        return whole
+
+    def resume_refusal(self, parameters: P) -> str:
+        """``no_resume``; an operation of which it is true with some ``parameters`` only overrides this."""
+        return self.no_resume
 
     @abstractmethod
     def prepare(self, kernel: Kernel, parameters: P, remaining: Sequence[Range] | None) -> Plan:
@@ -66,4 +91,5 @@ class Operation(ABC, Generic[P]):
         ``kernel`` has what was opened before this process took its caller's root.
 
         ``remaining`` is None for a new task; for one that is resumed it is what an earlier run left to do.
+        Called by ``plan`` alone.
         """

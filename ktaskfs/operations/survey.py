@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.errors import TargetError
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import HOLE, data_extents, node_of_pages
 from ktaskfs.host.target import MEMORY, Kind, Target, open_target
@@ -49,11 +49,11 @@ class Survey(Operation[SurveyParameters]):
     )
     units = "pages"
     parameters = SurveyParameters
+    no_undo = "a survey changes nothing that could be taken back"
+    no_resume = "the table of what was looked at has not been kept"
 
     def prepare(self, kernel: Kernel, parameters: SurveyParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open; raises InvalidValue past the end of the file, and NotSupported for undo and without userfaultfd."""
-        if parameters.undo:
-            raise NotSupported("undo=1: a survey changes nothing that could be taken back")
+        """Open; raises InvalidValue past the end of the file, and NotSupported without userfaultfd."""
         target = open_target(kernel, parameters.path, kinds=MEMORY)
         try:
             extent = resolve_extent(parameters, target.size(), may_grow=False).widened(target.page_size)

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.errors import Finding, NotSupported, TargetError
+from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import data_extents, missing_pages
 from ktaskfs.host.target import MEMORY, Target, open_target
@@ -48,11 +48,11 @@ class Verify(Operation[PatternParameters]):
     )
     units = "bytes"
     parameters = PatternParameters
+    no_undo = "a verification changes nothing that could be taken back"
+    no_resume = "what was found before has not been kept"
 
     def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open and map; raises InvalidValue past the end of the file, NotSupported for undo and where holes hide."""
-        if parameters.undo:
-            raise NotSupported("undo=1: a verification changes nothing that could be taken back")
+        """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         target = open_target(kernel, parameters.path, kinds=MEMORY)
         try:
             extent = resolve_extent(parameters, target.size(), may_grow=False)

@@ -114,7 +114,7 @@ class Worker:
         parameters = parse_parameters(self._operation.parameters, self._request.parameters)
         remaining = self._request.remaining
         ranges = None if remaining is None else [Range(*each) for each in remaining]
-        return self._operation.prepare(self._kernel, parameters, ranges)
+        return self._operation.plan(self._kernel, parameters, ranges)
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""

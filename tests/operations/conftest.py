@@ -38,7 +38,7 @@ class Runner:
         """The plan for a spec; the values are written as in a spec."""
         found = self.operations[operation]
         parameters = parse_parameters(found.parameters, {key: str(value) for key, value in texts.items()})
-        return found.prepare(self.kernel, parameters, remaining)
+        return found.plan(self.kernel, parameters, remaining)
 
     def work(self, plan: Plan, *, threads: int = 2, **changes: Any) -> Outcome:
         """Run a plan to its end, with ``changes`` to its Control."""

@@ -13,13 +13,13 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import HOLE
 from ktaskfs.ktask import Job, TaskError
-from ktaskfs.operations.operation import Plan, Range
 from ktaskfs.operations.page_runs import Run, RunTable
 from tests.support.memory_files import allocated, dirty
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ktaskfs.operations.operation import Plan
     from tests.operations.conftest import Place, Runner
     from tests.support.hugepages import TestPool
 
@@ -39,8 +39,8 @@ def parsed(text: str) -> tuple[dict[str, int], list[str]]:
     return {key: int(value) for key, value in map(str.split, head.splitlines())}, rows.splitlines()
 
 
-def survey(runner: Runner, remaining: list[Range] | None = None, **texts: object) -> tuple[dict[str, int], list[str]]:
-    return result_of(runner.prepare("survey", remaining, **texts))
+def survey(runner: Runner, **texts: object) -> tuple[dict[str, int], list[str]]:
+    return result_of(runner.prepare("survey", **texts))
 
 
 def punch(path: Path, start: int, length: int) -> None:
@@ -90,7 +90,7 @@ def test_a_range_in_whole_pages(runner: Runner, place: Place) -> None:
     os.truncate(path, 4 * unit)
     _, rows = survey(runner, path=path, offset=unit + 1, length=unit)
     assert rows == [f"{unit} {2 * unit} 2 hole"]
-    _, rows = survey(runner, [Range(3, 4, -1)], path=path)
+    _, rows = survey(runner, path=path, offset=3 * unit)
     assert rows == [f"{3 * unit} {unit} 1 hole"]
 
 
