@@ -125,7 +125,8 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
             if error.errno == errno.ENXIO:  # truncated between the two calls
                 return
             raise
-        yield data, position
+        if data < position:  # otherwise what was there has been punched out between the two calls
+            yield data, position
 
 
 def hole_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
