@@ -31,6 +31,10 @@ MAX_CHUNK: Final = 64
 """Inodes. The next ones are looked for under the scheduler's lock, at about 2 µs each."""
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 
+OVERLAYFS_MAGIC: Final = 0x794C7630
+"""The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2) does, but
+has the device flush its cache even for a clean file: 74 µs here, and 1 µs the other way."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvictParameters(TaskParameters):
@@ -171,7 +175,10 @@ class _Evictor:
     def _evict(self, path: str) -> int:
         fd = self._tree.open_regular(self._kernel, path)
         try:
-            syscalls.write_back(fd)
+            if syscalls.filesystem_magic(fd) == OVERLAYFS_MAGIC:
+                os.fdatasync(fd)
+            else:
+                syscalls.write_back(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             return os.fstat(fd).st_size
         finally:

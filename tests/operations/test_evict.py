@@ -13,6 +13,7 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host.tree import DEPTH_MAX
 from ktaskfs.ktask import Job
 from ktaskfs.operations.operation import Plan, Range
+from tests.support import filesystems
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
@@ -69,6 +70,27 @@ def test_dirty_and_clean_files_leave_the_cache(runner: Runner, disk: Path) -> No
     assert result == {"files": 101, "bytes": 101 * SIZE, "skipped": 0, "mounts": 0}
     assert sum(cached(file) for file in files) == 0
     assert all(file.read_bytes() == data for file, data in content.items())
+
+
+def test_dirty_files_of_an_overlay(runner: Runner, disk: Path) -> None:
+    """The pages belong to the file below, whose dirty ones must be written before they can go."""
+    for name in ("lower", "upper", "work"):
+        (disk / name).mkdir()
+    make(disk / "lower/old")
+    subprocess.run(["sync", "-f", str(disk)], check=True)
+    layers = ",".join(f"{name}dir={disk / name}" for name in ("lower", "upper", "work"))
+    with filesystems.filesystem("overlay", disk / "merged", layers) as merged:
+        files = [merged / "old", *(make(merged / f"d/f{number}") for number in range(10))]
+        assert [cached(file) for file in files] == [SIZE] * 11
+        content = [file.read_bytes() for file in files[1:]]
+        assert result_of(runner.prepare("evict", path=merged)) == {
+            "files": 11,
+            "bytes": 11 * SIZE,
+            "skipped": 0,
+            "mounts": 0,
+        }
+        assert [cached(file) for file in files] == [0] * 11
+        assert [file.read_bytes() for file in files[1:]] == content
 
 
 def test_one_file(runner: Runner, disk: Path) -> None:
