@@ -55,7 +55,8 @@ class Evict(Operation[EvictParameters]):
     name = "evict"
     description = (
         "For every regular file under path: write back, and drop its cached pages. Links are not followed. "
-        "The result says how many files, of how many bytes, and how many were skipped and why."
+        "The result says how many files, of how many bytes, and how many were skipped and why; "
+        "after a resume, in the last run alone."
     )
     units = "inodes"
     parameters = EvictParameters

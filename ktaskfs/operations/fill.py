@@ -25,7 +25,8 @@ class Fill(Operation[PatternParameters]):
     name = "fill"
     description = (
         "Write a repeated pattern over what is there, in place: no page is allocated, and a hole stays a hole. "
-        "With verify, a test of the memory. The result says how many bytes were written."
+        "With verify, a test of the memory. The result says how many bytes were written; "
+        "after a resume, by the last run alone."
     )
     units = "bytes"
     parameters = PatternParameters

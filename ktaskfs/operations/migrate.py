@@ -52,7 +52,8 @@ class Migrate(Operation[MigrateParameters]):
     name = "migrate"
     description = (
         "Move the pages of the range to NUMA nodes: each node gets an even share of the range. "
-        "Pages that cannot be moved are counted, with the reason; a hole stays a hole."
+        "Pages that cannot be moved are counted, with the reason; a hole stays a hole. "
+        "After a resume the result covers the last run alone."
     )
     units = "pages"
     parameters = MigrateParameters
