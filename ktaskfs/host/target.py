@@ -82,17 +82,6 @@ class Target:
                 return 0
             raise
 
-    def remove(self) -> None:
-        """Unlink a created file, unless its name belongs to another file by now."""
-        if self.directory is None:
-            return
-        try:
-            named = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(self.fd)):
-                os.unlink(self.name, dir_fd=self.directory)
-        except FileNotFoundError:
-            return
-
     def close(self) -> None:
         """Close the descriptors."""
         os.close(self.fd)

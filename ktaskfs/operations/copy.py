@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
-from ktaskfs.host.mapping import Mapping
+from ktaskfs.errors import InvalidValue, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, Kind, Target, open_target
 from ktaskfs.ktask import Control
 from ktaskfs.operations.digest import Crc32, digest_maker, labelled
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
+from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import FLAG, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
-from ktaskfs.operations.room import require_file_size, require_space, too_few_pages
+from ktaskfs.operations.room import require_space
 from ktaskfs.operations.sink import Sink, open_sink
-from ktaskfs.operations.source import DIRECT_BLOCK, Source, require_all_of_it, source_length
+from ktaskfs.operations.source import DIRECT_BLOCK, Source, source_length
 from ktaskfs.operations.trouble import require_unsealed
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -58,15 +57,18 @@ class Copy(Operation[CopyParameters]):
     )
     units = "bytes"
     parameters = CopyParameters
+    no_undo = "what was overwritten with a copy cannot be brought back"
+
+    def resume_refusal(self, parameters: CopyParameters) -> str:
+        """A copy can go on, a digest of it cannot."""
+        return "the digest of what was done has not been kept" if parameters.digest is not None else ""
 
     def prepare(self, kernel: Kernel, parameters: CopyParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open both, create, check, reserve, extend.
 
         Raises OutOfHugePages, OutOfSpace, InvalidValue for ranges past an end that stays or that overlap in one file,
-        NotSupported for undo and for the rest of a copy with a digest, TargetError.
+        NotSupported for a source that cannot be read as asked, TargetError.
         """
-        if parameters.undo:
-            raise NotSupported("undo=1: what was overwritten with a copy cannot be brought back")
         if parameters.direct and parameters.source_offset % DIRECT_BLOCK:
             raise InvalidValue(f"direct=1: source_offset must be a multiple of {format_size(DIRECT_BLOCK)}")
         with contextlib.ExitStack() as stack:
@@ -75,12 +77,11 @@ class Copy(Operation[CopyParameters]):
             extent = _extent(parameters, source)
             if parameters.digest is not None:
                 digest_maker(parameters.digest)
-                require_all_of_it(remaining, extent, "the digest")
             target = open_target(kernel, parameters.path, kinds=frozenset(Kind), create=parameters.mode)
             stack.callback(target.close)
-            stack.callback(target.remove)
-            copier = _Copier(kernel, parameters, source, target, extent)
-            stack.callback(copier.restore)
+            growth = Growth(kernel, target)
+            stack.callback(growth.take_back)
+            copier = _Copier(kernel, parameters, source, target, growth, extent)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
             copier.make_room()
             stack.pop_all()
@@ -100,7 +101,13 @@ class _Copier:
     """The chunk function, what it holds open, and the digest of the chunks that are finished."""
 
     def __init__(
-        self, kernel: Kernel, parameters: CopyParameters, source: Source, target: Target, extent: Extent
+        self,
+        kernel: Kernel,
+        parameters: CopyParameters,
+        source: Source,
+        target: Target,
+        growth: Growth,
+        extent: Extent,
     ) -> None:
         """Raises InvalidValue, and TargetError (EPERM) for a sealed target; changes nothing."""
         self._kernel = kernel
@@ -109,15 +116,15 @@ class _Copier:
         self._target = target
         self._extent = extent
         self._shift = parameters.source_offset - extent.start
-        self._old_size = target.size()
+        self._growth = growth
         self._sink: Sink | None = None
         self._lock = threading.Lock()  # guards both of these
         self._digest = Crc32() if parameters.digest else None
         self._left = extent.size
-        grows = extent.end > self._old_size
+        grows = extent.end > growth.old_size
         if grows and parameters.keep_size:
             raise InvalidValue(
-                f"keep_size=1: the range ends at {extent.end}, and {target.path} has {self._old_size} bytes"
+                f"keep_size=1: the range ends at {extent.end}, and {target.path} has {growth.old_size} bytes"
             )
         require_unsealed(target, SEAL_GROW if grows else 0)
         apart = abs(self._shift) >= extent.size
@@ -129,13 +136,12 @@ class _Copier:
         target, extent = self._target, self._extent
         end = -(-extent.end // target.page_size) * target.page_size if target.kind is Kind.HUGETLBFS else extent.end
         try:
-            require_file_size(target, end)
             if target.kind is Kind.HUGETLBFS:
-                self._reserve()
+                for low, high in self._data(extent.start, extent.end):
+                    self._growth.reserve(Extent(low, high).widened(target.page_size)).close()
             else:
                 self._require_space()
-            if target.size() < end:  # whoever extends it further in this very moment is cut
-                os.ftruncate(target.fd, end)
+            self._growth.extend(end)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
         self._sink = open_sink(self._source, target, extent, self._shift)
@@ -147,17 +153,6 @@ class _Copier:
             return
         for low, high in self._source.data(start + self._shift, end + self._shift):
             yield low - self._shift, high - self._shift
-
-    def _reserve(self) -> None:
-        """Each run of data is mapped once, as in ``fallocate``: what it lacks is then set aside for the file."""
-        for low, high in self._data(self._extent.start, self._extent.end):
-            whole = Extent(low, high).widened(self._target.page_size)
-            try:
-                Mapping(self._target.fd, whole.start, whole.size, reserve=True, extend=True).close()
-            except OSError as error:
-                if error.errno != errno.ENOMEM:
-                    raise
-                raise too_few_pages(self._kernel, self._target, whole) from error
 
     def _require_space(self) -> None:
         """As good as it can be told: what the target has in the range already is only looked for in tmpfs."""
@@ -189,22 +184,15 @@ class _Copier:
 
     def _clear(self, sink: Sink, start: int, end: int, digest: Crc32 | None) -> None:
         """Past the old end of the file there is nothing yet that would have to make room for a hole."""
-        old = min(max(start, self._old_size), end)
+        old = min(max(start, self._growth.old_size), end)
         if start < old:
             sink.clear(start, old, digest)
         if old < end and digest is not None:
             digest.add_zeros(old, end)
 
-    def restore(self) -> None:
-        """Give the target its old size, and remove it if it is new; nobody else may have extended it since."""
-        self._target.remove()
-        size = self._target.size()
-        if self._old_size < size <= -(-self._extent.end // self._target.page_size) * self._target.page_size:
-            os.ftruncate(self._target.fd, self._old_size)
-
     def abort(self) -> None:
         """Take back what ``make_room`` did, and close everything."""
-        self.restore()
+        self._growth.take_back()
         self._close()
 
     def finish(self) -> str:

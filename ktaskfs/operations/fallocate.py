@@ -7,8 +7,6 @@ needs no such lock (madvise(2), MADV_POPULATE_WRITE), and mapping it sets all th
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -18,11 +16,12 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import GuardedRange, data_extents, hole_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_GROW, Kind, Target, open_target
-from ktaskfs.ktask import NO_NODE, Control, Node
+from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, require_whole_pages, resolve_extent, windows
+from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import FLAG, OCTAL, RangeParameters, parameter
-from ktaskfs.operations.room import require_file_size, require_pool, require_space, too_few_pages
+from ktaskfs.operations.room import require_pool, require_space
 from ktaskfs.operations.runlog import RunLog
 from ktaskfs.operations.trouble import page_unavailable, require_unsealed
 
@@ -36,6 +35,8 @@ MAX_CHUNK: Final = 64 << 20
 """A thread zeroes 2 MiB pages at about 9 GiB/s: 64 MiB take 7 ms; below 16 MiB the calls begin to show."""
 TMPFS_WINDOW: Final = 4 << 20
 """Bytes of tmpfs mapped at a time; while they are mapped they count as the worker's resident memory."""
+UNDO_WINDOW: Final = 256 << 20
+"""Bytes freed at a time, as in ``free``: nobody waits longer for the lock of the inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,15 @@ class Fallocate(Operation[FallocateParameters]):
         target = open_target(kernel, parameters.path, kinds=MEMORY, create=parameters.mode)
         with contextlib.ExitStack() as stack:
             stack.callback(target.close)
-            stack.callback(target.remove)
-            old_size = target.size()
-            extent = resolve_extent(parameters, old_size, may_grow=True)
+            growth = Growth(kernel, target)
+            stack.callback(growth.take_back)
+            extent = resolve_extent(parameters, growth.old_size, may_grow=True)
             require_whole_pages(extent, target.page_size, parameters.path)
-            grows = extent.end > old_size
+            grows = extent.end > growth.old_size
             require_unsealed(target, SEAL_GROW if grows else 0)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            filler = _filler(kernel, target, extent, nodes, keep_size=parameters.keep_size, undo=parameters.undo)
+            keep = parameters.keep_size and grows
+            filler = _filler(kernel, target, growth, extent, keep_size=keep, undo=parameters.undo)
             stack.pop_all()
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
         control = Control(
@@ -90,51 +92,24 @@ class Fallocate(Operation[FallocateParameters]):
         return Plan(nodes=nodes, control=control, abort=filler.abort, finish=filler.finish)
 
 
-def _filler(
-    kernel: Kernel, target: Target, extent: Extent, nodes: Sequence[Node], *, keep_size: bool, undo: bool
-) -> _Filler:
-    """Check for room, set it aside, extend; leaves nothing changed if it raises."""
-    old_size = target.size()
-    keep = keep_size and extent.end > old_size
+def _filler(kernel: Kernel, target: Target, growth: Growth, extent: Extent, *, keep_size: bool, undo: bool) -> _Filler:
+    """Check for room, set it aside, extend."""
     with contextlib.ExitStack() as stack:
         survey = _Survey(target, extent, stack) if undo else None
         mapping = None
         try:
             if target.kind is Kind.TMPFS:
                 require_space(kernel, target, extent)
-                if not keep:
-                    _extend_tmpfs(target, extent.end)
-            elif keep:
+                if not keep_size:
+                    growth.extend(extent.end)
+            elif keep_size:
                 require_pool(kernel, target, extent)
             else:
-                require_file_size(target, extent.end)
-                mapping = _reserve(kernel, target, extent)
+                mapping = growth.reserve(extent)
                 stack.callback(mapping.close)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
-        return _Filler(target, extent, nodes, mapping, survey, old_size, keep, stack.pop_all())
-
-
-def _reserve(kernel: Kernel, target: Target, extent: Extent) -> Mapping:
-    """One mapping over the range: hugetlbfs sets the missing pages aside, then extends the file, never shortens it."""
-    try:
-        return Mapping(target.fd, extent.start, extent.size, reserve=True, extend=True)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise too_few_pages(kernel, target, extent) from error
-
-
-def _extend_tmpfs(target: Target, end: int) -> None:
-    """Allocate the last page and free it again: that never shortens a file that somebody else extends at the same time.
-
-    With huge pages the last page brings its neighbours, so all that is new goes, unless data has come there.
-    """
-    new = -(-target.size() // target.page_size) * target.page_size
-    if target.size() < end:
-        syscalls.fallocate(target.fd, 0, end - target.page_size, target.page_size)
-        if not any(data_extents(target.fd, new, end)):
-            syscalls.punch_hole(target.fd, new, end)
+        return _Filler(target, growth, extent, mapping, survey, keep_size, stack.pop_all())
 
 
 class _Survey:
@@ -175,20 +150,18 @@ class _Filler:
     def __init__(
         self,
         target: Target,
+        growth: Growth,
         extent: Extent,
-        nodes: Sequence[Node],
         mapping: Mapping | None,
         survey: _Survey | None,
-        old_size: int,
         keep_size: bool,
         resources: contextlib.ExitStack,
     ) -> None:
         self._target = target
+        self._growth = growth
         self._extent = extent
-        self._nodes = [node for node in nodes if node.nid != NO_NODE]
         self._mapping = mapping
         self._survey = survey
-        self._old_size = old_size
         self._keep_size = keep_size
         self._resources = resources
         self._lock = threading.Lock()
@@ -199,12 +172,11 @@ class _Filler:
         try:
             if self._survey is not None:
                 self._survey.record(start, end)
-            self._prefer_node(start)
             self._allocate(start, end)
         except OSError as error:
             if self._survey is not None:
                 self._take_back(self._survey, start, end)  # the framework knows of finished chunks only
-            raise page_unavailable(self._target, error, self._old_size if self._keep_size else end) from error
+            raise page_unavailable(self._target, error, self._growth.old_size if self._keep_size else end) from error
         with self._lock:
             self._kept += end - start
 
@@ -218,12 +190,6 @@ class _Filler:
                 with Mapping(self._target.fd, piece.start, piece.size, reserve=False) as mapping:
                     mapping.populate_write(0, piece.size)
 
-    def _prefer_node(self, position: int) -> None:
-        """Allocate where ``nodes`` wants this position: a file of memory follows the policy of whoever touches it."""
-        for node in self._nodes:
-            if node.start <= position < node.start + node.size:
-                syscalls.set_mempolicy(syscalls.MPOL_PREFERRED, [node.nid])
-
     def undo(self, start: int, end: int) -> None:
         """Free the pages of a finished range that were missing before; raises OSError."""
         assert self._survey is not None
@@ -233,24 +199,19 @@ class _Filler:
 
     def _take_back(self, survey: _Survey, start: int, end: int) -> None:
         for low, high in survey.log.within(start, end):
-            syscalls.punch_hole(self._target.fd, low, high)
+            for piece in windows(low, high, max(UNDO_WINDOW, self._target.page_size)):
+                syscalls.punch_hole(self._target.fd, piece.start, piece.end)
 
     def abort(self) -> None:
-        """Give back the size and remove a created file, as if nothing had been asked."""
+        """Take back what ``prepare`` made, as if nothing had been asked, and close everything."""
         self._resources.close()
-        self._restore()
+        self._growth.take_back()
         self._target.close()
 
-    def _restore(self) -> None:
-        """Shorten only what is as long as it was made here: somebody else may have extended it since."""
-        self._target.remove()
-        if self._target.size() == self._extent.end > self._old_size:
-            os.ftruncate(self._target.fd, self._old_size)
-
     def finish(self) -> str:
-        """Close everything; if all was undone, the file gets its old size, or goes if it is new. Nothing to report."""
+        """Close everything; if all was undone, take back what ``prepare`` made too. Nothing to report."""
         self._resources.close()
         if self._survey is not None and self._kept == 0:
-            self._restore()
+            self._growth.take_back()
         self._target.close()
         return ""

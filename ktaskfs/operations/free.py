@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target, open_target
 from ktaskfs.ktask import Control
@@ -42,20 +42,20 @@ class Free(Operation[FreeParameters]):
     name = "free"
     description = (
         "Give the pages of the range back to the pool or the system; the file keeps its size and reads as zeros there. "
-        "Can then shorten or remove the file."
+        "Can then shorten or remove the file: only shrink=1 and unlink=1 give back huge pages that were set aside for "
+        "it and never touched, as a cancelled fallocate leaves them."
     )
     units = "bytes"
     parameters = FreeParameters
+    no_undo = "pages that were given back cannot be brought back with what they held"
 
     def prepare(self, kernel: Kernel, parameters: FreeParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open and check; nothing is freed.
 
         A range may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises InvalidValue
-        for a range that is empty or not whole pages, NotSupported for undo, and TargetError: EPERM for a sealed file,
-        EACCES if the caller may not remove a name from the file's directory.
+        for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, EACCES if the caller
+        may not remove a name from the file's directory.
         """
-        if parameters.undo:
-            raise NotSupported("undo=1: pages that were given back cannot be brought back with what they held")
         if parameters.unlink and (parameters.offset or parameters.length is not None or parameters.shrink):
             raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
         target = open_target(kernel, parameters.path, kinds=MEMORY)

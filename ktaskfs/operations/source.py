@@ -15,11 +15,10 @@ from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.trouble import truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
-    from ktaskfs.operations.operation import Range
     from ktaskfs.operations.parameters import RangeParameters
 
 DIRECT_BLOCK: Final = 4096
@@ -153,12 +152,6 @@ def _between(holes: Iterator[tuple[int, int]], start: int, end: int) -> Iterator
         position = high
     if position < end:
         yield position, end
-
-
-def require_all_of_it(remaining: Sequence[Range] | None, extent: Extent, what: str) -> None:
-    """Raises NotSupported for the rest of a range whose other part nobody remembers; ``what`` would be wrong."""
-    if remaining is not None and sum(each.end - each.start for each in remaining) < extent.size:
-        raise NotSupported(f"resume: {what} of what was done has not been kept; start the task anew")
 
 
 def require_source_range(source: Source, offset: int, length: int) -> None:

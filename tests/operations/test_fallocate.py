@@ -12,6 +12,7 @@ import pytest
 
 from ktaskfs import ktask
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host import syscalls
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations.operation import Range
 from tests.support import filesystems
@@ -364,3 +365,24 @@ def test_far_out_in_a_sparse_file(runner: Runner, pool: TestPool, hugetlbfs: Pat
     runner.run("fallocate", path=path, offset=start, length=pool.page_size)
     assert (path.stat().st_size, allocated(path)) == (start + pool.page_size, pool.page_size)
     assert is_all(0, path, start, start + pool.page_size)
+
+
+def test_undo_holds_the_lock_of_the_inode_for_moments(
+    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many bytes at a time as ``free`` does."""
+    length, original, freed = 320 << 20, syscalls.punch_hole, []
+
+    def watched(fd: int, start: int, end: int) -> None:
+        freed.append(end - start)
+        original(fd, start, end)
+
+    with filesystems.tmpfs(area / "tmpfs", 2 * length, "huge=always") as tmpfs:
+        plan = runner.prepare("fallocate", path=tmpfs / "file", length=length, undo=1)
+        plan.control.thread_func(0, length)
+        monkeypatch.setattr(syscalls, "punch_hole", watched)
+        assert plan.control.undo_func is not None
+        plan.control.undo_func(0, length)
+        assert allocated(tmpfs / "file") == 0
+        plan.finish()
+    assert (max(freed), sum(freed)) == (256 << 20, length)

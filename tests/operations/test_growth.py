@@ -1,0 +1,226 @@
+"""What a task gives its target before the first chunk, and what it takes back, while others use the same file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.target import Target
+from tests.operations.test_checksum import content
+from tests.operations.test_clear import HUGE, make_dirty
+from tests.support.memory_files import allocated, is_all, write_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ktaskfs.operations.operation import Plan
+    from tests.operations.conftest import Place, Runner
+
+LENGTH = 8 * HUGE
+OPERATIONS = pytest.mark.parametrize("operation", ["fallocate", "copy"])
+
+
+def growing(runner: Runner, operation: str, path: Path, area: Path, **texts: object) -> Plan:
+    """A task that makes ``path`` LENGTH bytes long; a copy finds a hole, which is to stay one."""
+    if operation == "copy":
+        (area / "source").touch()
+        os.truncate(area / "source", LENGTH)
+        return runner.prepare("copy", source=area / "source", path=path, **texts)
+    return runner.prepare("fallocate", path=path, length=LENGTH, **texts)
+
+
+def past_the_end(path: Path, offset: int, length: int) -> None:
+    """Pages that lie there already, as ``fallocate keep_size=1`` leaves them."""
+    subprocess.run(["fallocate", "-n", "-o", str(offset), "-l", str(length), str(path)], check=True)
+
+
+def test_undo_spares_what_another_task_has_allocated(runner: Runner, place: Place) -> None:
+    path = place.directory / "vm"
+    first = runner.prepare("fallocate", path=path, length=LENGTH, undo=1)
+    runner.run("fallocate", path=path, length=LENGTH)
+    first.finish()
+    assert (path.stat().st_size, allocated(path)) == (LENGTH, LENGTH)
+
+
+@pytest.mark.parametrize("new", [False, True])
+@OPERATIONS
+def test_abort_spares_what_others_have_written(
+    runner: Runner, place: Place, area: Path, operation: str, new: bool
+) -> None:
+    path = place.directory / "file"
+    if not new:
+        make_dirty(path, HUGE)
+    plan = growing(runner, operation, path, area)
+    write_bytes(path, content(HUGE), 4 * HUGE)
+    plan.abort()
+    assert path.stat().st_size == LENGTH
+    assert is_all(0xFF, path, 0, HUGE) is not new
+    with path.open("rb") as file:
+        assert os.pread(file.fileno(), HUGE, 4 * HUGE) == content(HUGE)
+
+
+def test_abort_spares_what_others_have_written_to_a_disk(runner: Runner, area: Path) -> None:
+    for new in (False, True):
+        path = area / f"new {new}"
+        if not new:
+            path.touch()
+        plan = growing(runner, "copy", path, area)
+        with path.open("r+b") as file:
+            file.write(b"precious")
+        plan.abort()
+        assert (path.stat().st_size, path.read_bytes()[:8]) == (LENGTH, b"precious")
+
+
+def test_abort_spares_what_others_have_appended_to_a_page(runner: Runner, tmpfs: Path, area: Path) -> None:
+    path = tmpfs / "file"
+    path.write_bytes(b"x" * 100)
+    plan = growing(runner, "copy", path, area)
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), b"precious", 100)
+    plan.abort()
+    assert path.read_bytes()[:108] == b"x" * 100 + b"precious"
+
+
+@OPERATIONS
+def test_abort_shortens_beside_what_was_there(runner: Runner, place: Place, area: Path, operation: str) -> None:
+    path = place.directory / "file"
+    make_dirty(path, HUGE)
+    growing(runner, operation, path, area).abort()
+    assert (path.stat().st_size, allocated(path)) == (HUGE, HUGE)
+
+
+def test_abort_shortens_a_file_of_no_whole_pages(runner: Runner, area: Path, place: Place) -> None:
+    for path in (place.directory / "file", area / "file"):
+        if path.parent == area or place.unit == 4096:
+            path.write_bytes(b"x" * 100)
+            before = allocated(path)
+            growing(runner, "copy", path, area).abort()
+            assert path.read_bytes() == b"x" * 100
+            assert 0 < allocated(path) <= before  # ftruncate(2) splits a huge page
+
+
+@OPERATIONS
+def test_abort_leaves_a_file_that_has_another_name_by_now(
+    runner: Runner, place: Place, area: Path, operation: str
+) -> None:
+    for new in (False, True):
+        path, moved = place.directory / "file", place.directory / "moved"
+        if not new:
+            path.touch()
+        plan = growing(runner, operation, path, area)
+        path.rename(moved)
+        path.touch()
+        plan.abort()
+        assert (path.stat().st_size, moved.stat().st_size) == (0, LENGTH)
+
+
+@OPERATIONS
+def test_pages_past_the_old_end_stay(runner: Runner, place: Place, area: Path, operation: str) -> None:
+    path = place.directory / "file"
+    path.touch()
+    os.truncate(path, HUGE)
+    past_the_end(path, HUGE, 2 * HUGE)
+    before = allocated(path)
+    growing(runner, operation, path, area).abort()
+    assert allocated(path) == before
+
+
+@OPERATIONS
+def test_pages_past_the_new_end_stay(runner: Runner, place: Place, area: Path, operation: str) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    past_the_end(path, LENGTH + HUGE, 2 * HUGE)
+    before = allocated(path)
+    growing(runner, operation, path, area).abort()
+    assert allocated(path) == before
+
+
+def test_undo_leaves_pages_past_the_old_end(runner: Runner, place: Place) -> None:
+    if place.unit == 4096:
+        pytest.skip("undo is refused where pages were never written")
+    path = place.directory / "file"
+    path.touch()
+    os.truncate(path, 2 * HUGE)
+    past_the_end(path, 2 * HUGE, 4 * HUGE)
+    plan = runner.prepare("fallocate", path=path, length=LENGTH, undo=1, chunk=HUGE)
+    plan.control.thread_func(0, LENGTH)
+    assert plan.control.undo_func is not None
+    plan.control.undo_func(0, LENGTH)
+    plan.finish()
+    assert allocated(path) == 4 * HUGE
+
+
+@OPERATIONS
+def test_growing_frees_nothing_and_keeps_nothing(runner: Runner, place: Place, area: Path, operation: str) -> None:
+    path = place.directory / "file"
+    path.touch()
+    past_the_end(path, 0, 4 * HUGE)
+    plan = growing(runner, operation, path, area)
+    assert (path.stat().st_size, allocated(path)) == (LENGTH, 4 * HUGE)
+    plan.abort()
+
+
+def test_data_that_comes_while_a_file_grows(
+    runner: Runner, tmpfs: Path, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, original = tmpfs / "file", syscalls.punch_hole
+
+    def late(fd: int, start: int, end: int) -> None:
+        with path.open("r+b") as file:
+            file.write(content(HUGE))
+        original(fd, start, end)
+
+    monkeypatch.setattr(syscalls, "punch_hole", late)
+    growing(runner, "fallocate", path, area).abort()
+    assert path.read_bytes()[:HUGE] == content(HUGE)
+
+
+@OPERATIONS
+def test_two_that_extend_one_file_do_not_shorten_it(
+    runner: Runner, place: Place, area: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one comes after each look at the size in turn."""
+    original = Target.size
+    for number in range(12):
+        path, looks = place.directory / f"file {number}", []
+
+        def size(target: Target, path: Path = path, looks: list[int] = looks, number: int = number) -> int:
+            found = original(target)
+            if target.path == str(path):
+                looks.append(found)
+                if len(looks) == number:
+                    os.truncate(path, 2 * LENGTH)
+            return found
+
+        path.touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(Target, "size", size)
+            plan = growing(runner, operation, path, area)
+            looked = len(looks)
+        assert path.stat().st_size == (2 * LENGTH if looked >= number > 0 else LENGTH)
+        plan.abort()
+
+
+def test_a_filesystem_that_allocates_nothing_in_advance(
+    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(fd: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(syscalls, "fallocate", unknown)
+    growing(runner, "copy", area / "file", area).abort()
+    write_bytes(area / "source", content(HUGE))
+    runner.run("copy", source=area / "source", path=area / "file")
+    assert (area / "file").read_bytes() == content(HUGE) + bytes(LENGTH - HUGE)
+
+
+def test_a_memfd_gets_its_old_size(runner: Runner, pool_2m: object, area: Path) -> None:
+    for flags in (0, os.MFD_HUGETLB):
+        fd = os.memfd_create("guest", flags)
+        growing(runner, "fallocate", area.__class__(f"/proc/{os.getpid()}/fd/{fd}"), area).abort()
+        assert os.fstat(fd).st_size == 0
+        os.close(fd)
