@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 from ktaskfs.config import MountConfig, parse_options
 from ktaskfs.errors import KtaskfsError, TargetError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
-"""Bytes of an old log that is written on; a larger one is kept as ``log.old``."""
+"""Bytes of a log that is written on; a larger one is kept as ``log.old``, in place of the one before."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -35,7 +35,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
             return _store(config, Manager(environment))
         if not given.foreground:
             return _run_behind(config, environment)
-        _log_to(_handler(environment))
+        _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler())
         _run(config, lambda: None, Manager(environment))
     except KtaskfsError as error:
         _complain(error.message)
@@ -48,16 +48,35 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _handler(environment: Mapping[str, str]) -> logging.Handler:
-    """Where the daemon's log goes: to standard error, and by the journal's own protocol if that is the journal."""
-    if stderr_is_journal(environment):
-        return JournalHandler()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
-    return handler
+class LogFile(logging.StreamHandler[TextIO]):
+    """Logs to standard error, which is the file ``path``, so that whatever else is said there is in it too."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file, made if missing, as standard output and error. Raises OSError."""
+        # Not sys.stderr, which there is none of where the caller has closed it.
+        super().__init__(os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False))
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if os.fstat(2).st_size > LOG_MAX:
+            try:
+                os.rename(self._path, f"{self._path}.old")
+                self._open()
+            except OSError:  # the next line tries again, and this one stands in the old file
+                self.handleError(record)
 
 
 def _log_to(handler: logging.Handler) -> None:
+    if not isinstance(handler, JournalHandler):
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -76,6 +95,7 @@ def _store(config: MountConfig, manager: Manager) -> int:
 
 def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     """Fork the daemon and wait until it says that the mount answers, or why not."""
+    _fill_standard_descriptors()
     readable, writable = os.pipe()
     if os.fork():
         os.close(writable)
@@ -94,8 +114,7 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
         os.close(writable)
 
     try:
-        _leave(config.statedir, keep_stderr=stderr_is_journal(environment))
-        _log_to(_handler(environment))
+        _log_to(_leave(config.statedir, environment))
         _run(config, ready, Manager({}))
     except KtaskfsError as error:
         os.write(writable, error.message.encode(errors="backslashreplace"))
@@ -103,27 +122,30 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _leave(statedir: str, *, keep_stderr: bool) -> None:
-    """Leave the caller's directory and files, so that nobody waits for those to be closed, and log elsewhere.
+def _fill_standard_descriptors() -> None:
+    """Of those that the caller has closed: or the next file opened here would be taken for standard error."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
-    To the journal if standard error is that, else into the state directory. Raises TargetError.
+
+def _leave(statedir: str, environment: Mapping[str, str]) -> logging.Handler:
+    """Leave the caller's directory and files, so that nobody waits for those to be closed; returns where to log.
+
+    That is the journal if standard error is, else a file in the state directory. Raises TargetError.
     """
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.close(null)
-    if not keep_stderr:
-        path = os.path.join(statedir, LOG_NAME)
-        try:
-            os.makedirs(statedir, 0o700, exist_ok=True)
-            if os.path.exists(path) and os.path.getsize(path) > LOG_MAX:
-                os.rename(path, f"{path}.old")
-            log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise TargetError.from_os(error, f"state directory {statedir}") from error
-        os.dup2(log, 2)
-        os.close(log)
-    os.dup2(2, 1)
+    if stderr_is_journal(environment):
+        os.dup2(2, 1)
+        return JournalHandler()
+    try:
+        os.makedirs(statedir, 0o700, exist_ok=True)
+        return LogFile(os.path.join(statedir, LOG_NAME))
+    except OSError as error:
+        raise TargetError.from_os(error, f"state directory {statedir}") from error
 
 
 def _complain(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.cli.mount import LOG_MAX
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
 from tests.support.poll import until
@@ -42,6 +43,33 @@ def test_it_returns_when_the_mount_answers_and_keeps_nothing_of_the_caller(area:
         assert os.readlink(f"/proc/{daemon}/cwd") == "/"
         assert os.getsid(int(daemon)) == int(daemon)
         assert "mounted on" in (area / "state/log").read_text()
+        assert run("umount", str(point)).status == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_it_mounts_without_standard_descriptors(area: Path, point: Path, closed: str) -> None:
+    with none_left():
+        outcome = shell(f'"$@" {closed}', *COMMAND, "-o", f"statedir={area / 'state'}", str(point), cwd=ROOT)
+        assert outcome == Outcome(0, "", "")
+        log = (area / "state/log").read_text()
+        assert "mounted on" in log
+        assert "ready" not in log
+        assert run("umount", str(point)).status == 0
+
+
+def test_the_log_in_the_state_directory_does_not_grow_for_ever(area: Path, point: Path) -> None:
+    log, old = area / "state/log", area / "state/log.old"
+    with none_left():
+        assert mount("-o", f"statedir={area / 'state'}", point).status == 0
+        log.write_bytes(b"x" * LOG_MAX)
+        (area / "file").write_bytes(b"x")
+        for number in range(2):
+            spec = f"checksum path={area}/file name=t{number}"
+            assert shell('echo "$2" > "$1/tasks/control"', str(point), spec).status == 0
+            run("cat", f"{point}/tasks/t{number}/wait")
+        assert old.read_bytes().startswith(b"x" * LOG_MAX)
+        assert "t1 is done" in log.read_text()
+        assert log.stat().st_size < LOG_MAX
         assert run("umount", str(point)).status == 0
 
 
