@@ -7,14 +7,16 @@ filesystem uid and gid must be those that the kernel put into the request.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
 import resource
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.errors import NotPermitted, TargetError
+from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host import syscalls
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ class Identity:
 
     ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it names a process for
     the length of the boot. The capabilities are bit masks, and none at all for a process in a user namespace that is
-    not ours, since they hold only in there. ``file_size_max`` is the soft RLIMIT_FSIZE, -1 for no limit.
+    not ours, since they hold only in there. ``file_size_max`` is the soft RLIMIT_FSIZE, -1 for no limit. ``nice`` and
+    ``oom_score_adj`` are no matter of permission, but a task shall not fare better than its caller.
     """
 
     pid: int
@@ -49,6 +52,8 @@ class Identity:
     bounding: int
     umask: int
     file_size_max: int
+    nice: int
+    oom_score_adj: int
 
     def to_fields(self) -> dict[str, Any]:
         """The fields as JSON can carry them."""
@@ -74,9 +79,14 @@ class Caller:
         os.close(self.cwd)
 
 
+def _stat_field(stat: bytes, number: int) -> int:
+    """Field 4 or later of /proc/PID/stat; the name in field 2 may hold spaces, parentheses and newlines. proc(5)."""
+    return int(stat[stat.rindex(b")") + 1 :].split()[number - 3])
+
+
 def parse_start_time(stat: bytes) -> int:
-    """Field 22 of /proc/PID/stat; the name in field 2 may hold spaces, parentheses and newlines. proc(5)."""
-    return int(stat[stat.rindex(b")") + 1 :].split()[19])
+    """Field 22 of /proc/PID/stat: clock ticks since boot."""
+    return _stat_field(stat, 22)
 
 
 def start_time(pid: int) -> int | None:
@@ -92,7 +102,8 @@ def read_caller(pid: int, uid: int, gid: int) -> Caller:
     """The caller behind a request that the kernel says came from ``pid`` with filesystem ids ``uid`` and ``gid``.
 
     Raises NotPermitted when there is no such process any more, when its ids are others, or when its root and
-    working directory may not be seen (another user's process, seen by an ordinary user's daemon).
+    working directory may not be seen (another user's process, seen by an ordinary user's daemon); TargetError when
+    this process has no descriptor or memory left.
     """
     process = _open_path(f"/proc/{pid}", None, pid)
     try:
@@ -102,7 +113,7 @@ def read_caller(pid: int, uid: int, gid: int) -> Caller:
         root = _open_path("root", process, pid)
         try:
             cwd = _open_path("cwd", process, pid)
-        except NotPermitted:
+        except KtaskfsError:
             os.close(root)
             raise
     finally:
@@ -115,9 +126,10 @@ def _identity(process: int, pid: int) -> Identity:
     if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
         raise NotPermitted(f"process {pid}, which wrote, has ended")
     mask = -1 if _same_user_namespace(process, pid) else 0
+    stat = _read(process, "stat", pid)
     return Identity(
         pid=pid,
-        start_time=parse_start_time(_read(process, "stat", pid)),
+        start_time=parse_start_time(stat),
         uid=int(status["Uid"][3]),
         gid=int(status["Gid"][3]),
         groups=tuple(int(group) for group in status["Groups"]),
@@ -126,6 +138,8 @@ def _identity(process: int, pid: int) -> Identity:
         bounding=int(status["CapBnd"][0], 16) & mask,
         umask=int(status["Umask"][0], 8),
         file_size_max=_file_size_max(_read(process, "limits", pid)),
+        nice=_stat_field(stat, 19),
+        oom_score_adj=int(_read(process, "oom_score_adj", pid)),
     )
 
 
@@ -150,7 +164,9 @@ def _read(process: int, name: str, pid: int) -> bytes:
         raise _unseen(pid, error) from error
 
 
-def _unseen(pid: int, error: OSError) -> NotPermitted:
+def _unseen(pid: int, error: OSError) -> KtaskfsError:
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # it is we who lack something
+        return TargetError.from_os(error, f"look at process {pid}, which wrote")
     return NotPermitted(f"process {pid}, which wrote, cannot be seen: {error.strerror}")
 
 
@@ -182,7 +198,8 @@ def become(identity: Identity, root: int, cwd: int) -> None:
 
     With the capabilities to do so: root and working directory, groups, gid, uid, then no capability that the caller
     does not have. Without them (an ordinary user's daemon): the caller must be of the same user and root, and only
-    the working directory changes. Both: umask, file size limit, no_new_privs. Closes neither descriptor.
+    the working directory changes. Both: nice value, OOM score, umask, file size limit, no_new_privs. Closes neither
+    descriptor.
 
     Raises NotPermitted or TargetError when it cannot be done; the process is then neither one nor the other
     and must end. Ends the process itself, status 70, if the kernel said yes and it did not hold.
@@ -193,6 +210,7 @@ def become(identity: Identity, root: int, cwd: int) -> None:
     needed = CAP_SETUID | CAP_SETGID | CAP_SETPCAP | CAP_SYS_CHROOT
     changes = syscalls.capget()[0] & needed == needed
     try:
+        _fare_alike(identity)
         if changes:
             _enter(root, cwd)
             _change_user(identity)
@@ -207,6 +225,14 @@ def become(identity: Identity, root: int, cwd: int) -> None:
     if not _holds(identity, changes):
         os.write(2, b"ktaskfs: the change of user did not hold\n")
         os._exit(_EXIT_SOFTWARE)
+
+
+def _fare_alike(identity: Identity) -> None:
+    """Take over the caller's nice value and OOM score; an ordinary user's daemon may have to leave them higher."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, identity.nice)
+    with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "wb") as file:
+        file.write(b"%d" % identity.oom_score_adj)
 
 
 def _enter(root: int, cwd: int) -> None:

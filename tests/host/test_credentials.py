@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ktaskfs.errors import NotPermitted
+from ktaskfs.errors import NotPermitted, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become, parse_start_time, read_caller, start_time
 from tests.support.forked import Died, run_forked
@@ -110,6 +110,19 @@ def test_a_pid_without_a_process_is_refused() -> None:
         read_caller(pid, 0, 0)
 
 
+def test_having_no_descriptor_left_is_not_the_callers_fault() -> None:
+    def look() -> list[str]:
+        soft = len(os.listdir("/proc/self/fd"))  # one more than are open: listing took one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(TargetError, match="Too many open files") as error:
+            read_caller(os.getpid(), os.geteuid(), os.getegid())
+        assert os.listdir("/proc/self/fd") == before
+        return [error.value.errname]
+
+    assert run_forked(look) == ["EMFILE"]
+
+
 def test_refusals_leave_no_descriptor_open() -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(NotPermitted):
@@ -153,6 +166,27 @@ def test_becoming_an_ordinary_user(area: Path) -> None:
     assert seen["made"] == [0o640, NOBODY]
     assert seen["status"]["NoNewPrivs"] == ["1"]
     assert seen["status"]["CapAmb"] == ["0" * 16]
+
+
+@needs_root
+def test_the_caller_and_its_worker_fare_alike() -> None:
+    def look() -> list[Any]:
+        return [os.getpriority(os.PRIO_PROCESS, 0), int(Path("/proc/self/oom_score_adj").read_text())]
+
+    def in_a_service() -> list[Any]:
+        """As in a unit with OOMScoreAdjust= and Nice=, whose worker shall not have these."""
+        os.setpriority(os.PRIO_PROCESS, 0, 3)
+        Path("/proc/self/oom_score_adj").write_text("200")
+        become(caller.identity, caller.root, caller.cwd)
+        return look()
+
+    with shell("echo 300 > /proc/$$/oom_score_adj; renice -n 7 $$ >/dev/null", user=NOBODY, group=NOBODY) as child:
+        caller = read_caller(child.pid, NOBODY, NOBODY)
+        assert run_forked(in_a_service) == [7, 300]
+        caller.close()
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    assert run_forked(in_a_service) == look()
+    caller.close()
 
 
 @needs_root
