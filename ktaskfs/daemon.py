@@ -25,7 +25,7 @@ from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.steps import steps
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import ACTIVE, ENDED
+from ktaskfs.tasks.task import ACTIVE, WORKING
 from ktaskfs.tasks.tunables import Settings
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def _serve(
             nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()
         manager.tell("STOPPING=1")
-        left = [task.name for task in table if task.state not in ENDED]
+        left = [task.name for task in table if task.state in WORKING]
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
         nursery.cancel_scope.cancel()
 

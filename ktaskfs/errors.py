@@ -111,15 +111,27 @@ class NameTaken(KtaskfsError):
 
 
 class NoSuchTask(KtaskfsError):
-    """No task of that name, or not any more (ENOENT)."""
+    """No task of that name (ENOENT)."""
 
     default_errno = errno.ENOENT
+
+
+class TaskForgotten(KtaskfsError):
+    """A file of the task is still open, but the task was removed (ENODEV, as kernfs has it)."""
+
+    default_errno = errno.ENODEV
 
 
 class TooManyTasks(KtaskfsError):
     """The caller has as many unfinished tasks as ``debug/ktask_max_tasks`` allows (EAGAIN)."""
 
     default_errno = errno.EAGAIN
+
+
+class TooManyOpen(KtaskfsError):
+    """The caller has too many control files open for writing (EMFILE)."""
+
+    default_errno = errno.EMFILE
 
 
 class WrongState(KtaskfsError):

@@ -1,23 +1,31 @@
-"""What /proc tells of a living thread."""
+"""What /proc tells of a living process or thread. proc(5), /proc/PID/stat."""
 
 from __future__ import annotations
 
 
 def thread_cpu(pid: int, tid: int) -> int | None:
-    """The CPU that the thread ran on last (field 39 of /proc/PID/task/TID/stat); None if there is no such thread."""
-    try:
-        with open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:
-            text = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(text[text.rindex(b")") + 1 :].split()[36])
+    """The CPU that the thread ran on last; None if there is no such thread."""
+    fields = _stat(f"/proc/{pid}/task/{tid}/stat")
+    return int(fields[36]) if fields else None
 
 
 def is_stopped(pid: int) -> bool:
     """Whether the process is stopped by a signal or a tracer (state T or t)."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return bool(fields) and fields[0] in (b"T", b"t")
+
+
+def cpu_ticks(pid: int) -> int:
+    """Clock ticks for which the process has been on a CPU, in user and system mode; 0 if there is no such process."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def _stat(path: str) -> list[bytes]:
+    """The fields from the third on: the second, the name, may hold spaces and parentheses. Empty if it has ended."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(path, "rb") as file:
             text = file.read()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text[text.rindex(b")") + 1 :].split()[0] in (b"T", b"t")
+        return []
+    return text[text.rindex(b")") + 1 :].split()

@@ -16,7 +16,7 @@ from ktaskfs.host import credentials
 from ktaskfs.operations.parameters import format_parameters
 from ktaskfs.progress import Phase, Requests, Shape, read_requests, read_result, read_snapshot
 from ktaskfs.tasks.paths import absolute_paths
-from ktaskfs.tasks.starter import StartCancelled, Starter, ending_text
+from ktaskfs.tasks.starter import StartCancelled, Starter, ending_text, see_off
 from ktaskfs.tasks.task import ACTIVE, EMPTY, PHASE_STATES, RESUMABLE, State, Task, Worker
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class TaskService:
         """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
         task.require(ACTIVE, "kill")
         if task.state is State.STARTING:
-            self._starter.cancel(task)
+            self._starter.kill(task)
         elif task.worker is not None:
             task.worker.signal(signal.SIGKILL)
 
@@ -172,6 +172,7 @@ class TaskService:
 
     def set_live(self, task: Task) -> None:
         """Put changed ``max_threads``, ``nice`` and ``rate_max`` of a task in force."""
+        task.require_known()
         task.ask(replace(task.requests, rate=task.rate_limit()))
         self.table.rebalance()
         self.save(task)
@@ -193,16 +194,18 @@ class TaskService:
         for old in self.table.overdue():
             self._drop(old)
 
-    def save(self, task: Task) -> None:
-        """Write the record of ``task``. A state directory that fails costs what a restart would have known."""
+    def save(self, task: Task) -> bool:
+        """Write the record of ``task``. Where the state directory fails, False: a restart would know the old one."""
         try:
             self._state.write(task.record())
         except OSError as error:
             LOG.error("the record of task %s cannot be written: %s", task.name, error)
+            return False
+        return True
 
-    def _move(self, task: Task, state: State) -> None:
+    def _move(self, task: Task, state: State) -> bool:
         self.table.move(task, state)
-        self.save(task)
+        return self.save(task)
 
     # ---- the end of a task ----
 
@@ -227,6 +230,8 @@ class TaskService:
         except Exception:
             # A bug must not end the daemon, which others' tasks depend on.
             LOG.exception("the end of task %s", task.name)
+            task.worker = None
+        worker.close()  # when nothing shows it any more
 
     def _conclude(self, task: Task, worker: Worker, status: int | None) -> None:
         self._state.step("the worker has ended")
@@ -248,16 +253,15 @@ class TaskService:
         else:
             task.result = result
         self._end(task, state, final)
-        worker.close()  # when nothing shows it any more
 
     def _end(self, task: Task, state: State, final: Snapshot) -> None:
         task.final = final
         task.worker = None
-        self._move(task, state)
-        try:
-            self._state.forget_page(task.number)
-        except OSError as error:
-            LOG.error("the page of task %s cannot be removed: %s", task.name, error)
+        if self._move(task, state):  # else a successor needs the page
+            try:
+                self._state.forget_page(task.number)
+            except OSError as error:
+                LOG.error("the page of task %s cannot be removed: %s", task.name, error)
         LOG.info(
             "task %s is %s%s", task.name, state, f": {final.message}" if final.message else "", extra=_fields(task)
         )
@@ -290,6 +294,9 @@ class TaskService:
 
     def _adopt_active(self, task: Task, record: Record) -> None:
         """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
+        if task.state is State.STARTING:
+            self._nursery.start_soon(self._end_start, task, _open_process(record))
+            return
         try:
             page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -299,7 +306,9 @@ class TaskService:
         shape = Shape(*(record.shape or (0, 0)))
         pidfd = _open_process(record)
         if pidfd is None:
-            self._conclude(task, Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape), None)
+            worker = Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
+            self._conclude(task, worker, None)
+            worker.close()
             return
         task.requests = read_requests(page)
         task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
@@ -307,6 +316,15 @@ class TaskService:
         self.table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=_fields(task))
         self._nursery.start_soon(self._watch, task, task.worker)
+
+
+    async def _end_start(self, task: Task, pidfd: int | None) -> None:
+        """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
+        if pidfd is not None:
+            await see_off(pidfd)
+            os.close(pidfd)
+        message = "the daemon ended before the work began"
+        self._end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
 
 
 def _fields(task: Task) -> dict[str, object]:

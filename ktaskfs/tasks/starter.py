@@ -15,6 +15,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
 from ktaskfs.host import credentials
+from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.progress import Shape, create_page, write_requests
 from ktaskfs.tasks.task import State, Task, Worker
@@ -32,8 +33,10 @@ LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
 """Seconds for which the write that starts a task waits for its target: no request may block for much longer."""
 TIMEOUT: Final = 60.0
-"""Seconds after which a worker that has not answered is killed. A pool that has to grow by surplus pages first may
-legitimately take long to reserve from; a minute is a guess."""
+"""Seconds after which a worker that has neither answered nor used a CPU is given up: it hangs in its target. One that
+counts files or reserves from a pool that has to grow may legitimately take long; a minute is a guess."""
+GRACE: Final = 0.5
+"""Seconds for a worker whose start was given up to take back what it prepared and to end; then it is killed."""
 SPARE_RANGES: Final = 64
 """Ranges that a page has room for beyond those known before the operation makes its plan: one for each NUMA node."""
 
@@ -44,25 +47,31 @@ class StartCancelled(KtaskfsError):
     default_errno = errno.ECANCELED
 
 
-@dataclass
-class _Batch:
-    """Tasks that start together. ``writer_waits`` until the write that asked has been answered."""
-
-    tasks: Sequence[Task]
-    caller: Caller
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    writer_waits: bool = True
-    error: KtaskfsError | None = None
-    over: trio.Event = field(default_factory=trio.Event)
-
-
 @dataclass(frozen=True)
-class _Ready:
-    """A worker that is ready and waits for GO on ``channel``."""
+class _Forked:
+    """A worker that waits for GO on ``channel``, once it is ready."""
 
     task: Task
     worker: Worker
     channel: trio.socket.SocketType
+
+
+@dataclass
+class _Batch:
+    """Tasks that start together. ``writer_waits`` until the write that asked has been answered.
+
+    forked: those that have a worker, in order.
+    error:  why none of them begins, as soon as that is known.
+    over:   they have begun, or nothing is left of their workers.
+    """
+
+    tasks: Sequence[Task]
+    caller: Caller
+    forked: list[_Forked] = field(default_factory=list)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    writer_waits: bool = True
+    error: KtaskfsError | None = None
+    over: trio.Event = field(default_factory=trio.Event)
 
 
 class Starter:
@@ -102,10 +111,14 @@ class Starter:
         try:
             with trio.move_on_after(PATIENCE):
                 await batch.over.wait()
+            if batch.error is not None:
+                await batch.over.wait()
         finally:
             batch.writer_waits = False
         if batch.error is not None:
             raise batch.error
+        if not batch.over.is_set():
+            self._record_late(batch)
 
     def cancel(self, task: Task) -> None:
         """Give up the start of ``task``, and of those that were to begin with it, unless that has been done."""
@@ -113,17 +126,22 @@ class Starter:
         if batch is not None:
             batch.scope.cancel()
 
+    def kill(self, task: Task) -> None:
+        """As ``cancel``, and kill the worker at once."""
+        self.cancel(task)
+        if task.worker is not None:
+            task.worker.signal(signal.SIGKILL)
+
     async def _carry_out(self, batch: _Batch) -> None:
-        ready: list[_Ready] = []
         error: KtaskfsError | None = None
         try:
             with batch.scope:
                 for task in batch.tasks:
-                    ready.append(await self._prepare(task, batch.caller))
+                    await self._prepare(task, batch)
             if batch.scope.cancel_called:  # though perhaps only after the last worker had said that it is ready
                 error = StartCancelled("cancelled before the work began")
             else:
-                self._write_records(ready)
+                self._write_records(batch)
         except KtaskfsError as refusal:
             error = refusal
         except Exception:
@@ -131,7 +149,7 @@ class Starter:
             LOG.exception("starting %s", batch.tasks)
             error = WorkerLost("the start failed in an unforeseen way; the log has more")
         except BaseException:  # the daemon ends, and so do the workers that wait for its word
-            for each in ready:
+            for each in batch.forked:
                 each.channel.close()
             raise
         finally:
@@ -139,39 +157,51 @@ class Starter:
             for task in batch.tasks:
                 del self._batches[task]
         if error is None:
-            await self._let_go(ready)
+            await self._let_go(batch)
         else:
-            self._give_up(batch, ready, error)
-        batch.error = error
+            batch.error = error
+            await self._give_up(batch, error)
         batch.over.set()
 
-    def _give_up(self, batch: _Batch, ready: Sequence[_Ready], error: KtaskfsError) -> None:
-        for each in ready:
-            each.channel.close()  # its end tells the worker to take back what it prepared, and to end
-            each.task.worker = None
-            each.worker.close()
-            self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
+    async def _give_up(self, batch: _Batch, error: KtaskfsError) -> None:
+        """End the workers, the last one first: each finds its target as it has left it, and takes that back."""
+        late = not batch.writer_waits
+        with trio.CancelScope(shield=True):
+            for each in reversed(batch.forked):
+                each.channel.close()  # its end tells the worker to take back what it prepared, and to end
+                await see_off(each.worker.pidfd)
+                self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
+                each.task.worker = None
+                each.worker.close()
         for task in batch.tasks:
             try:
                 self._state.forget_page(task.number)
             except OSError as page_error:  # it is made anew before the next start, or swept by the next daemon
                 LOG.error("the page of task %s cannot be removed: %s", task.name, page_error)
-            if not batch.writer_waits:
+            if late:
                 self._failed_late(task, error)
 
-    def _write_records(self, ready: Sequence[_Ready]) -> None:
+    def _record_late(self, batch: _Batch) -> None:
+        """The write is answered with success, so that a successor of this daemon must know of the tasks."""
+        for task in batch.tasks:
+            try:
+                self._state.write(task.record())
+            except OSError as error:
+                LOG.error("the record of task %s cannot be written: %s", task.name, error)
+
+    def _write_records(self, batch: _Batch) -> None:
         """Before any GO: a successor of this daemon must know every worker that may have begun."""
         try:
-            for each in ready:
-                self._state.write(replace(each.task.record(), state=State.RUNNING))
+            for task in batch.tasks:
+                self._state.write(replace(task.record(), state=State.RUNNING))
         except OSError as error:
             raise TargetError.from_os(error, "write the task's record") from error
 
-    async def _let_go(self, ready: Sequence[_Ready]) -> None:
-        for each in ready:  # all of them before anything else can happen, such as a cancel
-            self._table.move(each.task, State.RUNNING)
+    async def _let_go(self, batch: _Batch) -> None:
+        for task in batch.tasks:  # all of them before anything else can happen, such as a cancel
+            self._table.move(task, State.RUNNING)
         with trio.CancelScope(shield=True):
-            for each in ready:
+            for each in batch.forked:
                 self._state.step("let the worker go")
                 try:
                     await each.channel.send(protocol.GO)
@@ -181,8 +211,8 @@ class Starter:
                 each.channel.close()
                 self._began(each.task, each.worker)
 
-    async def _prepare(self, task: Task, caller: Caller) -> _Ready:
-        """Fork a worker and hear that it can begin. Raises KtaskfsError."""
+    async def _prepare(self, task: Task, batch: _Batch) -> None:
+        """Fork a worker, which is then among ``batch.forked``, and hear that it can begin. Raises KtaskfsError."""
         with contextlib.ExitStack() as undo:
             page, shape = self._make_page(task)
             undo.callback(os.close, page)
@@ -190,25 +220,25 @@ class Starter:
             undo.callback(channel.close)
             self._state.step("ask for a worker")
             with theirs:
-                forked = await self._launcher.fork(
-                    self._request(task, caller), [page, theirs.fileno(), caller.root, caller.cwd]
-                )
+                forked = await self._fork(task, [page, theirs.fileno(), batch.caller.root, batch.caller.cwd], batch)
             undo.callback(os.close, forked.pidfd)
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
-            self._state.step("a worker is forked")
-            planned = await self._hear(channel, forked)
-            self._state.step("the worker is ready")
-            began = credentials.start_time(forked.pid)
-            if began is None:
-                raise WorkerLost("the worker died before it could begin")
+            began = credentials.start_time(forked.pid) or 0  # of one that has died: nobody will find that one
             try:
                 write_requests(page, task.requests)  # they may have changed since the page was made
             except OSError as error:
                 raise TargetError.from_os(error, "write to the page shared with the worker") from error
             undo.pop_all()
-        task.planned = planned
         task.worker = Worker(forked.pid, began, forked.pidfd, page, shape, forked.ticket)
-        return _Ready(task, task.worker, channel)
+        batch.forked.append(_Forked(task, task.worker, channel))
+        self._state.step("a worker is forked")
+        task.planned = await self._hear(channel, forked)
+        self._state.step("the worker is ready")
+
+    async def _fork(self, task: Task, fds: Sequence[int], batch: _Batch) -> Forked:
+        with trio.move_on_after(TIMEOUT):
+            return await self._launcher.fork(self._request(task, batch.caller), fds)
+        raise WorkerLost(f"no worker could be started within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
 
     def _make_page(self, task: Task) -> tuple[int, Shape]:
         slots = len(usable_cpus())
@@ -232,27 +262,51 @@ class Starter:
 
     async def _hear(self, channel: trio.socket.SocketType, forked: Forked) -> int:
         """Wait until the worker is ready; returns the units it is to do. Raises its refusal, or WorkerLost."""
-        with trio.move_on_after(TIMEOUT):
-            try:
-                data = await channel.recv(protocol.MESSAGE_MAX)
-            except ConnectionError:
-                data = b""
-            if not data:
-                status = await self._launcher.exit_status(forked.ticket)
-                raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
-            try:
-                answer = protocol.decode(data)
-            except (ValueError, TypeError, KeyError) as error:
-                raise WorkerLost("the worker said something that nobody understands") from error
-            if isinstance(answer, protocol.Refused):
-                raise answer.error()
-            if isinstance(answer, protocol.Ready):
-                return answer.total
-            raise WorkerLost("the worker said something that is no answer")
+        data = await self._answer(channel, forked)
+        if not data:
+            status = await self._launcher.exit_status(forked.ticket)
+            raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
+        try:
+            answer = protocol.decode(data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WorkerLost("the worker said something that nobody understands") from error
+        if isinstance(answer, protocol.Refused):
+            raise answer.error()
+        if isinstance(answer, protocol.Ready):
+            return answer.total
+        raise WorkerLost("the worker said something that is no answer")
+
+    async def _answer(self, channel: trio.socket.SocketType, forked: Forked) -> bytes:
+        """What the worker says first, nothing if it died; raises WorkerLost for one that hangs."""
+        used = cpu_ticks(forked.pid)
+        while True:
+            with trio.move_on_after(TIMEOUT):
+                try:
+                    return await channel.recv(protocol.MESSAGE_MAX)
+                except ConnectionError:
+                    return b""
+            before, used = used, cpu_ticks(forked.pid)
+            if used == before:
+                message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
+                raise WorkerLost(message, errno=errno.ETIMEDOUT)
+
+
+async def see_off(pidfd: int) -> None:
+    """Return when the process has ended, which it is about to do; after GRACE it is killed.
+
+    One that stays even then, in the depths of a device that does not answer, is left behind.
+    """
+    if not await _ends(pidfd):
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(forked.pidfd, signal.SIGKILL)
-        message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
-        raise WorkerLost(message, errno=errno.ETIMEDOUT)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        await _ends(pidfd)
+
+
+async def _ends(pidfd: int) -> bool:
+    with trio.move_on_after(GRACE):
+        await trio.lowlevel.wait_readable(pidfd)
+        return True
+    return False
 
 
 def _make_channel() -> tuple[trio.socket.SocketType, socket.socket]:

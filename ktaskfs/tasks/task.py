@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ktaskfs.errors import InvalidValue, TargetError, WrongState
+from ktaskfs.errors import InvalidValue, TargetError, TaskForgotten, WrongState
 from ktaskfs.operations.parameters import MAX, RangeParameters, parameters_of, parse_parameters
 from ktaskfs.progress import Phase, Requests, Shape, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.record import Record, snapshot_from_json, snapshot_to_json
@@ -37,7 +37,9 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-ACTIVE: Final = frozenset({State.STARTING, State.RUNNING, State.PAUSED})
+WORKING: Final = frozenset({State.RUNNING, State.PAUSED})
+"""Its worker was let go, and outlives the daemon."""
+ACTIVE: Final = WORKING | {State.STARTING}
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.INTERRUPTED})
 RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
 PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
@@ -110,6 +112,7 @@ class Task:
     base:       units that earlier runs of a resumed task had done.
     worker:     from the fork until the end is known.
     final:      the last snapshot of the worker, once it has ended.
+    forgotten:  it is in no table any more; whoever still has one of its files open gets nothing from it.
     """
 
     def __init__(self, number: int, name: str, uid: int, gid: int, *, created_ns: int | None = None) -> None:
@@ -128,21 +131,33 @@ class Task:
         self.worker: Worker | None = None
         self.final: Snapshot | None = None
         self.result = ""
+        self.forgotten = False
         self._changed = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Task {self.name} {self.state}>"
 
     def define(self, operation: Operation[Any], texts: Mapping[str, str]) -> None:
-        """Say what an empty task is to do; texts that were set before stand where ``texts`` does not name them."""
+        """Say what an empty task is to do.
+
+        Texts that were set before stand where ``texts`` does not name them, and the operation has such a parameter.
+        """
         self.require({State.NEW}, "a spec")
         self.operation = operation
-        self.texts = {**self.texts, **texts}
+        known = {each.name for each in self.parameters()}
+        self.texts = {**{name: text for name, text in self.texts.items() if name in known}, **texts}
 
     def set_parameter(self, parameter: Parameter, text: str) -> None:
         """Set one parameter of a task that has not started; raises InvalidValue, WrongState."""
         self.require({State.NEW}, f"setting {parameter.name}")
-        self.texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
+        self.set_text(parameter, text)
+
+    def set_text(self, parameter: Parameter, text: str) -> None:
+        """Set a parameter, or what is shown where none was given to have none; raises InvalidValue."""
+        if text == parameter.kind.absent and parameter.default is None and not parameter.required:
+            self.texts.pop(parameter.name, None)
+        else:
+            self.texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
 
     def parameter_text(self, parameter: Parameter) -> str:
         """The text of a parameter's file: what was given, or the default."""
@@ -160,9 +175,20 @@ class Task:
         return values
 
     def require(self, states: Set[State], what: str) -> None:
-        """Raise WrongState unless the task is in one of ``states``."""
+        """Raise WrongState unless the task is in one of ``states``, TaskForgotten if it is in no table."""
+        self.require_known()
         if self.state not in states:
             raise WrongState(f"{what} does not fit: task {self.name} is {self.state}")
+
+    def require_known(self) -> None:
+        """Raise TaskForgotten for a task that was removed."""
+        if self.forgotten:
+            raise TaskForgotten(f"task {self.name} was removed")
+
+    def forget(self) -> None:
+        """It is removed; whoever waits for a change is woken."""
+        self.forgotten = True
+        self.to(self.state)
 
     def snapshot(self) -> Snapshot:
         """What the worker reports now, or reported last."""
@@ -260,5 +286,5 @@ class Task:
         self._changed = trio.Event()
 
     async def changed(self) -> None:
-        """Return after the next change of state."""
+        """Return after the next change of state, or when it is forgotten."""
         await self._changed.wait()

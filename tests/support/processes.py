@@ -6,13 +6,32 @@ import contextlib
 
 import psutil
 
+from tests.support.poll import until
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it has, even if nobody has asked for its status yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
 
 def child_called(parent: int, word: str) -> psutil.Process:
-    """The one living child of ``parent`` whose command line has ``word`` in it; the dead ones have none."""
-    found = []
-    for child in psutil.Process(parent).children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
-            if word in " ".join(child.cmdline()):
-                found.append(child)
+    """The one living child of ``parent`` whose command line has ``word`` in it, once there is one.
+
+    The dead ones have none, and a process that gives itself another one has none for a moment.
+    """
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        found.clear()
+        for child in psutil.Process(parent).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
+                if word in " ".join(child.cmdline()):
+                    found.append(child)
+        return bool(found)
+
+    until(look, f"a child of {parent} that is called {word}")
     (only,) = found
     return only

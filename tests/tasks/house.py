@@ -125,6 +125,13 @@ class House:
         self.state.close()
 
 
+async def stop_spare(house: House) -> psutil.Process:
+    """Have the next task get a worker that is stopped, and so hangs before it does anything."""
+    spare = child_called(house.spawner().pid, "spare")
+    spare.suspend()
+    return spare
+
+
 @contextlib.asynccontextmanager
 async def open_house(statedir: Path, **tunables: int) -> AsyncIterator[House]:
     """A daemon that ends as if killed: its spawner ends with it, and its workers go on."""

@@ -15,7 +15,8 @@ import pytest
 
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State, Task
-from tests.tasks.house import House, ended, me, open_files, open_house, read_json, until
+from tests.support.processes import has_ended
+from tests.tasks.house import House, ended, me, open_files, open_house, read_json, stop_spare, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,20 +156,39 @@ async def test_a_page_full_of_garbage_costs_its_task_only(statedir: Path, memory
         assert 0 <= task.done(task.snapshot()) <= task.total(task.snapshot())
 
 
-async def test_a_task_that_never_began_leaves_nothing(
+async def test_a_start_that_was_answered_late_is_interrupted_and_can_be_resumed(
     statedir: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
     async with open_house(statedir) as house:
-        house.spawner().suspend()
         spawner = house.spawner()
+        spawner.suspend()
         await house.run(f"fallocate path={memory}/file length=64K name=t")
-        await until(lambda: house.files() == ["00000001.page"], "the page is made")
+        assert house.files() == ["00000001.json", "00000001.page"]
         spawner.resume()
-    async with open_house(statedir) as house:
-        house.service.adopt()
-        assert (len(house.table), house.files()) == (0, [])
     await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert await ended(task) is State.INTERRUPTED
+        assert task.snapshot().message == "the daemon ended before the work began"
+        await house.service.resume(task, me())
+        assert await ended(task) is State.DONE
+        assert task.done(task.snapshot()) == 64 << 10
+
+
+async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_long(
+    statedir: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
+    async with open_house(statedir) as house:
+        worker = await stop_spare(house)
+        await house.run(f"fallocate path={memory}/file length=64K name=t")
+        await until(lambda: house.table.require("t").worker is not None, "the worker is known")
+        house.service.save(house.table.require("t"))
+    async with open_house(statedir) as house:
+        assert await ended(adopted(house, "t")) is State.INTERRUPTED
+        assert has_ended(worker)
+    assert os.listdir(memory) == []
 
 
 async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import sys
@@ -15,7 +16,8 @@ from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, W
 from ktaskfs.progress import Requests, read_requests
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State
-from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
+from tests.support.processes import has_ended
+from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, stop_spare, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,11 +196,66 @@ async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begin
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter_module, "TIMEOUT", 0.0)
+    monkeypatch.setattr(starter_module, "TIMEOUT", 0.3)
+    worker = await stop_spare(house)
     with pytest.raises(WorkerLost, match="could not open and reserve") as error:
         await house.run(f"fallocate path={memory}/file length=64K")
     assert error.value.errno == errno.ETIMEDOUT
     await until(lambda: not house.launcher._children, "its end is heard")
+    assert has_ended(worker)
+
+
+async def test_a_worker_that_is_busy_is_waited_for(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a million files to count; whoever uses a CPU does not hang."""
+    ticks = itertools.count()
+    monkeypatch.setattr(starter_module, "TIMEOUT", 0.05)
+    monkeypatch.setattr(starter_module, "cpu_ticks", lambda pid: next(ticks))
+    worker = await stop_spare(house)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
+        await until(lambda: next(ticks) > 5, "it was given time again and again")
+        assert house.table.require("t").state is State.STARTING
+        worker.resume()
+    assert await ended(house.table.require("t")) is State.DONE
+
+
+async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_module, "TIMEOUT", 0.1)
+    spawner = house.spawner()
+    spawner.suspend()
+    with pytest.raises(WorkerLost, match="no worker could be started within") as error:
+        await house.run(f"fallocate path={memory}/file length=64K")
+    assert error.value.errno == errno.ETIMEDOUT
+    spawner.resume()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("verb", ["cancel", "kill"])
+async def test_a_cancelled_start_leaves_no_worker_that_hangs(house: House, memory: Path, verb: str) -> None:
+    worker = await stop_spare(house)
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    await until(lambda: task.worker is not None, "the worker is known")
+    getattr(house.service, verb)(task)
+    assert await ended(task) is State.CANCELLED
+    assert has_ended(worker)
+    assert task.worker is None
+
+
+async def test_what_several_tasks_prepared_is_taken_back_in_reverse(house: House, memory: Path) -> None:
+    file = memory / "file"
+    file.touch()
+    for _ in range(5):
+        with pytest.raises(TargetError, match="no-such"):
+            await house.run(
+                f"fallocate path={file} length=16M",
+                f"fallocate path={file} offset=16M length=16M",
+                "clear path=/dev/shm/no-such",
+            )
+        assert (file.stat().st_size, file.stat().st_blocks) == (0, 0)
 
 
 # ---- the spawner ----
