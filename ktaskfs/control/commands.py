@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
+from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
 from ktaskfs.host import credentials
 from ktaskfs.vfs import Caller, File, OpenFile, TextFile
 from ktaskfs.vfs.node import wants_write
@@ -19,6 +20,39 @@ if TYPE_CHECKING:
 Render = Callable[[Caller], str]
 Command = Callable[[credentials.Caller, str], Awaitable[str | None]]
 
+OPENINGS_MAX: Final = 256
+"""Command files that one user may have open for writing, root excepted, who has other ways to stop a daemon. Each takes
+two descriptors of this process, and no user may take them all."""
+
+
+class Writers:
+    """Takes down who opens a command file for writing."""
+
+    def __init__(self) -> None:
+        self._openings: Counter[int] = Counter()
+
+    def enter(self, caller: Caller) -> credentials.Caller:
+        """Who the process behind a request is; ``leave`` when its descriptor is closed.
+
+        Raises NotPermitted for one that this daemon cannot see, TooManyOpen, TargetError.
+        """
+        if caller.uid and self._openings[caller.uid] >= OPENINGS_MAX:
+            raise TooManyOpen(f"you have {OPENINGS_MAX} control files open for writing, and may not have more")
+        if not caller.pid:
+            text = "your process is in a pid namespace that the daemon cannot see: write from outside of it"
+            raise NotPermitted(text)
+        who = credentials.read_caller(caller.pid, caller.uid, caller.gid)
+        self._openings[caller.uid] += 1
+        return who
+
+    def leave(self, who: credentials.Caller) -> None:
+        """Close what ``who`` holds."""
+        uid = who.identity.uid
+        self._openings[uid] -= 1
+        if not self._openings[uid]:
+            del self._openings[uid]
+        who.close()
+
 
 class CommandFile(File):
     """A text file whose commands run as the process that opened it.
@@ -27,22 +61,31 @@ class CommandFile(File):
     ``command`` gets a Caller of its own for each write, and closes it.
     """
 
-    __slots__ = ("_command", "_file", "_log", "_text")
+    __slots__ = ("_command", "_file", "_log", "_text", "_writers")
 
     def __init__(
-        self, ino: int, attributes: Attributes, text: Render, command: Command, *, file: str, log: CommandLog
+        self,
+        ino: int,
+        attributes: Attributes,
+        text: Render,
+        command: Command,
+        *,
+        file: str,
+        log: CommandLog,
+        writers: Writers,
     ) -> None:
         super().__init__(ino, attributes)
         self._text = text
         self._command = command
         self._file = file
         self._log = log
+        self._writers = writers
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         if not wants_write(flags):
             return await TextFile(self.ino, self.attributes(), self._text).open(caller, flags)
         try:
-            who = identify(caller)
+            who = self._writers.enter(caller)
         except KtaskfsError as error:
             self._log.refused(self._file, caller, "(open)", error)
             raise
@@ -58,20 +101,21 @@ class CommandFile(File):
             self.ino, self.attributes(), self._text, self._log.recording(self._file, write), refused=refused
         )
         try:
-            return _Opened(await file.open(caller, flags), who)
+            return _Opened(await file.open(caller, flags), who, self._writers)
         except BaseException:
-            who.close()
+            self._writers.leave(who)
             raise
 
 
 class _Opened(OpenFile):
     """An opened text file that lets go of its opener at the end."""
 
-    __slots__ = ("_file", "_who")
+    __slots__ = ("_file", "_who", "_writers")
 
-    def __init__(self, file: OpenFile, who: credentials.Caller) -> None:
+    def __init__(self, file: OpenFile, who: credentials.Caller, writers: Writers) -> None:
         self._file = file
         self._who = who
+        self._writers = writers
 
     async def read(self, offset: int, size: int) -> bytes:
         return await self._file.read(offset, size)
@@ -84,7 +128,7 @@ class _Opened(OpenFile):
 
     def release(self) -> None:
         self._file.release()
-        self._who.close()
+        self._writers.leave(self._who)
 
 
 def _copy(who: credentials.Caller) -> credentials.Caller:
@@ -98,10 +142,3 @@ def _copy(who: credentials.Caller) -> credentials.Caller:
             raise
     except OSError as error:
         raise TargetError.from_os(error, "keep your root and working directory") from error
-
-
-def identify(caller: Caller) -> credentials.Caller:
-    """Who the process behind a request is. Raises NotPermitted for one that this daemon cannot see."""
-    if not caller.pid:
-        raise NotPermitted("your process is in a pid namespace that the daemon cannot see: write from outside of it")
-    return credentials.read_caller(caller.pid, caller.uid, caller.gid)

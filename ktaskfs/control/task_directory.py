@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ktaskfs.control.command_log import CommandLog
+    from ktaskfs.control.commands import Writers
     from ktaskfs.operations.operation import Operation
     from ktaskfs.operations.parameters import Parameter
     from ktaskfs.tasks.service import TaskService
@@ -84,6 +85,7 @@ class Surroundings:
 
     service: TaskService
     log: CommandLog
+    writers: Writers
     watcher: Watcher
     layout: Layout
     open_to_all: bool
@@ -108,8 +110,14 @@ class TaskDirectory(Directory):
         self.readable = Attributes(0o440, task.uid, task.gid, task.created_ns)
         self.writable = Attributes(0o640, task.uid, task.gid, task.created_ns)
 
+    @property
+    def known_task(self) -> Task:
+        """The task, for whoever has one of its files open; raises TaskForgotten once it was removed."""
+        self.task.require_known()
+        return self.task
+
     def changed(self) -> None:
-        """The task's state has changed."""
+        """The task's state has changed, or it was removed."""
         self.of_state.notify()
         self.of_progress.notify()
 
@@ -152,9 +160,11 @@ class _Status(File):
         self._file = file
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        task, file = self._directory.task, self._file
-        change = file.poll(self._directory)
-        return await TextFile(self.ino, self._attributes, lambda _: file.text(task), change=change).open(caller, flags)
+        directory, file = self._directory, self._file
+        shown = TextFile(
+            self.ino, self._attributes, lambda _: file.text(directory.known_task), change=file.poll(directory)
+        )
+        return await shown.open(caller, flags)
 
 
 class _Setting(File):
@@ -195,14 +205,14 @@ class _Operation(_Setting):
     __slots__ = ()
 
     def text(self) -> str:
-        operation = self._directory.task.operation
+        operation = self._directory.known_task.operation
         return "-" if operation is None else operation.name
 
     def set(self, text: str) -> None:
         operations = self._directory.surroundings.service.operations
         if text not in operations:
             raise InvalidValue(f"unknown operation {ascii(text)}; there are {', '.join(operations)}")
-        self._directory.task.define(operations[text], {})
+        self._directory.known_task.define(operations[text], {})
 
 
 class _Parameter(_Setting):
@@ -218,12 +228,12 @@ class _Parameter(_Setting):
         return parameter
 
     def text(self) -> str:
-        return self._directory.task.parameter_text(self._parameter)
+        return self._directory.known_task.parameter_text(self._parameter)
 
     def set(self, text: str) -> None:
-        task, parameter = self._directory.task, self._parameter
+        task, parameter = self._directory.known_task, self._parameter
         if self._name in LIVE_PARAMETERS:
-            task.texts[self._name] = parameter.kind.format(parameter.kind.parse(text))
+            task.set_text(parameter, text)
             self._directory.surroundings.service.set_live(task)
         else:
             task.set_parameter(parameter, text)
@@ -234,10 +244,11 @@ def _control(directory: TaskDirectory, ino: int) -> Node:
     return CommandFile(
         ino,
         directory.writable,
-        lambda caller: accepted(task),
+        lambda caller: accepted(directory.known_task),
         lambda writer, text: command(around.service, task, writer, text),
         file=f"tasks/{task.name}/control",
         log=around.log,
+        writers=around.writers,
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.access import Access
     from ktaskfs.control.command_log import CommandLog
+    from ktaskfs.control.commands import Writers
     from ktaskfs.host.credentials import Caller as Writer
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
@@ -40,6 +41,7 @@ class TasksDirectory(Directory):
         numbers: InodeNumbers,
         service: TaskService,
         log: CommandLog,
+        writers: Writers,
         access: Access,
         watcher: Watcher,
         *,
@@ -52,12 +54,18 @@ class TasksDirectory(Directory):
         self._log = log
         self._access = access
         self._surroundings = Surroundings(
-            service, log, watcher, Layout.of(service.operations), open_to_all=access.hidepid == 0
+            service, log, writers, watcher, Layout.of(service.operations), open_to_all=access.hidepid == 0
         )
         self._directories: dict[Task, TaskDirectory] = {}
         control = Attributes(access.mode, access.uid, access.gid, time_ns)
         self._control = CommandFile(
-            numbers.take(), control, lambda caller: USAGE, self._command, file="tasks/control", log=log
+            numbers.take(),
+            control,
+            lambda caller: USAGE,
+            self._command,
+            file="tasks/control",
+            log=log,
+            writers=writers,
         )
         service.table.observers.append(self._changed)
 
@@ -85,10 +93,6 @@ class TasksDirectory(Directory):
     def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
         tasks = [task for task in self._service.table if self._access.may_know(caller.uid, task.uid)]
         return [("control", self._control), *((task.name, self._directory(task)) for task in tasks)]
-
-    @property
-    def nlink(self) -> int:
-        return 2 + len(self._service.table)
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.control.command_log import CommandLog
+from ktaskfs.control.commands import Writers
 from ktaskfs.control.events import EventFeed
 from ktaskfs.control.manual import manual
 from ktaskfs.control.metrics import Metrics
@@ -111,6 +112,7 @@ class _Builder:
                     self._numbers,
                     self._service,
                     self._log,
+                    Writers(),
                     self._access,
                     self._watcher,
                     time_ns=self._time_ns,

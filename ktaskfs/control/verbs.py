@@ -66,6 +66,11 @@ def accepted(task: Task) -> str:
 
 async def command(service: TaskService, task: Task, writer: Writer, text: str) -> None:
     """A verb, or the spec of an empty task, which starts it. Takes ``writer`` over. Raises KtaskfsError."""
+    try:
+        task.require_known()
+    except KtaskfsError:
+        writer.close()
+        raise
     verb = VERBS.get(text)
     if verb is None:
         await _run_spec(service, task, writer, text)

@@ -21,7 +21,7 @@ INTERVAL: Final = 0.95
 class WaitStream(Stream):
     """A progress line each second, one for the whole with the average speed, the final state, and the end.
 
-    A task that has not started is waited for as well.
+    A task that has not started is waited for as well; one that is removed before its end is no more (TaskForgotten).
     """
 
     def __init__(self, task: Task) -> None:
@@ -35,13 +35,14 @@ class WaitStream(Stream):
             return b""
         deadline = trio.current_time() + INTERVAL
         with trio.move_on_at(deadline):
-            while task.state not in ENDED:
+            while not self.ready():
                 await task.changed()
         if task.state in ENDED:
             self._over = True
             snapshot = task.snapshot()
             line = task_text.progress_line(task, snapshot, task_text.speed(snapshot)) if snapshot.started_ns else ""
             return f"{line}{task.state}\n".encode()
+        task.require_known()
         return self._line(task.snapshot())
 
     def _line(self, snapshot: Snapshot) -> bytes:
@@ -54,7 +55,7 @@ class WaitStream(Stream):
         return task_text.progress_line(self._task, snapshot, max(0.0, rate)).encode()
 
     def ready(self) -> bool:
-        return self._over or self._task.state in ENDED
+        return self._over or self._task.state in ENDED or self._task.forgotten
 
     def close(self) -> None:
         """Nothing is held."""

@@ -12,6 +12,7 @@ from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.parameters import MAX
 from ktaskfs.tasks.budget import deal_threads, helper_limit
+from ktaskfs.tasks.ended import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
 from ktaskfs.units import parse_int
@@ -42,9 +43,8 @@ class TaskTable:
         self._tasks: dict[str, Task] = {}
         self._unfinished: Counter[int] = Counter()
         """By uid, tasks that have not ended."""
-        self._ended: dict[str, Task] = {}
-        """In order of their end."""
-        self._running: dict[str, Task] = {}
+        self._ended = EndedTasks()
+        self._active: dict[Task, None] = {}
         self._numbers = itertools.count(1)
         settings.observers.append(self.rebalance)
 
@@ -110,14 +110,16 @@ class TaskTable:
         self._tell(task)
 
     def drop(self, task: Task) -> None:
-        """Take a task out, as if it had never been."""
+        """Take a task out, for good: whoever still knows it gets nothing from it any more."""
         del self._tasks[task.name]
         self._displace(task)
+        task.forget()
         self._tell(task)
         self.rebalance()
 
     def move(self, task: Task, state: State) -> None:
-        """Change the state of a task, and what follows from it: counts, threads, who is told."""
+        """Change the state of a task, and what follows from it: counts, threads, who is told. Raises TaskForgotten."""
+        task.require_known()
         self._displace(task)
         task.to(state)
         self._place(task)
@@ -125,8 +127,8 @@ class TaskTable:
         self.rebalance()
 
     def overdue(self) -> list[Task]:
-        """The ended tasks beyond ``debug/ktask_keep_finished``, oldest first."""
-        return list(itertools.islice(self._ended.values(), max(0, len(self._ended) - self.settings["keep_finished"])))
+        """The ended tasks beyond ``debug/ktask_keep_finished``; see EndedTasks for whose."""
+        return self._ended.overdue(self.settings["keep_finished"])
 
     def of_user(self, uid: int) -> list[Task]:
         """The tasks of ``uid`` that have not ended."""
@@ -135,7 +137,7 @@ class TaskTable:
     def rebalance(self) -> None:
         """Deal the helper threads anew among the running tasks, and put other live limits in force."""
         cpus = len(usable_cpus())
-        wanted = {task: self._threads_wanted(task, cpus) for task in self._running.values()}
+        wanted = {task: self._threads_wanted(task, cpus) for task in self._active}
         for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
@@ -154,15 +156,15 @@ class TaskTable:
 
     def _place(self, task: Task) -> None:
         if task.state in ENDED:
-            self._ended[task.name] = task
+            self._ended.add(task)
         else:
             self._unfinished[task.uid] += 1
         if task.state in ACTIVE:
-            self._running[task.name] = task
+            self._active[task] = None
 
     def _displace(self, task: Task) -> None:
-        self._running.pop(task.name, None)
-        if self._ended.pop(task.name, None) is None:
+        self._active.pop(task, None)
+        if not self._ended.remove(task):
             self._unfinished[task.uid] -= 1
             if not self._unfinished[task.uid]:
                 del self._unfinished[task.uid]

@@ -43,7 +43,7 @@ TUNABLES: Final = (
     Tunable("nice", 0, 19, 19, "nice value of helper threads"),
     Tunable("load_bal_shift", 0, 16, 2, "chunks per thread, as a power of two"),
     Tunable("max_tasks", 1, 65536, 64, "unfinished tasks that one user may have"),
-    Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; the oldest are dropped first"),
+    Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; who has the most loses the oldest"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.control.command_log import CommandLog
-from ktaskfs.control.commands import CommandFile
+from ktaskfs.control.commands import CommandFile, Writers
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError
 from ktaskfs.vfs import Attributes, Caller
 
@@ -30,7 +30,13 @@ class Commands:
         self.told: list[tuple[int, str, str]] = []
         self.log = CommandLog()
         self.file = CommandFile(
-            2, Attributes(0o660, 0, 0, 0), lambda caller: "usage\n", self.command, file="f", log=self.log
+            2,
+            Attributes(0o660, 0, 0, 0),
+            lambda caller: "usage\n",
+            self.command,
+            file="f",
+            log=self.log,
+            writers=Writers(),
         )
 
     async def command(self, writer: Writer, text: str) -> str | None:

@@ -11,9 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TooManyTasks
+from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TaskForgotten, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
+from ktaskfs.operations.parameters import parameters_of
+from ktaskfs.operations.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
+from ktaskfs.tasks import ended as ended_module
 from ktaskfs.tasks.budget import helper_limit
 from ktaskfs.tasks.table import USERS_MAX, TaskTable
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task, Worker
@@ -99,6 +102,66 @@ def test_the_oldest_ended_tasks_are_overdue() -> None:
     assert table.overdue() == [tasks[1], tasks[0]]
     table.settings.set(TUNABLE["keep_finished"], "2")
     assert table.overdue() == []
+
+
+def end(table: TaskTable, names: str, *, uid: int, result: str = "") -> list[Task]:
+    tasks = [add(table, f"{name}{uid}", uid=uid) for name in names]
+    for task in tasks:
+        task.result = result
+        table.move(task, State.DONE)
+    return tasks
+
+
+def test_many_ended_tasks_of_one_user_cost_no_other_user_theirs() -> None:
+    table = make_table(keep_finished=5)
+    few = [*end(table, "a", uid=1), *end(table, "a", uid=2)]
+    many = end(table, "abcdef", uid=3)
+    assert table.overdue() == many[:3]
+    table.settings.set(TUNABLE["keep_finished"], "3")
+    assert table.overdue() == many[:5]
+    table.settings.set(TUNABLE["keep_finished"], "0")
+    assert set(table.overdue()) == {*few, *many}
+
+
+def test_results_that_are_too_long_go_and_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ended_module, "RESULTS_MAX", 25)
+    table = make_table()
+    end(table, "ab", uid=1, result="x" * 10)
+    mine = end(table, "abcd", uid=2, result="x" * 10)
+    assert table.overdue() == mine[:2]
+    for task in mine[:2]:
+        table.drop(task)
+    assert table.overdue() == []
+
+
+def test_a_task_that_was_dropped_is_moved_nowhere() -> None:
+    table = make_table()
+    task = add(table, "a")
+    table.drop(task)
+    for act in (lambda: table.move(task, State.RUNNING), lambda: task.require({State.NEW}, "x")):
+        with pytest.raises(TaskForgotten):
+            act()
+    assert table.of_user(1) == []
+    table.check_room(1, table.settings["max_tasks"])
+
+
+def test_another_operation_takes_only_the_parameters_that_it_has() -> None:
+    operations = find_operations()
+    task = Task(1, "t", 1, 1)
+    by_name = {each.name: each for each in task.parameters()} | {
+        each.name: each for each in parameters_of(operations["fallocate"].parameters)
+    }
+    task.define(operations["fallocate"], {})
+    for name, text in (("path", "/f"), ("length", "1M"), ("mode", "0700"), ("nice", "5"), ("max_threads", "2")):
+        task.set_parameter(by_name[name], text)
+    task.define(operations["clear"], {})
+    assert task.texts == {"path": "/f", "length": "1M", "nice": "5", "max_threads": "2"}
+    for name, text in (("length", "-"), ("nice", "-"), ("max_threads", "max")):
+        task.set_parameter(by_name[name], text)
+    assert task.texts == {"path": "/f"}
+    for name in ("path", "offset"):
+        with pytest.raises(InvalidValue):
+            task.set_parameter(by_name[name], "" if name == "path" else "-")
 
 
 def test_the_tasks_of_a_user_are_those_that_have_not_ended() -> None:

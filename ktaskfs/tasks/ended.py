@@ -1,0 +1,66 @@
+"""Ended tasks: how many are kept for reading, and whose go first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ktaskfs.tasks.task import Task
+
+RESULTS_MAX: Final = 64 << 20
+"""Characters of results that are kept of one user's tasks. They lie in this process and in the state directory, which
+is memory; those of all but surveys are a line or two."""
+
+
+class EndedTasks:
+    """The ended tasks of each user, in order of their end."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, dict[Task, int]] = {}
+        """By uid, the length of each task's result."""
+        self._lengths: Counter[int] = Counter()
+        """By uid, the sum of these."""
+        self._count = 0
+
+    def add(self, task: Task) -> None:
+        """``task`` has ended."""
+        self._users.setdefault(task.uid, {})[task] = len(task.result)
+        self._lengths[task.uid] += len(task.result)
+        self._count += 1
+
+    def remove(self, task: Task) -> bool:
+        """``task`` goes on, or is no more; False if it had not ended."""
+        tasks = self._users.get(task.uid, {})
+        length = tasks.pop(task, None)
+        if length is None:
+            return False
+        self._lengths[task.uid] -= length
+        if not tasks:
+            del self._users[task.uid], self._lengths[task.uid]
+        self._count -= 1
+        return True
+
+    def overdue(self, most: int) -> list[Task]:
+        """The tasks to be dropped, so that ``most`` are left, and no more than RESULTS_MAX of anybody's results.
+
+        Always the oldest of whoever has the most: many tasks of one user cost no other user theirs.
+        """
+        dropped: Counter[int] = Counter()
+        for _ in range(self._count - most):
+            dropped[max(self._users, key=lambda uid: len(self._users[uid]) - dropped[uid])] += 1
+        for uid, length in self._lengths.items():
+            if length > RESULTS_MAX:
+                dropped[uid] = max(dropped[uid], self._excess(uid, length - RESULTS_MAX))
+        return [task for uid, count in dropped.items() for task in islice(self._users[uid], count)]
+
+    def _excess(self, uid: int, length: int) -> int:
+        """How many of the oldest tasks have results of ``length`` in all."""
+        count = 0
+        for each in self._users[uid].values():
+            if length <= 0:
+                break
+            length -= each
+            count += 1
+        return count
