@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.hugepages import NodePool, default_size, open_node_pool, read_pools
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.ktask import Control, Node
@@ -47,7 +47,8 @@ class Reserve(Operation[ReserveParameters]):
     name = "reserve"
     description = (
         "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. Root's alone. "
-        "The task fails with ENOMEM where the kernel finds no memory for more; the result says how many are there."
+        "The task fails with ENOMEM where the kernel finds no memory for more, or somebody else takes pages away "
+        "meanwhile; the result says how many are there."
     )
     units = "pages"
     parameters = ReserveParameters
@@ -124,11 +125,11 @@ class _Share:
         self.pool.resize(step)
         got = self.pool.persistent()
         if got < min(step, aim):
-            raise TargetError(
-                f"node {self.nid} has {got} huge pages of {format_size(self.size)} and {aim} are wanted: "
-                "the kernel finds no memory for more",
-                errno=errno.ENOMEM,
-            )
+            raise TargetError(f"{self.describe(got, aim)}: the kernel finds no memory for more", errno=errno.ENOMEM)
+
+    def describe(self, pages: int, aim: int) -> str:
+        """That there are so many pages, and that ``aim`` are wanted, in words."""
+        return f"node {self.nid} has {pages} huge pages of {format_size(self.size)} and {aim} are wanted"
 
 
 class _Reserver:
@@ -138,6 +139,8 @@ class _Reserver:
         self._shares = shares
         self._undo = undo
         self._nodes: list[tuple[Node, _Share]] = []
+        self._lock = threading.Lock()
+        self._left = 0  # pages of the steps that are not finished, or undone; guarded by _lock
 
     def work(self, nids: set[int] | None) -> list[Node]:
         """A range for each node (of ``nids``), as long as its pool is away from what is wanted."""
@@ -147,6 +150,7 @@ class _Reserver:
                 node = Node(position, abs(share.wanted - share.before), share.nid)
                 self._nodes.append((node, share))
                 position += node.size
+        self._left = position
         return [node for node, _ in self._nodes]
 
     def _share_at(self, position: int) -> _Share:
@@ -165,23 +169,42 @@ class _Reserver:
                 if self._undo:  # the framework takes back finished chunks only
                     share.move(end - start, before)
                 raise
+        with self._lock:
+            self._left -= end - start
 
     def undo(self, start: int, end: int) -> None:
         """The same number of pages back towards what there was."""
         share = self._share_at(start)
         with share.lock:
             share.move(end - start, share.before)
+        with self._lock:
+            self._left += end - start
 
     def finish(self) -> str:
-        """Close everything; the result: a row for each node, and one for all."""
-        rows = []
+        """Close everything; the result: a row for each node, and one for all.
+
+        Raises Finding if all steps were taken and a pool is not what is wanted: ENOMEM below it, EBUSY above.
+        """
+        rows, missed = [], []
         for share in self._shares:
             now = share.pool.counts()
-            rows.append((share.nid, share.before, share.wanted, now.total - now.surplus, now.free, now.surplus))
+            pages = now.total - now.surplus
+            rows.append((share.nid, share.before, share.wanted, pages, now.free, now.surplus))
+            if self._left == 0 and pages != share.wanted:
+                missed.append((share, pages))
         self.close()
         totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
         lines = [("node", "before", "wanted", "pages", "free", "surplus"), *rows, ("all", *totals)]
-        return "".join(" ".join(map(str, line)) + "\n" for line in lines)
+        result = "".join(" ".join(map(str, line)) + "\n" for line in lines)
+        if missed:
+            share, pages = missed[0]
+            raise Finding(
+                f"{share.describe(pages, share.wanted)}: somebody else has changed the pool meanwhile",
+                position=next((node.start for node, each in self._nodes if each is share), 0),
+                result=result,
+                errno=errno.ENOMEM if pages < share.wanted else errno.EBUSY,
+            )
+        return result
 
     def close(self) -> None:
         """Close everything; the pools stay as they are."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, TargetError
+from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
 from ktaskfs.ktask import Job
 from ktaskfs.operations.operation import Plan, Range
 from tests.support import hugepages
@@ -118,6 +118,34 @@ def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.Test
         result_of(plan)
     assert there() == before + 20
     result_of(runner.prepare("reserve", pages=before))
+
+
+@pytest.mark.parametrize(("grows", "number"), [(True, errno.ENOMEM), (False, errno.EBUSY)])
+def test_a_pool_that_another_changes_meanwhile(
+    runner: Runner, spare: hugepages.TestPool, grows: bool, number: int
+) -> None:
+    """No step is lacking when the last one ends, and still the pool is not what was asked for."""
+    before = there() + 40
+    result_of(runner.prepare("reserve", pages=before))
+    wanted = before + (16 if grows else -16)
+    first = POOLS[0]
+    plan = runner.prepare("reserve", pages=wanted, nodes="0", chunk=8)
+    steps: list[int] = []
+
+    def step(start: int, end: int) -> None:
+        plan.control.thread_func(start, end)
+        steps.append(end - start)
+        first.write_text(str(before))  # as somebody else with echo
+
+    Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)).run()
+    assert sum(steps) == 16
+    with pytest.raises(Finding) as caught:
+        plan.finish()
+    assert caught.value.errno == number
+    assert f"node 0 has {before} huge pages of 2M and {wanted} are wanted" in caught.value.message
+    assert parsed(caught.value.result)["0"]["pages"] == before
+    result_of(runner.prepare("reserve", pages=before - 40))
+    assert there() == before - 40
 
 
 def test_only_root_may(runner: Runner) -> None:
