@@ -43,6 +43,7 @@ class Job:
         raised: BaseException | None = None
         try:
             self._start(self._scheduler.hire())
+            self._scheduler.await_helpers()
             self._work(first)
         except BaseException as error:
             raised = error

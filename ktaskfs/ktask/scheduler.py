@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Condition, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.ktask.arithmetic import batch_size, chunk_size, nthreads, tail_chunk_size
 from ktaskfs.ktask.budget import HelperBudget
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.ktask.control import Control
+
+
+_TOGETHER_NS: Final = 10_000_000
+"""How long (10 ms) the first thread waits for the others to have begun; a machine that is busy keeps nobody longer."""
 
 
 class Scheduler:
@@ -136,6 +140,20 @@ class Scheduler:
                 self._machine.set_nice(tid, self._nice)
                 self._begin(worker, tid)
             return worker.live
+
+    def await_helpers(self) -> None:
+        """For the first thread: wait a moment until all helpers have begun, so that all take chunks from then on.
+
+        A new thread maps memory (its stack, an arena of malloc(3)) before it can ask for a chunk, and waits for that as
+        long as another one populates a page in the same address space: 120 ms for a gigantic one (measured).
+        """
+        with self._lock:
+            end = self._clock.monotonic_ns() + _TOGETHER_NS
+            while self._begun < self._live and not self._over():
+                left = end - self._clock.monotonic_ns()
+                if left <= 0:
+                    break
+                self._clock.wait(self._changed, left / 1e9)
 
     def give_up(self, worker: Worker) -> None:
         """The thread for ``worker`` could not be started."""
@@ -264,6 +282,7 @@ class Scheduler:
         worker.tid = tid
         self._begun += 1
         self._most = max(self._most, self._begun)
+        self._changed.notify_all()
         self._monitor.thread_started(worker.slot, tid, self._ranges[worker.index].node.nid)
 
     def _leave(self, worker: Worker) -> None:

@@ -249,13 +249,13 @@ def test_an_interrupt_while_waiting_for_helpers_waits_on() -> None:
             assert go_on.wait(TIMEOUT)
 
     class Interrupted:
-        """Interrupts the first wait of the first thread, as ^C would, and only then lets the helper end."""
+        """Interrupts the first wait for the helpers' end, as ^C would, and only then lets the helper end."""
 
         def monotonic_ns(self) -> int:
             return 0
 
         def wait(self, changed: threading.Condition, seconds: float | None) -> None:
-            if not go_on.is_set():
+            if seconds is None and not go_on.is_set():
                 go_on.set()
                 raise KeyboardInterrupt
             assert changed.wait(TIMEOUT)
@@ -448,3 +448,34 @@ def test_an_interrupt_anywhere_in_the_scheduler_loses_nothing(call: int, times: 
     assert len(chunks.units) == len(set(chunks.units))
     if call > 1:  # the first step is to take part; before that there is nobody to end
         assert ledger.live == {}
+
+
+class Patience(FakeClock):
+    """No time passes, and whoever waits does so until something happens."""
+
+    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        super().wait(changed, None)
+
+
+def test_threads_begin_before_the_first_one_takes_a_chunk() -> None:
+    ledger, first, first_works = Ledger(), threading.get_native_id(), threading.Event()
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() == first:
+            first_works.set()
+        assert first_works.wait(TIMEOUT)
+
+    ctl = control(each, max_chunk_size=1, max_threads=8, clock=Patience(), monitor=ledger)
+    assert ktask.run(0, 100, ctl).threads == 8
+    begun = [index for index, call in enumerate(ledger.calls) if call[0] == "thread_started"]
+    own = [index for index, call in enumerate(ledger.calls) if call[:2] == ("chunk_assigned", 0)]
+    assert len(begun) == 8
+    assert all(index > begun[-1] for index in own)
+
+
+def test_a_helper_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Job, "_start", lambda self, workers: None)
+    clock = FakeClock()
+    outcome = ktask.run(0, 10, control(lambda start, end: None, max_threads=4, clock=clock))
+    assert (outcome.units_done, outcome.threads) == (10, 1)
+    assert 10e6 <= clock.now_ns < 11e6
