@@ -11,7 +11,6 @@ from ktaskfs.control.commands import CommandFile
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
 from ktaskfs.errors import InvalidValue
-from ktaskfs.operations.parameters import parameters_of
 from ktaskfs.tasks.task import ACTIVE, State
 from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, StreamFile, TextFile, WatchedChange
 
@@ -67,7 +66,7 @@ class Layout:
     def of(cls, operations: Mapping[str, Operation[Any]]) -> Layout:
         """What follows from the declarations of ``operations``; ``name`` is the directory's own."""
         parameters: dict[str | None, Mapping[str, Parameter]] = {
-            name: {each.name: each for each in parameters_of(operation.parameters) if each.name != "name"}
+            name: {each.name: each for each in operation.declared if each.name != "name"}
             for name, operation in operations.items()
         }
         every = {name: parameter for each in parameters.values() for name, parameter in each.items()}

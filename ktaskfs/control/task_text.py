@@ -109,6 +109,8 @@ def threads(task: Task) -> str:
 
 def _one_line(text: str) -> str:
     """``text`` with control characters and the backslash in octal, as the kernel shows paths (seq_path)."""
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join(f"\\{ord(each):03o}" if each < " " or each in "\x7f\\" else each for each in text)
 
 

@@ -15,7 +15,6 @@ from ktaskfs.control.tasks_directory import TasksDirectory
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
-from ktaskfs.operations.parameters import parameters_of
 from ktaskfs.tasks.tunables import TUNABLES, Settings, Tunable
 from ktaskfs.units import format_cpulist, format_size
 from ktaskfs.version import VERSION
@@ -177,7 +176,7 @@ class _Builder:
 
 def parameters_text(operation: Operation[Any]) -> str:
     """A line for each parameter: name, type, default (``-`` for none), meaning."""
-    lines = parameters_of(operation.parameters)
+    lines = operation.declared
     return table(
         ("name", "type", "default", "meaning"), [(p.name, p.kind.name, p.default_text(), p.help) for p in lines]
     )

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported
-from ktaskfs.operations.parameters import TaskParameters
+from ktaskfs.operations.parameters import TaskParameters, parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Control, Node
+    from ktaskfs.operations.parameters import Parameter
 
 P = TypeVar("P", bound=TaskParameters)
 
@@ -63,6 +65,11 @@ class Operation(ABC, Generic[P]):
     """Why ``undo=1`` is refused; empty for an operation that can take back what it did."""
     no_resume: ClassVar[str] = ""
     """What the rest alone would lack, so that it is refused; empty for an operation that can do it."""
+
+    @cached_property
+    def declared(self) -> tuple[Parameter, ...]:
+        """The parameters, as ``parameters`` declares them."""
+        return parameters_of(self.parameters)
 
     def plan(self, kernel: Kernel, parameters: P, remaining: Sequence[Range] | None) -> Plan:
         """As ``prepare``, for what the operation supports; raises NotSupported for the rest of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.operations.parameters import PATH, parameters_of
+from ktaskfs.operations.parameters import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: 
     if not f"{cwd}/".startswith(f"{above}/") or cwd.endswith(" (deleted)") or not _is_text(cwd):
         return dict(texts)
     inside = cwd[len(above) :] or "/"
-    paths = {each.name for each in parameters_of(operation.parameters) if each.kind is PATH}
+    paths = {each.name for each in operation.declared if each.kind is PATH}
     return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.parameters import TaskParameters, parameters_of, parse_parameters
+from ktaskfs.operations.parameters import TaskParameters, parse_parameters
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
     known = operations.get(operation.text)
     if known is None:
         raise _wrong(f"unknown operation {shown(operation.text)}; there are {', '.join(operations)}", line, operation)
-    declared = {each.name: each for each in parameters_of(known.parameters)}
+    declared = {each.name: each for each in known.declared}
     for key, word in values.items():
         if key not in declared:
             message = f"{known.name} has no parameter {shown(key)}; it takes {', '.join(declared)}"

@@ -165,7 +165,7 @@ class Task:
 
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters that this task can have: those of its operation."""
-        return parameters_of(RangeParameters if self.operation is None else self.operation.parameters)
+        return parameters_of(RangeParameters) if self.operation is None else self.operation.declared
 
     def parsed(self) -> TaskParameters:
         """The parameters as values; raises InvalidValue while something is missing."""
