@@ -2,7 +2,7 @@
 
 A touch of a page that cannot be had (the file was truncated, the pool is empty) kills the process with SIGBUS.
 A system call that runs into the same page returns EFAULT instead, so here the kernel does all the reading and
-writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping, pwritev(2) out of it.
+writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping.
 """
 
 from __future__ import annotations
@@ -97,20 +97,6 @@ class Mapping:
                 raise
             if count == 0:
                 break
-            done += count
-        return done
-
-    def writev_from(self, fd: int, file_offset: int, start: int, length: int) -> int:
-        """Let the kernel copy ``length`` bytes at ``start`` out into ``fd``; returns as ``readv_into``."""
-        done = 0
-        while done < length:
-            piece = self._view[start + done : start + min(length, done + RW_MAX)]
-            try:
-                count = os.pwritev(fd, [piece], file_offset + done)
-            except OSError:
-                if done:
-                    break
-                raise
             done += count
         return done
 

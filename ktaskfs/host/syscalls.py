@@ -29,9 +29,6 @@ MADV_POPULATE_WRITE: Final = 23
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 
-MPOL_DEFAULT: Final = 0
-MPOL_PREFERRED: Final = 1
-MPOL_BIND: Final = 2
 MPOL_MF_MOVE: Final = 1 << 1
 MPOL_MF_MOVE_ALL: Final = 1 << 2
 
@@ -74,8 +71,8 @@ SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
 _OPENAT2: Final = 437
 """The same on every machine, as all newer system calls."""
-_GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239, "mbind": 235, "set_mempolicy": 237}
-_X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279, "mbind": 237, "set_mempolicy": 238}
+_GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239}
+_X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279}
 _NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERIC_NUMBERS
 """The C library has no wrappers for these (libnuma has, for some); asm-generic/unistd.h."""
 
@@ -113,6 +110,14 @@ def _check(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def _completed(function: Any, *arguments: Any) -> int:
+    """What a call returns, made again each time a signal ended it, as the standard library does (PEP 475)."""
+    while True:
+        result: int = function(*arguments)
+        if result != -1 or ctypes.get_errno() != errno.EINTR:
+            return _check(result)
 
 
 def page_size() -> int:
@@ -158,7 +163,7 @@ def same_bytes(first: int, second: int, length: int) -> bool:
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """One fallocate(2), never the emulation of posix_fallocate(3)."""
-    _check(_fallocate(fd, mode, offset, length))
+    _completed(_fallocate, fd, mode, offset, length)
 
 
 def punch_hole(fd: int, start: int, end: int) -> None:
@@ -171,7 +176,7 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     name = ctypes.create_string_buffer(os.fsencode(path))
     how = (ctypes.c_uint64 * 3)(flags, 0, resolve)
     size = ctypes.sizeof(how)
-    return _check(_syscall(_OPENAT2, directory, ctypes.addressof(name), ctypes.addressof(how), size, 0, 0))
+    return _completed(_syscall, _OPENAT2, directory, ctypes.addressof(name), ctypes.addressof(how), size, 0, 0)
 
 
 def write_back(fd: int) -> None:
@@ -183,7 +188,7 @@ def write_back(fd: int) -> None:
 def filesystem_magic(fd: int) -> int:
     """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out."""
     buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes on 64-bit machines
-    _check(_fstatfs(fd, buffer))
+    _completed(_fstatfs, fd, buffer)
     magic: int = struct.unpack_from("=q", buffer)[0]
     return magic & 0xFFFFFFFF
 
@@ -277,23 +282,3 @@ def move_pages(addresses: Sequence[int], nodes: Sequence[int], *, shared: bool =
 
 def _move_pages(count: int, pages: int, nodes: int, status: int, flags: int) -> None:
     _check(_syscall(_NUMBERS["move_pages"], 0, count, pages, nodes, status, flags))
-
-
-def mbind(address: int, length: int, mode: int, nodes: Sequence[int], flags: int = 0) -> None:
-    """The memory policy of a mapping; of a shared one it belongs to the file's range. mbind(2)."""
-    mask, bits = _node_mask(nodes)
-    _check(_syscall(_NUMBERS["mbind"], address, length, mode, ctypes.addressof(mask), bits, flags))
-
-
-def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
-    """The memory policy of the calling thread. set_mempolicy(2)."""
-    mask, bits = _node_mask(nodes)
-    _check(_syscall(_NUMBERS["set_mempolicy"], mode, ctypes.addressof(mask) if nodes else 0, bits, 0, 0, 0))
-
-
-def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_uint64], int]:
-    words = max(nodes, default=0) // 64 + 1
-    mask = (ctypes.c_uint64 * words)()
-    for node in nodes:
-        mask[node // 64] |= 1 << node % 64
-    return mask, words * 64 + 1  # the kernel reads one bit fewer than it is told (get_nodes in mm/mempolicy.c)

@@ -59,13 +59,6 @@ def test_a_source_that_ends_makes_it_short(tmp_path: Path) -> None:
         assert mapping.readv_into(file.fileno(), 10, 0, PAGE) == 0
 
 
-def test_the_kernel_copies_out(tmp_path: Path) -> None:
-    with memfd(PAGE) as fd, Mapping(fd, 0, PAGE, reserve=False) as mapping, (tmp_path / "out").open("wb") as out:
-        os.pwrite(fd, b"abc", 5)
-        assert mapping.writev_from(out.fileno(), 7, 5, 3) == 3
-        assert (tmp_path / "out").read_bytes() == bytes(7) + b"abc"
-
-
 def test_long_transfers_go_in_pieces(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
     monkeypatch.setattr(mapping_module, "RW_MAX", 1000)
     with memfd(4 * PAGE) as fd:
@@ -83,7 +76,6 @@ def test_a_truncated_file_is_an_error_and_not_the_end(kernel: Kernel) -> None:
             lambda: mapping.readv_into(kernel.zero, None, 2 * PAGE, PAGE),
             lambda: mapping.populate_write(2 * PAGE, PAGE),
             lambda: mapping.populate_read(2 * PAGE, PAGE),
-            lambda: mapping.writev_from(kernel.zero, 0, 2 * PAGE, PAGE),
         ):
             with pytest.raises(OSError) as caught:  # noqa: PT011
                 attempt()

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
 from tests.support.forked import run_forked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAGE = syscalls.page_size()
 
@@ -28,6 +33,30 @@ def test_a_failing_call_raises_the_kernels_errno() -> None:
     with pytest.raises(OSError, match="Invalid argument") as caught:
         syscalls.mmap(0, 1, PAGE, syscalls.PROT_READ, syscalls.MAP_SHARED)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_a_call_that_a_signal_ended_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the standard library does it: a process that is stopped and goes on has no error."""
+    calls = []
+
+    def interrupted(number: int, original: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: object) -> int:
+            calls.append(number)
+            if calls.count(number) < 3:
+                ctypes.set_errno(errno.EINTR)
+                return -1
+            return original(*arguments)
+
+        return call
+
+    for number, name in enumerate(("_fallocate", "_fstatfs", "_syscall")):
+        monkeypatch.setattr(syscalls, name, interrupted(number, getattr(syscalls, name)))
+    fd = memfd(0)
+    syscalls.fallocate(fd, 0, 0, PAGE)
+    assert (os.fstat(fd).st_size, syscalls.filesystem_magic(fd)) == (PAGE, syscalls.TMPFS_MAGIC)
+    os.close(fd)
+    os.close(syscalls.openat2(-1, "/", os.O_PATH, 0))
+    assert sorted(calls) == [0] * 3 + [1] * 3 + [2] * 3
 
 
 def test_the_filesystem_type_is_what_stat_says(tmp_path: Path) -> None:
@@ -75,18 +104,4 @@ def test_page_nodes_tells_present_from_missing() -> None:
         assert present >= 0
         assert missing == -errno.ENOENT or missing == -errno.EFAULT
         assert syscalls.move_pages([mapping.address + PAGE], [present]) == [present]
-        syscalls.mbind(mapping.address, mapping.length, syscalls.MPOL_PREFERRED, [0])
     os.close(fd)
-
-
-def test_a_memory_policy_names_nodes() -> None:
-    def policies() -> list[int]:
-        syscalls.set_mempolicy(syscalls.MPOL_PREFERRED, [0])
-        syscalls.set_mempolicy(syscalls.MPOL_DEFAULT, [])
-        try:
-            syscalls.set_mempolicy(syscalls.MPOL_BIND, [1023])
-        except OSError as error:
-            return [error.errno or 0]
-        return []
-
-    assert run_forked(policies) == [errno.EINVAL]
