@@ -19,7 +19,7 @@ from ktaskfs.operations.parameters import FLAG, OCTAL, PATH, SIZE, RangeParamete
 from ktaskfs.operations.room import require_space
 from ktaskfs.operations.sink import Sink, open_sink
 from ktaskfs.operations.source import DIRECT_BLOCK, Source, source_length
-from ktaskfs.operations.trouble import require_unsealed
+from ktaskfs.operations.trouble import require_unsealed, truncated
 from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Copy(Operation[CopyParameters]):
         Raises OutOfHugePages, OutOfSpace, InvalidValue for ranges past an end that stays or that overlap in one file,
         NotSupported for a source that cannot be read as asked, TargetError.
         """
-        if parameters.direct and parameters.source_offset % DIRECT_BLOCK:
-            raise InvalidValue(f"direct=1: source_offset must be a multiple of {format_size(DIRECT_BLOCK)}")
+        if parameters.direct and (parameters.offset % DIRECT_BLOCK or parameters.source_offset % DIRECT_BLOCK):
+            raise InvalidValue(f"direct=1: offset and source_offset must be multiples of {format_size(DIRECT_BLOCK)}")
         with contextlib.ExitStack() as stack:
             source = Source(kernel, parameters.source, direct=parameters.direct)
             stack.callback(source.close)
@@ -81,8 +81,9 @@ class Copy(Operation[CopyParameters]):
             stack.callback(target.close)
             growth = Growth(kernel, target)
             stack.callback(growth.take_back)
-            copier = _Copier(kernel, parameters, source, target, growth, extent)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
+            left = sum(node.size for node in nodes)
+            copier = _Copier(kernel, parameters, source, target, growth, extent, left)
             copier.make_room()
             stack.pop_all()
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, ALIGN))
@@ -108,6 +109,7 @@ class _Copier:
         target: Target,
         growth: Growth,
         extent: Extent,
+        left: int,
     ) -> None:
         """Raises InvalidValue, and TargetError (EPERM) for a sealed target; changes nothing."""
         self._kernel = kernel
@@ -120,7 +122,7 @@ class _Copier:
         self._sink: Sink | None = None
         self._lock = threading.Lock()  # guards both of these
         self._digest = Crc32() if parameters.digest else None
-        self._left = extent.size
+        self._left = left  # bytes that are still to be copied
         grows = extent.end > growth.old_size
         if grows and parameters.keep_size:
             raise InvalidValue(
@@ -196,11 +198,18 @@ class _Copier:
         self._close()
 
     def finish(self) -> str:
-        """Close everything; the digest, if one was asked for and the task came to its end."""
-        self._close()
-        if self._digest is None or self._left:
-            return ""
-        return labelled("crc32", self._digest.value())
+        """Close everything; the digest, if one was asked for and the task came to its end.
+
+        Raises TargetError (ENXIO) for a target that was truncated meanwhile.
+        """
+        try:
+            if self._left:
+                return ""
+            if self._target.size() < self._extent.end:
+                raise truncated(self._target)
+        finally:
+            self._close()
+        return "" if self._digest is None else labelled("crc32", self._digest.value())
 
     def _close(self) -> None:
         if self._sink is not None:

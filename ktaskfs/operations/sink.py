@@ -15,7 +15,7 @@ from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import GuardedRange
 from ktaskfs.host.target import Kind
 from ktaskfs.operations.extent import Extent, windows
-from ktaskfs.operations.trouble import page_unavailable
+from ktaskfs.operations.trouble import page_unavailable, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,13 +33,14 @@ TMPFS_WINDOW: Final = 4 << 20
 class Sink(ABC):
     """Copies ranges of a source to where they belong in ``target``.
 
-    ``shift`` is what is added to a position in the target for that in the source. Every ``copy`` and ``clear`` raises
-    TargetError.
+    ``end`` is where all that is copied ends: a target that is shorter was truncated meanwhile. ``shift`` is what is
+    added to a position in the target for that in the source. Every ``copy`` and ``clear`` raises TargetError.
     """
 
-    def __init__(self, source: Source, target: Target, shift: int) -> None:
+    def __init__(self, source: Source, target: Target, end: int, shift: int) -> None:
         self._source = source
         self._target = target
+        self._end = end
         self._shift = shift
         self._buffer = Buffer(BUFFER)
 
@@ -48,7 +49,16 @@ class Sink(ABC):
         """Copy what belongs at ``start`` to ``end`` of the target; ``digest`` gets it by its position there."""
 
     def clear(self, start: int, end: int, digest: Digest | None) -> None:
-        """Make a hole there, or write zeros where the filesystem makes none."""
+        """Make a hole there, or write zeros where the filesystem makes none, as in a part of a page of hugetlbfs."""
+        if self._target.kind is Kind.HUGETLBFS:
+            page = self._target.page_size
+            first = min(-(-start // page) * page, end)
+            last = max(end // page * page, first)
+            self._zero(start, first, digest)
+            self._zero(last, end, digest)
+            start, end = first, last
+        if start == end:
+            return
         try:
             syscalls.punch_hole(self._target.fd, start, end)
         except OSError as error:
@@ -59,13 +69,25 @@ class Sink(ABC):
             if digest is not None:
                 digest.add_zeros(start, end)
 
+    def _zero(self, start: int, end: int, digest: Digest | None) -> None:
+        """For a part of a huge page, which Linux before 6.0 neither frees nor clears; no page is allocated for it."""
+        for piece in windows(start, end, BUFFER):
+            try:
+                there = os.pread(self._target.fd, piece.size, piece.start)
+            except OSError as error:
+                raise TargetError.from_os(error, f"read {self._target.path}") from error
+            if there != bytes(piece.size):
+                self.copy(piece.start, piece.end, digest)
+            elif digest is not None:
+                digest.add_zeros(piece.start, piece.end)
+
     def close(self) -> None:
         """Release what is mapped; the target stays open."""
         return
 
 
 class WritingSink(Sink):
-    """Reads into a buffer and writes it with pwrite(2)."""
+    """Reads into a buffer and writes it with pwrite(2), which must not extend a file that was truncated meanwhile."""
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
         for piece in windows(start, end, BUFFER):
@@ -79,6 +101,8 @@ class WritingSink(Sink):
         done = 0
         try:
             while done < len(view):
+                if self._target.size() < self._end:
+                    raise truncated(self._target)
                 done += os.pwrite(self._target.fd, view[done:], position + done)
         except OSError as error:
             raise TargetError.from_os(error, f"write {self._target.path}") from error
@@ -92,8 +116,8 @@ class PageSink(WritingSink):
     already, or there is no memory) is written after all, and that says what is wrong.
     """
 
-    def __init__(self, source: Source, target: Target, shift: int, guard: HoleGuard) -> None:
-        super().__init__(source, target, shift)
+    def __init__(self, source: Source, target: Target, end: int, shift: int, guard: HoleGuard) -> None:
+        super().__init__(source, target, end, shift)
         self._guard = guard
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
@@ -137,9 +161,9 @@ class MappingSink(Sink):
     A digest is made of what is then in the target, read back while it is still in a processor's cache.
     """
 
-    def __init__(self, source: Source, target: Target, shift: int, pages: GuardedRange | None) -> None:
+    def __init__(self, source: Source, target: Target, end: int, shift: int, pages: GuardedRange | None) -> None:
         """``pages``: the mapping to use for hugetlbfs, which maps and unmaps slowly; None: windows of tmpfs."""
-        super().__init__(source, target, shift)
+        super().__init__(source, target, end, shift)
         self._pages = pages
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
@@ -178,10 +202,10 @@ def open_sink(source: Source, target: Target, extent: Extent, shift: int) -> Sin
             pages = GuardedRange(target.fd, whole.start, whole.end, target.page_size, None)
         except OSError as error:
             raise TargetError.from_os(error, f"map {target.path}") from error
-        return MappingSink(source, target, shift, pages)
+        return MappingSink(source, target, extent.end, shift, pages)
     if target.kind is Kind.TMPFS:
         if os.fstat(target.fd).st_blksize > syscalls.page_size():  # it has huge pages (shmem_getattr in mm/shmem.c)
-            return MappingSink(source, target, shift, None)
+            return MappingSink(source, target, extent.end, shift, None)
         with contextlib.suppress(OSError):  # a filter forbids it
-            return PageSink(source, target, shift, HoleGuard())
-    return WritingSink(source, target, shift)
+            return PageSink(source, target, extent.end, shift, HoleGuard())
+    return WritingSink(source, target, extent.end, shift)

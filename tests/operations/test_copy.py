@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
+import functools
 import os
 import resource
 import stat
@@ -13,7 +15,7 @@ import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.ktask import TaskError
+from ktaskfs.ktask import NO_NODE, Node, TaskError
 from ktaskfs.operations.operation import Range
 from tests.operations.test_as_caller import NOBODY, anonymous_memory, as_nobody
 from tests.operations.test_checksum import content
@@ -139,6 +141,33 @@ def test_a_hole_of_a_plain_file_that_is_no_whole_page(runner: Runner, place: Pla
     assert allocated(path) == SIZE - (2 * HUGE if place.unit > 4096 else 3 * HUGE)
 
 
+def test_holes_where_the_kernel_frees_whole_pages_only(
+    runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hugetlbfs before Linux 6.0; the pages at the edges of the range must not be made where they are missing."""
+    original, unit = syscalls.punch_hole, place.unit
+
+    def old(fd: int, start: int, end: int) -> None:
+        first, last = -(-start // unit) * unit, end // unit * unit
+        if first < last:
+            original(fd, first, last)
+
+    monkeypatch.setattr(syscalls, "punch_hole", old)
+    path, empty, offset = place.directory / "file", place.directory / "empty", HUGE // 2
+    punch(plain, 0, 3 * HUGE + 4096)
+    punch(plain, 5 * HUGE - 4096, 8192)
+    make_dirty(path, SIZE + HUGE)
+    crc = f"crc32 {zlib.crc32(plain.read_bytes()):08x}\n"
+    assert runner.result(runner.prepare("copy", source=plain, path=path, offset=offset, digest="crc32")) == crc
+    assert same(plain, path, SIZE, (0, offset))
+    assert is_all(0xFF, path, 0, offset)
+    assert is_all(0xFF, path, offset + SIZE, SIZE + HUGE)
+    empty.touch()
+    os.truncate(empty, SIZE + HUGE)
+    runner.run("copy", source=plain, path=empty, offset=offset, length=3 * HUGE)
+    assert allocated(empty) == 0
+
+
 def test_holes_of_a_source_that_the_caller_cannot_write(runner: Runner, place: Place) -> None:
     write_bytes(place.directory / "first", bytes(2 * HUGE) + content(HUGE))
     punch(place.directory / "first", 0, 2 * HUGE)
@@ -243,6 +272,7 @@ def test_refusals(runner: Runner, place: Place, plain: Path, area: Path) -> None
     assert "nothing to do" in refused(runner, source=plain, path=path, source_offset=SIZE).message
     assert "brought back" in refused(runner, source=plain, path=path, undo=1).message
     assert "source_offset" in refused(runner, source=plain, path=path, direct=1, source_offset=100).message
+    assert "offset" in refused(runner, source=plain, path=path, direct=1, offset=1234).message
     assert "largest file" in refused(runner, source=plain, path=path, offset=2**63 - 5).message
     assert isinstance(refused(runner, source=plain, path=path, nodes=1000), InvalidValue)
     assert os.listdir(place.directory) == []
@@ -324,19 +354,24 @@ def test_pages_are_put_in_without_the_lock_of_write(
 
 
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
-def test_the_target_is_shortened_meanwhile(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
-    path = place.directory / "file"
-    plan = runner.prepare("copy", source=plain, path=path, **digest)
-    mapped = os.stat(path).st_blksize > 4096
-    os.truncate(path, 4 * HUGE)
-    if mapped:
-        with pytest.raises(TaskError) as caught:
-            runner.work(plan)
-        assert isinstance(caught.value.error, TargetError)
-        assert caught.value.error.errno == errno.ENXIO
-    else:  # written, as any program writes to a file that was shortened: it is extended again
-        runner.work(plan)
-        assert same(plain, path, SIZE)
+@pytest.mark.parametrize("disk", [False, True])
+def test_the_target_is_shortened_meanwhile(
+    runner: Runner, place: Place, area: Path, plain: Path, disk: bool, digest: dict[str, str]
+) -> None:
+    """At the start, and after half of it; it is not extended again."""
+    path = (area if disk else place.directory) / "file"
+    for done in (0, SIZE // 2, SIZE):
+        plan = runner.prepare("copy", source=plain, path=path, **digest)
+        if done:
+            plan.control.thread_func(0, done)
+        os.truncate(path, 4 * HUGE)
+        rest = dataclasses.replace(plan, nodes=[Node(done, SIZE - done, NO_NODE)])
+        end = plan.finish if done == SIZE else functools.partial(runner.work, rest)
+        with pytest.raises((TaskError, TargetError)) as caught:
+            end()
+        error = caught.value.error if isinstance(caught.value, TaskError) else caught.value
+        assert isinstance(error, TargetError)
+        assert (error.errno, path.stat().st_size) == (errno.ENXIO, 4 * HUGE)
 
 
 def test_unlinked_and_replaced_meanwhile(runner: Runner, place: Place, plain: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +17,6 @@ from tests.operations.test_clear import HUGE, make_dirty
 from tests.support.memory_files import allocated, is_all, write_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ktaskfs.operations.operation import Plan
     from tests.operations.conftest import Place, Runner
 
@@ -186,7 +186,7 @@ def test_two_that_extend_one_file_do_not_shorten_it(
     """The other one comes after each look at the size in turn."""
     original = Target.size
     for number in range(12):
-        path, looks = place.directory / f"file {number}", []
+        path, looks = place.directory / f"file {number}", list[int]()
 
         def size(target: Target, path: Path = path, looks: list[int] = looks, number: int = number) -> int:
             found = original(target)
@@ -209,7 +209,7 @@ def test_a_filesystem_that_allocates_nothing_in_advance(
     runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(fd: int, mode: int, offset: int, length: int) -> None:
-        raise OSError(95, os.strerror(95))
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(syscalls, "fallocate", unknown)
     growing(runner, "copy", area / "file", area).abort()
@@ -221,6 +221,6 @@ def test_a_filesystem_that_allocates_nothing_in_advance(
 def test_a_memfd_gets_its_old_size(runner: Runner, pool_2m: object, area: Path) -> None:
     for flags in (0, os.MFD_HUGETLB):
         fd = os.memfd_create("guest", flags)
-        growing(runner, "fallocate", area.__class__(f"/proc/{os.getpid()}/fd/{fd}"), area).abort()
+        growing(runner, "fallocate", Path(f"/proc/{os.getpid()}/fd/{fd}"), area).abort()
         assert os.fstat(fd).st_size == 0
         os.close(fd)
