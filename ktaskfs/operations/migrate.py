@@ -7,6 +7,7 @@ import errno
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
@@ -21,6 +22,7 @@ from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import RangeParameters
 from ktaskfs.operations.runlog import RunLog
 from ktaskfs.operations.trouble import truncated
+from ktaskfs.operations.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,10 +33,14 @@ WINDOW: Final = 1024
 """Pages moved with one call; 4 MiB of tmpfs, which count as the worker's resident memory while they are mapped."""
 CHUNK_BYTES: Final = 64 << 20
 """Copying from node to node runs at a few GiB/s: some 20 ms."""
-
-
-ATTEMPTS: Final = 10
-"""Calls for a page that is busy; the kernel itself tries ten times in each."""
+PAUSES: Final = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+"""Seconds before each further call for pages that are busy; the kernel itself tries ten times in each. There is
+nothing to wait for that it would tell, and whoever holds a lock may be without a processor meanwhile."""
+GRACE: Final = 1.0
+"""Seconds that all windows of a task together may wait without a page moved; pages may be pinned for good."""
+SHARE: Final = 4
+"""One part in so many of the task's time may be added to that."""
+BUSY: Final = frozenset({"EAGAIN", "EBUSY"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +98,12 @@ class _Mover:
         self._nodes = nodes
         self._shared = bool(syscalls.capget()[0] >> syscalls.CAP_SYS_NICE & 1)
         self._undo = undo
-        self._turn = threading.Lock()  # held for every attempt but the first
-        self._lock = threading.Lock()  # guards the two below
+        self._began = monotonic()
+        self._turns = Turns()  # each first attempt together with others, each further one alone
+        self._lock = threading.Lock()  # guards the three below
         self._counts: Counter[tuple[str, int]] = Counter()
         self._origins: dict[int, RunLog] = {}
+        self._in_vain = 0.0
 
     def move(self, start: int, end: int) -> None:
         """Move the pages from ``start`` to ``end`` to their node; raises TargetError."""
@@ -106,7 +114,11 @@ class _Mover:
             for low, high in self._candidates(start, end):
                 for window in windows(low, high, WINDOW):
                     self._move_window(window.start, window.end, nid)
-        except OSError as error:
+        except (OSError, TargetError) as error:
+            if self._undo:  # the framework takes back finished chunks only
+                self.undo(start, end)
+            if isinstance(error, TargetError):
+                raise
             raise TargetError.from_os(error, f"move pages of {self._target.path}") from error
 
     def _candidates(self, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -119,56 +131,68 @@ class _Mover:
             yield data // self._page, -(-hole // self._page)
 
     def _move_window(self, start: int, end: int, nid: int) -> None:
-        with self._mapped(start, end) as mapping:
-            before = node_of_pages(mapping, start * self._page, end * self._page, self._page)
-            wrong = [index for index, node in enumerate(before) if node not in (HOLE, nid)]
-            reasons = self._move_pages(mapping, wrong, nid)
+        before, reasons = self._bring(start, end, nid, remember=self._undo)
         counts: Counter[tuple[str, int]] = Counter()
         counts["there", nid] = before.count(nid)
-        for index, reason in zip(wrong, reasons, strict=True):
-            counts[reason, nid if reason == "moved" else before[index]] += 1
-            if self._undo and reason == "moved":
-                self._origin(before[index]).add(start + index, start + index + 1)
+        for page, reason in reasons.items():
+            counts[reason, nid if reason == "moved" else before[page - start]] += 1
         with self._lock:
             self._counts += counts
 
-    def _mapped(self, start: int, end: int) -> Mapping:
-        mapping = Mapping(self._target.fd, start * self._page, (end - start) * self._page, reserve=False)
-        self._guard.guard(mapping)
-        return mapping
+    @contextlib.contextmanager
+    def _mapped(self, start: int, end: int) -> Iterator[tuple[Mapping, list[int]]]:
+        """The pages, mapped, and the node of each."""
+        low, high = start * self._page, end * self._page
+        with Mapping(self._target.fd, low, high - low, reserve=False) as mapping:
+            self._guard.guard(mapping)
+            yield mapping, node_of_pages(mapping, low, high, self._page)
 
-    def _move_pages(self, mapping: Mapping, indexes: Sequence[int], nid: int) -> list[str]:
-        """What became of each of these pages of a mapping: ``moved``, or the errno's name.
+    def _bring(self, start: int, end: int, nid: int, *, remember: bool) -> tuple[list[int], dict[int, str]]:
+        """Move the pages of a window to ``nid``; gives where each was, and what became of those that were elsewhere.
+
+        Each move of a huge page tries for the lock of the file's mappings (hugetlb_page_mapping_lock_write in
+        mm/hugetlb.c), which mapping takes too. Threads can keep each other from it, so they try a second time alone.
+        """
+        with self._turns.together(), self._mapped(start, end) as (mapping, before):
+            wrong = [page for page, node in enumerate(before, start) if node not in (HOLE, nid)]
+            if remember:  # before they move: none is moved that could not be moved back
+                for page in wrong:
+                    self._origin(before[page - start]).add(page, page + 1)
+            reasons = self._try(mapping, wrong, nid) if wrong else {}
+        busy = [page for page in wrong if reasons[page] in BUSY]
+        for pause in PAUSES:
+            if not busy or (pause and not self._may_wait()):
+                break
+            sleep(pause)
+            with self._turns.alone(), self._mapped(busy[0], busy[-1] + 1) as (mapping, _):
+                reasons |= self._try(mapping, busy, nid)
+            still = [page for page in busy if reasons[page] in BUSY]
+            if len(still) == len(busy):
+                with self._lock:
+                    self._in_vain += pause
+            busy = still
+        return before, reasons
+
+    def _may_wait(self) -> bool:
+        """Whether so little was waited in vain that it is worth it again."""
+        with self._lock:
+            return self._in_vain < GRACE + (monotonic() - self._began) / SHARE
+
+    def _try(self, mapping: Mapping, pages: Sequence[int], nid: int) -> dict[int, str]:
+        """What one call made of each of these pages: ``moved``, or the errno's name.
 
         A page that went along with another one (both in one huge page of tmpfs) has an error of its own, so what
         counts is where it is afterwards.
         """
-        reasons = dict.fromkeys(indexes, "")
-        left = list(indexes)
-        for attempt in range(ATTEMPTS):
-            if not left:
-                break
-            # Each move of a huge page tries for the lock of the file's mappings (hugetlb_page_mapping_lock_write in
-            # mm/hugetlb.c), and threads that take no turns can keep each other from it.
-            with self._turn if attempt else contextlib.nullcontext():
-                left = self._try_pages(mapping, left, nid, reasons)
-        return list(reasons.values())
-
-    def _try_pages(self, mapping: Mapping, indexes: Sequence[int], nid: int, reasons: dict[int, str]) -> list[int]:
-        """Enter what one call made of the pages; gives those that are worth another."""
-        addresses = [mapping.address + index * self._page for index in indexes]
+        addresses = [mapping.address + page * self._page - mapping.offset for page in pages]
         try:
             states = syscalls.move_pages(addresses, [nid] * len(addresses), shared=self._shared)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
             states = [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
-        again = []
-        for index, state, now in zip(indexes, states, syscalls.page_nodes(addresses), strict=True):
-            reasons[index] = "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN")
-            if now != nid and -state in (errno.EAGAIN, errno.EBUSY):
-                again.append(index)
-        return again
+        ends = zip(pages, states, syscalls.page_nodes(addresses), strict=True)
+        return {page: "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN") for page, state, now in ends}
 
     def _origin(self, nid: int) -> RunLog:
         with self._lock:
@@ -187,10 +211,7 @@ class _Mover:
             raise TargetError(f"{self._target.path}: {stayed} pages could not be moved back", errno=errno.EBUSY)
 
     def _move_back(self, start: int, end: int, nid: int) -> int:
-        with self._mapped(start, end) as mapping:
-            nodes = node_of_pages(mapping, start * self._page, end * self._page, self._page)
-            wrong = [index for index, node in enumerate(nodes) if node not in (HOLE, nid)]
-            reasons = self._move_pages(mapping, wrong, nid)
+        reasons = list(self._bring(start, end, nid, remember=False)[1].values())
         with self._lock:
             self._counts["moved_back", nid] += reasons.count("moved")
         return len(reasons) - reasons.count("moved")

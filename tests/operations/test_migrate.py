@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import Job, TaskError
+from ktaskfs.operations import migrate
 from ktaskfs.operations.migrate import WINDOW
 from ktaskfs.operations.operation import Plan, Range
 from tests.support.memory_files import allocated, dirty, is_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
@@ -75,6 +79,142 @@ def test_pages_that_cannot_be_moved_are_counted(runner: Runner, place: Place, mo
         f"EACCES 7 {pages // 2}",
         f"moved 0 {pages // 2}",
     ]
+
+
+class Machine:
+    """In place of the kernel: pages are on node 7 until they are moved, and only sleeping makes time go on.
+
+    ``ended(pages)`` does what there is to do meanwhile and says with which status a call ends for each of these
+    pages of the file; 0 moves one.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, unit: int, ended: Callable[[Sequence[int]], Sequence[int]]
+    ) -> None:
+        self._unit = unit
+        self._ended = ended
+        self._lock = threading.Lock()  # guards all below
+        self._mapped: dict[int, Mapping] = {}
+        self.where: dict[int, int] = {}
+        self.slept = 0.0
+        machine = self
+
+        class Watched(Mapping):
+            def __init__(self, fd: int, offset: int, length: int, *, reserve: bool) -> None:
+                super().__init__(fd, offset, length, reserve=reserve)
+                with machine._lock:
+                    machine._mapped[self.address] = self
+
+            def close(self) -> None:
+                with machine._lock:
+                    machine._mapped.pop(self.address, None)
+                super().close()
+
+        monkeypatch.setattr(syscalls, "page_nodes", self.nodes)
+        monkeypatch.setattr(syscalls, "move_pages", self.move)
+        monkeypatch.setattr(migrate, "Mapping", Watched)
+        monkeypatch.setattr(migrate, "sleep", self.sleep)
+        monkeypatch.setattr(migrate, "monotonic", lambda: self.slept)
+
+    def _page(self, address: int) -> int:
+        with self._lock:
+            mapping = next(each for base, each in self._mapped.items() if 0 <= address - base < each.length)
+        return (address - mapping.address + mapping.offset) // self._unit
+
+    def nodes(self, addresses: Sequence[int]) -> list[int]:
+        return [self.where.get(self._page(address), 7) for address in addresses]
+
+    def move(self, addresses: Sequence[int], nodes: Sequence[int], *, shared: bool) -> list[int]:
+        pages = [self._page(address) for address in addresses]
+        states = self._ended(pages)
+        self.where |= {page: node for page, node, state in zip(pages, nodes, states, strict=True) if state == 0}
+        return list(states)
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.slept += seconds
+
+
+def full(place: Place, pages: int) -> Path:
+    """A file of so many pages."""
+    path = place.directory / "file"
+    path.touch()
+    os.truncate(path, pages * place.unit)
+    dirty(path, 0, pages * place.unit)
+    return path
+
+
+def test_a_lock_that_is_held_for_a_while(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds it is not running: only time helps, and not the number of tries."""
+
+    def ended(pages: Sequence[int]) -> list[int]:
+        return [0 if machine.slept >= 0.02 else -errno.EAGAIN] * len(pages)
+
+    machine = Machine(monkeypatch, place.unit, ended)
+    assert lines_of(runner.prepare("migrate", path=full(place, 4), nodes="0"))[:3] == ["moved 4", "there 0", "failed 0"]
+    assert 0.02 <= machine.slept < 0.1
+
+
+def test_pages_that_stay_for_good_are_not_waited_for_each(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "WINDOW", 1)
+    pages, calls = 64 if place.unit > 4096 else 2048, [0]
+
+    def ended(pages: Sequence[int]) -> list[int]:
+        calls[0] += 1
+        return [-errno.EBUSY] * len(pages)
+
+    machine = Machine(monkeypatch, place.unit, ended)
+    found = lines_of(runner.prepare("migrate", path=full(place, pages), nodes="0"))
+    assert found[-1] == f"EBUSY 7 {pages}"
+    assert machine.slept < 3
+    assert 2 * pages <= calls[0] < 3 * pages + 100
+
+
+def test_another_try_keeps_out_of_the_way_of_first_ones(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads of a task try at once, each its window; who fails tries again only when the other has ended."""
+    both, again, tried, met = threading.Barrier(2), threading.Event(), set[int](), list[bool]()
+
+    def ended(pages: Sequence[int]) -> list[int]:
+        page = pages[0]
+        if page in tried:
+            again.set()
+            return [0] * len(pages)
+        tried.add(page)
+        both.wait(10)
+        if page == 0:
+            return [-errno.EAGAIN] * len(pages)
+        met.append(again.wait(0.1))
+        return [0] * len(pages)
+
+    Machine(monkeypatch, place.unit, ended)
+    plan = runner.prepare("migrate", path=full(place, 2), nodes="0", chunk=1)
+    result = runner.result(dataclasses.replace(plan, control=dataclasses.replace(plan.control, max_chunk_size=1)))
+    assert result.startswith("moved 2\n")
+    assert met == [False]
+
+
+def test_a_failed_chunk_moves_back_what_it_moved(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The framework takes back finished chunks only."""
+    monkeypatch.setattr(migrate, "WINDOW", 1)
+
+    def ended(pages: Sequence[int]) -> list[int]:
+        if pages[0] == 5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return [0] * len(pages)
+
+    machine = Machine(monkeypatch, place.unit, ended)
+    plan = runner.prepare("migrate", path=full(place, 8), nodes="0", undo=1, chunk=4)
+    control = dataclasses.replace(plan.control, max_threads=1, max_chunk_size=4)
+    with pytest.raises(TaskError) as caught:
+        Job(plan.nodes, control).run()
+    assert isinstance(caught.value.error, KtaskfsError)
+    assert caught.value.error.errno == errno.EIO
+    assert "moved_back 7 5\n" in plan.finish()
+    assert set(machine.where.values()) == {7}
 
 
 def test_no_memory_for_any_more(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
