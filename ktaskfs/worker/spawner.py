@@ -22,12 +22,10 @@ from typing import TYPE_CHECKING
 
 import setproctitle
 
-from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.host.target import MEMORY, open_target
-from ktaskfs.operations.parameters import RangeParameters, parse_parameters
 from ktaskfs.operations.registry import find_operations
 from ktaskfs.worker import protocol
+from ktaskfs.worker.rehearsal import rehearse
 from ktaskfs.worker.run import Worker
 
 if TYPE_CHECKING:
@@ -157,13 +155,6 @@ class Spawner:
                 ours.close()
                 raise
 
-    def _rehearse(self) -> None:
-        """Do a little of a start while nobody waits: a forked process copies every page that it first writes to."""
-        protocol.decode(protocol.encode(protocol.Ready(0)))
-        with contextlib.suppress(KtaskfsError):  # a directory is no target
-            parse_parameters(RangeParameters, {"path": "/", "length": "4096"})
-            open_target(self._kernel, "/", kinds=MEMORY)
-
     def _child(self, sock: socket.socket, held: Sequence[int]) -> None:
         """In the new process: keep nothing of the spawner but its memory, wait for a task, and never return."""
         status = 70
@@ -172,7 +163,8 @@ class Spawner:
             for fd in (*self._children, *held):
                 os.close(fd)
             setproctitle.setproctitle("ktaskfs: spare worker")
-            self._rehearse()
+            with contextlib.suppress(Exception):  # what goes wrong here goes wrong for the task too, which can say so
+                rehearse(self._kernel)
             data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
             sock.close()
             if data:  # else the spawner has ended
