@@ -96,6 +96,8 @@ def _filler(kernel: Kernel, target: Target, growth: Growth, extent: Extent, *, k
     """Check for room, set it aside, extend."""
     with contextlib.ExitStack() as stack:
         survey = _Survey(target, extent, stack) if undo else None
+        if undo and keep_size and not growth.is_empty():
+            raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
         mapping = None
         try:
             if target.kind is Kind.TMPFS:

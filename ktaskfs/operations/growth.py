@@ -103,10 +103,10 @@ class Growth:
             os.path.samestat(named, os.fstat(target.fd))
             and target.size() <= self._made
             and not target.seals() & SEAL_SHRINK
-            and self._is_empty()
+            and self.is_empty()
         )
 
-    def _is_empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether all pages lie before the old end, and the rest of the page there (or huge page of tmpfs) is zeros.
 
         Neither hugetlbfs nor tmpfs tells of pages past the end of a file but in the sum of all, and tmpfs not of those

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import Target
 from tests.operations.test_checksum import content
@@ -152,6 +153,17 @@ def test_undo_leaves_pages_past_the_old_end(runner: Runner, place: Place) -> Non
     plan.control.undo_func(0, LENGTH)
     plan.finish()
     assert allocated(path) == 4 * HUGE
+
+
+def test_undo_is_refused_where_pages_past_the_end_would_go_with_it(runner: Runner, place: Place) -> None:
+    path = place.directory / "file"
+    make_dirty(path, 2 * HUGE)
+    plan = runner.prepare("fallocate", path=path, length=LENGTH, keep_size=1, undo=1)
+    plan.abort()
+    past_the_end(path, 4 * HUGE, HUGE)
+    with pytest.raises(NotSupported):
+        runner.prepare("fallocate", path=path, length=LENGTH, keep_size=1, undo=1)
+    assert (path.stat().st_size, allocated(path)) == (2 * HUGE, 3 * HUGE)
 
 
 @OPERATIONS
