@@ -233,8 +233,12 @@ def _works(spawner: Spawner, memory: Path) -> None:
 
 
 def descriptors(spawner: Spawner) -> int:
-    """Those that the spawner has open, once it has a worker in advance."""
-    until(lambda: len(psutil.Process(spawner.process.pid).children()) == 1, "one worker, forked in advance")
+    """Those that the spawner has open, once it has a worker in advance, and sleeps until the next request."""
+    process = psutil.Process(spawner.process.pid)
+    until(
+        lambda: len(process.children()) == 1 and process.status() == psutil.STATUS_SLEEPING,
+        "one worker, forked in advance",
+    )
     return len(os.listdir(f"/proc/{spawner.process.pid}/fd"))
 
 
