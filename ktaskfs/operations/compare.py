@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.target import Kind
 from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
 from ktaskfs.operations.operation import Operation, Plan, Range
@@ -31,7 +32,10 @@ GRAIN: Final = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class CompareParameters(RangeParameters):
-    """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file."""
+    """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
+
+    A file of hugetlbfs has no size but whole pages, so what was copied there ends in zeros that its source has not.
+    """
 
     source: str = parameter(PATH, "the file to compare with")
     source_offset: int = parameter(SIZE, "first byte of it to compare", default=0)
@@ -43,7 +47,8 @@ class Compare(Operation[CompareParameters]):
     name = "compare"
     description = (
         "Compare a range of path with one of source, any files. The result says equal, or at which byte of path the "
-        "first difference is and how many bytes differ; the task ends as done either way."
+        "first difference is and how many bytes differ; the task ends as done either way. "
+        "Without length, zeros that only fill up the last page of a longer file of hugetlbfs are no difference."
     )
     units = "bytes"
     parameters = CompareParameters
@@ -62,45 +67,89 @@ class Compare(Operation[CompareParameters]):
             file.close()
             raise
         try:
-            extent, lacking = _extent(parameters, file, source)
-            nodes = make_nodes(kernel, extent, parameters.nodes, PIECE, remaining)
+            work = _work(parameters, file, source)
+            nodes = make_nodes(kernel, work.extent, parameters.nodes, PIECE, remaining)
         except BaseException:
             file.close()
             source.close()
             raise
-        comparer = _Comparer(file, source, extent, parameters.source_offset - parameters.offset, lacking)
+        comparer = _Comparer(file, source, work)
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
         control = Control(comparer.compare, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
         return Plan(nodes=nodes, control=control, abort=comparer.close, finish=comparer.finish)
 
 
-def _extent(parameters: CompareParameters, file: Source, source: Source) -> tuple[Extent, int]:
-    """What both files have, and how many bytes more the longer one has, which all differ."""
+@dataclass(frozen=True)
+class _Work:
+    """What is to be compared: ``extent`` of the file with what lies ``shift`` bytes further in the source.
+
+    ``ends``: where the file and the source end, or the extent if that comes first; all are positions in the file.
+    After the extent the longer one has ``lacking`` bytes more, which all differ.
+    """
+
+    extent: Extent
+    shift: int
+    ends: tuple[int, int]
+    lacking: int
+
+
+def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
     offset, source_offset = parameters.offset, parameters.source_offset
+    shift = source_offset - offset
     if parameters.length is not None:
         require_source_range(file, offset, parameters.length)
         require_source_range(source, source_offset, parameters.length)
-        return Extent(offset, offset + parameters.length), 0
+        end = offset + parameters.length
+        return _Work(Extent(offset, end), shift, (end, end), 0)
     left, right = file.file.size() - offset, source.file.size() - source_offset
     if left < 0 or right < 0:
         shorter, at = (file, offset) if left < 0 else (source, source_offset)
         size = shorter.file.size()
         raise InvalidValue(f"the range begins at {at}, past the end of {shorter.file.path}: it has {size} bytes")
-    return Extent(offset, offset + min(left, right)), abs(left - right)
+    shared, whole = offset + min(left, right), offset + max(left, right)
+    longer = (file if left > right else source).file
+    if longer.kind is Kind.HUGETLBFS and whole - shared < longer.page_size:
+        return _Work(Extent(offset, whole), shift, (offset + left, offset + right), 0)
+    return _Work(Extent(offset, shared), shift, (shared, shared), whole - shared)
+
+
+class _Side:
+    """One of the files, in positions of ``path``; past ``end`` it is taken for zeros."""
+
+    def __init__(self, source: Source, shift: int, end: int) -> None:
+        self._source = source
+        self._shift = shift
+        self._end = end
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The runs that may hold something else than zeros; raises TargetError."""
+        stop = min(end, self._end)
+        if start < stop:
+            for low, high in self._source.data(start + self._shift, stop + self._shift):
+                yield low - self._shift, high - self._shift
+
+    def read(self, view: memoryview, position: int) -> None:
+        """Fill ``view`` from ``position`` on; raises TargetError."""
+        there = min(max(self._end - position, 0), len(view))
+        self._source.read(view[:there], position + self._shift)
+        view[there:] = bytes(len(view) - there)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
 
 
 class _Comparer:
     """The chunk function, what it holds open, and what was found in the chunks that are finished."""
 
-    def __init__(self, file: Source, source: Source, extent: Extent, shift: int, lacking: int) -> None:
-        self._file = file
-        self._source = source
-        self._shift = shift
+    def __init__(self, file: Source, source: Source, work: _Work) -> None:
+        self._file = _Side(file, 0, work.ends[0])
+        self._source = _Side(source, work.shift, work.ends[1])
         self._buffer = Buffer(2 * PIECE)
         self._lock = threading.Lock()  # guards everything below
-        self._left = extent.size
-        self._differing = lacking
-        self._first = extent.end if lacking else None
+        self._left = work.extent.size
+        self._differing = work.lacking
+        self._first = work.extent.end if work.lacking else None
 
     def compare(self, start: int, end: int) -> None:
         """Compare the bytes from ``start`` to ``end``; raises TargetError."""
@@ -119,16 +168,14 @@ class _Comparer:
 
     def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The runs where one of the files may hold something else than zeros."""
-        shift = self._shift
-        other = ((low - shift, high - shift) for low, high in self._source.data(start + shift, end + shift))
-        return _union(list(self._file.data(start, end)), list(other))
+        return _union(list(self._file.data(start, end)), list(self._source.data(start, end)))
 
     def _compare_piece(self, position: int, size: int) -> tuple[int, int] | None:
         """The first position that differs and how many do; None if it is the same in both."""
         buffer = self._buffer
         mine, others = buffer.view[:size], buffer.view[PIECE : PIECE + size]
         self._file.read(mine, position)
-        self._source.read(others, position + self._shift)
+        self._source.read(others, position)
         if syscalls.same_bytes(buffer.address, buffer.address + PIECE, size):
             return None
         differing, first = 0, None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
+    from tests.support.hugepages import TestPool
 
 SIZE = 18 * HUGE
 EQUAL = "equal\n"
@@ -112,6 +114,59 @@ def test_what_one_file_lacks_differs(runner: Runner, tmpfs: Path, plain: Path) -
     assert compare(runner, tmpfs / "empty", tmpfs / "empty") == EQUAL
     assert compare(runner, tmpfs / "empty", plain) == f"first 0\ndiffering {SIZE}\n"
     assert compare(runner, plain, tmpfs / "empty", offset=SIZE - 3) == f"first {SIZE - 3}\ndiffering 3\n"
+
+
+def weights(path: Path, size: int) -> Path:
+    """A file as safetensors has it: the length of a JSON header, the header, and the numbers of one tensor."""
+    shape = [(size - 256) // 2]
+    header = json.dumps({"layer.weight": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * shape[0]]}})
+    head = len(header).to_bytes(8, "little") + header.encode()
+    path.write_bytes(head + content(size - len(head)))
+    return path
+
+
+def test_weights_that_do_not_fill_their_last_page(runner: Runner, any_place: Place, area: Path) -> None:
+    """hugetlbfs has no size but whole pages, so a copy there ends in zeros that the file itself has not."""
+    path, size = any_place.directory / "file", 7 * HUGE + 12_345
+    source = weights(area / "model.safetensors", size)
+    runner.run("copy", source=source, path=path)
+    assert path.stat().st_size == -(-size // any_place.unit) * any_place.unit or any_place.unit == 4096
+    assert compare(runner, path, source) == compare(runner, source, path, threads=1) == EQUAL
+    assert compare(runner, path, source, offset=777, source_offset=777) == EQUAL
+    changed = bytearray(source.read_bytes())
+    changed[-1] ^= 1
+    source.write_bytes(changed)
+    assert compare(runner, path, source) == compare(runner, source, path) == f"first {size - 1}\ndiffering 1\n"
+
+
+def test_a_last_page_that_is_not_filled_with_zeros(
+    runner: Runner, pool: TestPool, hugetlbfs: Path, page_size: int, area: Path
+) -> None:
+    path, size = hugetlbfs / "file", HUGE + 12_345
+    source = weights(area / "model.safetensors", size)
+    whole = -(-size // page_size) * page_size
+    write_bytes(path, source.read_bytes() + bytes(whole - size - 9) + b"remains x")
+    assert compare(runner, path, source) == f"first {whole - 9}\ndiffering 9\n"
+    texts = {"offset": 5, "source_offset": 5, "chunk": 1 << 20}
+    assert compare(runner, source, path, **texts) == f"first {whole - 9}\ndiffering 9\n"
+    os.truncate(source, size - 1)
+    assert compare(runner, path, source) == f"first {size - 1}\ndiffering 10\n"
+
+
+def test_a_whole_page_more_is_no_filling(
+    runner: Runner, pool: TestPool, hugetlbfs: Path, page_size: int, area: Path
+) -> None:
+    path, source = hugetlbfs / "file", area / "source"
+    path.touch()
+    os.truncate(path, page_size)
+    source.touch()
+    for first, second in ((path, source), (source, path)):
+        assert compare(runner, first, second) == f"first 0\ndiffering {page_size}\n"
+    source.write_bytes(b"\0")
+    assert compare(runner, path, source) == EQUAL
+    os.truncate(path, 2 * page_size)
+    more = 2 * page_size - 1
+    assert compare(runner, path, source) == compare(runner, source, path) == f"first 1\ndiffering {more}\n"
 
 
 def test_holes_are_zeros_and_stay_holes(runner: Runner, place: Place, area: Path) -> None:
