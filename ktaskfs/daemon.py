@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -50,6 +51,9 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
+    # Two descriptors for each task at work, and for each control file that somebody has open: as many as we may have.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if config.device is None:
         clear_stale_mount(config.mountpoint)
     else:  # ours alone, so that a mount whose daemon dies does not hang but fails
