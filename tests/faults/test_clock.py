@@ -67,6 +67,7 @@ def test_set_back_between_two_daemons(mount_maker: MountMaker, clock: Path, tmpf
     first = mount_maker()
     spec = f"fallocate path={tmpfs}/f length=64M rate_max=8M chunk=1M name=t"
     assert first.write("tasks/control", spec) == (0, None)
+    until(lambda: first.read("tasks/t/state") == "running\n", "the task is at work")
     first.kill()
     clock.write_text("-3h\n")
     second = mount_maker(statedir=first.statedir)
