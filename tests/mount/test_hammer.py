@@ -66,7 +66,7 @@ def test_nothing_hangs_and_nothing_is_left(mount_maker: MountMaker, memory: Path
     before = daemon.memory_info().rss, daemon.num_fds(), gauge(mount, "ktaskfs_known_nodes")
     done = hammered(mount, memory, seconds, seed)
     assert min(done.values()) > 10, done
-    assert len(done) == 13
+    assert len(done) == 14
     settle(mount)
     after = daemon.memory_info().rss, daemon.num_fds(), gauge(mount, "ktaskfs_known_nodes")
     assert after[1] <= before[1]

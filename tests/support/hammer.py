@@ -76,6 +76,7 @@ class Hammer:
             self.share,
             self.refuse,
             self.hear,
+            self.outlive,
         ]
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -127,6 +128,21 @@ class Hammer:
             os.rmdir(self.path(name))
         if met == [0]:
             self.fates[name] = Fate.MISSING
+
+    def outlive(self) -> None:
+        """Keep a file open of a task that is removed, and perhaps made again."""
+        name, fate = self.own()
+        if fate not in (Fate.NEW, Fate.ENDED):
+            return
+        file, text = self.random.choice([("control", "resume"), ("control", "start"), ("nice", "3"), ("length", "1M")])
+        fd = os.open(self.path(name, file), os.O_WRONLY)
+        os.rmdir(self.path(name))
+        self.fates[name] = Fate.MISSING
+        if self.random.random() < 0.5:
+            self.start()
+        with self.meets(errno.ENODEV):
+            os.write(fd, text.encode())
+        os.close(fd)
 
     def start(self) -> None:
         name, fate = self.own()
