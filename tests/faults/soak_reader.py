@@ -23,7 +23,7 @@ from tests.faults.soak_client import PATIENCE, Client, Transitions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GONE: Final = frozenset({errno.ENOENT, errno.ENODATA})
+GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 """What reading says of a task that was forgotten meanwhile."""
 PAUSE: Final = 0.2
 """Seconds between two looks, so that looking stays a small part of the load."""
