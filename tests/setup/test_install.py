@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 
 from ktaskfs.config import parse_options
 from ktaskfs.tasks.tunables import TUNABLES
+from ktaskfs.version import VERSION
 from tests.support.daemon import ROOT
 from tests.support.shell import Outcome, run
 
@@ -73,6 +75,20 @@ def test_the_configuration_shows_every_tunable_with_its_default(tmp_path: Path) 
     conf.write_text(re.sub(r"(?m)^#(?=\w+ =)", "", (ROOT / "systemd/ktaskfs.conf").read_text()))
     values = parse_options("/mnt", [f"statedir=/s,config={conf}"], {}).file_tunables()
     assert values == {each.name: each.default for each in TUNABLES}
+
+
+def test_pip_gives_the_command(tmp_path: Path) -> None:
+    """Without what it depends on, which the tests have; from a copy, for building leaves files."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(ROOT / "ktaskfs", source / "ktaskfs")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    assert run(*pip, timeout=300).status == 0
+    done = run(str(target / "bin/ktaskfs"), "--version", env={"PYTHONPATH": str(target)}, cwd=tmp_path)
+    assert done == Outcome(0, f"ktaskfs {VERSION}\n", "")
+    installed = {path.relative_to(target / "ktaskfs") for path in (target / "ktaskfs").rglob("*.py")}
+    assert installed == {path.relative_to(ROOT / "ktaskfs") for path in (ROOT / "ktaskfs").rglob("*.py")}
 
 
 @pytest.mark.parametrize("verb", ["install", "uninstall"])
