@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.record import Record, StateDirectory
     from ktaskfs.tasks.spec import Spec
     from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.task import History
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class TaskService:
         except KtaskfsError:
             caller.close()
             raise
-        await self._start_again(task, caller)
+        await self._start_again(task, caller, task.history)
 
     async def resume(self, task: Task, caller: Caller) -> None:
         """Go on: a paused task at once, an ended one with a new worker that does the rest only. Raises WrongState."""
@@ -125,20 +126,17 @@ class TaskService:
             task.remaining = [(span.start, span.end, span.nid) for span in final.remaining()]
             task.planned = sum(end - start for start, end, _ in task.remaining)
         task.final, task.result = None, ""  # an earlier run's: it must not be counted beside ``base``
-        try:
-            await self._start_again(task, caller)
-        except KtaskfsError:
-            task.history = before
-            self.save(task)
-            raise
+        await self._start_again(task, caller, before)
 
-    async def _start_again(self, task: Task, caller: Caller) -> None:
+    async def _start_again(self, task: Task, caller: Caller, history: History) -> None:
+        """Start one task; if it may not begin it is as it was, with ``history``."""
         before = task.state
         assert task.operation is not None
         task.texts = absolute_paths(task.operation, task.texts, caller)
         try:
             await self._start([task], caller)
         except KtaskfsError:
+            task.history = history
             self._move(task, before)
             raise
 
@@ -295,7 +293,7 @@ class TaskService:
     def _adopt_active(self, task: Task, record: Record) -> None:
         """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
         if task.state is State.STARTING:
-            self._nursery.start_soon(self._end_start, task, _open_process(record))
+            self._nursery.start_soon(self._end_start, task, record.pid, _open_process(record))
             return
         try:
             page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
@@ -317,11 +315,10 @@ class TaskService:
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=_fields(task))
         self._nursery.start_soon(self._watch, task, task.worker)
 
-
-    async def _end_start(self, task: Task, pidfd: int | None) -> None:
+    async def _end_start(self, task: Task, pid: int | None, pidfd: int | None) -> None:
         """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
-        if pidfd is not None:
-            await see_off(pidfd)
+        if pid is not None and pidfd is not None:
+            await see_off(pid, pidfd)
             os.close(pidfd)
         message = "the daemon ended before the work began"
         self._end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))

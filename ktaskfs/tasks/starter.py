@@ -36,7 +36,7 @@ TIMEOUT: Final = 60.0
 """Seconds after which a worker that has neither answered nor used a CPU is given up: it hangs in its target. One that
 counts files or reserves from a pool that has to grow may legitimately take long; a minute is a guess."""
 GRACE: Final = 0.5
-"""Seconds for a worker whose start was given up to take back what it prepared and to end; then it is killed."""
+"""Seconds for which a write that is refused waits for the workers to take back what they prepared."""
 SPARE_RANGES: Final = 64
 """Ranges that a page has room for beyond those known before the operation makes its plan: one for each NUMA node."""
 
@@ -60,9 +60,10 @@ class _Forked:
 class _Batch:
     """Tasks that start together. ``writer_waits`` until the write that asked has been answered.
 
-    forked: those that have a worker, in order.
-    error:  why none of them begins, as soon as that is known.
-    over:   they have begun, or nothing is left of their workers.
+    forked:  those that have a worker, in order.
+    error:   why none of them begins, as soon as that is known.
+    decided: they have begun, or there is an error.
+    over:    they have begun, or nothing is left of their workers.
     """
 
     tasks: Sequence[Task]
@@ -71,6 +72,7 @@ class _Batch:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     writer_waits: bool = True
     error: KtaskfsError | None = None
+    decided: trio.Event = field(default_factory=trio.Event)
     over: trio.Event = field(default_factory=trio.Event)
 
 
@@ -98,6 +100,7 @@ class Starter:
         self._began = began
         self._failed_late = failed_late
         self._batches: dict[Task, _Batch] = {}
+        """Of each task, from its start until nothing is left of it but the work itself."""
 
     async def start(self, tasks: Sequence[Task], caller: Caller) -> None:
         """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
@@ -106,13 +109,15 @@ class Starter:
         may begin; their states are then the owner's to set right.
         """
         batch = _Batch(tasks, caller)
+        before = [self._batches[task] for task in tasks if task in self._batches]
         self._batches.update(dict.fromkeys(tasks, batch))
-        self._nursery.start_soon(self._carry_out, batch)
+        self._nursery.start_soon(self._carry_out, batch, before)
         try:
             with trio.move_on_after(PATIENCE):
-                await batch.over.wait()
+                await batch.decided.wait()
             if batch.error is not None:
-                await batch.over.wait()
+                with trio.move_on_after(GRACE):
+                    await batch.over.wait()
         finally:
             batch.writer_waits = False
         if batch.error is not None:
@@ -127,52 +132,65 @@ class Starter:
             batch.scope.cancel()
 
     def kill(self, task: Task) -> None:
-        """As ``cancel``, and kill the worker at once."""
+        """As ``cancel``, and kill the worker at once, whatever it leaves of what it prepared."""
         self.cancel(task)
         if task.worker is not None:
             task.worker.signal(signal.SIGKILL)
 
-    async def _carry_out(self, batch: _Batch) -> None:
-        error: KtaskfsError | None = None
+    async def _carry_out(self, batch: _Batch, before: Sequence[_Batch]) -> None:
+        try:
+            error = await self._prepare_all(batch, before)
+            if error is None:
+                await self._let_go(batch)
+            else:
+                batch.error = error
+                batch.decided.set()
+                await self._give_up(batch, error)
+        finally:
+            for each in batch.forked:
+                each.channel.close()
+            for task in batch.tasks:
+                if self._batches.get(task) is batch:
+                    del self._batches[task]
+            batch.decided.set()
+            batch.over.set()
+
+    async def _prepare_all(self, batch: _Batch, before: Sequence[_Batch]) -> KtaskfsError | None:
+        """Have a worker ready for each task, and a record; returns why there is not, if so.
+
+        ``before`` are earlier starts of the same tasks, of which a worker may still be taking back what it prepared.
+        """
         try:
             with batch.scope:
+                for earlier in before:
+                    await earlier.over.wait()
                 for task in batch.tasks:
                     await self._prepare(task, batch)
             if batch.scope.cancel_called:  # though perhaps only after the last worker had said that it is ready
-                error = StartCancelled("cancelled before the work began")
-            else:
-                self._write_records(batch)
+                return StartCancelled("cancelled before the work began")
+            self._write_records(batch)
         except KtaskfsError as refusal:
-            error = refusal
+            return refusal
         except Exception:
             # A bug must not end the daemon, which others' tasks depend on.
             LOG.exception("starting %s", batch.tasks)
-            error = WorkerLost("the start failed in an unforeseen way; the log has more")
-        except BaseException:  # the daemon ends, and so do the workers that wait for its word
-            for each in batch.forked:
-                each.channel.close()
-            raise
+            return WorkerLost("the start failed in an unforeseen way; the log has more")
         finally:
             batch.caller.close()
-            for task in batch.tasks:
-                del self._batches[task]
-        if error is None:
-            await self._let_go(batch)
-        else:
-            batch.error = error
-            await self._give_up(batch, error)
-        batch.over.set()
+        return None
 
     async def _give_up(self, batch: _Batch, error: KtaskfsError) -> None:
         """End the workers, the last one first: each finds its target as it has left it, and takes that back."""
         late = not batch.writer_waits
-        with trio.CancelScope(shield=True):
-            for each in reversed(batch.forked):
-                each.channel.close()  # its end tells the worker to take back what it prepared, and to end
-                await see_off(each.worker.pidfd)
-                self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
+        if not late:  # the tasks go back to what they were, without a worker
+            for each in batch.forked:
                 each.task.worker = None
-                each.worker.close()
+        for each in reversed(batch.forked):
+            each.channel.close()  # its end tells the worker to take back what it prepared, and to end
+            await see_off(each.worker.pid, each.worker.pidfd)
+            self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
+            each.task.worker = None
+            each.worker.close()
         for task in batch.tasks:
             try:
                 self._state.forget_page(task.number)
@@ -208,7 +226,6 @@ class Starter:
                     self._state.step("the worker was let go")
                 except OSError as error:  # it has just died, and whoever watches it will find that out
                     LOG.debug("task %s: %s", each.task.name, error)
-                each.channel.close()
                 self._began(each.task, each.worker)
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
@@ -287,23 +304,29 @@ class Starter:
                     return b""
             before, used = used, cpu_ticks(forked.pid)
             if used == before:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(forked.pidfd, signal.SIGKILL)
                 message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
                 raise WorkerLost(message, errno=errno.ETIMEDOUT)
 
 
-async def see_off(pidfd: int) -> None:
-    """Return when the process has ended, which it is about to do; after GRACE it is killed.
+async def see_off(pid: int, pidfd: int) -> None:
+    """Return when a worker has ended, which it is about to do; one that hangs instead for TIMEOUT is killed.
 
     One that stays even then, in the depths of a device that does not answer, is left behind.
     """
-    if not await _ends(pidfd):
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        await _ends(pidfd)
+    used = cpu_ticks(pid)
+    while not await _ends(pidfd, TIMEOUT):
+        before, used = used, cpu_ticks(pid)
+        if used == before:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await _ends(pidfd, GRACE)
+            return
 
 
-async def _ends(pidfd: int) -> bool:
-    with trio.move_on_after(GRACE):
+async def _ends(pidfd: int, seconds: float) -> bool:
+    with trio.move_on_after(seconds):
         await trio.lowlevel.wait_readable(pidfd)
         return True
     return False

@@ -164,7 +164,7 @@ async def test_a_start_that_was_answered_late_is_interrupted_and_can_be_resumed(
         spawner = house.spawner()
         spawner.suspend()
         await house.run(f"fallocate path={memory}/file length=64K name=t")
-        assert house.files() == ["00000001.json", "00000001.page"]
+        await until(lambda: house.files() == ["00000001.json", "00000001.page"], "record and page")
         spawner.resume()
     await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
     async with open_house(statedir) as house:
@@ -182,6 +182,7 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
     async with open_house(statedir) as house:
         worker = await stop_spare(house)
+        monkeypatch.setattr(starter_module, "TIMEOUT", 0.2)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
         house.service.save(house.table.require("t"))

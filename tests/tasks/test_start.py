@@ -234,15 +234,80 @@ async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("verb", ["cancel", "kill"])
-async def test_a_cancelled_start_leaves_no_worker_that_hangs(house: House, memory: Path, verb: str) -> None:
+async def test_a_killed_start_leaves_no_worker(house: House, memory: Path) -> None:
     worker = await stop_spare(house)
     task = await house.run_one(f"fallocate path={memory}/file length=64K")
     await until(lambda: task.worker is not None, "the worker is known")
-    getattr(house.service, verb)(task)
+    house.service.kill(task)
     assert await ended(task) is State.CANCELLED
     assert has_ended(worker)
     assert task.worker is None
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_cancelled_start_lasts_until_its_worker_has_taken_back_what_it_prepared(
+    house: House, memory: Path
+) -> None:
+    worker = await stop_spare(house)
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    await until(lambda: task.worker is not None, "the worker is known")
+    house.service.cancel(task)
+    with pytest.raises(WrongState):
+        await house.service.resume(task, me())
+    await until(lambda: starting(house) == [], "the start is given up")
+    assert (task.state, has_ended(worker)) == (State.STARTING, False)
+    worker.resume()
+    assert await ended(task) is State.CANCELLED
+    assert has_ended(worker)
+    await house.service.resume(task, me())
+    assert await ended(task) is State.DONE
+
+
+def starting(house: House) -> list[Task]:
+    """Tasks whose start can still be given up."""
+    return [task for task, batch in house.service._starter._batches.items() if batch.error is None]
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_cancelled_start_that_hangs_is_killed_in_the_end(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await stop_spare(house)
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    await until(lambda: task.worker is not None, "the worker is known")
+    monkeypatch.setattr(starter_module, "TIMEOUT", 0.1)
+    house.service.cancel(task)
+    assert await ended(task) is State.CANCELLED
+    assert has_ended(worker)
+
+
+async def test_a_refused_write_does_not_wait_for_ever_for_what_is_taken_back(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start of the same task does: two workers would be at one target."""
+    task = await house.run_one(f"fallocate path={memory}/file length=64K name=t")
+    assert await ended(task) is State.DONE
+    task = house.service.create_empty("made", os.geteuid(), os.getegid())
+    task.define(house.service.operations["fallocate"], {"path": str(memory / "other"), "length": "64K"})
+    worker = await stop_spare(house)
+    monkeypatch.setattr(starter_module, "GRACE", 0.0)
+    async with trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            with pytest.raises(KtaskfsError, match="cancelled before the work began"):
+                await house.service.start(task, me())
+
+        nursery.start_soon(write)
+        await until(lambda: task.worker is not None, "the worker is known")
+        house.service.cancel(task)
+    assert (task.state, task.worker, has_ended(worker)) == (State.NEW, None, False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.service.start, task, me())
+        await until(lambda: task.state is State.STARTING, "the second start")
+        assert task.worker is None
+        worker.resume()
+    assert await ended(task) is State.DONE
+    assert has_ended(worker)
 
 
 async def test_what_several_tasks_prepared_is_taken_back_in_reverse(house: House, memory: Path) -> None:
