@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -53,7 +54,8 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     settings = Settings(config.file_tunables() | dict(config.tunables))
     # Two descriptors for each task at work, and for each control file that somebody has open: as many as we may have.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(ValueError):  # more than fs.nr_open, which somebody has lowered
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if config.device is None:
         clear_stale_mount(config.mountpoint)
     else:  # ours alone, so that a mount whose daemon dies does not hang but fails

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Mount as the command line says; returns the exit status, in the background as soon as the mount answers."""
+    _fill_standard_descriptors()
     try:
         config = parse_options(given.mountpoint, given.options, environment, fd=given.fd)
         if given.fd is not None:
@@ -67,11 +69,10 @@ class LogFile(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
         if os.fstat(2).st_size > LOG_MAX:
-            try:
-                os.rename(self._path, f"{self._path}.old")
+            with contextlib.suppress(OSError):  # the next line tries again, and until then the old file has them all
+                with contextlib.suppress(FileNotFoundError):  # somebody has removed it, or the last try came this far
+                    os.rename(self._path, f"{self._path}.old")
                 self._open()
-            except OSError:  # the next line tries again, and this one stands in the old file
-                self.handleError(record)
 
 
 def _log_to(handler: logging.Handler) -> None:
@@ -95,7 +96,6 @@ def _store(config: MountConfig, manager: Manager) -> int:
 
 def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     """Fork the daemon and wait until it says that the mount answers, or why not."""
-    _fill_standard_descriptors()
     readable, writable = os.pipe()
     if os.fork():
         os.close(writable)

@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import os
 import resource
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -205,7 +204,7 @@ def become(identity: Identity, root: int, cwd: int) -> None:
     and must end. Ends the process itself, status 70, if the kernel said yes and it did not hold.
     capabilities(7), credentials(7), path_resolution(7).
     """
-    if threading.active_count() != 1:
+    if len(os.listdir("/proc/self/task")) != 1:
         raise NotPermitted("a process with several threads cannot change who it is")  # capset(2) is for one thread
     needed = CAP_SETUID | CAP_SETGID | CAP_SETPCAP | CAP_SYS_CHROOT
     changes = syscalls.capget()[0] & needed == needed
@@ -229,9 +228,9 @@ def become(identity: Identity, root: int, cwd: int) -> None:
 
 def _fare_alike(identity: Identity) -> None:
     """Take over the caller's nice value and OOM score; an ordinary user's daemon may have to leave them higher."""
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, identity.nice)
-    with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "wb") as file:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
         file.write(b"%d" % identity.oom_score_adj)
 
 

@@ -47,3 +47,5 @@ def _run(mapping: Mapping) -> None:
 
     control = Control(populate, min_chunk_size=1, max_threads=2, cpu_percent=100)
     Job((Node(0, 2),), control).run()
+    while len(os.listdir("/proc/self/task")) > 1:  # who becomes the caller may have one thread only
+        os.sched_yield()

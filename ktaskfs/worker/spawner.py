@@ -163,8 +163,9 @@ class Spawner:
             for fd in (*self._children, *held):
                 os.close(fd)
             setproctitle.setproctitle("ktaskfs: spare worker")
-            with contextlib.suppress(Exception):  # what goes wrong here goes wrong for the task too, which can say so
-                rehearse(self._kernel)
+            if not held:  # else somebody waits
+                with contextlib.suppress(Exception):  # what goes wrong here goes wrong for the task, which can say so
+                    rehearse(self._kernel)
             data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
             sock.close()
             if data:  # else the spawner has ended

@@ -46,6 +46,14 @@ def test_it_returns_when_the_mount_answers_and_keeps_nothing_of_the_caller(area:
         assert run("umount", str(point)).status == 0
 
 
+def test_in_the_foreground_too(area: Path, point: Path) -> None:
+    with none_left():
+        # Not mounted yet, or the daemon itself still looks at its mount.
+        command = 'exec "$@" 2>&- & until umount "$0"; do kill -0 $! || exit; done 2>/dev/null; wait $!'
+        words = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+        assert run("bash", "-c", command, str(point), *words, cwd=ROOT).status == 0
+
+
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_it_mounts_without_standard_descriptors(area: Path, point: Path, closed: str) -> None:
     with none_left():
@@ -63,13 +71,23 @@ def test_the_log_in_the_state_directory_does_not_grow_for_ever(area: Path, point
         assert mount("-o", f"statedir={area / 'state'}", point).status == 0
         log.write_bytes(b"x" * LOG_MAX)
         (area / "file").write_bytes(b"x")
-        for number in range(2):
-            spec = f"checksum path={area}/file name=t{number}"
+
+        def work(name: str) -> None:
+            spec = f"checksum path={area}/file name={name}"
             assert shell('echo "$2" > "$1/tasks/control"', str(point), spec).status == 0
-            run("cat", f"{point}/tasks/t{number}/wait")
+            run("cat", f"{point}/tasks/{name}/wait")
+
+        work("t0")
+        work("t1")
         assert old.read_bytes().startswith(b"x" * LOG_MAX)
         assert "t1 is done" in log.read_text()
         assert log.stat().st_size < LOG_MAX
+
+        log.write_bytes(b"x" * LOG_MAX)
+        log.unlink()  # by somebody who wanted room
+        work("t2")
+        work("t3")
+        assert "t3 is done" in log.read_text()
         assert run("umount", str(point)).status == 0
 
 
