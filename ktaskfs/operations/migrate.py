@@ -115,11 +115,17 @@ class _Mover:
                 for window in windows(low, high, WINDOW):
                     self._move_window(window.start, window.end, nid)
         except (OSError, TargetError) as error:
+            failure = error
+            if not isinstance(error, TargetError):
+                failure = TargetError.from_os(error, f"move pages of {self._target.path}")
             if self._undo:  # the framework takes back finished chunks only
-                self.undo(start, end)
-            if isinstance(error, TargetError):
+                try:
+                    self.undo(start, end)
+                except (OSError, TargetError) as left:
+                    failure.add_note(f"undo failed at {start}: {left!r}")
+            if failure is error:
                 raise
-            raise TargetError.from_os(error, f"move pages of {self._target.path}") from error
+            raise failure from error
 
     def _candidates(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The ranges in which there may be pages: hugetlbfs does not tell."""

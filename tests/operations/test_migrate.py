@@ -217,6 +217,26 @@ def test_a_failed_chunk_moves_back_what_it_moved(runner: Runner, place: Place, m
     assert set(machine.where.values()) == {7}
 
 
+def test_a_failure_stays_the_error_when_moving_back_fails_too(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "WINDOW", 1)
+    numbers = iter((0, errno.EIO, errno.EPERM))  # the first page moves, the second fails, the first is to move back
+
+    def ended(pages: Sequence[int]) -> list[int]:
+        if number := next(numbers):
+            raise OSError(number, os.strerror(number))
+        return [0] * len(pages)
+
+    Machine(monkeypatch, place.unit, ended)
+    plan = runner.prepare("migrate", path=full(place, 4), nodes="0", undo=1, chunk=4)
+    with pytest.raises(KtaskfsError) as caught:
+        plan.control.thread_func(0, 4)
+    assert caught.value.errno == errno.EIO
+    assert ["undo failed" in note and os.strerror(errno.EPERM) in note for note in caught.value.__notes__] == [True]
+    plan.finish()
+
+
 def test_no_memory_for_any_more(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     path = place.directory / "file"
     path.touch()
