@@ -143,7 +143,7 @@ class _Copier:
                     self._growth.reserve(Extent(low, high).widened(target.page_size)).close()
             else:
                 self._require_space()
-            self._growth.extend(end)
+            self._growth.extend(end, free_from=extent.start)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
         self._sink = open_sink(self._source, target, extent, self._shift)

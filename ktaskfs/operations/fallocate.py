@@ -16,7 +16,8 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import GuardedRange, data_extents, hole_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_GROW, Kind, Target, open_target
-from ktaskfs.ktask import Control
+from ktaskfs.ktask import NO_NODE, Control, LinuxMachine
+from ktaskfs.ktask.machine import place_on_node
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, require_whole_pages, resolve_extent, windows
 from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
@@ -79,7 +80,8 @@ class Fallocate(Operation[FallocateParameters]):
             require_unsealed(target, SEAL_GROW if grows else 0)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
             keep = parameters.keep_size and grows
-            filler = _filler(kernel, target, growth, extent, keep_size=keep, undo=parameters.undo)
+            nid = nodes[-1].nid if nodes else NO_NODE
+            filler = _filler(kernel, target, growth, extent, nid, keep_size=keep, undo=parameters.undo)
             stack.pop_all()
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
         control = Control(
@@ -92,8 +94,25 @@ class Fallocate(Operation[FallocateParameters]):
         return Plan(nodes=nodes, control=control, abort=filler.abort, finish=filler.finish)
 
 
-def _filler(kernel: Kernel, target: Target, growth: Growth, extent: Extent, *, keep_size: bool, undo: bool) -> _Filler:
-    """Check for room, set it aside, extend."""
+@contextlib.contextmanager
+def _near(nid: int) -> Iterator[None]:
+    """Have what this thread allocates meanwhile come from a node, as the threads of the task do."""
+    if nid == NO_NODE:
+        yield
+        return
+    machine = LinuxMachine()
+    before = machine.placement()
+    machine.place(place_on_node(before, nid, frozenset()))
+    try:
+        yield
+    finally:
+        machine.place(before)
+
+
+def _filler(
+    kernel: Kernel, target: Target, growth: Growth, extent: Extent, nid: int, *, keep_size: bool, undo: bool
+) -> _Filler:
+    """Check for room, set it aside, extend; ``nid`` is the node of the last page."""
     with contextlib.ExitStack() as stack:
         survey = _Survey(target, extent, stack) if undo else None
         if undo and keep_size and not growth.is_empty():
@@ -103,7 +122,10 @@ def _filler(kernel: Kernel, target: Target, growth: Growth, extent: Extent, *, k
             if target.kind is Kind.TMPFS:
                 require_space(kernel, target, extent)
                 if not keep_size:
-                    growth.extend(extent.end)
+                    with _near(nid):
+                        made = growth.extend(extent.end)
+                    if survey is not None:
+                        survey.add(made)
             elif keep_size:
                 require_pool(kernel, target, extent)
             else:
@@ -119,6 +141,7 @@ class _Survey:
 
     def __init__(self, target: Target, extent: Extent, stack: contextlib.ExitStack) -> None:
         self._target = target
+        self._extent = extent
         self._pages: GuardedRange | None = None
         self.log = RunLog()
         try:
@@ -135,6 +158,12 @@ class _Survey:
                 raise NotSupported(
                     f"undo=1: {target.path} has pages that were allocated and never written; tmpfs does not tell which"
                 )
+
+    def add(self, made: Extent) -> None:
+        """Remember what was missing and has been allocated already, as far as it lies in the range."""
+        start, end = max(made.start, self._extent.start), min(made.end, self._extent.end)
+        if start < end:
+            self.log.add(start, end)
 
     def record(self, start: int, end: int) -> None:
         """Remember the missing pages of a chunk. Raises TargetError when there are too many runs of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard, Mapping
@@ -17,10 +17,14 @@ from ktaskfs.host.presence import GuardedRange, data_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Kind
 from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.room import require_file_size, too_few_pages
+from ktaskfs.operations.trouble import page_unavailable
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
+
+OWN_MAX: Final = 256 << 10
+"""The most bytes that a filesystem of a disk allocates for one byte: a block, or a cluster, and the way there."""
 
 
 class Growth:
@@ -32,6 +36,9 @@ class Growth:
         self.old_size = target.size()
         """Bytes the file had when it was opened; 0 for a new one."""
         self._made = self.old_size  # the file is not longer than this, unless somebody else has extended it
+        self._before = target.allocated()  # bytes when ``extend`` began
+        self._grown = 0  # and by how many ``extend`` left more
+        self._last = Extent(self.old_size, self.old_size)  # the block in which ``extend`` may have left them
 
     def reserve(self, extent: Extent) -> Mapping:
         """Map whole pages of hugetlbfs: what the extent lacks is set aside, and the file then ends no earlier.
@@ -47,41 +54,78 @@ class Growth:
                 raise
             raise too_few_pages(self._kernel, self._target, extent) from error
 
-    def extend(self, end: int) -> None:
+    def extend(self, end: int, *, free_from: int | None = None) -> Extent:
         """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.
 
-        Only the byte before ``end`` may be touched, and only on a filesystem that allocates nothing in advance.
+        Elsewhere the block before ``end`` (a huge page of tmpfs) is allocated for that. Freeing it again can destroy
+        what somebody else writes there, so that is done only in a range that the caller is about to overwrite, from
+        ``free_from`` to ``end``. Otherwise it stays, in tmpfs as if zeros had been written, and its place is returned,
+        or else an empty extent. Raises TargetError if tmpfs cannot keep it, as when the file is truncated meanwhile.
         """
         target = self._target
+        nothing = Extent(end, end)
         require_file_size(target, end)
-        if target.size() >= end:
-            return
-        self._made = max(self._made, end)
+        size = target.size()
+        if size >= end:
+            return nothing
+        if size <= self._made:  # or else somebody else has extended it, and will find it longer than we made it
+            self._made = max(self._made, end)
         if target.kind is Kind.HUGETLBFS:
             Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
-            return
+            return nothing
+        self._before = target.allocated()
+        self._last = Extent(end - 1, end).widened(self._block())
+        kept = self._allocate_last(end, free_from)
+        most = self._block() if target.kind is Kind.TMPFS else OWN_MAX
+        self._grown = min(max(target.allocated() - self._before, 0), most)
+        return kept
+
+    def _allocate_last(self, end: int, free_from: int | None) -> Extent:
+        """ftruncate(2) would shorten a file that somebody else extends in this very moment; these calls do not."""
+        target = self._target
         try:
-            self._allocate_last(end)
+            syscalls.fallocate(target.fd, 0, end - 1, 1)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
+            # Only for ``copy``, which writes this byte anyway. If somebody else has extended the file since its size
+            # was looked at, and has written just this byte, it is zero from now on: even if the copy never begins.
             os.pwrite(target.fd, b"\0", end - 1)
-
-    def _allocate_last(self, end: int) -> None:
-        """ftruncate(2) would shorten a file that somebody else extends in this very moment; fallocate(2) does not.
-
-        What it allocates is freed again, unless data has come there meanwhile: one page, or one huge page of tmpfs.
-        """
-        target = self._target
-        before = target.allocated()
-        syscalls.fallocate(target.fd, 0, end - 1, 1)
-        grown = target.allocated() - before
+            return Extent(end, end)
+        grown = target.allocated() - self._before
         if grown <= 0:
-            return
+            return Extent(end, end)
         one = grown <= self._block() and grown & (grown - 1) == 0  # or else others allocate too
         last = Extent(end - 1, end).widened(grown if one else target.page_size)
-        if not any(data_extents(target.fd, last.start, last.end)):
-            syscalls.punch_hole(target.fd, last.start, last.end)
+        overwritten = free_from is not None and max(free_from, self.old_size) <= last.start
+        if overwritten and target.size() == end:
+            self._free(last)
+            return Extent(end, end)
+        if target.kind is Kind.TMPFS:
+            self._write((end - 1) // target.page_size * target.page_size, end)
+        return last
+
+    def _write(self, start: int, end: int) -> None:
+        """As never written, the page would be taken for what somebody else has set aside, and ``undo=1`` be refused."""
+        try:
+            with Mapping(self._target.fd, start, self._target.page_size, reserve=False) as mapping:
+                mapping.populate_write(0, mapping.length)
+        except OSError as error:
+            raise page_unavailable(self._target, error, end) from error
+
+    def _free(self, last: Extent) -> None:
+        """Free what was allocated in advance, unless data has come there meanwhile.
+
+        Data that comes between the look and the call is lost. It lies in the range that is to be overwritten, or, in
+        the same block, past the end that the file had just before, if somebody else extends it in this very moment.
+        """
+        if any(data_extents(self._target.fd, last.start, last.end)):
+            return
+        try:
+            syscalls.punch_hole(self._target.fd, last.start, last.end)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a filesystem without holes keeps the block
+                raise
 
     def take_back(self) -> None:
         """Remove a new file, give another its old size; not if others use it: see ``_is_ours``."""
@@ -107,8 +151,9 @@ class Growth:
         )
 
     def is_empty(self) -> bool:
-        """Whether all pages lie before the old end, and the rest of the page there (or huge page of tmpfs) is zeros.
+        """Whether nobody has put anything past the old end; what ``extend`` allocated there itself does not count.
 
+        The rest of the page at the old end (or huge page of tmpfs), and the last block, must be zeros.
         Neither hugetlbfs nor tmpfs tells of pages past the end of a file but in the sum of all, and tmpfs not of those
         that were never written: only if the pages before the old end are as many as the file has, there are no others.
         """
@@ -120,10 +165,26 @@ class Growth:
             return False
         if target.kind is Kind.HUGETLBFS:
             return target.allocated() <= self._pages_before(edge)
-        if any(data_extents(target.fd, edge, self._made)):
+        last = max(self._last.start, edge)
+        if os.pread(target.fd, max(self._made - last, 0), last).strip(b"\0"):
             return False
+        between = next(data_extents(target.fd, edge, last), None)
+        if target.kind is Kind.OTHER:
+            return self._is_as_left(between, Extent(edge, last))
         data = sum(hole - data for data, hole in data_extents(target.fd, 0, edge))
-        return target.kind is Kind.OTHER or target.allocated() <= data + -edge % block
+        own = self._grown if edge < self._made else -edge % block
+        return between is None and target.allocated() <= data + own
+
+    def _is_as_left(self, data: tuple[int, int] | None, between: Extent) -> bool:
+        """Whether a file that is not memory has no more blocks than after ``extend``; in doubt it has.
+
+        Blocks that somebody else has set aside are holes for SEEK_DATA, so they are told by the sum of all. ``data`` is
+        the first in the part ``between`` the old end and the last block. A filesystem that knows no SEEK_DATA calls all
+        of it data: that says nothing if not as much was allocated. Delayed allocation may add blocks to the
+        sum later, even for what was written before; then the file is left as it is.
+        """
+        unknown = data == (between.start, between.end) and self._grown < between.size
+        return (data is None or unknown) and self._target.allocated() <= self._before + self._grown
 
     def _pages_before(self, edge: int) -> int:
         """Bytes of the pages of hugetlbfs up to ``edge``; none where userfaultfd(2) is not to be had."""
