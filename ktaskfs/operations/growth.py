@@ -75,10 +75,11 @@ class Growth:
             return nothing
         self._before = target.allocated()
         self._last = Extent(end - 1, end).widened(self._block())
-        kept = self._allocate_last(end, free_from)
-        most = self._block() if target.kind is Kind.TMPFS else OWN_MAX
-        self._grown = min(max(target.allocated() - self._before, 0), most)
-        return kept
+        try:
+            return self._allocate_last(end, free_from)
+        finally:
+            most = self._block() if target.kind is Kind.TMPFS else OWN_MAX
+            self._grown = min(max(target.allocated() - self._before, 0), most)
 
     def _allocate_last(self, end: int, free_from: int | None) -> Extent:
         """ftruncate(2) would shorten a file that somebody else extends in this very moment; these calls do not."""

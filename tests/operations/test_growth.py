@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import subprocess
@@ -11,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import NotSupported
+from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import Target
-from ktaskfs.operations import growth
+from ktaskfs.ktask import LinuxMachine, Placement
 from tests.operations.test_checksum import content
 from tests.operations.test_clear import HUGE, make_dirty
 from tests.support.memory_files import allocated, is_all, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ktaskfs.operations.operation import Plan
     from tests.operations.conftest import Place, Runner
 
@@ -50,28 +48,6 @@ def left_by(operation: str, path: Path) -> int:
     return path.stat().st_blksize if operation == "fallocate" and on_tmpfs else 0
 
 
-@contextlib.contextmanager
-def disk_image(area: Path, *options: str) -> Iterator[Path]:
-    """A new filesystem as mke2fs(8) makes it with these options, in a file."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
-    image, where = area / "image", area / "image mounted"
-    image.touch()
-    os.truncate(image, 64 << 20)
-    subprocess.run(["mke2fs", "-q", *options, str(image)], check=True)
-    where.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", str(where)], check=True)
-
-
-DISKS = pytest.mark.parametrize(
-    "options", ["-t ext2 -b 1024", "-t ext2 -b 4096", "-t ext4", "-t ext4 -O ^extent,^64bit", "-t ext4 -O bigalloc"]
-)
-
-
 def test_undo_spares_what_another_task_has_allocated(runner: Runner, place: Place) -> None:
     path = place.directory / "vm"
     first = runner.prepare("fallocate", path=path, length=LENGTH, undo=1)
@@ -95,98 +71,6 @@ def test_abort_spares_what_others_have_written(
     assert is_all(0xFF, path, 0, HUGE) is not new
     with path.open("rb") as file:
         assert os.pread(file.fileno(), HUGE, 4 * HUGE) == content(HUGE)
-
-
-def test_abort_spares_what_others_have_written_to_a_disk(runner: Runner, area: Path) -> None:
-    for new in (False, True):
-        path = area / f"new {new}"
-        if not new:
-            path.touch()
-        plan = growing(runner, "copy", path, area)
-        with path.open("r+b") as file:
-            file.write(b"precious")
-        plan.abort()
-        assert (path.stat().st_size, path.read_bytes()[:8]) == (LENGTH, b"precious")
-
-
-@pytest.mark.parametrize("seek_data", [True, False])
-@DISKS
-def test_abort_leaves_nothing_on_a_disk(
-    runner: Runner, area: Path, options: str, seek_data: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With and without fallocate(2), and where SEEK_DATA calls everything data."""
-    if not seek_data:
-        monkeypatch.setattr(growth, "data_extents", lambda fd, start, end: iter([(start, end)] if start < end else []))
-    with disk_image(area, *options.split()) as directory:
-        path = directory / "file"
-        growing(runner, "copy", path, area).abort()
-        assert not path.exists()
-        path.write_bytes(b"x" * 100)
-        before = allocated(path)
-        growing(runner, "copy", path, area).abort()
-        assert (path.read_bytes(), allocated(path)) == (b"x" * 100, before)
-
-
-@pytest.mark.parametrize("new", [False, True])
-@pytest.mark.parametrize("at", [0, 4 * HUGE, LENGTH - 9000, LENGTH - 8])
-@DISKS
-def test_abort_spares_what_others_have_written_to_any_disk(
-    runner: Runner, area: Path, options: str, at: int, new: bool
-) -> None:
-    with disk_image(area, *options.split()) as directory:
-        path = directory / "file"
-        if not new:
-            path.touch()
-        plan = growing(runner, "copy", path, area)
-        with path.open("r+b") as file:
-            os.pwrite(file.fileno(), b"precious", at)
-            plan.abort()
-            assert (path.stat().st_size, os.pread(file.fileno(), 8, at)) == (LENGTH, b"precious")
-
-
-def test_abort_spares_what_others_have_set_aside_on_a_disk(runner: Runner, area: Path) -> None:
-    with disk_image(area, "-t", "ext4") as directory:
-        path = directory / "file"
-        plan = growing(runner, "copy", path, area)
-        subprocess.run(["fallocate", "-l", "8M", str(path)], check=True)
-        plan.abort()
-        assert (path.stat().st_size, allocated(path)) == (LENGTH, 8 << 20)
-
-
-def test_abort_spares_what_others_have_set_aside_at_the_same_time(
-    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = syscalls.fallocate
-
-    def beside(fd: int, mode: int, offset: int, length: int) -> None:
-        original(fd, mode, offset, length)
-        original(fd, 0, 0, 8 << 20)
-
-    with disk_image(area, "-t", "ext4") as directory:
-        path = directory / "file"
-        with monkeypatch.context() as patch:
-            patch.setattr(syscalls, "fallocate", beside)
-            plan = growing(runner, "copy", path, area)
-        plan.abort()
-        assert (path.stat().st_size, allocated(path)) == (LENGTH, 8 << 20)
-
-
-def test_abort_spares_what_others_have_extended_before(
-    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first look at the allocation, in Growth's constructor, comes after that at the size."""
-    path, original = area / "file", Target.allocated
-
-    def late(target: Target) -> int:
-        if path.stat().st_size == 0:
-            os.truncate(path, HUGE)
-        return original(target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Target, "allocated", late)
-        plan = growing(runner, "copy", path, area)
-    plan.abort()
-    assert path.stat().st_size == LENGTH
 
 
 def test_abort_spares_what_others_have_appended_to_a_page(runner: Runner, tmpfs: Path, area: Path) -> None:
@@ -290,6 +174,18 @@ def test_growing_frees_nothing(runner: Runner, place: Place, area: Path, operati
     plan.abort()
 
 
+def test_a_start_that_cannot_keep_the_last_page_leaves_nothing(
+    runner: Runner, tmpfs: Path, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(mapping: Mapping, start: int, length: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(Mapping, "populate_write", refused)
+    with pytest.raises(TargetError):
+        growing(runner, "fallocate", tmpfs / "file", area)
+    assert not (tmpfs / "file").exists()
+
+
 def test_fallocate_never_frees_a_page_to_extend_a_file(
     runner: Runner, place: Place, area: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +196,24 @@ def test_fallocate_never_frees_a_page_to_extend_a_file(
     assert freed == []
     plan.abort()
     assert not path.exists()
+
+
+def test_the_last_page_comes_from_the_last_node(
+    runner: Runner, tmpfs: Path, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, original = LinuxMachine(), syscalls.fallocate
+    before, during = machine.placement(), list[Placement]()
+    if before.policy is None:
+        pytest.skip("memory policies are not to be had here")
+
+    def watched(fd: int, mode: int, offset: int, length: int) -> None:
+        during.append(machine.placement())
+        original(fd, mode, offset, length)
+
+    monkeypatch.setattr(syscalls, "fallocate", watched)
+    growing(runner, "fallocate", tmpfs / "file", area, nodes="0").abort()
+    assert [each.policy for each in during] == [(1, frozenset({0}))]  # MPOL_PREFERRED
+    assert machine.placement() == before
 
 
 def test_a_file_that_fallocate_has_extended_can_be_filled_with_undo(runner: Runner, place: Place) -> None:
@@ -391,19 +305,6 @@ def test_two_that_extend_one_file_do_not_shorten_it(
             looked = len(looks)
         assert path.stat().st_size == (2 * LENGTH if looked >= number > 0 else LENGTH)
         plan.abort()
-
-
-def test_a_filesystem_that_allocates_nothing_in_advance(
-    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unknown(fd: int, mode: int, offset: int, length: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(syscalls, "fallocate", unknown)
-    growing(runner, "copy", area / "file", area).abort()
-    write_bytes(area / "source", content(HUGE))
-    runner.run("copy", source=area / "source", path=area / "file")
-    assert (area / "file").read_bytes() == content(HUGE) + bytes(LENGTH - HUGE)
 
 
 def test_a_memfd_gets_its_old_size(runner: Runner, pool_2m: object, area: Path) -> None:
