@@ -29,6 +29,7 @@ from ktaskfs.tasks.steps import steps
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
 from ktaskfs.tasks.tunables import Settings
+from ktaskfs.vfs import Departures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,10 +114,12 @@ async def _serve(
             return Load(session.open_handles, session.known_nodes)
 
         owner = {"uid": os.geteuid(), "gid": os.getegid()}
-        root = build_tree(service, settings, Kernel.open(), access, nursery, load, **owner)
+        departures = Departures()
+        root = build_tree(service, settings, Kernel.open(), access, nursery, load, departures, **owner)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
-        with mounted(root, config.device or config.mountpoint, name=NAME, options=options) as session:
+        mountpoint = config.device or config.mountpoint
+        with mounted(root, mountpoint, name=NAME, options=options, departures=departures) as session:
             nursery.start_soon(_obey_signals, session, config, settings, manager)
             nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()

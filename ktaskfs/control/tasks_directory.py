@@ -9,7 +9,7 @@ from ktaskfs.control.task_directory import Layout, Surroundings, TaskDirectory
 from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE
-from ktaskfs.vfs import Attributes, Caller, Directory, InodeNumbers, Node, Watcher
+from ktaskfs.vfs import Attributes, Caller, Departures, Directory, InodeNumbers, Node, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,7 @@ CANCEL: Final = "cancel"
 class TasksDirectory(Directory):
     """Follows the table of tasks; a name that another user may not know of does not exist for him."""
 
-    __slots__ = ("_access", "_control", "_directories", "_log", "_numbers", "_service", "_surroundings")
+    __slots__ = ("_access", "_control", "_departures", "_directories", "_log", "_numbers", "_service", "_surroundings")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class TasksDirectory(Directory):
         writers: Writers,
         access: Access,
         watcher: Watcher,
+        departures: Departures,
         *,
         time_ns: int,
     ) -> None:
@@ -53,6 +54,7 @@ class TasksDirectory(Directory):
         self._service = service
         self._log = log
         self._access = access
+        self._departures = departures
         self._surroundings = Surroundings(
             service, log, writers, watcher, Layout.of(service.operations), open_to_all=access.hidepid == 0
         )
@@ -75,6 +77,7 @@ class TasksDirectory(Directory):
             directory.changed()
             if task not in self._service.table:
                 del self._directories[task]
+                self._departures.add(self, task.name)
 
     def _directory(self, task: Task) -> TaskDirectory:
         directory = self._directories.get(task)

@@ -22,6 +22,7 @@ from ktaskfs.vfs import (
     ROOT_INO,
     Attributes,
     Caller,
+    Departures,
     Directory,
     InodeNumbers,
     Node,
@@ -50,15 +51,17 @@ def build_tree(
     access: Access,
     nursery: trio.Nursery,
     load: Callable[[], Load],
+    departures: Departures,
     *,
     uid: int,
     gid: int,
 ) -> Directory:
     """The root directory; ``uid`` and ``gid`` own what is not a task's, nor ``tasks/control``.
 
-    ``load`` tells what the kernel has of the mount; it is asked only while the mount is served.
+    ``load`` tells what the kernel has of the mount; it is asked only while the mount is served. ``departures`` is told
+    of tasks that are no more.
     """
-    return _Builder(service, settings, kernel, access, nursery, load, uid, gid).root()
+    return _Builder(service, settings, kernel, access, nursery, load, departures, uid, gid).root()
 
 
 class _Builder:
@@ -72,6 +75,7 @@ class _Builder:
         access: Access,
         nursery: trio.Nursery,
         load: Callable[[], Load],
+        departures: Departures,
         uid: int,
         gid: int,
     ) -> None:
@@ -85,6 +89,7 @@ class _Builder:
         self._numbers = InodeNumbers()
         self._log = CommandLog()
         self._watcher = Watcher(nursery)
+        self._departures = departures
         self._events = EventFeed(access)
         self._metrics = Metrics(service.table, kernel, load)
         Transitions(service.table).observers.extend((self._events.publish, self._metrics.count))
@@ -114,6 +119,7 @@ class _Builder:
                     Writers(),
                     self._access,
                     self._watcher,
+                    self._departures,
                     time_ns=self._time_ns,
                 ),
                 "events": self._event_stream(),

@@ -29,7 +29,7 @@ UNKNOWN_INO: Final = 0xFFFFFFFF
 DOTS: Final = 2
 """Directory cookies 1 and 2 follow ``.`` and ``..``; the child at index i of the snapshot has cookie i + 3."""
 
-GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
+NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
 """What a notification meets when the mount has just ended: nobody is left to wake."""
 
 log = logging.getLogger(__name__)
@@ -258,5 +258,5 @@ def _wake(handle: pyfuse3.PollHandle) -> None:
     try:
         handle.notify()
     except OSError as error:
-        if error.errno not in GONE:
+        if error.errno not in NOBODY:
             log.exception("a poll could not be woken")

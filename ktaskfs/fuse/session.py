@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
+import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.operations import TreeOperations
+from ktaskfs.vfs import Departures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ktaskfs.vfs import Directory
 
@@ -21,6 +24,11 @@ MAX_REQUESTS: Final = 4096
 """Requests served at the same time; each blocked reader of a stream is one. For each, libfuse holds 1 MiB of address
 space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
 
+
+GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
+"""What a notification meets when the mount has just ended."""
+
+log = logging.getLogger(__name__)
 
 _SAID_MAX: Final = 4096
 """Bytes of libfuse's words that are kept."""
@@ -35,8 +43,9 @@ class MountFailed(KtaskfsError):
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
-    def __init__(self, operations: TreeOperations) -> None:
+    def __init__(self, operations: TreeOperations, departures: Departures) -> None:
         self._operations = operations
+        self._departures = departures
 
     @property
     def known_nodes(self) -> int:
@@ -50,20 +59,49 @@ class Session:
 
     async def serve(self) -> None:
         """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered."""
-        await pyfuse3.main(max_tasks=MAX_REQUESTS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_departures)
+            await pyfuse3.main(max_tasks=MAX_REQUESTS)
+            nursery.cancel_scope.cancel()
+
+    async def _follow_departures(self) -> None:
+        """In a thread: the kernel locks the directory, perhaps for a request that waits for our answer."""
+        while True:
+            gone = await self._departures.take()
+            await trio.to_thread.run_sync(_forget_names, gone, abandon_on_cancel=True)
 
     def terminate(self) -> None:
         """Have ``serve`` return, within the second that a blocked reader may take; call it from its event loop."""
         pyfuse3.terminate()
 
 
+def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
+    """Have the kernel forget names, and what it knows below them; that it does not know one is no matter."""
+    for ino, name in gone:
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(ino), pyfuse3.FileNameT(os.fsencode(name)))
+        except OSError as error:
+            if error.errno in GONE:  # the mount has just ended
+                return
+            if error.errno != errno.ENOENT:
+                log.error("the kernel cannot be told that %s is gone: %s", ascii(name), error.strerror)
+
+
 @contextmanager
-def mounted(root: Directory, mountpoint: str, *, name: str, options: Iterable[str] = ()) -> Iterator[Session]:
+def mounted(
+    root: Directory,
+    mountpoint: str,
+    *,
+    name: str,
+    options: Iterable[str] = (),
+    departures: Departures | None = None,
+) -> Iterator[Session]:
     """Mount ``root``; at the end unmount it, unless that has been done, and release all that is open.
 
     The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are further ones of mount.fuse3(8), such as
     ``allow_other``. ``mountpoint`` may be ``/dev/fd/N``: a /dev/fuse descriptor that somebody else has mounted,
-    with options of his own, and will unmount. Raises MountFailed.
+    with options of his own, and will unmount. Names that are added to ``departures`` are forgotten by the kernel.
+    Raises MountFailed.
     """
     operations = TreeOperations(root)
     with _stderr_text() as said:
@@ -72,7 +110,7 @@ def mounted(root: Directory, mountpoint: str, *, name: str, options: Iterable[st
         except RuntimeError as error:
             raise MountFailed(f"cannot mount at {mountpoint}: {said() or error}") from error
     try:
-        yield Session(operations)
+        yield Session(operations, departures or Departures())
     finally:
         # Before the session is destroyed, for the poll handles of open files point into it.
         operations.close()

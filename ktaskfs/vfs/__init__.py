@@ -20,6 +20,7 @@ Refusals are ``KtaskfsError``; anything else that is raised is a bug, and become
 """
 
 from ktaskfs.vfs.change import Change, WatchedChange, Watcher
+from ktaskfs.vfs.departures import Departures
 from ktaskfs.vfs.node import (
     BRIEFLY,
     FOREVER,
@@ -44,6 +45,7 @@ __all__ = [
     "Attributes",
     "Caller",
     "Change",
+    "Departures",
     "Directory",
     "File",
     "InodeNumbers",

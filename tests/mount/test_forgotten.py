@@ -66,6 +66,39 @@ def test_waiting_for_a_task_that_is_removed_ends(mounted: Mount) -> None:
     assert (outcome.status, outcome.errname) == (1, "ENODEV")
 
 
+def test_the_kernel_keeps_nothing_of_tasks_that_the_daemon_dropped(mount_maker: MountMaker, memory: Path) -> None:
+    mounted = mount_maker("keep_finished=2")
+    (memory / "f").write_bytes(b"x" * 4096)
+    script = """
+        for n in $(seq 60); do
+            echo "clear path=$1/f name=t$n" > tasks/control && tail -n 1 tasks/t$n/wait && cat tasks/t$n/status || exit
+        done > /dev/null
+    """
+
+    def known() -> float:
+        metrics = mounted.read("metrics").splitlines()
+        return next(float(line.split()[-1]) for line in metrics if line.startswith("ktaskfs_known_nodes "))
+
+    assert mounted.shell(script, str(memory)).status == 0
+    # Each task had a directory and three files that were looked up; two tasks are left, and what is always there.
+    until(lambda: known() < 30, "the kernel has forgotten the others")
+    assert mounted.shell("ls tasks").out.split() == ["control", "t59", "t60"]
+
+
+def test_a_name_that_is_used_again_is_another_task(mount_maker: MountMaker, memory: Path) -> None:
+    mounted = mount_maker("keep_finished=0")
+    (memory / "f").write_bytes(b"x" * 4096)
+    script = """
+        for n in $(seq 30); do
+            echo "clear path=$1/f name=again" > tasks/control || exit
+            while [ -e tasks/again ]; do :; done
+            mkdir tasks/again && [ "$(cat tasks/again/state)" = new ] && rmdir tasks/again || exit
+        done
+    """
+    outcome = mounted.shell(script, str(memory))
+    assert (outcome.status, outcome.err) == (0, "")
+
+
 def test_many_open_files_of_one_user_are_no_others_problem(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
 ) -> None:
