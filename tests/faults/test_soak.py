@@ -76,6 +76,8 @@ class Careless(Player):
         return result
 
 
+# With huge pages the last one of a file may reach beyond its end, and the actors count pages.
+@pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 def test_wrong_data_is_noticed(mounted: Mount, tmpfs: Path) -> None:
     (tmpfs / "tmpfs" / "root").mkdir(parents=True)
     (tmpfs / "door").write_text("")

@@ -211,7 +211,7 @@ def test_no_room_for_another_thread(mount_maker: MountMaker, tmpfs: Path, two_us
     finish(mount, "t", "done")
 
 
-def test_a_start_that_hangs_is_answered_and_can_be_cancelled(mounted: Mount, area: Path) -> None:
+def test_a_start_that_hangs_is_answered_and_can_be_killed(mounted: Mount, area: Path) -> None:
     """The target's directory is on a mount whose daemon does not answer: no request may wait for that."""
     hung = area / "hung"
     hung.mkdir()
@@ -228,6 +228,8 @@ def test_a_start_that_hangs_is_answered_and_can_be_cancelled(mounted: Mount, are
         assert mounted.write("tasks/control", f"clear path={hung}/tasks/none/at/all name=t") == (0, None)
         assert mounted.read("tasks/t/state") == "starting\n"
         assert mounted.write("tasks/t/control", "cancel") == (0, None)
+        assert mounted.read("tasks/t/state") == "starting\n", "it may have something to take back yet"
+        assert mounted.write("tasks/t/control", "kill") == (0, None)
         finish(mounted, "t", "cancelled")
         assert mounted.read("version")
     finally:
