@@ -138,12 +138,15 @@ def test_pages_past_the_new_end_stay(runner: Runner, place: Place, area: Path, o
 
 
 def test_undo_leaves_pages_past_the_old_end(runner: Runner, place: Place) -> None:
-    if place.unit == 4096:
-        pytest.skip("undo is refused where pages were never written")
     path = place.directory / "file"
     path.touch()
     os.truncate(path, 2 * HUGE)
     past_the_end(path, 2 * HUGE, 4 * HUGE)
+    if place.unit == 4096:  # pages of tmpfs that were never written cannot be told from holes
+        with pytest.raises(NotSupported):
+            runner.prepare("fallocate", path=path, length=LENGTH, undo=1, chunk=HUGE)
+        assert (path.stat().st_size, allocated(path)) == (2 * HUGE, 4 * HUGE)
+        return
     plan = runner.prepare("fallocate", path=path, length=LENGTH, undo=1, chunk=HUGE)
     plan.control.thread_func(0, LENGTH)
     assert plan.control.undo_func is not None
@@ -242,11 +245,9 @@ def test_undo_frees_the_last_page_too(runner: Runner, place: Place) -> None:
 
 
 def test_a_copy_frees_nothing_before_its_range(
-    runner: Runner, place: Place, area: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, tmpfs: Path, area: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if place.unit > 4096:
-        pytest.skip("hugetlbfs is extended without a page")
-    path, original = place.directory / "file", syscalls.punch_hole
+    path, original = tmpfs / "file", syscalls.punch_hole
 
     def late(fd: int, start: int, end: int) -> None:
         with path.open("r+b") as file:
