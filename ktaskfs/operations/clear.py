@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ktaskfs.errors import TargetError
+from ktaskfs.host.zeros import Zeros
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.overwrite import Source, prepare_overwrite
 from ktaskfs.operations.parameters import RangeParameters
@@ -21,7 +23,7 @@ class ClearParameters(RangeParameters):
 
 
 class Clear(Operation[ClearParameters]):
-    """The kernel copies from /dev/zero into a mapping where a HoleGuard makes it stop at holes."""
+    """The kernel reads zeros into a mapping where a HoleGuard makes it stop at holes."""
 
     name = "clear"
     description = (
@@ -34,4 +36,19 @@ class Clear(Operation[ClearParameters]):
 
     def prepare(self, kernel: Kernel, parameters: ClearParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
-        return prepare_overwrite(kernel, parameters, remaining, Source(kernel.zero, None), report=lambda written: "")
+        try:
+            zeros = Zeros.open(kernel)
+        except OSError as error:
+            raise TargetError.from_os(error, "open a source of zeros") from error
+        try:
+            return prepare_overwrite(
+                kernel,
+                parameters,
+                remaining,
+                Source(zeros.fd, zeros.length),
+                report=lambda written: "",
+                release=zeros.close,
+            )
+        except BaseException:
+            zeros.close()
+            raise
