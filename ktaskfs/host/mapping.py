@@ -71,6 +71,10 @@ class Mapping:
         """Map the pages for reading, as ``populate_write``; a hole gets a page too, unless a HoleGuard is there."""
         self._advise(start, length, syscalls.MADV_POPULATE_READ)
 
+    def let_go(self, start: int, length: int) -> None:
+        """Take the pages out of this mapping; the file keeps them. Raises OSError."""
+        self._advise(start, length, syscalls.MADV_DONTNEED)
+
     def _advise(self, start: int, length: int, advice: int) -> None:
         while True:
             try:

@@ -217,9 +217,11 @@ class _Filler:
         elif self._mapping is not None:
             self._mapping.populate_write(start - self._extent.start, end - start)
         else:
-            for piece in windows(start, end, TMPFS_WINDOW):
-                with Mapping(self._target.fd, piece.start, piece.size, reserve=False) as mapping:
-                    mapping.populate_write(0, piece.size)
+            # One mapping for each chunk: to map and to unmap, a thread waits for the others' pages.
+            with Mapping(self._target.fd, start, end - start, reserve=False) as mapping:
+                for piece in windows(start, end, TMPFS_WINDOW):
+                    mapping.populate_write(piece.start - start, piece.size)
+                    mapping.let_go(piece.start - start, piece.size)
 
     def undo(self, start: int, end: int) -> None:
         """Free the pages of a finished range that were missing before; raises OSError."""

@@ -121,27 +121,25 @@ class PageSink(WritingSink):
         self._guard = guard
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
-        for window in windows(start, end, TMPFS_WINDOW):
-            with self._mapped(window) as mapping:
-                for piece in windows(window.start, window.end, BUFFER):
-                    view = self._buffer.view[: piece.size]
-                    self._source.read(view, piece.start + self._shift)
-                    if digest is not None:
-                        digest.add(piece.start, view)
-                    placed = self._place(mapping, piece)
-                    if placed < piece.size:
-                        self._write(view[placed:], piece.start + placed)
-
-    @contextlib.contextmanager
-    def _mapped(self, window: Extent) -> Iterator[Mapping]:
-        whole = window.widened(syscalls.page_size())
         with contextlib.ExitStack() as stack:
             try:
-                mapping = stack.enter_context(Mapping(self._target.fd, whole.start, whole.size, reserve=False))
+                mapping = stack.enter_context(_map_pages(self._target, Extent(start, end)))
                 self._guard.guard(mapping)
             except OSError as error:
                 raise TargetError.from_os(error, f"map {self._target.path}") from error
-            yield mapping
+            for window in windows(start, end, TMPFS_WINDOW):
+                with _used(mapping, window):
+                    self._copy_window(mapping, window, digest)
+
+    def _copy_window(self, mapping: Mapping, window: Extent, digest: Digest | None) -> None:
+        for piece in windows(window.start, window.end, BUFFER):
+            view = self._buffer.view[: piece.size]
+            self._source.read(view, piece.start + self._shift)
+            if digest is not None:
+                digest.add(piece.start, view)
+            placed = self._place(mapping, piece)
+            if placed < piece.size:
+                self._write(view[placed:], piece.start + placed)
 
     def _place(self, mapping: Mapping, piece: Extent) -> int:
         """Put the buffer's whole pages in; returns how many bytes went in from the beginning."""
@@ -172,11 +170,11 @@ class MappingSink(Sink):
                 with self._pages.window(start, end) as mapping:
                     self._read_into(mapping, Extent(start, end), digest)
             else:
-                for window in windows(start, end, TMPFS_WINDOW):
-                    whole = window.widened(syscalls.page_size())
-                    with Mapping(self._target.fd, whole.start, whole.size, reserve=False) as mapping:
-                        mapping.populate_write(0, whole.size)
-                        self._read_into(mapping, window, digest)
+                with _map_pages(self._target, Extent(start, end)) as mapping:
+                    for window in windows(start, end, TMPFS_WINDOW):
+                        with _used(mapping, window) as pages:
+                            mapping.populate_write(pages.start - mapping.offset, pages.size)
+                            self._read_into(mapping, window, digest)
         except OSError as error:
             raise page_unavailable(self._target, error, end) from error
 
@@ -192,6 +190,22 @@ class MappingSink(Sink):
     def close(self) -> None:
         if self._pages is not None:
             self._pages.close()
+
+
+def _map_pages(target: Target, extent: Extent) -> Mapping:
+    """The pages of a chunk of tmpfs, in one mapping: to map and to unmap, a thread waits for the others' pages."""
+    whole = extent.widened(syscalls.page_size())
+    return Mapping(target.fd, whole.start, whole.size, reserve=False)
+
+
+@contextlib.contextmanager
+def _used(mapping: Mapping, window: Extent) -> Iterator[Extent]:
+    """The whole pages of a window of the mapping, which does not keep them."""
+    pages = window.widened(syscalls.page_size())
+    try:
+        yield pages
+    finally:
+        mapping.let_go(pages.start - mapping.offset, pages.size)
 
 
 def open_sink(source: Source, target: Target, extent: Extent, shift: int) -> Sink:
