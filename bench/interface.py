@@ -166,6 +166,7 @@ def many_readers(where: Path, memory: Path, settings: Settings) -> list[Section]
             [alone, crowded],
             unit="us",
             goals=[Goal("with readers against without", crowded.name, alone.name, most=1.1)],
+            note="A thousand readers are a thousand answers a second, which the daemon's one thread gives meanwhile.",
         ),
         Section("Share of one CPU that the daemon takes meanwhile (s each s)", [alone_cpu, crowded_cpu]),
         Section(f"Memory with {count} readers", [size], unit="bytes"),

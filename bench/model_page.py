@@ -185,8 +185,6 @@ The main job with two threads, from its C programs with one and two (they fix th
 
 {again(report)}
 
-`clear` copies from /dev/zero, which is slower than the memset it is compared with.
-
 The GIL with real threads: chunks that hold it as long as the real ones, then sleep as long as the model says that
 zeroing takes on the largest server. *efficiency*: the time without any waiting over that of the run, the best of
 five.

@@ -1,4 +1,4 @@
-/* Zeroes the pages of a file in place as clear does: the kernel copies from /dev/zero, with read(2). */
+/* Zeroes the pages of a file in place without touching them: the kernel copies from /dev/zero, with read(2). */
 #include "chunked.h"
 
 static int zero;
