@@ -59,8 +59,10 @@ def shares(settings: Settings) -> list[Section]:
                 ]
             )
     table = Table(["", "threads", "median GiB/s", "share"], rows)
-    note = f"Of {limit:.1f} GiB/s, which two threads of memset write. What is copied or compared counts twice. `migrate` moves "
-    note += "pages between NUMA nodes, of which this machine has one: it is proved in a virtual machine, and not measured."
+    note = (
+        f"Of {limit:.1f} GiB/s, which two threads of memset write. What is copied or compared counts twice. `migrate` "
+        "moves pages between NUMA nodes, of which this machine has one: it is proved in a virtual machine, not measured."
+    )
     return [Section("Operations on 1 to 4 GiB", [], tables=[table], note=note)]
 
 
