@@ -1,6 +1,6 @@
 """Efficiency of ktask's load balancing, beside ThreadPoolExecutor.map and joblib's threading backend.
 
-    python bench/simulate.py             writes docs/ktask-simulation.md and .svg (about five minutes)
+    python bench/simulate.py             writes docs/ktask-simulation.md and .svg (about ten minutes)
     python bench/simulate.py --smoke     a few seconds, writes nothing
 
 The chunk functions sleep: they release the GIL as system calls do, and need no CPU, so that hundreds of threads can
@@ -35,7 +35,7 @@ CHUNK = 0.020
 """Mean seconds of one chunk."""
 CHUNKS_EACH = 64
 """Chunks for each thread: 1.3 seconds of work, beside which starting the threads is little."""
-REPEATS = 3
+REPEATS = 5
 REMOTE = 3.0
 """How many times longer a chunk takes on a thread of the wrong node."""
 PEERS = ("ktask", "ThreadPoolExecutor", "joblib")
@@ -182,23 +182,47 @@ RUNNERS: dict[str, Callable[[str, int, int], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The median efficiency of one peer at one workload and number of threads."""
+    """The efficiencies of one peer at one workload and number of threads, run by run."""
 
     workload: str
     threads: int
     peer: str
-    efficiency: float
+    values: tuple[float, ...]
+
+    @property
+    def efficiency(self) -> float:
+        return statistics.median(self.values)
 
 
 def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
-    """All peers in turns, so that a disturbance hits them alike."""
+    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn."""
     chunks = threads * chunks_each
     best = ideal(costs(workload, chunks), threads)
     seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
-    for _ in range(repeats):
-        for peer in PEERS:
+    for turn in range(repeats):
+        first = turn % len(PEERS)
+        for peer in PEERS[first:] + PEERS[:first]:
             seen[peer].append(best / RUNNERS[peer](workload, chunks, threads))
-    return [Point(workload, threads, peer, statistics.median(values)) for peer, values in seen.items()]
+    return [Point(workload, threads, peer, tuple(values)) for peer, values in seen.items()]
+
+
+def behind(points: Sequence[Point]) -> str:
+    """A sentence on the rows in which a peer is better than ktask: the medians' difference, and how far runs differ."""
+    ours = {(point.workload, point.threads): point for point in points if point.peer == "ktask"}
+    rows = []
+    for point in points:
+        mine = ours[point.workload, point.threads]
+        lack = point.efficiency - mine.efficiency
+        if lack > 0.0005:
+            spread = max(max(values) - min(values) for values in (point.values, mine.values))
+            rows.append(
+                f"- {point.workload}, threads {point.threads}: {lack:.3f} less than {point.peer}; runs of one and the "
+                f"same differ by {spread:.3f}"
+            )
+    if not rows:
+        return "In no row is a peer better than ktask."
+    note = "With one thread joblib hands nothing out: it is a plain loop, the limit for all."
+    return "\n".join(["A peer is better than ktask in these rows:", "", *rows, "", note])
 
 
 def in_order(workload: str, threads: int) -> float:
@@ -263,7 +287,8 @@ the ideal makespan, which only a schedule that knows all costs beforehand reache
 chunks in order reaches in virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS} runs.
 *constant*: all chunks alike. *uniform*: 0.5 to 1.5 times the mean. *skewed*: one in ten takes four times as long as the
 others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one.
-Differences of a few thousandths are noise: other work ran on the same CPUs.
+
+{behind(points)}
 
 ![efficiency](ktask-simulation.svg)
 
