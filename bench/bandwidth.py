@@ -59,10 +59,7 @@ def shares(settings: Settings) -> list[Section]:
                 ]
             )
     table = Table(["", "threads", "median GiB/s", "share"], rows)
-    note = (
-        f"Of {limit:.1f} GiB/s, which two threads of memset write. What is copied or compared counts twice. `migrate` "
-        "moves pages between NUMA nodes, of which this machine has one: it is proved in a virtual machine alone."
-    )
+    note = f"Of {limit:.1f} GiB/s, which two threads of memset write. What is copied or compared counts twice."
     return [Section("Operations on 1 to 4 GiB", [], tables=[table], note=note)]
 
 

@@ -11,7 +11,7 @@ case $(uname -m) in
     aarch64) qemu=qemu-system-arm ;;
     *) qemu=qemu-system-misc ;;
 esac
-packages="$qemu xxhash b3sum vmtouch gcc libc6-dev libfuse3-dev pkg-config"
+packages="$qemu xxhash b3sum vmtouch numactl gcc libc6-dev libfuse3-dev pkg-config"
 
 fail() {
     echo "peers: $*" >&2

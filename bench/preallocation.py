@@ -20,7 +20,7 @@ from bench.main_job import PAGE, PEER_CHUNK, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
 from bench.peers import build, inner_seconds
 from bench.pool import reserved
-from ktaskfs.operations.fallocate import TMPFS_WINDOW
+from ktaskfs.operations.tmpfs import WINDOW
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ def explanation(place: Place) -> str:
     if place.tmpfs:
         text += "fallocate(1) zeroes nothing here: the C program, with 1 thread, touches the pages after it. "
         text += "Before each measurement the C program has filled and freed as much memory. "
-        text += f"ktaskfs holds {human_size(TMPFS_WINDOW)} mapped at a time, lest more counts as the worker's: 4 % "
-        text += "of the time. What else it is behind is memory that was cold: what lies free goes back to the host of "
-        text += "this virtual machine, and takes up to fourteen times as long to touch first (see the quartiles). "
+        text += f"ktaskfs lets a thread have {human_size(WINDOW)} mapped at a time, lest more counts as the "
+        text += "worker's: an eighth of the time with two threads, for taking pages out of a mapping interrupts the "
+        text += "other processor. The start and the end of a task take some 7 ms. "
         text += "QEMU 7.2 maps the file where no huge page fits, and so enters it by pages of 4 KiB. "
     if shutil.which(QEMU) is None:
         return text + f"QEMU is left out: there is no {QEMU} here."

@@ -26,18 +26,22 @@ class Mapping:
     ``reserve`` sets aside, at once, every huge page that the range lacks: mmap(2) fails with ENOMEM if the pool
     has too few, and what was set aside stays with the file when the mapping goes. A mapping made with
     ``extend`` lets hugetlbfs grow a file that is shorter than the range, which it does in the same step
-    (hugetlbfs_file_mmap in fs/hugetlbfs/inode.c); without it the size is never changed.
+    (hugetlbfs_file_mmap in fs/hugetlbfs/inode.c); without it the size is never changed. One that is ``private`` is for
+    reading alone, also of a file that is open for reading alone, and a HoleGuard can guard it all the same.
     Use it from one thread at a time, or close it only after the others have finished. Raises OSError.
     """
 
-    def __init__(self, fd: int, offset: int, length: int, *, reserve: bool, extend: bool = False) -> None:
+    def __init__(
+        self, fd: int, offset: int, length: int, *, reserve: bool, extend: bool = False, private: bool = False
+    ) -> None:
         self.offset = offset
         self.length = length
-        flags = syscalls.MAP_SHARED | (0 if reserve else syscalls.MAP_NORESERVE)
+        flags = syscalls.MAP_PRIVATE if private else syscalls.MAP_SHARED
+        flags |= 0 if reserve else syscalls.MAP_NORESERVE
         protection = syscalls.PROT_READ | (syscalls.PROT_WRITE if extend else 0)
         self.address = syscalls.mmap(fd, offset, length, protection, flags)
         try:
-            if not extend:
+            if not extend and not private:
                 syscalls.mprotect(self.address, length, syscalls.PROT_READ | syscalls.PROT_WRITE)
             self._view = memoryview((ctypes.c_char * length).from_address(self.address))
         except BaseException:
@@ -70,6 +74,10 @@ class Mapping:
     def populate_read(self, start: int, length: int) -> None:
         """Map the pages for reading, as ``populate_write``; a hole gets a page too, unless a HoleGuard is there."""
         self._advise(start, length, syscalls.MADV_POPULATE_READ)
+
+    def read_ahead(self, start: int, length: int) -> None:
+        """Have what is not in the page cache read from where it is stored, without waiting for it. Raises OSError."""
+        self._advise(start, length, syscalls.MADV_WILLNEED)
 
     def let_go(self, start: int, length: int) -> None:
         """Take the pages out of this mapping; the file keeps them. Raises OSError."""

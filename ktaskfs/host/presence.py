@@ -6,59 +6,23 @@ only; there each page is tried under a HoleGuard.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
-from ktaskfs.host.mapping import HoleGuard, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ktaskfs.host.mapped_range import MappedRange
+    from ktaskfs.host.mapping import Mapping
+
 HOLE: Final = -1
 """In place of a page's node: there is no page."""
-WHOLE_MAX: Final = 1 << 45
-"""Longest range mapped at once (32 TiB): a quarter of the addresses that x86-64 gives a process."""
 
 
-class GuardedRange:
-    """A range of a hugetlbfs file, mapped without setting pages aside and, if there is a ``guard``, guarded.
-
-    ``start`` and ``end`` are multiples of ``page_size``. One mapping serves all threads for as long as this lives:
-    mapping and unmapping for each chunk makes two threads wait for each other (by a third here). Huge pages do
-    not count as a process's own memory. Only ranges beyond WHOLE_MAX are mapped piece by piece.
-    """
-
-    def __init__(self, fd: int, start: int, end: int, page_size: int, guard: HoleGuard | None) -> None:
-        self._fd = fd
-        self._page_size = page_size
-        self._guard = guard
-        self._whole = self._map(start, end) if end - start <= WHOLE_MAX else None
-
-    def _map(self, start: int, end: int) -> Mapping:
-        mapping = Mapping(self._fd, start, end - start, reserve=False)
-        if self._guard is not None:
-            self._guard.guard(mapping)
-        return mapping
-
-    @contextlib.contextmanager
-    def window(self, start: int, end: int) -> Iterator[Mapping]:
-        """A mapping that holds the bytes from ``start`` to ``end``; its ``offset`` says where it begins."""
-        if self._whole is not None:
-            yield self._whole
-            return
-        with self._map(start - start % self._page_size, -(-end // self._page_size) * self._page_size) as mapping:
-            yield mapping
-
-    def close(self) -> None:
-        """Unmap what is mapped."""
-        if self._whole is not None:
-            self._whole.close()
-
-
-def missing_pages(pages: GuardedRange, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
+def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
     """The runs of missing pages from ``start`` to ``end`` of a guarded range, in order."""
     with pages.window(start, end) as mapping:
         position = start

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 MAP_SHARED: Final = 1
+MAP_PRIVATE: Final = 2
 MAP_NORESERVE: Final = 0x4000
 
+MADV_WILLNEED: Final = 3
 MADV_DONTNEED: Final = 4
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
@@ -242,10 +244,10 @@ def userfaultfd_register(fd: int, address: int, length: int) -> None:
 
 
 def userfaultfd_copy(fd: int, address: int, source: int, length: int) -> int:
-    """Fill missing pages of a registered range from private memory at ``source``, both at the beginning of a page.
+    """Fill missing pages of a registered range, which are not zeroed first, with a copy of the memory at ``source``.
 
     Returns how many bytes went in, whole pages, before one that could not: it was there already, lies past the end of
-    the file, or no memory was to be had. ioctl_userfaultfd(2), UFFDIO_COPY.
+    the file, no memory was to be had, or ``source`` has no page there. ioctl_userfaultfd(2), UFFDIO_COPY.
     """
     request = bytearray(struct.pack("=QQQQq", address, source, length, _UFFDIO_COPY_MODE_DONTWAKE, 0))
     try:

@@ -15,9 +15,9 @@ from ktaskfs.operations.digest import Crc32, digest_maker, labelled
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
 from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
+from ktaskfs.operations.page_sink import open_sink
 from ktaskfs.operations.parameters import FLAG, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
 from ktaskfs.operations.room import require_space
-from ktaskfs.operations.sink import Sink, open_sink
 from ktaskfs.operations.source import DIRECT_BLOCK, Source, source_length
 from ktaskfs.operations.trouble import require_unsealed, truncated
 from ktaskfs.units import SIZE_MAX, format_size
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.sink import Sink
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20

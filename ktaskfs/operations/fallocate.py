@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
-from ktaskfs.host.presence import GuardedRange, data_extents, hole_extents, missing_pages
+from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_GROW, Kind, Target, open_target
 from ktaskfs.ktask import NO_NODE, Control, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
@@ -24,6 +25,7 @@ from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import FLAG, OCTAL, RangeParameters, parameter
 from ktaskfs.operations.room import require_pool, require_space
 from ktaskfs.operations.runlog import RunLog
+from ktaskfs.operations.tmpfs import mapped_windows
 from ktaskfs.operations.trouble import page_unavailable, require_unsealed
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """A thread zeroes 2 MiB pages at about 9 GiB/s: 64 MiB take 7 ms; below 16 MiB the calls begin to show."""
-TMPFS_WINDOW: Final = 4 << 20
-"""Bytes of tmpfs mapped at a time; while they are mapped they count as the worker's resident memory."""
 UNDO_WINDOW: Final = 256 << 20
 """Bytes freed at a time, as in ``free``: nobody waits longer for the lock of the inode."""
 
@@ -117,7 +117,7 @@ def _filler(
         survey = _Survey(target, extent, stack) if undo else None
         if undo and keep_size and not growth.is_empty():
             raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
-        mapping = None
+        mapping = pages = None
         try:
             if target.kind is Kind.TMPFS:
                 require_space(kernel, target, extent)
@@ -126,6 +126,8 @@ def _filler(
                         made = growth.extend(extent.end)
                     if survey is not None:
                         survey.add(made)
+                    pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, None)
+                    stack.callback(pages.close)
             elif keep_size:
                 require_pool(kernel, target, extent)
             else:
@@ -133,7 +135,7 @@ def _filler(
                 stack.callback(mapping.close)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
-        return _Filler(target, growth, extent, mapping, survey, keep_size, stack.pop_all())
+        return _Filler(target, growth, extent, mapping, pages, survey, keep_size, stack.pop_all())
 
 
 class _Survey:
@@ -142,13 +144,13 @@ class _Survey:
     def __init__(self, target: Target, extent: Extent, stack: contextlib.ExitStack) -> None:
         self._target = target
         self._extent = extent
-        self._pages: GuardedRange | None = None
+        self._pages: MappedRange | None = None
         self.log = RunLog()
         try:
             if target.kind is Kind.HUGETLBFS:
                 guard = HoleGuard()
                 stack.callback(guard.close)
-                self._pages = GuardedRange(target.fd, extent.start, extent.end, target.page_size, guard)
+                self._pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, guard)
                 stack.callback(self._pages.close)
         except OSError as error:
             raise NotSupported(f"undo=1 needs userfaultfd here: {error.strerror}") from error
@@ -176,7 +178,10 @@ class _Survey:
 
 
 class _Filler:
-    """The chunk function and what it holds open. ``mapping`` is set for hugetlbfs, but for ``keep_size``."""
+    """The chunk function and what it holds open.
+
+    ``mapping`` is set for hugetlbfs, ``pages`` for tmpfs, and neither for ``keep_size``.
+    """
 
     def __init__(
         self,
@@ -184,6 +189,7 @@ class _Filler:
         growth: Growth,
         extent: Extent,
         mapping: Mapping | None,
+        pages: MappedRange | None,
         survey: _Survey | None,
         keep_size: bool,
         resources: contextlib.ExitStack,
@@ -192,6 +198,7 @@ class _Filler:
         self._growth = growth
         self._extent = extent
         self._mapping = mapping
+        self._pages = pages
         self._survey = survey
         self._keep_size = keep_size
         self._resources = resources
@@ -212,16 +219,14 @@ class _Filler:
             self._kept += end - start
 
     def _allocate(self, start: int, end: int) -> None:
-        if self._keep_size:
-            syscalls.fallocate(self._target.fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
-        elif self._mapping is not None:
+        if self._mapping is not None:
             self._mapping.populate_write(start - self._extent.start, end - start)
+        elif self._pages is not None:
+            with self._pages.window(start, end) as mapping:
+                for _, pages in mapped_windows(mapping, start, end):
+                    mapping.populate_write(pages.start - mapping.offset, pages.size)
         else:
-            # One mapping for each chunk: to map and to unmap, a thread waits for the others' pages.
-            with Mapping(self._target.fd, start, end - start, reserve=False) as mapping:
-                for piece in windows(start, end, TMPFS_WINDOW):
-                    mapping.populate_write(piece.start - start, piece.size)
-                    mapping.let_go(piece.start - start, piece.size)
+            syscalls.fallocate(self._target.fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
 
     def undo(self, start: int, end: int) -> None:
         """Free the pages of a finished range that were missing before; raises OSError."""

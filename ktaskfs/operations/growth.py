@@ -12,8 +12,9 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
-from ktaskfs.host.presence import GuardedRange, data_extents, missing_pages
+from ktaskfs.host.presence import data_extents, missing_pages
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Kind
 from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.room import require_file_size, too_few_pages
@@ -196,7 +197,7 @@ class Growth:
             try:
                 guard = HoleGuard()
                 stack.callback(guard.close)
-                pages = GuardedRange(self._target.fd, 0, edge, page, guard)
+                pages = MappedRange(self._target.fd, 0, edge, page, guard)
             except OSError:
                 return 0
             stack.callback(pages.close)

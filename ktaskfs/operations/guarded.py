@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
-from ktaskfs.host.presence import GuardedRange
-from ktaskfs.host.target import Kind, Target
 
 if TYPE_CHECKING:
+    from ktaskfs.host.target import Target
     from ktaskfs.operations.extent import Extent
 
 
 @dataclass(frozen=True)
 class GuardedPages:
-    """What shows the holes of a range. ``pages`` is set for hugetlbfs; no ``guard``: there are no holes."""
+    """What shows the holes of a range: its pages, mapped; no ``guard``: there are no holes."""
 
     guard: HoleGuard | None
-    pages: GuardedRange | None
+    pages: MappedRange
 
     def close(self) -> None:
         """Unmap and close."""
-        if self.pages is not None:
-            self.pages.close()
+        self.pages.close()
         if self.guard is not None:
             self.guard.close()
 
@@ -39,14 +38,17 @@ def require_guard(target: Target) -> HoleGuard:
         ) from error
 
 
-def guarded_pages(target: Target, extent: Extent) -> GuardedPages:
-    """The pages of ``extent``; raises NotSupported for a file with holes where none can be guarded, and TargetError."""
+def guarded_pages(target: Target, extent: Extent, *, private: bool = False) -> GuardedPages:
+    """The pages of ``extent``, to be written, or ``private``, to be looked at.
+
+    Raises NotSupported for a file with holes where none can be guarded, and TargetError.
+    """
     guard = _guard(target)
-    if target.kind is not Kind.HUGETLBFS:
-        return GuardedPages(guard, None)
     whole = extent.widened(target.page_size)
     try:
-        return GuardedPages(guard, GuardedRange(target.fd, whole.start, whole.end, target.page_size, guard))
+        return GuardedPages(
+            guard, MappedRange(target.fd, whole.start, whole.end, target.page_size, guard, private=private)
+        )
     except OSError as error:
         if guard is not None:
             guard.close()

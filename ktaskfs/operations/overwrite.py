@@ -10,20 +10,21 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents, next_page
-from ktaskfs.host.syscalls import page_size
-from ktaskfs.host.target import MEMORY, Target, open_target
+from ktaskfs.host.target import MEMORY, Kind, Target, open_target
 from ktaskfs.ktask import Control
-from ktaskfs.operations.extent import chunk_sizes, make_nodes, resolve_extent, windows
+from ktaskfs.operations.extent import chunk_sizes, make_nodes, resolve_extent
 from ktaskfs.operations.guarded import GuardedPages, guarded_pages
 from ktaskfs.operations.operation import Plan, Range
+from ktaskfs.operations.tmpfs import mapped_windows
 from ktaskfs.operations.trouble import page_unavailable, require_unsealed, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.mapping import Mapping
+    from ktaskfs.operations.extent import Extent
     from ktaskfs.operations.parameters import RangeParameters
 
 MIN_CHUNK: Final = 16 << 20
@@ -31,8 +32,6 @@ MAX_CHUNK: Final = 64 << 20
 """Zeroing runs at 20 GiB/s a thread: chunks of 64 MiB take 3 ms, those of 16 MiB were a tenth slower."""
 ALIGN: Final = 2 << 20
 """Where chunks end: within a gigantic page too, at what a processor maps as one."""
-TMPFS_WINDOW: Final = 4 << 20
-"""Bytes of tmpfs mapped at a time; while they are mapped they count as the worker's resident memory."""
 
 
 @dataclass(frozen=True)
@@ -102,30 +101,27 @@ class _Overwriter:
         if self._target.allocated() == 0:
             return
         try:
-            if self._pages is None:
-                self._overwrite_tmpfs(start, end)
-            else:
-                with self._pages.window(start, end) as mapping:
+            with self._pages.window(start, end) as mapping:
+                if self._target.kind is Kind.TMPFS:
+                    self._overwrite_tmpfs(mapping, start, end)
+                else:
                     self._write_guarded(mapping, start, end)
         except OSError as error:
             raise page_unavailable(self._target, error, end) from error
 
-    def _overwrite_tmpfs(self, start: int, end: int) -> None:
+    def _overwrite_tmpfs(self, mapping: Mapping, start: int, end: int) -> None:
         """By extents of data, window by window. Populating first maps many pages in one call."""
         for data, hole in data_extents(self._target.fd, start, end):
-            for window in windows(data, hole, TMPFS_WINDOW):
-                mapped = window.widened(page_size())
-                with Mapping(self._target.fd, mapped.start, mapped.size, reserve=False) as mapping:
-                    if self._guard is not None:
-                        self._guard.guard(mapping)
-                        self._try_populate(mapping)
-                    self._write_guarded(mapping, window.start, window.end)
+            for window, pages in mapped_windows(mapping, data, hole):
+                if self._guard is not None:
+                    self._try_populate(mapping, pages)
+                self._write_guarded(mapping, window.start, window.end)
         if self._target.size() < end:
             raise truncated(self._target)
 
-    def _try_populate(self, mapping: Mapping) -> None:
+    def _try_populate(self, mapping: Mapping, pages: Extent) -> None:
         try:
-            mapping.populate_write(0, mapping.length)
+            mapping.populate_write(pages.start - mapping.offset, pages.size)
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise

@@ -8,8 +8,10 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
-from ktaskfs.host.presence import GuardedRange, data_extents, missing_pages
+from ktaskfs.host.presence import data_extents, missing_pages
 from ktaskfs.host.target import MEMORY, Kind, open_target
 from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.trouble import truncated
@@ -28,8 +30,7 @@ DIRECT_BLOCK: Final = 4096
 class Source:
     """An open file and what shows its holes; reading it allocates no page.
 
-    Holes of hugetlbfs show only to a caller who may write to the file, since userfaultfd(2) asks for that, and not
-    where a filter forbids it. Elsewhere they read as zeros like everything else.
+    Where a filter forbids userfaultfd(2), holes of hugetlbfs do not show: they read as zeros like everything else.
     """
 
     def __init__(self, kernel: Kernel, path: str, *, direct: bool = False) -> None:
@@ -41,12 +42,17 @@ class Source:
         self._resources = contextlib.ExitStack()
         self._resources.callback(self.file.close)
         self._direct: int | None = None
-        self._pages: GuardedRange | None = None
+        self._guard: HoleGuard | None = None
+        self._pages: MappedRange | None = None
+        self._sparse = False
         try:
             if direct:
                 self._direct = self._open_direct(kernel)
+            if self.file.kind in MEMORY:
+                self._guard = self._make_guard()
+            self._pages = self._map()
             if self.file.kind is Kind.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
-                self._pages = self._show_holes(kernel)
+                self._sparse = self._pages is not None
         except BaseException:
             self.close()
             raise
@@ -61,21 +67,25 @@ class Source:
         self._resources.callback(os.close, fd)
         return fd
 
-    def _show_holes(self, kernel: Kernel) -> GuardedRange | None:
-        """None where the system refuses; everything then counts as data."""
+    def _make_guard(self) -> HoleGuard | None:
+        try:
+            guard = HoleGuard()
+        except OSError:
+            return None
+        self._resources.callback(guard.close)
+        return guard
+
+    def _map(self) -> MappedRange | None:
+        """None where the file can only be read. One of memory that is not guarded would fill its holes."""
+        if self._direct is not None or (self.file.kind in MEMORY and self._guard is None):
+            return None
         end = Extent(0, self.file.size()).widened(self.file.page_size).end
-        with contextlib.ExitStack() as stack:
-            try:
-                fd = kernel.reopen(self.file.fd, os.O_RDWR)
-                stack.callback(os.close, fd)
-                guard = HoleGuard()
-                stack.callback(guard.close)
-                pages = GuardedRange(fd, 0, end, self.file.page_size, guard)
-                stack.callback(pages.close)
-            except OSError:
-                return None
-            self._resources.push(stack.pop_all())
-            return pages
+        try:
+            pages = MappedRange(self.file.fd, 0, end, self.file.page_size, self._guard, private=True)
+        except OSError:
+            return None
+        self._resources.callback(pages.close)
+        return pages
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.
@@ -83,7 +93,7 @@ class Source:
         Raises TargetError; ENXIO if the file has become shorter than ``end`` by the time the runs have ended.
         """
         try:
-            if self._pages is not None:
+            if self._sparse and self._pages is not None:
                 yield from _between(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
             elif self.file.kind in MEMORY and self.file.allocated() == 0:
                 pass  # other filesystems may keep a few bytes where no block is counted
@@ -139,6 +149,16 @@ class Source:
                 raise truncated(self.file)
             done += count
 
+    @contextlib.contextmanager
+    def mapped(self, start: int, end: int) -> Iterator[MappedSource | None]:
+        """A range as memory that the kernel can copy from; None where it has to be read."""
+        with contextlib.ExitStack() as stack:
+            mapping = None
+            if self._pages is not None:
+                with contextlib.suppress(OSError):
+                    mapping = stack.enter_context(self._pages.window(start, end))
+            yield None if mapping is None else MappedSource(mapping, self.file.kind)
+
     def _reader(self, position: int, length: int) -> tuple[int, int]:
         """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""
         if self._direct is None or position % DIRECT_BLOCK or length < DIRECT_BLOCK:
@@ -148,6 +168,31 @@ class Source:
     def close(self) -> None:
         """Close everything."""
         self._resources.close()
+
+
+class MappedSource:
+    """A range of a source, mapped; no code of ours looks at what is there."""
+
+    def __init__(self, mapping: Mapping, kind: Kind) -> None:
+        self._mapping = mapping
+        self._kind = kind
+
+    @contextlib.contextmanager
+    def window(self, start: int, end: int) -> Iterator[int]:
+        """The address of the byte at ``start``, with the pages up to ``end`` in memory.
+
+        Raises OSError for a page that is not there, cannot be read, or lies past the end of the file.
+        """
+        whole = Extent(start, end).widened(syscalls.page_size())
+        at = whole.start - self._mapping.offset
+        try:
+            if self._kind is Kind.OTHER:  # a fault alone reads too little ahead: a cold file took a quarter longer
+                self._mapping.read_ahead(at, whole.size)
+            self._mapping.populate_read(at, whole.size)
+            yield self._mapping.address + start - self._mapping.offset
+        finally:
+            if self._kind is not Kind.HUGETLBFS:  # huge pages do not count as a process's own memory
+                self._mapping.let_go(at, whole.size)
 
 
 def _between(holes: Iterator[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:

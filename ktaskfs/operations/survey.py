@@ -38,8 +38,8 @@ class SurveyParameters(RangeParameters):
 class Survey(Operation[SurveyParameters]):
     """Pages are mapped under a HoleGuard and asked for their node (move_pages(2) without targets).
 
-    The caller must be allowed to write to the file: a userfaultfd asks for that. Of tmpfs, pages that were allocated
-    and never written count as holes, and pages that were swapped out are read back in.
+    Of tmpfs, pages that were allocated and never written count as holes, and pages that were swapped out are read back
+    in.
     """
 
     name = "survey"
@@ -54,7 +54,7 @@ class Survey(Operation[SurveyParameters]):
 
     def prepare(self, kernel: Kernel, parameters: SurveyParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open; raises InvalidValue past the end of the file, and NotSupported without userfaultfd."""
-        target = open_target(kernel, parameters.path, kinds=MEMORY)
+        target = open_target(kernel, parameters.path, kinds=MEMORY, write=False)
         try:
             extent = resolve_extent(parameters, target.size(), may_grow=False).widened(target.page_size)
             pages = Extent(extent.start // target.page_size, extent.end // target.page_size)
@@ -113,9 +113,10 @@ class _Surveyor:
             yield data // self._page, -(-hole // self._page)
 
     def _look_at(self, start: int, end: int) -> list[Run]:
-        with Mapping(self._target.fd, start * self._page, (end - start) * self._page, reserve=False) as mapping:
+        low, high = start * self._page, end * self._page
+        with Mapping(self._target.fd, low, high - low, reserve=False, private=True) as mapping:
             self._guard.guard(mapping)
-            nodes = node_of_pages(mapping, start * self._page, end * self._page, self._page)
+            nodes = node_of_pages(mapping, low, high, self._page)
         runs, position = [], start
         for node, pages in itertools.groupby(nodes):
             count = sum(1 for _ in pages)

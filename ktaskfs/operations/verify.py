@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import data_extents, missing_pages
-from ktaskfs.host.target import MEMORY, Target, open_target
+from ktaskfs.host.target import MEMORY, Kind, Target, open_target
 from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, resolve_extent
 from ktaskfs.operations.guarded import GuardedPages, guarded_pages
@@ -38,7 +38,6 @@ class Verify(Operation[PatternParameters]):
     """Each thread reads into one buffer of its own (pread(2) fills no hole) and compares there.
 
     Holes are passed over and counted; of tmpfs, what was allocated and never written counts as one.
-    The caller must be allowed to write to the file: that is what a userfaultfd asks for.
     """
 
     name = "verify"
@@ -53,11 +52,11 @@ class Verify(Operation[PatternParameters]):
 
     def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Range] | None) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
-        target = open_target(kernel, parameters.path, kinds=MEMORY)
+        target = open_target(kernel, parameters.path, kinds=MEMORY, write=False)
         try:
             extent = resolve_extent(parameters, target.size(), may_grow=False)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            verifier = _Verifier(target, guarded_pages(target, extent), repeated(parameters.pattern))
+            verifier = _Verifier(target, guarded_pages(target, extent, private=True), repeated(parameters.pattern))
         except BaseException:
             target.close()
             raise
@@ -141,7 +140,7 @@ class _Verifier:
     def _present(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         if self._target.allocated() == 0:
             return
-        if self._pages.pages is None:
+        if self._target.kind is Kind.TMPFS:
             yield from data_extents(self._target.fd, start, end)
             return
         page = self._target.page_size

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.host import mapping as mapping_module
+from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
-from ktaskfs.host.presence import GuardedRange, data_extents, hole_extents, missing_pages
+from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
 from ktaskfs.host.syscalls import page_size
 from tests.support import hugepages
 
@@ -124,7 +125,7 @@ def test_past_16_tib_of_sparse_file(pool: hugepages.TestPool, kernel: Kernel) ->
             assert mapping.readv_into(kernel.zero, None, 0, HUGE) == HUGE
         guard = HoleGuard()
         for start in (last - 4 * HUGE, 0):  # the second range is too long to be mapped whole
-            pages = GuardedRange(fd, start, size, HUGE, guard)
+            pages = MappedRange(fd, start, size, HUGE, guard)
             assert list(missing_pages(pages, last - 2 * HUGE, size, HUGE)) == [(last - 2 * HUGE, last)]
             pages.close()
         guard.close()
@@ -138,7 +139,7 @@ def test_missing_pages_come_in_runs(pool: hugepages.TestPool) -> None:
                 ["fallocate", "-o", str(page * HUGE), "-l", str(HUGE), f"/proc/{os.getpid()}/fd/{fd}"], check=True
             )
         guard = HoleGuard()
-        pages = GuardedRange(fd, 0, 8 * HUGE, HUGE, guard)
+        pages = MappedRange(fd, 0, 8 * HUGE, HUGE, guard)
         runs = [(a // HUGE, b // HUGE) for a, b in missing_pages(pages, 0, 8 * HUGE, HUGE)]
         assert runs == [(0, 1), (3, 5), (6, 8)]
         pages.close()

@@ -29,7 +29,7 @@ def run(command: str) -> tuple[int, str]:
     """Run ``command`` with sh(1) as root of a machine made for it: its exit status, and all that was printed.
 
     The machine has four processors on two nodes. What the command writes is gone with the machine. The status is
-    -1 if the machine did not come to the end of the command.
+    -1 if the machine did not come to the end of the command. Raises Unavailable (see ``packages``).
     """
     parts = packages.install()
     with tempfile.TemporaryDirectory(prefix="kt-vm-") as name:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,6 +24,10 @@ BUSYBOX: Final = "busybox-static"
 SHARERS: Final = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 """Where Debian 12 and 13 have the program that serves a directory to a machine."""
 APT: Final = ("-q", "-y", "-o", "DPkg::Lock::Timeout=300")
+
+
+class Unavailable(Exception):
+    """There can be no virtual machine here; says why."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Parts:
 
 
 def install() -> Parts:
-    """Everything, downloaded if it is not there yet; skips the test, with the reason, where that cannot be."""
+    """Everything, downloaded if it is not there yet; raises Unavailable where that cannot be."""
     if os.geteuid() != 0:
-        pytest.skip("only root can give a virtual machine this system's files")
+        raise Unavailable("only root can give a virtual machine this system's files")
     if os.uname().machine != "x86_64" or shutil.which("apt-get") is None:
-        pytest.skip("the virtual machine is put together from Debian's packages for amd64")
+        raise Unavailable("the virtual machine is put together from Debian's packages for amd64")
     CACHE.mkdir(parents=True, exist_ok=True)
     with _alone():
         try:
@@ -52,7 +54,7 @@ def install() -> Parts:
             kernel = _unpacked(KERNEL)
             busybox = _unpacked(BUSYBOX)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"{' '.join(error.cmd)}: {error.stderr or error.stdout}")
+            raise Unavailable(f"{' '.join(error.cmd)}: {error.stderr or error.stdout}") from error
     return Parts(
         qemu=qemu,
         sharer=sharer,
@@ -85,7 +87,7 @@ def _programs() -> tuple[Path, Path]:
         _apt_get("install", "--no-install-recommends", *packages)
         found = find()
     if found is None:
-        pytest.skip("Debian's qemu-system-x86 came without qemu-system-x86_64 or virtiofsd")
+        raise Unavailable("Debian's qemu-system-x86 came without qemu-system-x86_64 or virtiofsd")
     return found
 
 

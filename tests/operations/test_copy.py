@@ -15,6 +15,7 @@ import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import NO_NODE, Node, TaskError
 from ktaskfs.operations.operation import Range
 from tests.operations.test_as_caller import NOBODY, anonymous_memory, as_nobody
@@ -330,12 +331,17 @@ def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: 
 def test_a_source_that_cannot_be_read(
     runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The kernel says EFAULT of a page that is looked at in a mapping; reading it says why."""
     plan = runner.prepare("copy", source=plain, path=place.directory / "file")
 
     def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
+    def missing(mapping: Mapping, start: int, length: int) -> None:
+        raise OSError(errno.EFAULT, "Bad address")
+
     monkeypatch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(Mapping, "populate_read", missing)
     with pytest.raises(TargetError) as caught:
         plan.control.thread_func(0, HUGE)
     assert (caught.value.errno, caught.value.message) == (errno.EIO, f"read {plain}: Input/output error")

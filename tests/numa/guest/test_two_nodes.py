@@ -148,6 +148,17 @@ def test_tmpfs_on_a_node(mounted: Mount, area: Path) -> None:
         assert rows(do(mounted, f"survey path={file}"))["node1"] == ["4096"]
 
 
+def test_copy_to_a_node(mounted: Mount, huge: Path, area: Path) -> None:
+    source = area / "source"
+    source.write_bytes(os.urandom(1 << 20) * 16)
+    do(mounted, f"copy source={source} path={huge}/file nodes=1")
+    assert mapped_pages(huge / "file") == {1: 8}
+    assert do(mounted, f"compare source={source} path={huge}/file") == "equal\n"
+    with filesystems.tmpfs(area / "tmpfs", 64 << 20, "huge=never") as directory:
+        do(mounted, f"copy source={source} path={directory}/file nodes=1")
+        assert mapped_pages(directory / "file") == {1: 4096}
+
+
 def test_survey_with_holes(mounted: Mount, huge: Path) -> None:
     do(mounted, f"fallocate path={huge}/file offset=4M length=4M nodes=1")
     do(mounted, f"fallocate path={huge}/file offset=12M length=2M nodes=0")

@@ -1,0 +1,96 @@
+"""A range of a file, mapped for all threads of a task together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.mapping import Mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.mapping import HoleGuard
+
+REGION_PAGES: Final = 1 << 18
+"""Pages mapped together; their page tables take 2 MiB, which the kernel frees when they are unmapped."""
+REGION_MAX: Final = 1 << 45
+"""Bytes mapped together at most (32 TiB): a quarter of the addresses that x86-64 gives a process."""
+
+
+@dataclass
+class _Region:
+    mapping: Mapping
+    users: int = 0
+
+
+class MappedRange:
+    """Bytes ``start`` to ``end`` of ``fd``, multiples of ``page_size``; nothing is set aside, the size never changed.
+
+    To map and to unmap, a thread waits until no other has the kernel populate or copy (mmap_lock), and the others wait
+    for it: a mapping for each chunk took two threads half of their speed. So there is one for all, or, of a range that
+    is long, one for each region where somebody is at work. With a ``guard`` all are guarded. ``private`` as for a
+    Mapping. Raises OSError.
+    """
+
+    def __init__(
+        self, fd: int, start: int, end: int, page_size: int, guard: HoleGuard | None, *, private: bool = False
+    ) -> None:
+        self._fd = fd
+        self._start = start
+        self._end = end
+        self._page_size = page_size
+        self._guard = guard
+        self._private = private
+        self._size = min(REGION_PAGES * page_size, REGION_MAX)
+        self._lock = threading.Lock()
+        self._regions = {0: self._open(0)}  # by number, with their users; guarded by _lock
+
+    def _map(self, start: int, end: int) -> Mapping:
+        mapping = Mapping(self._fd, start, end - start, reserve=False, private=self._private)
+        try:
+            if self._guard is not None:
+                self._guard.guard(mapping)
+        except BaseException:
+            mapping.close()
+            raise
+        return mapping
+
+    def _open(self, number: int) -> _Region:
+        start = self._start + number * self._size
+        return _Region(self._map(start, min(start + self._size, self._end)))
+
+    @contextlib.contextmanager
+    def window(self, start: int, end: int) -> Iterator[Mapping]:
+        """A mapping that holds the bytes from ``start`` to ``end``; its ``offset`` says where it begins."""
+        number, last = (start - self._start) // self._size, (max(end - 1, start) - self._start) // self._size
+        if number != last:
+            page = self._page_size
+            with self._map(start - start % page, -(-end // page) * page) as mapping:
+                yield mapping
+            return
+        region = self._enter(number)
+        try:
+            yield region.mapping
+        finally:
+            with self._lock:
+                region.users -= 1
+
+    def _enter(self, number: int) -> _Region:
+        """Whoever comes to a new region unmaps those that nobody is in any more."""
+        with self._lock:
+            if number not in self._regions:
+                for idle in [each for each, region in self._regions.items() if region.users == 0]:
+                    self._regions.pop(idle).mapping.close()
+                self._regions[number] = self._open(number)
+            region = self._regions[number]
+            region.users += 1
+            return region
+
+    def close(self) -> None:
+        """Unmap everything, when nobody uses it any more."""
+        with self._lock:
+            while self._regions:
+                self._regions.popitem()[1].mapping.close()

@@ -1,0 +1,36 @@
+"""How the pages of a file of tmpfs are used: window by window, for they count as the worker's while they are mapped."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.syscalls import page_size
+from ktaskfs.operations.extent import windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.mapping import Mapping
+    from ktaskfs.host.target import Target
+    from ktaskfs.operations.extent import Extent
+
+WINDOW: Final = 4 << 20
+"""Bytes that a thread has mapped at a time. To take pages out of a mapping interrupts the other processors: populating
+huge pages, two threads lose an eighth of their speed to that, and would lose less with larger windows."""
+
+
+def has_huge_pages(target: Target) -> bool:
+    """Whether a file of tmpfs is on a mount that gives it huge pages (shmem_getattr in mm/shmem.c)."""
+    return os.fstat(target.fd).st_blksize > page_size()
+
+
+def mapped_windows(mapping: Mapping, start: int, end: int) -> Iterator[tuple[Extent, Extent]]:
+    """The windows of a range of tmpfs, each with the whole pages around it; those are let go of before the next.
+
+    Raises OSError.
+    """
+    for window in windows(start, end, WINDOW):
+        pages = window.widened(page_size())
+        yield window, pages
+        mapping.let_go(pages.start - mapping.offset, pages.size)

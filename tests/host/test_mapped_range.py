@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.host.mapped_range import REGION_PAGES, MappedRange
+from ktaskfs.host.syscalls import page_size
+from tests.host.test_mapping import memfd
+
+if TYPE_CHECKING:
+    from ktaskfs.host.mapping import Mapping
+
+PAGE = page_size()
+REGION = REGION_PAGES * PAGE
+
+
+def mapped(fd: int) -> list[tuple[int, int]]:
+    """The ranges of the file that this process has mapped, as the kernel lists them: offset and length."""
+    inode = os.fstat(fd).st_ino
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high, _, offset, _, number = line.replace("-", " ", 1).split()[:6]
+        if int(number) == inode and "memfd" in line:
+            found.append((int(offset, 16), int(high, 16) - int(low, 16)))
+    return sorted(found)
+
+
+def at(mapping: Mapping) -> tuple[int, int]:
+    return mapping.offset, mapping.length
+
+
+def test_one_mapping_for_all() -> None:
+    with memfd(8 * PAGE) as fd:
+        pages = MappedRange(fd, PAGE, 8 * PAGE, PAGE, None)
+        with pages.window(PAGE, 2 * PAGE) as first, pages.window(5 * PAGE, 8 * PAGE) as second:
+            assert first is second
+            assert mapped(fd) == [(PAGE, 7 * PAGE)]
+        pages.close()
+        assert mapped(fd) == []
+
+
+def test_a_long_range_is_mapped_where_somebody_is_at_work() -> None:
+    with memfd(4 * REGION) as fd:
+        pages = MappedRange(fd, PAGE, 4 * REGION, PAGE, None)
+        with pages.window(PAGE, REGION) as early:
+            with pages.window(2 * REGION, 2 * REGION + 1) as late:
+                assert (at(early), at(late)) == ((PAGE, REGION), (PAGE + REGION, REGION))
+                assert mapped(fd) == [(PAGE, REGION), (PAGE + REGION, REGION)]
+            with pages.window(4 * REGION - PAGE, 4 * REGION) as last:
+                assert at(last) == (3 * REGION + PAGE, REGION - PAGE)
+                assert mapped(fd) == [(PAGE, REGION), (3 * REGION + PAGE, REGION - PAGE)], "who has left is unmapped"
+            last.populate_write(0, PAGE)
+        with pages.window(REGION, REGION + 2 * PAGE) as over_the_edge:
+            assert at(over_the_edge) == (REGION, 2 * PAGE)
+        assert len(mapped(fd)) == 2
+        pages.close()
+        assert mapped(fd) == []
+
+
+def test_a_range_that_cannot_be_mapped() -> None:
+    read, write = os.pipe()
+    with pytest.raises(OSError, match="No such device"):
+        MappedRange(read, 0, PAGE, PAGE, None)
+    os.close(read)
+    os.close(write)

@@ -1,0 +1,153 @@
+"""Copies that put whole pages in, and what they do where that cannot be."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.host.mapping import Mapping
+from tests.operations.test_as_caller import MEMORY_LIMIT, as_nobody
+from tests.operations.test_checksum import content
+from tests.operations.test_clear import HUGE, make_dirty, punch
+from tests.operations.test_copy import SIZE, plain, same
+from tests.support import filesystems
+from tests.support.memory_files import allocated, is_all, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.operations.conftest import Runner
+    from tests.support.hugepages import TestPool
+
+__all__ = ["plain"]  # a fixture
+
+
+@pytest.fixture(params=["hugetlbfs", "tmpfs"])
+def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Iterator[Path]:
+    """A file that is not there yet, where whole pages can be put in."""
+    if request.param == "tmpfs":
+        with filesystems.tmpfs(area / "target", 3 * SIZE, "huge=never") as directory:
+            yield directory / "file"
+    else:
+        with filesystems.hugetlbfs(area / "target", HUGE) as directory:
+            yield directory / "file"
+
+
+def test_nothing_is_read_through_a_buffer(
+    runner: Runner, target: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = runner.prepare("copy", source=plain, path=target)
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "preadv")
+        patch.delattr(os, "pwrite")
+        runner.work(plan)
+    assert same(plain, target, SIZE)
+    assert allocated(target) == SIZE
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_among_pages_that_are_there(runner: Runner, target: Path, plain: Path, area: Path, seed: int) -> None:
+    """Any range of the source to any place; around it everything stays."""
+    rng = random.Random(seed)
+    make_dirty(target, SIZE + 4 * HUGE)
+    for _ in range(4):
+        punch(target, rng.randrange(18) * HUGE, rng.randrange(1, 5) * HUGE)
+    reference = area / "reference"
+    runner.run("copy", source=target, path=reference)
+    offset, begin = rng.choice([0, HUGE, 4096, 4097]), rng.choice([0, 2 * HUGE, 12345])
+    length = rng.randrange(1, SIZE - begin)
+    runner.run("copy", source=plain, source_offset=begin, path=target, offset=offset, length=length)
+    assert same(plain, target, length, (begin, offset))
+    assert same(reference, target, offset)
+    after = offset + length
+    assert same(reference, target, SIZE + 4 * HUGE - after, (after, after))
+
+
+@pytest.mark.parametrize("kind", ["hugetlbfs", "tmpfs"])
+def test_a_hole_that_is_copied_gets_no_page(runner: Runner, target: Path, area: Path, kind: str) -> None:
+    mounted = filesystems.hugetlbfs(area / "s", HUGE) if kind == "hugetlbfs" else filesystems.tmpfs(area / "s", SIZE)
+    with mounted as directory:
+        source = directory / "source"
+        write_bytes(source, content(8 * HUGE))
+        punch(source, 2 * HUGE, 3 * HUGE)
+        runner.run("copy", source=source, path=target, sparse=0)
+        assert allocated(source) == 5 * HUGE
+        assert allocated(target) == 8 * HUGE
+        assert same(source, target, 8 * HUGE)
+        assert is_all(0, target, 2 * HUGE, 5 * HUGE)
+
+
+def test_holes_of_huge_pages_that_the_caller_can_only_read(runner: Runner, pool_2m: TestPool, area: Path) -> None:
+    with filesystems.hugetlbfs(area / "huge", HUGE) as directory:
+        first, second = directory / "first", directory / "second"
+        write_bytes(first, content(HUGE), HUGE)
+        first.chmod(0o444)
+        directory.chmod(0o777)
+
+        def work() -> list[str]:
+            runner.run("copy", source="/first", path="/second")
+            survey, verify = runner.prepare("survey", path="/first"), runner.prepare("verify", path="/first")
+            verify.abort()
+            return [runner.result(survey)]
+
+        (survey,) = as_nobody(directory, work)
+        assert allocated(first) == allocated(second) == HUGE
+        assert same(first, second, 2 * HUGE)
+        assert f"0 {HUGE} 1 hole\n{HUGE} {HUGE} 1 0\n" in survey
+
+
+@pytest.mark.parametrize("file", ["plain", "tmpfs"])
+def test_little_is_mapped_at_a_time(runner: Runner, target: Path, plain: Path, area: Path, file: str) -> None:
+    with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
+        source = plain
+        if file == "tmpfs":
+            source = directory / "source"
+            runner.run("copy", source=plain, path=source)
+        grown = most_resident(runner, source, target)
+    assert grown < MEMORY_LIMIT // 2
+
+
+def most_resident(runner: Runner, source: Path, target: Path) -> int:
+    """How many bytes of files the process has mapped more than before, at most, after any call of ours."""
+    largest = 0
+
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in runner.kernel.read_proc("self/status").splitlines())
+        return sum(int(fields[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
+
+    def watched(method: Callable[[Mapping, int, int], None]) -> Callable[[Mapping, int, int], None]:
+        def call(mapping: Mapping, start: int, length: int) -> None:
+            nonlocal largest
+            method(mapping, start, length)
+            largest = max(largest, resident())
+
+        return call
+
+    before = resident()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mapping, "populate_read", watched(Mapping.populate_read))
+        patch.setattr(Mapping, "let_go", watched(Mapping.let_go))
+        runner.run("copy", source=source, path=target)
+    assert largest > before
+    return largest - before
+
+
+def test_the_source_is_shortened_between_two_windows(
+    runner: Runner, target: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its pages have been looked at, and before they are copied."""
+    populate = Mapping.populate_read
+
+    def cut(mapping: Mapping, start: int, length: int) -> None:
+        populate(mapping, start, length)
+        os.truncate(plain, HUGE)
+
+    plan = runner.prepare("copy", source=plain, path=target)
+    monkeypatch.setattr(Mapping, "populate_read", cut)
+    with pytest.raises(Exception, match="shorter|truncated|ends") as caught:
+        runner.work(plan)
+    assert str(plain) in str(caught.value.__cause__ or caught.value)
