@@ -11,35 +11,8 @@ cd "$(dirname "$0")/.."
 packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv busybox less'
 packages="$packages systemd dbus man-db procps faketime"
 
-fail() {
-    echo "setup: $*" >&2
-    exit 1
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        fail "run this as root, or install sudo: root's rights are needed for: $*"
-    fi
-}
-
-install_packages() {
-    command -v dpkg-query >/dev/null || return 0 # not a Debian: what is missing will say so itself
-    missing=''
-    for package in $packages; do
-        # shellcheck disable=SC2016 # dpkg's variable, not the shell's
-        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
-    done
-    [ -n "$missing" ] || return 0
-    echo "setup: installing$missing"
-    as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-    # shellcheck disable=SC2086 # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
-}
+me=setup
+. mount/packages.sh
 
 # One line for each interpreter found that is new enough and complete: whether every user may run it (a daemon of
 # an ordinary user needs that), its version, its path. The last one in the order of versions is the best.
@@ -67,7 +40,12 @@ make_venv() {
     "$python" -m venv --clear .venv
 }
 
-install_packages
+# shellcheck disable=SC2046,SC2086 # lists of words
+set -- $(missing $packages) # where it is not a Debian, what is missing will say so itself
+if [ $# -gt 0 ]; then
+    update_lists
+    install_packages "$@"
+fi
 wanted="$(pwd) $(sha256sum <pyproject.toml)"
 installed=$(cat .venv/installed 2>/dev/null || :)
 if [ "$installed" != "$wanted" ] || ! .venv/bin/python -c '' 2>/dev/null; then
@@ -77,6 +55,5 @@ if [ "$installed" != "$wanted" ] || ! .venv/bin/python -c '' 2>/dev/null; then
     esac
     .venv/bin/python -m pip install --quiet --editable '.[dev]'
     echo "$wanted" >.venv/installed
-    # Under sudo, give the owner of the clone what was made in it.
-    [ "$(id -u)" != 0 ] || chown -R --reference=. .venv ./*.egg-info
+    give_to_owner
 fi

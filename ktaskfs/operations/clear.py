@@ -40,15 +40,5 @@ class Clear(Operation[ClearParameters]):
             zeros = Zeros.open(kernel)
         except OSError as error:
             raise TargetError.from_os(error, "open a source of zeros") from error
-        try:
-            return prepare_overwrite(
-                kernel,
-                parameters,
-                remaining,
-                Source(zeros.fd, zeros.length),
-                report=lambda written: "",
-                release=zeros.close,
-            )
-        except BaseException:
-            zeros.close()
-            raise
+        source = Source(zeros.fd, zeros.length, zeros.close)
+        return prepare_overwrite(kernel, parameters, remaining, source, report=lambda written: "")

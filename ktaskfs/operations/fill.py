@@ -39,15 +39,5 @@ class Fill(Operation[PatternParameters]):
             fd = memory_file(block)
         except OSError as error:
             raise TargetError.from_os(error, "keep the pattern in memory") from error
-        try:
-            return prepare_overwrite(
-                kernel,
-                parameters,
-                remaining,
-                Source(fd, len(block)),
-                report=lambda written: f"written {written}\n",
-                release=lambda: os.close(fd),
-            )
-        except BaseException:
-            os.close(fd)
-            raise
+        source = Source(fd, len(block), lambda: os.close(fd))
+        return prepare_overwrite(kernel, parameters, remaining, source, report=lambda written: f"written {written}\n")

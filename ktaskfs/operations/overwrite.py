@@ -5,6 +5,7 @@ Holes stay holes: the kernel copies into a mapping, and a HoleGuard makes it sto
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from dataclasses import dataclass
@@ -38,11 +39,12 @@ ALIGN: Final = 2 << 20
 class Source:
     """What is written: a descriptor that never ends (``period`` None), or ``period`` bytes of one, over and over.
 
-    A period begins at every multiple of it in the file, wherever the range begins.
+    A period begins at every multiple of it in the file, wherever the range begins. ``close`` releases the descriptor.
     """
 
     fd: int
     period: int | None
+    close: Callable[[], None]
 
 
 def prepare_overwrite(
@@ -52,43 +54,38 @@ def prepare_overwrite(
     source: Source,
     *,
     report: Callable[[int], str],
-    release: Callable[[], None] = lambda: None,
 ) -> Plan:
     """The plan to write ``source`` over a range; ``report`` makes the result of the bytes that were written.
 
-    ``release`` is called at the end, or when the task never starts; not when this raises. Raises InvalidValue past the
-    end of the file, NotSupported where holes hide, TargetError.
+    Takes over the source. Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError.
     """
-    target = open_target(kernel, parameters.path, kinds=MEMORY)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        target = open_target(kernel, parameters.path, kinds=MEMORY)
+        stack.callback(target.close)
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         require_unsealed(target, 0)
         nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-        writer = _Overwriter(source, target, guarded_pages(target, extent))
-    except BaseException:
-        target.close()
-        raise
-
-    def close() -> None:
-        writer.close()
-        release()
+        pages = guarded_pages(target, extent)
+        stack.callback(pages.close)
+        resources = stack.pop_all()
+    writer = _Overwriter(source, target, pages)
 
     def finish() -> str:
-        close()
+        resources.close()
         return report(writer.written)
 
     sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, ALIGN))
     control = Control(writer.overwrite, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-    return Plan(nodes=nodes, control=control, abort=close, finish=finish)
+    return Plan(nodes=nodes, control=control, abort=resources.close, finish=finish)
 
 
 class _Overwriter:
-    """The chunk function and what it holds open."""
+    """The chunk function."""
 
     def __init__(self, source: Source, target: Target, pages: GuardedPages) -> None:
         self._source = source
         self._target = target
-        self._resources = pages
         self._guard = pages.guard
         self._pages = pages.pages
         self._lock = threading.Lock()
@@ -155,8 +152,3 @@ class _Overwriter:
         if self._target.size() < min(position, end):
             raise truncated(self._target)
         return min(position, end)
-
-    def close(self) -> None:
-        """Close everything; the file is as it was."""
-        self._resources.close()
-        self._target.close()

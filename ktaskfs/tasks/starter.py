@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
 import signal
-import socket
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
-from ktaskfs.host import credentials
-from ktaskfs.host.process import cpu_ticks
-from ktaskfs.host.topology import usable_cpus
-from ktaskfs.progress import Shape, create_page, write_requests
+from ktaskfs.tasks.recruit import Recruit, Recruiter, see_off
 from ktaskfs.tasks.task import State, Task, Worker
 from ktaskfs.worker import protocol
 
@@ -25,35 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ktaskfs.host.credentials import Caller
-    from ktaskfs.tasks.launcher import Forked, Launcher
+    from ktaskfs.tasks.launcher import Launcher
     from ktaskfs.tasks.record import StateDirectory
     from ktaskfs.tasks.table import TaskTable
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
 """Seconds for which the write that starts a task waits for its target: no request may block for much longer."""
-TIMEOUT: Final = 60.0
-"""Seconds after which a worker that has neither answered nor used a CPU is given up: it hangs in its target. One that
-counts files or reserves from a pool that has to grow may legitimately take long; a minute is a guess."""
 GRACE: Final = 0.5
 """Seconds for which a write that is refused waits for the workers to take back what they prepared."""
-SPARE_RANGES: Final = 64
-"""Ranges that a page has room for beyond those known before the operation makes its plan: one for each NUMA node."""
 
 
 class StartCancelled(KtaskfsError):
     """Somebody cancelled the task while its worker was preparing (ECANCELED)."""
 
     default_errno = errno.ECANCELED
-
-
-@dataclass(frozen=True)
-class _Forked:
-    """A worker that waits for GO on ``channel``, once it is ready."""
-
-    task: Task
-    worker: Worker
-    channel: trio.socket.SocketType
 
 
 @dataclass
@@ -68,7 +48,7 @@ class _Batch:
 
     tasks: Sequence[Task]
     caller: Caller
-    forked: list[_Forked] = field(default_factory=list)
+    forked: list[Recruit] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     writer_waits: bool = True
     error: KtaskfsError | None = None
@@ -79,8 +59,8 @@ class _Batch:
 class Starter:
     """Brings tasks from STARTING to RUNNING, in ``nursery``.
 
-    ``began`` is called with each task whose worker was let go. ``failed_late`` is called with the task and the
-    error for those that were not, after the write that asked for them had to be answered.
+    ``began`` is called with each task whose worker was let go. Once the write that asked had to be answered before
+    that, a task's record is written with ``save``, and ``failed_late`` is called with it and the error if it fails.
     """
 
     def __init__(
@@ -91,13 +71,16 @@ class Starter:
         nursery: trio.Nursery,
         *,
         began: Callable[[Task, Worker], None],
+        save: Callable[[Task], object],
         failed_late: Callable[[Task, KtaskfsError], None],
     ) -> None:
         self._table = table
         self._launcher = launcher
         self._state = state
         self._nursery = nursery
+        self._recruiter = Recruiter(launcher, state, nursery, table.settings)
         self._began = began
+        self._save = save
         self._failed_late = failed_late
         self._batches: dict[Task, _Batch] = {}
         """Of each task, from its start until nothing is left of it but the work itself."""
@@ -122,8 +105,9 @@ class Starter:
             batch.writer_waits = False
         if batch.error is not None:
             raise batch.error
-        if not batch.over.is_set():
-            self._record_late(batch)
+        if not batch.over.is_set():  # answered with success: a successor of this daemon must know of the tasks
+            for task in batch.tasks:
+                self._save(task)
 
     def cancel(self, task: Task) -> None:
         """Give up the start of ``task``, and of those that were to begin with it, unless that has been done."""
@@ -199,14 +183,6 @@ class Starter:
             if late:
                 self._failed_late(task, error)
 
-    def _record_late(self, batch: _Batch) -> None:
-        """The write is answered with success, so that a successor of this daemon must know of the tasks."""
-        for task in batch.tasks:
-            try:
-                self._state.write(task.record())
-            except OSError as error:
-                LOG.error("the record of task %s cannot be written: %s", task.name, error)
-
     def _write_records(self, batch: _Batch) -> None:
         """Before any GO: a successor of this daemon must know every worker that may have begun."""
         try:
@@ -230,123 +206,9 @@ class Starter:
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
         """Fork a worker, which is then among ``batch.forked``, and hear that it can begin. Raises KtaskfsError."""
-        with contextlib.ExitStack() as undo:
-            page, shape = self._make_page(task)
-            undo.callback(os.close, page)
-            channel, theirs = _make_channel()
-            undo.callback(channel.close)
-            self._state.step("ask for a worker")
-            with theirs:
-                forked = await self._fork(task, [page, theirs.fileno(), batch.caller.root, batch.caller.cwd], batch)
-            undo.callback(os.close, forked.pidfd)
-            undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
-            began = credentials.start_time(forked.pid) or 0  # of one that has died: nobody will find that one
-            try:
-                write_requests(page, task.requests)  # they may have changed since the page was made
-            except OSError as error:
-                raise TargetError.from_os(error, "write to the page shared with the worker") from error
-            undo.pop_all()
-        task.worker = Worker(forked.pid, began, forked.pidfd, page, shape, forked.ticket)
-        batch.forked.append(_Forked(task, task.worker, channel))
+        recruit = await self._recruiter.fork(task, batch.caller)
+        task.worker = recruit.worker
+        batch.forked.append(recruit)
         self._state.step("a worker is forked")
-        task.planned = await self._hear(channel, forked)
+        task.planned = await self._recruiter.hear(recruit)
         self._state.step("the worker is ready")
-
-    async def _fork(self, task: Task, fds: Sequence[int], batch: _Batch) -> Forked:
-        with trio.move_on_after(TIMEOUT):
-            return await self._launcher.fork(self._request(task, batch.caller), fds)
-        raise WorkerLost(f"no worker could be started within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
-
-    def _make_page(self, task: Task) -> tuple[int, Shape]:
-        slots = len(usable_cpus())
-        shape = Shape(slots, SPARE_RANGES + len(task.remaining or ()))
-        try:
-            self._state.forget_page(task.number)
-            return create_page(self._state.page_path(task.number), shape, task.requests), shape
-        except OSError as error:
-            raise TargetError.from_os(error, "make the page shared with the worker") from error
-
-    def _request(self, task: Task, caller: Caller) -> protocol.StartRequest:
-        assert task.operation is not None
-        return protocol.StartRequest(
-            name=task.name,
-            operation=task.operation.name,
-            parameters=task.texts,
-            remaining=task.remaining,
-            identity=caller.identity.to_fields(),
-            load_bal_shift=self._table.settings["load_bal_shift"],
-        )
-
-    async def _hear(self, channel: trio.socket.SocketType, forked: Forked) -> int:
-        """Wait until the worker is ready; returns the units it is to do. Raises its refusal, or WorkerLost."""
-        data = await self._answer(channel, forked)
-        if not data:
-            status = await self._launcher.exit_status(forked.ticket)
-            raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
-        try:
-            answer = protocol.decode(data)
-        except (ValueError, TypeError, KeyError) as error:
-            raise WorkerLost("the worker said something that nobody understands") from error
-        if isinstance(answer, protocol.Refused):
-            raise answer.error()
-        if isinstance(answer, protocol.Ready):
-            return answer.total
-        raise WorkerLost("the worker said something that is no answer")
-
-    async def _answer(self, channel: trio.socket.SocketType, forked: Forked) -> bytes:
-        """What the worker says first, nothing if it died; raises WorkerLost for one that hangs."""
-        used = cpu_ticks(forked.pid)
-        while True:
-            with trio.move_on_after(TIMEOUT):
-                try:
-                    return await channel.recv(protocol.MESSAGE_MAX)
-                except ConnectionError:
-                    return b""
-            before, used = used, cpu_ticks(forked.pid)
-            if used == before:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(forked.pidfd, signal.SIGKILL)
-                message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
-                raise WorkerLost(message, errno=errno.ETIMEDOUT)
-
-
-async def see_off(pid: int, pidfd: int) -> None:
-    """Return when a worker has ended, which it is about to do; one that hangs instead for TIMEOUT is killed.
-
-    One that stays even then, in the depths of a device that does not answer, is left behind.
-    """
-    used = cpu_ticks(pid)
-    while not await _ends(pidfd, TIMEOUT):
-        before, used = used, cpu_ticks(pid)
-        if used == before:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await _ends(pidfd, GRACE)
-            return
-
-
-async def _ends(pidfd: int, seconds: float) -> bool:
-    with trio.move_on_after(seconds):
-        await trio.lowlevel.wait_readable(pidfd)
-        return True
-    return False
-
-
-def _make_channel() -> tuple[trio.socket.SocketType, socket.socket]:
-    """Our end and the worker's; raises TargetError."""
-    try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        raise TargetError.from_os(error, "make a channel to the worker") from error
-    return trio.socket.from_stdlib_socket(ours), theirs
-
-
-def ending_text(status: int | None) -> str:
-    """What waitpid(2) told, as the end of a sentence; empty if it told nothing."""
-    if status is None:
-        return ""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        known = number in {each.value for each in signal.Signals}
-        return f", killed by signal {number}" + (f" ({signal.Signals(number).name})" if known else "")
-    return f", with exit status {os.WEXITSTATUS(status)}"

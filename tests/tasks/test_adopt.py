@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.tasks import recruit as recruit_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State, Task
 from tests.support.processes import has_ended
@@ -182,7 +183,7 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
     async with open_house(statedir) as house:
         worker = await stop_spare(house)
-        monkeypatch.setattr(starter_module, "TIMEOUT", 0.2)
+        monkeypatch.setattr(recruit_module, "TIMEOUT", 0.2)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
         house.service.save(house.table.require("t"))

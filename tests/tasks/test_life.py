@@ -253,14 +253,14 @@ async def test_a_bug_at_the_end_of_one_task_does_not_end_the_others(
 ) -> None:
     first = await house.paused(memory / "first")
     second = await house.paused(memory / "second")
-    conclude = house.service._conclude
+    conclude = house.service._course.conclude
 
     def fail(task: Task, *rest: object) -> None:
         if task is first:
             raise ZeroDivisionError
         conclude(task, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(house.service, "_conclude", fail)
+    monkeypatch.setattr(house.service._course, "conclude", fail)
     with caplog.at_level(logging.ERROR):
         for task in (first, second):
             house.service.kill(task)

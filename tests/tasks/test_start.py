@@ -14,6 +14,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, WorkerLost, WrongState
 from ktaskfs.progress import Requests, read_requests
+from ktaskfs.tasks import recruit as recruit_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
@@ -196,7 +197,7 @@ async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begin
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter_module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.3)
     worker = await stop_spare(house)
     with pytest.raises(WorkerLost, match="could not open and reserve") as error:
         await house.run(f"fallocate path={memory}/file length=64K")
@@ -210,8 +211,8 @@ async def test_a_worker_that_is_busy_is_waited_for(
 ) -> None:
     """It may have a million files to count; whoever uses a CPU does not hang."""
     ticks = itertools.count()
-    monkeypatch.setattr(starter_module, "TIMEOUT", 0.05)
-    monkeypatch.setattr(starter_module, "cpu_ticks", lambda pid: next(ticks))
+    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.05)
+    monkeypatch.setattr(recruit_module, "cpu_ticks", lambda pid: next(ticks))
     worker = await stop_spare(house)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
@@ -224,7 +225,7 @@ async def test_a_worker_that_is_busy_is_waited_for(
 async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter_module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.1)
     spawner = house.spawner()
     spawner.suspend()
     with pytest.raises(WorkerLost, match="no worker could be started within") as error:
@@ -275,7 +276,7 @@ async def test_a_cancelled_start_that_hangs_is_killed_in_the_end(
     worker = await stop_spare(house)
     task = await house.run_one(f"fallocate path={memory}/file length=64K")
     await until(lambda: task.worker is not None, "the worker is known")
-    monkeypatch.setattr(starter_module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.1)
     house.service.cancel(task)
     assert await ended(task) is State.CANCELLED
     assert has_ended(worker)

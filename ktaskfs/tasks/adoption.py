@@ -1,0 +1,109 @@
+"""What a daemon takes over from an earlier one."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.host import credentials
+from ktaskfs.progress import Shape, read_requests
+from ktaskfs.tasks.course import Course, log_fields
+from ktaskfs.tasks.recruit import see_off
+from ktaskfs.tasks.task import ACTIVE, EMPTY, State, Task, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+    from ktaskfs.operations.operation import Operation
+    from ktaskfs.tasks.record import Record, StateDirectory
+    from ktaskfs.tasks.table import TaskTable
+
+LOG: Final = logging.getLogger(__name__)
+
+
+class Adopter:
+    """Brings the tasks that the state directory knows into ``table``, and watches those that are at work."""
+
+    def __init__(
+        self,
+        table: TaskTable,
+        state: StateDirectory,
+        operations: Mapping[str, Operation[Any]],
+        course: Course,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._table = table
+        self._state = state
+        self._operations = operations
+        self._course = course
+        self._nursery = nursery
+
+    def adopt(self) -> None:
+        """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
+        self._state.sweep_pages()
+        for record in self._state.records():
+            try:
+                task = Task.from_record(record, self._operations)
+                self._table.check_names([task.name])
+            except (KtaskfsError, ValueError) as error:
+                self._state.set_aside(record.task, error)
+                continue
+            self._table.add(task)
+            if task.state in ACTIVE:
+                self._adopt_active(task, record)
+        self._table.number_from(self._state.highest_number() + 1)
+        self._table.rebalance()
+        self._course.drop_overdue()
+
+    def _adopt_active(self, task: Task, record: Record) -> None:
+        """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
+        if task.state is State.STARTING:
+            self._nursery.start_soon(self._end_start, task, record.pid, _open_process(record))
+            return
+        try:
+            page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
+            self._course.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+            return
+        shape = Shape(*(record.shape or (0, 0)))
+        pidfd = _open_process(record)
+        if pidfd is None:
+            worker = Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
+            self._course.conclude(task, worker, None)
+            worker.close()
+            return
+        task.requests = read_requests(page)
+        task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
+        # The daemon may have died between asking for a pause, or for its end, and writing that down.
+        self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
+        LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
+        self._course.watch(task, task.worker)
+
+    async def _end_start(self, task: Task, pid: int | None, pidfd: int | None) -> None:
+        """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
+        if pid is not None and pidfd is not None:
+            await see_off(pid, pidfd)
+            os.close(pidfd)
+        message = "the daemon ended before the work began"
+        self._course.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+
+
+def _open_process(record: Record) -> int | None:
+    """A pidfd of the worker in ``record``, or None if that very process has ended (its pid may be another's)."""
+    if record.pid is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return None
+    if credentials.start_time(record.pid) != record.start_time:
+        os.close(pidfd)
+        return None
+    return pidfd
