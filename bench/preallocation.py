@@ -132,12 +132,13 @@ def explanation(place: Place) -> str:
     """What is counted, what is left out, and why some are slower than they could be."""
     text = "ktaskfs: from the write of the spec until `wait` ends. fallocate(1): the whole process. "
     text += "C: from the open until the last join; this is the limit. "
+    text += "The start and the end of a task take some 7 ms, which are counted; those of QEMU are not. "
     if place.tmpfs:
         text += "fallocate(1) zeroes nothing here: the C program, with 1 thread, touches the pages after it. "
         text += "Before each measurement the C program has filled and freed as much memory. "
         text += f"ktaskfs lets a thread have {human_size(WINDOW)} mapped at a time, lest more counts as the "
         text += "worker's: an eighth of the time with two threads, for taking pages out of a mapping interrupts the "
-        text += "other processor. The start and the end of a task take some 7 ms. "
+        text += "other processor. "
         text += "QEMU 7.2 maps the file where no huge page fits, and so enters it by pages of 4 KiB. "
     if shutil.which(QEMU) is None:
         return text + f"QEMU is left out: there is no {QEMU} here."
