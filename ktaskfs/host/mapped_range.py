@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -31,8 +32,9 @@ class MappedRange:
 
     To map and to unmap, a thread waits until no other has the kernel populate or copy (mmap_lock), and the others wait
     for it: a mapping for each chunk took two threads half of their speed. So there is one for all, or, of a range that
-    is long, one for each region where somebody is at work. With a ``guard`` all are guarded. ``private`` as for a
-    Mapping. Raises OSError.
+    is long, one for each region where somebody is at work. A window that no region holds, or for which there are not
+    the addresses (RLIMIT_AS), has a mapping of its own. With a ``guard`` all are guarded. ``private`` as for a Mapping.
+    Raises OSError.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class MappedRange:
         self._private = private
         self._size = min(REGION_PAGES * page_size, REGION_MAX)
         self._lock = threading.Lock()
-        self._regions = {0: self._open(0)}  # by number, with their users; guarded by _lock
+        self._regions: dict[int, _Region] = {}  # by number, with their users; guarded by _lock
+        with self.window(start, min(start + page_size, end)):
+            pass  # what cannot be mapped at all says so now
 
     def _map(self, start: int, end: int) -> Mapping:
         mapping = Mapping(self._fd, start, end - start, reserve=False, private=self._private)
@@ -66,25 +70,30 @@ class MappedRange:
     def window(self, start: int, end: int) -> Iterator[Mapping]:
         """A mapping that holds the bytes from ``start`` to ``end``; its ``offset`` says where it begins."""
         number, last = (start - self._start) // self._size, (max(end - 1, start) - self._start) // self._size
-        if number != last:
+        region = self._enter(number) if number == last and end <= self._end else None
+        if region is None:
             page = self._page_size
             with self._map(start - start % page, -(-end // page) * page) as mapping:
                 yield mapping
             return
-        region = self._enter(number)
         try:
             yield region.mapping
         finally:
             with self._lock:
                 region.users -= 1
 
-    def _enter(self, number: int) -> _Region:
-        """Whoever comes to a new region unmaps those that nobody is in any more."""
+    def _enter(self, number: int) -> _Region | None:
+        """Whoever comes to a new region unmaps those that nobody is in any more. None: there is no room for it."""
         with self._lock:
             if number not in self._regions:
                 for idle in [each for each, region in self._regions.items() if region.users == 0]:
                     self._regions.pop(idle).mapping.close()
-                self._regions[number] = self._open(number)
+                try:
+                    self._regions[number] = self._open(number)
+                except OSError as error:
+                    if error.errno != errno.ENOMEM:
+                        raise
+                    return None
             region = self._regions[number]
             region.users += 1
             return region

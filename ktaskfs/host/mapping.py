@@ -1,4 +1,4 @@
-"""A shared mapping of a range of a file, that is never touched from user code.
+"""A mapping of a range of a file, that is never touched from user code.
 
 A touch of a page that cannot be had (the file was truncated, the pool is empty) kills the process with SIGBUS.
 A system call that runs into the same page returns EFAULT instead, so here the kernel does all the reading and

@@ -153,6 +153,8 @@ class _Copier:
         """What is to be copied of a range of the target; the rest are holes."""
         if not self._parameters.sparse:
             yield start, end
+            if self._source.file.size() < end + self._shift:  # a page that was cut reads as zeros in a mapping
+                raise truncated(self._source.file)
             return
         for low, high in self._source.data(start + self._shift, end + self._shift):
             yield low - self._shift, high - self._shift

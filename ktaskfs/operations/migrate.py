@@ -52,7 +52,7 @@ class Migrate(Operation[MigrateParameters]):
     """move_pages(2) on a mapping under a HoleGuard.
 
     A page that somebody else has mapped too is moved only for a caller with CAP_SYS_NICE (MPOL_MF_MOVE_ALL).
-    The caller must be allowed to write to the file: a userfaultfd asks for that.
+    The caller must be allowed to write to the file: its pages are moved through a shared mapping.
     """
 
     name = "migrate"

@@ -34,8 +34,9 @@ some microseconds, also on the other processors, which drop what they know of a 
 class Placer:
     """Copies from a mapped source right into pages that are missing, by userfaultfd(2), UFFDIO_COPY.
 
-    The kernel copies once, and clears nothing before it: into huge pages that takes three quarters of the time that
-    reading into a mapping takes, and two thirds with one thread.
+    The kernel copies once, and clears nothing before it. For tmpfs alone: into huge pages it would save a quarter of
+    the time, but whoever truncates a file of hugetlbfs meanwhile has the kernel lose count of what it has reserved
+    (hugetlb_mfill_atomic_pte in mm/hugetlb.c; seen on Linux 6.18), for everybody, and a file can always be truncated.
     """
 
     def __init__(self, source: Source, target: Target, extent: Extent, shift: int) -> None:
@@ -44,6 +45,7 @@ class Placer:
         self._target = target
         self._shift = shift
         self._guard = HoleGuard()
+        source.map()
         try:
             self._pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, self._guard)
         except BaseException:
@@ -79,8 +81,7 @@ class Placer:
             if done < window.end:
                 origin = None
                 rest(Extent(done, window.end))
-            if self._target.kind is Kind.TMPFS:
-                mapping.let_go(window.start - mapping.offset, window.size)
+            mapping.let_go(window.start - mapping.offset, window.size)
 
     def _put_from(self, origin: MappedSource, mapping: Mapping, window: Extent) -> int:
         """Returns up to where the window was put in."""
@@ -145,17 +146,14 @@ class PageSink(WritingSink):
 
 
 class MappingSink(Sink):
-    """For huge pages: those that are missing are put in; for others the kernel reads right into a mapping.
+    """For huge pages: the kernel reads from the source right into a mapping of the target.
 
     A digest is made of what is then in the target, read back while it is still in a processor's cache.
     """
 
-    def __init__(
-        self, source: Source, target: Target, end: int, shift: int, pages: MappedRange, placer: Placer | None
-    ) -> None:
+    def __init__(self, source: Source, target: Target, end: int, shift: int, pages: MappedRange) -> None:
         super().__init__(source, target, end, shift)
         self._pages = pages
-        self._placer = placer
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
         extent = Extent(start, end)
@@ -163,11 +161,8 @@ class MappingSink(Sink):
             with self._pages.window(start, end) as mapping:
                 if self._target.kind is Kind.TMPFS:
                     self._populate(mapping, extent, digest)
-                elif self._placer is None or digest is not None:
-                    self._read_into(mapping, extent, digest)
                 else:
-                    with self._placer.window(start, end) as guarded:
-                        self._placer.place(guarded, extent, lambda rest: self._read_into(mapping, rest, None))
+                    self._read_into(mapping, extent, digest)
         except OSError as error:
             raise page_unavailable(self._target, error, end) from error
 
@@ -186,18 +181,7 @@ class MappingSink(Sink):
                 digest.add(piece.start, view)
 
     def close(self) -> None:
-        if self._placer is not None:
-            self._placer.close()
         self._pages.close()
-
-
-def _placer(source: Source, target: Target, whole: Extent, shift: int) -> Placer | None:
-    """None where a filter forbids it, and for pages larger than a window."""
-    if target.page_size > WINDOW:
-        return None
-    with contextlib.suppress(OSError):
-        return Placer(source, target, whole, shift)
-    return None
 
 
 def open_sink(source: Source, target: Target, extent: Extent, shift: int) -> Sink:
@@ -206,13 +190,11 @@ def open_sink(source: Source, target: Target, extent: Extent, shift: int) -> Sin
         return WritingSink(source, target, extent.end, shift)
     whole = extent.widened(target.page_size)
     if target.kind is Kind.TMPFS and not has_huge_pages(target):
-        placer = _placer(source, target, whole, shift)
-        if placer is None:
-            return WritingSink(source, target, extent.end, shift)
-        return PageSink(source, target, extent.end, shift, placer)
+        with contextlib.suppress(OSError):  # a filter forbids it
+            return PageSink(source, target, extent.end, shift, Placer(source, target, whole, shift))
+        return WritingSink(source, target, extent.end, shift)
     try:
         pages = MappedRange(target.fd, whole.start, whole.end, target.page_size, None)
     except OSError as error:
         raise TargetError.from_os(error, f"map {target.path}") from error
-    placer = _placer(source, target, whole, shift) if target.kind is Kind.HUGETLBFS else None
-    return MappingSink(source, target, extent.end, shift, pages, placer)
+    return MappingSink(source, target, extent.end, shift, pages)

@@ -48,10 +48,10 @@ class Source:
         try:
             if direct:
                 self._direct = self._open_direct(kernel)
-            if self.file.kind in MEMORY:
+            if self.file.kind is Kind.HUGETLBFS:
                 self._guard = self._make_guard()
-            self._pages = self._map()
             if self.file.kind is Kind.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
+                self.map()
                 self._sparse = self._pages is not None
         except BaseException:
             self.close()
@@ -75,17 +75,23 @@ class Source:
         self._resources.callback(guard.close)
         return guard
 
-    def _map(self) -> MappedRange | None:
-        """None where the file can only be read. One of memory that is not guarded would fill its holes."""
-        if self._direct is not None or (self.file.kind in MEMORY and self._guard is None):
-            return None
+    def map(self) -> None:
+        """Map the file for ``mapped``, unless it can only be read. Not for several threads at once.
+
+        One of hugetlbfs that is not guarded would fill its holes. One of tmpfs is never mapped: to look at pages that
+        were allocated and never written makes zeros of them that count as data.
+        """
+        if self._pages is not None or self._direct is not None or self.file.kind is Kind.TMPFS:
+            return
+        if self.file.kind is Kind.HUGETLBFS and self._guard is None:
+            return
         end = Extent(0, self.file.size()).widened(self.file.page_size).end
         try:
             pages = MappedRange(self.file.fd, 0, end, self.file.page_size, self._guard, private=True)
         except OSError:
-            return None
+            return
         self._resources.callback(pages.close)
-        return pages
+        self._pages = pages
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.

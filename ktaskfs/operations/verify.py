@@ -56,13 +56,18 @@ class Verify(Operation[PatternParameters]):
         try:
             extent = resolve_extent(parameters, target.size(), may_grow=False)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            verifier = _Verifier(target, guarded_pages(target, extent, private=True), repeated(parameters.pattern))
+            verifier = _Verifier(target, _guarded(target, extent), repeated(parameters.pattern))
         except BaseException:
             target.close()
             raise
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, MIN_CHUNK))
         control = Control(verifier.verify, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
         return Plan(nodes=nodes, control=control, abort=verifier.close, finish=verifier.finish)
+
+
+def _guarded(target: Target, extent: Extent) -> GuardedPages | None:
+    """None for tmpfs, which tells where it has data."""
+    return None if target.kind is Kind.TMPFS else guarded_pages(target, extent, private=True)
 
 
 class _Difference(NamedTuple):
@@ -116,7 +121,7 @@ class _Buffer(threading.local):
 class _Verifier:
     """The chunk function, what it holds open, and what it has found."""
 
-    def __init__(self, target: Target, pages: GuardedPages, block: bytes) -> None:
+    def __init__(self, target: Target, pages: GuardedPages | None, block: bytes) -> None:
         self._target = target
         self._pages = pages
         self._block = block
@@ -140,7 +145,7 @@ class _Verifier:
     def _present(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         if self._target.allocated() == 0:
             return
-        if self._target.kind is Kind.TMPFS:
+        if self._pages is None:
             yield from data_extents(self._target.fd, start, end)
             return
         page = self._target.page_size
@@ -199,5 +204,6 @@ class _Verifier:
 
     def close(self) -> None:
         """Close everything."""
-        self._pages.close()
+        if self._pages is not None:
+            self._pages.close()
         self._target.close()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.host.mapped_range import REGION_PAGES, MappedRange
+from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.syscalls import page_size
 from tests.host.test_mapping import memfd
+from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
     from ktaskfs.host.mapping import Mapping
@@ -66,3 +69,37 @@ def test_a_range_that_cannot_be_mapped() -> None:
         MappedRange(read, 0, PAGE, PAGE, None)
     os.close(read)
     os.close(write)
+
+
+def test_past_the_end_a_window_has_a_mapping_of_its_own() -> None:
+    with memfd(8 * PAGE) as fd:
+        pages = MappedRange(fd, 0, 4 * PAGE, PAGE, None)
+        with pages.window(3 * PAGE, 6 * PAGE) as mapping:
+            assert at(mapping) == (3 * PAGE, 3 * PAGE)
+        pages.close()
+
+
+def test_a_window_over_the_edge_is_guarded_too() -> None:
+    with memfd(2 * REGION) as fd:
+        guard = HoleGuard()
+        pages = MappedRange(fd, 0, 2 * REGION, PAGE, guard)
+        for start, end in ((0, PAGE), (REGION - PAGE, REGION + PAGE), (2 * REGION - PAGE, 2 * REGION)):
+            with pages.window(start, end) as mapping, pytest.raises(OSError, match="Bad address"):
+                mapping.populate_read(start - mapping.offset, end - start)
+        assert os.fstat(fd).st_blocks == 0
+        pages.close()
+        guard.close()
+
+
+def test_where_there_are_few_addresses() -> None:
+    def work() -> tuple[int, int]:
+        with memfd(2 * REGION) as fd:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+            resource.setrlimit(resource.RLIMIT_AS, (used + REGION // 4, resource.RLIM_INFINITY))
+            pages = MappedRange(fd, 0, 2 * REGION, PAGE, None)
+            with pages.window(PAGE, 3 * PAGE) as mapping:
+                found = at(mapping)
+            pages.close()
+            return found
+
+    assert run_forked(work) == [PAGE, 2 * PAGE]

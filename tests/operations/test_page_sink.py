@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
+import subprocess
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.errors import TargetError
 from ktaskfs.host.mapping import Mapping
+from ktaskfs.ktask import TaskError
+from ktaskfs.operations import copy as copy_module
+from ktaskfs.operations.source import source_length
 from tests.operations.test_as_caller import MEMORY_LIMIT, as_nobody
 from tests.operations.test_checksum import content
 from tests.operations.test_clear import HUGE, make_dirty, punch
 from tests.operations.test_copy import SIZE, plain, same
 from tests.support import filesystems
+from tests.support.forked import run_forked
 from tests.support.memory_files import allocated, is_all, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from ktaskfs.operations.copy import CopyParameters
+    from ktaskfs.operations.source import Source
     from tests.operations.conftest import Runner
     from tests.support.hugepages import TestPool
 
 __all__ = ["plain"]  # a fixture
+RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
+
+
+@pytest.fixture
+def small_pages(area: Path) -> Iterator[Path]:
+    """A file that is not there yet, where whole pages are put in."""
+    with filesystems.tmpfs(area / "small", 3 * SIZE, "huge=never") as directory:
+        yield directory / "file"
 
 
 @pytest.fixture(params=["hugetlbfs", "tmpfs"])
 def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Iterator[Path]:
-    """A file that is not there yet, where whole pages can be put in."""
+    """A file that is not there yet."""
     if request.param == "tmpfs":
         with filesystems.tmpfs(area / "target", 3 * SIZE, "huge=never") as directory:
             yield directory / "file"
@@ -38,8 +57,9 @@ def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Ite
 
 
 def test_nothing_is_read_through_a_buffer(
-    runner: Runner, target: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    target = small_pages
     plan = runner.prepare("copy", source=plain, path=target)
     with monkeypatch.context() as patch:
         patch.delattr(os, "preadv")
@@ -101,13 +121,13 @@ def test_holes_of_huge_pages_that_the_caller_can_only_read(runner: Runner, pool_
 
 
 @pytest.mark.parametrize("file", ["plain", "tmpfs"])
-def test_little_is_mapped_at_a_time(runner: Runner, target: Path, plain: Path, area: Path, file: str) -> None:
+def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Path, area: Path, file: str) -> None:
     with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
         source = plain
         if file == "tmpfs":
             source = directory / "source"
             runner.run("copy", source=plain, path=source)
-        grown = most_resident(runner, source, target)
+        grown = most_resident(runner, source, small_pages)
     assert grown < MEMORY_LIMIT // 2
 
 
@@ -137,7 +157,7 @@ def most_resident(runner: Runner, source: Path, target: Path) -> int:
 
 
 def test_the_source_is_shortened_between_two_windows(
-    runner: Runner, target: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its pages have been looked at, and before they are copied."""
     populate = Mapping.populate_read
@@ -146,8 +166,85 @@ def test_the_source_is_shortened_between_two_windows(
         populate(mapping, start, length)
         os.truncate(plain, HUGE)
 
-    plan = runner.prepare("copy", source=plain, path=target)
+    plan = runner.prepare("copy", source=plain, path=small_pages)
     monkeypatch.setattr(Mapping, "populate_read", cut)
     with pytest.raises(Exception, match="shorter|truncated|ends") as caught:
         runner.work(plan)
     assert str(plain) in str(caught.value.__cause__ or caught.value)
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_the_source_is_cut_within_its_last_page(runner: Runner, target: Path, plain: Path, sparse: int) -> None:
+    plan = runner.prepare("copy", source=plain, path=target, sparse=sparse)
+    os.truncate(plain, SIZE - 100)
+    with pytest.raises(TaskError) as caught:
+        runner.work(plan)
+    assert isinstance(caught.value.error, TargetError)
+    assert caught.value.error.errno == errno.ENXIO
+
+
+@pytest.mark.parametrize("size", [499712, 999424, 40 << 20])
+@pytest.mark.parametrize("more", [256 << 10, 4 << 20])
+def test_the_source_grows_as_soon_as_it_is_mapped(
+    runner: Runner, small_pages: Path, area: Path, monkeypatch: pytest.MonkeyPatch, size: int, more: int
+) -> None:
+    source = area / "log"
+    source.write_bytes(content(size))
+
+    def grown(opened: Source, offset: int, parameters: CopyParameters) -> int:
+        opened.map()
+        with source.open("ab") as file:
+            file.write(content(more))
+        return source_length(opened, offset, parameters)
+
+    monkeypatch.setattr(copy_module, "source_length", grown)
+
+    def work() -> int:
+        return runner.run("copy", source=source, path=small_pages).units_done
+
+    assert run_forked(work) == size + more
+    assert same(source, small_pages, size + more)
+    assert small_pages.stat().st_size == size + more
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_pages_of_a_source_that_were_never_written_stay_so(
+    runner: Runner, target: Path, area: Path, sparse: int
+) -> None:
+    with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
+        source = directory / "source"
+        subprocess.run(["fallocate", "-l", str(4 * HUGE), str(source)], check=True)
+        runner.run("copy", source=source, path=target, sparse=sparse)
+        fd = os.open(source, os.O_RDONLY)
+        with pytest.raises(OSError, match="No such device or address"):
+            os.lseek(fd, 0, os.SEEK_DATA)
+        os.close(fd)
+        assert is_all(0, target, 0, 4 * HUGE)
+
+
+def test_a_target_of_huge_pages_is_truncated_all_the_time(
+    runner: Runner, pool_2m: TestPool, plain: Path, area: Path
+) -> None:
+    """The kernel must not lose count of the pages that it has reserved: this pool is everybody's."""
+    with filesystems.hugetlbfs(area / "huge", HUGE) as directory:
+        path = directory / "file"
+        for _ in range(20):
+            plan = runner.prepare("copy", source=plain, path=path)
+            stop = threading.Event()
+            other = threading.Thread(target=truncate_until, args=(path, stop))
+            other.start()
+            try:
+                with contextlib.suppress(TaskError, TargetError):
+                    runner.work(plan)
+            finally:
+                stop.set()
+                other.join()
+            path.unlink()
+            assert int(RESERVED.read_text()) < 1 << 20
+    assert pool_2m.available == pool_2m.pages
+
+
+def truncate_until(path: Path, stop: threading.Event) -> None:
+    while not stop.is_set():
+        os.truncate(path, 0)
+        os.truncate(path, SIZE)
