@@ -36,10 +36,8 @@ NOTES: Final = {
 
 
 WHY: Final = {
-    "hugetlbfs": "dd, cat and cp write to tmpfs: there is no write to hugetlbfs. C reads into a mapping, for which the "
-    "kernel first zeroes each page; ktaskfs has it copy right from the pages of the source into new ones "
-    "(UFFDIO_COPY). In the run above dd met memory that the host of this machine had taken back; with warm memory it "
-    "took 0.43 s, three times as long as ktaskfs.",
+    "hugetlbfs": "dd, cat and cp write to tmpfs: there is no write to hugetlbfs. Where they are far behind (see the "
+    "quartiles) they met memory that the host of this machine had taken back; with warm memory dd takes some 0.43 s.",
     "tmpfs": "Against cat, two threads are no faster than this: each page goes into the one tree of the file's pages, "
     "under its lock, and perf shows 40 % of the time in copying and 20 % at that lock. With cold memory (see the "
     "quartiles) the figures of dd and cat say little: warm, cat takes 0.36 to 0.41 s, 1.5 times as long as ktaskfs.",
