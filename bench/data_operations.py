@@ -76,17 +76,21 @@ def tmpfs(stack: ExitStack, where: Path, options: str) -> Path:
     return where
 
 
+def warm(unused: Path, size: int) -> None:
+    """Have so much free memory just used, lest the host of a virtual machine has taken it; no file stays."""
+    inner_seconds(build("populate"), unused, size, THREADS, PEER_CHUNK)
+    unused.unlink()
+
+
 def copying(mount: Ktaskfs, source: Path, target: Path, way: str, what: str, settings: Settings) -> Section:
     """``way`` is that of bench/c/copy.c. dd and cat cannot write to hugetlbfs: there they write to tmpfs beside it."""
     copy = build("copy")
     other = source.with_name("other") if what == "hugetlbfs" else target
 
     def afresh() -> None:
-        """Both gone, and the memory that other will have just used, lest the host of a virtual machine has taken it."""
         target.unlink(missing_ok=True)
         other.unlink(missing_ok=True)
-        inner_seconds(build("populate"), other, settings.size, THREADS, PEER_CHUNK)
-        other.unlink()
+        warm(other, settings.size)
 
     peer = f"C, the same loop, {THREADS} threads"
     series = alternate(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from bench.harness import HERE, Contender, Section, Series, Settings, alternate, main, seconds
 from bench.main_job import PAGE, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
+from bench.pool import reserved
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.units import human_size
@@ -43,22 +44,6 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
     sys.stdin.read()
 """
 """Maps a file and touches its pages, as whoever uses it would have."""
-
-
-@contextlib.contextmanager
-def pool_on_each(nodes: tuple[int, int], size: int) -> Iterator[None]:
-    """Huge pages for ``size`` bytes more on both nodes; RuntimeError if there are too few."""
-    counters = [Path(f"/sys/devices/system/node/node{n}/hugepages/hugepages-2048kB/nr_hugepages") for n in nodes]
-    before = [int(counter.read_text()) for counter in counters]
-    try:
-        for counter, pages in zip(counters, before, strict=True):
-            counter.write_text(str(pages + size // PAGE))
-            if int(counter.read_text()) != pages + size // PAGE:
-                raise RuntimeError(f"{counter}: too few pages could be reserved")
-        yield
-    finally:
-        for counter, pages in zip(counters, before, strict=True):
-            counter.write_text(str(pages))
 
 
 @contextlib.contextmanager
@@ -87,7 +72,7 @@ def measured(nodes: tuple[int, int], size: int, settings: Settings) -> list[Seri
     home, away = nodes
     with ExitStack() as stack:
         where = stack.enter_context(directory())
-        stack.enter_context(pool_on_each(nodes, size))
+        stack.enter_context(reserved(PAGE, size, nodes))
         file = stack.enter_context(hugetlbfs(where / "huge", PAGE)) / "target"
         mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
         job(mount, "fallocate", file, f"length={size} nodes={home}")
@@ -136,7 +121,8 @@ def inside(size: int, rounds: int, smoke: bool) -> None:
 
 
 def measure(settings: Settings) -> list[Section]:
-    nodes = [node.nid for node in read_nodes(Kernel.open()) if node.total]
+    with contextlib.closing(Kernel.open()) as kernel:
+        nodes = [node.nid for node in read_nodes(kernel) if node.total]
     if len(nodes) > 1:
         size = settings.size // PAGE * PAGE
         series = measured((nodes[0], nodes[1]), size, settings)

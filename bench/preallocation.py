@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bench.data_operations import tmpfs
+from bench.data_operations import tmpfs, warm
 from bench.harness import GIB, Contender, Goal, Line, Section, Series, Settings, Table, alternate, main, seconds
 from bench.main_job import PAGE, PEER_CHUNK, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
@@ -51,8 +51,7 @@ class Place:
         """The file gone, so that all its pages are missing, and memory for ``size`` bytes just used."""
         self.remove()
         if self.tmpfs:
-            inner_seconds(build("populate"), self.target, size, THREADS, PEER_CHUNK)
-            self.remove()
+            warm(self.target, size)
 
     def remove(self) -> None:
         self.target.unlink(missing_ok=True)
@@ -137,7 +136,7 @@ def explanation(place: Place) -> str:
         text += "fallocate(1) zeroes nothing here: the C program, with 1 thread, touches the pages after it. "
         text += "Before each measurement the C program has filled and freed as much memory. "
         text += f"ktaskfs lets a thread have {human_size(WINDOW)} mapped at a time, lest more counts as the "
-        text += "worker's: an eighth of the time with two threads, for taking pages out of a mapping interrupts the "
+        text += "worker's: a tenth of the time with two threads, for taking pages out of a mapping interrupts the "
         text += "other processor. "
         text += "QEMU 7.2 maps the file where no huge page fits, and so enters it by pages of 4 KiB. "
     if shutil.which(QEMU) is None:

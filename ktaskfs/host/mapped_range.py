@@ -31,10 +31,10 @@ class MappedRange:
     """Bytes ``start`` to ``end`` of ``fd``, multiples of ``page_size``; nothing is set aside, the size never changed.
 
     To map and to unmap, a thread waits until no other has the kernel populate or copy (mmap_lock), and the others wait
-    for it: a mapping for each chunk took two threads half of their speed. So there is one for all, or, of a range that
-    is long, one for each region where somebody is at work. A window that no region holds, or for which there are not
-    the addresses (RLIMIT_AS), has a mapping of its own. With a ``guard`` all are guarded. ``private`` as for a Mapping.
-    Raises OSError.
+    for it: a mapping for each chunk took two threads a tenth of their speed, and more where calls were longer. So there
+    is one for all, or, of a range that is long, one for each region where somebody is at work. A window that no region
+    holds, or for which there are not the addresses (RLIMIT_AS), has a mapping of its own. With a ``guard`` all are
+    guarded. ``private`` as for a Mapping. Raises OSError.
     """
 
     def __init__(

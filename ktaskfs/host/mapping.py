@@ -126,7 +126,7 @@ class HoleGuard:
         )
 
     def guard(self, mapping: Mapping) -> None:
-        """From now until it is closed, nothing done through ``mapping`` allocates a page."""
+        """From now until it is closed, nothing done through ``mapping`` allocates a page, but UFFDIO_COPY."""
         syscalls.userfaultfd_register(self.fd, mapping.address, mapping.length)
 
     def close(self) -> None:

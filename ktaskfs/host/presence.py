@@ -95,10 +95,15 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def hole_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The runs that ``data_extents`` leaves out."""
+    return gaps(data_extents(fd, start, end), start, end)
+
+
+def gaps(runs: Iterator[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What ``runs``, which are in order and may begin before ``start`` or end after ``end``, leave of a range."""
     position = start
-    for data, hole in data_extents(fd, start, end):
-        if position < data:
-            yield position, data
-        position = hole
+    for low, high in runs:
+        if position < low:
+            yield position, low
+        position = high
     if position < end:
         yield position, end

@@ -88,10 +88,9 @@ class WritingSink(Sink):
             self._source.read(view, piece.start + self._shift)
             if digest is not None:
                 digest.add(piece.start, view)
-            self.write(view, piece.start)
+            self._write(view, piece.start)
 
-    def write(self, view: memoryview, position: int) -> None:
-        """All of ``view`` to where it belongs; raises TargetError, ENXIO for a target that was truncated."""
+    def _write(self, view: memoryview, position: int) -> None:
         done = 0
         try:
             while done < len(view):

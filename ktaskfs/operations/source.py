@@ -11,7 +11,7 @@ from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
-from ktaskfs.host.presence import data_extents, missing_pages
+from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, Kind, open_target
 from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.trouble import truncated
@@ -42,14 +42,11 @@ class Source:
         self._resources = contextlib.ExitStack()
         self._resources.callback(self.file.close)
         self._direct: int | None = None
-        self._guard: HoleGuard | None = None
         self._pages: MappedRange | None = None
         self._sparse = False
         try:
             if direct:
                 self._direct = self._open_direct(kernel)
-            if self.file.kind is Kind.HUGETLBFS:
-                self._guard = self._make_guard()
             if self.file.kind is Kind.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
                 self.map()
                 self._sparse = self._pages is not None
@@ -67,14 +64,6 @@ class Source:
         self._resources.callback(os.close, fd)
         return fd
 
-    def _make_guard(self) -> HoleGuard | None:
-        try:
-            guard = HoleGuard()
-        except OSError:
-            return None
-        self._resources.callback(guard.close)
-        return guard
-
     def map(self) -> None:
         """Map the file for ``mapped``, unless it can only be read. Not for several threads at once.
 
@@ -83,15 +72,16 @@ class Source:
         """
         if self._pages is not None or self._direct is not None or self.file.kind is Kind.TMPFS:
             return
-        if self.file.kind is Kind.HUGETLBFS and self._guard is None:
-            return
         end = Extent(0, self.file.size()).widened(self.file.page_size).end
-        try:
-            pages = MappedRange(self.file.fd, 0, end, self.file.page_size, self._guard, private=True)
-        except OSError:
-            return
-        self._resources.callback(pages.close)
-        self._pages = pages
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            guard = None
+            if self.file.kind is Kind.HUGETLBFS:
+                guard = HoleGuard()
+                stack.callback(guard.close)
+            pages = MappedRange(self.file.fd, 0, end, self.file.page_size, guard, private=True)
+            stack.callback(pages.close)
+            self._resources.push(stack.pop_all())
+            self._pages = pages
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.
@@ -100,7 +90,7 @@ class Source:
         """
         try:
             if self._sparse and self._pages is not None:
-                yield from _between(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
+                yield from gaps(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
             elif self.file.kind in MEMORY and self.file.allocated() == 0:
                 pass  # other filesystems may keep a few bytes where no block is counted
             elif self.file.kind is Kind.HUGETLBFS or self._is_full():
@@ -163,7 +153,7 @@ class Source:
             if self._pages is not None:
                 with contextlib.suppress(OSError):
                     mapping = stack.enter_context(self._pages.window(start, end))
-            yield None if mapping is None else MappedSource(mapping, self.file.kind)
+            yield None if mapping is None else MappedSource(mapping, cached=self.file.kind is Kind.OTHER)
 
     def _reader(self, position: int, length: int) -> tuple[int, int]:
         """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""
@@ -177,11 +167,11 @@ class Source:
 
 
 class MappedSource:
-    """A range of a source, mapped; no code of ours looks at what is there."""
+    """A range of a source, mapped; no code of ours looks at what is there. ``cached``: by the page cache."""
 
-    def __init__(self, mapping: Mapping, kind: Kind) -> None:
+    def __init__(self, mapping: Mapping, *, cached: bool) -> None:
         self._mapping = mapping
-        self._kind = kind
+        self._cached = cached
 
     @contextlib.contextmanager
     def window(self, start: int, end: int) -> Iterator[int]:
@@ -192,24 +182,13 @@ class MappedSource:
         whole = Extent(start, end).widened(syscalls.page_size())
         at = whole.start - self._mapping.offset
         try:
-            if self._kind is Kind.OTHER:  # a fault alone reads too little ahead: a cold file took a quarter longer
+            if self._cached:  # faults alone read less ahead than pread(2): a cold file took up to twice as long
                 self._mapping.read_ahead(at, whole.size)
             self._mapping.populate_read(at, whole.size)
             yield self._mapping.address + start - self._mapping.offset
         finally:
-            if self._kind is not Kind.HUGETLBFS:  # huge pages do not count as a process's own memory
+            if self._cached:  # huge pages do not count as a process's own memory
                 self._mapping.let_go(at, whole.size)
-
-
-def _between(holes: Iterator[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """What ``holes`` leave of a range."""
-    position = start
-    for low, high in holes:
-        if position < low:
-            yield position, low
-        position = high
-    if position < end:
-        yield position, end
 
 
 def require_source_range(source: Source, offset: int, length: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 4 << 20
 """Bytes that a thread has mapped at a time. To take pages out of a mapping interrupts the other processors: populating
-huge pages, two threads lose an eighth of their speed to that, and would lose less with larger windows."""
+huge pages, two threads lose a tenth of their speed to that, and would lose less with larger windows."""
 
 
 def has_huge_pages(target: Target) -> bool:

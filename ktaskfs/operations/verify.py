@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.presence import data_extents, missing_pages
+from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, Kind, Target, open_target
 from ktaskfs.ktask import Control
 from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, resolve_extent
@@ -148,16 +148,12 @@ class _Verifier:
         if self._pages is None:
             yield from data_extents(self._target.fd, start, end)
             return
+        if self._pages.guard is None:
+            yield start, end
+            return
         page = self._target.page_size
         whole = Extent(start, end).widened(page)
-        position = start
-        if self._pages.guard is not None:
-            for low, high in missing_pages(self._pages.pages, whole.start, whole.end, page):
-                if position < low:
-                    yield position, low
-                position = high
-        if position < end:
-            yield position, end
+        yield from gaps(missing_pages(self._pages.pages, whole.start, whole.end, page), start, end)
 
     def _compare(self, start: int, end: int) -> None:
         size = len(self._block)

@@ -351,8 +351,9 @@ def test_a_source_that_cannot_be_read(
 def test_pages_are_put_in_without_the_lock_of_write(
     runner: Runner, area: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Through the buffer too, which a digest needs."""
     with filesystems.tmpfs(area / "tmpfs", 2 * SIZE, "huge=never") as tmpfs:
-        plan = runner.prepare("copy", source=plain, path=tmpfs / "file")
+        plan = runner.prepare("copy", source=plain, path=tmpfs / "file", digest="crc32")
         with monkeypatch.context() as patch:
             patch.delattr(os, "pwrite")
             runner.work(plan)

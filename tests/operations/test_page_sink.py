@@ -59,14 +59,13 @@ def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Ite
 def test_nothing_is_read_through_a_buffer(
     runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = small_pages
-    plan = runner.prepare("copy", source=plain, path=target)
+    plan = runner.prepare("copy", source=plain, path=small_pages)
     with monkeypatch.context() as patch:
         patch.delattr(os, "preadv")
         patch.delattr(os, "pwrite")
         runner.work(plan)
-    assert same(plain, target, SIZE)
-    assert allocated(target) == SIZE
+    assert same(plain, small_pages, SIZE)
+    assert allocated(small_pages) == SIZE
 
 
 @pytest.mark.parametrize("seed", range(8))
