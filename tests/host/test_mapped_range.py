@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +62,33 @@ def test_a_long_range_is_mapped_where_somebody_is_at_work() -> None:
         with pages.window(REGION, REGION + 2 * PAGE) as over_the_edge:
             assert at(over_the_edge) == (REGION, 2 * PAGE)
         assert len(mapped(fd)) == 2
+        pages.close()
+        assert mapped(fd) == []
+
+
+def test_threads_that_change_regions_at_once() -> None:
+    """To have another's region unmapped is ENOMEM for him, or a page at the wrong place."""
+    threads, visits, regions, size = 8, 100, 12, 64 * PAGE
+    together = threading.Barrier(threads)
+
+    def wander(number: int) -> int:
+        choice = random.Random(number)
+        entered = 0
+        together.wait()
+        for visit in range(visits):
+            position = choice.randrange(regions) * REGION + (visit * threads + number) * size
+            with pages.window(position, position + size) as mapping:
+                mapping.populate_write(position - mapping.offset, size)
+            assert os.lseek(fd, position, os.SEEK_DATA) == position
+            entered += 1
+        return entered
+
+    with memfd(regions * REGION) as fd:
+        pages = MappedRange(fd, 0, regions * REGION, PAGE, None)
+        with ThreadPoolExecutor(threads) as pool:
+            assert sum(pool.map(wander, range(threads))) == threads * visits
+        assert os.fstat(fd).st_blocks * 512 == threads * visits * size
+        assert len(mapped(fd)) <= threads
         pages.close()
         assert mapped(fd) == []
 
