@@ -24,9 +24,9 @@ KTASKFS: Final = Path(sys.executable).with_name("ktaskfs")
 
 
 @contextlib.contextmanager
-def directory() -> Iterator[Path]:
-    """A temporary directory with a short path."""
-    with tempfile.TemporaryDirectory(prefix="kt-bench-") as path:
+def directory(parent: Path | None = None) -> Iterator[Path]:
+    """A temporary directory with a short path; in ``parent`` where it matters what filesystem that is on."""
+    with tempfile.TemporaryDirectory(prefix="kt-bench-", dir=parent) as path:
         yield Path(path)
 
 
