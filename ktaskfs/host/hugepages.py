@@ -20,7 +20,8 @@ class Pool:
     """The huge pages of one size, in pages, of the whole machine (``node`` None) or of one node.
 
     ``free`` counts the reserved ones too: ``free - reserved`` can be had by somebody new. The kernel keeps no
-    reservations for single nodes, so there ``reserved`` is 0. ``surplus`` pages are beyond the pool's set size.
+    reservations for single nodes, so there ``reserved`` is 0. ``surplus`` pages are beyond the pool's set size, and
+    ``overcommit`` is how many of them there may be (of one node: 0).
     """
 
     size: int
@@ -29,11 +30,17 @@ class Pool:
     free: int
     reserved: int
     surplus: int
+    overcommit: int
 
     @property
     def available(self) -> int:
         """Pages that nobody has and nobody was promised."""
         return max(0, self.free - self.reserved)
+
+    @property
+    def obtainable(self) -> int:
+        """Pages that somebody new can have at most: if memory is there for all the surplus ones too."""
+        return self.available + max(0, self.overcommit - self.surplus)
 
 
 def read_pools(kernel: Kernel) -> tuple[Pool, ...]:
@@ -129,6 +136,7 @@ def _read_pools(kernel: Kernel, directory: str, node: Nid | None) -> tuple[Pool,
                 free=count("free_hugepages"),
                 reserved=0 if node is not None else count("resv_hugepages"),
                 surplus=count("surplus_hugepages"),
+                overcommit=0 if node is not None else count("nr_overcommit_hugepages"),
             )
         )
     return tuple(sorted(pools, key=lambda pool: pool.size))

@@ -30,7 +30,9 @@ MAX_CHUNK: Final = 64 << 20
 class ChecksumParameters(RangeParameters):
     """A range, how it is digested, and what should come of it."""
 
-    algorithm: str = parameter(choice(*ALGORITHMS), "crc32 as zlib has it, others over a tree", default="crc32")
+    algorithm: str = parameter(
+        choice(*ALGORITHMS), "crc32 as zlib has it; the others over a tree, unlike sha256sum or b3sum", default="crc32"
+    )
     expect: str | None = parameter(DIGEST, "fail with EBADMSG unless this is the digest", default=None)
 
 

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, OutOfSpace, TargetError
+from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, Kind, Target, open_target
 from ktaskfs.ktask import Control
 from ktaskfs.operations.digest import Crc32, digest_maker, labelled
@@ -16,9 +16,9 @@ from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes
 from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.page_sink import open_sink
-from ktaskfs.operations.parameters import FLAG, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
-from ktaskfs.operations.room import require_space
-from ktaskfs.operations.source import DIRECT_BLOCK, Source, source_length
+from ktaskfs.operations.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
+from ktaskfs.operations.room import require_pool, require_space
+from ktaskfs.operations.source import DIRECT_BLOCK, Source, require_source_range, source_length
 from ktaskfs.operations.trouble import require_unsealed, truncated
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -39,6 +39,7 @@ ALIGN: Final = 2 << 20
 class CopyParameters(RangeParameters):
     """A range of ``path``, and what is copied there; without ``length`` all that the source has."""
 
+    length: int | None = parameter(LENGTH, "bytes to copy (default: to the end of source)", default=None)
     source: str = parameter(PATH, "the file to copy from")
     source_offset: int = parameter(SIZE, "first byte to copy", default=0)
     mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
@@ -75,7 +76,7 @@ class Copy(Operation[CopyParameters]):
         with contextlib.ExitStack() as stack:
             source = Source(kernel, parameters.source, direct=parameters.direct)
             stack.callback(source.close)
-            extent = _extent(parameters, source)
+            extent = _extent(parameters, source, remaining)
             if parameters.digest is not None:
                 digest_maker(parameters.digest)
             target = open_target(kernel, parameters.path, kinds=frozenset(Kind), create=parameters.mode)
@@ -92,7 +93,12 @@ class Copy(Operation[CopyParameters]):
         return Plan(nodes=nodes, control=control, abort=copier.abort, finish=copier.finish)
 
 
-def _extent(parameters: CopyParameters, source: Source) -> Extent:
+def _extent(parameters: CopyParameters, source: Source, remaining: Sequence[Range] | None) -> Extent:
+    """The range of the target. Without a length that of a rest ends where the rest does: the source may have grown."""
+    if parameters.length is None and remaining:
+        end = max(each.end for each in remaining)
+        require_source_range(source, parameters.source_offset, end - parameters.offset)
+        return Extent(parameters.offset, end)
     extent = Extent(parameters.offset, parameters.offset + source_length(source, parameters.source_offset, parameters))
     if extent.end > SIZE_MAX:
         raise InvalidValue("offset plus length is past the largest file offset, 2^63 - 1")
@@ -140,14 +146,27 @@ class _Copier:
         end = -(-extent.end // target.page_size) * target.page_size if target.kind is Kind.HUGETLBFS else extent.end
         try:
             if target.kind is Kind.HUGETLBFS:
-                for low, high in self._data(extent.start, extent.end):
-                    self._growth.reserve(Extent(low, high).widened(target.page_size)).close()
+                pages = sum(run.size for run in self._whole_pages()) // target.page_size
+                # If there is too little for a later run, what is reserved for one stays with a file that had its size.
+                require_pool(self._kernel, target, pages, promised=self._growth.old_size > 0)
+                for run in self._whole_pages():
+                    self._growth.reserve(run).close()
             else:
                 self._require_space()
             self._growth.extend(end, free_from=extent.start)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
         self._sink = open_sink(self._source, target, extent, self._shift)
+
+    def _whole_pages(self) -> Iterator[Extent]:
+        """What is to be copied, as runs of whole pages of the target."""
+        end = 0
+        for low, high in self._data(self._extent.start, self._extent.end):
+            run = Extent(low, high).widened(self._target.page_size)
+            run = Extent(max(run.start, end), run.end)
+            if run.size > 0:
+                yield run
+                end = run.end
 
     def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """What is to be copied of a range of the target; the rest are holes."""
@@ -164,6 +183,8 @@ class _Copier:
         data = sum(high - low for low, high in self._data(self._extent.start, self._extent.end))
         mount = os.fstatvfs(self._target.fd)
         space = mount.f_bavail * mount.f_frsize
+        if self._target.kind is Kind.OTHER and not mount.f_blocks:
+            raise NotSupported(f"{self._target.path} is on a filesystem that keeps no data, such as procfs")
         if self._target.kind is Kind.TMPFS:
             if data > min(space if mount.f_blocks else SIZE_MAX, self._kernel.available_memory()):
                 require_space(self._kernel, self._target, self._extent)

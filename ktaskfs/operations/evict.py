@@ -54,7 +54,7 @@ class Evict(Operation[EvictParameters]):
 
     name = "evict"
     description = (
-        "For every regular file under path: write back, and drop its cached pages. Links are not followed. "
+        "Write back, and drop, the cached pages of every regular file under path. Links are not followed. "
         "The result says how many files, of how many bytes, and how many were skipped and why; "
         "after a resume, in the last run alone."
     )

@@ -129,7 +129,8 @@ def _filler(
                     pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, None)
                     stack.callback(pages.close)
             elif keep_size:
-                require_pool(kernel, target, extent)
+                # A reservation past the end of the file would outlive a task that never starts.
+                require_pool(kernel, target, extent.size // target.page_size, promised=False)
             else:
                 mapping = growth.reserve(extent)
                 stack.callback(mapping.close)
@@ -214,7 +215,8 @@ class _Filler:
         except OSError as error:
             if self._survey is not None:
                 self._take_back(self._survey, start, end)  # the framework knows of finished chunks only
-            raise page_unavailable(self._target, error, self._growth.old_size if self._keep_size else end) from error
+            end_then = self._growth.old_size if self._keep_size else self._extent.end
+            raise page_unavailable(self._target, error, end_then) from error
         with self._lock:
             self._kept += end - start
 

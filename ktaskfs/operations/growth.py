@@ -53,7 +53,7 @@ class Growth:
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            raise too_few_pages(self._kernel, self._target, extent) from error
+            raise too_few_pages(self._kernel, self._target, extent.size // self._target.page_size) from error
 
     def extend(self, end: int, *, free_from: int | None = None) -> Extent:
         """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host import syscalls
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
     from ktaskfs.operations.digest import Digest
     from ktaskfs.operations.source import MappedSource, Source
+
+
+FEW: Final = 64 << 10
+"""Bytes between two holes that are sooner written than put in through mappings: a third of the time at 4 KiB."""
 
 
 class PageSink(WritingSink):
@@ -50,7 +54,10 @@ class PageSink(WritingSink):
         source.map()
 
     def copy(self, start: int, end: int, digest: Digest | None) -> None:
-        """A digest is made of what passes through a buffer."""
+        """A digest is made of what passes through a buffer; a few pages are written: that takes fewer calls."""
+        if end - start < FEW:
+            super().copy(start, end, digest)
+            return
         with contextlib.ExitStack() as stack:
             try:
                 mapping = stack.enter_context(self._pages.window(start, end))
@@ -115,7 +122,7 @@ class MappingSink(Sink):
                 else:
                     self._read_into(mapping, extent, digest)
         except OSError as error:
-            raise page_unavailable(self._target, error, end) from error
+            raise page_unavailable(self._target, error, self._end) from error
 
     def _populate(self, mapping: Mapping, extent: Extent, digest: Digest | None) -> None:
         for window, pages in mapped_windows(mapping, extent.start, extent.end):

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from ktaskfs.operations.extent import Extent
 
 
-def too_few_pages(kernel: Kernel, target: Target, extent: Extent) -> KtaskfsError:
+def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
     """The refusal, and whose limit it was: the mount's own (its option ``size=``), or the pool's."""
-    pages = extent.size // target.page_size
     size = format_size(target.page_size)
     mount = os.fstatvfs(target.fd)
     wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
@@ -34,12 +33,16 @@ def too_few_pages(kernel: Kernel, target: Target, extent: Extent) -> KtaskfsErro
     )
 
 
-def require_pool(kernel: Kernel, target: Target, extent: Extent) -> None:
-    """For pages past the end of the file: a reservation there would outlive a task that never starts, so only look."""
+def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) -> None:
+    """Look whether so many pages can be there: for what cannot be reserved at once, or not be given back.
+
+    Refuses only what cannot be: as if all pages that the file has were among them and, where some may be ``promised``
+    to the file already, all that are reserved. Raises OutOfHugePages or OutOfSpace.
+    """
     pool = pool_of(kernel, target.page_size)
-    missing = (extent.size - target.allocated()) // target.page_size
-    if pool is not None and missing > pool.available:
-        raise too_few_pages(kernel, target, extent)
+    missing = pages - target.allocated() // target.page_size
+    if pool is not None and missing > pool.obtainable + (pool.reserved if promised else 0):
+        raise too_few_pages(kernel, target, pages)
 
 
 def require_file_size(target: Target, end: int) -> None:

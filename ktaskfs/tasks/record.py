@@ -37,6 +37,7 @@ class Record:
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
     remaining:       the ranges a resumed task was started with, None for a first run.
     base:            units that earlier runs had done.
+    basis:           what they rest on, see ``operations.basis``; None before the first start.
     shape:           slots and ranges of its page.
     final:           the last snapshot of an ended task, and the text of its result.
     """
@@ -53,6 +54,7 @@ class Record:
     start_time: int | None = None
     remaining: list[tuple[int, int, int]] | None = None
     base: int = 0
+    basis: dict[str, Any] | None = None
     shape: tuple[int, int] | None = None
     final: dict[str, Any] | None = None
     result: str = ""
@@ -65,7 +67,7 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("pid", "start_time"), int | None),
     "parameters": dict,
     **dict.fromkeys(("remaining", "shape"), list | None),
-    "final": dict | None,
+    **dict.fromkeys(("basis", "final"), dict | None),
 }
 _MOST: Final = 1 << 20
 """Slots, and ranges, that a page never has."""

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,6 +16,7 @@ from ktaskfs.errors import TargetError, WorkerLost
 from ktaskfs.host import credentials
 from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
+from ktaskfs.operations.basis import Basis
 from ktaskfs.progress import Shape, create_page, write_requests
 from ktaskfs.tasks.task import Worker
 from ktaskfs.worker import protocol
@@ -97,24 +98,28 @@ class Recruiter:
             operation=task.operation.name,
             parameters=task.texts,
             remaining=task.remaining,
+            basis=None if task.basis is None else asdict(task.basis),
             identity=caller.identity.to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
         )
 
-    async def hear(self, recruit: Recruit) -> int:
-        """Wait until a worker is ready; returns the units it is to do. Raises its refusal, or WorkerLost."""
+    async def hear(self, recruit: Recruit) -> tuple[int, Basis]:
+        """Wait until a worker is ready; returns the units it is to do, and what they rest on.
+
+        Raises its refusal, or WorkerLost.
+        """
         data = await self._answer(recruit)
         if not data:
             status = await self._launcher.exit_status(recruit.worker.ticket)
             raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
         try:
             answer = protocol.decode(data)
+            if isinstance(answer, protocol.Ready):
+                return answer.total, Basis.from_fields(answer.basis)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker said something that nobody understands") from error
         if isinstance(answer, protocol.Refused):
             raise answer.error()
-        if isinstance(answer, protocol.Ready):
-            return answer.total
         raise WorkerLost("the worker said something that is no answer")
 
     async def _answer(self, recruit: Recruit) -> bytes:

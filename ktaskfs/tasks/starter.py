@@ -210,5 +210,5 @@ class Starter:
         task.worker = recruit.worker
         batch.forked.append(recruit)
         self._state.step("a worker is forked")
-        task.planned = await self._recruiter.hear(recruit)
+        task.planned, task.basis = await self._recruiter.hear(recruit)
         self._state.step("the worker is ready")

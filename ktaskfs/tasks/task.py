@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ktaskfs.errors import InvalidValue, TargetError, TaskForgotten, WrongState
+from ktaskfs.operations.basis import Basis
 from ktaskfs.operations.parameters import MAX, RangeParameters, parameters_of, parse_parameters
 from ktaskfs.progress import Phase, Requests, Shape, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.record import Record, snapshot_from_json, snapshot_to_json
@@ -67,6 +68,7 @@ class History:
 
     base: int
     remaining: list[tuple[int, int, int]] | None
+    basis: Basis | None
     planned: int
     final: Snapshot | None
     result: str
@@ -110,6 +112,7 @@ class Task:
     texts:      its parameters as canonical text, those that were given.
     planned:    units of this run, as its worker announced them before it began.
     base:       units that earlier runs of a resumed task had done.
+    basis:      what they rest on, from the first start on.
     worker:     from the fork until the end is known.
     final:      the last snapshot of the worker, once it has ended.
     forgotten:  it is in no table any more; whoever still has one of its files open gets nothing from it.
@@ -127,6 +130,7 @@ class Task:
         self.requests = Requests()
         self.remaining: list[tuple[int, int, int]] | None = None
         self.base = 0
+        self.basis: Basis | None = None
         self.planned = 0
         self.worker: Worker | None = None
         self.final: Snapshot | None = None
@@ -199,12 +203,12 @@ class Task:
     @property
     def history(self) -> History:
         """What it has come to until now; assigning an earlier one takes back a start that failed."""
-        return History(self.base, self.remaining, self.planned, self.final, self.result)
+        return History(self.base, self.remaining, self.basis, self.planned, self.final, self.result)
 
     @history.setter
     def history(self, history: History) -> None:
-        self.base, self.remaining, self.planned = history.base, history.remaining, history.planned
-        self.final, self.result = history.final, history.result
+        self.base, self.remaining, self.basis = history.base, history.remaining, history.basis
+        self.planned, self.final, self.result = history.planned, history.final, history.result
 
     def rate_limit(self) -> int:
         """Units a second that it may do, 0 for no limit."""
@@ -236,6 +240,7 @@ class Task:
             shape=None if worker is None else (worker.shape.slots, worker.shape.nodes),
             remaining=self.remaining,
             base=self.base,
+            basis=None if self.basis is None else asdict(self.basis),
             final=None if self.final is None else snapshot_to_json(self.final),
             result=self.result,
         )
@@ -260,6 +265,7 @@ class Task:
         task.remaining = None if record.remaining is None else [(s, e, n) for s, e, n in record.remaining]
         task.planned = sum(end - start for start, end, _ in task.remaining or ())
         task.base = record.base
+        task.basis = None if record.basis is None else Basis.from_fields(record.basis)
         task.final = None if record.final is None else snapshot_from_json(record.final)
         task.result = record.result
         return task

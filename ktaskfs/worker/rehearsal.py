@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def rehearse(kernel: Kernel) -> None:
     """A little of everything that a start does, on a page of its own; raises whatever a start may."""
-    protocol.decode(protocol.encode(protocol.Ready(0)))
+    protocol.decode(protocol.encode(protocol.Ready(0, {})))
     caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
     caller.close()
     Identity.from_fields(caller.identity.to_fields())

@@ -20,6 +20,7 @@ from ktaskfs import ktask
 from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become
+from ktaskfs.operations.basis import Basis
 from ktaskfs.operations.operation import Range
 from ktaskfs.operations.parameters import parse_parameters
 from ktaskfs.progress import Phase, Span, WorkerPage
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.operation import Operation, Plan
+    from ktaskfs.operations.parameters import TaskParameters
 
 COMM_MAX = 15
 """Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
@@ -71,17 +73,21 @@ class Worker:
             return 0
         try:
             become(Identity.from_fields(self._request.identity), self._root, self._cwd)
-            plan = self._prepare()
+            parameters = parse_parameters(self._operation.parameters, self._request.parameters)
+            remaining = self._remaining()
+            basis = self._held(parameters, remaining)
+            plan = self._operation.plan(self._kernel, parameters, remaining)
         except Exception as error:
             self._refuse(error)
             return 0
         try:
+            basis = basis or Basis.found(parameters, self._operation.units, plan.nodes)
             job = self._make_job(plan)
         except Exception as error:
             plan.abort()
             self._refuse(error)
             return 0
-        if not self._may_begin(sum(node.size for node in plan.nodes)):
+        if not self._may_begin(sum(node.size for node in plan.nodes), basis):
             plan.abort()
             return 0
         self._channel.close()
@@ -102,19 +108,27 @@ class Worker:
         except ConnectionError:
             return True
 
-    def _may_begin(self, total: int) -> bool:
+    def _may_begin(self, total: int, basis: Basis) -> bool:
         """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""
         try:
-            protocol.send(self._channel, protocol.Ready(total))
+            protocol.send(self._channel, protocol.Ready(total, dataclasses.asdict(basis)))
             return self._channel.recv(1) == protocol.GO
         except ConnectionError:
             return False
 
-    def _prepare(self) -> Plan:
-        parameters = parse_parameters(self._operation.parameters, self._request.parameters)
+    def _remaining(self) -> list[Range] | None:
         remaining = self._request.remaining
-        ranges = None if remaining is None else [Range(*each) for each in remaining]
-        return self._operation.plan(self._kernel, parameters, ranges)
+        return None if remaining is None else [Range(*each) for each in remaining]
+
+    def _held(self, parameters: TaskParameters, remaining: Sequence[Range] | None) -> Basis | None:
+        """What an earlier run rested on, if any of its work counts; raises TargetError if that is no longer there."""
+        if remaining is None or self._request.basis is None:
+            return None
+        basis = Basis.from_fields(self._request.basis)
+        if sum(each.end - each.start for each in remaining) >= basis.total:
+            return None
+        basis.require(parameters)
+        return basis
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""

@@ -114,7 +114,7 @@ def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
 
 def test_pools_by_size_and_node() -> None:
     facts = House().metrics.facts(0)
-    pools = (Pool(2 << 20, None, 8, 6, 4, 1), Pool(2 << 20, Nid(1), 5, 3, 0, 1))
+    pools = (Pool(2 << 20, None, 8, 6, 4, 1, 2), Pool(2 << 20, Nid(1), 5, 3, 0, 1, 0))
     found = samples(render(replace(facts, pools=pools)))
     machine, node = (("node", ""), ("page_size", "2097152")), (("node", "1"), ("page_size", "2097152"))
     assert [found[f"ktaskfs_hugepages_{name}", machine] for name in ("total", "free", "reserved", "surplus")] == [

@@ -217,6 +217,50 @@ def test_a_whole_pool(runner: Runner, pool: TestPool, hugetlbfs: Path, area: Pat
     assert pool.available == free
 
 
+@pytest.mark.parametrize("promised", [False, True])
+def test_two_runs_of_data_for_a_file_that_has_its_size(
+    runner: Runner, pool: TestPool, hugetlbfs: Path, area: Path, promised: bool
+) -> None:
+    """Each alone would fit; what had been reserved for the first, nobody could give back while the file is there."""
+    page = pool.page_size
+    half = pool.available // 2 * page
+    source, path = area / "source", hugetlbfs / "file"
+    with source.open("wb") as file:
+        for start in (0, half + page):
+            file.seek(start)
+            file.write(b"x" * half)
+    length = source.stat().st_size
+    path.touch()
+    os.truncate(path, length)
+    if promised:
+        with path.open("r+b") as file:
+            for start in (0, half + page):
+                Mapping(file.fileno(), start, half, reserve=True).close()
+    else:
+        with source.open("ab") as file:
+            file.write(b"x" * page)
+        os.truncate(path, length + page)
+    before = pool.free, pool.reserved
+    if promised:
+        runner.run("copy", source=source, path=path)
+        assert same(source, path, length)
+    else:
+        assert isinstance(refused(runner, source=source, path=path), OutOfHugePages)
+        assert (pool.free, pool.reserved) == before
+
+
+def test_a_rest_ends_where_it_did(runner: Runner, any_place: Place, plain: Path) -> None:
+    """Whatever has become of a source without a length, the rest is of what the first run was about."""
+    path = any_place.directory / "file"
+    rest = [Range(4 * HUGE, SIZE, NO_NODE)]
+    os.truncate(plain, SIZE + HUGE)
+    runner.work(runner.prepare("copy", rest, source=plain, path=path))
+    assert path.stat().st_size == -(-SIZE // any_place.unit) * any_place.unit
+    assert same(plain, path, SIZE - 4 * HUGE, (4 * HUGE, 4 * HUGE))
+    os.truncate(plain, SIZE - 1)
+    assert "past the end of" in refused(runner, rest, source=plain, path=path).message
+
+
 def test_too_little_space(runner: Runner, area: Path, plain: Path) -> None:
     with filesystems.tmpfs(area / "small", 4 * HUGE) as small:
         assert isinstance(refused(runner, source=plain, path=small / "file"), OutOfSpace)

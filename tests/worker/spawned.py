@@ -100,7 +100,14 @@ class Spawner:
         caller: Caller = changes.pop("caller", None) or me()
         caller.close()
         identity = caller.identity.to_fields()
-        fields = {"name": f"t{ticket}", "remaining": None, "load_bal_shift": 2, "ticket": ticket, "identity": identity}
+        fields = {
+            "name": f"t{ticket}",
+            "remaining": None,
+            "basis": None,
+            "load_bal_shift": 2,
+            "ticket": ticket,
+            "identity": identity,
+        }
         return protocol.StartRequest(operation=operation, parameters=parameters, **{**fields, **changes})
 
     def spawn(

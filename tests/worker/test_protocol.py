@@ -22,13 +22,14 @@ NUMBERS = st.integers(-(2**70), 2**70)
 MESSAGES = st.one_of(
     st.builds(Forked, NUMBERS, NUMBERS, NUMBERS),
     st.builds(Exited, NUMBERS, NUMBERS),
-    st.builds(Ready, NUMBERS),
+    st.builds(Ready, NUMBERS, st.dictionaries(st.text(), NUMBERS)),
     st.builds(Refused, NUMBERS, st.text()),
     st.builds(
         StartRequest,
         name=st.text(),
         operation=st.text(),
         parameters=st.dictionaries(st.text(), st.text()),
+        basis=st.none() | st.dictionaries(st.text(), NUMBERS),
         remaining=st.none() | st.lists(st.lists(NUMBERS, min_size=3, max_size=3)),
         identity=st.dictionaries(st.text(), NUMBERS),
         load_bal_shift=NUMBERS,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from ktaskfs.ktask import NO_NODE
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from tests.support.poll import until
@@ -33,12 +34,29 @@ SLOW = Requests(rate=1)
 def test_a_worker_does_its_task(spawner: Spawner, memory: Path) -> None:
     worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB)
     assert worker.forked.errno == 0
-    assert worker.answer() == protocol.Ready(4 * MIB)
+    answer = worker.answer()
+    assert isinstance(answer, protocol.Ready)
+    assert answer.total == 4 * MIB
     worker.channel.send(protocol.GO)
     assert spawner.exited(worker) == 0
     snapshot = worker.snapshot()
     assert (snapshot.phase, snapshot.done, snapshot.total, snapshot.errno) == (Phase.DONE, 4 * MIB, 4 * MIB, 0)
     assert os.stat(memory / "file").st_blocks * 512 == 4 * MIB
+
+
+@pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT)])
+def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Path, done: int, number: int) -> None:
+    """Of a file that is gone, if nothing was done yet, all can be done; otherwise the rest would be done alone."""
+    path = memory / "file"
+    request = spawner.request(
+        "fallocate",
+        {"path": str(path), "length": str(4 * MIB)},
+        remaining=[[done, 4 * MIB, NO_NODE]],
+        basis={"files": {"path": [1, 2]}, "size": 4 * MIB, "total": 4 * MIB},
+    )
+    answer = spawner.send(request, Requests()).answer()
+    assert (answer.errno if isinstance(answer, protocol.Refused) else 0) == number
+    assert path.exists() == (number == 0)
 
 
 @pytest.mark.parametrize(
