@@ -2,6 +2,7 @@
 
 The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4); the alignment is
 that of ``padata_do_multithreaded`` (kernel/padata.c). All sizes are in the task's own units and have no upper limit.
+What is out of the bounds that ``Control`` states is not refused here.
 """
 
 from __future__ import annotations

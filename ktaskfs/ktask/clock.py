@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from threading import Condition
+    from threading import Lock
 
 
 class Clock(Protocol):
@@ -15,8 +16,8 @@ class Clock(Protocol):
     def monotonic_ns(self) -> int:
         """Nanoseconds since some fixed moment."""
 
-    def wait(self, changed: Condition, seconds: float | None) -> None:
-        """Wait until ``changed`` (held by the caller) is notified, or ``seconds`` have passed; it may wake early."""
+    def wait(self, gate: Lock, seconds: float | None) -> None:
+        """Acquire ``gate``, which somebody else releases, or return when ``seconds`` have passed; it may wake early."""
 
 
 class SystemClock:
@@ -24,5 +25,5 @@ class SystemClock:
 
     monotonic_ns = staticmethod(time.monotonic_ns)
 
-    def wait(self, changed: Condition, seconds: float | None) -> None:
-        changed.wait(seconds)
+    def wait(self, gate: Lock, seconds: float | None) -> None:
+        gate.acquire(timeout=-1 if seconds is None else min(seconds, TIMEOUT_MAX))

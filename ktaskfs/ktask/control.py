@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from math import inf
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
@@ -27,7 +29,8 @@ class Node:
     """A range of work, for threads of one NUMA node (``struct ktask_node``).
 
     ``start`` is any object that the task's ``iter_func`` can advance; ``size`` counts units from there; ``nid`` is
-    the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for a negative size.
+    the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for a negative size, or a node below
+    NO_NODE, and TypeError for one that is no whole number.
     """
 
     start: Any
@@ -35,15 +38,31 @@ class Node:
     nid: int = NO_NODE
 
     def __post_init__(self) -> None:
+        for name in ("size", "nid"):
+            object.__setattr__(self, name, index(getattr(self, name)))
         if self.size < 0:
             raise ValueError(f"a node of {self.size} units")
+        if self.nid < NO_NODE:
+            raise ValueError(f"a node with the number {self.nid}")
+
+
+def checked_rate(rate: float | None) -> float | None:
+    """``rate`` as a control takes it; raises ValueError unless it is None, or above 0 and finite."""
+    try:
+        known = None if rate is None else float(rate)
+    except OverflowError:
+        known = inf
+    if known is not None and not 0 < known < inf:
+        raise ValueError(f"rate is {rate}")
+    return known
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
     """Everything about a task but its ranges (``struct ktask_ctl``). Sizes are in the task's units.
 
-    Raises ValueError for values that contradict each other or lie outside what is written at the field.
+    Raises ValueError for values that contradict each other or lie outside what is written at the field, and TypeError
+    where a whole number is wanted.
     """
 
     thread_func: Callable[[Any, Any], object]
@@ -71,7 +90,7 @@ class Control:
     fixed_chunks: bool = field(default=False, kw_only=True)
     """Keep all chunks of one size, as the kernel does, instead of letting the last ones shrink."""
     rate: float | None = field(default=None, kw_only=True)
-    """The most units in a second, over all threads; None: no limit."""
+    """The most units in a second, over all threads, above 0 and finite; None: no limit."""
     monitor: Monitor = field(default_factory=Silence, kw_only=True)
     """Is told of every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
@@ -90,10 +109,12 @@ class Control:
             ("cpu_percent", 0, 100),
             ("load_bal_shift", 0, None),
         ):
-            value = getattr(self, name)
+            value = index(getattr(self, name))
+            object.__setattr__(self, name, value)
             if value < least or (most is not None and value > most):
                 raise ValueError(f"{name} is {value}")
-        if self.rate is not None and not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}")
-        if self.max_chunk_size is not None and self.max_chunk_size < batch_size(self.min_chunk_size, self.align):
-            raise ValueError(f"max_chunk_size {self.max_chunk_size} is below the least chunk")
+        object.__setattr__(self, "rate", checked_rate(self.rate))
+        if self.max_chunk_size is not None:
+            object.__setattr__(self, "max_chunk_size", index(self.max_chunk_size))
+            if self.max_chunk_size < batch_size(self.min_chunk_size, self.align):
+                raise ValueError(f"max_chunk_size {self.max_chunk_size} is below the least chunk")

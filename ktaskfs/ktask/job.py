@@ -6,14 +6,15 @@ import _thread
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.ktask.control import Control, Node
+from ktaskfs.ktask.control import Control, Node, checked_rate
+from ktaskfs.ktask.ending import Ending
 from ktaskfs.ktask.machine import NO_NODE
-from ktaskfs.ktask.outcome import Outcome, TaskError
 from ktaskfs.ktask.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ktaskfs.ktask.outcome import Outcome
     from ktaskfs.ktask.worker import Worker
 
 
@@ -22,6 +23,7 @@ class Job:
 
     The controls may be called before the run, whose beginning they then govern, and after its end, when they do
     nothing. They act on a running task before its next chunk is handed out: a chunk that runs is finished first.
+    Neither they nor ``outcome`` may be called by a signal's handler: it may have interrupted who holds the lock.
     """
 
     def __init__(self, nodes: Iterable[Node], ctl: Control) -> None:
@@ -32,32 +34,29 @@ class Job:
     def run(self) -> Outcome:
         """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
 
-        Raises TaskError if a chunk fails; KeyboardInterrupt, and whatever else is no Exception, in the calling thread
-        ends the task like a failure and passes through unchanged. RuntimeError if the job has been run before.
+        Raises TaskError if a chunk fails. What a signal's handler raises in the calling thread, at any moment, ends the
+        task like a failing chunk; KeyboardInterrupt, and whatever else is no Exception, passes through unchanged.
+        RuntimeError if the job has been run before.
         (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
         """
         machine = self._ctl.machine
         nice = machine.nice()
         base = machine.placement() if any(node.nid != NO_NODE for node in self._nodes) else None
-        first = self._scheduler.begin_task(get_native_id(), base)
-        raised: BaseException | None = None
+        ending = Ending(self._scheduler, self._ctl, base, nice)
+        self._scheduler.claim()
         try:
-            self._start(self._scheduler.hire())
-            self._scheduler.await_helpers()
-            self._work(first)
-        except BaseException as error:
-            raised = error
-        while True:  # no helper may outlive the call, however often it is interrupted
+            raised = None
             try:
-                if raised is not None:
-                    self._scheduler.fail(first, raised)
-                self._scheduler.drain(nice)
-                break
-            except (KeyboardInterrupt, SystemExit) as error:
+                self._scheduler.begin_task(get_native_id(), base)
+                self._start(self._scheduler.hire())
+                self._scheduler.await_helpers()
+                self._work(self._scheduler.first)
+            except BaseException as error:
                 raised = error
-        if base is not None:
-            machine.place(base)
-        return self._conclude(None if isinstance(raised, Exception) else raised)
+            ending.reach(raised)
+        except BaseException as error:  # on the way from one to the other, or back
+            ending.reach(error)
+        return ending.conclude()
 
     def cancel(self) -> None:
         """Hand out nothing any more; what is finished is given to ``undo_func``, if there is one."""
@@ -81,10 +80,8 @@ class Job:
         self._start(self._scheduler.hire(most))
 
     def set_rate(self, rate: float | None) -> None:
-        """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError unless above 0."""
-        if rate is not None and not rate > 0:
-            raise ValueError(f"rate is {rate}")
-        self._scheduler.set_rate(rate)
+        """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError as Control."""
+        self._scheduler.set_rate(checked_rate(rate))
 
     def set_nice(self, nice: int) -> None:
         """Give all helpers, now and later, this nice value, -20 to 19 (else ValueError), where that is permitted."""
@@ -135,27 +132,6 @@ class Job:
             busy_ns = now_ns() - began_ns
             worker.busy_ns += busy_ns
             chunk_done(worker.slot, worker.index, chunk.start, chunk.end, busy_ns)
-
-    def _conclude(self, interrupt: BaseException | None) -> Outcome:
-        """Undo if need be, then return or raise what the run comes to."""
-        failure = self._scheduler.error
-        outcome = self._scheduler.outcome()
-        undo_failure: tuple[BaseException, Any] | None = None
-        if self._ctl.undo_func is not None and (failure or outcome.cancelled):
-            for span in self._scheduler.start_undo():
-                try:
-                    self._ctl.undo_func(span.first, span.last)
-                except Exception as error:
-                    undo_failure = undo_failure or (error, span.first)
-            outcome = self._scheduler.outcome()
-        if undo_failure is not None and failure is not None:
-            failure[0].add_note(f"undo failed at {undo_failure[1]}: {undo_failure[0]!r}")
-        if interrupt is not None:
-            raise interrupt
-        failure = failure or undo_failure
-        if failure is not None:
-            raise TaskError(*failure, outcome)
-        return outcome
 
 
 def run(start: Any, size: int, ctl: Control) -> Outcome:

@@ -85,6 +85,7 @@ class LinuxMachine:
             os.sched_setaffinity(0, where.cpus)
         if where.policy is not None and self._set_mempolicy:
             mode, nids = where.policy
+            nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # of others the kernel knows nothing
             mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
             # Refused where a container forbids it, or the kernel has no NUMA: the work then runs all the same.
             self._syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))

@@ -41,7 +41,10 @@ class Monitor(Protocol):
         """The thread waits, ``paused`` or ``throttled``, until its next ``chunk_assigned``. Under the lock."""
 
     def thread_ended(self, slot: int) -> None:
-        """The thread takes no further part. Under the lock."""
+        """The thread takes no further part. Under the lock.
+
+        Of the first thread, interrupted just then, this may come twice.
+        """
 
     def undo_started(self) -> None:
         """All threads have ended and what is done is about to be taken back: from now on nothing counts as done."""

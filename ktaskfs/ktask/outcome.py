@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ktaskfs.ktask.control import Node
 
 
@@ -64,8 +66,20 @@ class TaskError(Exception):
     """
 
     def __init__(self, error: BaseException, position: Any, outcome: Outcome) -> None:
-        super().__init__(f"chunk at {position}: {error!r}")
+        super().__init__(f"chunk at {shown(position)}: {shown(error, repr)}")
         self.error = error
         self.position = position
         self.outcome = outcome
         self.__cause__ = error
+
+    def __reduce__(self) -> tuple[type[TaskError], tuple[BaseException, Any, Outcome]]:
+        """As pickle needs it, for a task in a process of a pool."""
+        return type(self), (self.error, self.position, self.outcome)
+
+
+def shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
+    """``value`` as text; its type alone where that fails, as for a position that is a long list's element."""
+    try:
+        return text_of(value)
+    except Exception:
+        return f"<{type(value).__name__}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.ktask.machine import NO_NODE
@@ -14,7 +15,7 @@ FIRST_SLOT: Final = 0
 
 
 class Worker:
-    """The scheduler's lock guards all fields but ``busy_ns`` and ``placed``, which are the thread's own."""
+    """The scheduler's lock guards all fields but ``gate``; ``busy_ns`` and ``placed`` are the thread's own."""
 
     def __init__(self, slot: int, index: int, before: Worker | None) -> None:
         self.slot = slot
@@ -28,12 +29,22 @@ class Worker:
         """The NUMA node whose CPUs it is to run on."""
         self.chunk: Span | None = None
         """The chunk that it does, or failed at."""
+        self.waits = ""
+        """Why it waits: ``paused``, ``throttled``, or not at all."""
+        self.gate = Lock()
+        """Where its thread waits until it is woken: shut, but for a moment."""
+        self.gate.acquire()
         self.placed: tuple[int, int] | None = None
         """Where its thread has put itself: the NUMA node of its work, and the one it is pinned to."""
         # The counts are the slot's: they go on where the thread before ended.
         self.chunks: int = before.chunks if before else 0
         self.units: int = before.units if before else 0
         self.busy_ns: int = before.busy_ns if before else 0
+
+    def wake(self) -> None:
+        """Open the gate: whoever waits there, or comes there next, goes through, and shuts it. Under the lock."""
+        if self.gate.locked():
+            self.gate.release()
 
     @property
     def is_first(self) -> bool:

@@ -55,9 +55,9 @@ class FakeClock:
     def monotonic_ns(self) -> int:
         return self.now_ns
 
-    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+    def wait(self, gate: threading.Lock, seconds: float | None) -> None:
         if seconds is None:
-            assert changed.wait(TIMEOUT), "nobody woke a thread that waits"
+            assert gate.acquire(timeout=TIMEOUT), "nobody woke a thread that waits"
         else:
             self.now_ns += int(seconds * 1e9) + 1
 
@@ -126,7 +126,8 @@ class Ledger(Monitor):
 
     def thread_ended(self, slot: int) -> None:
         with self.lock:
-            del self.live[slot]
+            if slot or slot in self.live:  # of the first thread it may come twice
+                del self.live[slot]
             self._note("thread_ended", slot)
 
     def undo_started(self) -> None:

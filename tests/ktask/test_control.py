@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from typing import Any
 
 import pytest
 
-from ktaskfs.ktask import Job, Node, Outcome
+from ktaskfs.ktask import Job, Node, Outcome, TaskError
 from tests.ktask.fakes import TIMEOUT, Background, FakeClock, FakeMachine, Ledger, control, units_of
 
 
@@ -268,9 +270,9 @@ def test_helpers_are_never_lowered_to_the_callers_nice_value() -> None:
     helper_in = threading.Event()
 
     class Clock(FakeClock):
-        def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
             first_waits.set()
-            super().wait(changed, seconds)
+            super().wait(gate, seconds)
 
     def each(start: int, end: int) -> None:
         if threading.get_native_id() == first:
@@ -291,3 +293,105 @@ def test_values_out_of_range_are_refused(method: str, value: int) -> None:
     job = Job([Node(0, 3)], control(lambda a, b: None))
     with pytest.raises(ValueError, match=str(value)):
         getattr(job, method)(value)
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.inf, -math.inf, math.nan, 10**400])
+def test_rates_that_are_none(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate is"):
+        control(lambda a, b: None, rate=rate)
+    with pytest.raises(ValueError, match="rate is"):
+        Job([Node(0, 3)], control(lambda a, b: None)).set_rate(rate)
+
+
+@pytest.mark.parametrize("name", ["min_chunk_size", "max_chunk_size", "max_threads", "align", "nice", "load_bal_shift"])
+@pytest.mark.parametrize("value", [1.5, "1", math.nan])
+def test_what_is_no_whole_number(name: str, value: Any) -> None:
+    with pytest.raises(TypeError):
+        control(lambda a, b: None, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [((0, 1.0), TypeError), ((0, math.nan), TypeError), ((0, -1), ValueError), ((0, 1, -2), ValueError)],
+)
+def test_nodes_that_are_none(values: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Node(*values)
+
+
+def test_after_a_failed_end_a_control_changes_nothing() -> None:
+    def each(start: int, end: int) -> None:
+        raise OSError
+
+    job = Job([Node(0, 10)], control(each, max_chunk_size=1, max_threads=1))
+    with pytest.raises(TaskError):
+        job.run()
+    before = job.outcome()
+    for act in (job.cancel, job.pause, job.resume, lambda: job.set_max_threads(4), lambda: job.set_nice(1)):
+        act()
+    assert job.outcome() == before
+
+
+def test_a_raised_helper_stays_raised() -> None:
+    """Who sets another nice value while the first thread waits does not slow down whom it waits for."""
+    raised = threading.Semaphore(0)
+
+    class Machine(FakeMachine):
+        def set_nice(self, tid: int, nice: int) -> None:
+            super().set_nice(tid, nice)
+            if nice == self.own_nice:
+                raised.release()
+
+    machine = Machine(nice=3)
+    first: list[int] = []
+    helper_in, may_end = threading.Event(), threading.Event()
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() == first[0]:
+            assert helper_in.wait(TIMEOUT)
+        else:
+            helper_in.set()
+            assert may_end.wait(TIMEOUT)
+
+    job = Job([Node(0, 2)], control(each, max_chunk_size=1, max_threads=2, machine=machine))
+
+    def run_as_first() -> Outcome:
+        first.append(threading.get_native_id())
+        return job.run()
+
+    run = Background(run_as_first)
+    assert raised.acquire(timeout=TIMEOUT)
+    job.set_nice(15)
+    assert raised.acquire(timeout=TIMEOUT)
+    may_end.set()
+    run.result()
+    assert [nice for _, nice in machine.niced] == [19, 3, 15, 3]
+
+
+def test_of_those_that_a_rate_holds_back_one_keeps_the_time() -> None:
+    """However many they are: else each chunk would wake them all."""
+    lock = threading.Lock()
+    timed: set[int] = set()
+    waits = 0
+
+    class Clock(FakeClock):
+        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+            nonlocal waits
+            if seconds is not None and chunks_done:
+                with lock:
+                    waits += 1
+                    assert not timed, "two at a time"
+                    timed.add(threading.get_native_id())
+                super().wait(gate, seconds)
+                with lock:
+                    timed.clear()
+            else:
+                super().wait(gate, seconds)
+
+    chunks_done: list[int] = []
+    ctl = control(
+        lambda start, end: chunks_done.append(start), max_chunk_size=10, max_threads=16, rate=100.0, clock=Clock()
+    )
+    outcome = Job([Node(0, 500)], ctl).run()
+    assert outcome.units_done == 500
+    assert 0 < waits <= 2 * outcome.chunks

@@ -6,6 +6,7 @@ import _thread
 import contextlib
 import threading
 import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -254,11 +255,11 @@ def test_an_interrupt_while_waiting_for_helpers_waits_on() -> None:
         def monotonic_ns(self) -> int:
             return 0
 
-        def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
             if seconds is None and not go_on.is_set():
                 go_on.set()
                 raise KeyboardInterrupt
-            assert changed.wait(TIMEOUT)
+            assert gate.acquire(timeout=TIMEOUT)
 
     chunks, ledger = Chunks(each), Ledger()
     undone: list[tuple[int, int]] = []
@@ -453,8 +454,8 @@ def test_an_interrupt_anywhere_in_the_scheduler_loses_nothing(call: int, times: 
 class Patience(FakeClock):
     """No time passes, and whoever waits does so until something happens."""
 
-    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
-        super().wait(changed, None)
+    def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+        super().wait(gate, None)
 
 
 def test_threads_begin_before_the_first_one_takes_a_chunk() -> None:
@@ -479,3 +480,62 @@ def test_a_helper_that_does_not_come_is_not_waited_for(monkeypatch: pytest.Monke
     outcome = ktask.run(0, 10, control(lambda start, end: None, max_threads=4, clock=clock))
     assert (outcome.units_done, outcome.threads) == (10, 1)
     assert 10e6 <= clock.now_ns < 11e6
+
+
+class Link:
+    """An element of a list, as a position: too long to be shown."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        raise RecursionError
+
+
+def test_a_position_that_cannot_be_shown() -> None:
+    def each(start: Link, end: Link) -> None:
+        raise Unlucky
+
+    def undo(start: Link, end: Link) -> None:
+        raise Unlucky
+
+    ctl = control(each, iter_func=lambda position, size: Link(position.number + size), undo_func=undo)
+    with pytest.raises(TaskError, match=r"chunk at <Link>") as caught:
+        ktask.run(Link(7), 3, ctl)
+    assert caught.value.position.number == 7
+
+
+def fail() -> None:
+    """For another process."""
+
+    def each(start: int, end: int) -> None:
+        raise ValueError(start)
+
+    ktask.run(0, 3, control(each, max_threads=1))
+
+
+def test_a_failure_reaches_another_process() -> None:
+    with ProcessPoolExecutor(1) as pool, pytest.raises(TaskError) as caught:
+        pool.submit(fail).result(TIMEOUT)
+    assert isinstance(caught.value.error, ValueError)
+    assert (caught.value.position, caught.value.outcome.remaining()) == (0, (Node(0, 3),))
+
+
+def test_the_cpus_are_those_of_the_thread_that_runs() -> None:
+    machine = FakeMachine(cpus=8)
+    job = Job([Node(0, 8)], control(lambda start, end: None, max_chunk_size=1, max_threads=8, machine=machine))
+    machine.count = 1
+    assert job.run().threads == 1
+
+
+@pytest.mark.parametrize("nodes", [2, 100])
+def test_the_work_of_many_nodes(nodes: int) -> None:
+    """Each thread does what is left of its own node first, then what is left anywhere."""
+    order: list[int] = []
+    ranges = [Node(10 * index, 2, index % 2) for index in range(nodes)]
+    ctl = control(lambda start, end: order.append(start), max_chunk_size=1, max_threads=1, machine=FakeMachine())
+    outcome = ktask.run_numa(ranges, ctl)
+    assert outcome.units_done == 2 * nodes
+    own = [10 * index + unit for index in range(0, nodes, 2) for unit in range(2)]
+    assert order[:nodes] == own
+    assert sorted(order[nodes:]) == [10 * index + unit for index in range(1, nodes, 2) for unit in range(2)]

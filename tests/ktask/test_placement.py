@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ktaskfs import ktask
-from ktaskfs.ktask import NO_NODE, HelperBudget, LinuxMachine, Node, Placement
+from ktaskfs.ktask import NO_NODE, Control, HelperBudget, LinuxMachine, Node, Placement
 from ktaskfs.ktask.machine import place_on_node
 from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control
 
@@ -180,3 +180,21 @@ def test_the_defaults_run_on_this_machine() -> None:
         [Node(0, 100, 0), Node(1000, 100)], ktask.Control(lambda a, b: None, min_chunk_size=1, max_chunk_size=3)
     )
     assert outcome.units_done == 200
+
+
+def test_of_a_node_only_the_cpus_that_the_caller_may_use_count() -> None:
+    """A task that may use one CPU of a node pins nobody there: 80 % of one is none."""
+
+    class Machine(FakeMachine):
+        def placement(self) -> Placement:
+            return Placement(frozenset({0, *range(64, 74)}), (0, frozenset()))
+
+    budget = HelperBudget(Machine(cpus=11, nodes={0: frozenset(range(64)), 1: frozenset(range(64, 128))}))
+    assert [budget.pin(0), *(budget.pin(1) for _ in range(9))] == [False, *[True] * 8, False]
+    with pytest.raises(ValueError, match="cpu_percent"):
+        HelperBudget(Machine(), 101)
+
+
+def test_a_node_that_no_kernel_has_is_no_error() -> None:
+    ctl = Control(lambda start, end: None, min_chunk_size=1, max_threads=1)
+    assert ktask.run_numa([Node(0, 3, 5000)], ctl).units_done == 3

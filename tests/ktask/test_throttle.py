@@ -80,3 +80,28 @@ def test_a_chunk_is_worth_a_quarter_of_a_second_at_most() -> None:
     made = bucket(1000)
     assert made.chunk_limit(10_000) == 250
     assert made.chunk_limit(100) == 100
+
+
+def test_a_rate_that_goes_down_and_up_forgives_nothing() -> None:
+    made = bucket(1000)
+    made.spend(500)
+    for _ in range(10):
+        made.set_rate(1, 0)
+        made.set_rate(1000, 0)
+    assert made.delay(0) == pytest.approx(0.5)
+
+
+def test_a_debt_of_a_low_rate_is_paid_at_a_higher_one() -> None:
+    made = bucket(1)
+    made.spend(100)
+    made.set_rate(1000, 0)
+    assert made.delay(0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1.0, 1.7e308])
+def test_no_number_is_too_large(rate: float) -> None:
+    made = bucket(rate)
+    made.spend(1 << 2000)
+    assert made.delay(1 << 70) >= 0
+    made.spend(1 << 2000)
+    assert made.delay(1 << 71) >= 0

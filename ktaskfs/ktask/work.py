@@ -1,0 +1,69 @@
+"""The work of a task: the ranges of its nodes, from which chunks are handed out."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask.control import Node
+from ktaskfs.ktask.machine import NO_NODE
+from ktaskfs.ktask.outcome import NodeShare
+from ktaskfs.ktask.ranges import Range, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Work:
+    """Has no lock of its own: the scheduler's guards all of it.
+
+    Where chunks that run or have failed are asked for, ``held`` has them by the index of their range.
+    """
+
+    def __init__(self, nodes: Sequence[Node], node_cpus: Callable[[int], frozenset[int]]) -> None:
+        self.ranges = [Range(node, frozenset() if node.nid == NO_NODE else node_cpus(node.nid)) for node in nodes]
+        self.size = sum(node.size for node in nodes)
+        """Units in all."""
+        self.left = self.size
+        """Units not yet handed out."""
+        self._open = [index for index, part in enumerate(self.ranges) if part.left]
+        self._open_on: dict[int, list[int]] = {}  # the same by NUMA node
+        for index in self._open:
+            self._open_on.setdefault(self.ranges[index].node.nid, []).append(index)
+
+    def choose(self, index: int, pick: Callable[[int], int]) -> int:
+        """The range for the next chunk of a thread that worked on ``index``, while there is work left.
+
+        The same one, or another of the same NUMA node, or else a random one.
+        """
+        part = self.ranges[index]
+        if part.left:
+            return index
+        near = self._open_on.get(part.node.nid)
+        return near[0] if near else self._open[pick(len(self._open))]
+
+    def advance(self, index: int, units: int, position: Any) -> None:
+        """``units`` more of a range are handed out, up to ``position``."""
+        part = self.ranges[index]
+        part.handed_out = Span(0, part.handed_out.end + units, part.handed_out.first, position)
+        self.left -= units
+        if not part.left:
+            for indexes in (self._open, self._open_on[part.node.nid]):
+                del indexes[bisect_left(indexes, index)]
+
+    def finished(self, held: Mapping[int, list[Span]]) -> list[Span]:
+        """What is done, merged where it touches."""
+        return [span for index, part in enumerate(self.ranges) for span in part.split(held.get(index, ()))[0]]
+
+    def shares(self, held: Mapping[int, list[Span]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
+        """What is done of each node, and all that is not; ``undone``: nothing counts as done any more."""
+        shares, left = [], []
+        for index, part in enumerate(self.ranges):
+            node = part.node
+            rest = [node] if undone and node.size else []
+            if not undone:
+                unfinished = part.split(held.get(index, ()))[1]
+                rest = [Node(span.first, span.end - span.start, node.nid) for span in unfinished]
+            left += rest
+            shares.append(NodeShare(node.nid, node.size, node.size - sum(each.size for each in rest), part.chunks))
+        return shares, left

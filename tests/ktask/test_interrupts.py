@@ -1,0 +1,208 @@
+"""What a signal's handler raises in the first thread: at any moment nothing is lost and nobody is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ktaskfs.ktask import Job, Node, TaskError
+from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control, units_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+SIZE = 6
+NODES = [Node(0, SIZE, 0)]
+
+
+class Stop(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+class Late(Exception):
+    """As an alarm's handler raises it."""
+
+
+def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseException | None, bool]:
+    """What ``action`` raises, and whether it came as far, if ^C comes at the n-th of these: a function of ours is
+    entered, or one in C has returned to it. There Python looks whether a signal has come, among other places.
+    """
+    steps = 0
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal steps
+        code = frame.f_code
+        if "/ktaskfs/ktask/" not in code.co_filename or event not in ("call", "c_return"):
+            return
+        if code.co_name == "<genexpr>":  # what one that is thrown away raises, nobody ever gets
+            return
+        steps += 1
+        if steps == step:
+            raise KeyboardInterrupt
+
+    raised: BaseException | None = None
+    sys.setprofile(profile)
+    try:
+        action()
+    except BaseException as error:
+        raised = error
+    finally:
+        sys.setprofile(None)
+    return raised, steps >= step
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["", "with a rate"])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
+    main = threading.get_native_id()
+    step, reached = 0, True
+    while reached:
+        step += 1
+        lock = threading.Lock()
+        done: set[int] = set()
+        undone: set[int] = set()
+
+        def each(start: int, end: int, lock: threading.Lock = lock, done: set[int] = done) -> None:
+            with lock:
+                assert done.isdisjoint(range(start, end))
+                done.update(range(start, end))
+
+        def undo(start: int, end: int, undone: set[int] = undone) -> None:
+            assert undone.isdisjoint(range(start, end))
+            undone.update(range(start, end))
+
+        ledger, machine = Ledger(), FakeMachine(nodes={0: frozenset({0, 1})})
+        ctl = control(
+            each,
+            max_chunk_size=1,
+            max_threads=threads,
+            monitor=ledger,
+            machine=machine,
+            undo_func=undo,
+            clock=FakeClock(),
+            rate=1000.0 if limited else None,
+        )
+        job = Job(NODES, ctl)
+        raised, reached = interrupted_at(step, job.run)
+        assert raised is None or isinstance(raised, KeyboardInterrupt), (step, raised)
+        assert ledger.live == {}, step
+        assert raised is None or undone <= done, step
+        mine = [where for tid, where in machine.placed if tid == main]
+        assert not mine or mine[-1] == machine.placement(), (step, "the caller is where it was")
+        if raised is None:
+            assert (done, undone) == (set(range(SIZE)), set()), step
+        elif job.outcome().units_undone:
+            assert len(done - undone) <= 1, (step, "but for the one whose undoing was interrupted")
+        assert set(units_of(job.remaining())) >= set(range(SIZE)) - done, step
+        job.set_max_threads(threads)
+        assert ledger.live == {}, (step, "nobody begins after the end")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])
+def test_while_it_waits_for_helpers(kind: type[BaseException]) -> None:
+    main = threading.get_native_id()
+    helper_in, go_on = threading.Event(), threading.Event()
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() == main:
+            assert helper_in.wait(TIMEOUT)
+        else:
+            helper_in.set()
+            assert go_on.wait(TIMEOUT)
+
+    class Interrupted(FakeClock):
+        """Only the second time that something is raised may the helper end."""
+
+        times = 0
+
+        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+            if seconds is None and self.times < 2:
+                self.times += 1
+                raise kind("now")
+            if seconds is None:
+                go_on.set()
+            super().wait(gate, seconds)
+
+    ledger = Ledger()
+    undone: list[tuple[int, int]] = []
+    ctl = control(
+        each,
+        max_chunk_size=1,
+        max_threads=2,
+        monitor=ledger,
+        clock=Interrupted(),
+        undo_func=lambda start, end: undone.append((start, end)),
+    )
+    with pytest.raises(TaskError if kind is Late else kind) as caught:
+        Job([Node(0, 2)], ctl).run()
+    if isinstance(caught.value, TaskError):
+        assert isinstance(caught.value.error, Late)
+    assert ledger.live == {}
+    assert undone == [(0, 2)]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])
+def test_while_it_undoes(kind: type[BaseException]) -> None:
+    given: list[tuple[int, int]] = []
+
+    def each(start: int, end: int) -> None:
+        if start in (2, 20):
+            raise ValueError(start)
+
+    def undo(start: int, end: int) -> None:
+        given.append((start, end))
+        raise kind("in undo")
+
+    job = Job([Node(10, 3), Node(0, 5)], control(each, max_chunk_size=1, max_threads=1, undo_func=undo))
+    with pytest.raises(TaskError if kind is Late else kind):
+        job.run()
+    assert given == [(10, 13), (0, 2)]
+    assert job.outcome().units_undone == 5
+
+
+ALARMS = """
+import random, signal
+from ktaskfs.ktask import Control, Job, LinuxMachine, Monitor, Node
+
+class Live(Monitor):
+    count = 0
+    def thread_started(self, slot, tid, nid): self.count += 1
+    def thread_ended(self, slot): self.count -= 1
+
+class Machine(LinuxMachine):
+    def cpus(self): return 64
+
+def ring(number, frame):
+    if armed:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, ring)
+choice, armed, interrupted = random.Random(1), False, 0
+for _ in range(600):
+    live = Live()
+    job = Job([Node(0, 50)], Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, max_threads=8,
+                                     machine=Machine(), cpu_percent=100, monitor=live))
+    signal.setitimer(signal.ITIMER_REAL, choice.uniform(5e-5, 3e-3))
+    try:
+        armed = True
+        job.run()
+        armed = False
+    except KeyboardInterrupt:
+        interrupted += 1
+        armed = False
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert live.count <= 0, "somebody outlived the run"
+print("interrupted" if interrupted else "never", flush=True)
+"""
+"""In a process of its own: there Python runs nothing of others that an alarm could hit."""
+
+
+def test_real_alarms() -> None:
+    """What their handler raises passes through, whenever they ring, and nothing else comes."""
+    script = subprocess.run([sys.executable, "-c", ALARMS], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (script.returncode, script.stdout) == (0, "interrupted\n"), script.stderr
