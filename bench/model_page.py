@@ -193,7 +193,7 @@ five.
 
 {_agreement(report)} On these two CPUs, with
 other work beside, a thread that waits for the GIL may as well wait for a CPU. [The
-simulation](ktask-simulation.md) of load balancing has 0.972 to 0.992 for 1 to 256 threads with chunks of 20 ms.
+simulation](ktask-simulation.md) of load balancing has 0.977 to 0.993 for 1 to 256 threads with chunks of 20 ms.
 """
 
 
