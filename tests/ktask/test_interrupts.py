@@ -107,6 +107,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
 def test_while_it_waits_for_helpers(kind: type[BaseException]) -> None:
     main = threading.get_native_id()
     helper_in, go_on = threading.Event(), threading.Event()
+    finished: list[int] = []
 
     def each(start: int, end: int) -> None:
         if threading.get_native_id() == main:
@@ -114,6 +115,7 @@ def test_while_it_waits_for_helpers(kind: type[BaseException]) -> None:
         else:
             helper_in.set()
             assert go_on.wait(TIMEOUT)
+        finished.append(start)
 
     class Interrupted(FakeClock):
         """Only the second time that something is raised may the helper end."""
@@ -142,8 +144,9 @@ def test_while_it_waits_for_helpers(kind: type[BaseException]) -> None:
         Job([Node(0, 2)], ctl).run()
     if isinstance(caught.value, TaskError):
         assert isinstance(caught.value.error, Late)
+    assert sorted(finished) == [0, 1]
     assert ledger.live == {}
-    assert undone == [(0, 2)]
+    assert undone == [(0, 2)], "a run that does not return has done nothing"
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])

@@ -237,47 +237,6 @@ def test_an_interrupt_of_the_caller_waits_for_the_helpers_and_passes(interrupt: 
     assert units_of(job.remaining()) == list(range(50))
 
 
-def test_an_interrupt_while_waiting_for_helpers_waits_on() -> None:
-    main = threading.get_native_id()
-    helper_in = threading.Event()
-    go_on = threading.Event()
-
-    def each(start: int, end: int) -> None:
-        if threading.get_native_id() == main:
-            assert helper_in.wait(TIMEOUT)
-        else:
-            helper_in.set()
-            assert go_on.wait(TIMEOUT)
-
-    class Interrupted:
-        """Interrupts the first wait for the helpers' end, as ^C would, and only then lets the helper end."""
-
-        def monotonic_ns(self) -> int:
-            return 0
-
-        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
-            if seconds is None and not go_on.is_set():
-                go_on.set()
-                raise KeyboardInterrupt
-            assert gate.acquire(timeout=TIMEOUT)
-
-    chunks, ledger = Chunks(each), Ledger()
-    undone: list[tuple[int, int]] = []
-    ctl = control(
-        chunks,
-        max_chunk_size=1,
-        max_threads=2,
-        monitor=ledger,
-        clock=Interrupted(),
-        undo_func=lambda start, end: undone.append((start, end)),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        ktask.run(0, 2, ctl)
-    assert chunks.units == [0, 1]
-    assert ledger.live == {}
-    assert undone == [(0, 2)], "a run that does not return has done nothing"
-
-
 @pytest.mark.parametrize("granted", [0, 2])
 def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyPatch, granted: int) -> None:
     start = _thread.start_new_thread
