@@ -22,35 +22,48 @@ class HelperBudget:
         self._machine = machine
         self._allowed = machine.placement().cpus
         self._cpu_percent = cpu_percent
-        self._lock = Lock()  # guards _free and _free_on
-        self._free = helper_limit(machine.cpus(), cpu_percent)
-        self._free_on: dict[int, int] = {}
+        self._limit = helper_limit(machine.cpus(), cpu_percent)
+        self._lock = Lock()  # guards the fields below
+        self._hired: dict[object, int] = {}  # each helper, and the node that it is pinned to
+        self._limit_on: dict[int, int] = {}
+        self._pinned: dict[int, set[object]] = {}
 
-    def hire(self) -> bool:
-        """Take one helper out of the budget, if there is one."""
+    def hire(self, helper: object) -> bool:
+        """Count one more, which may be any object, unless they are enough; False: it must not run."""
         with self._lock:
-            granted = self._free > 0
-            self._free -= granted
+            granted = len(self._hired) < self._limit
+            if granted:
+                self._hired[helper] = NO_NODE
             return granted
 
-    def dismiss(self) -> None:
-        """Give one back."""
+    def dismiss(self, helper: object) -> None:
+        """One helper less, and no pin of it; nothing if it was not hired."""
         with self._lock:
-            self._free += 1
+            self._unpin(helper)
+            self._hired.pop(helper, None)
 
-    def pin(self, nid: int) -> bool:
-        """May a helper be pinned to the CPUs of this node? If so it counts there until ``unpin``."""
-        if nid == NO_NODE:
-            return False
+    def pin(self, helper: object, nid: int) -> bool:
+        """May one that is hired be pinned to the CPUs of this node, and nowhere else any more?
+
+        If so it counts there until it is pinned elsewhere or dismissed; if not, as always for NO_NODE, it is nowhere.
+        """
         with self._lock:
-            if nid not in self._free_on:
-                self._free_on[nid] = helper_limit(len(self._machine.node_cpus(nid) & self._allowed), self._cpu_percent)
-            granted = self._free_on[nid] > 0
-            self._free_on[nid] -= granted
+            self._unpin(helper)
+            if nid == NO_NODE:
+                return False
+            if nid not in self._pinned:
+                cpus = self._machine.node_cpus(nid) & self._allowed
+                self._limit_on[nid] = helper_limit(len(cpus), self._cpu_percent)
+                self._pinned[nid] = set()
+            granted = len(self._pinned[nid]) < self._limit_on[nid]
+            if granted:
+                self._pinned[nid].add(helper)
+                self._hired[helper] = nid
             return granted
 
-    def unpin(self, nid: int) -> None:
-        """A helper that was pinned there is not any more; nothing for NO_NODE."""
+    def _unpin(self, helper: object) -> None:
+        """The lock is held."""
+        nid = self._hired.get(helper, NO_NODE)
         if nid != NO_NODE:
-            with self._lock:
-                self._free_on[nid] += 1
+            self._pinned[nid].discard(helper)
+            self._hired[helper] = NO_NODE

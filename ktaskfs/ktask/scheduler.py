@@ -131,8 +131,8 @@ class Scheduler:
             size = self._work.size
             wanted = nthreads(size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
             helpers = []
-            while self._live < wanted and self._budget.hire():
-                helpers.append(self._hire())
+            while self._live < wanted and (helper := self._hire()) is not None:
+                helpers.append(helper)
             self._sharers = min(self._live, wanted)
             self._chunk = chunk_size(
                 size,
@@ -300,12 +300,17 @@ class Scheduler:
             if self._keeper is not None:
                 self._keeper.wake()
 
-    def _hire(self) -> Worker:
+    def _hire(self) -> Worker | None:
         before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
         slot = before.slot if before else len(self._workers)
         worker = Worker(slot, slot % len(self._work.ranges), before)
+        # It is one of ours before the budget is asked: after an interrupt in between it can still be dismissed.
         self._workers[slot : slot + 1] = [worker]
         self._live += 1
+        if not self._budget.hire(worker):
+            worker.live = False
+            self._live -= 1
+            return None
         return worker
 
     def _begin(self, worker: Worker, tid: int) -> None:
@@ -321,19 +326,13 @@ class Scheduler:
             return
         self.first.wake()
         self._go_on(worker)
-        self._unpin(worker)
+        if not worker.is_first:
+            self._budget.dismiss(worker)
         if worker.tid:
             self._monitor.thread_ended(worker.slot)
         worker.live = False
         self._live -= 1
         self._begun -= worker.tid != 0
-        if not worker.is_first:
-            self._budget.dismiss()
-
-    def _unpin(self, worker: Worker) -> None:
-        if not worker.is_first:
-            self._budget.unpin(worker.pinned)
-        worker.pinned = NO_NODE
 
     def _count(self, worker: Worker, chunk: Span) -> None:
         worker.chunk = None
@@ -345,10 +344,9 @@ class Scheduler:
         work = self._work
         worker.index = work.choose(worker.index, self._ctl.pick)
         part = work.ranges[worker.index]
-        if part.node.nid != worker.pinned:
-            self._unpin(worker)
-            if worker.is_first or self._budget.pin(part.node.nid):
-                worker.pinned = part.node.nid
+        nid = part.node.nid
+        if nid != worker.pinned:
+            worker.pinned = nid if worker.is_first or self._budget.pin(worker, nid) else NO_NODE
         size = min(self._next_size(), part.left)
         at = part.handed_out
         end = self._ctl.iter_func(at.last, size)

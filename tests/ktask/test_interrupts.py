@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ktaskfs.ktask import Job, Node, TaskError
+from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
 from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control, units_of
 
 if TYPE_CHECKING:
@@ -76,13 +76,15 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
             assert undone.isdisjoint(range(start, end))
             undone.update(range(start, end))
 
-        ledger, machine = Ledger(), FakeMachine(nodes={0: frozenset({0, 1})})
+        ledger, machine = Ledger(), FakeMachine(cpus=4, nodes={0: frozenset({0, 1})})
+        budget = HelperBudget(machine, 100)
         ctl = control(
             each,
             max_chunk_size=1,
             max_threads=threads,
             monitor=ledger,
             machine=machine,
+            budget=budget,
             undo_func=undo,
             clock=FakeClock(),
             rate=1000.0 if limited else None,
@@ -101,6 +103,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
         assert set(units_of(job.remaining())) >= set(range(SIZE)) - done, step
         job.set_max_threads(threads)
         assert ledger.live == {}, (step, "nobody begins after the end")
+        assert [budget.hire(number) for number in range(5)] == [True] * 4 + [False], (step, "helpers are given back")
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])

@@ -126,7 +126,7 @@ def test_tasks_share_a_budget_and_give_it_back() -> None:
     outcome = ktask.run(0, 4, control(outer, max_chunk_size=1, max_threads=8, machine=machine, budget=budget))
     assert outcome.threads == 4
     assert inner == [1], "the outer task has all three helpers, the inner one still runs"
-    assert [budget.hire() for _ in range(4)] == [True, True, True, False]
+    assert [budget.hire(number) for number in range(4)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("bad", [0, 50, 99])
@@ -256,7 +256,7 @@ def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
     outcome = ktask.run(0, 2 * (granted + 1), ctl)
     assert outcome.threads == granted + 1
     assert outcome.units_done == 2 * (granted + 1)
-    assert [budget.hire() for _ in range(65)].count(True) == 64, "what was not used went back"
+    assert [budget.hire(number) for number in range(65)].count(True) == 64, "what was not used went back"
 
 
 def test_a_thread_that_could_not_be_had_can_be_had_later(monkeypatch: pytest.MonkeyPatch) -> None:

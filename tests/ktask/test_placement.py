@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from ktaskfs import ktask
 from ktaskfs.ktask import NO_NODE, Control, HelperBudget, LinuxMachine, Node, Placement
 from ktaskfs.ktask.machine import place_on_node
 from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TWO_NODES = {0: frozenset(range(0, 4)), 1: frozenset(range(4, 8))}
 
@@ -81,7 +84,32 @@ def test_pins_are_given_back() -> None:
     ctl = control(lambda a, b: None, max_threads=8, machine=machine, budget=budget)
     ktask.run_numa([Node(0, 50, 0), Node(100, 50, 1)], ctl)
     for nid in TWO_NODES:
-        assert [budget.pin(nid) for _ in range(3)] == [True, True, False]
+        assert pins(budget, [nid] * 3) == [True, True, False]
+
+
+def pins(budget: HelperBudget, nids: Iterable[int]) -> list[bool]:
+    """Is each of so many new helpers pinned to its node?"""
+    granted = []
+    for nid in nids:
+        helper = object()
+        budget.hire(helper)
+        granted.append(budget.pin(helper, nid))
+    return granted
+
+
+def test_a_helper_is_pinned_to_one_node_at_a_time() -> None:
+    budget = HelperBudget(FakeMachine(cpus=8, nodes=TWO_NODES), 50)
+    one, two, three = object(), object(), object()
+    assert [budget.hire(helper) for helper in (one, two, three, one)] == [True] * 4, "whoever is hired stays it"
+    assert [budget.pin(helper, 0) for helper in (one, two, three)] == [True, True, False]
+    assert budget.pin(one, 1)
+    assert budget.pin(three, 0), "the first one has gone"
+    assert not budget.pin(two, NO_NODE)
+    for _ in range(2):
+        budget.dismiss(one)
+        budget.dismiss(three)
+    assert pins(budget, [0, 1, 0]) == [True, True, True]
+    assert not budget.hire(object()), "and no more than there were"
 
 
 def test_place_on_node_stays_within_what_is_allowed() -> None:
@@ -187,10 +215,10 @@ def test_of_a_node_only_the_cpus_that_the_caller_may_use_count() -> None:
 
     class Machine(FakeMachine):
         def placement(self) -> Placement:
-            return Placement(frozenset({0, *range(64, 74)}), (0, frozenset()))
+            return Placement(frozenset({0, *range(64, 74), *range(200, 209)}), (0, frozenset()))
 
-    budget = HelperBudget(Machine(cpus=11, nodes={0: frozenset(range(64)), 1: frozenset(range(64, 128))}))
-    assert [budget.pin(0), *(budget.pin(1) for _ in range(9))] == [False, *[True] * 8, False]
+    budget = HelperBudget(Machine(cpus=20, nodes={0: frozenset(range(64)), 1: frozenset(range(64, 128))}))
+    assert pins(budget, [0, *[1] * 9]) == [False, *[True] * 8, False]
     with pytest.raises(ValueError, match="cpu_percent"):
         HelperBudget(Machine(), 101)
 
