@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
-from ktaskfs.operations.parameters import format_parameters
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 
@@ -82,7 +81,6 @@ async def command(service: TaskService, task: Task, writer: Writer, text: str) -
 
 
 async def _run_spec(service: TaskService, task: Task, writer: Writer, text: str) -> None:
-    before = task.operation, task.texts
     try:
         if task.state is not State.NEW:
             message = f"unknown verb {ascii(text)}; there are {', '.join(VERBS)}"
@@ -95,9 +93,4 @@ async def _run_spec(service: TaskService, task: Task, writer: Writer, text: str)
     except KtaskfsError:
         writer.close()
         raise
-    task.define(spec.operation, format_parameters(spec.parameters))
-    try:
-        await service.start(task, writer)
-    except KtaskfsError:
-        task.operation, task.texts = before
-        raise
+    await service.start(task, writer, spec)

@@ -71,6 +71,11 @@ SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
 SYNC_FILE_RANGE_WRITE: Final = 2
 SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
+_AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_STATX_BTIME_AT: Final = 80
+"""Where struct statx has the time of birth: seconds as s64, nanoseconds as u32 (linux/stat.h)."""
 _OPENAT2: Final = 437
 """The same on every machine, as all newer system calls."""
 _GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239}
@@ -102,6 +107,7 @@ _sync_file_range = _bind("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c
 _prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _capget = _bind("capget", _int, _ptr, _ptr)
 _capset = _bind("capset", _int, _ptr, _ptr)
+_statx = _bind("statx", _int, _int, ctypes.c_char_p, _int, ctypes.c_uint, _ptr)
 _fstatfs = _bind("fstatfs", _int, _int, _ptr)
 _syscall = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, _ulong)
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -193,6 +199,18 @@ def filesystem_magic(fd: int) -> int:
     _completed(_fstatfs, fd, buffer)
     magic: int = struct.unpack_from("=q", buffer)[0]
     return magic & 0xFFFFFFFF
+
+
+def birth_time(path: str) -> int:
+    """When the file was made, in nanoseconds, or 0 where its filesystem does not keep that (hugetlbfs). Raises OSError.
+
+    statx(2), STATX_BTIME.
+    """
+    status = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, status))
+    known, *_ = struct.unpack_from("=I", status)
+    seconds, nanoseconds = struct.unpack_from("=qI", status, _STATX_BTIME_AT)
+    return seconds * 10**9 + nanoseconds if known & _STATX_BTIME else 0
 
 
 def prctl(option: int, second: int = 0, third: int = 0) -> int:

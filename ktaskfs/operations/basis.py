@@ -1,16 +1,17 @@
 """What the rest of a task rests on: that the files are still those in which an earlier run did its part.
 
-In a file that is new, or was cut, that part is gone, and the rest alone would be taken for the whole.
+In a file that is new, or too short, that part is gone, and the rest alone would be taken for the whole.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import TargetError
+from ktaskfs.host import syscalls
 from ktaskfs.operations.parameters import PATH, RangeParameters, TaskParameters, parameters_of
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ NAME_MAX: Final = 64
 class Basis:
     """What a run found when it was ready to begin.
 
-    files: device and inode of each parameter that is a path.
-    size:  bytes of ``path`` that the range needs, as far as the file had them; 0 where units are not bytes.
+    files: device, inode and time of birth (ns, 0 where the filesystem keeps none) of each parameter that is a path.
+    end:   byte of ``path`` at which the range ends; 0 for an operation without a range.
+    size:  as many bytes of the range and what is before it as the file had.
     total: units to do.
     """
 
-    files: Mapping[str, tuple[int, int]]
+    files: Mapping[str, tuple[int, int, int]]
+    end: int
     size: int
     total: int
 
@@ -41,23 +44,33 @@ class Basis:
     def found(cls, parameters: TaskParameters, units: str, nodes: Sequence[Node]) -> Basis:
         """What is there now, for work that is to be done on ``nodes``. Raises TargetError."""
         files = {name: _look(path) for name, path in _paths(parameters)}
-        size = 0
-        if isinstance(parameters, RangeParameters) and units == "bytes":
-            size = min(files["path"].st_size, max((node.start + node.size for node in nodes), default=0))
-        identities = {name: (status.st_dev, status.st_ino) for name, status in files.items()}
-        return cls(identities, size, sum(node.size for node in nodes))
+        end = size = 0
+        if isinstance(parameters, RangeParameters):
+            size = files["path"][0]
+            if units == "bytes":
+                end = max((node.start + node.size for node in nodes), default=0)
+            else:
+                end = size if parameters.length is None else parameters.offset + parameters.length
+        identities = {name: identity for name, (_, identity) in files.items()}
+        return cls(identities, end, min(size, end), sum(node.size for node in nodes))
+
+    def settled(self, parameters: TaskParameters) -> TaskParameters:
+        """The parameters of a rest: a range that went to the end of the file still ends where the file did then."""
+        if isinstance(parameters, RangeParameters) and parameters.length is None and self.end > parameters.offset:
+            return replace(parameters, length=self.end - parameters.offset)
+        return parameters
 
     def require(self, parameters: TaskParameters) -> None:
-        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for one that was cut."""
+        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for one that is too short now."""
         for name, path in _paths(parameters):
-            status = _look(path)
-            if (status.st_dev, status.st_ino) != self.files.get(name):
+            size, identity = _look(path)
+            if identity != self.files.get(name):
                 raise TargetError(
                     f"{path} is not the file any more that the task began with: start it anew", errno=errno.ESTALE
                 )
-            if name == "path" and status.st_size < self.size:
+            if name == "path" and size < self.size:
                 raise TargetError(
-                    f"{path} was truncated to {status.st_size} bytes, and some of what was done is gone: "
+                    f"{path} was truncated to {size} bytes, and some of what was done is gone: "
                     "start the task anew",
                     errno=errno.ENXIO,
                 )
@@ -66,11 +79,14 @@ class Basis:
     def from_fields(cls, fields: Any) -> Basis:
         """The inverse of ``dataclasses.asdict``, through JSON or not; raises ValueError for anything else."""
         try:
-            files = {str(name): (_number(device), _number(inode)) for name, (device, inode) in fields["files"].items()}
-            basis = cls(files, _number(fields["size"]), _number(fields["total"]))
+            files = {
+                str(name): (_number(device), _number(inode), _number(born))
+                for name, (device, inode, born) in fields["files"].items()
+            }
+            basis = cls(files, *(_number(fields[name]) for name in ("end", "size", "total")))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError("not what a task rests on") from error
-        if len(fields) != 3 or len(files) > FILES_MAX or any(len(name) > NAME_MAX for name in files):
+        if len(fields) != 4 or len(files) > FILES_MAX or any(len(name) > NAME_MAX for name in files):
             raise ValueError("more than what a task rests on")
         return basis
 
@@ -87,8 +103,10 @@ def _paths(parameters: TaskParameters) -> Iterator[tuple[str, str]]:
             yield each.name, getattr(parameters, each.name)
 
 
-def _look(path: str) -> os.stat_result:
+def _look(path: str) -> tuple[int, tuple[int, int, int]]:
+    """Size and identity. Inode numbers of files that are gone are given to new ones (ext4, at once)."""
     try:
-        return os.stat(path)
+        status = os.stat(path)
+        return status.st_size, (status.st_dev, status.st_ino, syscalls.birth_time(path))
     except OSError as error:
         raise TargetError.from_os(error, f"look at {path}") from error

@@ -18,7 +18,7 @@ from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.page_sink import open_sink
 from ktaskfs.operations.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, RangeParameters, choice, parameter
 from ktaskfs.operations.room import require_pool, require_space
-from ktaskfs.operations.source import DIRECT_BLOCK, Source, require_source_range, source_length
+from ktaskfs.operations.source import DIRECT_BLOCK, Source, source_length
 from ktaskfs.operations.trouble import require_unsealed, truncated
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -76,7 +76,7 @@ class Copy(Operation[CopyParameters]):
         with contextlib.ExitStack() as stack:
             source = Source(kernel, parameters.source, direct=parameters.direct)
             stack.callback(source.close)
-            extent = _extent(parameters, source, remaining)
+            extent = _extent(parameters, source, rest=remaining is not None)
             if parameters.digest is not None:
                 digest_maker(parameters.digest)
             target = open_target(kernel, parameters.path, kinds=frozenset(Kind), create=parameters.mode)
@@ -93,12 +93,10 @@ class Copy(Operation[CopyParameters]):
         return Plan(nodes=nodes, control=control, abort=copier.abort, finish=copier.finish)
 
 
-def _extent(parameters: CopyParameters, source: Source, remaining: Sequence[Range] | None) -> Extent:
-    """The range of the target. Without a length that of a rest ends where the rest does: the source may have grown."""
-    if parameters.length is None and remaining:
-        end = max(each.end for each in remaining)
-        require_source_range(source, parameters.source_offset, end - parameters.offset)
-        return Extent(parameters.offset, end)
+def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Extent:
+    """The range of the target. Raises InvalidValue, for a ``rest`` TargetError, if the source is too short."""
+    if rest and source.file.size() < parameters.source_offset + (parameters.length or 0):
+        raise truncated(source.file)
     extent = Extent(parameters.offset, parameters.offset + source_length(source, parameters.source_offset, parameters))
     if extent.end > SIZE_MAX:
         raise InvalidValue("offset plus length is past the largest file offset, 2^63 - 1")

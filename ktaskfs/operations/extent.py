@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.ktask import NO_NODE, Node
 from ktaskfs.units import format_size
@@ -71,7 +72,7 @@ def make_nodes(
     """The work as the framework takes it: all of the extent, shared evenly over ``nodes``, or what ``remaining`` says.
 
     Shares are whole ``unit``s but for the last. Raises InvalidValue for a node that is not there or has no memory, and
-    for a remaining range outside of the extent.
+    TargetError (ENXIO) for a remaining range outside of the extent, which was larger in the earlier run.
     """
     known = {node.nid for node in read_nodes(kernel) if node.total} if nodes else set()
     for nid in nodes or ():
@@ -80,7 +81,11 @@ def make_nodes(
     if remaining is not None:
         for each in remaining:
             if not extent.start <= each.start <= each.end <= extent.end:
-                raise InvalidValue(f"{each.start} to {each.end} was left to do, which is outside of the range")
+                raise TargetError(
+                    f"{each.start} to {each.end} was left to do, and the range is {extent.start} to {extent.end} now: "
+                    "start the task anew",
+                    errno=errno.ENXIO,
+                )
         return tuple(Node(each.start, each.end - each.start, each.nid) for each in remaining)
     if not nodes:
         return (Node(extent.start, extent.size, NO_NODE),)

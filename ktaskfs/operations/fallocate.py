@@ -213,10 +213,14 @@ class _Filler:
                 self._survey.record(start, end)
             self._allocate(start, end)
         except OSError as error:
-            if self._survey is not None:
-                self._take_back(self._survey, start, end)  # the framework knows of finished chunks only
             end_then = self._growth.old_size if self._keep_size else self._extent.end
-            raise page_unavailable(self._target, error, end_then) from error
+            unavailable = page_unavailable(self._target, error, end_then)
+            if self._survey is not None:  # the framework knows of finished chunks only
+                try:
+                    self._take_back(self._survey, start, end)
+                except OSError as failure:
+                    unavailable.add_note(f"undo failed at {start}: {failure.strerror}")
+            raise unavailable from error
         with self._lock:
             self._kept += end - start
 

@@ -56,12 +56,13 @@ class Free(Operation[FreeParameters]):
         for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, EACCES if the caller
         may not remove a name from the file's directory.
         """
-        if parameters.unlink and (parameters.offset or parameters.length is not None or parameters.shrink):
+        length_given = parameters.length is not None and remaining is None  # of a rest it is known
+        if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
             raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
         target = open_target(kernel, parameters.path, kinds=MEMORY)
         name = None
         try:
-            extent = _extent(parameters, target)
+            extent = _extent(parameters, target, rest=remaining is not None)
             require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
             name = _Name(target) if parameters.unlink else None
@@ -74,8 +75,11 @@ class Free(Operation[FreeParameters]):
         return Plan(nodes=nodes, control=control, abort=freer.close, finish=freer.finish)
 
 
-def _extent(parameters: FreeParameters, target: Target) -> Extent:
-    """The range in whole pages: one that ends with the file has the rest of its last page too."""
+def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> Extent:
+    """The range in whole pages: one that ends with the file has the rest of its last page too.
+
+    Raises InvalidValue; TargetError (EBUSY) if what ``shrink=1`` would cut off came after an earlier run.
+    """
     size = target.size()
     end = size if parameters.length is None else parameters.offset + parameters.length
     if end <= parameters.offset and not parameters.unlink:
@@ -83,12 +87,19 @@ def _extent(parameters: FreeParameters, target: Target) -> Extent:
             f"there is nothing to do: {target.path} has {size} bytes and the range begins at {parameters.offset}"
         )
     if parameters.shrink and end < size:
+        if rest:
+            raise _extended(target, size)
         raise InvalidValue(f"shrink=1: the range ends at {end}, before the end of {target.path}: it has {size} bytes")
     if end == size:
         end = -(-end // target.page_size) * target.page_size
     extent = Extent(parameters.offset, end)
     require_whole_pages(extent, target.page_size, target.path)
     return extent
+
+
+def _extended(target: Target, size: int) -> TargetError:
+    """What is new may be somebody's data."""
+    return TargetError(f"{target.path} was extended to {size} bytes meanwhile", errno=errno.EBUSY)
 
 
 class _Name:
@@ -171,7 +182,7 @@ class _Freer:
     def _truncate(self) -> None:
         size = self._target.size()
         if size > self._extent.end:
-            raise TargetError(f"{self._target.path} was extended to {size} bytes meanwhile", errno=errno.EBUSY)
+            raise _extended(self._target, size)
         if size > self._extent.start:
             try:
                 os.ftruncate(self._target.fd, self._extent.start)

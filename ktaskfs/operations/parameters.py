@@ -152,7 +152,7 @@ class TaskParameters:
     nodes: tuple[int, ...] | None = parameter(NODES, "NUMA nodes to use (default: any)", default=None)
     chunk: int | None = parameter(LENGTH, "least chunk size (default: the operation's own)", default=None)
     rate_max: int | None = parameter(RATE, "units a second at most, over all threads", default=None)
-    undo: bool = parameter(FLAG, "take back what was done if the task fails or is cancelled", default=False)
+    undo: bool = parameter(FLAG, "take back what this run did if it fails or is cancelled", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,8 +101,11 @@ def _open_process(record: Record) -> int | None:
         return None
     try:
         pidfd = os.pidfd_open(record.pid)
-    except ProcessLookupError:
-        return None
+    except OSError as error:
+        # Nobody has the number; or a thread has it, which Linux says with EINVAL, and since 6.9 with ENOENT.
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
     if credentials.start_time(record.pid) != record.start_time:
         os.close(pidfd)
         return None

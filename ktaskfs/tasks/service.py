@@ -101,15 +101,22 @@ class TaskService:
         self._course.save(task)
         return task
 
-    async def start(self, task: Task, caller: Caller) -> None:
-        """Start a task that is new. Raises WrongState, InvalidValue, or the target's error; it is then still new."""
+    async def start(self, task: Task, caller: Caller, spec: Spec | None = None) -> None:
+        """Start a task that is new, to do what ``spec`` says, if any is given.
+
+        Raises WrongState, InvalidValue, or the target's error; the task is then as it was.
+        """
+        before = task.history
         try:
             task.require({State.NEW}, "start")
+            if spec is not None:
+                task.define(spec.operation, format_parameters(spec.parameters))
             task.parsed()
         except KtaskfsError:
+            task.history = before
             caller.close()
             raise
-        await self._start_again(task, caller, task.history)
+        await self._start_again(task, caller, before)
 
     async def resume(self, task: Task, caller: Caller) -> None:
         """Go on: a paused task at once, an ended one with a new worker that does the rest only. Raises WrongState."""
@@ -182,7 +189,6 @@ class TaskService:
         task.require_known()
         task.ask(replace(task.requests, rate=task.rate_limit()))
         self.table.rebalance()
-        self._course.save(task)
 
     def forget(self, task: Task) -> None:
         """Drop a task that is not at work, nor about to be. Raises WrongState."""

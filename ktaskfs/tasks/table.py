@@ -150,6 +150,8 @@ class TaskTable:
         return self.settings["nice"] if text is None else parse_int(text)
 
     def _threads_wanted(self, task: Task, cpus: int) -> int:
+        if task.state is State.PAUSED:  # the others may have its helpers meanwhile
+            return 1
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)
         return min(own, cpus, self.settings["max_threads"])

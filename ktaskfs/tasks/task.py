@@ -64,8 +64,10 @@ EMPTY: Final = Snapshot(
 
 @dataclass(frozen=True)
 class History:
-    """What earlier runs of a task came to."""
+    """What a task is to do, and what earlier runs of it came to."""
 
+    operation: Operation[Any] | None
+    texts: Mapping[str, str]
     base: int
     remaining: list[tuple[int, int, int]] | None
     basis: Basis | None
@@ -203,10 +205,20 @@ class Task:
     @property
     def history(self) -> History:
         """What it has come to until now; assigning an earlier one takes back a start that failed."""
-        return History(self.base, self.remaining, self.basis, self.planned, self.final, self.result)
+        return History(
+            self.operation,
+            dict(self.texts),
+            self.base,
+            self.remaining,
+            self.basis,
+            self.planned,
+            self.final,
+            self.result,
+        )
 
     @history.setter
     def history(self, history: History) -> None:
+        self.operation, self.texts = history.operation, dict(history.texts)
         self.base, self.remaining, self.basis = history.base, history.remaining, history.basis
         self.planned, self.final, self.result = history.planned, history.final, history.result
 

@@ -74,8 +74,8 @@ class Worker:
         try:
             become(Identity.from_fields(self._request.identity), self._root, self._cwd)
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
-            remaining = self._remaining()
-            basis = self._held(parameters, remaining)
+            remaining, basis = self._earlier(parameters)
+            parameters = parameters if basis is None else basis.settled(parameters)
             plan = self._operation.plan(self._kernel, parameters, remaining)
         except Exception as error:
             self._refuse(error)
@@ -116,19 +116,24 @@ class Worker:
         except ConnectionError:
             return False
 
-    def _remaining(self) -> list[Range] | None:
-        remaining = self._request.remaining
-        return None if remaining is None else [Range(*each) for each in remaining]
+    def _earlier(self, parameters: TaskParameters) -> tuple[list[Range] | None, Basis | None]:
+        """What an earlier run left to do, and rested on. Raises TargetError if what it has done is no longer there.
 
-    def _held(self, parameters: TaskParameters, remaining: Sequence[Range] | None) -> Basis | None:
-        """What an earlier run rested on, if any of its work counts; raises TargetError if that is no longer there."""
-        if remaining is None or self._request.basis is None:
-            return None
+        Where nothing was done yet there is nothing to lose: the task then begins anew.
+        """
+        if self._request.remaining is None:
+            return None, None
+        remaining = [Range(*each) for each in self._request.remaining]
+        if self._request.basis is None:
+            return remaining, None
         basis = Basis.from_fields(self._request.basis)
-        if sum(each.end - each.start for each in remaining) >= basis.total:
-            return None
-        basis.require(parameters)
-        return basis
+        try:
+            basis.require(parameters)
+        except TargetError:
+            if sum(each.end - each.start for each in remaining) < basis.total:
+                raise
+            return None, None
+        return remaining, basis
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""
@@ -216,10 +221,11 @@ def _ordinal(position: Any) -> int:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """The errno and the sentence of whatever a chunk raised; the unforeseen goes to the log with its traceback."""
+    """The errno, and the sentence with its notes, of whatever a chunk raised; the unforeseen goes to the log too."""
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, KtaskfsError):
-        return error.errno, error.message
+        return error.errno, error.message + notes
     if isinstance(error, OSError) and error.errno:
-        return error.errno, os.strerror(error.errno)
+        return error.errno, os.strerror(error.errno) + notes
     traceback.print_exception(error, file=sys.stderr)
-    return errno.EIO, f"unforeseen {type(error).__name__}: {error}"
+    return errno.EIO, f"unforeseen {type(error).__name__}: {error}{notes}"

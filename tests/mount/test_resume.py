@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
 
 SIZE = 64 << 20
+F_SEAL_FUTURE_WRITE = 0x10
 
 
 @pytest.fixture
@@ -74,6 +76,45 @@ def test_a_file_that_was_cut(mounted: Mount, tmpfs: Path, source: Path, operatio
     assert path.stat().st_size == 1 << 20
 
 
+def test_a_source_that_was_cut(mounted: Mount, tmpfs: Path, source: Path) -> None:
+    cancelled(mounted, f"copy source={source} path={tmpfs}/file")
+    os.truncate(source, SIZE - 1)
+    number, words = resume(mounted)
+    assert (number, "truncated" in words) == ("ENXIO", True)
+
+
+def test_what_came_behind_the_range_of_free_is_kept(mounted: Mount, source: Path) -> None:
+    cancelled(mounted, f"free path={source} shrink=1")
+    with source.open("ab") as file:
+        file.write(b"precious")
+    number, words = resume(mounted)
+    assert (number, "was extended" in words) == ("EBUSY", True)
+    assert source.read_bytes().endswith(b"precious")
+    os.truncate(source, SIZE)
+    assert resume(mounted) == (None, "ok\n")
+    finish(mounted, "t")
+    assert source.stat().st_size == 0
+
+
+def test_a_file_that_is_freed_and_removed(mounted: Mount, source: Path) -> None:
+    cancelled(mounted, f"free path={source} unlink=1")
+    assert resume(mounted) == (None, "ok\n")
+    finish(mounted, "t")
+    assert not source.exists()
+
+
+def test_only_the_first_range_is_allocated(mounted: Mount, tmpfs: Path) -> None:
+    """Whoever makes the file longer meanwhile gets no pages that nobody asked for."""
+    path = tmpfs / "file"
+    path.touch()
+    os.truncate(path, SIZE)
+    cancelled(mounted, f"fallocate path={path}")
+    os.truncate(path, 4 * SIZE)
+    assert resume(mounted) == (None, "ok\n")
+    finish(mounted, "t")
+    assert (path.stat().st_size, path.stat().st_blocks * 512) == (4 * SIZE, SIZE)
+
+
 def test_a_source_that_has_grown(mounted: Mount, tmpfs: Path, source: Path) -> None:
     cancelled(mounted, f"copy source={source} path={tmpfs}/file")
     with source.open("ab") as file:
@@ -82,3 +123,20 @@ def test_a_source_that_has_grown(mounted: Mount, tmpfs: Path, source: Path) -> N
     finish(mounted, "t")
     assert (tmpfs / "file").stat().st_size == SIZE
     assert run("cmp", "-n", str(SIZE), str(source), str(tmpfs / "file")).status == 0
+
+
+def test_an_undo_that_fails_is_told(mounted: Mount) -> None:
+    """Beside the reason for which it was needed."""
+    fd = os.memfd_create("target", os.MFD_ALLOW_SEALING)
+    try:
+        start(mounted, f"fallocate path=/proc/{os.getpid()}/fd/{fd} length=64M undo=1 rate_max=16M chunk=2M name=t")
+        until(lambda: not mounted.read("tasks/t/progress").startswith("0 "), "something is done")
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+        os.truncate(fd, 2 << 20)
+        finish(mounted, "t", "failed")
+        error = mounted.read("tasks/t/error")
+        assert error.startswith("ENXIO")
+        assert "truncated" in error
+        assert "undo failed" in error
+    finally:
+        os.close(fd)

@@ -7,12 +7,15 @@ import errno
 import json
 import logging
 import os
+import queue
 import select
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host import credentials
 from ktaskfs.tasks import recruit as recruit_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State, Task
@@ -134,6 +137,27 @@ async def test_a_pid_that_is_anothers_now_is_left_alone(
         assert (task.state, task.worker) == (State.INTERRUPTED, None)
         assert task.done(task.snapshot()) == 4096
     assert open_files() == before
+
+
+async def test_a_pid_that_is_a_threads_now_is_left_alone(statedir: Path, memory: Path) -> None:
+    """Linux has no descriptor for that, and says so in other words than for a number that nobody has."""
+    await leave_paused(statedir, memory)
+    over, tids = threading.Event(), queue.Queue[int]()
+
+    def other() -> None:
+        tids.put(threading.get_native_id())
+        over.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        tid = tids.get()
+        change_record(statedir, 1, pid=tid, start_time=credentials.start_time(tid))
+        async with open_house(statedir) as house:
+            assert adopted(house, "t").state is State.INTERRUPTED
+    finally:
+        over.set()
+        thread.join()
 
 
 async def test_a_task_whose_page_is_gone_is_interrupted(statedir: Path, memory: Path) -> None:

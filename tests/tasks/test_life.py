@@ -14,8 +14,9 @@ import trio
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
 from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State, Task
-from tests.tasks.house import House, ended, me, open_files, until
+from tests.tasks.house import OPERATIONS, House, ended, me, open_files, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +148,23 @@ async def test_a_resume_that_is_refused_changes_nothing(house: House, memory: Pa
     await until(lambda: open_files() == before, "all descriptors are closed")
 
 
+async def test_a_start_that_is_refused_changes_nothing(house: House, memory: Path) -> None:
+    """Neither in memory nor in the record, from which a later daemon makes the task."""
+    task = house.service.create_empty("t", os.geteuid(), os.getegid())
+    before = task.history, house.record(task)
+    for line in (f"clear path={memory}/none offset=4096", "clear path=none chunk=8192"):
+        with pytest.raises(KtaskfsError):
+            await house.service.start(task, me(), parse_spec(line, OPERATIONS))
+        assert (task.state, task.history, house.record(task)) == (State.NEW, *before)
+    task.define(OPERATIONS["clear"], {"path": "none"})
+    house.service.save(task)
+    before = task.history, house.record(task)
+    with pytest.raises(TargetError, match="No such file"):
+        await house.service.start(task, me())
+    assert (task.state, task.history, house.record(task)) == (State.NEW, *before)
+    assert task.texts == {"path": "none"}, "as it was written"
+
+
 def make_file(path: Path) -> Path:
     path.write_bytes(b"x" * SIZE * 8)
     return path
@@ -159,7 +177,6 @@ async def test_live_limits_reach_the_worker(house: House, memory: Path) -> None:
     task.texts["nice"] = "5"
     house.service.set_live(task)
     assert task.requests.nice == 5
-    assert house.record(task)["parameters"]["nice"] == "5"
 
 
 async def test_finished_tasks_beyond_the_limit_go_at_once(house: House, memory: Path) -> None:

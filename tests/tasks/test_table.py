@@ -202,6 +202,19 @@ def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_chan
     assert first.requests.nice == 2
 
 
+def test_a_paused_task_leaves_its_helpers_to_others() -> None:
+    table = make_table(cpu_percent=100, max_threads=1000)
+    first, second = add(table, "a"), add(table, "b")
+    table.move(first, State.RUNNING)
+    alone = first.requests.threads
+    table.move(first, State.PAUSED)
+    table.move(second, State.RUNNING)
+    assert (first.requests.threads, second.requests.threads) == (1, alone)
+    table.move(second, State.DONE)
+    table.move(first, State.RUNNING)
+    assert first.requests.threads == alone > 1
+
+
 @pytest.mark.parametrize("text", ["1", "max", "2147483647"])
 def test_a_tasks_own_limit_of_threads_counts(text: str) -> None:
     table = make_table(cpu_percent=100, max_threads=1000)
