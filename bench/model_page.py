@@ -192,8 +192,8 @@ five.
 {checks(report)}
 
 {_agreement(report)} On these two CPUs, with
-other work beside, a thread that waits for the GIL may as well wait for a CPU. [The
-simulation](ktask-simulation.md) of load balancing has 0.977 to 0.993 for 1 to 256 threads with chunks of 20 ms.
+other work beside, a thread that waits for the GIL may as well wait for a CPU. [The simulation](ktask-simulation.md)
+of load balancing has what was measured with up to 512 threads that sleep.
 """
 
 

@@ -24,7 +24,11 @@ inside() { # as PID 1 of the new namespaces, in $cgroup already
     cp -a "$layer/." "$dir/system/upper/"
     mount -t overlay -o "lowerdir=/,upperdir=$dir/system/upper,workdir=$dir/system/work" none "$root"
     mount -t proc proc "$root/proc"
-    mount -t sysfs -o ro sysfs "$root/sys"
+    mount -t sysfs sysfs "$root/sys" # all of it is the real kernel's; only the pools may be set
+    for pools in kernel/mm/hugepages devices/system/node; do
+        mount --bind "$root/sys/$pools" "$root/sys/$pools"
+    done
+    mount -o remount,bind,ro "$root/sys"
     mount -t cgroup2 -o nosuid,nodev,noexec none "$root/sys/fs/cgroup"
     mount -t tmpfs -o mode=755,nosuid none "$root/dev"
     for device in null zero full random urandom tty fuse autofs; do

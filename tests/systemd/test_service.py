@@ -164,6 +164,9 @@ def test_the_daemon_that_may_not_mount(machine: Machine) -> None:
     before = machine.show(CONFINED, "MainPID")
     capabilities = int(machine.sh(f"sed -n 's/CapEff:\t//p' /proc/{before}/status").out, 16)
     assert capabilities >> 21 & 1 == 0  # CAP_SYS_ADMIN
+    pools = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    reserve = f'echo "reserve size=2M pages=$(cat {pools}) name=same" > /run/ktaskfs/tasks/control'
+    assert machine.sh(f"{reserve} && tail -n 1 /run/ktaskfs/tasks/same/wait") == Outcome(0, "done\n", "")
     assert machine.run("kill", "-9", before).status == 0
     until(lambda: machine.show(CONFINED, "MainPID") not in (before, "0"), "another daemon")
     until(lambda: machine.show(CONFINED, "ActiveState") == "active", "a daemon that is ready")
