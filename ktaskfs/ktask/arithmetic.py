@@ -54,9 +54,9 @@ def chunk_size(
     One thread gets the whole task as one chunk, unless ``max_chunk_size`` (ours) forbids it. ``max_chunk_size`` must
     be at least ``batch_size(min_chunk_size, align)``.
     """
-    chunk = size if threads == 1 else _whole_batches((size // threads) >> load_bal_shift, min_chunk_size, align)
+    chunk = size if threads == 1 else whole_batches((size // threads) >> load_bal_shift, min_chunk_size, align)
     if max_chunk_size is not None and chunk > max_chunk_size:
-        chunk = _whole_batches(max_chunk_size, min_chunk_size, align)
+        chunk = whole_batches(max_chunk_size, min_chunk_size, align)
     return chunk
 
 
@@ -69,10 +69,10 @@ def tail_chunk_size(left: int, chunk: int, min_chunk_size: int, threads: int, *,
     share = left // (threads * _TAIL_SHARE)
     if threads == 1 or share >= chunk:
         return chunk
-    return min(chunk, _whole_batches(share, min_chunk_size, align))
+    return min(chunk, whole_batches(share, min_chunk_size, align))
 
 
-def _whole_batches(units: int, min_chunk_size: int, align: int) -> int:
+def whole_batches(units: int, min_chunk_size: int, align: int) -> int:
     """``units`` rounded down to whole batches, at least one."""
     batch = batch_size(min_chunk_size, align)
     return max(units // batch, 1) * batch

@@ -26,20 +26,18 @@ class HelperBudget:
         self._lock = Lock()  # guards the fields below
         self._hired: dict[object, int] = {}  # each helper, and the node that it is pinned to
         self._limit_on: dict[int, int] = {}
-        self._pinned: dict[int, set[object]] = {}
 
     def hire(self, helper: object) -> bool:
         """Count one more, which may be any object, unless they are enough; False: it must not run."""
         with self._lock:
-            granted = len(self._hired) < self._limit
+            granted = helper in self._hired or len(self._hired) < self._limit
             if granted:
-                self._hired[helper] = NO_NODE
+                self._hired.setdefault(helper, NO_NODE)
             return granted
 
     def dismiss(self, helper: object) -> None:
         """One helper less, and no pin of it; nothing if it was not hired."""
         with self._lock:
-            self._unpin(helper)
             self._hired.pop(helper, None)
 
     def pin(self, helper: object, nid: int) -> bool:
@@ -48,22 +46,13 @@ class HelperBudget:
         If so it counts there until it is pinned elsewhere or dismissed; if not, as always for NO_NODE, it is nowhere.
         """
         with self._lock:
-            self._unpin(helper)
+            self._hired[helper] = NO_NODE
             if nid == NO_NODE:
                 return False
-            if nid not in self._pinned:
+            if nid not in self._limit_on:
                 cpus = self._machine.node_cpus(nid) & self._allowed
                 self._limit_on[nid] = helper_limit(len(cpus), self._cpu_percent)
-                self._pinned[nid] = set()
-            granted = len(self._pinned[nid]) < self._limit_on[nid]
+            granted = list(self._hired.values()).count(nid) < self._limit_on[nid]
             if granted:
-                self._pinned[nid].add(helper)
                 self._hired[helper] = nid
             return granted
-
-    def _unpin(self, helper: object) -> None:
-        """The lock is held."""
-        nid = self._hired.get(helper, NO_NODE)
-        if nid != NO_NODE:
-            self._pinned[nid].discard(helper)
-            self._hired[helper] = NO_NODE

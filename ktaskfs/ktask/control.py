@@ -68,7 +68,8 @@ class Control:
     thread_func: Callable[[Any, Any], object]
     """Does the chunk from one position up to another, without any lock of ours; raises if it cannot."""
     min_chunk_size: int = field(kw_only=True)
-    """The least work that is worth a call, at least 1; chunks are multiples of it (kc_min_chunk_size)."""
+    """The least work that is worth a call, at least 1 (kc_min_chunk_size); chunks are multiples of it, rounded up to
+    ``align``."""
     max_chunk_size: int | None = field(default=None, kw_only=True)
     """The most work in one chunk. Ours: without it a single thread gets a whole node at once, as in the kernel."""
     max_threads: int = field(default=0, kw_only=True)

@@ -37,14 +37,18 @@ class Ending:
 
     def reach(self, raised: BaseException | None) -> None:
         """Return when all is as it must be; ``raised`` is what ended the first thread's work, if anything did."""
-        for _ in range(ROUNDS):
+        rounds = 0
+        while rounds < ROUNDS:
+            rounds += 1
             try:
                 if raised is not None:
                     if not isinstance(raised, Exception):
                         self._interrupt = self._interrupt or raised
                     self._scheduler.fail(self._scheduler.first, raised)
                     raised = None
+                rounds -= 1  # as long as helpers are at work, no number of interrupts ends the waiting
                 self._scheduler.drain(self._nice)
+                rounds += 1
                 if self._base is not None:
                     self._ctl.machine.place(self._base)
                 self._take_back()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import _thread
-from threading import get_native_id
+from operator import index
+from threading import Lock, get_native_id
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask.control import Control, Node, checked_rate
@@ -30,6 +31,7 @@ class Job:
         self._nodes = tuple(nodes) or (Node(None, 0),)  # nothing to do is one range of nothing
         self._ctl = ctl
         self._scheduler = Scheduler(self._nodes, ctl)
+        self._claimed = Lock()
 
     def run(self) -> Outcome:
         """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
@@ -43,7 +45,8 @@ class Job:
         nice = machine.nice()
         base = machine.placement() if any(node.nid != NO_NODE for node in self._nodes) else None
         ending = Ending(self._scheduler, self._ctl, base, nice)
-        self._scheduler.claim()
+        if not self._claimed.acquire(blocking=False):
+            raise RuntimeError("a job runs once")
         try:
             raised = None
             try:
@@ -73,11 +76,17 @@ class Job:
     def set_max_threads(self, most: int) -> None:
         """Use up to ``most`` threads, within what the CPUs and the size of the task allow; 0: the default.
 
-        Threads that are too many end after their chunk; missing ones start at once. Raises ValueError below 0.
+        Threads that are too many end after their chunk; missing ones start at once, as children of the calling thread,
+        with its affinity and memory policy where the task's nodes name no NUMA node. Raises ValueError below 0.
         """
+        most = index(most)
         if most < 0:
             raise ValueError(f"max_threads is {most}")
-        self._start(self._scheduler.hire(most))
+        try:
+            self._start(self._scheduler.hire(most))
+        except BaseException:  # what a signal's handler raises
+            self._scheduler.give_up()
+            raise
 
     def set_rate(self, rate: float | None) -> None:
         """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError as Control."""
@@ -85,6 +94,7 @@ class Job:
 
     def set_nice(self, nice: int) -> None:
         """Give all helpers, now and later, this nice value, -20 to 19 (else ValueError), where that is permitted."""
+        nice = index(nice)
         if not -20 <= nice <= 19:
             raise ValueError(f"nice is {nice}")
         self._scheduler.set_nice(nice)
@@ -105,8 +115,7 @@ class Job:
             try:
                 _thread.start_new_thread(self._help, (worker,))
             except (RuntimeError, MemoryError):
-                for missing in workers[number:]:
-                    self._scheduler.give_up(missing)
+                self._scheduler.give_up(workers[number:])
                 break
 
     def _help(self, worker: Worker) -> None:

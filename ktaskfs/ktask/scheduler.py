@@ -5,19 +5,19 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.ktask.arithmetic import batch_size, chunk_size, nthreads, tail_chunk_size
-from ktaskfs.ktask.budget import HelperBudget
-from ktaskfs.ktask.machine import NO_NODE, Placement, place_on_node
+from ktaskfs.ktask.arithmetic import chunk_size, nthreads, tail_chunk_size, whole_batches
+from ktaskfs.ktask.crew import Crew
+from ktaskfs.ktask.machine import Placement, place_on_node
 from ktaskfs.ktask.outcome import Outcome, ThreadShare
 from ktaskfs.ktask.ranges import Span
 from ktaskfs.ktask.throttle import TokenBucket
 from ktaskfs.ktask.work import Work
-from ktaskfs.ktask.worker import FIRST_SLOT, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.ktask.control import Control, Node
+    from ktaskfs.ktask.worker import Worker
 
 
 _TOGETHER_NS: Final = 10_000_000
@@ -36,20 +36,12 @@ class Scheduler:
         self._clock = ctl.clock
         self._monitor = ctl.monitor
         self._machine = ctl.machine
-        self._batch = batch_size(ctl.min_chunk_size, ctl.align)
 
-        self._lock = Lock()  # guards every field below, and those of Work, Range and Worker
+        self._lock = Lock()  # guards every field below, and those of Work, Range, Crew and Worker
         self._work = Work(nodes, self._machine.node_cpus)
-        self._budget = ctl.budget or HelperBudget(ctl.machine, 0)  # the task's own is made when it begins
+        self._crew = Crew(ctl, len(nodes))
+        self.first = self._crew.first
         self._cpus = 1
-        self.first = Worker(FIRST_SLOT, 0, None)
-        """The calling thread's, which takes part from ``begin_task`` on."""
-        self.first.live = False
-        self._workers = [self.first]  # by slot, the latest of each
-        self._claimed = False
-        self._live = 0  # workers that have not left
-        self._begun = 0  # those of them whose thread has begun
-        self._most = 0
         self._base: Placement | None = None
         self._keeper: Worker | None = None  # of those that the rate holds back, the one that waits for its time
         self._began_ns: int | None = None
@@ -58,11 +50,10 @@ class Scheduler:
         self._paused = False
         self._error: tuple[BaseException, Any] | None = None
         self._units_undone: int | None = None
-        self._nice = ctl.nice
-        self._raised: Worker | None = None  # the helper that the first thread, which waits for it, has raised
         self._bucket = TokenBucket()
         self._bucket.set_rate(ctl.rate, self._clock.monotonic_ns())
         self._max_threads = ctl.max_threads
+        self._wanted = 1  # threads, if they can be had
         self._sharers = 1  # threads that share the work; helpers beyond them end
         self._chunk = self._work.size
 
@@ -72,7 +63,7 @@ class Scheduler:
         with self._lock:
             if self._ended_ns is None:
                 self._cancelled = True
-                self._wake_all()
+                self._crew.wake_all()
 
     def pause(self) -> None:
         with self._lock:
@@ -81,41 +72,27 @@ class Scheduler:
     def resume(self) -> None:
         with self._lock:
             self._paused = False
-            self._wake_all()
+            self._crew.wake_all()
 
     def set_rate(self, rate: float | None) -> None:
         with self._lock:
             self._bucket.set_rate(rate, self._clock.monotonic_ns())
-            self._wake_all()
+            self._crew.wake_all()
 
     def set_nice(self, nice: int) -> None:
         with self._lock:
-            self._nice = nice
-            for worker in self._workers:
-                if worker.live and worker.tid and not worker.is_first:
-                    self._machine.set_nice(worker.tid, nice)
-            self._raised = None
-            self.first.wake()
+            self._crew.set_nice(nice)
 
     # The life of a thread.
-
-    def claim(self) -> None:
-        """The calling thread is to be the first. Raises RuntimeError if the task has been run before."""
-        with self._lock:
-            if self._claimed:
-                raise RuntimeError("a job runs once")
-            self._claimed = True
 
     def begin_task(self, tid: int, base: Placement | None) -> None:
         """The first thread takes part; ``base`` is where threads may be, None: they are not to be moved."""
         with self._lock:
             self._base = base
             self._cpus = max(self._machine.cpus(), 1)
-            self._budget = self._ctl.budget or HelperBudget(self._machine, self._ctl.cpu_percent)
-            self._began_ns = self._clock.monotonic_ns()
-            self.first.live = True
-            self._live = 1
-            self._begin(self.first, tid)
+            began_ns = self._clock.monotonic_ns()
+            self._crew.begin_first(tid, self._nid(self.first))
+            self._began_ns = began_ns
 
     def hire(self, max_threads: int | None = None) -> list[Worker]:
         """The helpers that are to be started now; each must ``begin`` or be given up.
@@ -127,30 +104,20 @@ class Scheduler:
                 self._max_threads = max_threads
             if self._began_ns is None or self._over():
                 return []
-            ctl = self._ctl
-            size = self._work.size
-            wanted = nthreads(size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
+            ctl, size = self._ctl, self._work.size
+            self._wanted = nthreads(size, ctl.min_chunk_size, self._cpus, self._max_threads, align=ctl.align)
             helpers = []
-            while self._live < wanted and (helper := self._hire()) is not None:
+            while self._crew.live < self._wanted and (helper := self._crew.hire()) is not None:
                 helpers.append(helper)
-            self._sharers = min(self._live, wanted)
-            self._chunk = chunk_size(
-                size,
-                ctl.min_chunk_size,
-                self._sharers,
-                max_chunk_size=ctl.max_chunk_size,
-                align=ctl.align,
-                load_bal_shift=ctl.load_bal_shift,
-            )
-            self._wake_all()
+            self._share()
+            self._crew.wake_all()
             return helpers
 
     def begin(self, worker: Worker, tid: int) -> bool:
         """A helper thread has started; False: it came too late and must end, touching nothing."""
         with self._lock:
             if worker.live:
-                self._machine.set_nice(tid, self._nice)
-                self._begin(worker, tid)
+                self._crew.begin_helper(worker, tid, self._nid(worker))
             return worker.live
 
     def await_helpers(self) -> None:
@@ -162,14 +129,18 @@ class Scheduler:
         end = self._clock.monotonic_ns() + _TOGETHER_NS
         while (left := end - self._clock.monotonic_ns()) > 0:
             with self._lock:
-                if self._begun >= self._live or self._over():
+                if self._crew.begun >= self._crew.live:
                     break
             self._clock.wait(self.first.gate, left / 1e9)
 
-    def give_up(self, worker: Worker) -> None:
-        """The thread for ``worker`` could not be started."""
+    def give_up(self, workers: Sequence[Worker] | None = None) -> None:
+        """Do without those of ``workers`` (None: of all) whose threads have not begun; one that comes late must end."""
         with self._lock:
-            self._leave(worker)
+            for worker in self._crew.missing():
+                if workers is None or worker in workers:
+                    self._leave(worker)
+            if not self._over():
+                self._share()
 
     def take(self, worker: Worker) -> Span | None:
         """Its last chunk is done; the next one, once one may start. None: it must end."""
@@ -177,7 +148,7 @@ class Scheduler:
             with self._lock:
                 if worker.chunk is not None:
                     self._count(worker, worker.chunk)
-                if self._over() or (self._live > self._sharers and not worker.is_first):
+                if self._over() or (self._crew.live > self._sharers and not worker.is_first):
                     self._leave(worker)
                     return None
                 seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.limited else 0.0
@@ -205,7 +176,7 @@ class Scheduler:
             if self._error is None:
                 self._error = error, (chunk.first if chunk else self._work.ranges[worker.index].handed_out.last)
             try:
-                self._wake_all()
+                self._crew.wake_all()
                 if chunk is not None:
                     self._monitor.chunk_failed(worker.slot, worker.index, chunk.start, chunk.end)
             finally:
@@ -216,20 +187,15 @@ class Scheduler:
 
         For the first thread, when nothing is left to hand out. Helpers that have not begun yet need not.
         """
-        with self._lock:
-            for worker in self._workers:
-                if worker.live and not worker.tid:
-                    self._leave(worker)
+        self.give_up()
         while True:
             with self._lock:
-                helper = next((worker for worker in self._workers if worker.live), None)
+                helper = self._crew.helper()
                 if helper is None:
                     if self._ended_ns is None:
                         self._ended_ns = self._clock.monotonic_ns()
                     return
-                if nice < self._nice and helper is not self._raised:
-                    self._machine.set_nice(helper.tid, nice)
-                    self._raised = helper
+                self._crew.raise_to(helper, nice)
             self._clock.wait(self.first.gate, None)
 
     # What is known of the task.
@@ -256,12 +222,12 @@ class Scheduler:
                 units_done=sum(share.units for share in per_node),
                 units_undone=self._units_undone or 0,
                 chunks=sum(share.chunks for share in per_node),
-                threads=self._most,
+                threads=self._crew.most,
                 seconds=0.0 if self._began_ns is None else (now - self._began_ns) / 1e9,
                 cancelled=self._cancelled and self._work.left > 0,
                 per_thread=tuple(
                     ThreadShare(worker.slot, worker.chunks, worker.units, worker.busy_ns / 1e9)
-                    for worker in self._workers
+                    for worker in self._crew.workers
                     if worker.tid or worker.chunks
                 ),
                 per_node=tuple(per_node),
@@ -273,9 +239,23 @@ class Scheduler:
     def _over(self) -> bool:
         return self._cancelled or self._error is not None or self._work.left == 0
 
-    def _wake_all(self) -> None:
-        for worker in self._workers:
-            worker.wake()
+    def _nid(self, worker: Worker) -> int:
+        return self._work.ranges[worker.index].node.nid
+
+    def _share(self) -> None:
+        """The chunk size for the threads that there are."""
+        ctl = self._ctl
+        self._sharers = min(self._crew.live, self._wanted)
+        # One thread gets all at once, as in the kernel; but not the one that others have left: controls must reach it.
+        threads = self._sharers if self._crew.most <= 1 else max(self._sharers, 2)
+        self._chunk = chunk_size(
+            self._work.size,
+            ctl.min_chunk_size,
+            threads,
+            max_chunk_size=ctl.max_chunk_size,
+            align=ctl.align,
+            load_bal_shift=ctl.load_bal_shift,
+        )
 
     def _hold_back(self, worker: Worker, seconds: float) -> float | None:
         """Say that a thread waits; returns for how long, None: until it is woken.
@@ -296,43 +276,13 @@ class Scheduler:
         """A thread does not wait any more."""
         worker.waits = ""
         if self._keeper is worker:
-            self._keeper = next((each for each in self._workers if each.waits == "throttled"), None)
+            self._keeper = next((each for each in self._crew.workers if each.waits == "throttled"), None)
             if self._keeper is not None:
                 self._keeper.wake()
 
-    def _hire(self) -> Worker | None:
-        before = next((w for w in self._workers if not w.live), None) if self._live < len(self._workers) else None
-        slot = before.slot if before else len(self._workers)
-        worker = Worker(slot, slot % len(self._work.ranges), before)
-        # It is one of ours before the budget is asked: after an interrupt in between it can still be dismissed.
-        self._workers[slot : slot + 1] = [worker]
-        self._live += 1
-        if not self._budget.hire(worker):
-            worker.live = False
-            self._live -= 1
-            return None
-        return worker
-
-    def _begin(self, worker: Worker, tid: int) -> None:
-        worker.tid = tid
-        self._begun += 1
-        self._most = max(self._most, self._begun)
-        self.first.wake()
-        self._monitor.thread_started(worker.slot, tid, self._work.ranges[worker.index].node.nid)
-
     def _leave(self, worker: Worker) -> None:
-        """The thread takes no further part. What comes before its mark can be done twice, after an interrupt."""
-        if not worker.live:
-            return
-        self.first.wake()
         self._go_on(worker)
-        if not worker.is_first:
-            self._budget.dismiss(worker)
-        if worker.tid:
-            self._monitor.thread_ended(worker.slot)
-        worker.live = False
-        self._live -= 1
-        self._begun -= worker.tid != 0
+        self._crew.leave(worker)
 
     def _count(self, worker: Worker, chunk: Span) -> None:
         worker.chunk = None
@@ -344,23 +294,18 @@ class Scheduler:
         work = self._work
         worker.index = work.choose(worker.index, self._ctl.pick)
         part = work.ranges[worker.index]
-        nid = part.node.nid
-        if nid != worker.pinned:
-            worker.pinned = nid if worker.is_first or self._budget.pin(worker, nid) else NO_NODE
+        if part.node.nid != worker.pinned:
+            self._crew.pin(worker, part.node.nid)
         size = min(self._next_size(), part.left)
         at = part.handed_out
         end = self._ctl.iter_func(at.last, size)
         chunk = Span(at.end, at.end + size, at.last, end)
-        # In this order, each with one store: an interrupt in between must not make a chunk look done.
-        worker.chunk = chunk
         self._monitor.chunk_assigned(worker.slot, worker.index, chunk.start, chunk.end)
-        work.advance(worker.index, size, end)
+        work.hand_out(worker, chunk)
         self._monitor.node_advanced(worker.index, chunk.end)
         self._bucket.spend(size)
         if worker.waits:
             self._go_on(worker)
-        if not work.left:
-            self._wake_all()
         return chunk
 
     def _next_size(self) -> int:
@@ -369,13 +314,13 @@ class Scheduler:
         if not ctl.fixed_chunks:
             chunk = tail_chunk_size(self._work.left, chunk, ctl.min_chunk_size, self._sharers, align=ctl.align)
         if self._bucket.limited:
-            chunk = max(self._bucket.chunk_limit(chunk) // self._batch, 1) * self._batch
+            chunk = whole_batches(self._bucket.chunk_limit(chunk), ctl.min_chunk_size, ctl.align)
         return chunk
 
     def _held(self) -> dict[int, list[Span]]:
         """The chunks that run or have failed, by the index of their range."""
         held: dict[int, list[Span]] = {}
-        for worker in self._workers:
+        for worker in self._crew.workers:
             if worker.chunk is not None:
                 held.setdefault(worker.index, []).append(worker.chunk)
         return held

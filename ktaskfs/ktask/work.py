@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ktaskfs.ktask.control import Node
 from ktaskfs.ktask.machine import NO_NODE
@@ -12,6 +12,8 @@ from ktaskfs.ktask.ranges import Range, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from ktaskfs.ktask.worker import Worker
 
 
 class Work:
@@ -26,6 +28,7 @@ class Work:
         """Units in all."""
         self.left = self.size
         """Units not yet handed out."""
+        # Those with work left, and others that were used up since the last look.
         self._open = [index for index, part in enumerate(self.ranges) if part.left]
         self._open_on: dict[int, list[int]] = {}  # the same by NUMA node
         for index in self._open:
@@ -36,20 +39,25 @@ class Work:
 
         The same one, or another of the same NUMA node, or else a random one.
         """
-        part = self.ranges[index]
-        if part.left:
-            return index
-        near = self._open_on.get(part.node.nid)
-        return near[0] if near else self._open[pick(len(self._open))]
+        while not self.ranges[index].left:
+            nid = self.ranges[index].node.nid
+            near = self._open_on.get(nid, [])
+            for indexes in (self._open, near):
+                at = bisect_left(indexes, index)
+                if indexes[at : at + 1] == [index]:
+                    del indexes[at]
+            index = near[0] if near else self._open[pick(len(self._open))]
+        return index
 
-    def advance(self, index: int, units: int, position: Any) -> None:
-        """``units`` more of a range are handed out, up to ``position``."""
-        part = self.ranges[index]
-        part.handed_out = Span(0, part.handed_out.end + units, part.handed_out.first, position)
-        self.left -= units
-        if not part.left:
-            for indexes in (self._open, self._open_on[part.node.nid]):
-                del indexes[bisect_left(indexes, index)]
+    def hand_out(self, worker: Worker, chunk: Span) -> None:
+        """Give ``chunk``, which begins where its range is, to ``worker``."""
+        part = self.ranges[worker.index]
+        handed_out = Span(0, chunk.end, part.handed_out.first, chunk.last)
+        size = chunk.end - chunk.start
+        # No call among these, for there a signal's handler may raise: an interrupt finds all of it or nothing.
+        worker.chunk = chunk
+        part.handed_out = handed_out
+        self.left -= size
 
     def finished(self, held: Mapping[int, list[Span]]) -> list[Span]:
         """What is done, merged where it touches."""

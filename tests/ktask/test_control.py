@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ktaskfs.ktask import Job, Node, Outcome, TaskError
+from ktaskfs.ktask import HelperBudget, Job, Node, Outcome, TaskError
 from tests.ktask.fakes import TIMEOUT, Background, FakeClock, FakeMachine, Ledger, control, units_of
 
 
@@ -368,30 +368,55 @@ def test_a_raised_helper_stays_raised() -> None:
     assert [nice for _, nice in machine.niced] == [19, 3, 15, 3]
 
 
-def test_of_those_that_a_rate_holds_back_one_keeps_the_time() -> None:
-    """However many they are: else each chunk would wake them all."""
-    lock = threading.Lock()
-    timed: set[int] = set()
-    waits = 0
+@pytest.mark.parametrize("value", [2.0, "2", math.nan])
+def test_a_control_that_is_given_no_whole_number(value: Any) -> None:
+    job = Job([Node(0, 3)], control(lambda a, b: None))
+    with pytest.raises(TypeError):
+        job.set_max_threads(value)
+    with pytest.raises(TypeError):
+        job.set_nice(value)
+    assert job.run().units_done == 3
 
-    class Clock(FakeClock):
-        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
-            nonlocal waits
-            if seconds is not None and chunks_done:
-                with lock:
-                    waits += 1
-                    assert not timed, "two at a time"
-                    timed.add(threading.get_native_id())
-                super().wait(gate, seconds)
-                with lock:
-                    timed.clear()
-            else:
-                super().wait(gate, seconds)
 
-    chunks_done: list[int] = []
-    ctl = control(
-        lambda start, end: chunks_done.append(start), max_chunk_size=10, max_threads=16, rate=100.0, clock=Clock()
+def test_the_thread_that_others_have_left_does_not_get_all_at_once() -> None:
+    """Else no control would reach it any more."""
+    sizes: list[int] = []
+
+    def each(start: int, end: int) -> None:
+        sizes.append(end - start)
+        job.set_max_threads(1)
+
+    job = Job([Node(0, 1000)], control(each, max_threads=4))
+    assert job.run().units_done == 1000
+    assert max(sizes) <= 125
+
+
+def test_a_change_that_is_interrupted_leaves_nobody_who_never_begins() -> None:
+    class Interrupted(HelperBudget):
+        armed = False
+
+        def hire(self, helper: object) -> bool:
+            granted = super().hire(helper)
+            if self.armed:
+                raise KeyboardInterrupt
+            return granted
+
+    machine, ledger, gate = FakeMachine(), Ledger(), Gate()
+    budget = Interrupted(machine, 100)
+    job = Job(
+        [Node(0, 8)],
+        control(gate, max_chunk_size=1, max_threads=2, machine=machine, monitor=ledger, budget=budget),
     )
-    outcome = Job([Node(0, 500)], ctl).run()
-    assert outcome.units_done == 500
-    assert 0 < waits <= 2 * outcome.chunks
+    run = Background(job.run)
+    gate.wait_begun(2)
+    budget.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        job.set_max_threads(4)
+    budget.armed = False
+    assert sorted(ledger.live) == [0, 1]
+    job.set_max_threads(4)
+    gate.wait_begun(2)
+    assert sorted(ledger.live) == [0, 1, 2, 3]
+    gate.end_to(8)
+    assert run.result().units_done == 8
+    assert [budget.hire(number) for number in range(65)].count(True) == 64

@@ -259,6 +259,41 @@ def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
     assert [budget.hire(number) for number in range(65)].count(True) == 64, "what was not used went back"
 
 
+def test_chunks_are_for_the_threads_that_there_are() -> None:
+    """Not for those that were wanted, which the budget did not give."""
+    sizes: list[int] = []
+    ctl = control(
+        lambda start, end: sizes.append(end - start), max_threads=8, budget=HelperBudget(FakeMachine(cpus=1), 100)
+    )
+    ktask.run(0, 1000, ctl)
+    assert sizes[0] == 1000 // 2 >> 2
+
+
+def test_one_thread_that_gets_no_helpers_does_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(function: Any, arguments: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", none)
+    sizes: list[int] = []
+    ktask.run(0, 1000, control(lambda start, end: sizes.append(end - start), max_threads=4))
+    assert sizes == [1000]
+
+
+def test_a_monitor_that_raises_at_the_end_of_a_helper_fails_the_task() -> None:
+    """It must not raise; but nobody waits for ever for a helper that has ended."""
+
+    class Broken(Ledger):
+        def thread_ended(self, slot: int) -> None:
+            super().thread_ended(slot)
+            if slot:
+                raise ZeroDivisionError
+
+    together = threading.Barrier(2)
+    with pytest.raises(TaskError) as caught:
+        ktask.run(0, 2, control(lambda a, b: together.wait(TIMEOUT), max_chunk_size=1, max_threads=2, monitor=Broken()))
+    assert isinstance(caught.value.error, ZeroDivisionError)
+
+
 def test_a_thread_that_could_not_be_had_can_be_had_later(monkeypatch: pytest.MonkeyPatch) -> None:
     start = _thread.start_new_thread
     together = threading.Barrier(2)

@@ -100,16 +100,18 @@ def pins(budget: HelperBudget, nids: Iterable[int]) -> list[bool]:
 def test_a_helper_is_pinned_to_one_node_at_a_time() -> None:
     budget = HelperBudget(FakeMachine(cpus=8, nodes=TWO_NODES), 50)
     one, two, three = object(), object(), object()
-    assert [budget.hire(helper) for helper in (one, two, three, one)] == [True] * 4, "whoever is hired stays it"
+    assert [budget.hire(helper) for helper in (one, two, three, one)] == [True] * 4
     assert [budget.pin(helper, 0) for helper in (one, two, three)] == [True, True, False]
     assert budget.pin(one, 1)
     assert budget.pin(three, 0), "the first one has gone"
     assert not budget.pin(two, NO_NODE)
+    assert budget.hire(three), "still pinned"
     for _ in range(2):
         budget.dismiss(one)
         budget.dismiss(three)
     assert pins(budget, [0, 1, 0]) == [True, True, True]
     assert not budget.hire(object()), "and no more than there were"
+    assert budget.hire(two), "who is one of them stays it"
 
 
 def test_place_on_node_stays_within_what_is_allowed() -> None:

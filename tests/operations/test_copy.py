@@ -250,15 +250,16 @@ def test_two_runs_of_data_for_a_file_that_has_its_size(
 
 
 def test_a_rest_ends_where_it_did(runner: Runner, any_place: Place, plain: Path) -> None:
-    """Whatever has become of a source without a length, the rest is of what the first run was about."""
+    """Whatever has become of the source; without a length in the spec, a rest has that of the first run."""
     path = any_place.directory / "file"
     rest = [Range(4 * HUGE, SIZE, NO_NODE)]
     os.truncate(plain, SIZE + HUGE)
-    runner.work(runner.prepare("copy", rest, source=plain, path=path))
+    runner.work(runner.prepare("copy", rest, source=plain, path=path, length=SIZE))
     assert path.stat().st_size == -(-SIZE // any_place.unit) * any_place.unit
     assert same(plain, path, SIZE - 4 * HUGE, (4 * HUGE, 4 * HUGE))
     os.truncate(plain, SIZE - 1)
-    assert "past the end of" in refused(runner, rest, source=plain, path=path).message
+    error = refused(runner, rest, source=plain, path=path, length=SIZE)
+    assert (error.errno, "was truncated" in error.message) == (errno.ENXIO, True)
 
 
 def test_too_little_space(runner: Runner, area: Path, plain: Path) -> None:

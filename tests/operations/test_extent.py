@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,9 @@ def test_what_is_left_of_an_earlier_run(runner: Runner) -> None:
     left = [Range(20, 30, 0), Range(10, 10, -1)]
     nodes = make_nodes(runner.kernel, Extent(10, 30), None, 4096, left)
     assert [(node.start, node.size, node.nid) for node in nodes] == [(20, 10, 0), (10, 0, -1)]
-    with pytest.raises(InvalidValue, match="outside"):
+    with pytest.raises(TargetError, match="start the task anew") as caught:
         make_nodes(runner.kernel, Extent(10, 30), None, 4096, [Range(0, 20, 0)])
+    assert caught.value.errno == errno.ENXIO
 
 
 @given(st.sets(st.integers(0, 60)), st.randoms(use_true_random=False), st.integers(0, 60), st.integers(0, 60))

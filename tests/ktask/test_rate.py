@@ -1,0 +1,132 @@
+"""A rate over several threads: one of those that it holds back keeps the time, and hands that on when it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.ktask import Job, Node, TaskError
+from tests.ktask.fakes import TIMEOUT, FakeClock, Ledger, control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECOND = 10**9
+
+
+class SharedTime(FakeClock):
+    """Time passes only while no thread can go on, and then to the first moment that one of them waits for."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._lock = threading.Lock()  # guards both below
+        self._waiting: dict[int, tuple[threading.Lock, int | None]] = {}
+        self.keepers = 0
+        """The most threads that waited for a moment at one time, once all had begun."""
+
+    def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+        with self.waiting(gate, None if seconds is None else self.now_ns + int(seconds * SECOND) + 1):
+            assert gate.acquire(timeout=TIMEOUT), "nobody woke a thread that waits"
+
+    @contextlib.contextmanager
+    def waiting(self, gate: threading.Lock, moment: int | None = None) -> Iterator[None]:
+        """The calling thread can only go on when ``gate`` opens, or, if there is one, at that moment."""
+        me = threading.get_native_id()
+        with self._lock:
+            self._waiting[me] = gate, moment
+            moments = [(moment, gate) for gate, moment in self._waiting.values() if moment is not None]
+            if self._ledger.named("chunk_assigned"):
+                self.keepers = max(self.keepers, len(moments))
+            parked = all(each.locked() for each, _ in self._waiting.values())
+            if parked and len(self._waiting) >= len(self._ledger.live) and moments:
+                moment, first = min(moments, key=lambda each: each[0])
+                self.now_ns = max(self.now_ns, moment)
+                first.release()
+        yield
+        with self._lock:
+            self._waiting.pop(me, None)
+
+    def go_on(self, gate: threading.Lock) -> None:
+        """All that wait for ``gate`` can go on, though it may be a while before they do."""
+        with self._lock:
+            for thread in [thread for thread, (each, _) in self._waiting.items() if each is gate]:
+                del self._waiting[thread]
+
+
+def test_one_keeps_the_time_and_hands_it_on() -> None:
+    """Each round of chunks needs all threads, so that each of them must be woken in its turn."""
+    ledger = Ledger()
+    clock = SharedTime(ledger)
+    shut = threading.Lock()
+    shut.acquire()
+    together = threading.Barrier(4, lambda: clock.go_on(shut))
+
+    def each(start: int, end: int) -> None:
+        with clock.waiting(shut):
+            together.wait(TIMEOUT)
+
+    ctl = control(
+        each,
+        max_chunk_size=1,
+        max_threads=4,
+        rate=100.0,
+        clock=clock,
+        monitor=ledger,
+    )
+    assert Job([Node(0, 16)], ctl).run().units_done == 16
+    assert clock.keepers == 1
+    assert 0.1 <= clock.now_ns / SECOND <= 0.2
+
+
+def test_a_keeper_that_leaves_hands_it_on() -> None:
+    """Both helpers are held back, and one keeps the time, when they are told to go."""
+    ledger = Ledger()
+    first = threading.get_native_id()
+    own: list[int] = []
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() == first:
+            own.append(start)
+            if len(own) == 1:
+                for _ in range(2):
+                    assert ledger.waiting.acquire(timeout=TIMEOUT)
+                job.set_max_threads(1)
+
+    ctl = control(each, max_chunk_size=1, max_threads=3, rate=20.0, clock=SharedTime(ledger), monitor=ledger)
+    job = Job([Node(0, 20)], ctl)
+    outcome = job.run()
+    assert outcome.units_done == 20
+    assert len(own) > 10, "the first thread did what the others had left"
+
+
+def test_who_is_held_back_hears_of_an_error_at_once() -> None:
+    ledger = Ledger()
+    clock = SharedTime(ledger)
+
+    def each(start: int, end: int) -> None:
+        for _ in range(2):
+            assert ledger.waiting.acquire(timeout=TIMEOUT)
+        raise ValueError
+
+    ctl = control(each, max_chunk_size=1, max_threads=3, rate=1e-3, clock=clock, monitor=ledger)
+    with pytest.raises(TaskError):
+        Job([Node(0, 20)], ctl).run()
+    assert clock.now_ns < SECOND, "not when its time had come"
+
+
+def test_a_rate_makes_no_part_of_a_least_chunk() -> None:
+    sizes: list[int] = []
+    ctl = control(
+        lambda start, end: sizes.append(end - start),
+        min_chunk_size=7,
+        align=8,
+        max_threads=1,
+        rate=100.0,
+        clock=FakeClock(),
+    )
+    Job([Node(0, 96)], ctl).run()
+    assert sizes == [24] * 4
