@@ -31,32 +31,42 @@ class Ending:
         self._ctl = ctl
         self._base = base
         self._nice = nice
+        self._rounds = 0
         self._interrupt: BaseException | None = None
         self._undo: Iterator[Span] | None = None
         self._undo_failure: tuple[BaseException, Any] | None = None
 
     def reach(self, raised: BaseException | None) -> None:
         """Return when all is as it must be; ``raised`` is what ended the first thread's work, if anything did."""
-        rounds = 0
-        while rounds < ROUNDS:
-            rounds += 1
+        while self._rounds < ROUNDS:
+            try:
+                raised = self._approach(raised)
+                break
+            except BaseException as error:  # at the jump from one round to the next, which stands in no try of its own
+                raised = error
+        if raised is not None:
+            raise raised
+
+    def _approach(self, raised: BaseException | None) -> BaseException | None:
+        """None when the end is reached; what was raised last if that takes too many rounds."""
+        while self._rounds < ROUNDS:
+            self._rounds += 1
             try:
                 if raised is not None:
                     if not isinstance(raised, Exception):
                         self._interrupt = self._interrupt or raised
                     self._scheduler.fail(self._scheduler.first, raised)
                     raised = None
-                rounds -= 1  # as long as helpers are at work, no number of interrupts ends the waiting
+                self._rounds -= 1  # as long as helpers are at work, no number of interrupts ends the waiting
                 self._scheduler.drain(self._nice)
-                rounds += 1
+                self._rounds += 1
                 if self._base is not None:
                     self._ctl.machine.place(self._base)
                 self._take_back()
-                return
+                return None
             except BaseException as error:
                 raised = error
-        assert raised is not None
-        raise raised
+        return raised
 
     def _take_back(self) -> None:
         """Give what was finished to ``undo_func``, each range once, if the task failed or was cancelled."""
