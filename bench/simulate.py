@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import heapq
+import math
 import os
 import random
 import statistics
@@ -212,6 +213,12 @@ def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list
     return [Point(workload, threads, peer, tuple(values)) for peer, values in seen.items()]
 
 
+def chance(better: int, turns: int) -> float:
+    """The probability that one of two that are alike is the better one in at least so many of the turns."""
+    ways: int = sum(math.comb(turns, each) for each in range(better, turns + 1))
+    return ways / (1 << turns)
+
+
 def behind(points: Sequence[Point]) -> str:
     """A sentence on the rows in which a peer is better than ktask, by what is at least half of the table's last digit.
 
@@ -227,7 +234,8 @@ def behind(points: Sequence[Point]) -> str:
             better = sum(each > 0 for each in lacks)
             rows.append(
                 f"- {point.workload}, threads {point.threads}: {lack:.4f} less than {point.peer}, which was better in "
-                f"{better} of {len(lacks)} turns, with differences from {min(lacks):.4f} to {max(lacks):.4f}"
+                f"{better} of {len(lacks)} turns, with differences from {min(lacks):.4f} to {max(lacks):.4f} "
+                f"(of two that are alike one is better so often with a chance of {chance(better, len(lacks)):.2f})"
             )
     if not rows:
         return "In no row is a peer better than ktask by 0.0005, half of the last digit below."
