@@ -304,7 +304,8 @@ Chunks of {CHUNK * 1000:.0f} ms on average that sleep, {CHUNKS_EACH} for each th
 the ideal makespan, which only a schedule that knows all costs beforehand reaches; *in order* is what handing out the
 chunks in order reaches in virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS} runs.
 *constant*: all chunks alike. *uniform*: 0.5 to 1.5 times the mean. *skewed*: one in ten takes four times as long as the
-others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one.
+others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one. Who sleeps is woken at once, without timer
+slack.
 
 {behind(points)}
 

@@ -1,4 +1,4 @@
-"""A rate over several threads: one of those that it holds back keeps the time, and hands that on when it goes."""
+"""A rate: one of the threads that it holds back keeps the time, and hands that on when it goes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.ktask import Job, Node, TaskError
-from tests.ktask.fakes import TIMEOUT, FakeClock, Ledger, control
+from tests.ktask.fakes import TIMEOUT, Background, FakeClock, Ledger, control, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,3 +130,42 @@ def test_a_rate_makes_no_part_of_a_least_chunk() -> None:
     )
     Job([Node(0, 96)], ctl).run()
     assert sizes == [24] * 4
+
+
+def test_the_rate_is_kept_over_all_threads() -> None:
+    clock, ledger = FakeClock(), Ledger()
+    job = Job(
+        [Node(0, 1000)],
+        control(lambda a, b: None, max_chunk_size=10, max_threads=4, rate=100, clock=clock, monitor=ledger),
+    )
+    outcome = job.run()
+    # The first chunk is free, the last one is not waited for.
+    assert outcome.seconds == pytest.approx(990 / 100, rel=0.02)
+    assert {why for _, why in ledger.named("thread_waits")} == {"throttled"}
+
+
+def test_a_low_rate_makes_small_chunks() -> None:
+    seen: list[int] = []
+    ctl = control(lambda a, b: seen.append(b - a), min_chunk_size=5, max_threads=1, rate=100, clock=FakeClock())
+    Job([Node(0, 100)], ctl).run()
+    assert seen == [25] * 4
+
+
+def test_lifting_the_rate_wakes_a_throttled_thread() -> None:
+    ledger = Ledger()
+    job = Job([Node(0, 4)], control(lambda a, b: None, max_chunk_size=1, max_threads=1, monitor=ledger))
+    job.set_rate(1e-9)
+    run = Background(job.run)
+    assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.set_rate(None)
+    assert run.result().units_done == 4
+    assert ledger.named("thread_waits") == [(0, "throttled")]
+
+
+def test_a_throttled_task_can_be_cancelled() -> None:
+    ledger = Ledger()
+    job = Job([Node(0, 4)], control(lambda a, b: None, max_chunk_size=1, max_threads=1, rate=1e-9, monitor=ledger))
+    run = Background(job.run)
+    assert ledger.waiting.acquire(timeout=TIMEOUT)
+    job.cancel()
+    assert units_of(run.result().remaining()) == [1, 2, 3]
