@@ -105,3 +105,19 @@ def test_page_nodes_tells_present_from_missing() -> None:
         assert missing == -errno.ENOENT or missing == -errno.EFAULT
         assert syscalls.move_pages([mapping.address + PAGE], [present]) == [present]
     os.close(fd)
+
+
+def test_the_time_of_birth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stat(1) has it, which says 0 where it is not known."""
+    (tmp_path / "file").touch()
+    seconds = subprocess.run(["stat", "-c", "%W", tmp_path / "file"], capture_output=True, check=True, text=True)
+    assert syscalls.birth_time(str(tmp_path / "file")) // 10**9 == int(seconds.stdout)
+    with pytest.raises(FileNotFoundError):
+        syscalls.birth_time(str(tmp_path / "none"))
+
+    def forbidden(*arguments: object) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    monkeypatch.setattr(syscalls, "_statx", forbidden)
+    assert syscalls.birth_time(str(tmp_path / "file")) == 0

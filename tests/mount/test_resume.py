@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.mount.test_main_job import finish, start
+from tests.support import filesystems, hugepages
 from tests.support.poll import until
 from tests.support.shell import run
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
 
 SIZE = 64 << 20
+HUGE = 2 << 20
 F_SEAL_FUTURE_WRITE = 0x10
 
 
@@ -103,16 +105,18 @@ def test_a_file_that_is_freed_and_removed(mounted: Mount, source: Path) -> None:
     assert not source.exists()
 
 
-def test_only_the_first_range_is_allocated(mounted: Mount, tmpfs: Path) -> None:
-    """Whoever makes the file longer meanwhile gets no pages that nobody asked for."""
-    path = tmpfs / "file"
-    path.touch()
-    os.truncate(path, SIZE)
-    cancelled(mounted, f"fallocate path={path}")
-    os.truncate(path, 4 * SIZE)
-    assert resume(mounted) == (None, "ok\n")
-    finish(mounted, "t")
-    assert (path.stat().st_size, path.stat().st_blocks * 512) == (4 * SIZE, SIZE)
+def test_only_the_first_range_is_reserved(mounted: Mount, area: Path) -> None:
+    """Whoever makes the file longer meanwhile gets no pages that nobody asked for, and the pool need not have them."""
+    with hugepages.reserved(HUGE, SIZE // HUGE) as pool, filesystems.hugetlbfs(area / "huge", HUGE) as huge:
+        path = huge / "file"
+        path.touch()
+        os.truncate(path, SIZE)
+        cancelled(mounted, f"fallocate path={path}")
+        os.truncate(path, 4 * SIZE)
+        assert resume(mounted) == (None, "ok\n")
+        finish(mounted, "t")
+        assert (path.stat().st_size, path.stat().st_blocks * 512) == (4 * SIZE, SIZE)
+        assert pool.reserved == 0
 
 
 def test_a_source_that_has_grown(mounted: Mount, tmpfs: Path, source: Path) -> None:
