@@ -123,10 +123,12 @@ async def _serve(
             nursery.start_soon(_obey_signals, session, config, settings, manager)
             nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()
+            # Those who speak of the mount say no more; they are waited for when it is gone, for one of them may have
+            # a child that waits for an answer of it.
+            nursery.cancel_scope.cancel()
         manager.tell("STOPPING=1")
         left = [task.name for task in table if task.state in WORKING]
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
-        nursery.cancel_scope.cancel()
 
 
 async def _report(
@@ -157,6 +159,7 @@ async def _answers(mountpoint: str) -> bool:
     done = await trio.run_process(
         ["cat", os.path.join(mountpoint, "version")], check=False, capture_stdout=True, stdin=subprocess.DEVNULL
     )
+    await trio.lowlevel.checkpoint_if_cancelled()  # it may have answered just before it was unmounted
     return done.returncode == 0
 
 

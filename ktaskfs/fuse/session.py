@@ -24,7 +24,6 @@ MAX_REQUESTS: Final = 4096
 """Requests served at the same time; each blocked reader of a stream is one. For each, libfuse holds 1 MiB of address
 space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
 
-
 GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
 """What a notification meets when the mount has just ended."""
 
@@ -46,6 +45,7 @@ class Session:
     def __init__(self, operations: TreeOperations, departures: Departures) -> None:
         self._operations = operations
         self._departures = departures
+        self._following = trio.CancelScope()
 
     @property
     def known_nodes(self) -> int:
@@ -60,24 +60,38 @@ class Session:
     async def serve(self) -> None:
         """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_departures)
+            nursery.start_soon(self._until_told)
             await pyfuse3.main(max_tasks=MAX_REQUESTS)
             nursery.cancel_scope.cancel()
 
-    async def _follow_departures(self) -> None:
-        """In a thread: the kernel locks the directory, perhaps for a request that waits for our answer."""
-        while True:
-            gone = await self._departures.take()
-            await trio.to_thread.run_sync(_forget_names, gone, abandon_on_cancel=True)
+    async def _until_told(self) -> None:
+        """Follow the departures until ``terminate``, and only then let pyfuse3 end.
+
+        A thread that tells the kernel of one may wait for the directory's lock, and that for the answer to a
+        request: it has to be over while requests are still answered, for nobody can kill it. Nor may it find the
+        session destroyed.
+        """
+        with self._following:
+            while True:
+                gone = await self._departures.take()
+                await trio.to_thread.run_sync(_forget_names, gone)
+        pyfuse3.terminate()
 
     def terminate(self) -> None:
-        """Have ``serve`` return, within the second that a blocked reader may take; call it from its event loop."""
-        pyfuse3.terminate()
+        """Have ``serve`` return, within the second that a blocked reader may take; call it from its event loop.
+
+        Before ``serve`` it has that return at once; after it, even after the unmount, it does nothing.
+        """
+        self._following.cancel()
 
 
 def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
-    """Have the kernel forget names, and what it knows below them; that it does not know one is no matter."""
+    """Have the kernel forget names, and what it knows below them; that it does not know one is no matter.
+
+    Runs in a thread, where it ends between two names when it is cancelled.
+    """
     for ino, name in gone:
+        trio.from_thread.check_cancelled()
         try:
             pyfuse3.invalidate_entry(pyfuse3.InodeT(ino), pyfuse3.FileNameT(os.fsencode(name)))
         except OSError as error:
