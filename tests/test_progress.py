@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -29,14 +28,12 @@ from ktaskfs.progress import (
     write_requests,
 )
 from tests.support.filesystems import tmpfs as mount_tmpfs
+from tests.support.pages import ALL, SHAPE, SPANS, units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from ktaskfs.ktask import Monitor
-
-SHAPE = Shape(slots=3, nodes=4)
 
 
 @pytest.fixture
@@ -44,13 +41,6 @@ def page(tmp_path: Path) -> Iterator[int]:
     fd = create_page(str(tmp_path / "page"), SHAPE, Requests())
     yield fd
     os.close(fd)
-
-
-def units(spans: Sequence[Span]) -> list[int]:
-    """Every unit of ``spans``; none may be named twice."""
-    found = [unit for span in spans for unit in range(span.start, span.end)]
-    assert len(found) == len(set(found))
-    return found
 
 
 def test_a_new_page_says_nothing_and_asks_what_it_was_made_with(tmp_path: Path) -> None:
@@ -103,168 +93,6 @@ def test_requests_arrive_unchanged(cancel: bool, paused: bool, threads: int, rat
         os.close(fd)
 
 
-# ---- a crash at any store ----
-
-
-class Crash(Exception):
-    """The worker died here."""
-
-
-class Words:
-    """The words of a page, until the store number ``crash``: that one is not made, nor any after it."""
-
-    def __init__(self, words: memoryview, crash: int | None) -> None:
-        self.words = words
-        self.left = crash
-        self.stores = 0
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.words[index]
-
-    def __setitem__(self, index: int | slice, value: Any) -> None:
-        single = range(len(self.words))[index] if isinstance(index, slice) else [index]
-        values = list(value) if isinstance(index, slice) else [value]
-        for at, word in zip(single, values, strict=True):
-            if self.left == self.stores:
-                raise Crash
-            self.stores += 1
-            self.words[at] = word
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that happens to a task: thread ``slot`` finishes its chunk if it has one, and takes ``size`` units."""
-
-    slot: int
-    node: int
-    size: int
-    what: str
-
-
-STEPS = st.lists(
-    st.builds(
-        Step,
-        st.integers(0, SHAPE.slots - 1),
-        st.integers(0, 1),
-        st.integers(1, 4),
-        st.sampled_from(["take", "take", "take", "wait", "fail", "leave"]),
-    ),
-    max_size=12,
-)
-SPANS = [Span(100, 110, 0), Span(110, 117, -1)]
-
-
-class Model:
-    """Plays the scheduler to a page, keeping the truth beside it."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.handed = [0, 0]
-        self.chunks: dict[int, tuple[int, int, int]] = {}
-        self.failed: set[int] = set()
-        self.finished: set[int] = set()
-
-    def play(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            if step.slot not in self.failed:
-                self.play_step(step)
-
-    def play_step(self, step: Step) -> None:
-        chunk = self.chunks.pop(step.slot, None)
-        if chunk is not None and step.what == "fail":
-            self.failed.add(step.slot)
-            self.monitor.chunk_failed(step.slot, *chunk)
-            self.monitor.thread_ended(step.slot)
-            return
-        if chunk is not None:
-            node, start, end = chunk
-            # The chunk function has returned: from here on the units are done, whoever knows it.
-            self.finished |= set(range(SPANS[node].start + start, SPANS[node].start + end))
-            self.monitor.chunk_done(step.slot, node, start, end, 1000)
-        if step.what == "wait":
-            self.monitor.thread_waits(step.slot, "paused")
-        elif step.what == "leave":
-            self.monitor.thread_ended(step.slot)
-            self.monitor.thread_started(step.slot, 1000 + step.slot, -1)
-        else:
-            self.take(step)
-
-    def take(self, step: Step) -> None:
-        start = self.handed[step.node]
-        end = min(start + step.size, SPANS[step.node].end - SPANS[step.node].start)
-        if start < end:
-            self.chunks[step.slot] = step.node, start, end
-            self.monitor.chunk_assigned(step.slot, step.node, start, end)
-            self.handed[step.node] = end
-            self.monitor.node_advanced(step.node, end)
-
-
-def run_until(steps: Sequence[Step], crash: int | None, fd: int) -> tuple[Model, int]:
-    """A worker's whole life on the page ``fd`` up to the store number ``crash``; the stores that were made."""
-    page = WorkerPage(fd)
-    words = Words(page._words, crash)
-    page._words = words  # type: ignore[assignment]
-    model = Model(page)
-    try:
-        page.begin(SPANS, 17)
-        for slot in range(SHAPE.slots):
-            page.thread_started(slot, 1000 + slot, slot % 2)
-        model.play(steps)
-        page.end(Phase.CANCELLED, number=4, position=7, message="m", result="")
-    except Crash:
-        pass
-    return model, words.stores
-
-
-ALL = set(range(100, 117))
-
-
-@settings(max_examples=25, deadline=None)
-@given(STEPS)
-@example([Step(0, 0, 4, "take"), Step(1, 0, 4, "take"), Step(0, 1, 4, "take"), Step(1, 0, 4, "fail")])
-def test_whenever_the_worker_dies_no_unit_is_lost(steps: list[Step]) -> None:
-    _, stores = run_until(steps, None, new_page())
-    for crash in range(stores + 1):
-        fd = new_page()
-        model, _ = run_until(steps, crash, fd)
-        snapshot = read_snapshot(fd, SHAPE)
-        os.close(fd)
-        left = set(units(snapshot.remaining()))
-        if snapshot.nodes:
-            assert left >= ALL - model.finished
-            assert left <= ALL
-        assert snapshot.done <= len(model.finished)
-        if snapshot.total:
-            assert snapshot.done + len(left) == snapshot.total == 17
-        assert sum(each.units for each in snapshot.threads) <= len(model.finished)
-
-
-def new_page() -> int:
-    fd = os.memfd_create("page")
-    os.close(fd)
-    path = f"/dev/shm/ktask-page-{os.getpid()}-{threading.get_native_id()}"
-    fd = create_page(path, SHAPE, Requests())
-    os.unlink(path)
-    return fd
-
-
-@settings(deadline=None)
-@given(STEPS)
-def test_between_two_calls_the_page_is_exact(steps: list[Step]) -> None:
-    fd = new_page()
-    page = WorkerPage(fd)
-    page.begin(SPANS, 17)
-    for slot in range(SHAPE.slots):
-        page.thread_started(slot, 1000 + slot, 0)
-    model = Model(page)
-    for step in steps:
-        model.play([step])
-        snapshot = read_snapshot(fd, SHAPE)
-        assert set(units(snapshot.remaining())) == ALL - model.finished
-        assert snapshot.done == len(model.finished) == sum(each.units for each in snapshot.threads)
-    os.close(fd)
-
-
 def test_once_taking_back_has_begun_nothing_is_done(page: int) -> None:
     worker = WorkerPage(page)
     worker.begin(SPANS, 17)
@@ -302,9 +130,6 @@ def test_what_the_threads_say(page: int) -> None:
     assert read_snapshot(page, SHAPE).remaining() == (Span(104, 110, 0), Span(110, 117, -1))
 
 
-# ---- the end, and the result ----
-
-
 def test_the_end_as_it_was_told(page: int) -> None:
     worker = WorkerPage(page)
     worker.begin(SPANS, 17)
@@ -339,9 +164,6 @@ def test_a_result_that_cannot_be_stored_is_a_failure_and_not_the_workers_death(
     assert (snapshot.phase, snapshot.errno, snapshot.result_size) == (Phase.FAILED, number, 0)
     assert message in snapshot.message
     assert read_result(page, SHAPE, snapshot) == ""
-
-
-# ---- whatever is in the file ----
 
 
 def check_sane(snapshot: Snapshot) -> None:

@@ -173,3 +173,25 @@ class Background:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+class Chunks:
+    """A chunk function that keeps which ranges it has finished, and does ``each`` first."""
+
+    def __init__(self, each: Any = lambda start, end: None) -> None:
+        self._each = each
+        self._lock = threading.Lock()  # guards finished
+        self.finished: list[tuple[int, int]] = []
+
+    def __call__(self, start: int, end: int) -> None:
+        self._each(start, end)
+        with self._lock:
+            self.finished.append((start, end))
+
+    @property
+    def units(self) -> list[int]:
+        return sorted(units_of(self.finished))
+
+
+class Unlucky(Exception):
+    """What the chunk functions of these tests raise."""

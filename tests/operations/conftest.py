@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.ktask import Job, Outcome
 from ktaskfs.operations.parameters import parse_parameters
 from ktaskfs.operations.registry import find_operations
 from tests.support import filesystems, hugepages
+from tests.support.memory_files import HUGE, content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 POOL_PAGES: Final = {2 << 20: 64, 1 << 30: 2}
 """Pages that a test may use, of the sizes known here."""
 OTHER_POOL_PAGES: Final = 4
+
+SIZE: Final = 18 * HUGE
+"""Bytes of the file ``plain``."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,16 @@ class Runner:
         found = self.operations[operation]
         parameters = parse_parameters(found.parameters, {key: str(value) for key, value in texts.items()})
         return found.plan(self.kernel, parameters, remaining)
+
+    def refused(
+        self, operation: str, remaining: Sequence[Range] | None = None, /, **texts: object
+    ) -> KtaskfsError:
+        """Why there is no plan for a spec; no descriptor may be left open."""
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(KtaskfsError) as caught:
+            self.prepare(operation, remaining, **texts)
+        assert os.listdir("/proc/self/fd") == before
+        return caught.value
 
     def work(self, plan: Plan, *, threads: int = 2, **changes: Any) -> Outcome:
         """Run a plan to its end, with ``changes`` to its Control."""
@@ -127,3 +142,10 @@ def _place(param: tuple[str, int], area: Path) -> Iterator[Place]:
         else:
             mount = filesystems.tmpfs(area / "place", 256 << 20, f"mode=1777,{kind}")
         yield Place(stack.enter_context(mount), unit)
+
+
+@pytest.fixture
+def plain(area: Path) -> Path:
+    """A file of an ordinary filesystem."""
+    (area / "plain").write_bytes(content(SIZE))
+    return area / "plain"

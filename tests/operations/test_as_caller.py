@@ -5,48 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.host.credentials import Identity, become, read_caller
-from tests.support.forked import run_forked
+from tests.support.as_caller import MEMORY_LIMIT, NOBODY, anonymous_memory, as_nobody
 from tests.support.memory_files import allocated, dirty, is_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
-
-NOBODY = 65534
-MEMORY_LIMIT = 25 << 20
-
-
-def as_nobody(root: Path, function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a process of user nobody whose root directory is ``root``."""
-    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
-    identity = Identity.from_fields(
-        caller.identity.to_fields()
-        | {"uid": NOBODY, "gid": NOBODY, "groups": [], "effective": 0, "permitted": 0, "bounding": 0}
-    )
-    directory = os.open(root, os.O_PATH)
-
-    def body() -> Any:
-        become(identity, directory, directory)
-        return function()
-
-    try:
-        return run_forked(body)
-    finally:
-        os.close(directory)
-        caller.close()
-
-
-def anonymous_memory(status: str) -> int:
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return sum(int(fields[key].split()[0]) << 10 for key in ("RssAnon", "RssShmem"))
 
 
 def test_the_whole_job(runner: Runner, place: Place) -> None:

@@ -12,17 +12,16 @@ import blake3
 import pytest
 import xxhash
 
-from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, NotSupported, TargetError
+from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations import digest
 from ktaskfs.operations.digest import ALGORITHMS, LEAF, digest_maker
 from ktaskfs.operations.operation import Range
-from tests.operations.test_as_caller import as_nobody
-from tests.operations.test_clear import HUGE, TIB, punch
-from tests.support.memory_files import allocated, write_bytes
+from tests.support.as_caller import as_nobody
+from tests.support.memory_files import HUGE, TIB, allocated, content, punch, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
@@ -50,21 +49,9 @@ def reference(algorithm: str, data: bytes | bytearray) -> str:
     return f"{algorithm}-tree {tree(HASHES[algorithm], bytes(data)).hex()}\n"
 
 
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
 def checksum(runner: Runner, *, threads: int = 2, **texts: object) -> str:
     plan = runner.prepare("checksum", **texts)
     return runner.result(plan, threads=threads)
-
-
-def refused(runner: Runner, remaining: Sequence[Range] | None = None, **texts: object) -> KtaskfsError:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KtaskfsError) as caught:
-        runner.prepare("checksum", remaining, **texts)
-    assert os.listdir("/proc/self/fd") == before
-    return caught.value
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -165,19 +152,19 @@ def test_expected(runner: Runner, area: Path, algorithm: str) -> None:
 def test_refusals(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = area / "file"
     path.write_bytes(content(2 * LEAF))
-    assert "8 hexadecimal digits" in refused(runner, path=path, expect="ab").message
-    assert isinstance(refused(runner, path=path, expect="xyz"), InvalidValue)
-    assert isinstance(refused(runner, path=path, algorithm="md5"), InvalidValue)
-    assert isinstance(refused(runner, path=path, undo=1), NotSupported)
-    assert "past the end" in refused(runner, path=path, length=3 * LEAF).message
-    assert "nothing to do" in refused(runner, path=path, offset=2 * LEAF).message
-    assert refused(runner, path=area).errno == errno.EISDIR
-    rest = refused(runner, [Range(LEAF, 2 * LEAF, -1)], path=path)
+    assert "8 hexadecimal digits" in runner.refused("checksum", path=path, expect="ab").message
+    assert isinstance(runner.refused("checksum", path=path, expect="xyz"), InvalidValue)
+    assert isinstance(runner.refused("checksum", path=path, algorithm="md5"), InvalidValue)
+    assert isinstance(runner.refused("checksum", path=path, undo=1), NotSupported)
+    assert "past the end" in runner.refused("checksum", path=path, length=3 * LEAF).message
+    assert "nothing to do" in runner.refused("checksum", path=path, offset=2 * LEAF).message
+    assert runner.refused("checksum", path=area).errno == errno.EISDIR
+    rest = runner.refused("checksum", [Range(LEAF, 2 * LEAF, -1)], path=path)
     assert isinstance(rest, NotSupported)
     assert "anew" in rest.message
     runner.prepare("checksum", [Range(0, LEAF, -1), Range(LEAF, 2 * LEAF, -1)], path=path).abort()
     monkeypatch.setattr(digest, "_MAKERS", {"blake3": ("blake3", None)})
-    missing = refused(runner, path=path, algorithm="blake3")
+    missing = runner.refused("checksum", path=path, algorithm="blake3")
     assert isinstance(missing, NotSupported)
     assert "package blake3" in missing.message
 

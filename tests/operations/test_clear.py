@@ -14,7 +14,7 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations.operation import Range
-from tests.support.memory_files import allocated, dirty, is_all
+from tests.support.memory_files import HUGE, TIB, allocated, dirty, is_all, make_dirty, punch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,30 +22,9 @@ if TYPE_CHECKING:
     from tests.operations.conftest import Place, Runner
     from tests.support.hugepages import TestPool
 
-HUGE = 2 << 20
-TIB = 1 << 40
-
-
-def refused(runner: Runner, **texts: object) -> KtaskfsError:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KtaskfsError) as caught:
-        runner.prepare("clear", **texts)
-    assert os.listdir("/proc/self/fd") == before
-    return caught.value
-
-
-def make_dirty(path: Path, length: int) -> None:
-    path.touch()
-    os.truncate(path, length)
-    dirty(path, 0, length)
-
 
 def fill_length(place: Place) -> int:
     return 2 * place.unit if place.unit > HUGE else 64 << 20
-
-
-def punch(path: Path, start: int, length: int) -> None:
-    subprocess.run(["fallocate", "-p", "-o", str(start), "-l", str(length), str(path)], check=True)
 
 
 def test_zeroes_everything_in_place(runner: Runner, any_place: Place) -> None:
@@ -190,20 +169,20 @@ def test_truncated_while_clearing(runner: Runner, place: Place) -> None:
 def test_ranges_that_the_file_does_not_have(runner: Runner, any_place: Place) -> None:
     path, unit = any_place.directory / "file", any_place.unit
     path.touch()
-    assert isinstance(refused(runner, path=path), InvalidValue)
+    assert isinstance(runner.refused("clear", path=path), InvalidValue)
     os.truncate(path, unit)
     for offset, length in ((0, unit + 1), (unit, 1), (1 << 62, 1)):
-        error = refused(runner, path=path, offset=offset, length=length)
+        error = runner.refused("clear", path=path, offset=offset, length=length)
         assert (type(error), "past the end" in error.message) == (InvalidValue, True)
     assert path.stat().st_size == unit
 
 
 def test_what_cannot_be_cleared(runner: Runner, tmpfs: Path, disk: Path) -> None:
     (disk / "plain").write_bytes(b"x")
-    assert isinstance(refused(runner, path=disk / "plain"), NotSupported)
-    assert refused(runner, path=tmpfs / "missing").errno == errno.ENOENT
+    assert isinstance(runner.refused("clear", path=disk / "plain"), NotSupported)
+    assert runner.refused("clear", path=tmpfs / "missing").errno == errno.ENOENT
     (tmpfs / "file").write_bytes(b"x")
-    error = refused(runner, path=tmpfs / "file", undo=1)
+    error = runner.refused("clear", path=tmpfs / "file", undo=1)
     assert isinstance(error, NotSupported)
     assert "brought back" in error.message
     assert (tmpfs / "file").read_bytes() == b"x"
@@ -213,7 +192,7 @@ def test_a_sealed_memfd(runner: Runner) -> None:
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     os.write(fd, b"x" * 4096)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    assert refused(runner, path=f"/proc/{os.getpid()}/fd/{fd}").errno == errno.EPERM
+    assert runner.refused("clear", path=f"/proc/{os.getpid()}/fd/{fd}").errno == errno.EPERM
     assert os.pread(fd, 4096, 0) == b"x" * 4096
     os.close(fd)
 
@@ -267,6 +246,6 @@ def test_without_userfaultfd(runner: Runner, place: Place, monkeypatch: pytest.M
     runner.run("clear", path=path)
     assert is_all(0, path, 0, 2 * unit)
     punch(path, 0, unit)
-    error = refused(runner, path=path)
+    error = runner.refused("clear", path=path)
     assert isinstance(error, NotSupported)
     assert "userfaultfd" in error.message

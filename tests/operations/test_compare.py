@@ -12,13 +12,10 @@ import pytest
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations.operation import Range
-from tests.operations.test_as_caller import as_nobody
-from tests.operations.test_checksum import content
-from tests.operations.test_clear import HUGE, TIB, make_dirty, punch
-from tests.support.memory_files import allocated, write_bytes
+from tests.support.as_caller import as_nobody
+from tests.support.memory_files import HUGE, TIB, allocated, content, make_dirty, punch, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
@@ -36,14 +33,6 @@ def cmp(first: Path, second: Path) -> str:
     """What cmp(1) finds, in the words of ``compare``."""
     lines = subprocess.run(["cmp", "-l", str(first), str(second)], capture_output=True, text=True).stdout.splitlines()
     return f"first {int(lines[0].split()[0]) - 1}\ndiffering {len(lines)}\n" if lines else EQUAL
-
-
-def refused(runner: Runner, remaining: Sequence[Range] | None = None, /, **texts: object) -> KtaskfsError:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KtaskfsError) as caught:
-        runner.prepare("compare", remaining, **texts)
-    assert os.listdir("/proc/self/fd") == before
-    return caught.value
 
 
 @pytest.fixture
@@ -237,12 +226,12 @@ def test_what_was_not_finished_has_no_result(runner: Runner, plain: Path) -> Non
 
 
 def test_refusals(runner: Runner, plain: Path, area: Path) -> None:
-    assert refused(runner, path=plain, source=area / "missing").errno == errno.ENOENT
-    assert refused(runner, path=area, source=plain).errno == errno.EISDIR
-    assert isinstance(refused(runner, path=plain, source=plain, undo=1), NotSupported)
-    assert "past the end" in refused(runner, path=plain, source=plain, length=SIZE + 1).message
-    assert "past the end" in refused(runner, path=plain, source=plain, length=SIZE, source_offset=1).message
-    assert "past the end" in refused(runner, path=plain, source=plain, offset=SIZE + 1).message
-    assert "past the end" in refused(runner, path=plain, source=plain, source_offset=SIZE + 1).message
-    assert isinstance(refused(runner, path=plain, source=plain, nodes=1000), InvalidValue)
-    assert "anew" in refused(runner, [Range(HUGE, SIZE, -1)], path=plain, source=plain).message
+    assert runner.refused("compare", path=plain, source=area / "missing").errno == errno.ENOENT
+    assert runner.refused("compare", path=area, source=plain).errno == errno.EISDIR
+    assert isinstance(runner.refused("compare", path=plain, source=plain, undo=1), NotSupported)
+    assert "past the end" in runner.refused("compare", path=plain, source=plain, length=SIZE + 1).message
+    assert "past the end" in runner.refused("compare", path=plain, source=plain, length=SIZE, source_offset=1).message
+    assert "past the end" in runner.refused("compare", path=plain, source=plain, offset=SIZE + 1).message
+    assert "past the end" in runner.refused("compare", path=plain, source=plain, source_offset=SIZE + 1).message
+    assert isinstance(runner.refused("compare", path=plain, source=plain, nodes=1000), InvalidValue)
+    assert "anew" in runner.refused("compare", [Range(HUGE, SIZE, -1)], path=plain, source=plain).message

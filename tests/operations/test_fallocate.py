@@ -31,14 +31,6 @@ HUGE = 2 << 20
 PIB = 1 << 50
 
 
-def refused(runner: Runner, **texts: object) -> KtaskfsError:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KtaskfsError) as caught:
-        runner.prepare("fallocate", **texts)
-    assert os.listdir("/proc/self/fd") == before
-    return caught.value
-
-
 def failure(runner: Runner, plan: object, **changes: object) -> TaskError:
     with pytest.raises(TaskError) as caught:
         runner.work(plan, **changes)  # type: ignore[arg-type]
@@ -119,7 +111,7 @@ def test_keep_size(runner: Runner, place: Place) -> None:
 @smallest_pages
 def test_keep_size_looks_at_the_pool_too(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
     path = hugetlbfs / "file"
-    error = refused(runner, path=path, length=(pool.available + 1) * pool.page_size, keep_size=1)
+    error = runner.refused("fallocate", path=path, length=(pool.available + 1) * pool.page_size, keep_size=1)
     assert isinstance(error, OutOfHugePages)
     assert not path.exists()
 
@@ -129,7 +121,7 @@ def test_more_than_the_pool_is_refused_before_a_page_is_touched(
 ) -> None:
     path, free = hugetlbfs / "file", pool.available
     for length in ((free + 1) * pool.page_size, PIB, (1 << 62)):
-        error = refused(runner, path=path, length=length)
+        error = runner.refused("fallocate", path=path, length=length)
         assert isinstance(error, OutOfHugePages)
         assert error.errno == errno.ENOMEM
         assert f"{length // pool.page_size} huge pages" in error.message
@@ -137,7 +129,7 @@ def test_more_than_the_pool_is_refused_before_a_page_is_touched(
         assert not path.exists()
         assert pool.available == free
     runner.run("fallocate", path=path, length=pool.page_size)
-    assert refused(runner, path=path, length=(free + 1) * pool.page_size).errno == errno.ENOMEM
+    assert runner.refused("fallocate", path=path, length=(free + 1) * pool.page_size).errno == errno.ENOMEM
     assert path.stat().st_size == pool.page_size
 
 
@@ -147,14 +139,15 @@ def test_the_reservation_is_whole_before_the_start(runner: Runner, pool: TestPoo
     plan = runner.prepare("fallocate", path=hugetlbfs / "file", length=2 * pool.page_size)
     assert (pool.available, pool.reserved >= 2) == (free - 2, True)
     assert allocated(hugetlbfs / "file") == 0
-    assert refused(runner, path=hugetlbfs / "other", length=(free - 1) * pool.page_size).errno == errno.ENOMEM
+    error = runner.refused("fallocate", path=hugetlbfs / "other", length=(free - 1) * pool.page_size)
+    assert error.errno == errno.ENOMEM
     runner.work(plan)
     assert allocated(hugetlbfs / "file") == 2 * pool.page_size
 
 
 def test_the_mounts_own_limit_is_space(runner: Runner, pool_2m: TestPool, area: Path) -> None:
     with filesystems.hugetlbfs(area / "small", HUGE, f"size={2 * HUGE}") as directory:
-        error = refused(runner, path=directory / "file", length=4 * HUGE)
+        error = runner.refused("fallocate", path=directory / "file", length=4 * HUGE)
         assert isinstance(error, OutOfSpace)
         assert os.listdir(directory) == []
         runner.run("fallocate", path=directory / "file", length=2 * HUGE)
@@ -163,14 +156,14 @@ def test_the_mounts_own_limit_is_space(runner: Runner, pool_2m: TestPool, area: 
 def test_unaligned_ranges(runner: Runner, any_place: Place) -> None:
     path, unit = any_place.directory / "file", any_place.unit
     for offset, length in ((0, unit + 1), (1, unit), (unit // 2, unit)):
-        error = refused(runner, path=path, offset=offset, length=length)
+        error = runner.refused("fallocate", path=path, offset=offset, length=length)
         assert isinstance(error, InvalidValue)
         assert {4096: "4K", HUGE: "2M", 1 << 30: "1G"}.get(unit, "") in error.message
         assert not path.exists()
 
 
 def test_an_empty_file_needs_a_length(runner: Runner, place: Place) -> None:
-    assert "length is missing" in refused(runner, path=place.directory / "file").message
+    assert "length is missing" in runner.refused("fallocate", path=place.directory / "file").message
     assert os.listdir(place.directory) == []
 
 
@@ -178,7 +171,7 @@ def test_a_full_tmpfs_is_refused_before_a_page_is_touched(runner: Runner, tmpfs:
     path = tmpfs / "file"
     free = os.statvfs(tmpfs).f_bfree
     for length in (257 << 20, PIB):
-        error = refused(runner, path=path, length=length)
+        error = runner.refused("fallocate", path=path, length=length)
         assert isinstance(error, OutOfSpace)
         assert not path.exists()
     assert os.statvfs(tmpfs).f_bfree == free
@@ -195,14 +188,14 @@ def test_pages_that_were_never_written_count_as_there(runner: Runner, tmpfs: Pat
 
 def test_more_tmpfs_than_memory_is_refused(runner: Runner, area: Path) -> None:
     with filesystems.tmpfs(area / "endless", 0) as directory:
-        error = refused(runner, path=directory / "file", length=PIB)
+        error = runner.refused("fallocate", path=directory / "file", length=PIB)
         assert error.errno == errno.ENOMEM
         assert "memory" in error.message
         assert os.listdir(directory) == []
 
 
 def test_another_filesystem(runner: Runner, disk: Path) -> None:
-    assert isinstance(refused(runner, path=disk / "file", length=4096), NotSupported)
+    assert isinstance(runner.refused("fallocate", path=disk / "file", length=4096), NotSupported)
     assert os.listdir(disk) == []
 
 
@@ -226,7 +219,7 @@ def test_the_callers_file_size_limit(runner: Runner, place: Place) -> None:
 def test_a_sealed_memfd(runner: Runner, pool_2m: TestPool, flags: int, seal: int) -> None:
     fd = os.memfd_create("sealed", flags | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
-    error = refused(runner, path=f"/proc/{os.getpid()}/fd/{fd}", length=HUGE)
+    error = runner.refused("fallocate", path=f"/proc/{os.getpid()}/fd/{fd}", length=HUGE)
     assert error.errno == errno.EPERM
     assert os.fstat(fd).st_size == 0
     os.close(fd)
@@ -342,7 +335,7 @@ def test_undo_takes_back_the_part_of_the_chunk_that_failed(runner: Runner, tmpfs
 
 def test_undo_is_refused_where_it_could_not_be_exact(runner: Runner, tmpfs: Path) -> None:
     subprocess.run(["fallocate", "-l", "4M", tmpfs / "file"], check=True)
-    error = refused(runner, path=tmpfs / "file", length="8M", undo=1)
+    error = runner.refused("fallocate", path=tmpfs / "file", length="8M", undo=1)
     assert isinstance(error, NotSupported)
     assert (tmpfs / "file").stat().st_size == 4 << 20
 
@@ -355,7 +348,7 @@ def test_nodes(runner: Runner, place: Place) -> None:
         return allocated(path)
 
     assert run_forked(on_node_zero) == length
-    error = refused(runner, path=place.directory / "other", length=length, nodes="0,999")
+    error = runner.refused("fallocate", path=place.directory / "other", length=length, nodes="0,999")
     assert isinstance(error, InvalidValue)
     assert not (place.directory / "other").exists()
 

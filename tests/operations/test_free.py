@@ -9,26 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.operations.operation import Range
-from tests.operations.test_as_caller import as_nobody
-from tests.operations.test_clear import HUGE, TIB, make_dirty
-from tests.support.memory_files import allocated, is_all
+from tests.support.as_caller import as_nobody
+from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
     from tests.support.hugepages import TestPool
-
-
-def refused(runner: Runner, **texts: object) -> KtaskfsError:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KtaskfsError) as caught:
-        runner.prepare("free", **texts)
-    assert os.listdir("/proc/self/fd") == before
-    return caught.value
 
 
 def unit_of(place: Place) -> int:
@@ -171,20 +162,20 @@ def test_a_task_that_never_starts(runner: Runner, place: Place) -> None:
 def test_refusals(runner: Runner, place: Place, disk: Path) -> None:
     path, link, unit = place.directory / "file", disk / "link", place.unit
     (disk / "plain").write_bytes(b"x")
-    assert isinstance(refused(runner, path=disk / "plain"), NotSupported)
-    assert refused(runner, path=place.directory / "missing").errno == errno.ENOENT
+    assert isinstance(runner.refused("free", path=disk / "plain"), NotSupported)
+    assert runner.refused("free", path=place.directory / "missing").errno == errno.ENOENT
     path.touch()
     link.symlink_to(path)
-    assert "nothing to do" in refused(runner, path=path).message
+    assert "nothing to do" in runner.refused("free", path=path).message
     os.truncate(path, 2 * unit)
-    assert "brought back" in refused(runner, path=path, undo=1).message
-    assert "page size" in refused(runner, path=path, offset=unit // 2).message
-    assert "page size" in refused(runner, path=path, length=unit // 2).message
-    assert "before the end" in refused(runner, path=path, length=unit, shrink=1).message
-    assert "whole file" in refused(runner, path=path, length=unit, unlink=1).message
-    assert "whole file" in refused(runner, path=path, offset=unit, unlink=1).message
-    assert isinstance(refused(runner, path=link, unlink=1), InvalidValue)
-    assert isinstance(refused(runner, path=path, nodes=1000), InvalidValue)
+    assert "brought back" in runner.refused("free", path=path, undo=1).message
+    assert "page size" in runner.refused("free", path=path, offset=unit // 2).message
+    assert "page size" in runner.refused("free", path=path, length=unit // 2).message
+    assert "before the end" in runner.refused("free", path=path, length=unit, shrink=1).message
+    assert "whole file" in runner.refused("free", path=path, length=unit, unlink=1).message
+    assert "whole file" in runner.refused("free", path=path, offset=unit, unlink=1).message
+    assert isinstance(runner.refused("free", path=link, unlink=1), InvalidValue)
+    assert isinstance(runner.refused("free", path=path, nodes=1000), InvalidValue)
 
 
 def test_a_directory_that_is_not_the_callers(runner: Runner, place: Place) -> None:
@@ -212,7 +203,7 @@ def test_a_sealed_memfd(runner: Runner, seal: int, option: dict[str, int]) -> No
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     os.write(fd, b"x" * 4096)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
-    assert refused(runner, path=f"/proc/{os.getpid()}/fd/{fd}", **option).errno == errno.EPERM
+    assert runner.refused("free", path=f"/proc/{os.getpid()}/fd/{fd}", **option).errno == errno.EPERM
     assert os.pread(fd, 4096, 0) == b"x" * 4096
     os.close(fd)
 
@@ -223,7 +214,7 @@ def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> 
     path = f"/proc/{os.getpid()}/fd/{fd}"
     os.ftruncate(fd, 4 * HUGE)
     runner.run("fallocate", path=path)
-    assert refused(runner, path=path, unlink=1).errno == errno.EINVAL
+    assert runner.refused("free", path=path, unlink=1).errno == errno.EINVAL
     runner.run("free", path=path)
     assert allocated(path) == 0
     os.close(fd)

@@ -16,9 +16,7 @@ from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import Target
 from ktaskfs.ktask import LinuxMachine, Placement
-from tests.operations.test_checksum import content
-from tests.operations.test_clear import HUGE, make_dirty
-from tests.support.memory_files import allocated, is_all, write_bytes
+from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, write_bytes
 
 if TYPE_CHECKING:
     from ktaskfs.operations.operation import Plan

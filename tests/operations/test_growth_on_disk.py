@@ -13,10 +13,8 @@ import pytest
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import Target
 from ktaskfs.operations import growth
-from tests.operations.test_checksum import content
-from tests.operations.test_clear import HUGE
 from tests.operations.test_growth import LENGTH, growing
-from tests.support.memory_files import allocated, write_bytes
+from tests.support.memory_files import HUGE, allocated, content, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,13 +18,11 @@ from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations import copy as copy_module
 from ktaskfs.operations.source import source_length
-from tests.operations.test_as_caller import MEMORY_LIMIT, as_nobody
-from tests.operations.test_checksum import content
-from tests.operations.test_clear import HUGE, make_dirty, punch
-from tests.operations.test_copy import SIZE, plain, same
+from tests.operations.conftest import SIZE
 from tests.support import filesystems
+from tests.support.as_caller import MEMORY_LIMIT, as_nobody
 from tests.support.forked import run_forked
-from tests.support.memory_files import allocated, is_all, write_bytes
+from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, punch, same, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from tests.operations.conftest import Runner
     from tests.support.hugepages import TestPool
 
-__all__ = ["plain"]  # a fixture
+
 RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
 
 

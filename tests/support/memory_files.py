@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import subprocess
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+HUGE = 2 << 20
+TIB = 1 << 40
 
 
 def allocated(path: Path | str) -> int:
@@ -46,3 +50,26 @@ def write_bytes(path: Path | str, data: bytes | bytearray, offset: int = 0) -> N
             mapped[:] = data
     finally:
         os.close(fd)
+
+
+def make_dirty(path: Path, length: int) -> None:
+    """A file of ``length`` bytes that are all 0xff."""
+    path.touch()
+    os.truncate(path, length)
+    dirty(path, 0, length)
+
+
+def punch(path: Path, start: int, length: int) -> None:
+    """A hole, as by fallocate(1)."""
+    subprocess.run(["fallocate", "-p", "-o", str(start), "-l", str(length), str(path)], check=True)
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    """Bytes of which no two pages are alike."""
+    return random.Random(seed).randbytes(size)
+
+
+def same(first: Path | str, second: Path | str, length: int, skip: tuple[int, int] = (0, 0)) -> bool:
+    """As cmp(1) sees it."""
+    command = ["cmp", "-n", str(length), "-i", f"{skip[0]}:{skip[1]}", str(first), str(second)]
+    return subprocess.run(command, capture_output=True).returncode == 0

@@ -1,0 +1,33 @@
+"""Pages of progress for a small task, and what they say is left."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from ktaskfs.progress import Requests, Shape, Span, create_page
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHAPE = Shape(slots=3, nodes=4)
+SPANS = [Span(100, 110, 0), Span(110, 117, -1)]
+ALL = set(range(100, 117))
+
+
+def units(spans: Sequence[Span]) -> list[int]:
+    """Every unit of ``spans``; none may be named twice."""
+    found = [unit for span in spans for unit in range(span.start, span.end)]
+    assert len(found) == len(set(found))
+    return found
+
+
+def new_page() -> int:
+    """An open page of SHAPE that has no name any more."""
+    fd = os.memfd_create("page")
+    os.close(fd)
+    path = f"/dev/shm/ktask-page-{os.getpid()}-{threading.get_native_id()}"
+    fd = create_page(path, SHAPE, Requests())
+    os.unlink(path)
+    return fd

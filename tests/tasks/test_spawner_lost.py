@@ -1,0 +1,116 @@
+"""Starting tasks when the spawner is killed, cannot be had, or says what it should not."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from ktaskfs.errors import WorkerLost
+from ktaskfs.tasks import recruit as recruit_module
+from ktaskfs.tasks.task import State
+from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+
+async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.1)
+    spawner = house.spawner()
+    spawner.suspend()
+    with pytest.raises(WorkerLost, match="no worker could be started within") as error:
+        await house.run(f"fallocate path={memory}/file length=64K")
+    assert error.value.errno == errno.ETIMEDOUT
+    spawner.resume()
+
+
+async def test_a_spawner_that_was_killed_is_started_anew_and_tasks_do_not_notice(house: House, memory: Path) -> None:
+    first = await house.paused(memory / "first")
+    await house.kill_spawner()
+    second = await house.run_one(f"fallocate path={memory}/second length=64K")
+    assert await ended(second) is State.DONE
+    assert first.state is State.PAUSED
+    first.texts.pop("rate_max")
+    house.service.set_live(first)
+    await house.service.resume(first, me())
+    assert await ended(first) is State.DONE
+    assert first.done(first.snapshot()) == 1 << 20
+
+
+async def test_a_spawner_that_is_killed_unnoticed_is_started_anew(house: House, memory: Path) -> None:
+    await ended(await house.run_one(f"fallocate path={memory}/first length=64K"))
+    spawner = house.spawner()
+    kill_quietly(spawner.pid)
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    assert await ended(task) is State.DONE
+
+
+async def test_a_spawner_that_is_killed_during_a_start_fails_that_start(house: House, memory: Path) -> None:
+    before = open_files()
+    spawner = house.spawner()
+    spawner.suspend()
+    async with trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            with pytest.raises(WorkerLost, match="the spawner died") as error:
+                await house.run(f"fallocate path={memory}/file length=64K")
+            assert error.value.errname == "EIO"
+
+        nursery.start_soon(write)
+        await until(lambda: len(house.launcher._children) == 1, "the spawner is asked")
+        spawner.kill()
+    assert (len(house.table), house.files()) == (0, [])
+    assert house.launcher._children == {}
+    task = await house.run_one(f"fallocate path={memory}/file length=64K")
+    assert await ended(task) is State.DONE
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_an_installation_that_cannot_start_one_says_so(
+    workers: None, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house(tmp_path / "state") as house:
+        await house.kill_spawner()
+        before = open_files()
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+        with pytest.raises(WorkerLost, match="No such file"):
+            await house.run(f"fallocate path={memory}/file length=64K")
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+        with pytest.raises(WorkerLost):
+            await house.run(f"fallocate path={memory}/file length=64K")
+        await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+BABBLER = """\
+#!{python}
+import os, socket, sys
+sock = socket.socket(fileno=int(sys.argv[-1]))
+with open("/dev/null") as null:
+    for data in (b"x", b"[]", b"[" * 5000, b'["Forked", {{"ticket": 77, "pid": 1, "errno": 0}}]', b'["Exited", {{}}]'):
+        socket.send_fds(sock, [data], [null.fileno()])
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+"""
+
+
+async def test_a_spawner_that_babbles_does_no_harm(
+    workers: None, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    babbler = tmp_path / "python"
+    babbler.write_text(BABBLER.format(python=sys.executable))
+    babbler.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(babbler))
+    before = open_files()
+    with caplog.at_level(logging.ERROR):
+        async with open_house(tmp_path / "state") as house:
+            task = await house.run_one(f"fallocate path={memory}/file length=64K")
+            assert await ended(task) is State.DONE
+    assert "what nobody understands" in caplog.text
+    assert open_files() == before
