@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import ConfigError, InvalidValue
+from ktaskfs.tasks.record import make_state_directory
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.units import parse_int, shown
 
@@ -48,6 +49,10 @@ class MountConfig:
     tunables: Mapping[str, int] = field(default_factory=dict)
     config: str | None = None
     device: str | None = None
+
+    def make_statedir(self) -> None:
+        """Make the state directory, if it is missing. Raises TargetError, also for one that others may write."""
+        make_state_directory(self.statedir)
 
     def file_tunables(self) -> dict[str, int]:
         """The tunables in the configuration file as it is now, but for those that an option has given.

@@ -114,7 +114,7 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
         os.close(writable)
 
     try:
-        _log_to(_leave(config.statedir, environment))
+        _log_to(_leave(config, environment))
         _run(config, ready, Manager({}))
     except KtaskfsError as error:
         os.write(writable, error.message.encode(errors="backslashreplace"))
@@ -129,7 +129,7 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-def _leave(statedir: str, environment: Mapping[str, str]) -> logging.Handler:
+def _leave(config: MountConfig, environment: Mapping[str, str]) -> logging.Handler:
     """Leave the caller's directory and files, so that nobody waits for those to be closed; returns where to log.
 
     That is the journal if standard error is, else a file in the state directory. Raises TargetError.
@@ -141,11 +141,11 @@ def _leave(statedir: str, environment: Mapping[str, str]) -> logging.Handler:
     if stderr_is_journal(environment):
         os.dup2(2, 1)
         return JournalHandler()
+    config.make_statedir()
     try:
-        os.makedirs(statedir, 0o700, exist_ok=True)
-        return LogFile(os.path.join(statedir, LOG_NAME))
+        return LogFile(os.path.join(config.statedir, LOG_NAME))
     except OSError as error:
-        raise TargetError.from_os(error, f"state directory {statedir}") from error
+        raise TargetError.from_os(error, f"state directory {config.statedir}") from error
 
 
 def _complain(message: str) -> None:

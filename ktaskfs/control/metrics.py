@@ -13,7 +13,7 @@ import trio
 
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import Pool, read_node_pools, read_pools
-from ktaskfs.tasks.task import ACTIVE, ENDED
+from ktaskfs.tasks.task import ENDED, WORKING, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +41,7 @@ class Facts:
 
     tasks:   by operation and state, now.
     started: by operation, set to work since the mount.
+    refused: by operation, starts since the mount that came to nothing, whoever was told.
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
     lag:     seconds that the event loop took to come round once.
@@ -48,6 +49,7 @@ class Facts:
 
     tasks: Mapping[tuple[str, ...], int]
     started: Mapping[tuple[str, ...], int]
+    refused: Mapping[tuple[str, ...], int]
     ended: Mapping[tuple[str, ...], int]
     units: Mapping[tuple[str, ...], int]
     pools: tuple[Pool, ...]
@@ -63,27 +65,29 @@ class Metrics:
         self._kernel = kernel
         self._load = load
         self._started: Counter[tuple[str, ...]] = Counter()
+        self._refused: Counter[tuple[str, ...]] = Counter()
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._units: Counter[tuple[str, ...]] = Counter()
 
     def count(self, transition: Transition) -> None:
         """An observer of transitions. What an earlier daemon has seen the end of is not counted again."""
-        task = transition.task
-        if transition.old in ACTIVE and transition.new in ENDED:
-            self._ended[_operation(task), str(transition.new)] += 1
+        task, old, new = transition.task, transition.old, transition.new
+        if old in WORKING and new in ENDED:
+            self._ended[_operation(task), str(new)] += 1
             self._units[_operation(task), units_of(task)] += _worked(task)
-        elif transition.new in ACTIVE and transition.old not in (None, *ACTIVE):  # None: adopted while at work
-            self._started[_operation(task),] += 1
+        elif old is State.STARTING:
+            (self._started if new in WORKING else self._refused)[_operation(task),] += 1
 
     def facts(self, lag: float) -> Facts:
         """The figures of this moment."""
         units = self._units.copy()
         for task in self._table:
-            if task.state in ACTIVE:
+            if task.state in WORKING:
                 units[_operation(task), units_of(task)] += _worked(task)
         return Facts(
             tasks=Counter((_operation(task), str(task.state)) for task in self._table),
             started=self._started,
+            refused=self._refused,
             ended=self._ended,
             units=units,
             pools=(*read_pools(self._kernel), *read_node_pools(self._kernel)),

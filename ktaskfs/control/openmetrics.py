@@ -46,6 +46,13 @@ class _Facts(Collector):
         )
         yield _family(
             CounterMetricFamily,
+            "tasks_refused",
+            "Starts since the mount that came to nothing, told to the writer or only in the task's error.",
+            ("operation",),
+            facts.refused,
+        )
+        yield _family(
+            CounterMetricFamily,
             "tasks_ended",
             "Tasks whose end was seen since the mount.",
             ("operation", "outcome"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -108,10 +109,15 @@ def threads(task: Task) -> str:
 
 
 def _one_line(text: str) -> str:
-    """``text`` with control characters and the backslash in octal, as the kernel shows paths (seq_path)."""
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(f"\\{ord(each):03o}" if each < " " or each in "\x7f\\" else each for each in text)
+    """``text`` with the bytes of what cannot be printed, and the backslash, in octal, as the kernel shows paths.
+
+    (seq_path(); what cannot be printed may be a command to the terminal.)
+    """
+    return "".join(each if each.isprintable() and each != "\\" else _octal(each) for each in text)
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _when(nanoseconds: int) -> str:

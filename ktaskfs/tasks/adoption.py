@@ -64,7 +64,11 @@ class Adopter:
     def _adopt_active(self, task: Task, record: Record) -> None:
         """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
         if task.state is State.STARTING:
-            self._nursery.start_soon(self._end_start, task, record.pid, _open_process(record))
+            pidfd = _open_process(record)
+            if pidfd is not None:
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which says nothing yet
+                task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, null, Shape(0, 0))
+            self._nursery.start_soon(self._end_start, task)
             return
         try:
             page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
@@ -81,18 +85,21 @@ class Adopter:
             return
         task.requests = read_requests(page)
         task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
-        # The daemon may have died between asking for a pause, or for its end, and writing that down.
+        task.worker.wake()  # the daemon may have died between writing a wish and saying so
+        # Or between asking for a pause, or for its end, and writing that down.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
         self._course.watch(task, task.worker)
 
-    async def _end_start(self, task: Task, pid: int | None, pidfd: int | None) -> None:
+    async def _end_start(self, task: Task) -> None:
         """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
-        if pid is not None and pidfd is not None:
-            await see_off(pid, pidfd)
-            os.close(pidfd)
+        worker = task.worker
+        if worker is not None:
+            await see_off(worker.pid, worker.pidfd)
         message = "the daemon ended before the work began"
         self._course.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+        if worker is not None:
+            worker.close()
 
 
 def _open_process(record: Record) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -103,6 +104,7 @@ class Course:
             left = final.remaining()
             final = replace(
                 final,
+                ended_ns=final.ended_ns or time.clock_gettime_ns(time.CLOCK_BOOTTIME),
                 errno=errno.EINTR,
                 error_position=left[0].start if left else 0,
                 message=f"the worker died{ending_text(status)}",

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,8 +103,23 @@ def snapshot_from_json(fields: dict[str, Any]) -> Snapshot:
     return Snapshot(**fields | {"phase": Phase(fields["phase"]), "nodes": nodes, "threads": threads})
 
 
+def make_state_directory(path: str) -> None:
+    """Make ``path`` (0700), if it is missing. Raises TargetError, also for one that others may write.
+
+    What stands in there says which processes are ours, to be signalled.
+    """
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        found = os.stat(path)
+    except OSError as error:
+        raise TargetError.from_os(error, f"state directory {path}") from error
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        message = f"state directory {path}: it must be yours, and nobody else may write in it"
+        raise TargetError(message, errno=errno.EPERM)
+
+
 class StateDirectory:
-    """The directory ``path``, made if missing (0700) and locked. Raises KtaskfsError (EBUSY if another has it).
+    """The directory ``path``, made if missing and locked. Raises KtaskfsError (EBUSY if another has it).
 
     ``step`` is called between any two changes that a successor could see (see ``steps``).
     """
@@ -111,8 +127,8 @@ class StateDirectory:
     def __init__(self, path: str, step: Callable[[str], None] = nothing) -> None:
         self.path = path
         self.step = step
+        make_state_directory(path)
         try:
-            os.makedirs(path, 0o700, exist_ok=True)
             self._lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise TargetError.from_os(error, f"state directory {path}") from error

@@ -150,7 +150,7 @@ class TaskTable:
         return self.settings["nice"] if text is None else parse_int(text)
 
     def _threads_wanted(self, task: Task, cpus: int) -> int:
-        if task.state is State.PAUSED:  # the others may have its helpers meanwhile
+        if task.state is not State.RUNNING:  # the others may have its helpers meanwhile
             return 1
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)

@@ -92,6 +92,27 @@ def test_ends_and_units_are_counted_once() -> None:
     assert facts.tasks == {}
 
 
+def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
+    house = House()
+    house.follow()
+    resumed = house.add(1)
+    house.table.move(resumed, State.STARTING)
+    house.table.move(resumed, State.RUNNING)
+    resumed.final = worked(300)
+    house.table.move(resumed, State.INTERRUPTED)
+    for _ in range(3):
+        before, resumed.final = resumed.final, None
+        house.table.move(resumed, State.STARTING)
+        resumed.final = before
+        house.table.move(resumed, State.INTERRUPTED)
+    refused = house.add(2)
+    house.table.move(refused, State.STARTING)
+    house.table.drop(refused)
+    facts = house.metrics.facts(0)
+    assert (facts.started["clear",], facts.refused["clear",]) == (1, 4)
+    assert (facts.ended, facts.units) == (Counter({("clear", "interrupted"): 1}), Counter({("clear", "bytes"): 300}))
+
+
 def test_work_that_is_taken_back_was_work_all_the_same() -> None:
     house = House()
     house.follow()

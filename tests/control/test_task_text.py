@@ -109,6 +109,12 @@ def test_no_path_can_forge_a_line_of_the_status() -> None:
     assert "Path:\t/a\\012State:\\011done\\134" in lines
 
 
+def test_no_path_is_a_command_to_the_terminal() -> None:
+    task = make()
+    task.texts["path"] = "/ä\x1b[1m\u009b31m\u202e\udcff"
+    assert "Path:\t/ä\\033[1m\\302\\23331m\\342\\200\\256\\377\n" in task_text.status(task)
+
+
 def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
     lines = [line.split(" ") for line in task_text.stat(make()).splitlines()]
     assert all(len(line) == 2 for line in lines)

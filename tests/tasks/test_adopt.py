@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.host import credentials
+from ktaskfs.progress import write_requests
 from ktaskfs.tasks import recruit as recruit_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State, Task
@@ -89,6 +90,16 @@ async def test_a_pause_that_the_dead_daemon_had_asked_for_is_known(statedir: Pat
         assert adopted(house, "t").state is State.PAUSED
 
 
+async def test_a_cancel_that_the_dead_daemon_wrote_and_did_not_say_is_said(statedir: Path, memory: Path) -> None:
+    async with open_house(statedir) as house:
+        task = await house.run_one(f"fallocate path={memory}/file length={SIZE} chunk=4096 rate_max=1 name=t")
+        await until(lambda: task.snapshot().done == 4096, "the first chunk")
+        assert task.worker is not None
+        write_requests(task.worker.page, dataclasses.replace(task.requests, cancel=True))
+    async with open_house(statedir) as house:
+        assert await ended(adopted(house, "t")) is State.CANCELLED
+
+
 async def test_a_worker_that_finished_meanwhile_is_done(statedir: Path, memory: Path) -> None:
     async with open_house(statedir) as house:
         task = await house.paused(memory / "file", more="name=t")
@@ -119,6 +130,7 @@ async def test_a_worker_that_died_meanwhile_is_interrupted_where_it_was(statedir
         assert await ended(task) is State.INTERRUPTED
         snapshot = task.snapshot()
         assert (snapshot.errno, snapshot.error_position) == (errno.EINTR, 4096)
+        assert snapshot.ended_ns > snapshot.started_ns, "or its time would go on, and its speed down"
         task.texts.pop("rate_max")
         await house.service.resume(task, me())
         assert await ended(task) is State.DONE
@@ -215,6 +227,26 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
         assert await ended(adopted(house, "t")) is State.INTERRUPTED
         assert has_ended(worker)
     assert os.listdir(memory) == []
+
+
+async def test_a_worker_that_hangs_in_its_start_can_be_killed_by_the_next_daemon(
+    statedir: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
+    before = open_files()
+    async with open_house(statedir) as house:
+        worker = await stop_spare(house)
+        await house.run(f"fallocate path={memory}/file length=64K name=t")
+        await until(lambda: house.table.require("t").worker is not None, "the worker is known")
+        house.service.save(house.table.require("t"))
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert (task.state, task.worker is not None and task.worker.pid) == (State.STARTING, worker.pid)
+        assert task.snapshot().done == 0
+        house.service.kill(task)
+        assert await ended(task) is State.INTERRUPTED
+        assert has_ended(worker)
+    assert open_files() == before
 
 
 async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory: Path) -> None:

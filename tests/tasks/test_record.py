@@ -280,6 +280,23 @@ def test_the_lock_ends_with_close_and_is_not_inherited(tmp_path: Path) -> None:
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    def refusal() -> KtaskfsError:
+        with pytest.raises(KtaskfsError, match="nobody else may write") as caught:
+            StateDirectory(str(tmp_path))
+        assert os.listdir(tmp_path) == []
+        return caught.value
+
+    for mode in (0o775, 0o757, 0o1777):
+        tmp_path.chmod(mode)
+        assert refusal().errname == "EPERM"
+    if os.geteuid() == 0:
+        tmp_path.chmod(0o700)
+        os.chown(tmp_path, 65534, 65534)
+        assert refusal().errname == "EPERM"
+        os.chown(tmp_path, 0, 0)
+
+
 def test_a_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(KtaskfsError, match="Not a directory") as refusal:

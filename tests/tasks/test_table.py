@@ -186,7 +186,7 @@ def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_chan
     table = make_table(max_threads=1000)
     cpus = len(usable_cpus())
     first, second = add(table, "a"), add(table, "b")
-    table.move(first, State.STARTING)
+    table.move(first, State.RUNNING)
     alone = first.requests.threads
     assert alone == min(cpus, 1 + helper_limit(cpus, 80))
     table.move(second, State.RUNNING)
@@ -202,12 +202,13 @@ def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_chan
     assert first.requests.nice == 2
 
 
-def test_a_paused_task_leaves_its_helpers_to_others() -> None:
+@pytest.mark.parametrize("idle", [State.PAUSED, State.STARTING])
+def test_a_task_that_cannot_use_its_helpers_leaves_them_to_others(idle: State) -> None:
     table = make_table(cpu_percent=100, max_threads=1000)
     first, second = add(table, "a"), add(table, "b")
     table.move(first, State.RUNNING)
     alone = first.requests.threads
-    table.move(first, State.PAUSED)
+    table.move(first, idle)
     table.move(second, State.RUNNING)
     assert (first.requests.threads, second.requests.threads) == (1, alone)
     table.move(second, State.DONE)
