@@ -115,6 +115,7 @@ def test_killed_for_want_of_memory(mounted: Mount, tmpfs: Path) -> None:
     parent, limit = (v1, "memory__limit_in_bytes") if v1.exists() else (Path("/sys/fs/cgroup"), "memory__max")
     with cgroup(parent / f"kt{os.getpid()}", **{limit: str(24 * MIB)}) as group:
         pid = start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=16M chunk=1M")
+        until(lambda: int(stat(mounted, "t")["done"]) > 0, "the first chunk")
         (group / "cgroup.procs").write_text(str(pid))
         mounted.write("tasks/t/rate_max", "max")
         state = mounted.read("tasks/t/wait").splitlines()[-1]

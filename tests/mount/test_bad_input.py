@@ -204,6 +204,7 @@ def test_two_tasks_of_one_name(mount: Mount, tmpfs: Path) -> None:
     refused(mount, f"clear path={tmpfs}/f name=control", "EEXIST")
     assert mount.write_once(CONTROL, f"clear path={tmpfs}/f name=two\nclear path={tmpfs}/f name=two\n") == (1, "EEXIST")
     assert not (mount.path / "tasks" / "two").exists()
+    assert mount.read("tasks/one/wait").endswith("done\n")
 
 
 def test_several_specs_are_all_or_nothing(mount: Mount, tmpfs: Path) -> None:

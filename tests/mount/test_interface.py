@@ -74,6 +74,8 @@ def test_a_descriptor_reads_back_the_names_of_its_own_tasks(mounted: Mount, memo
         automatic = os.pread(fd, 100, 0).decode().split()[-1]
         assert automatic.startswith("clear-")
         assert mounted.read("info/last_task") == f"{automatic}\n"
+        for name in ("a", "b", "c", automatic):
+            assert mounted.read(f"tasks/{name}/wait").endswith("done\n")
     finally:
         os.close(fd)
         os.close(other)

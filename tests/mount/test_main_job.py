@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.hugepages import reserved
+from tests.support.poll import until
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -146,9 +147,12 @@ def test_a_worker_is_its_caller_and_has_a_name(
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapInh"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert run("ps", "-o", "args=", "-p", pid).out.strip() == "ktask/mine"
-    names = run("ps", "-L", "-o", "comm=", "-p", pid).out.split()
-    assert "ktask/mine" in names
-    assert any(name.startswith("ktask/mine:") for name in names)
+
+    def names() -> list[str]:
+        return run("ps", "-L", "-o", "comm=", "-p", pid).out.split()
+
+    until(lambda: any(name.startswith("ktask/mine:") for name in names()), "a helper has begun")
+    assert "ktask/mine" in names()
     assert mount.write("tasks/mine/control", "cancel", user=two_users[1]) == (1, "EACCES")
     assert mount.write("tasks/mine/control", "cancel", user=user) == (0, None)
     finish(mount, "mine", "cancelled", user)

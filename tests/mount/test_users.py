@@ -86,6 +86,8 @@ def test_each_has_a_log_and_a_last_task_of_his_own(
     assert mount.read("info/error_log", user=second) == ""
     mount.write("info/error_log", "clear", user=second)
     assert "nonsense" in mount.read("info/error_log", user=first)
+    for user in two_users:
+        assert mount.read(f"tasks/{user.name}/wait", user=user).endswith("done\n")
 
 
 def test_who_may_create_tasks(mount_maker: MountMaker, two_users: tuple[User, User]) -> None:

@@ -206,11 +206,14 @@ def test_a_worker_of_a_task_is_on_its_node(mounted: Mount, huge: Path) -> None:
     spec = f"clear path={dirty_file} nodes=1 chunk=2M rate_max=4M name=slow max_threads=2"
     assert mounted.write("tasks/control", spec) == (0, None)
     pid = rows(mounted.read("tasks/slow/stat"))["pid"][0]
-    threads = [line.split() for line in mounted.read("tasks/slow/threads").splitlines()[1:]]
-    assert {line[1] for line in threads} == {"1"}
-    at_work = [line for line in threads if line[4] != "0" or line[7] != "-"]  # the others have not been put there yet
-    assert at_work
-    for line in at_work:
+
+    def at_work() -> list[list[str]]:  # the others have not been put there yet
+        threads = [line.split() for line in mounted.read("tasks/slow/threads").splitlines()[1:]]
+        assert {line[1] for line in threads} <= {"1"}
+        return [line for line in threads if line[4] != "0" or line[7] != "-"]
+
+    until(lambda: at_work() != [], "the first chunk")
+    for line in at_work():
         status = rows(Path(f"/proc/{pid}/task/{line[0]}/status").read_text())
         assert status["Cpus_allowed_list:"] == ["2-3"]
     mounted.write("tasks/slow/control", "cancel")
