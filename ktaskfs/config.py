@@ -132,15 +132,22 @@ def parse_options(
                 values[name] = _VALUES[name](text)
             elif name in _FLAGS and not equals:
                 values["allow_other"] = _FLAGS[name]
-            elif name not in GENERIC and not name.startswith(("x-", "comment")):
+            elif name not in GENERIC and not name.startswith(("x-", "X-", "comment")):
                 raise InvalidValue("unknown option")
         except InvalidValue as error:
             raise ConfigError(f"option {ascii(option)}: {error.message}") from error
     values.setdefault("statedir", None)
     if values["statedir"] is None:
         values["statedir"] = default_statedir(path, uid, environment)
+    for name in ("statedir", "config"):  # the daemon would wait for itself
+        if values.get(name) is not None and _is_below(values[name], path):
+            raise ConfigError(f"option {name}: {values[name]} is in the mount itself")
     device = None if fd is None else f"/dev/fd/{fd}"
     return MountConfig(mountpoint=path, tunables=tunables, device=device, **values)
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), directory]) == directory
 
 
 def _parse_uid(text: str) -> int:

@@ -19,6 +19,7 @@ from ktaskfs.control.metrics import Load
 from ktaskfs.control.tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
+from ktaskfs.fuse.mountpoint import detach, filesystems_at
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.registry import find_operations
@@ -32,7 +33,7 @@ from ktaskfs.tasks.tunables import Settings
 from ktaskfs.vfs import Departures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from ktaskfs.config import MountConfig
     from ktaskfs.fuse.session import Session
@@ -57,16 +58,19 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):  # more than fs.nr_open, which somebody has lowered
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if config.device is None:
-        clear_stale_mount(config.mountpoint)
-    else:  # ours alone, so that a mount whose daemon dies does not hang but fails
-        manager.forget(NAME)
-    state = StateDirectory(config.statedir, steps(os.environ))
+    state = StateDirectory(config.statedir, steps(os.environ))  # locked: from now on no rival can mount
     try:
-        trio.run(_serve, config, settings, state, ready, manager)
-    except ExceptionGroup as group:  # a nursery wraps what ends it
-        if len(group.exceptions) == 1 and isinstance(group.exceptions[0], KtaskfsError):
-            raise group.exceptions[0] from None
+        if config.device is None:
+            clear_stale_mount(config.mountpoint)
+        else:  # ours alone, so that a mount whose daemon dies does not hang but fails
+            manager.forget(NAME)
+        trio.run(_obey, config, settings, state, ready, manager)
+    except ExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap what ends them
+            error = error.exceptions[0]
+        if isinstance(error, KtaskfsError):
+            raise error from None
         raise
     finally:
         state.close()
@@ -96,12 +100,28 @@ def clear_stale_mount(mountpoint: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise ConfigError(f"{mountpoint}: {error.strerror}", errno=error.errno) from error
-        command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-        subprocess.run([*command, mountpoint], check=False)
+        detach(mountpoint)
+
+
+async def _obey(
+    config: MountConfig, settings: Settings, state: StateDirectory, ready: Callable[[], None], manager: Manager
+) -> None:
+    """Serve, and obey signals from before the mount is made until all is over: none finds the daemon half-way."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey_signals, signals, stop, config, settings, manager)
+            await _serve(config, settings, state, ready, manager, stop)
+            nursery.cancel_scope.cancel()
 
 
 async def _serve(
-    config: MountConfig, settings: Settings, state: StateDirectory, ready: Callable[[], None], manager: Manager
+    config: MountConfig,
+    settings: Settings,
+    state: StateDirectory,
+    ready: Callable[[], None],
+    manager: Manager,
+    stop: trio.Event,
 ) -> None:
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
@@ -120,7 +140,7 @@ async def _serve(
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         mountpoint = config.device or config.mountpoint
         with mounted(root, mountpoint, name=NAME, options=options, departures=departures) as session:
-            nursery.start_soon(_obey_signals, session, config, settings, manager)
+            nursery.start_soon(_terminate, session, stop)
             nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()
             # Those who speak of the mount say no more; they are waited for when it is gone, for one of them may have
@@ -131,12 +151,18 @@ async def _serve(
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
 
 
+async def _terminate(session: Session, stop: trio.Event) -> None:
+    await stop.wait()
+    session.terminate()
+
+
 async def _report(
     session: Session, mountpoint: str, ready: Callable[[], None], table: TaskTable, manager: Manager
 ) -> None:
     """Say that the mount answers once it does, and to the service manager what it wants to know from then on."""
-    if not await _answers(mountpoint):  # it was unmounted, or covered, before anybody knew of it
-        LOG.error("the mount on %s does not answer", mountpoint)
+    ours = filesystems_at(mountpoint)[-1:]
+    if trouble := await _trouble(mountpoint):  # it was unmounted, or covered, before anybody knew of it
+        LOG.error("the mount on %s does not answer: %s", mountpoint, trouble)
         session.terminate()
         return
     LOG.info("mounted on %s", mountpoint)
@@ -146,21 +172,26 @@ async def _report(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:
-                nursery.start_soon(_show_life, mountpoint, manager, manager.watchdog)
+                nursery.start_soon(_show_life, mountpoint, ours, manager, manager.watchdog)
 
 
-async def _answers(mountpoint: str) -> bool:
-    """Whether the mount answers somebody who reads from it.
+async def _trouble(mountpoint: str) -> str:
+    """Why the mount does not answer somebody who reads from it; empty if it does.
 
     By another process: were it a thread of ours, and the answer never to come, the kernel could not end this process
     even with SIGKILL, for the thread would wait for an answer that its own process owes (fs/fuse/dev.c,
     request_wait_answer). The child is in our process group, on which an automount depends (autofs_oz_mode).
     """
-    done = await trio.run_process(
-        ["cat", os.path.join(mountpoint, "version")], check=False, capture_stdout=True, stdin=subprocess.DEVNULL
-    )
+    command = ["cat", os.path.join(mountpoint, "version")]
+    try:
+        done = await trio.run_process(
+            command, check=False, capture_stdout=True, capture_stderr=True, stdin=subprocess.DEVNULL
+        )
+    except OSError as error:  # there is no descriptor left, no memory, or no cat
+        return f"{command[0]}: {error.strerror}"
     await trio.lowlevel.checkpoint_if_cancelled()  # it may have answered just before it was unmounted
-    return done.returncode == 0
+    said = done.stderr.decode(errors="replace").strip()
+    return "" if done.returncode == 0 else said or f"{command[0]} ended with {done.returncode}"
 
 
 async def _tell_status(table: TaskTable, manager: Manager) -> None:
@@ -183,24 +214,29 @@ def _status(table: TaskTable) -> str:
     return f"STATUS={len(tasks)} tasks, {sum(task.state in ACTIVE for task in tasks)} at work"
 
 
-async def _show_life(mountpoint: str, manager: Manager, within: float) -> None:
-    """Tell the service manager that all is well, each time that the mount has answered."""
+async def _show_life(mountpoint: str, ours: list[str], manager: Manager, within: float) -> None:
+    """Tell the service manager that all is well, each time that the mount has answered.
+
+    One that somebody took away while files in it are open (umount -l) is served on, and cannot be looked at.
+    """
     while True:
         await trio.sleep(within / SIGNS_OF_LIFE)
-        if await _answers(mountpoint):
-            manager.tell("WATCHDOG=1")
+        trouble = await _trouble(mountpoint)
+        if trouble and set(ours) <= set(filesystems_at(mountpoint)):
+            LOG.warning("the mount on %s does not answer: %s", mountpoint, trouble)
         else:
-            LOG.warning("the mount on %s does not answer", mountpoint)
+            manager.tell("WATCHDOG=1")
 
 
-async def _obey_signals(session: Session, config: MountConfig, settings: Settings, manager: Manager) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number == signal.SIGHUP:
-                _reload(config, settings, manager)
-            else:
-                LOG.info("signal %s: unmounting", signal.Signals(number).name)
-                session.terminate()
+async def _obey_signals(
+    signals: AsyncIterator[int], stop: trio.Event, config: MountConfig, settings: Settings, manager: Manager
+) -> None:
+    async for number in signals:
+        if number == signal.SIGHUP:
+            _reload(config, settings, manager)
+        elif not stop.is_set():
+            LOG.info("signal %s: unmounting", signal.Signals(number).name)
+            stop.set()
 
 
 def _reload(config: MountConfig, settings: Settings, manager: Manager) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOG: Final = logging.getLogger(__name__)
+PATIENCE: Final = 0.2
+"""Seconds that a word to systemd may take. It may be stopped, or its queue full; nobody else waits for it longer."""
 JOURNAL: Final = "/run/systemd/journal/socket"
 FIELDS: Final = ("TASK", "OP", "UID")
 """Fields of the journal that a log call may give with ``extra``: a task's name, its operation, its user."""
@@ -46,9 +48,10 @@ class Manager:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(PATIENCE)
                 sock.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            LOG.warning("the service manager cannot be told %s: %s", assignments[0], error.strerror)
+            LOG.warning("the service manager cannot be told %s: %s", assignments[0], error)
 
     def store(self, fd: int, name: str) -> None:
         """Have the manager keep ``fd`` and hand it to the service's next process; returns when it has it.
@@ -83,6 +86,7 @@ class JournalHandler(logging.Handler):
         self.setFormatter(logging.Formatter())  # or logging.basicConfig() gives it one with the level in words
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(PATIENCE)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -91,6 +95,8 @@ class JournalHandler(logging.Handler):
         fields |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         try:
             self._socket.sendto(b"".join(_field(name, str(value)) for name, value in fields.items()), self._address)
+        except TimeoutError:
+            return  # standard error ends there as well, and would wait for ever
         except OSError:  # the journal is being restarted, or the text is longer than a datagram may be
             for line in text.splitlines():
                 print(f"<{priority}>{line}", file=sys.stderr, flush=True)

@@ -55,7 +55,8 @@ def test_the_last_of_several_counts() -> None:
 
 
 def test_generic_options_are_taken() -> None:
-    everything = ",".join([*sorted(GENERIC), "x-systemd.automount", "comment=systemd.automount", "", "statedir=/s"])
+    others = ["x-systemd.automount", "X-mount.mkdir", "comment=systemd.automount", "", "statedir=/s"]
+    everything = ",".join([*sorted(GENERIC), *others])
     assert parse_options("/mnt", [everything], {}).mode == 0o660
 
 
@@ -86,6 +87,15 @@ def test_the_mountpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "link").symlink_to("there")
     assert parse_options("link", ["statedir=s"], {}).mountpoint == f"{tmp_path}/there"
     assert parse_options("link", ["statedir=s"], {}).statedir == f"{tmp_path}/s"
+
+
+@pytest.mark.parametrize("name", ["statedir", "config"])
+@pytest.mark.parametrize("below", ["", "/a", "/a/../b"])
+def test_nothing_that_the_daemon_needs_is_in_its_own_mount(tmp_path: Path, name: str, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(ConfigError, match="in the mount itself"):
+        parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/link{below}"], {})
+    assert parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/there2,statedir=/s"], {}).statedir == "/s"
 
 
 def test_where_tasks_are_remembered(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -85,7 +86,22 @@ def test_nobody_listens() -> None:
 
 def test_a_manager_that_cannot_be_told_is_no_reason_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Manager({"NOTIFY_SOCKET": str(tmp_path / "none")}).tell("READY=1")
-    assert "READY=1: No such file" in caplog.text
+    assert "READY=1: [Errno 2] No such file" in caplog.text
+
+
+def test_a_manager_or_journal_that_does_not_read_keeps_nobody(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = listener.getsockname()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        with contextlib.suppress(BlockingIOError):
+            while others.sendto(b"x", socket.MSG_DONTWAIT, address):
+                pass
+        Manager({"NOTIFY_SOCKET": address}).tell("READY=1")
+        assert "READY=1: timed out" in caplog.text
+        handler = JournalHandler(address)
+        handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
+        handler.close()
 
 
 @pytest.mark.parametrize(

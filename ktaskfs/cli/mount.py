@@ -110,7 +110,8 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     def ready() -> None:
         # Only now: below an automount, nobody outside the process group that mounts may look at the mount point.
         os.setsid()
-        os.write(writable, READY)
+        with contextlib.suppress(BrokenPipeError):  # whoever waited was killed meanwhile
+            os.write(writable, READY)
         os.close(writable)
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ import pyfuse3
 import trio
 
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.fuse.mountpoint import detach, filesystems_at
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.vfs import Departures
 
@@ -39,6 +41,40 @@ class MountFailed(KtaskfsError):
     default_errno = errno.EPERM
 
 
+ASLEEP: Final = 0.25
+"""Seconds that the event loop may be away before it is taken to sleep in a read of /dev/fuse."""
+
+
+class _Waker(trio.abc.Instrument):
+    """Wakes the loop from a read that sleeps.
+
+    libfuse reads the request that epoll told of. If whoever made it is killed in between it is not there any more, and
+    the read would sleep until the next one comes, with all timers and all ends of workers. Were the descriptor
+    non-blocking, pyfuse3 would take that for a failure; a read that a signal interrupts it simply tries again.
+    """
+
+    def before_io_wait(self, timeout: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def after_io_wait(self, timeout: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, ASLEEP, ASLEEP)
+
+
+@contextmanager
+def _woken() -> Iterator[None]:
+    """Have a ``_Waker`` in the event loop of this thread, the main one."""
+    waker = _Waker()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    trio.lowlevel.add_instrument(waker)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(waker)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
@@ -58,11 +94,25 @@ class Session:
         return self._operations.open_handles
 
     async def serve(self) -> None:
-        """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered."""
+        """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered.
+
+        To be called on the main thread; it has the use of SIGALRM meanwhile.
+        """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._until_told)
-            await pyfuse3.main(max_tasks=MAX_REQUESTS)
+            nursery.start_soon(self._terminate_when_cancelled)
+            with trio.CancelScope(shield=True), _woken():
+                async with trio.open_nursery() as serving:
+                    serving.start_soon(self._until_told)
+                    await pyfuse3.main(max_tasks=MAX_REQUESTS)
+                    serving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+
+    async def _terminate_when_cancelled(self) -> None:
+        """Whatever ends the serving, it ends in the order that ``_until_told`` keeps."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.terminate()
 
     async def _until_told(self) -> None:
         """Follow the departures until ``terminate``, and only then let pyfuse3 end.
@@ -123,12 +173,18 @@ def mounted(
             pyfuse3.init(operations, mountpoint, {f"fsname={name}", f"subtype={name}", "default_permissions", *options})
         except RuntimeError as error:
             raise MountFailed(f"cannot mount at {mountpoint}: {said() or error}") from error
+    ours = filesystems_at(mountpoint)[-1:]
     try:
         yield Session(operations, departures or Departures())
     finally:
         # Before the session is destroyed, for the poll handles of open files point into it.
         operations.close()
-        pyfuse3.close()
+        there = filesystems_at(mountpoint)
+        pyfuse3.close(unmount=there[-1:] == ours)  # by the path: what somebody has mounted over it is not ours
+        if ours and ours[0] in there[:-1]:
+            log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)
+        elif ours and filesystems_at(mountpoint)[-1:] == ours:
+            detach(mountpoint)  # the connection was severed, by umount -f or in fusectl: libfuse leaves such a mount
 
 
 @contextmanager

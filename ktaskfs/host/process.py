@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 def thread_cpu(pid: int, tid: int) -> int | None:
     """The CPU that the thread ran on last; None if there is no such thread."""
@@ -22,10 +24,15 @@ def cpu_ticks(pid: int) -> int:
 
 
 def _stat(path: str) -> list[bytes]:
-    """The fields from the third on: the second, the name, may hold spaces and parentheses. Empty if it has ended."""
+    """The fields from the third on: the second, the name, may hold spaces and parentheses.
+
+    Empty if it has ended, or if we have no descriptor left to look with.
+    """
     try:
         with open(path, "rb") as file:
             text = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EMFILE, errno.ENFILE):
+            raise
         return []
     return text[text.rindex(b")") + 1 :].split()

@@ -66,8 +66,10 @@ class Launcher:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
         with theirs:
-            # -P -s: neither the daemon's working directory nor a user's site-packages may add a module.
-            command = [sys.executable, "-P", "-s", "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
+            # Neither the daemon's working directory nor a user's site-packages may add a module; nor the environment,
+            # if it may not for the daemon.
+            closed = ["-I"] if sys.flags.isolated else ["-P", "-s"]
+            command = [sys.executable, *closed, "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, pass_fds=[theirs.fileno()]

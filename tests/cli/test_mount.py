@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.cli.mount import LOG_MAX
+from ktaskfs.fuse.mountpoint import filesystems_at
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
 from tests.support.poll import until
@@ -52,6 +54,27 @@ def test_in_the_foreground_too(area: Path, point: Path) -> None:
         command = 'exec "$@" 2>&- & until umount "$0"; do kill -0 $! || exit; done 2>/dev/null; wait $!'
         words = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
         assert run("bash", "-c", command, str(point), *words, cwd=ROOT).status == 0
+
+
+def test_a_signal_as_soon_as_it_is_mounted_unmounts_it(area: Path, point: Path) -> None:
+    with none_left():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            words = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+            with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
+                until(lambda: filesystems_at(str(point)) != [], "it is mounted")
+                daemon.send_signal(number)
+                _, said = daemon.communicate(timeout=30)
+            assert (daemon.returncode, filesystems_at(str(point))) == (0, []), said
+            assert "Traceback" not in said
+
+
+def test_nobody_can_look_at_the_mount(area: Path, point: Path) -> None:
+    with none_left():
+        outcome = run("env", "PATH=/nonexistent", *COMMAND, "-o", f"statedir={area / 'state'}", str(point), cwd=ROOT)
+        assert outcome == Outcome(1, "", "ktaskfs: the daemon died before the mount answered\n")
+    log = (area / "state/log").read_text()
+    assert "does not answer: cat: No such file or directory" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
@@ -222,6 +245,31 @@ sys.exit(daemon.wait())
     command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
     with none_left():
         done = run("unshare", "--mount", sys.executable, "-c", script, str(area), *command, cwd=ROOT)
+    assert done.status == 0, done.err
+
+
+def test_a_sign_of_life_from_a_mount_that_was_taken_away_and_is_still_in_use(area: Path, point: Path) -> None:
+    script = """
+import os, socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.bind(sys.argv[1] + "/notify")
+sock.settimeout(30)
+environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
+daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE, text=True)
+while sock.recv(1 << 12) != b"WATCHDOG=1":
+    pass
+with open(sys.argv[-1] + "/version") as file:
+    subprocess.run(["umount", "-l", sys.argv[-1]], check=True)
+    for _ in range(3):
+        while sock.recv(1 << 12) != b"WATCHDOG=1":
+            pass
+    assert file.read()
+assert "does not answer" not in daemon.stderr.read()
+sys.exit(daemon.wait())
+"""
+    command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+    with none_left():
+        done = run(sys.executable, "-c", script, str(area), *command, cwd=ROOT)
     assert done.status == 0, done.err
 
 

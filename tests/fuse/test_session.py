@@ -17,7 +17,7 @@ import pytest
 from tests.fuse.conftest import NOTHING_LEFT, Example
 from tests.support.leftovers import none_left
 from tests.support.poll import until
-from tests.support.shell import Outcome, run
+from tests.support.shell import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +99,7 @@ def test_a_severed_connection_closes_all_that_was_open(example: Example, area: P
         stack.callback(run, "umount", str(connections))
         (connections / str(connection) / "abort").write_text("1")
         assert {key: example.end()[key] for key in NOTHING_LEFT} == NOTHING_LEFT
+        assert not example.mounted()
     example.log.write_text("")  # pyfuse3 says that nobody took the last replies
 
 
@@ -183,73 +184,3 @@ except MountFailed as error:
     assert outcome.out.startswith(f"EPERM cannot mount at {mountpoint}")
     assert outcome.out.count("\n") == 1
     assert outcome.err == ""
-
-
-def test_to_terminate_a_session_that_has_ended_does_nothing(area: Path) -> None:
-    script = """
-import sys
-import trio
-from ktaskfs.fuse.session import mounted
-from ktaskfs.vfs import ROOT_INO, Attributes, StaticDirectory
-
-with mounted(StaticDirectory(ROOT_INO, Attributes(0o755), {}), sys.argv[1], name="x") as session:
-    session.terminate()  # before it is served too
-    trio.run(session.serve)
-    session.terminate()
-session.terminate()
-"""
-    assert run(sys.executable, "-c", script, str(area)) == Outcome(0, "", "")
-
-
-END_WITH_A_DEPARTURE = """
-import sys
-from pathlib import Path
-import trio
-from ktaskfs.fuse.session import mounted
-from ktaskfs.vfs import ROOT_INO, Attributes, Departures, Directory, StaticDirectory
-
-class Slow(Directory):
-    def __init__(self):
-        super().__init__(ROOT_INO, Attributes(0o755))
-        self.asked, self.answer = trio.Event(), trio.Event()
-    def lookup(self, name, caller):
-        return None
-    def entries(self, caller):
-        return []
-    async def mkdir(self, name, caller):
-        self.asked.set()
-        await self.answer.wait()
-        return StaticDirectory(int(name), Attributes(0o755), {})
-
-async def until_waiting(tasks):
-    # "D" in proc_pid_stat(5): whoever waits for the lock of a directory cannot be killed.
-    while not any(stat.read_text().rpartition(")")[2].split()[0] == "D" for stat in tasks.glob("*/stat")):
-        await trio.sleep(0.01)
-
-async def main(root, session, departures):
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.serve)
-        path = sys.argv[1]
-        await nursery.start(trio.run_process, ["mkdir", f"{path}/2"])  # has the lock, and waits for the answer
-        await root.asked.wait()
-        second = await nursery.start(trio.run_process, ["mkdir", f"{path}/3"])  # waits for the lock, to ask then
-        await until_waiting(Path(f"/proc/{second.pid}/task"))
-        departures.add(root, "gone")  # waits for the lock behind both
-        await until_waiting(Path("/proc/self/task"))
-        session.terminate()
-        root.answer.set()
-
-root, departures = Slow(), Departures()
-with mounted(root, sys.argv[1], name="x", departures=departures) as session:
-    trio.run(main, root, session, departures)
-"""
-
-
-def test_the_end_waits_for_those_who_wait_for_an_answer_to_others(area: Path) -> None:
-    """A name that the kernel is told to forget needs the lock that a request has, or one that nobody has read yet."""
-    with subprocess.Popen([sys.executable, "-c", END_WITH_A_DEPARTURE, str(area)]) as server:
-        try:
-            assert server.wait(30) == 0
-        finally:
-            run("pkill", "-KILL", "-P", str(server.pid))  # those who wait, or the server could not be killed
-            server.kill()
