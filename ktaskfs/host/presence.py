@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ktaskfs.host.mapped_range import MappedRange
     from ktaskfs.host.mapping import Mapping
 
+LOOK: Final = 1 << 20
+"""Bytes that are looked at in one go."""
 HOLE: Final = -1
 """In place of a page's node: there is no page."""
 
@@ -31,6 +33,31 @@ def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> I
             if position < present:
                 yield position, present
             position = present + page_size
+
+
+def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
+    """The runs of pages from ``start`` to ``end``, both multiples of ``page_size``, that read as zeros, as holes do."""
+    run = start
+    for position in range(start, end, max(page_size, LOOK)):
+        stop = min(position + max(page_size, LOOK), end)
+        if _reads_as_zeros(fd, position, stop):
+            continue
+        for page in range(position, stop, page_size):
+            if not _reads_as_zeros(fd, page, page + page_size):
+                if run < page:
+                    yield run, page
+                run = page + page_size
+    if run < end:
+        yield run, end
+
+
+def _reads_as_zeros(fd: int, start: int, end: int) -> bool:
+    zeros = bytes(LOOK)
+    for position in range(start, end, LOOK):
+        data = os.pread(fd, min(LOOK, end - position), position)  # less at the end of the file: nobody can write there
+        if data != zeros[: len(data)]:
+            return False
+    return True
 
 
 def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:

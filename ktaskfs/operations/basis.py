@@ -56,8 +56,8 @@ class Basis:
 
     def settled(self, parameters: TaskParameters) -> TaskParameters:
         """The parameters of a rest: a range that went to the end of the file still ends where the file did then."""
-        if isinstance(parameters, RangeParameters) and parameters.length is None and self.end > parameters.offset:
-            return replace(parameters, length=self.end - parameters.offset)
+        if isinstance(parameters, RangeParameters) and parameters.length is None and self.size > parameters.offset:
+            return replace(parameters, length=self.size - parameters.offset)
         return parameters
 
     def require(self, parameters: TaskParameters) -> None:

@@ -207,8 +207,12 @@ class _Copier:
                 self._digest.merge(mine)
 
     def _clear(self, sink: Sink, start: int, end: int, digest: Crc32 | None) -> None:
-        """Past the old end of the file there is nothing yet that would have to make room for a hole."""
-        old = min(max(start, self._growth.old_size), end)
+        """Past the old end of the file there is nothing yet that would have to make room for a hole.
+
+        But in its last page: what somebody has put there through a mapping, tmpfs shows once the file is longer.
+        """
+        page = self._target.page_size
+        old = min(max(start, -(-self._growth.old_size // page) * page), end)
         if start < old:
             sink.clear(start, old, digest)
         if old < end and digest is not None:

@@ -15,7 +15,7 @@ from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
-from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
+from ktaskfs.host.presence import data_extents, hole_extents, missing_pages, zero_pages
 from ktaskfs.host.target import MEMORY, SEAL_GROW, Kind, Target, open_target
 from ktaskfs.ktask import NO_NODE, Control, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
@@ -58,7 +58,8 @@ class Fallocate(Operation[FallocateParameters]):
     name = "fallocate"
     description = (
         "Allocate and zero the missing pages of the range. Creates the file, and extends it. "
-        "Huge pages are all reserved before the first is touched."
+        "Huge pages are all reserved before the first is touched. What undo=1 takes back are pages that read as zeros; "
+        "if others have written to some, the result says how many bytes were kept."
     )
     units = "bytes"
     parameters = FallocateParameters
@@ -204,7 +205,9 @@ class _Filler:
         self._keep_size = keep_size
         self._resources = resources
         self._lock = threading.Lock()
-        self._kept = 0  # bytes in chunks that were finished and not undone; guarded by _lock
+        # Both guarded by _lock.
+        self._kept = 0  # bytes in chunks that were finished and not undone
+        self._others = 0  # bytes in pages that were not taken back, because somebody has written to them
 
     def fill(self, start: int, end: int) -> None:
         """Allocate the missing pages from ``start`` to ``end``; raises TargetError."""
@@ -242,9 +245,16 @@ class _Filler:
             self._kept -= end - start
 
     def _take_back(self, survey: _Survey, start: int, end: int) -> None:
+        """But for pages that somebody has written to; what is written between the look and the call is lost."""
+        page = self._target.page_size
         for low, high in survey.log.within(start, end):
-            for piece in windows(low, high, max(UNDO_WINDOW, self._target.page_size)):
-                syscalls.punch_hole(self._target.fd, piece.start, piece.end)
+            for piece in windows(low, high, max(UNDO_WINDOW, page)):
+                freed = 0
+                for first, last in zero_pages(self._target.fd, piece.start, piece.end, page):
+                    syscalls.punch_hole(self._target.fd, first, last)
+                    freed += last - first
+                with self._lock:
+                    self._others += piece.size - freed
 
     def abort(self) -> None:
         """Take back what ``prepare`` made, as if nothing had been asked, and close everything."""
@@ -253,9 +263,12 @@ class _Filler:
         self._target.close()
 
     def finish(self) -> str:
-        """Close everything; if all was undone, take back what ``prepare`` made too. Nothing to report."""
+        """Close everything; if all was undone, take back what ``prepare`` made too.
+
+        The result is empty, or ``kept BYTES`` where others had written to pages that were to be taken back.
+        """
         self._resources.close()
         if self._survey is not None and self._kept == 0:
             self._growth.take_back()
         self._target.close()
-        return ""
+        return f"kept {self._others}\n" if self._others else ""

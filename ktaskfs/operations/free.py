@@ -62,21 +62,21 @@ class Free(Operation[FreeParameters]):
         target = open_target(kernel, parameters.path, kinds=MEMORY)
         name = None
         try:
-            extent = _extent(parameters, target, rest=remaining is not None)
+            end, extent = _extent(parameters, target, rest=remaining is not None)
             require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
             name = _Name(target) if parameters.unlink else None
         except BaseException:
             target.close()
             raise
-        freer = _Freer(target, extent, sum(node.size for node in nodes), name, shrink=parameters.shrink)
+        freer = _Freer(target, extent.start, end, sum(node.size for node in nodes), name, shrink=parameters.shrink)
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
         control = Control(freer.free, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
         return Plan(nodes=nodes, control=control, abort=freer.close, finish=freer.finish)
 
 
-def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> Extent:
-    """The range in whole pages: one that ends with the file has the rest of its last page too.
+def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[int, Extent]:
+    """Where the range ends, and all of it in whole pages: one that ends with the file has the rest of its last page.
 
     Raises InvalidValue; TargetError (EBUSY) if what ``shrink=1`` would cut off came after an earlier run.
     """
@@ -90,11 +90,10 @@ def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> Extent
         if rest:
             raise _extended(target, size)
         raise InvalidValue(f"shrink=1: the range ends at {end}, before the end of {target.path}: it has {size} bytes")
-    if end == size:
-        end = -(-end // target.page_size) * target.page_size
-    extent = Extent(parameters.offset, end)
+    ends_with_file = end == size or rest  # or did so when a rest was a whole
+    extent = Extent(parameters.offset, -(-end // target.page_size) * target.page_size if ends_with_file else end)
     require_whole_pages(extent, target.page_size, target.path)
-    return extent
+    return end, extent
 
 
 def _extended(target: Target, size: int) -> TargetError:
@@ -146,9 +145,13 @@ class _Name:
 class _Freer:
     """The chunk function and what it holds open."""
 
-    def __init__(self, target: Target, extent: Extent, left: int, name: _Name | None, *, shrink: bool) -> None:
+    def __init__(
+        self, target: Target, start: int, end: int, left: int, name: _Name | None, *, shrink: bool
+    ) -> None:
+        """``start`` and ``end`` are the range's, to the byte."""
         self._target = target
-        self._extent = extent
+        self._start = start
+        self._end = end
         self._name = name
         self._shrink = shrink
         self._lock = threading.Lock()
@@ -157,8 +160,10 @@ class _Freer:
     def free(self, start: int, end: int) -> None:
         """Give back the pages from ``start`` to ``end``; raises TargetError."""
         if self._target.allocated() > 0:
+            # What was appended meanwhile, to the last page too, is somebody's; what comes in this very moment is lost.
+            last = min(end, self._end) if self._target.size() > self._end else end
             try:
-                syscalls.punch_hole(self._target.fd, start, end)
+                syscalls.punch_hole(self._target.fd, start, last)
             except OSError as error:
                 raise TargetError.from_os(error, f"free pages of {self._target.path}") from error
         with self._lock:
@@ -181,11 +186,11 @@ class _Freer:
 
     def _truncate(self) -> None:
         size = self._target.size()
-        if size > self._extent.end:
+        if size > self._end:
             raise _extended(self._target, size)
-        if size > self._extent.start:
+        if size > self._start:
             try:
-                os.ftruncate(self._target.fd, self._extent.start)
+                os.ftruncate(self._target.fd, self._start)
             except OSError as error:
                 raise TargetError.from_os(error, f"truncate {self._target.path}") from error
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import resource
 import stat
@@ -112,6 +113,21 @@ def test_a_hole_of_a_plain_file_that_is_no_whole_page(runner: Runner, place: Pla
     runner.run("copy", source=plain, path=path)
     assert same(plain, path, SIZE)
     assert allocated(path) == SIZE - (2 * HUGE if place.unit > 4096 else 3 * HUGE)
+
+
+@pytest.mark.parametrize("huge", ["never", "always"])
+def test_a_hole_where_somebody_wrote_past_the_end(runner: Runner, area: Path, plain: Path, huge: str) -> None:
+    """tmpfs keeps what is written through a mapping to the rest of the last page, and shows it when the file grows."""
+    punch(plain, 0, 2 * HUGE)
+    with filesystems.tmpfs(area / "dirty", 2 * SIZE, f"huge={huge}") as tmpfs:
+        path = tmpfs / "file"
+        path.write_bytes(b"y" * 4096)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096) as mapped:
+            os.truncate(path, 100)
+            mapped[100:200] = b"x" * 100
+        crc = f"crc32 {zlib.crc32(plain.read_bytes()):08x}\n"
+        assert runner.result(runner.prepare("copy", source=plain, path=path, digest="crc32")) == crc
+        assert same(plain, path, SIZE)
 
 
 def test_holes_where_the_kernel_frees_whole_pages_only(

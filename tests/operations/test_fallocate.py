@@ -18,7 +18,7 @@ from ktaskfs.operations.operation import Range
 from tests.support import filesystems
 from tests.support.forked import run_forked
 from tests.support.hugepages import smallest_pages
-from tests.support.memory_files import allocated, dirty, is_all
+from tests.support.memory_files import HUGE, allocated, dirty, is_all, write_bytes
 from tests.support.poll import until
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.operations.conftest import Place, Runner
     from tests.support.hugepages import TestPool
 
-HUGE = 2 << 20
 PIB = 1 << 50
 
 
@@ -302,6 +301,30 @@ def test_undo_frees_only_what_it_allocated(runner: Runner, any_place: Place) -> 
     assert allocated(path) == before
     assert is_all(0xFF, path, unit, 2 * unit)
     assert path.stat().st_size == 2 * unit
+
+
+def test_undo_keeps_what_others_have_written_meanwhile(runner: Runner, place: Place) -> None:
+    unit = place.unit if place.unit > 4096 else HUGE
+    path = place.directory / "file"
+    plan = runner.prepare("fallocate", path=path, length=4 * unit, undo=1, chunk=unit)
+
+    def chunk(start: int, end: int) -> None:
+        plan.control.thread_func(start, end)
+        if start == 2 * unit:
+            write_bytes(path, b"COMMIT".ljust(place.unit, b"\0"), unit)
+            job.cancel()
+
+    control = dataclasses.replace(plan.control, thread_func=chunk, max_threads=1, max_chunk_size=unit)
+    job = ktask.Job(plan.nodes, control)
+    try:
+        assert job.run().cancelled
+    finally:
+        result = plan.finish()
+    assert result == f"kept {place.unit}\n"
+    last = 0 if place.unit > 4096 else HUGE  # at most, of what made the file longer
+    assert (path.stat().st_size, allocated(path) <= place.unit + last) == (4 * unit, True)
+    assert is_all(0, path, 0, unit)
+    assert path.read_bytes()[unit : unit + 7] == b"COMMIT\0"
 
 
 def test_undo_takes_back_the_new_size_and_the_new_file(runner: Runner, place: Place) -> None:

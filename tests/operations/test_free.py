@@ -11,7 +11,9 @@ import pytest
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.ktask import NO_NODE
 from ktaskfs.operations.operation import Range
+from tests.support import filesystems
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty
 
@@ -136,6 +138,28 @@ def test_removes_no_other_file(runner: Runner, place: Place) -> None:
     with pytest.raises(TargetError) as caught:
         runner.work(plan)
     assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("huge", ["never", "always"])
+@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("shrink", [0, 1])
+def test_what_is_appended_to_the_last_page_meanwhile(
+    runner: Runner, area: Path, huge: str, rest: bool, shrink: int
+) -> None:
+    with filesystems.tmpfs(area / "odd", 64 << 20, f"huge={huge}") as tmpfs:
+        path, size = tmpfs / "file", 4 * HUGE + 100
+        path.write_bytes(b"x" * size)
+        remaining = [Range(HUGE, 4 * HUGE + 4096, NO_NODE)] if rest else None
+        plan = runner.prepare("free", remaining, path=path, shrink=shrink, **{"length": size} if rest else {})
+        with path.open("ab") as file:
+            file.write(b"new")
+        if shrink:
+            with pytest.raises(TargetError) as caught:
+                runner.work(plan)
+            assert caught.value.errno == errno.EBUSY
+        else:
+            runner.work(plan)
+        assert path.read_bytes()[HUGE:] == bytes(size - HUGE) + b"new"
 
 
 @pytest.mark.parametrize("option", ["shrink", "unlink"])
