@@ -106,6 +106,17 @@ def test_umount_ends_the_service(service: Machine) -> None:
     assert service.show(UNIT, "Result") == "success"
 
 
+def test_a_start_that_fails_leaves_a_mount_that_somebody_else_made(service: Machine) -> None:
+    assert service.run("systemctl", "stop", UNIT).status == 0
+    assert service.run("ktaskfs", "mount", "-o", "gid=ktask,mode=0660", "/run/ktaskfs").status == 0
+    assert service.run("systemctl", "start", UNIT).status != 0
+    until(lambda: service.show(UNIT, "ActiveState") == "failed", "systemd gives up")
+    assert "another ktaskfs is using the state directory" in service.out("journalctl", "-u", UNIT)
+    assert service.out("cat", "/run/ktaskfs/version")
+    assert service.run("umount", "/run/ktaskfs").status == 0
+    assert service.sh(f"systemctl reset-failed {UNIT} && systemctl start {UNIT}").status == 0
+
+
 def test_reload_reads_the_configuration_again(service: Machine) -> None:
     conf = service.root / "etc/ktaskfs.conf"
     threads = "/run/ktaskfs/debug/ktask_max_threads"
