@@ -34,6 +34,7 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 MPOL_MF_MOVE: Final = 1 << 1
 MPOL_MF_MOVE_ALL: Final = 1 << 2
 
+CAP_FOWNER: Final = 3
 CAP_SYS_NICE: Final = 23
 
 PR_SET_KEEPCAPS: Final = 8
@@ -71,11 +72,18 @@ SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
 SYNC_FILE_RANGE_WRITE: Final = 2
 SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
+STATX_ATTR_MOUNT_ROOT: Final = 0x2000
+
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800
 _STATX_SIZE: Final = 256
+_STATX_ATTRIBUTES_AT: Final = 8
+"""Where struct statx has the attributes, as u64 (linux/stat.h)."""
 _STATX_BTIME_AT: Final = 80
-"""Where struct statx has the time of birth: seconds as s64, nanoseconds as u32 (linux/stat.h)."""
+"""And the time of birth: seconds as s64, nanoseconds as u32."""
 _OPENAT2: Final = 437
 """The same on every machine, as all newer system calls."""
 _GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239}
@@ -206,16 +214,27 @@ def birth_time(path: str) -> int:
 
     0 where its filesystem does not keep that (hugetlbfs), or a filter forbids to ask.
     """
-    status = ctypes.create_string_buffer(_STATX_SIZE)
-    try:
-        _check(_statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, status))
-    except PermissionError as error:
-        if error.errno == errno.EPERM:  # no path gives that: older container runtimes do not know the call
-            return 0
-        raise
+    status = _read_statx(_AT_FDCWD, path, 0)
     known, *_ = struct.unpack_from("=I", status)
     seconds, nanoseconds = struct.unpack_from("=qI", status, _STATX_BTIME_AT)
     return seconds * 10**9 + nanoseconds if known & _STATX_BTIME else 0
+
+
+def attributes(fd: int) -> int:
+    """The STATX_ATTR_ bits of an open file or directory (statx(2)); raises OSError. 0 where a filter forbids to ask."""
+    bits: int = struct.unpack_from("=Q", _read_statx(fd, "", _AT_EMPTY_PATH), _STATX_ATTRIBUTES_AT)[0]
+    return bits
+
+
+def _read_statx(directory: int, path: str, flags: int) -> ctypes.Array[ctypes.c_char]:
+    """A struct statx, all zeros where a filter forbids the call: older container runtimes do not know it."""
+    status = ctypes.create_string_buffer(_STATX_SIZE)
+    try:
+        _check(_statx(directory, os.fsencode(path), flags, _STATX_BTIME, status))
+    except PermissionError as error:
+        if error.errno != errno.EPERM:  # no file gives that
+            raise
+    return status
 
 
 def prctl(option: int, second: int = 0, third: int = 0) -> int:

@@ -53,8 +53,8 @@ class Free(Operation[FreeParameters]):
         """Open and check; nothing is freed.
 
         A range may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises InvalidValue
-        for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, EACCES if the caller
-        may not remove a name from the file's directory.
+        for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, and with ``unlink`` what
+        unlink(2) would say.
         """
         length_given = parameters.length is not None and remaining is None  # of a rest it is known
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
@@ -113,11 +113,29 @@ class _Name:
             raise TargetError.from_os(error, f"open the directory of {target.path}") from error
         try:
             self._require(target)
-            if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._directory, effective_ids=True):
-                raise TargetError(f"unlink {self._path}: {os.strerror(errno.EACCES)}", errno=errno.EACCES)
+            if refusal := self._refusal(target):
+                raise TargetError(f"unlink {self._path}: {os.strerror(refusal)}", errno=refusal)
         except BaseException:
             self.close()
             raise
+
+    def _refusal(self, target: Target) -> int:
+        """The errno that unlink(2) would give, or 0: it is not to be learnt when the pages are gone already.
+
+        In the order of may_delete and vfs_unlink in fs/namei.c.
+        """
+        directory, file = os.fstat(self._directory), os.fstat(target.fd)
+        around, own = syscalls.attributes(self._directory), syscalls.attributes(target.fd)
+        if around & syscalls.STATX_ATTR_IMMUTABLE:
+            return errno.EPERM
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._directory, effective_ids=True):
+            return errno.EACCES
+        others = os.geteuid() not in (file.st_uid, directory.st_uid)
+        if directory.st_mode & stat.S_ISVTX and others and not syscalls.capget()[0] >> syscalls.CAP_FOWNER & 1:
+            return errno.EPERM
+        if around & syscalls.STATX_ATTR_APPEND or own & (syscalls.STATX_ATTR_APPEND | syscalls.STATX_ATTR_IMMUTABLE):
+            return errno.EPERM
+        return errno.EBUSY if own & syscalls.STATX_ATTR_MOUNT_ROOT else 0
 
     def _require(self, target: Target) -> None:
         """Whether the name is the file's own, and no link to it."""

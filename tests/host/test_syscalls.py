@@ -121,3 +121,10 @@ def test_the_time_of_birth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(syscalls, "_statx", forbidden)
     assert syscalls.birth_time(str(tmp_path / "file")) == 0
+
+
+def test_attributes(tmp_path: Path) -> None:
+    for path, expected in ((Path("/proc"), True), (tmp_path, False)):
+        fd = os.open(path, os.O_PATH)
+        assert bool(syscalls.attributes(fd) & syscalls.STATX_ATTR_MOUNT_ROOT) == expected
+        os.close(fd)

@@ -14,7 +14,7 @@ from ktaskfs.host import syscalls
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.operations.operation import Range
 from tests.support import filesystems
-from tests.support.as_caller import as_nobody
+from tests.support.as_caller import NOBODY, as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty
 
 if TYPE_CHECKING:
@@ -218,6 +218,61 @@ def test_a_directory_that_is_not_the_callers(runner: Runner, place: Place) -> No
 
     assert as_nobody(place.directory, attempt) == [errno.EACCES, False]
     assert path.exists()
+
+
+def unlink_refusal(runner: Runner, path: Path | str) -> int:
+    """The errno of a start that leaves the pages."""
+    before = allocated(path)
+    with pytest.raises(TargetError) as caught:
+        runner.prepare("free", path=path, unlink=1)
+    assert allocated(path) == before > 0
+    return caught.value.errno
+
+
+def test_somebody_elses_file_in_a_sticky_directory(runner: Runner, place: Place) -> None:
+    path, own = place.directory / "file", place.directory / "own"
+    for each, user in ((path, 0), (own, NOBODY)):
+        make_dirty(each, place.unit)
+        each.chmod(0o666)
+        os.chown(each, user, user)
+
+    def attempt() -> int:
+        with pytest.raises(TargetError) as caught:
+            runner.prepare("free", path="/file", unlink=1)
+        runner.run("free", path="/own", unlink=1)
+        return caught.value.errno
+
+    place.directory.chmod(0o1777)
+    assert as_nobody(place.directory, attempt) == errno.EPERM
+    assert is_all(0xFF, path, 0, place.unit)
+    assert os.listdir(place.directory) == ["file"]
+    os.chown(path, NOBODY, NOBODY)
+    os.chown(place.directory, NOBODY, NOBODY)
+    runner.run("free", path=path, unlink=1)  # root has CAP_FOWNER
+
+
+@pytest.mark.parametrize("attribute", ["a", "i"])
+def test_a_directory_that_loses_no_names(runner: Runner, tmpfs: Path, attribute: str) -> None:
+    directory = tmpfs / "directory"
+    directory.mkdir()
+    make_dirty(directory / "file", HUGE)
+    if subprocess.run(["chattr", f"+{attribute}", directory], capture_output=True).returncode:
+        pytest.skip("tmpfs of this kernel keeps no attributes")
+    assert unlink_refusal(runner, directory / "file") == errno.EPERM
+    subprocess.run(["chattr", f"-{attribute}", directory], check=True)
+    runner.run("free", path=directory / "file", unlink=1)
+
+
+def test_a_file_that_is_mounted(runner: Runner, place: Place) -> None:
+    path, point = place.directory / "file", place.directory / "point"
+    make_dirty(path, place.unit)
+    point.touch()
+    subprocess.run(["mount", "--bind", path, point], check=True)
+    try:
+        assert unlink_refusal(runner, point) == errno.EBUSY
+    finally:
+        subprocess.run(["umount", point], check=True)
+    runner.run("free", path=path, unlink=1)
 
 
 @pytest.mark.parametrize(
