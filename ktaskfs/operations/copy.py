@@ -152,9 +152,9 @@ class _Copier:
             else:
                 self._require_space()
             self._growth.extend(end, free_from=extent.start)
+            self._sink = open_sink(self._source, target, extent, self._shift)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
-        self._sink = open_sink(self._source, target, extent, self._shift)
 
     def _whole_pages(self) -> Iterator[Extent]:
         """What is to be copied, as runs of whole pages of the target."""

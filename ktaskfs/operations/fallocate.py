@@ -23,7 +23,7 @@ from ktaskfs.operations.extent import Extent, chunk_sizes, make_nodes, require_w
 from ktaskfs.operations.growth import Growth
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import FLAG, OCTAL, RangeParameters, parameter
-from ktaskfs.operations.room import require_pool, require_space
+from ktaskfs.operations.room import require_file_size, require_pool, require_space
 from ktaskfs.operations.runlog import RunLog
 from ktaskfs.operations.tmpfs import mapped_windows
 from ktaskfs.operations.trouble import page_unavailable, require_unsealed
@@ -120,6 +120,7 @@ def _filler(
             raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
         mapping = pages = None
         try:
+            require_file_size(target, extent.end)
             if target.kind is Kind.TMPFS:
                 require_space(kernel, target, extent)
                 if not keep_size:

@@ -13,6 +13,7 @@ from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.target import Kind
 from ktaskfs.operations.extent import Extent, windows
+from ktaskfs.operations.room import require_file_size
 from ktaskfs.operations.sink import BUFFER, Sink, WritingSink
 from ktaskfs.operations.tmpfs import WINDOW, has_huge_pages, mapped_windows
 from ktaskfs.operations.trouble import page_unavailable
@@ -143,12 +144,15 @@ class MappingSink(Sink):
 
 
 def open_sink(source: Source, target: Target, extent: Extent, shift: int) -> Sink:
-    """The sink for a target that has its size; raises TargetError if it cannot be mapped."""
-    if target.kind is Kind.OTHER:
-        return WritingSink(source, target, extent.end, shift)
-    if target.kind is Kind.TMPFS and not has_huge_pages(target):
-        with contextlib.suppress(OSError):  # a filter forbids it
-            return PageSink(source, target, extent, shift)
+    """The sink for a target that has its size.
+
+    Raises TargetError if it cannot be mapped, OSError (EFBIG) if it is to be written past the caller's RLIMIT_FSIZE.
+    """
+    if target.kind is Kind.OTHER or (target.kind is Kind.TMPFS and not has_huge_pages(target)):
+        require_file_size(target, extent.end, written=True)
+        if target.kind is Kind.TMPFS:
+            with contextlib.suppress(OSError):  # a filter forbids it
+                return PageSink(source, target, extent, shift)
         return WritingSink(source, target, extent.end, shift)
     whole = extent.widened(target.page_size)
     try:

@@ -45,10 +45,13 @@ def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) 
         raise too_few_pages(kernel, target, pages)
 
 
-def require_file_size(target: Target, end: int) -> None:
-    """What ftruncate(2) would check; extending hugetlbfs by mapping it does not."""
+def require_file_size(target: Target, end: int, *, written: bool = False) -> None:
+    """Raises OSError (EFBIG) past the caller's RLIMIT_FSIZE, as ftruncate(2) would: only if the file is shorter.
+
+    For what is ``written``, as write(2) would: whatever its size. Extending hugetlbfs by mapping it checks nothing.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit != resource.RLIM_INFINITY and end > max(limit, target.size()):
+    if limit != resource.RLIM_INFINITY and end > (limit if written else max(limit, target.size())):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 

@@ -7,19 +7,31 @@ import errno
 import fcntl
 import functools
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import NO_NODE, Node, TaskError
 from ktaskfs.operations.operation import Range
 from tests.operations.conftest import SIZE
 from tests.support import filesystems
+from tests.support.forked import run_forked
 from tests.support.hugepages import smallest_pages
-from tests.support.memory_files import HUGE, TIB, allocated, content, make_dirty, punch, same, write_bytes
+from tests.support.memory_files import (
+    HUGE,
+    TIB,
+    allocated,
+    content,
+    is_all,
+    make_dirty,
+    punch,
+    same,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,6 +182,27 @@ def test_sealed_targets(runner: Runner, plain: Path) -> None:
     assert runner.refused("copy", source=plain, path=path).errno == errno.EPERM
     assert os.fstat(fd).st_size == 0
     os.close(fd)
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_the_limit_of_file_sizes_is_not_met_halfway(
+    runner: Runner, place: Place, area: Path, plain: Path, disk: bool
+) -> None:
+    """write(2) minds it in what the file has already; huge pages are not written."""
+    path = (area if disk else place.directory) / "file"
+    make_dirty(path, SIZE)
+    written = disk or os.stat(path).st_blksize == 4096
+
+    def attempt() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (HUGE, resource.RLIM_INFINITY))
+        try:
+            runner.run("copy", source=plain, path=path)
+        except KtaskfsError as error:
+            return error.errno
+        return 0
+
+    assert run_forked(attempt) == (errno.EFBIG if written else 0)
+    assert is_all(0xFF, path, 0, SIZE) if written else same(plain, path, SIZE)
 
 
 def test_without_userfaultfd(runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,13 +198,14 @@ def test_another_filesystem(runner: Runner, disk: Path) -> None:
     assert os.listdir(disk) == []
 
 
-def test_the_callers_file_size_limit(runner: Runner, place: Place) -> None:
+@pytest.mark.parametrize("keep_size", [0, 1])
+def test_the_callers_file_size_limit(runner: Runner, place: Place, keep_size: int) -> None:
     def attempt() -> list[object]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (place.unit, resource.RLIM_INFINITY))
         found: list[object] = []
         for length in (2 * place.unit, place.unit):
             try:
-                runner.run("fallocate", path=place.directory / "file", length=length)
+                runner.run("fallocate", path=place.directory / "file", length=length, keep_size=keep_size)
                 found.append(0)
             except KtaskfsError as error:
                 found.append(error.errno)
