@@ -21,7 +21,7 @@ from ktaskfs.operations.guarded import require_guard
 from ktaskfs.operations.operation import Operation, Plan, Range
 from ktaskfs.operations.parameters import RangeParameters
 from ktaskfs.operations.runlog import RunLog
-from ktaskfs.operations.trouble import truncated
+from ktaskfs.operations.trouble import require_unsealed, truncated
 from ktaskfs.operations.turns import Turns
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class Migrate(Operation[MigrateParameters]):
     parameters = MigrateParameters
 
     def prepare(self, kernel: Kernel, parameters: MigrateParameters, remaining: Sequence[Range] | None) -> Plan:
-        """Open; raises InvalidValue without ``nodes`` or past the end of the file, NotSupported without userfaultfd."""
+        """Open; raises InvalidValue without ``nodes`` or past the end of the file, NotSupported without userfaultfd.
+
+        And TargetError: EPERM for a file that is sealed against writing.
+        """
         if not parameters.nodes:
             raise InvalidValue("nodes is missing: where the pages are to go")
         target = open_target(kernel, parameters.path, kinds=MEMORY)
@@ -73,6 +76,7 @@ class Migrate(Operation[MigrateParameters]):
             extent = resolve_extent(parameters, target.size(), may_grow=False).widened(target.page_size)
             pages = Extent(extent.start // target.page_size, extent.end // target.page_size)
             nodes = make_nodes(kernel, pages, parameters.nodes, 1, remaining)
+            require_unsealed(target, 0)
             mover = _Mover(target, require_guard(target), nodes, undo=parameters.undo)
         except BaseException:
             target.close()

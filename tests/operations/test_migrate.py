@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import os
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import pytest
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE
 from ktaskfs.ktask import Job, TaskError
 from ktaskfs.operations import migrate
 from ktaskfs.operations.migrate import WINDOW
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
+    from tests.support.hugepages import TestPool
 
 HUGE = 2 << 20
 
@@ -272,6 +275,17 @@ def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
     assert isinstance(caught.value.error, KtaskfsError)
     assert caught.value.error.errno == errno.ENXIO
     plan.finish()
+
+
+@pytest.mark.parametrize("seal", [SEAL_WRITE, SEAL_FUTURE_WRITE])
+@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
+def test_a_sealed_memfd(runner: Runner, pool_2m: TestPool, flags: int, seal: int) -> None:
+    fd = os.memfd_create("sealed", flags | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 2 << 20)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    error = runner.refused("migrate", path=f"/proc/{os.getpid()}/fd/{fd}", nodes="0")
+    assert (error.errno, "is sealed" in error.message) == (errno.EPERM, True)
+    os.close(fd)
 
 
 def test_what_is_refused(runner: Runner, tmpfs: Path, area: Path) -> None:
