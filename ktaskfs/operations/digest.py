@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
@@ -106,15 +107,15 @@ def _crc_of_zeros(count: int) -> int:
 class Tree(Digest):
     """A Merkle tree over leaves, of the shape of RFC 6962, section 2.1. Holds one node for each complete subtree.
 
-    ``new`` makes a hash object with ``update`` and ``digest`` from its first bytes.
+    ``new`` makes a hash object with ``update`` and ``digest`` from its first bytes. ``zero`` gives, by height above the
+    leaves, the subtree of nothing but zeros.
     """
 
-    def __init__(self, new: Callable[[bytes], Any]) -> None:
+    def __init__(self, new: Callable[[bytes], Any], zero: Callable[[int], bytes]) -> None:
         self._new = new
+        self._zero = zero
         self._nodes: dict[tuple[int, int], bytes] = {}
         """Complete subtrees without their sibling, by height above the leaves and number among those of that height."""
-        self._zeros: list[bytes] = []
-        """By height, the subtree of nothing but zeros."""
 
     def add(self, position: int, data: memoryview | bytes) -> None:
         leaf = self._new(_LEAF_MARK)
@@ -131,12 +132,6 @@ class Tree(Digest):
             index += 1 << height
         if end % LEAF:
             self.add(last * LEAF, bytes(end % LEAF))
-
-    def _zero(self, height: int) -> bytes:
-        while len(self._zeros) <= height:
-            below = self._zeros[-1:] or None
-            self._zeros.append(self._new(_LEAF_MARK + bytes(LEAF)).digest() if not below else self._join(*below * 2))
-        return self._zeros[height]
 
     def _join(self, left: bytes, right: bytes) -> bytes:
         digest: bytes = self._new(_NODE_MARK + left + right).digest()
@@ -161,24 +156,36 @@ class Tree(Digest):
         return digest.hex()
 
 
+def _tree_maker(new: Callable[[bytes], Any]) -> Callable[[], Digest]:
+    """What makes trees that share what they know of zeros: a task makes one for each of its chunks."""
+
+    @functools.cache
+    def zero(height: int) -> bytes:
+        start = _NODE_MARK + zero(height - 1) * 2 if height else _LEAF_MARK + bytes(LEAF)
+        digest: bytes = new(start).digest()
+        return digest
+
+    return lambda: Tree(new, zero)
+
+
 _SHORT: Final = {"crc32": 8, "xxh3": 32, "sha256": 64, "blake3": 64}
 """Hexadecimal digits of a value, by algorithm."""
 ALGORITHMS: Final = tuple(_SHORT)
-_MAKERS: Final[Mapping[str, tuple[str, Callable[[], Digest] | None]]] = {
-    "crc32": ("isal", _isal and Crc32),
-    "xxh3": ("xxhash", _xxhash and (lambda: Tree(_xxhash.xxh3_128))),
-    "sha256": ("hashlib", lambda: Tree(hashlib.sha256)),
-    "blake3": ("blake3", _blake3 and (lambda: Tree(_blake3.blake3))),
+_MAKERS: Final[Mapping[str, tuple[str, Callable[[], Callable[[], Digest]] | None]]] = {
+    "crc32": ("isal", _isal and (lambda: Crc32)),
+    "xxh3": ("xxhash", _xxhash and (lambda: _tree_maker(_xxhash.xxh3_128))),
+    "sha256": ("hashlib", lambda: _tree_maker(hashlib.sha256)),
+    "blake3": ("blake3", _blake3 and (lambda: _tree_maker(_blake3.blake3))),
 }
-"""The package that each algorithm comes from, and what makes an empty digest, if the package is there."""
+"""The package that each algorithm comes from, and what gives a maker of empty digests, if the package is there."""
 
 
 def digest_maker(algorithm: str) -> Callable[[], Digest]:
-    """What makes empty digests; raises NotSupported where the algorithm's package is missing."""
-    package, maker = _MAKERS[algorithm]
-    if maker is None:
+    """What makes the empty digests of one task; raises NotSupported where the algorithm's package is missing."""
+    package, make = _MAKERS[algorithm]
+    if make is None:
         raise NotSupported(f"{algorithm} needs the Python package {package}, which is not installed here")
-    return maker
+    return make()
 
 
 def _parse(text: str) -> str:

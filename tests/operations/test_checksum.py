@@ -207,6 +207,21 @@ def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
         checksum(runner, path=path, chunk=TIB, algorithm="sha256")
 
 
+def test_zeros_are_digested_once(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of chunks: a hole of TiB takes no longer for a tree than for a CRC."""
+    leaves, original = [], hashlib.sha256
+
+    def counting(start: bytes) -> Any:
+        leaves.append(len(start) > LEAF)
+        return original(start)
+
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    (area / "file").touch()
+    os.truncate(area / "file", 1000 * LEAF)
+    runner.run("checksum", path=area / "file", algorithm="sha256", chunk=LEAF)
+    assert 1 <= leaves.count(True) <= 2  # each thread at most
+
+
 def zeros_then(count: int, data: bytes) -> int:
     """The CRC of so many zeros and then ``data``, with polynomials modulo that of CRC-32, as zlib defines it."""
 
