@@ -14,7 +14,7 @@ from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, Kind, open_target
 from ktaskfs.operations.extent import Extent
-from ktaskfs.operations.trouble import truncated
+from ktaskfs.operations.trouble import ended, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +124,7 @@ class Source:
             except OSError as error:
                 raise TargetError.from_os(error, f"read {self.file.path}") from error
             if count == 0:
-                raise truncated(self.file)
+                raise ended(self.file, position + done)
             done += count
 
     def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
@@ -142,7 +142,7 @@ class Source:
                     raise
                 raise TargetError.from_os(error, f"read {self.file.path}") from error
             if count == 0:
-                raise truncated(self.file)
+                raise ended(self.file, position + done)
             done += count
 
     @contextlib.contextmanager

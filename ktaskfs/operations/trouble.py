@@ -19,6 +19,14 @@ def truncated(target: Target) -> TargetError:
     return TargetError(f"{target.path} was truncated to {target.size()} bytes meanwhile", errno=errno.ENXIO)
 
 
+def ended(target: Target, position: int) -> TargetError:
+    """The file gave nothing at ``position`` of the range: as sysfs it may say a size that it never had (ENXIO too)."""
+    size = target.size()
+    if size <= position:
+        return truncated(target)
+    return TargetError(f"{target.path} ends at {position}, before its size of {size} bytes", errno=errno.ENXIO)
+
+
 def page_unavailable(target: Target, error: OSError, end: int) -> TargetError:
     """A page before ``end`` could not be had; the kernel says EFAULT for several reasons, told apart here."""
     if error.errno == errno.EFAULT and target.size() < end:

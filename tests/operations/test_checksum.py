@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -22,7 +23,6 @@ from tests.support.memory_files import HUGE, TIB, allocated, content, punch, wri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
 
@@ -190,6 +190,18 @@ def test_truncated_meanwhile(runner: Runner, any_place: Place) -> None:
             runner.work(plan)
         assert isinstance(caught.value.error, TargetError)
         assert caught.value.error.errno == errno.ENXIO
+
+
+def test_a_file_that_is_shorter_than_it_says(runner: Runner) -> None:
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    size, length = path.stat().st_size, len(path.read_bytes())
+    assert size > length
+    for operation in ("checksum", "compare"):
+        with pytest.raises(TaskError) as caught:
+            runner.run(operation, path=path, **({"source": path} if operation == "compare" else {}))
+        assert isinstance(caught.value.error, TargetError)
+        assert caught.value.error.errno == errno.ENXIO
+        assert caught.value.error.message == f"{path} ends at {length}, before its size of {size} bytes"
 
 
 def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
