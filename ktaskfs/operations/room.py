@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
-    """The refusal, and whose limit it was: the mount's own (its option ``size=``), or the pool's."""
+    """The refusal, and whose limit it was: the mount's own (its option ``size=``), or the pool's.
+
+    If neither, it was one on the worker, which is the daemon's child.
+    """
     size = format_size(target.page_size)
     mount = os.fstatvfs(target.fd)
     wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
@@ -28,6 +31,9 @@ def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
         return OutOfSpace(f"{wanted}, and its filesystem has {mount.f_bavail} left")
     if pool is None:
         return OutOfHugePages(wanted)
+    if pages <= pool.available:
+        limits = "a limit on the daemon's address space (RLIMIT_AS) or on its cgroup's huge pages"
+        return TargetError(f"{wanted}; the pool has enough, so it was {limits}", errno=errno.ENOMEM)
     return OutOfHugePages(
         f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
     )

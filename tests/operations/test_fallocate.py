@@ -152,6 +152,19 @@ def test_the_mounts_own_limit_is_space(runner: Runner, pool_2m: TestPool, area: 
         runner.run("fallocate", path=directory / "file", length=2 * HUGE)
 
 
+@smallest_pages
+def test_too_few_addresses_are_not_too_few_pages(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    def attempt() -> str:
+        resource.setrlimit(resource.RLIMIT_AS, (64 << 20, resource.RLIM_INFINITY))
+        error = runner.refused("fallocate", path=hugetlbfs / "file", length=pool.available * pool.page_size)
+        return f"{error.errname} {error.message}"
+
+    found = run_forked(attempt)
+    assert found.startswith("ENOMEM")
+    assert "address space" in found
+    assert os.listdir(hugetlbfs) == []
+
+
 def test_unaligned_ranges(runner: Runner, any_place: Place) -> None:
     path, unit = any_place.directory / "file", any_place.unit
     for offset, length in ((0, unit + 1), (1, unit), (unit // 2, unit)):
