@@ -75,14 +75,12 @@ class Fallocate(Operation[FallocateParameters]):
             stack.callback(target.close)
             growth = Growth(kernel, target)
             stack.callback(growth.take_back)
-            extent = resolve_extent(parameters, growth.old_size, may_grow=True)
-            require_whole_pages(extent, target.page_size, parameters.path)
-            grows = extent.end > growth.old_size
+            extent, size = _extent(parameters, target, growth.old_size, rest=remaining is not None)
+            grows = size > growth.old_size or _past_end(target, extent, size)
             require_unsealed(target, SEAL_GROW if grows else 0)
             nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            keep = parameters.keep_size and grows
             nid = nodes[-1].nid if nodes else NO_NODE
-            filler = _filler(kernel, target, growth, extent, nid, keep_size=keep, undo=parameters.undo)
+            filler = _filler(kernel, target, growth, extent, size, nid, undo=parameters.undo)
             stack.pop_all()
         sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
         control = Control(
@@ -93,6 +91,26 @@ class Fallocate(Operation[FallocateParameters]):
             undo_func=filler.undo if parameters.undo else None,
         )
         return Plan(nodes=nodes, control=control, abort=filler.abort, finish=filler.finish)
+
+
+def _extent(parameters: FallocateParameters, target: Target, old_size: int, *, rest: bool) -> tuple[Extent, int]:
+    """The range in whole pages, and the size that the file is to have. Raises InvalidValue.
+
+    A range to the end of the file has the rest of its last page too, and leaves the size as it is; of a ``rest`` the
+    length is known, and the file was extended before.
+    """
+    extent = resolve_extent(parameters, old_size, may_grow=True)
+    last = Extent(0, old_size).widened(target.page_size).end
+    if parameters.length is None:
+        extent = Extent(extent.start, last)
+    require_whole_pages(extent, target.page_size, parameters.path)
+    keeps = parameters.keep_size or parameters.length is None or (rest and extent.end == last)
+    return extent, old_size if keeps else max(extent.end, old_size)
+
+
+def _past_end(target: Target, extent: Extent, size: int) -> bool:
+    """Whether the range has pages that lie past the last one of a file of ``size`` bytes."""
+    return extent.end > Extent(0, size).widened(target.page_size).end
 
 
 @contextlib.contextmanager
@@ -111,26 +129,28 @@ def _near(nid: int) -> Iterator[None]:
 
 
 def _filler(
-    kernel: Kernel, target: Target, growth: Growth, extent: Extent, nid: int, *, keep_size: bool, undo: bool
+    kernel: Kernel, target: Target, growth: Growth, extent: Extent, size: int, nid: int, *, undo: bool
 ) -> _Filler:
-    """Check for room, set it aside, extend; ``nid`` is the node of the last page."""
+    """Check for room, set it aside, extend to ``size``; ``nid`` is the node of the last page."""
+    past_end = _past_end(target, extent, size)
     with contextlib.ExitStack() as stack:
         survey = _Survey(target, extent, stack) if undo else None
-        if undo and keep_size and not growth.is_empty():
+        if undo and past_end and not growth.is_empty():
             raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
         mapping = pages = None
         try:
-            require_file_size(target, extent.end)
+            if past_end:
+                require_file_size(target, extent.end)
             if target.kind is Kind.TMPFS:
                 require_space(kernel, target, extent)
-                if not keep_size:
+                if not past_end:
                     with _near(nid):
-                        made = growth.extend(extent.end)
+                        made = growth.extend(size)
                     if survey is not None:
                         survey.add(made)
                     pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, None)
                     stack.callback(pages.close)
-            elif keep_size:
+            elif past_end:
                 # A reservation past the end of the file would outlive a task that never starts.
                 require_pool(kernel, target, extent.size // target.page_size, promised=False)
             else:
@@ -138,7 +158,7 @@ def _filler(
                 stack.callback(mapping.close)
         except OSError as error:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
-        return _Filler(target, growth, extent, mapping, pages, survey, keep_size, stack.pop_all())
+        return _Filler(target, growth, extent, mapping, pages, survey, min(size, extent.end), stack.pop_all())
 
 
 class _Survey:
@@ -159,7 +179,7 @@ class _Survey:
             raise NotSupported(f"undo=1 needs userfaultfd here: {error.strerror}") from error
         if self._pages is None:
             data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
-            if data < target.allocated():
+            if data + target.page_size <= target.allocated():  # data may end before its page, with the file
                 raise NotSupported(
                     f"undo=1: {target.path} has pages that were allocated and never written; tmpfs does not tell which"
                 )
@@ -176,14 +196,18 @@ class _Survey:
             runs: Iterator[tuple[int, int]] = hole_extents(self._target.fd, start, end)
         else:
             runs = missing_pages(self._pages, start, end, self._target.page_size)
-        for run in runs:
-            self.log.add(*run)
+        page = self._target.page_size
+        for low, high in runs:
+            low = -(-low // page) * page  # the end of the file is no end of its page
+            if low < high:
+                self.log.add(low, high)
 
 
 class _Filler:
     """The chunk function and what it holds open.
 
-    ``mapping`` is set for hugetlbfs, ``pages`` for tmpfs, and neither for ``keep_size``.
+    ``mapping`` is set for hugetlbfs, ``pages`` for tmpfs, and neither for pages past the end of the file. A file that
+    ends before ``end`` was truncated meanwhile.
     """
 
     def __init__(
@@ -194,7 +218,7 @@ class _Filler:
         mapping: Mapping | None,
         pages: MappedRange | None,
         survey: _Survey | None,
-        keep_size: bool,
+        end: int,
         resources: contextlib.ExitStack,
     ) -> None:
         self._target = target
@@ -203,7 +227,7 @@ class _Filler:
         self._mapping = mapping
         self._pages = pages
         self._survey = survey
-        self._keep_size = keep_size
+        self._end = end
         self._resources = resources
         self._lock = threading.Lock()
         # Both guarded by _lock.
@@ -217,8 +241,7 @@ class _Filler:
                 self._survey.record(start, end)
             self._allocate(start, end)
         except OSError as error:
-            end_then = self._growth.old_size if self._keep_size else self._extent.end
-            unavailable = page_unavailable(self._target, error, end_then)
+            unavailable = page_unavailable(self._target, error, self._end)
             if self._survey is not None:  # the framework knows of finished chunks only
                 try:
                     self._take_back(self._survey, start, end)

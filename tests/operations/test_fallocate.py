@@ -13,7 +13,7 @@ import pytest
 from ktaskfs import ktask
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.ktask import TaskError
+from ktaskfs.ktask import NO_NODE, TaskError
 from ktaskfs.operations.operation import Range
 from tests.support import filesystems
 from tests.support.forked import run_forked
@@ -22,6 +22,7 @@ from tests.support.memory_files import HUGE, allocated, dirty, is_all, write_byt
 from tests.support.poll import until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.operations.conftest import Place, Runner
@@ -172,6 +173,51 @@ def test_unaligned_ranges(runner: Runner, any_place: Place) -> None:
         assert isinstance(error, InvalidValue)
         assert {4096: "4K", HUGE: "2M", 1 << 30: "1G"}.get(unit, "") in error.message
         assert not path.exists()
+
+
+ODD = 300003
+ODD_PAGES = 74 * 4096
+
+
+@pytest.fixture
+def odd(area: Path) -> Iterator[Path]:
+    """A file of no whole pages, with data in the first and in the last."""
+    with filesystems.tmpfs(area / "small", 1 << 20, "huge=never") as directory:
+        path = directory / "file"
+        path.write_bytes(b"x")
+        os.truncate(path, ODD - 1)
+        with path.open("ab") as file:
+            file.write(b"x")
+        yield path
+
+
+@pytest.mark.parametrize("undo", [0, 1])
+def test_to_the_end_of_a_file_of_no_whole_pages(runner: Runner, odd: Path, undo: int) -> None:
+    """With the rest of the last page, as ``free`` does; the file keeps its size."""
+    before = odd.read_bytes()
+    plan = runner.prepare("fallocate", path=odd, undo=undo)
+    runner.work(plan)
+    assert allocated(odd) == sum(node.size for node in plan.nodes) == ODD_PAGES
+    assert odd.read_bytes() == before
+
+
+def test_a_rest_to_the_end_keeps_the_size_too(runner: Runner, odd: Path) -> None:
+    """Its length is known by then."""
+    runner.run("fallocate", [Range(4096, ODD_PAGES, NO_NODE)], path=odd, length=ODD_PAGES)
+    assert (odd.stat().st_size, allocated(odd)) == (ODD, ODD_PAGES)
+    runner.run("fallocate", path=odd, length=ODD_PAGES)
+    assert odd.stat().st_size == ODD_PAGES
+
+
+def test_undo_spares_what_others_have_appended_to_the_last_page(runner: Runner, odd: Path) -> None:
+    plan = runner.prepare("fallocate", path=odd, undo=1)
+    assert plan.control.undo_func is not None
+    plan.control.thread_func(0, ODD_PAGES)
+    with odd.open("ab") as file:
+        file.write(b"precious")
+    plan.control.undo_func(0, ODD_PAGES)
+    plan.finish()
+    assert (allocated(odd), odd.read_bytes()[-9:]) == (2 * 4096, b"xprecious")
 
 
 def test_an_empty_file_needs_a_length(runner: Runner, place: Place) -> None:
