@@ -97,7 +97,7 @@ def open_target(
     ``create`` is the mode of a file to make if there is none (the umask applies); only on a filesystem of ``kinds``.
     A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for a directory,
     EINVAL for a FIFO, socket or device), NotSupported for a filesystem not of ``kinds``, and InvalidValue for names
-    such as /proc/self/fd/N, which would mean the worker's own descriptors.
+    such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to one is not noticed.
     """
     if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
         raise InvalidValue(f"{path} would be the worker's own: write /proc/PID/fd/N with the number of your process")
