@@ -41,8 +41,8 @@ class MountFailed(KtaskfsError):
     default_errno = errno.EPERM
 
 
-TICK: Final = 0.5
-"""Seconds for which the event loop can sleep in a read of /dev/fuse."""
+TICK: Final = 2.0
+"""Seconds for which the event loop can sleep in a read of /dev/fuse; and so an idle daemon wakes as often."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def _woken() -> Iterator[None]:
     libfuse reads the request that epoll told of. If whoever made it is killed in between it is not there any more, and
     the read would sleep until the next one comes, with all timers and all ends of workers. Were the descriptor
     non-blocking, pyfuse3 would take that for a failure; a read that a signal interrupts it simply tries again. (To
-    start and stop the timer around each turn of the loop costs 4 us a request; two turns a second cost nothing.)
+    start and stop a timer around each turn of the loop costs 4 us a request.)
     """
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

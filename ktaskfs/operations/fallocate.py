@@ -96,16 +96,15 @@ class Fallocate(Operation[FallocateParameters]):
 def _extent(parameters: FallocateParameters, target: Target, old_size: int, *, rest: bool) -> tuple[Extent, int]:
     """The range in whole pages, and the size that the file is to have. Raises InvalidValue.
 
-    A range to the end of the file has the rest of its last page too, and leaves the size as it is; of a ``rest`` the
-    length is known, and the file was extended before.
+    A range to the end of the file, or to where that was for the run that left a ``rest``, has the rest of its last page
+    too, and leaves the size as it is.
     """
     extent = resolve_extent(parameters, old_size, may_grow=True)
-    last = Extent(0, old_size).widened(target.page_size).end
-    if parameters.length is None:
-        extent = Extent(extent.start, last)
+    size = old_size if parameters.keep_size else max(extent.end, old_size)
+    if parameters.length is None or rest:
+        extent = Extent(extent.start, Extent(0, extent.end).widened(target.page_size).end)
     require_whole_pages(extent, target.page_size, parameters.path)
-    keeps = parameters.keep_size or parameters.length is None or (rest and extent.end == last)
-    return extent, old_size if keeps else max(extent.end, old_size)
+    return extent, size
 
 
 def _past_end(target: Target, extent: Extent, size: int) -> bool:

@@ -202,8 +202,8 @@ def test_to_the_end_of_a_file_of_no_whole_pages(runner: Runner, odd: Path, undo:
 
 
 def test_a_rest_to_the_end_keeps_the_size_too(runner: Runner, odd: Path) -> None:
-    """Its length is known by then."""
-    runner.run("fallocate", [Range(4096, ODD_PAGES, NO_NODE)], path=odd, length=ODD_PAGES)
+    """Its length is known by then, to the byte."""
+    runner.run("fallocate", [Range(4096, ODD_PAGES, NO_NODE)], path=odd, length=ODD)
     assert (odd.stat().st_size, allocated(odd)) == (ODD, ODD_PAGES)
     runner.run("fallocate", path=odd, length=ODD_PAGES)
     assert odd.stat().st_size == ODD_PAGES
