@@ -80,16 +80,21 @@ class Crew:
         if not worker.live:
             return
         self.first.wake()
-        # The first thread, interrupted here, comes again, so it tells before it is gone. A helper is never interrupted;
-        # it is gone before it tells, for a monitor that raises must not make others wait for it for ever.
-        if worker.is_first:
-            self._monitor.thread_ended(worker.slot)
-        elif self._budget is not None:
-            self._budget.dismiss(worker)
+        # Who is interrupted here comes again, and so tells before the worker is gone. A helper's own thread never is;
+        # it is gone before it tells, for what raises there must not make others wait for it for ever.
+        by_helper = worker.tid != 0 and not worker.is_first
+        if not by_helper:
+            self._tell_end(worker)
         worker.live = False
         self.live -= 1
         self.begun -= worker.tid != 0
-        if worker.tid and not worker.is_first:
+        if by_helper:
+            self._tell_end(worker)
+
+    def _tell_end(self, worker: Worker) -> None:
+        if self._budget is not None:
+            self._budget.dismiss(worker)
+        if worker.tid:
             self._monitor.thread_ended(worker.slot)
 
     def missing(self) -> list[Worker]:
@@ -97,8 +102,8 @@ class Crew:
         return [worker for worker in self.workers if worker.live and not worker.tid]
 
     def helper(self) -> Worker | None:
-        """One that has begun and not left, if there is any, once the first thread has left."""
-        return next((worker for worker in self.workers if worker.live), None)
+        """One that has begun and not left, if there is any."""
+        return next((worker for worker in self.workers[1:] if worker.live and worker.tid), None)
 
     def set_nice(self, nice: int) -> None:
         """Give all helpers this nice value, now and later; who was raised is to be raised again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.ktask.outcome import Outcome, TaskError, shown
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 ROUNDS: Final = 1000
-"""More interrupts than anybody sends in the time: a monitor or machine that raises each time, which it must not."""
+"""More interrupts than anybody sends in the time: what raises so often is a monitor or machine, which must not."""
 
 
 class Ending:
@@ -38,35 +39,40 @@ class Ending:
 
     def reach(self, raised: BaseException | None) -> None:
         """Return when all is as it must be; ``raised`` is what ended the first thread's work, if anything did."""
-        while self._rounds < ROUNDS:
+        while True:
             try:
-                raised = self._approach(raised)
-                break
+                self._approach(raised)
+                return
             except BaseException as error:  # at the jump from one round to the next, which stands in no try of its own
                 raised = error
-        if raised is not None:
-            raise raised
 
-    def _approach(self, raised: BaseException | None) -> BaseException | None:
-        """None when the end is reached; what was raised last if that takes too many rounds."""
-        while self._rounds < ROUNDS:
+    def _approach(self, raised: BaseException | None) -> None:
+        """One round after another, until one is not interrupted. What was raised is known to the next round."""
+        while self._rounds < 2 * ROUNDS:
             self._rounds += 1
             try:
-                if raised is not None:
-                    if not isinstance(raised, Exception):
-                        self._interrupt = self._interrupt or raised
-                    self._scheduler.fail(self._scheduler.first, raised)
-                    raised = None
-                self._rounds -= 1  # as long as helpers are at work, no number of interrupts ends the waiting
-                self._scheduler.drain(self._nice)
-                self._rounds += 1
+                if raised is not None and not isinstance(raised, Exception):
+                    self._interrupt = self._interrupt or raised
+                # A monitor that raises each time in here must not keep the rest from being done.
+                if self._rounds <= ROUNDS:
+                    if raised is not None:
+                        self._scheduler.fail(self._scheduler.first, raised)
+                        raised = None
+                    self._scheduler.give_up()
+                self._await_helpers()
                 if self._base is not None:
                     self._ctl.machine.place(self._base)
                 self._take_back()
-                return None
+                return
             except BaseException as error:
                 raised = error
-        return raised
+
+    def _await_helpers(self) -> None:
+        """Wait until all helpers have ended, whose chunks are their last."""
+        while self._scheduler.helper_at_work(self._nice):
+            self._rounds -= 1  # no number of interrupts ends the waiting
+            self._ctl.clock.wait(self._scheduler.first.gate, None)
+            self._rounds += 1
 
     def _take_back(self) -> None:
         """Give what was finished to ``undo_func``, each range once, if the task failed or was cancelled."""
@@ -74,7 +80,7 @@ class Ending:
         if undo_func is None:
             return
         if self._undo is None:
-            if self._scheduler.error is None and not self._scheduler.outcome().cancelled:
+            if not (self._scheduler.failed or self._scheduler.outcome().cancelled):
                 return
             self._undo = iter(self._scheduler.start_undo())
         for span in self._undo:
@@ -87,13 +93,21 @@ class Ending:
 
     def conclude(self) -> Outcome:
         """Return or raise what the run comes to."""
-        failure = self._scheduler.error
-        if self._undo_failure is not None and failure is not None:
-            error, position = self._undo_failure
-            failure[0].add_note(f"undo failed at {shown(position)}: {shown(error, repr)}")
-        if self._interrupt is not None:
-            raise self._interrupt
-        failure = failure or self._undo_failure
-        if failure is not None:
-            raise TaskError(*failure, self._scheduler.outcome())
-        return self._scheduler.outcome()
+        outcome, failure = self._scheduler.outcome(), self._scheduler.release_failure()
+        undo_failure, interrupt = self._undo_failure, self._interrupt
+        if failure is not None and undo_failure is not None:
+            with contextlib.suppress(Exception):  # the client's exception may take no note, as a frozen one does
+                failure[0].add_note(f"undo failed at {shown(undo_failure[1])}: {shown(undo_failure[0], repr)}")
+        failure = failure or undo_failure
+        try:
+            if interrupt is not None and failure is not None and failure[0] is not interrupt:
+                raise interrupt from failure[0]
+            if interrupt is not None:
+                raise interrupt
+            if failure is not None:
+                raise TaskError(*failure, outcome)
+            return outcome
+        finally:
+            # Their tracebacks lead here. Without a cycle, what the chunk function held is freed with the exception.
+            self._undo_failure = self._interrupt = None
+            del failure, undo_failure, interrupt

@@ -15,6 +15,7 @@ from ktaskfs.ktask.scheduler import Scheduler
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ktaskfs.ktask.machine import Placement
     from ktaskfs.ktask.outcome import Outcome
     from ktaskfs.ktask.worker import Worker
 
@@ -48,18 +49,24 @@ class Job:
         if not self._claimed.acquire(blocking=False):
             raise RuntimeError("a job runs once")
         try:
-            raised = None
-            try:
-                self._scheduler.begin_task(get_native_id(), base)
-                self._start(self._scheduler.hire())
-                self._scheduler.await_helpers()
-                self._work(self._scheduler.first)
-            except BaseException as error:
-                raised = error
-            ending.reach(raised)
+            ending.reach(self._lead(base))
         except BaseException as error:  # on the way from one to the other, or back
             ending.reach(error)
         return ending.conclude()
+
+    def _lead(self, base: Placement | None) -> BaseException | None:
+        """The first thread's part up to where nothing is left to take; returns what it was ended by.
+
+        In a frame of its own, for that is the last that the exception knows: ``run`` keeps no name for it.
+        """
+        try:
+            self._scheduler.begin_task(get_native_id(), base)
+            self._start(self._scheduler.hire())
+            self._scheduler.await_helpers()
+            self._work(self._scheduler.first)
+        except BaseException as error:
+            return error
+        return None
 
     def cancel(self) -> None:
         """Hand out nothing any more; what is finished is given to ``undo_func``, if there is one."""

@@ -48,7 +48,8 @@ class Scheduler:
         self._ended_ns: int | None = None
         self._cancelled = False
         self._paused = False
-        self._error: tuple[BaseException, Any] | None = None
+        self.failed = False
+        self._failure: tuple[BaseException, Any] | None = None
         self._units_undone: int | None = None
         self._bucket = TokenBucket()
         self._bucket.set_rate(ctl.rate, self._clock.monotonic_ns())
@@ -89,7 +90,7 @@ class Scheduler:
         """The first thread takes part; ``base`` is where threads may be, None: they are not to be moved."""
         with self._lock:
             self._base = base
-            self._cpus = max(self._machine.cpus(), 1)
+            self._cpus = self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
             self._crew.begin_first(tid, self._nid(self.first))
             self._began_ns = began_ns
@@ -173,8 +174,9 @@ class Scheduler:
         """The thread ends with ``error``; the first one stops the handing out."""
         with self._lock:
             chunk = worker.chunk
-            if self._error is None:
-                self._error = error, (chunk.first if chunk else self._work.ranges[worker.index].handed_out.last)
+            if not self.failed:
+                self._failure = error, (chunk.first if chunk else self._work.ranges[worker.index].handed_out.last)
+                self.failed = True
             try:
                 self._crew.wake_all()
                 if chunk is not None:
@@ -182,29 +184,26 @@ class Scheduler:
             finally:
                 self._leave(worker)
 
-    def drain(self, nice: int) -> None:
-        """Wait until all helpers have ended, raising one at a time to ``nice`` (v4's answer to starvation).
+    def helper_at_work(self, nice: int) -> bool:
+        """Must the first thread, which has nothing left to take, wait at its gate for a helper that has begun?
 
-        For the first thread, when nothing is left to hand out. Helpers that have not begun yet need not.
+        One of them at a time is raised to ``nice`` (v4's answer to starvation).
         """
-        self.give_up()
-        while True:
-            with self._lock:
-                helper = self._crew.helper()
-                if helper is None:
-                    if self._ended_ns is None:
-                        self._ended_ns = self._clock.monotonic_ns()
-                    return
+        with self._lock:
+            helper = self._crew.helper()
+            if helper is not None:
                 self._crew.raise_to(helper, nice)
-            self._clock.wait(self.first.gate, None)
+            elif self._ended_ns is None:
+                self._ended_ns = self._clock.monotonic_ns()
+            return helper is not None
 
     # What is known of the task.
 
-    @property
-    def error(self) -> tuple[BaseException, Any] | None:
-        """The first exception, and the position where its chunk starts."""
+    def release_failure(self) -> tuple[BaseException, Any] | None:
+        """The first exception, and the position where its chunk starts. Kept no longer: its traceback leads here."""
         with self._lock:
-            return self._error
+            failure, self._failure = self._failure, None
+            return failure
 
     def start_undo(self) -> list[Span]:
         """The finished ranges, which are to be taken back; from now on they do not count as done."""
@@ -237,7 +236,7 @@ class Scheduler:
     # The lock is held below.
 
     def _over(self) -> bool:
-        return self._cancelled or self._error is not None or self._work.left == 0
+        return self._cancelled or self.failed or self._work.left == 0
 
     def _nid(self, worker: Worker) -> int:
         return self._work.ranges[worker.index].node.nid

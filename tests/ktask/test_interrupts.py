@@ -208,6 +208,108 @@ def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> No
     assert undone == [(0, 2)], "a run that does not return has done nothing"
 
 
+class Twice(FakeClock):
+    """Interrupts the first thread two times as it waits for helpers, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupts: list[BaseException] = [SystemExit("second"), KeyboardInterrupt("first")]
+        self.over = threading.Event()
+
+    def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+        if seconds is None and self.interrupts:
+            raise self.interrupts.pop()
+        if seconds is None:
+            self.over.set()
+        super().wait(gate, seconds)
+
+
+@pytest.mark.parametrize("failed_before", [False, True])
+def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
+    """With the failure that came before it, if there is one, as its cause."""
+    main, clock, together = threading.get_native_id(), Twice(), threading.Barrier(2)
+
+    def each(start: int, end: int) -> None:
+        together.wait(TIMEOUT)
+        if threading.get_native_id() != main:
+            assert clock.over.wait(TIMEOUT)
+        elif failed_before:
+            raise Late
+
+    with pytest.raises(KeyboardInterrupt, match="first") as caught:
+        Job([Node(0, 2)], control(each, max_chunk_size=1, max_threads=2, clock=clock)).run()
+    assert type(caught.value.__cause__) is (Late if failed_before else type(None))
+
+
+class Broken(Ledger):
+    """Raises whenever a chunk has failed and the first thread ends, which it must not."""
+
+    def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
+        super().chunk_failed(slot, node, start, end)
+        raise ZeroDivisionError
+
+    def thread_ended(self, slot: int) -> None:
+        super().thread_ended(slot)
+        if slot == 0:
+            raise ZeroDivisionError
+
+
+def test_a_monitor_that_raises_each_time_does_not_end_the_waiting() -> None:
+    machine, ledger, together = FakeMachine(cpus=4, nodes={0: frozenset({0, 1})}), Broken(), threading.Barrier(2)
+    main, undone = threading.get_native_id(), []
+    waiting = threading.Event()
+
+    class Clock(FakeClock):
+        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
+            if seconds is None:
+                waiting.set()
+            super().wait(gate, seconds)
+
+    finished: list[int] = []
+
+    def each(start: int, end: int) -> None:
+        together.wait(TIMEOUT)
+        if threading.get_native_id() == main:
+            raise Late
+        assert waiting.wait(TIMEOUT)
+        finished.append(start)
+
+    ctl = control(
+        each,
+        max_chunk_size=1,
+        max_threads=2,
+        monitor=ledger,
+        machine=machine,
+        clock=Clock(),
+        undo_func=lambda start, end: undone.append(start),
+    )
+    with pytest.raises(TaskError) as caught:
+        Job([Node(0, 9, 0)], ctl).run()
+    assert isinstance(caught.value.error, Late)
+    assert ledger.live == {}
+    assert finished == undone
+    assert machine.placed[-1] == (main, machine.placement())
+
+
+def test_a_budget_that_raises_each_time_ends_the_run() -> None:
+    calls = 0
+
+    class Budget(HelperBudget):
+        def hire(self, helper: object) -> bool:
+            raise Late
+
+        def dismiss(self, helper: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls < 5 * ROUNDS:
+                raise Late
+
+    with pytest.raises(TaskError) as caught:
+        Job([Node(0, 9)], control(lambda start, end: None, budget=Budget(FakeMachine()))).run()
+    assert isinstance(caught.value.error, Late)
+    assert calls <= 2 * ROUNDS
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])
 def test_while_it_undoes(kind: type[BaseException]) -> None:
     given: list[tuple[int, int]] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import tracemalloc
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -197,6 +199,37 @@ def test_memory_does_not_grow_with_the_number_of_chunks() -> None:
     finally:
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 10_000, "19,000 chunks later"
+
+
+@pytest.mark.parametrize("failing", ["chunk", "undo"])
+@pytest.mark.parametrize("error", [Unlucky, KeyboardInterrupt])
+def test_what_a_failed_run_held_goes_with_its_exception(failing: str, error: type[BaseException]) -> None:
+    class Held:
+        used = False
+
+    def run_once() -> weakref.ref[Held]:
+        held = Held()
+
+        def raise_error(start: int, end: int) -> None:
+            held.used = True
+            raise error
+
+        jobs: list[Job] = []
+        each, undo = (
+            (raise_error, None) if failing == "chunk" else (lambda start, end: jobs.pop().cancel(), raise_error)
+        )
+        jobs.append(Job([Node(0, 10)], control(each, max_chunk_size=1, max_threads=1, undo_func=undo)))
+        with contextlib.suppress(TaskError, KeyboardInterrupt):
+            jobs[0].run()
+        jobs.clear()
+        assert held.used
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert run_once()() is None
+    finally:
+        gc.enable()
 
 
 @settings(deadline=None, max_examples=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktaskfs import ktask
-from ktaskfs.ktask import Job, Node, TaskError
-from tests.ktask.fakes import TIMEOUT, Ledger, control, units_of
+from ktaskfs.ktask import Job, Node, Placement, TaskError
+from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control, units_of
 
 
 class Unlucky(Exception):
@@ -141,3 +142,59 @@ def test_an_undo_that_fails_is_told_of_and_the_others_go_on() -> None:
     assert isinstance(caught.value.error, OSError)
     assert caught.value.position == 0
     assert caught.value.outcome.cancelled
+
+
+def test_an_exception_that_takes_no_note_is_told_of_all_the_same() -> None:
+    @dataclass(frozen=True)
+    class Frozen(Exception):
+        start: int
+
+    def each(start: int, end: int) -> None:
+        if start == 1:
+            raise Frozen(start)
+
+    def undo(start: int, end: int) -> None:
+        raise OSError
+
+    with pytest.raises(TaskError) as caught:
+        ktask.run(0, 2, control(each, max_chunk_size=1, max_threads=1, undo_func=undo))
+    assert caught.value.error == Frozen(1)
+
+
+def test_of_several_undo_failures_the_first_counts() -> None:
+    def each(start: int, end: int) -> None:
+        if start == 0:
+            job.cancel()
+
+    def undo(start: int, end: int) -> None:
+        raise OSError(start)
+
+    job = Job([Node(10, 1), Node(0, 2)], control(each, max_chunk_size=1, max_threads=1, undo_func=undo))
+    with pytest.raises(TaskError) as caught:
+        job.run()
+    assert (caught.value.position, caught.value.error.args) == (10, (10,))
+
+
+def test_an_empty_range_is_no_part_of_what_is_left() -> None:
+    job = Job(
+        [Node(0, 0), Node(10, 2)],
+        control(lambda start, end: job.cancel(), max_chunk_size=1, max_threads=1, undo_func=lambda start, end: None),
+    )
+    assert job.run().remaining() == (Node(10, 2),)
+
+
+def test_the_caller_is_put_back_before_the_undo() -> None:
+    machine = FakeMachine(cpus=4, nodes={0: frozenset({0, 1})})
+    placed: list[Placement] = []
+    job = Job(
+        [Node(0, 2, 0)],
+        control(
+            lambda start, end: job.cancel(),
+            max_chunk_size=1,
+            max_threads=1,
+            machine=machine,
+            undo_func=lambda start, end: placed.append(machine.placed[-1][1]),
+        ),
+    )
+    job.run()
+    assert placed == [machine.placement()]
