@@ -13,7 +13,8 @@ class HelperBudget:
 
     They may be as many as a share of the CPUs, and pinned to a NUMA node as many as that share of its CPUs; the
     rest run anywhere. CPUs are those that the thread which makes the budget may use. The first thread of a job is no
-    helper and always runs. Raises ValueError for a share that is not from 0 to 100.
+    helper and always runs. It does not survive a fork: make a new one in the child, for the copy still counts the
+    parent's helpers, and its lock may be held. Raises ValueError for a share that is not from 0 to 100.
     """
 
     def __init__(self, machine: Machine, cpu_percent: int = DEFAULT_CPU_PERCENT) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from math import inf
+from math import isfinite
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
+from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.clock import Clock, SystemClock
 from ktaskfs.ktask.machine import NO_NODE, LinuxMachine, Machine
 from ktaskfs.ktask.monitor import Monitor, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ktaskfs.ktask.budget import HelperBudget
 
 
 def iter_range(position: Any, size: int) -> Any:
@@ -47,14 +46,16 @@ class Node:
 
 
 def checked_rate(rate: float | None) -> float | None:
-    """``rate`` as a control takes it; raises ValueError unless it is None, or above 0 and finite."""
+    """``rate`` as a control takes it; raises ValueError unless above 0 and finite, or None; TypeError for no number."""
+    if rate is None:
+        return None
     try:
-        known = None if rate is None else float(rate)
+        valid = isfinite(rate) and float(rate) > 0  # isfinite first: it refuses text, which float takes
     except OverflowError:
-        known = inf
-    if known is not None and not 0 < known < inf:
+        valid = False
+    if not valid:
         raise ValueError(f"rate is {rate}")
-    return known
+    return float(rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Control:
     """Everything about a task but its ranges (``struct ktask_ctl``). Sizes are in the task's units.
 
     Raises ValueError for values that contradict each other or lie outside what is written at the field, and TypeError
-    where a whole number is wanted.
+    for those of another kind.
     """
 
     thread_func: Callable[[Any, Any], object]
@@ -102,6 +103,14 @@ class Control:
     machine: Machine = field(default_factory=LinuxMachine, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name in ("thread_func", "iter_func", "undo_func", "thread_start", "pick"):
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
+                raise TypeError(f"{name} is {value!r}")
+        for name, kind in (("budget", HelperBudget | None), ("monitor", Monitor)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is {value!r}")
         for name, least, most in (
             ("min_chunk_size", 1, None),
             ("align", 1, None),

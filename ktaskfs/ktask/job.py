@@ -96,7 +96,7 @@ class Job:
             raise
 
     def set_rate(self, rate: float | None) -> None:
-        """Do up to ``rate`` units a second over all threads; None: no limit. Raises ValueError as Control."""
+        """Do up to ``rate`` units a second over all threads; None: no limit. Raises as Control does."""
         self._scheduler.set_rate(checked_rate(rate))
 
     def set_nice(self, nice: int) -> None:
@@ -129,6 +129,8 @@ class Job:
         """A helper thread, from its beginning to its end."""
         try:
             if self._scheduler.begin(worker, get_native_id()):
+                if (place := self._scheduler.move(worker)) is not None:
+                    self._ctl.machine.place(place)
                 if self._ctl.thread_start is not None:
                     self._ctl.thread_start(worker.slot)
                 self._work(worker)

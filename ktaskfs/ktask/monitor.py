@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Monitor(Protocol):
     """Told of every step of a task as it happens, so that others can follow it and find out what a dead one had done.
 

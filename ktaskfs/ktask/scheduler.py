@@ -115,10 +115,12 @@ class Scheduler:
             return helpers
 
     def begin(self, worker: Worker, tid: int) -> bool:
-        """A helper thread has started; False: it came too late and must end, touching nothing."""
+        """A helper thread has started, and is to ``move``; False: it came too late and must end, touching nothing."""
         with self._lock:
             if worker.live:
-                self._crew.begin_helper(worker, tid, self._nid(worker))
+                nid = self._nid(worker)
+                self._crew.begin_helper(worker, tid, nid)
+                self._crew.pin(worker, nid)
             return worker.live
 
     def await_helpers(self) -> None:
@@ -161,7 +163,7 @@ class Scheduler:
     def move(self, worker: Worker) -> Placement | None:
         """Where the thread of ``worker``, which asks, must go before it does its chunk; None: it is there.
 
-        Without the lock: nobody else changes what is read here while the thread has a chunk.
+        Without the lock: nobody else changes what is read here.
         """
         part = self._work.ranges[worker.index]
         where = part.node.nid, worker.pinned

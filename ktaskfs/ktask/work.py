@@ -23,7 +23,8 @@ class Work:
     """
 
     def __init__(self, nodes: Sequence[Node], node_cpus: Callable[[int], frozenset[int]]) -> None:
-        self.ranges = [Range(node, frozenset() if node.nid == NO_NODE else node_cpus(node.nid)) for node in nodes]
+        cpus = {nid: node_cpus(nid) for nid in {node.nid for node in nodes} - {NO_NODE}}
+        self.ranges = [Range(node, cpus.get(node.nid, frozenset())) for node in nodes]
         self.size = sum(node.size for node in nodes)
         """Units in all."""
         self.left = self.size

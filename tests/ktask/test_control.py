@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -269,6 +272,38 @@ def test_rates_that_are_none(rate: float) -> None:
 def test_what_is_no_whole_number(name: str, value: Any) -> None:
     with pytest.raises(TypeError):
         control(lambda a, b: None, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("thread_func", None),
+        ("iter_func", None),
+        ("undo_func", 5),
+        ("thread_start", "name"),
+        ("pick", 0),
+        ("budget", 5),
+        ("monitor", print),
+        ("rate", "5"),
+        ("rate", b"5"),
+    ],
+)
+def test_what_is_of_another_kind(name: str, value: Any) -> None:
+    with pytest.raises(TypeError):
+        dataclasses.replace(control(lambda a, b: None), **{name: value})
+
+
+@pytest.mark.parametrize("rate", [5, True, 5.0, Fraction(5, 2), Decimal(5)])
+def test_rates_of_any_kind_of_number(rate: Any) -> None:
+    assert control(lambda a, b: None, rate=rate).rate == float(rate)
+
+
+def test_a_monitor_need_not_be_derived() -> None:
+    class Own:
+        thread_started = chunk_assigned = node_advanced = chunk_done = chunk_failed = lambda *said: None
+        thread_waits = thread_ended = undo_started = thread_started
+
+    assert Job([Node(0, 3)], control(lambda a, b: None, monitor=Own())).run().units_done == 3
 
 
 @pytest.mark.parametrize(

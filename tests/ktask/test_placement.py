@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ktaskfs import ktask
-from ktaskfs.ktask import NO_NODE, Control, HelperBudget, LinuxMachine, Node, Placement
+from ktaskfs.ktask import NO_NODE, Control, HelperBudget, Job, LinuxMachine, Node, Placement
+from ktaskfs.ktask import machine as machine_module
 from ktaskfs.ktask.machine import place_on_node
-from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control
+from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +39,79 @@ def test_threads_are_spread_over_the_nodes_and_put_there() -> None:
     assert machine.placed[-1] == (caller, machine.placement()), "the caller is put back"
     for tid, where in machine.placed[:-1]:
         assert where == Placement(TWO_NODES[seen[tid]], (1, frozenset({seen[tid]})))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_helper_is_on_its_node_before_its_hook_runs_and_it_takes_a_chunk(paused: bool) -> None:
+    machine, hooked = FakeMachine(cpus=8, nodes=TWO_NODES), threading.Event()
+    there: list[list[Placement]] = []
+
+    def look(slot: int) -> None:
+        me = threading.get_native_id()
+        there.append([where for tid, where in machine.placed if tid == me])
+        hooked.set()
+
+    ctl = control(
+        lambda a, b: hooked.wait(TIMEOUT),
+        max_chunk_size=1,
+        max_threads=2,
+        machine=machine,
+        thread_start=look,
+    )
+    job = Job([Node(0, 4, 0), Node(100, 4, 1)], ctl)
+    if paused:
+        job.pause()
+    run = Background(job.run)
+    assert hooked.wait(TIMEOUT)
+    job.resume()
+    run.result()
+    assert there == [[Placement(TWO_NODES[1], (1, frozenset({1})))]]
+
+
+def test_a_helper_goes_to_its_node_as_soon_as_there_is_room() -> None:
+    """One that works there while others have all the room is moved when they have gone."""
+    machine = FakeMachine(cpus=8, nodes={0: frozenset({0, 1})})
+    budget, other = HelperBudget(machine, 50), object()
+    first, done_twice = threading.get_native_id(), threading.Event()
+    assert budget.hire(other)
+    assert budget.pin(other, 0)
+    own: list[int] = []
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() == first:
+            assert done_twice.wait(TIMEOUT)
+            return
+        own.append(start)
+        budget.dismiss(other)
+        if len(own) == 2:
+            done_twice.set()
+
+    ctl = control(each, max_chunk_size=1, max_threads=2, machine=machine, budget=budget)
+    ktask.run_numa([Node(0, 5, 0)], ctl)
+    cpus = [where.cpus for tid, where in machine.placed if tid != first]
+    assert cpus == [machine.placement().cpus, frozenset({0, 1})]
+
+
+def test_only_ranges_without_a_node_leave_the_caller_where_it_is() -> None:
+    machine = FakeMachine(cpus=8, nodes=TWO_NODES)
+    ktask.run_numa([Node(0, 1), Node(100, 1, 1)], control(lambda a, b: None, max_threads=1, machine=machine))
+    assert machine.placed[-2:] == [
+        (threading.get_native_id(), Placement(TWO_NODES[1], (1, frozenset({1})))),
+        (threading.get_native_id(), machine.placement()),
+    ]
+
+
+def test_the_cpus_of_a_node_are_looked_up_once() -> None:
+    asked: list[int] = []
+
+    class Machine(FakeMachine):
+        def node_cpus(self, nid: int) -> frozenset[int]:
+            asked.append(nid)
+            return super().node_cpus(nid)
+
+    nodes = [Node(index, 1, nid) for index in range(10) for nid in (NO_NODE, 0, 1)]
+    Job(nodes, control(lambda a, b: None, machine=Machine(cpus=8, nodes=TWO_NODES)))
+    assert sorted(asked) == [0, 1]
 
 
 def test_an_empty_node_sends_its_threads_to_another() -> None:
@@ -161,18 +236,25 @@ def test_this_machine_prefers_memory_of_a_node_where_the_kernel_knows_nodes() ->
 def test_this_machine_nices_a_thread() -> None:
     machine = LinuxMachine()
 
+    before = machine.nice()
+
     def raise_mine() -> int:
         machine.set_nice(threading.get_native_id(), 19)
         return machine.nice()
 
     assert in_thread(raise_mine) == 19
-    assert machine.nice() < 19
+    assert machine.nice() == before
 
 
 def test_this_machine_knows_its_cpus() -> None:
     machine = LinuxMachine()
     assert machine.cpus() == len(os.sched_getaffinity(0))
     assert machine.node_cpus(9999) == frozenset()
+
+
+def test_a_node_with_memory_only_has_no_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "open", lambda path, mode: io.BytesIO(b"\n"), raising=False)
+    assert LinuxMachine().node_cpus(1) == frozenset()
 
 
 def refuse(*_: Any) -> None:
