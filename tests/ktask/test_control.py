@@ -57,6 +57,11 @@ def test_cancel_finishes_the_chunks_that_run_and_begins_no_other() -> None:
     assert outcome.remaining() == (Node(3, 7),)
 
 
+def test_what_remains_keeps_its_numa_node() -> None:
+    job = Job([Node(0, 3, 1)], control(lambda a, b: job.cancel(), max_chunk_size=1, max_threads=1))
+    assert job.run().remaining() == (Node(1, 2, 1),)
+
+
 def test_a_job_cancelled_before_its_run_does_nothing() -> None:
     gate = Gate()
     job = Job([Node(0, 10)], control(gate))
@@ -248,6 +253,26 @@ def test_helpers_are_never_lowered_to_the_callers_nice_value() -> None:
     first = threading.get_native_id()
     Job([Node(0, 2)], control(each, max_chunk_size=1, max_threads=2, nice=5, machine=machine, clock=Clock())).run()
     assert [nice for _, nice in machine.niced] == [5]
+
+
+def test_who_has_left_is_niced_no_more() -> None:
+    """The number of its thread may be another's by now."""
+    machine, ledger, together = FakeMachine(), Ledger(), threading.Barrier(2)
+    ended = threading.Event()
+    ledger.after = lambda: ended.set() if ledger.named("thread_ended") else None
+    first = threading.get_native_id()
+
+    def each(start: int, end: int) -> None:
+        if start < 2:
+            together.wait(TIMEOUT)
+            job.set_max_threads(1)
+        if threading.get_native_id() == first:
+            assert ended.wait(TIMEOUT)
+            job.set_nice(7)
+
+    job = Job([Node(0, 4)], control(each, max_chunk_size=1, max_threads=2, machine=machine, monitor=ledger))
+    job.run()
+    assert [nice for _, nice in machine.niced] == [19]
 
 
 @pytest.mark.parametrize(

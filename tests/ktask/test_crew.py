@@ -10,6 +10,7 @@ import pytest
 
 from ktaskfs import ktask
 from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
+from ktaskfs.ktask.worker import Worker
 from tests.ktask.fakes import TIMEOUT, Chunks, FakeClock, FakeMachine, Ledger, Unlucky, control
 
 
@@ -61,13 +62,16 @@ def test_tasks_share_a_budget_and_give_it_back() -> None:
 
 
 @pytest.mark.parametrize("granted", [0, 2])
-def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyPatch, granted: int) -> None:
+@pytest.mark.parametrize("refusal", [RuntimeError, MemoryError])
+def test_threads_that_cannot_be_had_are_done_without(
+    monkeypatch: pytest.MonkeyPatch, granted: int, refusal: type[Exception]
+) -> None:
     start = _thread.start_new_thread
     left = [None] * granted
 
     def scarce(function: Any, arguments: Any) -> int:
         if not left:
-            raise RuntimeError("can't start new thread")
+            raise refusal("can't start new thread")
         left.pop()
         return start(function, arguments)
 
@@ -80,6 +84,20 @@ def test_threads_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
     assert outcome.threads == granted + 1
     assert outcome.units_done == 2 * (granted + 1)
     assert [budget.hire(number) for number in range(65)].count(True) == 64, "what was not used went back"
+
+
+def test_no_threads_are_started_for_less_than_an_aligned_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(Job, "_start", lambda self, workers: started.append(len(workers)))
+    ktask.run(0, 100, control(lambda start, end: None, align=64, max_threads=4, clock=FakeClock()))
+    assert started == [1]
+
+
+def test_the_counts_of_a_slot_go_on_where_its_last_thread_ended() -> None:
+    before = Worker(1, 0, None)
+    before.chunks, before.units, before.busy_ns = 2, 30, 400
+    after = Worker(1, 0, before)
+    assert (after.chunks, after.units, after.busy_ns) == (2, 30, 400)
 
 
 def test_chunks_are_for_the_threads_that_there_are() -> None:

@@ -139,3 +139,9 @@ def test_chunks_are_aligned_to_the_start_of_the_node() -> None:
     ctl = control(lambda a, b: seen.append((a, b)), min_chunk_size=3, max_chunk_size=9, align=4, max_threads=1)
     ktask.run(100, 21, ctl)
     assert seen == [(100, 108), (108, 116), (116, 121)]
+
+
+def test_the_last_chunks_are_aligned_too() -> None:
+    ledger = Ledger()
+    ktask.run(0, 200, control(lambda a, b: None, align=4, max_threads=4, monitor=ledger))
+    assert all(start % 4 == 0 for _, _, start, _ in ledger.named("chunk_assigned"))

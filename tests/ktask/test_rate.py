@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.ktask import Job, Node, TaskError
+from ktaskfs.ktask.clock import SystemClock
 from tests.ktask.fakes import TIMEOUT, Background, FakeClock, Ledger, control, units_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class SharedTime(FakeClock):
         with self._lock:
             for thread in [thread for thread, (each, _) in self._waiting.items() if each is gate]:
                 del self._waiting[thread]
+
+
+def test_a_wait_of_many_years_is_no_error() -> None:
+    gate = threading.Lock()
+    SystemClock().wait(gate, 1e300)
+    assert gate.locked()
 
 
 def test_one_keeps_the_time_and_hands_it_on() -> None:
