@@ -1,8 +1,9 @@
 """How many threads a task gets and how large its chunks are: the framework's arithmetic, as pure functions.
 
-The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4); the alignment is
-that of ``padata_do_multithreaded`` (kernel/padata.c). All sizes are in the task's own units and have no upper limit.
-What is out of the bounds that ``Control`` states is not refused here.
+The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4). They know no
+alignment; the idea of one is ``padata_do_multithreaded``'s (kernel/padata.c), which rounds otherwise: its chunks up,
+its number of threads down. All sizes are in the task's own units and have no upper limit. What is out of the bounds
+that ``Control`` states is not refused here.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ def iter_range(position: Any, size: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A range of work, for threads of one NUMA node (``struct ktask_node``).
+    """A range of work, for threads of one NUMA node (``struct ktask_node``, RFC v1 to v4).
 
-    ``start`` is any object that the task's ``iter_func`` can advance; ``size`` counts units from there; ``nid`` is
-    the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for a negative size, or a node below
-    NO_NODE, and TypeError for one that is no whole number.
+    ``start`` (kn_start) is any object that the task's ``iter_func`` can advance; ``size`` (kn_task_size) counts units
+    from there; ``nid`` (kn_nid) is the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for
+    a negative size, or a node below NO_NODE, and TypeError for one that is no whole number.
     """
 
     start: Any
@@ -60,14 +60,14 @@ def checked_rate(rate: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Everything about a task but its ranges (``struct ktask_ctl``). Sizes are in the task's units.
+    """Everything about a task but its ranges (``struct ktask_ctl``, RFC v1 to v4). Sizes are in the task's units.
 
     Raises ValueError for values that contradict each other or lie outside what is written at the field, and TypeError
     for those of another kind.
     """
 
     thread_func: Callable[[Any, Any], object]
-    """Does the chunk from one position up to another, without any lock of ours; raises if it cannot."""
+    """Does the chunk from one position up to another, without any lock; raises if it cannot (kc_thread_func)."""
     min_chunk_size: int = field(kw_only=True)
     """The least work that is worth a call, at least 1 (kc_min_chunk_size); chunks are multiples of it, rounded up to
     ``align``."""
@@ -78,25 +78,29 @@ class Control:
     align: int = field(default=1, kw_only=True)
     """Chunks begin and end at multiples of this many units from their node's start (padata_mt_job.align)."""
     iter_func: Callable[[Any, int], Any] = field(default=iter_range, kw_only=True)
-    """The position so many units after a position (kc_iter_func). Called under the scheduler's lock: keep it short."""
+    """The position so many units after a position, as a new object (kc_iter_func).
+
+    Called for every chunk, the last one too: one past the end must be a position. Called under the scheduler's lock:
+    keep it short, and call no control of the job.
+    """
     undo_func: Callable[[Any, Any], object] | None = field(default=None, kw_only=True)
     """Takes back a finished range after a failure or cancel, which must not fail (kc_undo_func, v4)."""
     nice: int = field(default=19, kw_only=True)
-    """The nice value of helper threads, -20 to 19 (v4)."""
+    """The nice value of helper threads, -20 to 19 (MAX_NICE in v4)."""
     cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
-    """The share of the CPUs, in all and of each NUMA node, that this task's helpers may take; 0 to 100 (v2)."""
+    """Percent of the CPUs, in all and of each NUMA node, that this task's helpers may take; 0 to 100 (since v2)."""
     budget: HelperBudget | None = field(default=None, kw_only=True)
-    """A limit for the helpers of several tasks together, in place of ``cpu_percent``."""
+    """A limit for the helpers of several tasks together, in place of ``cpu_percent`` (``ktask_rlim``, since v2)."""
     load_bal_shift: int = field(default=DEFAULT_LOAD_BAL_SHIFT, kw_only=True)
-    """Chunks for each thread, as a power of two."""
+    """Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
     fixed_chunks: bool = field(default=False, kw_only=True)
     """Keep all chunks of one size, as the kernel does, instead of letting the last ones shrink."""
     rate: float | None = field(default=None, kw_only=True)
-    """The most units in a second, over all threads, above 0 and finite; None: no limit."""
+    """Ours: the most units in a second, over all threads, above 0 and finite; None: no limit."""
     monitor: Monitor = field(default_factory=Silence, kw_only=True)
-    """Is told of every step."""
+    """Ours: is told of every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
-    """Run by each helper thread as it begins, with its slot (to name it, for example)."""
+    """Ours: run by each helper thread as it begins, on its NUMA node, with its slot (to name it, for example)."""
     pick: Callable[[int], int] = field(default=random.randrange, kw_only=True)
     """Chooses one of so many nodes with work left, 0 up to that number (prandom_u32_max)."""
     clock: Clock = field(default_factory=SystemClock, kw_only=True)

@@ -44,9 +44,10 @@ class Crew:
         self._begin(self.first, tid, nid)
 
     def begin_helper(self, worker: Worker, tid: int, nid: int) -> None:
-        """The thread of a worker that is still live has started."""
+        """The thread of a worker that is still live has started, to work on NUMA node ``nid``."""
         self._machine.set_nice(tid, self._nice)
         self._begin(worker, tid, nid)
+        self.pin(worker, nid)
 
     def _begin(self, worker: Worker, tid: int, nid: int) -> None:
         worker.tid = tid

@@ -153,10 +153,16 @@ class Job:
 
 
 def run(start: Any, size: int, ctl: Control) -> Outcome:
-    """Do ``size`` units of work from ``start`` on, on any NUMA node (``ktask_run``); returns and raises as Job.run."""
+    """Do ``size`` units of work from ``start`` on, on any NUMA node; returns and raises as Job.run.
+
+    After ``ktask_run()`` (include/linux/ktask.h, RFC v1 to v4), whose threads run on the caller's node.
+    """
     return Job((Node(start, size),), ctl).run()
 
 
 def run_numa(nodes: Iterable[Node], ctl: Control) -> Outcome:
-    """Do the work of ``nodes``, each range by threads of its NUMA node first; returns and raises as Job.run."""
+    """Do the work of ``nodes``, each range by threads of its NUMA node first; returns and raises as Job.run.
+
+    After ``ktask_run_numa()`` (kernel/ktask.c, RFC v1 to v4), with NO_NODE for its NUMA_NO_NODE.
+    """
     return Job(nodes, ctl).run()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ktaskfs.ktask.control import Control, Node
     from ktaskfs.ktask.worker import Worker
 
-
 _TOGETHER_NS: Final = 10_000_000
 """How long (10 ms) the first thread waits for the others to have begun; a machine that is busy keeps nobody longer."""
 
@@ -118,9 +117,7 @@ class Scheduler:
         """A helper thread has started, and is to ``move``; False: it came too late and must end, touching nothing."""
         with self._lock:
             if worker.live:
-                nid = self._nid(worker)
-                self._crew.begin_helper(worker, tid, nid)
-                self._crew.pin(worker, nid)
+                self._crew.begin_helper(worker, tid, self._nid(worker))
             return worker.live
 
     def await_helpers(self) -> None:

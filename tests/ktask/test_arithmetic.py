@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ktaskfs.ktask import Control, Node, chunk_size, helper_limit, nthreads
@@ -38,6 +38,41 @@ def model_chunk(size: int, min_chunk: int, works: int) -> int:
     if chunk > min_chunk:
         chunk -= chunk % min_chunk
     return chunk if chunk > min_chunk else min_chunk
+
+
+def padata_threads(size: int, min_chunk: int, align: int, max_threads: int) -> int:
+    """nworks of padata_do_multithreaded."""
+    return min(max(size // max(min_chunk, align), 1), max_threads)
+
+
+def padata_chunk(size: int, min_chunk: int, align: int, works: int) -> int:
+    """chunk_size of padata_do_multithreaded, for more than one thread."""
+    chunk = max(size // (works * 4), min_chunk, 1)
+    return -(-chunk // align) * align
+
+
+@given(SIZES, CHUNKS, st.integers(1, 2**20), st.integers(1, 600))
+@example(100, 64, 1, 4)
+def test_threads_beside_padatas(size: int, least: int, align: int, most: int) -> None:
+    """One more for what is left over; fewer, though more than half, where the least chunk must be rounded up."""
+    ours, padatas = nthreads(size, least, 10**6, most, align=align), padata_threads(size, least, align, most)
+    assert ours <= padatas + 1
+    assert 2 * ours > padatas
+    if batch_size(least, align) == max(least, align):
+        assert ours >= padatas
+        if size % max(least, align) == 0:
+            assert ours == padatas
+
+
+@given(SIZES, CHUNKS, st.integers(1, 2**20), st.integers(2, 600))
+@example(1000, 1, 64, 2)
+def test_chunks_beside_padatas(size: int, least: int, align: int, threads: int) -> None:
+    """Never larger, and smaller by less than a least chunk and the alignment; the same up to one least chunk."""
+    ours, padatas = chunk_size(size, least, threads, align=align), padata_chunk(size, least, align, threads)
+    batch = batch_size(least, align)
+    assert ours <= padatas < ours + batch + align
+    if size // threads // 4 <= batch:
+        assert ours == padatas
 
 
 @given(SIZES, CHUNKS, st.integers(1, 4096), st.integers(0, 600))
@@ -97,6 +132,7 @@ def test_number_of_tail_chunks_is_logarithmic(size: int, least: int, threads: in
         (1, 300, 8, 4, 1, 1),
         (0, 300, 8, 4, 1, 0),
         (100, 1, 1, 4, 1, 100),
+        (100, 64, 8, 4, 2, 64),  # padata: one thread
     ],
 )
 def test_known_cases(size: int, min_chunk: int, cpus: int, max_threads: int, threads: int, chunk: int) -> None:
