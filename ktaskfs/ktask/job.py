@@ -5,7 +5,8 @@ from __future__ import annotations
 import _thread
 from operator import index
 from threading import Lock, get_native_id
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import finalize
 
 from ktaskfs.ktask.control import Control, Node, checked_rate
 from ktaskfs.ktask.ending import Ending
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ktaskfs.ktask.machine import Placement
     from ktaskfs.ktask.outcome import Outcome
     from ktaskfs.ktask.worker import Worker
+
+_LATE: Final = 1.0
+"""Seconds that the exit of the interpreter waits for a thread that has not begun; more than a busy machine needs."""
 
 
 class Job:
@@ -119,14 +123,22 @@ class Job:
         # Not threading.Thread: its start() waits until the new thread runs, four times slower here, and 256 threads
         # then begin 40 ms apart. The scheduler knows who has begun and who has ended, so nothing else is missed.
         for number, worker in enumerate(workers):
+            came = Lock()
+            came.acquire()
+            # One that is given up before it has begun comes all the same. If the interpreter has ended by then, CPython
+            # 3.11 crashes; so its exit waits for those that are due. (The class, for it is there until then.)
+            due = finalize(Job, came.acquire, timeout=_LATE)
             try:
-                _thread.start_new_thread(self._help, (worker,))
+                _thread.start_new_thread(self._help, (worker, came, due))
             except (RuntimeError, MemoryError):
+                due.detach()
                 self._scheduler.give_up(workers[number:])
                 break
 
-    def _help(self, worker: Worker) -> None:
+    def _help(self, worker: Worker, came: Lock, due: finalize[..., type[Job]]) -> None:
         """A helper thread, from its beginning to its end."""
+        due.detach()
+        came.release()
         try:
             if self._scheduler.begin(worker, get_native_id()):
                 if (place := self._scheduler.move(worker)) is not None:

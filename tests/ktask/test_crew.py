@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -168,6 +170,38 @@ def test_a_helper_that_starts_too_late_touches_nothing(monkeypatch: pytest.Monke
         function(*arguments)
     assert (ledger.calls, machine.niced, len(late)) == (calls, niced, 2)
     assert chunks.units == list(range(30))
+
+
+LATE = """
+import _thread, atexit, threading, time
+from ktaskfs import ktask
+from ktaskfs.ktask import Control
+
+start, leave = _thread.start_new_thread, threading.Event()
+
+def late(function, arguments):
+    def begin():
+        leave.wait()
+        time.sleep(0.1)  # the interpreter's end is faster
+        print("came", flush=True)
+        function(*arguments)
+    return start(begin, ())
+
+class Many(ktask.LinuxMachine):
+    def cpus(self):
+        return 3
+
+_thread.start_new_thread = late
+control = Control(lambda a, b: None, min_chunk_size=1, max_threads=3, machine=Many(), cpu_percent=100)
+print(ktask.run(0, 10, control).threads, flush=True)
+atexit.register(leave.set)
+"""
+
+
+def test_the_interpreter_does_not_end_before_a_thread_that_it_was_asked_for() -> None:
+    """CPython 3.11 crashes if one begins after that."""
+    script = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (script.returncode, script.stdout, script.stderr) == (0, "1\ncame\ncame\n", "")
 
 
 def test_the_start_hook_runs_in_each_helper() -> None:
