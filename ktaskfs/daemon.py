@@ -222,7 +222,7 @@ async def _show_life(mountpoint: str, ours: list[str], manager: Manager, within:
     while True:
         await trio.sleep(within / SIGNS_OF_LIFE)
         trouble = await _trouble(mountpoint)
-        if trouble and set(ours) <= set(filesystems_at(mountpoint)):
+        if trouble and set(ours) <= set(filesystems_at(mountpoint, ours)):
             LOG.warning("the mount on %s does not answer: %s", mountpoint, trouble)
         else:
             manager.tell("WATCHDOG=1")

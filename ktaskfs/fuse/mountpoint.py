@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-def filesystems_at(path: str) -> list[str]:
-    """``major:minor`` of each filesystem mounted at ``path``, the uppermost last. proc_pid_mountinfo(5)."""
+def filesystems_at(path: str, otherwise: Sequence[str] = ()) -> list[str]:
+    """``major:minor`` of each filesystem mounted at ``path``, the uppermost last. proc_pid_mountinfo(5).
+
+    ``otherwise`` where no descriptor is left to look with.
+    """
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.readlines()
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return list(otherwise)
     wanted = os.fsencode(path)
     found = []
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            _, _, device, _, at = line.split(b" ", 5)[:5]
-            if _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), at) == wanted:
-                found.append(device.decode())
+    for line in lines:
+        _, _, device, _, at = line.split(b" ", 5)[:5]
+        if _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), at) == wanted:
+            found.append(device.decode())
     return found
 
 

@@ -168,7 +168,7 @@ def mounted(
     finally:
         # Before the session is destroyed, for the poll handles of open files point into it.
         operations.close()
-        there = filesystems_at(mountpoint)
+        there = filesystems_at(mountpoint, ours)
         pyfuse3.close(unmount=there[-1:] == ours)  # by the path: what somebody has mounted over it is not ours
         if ours and ours[0] in there[:-1]:
             log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)

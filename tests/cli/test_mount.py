@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -246,6 +248,24 @@ sys.exit(daemon.wait())
     with none_left():
         done = run("unshare", "--mount", sys.executable, "-c", script, str(area), *command, cwd=ROOT)
     assert done.status == 0, done.err
+
+
+def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, point: Path) -> None:
+    words = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+    environment = os.environ | {"NOTIFY_SOCKET": str(area / "notify"), "WATCHDOG_USEC": "300000"}
+    log = area / "log"
+    with none_left(), log.open("w") as stream, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(area / "notify"))
+        manager.settimeout(30)
+        with subprocess.Popen(words, cwd=ROOT, stderr=stream, env=environment) as daemon:
+            while manager.recv(1 << 12) != b"WATCHDOG=1":
+                pass
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 3))
+            until(lambda: log.read_text().count("does not answer: cat: Too many open files") > 1, "two warnings")
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(30) == 0, log.read_text()
+    assert filesystems_at(str(point)) == []
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_sign_of_life_from_a_mount_that_was_taken_away_and_is_still_in_use(area: Path, point: Path) -> None:
