@@ -213,9 +213,7 @@ sys.exit(daemon.wait())
     assert done.status == 0, done.err
 
 
-def test_no_sign_of_life_without_an_answer(area: Path, point: Path) -> None:
-    """The mount is covered by another one, so that nobody can read from it."""
-    script = """
+WATCHED = """
 import os, socket, subprocess, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 sock.bind(sys.argv[1] + "/notify")
@@ -224,6 +222,13 @@ environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_U
 daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE, text=True)
 while sock.recv(1 << 12) != b"WATCHDOG=1":
     pass
+"""
+"""A daemon that has given a sign of life; what follows does something to it."""
+
+
+def test_no_sign_of_life_without_an_answer(area: Path, point: Path) -> None:
+    """The mount is covered by another one, so that nobody can read from it."""
+    script = WATCHED + """
 subprocess.run(["mount", "-t", "tmpfs", "none", sys.argv[-1]], check=True)
 while "does not answer" not in daemon.stderr.readline():
     pass
@@ -269,15 +274,7 @@ def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, po
 
 
 def test_a_sign_of_life_from_a_mount_that_was_taken_away_and_is_still_in_use(area: Path, point: Path) -> None:
-    script = """
-import os, socket, subprocess, sys
-sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-sock.bind(sys.argv[1] + "/notify")
-sock.settimeout(30)
-environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
-daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE, text=True)
-while sock.recv(1 << 12) != b"WATCHDOG=1":
-    pass
+    script = WATCHED + """
 with open(sys.argv[-1] + "/version") as file:
     subprocess.run(["umount", "-l", sys.argv[-1]], check=True)
     for _ in range(3):
