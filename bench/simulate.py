@@ -69,7 +69,7 @@ class TwoNodes(ktask.LinuxMachine):
     def __init__(self, cpus: int) -> None:
         super().__init__()
         self._count = cpus
-        self.here = threading.local()
+        self._here = threading.local()
 
     def cpus(self) -> int:
         return self._count
@@ -81,7 +81,11 @@ class TwoNodes(ktask.LinuxMachine):
         return ktask.Placement(frozenset(range(self._count)), (0, frozenset()))
 
     def place(self, where: ktask.Placement) -> None:
-        self.here.nid = min(where.policy[1], default=0) if where.policy else 0
+        self._here.nid = min(where.policy[1], default=0) if where.policy else 0
+
+    def nid(self) -> int:
+        """The node of the calling thread."""
+        return getattr(self._here, "nid", 0)
 
 
 def doze(seconds: float) -> None:
@@ -90,27 +94,30 @@ def doze(seconds: float) -> None:
 
 
 class Sleeper:
-    """The chunks as peers see them: one call does one chunk, and takes longer on the wrong node."""
+    """The work, the same for all peers: a call does one chunk, and takes longer in a thread of the wrong node."""
 
-    def __init__(self, workload: str, chunks: int) -> None:
+    def __init__(self, workload: str, chunks: int, nid: Callable[[], int]) -> None:
+        """``nid`` tells the node of the thread that asks."""
         self._seconds = costs(workload, chunks)
         self._half = chunks // 2 if workload == "nodes" else None
+        self._nid = nid
+
+    def __call__(self, start: int, end: int = 0, /) -> None:
+        doze(self._seconds[start] * (1 if self._half is None else self._penalty(start)))
+
+    def _penalty(self, index: int) -> float:
+        return 1 if self._nid() == (index >= (self._half or 0)) else REMOTE
+
+
+class Spread:
+    """A peer's threads are spread over the nodes as they come: called in one of them it returns its node."""
+
+    def __init__(self) -> None:
         self._here = threading.local()
         self._lock = threading.Lock()  # guards _threads
         self._threads = 0
 
-    def __call__(self, start: int, end: int = 0, /) -> None:
-        doze(self._seconds[start] * (1 if self._half is None else self._penalty(start, self._nid())))
-
-    def on_node(self, start: int, end: int, nid: int) -> None:
-        """The same as a chunk function of ktask, in a thread that is on ``nid``."""
-        doze(sum(self._seconds[start:end]) * (1 if self._half is None else self._penalty(start, nid)))
-
-    def _penalty(self, index: int, nid: int) -> float:
-        return 1 if nid == (index >= (self._half or 0)) else REMOTE
-
-    def _nid(self) -> int:
-        """A peer's threads are spread over the nodes as they come."""
+    def __call__(self) -> int:
         if not hasattr(self._here, "nid"):
             with self._lock:
                 self._here.nid = self._threads % 2
@@ -163,20 +170,16 @@ SPREADS: dict[str, Callable[[Work, int, int], None]] = dict(
 
 def run_ktask(workload: str, chunks: int, threads: int) -> float:
     machine = TwoNodes(threads)
-    sleeper = Sleeper(workload, chunks)
-
-    def work(start: int, end: int = 0) -> None:
-        sleeper.on_node(start, end, getattr(machine.here, "nid", 0))
-
+    sleeper = Sleeper(workload, chunks, machine.nid)
     half = chunks // 2
     nodes = [ktask.Node(0, half, 0), ktask.Node(half, chunks - half, 1)]
     began = time.perf_counter()
-    ktask.run_numa(nodes if workload == "nodes" else [ktask.Node(0, chunks)], control(work, threads, machine))
+    ktask.run_numa(nodes if workload == "nodes" else [ktask.Node(0, chunks)], control(sleeper, threads, machine))
     return time.perf_counter() - began
 
 
 def run_peer(peer: str, workload: str, chunks: int, threads: int) -> float:
-    sleeper = Sleeper(workload, chunks)
+    sleeper = Sleeper(workload, chunks, Spread())
     began = time.perf_counter()
     SPREADS[peer](sleeper, chunks, threads)
     return time.perf_counter() - began

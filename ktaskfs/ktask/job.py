@@ -154,8 +154,9 @@ class Job:
         ctl = self._ctl
         take, move = self._scheduler.take, self._scheduler.move
         thread_func, chunk_done, now_ns = ctl.thread_func, ctl.monitor.chunk_done, ctl.clock.monotonic_ns
+        moves = self._scheduler.base is not None
         while (chunk := take(worker)) is not None:
-            if (place := move(worker)) is not None:
+            if moves and (place := move(worker)) is not None:
                 ctl.machine.place(place)
             began_ns = now_ns()
             thread_func(chunk.first, chunk.last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,22 +19,23 @@ class Span(NamedTuple):
     last: Any
 
 
+new_span: Final = tuple.__new__
+"""``new_span(Span, fields)`` is ``Span(*fields)`` without its detour through a function of Python's."""
+
+
 class Range:
-    """The work of one node. The scheduler's lock guards ``handed_out`` and ``chunks``."""
+    """The work of one node. The scheduler's lock guards ``left``, ``at`` and ``chunks``."""
 
     def __init__(self, node: Node, cpus: frozenset[int]) -> None:
         self.node = node
         self.cpus = cpus
         """Of its NUMA node; empty where that is not known, or there is none."""
-        self.handed_out = Span(0, 0, node.start, node.start)
-        """From the node's start to its position. Replaced whole, so that an interrupt cannot halve it."""
+        self.left = node.size
+        """Units not yet handed out."""
+        self.at = node.start
+        """The client's position where those begin."""
         self.chunks = 0
         """Chunks done."""
-
-    @property
-    def left(self) -> int:
-        """Units not yet handed out."""
-        return self.node.size - self.handed_out.end
 
     def split(self, held: Iterable[Span]) -> tuple[list[Span], list[Span]]:
         """The finished and the unfinished spans, each in order and merged where they touch.
@@ -44,11 +45,11 @@ class Range:
         """
         finished: list[Span] = []
         unfinished: list[Span] = []
-        _, position, done_at, last = self.handed_out
-        done_to = 0
+        position = self.node.size - self.left
+        done_to, done_at = 0, self.node.start
         # A chunk that begins at the position was on its way out when its thread was interrupted: the rest covers it.
         inside = sorted((span for span in held if span.start < position), key=lambda span: span.start)
-        for span in (*inside, Span(position, self.node.size, last, None)):
+        for span in (*inside, Span(position, self.node.size, self.at, None)):
             if span.start > done_to:
                 finished.append(Span(done_to, span.start, done_at, span.first))
             done_to, done_at = span.end, span.last

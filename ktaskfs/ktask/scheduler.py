@@ -9,7 +9,7 @@ from ktaskfs.ktask.arithmetic import chunk_size, nthreads, tail_chunk_size, whol
 from ktaskfs.ktask.crew import Crew
 from ktaskfs.ktask.machine import Placement, place_on_node
 from ktaskfs.ktask.outcome import Outcome, ThreadShare
-from ktaskfs.ktask.ranges import Span
+from ktaskfs.ktask.ranges import Span, new_span
 from ktaskfs.ktask.throttle import TokenBucket
 from ktaskfs.ktask.work import Work
 
@@ -41,7 +41,7 @@ class Scheduler:
         self._crew = Crew(ctl, len(nodes))
         self.first = self._crew.first
         self._cpus = 1
-        self._base: Placement | None = None
+        self.base: Placement | None = None
         self._keeper: Worker | None = None  # of those that the rate holds back, the one that waits for its time
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
@@ -56,6 +56,7 @@ class Scheduler:
         self._wanted = 1  # threads, if they can be had
         self._sharers = 1  # threads that share the work; helpers beyond them end
         self._chunk = self._work.size
+        self._shrinks = False  # the last chunks
 
     # Controls, from any thread.
 
@@ -88,7 +89,7 @@ class Scheduler:
     def begin_task(self, tid: int, base: Placement | None) -> None:
         """The first thread takes part; ``base`` is where threads may be, None: they are not to be moved."""
         with self._lock:
-            self._base = base
+            self.base = base
             self._cpus = self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
             self._crew.begin_first(tid, self._nid(self.first))
@@ -143,15 +144,21 @@ class Scheduler:
                 self._share()
 
     def take(self, worker: Worker) -> Span | None:
-        """Its last chunk is done; the next one, once one may start. None: it must end."""
+        """Its last chunk is done; the next one, once one may start. None: it must end.
+
+        Few calls from here to the chunk: one that has slept finds the CPU's caches without us, and each costs a miss.
+        """
         while True:
             with self._lock:
-                if worker.chunk is not None:
-                    self._count(worker, worker.chunk)
+                if (done := worker.chunk) is not None:
+                    worker.chunk = None
+                    worker.chunks += 1
+                    worker.units += done.end - done.start
+                    self._work.ranges[worker.index].chunks += 1
                 if self._over() or (self._crew.live > self._sharers and not worker.is_first):
                     self._leave(worker)
                     return None
-                seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.limited else 0.0
+                seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.rate is not None else 0.0
                 if not (self._paused or seconds):
                     return self._hand_out(worker)
                 wait = self._hold_back(worker, seconds)
@@ -162,19 +169,21 @@ class Scheduler:
 
         Without the lock: nobody else changes what is read here.
         """
+        if self.base is None:
+            return None
         part = self._work.ranges[worker.index]
         where = part.node.nid, worker.pinned
-        if self._base is None or where == worker.placed:
+        if where == worker.placed:
             return None
         worker.placed = where
-        return place_on_node(self._base, part.node.nid, part.cpus if worker.pinned == part.node.nid else frozenset())
+        return place_on_node(self.base, part.node.nid, part.cpus if worker.pinned == part.node.nid else frozenset())
 
     def fail(self, worker: Worker, error: BaseException) -> None:
         """The thread ends with ``error``; the first one stops the handing out."""
         with self._lock:
             chunk = worker.chunk
             if not self.failed:
-                self._failure = error, (chunk.first if chunk else self._work.ranges[worker.index].handed_out.last)
+                self._failure = error, (chunk.first if chunk else self._work.ranges[worker.index].at)
                 self.failed = True
             try:
                 self._crew.wake_all()
@@ -246,6 +255,7 @@ class Scheduler:
         self._sharers = min(self._crew.live, self._wanted)
         # One thread gets all at once, as in the kernel; but not the one that others have left: controls must reach it.
         threads = self._sharers if self._crew.most <= 1 else max(self._sharers, 2)
+        self._shrinks = self._sharers > 1 and not ctl.fixed_chunks
         self._chunk = chunk_size(
             self._work.size,
             ctl.min_chunk_size,
@@ -282,37 +292,34 @@ class Scheduler:
         self._go_on(worker)
         self._crew.leave(worker)
 
-    def _count(self, worker: Worker, chunk: Span) -> None:
-        worker.chunk = None
-        worker.chunks += 1
-        worker.units += chunk.end - chunk.start
-        self._work.ranges[worker.index].chunks += 1
-
     def _hand_out(self, worker: Worker) -> Span:
-        work = self._work
-        worker.index = work.choose(worker.index, self._ctl.pick)
+        work, ctl = self._work, self._ctl
         part = work.ranges[worker.index]
+        if not part.left:
+            worker.index = work.choose(worker.index, ctl.pick)
+            part = work.ranges[worker.index]
         if part.node.nid != worker.pinned:
             self._crew.pin(worker, part.node.nid)
-        size = min(self._next_size(), part.left)
-        at = part.handed_out
-        end = self._ctl.iter_func(at.last, size)
-        chunk = Span(at.end, at.end + size, at.last, end)
-        self._monitor.chunk_assigned(worker.slot, worker.index, chunk.start, chunk.end)
-        work.hand_out(worker, chunk)
+        size = self._chunk
+        if self._shrinks:
+            size = tail_chunk_size(work.left, size, ctl.min_chunk_size, self._sharers, align=ctl.align)
+        if self._bucket.rate is not None:
+            size = whole_batches(self._bucket.chunk_limit(size), ctl.min_chunk_size, ctl.align)
+        if size > part.left:
+            size = part.left
+        start = part.node.size - part.left
+        chunk = new_span(Span, (start, start + size, part.at, ctl.iter_func(part.at, size)))
+        self._monitor.chunk_assigned(worker.slot, worker.index, start, chunk.end)
+        # No call among these, for there a signal's handler may raise: an interrupt finds all of it or nothing.
+        worker.chunk = chunk
+        part.at = chunk.last
+        part.left -= size
+        work.left -= size
         self._monitor.node_advanced(worker.index, chunk.end)
-        self._bucket.spend(size)
+        if self._bucket.rate is not None:
+            self._bucket.spend(size)
         if worker.waits:
             self._go_on(worker)
-        return chunk
-
-    def _next_size(self) -> int:
-        ctl = self._ctl
-        chunk = self._chunk
-        if not ctl.fixed_chunks:
-            chunk = tail_chunk_size(self._work.left, chunk, ctl.min_chunk_size, self._sharers, align=ctl.align)
-        if self._bucket.limited:
-            chunk = whole_batches(self._bucket.chunk_limit(chunk), ctl.min_chunk_size, ctl.align)
         return chunk
 
     def _held(self) -> dict[int, list[Span]]:

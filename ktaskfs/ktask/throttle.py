@@ -21,7 +21,8 @@ class TokenBucket:
     """
 
     def __init__(self) -> None:
-        self._rate: float | None = None
+        self.rate: float | None = None
+        """Units in a second, None: no limit. Changed by ``set_rate`` only."""
         self._tokens = 0.0
         self._granted: float = 0.0  # the rate at which the last chunk was allowed
         self._at_ns = 0
@@ -29,43 +30,39 @@ class TokenBucket:
     def set_rate(self, rate: float | None, now_ns: int) -> None:
         """Allow ``rate`` units in a second from now on; None: no limit, and nothing is owed any more."""
         self._refill(now_ns)
-        if rate is None or self._rate is None:
+        if rate is None or self.rate is None:
             self._tokens = 0.0
-        self._rate = rate
+        self.rate = rate
         self._at_ns = now_ns
-
-    @property
-    def limited(self) -> bool:
-        return self._rate is not None
 
     def delay(self, now_ns: int) -> float:
         """Seconds until a chunk may start; 0.0: now."""
         self._refill(now_ns)
-        if self._rate is None or self._tokens >= 0:
+        if self.rate is None or self._tokens >= 0:
             return 0.0
-        return -self._tokens / max(self._rate, self._granted)
+        return -self._tokens / max(self.rate, self._granted)
 
     def spend(self, units: int) -> None:
         """A chunk of ``units`` units starts."""
-        if self._rate is not None:
+        if self.rate is not None:
             self._tokens -= min(units, _UNITS_MAX)
-            self._granted = self._rate
+            self._granted = self.rate
 
     def chunk_limit(self, chunk: int) -> int:
         """``chunk``, or what the rate allows in a quarter of a second if that is less."""
-        return chunk if self._rate is None else min(chunk, int(self._rate * _SLICE_SECONDS))
+        return chunk if self.rate is None else min(chunk, int(self.rate * _SLICE_SECONDS))
 
     def _refill(self, now_ns: int) -> None:
-        if self._rate is None:
+        if self.rate is None:
             return
         seconds = (now_ns - self._at_ns) / 1e9
         self._at_ns = now_ns
         if self._tokens < 0:
-            speed = max(self._rate, self._granted)
+            speed = max(self.rate, self._granted)
             paying = min(seconds, -self._tokens / speed)
             self._tokens += speed * paying
             seconds -= paying
             if seconds <= 0:
                 return
             self._tokens = 0.0
-        self._tokens = min(self._tokens + self._rate * seconds, self._rate * _BURST_SECONDS)
+        self._tokens = min(self._tokens + self.rate * seconds, self.rate * _BURST_SECONDS)

@@ -13,7 +13,6 @@ from ktaskfs.ktask.ranges import Range, Span
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ktaskfs.ktask.worker import Worker
 
 
 class Work:
@@ -49,16 +48,6 @@ class Work:
                     del indexes[at]
             index = near[0] if near else self._open[pick(len(self._open))]
         return index
-
-    def hand_out(self, worker: Worker, chunk: Span) -> None:
-        """Give ``chunk``, which begins where its range is, to ``worker``."""
-        part = self.ranges[worker.index]
-        handed_out = Span(0, chunk.end, part.handed_out.first, chunk.last)
-        size = chunk.end - chunk.start
-        # No call among these, for there a signal's handler may raise: an interrupt finds all of it or nothing.
-        worker.chunk = chunk
-        part.handed_out = handed_out
-        self.left -= size
 
     def finished(self, held: Mapping[int, list[Span]]) -> list[Span]:
         """What is done, merged where it touches."""

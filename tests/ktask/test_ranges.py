@@ -25,8 +25,7 @@ def nodes(draw: st.DrawFn) -> tuple[int, int, list[Span]]:
 def test_split(node: tuple[int, int, list[Span]]) -> None:
     size, position, held = node
     part = Range(Node(0, size), frozenset())
-    part.handed_out = Span(0, position, 0, position * 10)
-    assert part.left == size - position
+    part.left, part.at = size - position, position * 10
     finished, unfinished = part.split(held)
     not_done = {unit for span in held for unit in range(span.start, span.end)} | set(range(position, size))
     assert [unit for span in unfinished for unit in range(span.start, span.end)] == sorted(not_done)

@@ -21,7 +21,7 @@ def test_no_limit_never_delays() -> None:
     made = bucket(None)
     made.spend(10**30)
     assert made.delay(0) == 0
-    assert not made.limited
+    assert made.rate is None
     assert made.chunk_limit(10**30) == 10**30
 
 
