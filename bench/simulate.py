@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,6 +49,8 @@ PR_GET_TIMERSLACK = 30
 REMOTE = 3.0
 """How many times longer a chunk takes on a thread of the wrong node."""
 PEERS = ("ktask", "ThreadPoolExecutor", "joblib")
+LOOP = "a loop"
+"""What joblib makes of ``n_jobs=1``, where its threading backend is not run: no pool, but the limit for one thread."""
 WORKLOADS = ("constant", "uniform", "skewed", "nodes")
 
 
@@ -158,17 +161,28 @@ def spread_executor(work: Work, chunks: int, threads: int) -> None:
 
 
 def spread_joblib(work: Work, chunks: int, threads: int) -> None:
-    """With one thread joblib makes no other, and calls ``work`` in ours."""
+    """The threading backend, in a pool of one thread too, for which joblib itself would not take it."""
+    import joblib
+
+    backend = joblib.parallel.ThreadingBackend()
+    if threads == 1:
+        backend._pool = ThreadPool(1)
+    call = joblib.delayed(work)
+    joblib.Parallel(n_jobs=max(threads, 2), backend=backend, batch_size=1)(call(index) for index in range(chunks))
+
+
+def spread_loop(work: Work, chunks: int, threads: int) -> None:
+    """joblib with ``n_jobs=1`` calls ``work`` in our own thread, one chunk after the other."""
     import joblib
 
     call = joblib.delayed(work)
-    joblib.Parallel(n_jobs=threads, backend="threading", batch_size=1)(call(index) for index in range(chunks))
+    joblib.Parallel(n_jobs=1, backend="threading", batch_size=1)(call(index) for index in range(chunks))
 
 
 SPREADS: dict[str, Callable[[Work, int, int], None]] = dict(
-    zip(PEERS, (spread_ktask, spread_executor, spread_joblib), strict=True)
+    zip((*PEERS, LOOP), (spread_ktask, spread_executor, spread_joblib, spread_loop), strict=True)
 )
-"""Each peer's way to do ``work`` for so many chunks on so many threads; returns when all is done."""
+"""Each way to do ``work`` for so many chunks on so many threads, of which a loop is one; returns when all is done."""
 
 
 def run_ktask(workload: str, chunks: int, threads: int) -> float:
@@ -189,7 +203,7 @@ def run_peer(peer: str, workload: str, chunks: int, threads: int) -> float:
 
 
 RUNNERS: dict[str, Callable[[str, int, int], float]] = {
-    peer: run_ktask if peer == "ktask" else functools.partial(run_peer, peer) for peer in PEERS
+    peer: run_ktask if peer == "ktask" else functools.partial(run_peer, peer) for peer in SPREADS
 }
 
 
@@ -208,13 +222,17 @@ class Point:
 
 
 def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
-    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn."""
+    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn.
+
+    With one thread the loop takes part.
+    """
+    peers = (*PEERS, LOOP) if threads == 1 else PEERS
     chunks = threads * chunks_each
     best = ideal(costs(workload, chunks), threads)
-    seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    seen: dict[str, list[float]] = {peer: [] for peer in peers}
     for turn in range(repeats):
-        first = turn % len(PEERS)
-        for peer in PEERS[first:] + PEERS[:first]:
+        first = turn % len(peers)
+        for peer in peers[first:] + peers[:first]:
             seen[peer].append(best / RUNNERS[peer](workload, chunks, threads))
     return [Point(workload, threads, peer, tuple(values)) for peer, values in seen.items()]
 
@@ -225,14 +243,16 @@ def chance(better: int, turns: int) -> float:
     return ways / (1 << turns)
 
 
-def behind(points: Sequence[Point]) -> str:
-    """A sentence on the rows in which a peer is better than ktask, by what is at least half of the table's last digit.
+def behind(points: Sequence[Point], others: Sequence[str]) -> list[str]:
+    """The rows in which one of ``others`` is better than ktask, by what is at least half of the table's last digit.
 
     Compared turn by turn: what disturbs the machine for longer than a turn does not count.
     """
     ours = {(point.workload, point.threads): point for point in points if point.peer == "ktask"}
     rows = []
     for point in points:
+        if point.peer not in others:
+            continue
         mine = ours[point.workload, point.threads]
         lacks = [theirs - own for theirs, own in zip(point.values, mine.values, strict=True)]
         lack = statistics.median(lacks)
@@ -243,14 +263,7 @@ def behind(points: Sequence[Point]) -> str:
                 f"{better} of {len(lacks)} turns, with differences from {min(lacks):.4f} to {max(lacks):.4f} "
                 f"(of two that are alike one is better so often with a chance of {chance(better, len(lacks)):.2f})"
             )
-    if not rows:
-        return "In no row is a peer better than ktask by 0.0005, half of the last digit below."
-    note = (
-        "With one thread joblib does not run its threading backend, which refuses that number, but a plain loop: the "
-        "limit for all. What ktask adds to each round is the exact account of what is done, and the look at the "
-        "controls."
-    )
-    return "\n".join(["A peer is better than ktask in these rows, turn by turn:", "", *rows, "", note])
+    return rows or ["- none"]
 
 
 def in_order(workload: str, threads: int) -> float:
@@ -280,12 +293,9 @@ def nothing(start: int, end: int = 0, /) -> None:
 
 
 def gil_time(peer: str, chunks: int = 20_000) -> float:
-    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for.
-
-    Of two for joblib, which with one hands nothing out.
-    """
+    """CPU microseconds for each chunk that does nothing, of one thread."""
     began = time.process_time()
-    SPREADS[peer](nothing, chunks, 2 if peer == "joblib" else 1)
+    SPREADS[peer](nothing, chunks, 1)
     return (time.process_time() - began) / chunks * 1e6
 
 
@@ -304,6 +314,11 @@ def report(points: Sequence[Point], overhead: dict[str, float], model: Sequence[
         (workload, threads, f"{in_order(workload, threads):.3f}", *(f"{values[peer]:.3f}" for peer in PEERS))
         for (workload, threads), values in by_place.items()
     ]
+    one = [
+        (workload, *(f"{by_place[workload, 1][peer]:.3f}" for peer in ("ktask", LOOP)))
+        for workload in WORKLOADS
+    ]
+    lines = "\n".join
     return f"""# ktask: efficiency of the load balancing
 
 Written by `python bench/simulate.py`; {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.
@@ -318,15 +333,29 @@ runs with up to {FEW} threads, of {REPEATS} with more.
 others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one. Who sleeps is woken at once, without timer
 slack.
 
-{behind(points)}
+Rows in which a peer is better than ktask by 0.0005, half of the last digit below, or more:
+
+{lines(behind(points, PEERS))}
 
 ![efficiency](ktask-simulation.svg)
 
 {table(("workload", "threads", "in order", *PEERS), rows)}
 
+## One thread beside a loop
+
+With `n_jobs=1` joblib does not run its threading backend (above it is made to), but a loop that calls each chunk in the
+caller's thread: the limit for all. What ktask adds to each of its rounds is the exact account of what is done and the
+look at the controls, a few microseconds while the caches are warm; a thread that has slept finds them cold.
+
+{table(("workload", "ktask", LOOP), one)}
+
+Rows in which the loop is better by 0.0005 or more:
+
+{lines(behind(points, (LOOP,)))}
+
 ## Time for one chunk that does nothing
 
-CPU microseconds, which is time with the GIL held.
+CPU microseconds of one thread, which is time with the GIL held.
 
 {table(PEERS, [[f"{overhead[peer]:.1f}" for peer in PEERS]])}
 
@@ -391,14 +420,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     smoke = parser.parse_args(arguments).smoke
     counts = (1, 4) if smoke else (1, 4, 16, 64, 128, 256, 512)
     points: list[Point] = []
-    for peer in PEERS:  # the first time it loads what it needs
+    for peer in SPREADS:  # the first time it loads what it needs
         SPREADS[peer](nothing, 4, 2)
     with exact_sleep():
         for workload in WORKLOADS:
             for threads in counts:
                 repeats = 1 if smoke else REPEATS_OF_FEW if threads <= FEW else REPEATS
-                points += measure(workload, threads, 4 if smoke else CHUNKS_EACH, repeats)
-                print(workload, threads, *(f"{point.peer} {point.efficiency:.4f}" for point in points[-3:]), flush=True)
+                new = measure(workload, threads, 4 if smoke else CHUNKS_EACH, repeats)
+                print(workload, threads, *(f"{point.peer} {point.efficiency:.4f}" for point in new), flush=True)
+                points += new
     overhead = {peer: gil_time(peer, 100 if smoke else 20_000) for peer in PEERS}
     page = report(points, overhead, compare_rules(counts))
     if smoke:
