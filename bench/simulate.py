@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -418,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Efficiency of ktask beside its peers; writes into docs/.")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, writes nothing")
     smoke = parser.parse_args(arguments).smoke
+    if not smoke and find_spec("matplotlib") is None:
+        parser.error("matplotlib, which draws the plot, is not installed")
     counts = (1, 4) if smoke else (1, 4, 16, 64, 128, 256, 512)
     points: list[Point] = []
     for peer in SPREADS:  # the first time it loads what it needs
