@@ -29,6 +29,10 @@ space, and 10 KiB are in use (measured). Beyond that, requests wait until one of
 GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
 """What a notification meets when the mount has just ended."""
 
+DESCRIPTOR: Final = "/dev/fd/"
+DEV_FUSE: Final = os.makedev(10, 229)
+"""/dev/fuse (Documentation/admin-guide/devices.txt)."""
+
 log = logging.getLogger(__name__)
 
 _SAID_MAX: Final = 4096
@@ -140,6 +144,20 @@ def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
                 log.error("the kernel cannot be told that %s is gone: %s", ascii(name), error.strerror)
 
 
+def _require_mounted(mountpoint: str) -> None:
+    """``mountpoint``, /dev/fd/N, must be a /dev/fuse that is mounted, or libfuse fails when it serves; MountFailed."""
+    fd = int(mountpoint.removeprefix(DESCRIPTOR))
+    try:
+        if os.fstat(fd).st_rdev != DEV_FUSE:
+            raise MountFailed(f"cannot serve {mountpoint}: it is no /dev/fuse")
+        os.read(fd, 1)  # never enough for a request: EINVAL, and nothing is taken
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise MountFailed(f"cannot serve {mountpoint}: it is not mounted") from None
+        if error.errno != errno.EINVAL:
+            raise MountFailed(f"cannot serve {mountpoint}: {error.strerror}") from error
+
+
 @contextmanager
 def mounted(
     root: Directory,
@@ -156,6 +174,8 @@ def mounted(
     with options of his own, and will unmount. Names that are added to ``departures`` are forgotten by the kernel.
     Raises MountFailed.
     """
+    if mountpoint.startswith(DESCRIPTOR):
+        _require_mounted(mountpoint)
     operations = TreeOperations(root)
     with _stderr_text() as said:
         try:

@@ -40,10 +40,10 @@ def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[tuple[
     run = start
     for position in range(start, end, max(page_size, LOOK)):
         stop = min(position + max(page_size, LOOK), end)
-        if _reads_as_zeros(fd, position, stop):
+        if reads_as_zeros(fd, position, stop):
             continue
         for page in range(position, stop, page_size):
-            if not _reads_as_zeros(fd, page, page + page_size):
+            if not reads_as_zeros(fd, page, page + page_size):
                 if run < page:
                     yield run, page
                 run = page + page_size
@@ -51,7 +51,8 @@ def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[tuple[
         yield run, end
 
 
-def _reads_as_zeros(fd: int, start: int, end: int) -> bool:
+def reads_as_zeros(fd: int, start: int, end: int) -> bool:
+    """Whether all bytes from ``start`` to ``end``, or to the end of the file, are zeros."""
     zeros = bytes(LOOK)
     for position in range(start, end, LOOK):
         data = os.pread(fd, min(LOOK, end - position), position)  # less at the end of the file: nobody can write there

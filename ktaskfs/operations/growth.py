@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
-from ktaskfs.host.presence import data_extents, missing_pages
+from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Kind
 from ktaskfs.operations.extent import Extent
 from ktaskfs.operations.room import require_file_size, too_few_pages
@@ -163,12 +163,12 @@ class Growth:
         if target.kind in MEMORY and target.allocated() == 0:
             return True
         edge = min(-(-self.old_size // block) * block, self._made)
-        if os.pread(target.fd, edge - self.old_size, self.old_size).strip(b"\0"):
+        if not reads_as_zeros(target.fd, self.old_size, edge):
             return False
         if target.kind is Kind.HUGETLBFS:
             return target.allocated() <= self._pages_before(edge)
         last = max(self._last.start, edge)
-        if os.pread(target.fd, max(self._made - last, 0), last).strip(b"\0"):
+        if not reads_as_zeros(target.fd, last, self._made):
             return False
         between = next(data_extents(target.fd, edge, last), None)
         if target.kind is Kind.OTHER:

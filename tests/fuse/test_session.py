@@ -164,12 +164,7 @@ def test_a_mount_that_another_process_made_is_served(area: Path) -> None:
             os.close(device)
 
 
-@pytest.mark.parametrize("options", [[], ["no_such_option"]], ids=["no directory", "bad option"])
-def test_a_mount_that_fails_says_so(area: Path, options: list[str]) -> None:
-    mountpoint = area / "mount"
-    if options:
-        mountpoint.mkdir()
-    script = """
+FAILING = """
 import sys
 from ktaskfs.fuse.session import MountFailed, mounted
 from ktaskfs.vfs import ROOT_INO, Attributes, StaticDirectory
@@ -179,8 +174,28 @@ try:
 except MountFailed as error:
     print(error.errname, error.message)
 """
-    outcome = run(sys.executable, "-c", script, str(mountpoint), *options)
+
+
+@pytest.mark.parametrize("options", [[], ["no_such_option"]], ids=["no directory", "bad option"])
+def test_a_mount_that_fails_says_so(area: Path, options: list[str]) -> None:
+    mountpoint = area / "mount"
+    if options:
+        mountpoint.mkdir()
+    outcome = run(sys.executable, "-c", FAILING, str(mountpoint), *options)
     assert outcome.status == 0, outcome.err
     assert outcome.out.startswith(f"EPERM cannot mount at {mountpoint}")
     assert outcome.out.count("\n") == 1
     assert outcome.err == ""
+
+
+@pytest.mark.parametrize(
+    ("opened", "why"),
+    [
+        ("9</dev/null", "it is no /dev/fuse"),
+        ("9<>/dev/fuse", "it is not mounted"),
+        ("9<&-", "Bad file descriptor"),
+    ],
+)
+def test_a_descriptor_that_cannot_be_served_says_so(opened: str, why: str) -> None:
+    outcome = run("bash", "-c", f'exec "$0" -c "$1" /dev/fd/9 {opened}', sys.executable, FAILING)
+    assert (outcome.status, outcome.out) == (0, f"EPERM cannot serve /dev/fd/9: {why}\n"), outcome.err
