@@ -12,7 +12,7 @@ import pytest
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.ktask import Job, Outcome
+from ktaskfs.ktask import Job, Outcome, TaskError
 from ktaskfs.operations.parameters import parse_parameters
 from ktaskfs.operations.registry import find_operations
 from tests.support import filesystems, hugepages
@@ -61,6 +61,13 @@ class Runner:
             return Job(plan.nodes, dataclasses.replace(plan.control, max_threads=threads, **changes)).run()
         finally:
             plan.finish()
+
+    def failure(self, plan: Plan, **changes: Any) -> KtaskfsError:
+        """As ``work``, for the error of the chunk that fails."""
+        with pytest.raises(TaskError) as caught:
+            self.work(plan, **changes)
+        assert isinstance(caught.value.error, KtaskfsError)
+        return caught.value.error
 
     def result(self, plan: Plan, *, threads: int = 2) -> str:
         """As ``work``, for what stands in ``result`` afterwards."""

@@ -270,11 +270,8 @@ def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
     os.truncate(path, 8 * place.unit)
     plan = runner.prepare("migrate", path=path, nodes="0")
     os.truncate(path, place.unit)
-    with pytest.raises(TaskError) as caught:
-        Job(plan.nodes, plan.control).run()
-    assert isinstance(caught.value.error, KtaskfsError)
-    assert caught.value.error.errno == errno.ENXIO
-    plan.finish()
+    error = runner.failure(plan)
+    assert error.errno == errno.ENXIO
 
 
 @pytest.mark.parametrize("seal", [SEAL_WRITE, SEAL_FUTURE_WRITE])

@@ -12,7 +12,7 @@ import pytest
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import HOLE
-from ktaskfs.ktask import Job, TaskError
+from ktaskfs.ktask import Job
 from ktaskfs.operations.page_runs import Run, RunTable
 from tests.support.memory_files import allocated, dirty
 
@@ -133,11 +133,8 @@ def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
     os.truncate(path, 8 * place.unit)
     plan = runner.prepare("survey", path=path)
     os.truncate(path, place.unit)
-    with pytest.raises(TaskError) as caught:
-        Job(plan.nodes, plan.control).run()
-    assert isinstance(caught.value.error, KtaskfsError)
-    assert caught.value.error.errno == errno.ENXIO
-    plan.finish()
+    error = runner.failure(plan)
+    assert error.errno == errno.ENXIO
 
 
 def test_what_cannot_be_surveyed(runner: Runner, tmpfs: Path, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
