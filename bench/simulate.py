@@ -25,7 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,8 +49,6 @@ PR_GET_TIMERSLACK = 30
 REMOTE = 3.0
 """How many times longer a chunk takes on a thread of the wrong node."""
 PEERS = ("ktask", "ThreadPoolExecutor", "joblib")
-LOOP = "a loop"
-"""What joblib makes of ``n_jobs=1``, where its threading backend is not run: no pool, but the limit for one thread."""
 WORKLOADS = ("constant", "uniform", "skewed", "nodes")
 
 
@@ -162,28 +159,17 @@ def spread_executor(work: Work, chunks: int, threads: int) -> None:
 
 
 def spread_joblib(work: Work, chunks: int, threads: int) -> None:
-    """The threading backend, in a pool of one thread too, for which joblib itself would not take it."""
-    import joblib
-
-    backend = joblib.parallel.ThreadingBackend()
-    if threads == 1:
-        backend._pool = ThreadPool(1)
-    call = joblib.delayed(work)
-    joblib.Parallel(n_jobs=max(threads, 2), backend=backend, batch_size=1)(call(index) for index in range(chunks))
-
-
-def spread_loop(work: Work, chunks: int, threads: int) -> None:
-    """joblib with ``n_jobs=1`` calls ``work`` in our own thread, one chunk after the other."""
+    """With one thread joblib makes no other, and calls ``work`` in ours."""
     import joblib
 
     call = joblib.delayed(work)
-    joblib.Parallel(n_jobs=1, backend="threading", batch_size=1)(call(index) for index in range(chunks))
+    joblib.Parallel(n_jobs=threads, backend="threading", batch_size=1)(call(index) for index in range(chunks))
 
 
 SPREADS: dict[str, Callable[[Work, int, int], None]] = dict(
-    zip((*PEERS, LOOP), (spread_ktask, spread_executor, spread_joblib, spread_loop), strict=True)
+    zip(PEERS, (spread_ktask, spread_executor, spread_joblib), strict=True)
 )
-"""Each way to do ``work`` for so many chunks on so many threads, of which a loop is one; returns when all is done."""
+"""Each peer's way to do ``work`` for so many chunks on so many threads; returns when all is done."""
 
 
 def run_ktask(workload: str, chunks: int, threads: int) -> float:
@@ -204,7 +190,7 @@ def run_peer(peer: str, workload: str, chunks: int, threads: int) -> float:
 
 
 RUNNERS: dict[str, Callable[[str, int, int], float]] = {
-    peer: run_ktask if peer == "ktask" else functools.partial(run_peer, peer) for peer in SPREADS
+    peer: run_ktask if peer == "ktask" else functools.partial(run_peer, peer) for peer in PEERS
 }
 
 
@@ -223,17 +209,13 @@ class Point:
 
 
 def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
-    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn.
-
-    With one thread the loop takes part.
-    """
-    peers = (*PEERS, LOOP) if threads == 1 else PEERS
+    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn."""
     chunks = threads * chunks_each
     best = ideal(costs(workload, chunks), threads)
-    seen: dict[str, list[float]] = {peer: [] for peer in peers}
+    seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
     for turn in range(repeats):
-        first = turn % len(peers)
-        for peer in peers[first:] + peers[:first]:
+        first = turn % len(PEERS)
+        for peer in PEERS[first:] + PEERS[:first]:
             seen[peer].append(best / RUNNERS[peer](workload, chunks, threads))
     return [Point(workload, threads, peer, tuple(values)) for peer, values in seen.items()]
 
@@ -244,16 +226,14 @@ def chance(better: int, turns: int) -> float:
     return ways / (1 << turns)
 
 
-def behind(points: Sequence[Point], others: Sequence[str]) -> list[str]:
-    """The rows in which one of ``others`` is better than ktask, by what is at least half of the table's last digit.
+def behind(points: Sequence[Point]) -> str:
+    """A list of the rows in which a peer is better than ktask, by what is at least half of the table's last digit.
 
     Compared turn by turn: what disturbs the machine for longer than a turn does not count.
     """
     ours = {(point.workload, point.threads): point for point in points if point.peer == "ktask"}
     rows = []
     for point in points:
-        if point.peer not in others:
-            continue
         mine = ours[point.workload, point.threads]
         lacks = [theirs - own for theirs, own in zip(point.values, mine.values, strict=True)]
         lack = statistics.median(lacks)
@@ -264,7 +244,7 @@ def behind(points: Sequence[Point], others: Sequence[str]) -> list[str]:
                 f"{better} of {len(lacks)} turns, with differences from {min(lacks):.4f} to {max(lacks):.4f} "
                 f"(of two that are alike one is better so often with a chance of {chance(better, len(lacks)):.2f})"
             )
-    return rows or ["- none"]
+    return "\n".join(rows or ["- none"])
 
 
 def in_order(workload: str, threads: int) -> float:
@@ -294,9 +274,12 @@ def nothing(start: int, end: int = 0, /) -> None:
 
 
 def gil_time(peer: str, chunks: int = 20_000) -> float:
-    """CPU microseconds for each chunk that does nothing, of one thread."""
+    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for.
+
+    Of two for joblib, which with one hands nothing out.
+    """
     began = time.process_time()
-    SPREADS[peer](nothing, chunks, 1)
+    SPREADS[peer](nothing, chunks, 2 if peer == "joblib" else 1)
     return (time.process_time() - began) / chunks * 1e6
 
 
@@ -315,11 +298,6 @@ def report(points: Sequence[Point], overhead: dict[str, float], model: Sequence[
         (workload, threads, f"{in_order(workload, threads):.3f}", *(f"{values[peer]:.3f}" for peer in PEERS))
         for (workload, threads), values in by_place.items()
     ]
-    one = [
-        (workload, *(f"{by_place[workload, 1][peer]:.3f}" for peer in ("ktask", LOOP)))
-        for workload in WORKLOADS
-    ]
-    lines = "\n".join
     return f"""# ktask: efficiency of the load balancing
 
 Written by `python bench/simulate.py`; {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.
@@ -336,27 +314,18 @@ slack.
 
 Rows in which a peer is better than ktask by 0.0005, half of the last digit below, or more:
 
-{lines(behind(points, PEERS))}
+{behind(points)}
+
+With one thread joblib hands nothing out: it is a loop that calls each chunk, the limit for all. What ktask adds to each
+round is the exact account of what is done and the look at the controls.
 
 ![efficiency](ktask-simulation.svg)
 
 {table(("workload", "threads", "in order", *PEERS), rows)}
 
-## One thread beside a loop
-
-With `n_jobs=1` joblib does not run its threading backend (above it is made to), but a loop that calls each chunk in the
-caller's thread: the limit for all. What ktask adds to each of its rounds is the exact account of what is done and the
-look at the controls, a few microseconds while the caches are warm; a thread that has slept finds them cold.
-
-{table(("workload", "ktask", LOOP), one)}
-
-Rows in which the loop is better by 0.0005 or more:
-
-{lines(behind(points, (LOOP,)))}
-
 ## Time for one chunk that does nothing
 
-CPU microseconds of one thread, which is time with the GIL held.
+CPU microseconds, which is time with the GIL held.
 
 {table(PEERS, [[f"{overhead[peer]:.1f}" for peer in PEERS]])}
 
@@ -423,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("matplotlib, which draws the plot, is not installed")
     counts = (1, 4) if smoke else (1, 4, 16, 64, 128, 256, 512)
     points: list[Point] = []
-    for peer in SPREADS:  # the first time it loads what it needs
+    for peer in PEERS:  # the first time it loads what it needs
         SPREADS[peer](nothing, 4, 2)
     with exact_sleep():
         for workload in WORKLOADS:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
-
 class Work:
     """Has no lock of its own: the scheduler's guards all of it.
 
