@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 from bench.harness import Series
 from bench.mounts import directory, hugetlbfs
 from bench.pool import reserved
-from bench.simulate import TwoNodes
+from bench.simulate import TwoNodes, nothing
 from ktaskfs import ktask
 from ktaskfs.host import syscalls
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.ktask.scheduler import Scheduler
+from ktaskfs.ktask.worker import FIRST_SLOT, Worker
 from ktaskfs.operations.parameters import parse_parameters
 from ktaskfs.operations.registry import find_operations
 from ktaskfs.progress import Requests, Shape, WorkerPage, create_page
@@ -88,22 +87,24 @@ class _Bench:
 
 def _empty(bench: _Bench, number: int) -> float:
     with bench.page() as page:
-        control = ktask.Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, monitor=page)
+        control = ktask.Control(nothing, min_chunk_size=1, max_chunk_size=1, monitor=page)
         began = time.process_time()
         ktask.Job([ktask.Node(0, number)], dataclasses.replace(control, max_threads=1)).run()
         return (time.process_time() - began) / number
 
 
-def _locked(bench: _Bench, number: int) -> float:
-    """What of an empty chunk would stay serial without a GIL."""
+def _unlocked(bench: _Bench, number: int) -> float:
+    """What of an empty chunk is done without the scheduler's lock, as ``Scheduler.work`` does it."""
+    worker, now_ns, thread_func = Worker(FIRST_SLOT, 0, None), time.monotonic_ns, nothing
     with bench.page() as page:
-        control = ktask.Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, monitor=page)
-        scheduler = Scheduler([ktask.Node(0, number)], control)
-        scheduler.begin_task(threading.get_native_id(), None)
-        scheduler.hire(1)
+        chunk_done = page.chunk_done
         began = time.process_time()
-        while scheduler.take(scheduler.first) is not None:
-            pass
+        for start in range(number):
+            began_ns = now_ns()
+            thread_func(start, start + 1)
+            busy_ns = now_ns() - began_ns
+            worker.busy_ns += busy_ns
+            chunk_done(FIRST_SLOT, 0, start, start + 1, busy_ns)
         return (time.process_time() - began) / number
 
 
@@ -111,8 +112,8 @@ def start_seconds(threads: int) -> float:
     """Seconds of the first thread for each helper that it starts."""
 
     def run(count: int) -> float:
-        nothing = ktask.Control(
-            lambda start, end: None,
+        control = ktask.Control(
+            nothing,
             min_chunk_size=1,
             max_chunk_size=1,
             max_threads=count,
@@ -120,7 +121,7 @@ def start_seconds(threads: int) -> float:
             machine=TwoNodes(count),
         )
         began = time.thread_time()
-        ktask.Job([ktask.Node(0, count)], nothing).run()
+        ktask.Job([ktask.Node(0, count)], control).run()
         return time.thread_time() - began
 
     return max(run(threads) - run(1), 0.0) / (threads - 1)
@@ -150,8 +151,9 @@ def measure_costs(size: int, rounds: int, *, smoke: bool) -> tuple[dict[str, Ser
                 continue
             note(whole, CORE_FALLOCATE, first)
             note(whole, CORE_CLEAR, zeroed)
-            note(costs, EMPTY, _empty(bench, number))
-            note(costs, LOCKED, _locked(bench, number))
+            empty = _empty(bench, number)
+            note(costs, EMPTY, empty)
+            note(costs, LOCKED, empty - _unlocked(bench, number))
             note(costs, FALLOCATE, small[0])
             note(costs, CLEAR, small[1])
             note(costs, UNMAP, end / (size // PAGE))

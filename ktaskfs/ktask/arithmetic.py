@@ -61,16 +61,23 @@ def chunk_size(
     return chunk
 
 
+def tail_size(chunk: int, threads: int) -> int:
+    """Fewer units than these are the tail, whose chunks are smaller than ``chunk``; 0 for one thread.
+
+    Ours: it has nobody to wait for it.
+    """
+    return chunk * threads * _TAIL_SHARE if threads > 1 else 0
+
+
 def tail_chunk_size(left: int, chunk: int, min_chunk_size: int, threads: int, *, align: int = 1) -> int:
     """``chunk``, or less when only ``left`` units are left to hand out to ``threads`` threads.
 
     Ours: half of an even share of what is left, down to the least chunk (guided self-scheduling, Polychronopoulos
-    and Kuck 1987), so that the threads end together. One thread has nobody to wait for it.
+    and Kuck 1987), so that the threads end together.
     """
-    share = left // (threads * _TAIL_SHARE)
-    if threads == 1 or share >= chunk:
+    if left >= tail_size(chunk, threads):
         return chunk
-    return min(chunk, whole_batches(share, min_chunk_size, align))
+    return min(chunk, whole_batches(left // (threads * _TAIL_SHARE), min_chunk_size, align))
 
 
 def whole_batches(units: int, min_chunk_size: int, align: int) -> int:

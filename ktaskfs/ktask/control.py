@@ -5,22 +5,22 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from math import isfinite
-from operator import index
-from typing import TYPE_CHECKING, Any
+from operator import add, index
+from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
 from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.clock import Clock, SystemClock
 from ktaskfs.ktask.machine import NO_NODE, LinuxMachine, Machine
-from ktaskfs.ktask.monitor import Monitor, Silence
+from ktaskfs.ktask.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def iter_range(position: Any, size: int) -> Any:
-    """The position ``size`` units further where positions are numbers (``ktask_iter_range``)."""
-    return position + size
+iter_range: Final = add
+"""``iter_range(position, size)`` is the position ``size`` units further where positions are numbers, or whatever else
+can be added (``ktask_iter_range``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Control:
     """Keep all chunks of one size, as the kernel does, instead of letting the last ones shrink."""
     rate: float | None = field(default=None, kw_only=True)
     """Ours: the most units in a second, over all threads, above 0 and finite; None: no limit."""
-    monitor: Monitor = field(default_factory=Silence, kw_only=True)
+    monitor: Monitor | None = field(default=None, kw_only=True)
     """Ours: is told of every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
     """Ours: run by each helper thread as it begins, on its NUMA node, with its slot (to name it, for example)."""
@@ -111,9 +111,9 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
-        for name, kind in (("budget", HelperBudget | None), ("monitor", Monitor)):
+        for name, kind in (("budget", HelperBudget), ("monitor", Monitor)):
             value = getattr(self, name)
-            if not isinstance(value, kind):
+            if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name} is {value!r}")
         for name, least, most in (
             ("min_chunk_size", 1, None),

@@ -10,14 +10,15 @@ from ktaskfs.ktask.worker import FIRST_SLOT, Worker
 
 if TYPE_CHECKING:
     from ktaskfs.ktask.control import Control
+    from ktaskfs.ktask.monitor import Monitor
 
 
 class Crew:
     """Has no lock of its own: the scheduler's guards all of it, and the fields of Worker."""
 
-    def __init__(self, ctl: Control, ranges: int) -> None:
+    def __init__(self, ctl: Control, monitor: Monitor, ranges: int) -> None:
         self._machine = ctl.machine
-        self._monitor = ctl.monitor
+        self._monitor = monitor
         self._cpu_percent = ctl.cpu_percent
         self._ranges = ranges
         self._budget = ctl.budget  # None: the task's own, which is made when it begins

@@ -67,7 +67,7 @@ class Job:
             self._scheduler.begin_task(get_native_id(), base)
             self._start(self._scheduler.hire())
             self._scheduler.await_helpers()
-            self._work(self._scheduler.first)
+            self._scheduler.work(self._scheduler.first)
         except BaseException as error:
             return error
         return None
@@ -141,28 +141,12 @@ class Job:
         came.release()
         try:
             if self._scheduler.begin(worker, get_native_id()):
-                if (place := self._scheduler.move(worker)) is not None:
-                    self._ctl.machine.place(place)
+                self._scheduler.move(worker)
                 if self._ctl.thread_start is not None:
                     self._ctl.thread_start(worker.slot)
-                self._work(worker)
+                self._scheduler.work(worker)
         except BaseException as error:
             self._scheduler.fail(worker, error)
-
-    def _work(self, worker: Worker) -> None:
-        """Do chunks until none is to be had; raises what the chunk function does."""
-        ctl = self._ctl
-        take, move = self._scheduler.take, self._scheduler.move
-        thread_func, chunk_done, now_ns = ctl.thread_func, ctl.monitor.chunk_done, ctl.clock.monotonic_ns
-        moves = self._scheduler.base is not None
-        while (chunk := take(worker)) is not None:
-            if moves and (place := move(worker)) is not None:
-                ctl.machine.place(place)
-            began_ns = now_ns()
-            thread_func(chunk.first, chunk.last)
-            busy_ns = now_ns() - began_ns
-            worker.busy_ns += busy_ns
-            chunk_done(worker.slot, worker.index, chunk.start, chunk.end, busy_ns)
 
 
 def run(start: Any, size: int, ctl: Control) -> Outcome:

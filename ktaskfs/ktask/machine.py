@@ -13,6 +13,7 @@ from ktaskfs.units import parse_cpulist
 NO_NODE: Final = -1
 """No NUMA node in particular (the kernel's NUMA_NO_NODE)."""
 
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _MPOL_PREFERRED: Final = 1
 _MASK_BITS: Final = 4096
 """Room for the nodes of any kernel (MAX_NUMNODES is at most 1024)."""
@@ -60,7 +61,6 @@ class LinuxMachine:
     """This machine, without libnuma: affinity from the standard library, memory policy by system call."""
 
     def __init__(self) -> None:
-        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
         self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(os.uname().machine, (0, 0))
 
     def cpus(self) -> int:
@@ -88,7 +88,7 @@ class LinuxMachine:
             nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # of others the kernel knows nothing
             mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
             # Refused where a container forbids it, or the kernel has no NUMA: the work then runs all the same.
-            self._syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
+            _LIBC.syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
 
     def nice(self) -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
@@ -102,7 +102,7 @@ class LinuxMachine:
         mask = ctypes.create_string_buffer(_MASK_BITS // 8)
         size = ctypes.c_ulong(_MASK_BITS)
         address, flags = None, ctypes.c_ulong(0)
-        if not self._get_mempolicy or self._syscall(
+        if not self._get_mempolicy or _LIBC.syscall(
             self._get_mempolicy, ctypes.byref(mode), mask, size, address, flags
         ):
             return None

@@ -1,13 +1,14 @@
-"""Who does which chunk: the state of a running task, under one lock. It neither starts threads nor does chunks."""
+"""Who does which chunk: the state of a running task, under one lock, and a thread's way from chunk to chunk."""
 
 from __future__ import annotations
 
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.ktask.arithmetic import chunk_size, nthreads, tail_chunk_size, whole_batches
+from ktaskfs.ktask.arithmetic import chunk_size, nthreads, tail_chunk_size, tail_size, whole_batches
 from ktaskfs.ktask.crew import Crew
 from ktaskfs.ktask.machine import Placement, place_on_node
+from ktaskfs.ktask.monitor import Silence
 from ktaskfs.ktask.outcome import Outcome, ThreadShare
 from ktaskfs.ktask.ranges import Span, new_span
 from ktaskfs.ktask.throttle import TokenBucket
@@ -33,15 +34,15 @@ class Scheduler:
     def __init__(self, nodes: Sequence[Node], ctl: Control) -> None:
         self._ctl = ctl
         self._clock = ctl.clock
-        self._monitor = ctl.monitor
+        self._monitor = Silence() if ctl.monitor is None else ctl.monitor
         self._machine = ctl.machine
 
         self._lock = Lock()  # guards every field below, and those of Work, Range, Crew and Worker
         self._work = Work(nodes, self._machine.node_cpus)
-        self._crew = Crew(ctl, len(nodes))
+        self._crew = Crew(ctl, self._monitor, len(nodes))
         self.first = self._crew.first
         self._cpus = 1
-        self.base: Placement | None = None
+        self._base: Placement | None = None
         self._keeper: Worker | None = None  # of those that the rate holds back, the one that waits for its time
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
@@ -56,7 +57,8 @@ class Scheduler:
         self._wanted = 1  # threads, if they can be had
         self._sharers = 1  # threads that share the work; helpers beyond them end
         self._chunk = self._work.size
-        self._shrinks = False  # the last chunks
+        self._tail = 0  # with fewer units left chunks are smaller
+        self._calm = False  # nothing but chunks to hand out; whoever changes that, or may have, clears it
 
     # Controls, from any thread.
 
@@ -64,11 +66,13 @@ class Scheduler:
         with self._lock:
             if self._ended_ns is None:
                 self._cancelled = True
+                self._calm = False
                 self._crew.wake_all()
 
     def pause(self) -> None:
         with self._lock:
             self._paused = True
+            self._calm = False
 
     def resume(self) -> None:
         with self._lock:
@@ -78,6 +82,7 @@ class Scheduler:
     def set_rate(self, rate: float | None) -> None:
         with self._lock:
             self._bucket.set_rate(rate, self._clock.monotonic_ns())
+            self._calm = False
             self._crew.wake_all()
 
     def set_nice(self, nice: int) -> None:
@@ -89,7 +94,7 @@ class Scheduler:
     def begin_task(self, tid: int, base: Placement | None) -> None:
         """The first thread takes part; ``base`` is where threads may be, None: they are not to be moved."""
         with self._lock:
-            self.base = base
+            self._base = base
             self._cpus = self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
             self._crew.begin_first(tid, self._nid(self.first))
@@ -143,40 +148,84 @@ class Scheduler:
             if not self._over():
                 self._share()
 
-    def take(self, worker: Worker) -> Span | None:
-        """Its last chunk is done; the next one, once one may start. None: it must end.
+    def work(self, worker: Worker) -> None:
+        """Its thread does chunks until none is to be had; raises what the chunk function does.
 
-        Few calls from here to the chunk: one that has slept finds the CPU's caches without us, and each costs a miss.
+        One frame, few calls and few fields from one chunk to the next: a thread whose chunk has slept finds the CPU's
+        caches without us, and all that is touched costs a miss.
         """
+        ctl, work, lock, numa = self._ctl, self._work, self._lock, self._base is not None
+        thread_func, iter_func, now_ns = ctl.thread_func, ctl.iter_func, self._clock.monotonic_ns
+        monitor, watched = self._monitor, ctl.monitor is not None
+        assigned, advanced, chunk_done = monitor.chunk_assigned, monitor.node_advanced, monitor.chunk_done
+        slot, index, size = worker.slot, worker.index, 0
+        part = work.ranges[index]
         while True:
-            with self._lock:
-                if (done := worker.chunk) is not None:
+            wait: float | None = 0.0
+            with lock:
+                if worker.chunk is not None:
                     worker.chunk = None
                     worker.chunks += 1
-                    worker.units += done.end - done.start
-                    self._work.ranges[worker.index].chunks += 1
-                if self._over() or (self._crew.live > self._sharers and not worker.is_first):
-                    self._leave(worker)
-                    return None
-                seconds = self._bucket.delay(self._clock.monotonic_ns()) if self._bucket.rate is not None else 0.0
-                if not (self._paused or seconds):
-                    return self._hand_out(worker)
-                wait = self._hold_back(worker, seconds)
-            self._clock.wait(worker.gate, wait)
+                    worker.units += size
+                    part.chunks += 1
+                calm = self._calm
+                if not (calm and part.left):
+                    wait = self._turn(worker)
+                    if not worker.live:
+                        return
+                    index = worker.index
+                    part = work.ranges[index]
+                if wait == 0.0:
+                    if numa and part.node.nid != worker.pinned:
+                        self._crew.pin(worker, part.node.nid)
+                    size = self._chunk
+                    if work.left < self._tail:
+                        size = tail_chunk_size(work.left, size, ctl.min_chunk_size, self._sharers, align=ctl.align)
+                    if not calm:
+                        size = self._limited(size)
+                    if size > part.left:
+                        size = part.left
+                    first = part.at
+                    last = iter_func(first, size)
+                    start = part.node.size - part.left
+                    end = start + size
+                    chunk = new_span(Span, (start, end, first, last))
+                    if watched:
+                        assigned(slot, index, start, end)
+                    # No call among these, for there a signal's handler may raise: an interrupt finds all or nothing.
+                    worker.chunk = chunk
+                    part.at = last
+                    part.left -= size
+                    work.left -= size
+                    if watched:
+                        advanced(index, end)
+                    if not calm:
+                        self._bucket.spend(size)
+            if wait != 0.0:
+                self._clock.wait(worker.gate, wait)
+                continue
+            if numa:
+                self.move(worker)
+            began_ns = now_ns()
+            thread_func(first, last)
+            busy_ns = now_ns() - began_ns
+            worker.busy_ns += busy_ns
+            if watched:
+                chunk_done(slot, index, start, end, busy_ns)
 
-    def move(self, worker: Worker) -> Placement | None:
-        """Where the thread of ``worker``, which asks, must go before it does its chunk; None: it is there.
+    def move(self, worker: Worker) -> None:
+        """The thread of ``worker``, which calls, goes where it is to work, if it is not there.
 
         Without the lock: nobody else changes what is read here.
         """
-        if self.base is None:
-            return None
+        if self._base is None:
+            return
         part = self._work.ranges[worker.index]
         where = part.node.nid, worker.pinned
-        if where == worker.placed:
-            return None
-        worker.placed = where
-        return place_on_node(self.base, part.node.nid, part.cpus if worker.pinned == part.node.nid else frozenset())
+        if where != worker.placed:
+            worker.placed = where
+            cpus = part.cpus if worker.pinned == part.node.nid else frozenset[int]()
+            self._machine.place(place_on_node(self._base, part.node.nid, cpus))
 
     def fail(self, worker: Worker, error: BaseException) -> None:
         """The thread ends with ``error``; the first one stops the handing out."""
@@ -185,6 +234,7 @@ class Scheduler:
             if not self.failed:
                 self._failure = error, (chunk.first if chunk else self._work.ranges[worker.index].at)
                 self.failed = True
+                self._calm = False
             try:
                 self._crew.wake_all()
                 if chunk is not None:
@@ -255,7 +305,6 @@ class Scheduler:
         self._sharers = min(self._crew.live, self._wanted)
         # One thread gets all at once, as in the kernel; but not the one that others have left: controls must reach it.
         threads = self._sharers if self._crew.most <= 1 else max(self._sharers, 2)
-        self._shrinks = self._sharers > 1 and not ctl.fixed_chunks
         self._chunk = chunk_size(
             self._work.size,
             ctl.min_chunk_size,
@@ -264,6 +313,29 @@ class Scheduler:
             align=ctl.align,
             load_bal_shift=ctl.load_bal_shift,
         )
+        self._tail = 0 if ctl.fixed_chunks else tail_size(self._chunk, self._sharers)
+        self._calm = False
+
+    def _turn(self, worker: Worker) -> float | None:
+        """It asks for a chunk. 0.0: it may have one, or has left; else it must wait, so long or (None) until woken."""
+        if self._over() or (self._crew.live > self._sharers and not worker.is_first):
+            self._leave(worker)
+            return 0.0
+        limited = self._bucket.rate is not None
+        seconds = self._bucket.delay(self._clock.monotonic_ns()) if limited else 0.0
+        if self._paused or seconds:
+            return self._hold_back(worker, seconds)
+        if worker.waits:
+            self._go_on(worker)
+        worker.index = self._work.choose(worker.index, self._ctl.pick)
+        self._calm = not limited and self._crew.live <= self._sharers
+        return 0.0
+
+    def _limited(self, size: int) -> int:
+        """``size``, or what the rate allows at once."""
+        if self._bucket.rate is None:
+            return size
+        return whole_batches(self._bucket.chunk_limit(size), self._ctl.min_chunk_size, self._ctl.align)
 
     def _hold_back(self, worker: Worker, seconds: float) -> float | None:
         """Say that a thread waits; returns for how long, None: until it is woken.
@@ -291,36 +363,6 @@ class Scheduler:
     def _leave(self, worker: Worker) -> None:
         self._go_on(worker)
         self._crew.leave(worker)
-
-    def _hand_out(self, worker: Worker) -> Span:
-        work, ctl = self._work, self._ctl
-        part = work.ranges[worker.index]
-        if not part.left:
-            worker.index = work.choose(worker.index, ctl.pick)
-            part = work.ranges[worker.index]
-        if part.node.nid != worker.pinned:
-            self._crew.pin(worker, part.node.nid)
-        size = self._chunk
-        if self._shrinks:
-            size = tail_chunk_size(work.left, size, ctl.min_chunk_size, self._sharers, align=ctl.align)
-        if self._bucket.rate is not None:
-            size = whole_batches(self._bucket.chunk_limit(size), ctl.min_chunk_size, ctl.align)
-        if size > part.left:
-            size = part.left
-        start = part.node.size - part.left
-        chunk = new_span(Span, (start, start + size, part.at, ctl.iter_func(part.at, size)))
-        self._monitor.chunk_assigned(worker.slot, worker.index, start, chunk.end)
-        # No call among these, for there a signal's handler may raise: an interrupt finds all of it or nothing.
-        worker.chunk = chunk
-        part.at = chunk.last
-        part.left -= size
-        work.left -= size
-        self._monitor.node_advanced(worker.index, chunk.end)
-        if self._bucket.rate is not None:
-            self._bucket.spend(size)
-        if worker.waits:
-            self._go_on(worker)
-        return chunk
 
     def _held(self) -> dict[int, list[Span]]:
         """The chunks that run or have failed, by the index of their range."""

@@ -144,6 +144,33 @@ def test_fewer_threads_while_it_runs_and_their_slots_again() -> None:
     assert len(outcome.per_thread) == 4
 
 
+def test_a_helper_too_many_ends_though_the_first_thread_asks_before_it() -> None:
+    ledger = Ledger()
+    first, own = threading.get_native_id(), []
+    begun, asked, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    def after() -> None:
+        if ledger.calls[-1] == ("thread_ended", 1) or len([c for c in ledger.named("chunk_assigned") if c[0] == 1]) > 1:
+            went_on.set()
+
+    def each(start: int, end: int) -> None:
+        if threading.get_native_id() != first:
+            begun.set()
+            assert asked.wait(TIMEOUT)
+            return
+        own.append(start)
+        if len(own) == 1:
+            assert begun.wait(TIMEOUT)
+            job.set_max_threads(1)
+        elif len(own) == 2:
+            asked.set()
+            assert went_on.wait(TIMEOUT)
+
+    ledger.after = after
+    job = Job([Node(0, 10)], control(each, max_chunk_size=1, max_threads=2, monitor=ledger))
+    assert [share.chunks for share in job.run().per_thread] == [9, 1]
+
+
 def test_threads_set_before_the_run_hold_from_its_start() -> None:
     together = threading.Barrier(3)
     job = Job([Node(0, 3)], control(lambda a, b: together.wait(TIMEOUT), max_chunk_size=1, max_threads=1))

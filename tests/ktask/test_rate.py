@@ -110,6 +110,21 @@ def test_a_keeper_that_leaves_hands_it_on() -> None:
     assert len(own) > 10, "the first thread did what the others had left"
 
 
+def test_a_rate_holds_from_the_next_chunk_on() -> None:
+    clock = FakeClock()
+    began: list[float] = []
+
+    def each(start: int, end: int) -> None:
+        began.append(clock.now_ns / SECOND)
+        if start == 4:
+            job.set_rate(10.0)
+
+    job = Job([Node(0, 8)], control(each, max_chunk_size=1, max_threads=1, clock=clock))
+    job.run()
+    assert began[:5] == [0.0] * 5
+    assert began[5:] == pytest.approx([0.0, 0.1, 0.2])
+
+
 def test_who_is_held_back_hears_of_an_error_at_once() -> None:
     ledger = Ledger()
     clock = SharedTime(ledger)
