@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,12 +19,10 @@ class Span(NamedTuple):
     last: Any
 
 
-new_span: Final = tuple.__new__
-"""``new_span(Span, fields)`` is ``Span(*fields)`` without its detour through a function of Python's."""
-
-
 class Range:
     """The work of one node. The scheduler's lock guards ``left``, ``at`` and ``chunks``."""
+
+    __slots__ = ("at", "chunks", "cpus", "left", "node")
 
     def __init__(self, node: Node, cpus: frozenset[int]) -> None:
         self.node = node

@@ -10,7 +10,6 @@ from ktaskfs.ktask.crew import Crew
 from ktaskfs.ktask.machine import Placement, place_on_node
 from ktaskfs.ktask.monitor import Silence
 from ktaskfs.ktask.outcome import Outcome, ThreadShare
-from ktaskfs.ktask.ranges import Span, new_span
 from ktaskfs.ktask.throttle import TokenBucket
 from ktaskfs.ktask.work import Work
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.ktask.control import Control, Node
+    from ktaskfs.ktask.ranges import Span
     from ktaskfs.ktask.worker import Worker
 
 _TOGETHER_NS: Final = 10_000_000
@@ -163,8 +163,8 @@ class Scheduler:
         while True:
             wait: float | None = 0.0
             with lock:
-                if worker.chunk is not None:
-                    worker.chunk = None
+                if worker.at_chunk:
+                    worker.at_chunk = False
                     worker.chunks += 1
                     worker.units += size
                     part.chunks += 1
@@ -189,11 +189,14 @@ class Scheduler:
                     last = iter_func(first, size)
                     start = part.node.size - part.left
                     end = start + size
-                    chunk = new_span(Span, (start, end, first, last))
                     if watched:
                         assigned(slot, index, start, end)
                     # No call among these, for there a signal's handler may raise: an interrupt finds all or nothing.
-                    worker.chunk = chunk
+                    worker.start = start
+                    worker.end = end
+                    worker.first = first
+                    worker.last = last
+                    worker.at_chunk = True
                     part.at = last
                     part.left -= size
                     work.left -= size
@@ -368,6 +371,6 @@ class Scheduler:
         """The chunks that run or have failed, by the index of their range."""
         held: dict[int, list[Span]] = {}
         for worker in self._crew.workers:
-            if worker.chunk is not None:
-                held.setdefault(worker.index, []).append(worker.chunk)
+            if (chunk := worker.chunk) is not None:
+                held.setdefault(worker.index, []).append(chunk)
         return held

@@ -20,6 +20,8 @@ class Work:
     Where chunks that run or have failed are asked for, ``held`` has them by the index of their range.
     """
 
+    __slots__ = ("_open", "_open_on", "left", "ranges", "size")
+
     def __init__(self, nodes: Sequence[Node], node_cpus: Callable[[int], frozenset[int]]) -> None:
         cpus = {nid: node_cpus(nid) for nid in {node.nid for node in nodes} - {NO_NODE}}
         self.ranges = [Range(node, cpus.get(node.nid, frozenset())) for node in nodes]
@@ -57,10 +59,13 @@ class Work:
         shares, left = [], []
         for index, part in enumerate(self.ranges):
             node = part.node
-            rest = [node] if undone and node.size else []
-            if not undone:
+            if undone:
+                rest = [node] if node.size else []
+            elif part.left or index in held:
                 unfinished = part.split(held.get(index, ()))[1]
                 rest = [Node(span.first, span.end - span.start, node.nid) for span in unfinished]
+            else:
+                rest = []
             left += rest
             shares.append(NodeShare(node.nid, node.size, node.size - sum(each.size for each in rest), part.chunks))
         return shares, left

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from ktaskfs.ktask.machine import NO_NODE
-
-if TYPE_CHECKING:
-    from ktaskfs.ktask.ranges import Span
+from ktaskfs.ktask.ranges import Span
 
 FIRST_SLOT: Final = 0
 """The slot of the first thread, the caller of ``run``."""
@@ -16,6 +14,25 @@ FIRST_SLOT: Final = 0
 
 class Worker:
     """The scheduler's lock guards all fields but ``gate``; ``busy_ns`` and ``placed`` are the thread's own."""
+
+    __slots__ = (  # of what is touched for every chunk as little as can be
+        "at_chunk",
+        "busy_ns",
+        "chunks",
+        "end",
+        "first",
+        "gate",
+        "index",
+        "last",
+        "live",
+        "pinned",
+        "placed",
+        "slot",
+        "start",
+        "tid",
+        "units",
+        "waits",
+    )
 
     def __init__(self, slot: int, index: int, before: Worker | None) -> None:
         self.slot = slot
@@ -27,8 +44,12 @@ class Worker:
         """The system's thread number; 0 until the thread has begun."""
         self.pinned = NO_NODE
         """The NUMA node whose CPUs it is to run on."""
-        self.chunk: Span | None = None
-        """The chunk that it does, or failed at."""
+        self.at_chunk = False
+        """It does a chunk, or failed at it: the one from here on, as in Span. (No Span: to make one takes longer.)"""
+        self.start = 0
+        self.end = 0
+        self.first: Any = None
+        self.last: Any = None
         self.waits = ""
         """Why it waits: ``paused``, ``throttled``, or not at all."""
         self.gate = Lock()
@@ -45,6 +66,11 @@ class Worker:
         """Open the gate: whoever waits there, or comes there next, goes through, and shuts it. Under the lock."""
         if self.gate.locked():
             self.gate.release()
+
+    @property
+    def chunk(self) -> Span | None:
+        """The chunk that it does, or failed at."""
+        return Span(self.start, self.end, self.first, self.last) if self.at_chunk else None
 
     @property
     def is_first(self) -> bool:
