@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import heapq
+import itertools
 import math
 import os
 import random
@@ -40,8 +41,8 @@ CHUNK = 0.020
 """Mean seconds of one chunk."""
 CHUNKS_EACH = 64
 """Chunks for each thread: 1.3 seconds of work, beside which starting the threads is little."""
-REPEATS = 11
-REPEATS_OF_FEW = 33
+REPEATS = 12
+REPEATS_OF_FEW = 36
 """With up to FEW threads peers differ by thousandths: in more turns it shows which of these are real."""
 FEW = 4
 PR_SET_TIMERSLACK = 29
@@ -209,13 +210,12 @@ class Point:
 
 
 def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
-    """All peers in turns, so that a disturbance hits them alike; each is the first in its turn."""
+    """All peers in turns, so that a disturbance hits them alike; each as often before each other as after it."""
     chunks = threads * chunks_each
     best = ideal(costs(workload, chunks), threads)
     seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
-    for turn in range(repeats):
-        first = turn % len(PEERS)
-        for peer in PEERS[first:] + PEERS[:first]:
+    for order in itertools.islice(itertools.cycle(itertools.permutations(PEERS)), repeats):
+        for peer in order:
             seen[peer].append(best / RUNNERS[peer](workload, chunks, threads))
     return [Point(workload, threads, peer, tuple(values)) for peer, values in seen.items()]
 

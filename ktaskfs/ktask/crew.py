@@ -21,7 +21,7 @@ class Crew:
         self._monitor = monitor
         self._cpu_percent = ctl.cpu_percent
         self._ranges = ranges
-        self._budget = ctl.budget  # None: the task's own, which is made when it begins
+        self._budget = ctl.budget  # None: the task's own, which is made when it is needed
         self._nice = ctl.nice
         self._raised: Worker | None = None  # the helper that the first thread, which waits for it, has raised
         self.first = Worker(FIRST_SLOT, 0, None)
@@ -36,10 +36,10 @@ class Crew:
         self.most = 0
         """The most that had begun at one time."""
 
-    def begin_first(self, tid: int, nid: int) -> None:
-        """The calling thread takes part, and helpers may be hired from now on."""
-        if self._budget is None:
-            self._budget = HelperBudget(self._machine, self._cpu_percent)
+    def begin_first(self, tid: int, nid: int, *, moves: bool) -> None:
+        """The calling thread takes part, and helpers may be hired from now on; ``moves``: threads go to their nodes."""
+        if moves:
+            self._make_budget()  # now, while it may still use all its CPUs
         self.first.live = True
         self.live = 1
         self._begin(self.first, tid, nid)
@@ -59,23 +59,28 @@ class Crew:
 
     def hire(self) -> Worker | None:
         """One more, whose thread is to be started, if the budget has it."""
-        assert self._budget is not None
+        budget = self._make_budget()
         before = next((w for w in self.workers if not w.live), None) if self.live < len(self.workers) else None
         slot = before.slot if before else len(self.workers)
         worker = Worker(slot, slot % self._ranges, before)
         # It is one of ours before the budget is asked: after an interrupt in between it can still be dismissed.
         self.workers[slot : slot + 1] = [worker]
         self.live += 1
-        if not self._budget.hire(worker):
+        if not budget.hire(worker):
             worker.live = False
             self.live -= 1
             return None
         return worker
 
+    def _make_budget(self) -> HelperBudget:
+        if self._budget is None:
+            self._budget = HelperBudget(self._machine, self._cpu_percent)
+        return self._budget
+
     def pin(self, worker: Worker, nid: int) -> None:
         """``worker`` works on NUMA node ``nid`` now; a helper is pinned there only while the budget allows it."""
-        assert self._budget is not None
-        worker.pinned = nid if worker.is_first or self._budget.pin(worker, nid) else NO_NODE
+        granted = worker.is_first or (self._budget is not None and self._budget.pin(worker, nid))
+        worker.pinned = nid if granted else NO_NODE
 
     def leave(self, worker: Worker) -> None:
         """The thread takes no further part."""

@@ -97,7 +97,7 @@ class Scheduler:
             self._base = base
             self._cpus = self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
-            self._crew.begin_first(tid, self._nid(self.first))
+            self._crew.begin_first(tid, self._nid(self.first), moves=base is not None)
             self._began_ns = began_ns
 
     def hire(self, max_threads: int | None = None) -> list[Worker]:

@@ -68,6 +68,28 @@ def test_a_helper_is_on_its_node_before_its_hook_runs_and_it_takes_a_chunk(pause
     assert there == [[Placement(TWO_NODES[1], (1, frozenset({1})))]]
 
 
+def test_helpers_that_come_later_may_use_the_cpus_that_the_caller_had() -> None:
+    """Not only those of the node that it has gone to."""
+
+    class Here(FakeMachine):
+        def cpus(self) -> int:
+            return len(self.placement().cpus)
+
+        def placement(self) -> Placement:
+            return self.placed[-1][1] if self.placed else super().placement()
+
+    machine = Here(cpus=8, nodes=TWO_NODES)
+    together = threading.Barrier(6)
+
+    def each(start: int, end: int) -> None:
+        if start == 0:
+            job.set_max_threads(6)
+        together.wait(TIMEOUT)
+
+    job = Job([Node(0, 6, 0)], control(each, max_chunk_size=1, max_threads=1, machine=machine, cpu_percent=80))
+    assert job.run().threads == 6
+
+
 def test_a_helper_goes_to_its_node_as_soon_as_there_is_room() -> None:
     """One that works there while others have all the room is moved when they have gone."""
     machine = FakeMachine(cpus=8, nodes={0: frozenset({0, 1})})
