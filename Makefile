@@ -8,7 +8,7 @@ PREFIX ?= /usr/local
 .PHONY: setup lint test demo bench install uninstall clean
 
 setup: ## install what is missing and make .venv
-	@mount/setup.sh
+	@scripts/setup.sh
 
 lint: setup ## style and types
 	.venv/bin/ruff check .
@@ -18,22 +18,22 @@ test: lint ## lint, then every test
 	.venv/bin/python -m pytest
 
 demo: setup ## the main job, shown with the commands a reader would type
-	@mount/demo.sh
+	@scripts/demo.sh
 
 # The benchmarks are the modules that call main("NAME", ...); those that read the results of others come after them.
 bench: setup ## install the peers, measure beside them, draw; writes bench/RESULTS.md, bench/results/ and docs/plots/
 	@bench/peers.sh
-	modules=$$(grep -lE '\bmain\("' bench/*.py); \
-	for each in $$(grep -L '"results"' $$modules) $$(grep -l '"results"' $$modules); do \
-		.venv/bin/python -m bench.$$(basename $$each .py) || exit; \
+	files=$$(grep -lE '^ *main\("' bench/*.py bench/*/__main__.py); \
+	for each in $$(grep -L '"results"' $$files) $$(grep -l '"results"' $$files); do \
+		module=$$(echo $${each%.py} | tr / .) && .venv/bin/python -m $${module%.__main__} || exit; \
 	done
 	.venv/bin/python -m bench.plots
 
 install: setup ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
-	.venv/bin/python mount/install.py install "$(PREFIX)" "$(DESTDIR)"
+	.venv/bin/python packaging/install.py install "$(PREFIX)" "$(DESTDIR)"
 
 uninstall: setup ## remove what install has put there, with the same PREFIX and DESTDIR
-	.venv/bin/python mount/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
+	.venv/bin/python packaging/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove what was built
 	rm -rf .venv *.egg-info bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

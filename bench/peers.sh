@@ -14,7 +14,7 @@ esac
 packages="$qemu xxhash b3sum vmtouch numactl gcc libc6-dev libfuse3-dev pkg-config"
 
 me=peers
-. mount/packages.sh
+. scripts/packages.sh
 
 # Prints those of its arguments that this release of Debian has.
 known() {

@@ -20,7 +20,7 @@ from bench.main_job import PAGE, PEER_CHUNK, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
 from bench.peers import build, inner_seconds
 from bench.pool import reserved
-from ktaskfs.operations.tmpfs import WINDOW
+from ktaskfs.memory.tmpfs import WINDOW
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import detach, filesystems_at
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
+from ktaskfs.tasks.crash_points import steps
 from ktaskfs.tasks.launcher import Launcher
 from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
-from ktaskfs.tasks.steps import steps
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
 from ktaskfs.tasks.tunables import Settings
-from ktaskfs.vfs import Departures
+from ktaskfs.vfs import Invalidations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -134,12 +134,12 @@ async def _serve(
             return Load(session.open_handles, session.known_nodes)
 
         owner = {"uid": os.geteuid(), "gid": os.getegid()}
-        departures = Departures()
-        root = build_tree(service, settings, Kernel.open(), access, nursery, load, departures, **owner)
+        invalidations = Invalidations()
+        root = build_tree(service, settings, Kernel.open(), access, nursery, load, invalidations, **owner)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         mountpoint = config.device or config.mountpoint
-        with mounted(root, mountpoint, name=NAME, options=options, departures=departures) as session:
+        with mounted(root, mountpoint, name=NAME, options=options, invalidations=invalidations) as session:
             nursery.start_soon(_terminate, session, stop)
             nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
             await session.serve()

@@ -30,6 +30,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue
+from ktaskfs.span import NO_NODE, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,15 +89,6 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Units ``start`` to ``end`` of the operation's scale, on NUMA node ``nid`` (-1 for none)."""
-
-    start: int
-    end: int
-    nid: int
-
-
-@dataclass(frozen=True)
 class NodeProgress:
     """One range of the work; ``position`` is how many of its ``size`` units were handed out."""
 
@@ -138,14 +130,14 @@ class Snapshot:
     nodes: tuple[NodeProgress, ...]
     threads: tuple[ThreadProgress, ...]
 
-    def remaining(self) -> tuple[Span, ...]:
+    def remaining(self) -> tuple[Node, ...]:
         """The ranges not known to be finished: chunks in flight or failed, and what was never handed out.
 
         All of them, once taking back what was done has begun.
         """
         if self.undone:
-            return tuple(Span(node.start, node.start + node.size, node.nid) for node in self.nodes)
-        spans: list[Span] = []
+            return tuple(Node(node.start, node.size, node.nid) for node in self.nodes)
+        left: list[Node] = []
         for index, node in enumerate(self.nodes):
             loose = sorted(
                 (each.start, min(each.end, node.position))
@@ -153,16 +145,16 @@ class Snapshot:
                 if each.node == index and each.start < min(each.end, node.position)
             )
             for start, end in [*loose, (node.position, node.size)]:
-                if spans and spans[-1].nid == node.nid and spans[-1].end == node.start + start:
-                    spans[-1] = Span(spans[-1].start, node.start + end, node.nid)
+                if left and left[-1].nid == node.nid and left[-1].end == node.start + start:
+                    left[-1] = Node(left[-1].start, left[-1].size + end - start, node.nid)
                 elif start < end:
-                    spans.append(Span(node.start + start, node.start + end, node.nid))
-        return tuple(spans)
+                    left.append(Node(node.start + start, end - start, node.nid))
+        return tuple(left)
 
     @property
     def done(self) -> int:
         """Units finished; never more than ``total``."""
-        return max(0, self.total - sum(span.end - span.start for span in self.remaining()))
+        return max(0, self.total - sum(node.size for node in self.remaining()))
 
 
 @dataclass(frozen=True)
@@ -234,7 +226,7 @@ def read_snapshot(fd: int, shape: Shape) -> Snapshot:
     nodes = []
     for at in range(_NODES_AT, _NODES_AT + min(ranges, shape.nodes) * _NODE_WORDS, _NODE_WORDS):
         start, size, nid, handed = words[at : at + 4]
-        nodes.append(NodeProgress(start, size, _signed(nid), min(handed, size)))
+        nodes.append(NodeProgress(start, size, max(_signed(nid), NO_NODE), min(handed, size)))
     return Snapshot(
         phase=Phase(phase) if phase <= max(Phase) else Phase.FAILED,
         started_ns=started,
@@ -302,13 +294,13 @@ class WorkerPage:
         """What the daemon asks now."""
         return _requests_from(self._words[_REQUESTS_AT : _REQUESTS_AT + 5].tolist())
 
-    def begin(self, ranges: Sequence[Span], total: int) -> None:
+    def begin(self, ranges: Sequence[Node], total: int) -> None:
         """Announce the work: its ranges (at most ``shape.nodes``) and the units of the whole task.
 
         The total comes last: a total without its ranges would look like a task that is done.
         """
-        for index, span in enumerate(ranges):
-            self._put(_NODES_AT + index * _NODE_WORDS, span.start, span.end - span.start, span.nid, 0)
+        for index, node in enumerate(ranges):
+            self._put(_NODES_AT + index * _NODE_WORDS, node.start, node.size, node.nid, 0)
         self._put(_REPORT_AT + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME), 0)
         self._put(_REPORT_AT + 4, len(ranges))
         self._put(_REPORT_AT + 3, total)

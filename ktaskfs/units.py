@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NewType
 
 from ktaskfs.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Nid = NewType("Nid", int)
 """The number of a NUMA node."""
@@ -75,6 +76,27 @@ def human_size(number: float) -> str:
             return f"{text}{suffix}iB" if suffix else f"{text}B"
         number /= 1024
     return f"{number:.1f}EiB"
+
+
+@dataclass(frozen=True)
+class Units:
+    """What an operation's positions count: ``name`` in the plural, ``amount`` writes a number of them for people."""
+
+    name: str
+    amount: Callable[[float], str]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def counted(cls, name: str) -> Units:
+        """Things that are counted one by one: ``5120pages``."""
+        return cls(name, lambda number: f"{number:.0f}{name}")
+
+
+BYTES: Final = Units("bytes", human_size)
+PAGES: Final = Units.counted("pages")
+INODES: Final = Units.counted("inodes")
 
 
 def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:

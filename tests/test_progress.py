@@ -18,7 +18,6 @@ from ktaskfs.progress import (
     Requests,
     Shape,
     Snapshot,
-    Span,
     ThreadState,
     WorkerPage,
     create_page,
@@ -27,8 +26,9 @@ from ktaskfs.progress import (
     read_snapshot,
     write_requests,
 )
+from ktaskfs.span import Node
 from tests.support.filesystems import tmpfs as mount_tmpfs
-from tests.support.pages import ALL, SHAPE, SPANS, units
+from tests.support.pages import ALL, NODES, SHAPE, units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +95,7 @@ def test_requests_arrive_unchanged(cancel: bool, paused: bool, threads: int, rat
 
 def test_once_taking_back_has_begun_nothing_is_done(page: int) -> None:
     worker = WorkerPage(page)
-    worker.begin(SPANS, 17)
+    worker.begin(NODES, 17)
     worker.thread_started(0, 1, -1)
     worker.chunk_assigned(0, 0, 0, 10)
     worker.node_advanced(0, 10)
@@ -109,7 +109,7 @@ def test_once_taking_back_has_begun_nothing_is_done(page: int) -> None:
 
 def test_what_the_threads_say(page: int) -> None:
     worker = WorkerPage(page)
-    worker.begin(SPANS, 17)
+    worker.begin(NODES, 17)
     worker.thread_started(0, 71, 0)
     worker.thread_started(1, 72, -1)
     worker.thread_started(2, 73, 1)
@@ -127,12 +127,12 @@ def test_what_the_threads_say(page: int) -> None:
     assert (first.busy_us, first.node, first.start, first.end) == (2500, 1, 0, 3)
     assert (second.tid, second.nid, second.state) == (72, -1, ThreadState.THROTTLED)
     assert (third.slot, third.state, third.chunks) == (2, ThreadState.ENDED, 0)
-    assert read_snapshot(page, SHAPE).remaining() == (Span(104, 110, 0), Span(110, 117, -1))
+    assert read_snapshot(page, SHAPE).remaining() == (Node(104, 6, 0), Node(110, 7, -1))
 
 
 def test_the_end_as_it_was_told(page: int) -> None:
     worker = WorkerPage(page)
-    worker.begin(SPANS, 17)
+    worker.begin(NODES, 17)
     worker.end(Phase.FAILED, number=12, position=-3, message="out of\nluck \u00e9", result="a 1\nb 2\n")
     snapshot = read_snapshot(page, SHAPE)
     assert (snapshot.phase, snapshot.errno, snapshot.error_position) == (Phase.FAILED, 12, -3)
@@ -225,7 +225,7 @@ def test_reading_beside_a_thread_at_work(page: int) -> None:
     """``finished`` counts a unit before the page does, so a reader may never know of more."""
     worker = WorkerPage(page)
     size = 20_000
-    worker.begin([Span(0, size, -1)], size)
+    worker.begin([Node(0, size, -1)], size)
     worker.thread_started(0, 1, -1)
     finished = 0
 

@@ -14,7 +14,7 @@ from ktaskfs.progress import (
     WorkerPage,
     read_snapshot,
 )
-from tests.support.pages import ALL, SHAPE, SPANS, new_page, units
+from tests.support.pages import ALL, NODES, SHAPE, new_page, units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ class Model:
         if chunk is not None:
             node, start, end = chunk
             # The chunk function has returned: from here on the units are done, whoever knows it.
-            self.finished |= set(range(SPANS[node].start + start, SPANS[node].start + end))
+            self.finished |= set(range(NODES[node].start + start, NODES[node].start + end))
             self.monitor.chunk_done(step.slot, node, start, end, 1000)
         if step.what == "wait":
             self.monitor.thread_waits(step.slot, "paused")
@@ -106,7 +106,7 @@ class Model:
 
     def take(self, step: Step) -> None:
         start = self.handed[step.node]
-        end = min(start + step.size, SPANS[step.node].end - SPANS[step.node].start)
+        end = min(start + step.size, NODES[step.node].end - NODES[step.node].start)
         if start < end:
             self.chunks[step.slot] = step.node, start, end
             self.monitor.chunk_assigned(step.slot, step.node, start, end)
@@ -121,7 +121,7 @@ def run_until(steps: Sequence[Step], crash: int | None, fd: int) -> tuple[Model,
     page._words = words  # type: ignore[assignment]
     model = Model(page)
     try:
-        page.begin(SPANS, 17)
+        page.begin(NODES, 17)
         for slot in range(SHAPE.slots):
             page.thread_started(slot, 1000 + slot, slot % 2)
         model.play(steps)
@@ -156,7 +156,7 @@ def test_whenever_the_worker_dies_no_unit_is_lost(steps: list[Step]) -> None:
 def test_between_two_calls_the_page_is_exact(steps: list[Step]) -> None:
     fd = new_page()
     page = WorkerPage(fd)
-    page.begin(SPANS, 17)
+    page.begin(NODES, 17)
     for slot in range(SHAPE.slots):
         page.thread_started(slot, 1000 + slot, 0)
     model = Model(page)

@@ -1,1 +1,1 @@
-
+"""What the mount contains: files and directories of ``vfs`` that show and change ``tasks``."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
 from ktaskfs.host import credentials
 from ktaskfs.vfs import Caller, File, OpenFile, TextFile
-from ktaskfs.vfs.node import wants_write
+from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
     from ktaskfs.control.command_log import CommandLog
     from ktaskfs.vfs import Attributes
 
 Render = Callable[[Caller], str]
-Command = Callable[[credentials.Caller, str], Awaitable[str | None]]
+Command = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
 
 OPENINGS_MAX: Final = 256
 """Command files that one user may have open for writing, root excepted, who has other ways to stop a daemon. Each takes
@@ -31,7 +31,7 @@ class Writers:
     def __init__(self) -> None:
         self._openings: Counter[int] = Counter()
 
-    def enter(self, caller: Caller) -> credentials.Caller:
+    def enter(self, caller: Caller) -> credentials.CallerProcess:
         """Who the process behind a request is; ``leave`` when its descriptor is closed.
 
         Raises NotPermitted for one that this daemon cannot see, TooManyOpen, TargetError.
@@ -45,7 +45,7 @@ class Writers:
         self._openings[caller.uid] += 1
         return who
 
-    def leave(self, who: credentials.Caller) -> None:
+    def leave(self, who: credentials.CallerProcess) -> None:
         """Close what ``who`` holds."""
         uid = who.identity.uid
         self._openings[uid] -= 1
@@ -58,7 +58,7 @@ class CommandFile(File):
     """A text file whose commands run as the process that opened it.
 
     What that process is, is taken while its open(2) waits for the answer: until then its pid cannot be another's.
-    ``command`` gets a Caller of its own for each write, and closes it.
+    ``command`` gets a CallerProcess of its own for each write, and closes it.
     """
 
     __slots__ = ("_command", "_file", "_log", "_text", "_writers")
@@ -112,7 +112,7 @@ class _Opened(OpenFile):
 
     __slots__ = ("_file", "_who", "_writers")
 
-    def __init__(self, file: OpenFile, who: credentials.Caller, writers: Writers) -> None:
+    def __init__(self, file: OpenFile, who: credentials.CallerProcess, writers: Writers) -> None:
         self._file = file
         self._who = who
         self._writers = writers
@@ -131,7 +131,7 @@ class _Opened(OpenFile):
         self._writers.leave(self._who)
 
 
-def _copy(who: credentials.Caller) -> credentials.Caller:
+def _copy(who: credentials.CallerProcess) -> credentials.CallerProcess:
     """``who`` with descriptors of its own. Raises TargetError when there are none left."""
     try:
         root = os.dup(who.root)

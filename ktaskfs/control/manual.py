@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.operations.base.operation import Operation
 
 _TEXT = """\
 Large work on huge pages, in chunks, on several threads. Everything here is read with cat and set with echo.

@@ -74,7 +74,7 @@ class Metrics:
         task, old, new = transition.task, transition.old, transition.new
         if old in WORKING and new in ENDED:
             self._ended[_operation(task), str(new)] += 1
-            self._units[_operation(task), units_of(task)] += _worked(task)
+            self._units[_operation(task), str(units_of(task))] += _worked(task)
         elif old is State.STARTING:
             (self._started if new in WORKING else self._refused)[_operation(task),] += 1
 
@@ -83,7 +83,7 @@ class Metrics:
         units = self._units.copy()
         for task in self._table:
             if task.state in WORKING:
-                units[_operation(task), units_of(task)] += _worked(task)
+                units[_operation(task), str(units_of(task))] += _worked(task)
         return Facts(
             tasks=Counter((_operation(task), str(task.state)) for task in self._table),
             started=self._started,

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.command_log import CommandLog
     from ktaskfs.control.commands import Writers
-    from ktaskfs.operations.operation import Operation
-    from ktaskfs.operations.parameters import Parameter
+    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
-    from ktaskfs.vfs import Caller, Node, Watcher
+    from ktaskfs.vfs import Caller, Inode, Watcher
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class TaskDirectory(Directory):
         operation = self.task.operation
         return self.surroundings.layout.parameters[None if operation is None else operation.name]
 
-    def lookup(self, name: str, caller: Caller) -> Node | None:
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
         number = self.surroundings.layout.numbers.get(name)
         return None if number is None else self._node(name, self.ino + number)
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         found = ((name, self.lookup(name, caller)) for name in self.surroundings.layout.numbers)
         return [(name, node) for name, node in found if node is not None]
 
-    def _node(self, name: str, ino: int) -> Node | None:
+    def _node(self, name: str, ino: int) -> Inode | None:
         if name in self.parameters():
             return _Parameter(ino, self, name)
         make = _NODES.get(name)
@@ -238,7 +238,7 @@ class _Parameter(_Setting):
             task.set_parameter(parameter, text)
 
 
-def _control(directory: TaskDirectory, ino: int) -> Node:
+def _control(directory: TaskDirectory, ino: int) -> Inode:
     task, around = directory.task, directory.surroundings
     return CommandFile(
         ino,
@@ -251,15 +251,15 @@ def _control(directory: TaskDirectory, ino: int) -> Node:
     )
 
 
-def _wait(directory: TaskDirectory, ino: int) -> Node:
+def _wait(directory: TaskDirectory, ino: int) -> Inode:
     return StreamFile(ino, directory.readable, lambda caller: WaitStream(directory.task), change=directory.of_state)
 
 
-def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Node]:
+def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Inode]:
     return lambda directory, ino: _Status(ino, directory, file)
 
 
-_NODES: Final[Mapping[str, Callable[[TaskDirectory, int], Node]]] = {
+_NODES: Final[Mapping[str, Callable[[TaskDirectory, int], Inode]]] = {
     "control": _control,
     "op": lambda directory, ino: _Operation(ino, directory, "op"),
     "wait": _wait,

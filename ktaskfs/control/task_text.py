@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import errno_name
 from ktaskfs.host.process import is_stopped, thread_cpu
 from ktaskfs.tasks.task import ENDED, State
-from ktaskfs.units import human_size
+from ktaskfs.units import BYTES, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 BAR_WIDTH: Final = 20
 
 
-def units_of(task: Task) -> str:
+def units_of(task: Task) -> Units:
     """What the task's positions count."""
-    return "bytes" if task.operation is None else task.operation.units
+    return BYTES if task.operation is None else task.operation.units
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -56,9 +56,9 @@ def speed(snapshot: Snapshot) -> float:
     return snapshot.done / seconds if seconds else 0.0
 
 
-def format_speed(units: str, rate: float) -> str:
+def format_speed(units: Units, rate: float) -> str:
     """A rate for people: ``19.4GiB/s``, ``5120pages/s``."""
-    return f"{human_size(rate)}/s" if units == "bytes" else f"{rate:.0f}{units}/s"
+    return f"{units.amount(rate)}/s"
 
 
 def progress(task: Task) -> str:

@@ -9,7 +9,7 @@ from ktaskfs.control.task_directory import Layout, Surroundings, TaskDirectory
 from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE
-from ktaskfs.vfs import Attributes, Caller, Departures, Directory, InodeNumbers, Node, Watcher
+from ktaskfs.vfs import Attributes, Caller, Directory, Inode, InodeNumbers, Invalidations, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ktaskfs.control.access import Access
     from ktaskfs.control.command_log import CommandLog
     from ktaskfs.control.commands import Writers
-    from ktaskfs.host.credentials import Caller as Writer
+    from ktaskfs.host.credentials import CallerProcess as Writer
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
 
@@ -33,7 +33,16 @@ CANCEL: Final = "cancel"
 class TasksDirectory(Directory):
     """Follows the table of tasks; a name that another user may not know of does not exist for him."""
 
-    __slots__ = ("_access", "_control", "_departures", "_directories", "_log", "_numbers", "_service", "_surroundings")
+    __slots__ = (
+        "_access",
+        "_control",
+        "_directories",
+        "_invalidations",
+        "_log",
+        "_numbers",
+        "_service",
+        "_surroundings",
+    )
 
     def __init__(
         self,
@@ -44,7 +53,7 @@ class TasksDirectory(Directory):
         writers: Writers,
         access: Access,
         watcher: Watcher,
-        departures: Departures,
+        invalidations: Invalidations,
         *,
         time_ns: int,
     ) -> None:
@@ -54,7 +63,7 @@ class TasksDirectory(Directory):
         self._service = service
         self._log = log
         self._access = access
-        self._departures = departures
+        self._invalidations = invalidations
         self._surroundings = Surroundings(
             service, log, writers, watcher, Layout.of(service.operations), open_to_all=access.hidepid == 0
         )
@@ -77,7 +86,7 @@ class TasksDirectory(Directory):
             directory.changed()
             if task not in self._service.table:
                 del self._directories[task]
-                self._departures.add(self, task.name)
+                self._invalidations.add(self, task.name)
 
     def _directory(self, task: Task) -> TaskDirectory:
         directory = self._directories.get(task)
@@ -86,14 +95,14 @@ class TasksDirectory(Directory):
             directory = self._directories[task] = TaskDirectory(ino, task, self._surroundings)
         return directory
 
-    def lookup(self, name: str, caller: Caller) -> Node | None:
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
         if name == "control":
             return self._control
         task = self._service.table.get(name)
         known = task is not None and self._access.may_know(caller.uid, task.uid)
         return self._directory(task) if task is not None and known else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         tasks = [task for task in self._service.table if self._access.may_know(caller.uid, task.uid)]
         return [("control", self._control), *((task.name, self._directory(task)) for task in tasks)]
 

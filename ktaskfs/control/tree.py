@@ -22,10 +22,10 @@ from ktaskfs.vfs import (
     ROOT_INO,
     Attributes,
     Caller,
-    Departures,
     Directory,
+    Inode,
     InodeNumbers,
-    Node,
+    Invalidations,
     StaticDirectory,
     StreamFile,
     TextFile,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ktaskfs.control.access import Access
     from ktaskfs.control.metrics import Load
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.service import TaskService
 
 
@@ -51,17 +51,17 @@ def build_tree(
     access: Access,
     nursery: trio.Nursery,
     load: Callable[[], Load],
-    departures: Departures,
+    invalidations: Invalidations,
     *,
     uid: int,
     gid: int,
 ) -> Directory:
     """The root directory; ``uid`` and ``gid`` own what is not a task's, nor ``tasks/control``.
 
-    ``load`` tells what the kernel has of the mount; it is asked only while the mount is served. ``departures`` is told
-    of tasks that are no more.
+    ``load`` tells what the kernel has of the mount; it is asked only while the mount is served. ``invalidations`` gets
+    the names of tasks that were removed.
     """
-    return _Builder(service, settings, kernel, access, nursery, load, departures, uid, gid).root()
+    return _Builder(service, settings, kernel, access, nursery, load, invalidations, uid, gid).root()
 
 
 class _Builder:
@@ -75,7 +75,7 @@ class _Builder:
         access: Access,
         nursery: trio.Nursery,
         load: Callable[[], Load],
-        departures: Departures,
+        invalidations: Invalidations,
         uid: int,
         gid: int,
     ) -> None:
@@ -89,7 +89,7 @@ class _Builder:
         self._numbers = InodeNumbers()
         self._log = CommandLog()
         self._watcher = Watcher(nursery)
-        self._departures = departures
+        self._invalidations = invalidations
         self._events = EventFeed(access)
         self._metrics = Metrics(service.table, kernel, load)
         Transitions(service.table).observers.extend((self._events.publish, self._metrics.count))
@@ -119,7 +119,7 @@ class _Builder:
                     Writers(),
                     self._access,
                     self._watcher,
-                    self._departures,
+                    self._invalidations,
                     time_ns=self._time_ns,
                 ),
                 "events": self._event_stream(),
@@ -128,7 +128,7 @@ class _Builder:
             ino=ROOT_INO,
         )
 
-    def _directory(self, children: Mapping[str, Node], ino: int | None = None) -> StaticDirectory:
+    def _directory(self, children: Mapping[str, Inode], ino: int | None = None) -> StaticDirectory:
         return StaticDirectory(self._numbers.take() if ino is None else ino, self._attributes(0o555), children)
 
     def _attributes(self, mode: int) -> Attributes:

@@ -12,7 +12,7 @@ from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Set
 
-    from ktaskfs.host.credentials import Caller as Writer
+    from ktaskfs.host.credentials import CallerProcess as Writer
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
 

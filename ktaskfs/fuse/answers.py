@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import pyfuse3
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.vfs import Caller, Node
+from ktaskfs.vfs import Caller, Inode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -52,7 +52,7 @@ def caller_of(context: pyfuse3.RequestContext) -> Caller:
     return Caller(context.uid, context.gid, context.pid)
 
 
-def entry_of(node: Node, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
+def entry_of(node: Inode, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
     """The attributes of ``node``, and for how many seconds the kernel may believe them and the name it found."""
     attributes = node.attributes()
     entry = pyfuse3.EntryAttributes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ktaskfs.vfs import Node
+    from ktaskfs.vfs import Inode
 
 
 class InodeTable:
@@ -14,19 +14,19 @@ class InodeTable:
     The count for each node is the ``nlookup`` of FUSE_FORGET; the root is known from beginning to end.
     """
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Inode) -> None:
         self._root = root
         # Two maps and no object for each entry: a listing of everything leaves hundreds of thousands here.
-        self._nodes: dict[int, Node] = {root.ino: root}
+        self._nodes: dict[int, Inode] = {root.ino: root}
         self._lookups: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def __getitem__(self, ino: int) -> Node:
+    def __getitem__(self, ino: int) -> Inode:
         return self._nodes[ino]
 
-    def told(self, node: Node) -> None:
+    def told(self, node: Inode) -> None:
         """The kernel is told of ``node`` once more; of two objects with one number the newer stays."""
         self._nodes[node.ino] = node
         self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1

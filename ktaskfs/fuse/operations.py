@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from ktaskfs.vfs import Node
+    from ktaskfs.vfs import Inode
 
 UNKNOWN_INO: Final = 0xFFFFFFFF
 """The d_ino of ``..``, as libfuse reports a number that it does not know; nothing resolves a path by it."""
@@ -43,7 +43,7 @@ class _Listing:
     def __init__(self, directory: Directory, caller: Caller) -> None:
         self.directory = directory
         self.caller = caller
-        self.children: list[tuple[bytes, Node]] = []
+        self.children: list[tuple[bytes, Inode]] = []
 
     def take(self) -> None:
         self.children = [(os.fsencode(name), node) for name, node in self.directory.entries(self.caller)]

@@ -15,7 +15,7 @@ import trio
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.mountpoint import detach, filesystems_at
 from ktaskfs.fuse.operations import TreeOperations
-from ktaskfs.vfs import Departures
+from ktaskfs.vfs import Invalidations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,9 +71,9 @@ def _woken() -> Iterator[None]:
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
-    def __init__(self, operations: TreeOperations, departures: Departures) -> None:
+    def __init__(self, operations: TreeOperations, invalidations: Invalidations) -> None:
         self._operations = operations
-        self._departures = departures
+        self._invalidations = invalidations
         self._following = trio.CancelScope()
 
     @property
@@ -108,7 +108,7 @@ class Session:
             self.terminate()
 
     async def _until_told(self) -> None:
-        """Follow the departures until ``terminate``, and only then let pyfuse3 end.
+        """Follow the invalidations until ``terminate``, and only then let pyfuse3 end.
 
         A thread that tells the kernel of one may wait for the directory's lock, and that for the answer to a
         request: it has to be over while requests are still answered, for nobody can kill it. Nor may it find the
@@ -116,7 +116,7 @@ class Session:
         """
         with self._following:
             while True:
-                gone = await self._departures.take()
+                gone = await self._invalidations.take()
                 await trio.to_thread.run_sync(_forget_names, gone)
         pyfuse3.terminate()
 
@@ -165,13 +165,13 @@ def mounted(
     *,
     name: str,
     options: Iterable[str] = (),
-    departures: Departures | None = None,
+    invalidations: Invalidations | None = None,
 ) -> Iterator[Session]:
     """Mount ``root``; at the end unmount it, unless that has been done, and release all that is open.
 
     The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are further ones of mount.fuse3(8), such as
     ``allow_other``. ``mountpoint`` may be ``/dev/fd/N``: a /dev/fuse descriptor that somebody else has mounted,
-    with options of his own, and will unmount. Names that are added to ``departures`` are forgotten by the kernel.
+    with options of his own, and will unmount. Names that are added to ``invalidations`` are forgotten by the kernel.
     Raises MountFailed.
     """
     if mountpoint.startswith(DESCRIPTOR):
@@ -184,7 +184,7 @@ def mounted(
             raise MountFailed(f"cannot mount at {mountpoint}: {said() or error}") from error
     ours = filesystems_at(mountpoint)[-1:]
     try:
-        yield Session(operations, departures or Departures())
+        yield Session(operations, invalidations or Invalidations())
     finally:
         # Before the session is destroyed, for the poll handles of open files point into it.
         operations.close()

@@ -65,7 +65,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Caller:
+class CallerProcess:
     """A caller's identity, with O_PATH descriptors of its root and working directory."""
 
     identity: Identity
@@ -97,7 +97,7 @@ def start_time(pid: int) -> int | None:
         return None
 
 
-def read_caller(pid: int, uid: int, gid: int) -> Caller:
+def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
     """The caller behind a request that the kernel says came from ``pid`` with filesystem ids ``uid`` and ``gid``.
 
     Raises NotPermitted when there is no such process any more, when its ids are others, or when its root and
@@ -117,7 +117,7 @@ def read_caller(pid: int, uid: int, gid: int) -> Caller:
             raise
     finally:
         os.close(process)
-    return Caller(identity, root, cwd)
+    return CallerProcess(identity, root, cwd)
 
 
 def _identity(process: int, pid: int) -> Identity:

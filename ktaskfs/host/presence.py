@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,18 +25,18 @@ HOLE: Final = -1
 """In place of a page's node: there is no page."""
 
 
-def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
+def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> Iterator[Span]:
     """The runs of missing pages from ``start`` to ``end`` of a guarded range, in order."""
     with pages.window(start, end) as mapping:
         position = start
         while position < end:
             present = next_page(mapping, position, end, page_size)
             if position < present:
-                yield position, present
+                yield Span(position, present)
             position = present + page_size
 
 
-def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[tuple[int, int]]:
+def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[Span]:
     """The runs of pages from ``start`` to ``end``, both multiples of ``page_size``, that read as zeros, as holes do."""
     run = start
     for position in range(start, end, max(page_size, LOOK)):
@@ -45,10 +46,10 @@ def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[tuple[
         for page in range(position, stop, page_size):
             if not reads_as_zeros(fd, page, page + page_size):
                 if run < page:
-                    yield run, page
+                    yield Span(run, page)
                 run = page + page_size
     if run < end:
-        yield run, end
+        yield Span(run, end)
 
 
 def reads_as_zeros(fd: int, start: int, end: int) -> bool:
@@ -99,7 +100,7 @@ def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> lis
     return [max(node, HOLE) for node in nodes]  # -ENOENT: not mapped, since it is not there
 
 
-def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
     """The runs from ``start`` to ``end`` that tmpfs has data for; pages allocated but never written count as holes."""
     position = start
     while position < end:
@@ -118,20 +119,20 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
                 return
             raise
         if data < position:  # otherwise what was there has been punched out between the two calls
-            yield data, position
+            yield Span(data, position)
 
 
-def hole_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+def hole_extents(fd: int, start: int, end: int) -> Iterator[Span]:
     """The runs that ``data_extents`` leaves out."""
     return gaps(data_extents(fd, start, end), start, end)
 
 
-def gaps(runs: Iterator[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+def gaps(runs: Iterator[Span], start: int, end: int) -> Iterator[Span]:
     """What ``runs``, which are in order and may begin before ``start`` or end after ``end``, leave of a range."""
     position = start
     for low, high in runs:
         if position < low:
-            yield position, low
+            yield Span(position, low)
         position = high
     if position < end:
-        yield position, end
+        yield Span(position, end)

@@ -32,7 +32,7 @@ _CREATE_TRIES: Final = 8
 _OWN_DESCRIPTORS: Final = re.compile(r"/proc/(self|thread-self)(/|$)|/dev/(fd(/|$)|std(in|out|err)$)")
 
 
-class Kind(Enum):
+class Filesystem(Enum):
     """The filesystem a file is on, as far as it matters here; the value is its name for messages."""
 
     HUGETLBFS = "hugetlbfs"
@@ -40,9 +40,9 @@ class Kind(Enum):
     OTHER = "another filesystem"
 
 
-MEMORY: Final = frozenset({Kind.HUGETLBFS, Kind.TMPFS})
+MEMORY: Final = frozenset({Filesystem.HUGETLBFS, Filesystem.TMPFS})
 """Filesystems whose files are memory."""
-_KINDS: Final = {syscalls.HUGETLBFS_MAGIC: Kind.HUGETLBFS, syscalls.TMPFS_MAGIC: Kind.TMPFS}
+_BY_MAGIC: Final = {syscalls.HUGETLBFS_MAGIC: Filesystem.HUGETLBFS, syscalls.TMPFS_MAGIC: Filesystem.TMPFS}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Target:
 
     fd: int
     path: str
-    kind: Kind
+    filesystem: Filesystem
     page_size: int
     directory: int | None = None
     name: str = ""
@@ -90,7 +90,7 @@ class Target:
 
 
 def open_target(
-    kernel: Kernel, path: str, *, kinds: Collection[Kind], write: bool = True, create: int | None = None
+    kernel: Kernel, path: str, *, kinds: Collection[Filesystem], write: bool = True, create: int | None = None
 ) -> Target:
     """Open ``path`` for reading and, unless ``write`` is false, writing.
 
@@ -117,29 +117,29 @@ def open_target(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open_existing(kernel: Kernel, path: str, kinds: Collection[Kind], write: bool) -> Target:
+def _open_existing(kernel: Kernel, path: str, kinds: Collection[Filesystem], write: bool) -> Target:
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _require_regular(handle, path)
-        kind = _kind(handle, path, kinds)
+        filesystem = _filesystem_of(handle, path, kinds)
         fd = kernel.reopen(handle, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOCTTY | os.O_NONBLOCK)
     finally:
         os.close(handle)
-    return Target(fd, path, kind, _page_size(fd, kind))
+    return Target(fd, path, filesystem, _page_size(fd, filesystem))
 
 
-def _create(path: str, kinds: Collection[Kind], mode: int) -> Target:
+def _create(path: str, kinds: Collection[Filesystem], mode: int) -> Target:
     parent, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     directory = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        kind = _kind(directory, path, kinds)
+        filesystem = _filesystem_of(directory, path, kinds)
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
     except BaseException:
         os.close(directory)
         raise
-    return Target(fd, path, kind, _page_size(fd, kind), directory, name)
+    return Target(fd, path, filesystem, _page_size(fd, filesystem), directory, name)
 
 
 def _require_regular(handle: int, path: str) -> None:
@@ -150,14 +150,14 @@ def _require_regular(handle: int, path: str) -> None:
         raise TargetError(f"{path} is not a regular file", errno=errno.EINVAL)
 
 
-def _kind(handle: int, path: str, kinds: Collection[Kind]) -> Kind:
-    kind = _KINDS.get(syscalls.filesystem_magic(handle), Kind.OTHER)
-    if kind not in kinds:
+def _filesystem_of(handle: int, path: str, kinds: Collection[Filesystem]) -> Filesystem:
+    filesystem = _BY_MAGIC.get(syscalls.filesystem_magic(handle), Filesystem.OTHER)
+    if filesystem not in kinds:
         names = " or ".join(sorted(each.value for each in kinds))
-        raise NotSupported(f"{path} is on {kind.value}: this works on {names} only")
-    return kind
+        raise NotSupported(f"{path} is on {filesystem.value}: this works on {names} only")
+    return filesystem
 
 
-def _page_size(fd: int, kind: Kind) -> int:
+def _page_size(fd: int, filesystem: Filesystem) -> int:
     """hugetlbfs gives its huge page as the block size; tmpfs allocates ordinary pages, or several at once."""
-    return os.fstatvfs(fd).f_bsize if kind is Kind.HUGETLBFS else syscalls.page_size()
+    return os.fstatvfs(fd).f_bsize if filesystem is Filesystem.HUGETLBFS else syscalls.page_size()

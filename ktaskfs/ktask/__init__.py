@@ -7,11 +7,12 @@ After the kernel series of the same name (Daniel Jordan, RFC v1 to v4, 2017 and 
 from ktaskfs.ktask.arithmetic import DEFAULT_MAX_THREADS, chunk_size, helper_limit, nthreads
 from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.clock import Clock
-from ktaskfs.ktask.control import Control, Node, iter_range
+from ktaskfs.ktask.control import Control, iter_range
 from ktaskfs.ktask.job import Job, run, run_numa
-from ktaskfs.ktask.machine import NO_NODE, LinuxMachine, Machine, Placement
+from ktaskfs.ktask.machine import LinuxMachine, Machine, Placement
 from ktaskfs.ktask.monitor import Monitor
 from ktaskfs.ktask.outcome import NodeShare, Outcome, TaskError, ThreadShare
+from ktaskfs.span import NO_NODE, Node
 
 __all__ = [
     "DEFAULT_MAX_THREADS",

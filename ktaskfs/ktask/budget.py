@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, helper_limit
-from ktaskfs.ktask.machine import NO_NODE, Machine
+from ktaskfs.span import NO_NODE
+
+if TYPE_CHECKING:
+    from ktaskfs.ktask.machine import Machine
 
 
 class HelperBudget:

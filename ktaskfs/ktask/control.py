@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
 from ktaskfs.ktask.budget import HelperBudget
 from ktaskfs.ktask.clock import Clock, SystemClock
-from ktaskfs.ktask.machine import NO_NODE, LinuxMachine, Machine
+from ktaskfs.ktask.machine import LinuxMachine, Machine
 from ktaskfs.ktask.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -21,28 +21,6 @@ if TYPE_CHECKING:
 iter_range: Final = add
 """``iter_range(position, size)`` is the position ``size`` units further where positions are numbers, or whatever else
 can be added (``ktask_iter_range``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A range of work, for threads of one NUMA node (``struct ktask_node``, RFC v1 to v4).
-
-    ``start`` (kn_start) is any object that the task's ``iter_func`` can advance; ``size`` (kn_task_size) counts units
-    from there; ``nid`` (kn_nid) is the NUMA node whose threads should do it, or NO_NODE for any. Raises ValueError for
-    a negative size, or a node below NO_NODE, and TypeError for one that is no whole number.
-    """
-
-    start: Any
-    size: int
-    nid: int = NO_NODE
-
-    def __post_init__(self) -> None:
-        for name in ("size", "nid"):
-            object.__setattr__(self, name, index(getattr(self, name)))
-        if self.size < 0:
-            raise ValueError(f"a node of {self.size} units")
-        if self.nid < NO_NODE:
-            raise ValueError(f"a node with the number {self.nid}")
 
 
 def checked_rate(rate: float | None) -> float | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktaskfs.ktask.budget import HelperBudget
-from ktaskfs.ktask.machine import NO_NODE
-from ktaskfs.ktask.worker import FIRST_SLOT, Worker
+from ktaskfs.ktask.task_thread import FIRST_SLOT, TaskThread
+from ktaskfs.span import NO_NODE
 
 if TYPE_CHECKING:
     from ktaskfs.ktask.control import Control
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Crew:
-    """Has no lock of its own: the scheduler's guards all of it, and the fields of Worker."""
+    """Has no lock of its own: the scheduler's guards all of it, and the fields of TaskThread."""
 
     def __init__(self, ctl: Control, monitor: Monitor, ranges: int) -> None:
         self._machine = ctl.machine
@@ -23,8 +23,8 @@ class Crew:
         self._ranges = ranges
         self._budget = ctl.budget  # None: the task's own, which is made when it is needed
         self._nice = ctl.nice
-        self._raised: Worker | None = None  # the helper that the first thread, which waits for it, has raised
-        self.first = Worker(FIRST_SLOT, 0, None)
+        self._raised: TaskThread | None = None  # the helper that the first thread, which waits for it, has raised
+        self.first = TaskThread(FIRST_SLOT, 0, None)
         """The calling thread's, which takes part from ``begin_first`` on."""
         self.first.live = False
         self.workers = [self.first]
@@ -44,25 +44,25 @@ class Crew:
         self.live = 1
         self._begin(self.first, tid, nid)
 
-    def begin_helper(self, worker: Worker, tid: int, nid: int) -> None:
+    def begin_helper(self, worker: TaskThread, tid: int, nid: int) -> None:
         """The thread of a worker that is still live has started, to work on NUMA node ``nid``."""
         self._machine.set_nice(tid, self._nice)
         self._begin(worker, tid, nid)
         self.pin(worker, nid)
 
-    def _begin(self, worker: Worker, tid: int, nid: int) -> None:
+    def _begin(self, worker: TaskThread, tid: int, nid: int) -> None:
         worker.tid = tid
         self.begun += 1
         self.most = max(self.most, self.begun)
         self.first.wake()
         self._monitor.thread_started(worker.slot, tid, nid)
 
-    def hire(self) -> Worker | None:
+    def hire(self) -> TaskThread | None:
         """One more, whose thread is to be started, if the budget has it."""
         budget = self._make_budget()
         before = next((w for w in self.workers if not w.live), None) if self.live < len(self.workers) else None
         slot = before.slot if before else len(self.workers)
-        worker = Worker(slot, slot % self._ranges, before)
+        worker = TaskThread(slot, slot % self._ranges, before)
         # It is one of ours before the budget is asked: after an interrupt in between it can still be dismissed.
         self.workers[slot : slot + 1] = [worker]
         self.live += 1
@@ -77,12 +77,12 @@ class Crew:
             self._budget = HelperBudget(self._machine, self._cpu_percent)
         return self._budget
 
-    def pin(self, worker: Worker, nid: int) -> None:
+    def pin(self, worker: TaskThread, nid: int) -> None:
         """``worker`` works on NUMA node ``nid`` now; a helper is pinned there only while the budget allows it."""
         granted = worker.is_first or (self._budget is not None and self._budget.pin(worker, nid))
         worker.pinned = nid if granted else NO_NODE
 
-    def leave(self, worker: Worker) -> None:
+    def leave(self, worker: TaskThread) -> None:
         """The thread takes no further part."""
         if not worker.live:
             return
@@ -98,17 +98,17 @@ class Crew:
         if by_helper:
             self._tell_end(worker)
 
-    def _tell_end(self, worker: Worker) -> None:
+    def _tell_end(self, worker: TaskThread) -> None:
         if self._budget is not None:
             self._budget.dismiss(worker)
         if worker.tid:
             self._monitor.thread_ended(worker.slot)
 
-    def missing(self) -> list[Worker]:
+    def missing(self) -> list[TaskThread]:
         """Those whose thread has not begun."""
         return [worker for worker in self.workers if worker.live and not worker.tid]
 
-    def helper(self) -> Worker | None:
+    def helper(self) -> TaskThread | None:
         """One that has begun and not left, if there is any."""
         return next((worker for worker in self.workers[1:] if worker.live and worker.tid), None)
 
@@ -121,7 +121,7 @@ class Crew:
         self._raised = None
         self.first.wake()
 
-    def raise_to(self, helper: Worker, nice: int) -> None:
+    def raise_to(self, helper: TaskThread, nice: int) -> None:
         """Give one helper the nice value of whoever waits for it, if that is the better one."""
         if nice < self._nice and helper is not self._raised:
             self._raised = helper

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.ktask.control import Control
     from ktaskfs.ktask.machine import Placement
-    from ktaskfs.ktask.ranges import Span
+    from ktaskfs.ktask.node_work import Chunk
     from ktaskfs.ktask.scheduler import Scheduler
 
 
@@ -34,7 +34,7 @@ class Ending:
         self._nice = nice
         self._rounds = 0
         self._interrupt: BaseException | None = None
-        self._undo: Iterator[Span] | None = None
+        self._undo: Iterator[Chunk] | None = None
         self._undo_failure: tuple[BaseException, Any] | None = None
 
     def reach(self, raised: BaseException | None) -> None:

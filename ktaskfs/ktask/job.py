@@ -8,17 +8,17 @@ from threading import Lock, get_native_id
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
-from ktaskfs.ktask.control import Control, Node, checked_rate
+from ktaskfs.ktask.control import Control, checked_rate
 from ktaskfs.ktask.ending import Ending
-from ktaskfs.ktask.machine import NO_NODE
 from ktaskfs.ktask.scheduler import Scheduler
+from ktaskfs.span import NO_NODE, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ktaskfs.ktask.machine import Placement
     from ktaskfs.ktask.outcome import Outcome
-    from ktaskfs.ktask.worker import Worker
+    from ktaskfs.ktask.task_thread import TaskThread
 
 _LATE: Final = 1.0
 """Seconds that the exit of the interpreter waits for a thread that has not begun; more than a busy machine needs."""
@@ -118,7 +118,7 @@ class Job:
         """The ranges that are not done now, from which a later job does the rest; exact at any time."""
         return self.outcome().remaining()
 
-    def _start(self, workers: list[Worker]) -> None:
+    def _start(self, workers: list[TaskThread]) -> None:
         """Start a thread for each; where no more threads can be had, go on with those there are."""
         # Not threading.Thread: its start() waits until the new thread runs, four times slower here, and 256 threads
         # then begin 40 ms apart. The scheduler knows who has begun and who has ended, so nothing else is missed.
@@ -135,7 +135,7 @@ class Job:
                 self._scheduler.give_up(workers[number:])
                 break
 
-    def _help(self, worker: Worker, came: Lock, due: finalize[..., type[Job]]) -> None:
+    def _help(self, worker: TaskThread, came: Lock, due: finalize[..., type[Job]]) -> None:
         """A helper thread, from its beginning to its end."""
         due.detach()
         came.release()

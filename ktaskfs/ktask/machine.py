@@ -8,10 +8,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from ktaskfs.span import NO_NODE
 from ktaskfs.units import parse_cpulist
-
-NO_NODE: Final = -1
-"""No NUMA node in particular (the kernel's NUMA_NO_NODE)."""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _MPOL_PREFERRED: Final = 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ktaskfs.ktask.control import Node
+    from ktaskfs.span import Node
 
 
 @dataclass(frozen=True, slots=True)

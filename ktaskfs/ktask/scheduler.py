@@ -16,9 +16,10 @@ from ktaskfs.ktask.work import Work
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ktaskfs.ktask.control import Control, Node
-    from ktaskfs.ktask.ranges import Span
-    from ktaskfs.ktask.worker import Worker
+    from ktaskfs.ktask.control import Control
+    from ktaskfs.ktask.node_work import Chunk
+    from ktaskfs.ktask.task_thread import TaskThread
+    from ktaskfs.span import Node
 
 _TOGETHER_NS: Final = 10_000_000
 """How long (10 ms) the first thread waits for the others to have begun; a machine that is busy keeps nobody longer."""
@@ -37,13 +38,13 @@ class Scheduler:
         self._monitor = Silence() if ctl.monitor is None else ctl.monitor
         self._machine = ctl.machine
 
-        self._lock = Lock()  # guards every field below, and those of Work, Range, Crew and Worker
+        self._lock = Lock()  # guards every field below, and those of Work, NodeWork, Crew and TaskThread
         self._work = Work(nodes, self._machine.node_cpus)
         self._crew = Crew(ctl, self._monitor, len(nodes))
         self.first = self._crew.first
         self._cpus = 1
         self._base: Placement | None = None
-        self._keeper: Worker | None = None  # of those that the rate holds back, the one that waits for its time
+        self._keeper: TaskThread | None = None  # of those that the rate holds back, the one that waits for its time
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
         self._cancelled = False
@@ -100,7 +101,7 @@ class Scheduler:
             self._crew.begin_first(tid, self._nid(self.first), moves=base is not None)
             self._began_ns = began_ns
 
-    def hire(self, max_threads: int | None = None) -> list[Worker]:
+    def hire(self, max_threads: int | None = None) -> list[TaskThread]:
         """The helpers that are to be started now; each must ``begin`` or be given up.
 
         With ``max_threads`` after a change to that many; helpers that are too many end when they ask for a chunk.
@@ -119,7 +120,7 @@ class Scheduler:
             self._crew.wake_all()
             return helpers
 
-    def begin(self, worker: Worker, tid: int) -> bool:
+    def begin(self, worker: TaskThread, tid: int) -> bool:
         """A helper thread has started, and is to ``move``; False: it came too late and must end, touching nothing."""
         with self._lock:
             if worker.live:
@@ -139,7 +140,7 @@ class Scheduler:
                     break
             self._clock.wait(self.first.gate, left / 1e9)
 
-    def give_up(self, workers: Sequence[Worker] | None = None) -> None:
+    def give_up(self, workers: Sequence[TaskThread] | None = None) -> None:
         """Do without those of ``workers`` (None: of all) whose threads have not begun; one that comes late must end."""
         with self._lock:
             for worker in self._crew.missing():
@@ -148,7 +149,7 @@ class Scheduler:
             if not self._over():
                 self._share()
 
-    def work(self, worker: Worker) -> None:
+    def work(self, worker: TaskThread) -> None:
         """Its thread does chunks until none is to be had; raises what the chunk function does.
 
         One frame, few calls and few fields from one chunk to the next: a thread whose chunk has slept finds the CPU's
@@ -216,7 +217,7 @@ class Scheduler:
             if watched:
                 chunk_done(slot, index, start, end, busy_ns)
 
-    def move(self, worker: Worker) -> None:
+    def move(self, worker: TaskThread) -> None:
         """The thread of ``worker``, which calls, goes where it is to work, if it is not there.
 
         Without the lock: nobody else changes what is read here.
@@ -230,7 +231,7 @@ class Scheduler:
             cpus = part.cpus if worker.pinned == part.node.nid else frozenset[int]()
             self._machine.place(place_on_node(self._base, part.node.nid, cpus))
 
-    def fail(self, worker: Worker, error: BaseException) -> None:
+    def fail(self, worker: TaskThread, error: BaseException) -> None:
         """The thread ends with ``error``; the first one stops the handing out."""
         with self._lock:
             chunk = worker.chunk
@@ -266,7 +267,7 @@ class Scheduler:
             failure, self._failure = self._failure, None
             return failure
 
-    def start_undo(self) -> list[Span]:
+    def start_undo(self) -> list[Chunk]:
         """The finished ranges, which are to be taken back; from now on they do not count as done."""
         with self._lock:
             finished = self._work.finished(self._held())
@@ -299,7 +300,7 @@ class Scheduler:
     def _over(self) -> bool:
         return self._cancelled or self.failed or self._work.left == 0
 
-    def _nid(self, worker: Worker) -> int:
+    def _nid(self, worker: TaskThread) -> int:
         return self._work.ranges[worker.index].node.nid
 
     def _share(self) -> None:
@@ -319,7 +320,7 @@ class Scheduler:
         self._tail = 0 if ctl.fixed_chunks else tail_size(self._chunk, self._sharers)
         self._calm = False
 
-    def _turn(self, worker: Worker) -> float | None:
+    def _turn(self, worker: TaskThread) -> float | None:
         """It asks for a chunk. 0.0: it may have one, or has left; else it must wait, so long or (None) until woken."""
         if self._over() or (self._crew.live > self._sharers and not worker.is_first):
             self._leave(worker)
@@ -340,7 +341,7 @@ class Scheduler:
             return size
         return whole_batches(self._bucket.chunk_limit(size), self._ctl.min_chunk_size, self._ctl.align)
 
-    def _hold_back(self, worker: Worker, seconds: float) -> float | None:
+    def _hold_back(self, worker: TaskThread, seconds: float) -> float | None:
         """Say that a thread waits; returns for how long, None: until it is woken.
 
         Of those that the rate holds back one waits for the time to come, and wakes the next when it has its chunk.
@@ -355,7 +356,7 @@ class Scheduler:
             self._keeper = worker
         return seconds if self._keeper is worker else None
 
-    def _go_on(self, worker: Worker) -> None:
+    def _go_on(self, worker: TaskThread) -> None:
         """A thread does not wait any more."""
         worker.waits = ""
         if self._keeper is worker:
@@ -363,13 +364,13 @@ class Scheduler:
             if self._keeper is not None:
                 self._keeper.wake()
 
-    def _leave(self, worker: Worker) -> None:
+    def _leave(self, worker: TaskThread) -> None:
         self._go_on(worker)
         self._crew.leave(worker)
 
-    def _held(self) -> dict[int, list[Span]]:
+    def _held(self) -> dict[int, list[Chunk]]:
         """The chunks that run or have failed, by the index of their range."""
-        held: dict[int, list[Span]] = {}
+        held: dict[int, list[Chunk]] = {}
         for worker in self._crew.workers:
             if (chunk := worker.chunk) is not None:
                 held.setdefault(worker.index, []).append(chunk)

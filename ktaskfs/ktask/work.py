@@ -5,10 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from ktaskfs.ktask.control import Node
-from ktaskfs.ktask.machine import NO_NODE
+from ktaskfs.ktask.node_work import Chunk, NodeWork
 from ktaskfs.ktask.outcome import NodeShare
-from ktaskfs.ktask.ranges import Range, Span
+from ktaskfs.span import NO_NODE, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ class Work:
 
     def __init__(self, nodes: Sequence[Node], node_cpus: Callable[[int], frozenset[int]]) -> None:
         cpus = {nid: node_cpus(nid) for nid in {node.nid for node in nodes} - {NO_NODE}}
-        self.ranges = [Range(node, cpus.get(node.nid, frozenset())) for node in nodes]
+        self.ranges = [NodeWork(node, cpus.get(node.nid, frozenset())) for node in nodes]
         self.size = sum(node.size for node in nodes)
         """Units in all."""
         self.left = self.size
@@ -50,11 +49,11 @@ class Work:
             index = near[0] if near else self._open[pick(len(self._open))]
         return index
 
-    def finished(self, held: Mapping[int, list[Span]]) -> list[Span]:
+    def finished(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
         """What is done, merged where it touches."""
         return [span for index, part in enumerate(self.ranges) for span in part.split(held.get(index, ()))[0]]
 
-    def shares(self, held: Mapping[int, list[Span]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
+    def shares(self, held: Mapping[int, list[Chunk]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
         """What is done of each node, and all that is not; ``undone``: nothing counts as done any more."""
         shares, left = [], []
         for index, part in enumerate(self.ranges):

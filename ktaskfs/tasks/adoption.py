@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host import credentials
 from ktaskfs.progress import Shape, read_requests
-from ktaskfs.tasks.course import Course, log_fields
+from ktaskfs.tasks.lifecycle import Lifecycle, log_fields
 from ktaskfs.tasks.recruit import see_off
-from ktaskfs.tasks.task import ACTIVE, EMPTY, State, Task, Worker
+from ktaskfs.tasks.task import ACTIVE, EMPTY, State, Task, WorkerHandle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import trio
 
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.record import Record, StateDirectory
     from ktaskfs.tasks.table import TaskTable
 
@@ -35,13 +35,13 @@ class Adopter:
         table: TaskTable,
         state: StateDirectory,
         operations: Mapping[str, Operation[Any]],
-        course: Course,
+        lifecycle: Lifecycle,
         nursery: trio.Nursery,
     ) -> None:
         self._table = table
         self._state = state
         self._operations = operations
-        self._course = course
+        self._lifecycle = lifecycle
         self._nursery = nursery
 
     def adopt(self) -> None:
@@ -59,7 +59,7 @@ class Adopter:
                 self._adopt_active(task, record)
         self._table.number_from(self._state.highest_number() + 1)
         self._table.rebalance()
-        self._course.drop_overdue()
+        self._lifecycle.drop_overdue()
 
     def _adopt_active(self, task: Task, record: Record) -> None:
         """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
@@ -67,29 +67,29 @@ class Adopter:
             pidfd = _open_process(record)
             if pidfd is not None:
                 null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which says nothing yet
-                task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, null, Shape(0, 0))
+                task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, null, Shape(0, 0))
             self._nursery.start_soon(self._end_start, task)
             return
         try:
             page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
-            self._course.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+            self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
             return
         shape = Shape(*(record.shape or (0, 0)))
         pidfd = _open_process(record)
         if pidfd is None:
-            worker = Worker(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
-            self._course.conclude(task, worker, None)
+            worker = WorkerHandle(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
+            self._lifecycle.conclude(task, worker, None)
             worker.close()
             return
         task.requests = read_requests(page)
-        task.worker = Worker(record.pid or 0, record.start_time or 0, pidfd, page, shape)
+        task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, page, shape)
         task.worker.wake()  # the daemon may have died between writing a wish and saying so
         # Or between asking for a pause, or for its end, and writing that down.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
-        self._course.watch(task, task.worker)
+        self._lifecycle.watch(task, task.worker)
 
     async def _end_start(self, task: Task) -> None:
         """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
@@ -97,7 +97,7 @@ class Adopter:
         if worker is not None:
             await see_off(worker.pid, worker.pidfd)
         message = "the daemon ended before the work began"
-        self._course.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+        self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
         if worker is not None:
             worker.close()
 

@@ -40,7 +40,7 @@ class _Child:
 
 
 @dataclass(frozen=True)
-class Forked:
+class ForkedWorker:
     """A new worker: its pid, a pidfd that is the receiver's to close, and what to ask its exit status with."""
 
     pid: int
@@ -80,7 +80,7 @@ class Launcher:
         self._sock = trio.socket.from_stdlib_socket(ours)
         self._nursery.start_soon(self._receive, self._sock, process)
 
-    async def fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> Forked:
+    async def fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
         """Have a worker forked with ``fds`` (page, channel, root, working directory). Raises WorkerLost."""
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
@@ -99,7 +99,7 @@ class Launcher:
             if child.pidfd >= 0:
                 os.close(child.pidfd)
             raise
-        return Forked(answer.pid, child.pidfd, ticket)
+        return ForkedWorker(answer.pid, child.pidfd, ticket)
 
     async def _send(self, request: protocol.StartRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)

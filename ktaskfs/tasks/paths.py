@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.operations.parameters import PATH
+from ktaskfs.operations.base.parameters import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.host.credentials import Caller
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.operations.base.operation import Operation
 
 
-def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: Caller) -> dict[str, str]:
+def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: CallerProcess) -> dict[str, str]:
     """``texts`` with relative paths put below the caller's working directory, as seen from the caller's root.
 
     So a task shows what it works on, and works on the same when it is resumed from elsewhere. Where the directory

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
-from ktaskfs.tasks.steps import nothing
+from ktaskfs.tasks.crash_points import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import UnionType
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""Version 1 had ``basis`` in place of ``baseline``."""
 _NUMBER: Final = re.compile(r"[0-9]{8,18}", re.ASCII)
 _RECORD_NAME: Final = re.compile(_NUMBER.pattern + r"\.json", re.ASCII)
 LOG: Final = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Record:
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
     remaining:       the ranges a resumed task was started with, None for a first run.
     base:            units that earlier runs had done.
-    basis:           what they rest on, see ``operations.basis``; None before the first start.
+    baseline:        what they found, see ``operations.base.resume``; None before the first start.
     shape:           slots and ranges of its page.
     final:           the last snapshot of an ended task, and the text of its result.
     """
@@ -55,7 +56,7 @@ class Record:
     start_time: int | None = None
     remaining: list[tuple[int, int, int]] | None = None
     base: int = 0
-    basis: dict[str, Any] | None = None
+    baseline: dict[str, Any] | None = None
     shape: tuple[int, int] | None = None
     final: dict[str, Any] | None = None
     result: str = ""
@@ -68,7 +69,7 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("pid", "start_time"), int | None),
     "parameters": dict,
     **dict.fromkeys(("remaining", "shape"), list | None),
-    **dict.fromkeys(("basis", "final"), dict | None),
+    **dict.fromkeys(("baseline", "final"), dict | None),
 }
 _MOST: Final = 1 << 20
 """Slots, and ranges, that a page never has."""
@@ -201,7 +202,10 @@ class StateDirectory:
             try:
                 with open(path, "rb") as file:
                     fields = json.load(file)
-                if fields.pop("version") != VERSION:
+                version = fields.pop("version")
+                if version == 1:
+                    fields["baseline"] = fields.pop("basis")
+                elif version != VERSION:
                     raise ValueError("of another version")
                 record = _checked(Record(**fields), task)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -16,16 +16,16 @@ from ktaskfs.errors import TargetError, WorkerLost
 from ktaskfs.host import credentials
 from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
-from ktaskfs.operations.basis import Basis
+from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import Shape, create_page, write_requests
-from ktaskfs.tasks.task import Worker
+from ktaskfs.tasks.task import WorkerHandle
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ktaskfs.host.credentials import Caller
-    from ktaskfs.tasks.launcher import Forked, Launcher
+    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.tasks.launcher import ForkedWorker, Launcher
     from ktaskfs.tasks.record import StateDirectory
     from ktaskfs.tasks.task import Task
     from ktaskfs.tasks.tunables import Settings
@@ -44,7 +44,7 @@ class Recruit:
     """A worker of ``task`` that waits for GO on ``channel``, once it is ready."""
 
     task: Task
-    worker: Worker
+    worker: WorkerHandle
     channel: trio.socket.SocketType
 
 
@@ -57,7 +57,7 @@ class Recruiter:
         self._nursery = nursery
         self._settings = settings
 
-    async def fork(self, task: Task, caller: Caller) -> Recruit:
+    async def fork(self, task: Task, caller: CallerProcess) -> Recruit:
         """A worker that prepares itself from now on, and is then to be heard. Raises KtaskfsError."""
         with contextlib.ExitStack() as undo:
             page, shape = self._make_page(task)
@@ -75,9 +75,9 @@ class Recruiter:
             except OSError as error:
                 raise TargetError.from_os(error, "write to the page shared with the worker") from error
             undo.pop_all()
-        return Recruit(task, Worker(forked.pid, began, forked.pidfd, page, shape, forked.ticket), channel)
+        return Recruit(task, WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket), channel)
 
-    async def _fork(self, task: Task, fds: Sequence[int], caller: Caller) -> Forked:
+    async def _fork(self, task: Task, fds: Sequence[int], caller: CallerProcess) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
             return await self._launcher.fork(self._request(task, caller), fds)
         raise WorkerLost(f"no worker could be started within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
@@ -91,19 +91,19 @@ class Recruiter:
         except OSError as error:
             raise TargetError.from_os(error, "make the page shared with the worker") from error
 
-    def _request(self, task: Task, caller: Caller) -> protocol.StartRequest:
+    def _request(self, task: Task, caller: CallerProcess) -> protocol.StartRequest:
         assert task.operation is not None
         return protocol.StartRequest(
             name=task.name,
             operation=task.operation.name,
             parameters=task.texts,
-            remaining=task.remaining,
-            basis=None if task.basis is None else asdict(task.basis),
+            remaining=None if task.remaining is None else [(n.start, n.size, n.nid) for n in task.remaining],
+            baseline=None if task.baseline is None else asdict(task.baseline),
             identity=caller.identity.to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
         )
 
-    async def hear(self, recruit: Recruit) -> tuple[int, Basis]:
+    async def hear(self, recruit: Recruit) -> tuple[int, Baseline]:
         """Wait until a worker is ready; returns the units it is to do, and what they rest on.
 
         Raises its refusal, or WorkerLost.
@@ -115,7 +115,7 @@ class Recruiter:
         try:
             answer = protocol.decode(data)
             if isinstance(answer, protocol.Ready):
-                return answer.total, Basis.from_fields(answer.basis)
+                return answer.total, Baseline.from_fields(answer.baseline)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker said something that nobody understands") from error
         if isinstance(answer, protocol.Refused):

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.errors import KtaskfsError, WrongState
-from ktaskfs.operations.parameters import format_parameters
+from ktaskfs.operations.base.parameters import format_parameters
 from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
-from ktaskfs.tasks.course import Course
+from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.paths import absolute_paths
 from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import trio
 
-    from ktaskfs.host.credentials import Caller
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.launcher import Launcher
     from ktaskfs.tasks.record import StateDirectory
     from ktaskfs.tasks.spec import Spec
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class TaskService:
     """The life of the tasks in ``table``; everything runs on the trio thread, in ``nursery`` where it goes on.
 
-    What takes a Caller takes it over, and closes its descriptors.
+    What takes a CallerProcess takes it over, and closes its descriptors.
     """
 
     def __init__(
@@ -45,23 +45,23 @@ class TaskService:
     ) -> None:
         self.table = table
         self.operations = operations
-        self._course = Course(table, launcher, state, nursery)
+        self._lifecycle = Lifecycle(table, launcher, state, nursery)
         self._starter = Starter(
             table,
             launcher,
             state,
             nursery,
-            began=self._course.begin,
-            save=self._course.save,
-            failed_late=self._course.refuse_late,
+            began=self._lifecycle.begin,
+            save=self._lifecycle.save,
+            failed_late=self._lifecycle.refuse_late,
         )
-        self._adopter = Adopter(table, state, operations, self._course, nursery)
+        self._adopter = Adopter(table, state, operations, self._lifecycle, nursery)
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
         self._adopter.adopt()
 
-    async def run_specs(self, caller: Caller, specs: Sequence[Spec]) -> list[Task]:
+    async def run_specs(self, caller: CallerProcess, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
 
         Raises KtaskfsError: NameTaken, TooManyTasks, or the target's own error; nothing is then left of them.
@@ -87,7 +87,7 @@ class TaskService:
             await self._start(tasks, caller)
         except KtaskfsError:
             for task in tasks:
-                self._course.drop(task)
+                self._lifecycle.drop(task)
             raise
         self.table.note_last(uid, [task.name for task in tasks])
         return tasks
@@ -98,10 +98,10 @@ class TaskService:
         self.table.check_names([name])
         task = Task(self.table.next_number(), name, uid, gid)
         self.table.add(task)
-        self._course.save(task)
+        self._lifecycle.save(task)
         return task
 
-    async def start(self, task: Task, caller: Caller, spec: Spec | None = None) -> None:
+    async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
         """Start a task that is new, to do what ``spec`` says, if any is given.
 
         Raises WrongState, InvalidValue, or the target's error; the task is then as it was.
@@ -118,12 +118,12 @@ class TaskService:
             raise
         await self._start_again(task, caller, before)
 
-    async def resume(self, task: Task, caller: Caller) -> None:
+    async def resume(self, task: Task, caller: CallerProcess) -> None:
         """Go on: a paused task at once, an ended one with a new worker that does the rest only. Raises WrongState."""
         if task.state is State.PAUSED:
             caller.close()
             task.ask(replace(task.requests, paused=False))
-            self._course.move(task, State.RUNNING)
+            self._lifecycle.move(task, State.RUNNING)
             return
         try:
             task.require(RESUMABLE, "resume")
@@ -135,12 +135,12 @@ class TaskService:
         final = task.final or EMPTY
         task.base = task.done(final)
         if final.nodes:
-            task.remaining = [(span.start, span.end, span.nid) for span in final.remaining()]
-            task.planned = sum(end - start for start, end, _ in task.remaining)
+            task.remaining = final.remaining()
+            task.planned = sum(node.size for node in task.remaining)
         task.final, task.result = None, ""  # an earlier run's: it must not be counted beside ``base``
         await self._start_again(task, caller, before)
 
-    async def _start_again(self, task: Task, caller: Caller, history: History) -> None:
+    async def _start_again(self, task: Task, caller: CallerProcess, history: History) -> None:
         """Start one task; if it may not begin it is as it was, with ``history``."""
         before = task.state
         assert task.operation is not None
@@ -149,10 +149,10 @@ class TaskService:
             await self._start([task], caller)
         except KtaskfsError:
             task.history = history
-            self._course.move(task, before)
+            self._lifecycle.move(task, before)
             raise
 
-    async def _start(self, tasks: Sequence[Task], caller: Caller) -> None:
+    async def _start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
         for task in tasks:
             task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
             self.table.move(task, State.STARTING)
@@ -160,7 +160,7 @@ class TaskService:
 
     def save(self, task: Task) -> None:
         """Write the record of ``task`` after a change of what it is to do."""
-        self._course.save(task)
+        self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
         """Have the work end after the chunks in flight. Raises WrongState."""
@@ -182,7 +182,7 @@ class TaskService:
         """Hand out no further chunk until ``resume``. Raises WrongState."""
         task.require({State.RUNNING}, "pause")
         task.ask(replace(task.requests, paused=True))
-        self._course.move(task, State.PAUSED)
+        self._lifecycle.move(task, State.PAUSED)
 
     def set_live(self, task: Task) -> None:
         """Put changed ``max_threads``, ``nice`` and ``rate_max`` of a task in force."""
@@ -194,4 +194,4 @@ class TaskService:
         """Drop a task that is not at work, nor about to be. Raises WrongState."""
         if task.state in ACTIVE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
-        self._course.drop(task)
+        self._lifecycle.drop(task)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.parameters import TaskParameters, parse_parameters
+from ktaskfs.operations.base.parameters import TaskParameters, parse_parameters
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ktaskfs.operations.operation import Operation
+    from ktaskfs.operations.base.operation import Operation
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 """What a task may be called: what is safe in a shell, in a table's column and in a metric's label."""

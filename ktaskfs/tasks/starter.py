@@ -12,13 +12,13 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
 from ktaskfs.tasks.recruit import Recruit, Recruiter, see_off
-from ktaskfs.tasks.task import State, Task, Worker
+from ktaskfs.tasks.task import State, Task, WorkerHandle
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ktaskfs.host.credentials import Caller
+    from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.launcher import Launcher
     from ktaskfs.tasks.record import StateDirectory
     from ktaskfs.tasks.table import TaskTable
@@ -47,7 +47,7 @@ class _Batch:
     """
 
     tasks: Sequence[Task]
-    caller: Caller
+    caller: CallerProcess
     forked: list[Recruit] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     writer_waits: bool = True
@@ -70,7 +70,7 @@ class Starter:
         state: StateDirectory,
         nursery: trio.Nursery,
         *,
-        began: Callable[[Task, Worker], None],
+        began: Callable[[Task, WorkerHandle], None],
         save: Callable[[Task], object],
         failed_late: Callable[[Task, KtaskfsError], None],
     ) -> None:
@@ -85,7 +85,7 @@ class Starter:
         self._batches: dict[Task, _Batch] = {}
         """Of each task, from its start until nothing is left of it but the work itself."""
 
-    async def start(self, tasks: Sequence[Task], caller: Caller) -> None:
+    async def start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
         """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
 
         Returns when all have begun, or after PATIENCE, with some still STARTING. Raises KtaskfsError if none
@@ -210,5 +210,5 @@ class Starter:
         task.worker = recruit.worker
         batch.forked.append(recruit)
         self._state.step("a worker is forked")
-        task.planned, task.basis = await self._recruiter.hear(recruit)
+        task.planned, task.baseline = await self._recruiter.hear(recruit)
         self._state.step("the worker is ready")

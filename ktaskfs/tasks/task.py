@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ktaskfs.errors import InvalidValue, TargetError, TaskForgotten, WrongState
-from ktaskfs.operations.basis import Basis
-from ktaskfs.operations.parameters import MAX, RangeParameters, parameters_of, parse_parameters
+from ktaskfs.operations.base.parameters import MAX, parameters_of, parse_parameters
+from ktaskfs.operations.base.resume import Baseline
+from ktaskfs.operations.ranges._range import RangeParameters
 from ktaskfs.progress import Phase, Requests, Shape, Snapshot, read_snapshot, write_requests
+from ktaskfs.span import Node
 from ktaskfs.tasks.record import Record, snapshot_from_json, snapshot_to_json
 from ktaskfs.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
 
-    from ktaskfs.operations.operation import Operation
-    from ktaskfs.operations.parameters import Parameter, TaskParameters
+    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.parameters import Parameter, TaskParameters
 
 
 class State(StrEnum):
@@ -69,15 +71,15 @@ class History:
     operation: Operation[Any] | None
     texts: Mapping[str, str]
     base: int
-    remaining: list[tuple[int, int, int]] | None
-    basis: Basis | None
+    remaining: tuple[Node, ...] | None
+    baseline: Baseline | None
     planned: int
     final: Snapshot | None
     result: str
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerHandle:
     """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon.
 
     ``ticket`` is what the launcher knows it by, None for one that an earlier daemon launched.
@@ -114,7 +116,7 @@ class Task:
     texts:      its parameters as canonical text, those that were given.
     planned:    units of this run, as its worker announced them before it began.
     base:       units that earlier runs of a resumed task had done.
-    basis:      what they rest on, from the first start on.
+    baseline:      what they rest on, from the first start on.
     worker:     from the fork until the end is known.
     final:      the last snapshot of the worker, once it has ended.
     forgotten:  it is in no table any more; whoever still has one of its files open gets nothing from it.
@@ -130,11 +132,11 @@ class Task:
         self.texts: dict[str, str] = {}
         self.state = State.NEW
         self.requests = Requests()
-        self.remaining: list[tuple[int, int, int]] | None = None
+        self.remaining: tuple[Node, ...] | None = None
         self.base = 0
-        self.basis: Basis | None = None
+        self.baseline: Baseline | None = None
         self.planned = 0
-        self.worker: Worker | None = None
+        self.worker: WorkerHandle | None = None
         self.final: Snapshot | None = None
         self.result = ""
         self.forgotten = False
@@ -210,7 +212,7 @@ class Task:
             dict(self.texts),
             self.base,
             self.remaining,
-            self.basis,
+            self.baseline,
             self.planned,
             self.final,
             self.result,
@@ -219,7 +221,7 @@ class Task:
     @history.setter
     def history(self, history: History) -> None:
         self.operation, self.texts = history.operation, dict(history.texts)
-        self.base, self.remaining, self.basis = history.base, history.remaining, history.basis
+        self.base, self.remaining, self.baseline = history.base, history.remaining, history.baseline
         self.planned, self.final, self.result = history.planned, history.final, history.result
 
     def rate_limit(self) -> int:
@@ -250,9 +252,9 @@ class Task:
             pid=None if worker is None else worker.pid,
             start_time=None if worker is None else worker.start_time,
             shape=None if worker is None else (worker.shape.slots, worker.shape.nodes),
-            remaining=self.remaining,
+            remaining=None if self.remaining is None else [(node.start, node.end, node.nid) for node in self.remaining],
             base=self.base,
-            basis=None if self.basis is None else asdict(self.basis),
+            baseline=None if self.baseline is None else asdict(self.baseline),
             final=None if self.final is None else snapshot_to_json(self.final),
             result=self.result,
         )
@@ -274,10 +276,11 @@ class Task:
             if each.name in task.texts:
                 each.kind.parse(task.texts[each.name])
         task.state = State(record.state)
-        task.remaining = None if record.remaining is None else [(s, e, n) for s, e, n in record.remaining]
-        task.planned = sum(end - start for start, end, _ in task.remaining or ())
+        if record.remaining is not None:
+            task.remaining = tuple(Node(start, end - start, nid) for start, end, nid in record.remaining)
+        task.planned = sum(node.size for node in task.remaining or ())
         task.base = record.base
-        task.basis = None if record.basis is None else Basis.from_fields(record.basis)
+        task.baseline = None if record.baseline is None else Baseline.from_fields(record.baseline)
         task.final = None if record.final is None else snapshot_from_json(record.final)
         task.result = record.result
         return task

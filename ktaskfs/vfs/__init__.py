@@ -20,8 +20,7 @@ Refusals are ``KtaskfsError``; anything else that is raised is a bug, and become
 """
 
 from ktaskfs.vfs.change import Change, WatchedChange, Watcher
-from ktaskfs.vfs.departures import Departures
-from ktaskfs.vfs.node import (
+from ktaskfs.vfs.inode import (
     BRIEFLY,
     FOREVER,
     ROOT_INO,
@@ -29,11 +28,12 @@ from ktaskfs.vfs.node import (
     Caller,
     Directory,
     File,
+    Inode,
     InodeNumbers,
-    Node,
     OpenFile,
     StaticDirectory,
 )
+from ktaskfs.vfs.invalidation import Invalidations
 from ktaskfs.vfs.stream import Stream, StreamFile
 from ktaskfs.vfs.text import COMMAND_MAX, TextFile
 
@@ -45,11 +45,11 @@ __all__ = [
     "Attributes",
     "Caller",
     "Change",
-    "Departures",
+    "Invalidations",
     "Directory",
     "File",
     "InodeNumbers",
-    "Node",
+    "Inode",
     "OpenFile",
     "StaticDirectory",
     "Stream",

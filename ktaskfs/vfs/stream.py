@@ -14,7 +14,7 @@ import trio
 
 from ktaskfs.vfs.change import READABLE, Change
 from ktaskfs.vfs.errors import AccessDenied, Interrupted, NothingYet
-from ktaskfs.vfs.node import Attributes, Caller, File, OpenFile, wants_write
+from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import Final
 from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
 from ktaskfs.vfs.errors import AccessDenied, BadWrite
-from ktaskfs.vfs.node import Attributes, Caller, File, OpenFile, wants_read, wants_write
+from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_read, wants_write
 
 COMMAND_MAX: Final = 64 * 1024
 """Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer

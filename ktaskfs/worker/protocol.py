@@ -34,8 +34,8 @@ WORDS_MAX: Final = 4096
 class StartRequest:
     """Fork a worker. Beside it travel the descriptors of the page, the channel, the caller's root and directory.
 
-    ``parameters`` are canonical texts; ``remaining`` are (start, end, nid) of a resumed task, None for a new one, and
-    ``basis`` is what an earlier run of it said in Ready;
+    ``parameters`` are canonical texts; ``remaining`` are (start, size, nid) of a resumed task, None for a new one, and
+    ``baseline`` is what an earlier run of it said in Ready;
     ``identity`` is what ``ktaskfs.host.credentials`` made of the caller. ``ticket`` is repeated by what answers the
     request: a number of its own for each, since one task may have a worker that ends and another that starts.
     """
@@ -44,7 +44,7 @@ class StartRequest:
     operation: str
     parameters: Mapping[str, str]
     remaining: Sequence[tuple[int, int, int]] | None
-    basis: Mapping[str, Any] | None
+    baseline: Mapping[str, Any] | None
     identity: Mapping[str, Any]
     load_bal_shift: int
     ticket: int = 0
@@ -69,10 +69,10 @@ class Exited:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's answer: it can begin on ``total`` units; ``basis`` has the fields of an ``operations.basis.Basis``."""
+    """A worker's answer: it can begin on ``total`` units; ``baseline`` has the fields of a Baseline."""
 
     total: int
-    basis: Mapping[str, Any]
+    baseline: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

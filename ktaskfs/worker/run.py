@@ -20,18 +20,18 @@ from ktaskfs import ktask
 from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.credentials import Identity, become
-from ktaskfs.operations.basis import Basis
-from ktaskfs.operations.operation import Range
-from ktaskfs.operations.parameters import parse_parameters
-from ktaskfs.progress import Phase, Span, WorkerPage
+from ktaskfs.operations.base.parameters import parse_parameters
+from ktaskfs.operations.base.resume import Baseline
+from ktaskfs.progress import Phase, WorkerPage
+from ktaskfs.span import Node
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.operation import Operation, Plan
-    from ktaskfs.operations.parameters import TaskParameters
+    from ktaskfs.operations.base.operation import Operation, Plan
+    from ktaskfs.operations.base.parameters import TaskParameters
 
 COMM_MAX = 15
 """Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
@@ -40,7 +40,7 @@ NICE_MIN, NICE_MAX = -20, 19
 
 
 @dataclass(frozen=True)
-class Ending:
+class FinalReport:
     """How the work ended, as the page reports it; ``number`` is an errno."""
 
     phase: Phase
@@ -74,20 +74,21 @@ class Worker:
         try:
             become(Identity.from_fields(self._request.identity), self._root, self._cwd)
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
-            remaining, basis = self._earlier(parameters)
-            parameters = parameters if basis is None else basis.settled(parameters)
+            remaining, baseline = self._earlier(parameters)
+            if baseline is not None:
+                parameters = self._operation.settled(parameters, baseline)
             plan = self._operation.plan(self._kernel, parameters, remaining)
         except Exception as error:
             self._refuse(error)
             return 0
         try:
-            basis = basis or Basis.found(parameters, self._operation.units, plan.nodes)
+            baseline = baseline or self._operation.baseline(parameters, plan.nodes)
             job = self._make_job(plan)
         except Exception as error:
             plan.abort()
             self._refuse(error)
             return 0
-        if not self._may_begin(sum(node.size for node in plan.nodes), basis):
+        if not self._may_begin(sum(node.size for node in plan.nodes), baseline):
             plan.abort()
             return 0
         self._channel.close()
@@ -108,32 +109,32 @@ class Worker:
         except ConnectionError:
             return True
 
-    def _may_begin(self, total: int, basis: Basis) -> bool:
+    def _may_begin(self, total: int, baseline: Baseline) -> bool:
         """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""
         try:
-            protocol.send(self._channel, protocol.Ready(total, dataclasses.asdict(basis)))
+            protocol.send(self._channel, protocol.Ready(total, dataclasses.asdict(baseline)))
             return self._channel.recv(1) == protocol.GO
         except ConnectionError:
             return False
 
-    def _earlier(self, parameters: TaskParameters) -> tuple[list[Range] | None, Basis | None]:
+    def _earlier(self, parameters: TaskParameters) -> tuple[list[Node] | None, Baseline | None]:
         """What an earlier run left to do, and rested on. Raises TargetError if what it has done is no longer there.
 
         Where nothing was done yet there is nothing to lose: the task then begins anew.
         """
         if self._request.remaining is None:
             return None, None
-        remaining = [Range(*each) for each in self._request.remaining]
-        if self._request.basis is None:
+        remaining = [Node(*each) for each in self._request.remaining]
+        if self._request.baseline is None:
             return remaining, None
-        basis = Basis.from_fields(self._request.basis)
+        baseline = Baseline.from_fields(self._request.baseline)
         try:
-            basis.require(parameters)
+            baseline.require(parameters)
         except TargetError:
-            if sum(each.end - each.start for each in remaining) < basis.total:
+            if sum(each.size for each in remaining) < baseline.total:
                 raise
             return None, None
-        return remaining, basis
+        return remaining, baseline
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""
@@ -156,8 +157,8 @@ class Worker:
 
     def _work(self, plan: Plan, job: ktask.Job) -> None:
         self._apply(job)
-        spans = [_span(node) for node in plan.nodes]
-        self._page.begin(spans, sum(span.end - span.start for span in spans))
+        nodes = [Node(_ordinal(node.start), node.size, node.nid) for node in plan.nodes]
+        self._page.begin(nodes, sum(node.size for node in nodes))
         ending = self._run_job(job)
         result = ""
         try:
@@ -168,18 +169,18 @@ class Worker:
             if isinstance(error, Finding):
                 position, result = error.position, error.result
             if ending.phase is Phase.DONE:
-                ending = Ending(Phase.FAILED, number, position, message)
+                ending = FinalReport(Phase.FAILED, number, position, message)
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
 
-    def _run_job(self, job: ktask.Job) -> Ending:
+    def _run_job(self, job: ktask.Job) -> FinalReport:
         try:
             outcome = job.run()
         except ktask.TaskError as failure:
             number, message = _explain(failure.error)
-            return Ending(Phase.FAILED, number, _ordinal(failure.position), message)
-        return Ending(Phase.CANCELLED if outcome.cancelled else Phase.DONE)
+            return FinalReport(Phase.FAILED, number, _ordinal(failure.position), message)
+        return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE)
 
     def _listen(self, job: ktask.Job) -> None:
         """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), has a wish."""
@@ -207,12 +208,6 @@ class Worker:
     def _name_thread(self, slot: int) -> None:
         suffix = f":{slot}"
         syscalls.set_thread_name(f"ktask/{self._request.name}"[: COMM_MAX - len(suffix)] + suffix)
-
-
-def _span(node: ktask.Node) -> Span:
-    """A range of the work for the page."""
-    start = _ordinal(node.start)
-    return Span(start, start + node.size, node.nid)
 
 
 def _ordinal(position: Any) -> int:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import setproctitle
 
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
-from ktaskfs.worker.rehearsal import rehearse
 from ktaskfs.worker.run import Worker
+from ktaskfs.worker.warm_up import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

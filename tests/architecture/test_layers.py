@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PACKAGE = Path(__file__).resolve().parents[2] / "ktaskfs"
 
-EVERYBODY = {"errors", "units", "version"}
+EVERYBODY = {"errors", "span", "units", "version"}
+FAMILIES = {path.name for path in (PACKAGE / "operations").iterdir() if path.is_dir()} - {"base", "__pycache__"}
+OPERATIONS = {"operations", "operations/base"} | {f"operations/{family}" for family in FAMILIES}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "units": set(),
-    "version": set(),
+    **{common: set() for common in EVERYBODY},
     "host": set(),
     "ktask": set(),
     "vfs": set(),
     "progress": set(),
-    "operations": {"ktask", "host"},
-    "worker": {"operations", "ktask", "host", "progress"},
-    "tasks": {"worker", "operations", "host", "progress"},
-    "control": {"vfs", "tasks", "operations", "host"},
+    "memory": {"host"},
+    "operations": set(),
+    "operations/base": {"operations", "ktask", "host"},
+    **{f"operations/{family}": {"operations/base", "memory", "ktask", "host"} for family in FAMILIES},
+    "worker": OPERATIONS | {"ktask", "host", "progress"},
+    "tasks": {"worker", "host", "progress"} | OPERATIONS,
+    "control": {"vfs", "tasks", "host"} | OPERATIONS,
     "fuse": {"vfs"},
     "config": {"tasks"},
     "systemd": set(),
-    "daemon": {"control", "fuse", "host", "ktask", "operations", "progress", "tasks", "vfs", "worker", "config"}
-    | {"systemd"},
+    "daemon": {"control", "fuse", "host", "ktask", "progress", "tasks", "vfs", "worker", "config", "systemd"}
+    | OPERATIONS,
     "cli": {"daemon", "config", "systemd"},
 }
 EXCEPTIONS = {("control/task_text.py", "progress"), ("control/wait.py", "progress")}
@@ -39,7 +46,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def layer_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return layer_named(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def layer_named(parts: Sequence[str]) -> str:
+    """The layer of a module: its first name, and in ``operations`` the family too."""
+    if parts[0] == "operations" and len(parts) > 1 and parts[1] in FAMILIES | {"base"}:
+        return f"operations/{parts[1]}"
+    return parts[0]
 
 
 def imported(path: Path) -> set[str]:
@@ -64,7 +78,7 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     for name in imported(path):
         top, _, rest = name.partition(".")
         if top == "ktaskfs" and rest:
-            other = rest.split(".")[0]
+            other = layer_named(rest.split("."))
             allowed = MAY_IMPORT[layer] | EVERYBODY | {layer}
             exception = (str(path.relative_to(PACKAGE)), other) in EXCEPTIONS
             assert other in allowed or exception, f"{layer} may not import {name}"

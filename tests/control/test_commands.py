@@ -14,7 +14,7 @@ from ktaskfs.errors import InvalidValue, NotPermitted, TargetError
 from ktaskfs.vfs import Attributes, Caller
 
 if TYPE_CHECKING:
-    from ktaskfs.host.credentials import Caller as Writer
+    from ktaskfs.host.credentials import CallerProcess as Writer
 
 ME = Caller(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
 

@@ -13,7 +13,7 @@ from ktaskfs.control.openmetrics import render
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import EMPTY, State, Task

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from ktaskfs.control import task_text
 from ktaskfs.control.manual import manual
 from ktaskfs.control.wait import INTERVAL, WaitStream
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState, read_snapshot
 from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.units import PAGES
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -73,7 +74,7 @@ def test_earlier_runs_count() -> None:
 
 
 def test_units_that_are_not_bytes_are_named() -> None:
-    assert task_text.format_speed("pages", 5120.4) == "5120pages/s"
+    assert task_text.format_speed(PAGES, 5120.4) == "5120pages/s"
 
 
 def test_an_error_has_its_name_and_position() -> None:

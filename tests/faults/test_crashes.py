@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from ktaskfs.tasks.steps import VARIABLE
+from ktaskfs.tasks.crash_points import VARIABLE
 from tests.support.poll import until
 from tests.support.shell import run
 

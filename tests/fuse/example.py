@@ -37,7 +37,7 @@ from ktaskfs.vfs.stream import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ktaskfs.vfs import Node
+    from ktaskfs.vfs import Inode
 
 MANY = 10_000
 
@@ -131,11 +131,11 @@ class Items(Directory):
         self._tree = tree
         self._items: dict[str, tuple[int, Directory]] = {}
 
-    def lookup(self, name: str, caller: Caller) -> Node | None:
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
         owner, item = self._items.get(name, (None, None))
         return item if caller.uid in (0, owner) else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         return [(name, item) for name, (owner, item) in self._items.items() if caller.uid in (0, owner)]
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
@@ -163,16 +163,16 @@ class Many(Directory):
         self._first = tree.numbers.take(2 * MANY)
         self._attributes_of_file = Attributes(0o444)
 
-    def _child(self, number: int) -> Node:
+    def _child(self, number: int) -> Inode:
         ino = self._first + 2 * number
         value = TextFile(ino + 1, self._attributes_of_file, lambda caller: f"{number}\n")
         return StaticDirectory(ino, self._attributes, {"value": value})
 
-    def lookup(self, name: str, caller: Caller) -> Node | None:
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
         number = int(name) if name.isdigit() else MANY
         return self._child(number) if number < MANY else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Node]]:
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         return ((str(number), self._child(number)) for number in range(MANY))
 
 
@@ -193,7 +193,7 @@ class ExampleTree:
     def _file(self, mode: int, render: Callable[[Caller], str], **extra: object) -> TextFile:
         return TextFile(self.numbers.take(), Attributes(mode), render, **extra)  # type: ignore[arg-type]
 
-    def _children(self) -> dict[str, Node]:
+    def _children(self) -> dict[str, Inode]:
         return {
             "hello": self._file(0o444, lambda caller: "hello, world\n"),
             "long": self._file(0o444, lambda caller: "".join(f"{n:07}\n" for n in range(40_000))),

@@ -38,7 +38,7 @@ import subprocess, sys
 from pathlib import Path
 import trio
 from ktaskfs.fuse.session import mounted
-from ktaskfs.vfs import ROOT_INO, Attributes, Departures, Directory, StaticDirectory
+from ktaskfs.vfs import ROOT_INO, Attributes, Invalidations, Directory, StaticDirectory
 
 class Slow(Directory):
     def __init__(self):
@@ -58,14 +58,14 @@ async def until_waiting(tasks):
     while not any(stat.read_text().rpartition(")")[2].split()[0] == "D" for stat in tasks.glob("*/stat")):
         await trio.sleep(0.01)
 
-async def main(root, session, departures):
+async def main(root, session, invalidations):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.serve)
         subprocess.Popen(["mkdir", f"{sys.argv[1]}/2"])  # has the lock, and waits for the answer
         await root.asked.wait()
         second = subprocess.Popen(["mkdir", f"{sys.argv[1]}/3"])  # waits for the lock, to ask then
         await until_waiting(Path(f"/proc/{second.pid}/task"))
-        departures.add(root, "gone")  # waits for the lock behind both
+        invalidations.add(root, "gone")  # waits for the lock behind both
         await until_waiting(Path("/proc/self/task"))
         root.answer.set()
         if sys.argv[2] == "terminate":
@@ -73,9 +73,9 @@ async def main(root, session, departures):
         else:
             raise ZeroDivisionError
 
-root, departures = Slow(), Departures()
-with mounted(root, sys.argv[1], name="x", departures=departures) as session:
-    trio.run(main, root, session, departures)
+root, invalidations = Slow(), Invalidations()
+with mounted(root, sys.argv[1], name="x", invalidations=invalidations) as session:
+    trio.run(main, root, session, invalidations)
 """
 
 

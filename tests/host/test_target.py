@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
-from ktaskfs.host.target import MEMORY, Kind, open_target
+from ktaskfs.host.target import MEMORY, Filesystem, open_target
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 NOBODY = 65534
-ALL = frozenset(Kind)
+ALL = frozenset(Filesystem)
 
 
 def refusal(kernel: Kernel, path: str | Path, **options: object) -> KtaskfsError:
@@ -99,14 +99,14 @@ def test_an_existing_file_is_neither_truncated_nor_chosen_by_name_twice(kernel: 
     target = open_target(kernel, str(tmpfs / "file"), kinds=MEMORY, create=0o600)
     assert not target.created
     assert target.size() == 3
-    assert (target.kind, target.page_size) == (Kind.TMPFS, 4096)
+    assert (target.filesystem, target.page_size) == (Filesystem.TMPFS, 4096)
     assert target.allocated() == (tmpfs / "file").stat().st_blocks * 512 > 0
     target.close()
 
 
 def test_hugetlbfs_says_its_page_size(kernel: Kernel, hugetlbfs: Path, page_size: int) -> None:
     target = open_target(kernel, str(hugetlbfs / "file"), kinds=MEMORY, create=0o600)
-    assert (target.kind, target.page_size) == (Kind.HUGETLBFS, page_size)
+    assert (target.filesystem, target.page_size) == (Filesystem.HUGETLBFS, page_size)
     target.close()
 
 
@@ -118,7 +118,7 @@ def test_a_memfd_through_another_process(kernel: Kernel, flags: int) -> None:
     def look() -> list[object]:
         os.close(fd)
         target = open_target(kernel, path, kinds=MEMORY, create=0o600)
-        return [target.kind.value, target.page_size, target.created, target.seals()]
+        return [target.filesystem.value, target.page_size, target.created, target.seals()]
 
     expected = ["hugetlbfs", 2 << 20] if flags else ["tmpfs", 4096]
     assert run_forked(look) == [*expected, False, 0]
@@ -169,7 +169,7 @@ def test_in_a_root_directory_without_proc(kernel: Kernel, tmpfs: Path) -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         target = open_target(kernel, "/../file", kinds=MEMORY)
-        return [target.kind.value, os.path.exists("/proc/self"), len(kernel.read_proc("meminfo")) > 0]
+        return [target.filesystem.value, os.path.exists("/proc/self"), len(kernel.read_proc("meminfo")) > 0]
 
     assert run_forked(inside) == ["tmpfs", False, True]
 

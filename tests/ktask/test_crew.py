@@ -12,7 +12,7 @@ import pytest
 
 from ktaskfs import ktask
 from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
-from ktaskfs.ktask.worker import Worker
+from ktaskfs.ktask.task_thread import TaskThread
 from tests.ktask.fakes import TIMEOUT, Chunks, FakeClock, FakeMachine, Ledger, Unlucky, control
 
 
@@ -96,9 +96,9 @@ def test_no_threads_are_started_for_less_than_an_aligned_chunk(monkeypatch: pyte
 
 
 def test_the_counts_of_a_slot_go_on_where_its_last_thread_ended() -> None:
-    before = Worker(1, 0, None)
+    before = TaskThread(1, 0, None)
     before.chunks, before.units, before.busy_ns = 2, 30, 400
-    after = Worker(1, 0, before)
+    after = TaskThread(1, 0, before)
     assert (after.chunks, after.units, after.busy_ns) == (2, 30, 400)
 
 

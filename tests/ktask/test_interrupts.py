@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from ktaskfs.ktask.worker import Worker
+    from ktaskfs.ktask.task_thread import TaskThread
 
 SIZE = 6
 NODES = [Node(0, SIZE, 0)]
@@ -142,7 +142,7 @@ def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) ->
 
     fail = Scheduler.fail
 
-    def fail_late(scheduler: Scheduler, worker: Worker, error: BaseException) -> None:
+    def fail_late(scheduler: Scheduler, worker: TaskThread, error: BaseException) -> None:
         assert rest_done.wait(TIMEOUT)
         fail(scheduler, worker, error)
 

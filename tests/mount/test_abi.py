@@ -11,7 +11,7 @@ import pytest
 
 from ktaskfs.control.task_directory import STATUS_FILES
 from ktaskfs.control.verbs import VERBS
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.version import VERSION
 from tests.support.daemon import ROOT

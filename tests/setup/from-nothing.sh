@@ -1,6 +1,6 @@
 #!/bin/sh
 # Proves that a clone needs nothing but Debian, make and git: runs make in a copy of this system without the
-# packages that mount/setup.sh installs and all that depends on them, without package lists, without a venv, in a
+# packages that scripts/setup.sh installs and all that depends on them, without package lists, without a venv, in a
 # fresh clone of HEAD.
 # The copy is an overlay whose changes lie in memory, in mount and PID namespaces of its own; nothing here changes.
 # Needs root and takes minutes, most of them in apt and pip: so it is not among the tests that `make test` runs.
@@ -36,7 +36,7 @@ cat >"$root/tmp/inside.sh" <<'INSIDE'
 set -eu
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export DEBIAN_FRONTEND=noninteractive
-packages=$(sed -n "s/^packages='\(.*\)'/\1/p" "$source/mount/setup.sh")
+packages=$(sed -n "s/^packages='\(.*\)'/\1/p" "$source/scripts/setup.sh")
 removable=''
 for package in $packages; do
     [ "$package" = python3 ] || removable="$removable $package" # half of Debian hangs on python3

@@ -52,7 +52,8 @@ def test_the_demo_shows_the_main_job() -> None:
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
 def test_an_interrupted_demo_puts_everything_back(number: signal.Signals) -> None:
-    with subprocess.Popen([ROOT / "mount/demo.sh"], stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
+    command = [ROOT / "scripts/demo.sh"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "/wait" in line:
@@ -66,7 +67,7 @@ def test_an_interrupted_demo_puts_everything_back(number: signal.Signals) -> Non
 def test_an_ordinary_user_sees_it_on_tmpfs(two_users: tuple[User, User], public_root: Path) -> None:
     user = two_users[0]
     done = subprocess.run(
-        [public_root / "mount/demo.sh"],
+        [public_root / "scripts/demo.sh"],
         stdin=subprocess.DEVNULL,  # no terminal: sudo, if there is any, cannot ask
         env=environment(user) | {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
         user=user.uid,

@@ -34,7 +34,7 @@ BELOW_PREFIX = {
 
 def install(verb: str, destdir: Path, prefix: str = "/usr/local") -> Outcome:
     """What make runs, without its setup, which must not change .venv under the other tests."""
-    done = run(sys.executable, str(ROOT / "mount/install.py"), verb, prefix, str(destdir))
+    done = run(sys.executable, str(ROOT / "packaging/install.py"), verb, prefix, str(destdir))
     assert done.status == 0, done.err
     return done
 
@@ -95,4 +95,4 @@ def test_pip_gives_the_command(tmp_path: Path) -> None:
 def test_make_has_the_usual_variables(verb: str) -> None:
     for variables, arguments in (((), '"/usr/local" ""'), (("PREFIX=/usr", "DESTDIR=/d"), '"/usr" "/d"')):
         done = run("make", "--no-print-directory", "--dry-run", verb, *variables, cwd=ROOT)
-        assert done.out.splitlines()[-1] == f".venv/bin/python mount/install.py {verb} {arguments}"
+        assert done.out.splitlines()[-1] == f".venv/bin/python packaging/install.py {verb} {arguments}"

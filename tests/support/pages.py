@@ -6,19 +6,20 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from ktaskfs.progress import Requests, Shape, Span, create_page
+from ktaskfs.progress import Requests, Shape, create_page
+from ktaskfs.span import Node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SHAPE = Shape(slots=3, nodes=4)
-SPANS = [Span(100, 110, 0), Span(110, 117, -1)]
+NODES = [Node(100, 10, 0), Node(110, 7, -1)]
 ALL = set(range(100, 117))
 
 
-def units(spans: Sequence[Span]) -> list[int]:
-    """Every unit of ``spans``; none may be named twice."""
-    found = [unit for span in spans for unit in range(span.start, span.end)]
+def units(nodes: Sequence[Node]) -> list[int]:
+    """Every unit of ``nodes``; none may be named twice."""
+    found = [unit for node in nodes for unit in range(node.start, node.end)]
     assert len(found) == len(set(found))
     return found
 

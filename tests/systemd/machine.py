@@ -107,7 +107,7 @@ def booted() -> Iterator[Machine]:
         Path(path).chmod(0o755)
         directory.mkdir()
         layer.mkdir()
-        subprocess.run([sys.executable, ROOT / "mount/install.py", "install", "/usr", layer], check=True)
+        subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", layer], check=True)
         with subprocess.Popen([BOOT, "start", directory, layer, USERS], stderr=subprocess.PIPE, text=True) as boot:
             assert boot.stderr is not None
             said = boot.stderr.read()

@@ -193,7 +193,7 @@ def test_uninstall_leaves_nothing(machine: Machine) -> None:
     assert machine.run("systemctl", "disable", "--now", UNIT).status == 0
     find = ["find", "/etc", "/usr", "/var/lib", "-xdev", "-iname", "*ktask*", "-not", "-path", f"{ROOT}/*"]
     assert "/usr/sbin/ktaskfs\n" in machine.out(*find)
-    done = run(sys.executable, str(ROOT / "mount/install.py"), "uninstall", "/usr", str(machine.root))
+    done = run(sys.executable, str(ROOT / "packaging/install.py"), "uninstall", "/usr", str(machine.root))
     assert done.status == 0, done.err
     assert machine.out(*find) == ""
     assert machine.daemons() == []

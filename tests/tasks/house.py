@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ktaskfs.host.credentials import Caller, read_caller
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.host.credentials import CallerProcess, read_caller
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.launcher import Launcher
 from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
@@ -31,7 +31,7 @@ DEADLINE = 30.0
 OPERATIONS = find_operations()
 
 
-def me() -> Caller:
+def me() -> CallerProcess:
     """This process as a caller."""
     return read_caller(os.getpid(), os.geteuid(), os.getegid())
 

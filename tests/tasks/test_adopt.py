@@ -19,6 +19,7 @@ from ktaskfs.host import credentials
 from ktaskfs.progress import write_requests
 from ktaskfs.tasks import recruit as recruit_module
 from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.record import VERSION
 from ktaskfs.tasks.task import State, Task
 from tests.support.processes import has_ended
 from tests.tasks.house import House, ended, me, open_files, open_house, read_json, stop_spare, until
@@ -274,7 +275,7 @@ async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory
         {"state": "odd"},
         {"parameters": {"nice": "many"}},
         {"parameters": None},
-        {"version": 2},
+        {"version": VERSION + 1},
     ],
 )
 async def test_a_record_that_makes_no_sense_is_set_aside_beside_sound_ones(

@@ -5,7 +5,8 @@
 
     python -c '
     import sys, atheris
-    with atheris.instrument_imports(include=["ktaskfs.tasks.spec", "ktaskfs.operations.parameters", "ktaskfs.units"]):
+    parsers = ["ktaskfs.tasks.spec", "ktaskfs.operations.base.parameters", "ktaskfs.units"]
+    with atheris.instrument_imports(include=parsers):
         from tests.tasks.test_corpus import check
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()' -max_len=300 CORPUS
@@ -17,8 +18,8 @@ import json
 from pathlib import Path
 
 from ktaskfs.errors import SpecError
-from ktaskfs.operations.parameters import format_parameters
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.parameters import format_parameters
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.spec import parse_spec
 
 OPERATIONS = find_operations()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ktaskfs.control.manual import manual
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.spec import Spec, parse_spec
 
 ROOT = Path(__file__).resolve().parents[2]

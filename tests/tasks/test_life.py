@@ -13,6 +13,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
+from ktaskfs.span import Node
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State, Task
@@ -87,7 +88,7 @@ async def test_cancel_ends_a_task_after_the_chunk_and_resume_does_the_rest(
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
-    assert task.remaining == [(4096, SIZE, -1)]
+    assert task.remaining == (Node(4096, SIZE - 4096, -1),)
 
 
 @pytest.mark.parametrize("how", ["kill", "signal"])
@@ -270,14 +271,14 @@ async def test_a_bug_at_the_end_of_one_task_does_not_end_the_others(
 ) -> None:
     first = await house.paused(memory / "first")
     second = await house.paused(memory / "second")
-    conclude = house.service._course.conclude
+    conclude = house.service._lifecycle.conclude
 
     def fail(task: Task, *rest: object) -> None:
         if task is first:
             raise ZeroDivisionError
         conclude(task, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(house.service._course, "conclude", fail)
+    monkeypatch.setattr(house.service._lifecycle, "conclude", fail)
     with caplog.at_level(logging.ERROR):
         for task in (first, second):
             house.service.kill(task)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.host.credentials import Caller
+from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks.paths import absolute_paths
 from tests.tasks.house import OPERATIONS, me
 
@@ -22,7 +22,7 @@ def paths(root: Path | str, cwd: Path | str | int, path: str = "f") -> str:
     who = me()
     who.close()
     flags = os.O_PATH | os.O_DIRECTORY
-    caller = Caller(who.identity, os.open(root, flags), cwd if isinstance(cwd, int) else os.open(cwd, flags))
+    caller = CallerProcess(who.identity, os.open(root, flags), cwd if isinstance(cwd, int) else os.open(cwd, flags))
     try:
         texts = absolute_paths(OPERATIONS["fallocate"], TEXTS | {"path": path}, caller)
     finally:

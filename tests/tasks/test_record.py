@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue, KtaskfsError
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.tasks.record import VERSION, Record, StateDirectory, snapshot_from_json, snapshot_to_json
 from ktaskfs.tasks.task import Task

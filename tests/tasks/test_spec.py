@@ -14,15 +14,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.operation import Operation, Plan
-from ktaskfs.operations.parameters import RangeParameters
+from ktaskfs.operations.base.operation import Operation, Plan
+from ktaskfs.operations.ranges._range import RangeParameters
 from ktaskfs.tasks.spec import Spec, check_name, parse_spec, split_words
+from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.operation import Range
+    from ktaskfs.span import Node
 
 LINES = st.text(st.sampled_from("ab =\"'\\ \t\n\r#{}:,\u00e9\u00a0\x1c"), max_size=30)
 BLANKS = " \t\r\n"
@@ -36,10 +37,10 @@ class Nothing(RangeParameters):
 class Wipe(Operation[Nothing]):
     name = "wipe"
     description = "Does nothing."
-    units = "bytes"
+    units = BYTES
     parameters = Nothing
 
-    def prepare(self, kernel: Kernel, parameters: Nothing, remaining: Sequence[Range] | None) -> Plan:
+    def prepare(self, kernel: Kernel, parameters: Nothing, remaining: Sequence[Node] | None) -> Plan:
         raise NotImplementedError
 
 

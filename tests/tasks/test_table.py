@@ -13,13 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TaskForgotten, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
-from ktaskfs.operations.parameters import parameters_of
-from ktaskfs.operations.registry import find_operations
+from ktaskfs.operations.base.parameters import parameters_of
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
-from ktaskfs.tasks import ended as ended_module
+from ktaskfs.tasks import retention as ended_module
 from ktaskfs.tasks.budget import helper_limit
 from ktaskfs.tasks.table import USERS_MAX, TaskTable
-from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task, Worker
+from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task, WorkerHandle
 from ktaskfs.tasks.tunables import TUNABLES, Settings
 
 if TYPE_CHECKING:
@@ -232,10 +232,10 @@ def test_a_worker_that_cannot_be_told_does_not_stand_in_the_others_way(tmp_path:
     page = os.open(tmp_path / "page", os.O_RDWR | os.O_CREAT)
     ended = _ended_process()
     try:
-        broken.worker = Worker(1, 1, ended, read_only, Shape(1, 1))
+        broken.worker = WorkerHandle(1, 1, ended, read_only, Shape(1, 1))
         table.move(broken, State.RUNNING)
         table.move(sound, State.RUNNING)
-        sound.worker = Worker(1, 1, ended, page, Shape(1, 1))
+        sound.worker = WorkerHandle(1, 1, ended, page, Shape(1, 1))
         table.settings.set(TUNABLE["nice"], "3")
         assert (read_requests(page).nice, sound.requests.nice) == (3, 3)
         assert broken.requests == Requests()  # not taken for told: the next change tries again

@@ -19,7 +19,7 @@ from ktaskfs.vfs import (
     StaticDirectory,
     TextFile,
 )
-from ktaskfs.vfs.node import wants_read, wants_write
+from ktaskfs.vfs.inode import wants_read, wants_write
 
 ROOT = Caller(0, 0, 1)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.host.credentials import Caller, read_caller
+from ktaskfs.host.credentials import CallerProcess, read_caller
 from ktaskfs.progress import Requests, Shape, Snapshot, create_page, read_snapshot, write_requests
 from ktaskfs.worker import protocol
 from tests.support.daemon import ROOT, interpreter
@@ -25,7 +25,7 @@ SHAPE = Shape(slots=2, nodes=8)
 DEADLINE = 30.0
 
 
-def me() -> Caller:
+def me() -> CallerProcess:
     """This process as a caller."""
     return read_caller(os.getpid(), os.geteuid(), os.getegid())
 
@@ -97,13 +97,13 @@ class Spawner:
     def request(self, operation: str, parameters: Mapping[str, str], **changes: Any) -> protocol.StartRequest:
         """A request with sensible values where ``changes`` does not say otherwise."""
         ticket = len(self.spawned) + 1
-        caller: Caller = changes.pop("caller", None) or me()
+        caller: CallerProcess = changes.pop("caller", None) or me()
         caller.close()
         identity = caller.identity.to_fields()
         fields = {
             "name": f"t{ticket}",
             "remaining": None,
-            "basis": None,
+            "baseline": None,
             "load_bal_shift": 2,
             "ticket": ticket,
             "identity": identity,

@@ -29,7 +29,7 @@ MESSAGES = st.one_of(
         name=st.text(),
         operation=st.text(),
         parameters=st.dictionaries(st.text(), st.text()),
-        basis=st.none() | st.dictionaries(st.text(), NUMBERS),
+        baseline=st.none() | st.dictionaries(st.text(), NUMBERS),
         remaining=st.none() | st.lists(st.lists(NUMBERS, min_size=3, max_size=3)),
         identity=st.dictionaries(st.text(), NUMBERS),
         load_bal_shift=NUMBERS,

@@ -1,0 +1,1 @@
+"""How far ktaskfs should scale, predicted from costs measured here and the published series."""

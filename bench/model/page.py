@@ -1,0 +1,255 @@
+"""The page and the plot of the scaling model: docs/scaling.md and docs/plots/scaling.svg."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import textwrap
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bench.model.fit import GIB, HUGE_PAGE, LEAST_CHUNK, Shape, memory_threads, speedup
+from bench.model.published import SOURCES, THREADS, XEON
+from bench.model.tables import (
+    CHUNKS,
+    CORES,
+    LINES,
+    SIZES,
+    TIB,
+    Report,
+    again,
+    checks,
+    published,
+    short,
+    stops,
+    summary,
+    variants,
+)
+from ktaskfs.units import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def document(report: Report) -> str:
+    """The whole page."""
+    paragraphs = (_expectations(report), _limits(report), _series(report), _changes(report), _method(report), _doubts())
+    return "\n".join(map(wrapped, paragraphs))
+
+
+def wrapped(text: str) -> str:
+    """The text with its paragraphs and list items filled to the width of a line; tables and headings as they are."""
+    blocks = []
+    for block in text.strip().split("\n\n"):
+        if block[0] in "|#!":
+            blocks.append(block)
+            continue
+        pieces = re.split(r"\n(?=- |\d\. )", block)
+        blocks.append("\n".join(_filled(" ".join(piece.split())) for piece in pieces))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _filled(piece: str) -> str:
+    marker = re.match(r"- |\d\. ", piece)
+    indent = " " * len(marker[0]) if marker else ""
+    return textwrap.fill(piece, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _expectations(report: Report) -> str:
+    largest = report.server("fallocate", CORES[-1])
+    fallocate, clear = (report.of(name, CORES[-1], SIZES[-1]) for name in ("fallocate", "clear"))
+    enough = {name: memory_threads(replace(server, nodes=1)) for name, server in report.servers.items()}
+    costs = report.costs["fallocate"]
+    budget = HUGE_PAGE / largest.memory
+    unmap = short(SIZES[-1] / HUGE_PAGE * costs.page_unmap)
+    xeon = [fit for fit in report.fits if fit.published.machine == XEON]
+    spread = [f"{fit.most:.1f}x" for fit in xeon if fit.published.operation == "fallocate"]
+    working = f"{fallocate.work_seconds / fallocate.seconds:.0%}"
+    tables = "\n\n".join(f"**`{name}`** ({LINES[name]})\n\n{summary(report, name)}" for name in report.servers)
+    return f"""# How far it scales: a prediction
+
+Written by `python -m bench.model`. **Predicted, not measured**: nobody has run ktaskfs on more than a few cores yet.
+What Python costs is measured, how memory saturates is fitted to the figures that the kernel series published, and what
+memory the server has is an assumption, to be changed on the command line.
+
+## What to expect
+
+A server with {report.cores_per_node} cores and {largest.node_bandwidth / GIB:.0f} GiB/s of zeroing in each NUMA node,
+pages of 2 MiB, and a spec with `nodes=`, so that threads work on their own node.
+
+{tables}
+
+*threads*: as many as 80 % of the CPUs allow, once `max_threads` is raised; as shipped it is 4. *speedup*: against one
+thread, at 16 TiB. *GIL*: how much of the time the worker's Python threads hold it. *limit*: what one more thread would
+wait for; *cores* means that it would help.
+
+- **Memory is the limit, not Python.** {enough["fallocate"]:.0f} threads of `fallocate`, or {enough["clear"]:.0f} of
+  `clear`, ask for all that one node gives. Set `max_threads` to about twice that for each node; the rest of the cores
+  can do something else.
+- **The GIL is held {fallocate.gil_share:.0%} (`fallocate`) and {clear.gil_share:.0%} (`clear`) of the time** on
+  {CORES[-1]} cores.
+- **The kernel's locks are the unknown.** In 2017 the series' fallocate never came beyond {min(spread)} to
+  {max(spread)} on its Xeon. ktaskfs goes another way into the kernel, without the inode's lock. On {CORES[-1]} cores
+  all threads together have {budget * 1e6:.1f} µs for a page; freeing one, which passes the same locks, takes
+  {costs.page_lock * 1e6:.1f} µs here alone. If sockets that fetch a lock from each other make it
+  {budget / costs.page_lock:.0f} times as long, locks are the limit. Expect something between the table above and the
+  last row of *What would have to change*.
+- **The end is serial.** One thread takes down the mapping: {unmap} for 16 TiB. So {working} of the time on {CORES[-1]}
+  cores is work. The start is {costs.task * 1e3:.0f} ms, and {costs.thread_start * 1e6:.0f} µs for each thread.
+
+![predicted speedup](plots/scaling.svg)
+"""
+
+
+def _limits(report: Report) -> str:
+    return f"""## Where each resource gives no more
+
+Threads that use it fully, were it the only one, on {CORES[-1]} cores; for the GIL by the size of the chunks. *locks*:
+the time that all threads together have for a page; a lock that is held longer for each page becomes the limit.
+
+{stops(report)}
+"""
+
+
+def _series(report: Report) -> str:
+    worst = max(report.fits, key=lambda fit: fit.error)
+    sources = "\n".join(f"- {name}: <{address}>" for name, address in SOURCES.items())
+    return f"""## Beside the kernel series
+
+Daniel Jordan's *ktask*, RFC v2 to v4; figures that appear in several are the same. Each row is fitted with the
+bandwidth of a thread and that of all together, and one exponent for all rows ({report.knee:g}); *residual* is the root
+of the mean square.
+
+{published(report)}
+
+The worst residual, {worst.published.operation} of {worst.published.gib} GiB, is its first column: two threads were
+{worst.published.speedups[1]:.2f} times as fast as one. One thread alone works on memory of other nodes, which the
+authors name among their reasons and the model has no term for. Of the Xeon the authors say that clearing is bound by
+memory (2550 MiB/s a thread with up to 8 threads, 1420 with 16), and fallocate beyond 8 threads by cache misses on the
+table of fault mutexes (31 % of the L1 misses with 16 threads). Not found: the text of v1, whose range for two threads
+that clear, 1.88x to 2.54x, is that of the rows above, and the SPARC's fallocate of 200 GiB beyond two threads (1.92x).
+
+{sources}
+"""
+
+
+def _changes(report: Report) -> str:
+    return f"""## What would have to change to go further
+
+{variants(report)}
+
+- **Ours, and first: the end.** Let the threads unmap what they have done, or a worker for each node its own part.
+- **One worker process for each node** divides the end, the GIL and the lock of the address space.
+- **Free-threaded Python** buys little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
+  which would stay.
+- **Larger chunks** spare a GIL that is not the limit, and make cancel and pause slower.
+- **The kernel**: since January 2026 it clears a huge page in one go instead of 512 steps (`clear_pages`, Ankur Arora),
+  which brings a thread of `fallocate` near one of `clear`. That helps with few threads; with many, memory ends it all
+  the same.
+"""
+
+
+def _method(report: Report) -> str:
+    lock = report.costs["fallocate"].page_lock
+    handoff = report.costs["fallocate"].gil_handoff
+    bandwidths = ", ".join(f"{each.core_bandwidth / GIB:.1f} GiB/s ({name})" for name, each in report.servers.items())
+    return f"""## How it was got
+
+1. **A chunk** holds the GIL for a fixed time (measured with the operation's own chunk function on next to no memory;
+   the overhead of its system calls is counted as GIL, so it is an upper bound), and zeroes without it.
+2. **Zeroing**: the soft minimum of threads × a thread's bandwidth, nodes × a node's, and pages under a kernel lock.
+3. **GIL and zeroing** form a closed queue, solved by mean value analysis. Start, threads, half a least chunk at the
+   end, and the unmapping are added.
+
+Assumed, and to be replaced by what your server has:
+
+- `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main job](../bench/RESULTS.md) with one
+  thread ({report.other}). The commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
+  for an EPYC of the third generation, which is much the same. What a thread of this run's own machine does,
+  stands below.
+- `--node-bandwidth`, `--cores-per-node`: about half the peak of eight channels of DDR5-4800, and
+  {report.cores_per_node} cores.
+- `--page-lock-ns`: {lock * 1e9:.0f}, what freeing a page takes here, which passes the same locks and zeroes nothing.
+  That is without anybody else; between sockets, where the lock's cache line must travel, it is several times as long.
+
+Measured here, as CPU time, because other work ran beside: {report.about}.
+
+{report.measured}
+
+A thread that finds the GIL held gets it {handoff * 1e6:.1f} µs later than it otherwise would (32 threads that always
+want it).
+
+### How well it predicts
+
+The main job with two threads, from its C programs with one and two (they fix the memory, so this tests the rest):
+
+{again(report)}
+
+The GIL with real threads: chunks that hold it as long as the real ones, then sleep as long as the model says that
+zeroing takes on the largest server. *efficiency*: the time without any waiting over that of the run, the best of
+five.
+
+{checks(report)}
+
+{_agreement(report)} On these two CPUs, with
+other work beside, a thread that waits for the GIL may as well wait for a CPU. [The simulation](ktask-simulation.md)
+of load balancing has what was measured with up to 512 threads that sleep.
+"""
+
+
+def _agreement(report: Report) -> str:
+    """How far the model is from real threads, where the GIL is no bottleneck and where it is one."""
+    parts = []
+    for busy, where in ((False, "up to half of the time"), (True, "longer")):
+        apart = [abs(each.measured / each.modelled - 1) for each in report.checks if (each.share > 0.5) is busy]
+        if apart:
+            parts.append(f"held {where}, by {statistics.median(apart):.0%} (median) and {max(apart):.0%} (most)")
+    return f"The two differ, where the GIL is {'; where it is '.join(parts)}."
+
+
+def _doubts() -> str:
+    return """## What this cannot know
+
+- Two virtual CPUs on one node say nothing about many: beyond two threads, all that is said here of memory comes from
+  machines of 2015 and from data sheets.
+- There is no term for far memory. Without `nodes=`, `clear` on N nodes has (N - 1)/N of its pages on the wrong one.
+- There is none for the locks of the address space: all threads of a worker fault in one mapping.
+- All pages are in the pool, evenly on all nodes, and were touched before: the first touch of a virtual machine's
+  memory is 20 to 50 times slower.
+- Other work takes bandwidth as well as CPUs, and helpers run at nice 19.
+"""
+
+
+def plot(report: Report, path: Path) -> None:
+    """Speedup by threads, the model's lines and the published points. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.size": 9})
+    from matplotlib import pyplot
+
+    counts = [1, 2, 4, 8, 16, 32, 64, 128, 205]
+    figure, axes = pyplot.subplots(1, len(report.servers), figsize=(8, 3.4), sharey=True)
+    for axis, (operation, server) in zip(axes, report.servers.items(), strict=True):
+        for chunk in CHUNKS:
+            shapes = [Shape(size=TIB, threads=n, chunk=chunk, least_chunk=min(chunk, LEAST_CHUNK)) for n in counts]
+            faster = [speedup(server, report.costs[operation], shape, report.knee) for shape in shapes]
+            axis.plot(counts, faster, label=f"chunks of {format_size(chunk)}")
+        for fit, mark in zip((f for f in report.fits if f.published.operation == operation), "os^vDPX", strict=False):
+            of = fit.published
+            label = f"{of.machine.split()[0]}, {of.gib} GiB"
+            axis.plot(THREADS, of.speedups, mark, markersize=4, fillstyle="none", label=label)
+        axis.plot([1, 64], [1, 64], ":", color="gray", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.yaxis.set_major_formatter("{x:.0f}")
+        axis.set_title(f"{operation}, {server.nodes} nodes × {server.node_bandwidth / GIB:.0f} GiB/s")
+        axis.set_xlabel("threads")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6.5)
+    axes[0].set_ylabel("times as fast as one thread")
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,103 @@
+"""The times that the kernel series *ktask* published, and the model's memory part fitted to them.
+
+Daniel Jordan, *ktask: multithread CPU-intensive kernel work*: RFC v2 (August 2017), v3 (December 2017) and v4 (November
+2018) print the same figures for the Xeon; v2 and v3 have the SPARC beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bench.model.fit import GIB, soft_minimum
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+THREADS: Final = (1, 2, 4, 8, 16)
+XEON: Final = "Xeon E7-8895 v3, 288 CPUs"
+SPARC: Final = "SPARC T7-4, 1024 CPUs"
+SOURCES: Final = {
+    "clear, v2": "https://lkml.iu.edu/hypermail/linux/kernel/1708.3/00803.html",
+    "clear, v3": "https://lkml.iu.edu/hypermail/linux/kernel/1712.0/03620.html",
+    "clear, v4": "http://www.uwsg.indiana.edu/hypermail/linux/kernel/1811.0/03362.html",
+    "fallocate, v2": "https://www.mail-archive.com/linux-kernel@vger.kernel.org/msg1477538.html",
+    "fallocate, v4": "https://www.mail-archive.com/linux-kernel@vger.kernel.org/msg1798219.html",
+}
+KNEES: Final = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+"""What is tried for the sharpness of the memory's saturation."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Least seconds of one test with THREADS threads."""
+
+    operation: str
+    machine: str
+    gib: int
+    seconds: tuple[float, ...]
+
+    @property
+    def speedups(self) -> tuple[float, ...]:
+        """How many times faster than with one thread, as they print it."""
+        return tuple(self.seconds[0] / each for each in self.seconds)
+
+
+SERIES: Final = (
+    Published("clear", XEON, 100, (41.13, 20.26, 9.62, 4.90, 3.94)),
+    Published("clear", XEON, 200, (89.68, 40.64, 19.33, 9.98, 7.96)),
+    Published("clear", XEON, 400, (188.20, 81.84, 40.62, 21.09, 15.97)),
+    Published("clear", XEON, 800, (434.91, 170.97, 87.38, 42.86, 33.48)),
+    Published("clear", SPARC, 50, (7.77, 3.95, 2.02, 1.24, 0.79)),
+    Published("clear", SPARC, 100, (15.50, 8.10, 4.45, 2.99, 1.99)),
+    Published("clear", SPARC, 200, (31.03, 16.47, 9.20, 6.01, 4.41)),
+    Published("fallocate", XEON, 200, (127.53, 41.30, 22.29, 13.50, 13.09)),
+    Published("fallocate", XEON, 400, (193.09, 90.31, 50.32, 37.75, 31.54)),
+    Published("fallocate", SPARC, 100, (15.55, 8.08, 4.38, 2.65, 2.41)),
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One series as the model has it: a thread's bandwidth and that of all together, in bytes a second."""
+
+    published: Published
+    thread: float
+    together: float
+    residuals: tuple[float, ...]
+    """Measured time over the model's, less 1, for each number of threads."""
+
+    @property
+    def error(self) -> float:
+        """The root of the mean square of the residuals' logarithms."""
+        return math.sqrt(sum(math.log1p(each) ** 2 for each in self.residuals) / len(self.residuals))
+
+    @property
+    def most(self) -> float:
+        """The speedup that no number of threads exceeds."""
+        return self.together / self.thread
+
+
+def fit_one(published: Published, knee: float) -> Fit:
+    """Least squares of the logarithms; the ratio of both bandwidths is searched on a grid of 2 %, 1 to 256."""
+    rates = [published.gib * GIB / each for each in published.seconds]
+    best: Fit | None = None
+    for step in range(281):
+        ratio = 1.02**step
+        shape = [soft_minimum([float(count), ratio], knee) for count in THREADS]
+        logs = [math.log(rate / one) for rate, one in zip(rates, shape, strict=True)]
+        thread = math.exp(sum(logs) / len(logs))
+        residuals = tuple(thread * one / rate - 1 for rate, one in zip(rates, shape, strict=True))
+        fit = Fit(published, thread, thread * ratio, residuals)
+        if best is None or fit.error < best.error:
+            best = fit
+    assert best is not None
+    return best
+
+
+def fit_all(series: Sequence[Published] = SERIES) -> tuple[float, list[Fit]]:
+    """The one knee that suits all series best, and each series with it."""
+    fits = {knee: [fit_one(each, knee) for each in series] for knee in KNEES}
+    knee = min(fits, key=lambda each: sum(fit.error**2 for fit in fits[each]))
+    return knee, fits[knee]

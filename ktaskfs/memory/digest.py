@@ -1,0 +1,197 @@
+"""Digests that can be put together from pieces, in any order, and come out the same: docs/digests.md defines them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+LEAF: Final = 1 << 20
+"""Bytes in a leaf of a tree digest; the last one of a range may be shorter."""
+_LEAF_MARK: Final = b"\0"
+_NODE_MARK: Final = b"\1"
+
+
+def _optional(name: str) -> ModuleType | None:
+    """A module that the algorithms using it are refused without. Now: a worker can load nothing any more."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+_isal: Final[Any] = _optional("isal.isal_zlib")
+_xxhash: Final[Any] = _optional("xxhash")
+_blake3: Final[Any] = _optional("blake3")
+
+
+class Digest(ABC):
+    """The digest of some pieces of a range. Positions count from the beginning of the range. Not thread-safe.
+
+    A piece begins at a multiple of LEAF, and ends at one or with the range.
+    """
+
+    @abstractmethod
+    def add(self, position: int, data: memoryview) -> None:
+        """Enter at most one leaf; this drops the interpreter's lock while it calculates."""
+
+    @abstractmethod
+    def add_zeros(self, start: int, end: int) -> None:
+        """Enter zeros, however many, without looking at them."""
+
+    @abstractmethod
+    def merge(self, other: Digest) -> None:
+        """Enter all that ``other``, a digest of the same class, holds."""
+
+    @abstractmethod
+    def value(self) -> str:
+        """In hexadecimal digits, once the whole range has been entered."""
+
+
+class Crc32(Digest):
+    """CRC-32 as of zlib, gzip and PNG; equal to zlib.crc32 over the whole range, by ISA-L's crc32_combine."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, tuple[int, int]] = {}
+        """By its start, each run that touches no other: its end and its CRC."""
+        self._starts: dict[int, int] = {}
+        """By its end, the start of each run."""
+
+    def add(self, position: int, data: memoryview) -> None:
+        self._enter(position, position + len(data), _isal.crc32(data))
+
+    def add_zeros(self, start: int, end: int) -> None:
+        self._enter(start, end, _crc_of_zeros(end - start))
+
+    def _enter(self, start: int, end: int, crc: int) -> None:
+        if start in self._starts:
+            before = self._starts.pop(start)
+            _, crc_before = self._runs.pop(before)
+            start, crc = before, _isal.crc32_combine(crc_before, crc, end - start)
+        if end in self._runs:
+            last, crc_after = self._runs.pop(end)
+            crc, end = _isal.crc32_combine(crc, crc_after, last - end), last
+        self._runs[start] = end, crc
+        self._starts[end] = start
+
+    def merge(self, other: Digest) -> None:
+        assert isinstance(other, Crc32)
+        for start, (end, crc) in other._runs.items():
+            self._enter(start, end, crc)
+
+    def value(self) -> str:
+        ((_, crc),) = self._runs.values()
+        return f"{crc:08x}"
+
+
+def _crc_of_zeros(count: int) -> int:
+    """By doubling: a hole of any length takes microseconds."""
+    crc, unit, size = 0, _isal.crc32(b"\0"), 1
+    while count:
+        if count & 1:
+            crc = _isal.crc32_combine(crc, unit, size)
+        unit, size, count = _isal.crc32_combine(unit, unit, size), size * 2, count >> 1
+    return int(crc)
+
+
+class TreeDigest(Digest):
+    """A Merkle tree over leaves, of the shape of RFC 6962, section 2.1. Holds one node for each complete subtree.
+
+    ``new`` makes a hash object with ``update`` and ``digest`` from its first bytes. ``zero`` gives, by height above the
+    leaves, the subtree of nothing but zeros.
+    """
+
+    def __init__(self, new: Callable[[bytes], Any], zero: Callable[[int], bytes]) -> None:
+        self._new = new
+        self._zero = zero
+        self._nodes: dict[tuple[int, int], bytes] = {}
+        """Complete subtrees without their sibling, by height above the leaves and number among those of that height."""
+
+    def add(self, position: int, data: memoryview | bytes) -> None:
+        leaf = self._new(_LEAF_MARK)
+        leaf.update(data)
+        self._enter(0, position // LEAF, leaf.digest())
+
+    def add_zeros(self, start: int, end: int) -> None:
+        index, last = start // LEAF, end // LEAF
+        while index < last:
+            height = (last - index).bit_length() - 1
+            if index:
+                height = min(height, (index & -index).bit_length() - 1)
+            self._enter(height, index >> height, self._zero(height))
+            index += 1 << height
+        if end % LEAF:
+            self.add(last * LEAF, bytes(end % LEAF))
+
+    def _join(self, left: bytes, right: bytes) -> bytes:
+        digest: bytes = self._new(_NODE_MARK + left + right).digest()
+        return digest
+
+    def _enter(self, height: int, index: int, digest: bytes) -> None:
+        while (other := self._nodes.pop((height, index ^ 1), None)) is not None:
+            digest = self._join(other, digest) if index & 1 else self._join(digest, other)
+            height, index = height + 1, index >> 1
+        self._nodes[height, index] = digest
+
+    def merge(self, other: Digest) -> None:
+        assert isinstance(other, TreeDigest)
+        for (height, index), digest in other._nodes.items():
+            self._enter(height, index, digest)
+
+    def value(self) -> str:
+        rest = sorted(self._nodes, reverse=True)  # the lower a subtree is, the further to the right
+        digest = self._nodes[rest.pop()]
+        while rest:
+            digest = self._join(self._nodes[rest.pop()], digest)
+        return digest.hex()
+
+
+def _tree_maker(new: Callable[[bytes], Any]) -> Callable[[], Digest]:
+    """What makes trees that share what they know of zeros: a task makes one for each of its chunks."""
+
+    @functools.cache
+    def zero(height: int) -> bytes:
+        start = _NODE_MARK + zero(height - 1) * 2 if height else _LEAF_MARK + bytes(LEAF)
+        digest: bytes = new(start).digest()
+        return digest
+
+    return lambda: TreeDigest(new, zero)
+
+
+_SHORT: Final = {"crc32": 8, "xxh3": 32, "sha256": 64, "blake3": 64}
+"""Hexadecimal digits of a value, by algorithm."""
+ALGORITHMS: Final = tuple(_SHORT)
+_MAKERS: Final[Mapping[str, tuple[str, Callable[[], Callable[[], Digest]] | None]]] = {
+    "crc32": ("isal", _isal and (lambda: Crc32)),
+    "xxh3": ("xxhash", _xxhash and (lambda: _tree_maker(_xxhash.xxh3_128))),
+    "sha256": ("hashlib", lambda: _tree_maker(hashlib.sha256)),
+    "blake3": ("blake3", _blake3 and (lambda: _tree_maker(_blake3.blake3))),
+}
+"""The package that each algorithm comes from, and what gives a maker of empty digests, if the package is there."""
+
+
+def digest_maker(algorithm: str) -> Callable[[], Digest]:
+    """What makes the empty digests of one task; raises NotSupported where the algorithm's package is missing."""
+    package, make = _MAKERS[algorithm]
+    if make is None:
+        raise NotSupported(f"{algorithm} needs the Python package {package}, which is not installed here")
+    return make()
+
+
+def require_digest(text: str, algorithm: str) -> None:
+    """Raises InvalidValue for a digest that is no value of the algorithm."""
+    if len(text) != _SHORT[algorithm]:
+        raise InvalidValue(f"a digest of {algorithm} has {_SHORT[algorithm]} hexadecimal digits, and this {len(text)}")
+
+
+def labelled(algorithm: str, value: str) -> str:
+    """The line of a ``result``: a tree digest is not what a tool of the algorithm's name prints, and says so."""
+    return f"{algorithm}{'' if algorithm == 'crc32' else '-tree'} {value}\n"

@@ -1,0 +1,208 @@
+"""What ``prepare`` changes about a file, its size and that it is there at all, and how that is taken back.
+
+Others may use the same file at any time, so it is extended in ways that cannot shorten it, and what was made is
+taken back only where nobody has put anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.mapped_range import MappedRange
+from ktaskfs.host.mapping import HoleGuard, Mapping
+from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
+from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Filesystem
+from ktaskfs.memory.room import require_file_size, too_few_pages
+from ktaskfs.memory.trouble import page_unavailable
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+
+OWN_MAX: Final = 256 << 10
+"""The most bytes that a filesystem of a disk allocates for one byte: a block, or a cluster, and the way there."""
+
+
+class Growth:
+    """One task's changes to its ``target``, from the moment it was opened. Every method raises OSError."""
+
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self._kernel = kernel
+        self._target = target
+        self.old_size = target.size()
+        """Bytes the file had when it was opened; 0 for a new one."""
+        self._made = self.old_size  # the file is not longer than this, unless somebody else has extended it
+        self._before = target.allocated()  # bytes when ``extend`` began
+        self._grown = 0  # and by how many ``extend`` left more
+        self._last = Span(self.old_size, self.old_size)  # the block in which ``extend`` may have left them
+
+    def reserve(self, extent: Span) -> Mapping:
+        """Map whole pages of hugetlbfs: what the extent lacks is set aside, and the file then ends no earlier.
+
+        Raises OutOfHugePages or OutOfSpace too, and EFBIG past the caller's RLIMIT_FSIZE.
+        """
+        require_file_size(self._target, extent.end)
+        self._made = max(self._made, extent.end)
+        try:
+            return Mapping(self._target.fd, extent.start, extent.size, reserve=True, extend=True)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise too_few_pages(self._kernel, self._target, extent.size // self._target.page_size) from error
+
+    def extend(self, end: int, *, free_from: int | None = None) -> Span:
+        """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.
+
+        Elsewhere the block before ``end`` (a huge page of tmpfs) is allocated for that. Freeing it again can destroy
+        what somebody else writes there, so that is done only in a range that the caller is about to overwrite, from
+        ``free_from`` to ``end``. Otherwise it stays, in tmpfs as if zeros had been written, and its place is returned,
+        or else an empty extent. Raises TargetError if tmpfs cannot keep it, as when the file is truncated meanwhile.
+        """
+        target = self._target
+        nothing = Span(end, end)
+        require_file_size(target, end)
+        size = target.size()
+        if size >= end:
+            return nothing
+        if size <= self._made:  # or else somebody else has extended it, and will find it longer than we made it
+            self._made = max(self._made, end)
+        if target.filesystem is Filesystem.HUGETLBFS:
+            Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
+            return nothing
+        self._before = target.allocated()
+        self._last = Span(end - 1, end).widened(self._block())
+        try:
+            return self._allocate_last(end, free_from)
+        finally:
+            most = self._block() if target.filesystem is Filesystem.TMPFS else OWN_MAX
+            self._grown = min(max(target.allocated() - self._before, 0), most)
+
+    def _allocate_last(self, end: int, free_from: int | None) -> Span:
+        """ftruncate(2) would shorten a file that somebody else extends in this very moment; these calls do not."""
+        target = self._target
+        try:
+            syscalls.fallocate(target.fd, 0, end - 1, 1)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # Only for ``copy``, which writes this byte anyway. If somebody else has extended the file since its size
+            # was looked at, and has written just this byte, it is zero from now on: even if the copy never begins.
+            os.pwrite(target.fd, b"\0", end - 1)
+            return Span(end, end)
+        grown = target.allocated() - self._before
+        if grown <= 0:
+            return Span(end, end)
+        one = grown <= self._block() and grown & (grown - 1) == 0  # or else others allocate too
+        last = Span(end - 1, end).widened(grown if one else target.page_size)
+        overwritten = free_from is not None and max(free_from, self.old_size) <= last.start
+        if overwritten and target.size() == end:
+            self._free(last)
+            return Span(end, end)
+        if target.filesystem is Filesystem.TMPFS:
+            self._write((end - 1) // target.page_size * target.page_size, end)
+        return last
+
+    def _write(self, start: int, end: int) -> None:
+        """As never written, the page would be taken for what somebody else has set aside, and ``undo=1`` be refused."""
+        try:
+            with Mapping(self._target.fd, start, self._target.page_size, reserve=False) as mapping:
+                mapping.populate_write(0, mapping.length)
+        except OSError as error:
+            raise page_unavailable(self._target, error, end) from error
+
+    def _free(self, last: Span) -> None:
+        """Free what was allocated in advance, unless data has come there meanwhile.
+
+        Data that comes between the look and the call is lost. It lies in the range that is to be overwritten, or, in
+        the same block, past the end that the file had just before, if somebody else extends it in this very moment.
+        """
+        if any(data_extents(self._target.fd, last.start, last.end)):
+            return
+        try:
+            syscalls.punch_hole(self._target.fd, last.start, last.end)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a filesystem without holes keeps the block
+                raise
+
+    def take_back(self) -> None:
+        """Remove a new file, give another its old size; not if others use it: see ``_is_ours``."""
+        target = self._target
+        if target.created:
+            if self._is_ours():
+                os.unlink(target.name, dir_fd=target.directory)
+        elif target.size() > self.old_size and self._is_ours():
+            os.ftruncate(target.fd, self.old_size)
+
+    def _is_ours(self) -> bool:
+        """Whether the name still means this file, nobody made it longer, and nothing lies past its old end."""
+        target = self._target
+        try:
+            named = os.stat(target.name or target.path, dir_fd=target.directory, follow_symlinks=not target.created)
+        except OSError:  # whatever the reason, it does not lead there any more
+            return False
+        return (
+            os.path.samestat(named, os.fstat(target.fd))
+            and target.size() <= self._made
+            and not target.seals() & SEAL_SHRINK
+            and self.is_empty()
+        )
+
+    def is_empty(self) -> bool:
+        """Whether nobody has put anything past the old end; what ``extend`` allocated there itself does not count.
+
+        The rest of the page at the old end (or huge page of tmpfs), and the last block, must be zeros.
+        Neither hugetlbfs nor tmpfs tells of pages past the end of a file but in the sum of all, and tmpfs not of those
+        that were never written: only if the pages before the old end are as many as the file has, there are no others.
+        """
+        target, block = self._target, self._block()
+        if target.filesystem in MEMORY and target.allocated() == 0:
+            return True
+        edge = min(-(-self.old_size // block) * block, self._made)
+        if not reads_as_zeros(target.fd, self.old_size, edge):
+            return False
+        if target.filesystem is Filesystem.HUGETLBFS:
+            return target.allocated() <= self._pages_before(edge)
+        last = max(self._last.start, edge)
+        if not reads_as_zeros(target.fd, last, self._made):
+            return False
+        between = next(data_extents(target.fd, edge, last), None)
+        if target.filesystem is Filesystem.OTHER:
+            return self._is_as_left(between, Span(edge, last))
+        data = sum(hole - data for data, hole in data_extents(target.fd, 0, edge))
+        own = self._grown if edge < self._made else -edge % block
+        return between is None and target.allocated() <= data + own
+
+    def _is_as_left(self, data: Span | None, between: Span) -> bool:
+        """Whether a file that is not memory has no more blocks than after ``extend``; in doubt it has.
+
+        Blocks that somebody else has set aside are holes for SEEK_DATA, so they are told by the sum of all. ``data`` is
+        the first in the part ``between`` the old end and the last block. A filesystem that knows no SEEK_DATA calls all
+        of it data: that says nothing if not as much was allocated. Delayed allocation may add blocks to the
+        sum later, even for what was written before; then the file is left as it is.
+        """
+        unknown = data == between and self._grown < between.size
+        return (data is None or unknown) and self._target.allocated() <= self._before + self._grown
+
+    def _pages_before(self, edge: int) -> int:
+        """Bytes of the pages of hugetlbfs up to ``edge``; none where userfaultfd(2) is not to be had."""
+        page = self._target.page_size
+        with contextlib.ExitStack() as stack:
+            if edge == 0:
+                return 0
+            try:
+                guard = HoleGuard()
+                stack.callback(guard.close)
+                pages = MappedRange(self._target.fd, 0, edge, page, guard)
+            except OSError:
+                return 0
+            stack.callback(pages.close)
+            return edge - sum(end - start for start, end in missing_pages(pages, 0, edge, page))
+
+    def _block(self) -> int:
+        """The most bytes that the filesystem allocates for one page."""
+        return max(self._target.page_size, os.fstat(self._target.fd).st_blksize)

@@ -1,0 +1,84 @@
+"""Whether a range of a file of memory fits: the pool, the mount, the memory, the caller's limits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import KtaskfsError, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host.hugepages import pool_of
+from ktaskfs.host.presence import data_extents, hole_extents
+from ktaskfs.units import SIZE_MAX, format_size
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+    from ktaskfs.span import Span
+
+
+def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
+    """The refusal, and whose limit it was: the mount's own (its option ``size=``), or the pool's.
+
+    If neither, it was one on the worker, which is the daemon's child.
+    """
+    size = format_size(target.page_size)
+    mount = os.fstatvfs(target.fd)
+    wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
+    pool = pool_of(kernel, target.page_size)
+    if mount.f_blocks and mount.f_bavail < pages and (pool is None or pool.available > mount.f_bavail):
+        return OutOfSpace(f"{wanted}, and its filesystem has {mount.f_bavail} left")
+    if pool is None:
+        return OutOfHugePages(wanted)
+    if pages <= pool.available:
+        limits = "a limit on the daemon's address space (RLIMIT_AS) or on its cgroup's huge pages"
+        return TargetError(f"{wanted}; the pool has enough, so it was {limits}", errno=errno.ENOMEM)
+    return OutOfHugePages(
+        f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
+    )
+
+
+def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) -> None:
+    """Look whether so many pages can be there: for what cannot be reserved at once, or not be given back.
+
+    Refuses only what cannot be: as if all pages that the file has were among them and, where some may be ``promised``
+    to the file already, all that are reserved. Raises OutOfHugePages or OutOfSpace.
+    """
+    pool = pool_of(kernel, target.page_size)
+    missing = pages - target.allocated() // target.page_size
+    if pool is not None and missing > pool.obtainable + (pool.reserved if promised else 0):
+        raise too_few_pages(kernel, target, pages)
+
+
+def require_file_size(target: Target, end: int, *, written: bool = False) -> None:
+    """Raises OSError (EFBIG) past the caller's RLIMIT_FSIZE, as ftruncate(2) would: only if the file is shorter.
+
+    For what is ``written``, as write(2) would: whatever its size. Extending hugetlbfs by mapping it checks nothing.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and end > (limit if written else max(limit, target.size())):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
+    """Raises OutOfSpace or TargetError (ENOMEM) if the missing pages cannot fit.
+
+    Others may take the space meanwhile: tmpfs cannot reserve. Memory limits of a cgroup are not looked at.
+    """
+    mount = os.fstatvfs(target.fd)
+    space = mount.f_bavail * mount.f_frsize if mount.f_blocks else SIZE_MAX
+    memory = kernel.available_memory()
+    if extent.size <= min(space, memory):
+        return
+    data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
+    unwritten = max(0, target.allocated() - data)
+    """Allocated, never written, somewhere: counted as if it were all in the range, so as never to refuse wrongly."""
+    missing = sum(data - hole for hole, data in hole_extents(target.fd, extent.start, extent.end)) - unwritten
+    if missing > space:
+        raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")
+    if missing > memory:
+        raise TargetError(
+            f"{target.path}: {missing} bytes are missing, and {memory} bytes of memory are available",
+            errno=errno.ENOMEM,
+        )

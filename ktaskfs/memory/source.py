@@ -1,0 +1,199 @@
+"""A file that an operation reads: any regular file, its holes passed over where they show."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.host.mapped_range import MappedRange
+from ktaskfs.host.mapping import HoleGuard
+from ktaskfs.host.presence import data_extents, gaps, missing_pages
+from ktaskfs.host.target import MEMORY, Filesystem, open_target
+from ktaskfs.memory.trouble import ended, truncated
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.mapping import Mapping
+
+DIRECT_BLOCK: Final = 4096
+"""What O_DIRECT reads are aligned to: as much as any device in use asks for (STATX_DIOALIGN of statx(2) would tell)."""
+
+
+class Source:
+    """An open file and what shows its holes; reading it allocates no page.
+
+    Where a filter forbids userfaultfd(2), holes of hugetlbfs do not show: they read as zeros like everything else.
+    """
+
+    def __init__(self, kernel: Kernel, path: str, *, direct: bool = False) -> None:
+        """Open ``path``; ``direct``: reads of whole blocks go past the page cache.
+
+        Raises as ``open_target``, and NotSupported for a file that cannot be read with O_DIRECT.
+        """
+        self.file = open_target(kernel, path, kinds=frozenset(Filesystem), write=False)
+        self._resources = contextlib.ExitStack()
+        self._resources.callback(self.file.close)
+        self._direct: int | None = None
+        self._pages: MappedRange | None = None
+        self._sparse = False
+        try:
+            if direct:
+                self._direct = self._open_direct(kernel)
+            if self.file.filesystem is Filesystem.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
+                self.map()
+                self._sparse = self._pages is not None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_direct(self, kernel: Kernel) -> int:
+        try:
+            fd = kernel.reopen(self.file.fd, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise NotSupported(f"direct=1: {self.file.path} cannot be read with O_DIRECT") from error
+            raise TargetError.from_os(error, f"open {self.file.path} with O_DIRECT") from error
+        self._resources.callback(os.close, fd)
+        return fd
+
+    def map(self) -> None:
+        """Map the file for ``mapped``, unless it can only be read. Not for several threads at once.
+
+        One of hugetlbfs that is not guarded would fill its holes. One of tmpfs is never mapped: to look at pages that
+        were allocated and never written makes zeros of them that count as data.
+        """
+        if self._pages is not None or self._direct is not None or self.file.filesystem is Filesystem.TMPFS:
+            return
+        end = Span(0, self.file.size()).widened(self.file.page_size).end
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            guard = None
+            if self.file.filesystem is Filesystem.HUGETLBFS:
+                guard = HoleGuard()
+                stack.callback(guard.close)
+            pages = MappedRange(self.file.fd, 0, end, self.file.page_size, guard, private=True)
+            stack.callback(pages.close)
+            self._resources.push(stack.pop_all())
+            self._pages = pages
+
+    def data(self, start: int, end: int) -> Iterator[Span]:
+        """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.
+
+        Raises TargetError; ENXIO if the file has become shorter than ``end`` by the time the runs have ended.
+        """
+        try:
+            if self._sparse and self._pages is not None:
+                yield from gaps(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
+            elif self.file.filesystem in MEMORY and self.file.allocated() == 0:
+                pass  # other filesystems may keep a few bytes where no block is counted
+            elif self.file.filesystem is Filesystem.HUGETLBFS or self._is_full():
+                yield Span(start, end)
+            else:
+                yield from data_extents(self.file.fd, start, end)
+        except OSError as error:
+            raise TargetError.from_os(error, f"look for holes of {self.file.path}") from error
+        if self.file.size() < end:
+            raise truncated(self.file)
+
+    def _is_full(self) -> bool:
+        """Whether tmpfs has a page for every byte; it looks at each of them to find a hole, which takes 10 ms a GiB."""
+        if self.file.filesystem is not Filesystem.TMPFS:
+            return False
+        status = os.fstat(self.file.fd)
+        return status.st_blocks * 512 >= -(-status.st_size // status.st_blksize) * status.st_blksize
+
+    def _whole_pages(self, start: int, end: int) -> tuple[int, int, int]:
+        page = self.file.page_size
+        whole = Span(start, end).widened(page)
+        return whole.start, whole.end, page
+
+    def read(self, view: memoryview, position: int) -> None:
+        """Fill ``view`` from ``position`` on; raises TargetError, ENXIO for a file that has become too short."""
+        done = 0
+        while done < len(view):
+            fd, length = self._reader(position + done, len(view) - done)
+            try:
+                count = os.preadv(fd, [view[done : done + length]], position + done)
+            except OSError as error:
+                raise TargetError.from_os(error, f"read {self.file.path}") from error
+            if count == 0:
+                raise ended(self.file, position + done)
+            done += count
+
+    def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
+        """As ``read``, into a mapping at ``at`` bytes from its beginning.
+
+        Raises OSError too, of EFAULT alone: the mapping has no page to be had.
+        """
+        done = 0
+        while done < length:
+            fd, size = self._reader(position + done, length - done)
+            try:
+                count = mapping.readv_into(fd, position + done, at + done, size)
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    raise
+                raise TargetError.from_os(error, f"read {self.file.path}") from error
+            if count == 0:
+                raise ended(self.file, position + done)
+            done += count
+
+    @contextlib.contextmanager
+    def mapped(self, start: int, end: int) -> Iterator[MappedSource | None]:
+        """A range as memory that the kernel can copy from; None where it has to be read."""
+        with contextlib.ExitStack() as stack:
+            mapping = None
+            if self._pages is not None:
+                with contextlib.suppress(OSError):
+                    mapping = stack.enter_context(self._pages.window(start, end))
+            yield None if mapping is None else MappedSource(mapping, cached=self.file.filesystem is Filesystem.OTHER)
+
+    def _reader(self, position: int, length: int) -> tuple[int, int]:
+        """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""
+        if self._direct is None or position % DIRECT_BLOCK or length < DIRECT_BLOCK:
+            return self.file.fd, length
+        return self._direct, length - length % DIRECT_BLOCK
+
+    def close(self) -> None:
+        """Close everything."""
+        self._resources.close()
+
+
+class MappedSource:
+    """A range of a source, mapped; no code of ours looks at what is there. ``cached``: by the page cache."""
+
+    def __init__(self, mapping: Mapping, *, cached: bool) -> None:
+        self._mapping = mapping
+        self._cached = cached
+
+    @contextlib.contextmanager
+    def window(self, start: int, end: int) -> Iterator[int]:
+        """The address of the byte at ``start``, with the pages up to ``end`` in memory.
+
+        Raises OSError for a page that is not there, cannot be read, or lies past the end of the file.
+        """
+        whole = Span(start, end).widened(syscalls.page_size())
+        at = whole.start - self._mapping.offset
+        try:
+            if self._cached:  # faults alone read less ahead than pread(2): a cold file took up to twice as long
+                self._mapping.read_ahead(at, whole.size)
+            self._mapping.populate_read(at, whole.size)
+            yield self._mapping.address + start - self._mapping.offset
+        finally:
+            if self._cached:  # huge pages do not count as a process's own memory
+                self._mapping.let_go(at, whole.size)
+
+
+def require_source_range(source: Source, offset: int, length: int) -> None:
+    """Raises InvalidValue unless the source has the bytes."""
+    size = source.file.size()
+    if offset + length > size:
+        raise InvalidValue(
+            f"the range ends at {offset + length}, past the end of {source.file.path}: it has {size} bytes"
+        )

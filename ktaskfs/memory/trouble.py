@@ -1,0 +1,45 @@
+"""What an error in the middle of a file of memory means, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE, Filesystem
+from ktaskfs.units import format_size
+
+if TYPE_CHECKING:
+    from ktaskfs.host.target import Target
+
+
+def truncated(target: Target) -> TargetError:
+    """The file became shorter than the range while the task was at work (ENXIO, as lseek(2) past the end)."""
+    return TargetError(f"{target.path} was truncated to {target.size()} bytes meanwhile", errno=errno.ENXIO)
+
+
+def ended(target: Target, position: int) -> TargetError:
+    """The file gave nothing at ``position`` of the range: as sysfs it may say a size that it never had (ENXIO too)."""
+    size = target.size()
+    if size <= position:
+        return truncated(target)
+    return TargetError(f"{target.path} ends at {position}, before its size of {size} bytes", errno=errno.ENXIO)
+
+
+def page_unavailable(target: Target, error: OSError, end: int) -> TargetError:
+    """A page before ``end`` could not be had; the kernel says EFAULT for several reasons, told apart here."""
+    if error.errno == errno.EFAULT and target.size() < end:
+        return truncated(target)
+    if error.errno in (errno.EFAULT, errno.ENOSPC):
+        if target.filesystem is Filesystem.HUGETLBFS:
+            size = format_size(target.page_size)
+            return TargetError(f"{target.path}: the pool has no free huge page of {size} any more", errno=errno.ENOMEM)
+        return TargetError(f"{target.path}: the filesystem has no free page any more", errno=errno.ENOSPC)
+    return TargetError.from_os(error, f"allocate pages of {target.path}")
+
+
+def require_unsealed(target: Target, seals: int) -> None:
+    """Raises TargetError (EPERM) for a memfd that carries one of ``seals``, or is sealed against writing."""
+    if target.seals() & (seals | SEAL_WRITE | SEAL_FUTURE_WRITE):
+        raise TargetError(f"{target.path} is sealed: {os.strerror(errno.EPERM)}", errno=errno.EPERM)

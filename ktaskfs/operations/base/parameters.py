@@ -1,0 +1,188 @@
+"""Declaring what an operation takes: one dataclass field is parser, default, help text and file at once.
+
+An operation's parameters are a frozen dataclass whose fields are made by ``parameter``. The registry reads the
+fields back as ``Parameter`` values, so the spec parser, ``operations/NAME/parameters``, the task directory's
+files and the worker all follow from the one declaration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from ktaskfs.errors import InvalidValue
+from ktaskfs.units import format_cpulist, format_size, parse_cpulist, parse_int, parse_size, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+MAX: Final = "max"
+"""The word for "no limit", as in cgroup v2."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """A type of value: how its text is read (InvalidValue if it cannot be) and written back.
+
+    ``format(parse(text))`` is the canonical text; parsing that again gives an equal value. ``absent`` is the text
+    shown for a parameter that was not given and has no default value.
+    """
+
+    name: str
+    parse: Callable[[str], T]
+    format: Callable[[T], str]
+    absent: str = "-"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter, as the spec parser and the mount's files see it."""
+
+    name: str
+    kind: Kind[Any]
+    default: Any
+    help: str
+    required: bool
+
+    def default_text(self) -> str:
+        """The default in canonical text; the kind's ``absent`` where there is none."""
+        return self.kind.absent if self.default is None else self.kind.format(self.default)
+
+
+def parameter(kind: Kind[T], help: str, **default: Any) -> Any:
+    """A dataclass field that is a parameter; pass ``default=`` or it must be given in every spec.
+
+    A default of None means "not given", and what that does stands in ``help``.
+    """
+    return dataclasses.field(metadata={"kind": kind, "help": help}, **default)
+
+
+def parameters_of(declaration: type[Any]) -> tuple[Parameter, ...]:
+    """The parameters that a dataclass declares, in order of declaration."""
+    return tuple(
+        Parameter(
+            name=field.name,
+            kind=field.metadata["kind"],
+            default=None if field.default is dataclasses.MISSING else field.default,
+            help=field.metadata["help"],
+            required=field.default is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(declaration)
+    )
+
+
+def _parse_flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise InvalidValue(f"{shown(text)} is neither 0 nor 1")
+    return text == "1"
+
+
+def _parse_octal(text: str) -> int:
+    if not text or len(text) > 5 or text.strip("01234567"):
+        raise InvalidValue(f"{shown(text)} is not an octal file mode (such as 0600)")
+    value = int(text, 8)
+    if value > 0o777:
+        raise InvalidValue(f"{shown(text)} is not a file mode from 0 to 0777")
+    return value
+
+
+def _parse_path(text: str) -> str:
+    if not text:
+        raise InvalidValue("the path is empty")
+    if "\0" in text:
+        raise InvalidValue("the path has a NUL byte")
+    if any("\ud800" <= each <= "\udfff" for each in text):  # JSON can write one; no file name can hold it
+        raise InvalidValue("the path has half of a surrogate pair")
+    return text
+
+
+def _parse_word(text: str) -> str:
+    return text
+
+
+def _limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    return lambda text: None if text == MAX else parse(text)
+
+
+def _format_limit(value: int | None) -> str:
+    return MAX if value is None else str(value)
+
+
+SIZE: Final[Kind[int]] = Kind("size", parse_size, format_size)
+LENGTH: Final[Kind[int]] = Kind("size", lambda text: parse_size(text, least=1), format_size)
+COUNT: Final[Kind[int]] = Kind("number", parse_int, str)
+FLAG: Final[Kind[bool]] = Kind("0/1", _parse_flag, lambda value: str(int(value)))
+OCTAL: Final[Kind[int]] = Kind("mode", _parse_octal, lambda value: f"{value:04o}")
+PATH: Final[Kind[str]] = Kind("path", _parse_path, str)
+WORD: Final[Kind[str]] = Kind("word", _parse_word, str)
+NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", lambda text: parse_cpulist(text, most=1023), format_cpulist)
+NICE: Final[Kind[int]] = Kind("number", lambda text: parse_int(text, most=19), str)
+THREADS: Final[Kind[int | None]] = Kind(
+    "number|max", _limit(lambda text: parse_int(text, least=1, most=2**31 - 1)), _format_limit, absent=MAX
+)
+RATE: Final[Kind[int | None]] = Kind(
+    "size|max",
+    _limit(lambda text: parse_size(text, least=1)),
+    lambda value: MAX if value is None else format_size(value),
+    absent=MAX,
+)
+
+
+def choice(*words: str) -> Kind[str]:
+    """A kind that takes one of ``words``."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise InvalidValue(f"{shown(text)} is not one of {', '.join(words)}")
+        return text
+
+    return Kind("|".join(words), parse, str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskParameters:
+    """What every operation takes, whatever it works on."""
+
+    name: str | None = parameter(WORD, "name of the task (default OPERATION-N)", default=None)
+    max_threads: int | None = parameter(THREADS, "threads at most (max: only the tunables limit it)", default=None)
+    nice: int | None = parameter(NICE, "nice value of helper threads (default: debug/ktask_nice)", default=None)
+    nodes: tuple[int, ...] | None = parameter(NODES, "NUMA nodes to use (default: any)", default=None)
+    chunk: int | None = parameter(LENGTH, "least chunk size (default: the operation's own)", default=None)
+    rate_max: int | None = parameter(RATE, "units a second at most, over all threads", default=None)
+    undo: bool = parameter(FLAG, "take back what this run did if it fails or is cancelled", default=False)
+
+    def check(self) -> None:
+        """Raises InvalidValue for values that contradict each other."""
+
+
+P = TypeVar("P", bound=TaskParameters)
+
+
+def parse_parameters(declaration: type[P], texts: Mapping[str, str]) -> P:
+    """Build ``declaration`` from canonical or user-written texts; raises InvalidValue.
+
+    Names that are not declared, and required ones that are missing, are InvalidValue too.
+    """
+    declared = {each.name: each for each in parameters_of(declaration)}
+    unknown = texts.keys() - declared.keys()
+    if unknown:
+        raise InvalidValue(f"unknown parameter {shown(min(unknown))}")
+    missing = [each.name for each in declared.values() if each.required and each.name not in texts]
+    if missing:
+        raise InvalidValue(f"parameter {missing[0]} is missing")
+    values = {name: declared[name].kind.parse(text) for name, text in texts.items()}
+    parameters = declaration(**values)
+    parameters.check()
+    return parameters
+
+
+def format_parameters(values: Any) -> dict[str, str]:
+    """The canonical texts of every parameter that differs from None, for a record or a message."""
+    return {
+        each.name: each.kind.format(value)
+        for each in parameters_of(type(values))
+        if (value := getattr(values, each.name)) is not None
+    }

@@ -1,0 +1,56 @@
+"""Finds the operations: each file of a family that does not begin with ``_`` is one.
+
+A family is a package beside ``base``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import ktaskfs.operations
+from ktaskfs.operations.base.operation import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import ModuleType
+
+BASE: Final = "base"
+
+
+def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, Operation[Any]]:
+    """All operations of the families in ``package`` by name, in alphabetical order.
+
+    Importing them is the cost, so call it once a process. Raises TypeError for a file that is no operation or more
+    than one, and for two operations of one name.
+    """
+    found: dict[str, Operation[Any]] = {}
+    for module in _modules(package):
+        operations = _operations_in(module)
+        if len(operations) != 1:
+            raise TypeError(f"{module.__name__} has {len(operations)} operations, not one")
+        (found_class,) = operations
+        operation = found_class()
+        if operation.name in found:
+            other = type(found[operation.name]).__module__
+            raise TypeError(f"{module.__name__} and {other} are both named {operation.name}")
+        found[operation.name] = operation
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def _modules(package: ModuleType) -> Iterator[ModuleType]:
+    for family in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if family.ispkg and family.name.rpartition(".")[2] != BASE:
+            inside = importlib.import_module(family.name)
+            for each in pkgutil.iter_modules(inside.__path__, f"{family.name}."):
+                if not each.name.rpartition(".")[2].startswith("_"):
+                    yield importlib.import_module(each.name)
+
+
+def _operations_in(module: ModuleType) -> list[type[Operation[Any]]]:
+    """The operations that a module defines, not those that it imports."""
+    classes = [each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == module.__name__]
+    return [each for each in classes if issubclass(each, Operation) and not inspect.isabstract(each)]

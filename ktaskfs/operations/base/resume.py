@@ -1,0 +1,100 @@
+"""What a resumed task relies on: its files are still those in which an earlier run did its part.
+
+In a file that is new, or too short, that part is gone, and the rest alone would be taken for the whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.operations.base.parameters import PATH, TaskParameters, parameters_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+FILES_MAX: Final = 8
+NAME_MAX: Final = 64
+"""A worker is its caller's process: what it says is kept only if it is short. No operation has so many paths."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Device, inode and time of birth (ns, 0 where the filesystem keeps none) of a file, and its size in bytes."""
+
+    identity: tuple[int, int, int]
+    size: int
+
+    @classmethod
+    def of(cls, path: str) -> FileState:
+        """The file that ``path`` leads to now. Raises TargetError."""
+        try:
+            status = os.stat(path)
+            # Inode numbers of removed files are given to new ones (ext4, at once); the time of birth differs.
+            return cls((status.st_dev, status.st_ino, syscalls.birth_time(path)), status.st_size)
+        except OSError as error:
+            raise TargetError.from_os(error, f"look at {path}") from error
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a run found when it was ready to begin.
+
+    files: the identity of the file behind each parameter that is a path.
+    end:   byte of ``path`` at which the range ends; 0 for an operation without a range.
+    size:  the bytes of the file up to ``end``.
+    total: units to do.
+    """
+
+    files: Mapping[str, tuple[int, int, int]]
+    end: int
+    size: int
+    total: int
+
+    def require(self, parameters: TaskParameters) -> None:
+        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for one that is too short now."""
+        for name, path in paths_of(parameters):
+            now = FileState.of(path)
+            if now.identity != self.files.get(name):
+                raise TargetError(
+                    f"{path} is not the file any more that the task began with: start it anew", errno=errno.ESTALE
+                )
+            if name == "path" and now.size < self.size:
+                raise TargetError(
+                    f"{path} was truncated to {now.size} bytes, and some of what was done is gone: "
+                    "start the task anew",
+                    errno=errno.ENXIO,
+                )
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> Baseline:
+        """The inverse of ``dataclasses.asdict``, through JSON or not; raises ValueError for anything else."""
+        try:
+            files = {
+                str(name): (_number(device), _number(inode), _number(born))
+                for name, (device, inode, born) in fields["files"].items()
+            }
+            baseline = cls(files, *(_number(fields[name]) for name in ("end", "size", "total")))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError("not a baseline") from error
+        if len(fields) != 4 or len(files) > FILES_MAX or any(len(name) > NAME_MAX for name in files):
+            raise ValueError("more than a baseline")
+        return baseline
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def paths_of(parameters: TaskParameters) -> Iterator[tuple[str, str]]:
+    """Name and value of each parameter that is a path."""
+    for each in parameters_of(type(parameters)):
+        if each.kind is PATH:
+            yield each.name, getattr(parameters, each.name)

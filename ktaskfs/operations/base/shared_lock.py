@@ -1,0 +1,51 @@
+"""Work that several threads may do together, and some of it only alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class SharedLock:
+    """A lock for many together or for one alone. Who waits to be alone goes before those who come later.
+
+    It cannot be taken twice by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()  # guards the three below
+        self._together = 0
+        self._alone = False
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Held with others, while nobody is alone or waits to be."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held by one, once all others have let go."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._alone and not self._together)
+            self._waiting -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()

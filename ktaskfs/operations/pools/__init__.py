@@ -1,0 +1,1 @@
+"""Operations on the machine's pools of huge pages."""

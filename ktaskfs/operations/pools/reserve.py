@@ -1,0 +1,212 @@
+"""``reserve``: bring the pool of huge pages on NUMA nodes to a number of pages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
+from ktaskfs.host.hugepages import NodePool, default_size, open_node_pool, read_pools
+from ktaskfs.host.topology import read_nodes
+from ktaskfs.ktask import Control
+from ktaskfs.operations.base.nodes import chunk_sizes
+from ktaskfs.operations.base.operation import Operation, Plan
+from ktaskfs.operations.base.parameters import COUNT, LENGTH, TaskParameters, parameter
+from ktaskfs.span import Node
+from ktaskfs.units import PAGES, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.kernel import Kernel
+
+LEAST_BYTES: Final = 64 << 20
+MOST_BYTES: Final = 1 << 30
+"""What one chunk adds or takes away. From free memory 1 GiB comes in milliseconds; where the kernel has to move
+others' pages out of the way, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReserveParameters(TaskParameters):
+    """How many pages, of what size; ``nodes`` says where."""
+
+    pages: int = parameter(COUNT, "pages that the pool shall have on all of the nodes together, shared evenly")
+    size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
+
+
+class Reserve(Operation[ReserveParameters]):
+    """Steps of each node's ``nr_hugepages``, none beyond what is wanted: two tasks with one aim meet there.
+
+    The kernel changes the pool of one page size for one caller at a time (``resize_lock`` of struct hstate), so
+    several nodes take turns. Pages in use are never taken: a pool that shrinks below them has them as surplus until
+    they are freed (Documentation/admin-guide/mm/hugetlbpage.rst).
+    """
+
+    name = "reserve"
+    description = (
+        "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. Root's alone. "
+        "The task fails with ENOMEM where the kernel finds no memory for more, or somebody else takes pages away "
+        "meanwhile; the result says how many are there."
+    )
+    units = PAGES
+    parameters = ReserveParameters
+
+    def prepare(self, kernel: Kernel, parameters: ReserveParameters, remaining: Sequence[Node] | None) -> Plan:
+        """Open each node's pool; raises InvalidValue for a node or page size there is not, TargetError (EACCES, EROFS).
+
+        Of ``remaining`` only the nodes count: how far each pool is from what is wanted shows in the pool itself.
+        """
+        size = default_size(kernel) if parameters.size is None else parameters.size
+        sizes = [pool.size for pool in read_pools(kernel)]
+        if size not in sizes:
+            there = ", ".join(map(format_size, sizes)) or "none at all"
+            raise InvalidValue(f"there are no huge pages of {format_size(size)} here; the sizes are: {there}")
+        reserver = _Reserver(_open_pools(kernel, size, parameters), undo=parameters.undo)
+        nodes = reserver.work(None if remaining is None else {each.nid for each in remaining})
+        least, most = max(LEAST_BYTES // size, 1), max(MOST_BYTES // size, 1)
+        chunks = chunk_sizes(parameters.chunk, least=least, most=most, align=1)
+        control = Control(
+            reserver.step,
+            min_chunk_size=chunks.least,
+            max_chunk_size=chunks.most,
+            undo_func=reserver.undo if parameters.undo else None,
+        )
+        return Plan(nodes=nodes, control=control, abort=reserver.close, finish=reserver.finish)
+
+
+def _open_pools(kernel: Kernel, size: int, parameters: ReserveParameters) -> list[_Share]:
+    known = [node.nid for node in read_nodes(kernel) if node.total]
+    nids = known if parameters.nodes is None else parameters.nodes
+    shares: list[_Share] = []
+    try:
+        for index, nid in enumerate(nids):
+            if nid not in known:
+                raise InvalidValue(f"node {nid} is not there, or has no memory")
+            wanted = parameters.pages * (index + 1) // len(nids) - parameters.pages * index // len(nids)
+            shares.append(_Share(open_node_pool(kernel, size, nid), nid, size, wanted))
+    except OSError as error:
+        _close(shares)
+        if error.errno == errno.ENOENT:
+            raise NotSupported("the kernel shows no pools of single NUMA nodes") from error
+        whose = ", only root may change a pool" if error.errno in (errno.EACCES, errno.EPERM) else ""
+        raise TargetError(
+            f"open the pool of node {nid}: {os.strerror(error.errno or 0)}{whose}", errno=error.errno
+        ) from error
+    except BaseException:
+        _close(shares)
+        raise
+    return shares
+
+
+def _close(shares: Sequence[_Share]) -> None:
+    for share in shares:
+        share.pool.close()
+
+
+class _Share:
+    """One node's part. The lock is held while its pool is changed, so that threads of this task take turns there."""
+
+    def __init__(self, pool: NodePool, nid: int, size: int, wanted: int) -> None:
+        self.pool = pool
+        self.nid = nid
+        self.size = size
+        self.wanted = wanted
+        self.before = pool.persistent()
+        self.lock = threading.Lock()
+
+    def move(self, pages: int, aim: int) -> None:
+        """So many pages nearer to ``aim``, and not past it; raises TargetError (ENOMEM) for too few, OSError."""
+        now = self.pool.persistent()
+        step = min(now + pages, aim) if now < aim else max(now - pages, aim)
+        if step == now:
+            return
+        self.pool.resize(step)
+        got = self.pool.persistent()
+        if got < min(step, aim):
+            raise TargetError(f"{self.describe(got, aim)}: the kernel finds no memory for more", errno=errno.ENOMEM)
+
+    def describe(self, pages: int, aim: int) -> str:
+        """That there are so many pages, and that ``aim`` are wanted, in words."""
+        return f"node {self.nid} has {pages} huge pages of {format_size(self.size)} and {aim} are wanted"
+
+
+class _Reserver:
+    """The chunk function and the pools it holds open. Positions count pages over all the nodes."""
+
+    def __init__(self, shares: Sequence[_Share], *, undo: bool) -> None:
+        self._shares = shares
+        self._undo = undo
+        self._nodes: list[tuple[Node, _Share]] = []
+        self._lock = threading.Lock()
+        self._left = 0  # pages of the steps that are not finished, or undone; guarded by _lock
+
+    def work(self, nids: set[int] | None) -> list[Node]:
+        """A range for each node (of ``nids``), as long as its pool is away from what is wanted."""
+        position = 0
+        for share in self._shares:
+            if nids is None or share.nid in nids:
+                node = Node(position, abs(share.wanted - share.before), share.nid)
+                self._nodes.append((node, share))
+                position += node.size
+        self._left = position
+        return [node for node, _ in self._nodes]
+
+    def _share_at(self, position: int) -> _Share:
+        return next(share for node, share in self._nodes if node.start <= position < node.start + node.size)
+
+    def step(self, start: int, end: int) -> None:
+        """Bring a node's pool ``end - start`` pages nearer to what is wanted; raises TargetError."""
+        share = self._share_at(start)
+        with share.lock:
+            before = share.pool.persistent()
+            try:
+                share.move(end - start, share.wanted)
+            except OSError as error:
+                raise TargetError.from_os(error, f"change the pool of node {share.nid}") from error
+            except TargetError:
+                if self._undo:  # the framework takes back finished chunks only
+                    share.move(end - start, before)
+                raise
+        with self._lock:
+            self._left -= end - start
+
+    def undo(self, start: int, end: int) -> None:
+        """The same number of pages back towards what there was."""
+        share = self._share_at(start)
+        with share.lock:
+            share.move(end - start, share.before)
+        with self._lock:
+            self._left += end - start
+
+    def finish(self) -> str:
+        """Close everything; the result: a row for each node, and one for all.
+
+        Raises Finding if all steps were taken and a pool is not what is wanted: ENOMEM below it, EBUSY above.
+        """
+        rows, missed = [], []
+        for share in self._shares:
+            now = share.pool.counts()
+            pages = now.total - now.surplus
+            rows.append((share.nid, share.before, share.wanted, pages, now.free, now.surplus))
+            if self._left == 0 and pages != share.wanted:
+                missed.append((share, pages))
+        self.close()
+        totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
+        lines = [("node", "before", "wanted", "pages", "free", "surplus"), *rows, ("all", *totals)]
+        result = "".join(" ".join(map(str, line)) + "\n" for line in lines)
+        if missed:
+            share, pages = missed[0]
+            raise Finding(
+                f"{share.describe(pages, share.wanted)}: somebody else has changed the pool meanwhile",
+                position=next((node.start for node, each in self._nodes if each is share), 0),
+                result=result,
+                errno=errno.ENOMEM if pages < share.wanted else errno.EBUSY,
+            )
+        return result
+
+    def close(self) -> None:
+        """Close everything; the pools stay as they are."""
+        _close(self._shares)

@@ -1,0 +1,1 @@
+"""Operations on a range of one file, most of them on files of memory (hugetlbfs, tmpfs, memfd)."""

@@ -1,0 +1,137 @@
+"""``checksum``: the digest of a range, the same whatever the threads and chunks."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import Finding, InvalidValue
+from ktaskfs.host.buffer import Buffer
+from ktaskfs.ktask import Control
+from ktaskfs.memory.digest import ALGORITHMS, LEAF, Digest, digest_maker, labelled, require_digest
+from ktaskfs.memory.source import Source
+from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
+from ktaskfs.operations.base.operation import Plan
+from ktaskfs.operations.base.parameters import Kind, choice, parameter
+from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
+from ktaskfs.units import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.span import Node, Span
+
+MIN_CHUNK: Final = 16 << 20
+MAX_CHUNK: Final = 64 << 20
+"""At the slowest algorithm, 1.2 GiB/s a thread, 50 ms."""
+
+
+def _parse(text: str) -> str:
+    value = text.lower()
+    if not value or value.strip("0123456789abcdef"):
+        raise InvalidValue(f"{shown(text)} is not a digest in hexadecimal digits")
+    return value
+
+
+DIGEST: Final[Kind[str]] = Kind("hex", _parse, str, absent="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksumParameters(RangeParameters):
+    """A range, how it is digested, and what should come of it."""
+
+    algorithm: str = parameter(
+        choice(*ALGORITHMS), "crc32 as zlib has it; the others over a tree, unlike sha256sum or b3sum", default="crc32"
+    )
+    expect: str | None = parameter(DIGEST, "fail with EBADMSG unless this is the digest", default=None)
+
+
+class Checksum(RangeOperation[ChecksumParameters]):
+    """Each thread reads into a buffer of its own, leaf by leaf; pread(2) of a hole allocates nothing."""
+
+    name = "checksum"
+    description = (
+        "The digest of the range of any file, the same whatever the threads and chunks: crc32 is that of zlib, the "
+        "others are trees over leaves of 1 MiB. With expect, the task fails if it is another one."
+    )
+    parameters = ChecksumParameters
+    no_undo = "a digest changes nothing that could be taken back"
+    no_resume = "the digest of what was done has not been kept"
+
+    def prepare(self, kernel: Kernel, parameters: ChecksumParameters, remaining: Sequence[Node] | None) -> Plan:
+        """Open for reading.
+
+        Raises InvalidValue past the end of the file or for an ``expect`` of a wrong length, NotSupported where the
+        algorithm's package is missing, TargetError.
+        """
+        if parameters.expect is not None:
+            require_digest(parameters.expect, parameters.algorithm)
+        maker = digest_maker(parameters.algorithm)
+        source = Source(kernel, parameters.path)
+        try:
+            extent = resolve_extent(parameters, source.file.size(), may_grow=False)
+            nodes = make_nodes(kernel, extent, parameters.nodes, LEAF, remaining)
+        except BaseException:
+            source.close()
+            raise
+        digester = _Digester(source, extent, parameters, maker)
+        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
+        control = Control(digester.digest, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
+        return Plan(nodes=nodes, control=control, abort=source.close, finish=digester.finish)
+
+
+class _Digester:
+    """The chunk function, what it holds open, and the digest of the chunks that are finished."""
+
+    def __init__(
+        self, source: Source, extent: Span, parameters: ChecksumParameters, maker: Callable[[], Digest]
+    ) -> None:
+        self._source = source
+        self._extent = extent
+        self._parameters = parameters
+        self._maker = maker
+        self._buffer = Buffer(LEAF)
+        self._lock = threading.Lock()  # guards both of these
+        self._whole = maker()
+        self._left = extent.size
+
+    def digest(self, start: int, end: int) -> None:
+        """Enter the bytes from ``start``, which begins a leaf, to ``end``; raises TargetError."""
+        mine, base, position = self._maker(), self._extent.start, start
+        for low, high in self._source.data(start, end):
+            first = low - (low - base) % LEAF  # data anywhere in a leaf is data all over it
+            if position < first:
+                mine.add_zeros(position - base, first - base)
+                position = first
+            while position < high:
+                position = self._digest_leaf(mine, position, end)
+        if position < end:
+            mine.add_zeros(position - base, end - base)
+        with self._lock:
+            self._whole.merge(mine)
+            self._left -= end - start
+
+    def _digest_leaf(self, digest: Digest, position: int, end: int) -> int:
+        view = self._buffer.view[: min(LEAF, end - position)]
+        self._source.read(view, position)
+        digest.add(position - self._extent.start, view)
+        return position + len(view)
+
+    def finish(self) -> str:
+        """Close everything; the digest, or nothing if the task did not come to its end.
+
+        Raises Finding (EBADMSG, as a filesystem says it of its own checksums) if it is not the expected one.
+        """
+        self._source.close()
+        if self._left:
+            return ""
+        value, expected = self._whole.value(), self._parameters.expect
+        result = labelled(self._parameters.algorithm, value)
+        if expected not in (None, value):
+            where = f"bytes {self._extent.start} to {self._extent.end} of {self._source.file.path}"
+            message = f"{self._parameters.algorithm} of {where} is {value} and not {expected}"
+            raise Finding(message, position=self._extent.start, result=result, errno=errno.EBADMSG)
+        return result

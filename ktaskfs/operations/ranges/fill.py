@@ -1,0 +1,44 @@
+"""``fill``: write a repeated pattern over what a file of memory has, in place; ``verify`` looks at it again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import TargetError
+from ktaskfs.operations.ranges._overwrite import Content, prepare_overwrite
+from ktaskfs.operations.ranges._pattern import PatternParameters, memory_file, repeated
+from ktaskfs.operations.ranges._range import RangeOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.span import Node
+
+
+class Fill(RangeOperation[PatternParameters]):
+    """As ``clear``, from a file in memory that holds the pattern some hundred times.
+
+    Holes stay holes, as with ``clear``: whoever wants to test fresh memory allocates it first, with ``fallocate``.
+    """
+
+    name = "fill"
+    description = (
+        "Write a repeated pattern over what is there, in place: no page is allocated, and a hole stays a hole. "
+        "With verify, a test of the memory. The result says how many bytes were written; "
+        "after a resume, by the last run alone."
+    )
+    parameters = PatternParameters
+    no_undo = "what was overwritten with a pattern cannot be brought back"
+
+    def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Node] | None) -> Plan:
+        """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
+        block = repeated(parameters.pattern)
+        try:
+            fd = memory_file(block)
+        except OSError as error:
+            raise TargetError.from_os(error, "keep the pattern in memory") from error
+        source = Content(fd, len(block), lambda: os.close(fd))
+        return prepare_overwrite(kernel, parameters, remaining, source, report=lambda written: f"written {written}\n")

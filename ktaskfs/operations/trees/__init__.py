@@ -1,0 +1,1 @@
+"""Operations on ordinary files, one or all below a directory."""

@@ -1,0 +1,187 @@
+"""Nodes: what every file and directory has, and refuses unless it says otherwise."""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from ktaskfs.errors import NotPermitted
+from ktaskfs.vfs.change import READABLE, WRITABLE
+from ktaskfs.vfs.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+ROOT_INO: Final = 1
+"""The inode number of the root directory (FUSE_ROOT_ID)."""
+
+FOREVER: Final = 86400.0
+"""Seconds for which the kernel may believe what never changes; it asks again after that, to no harm."""
+
+BRIEFLY: Final = 0.01
+"""Seconds for the several system calls that one program makes about one name: ``ls -l`` makes three."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a request; for a read or a write, who opened the file (the kernel's ``f_cred``).
+
+    ``pid`` is 0 when the caller lives in a pid namespace that this process cannot see. A pid says who it was,
+    never who may: by the time it is looked at it may be another's.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) shows beside the type: permission bits, owner, and one time (ns since the epoch) for all three."""
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    time_ns: int = 0
+
+
+class InodeNumbers:
+    """Gives out inode numbers, each once. A node keeps its number however often its object is made anew."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = ROOT_INO + 1
+
+    def take(self, count: int = 1) -> int:
+        """The first of ``count`` consecutive numbers that nobody has had."""
+        first = self._next
+        self._next += count
+        return first
+
+
+class Inode(ABC):
+    """A file or a directory.
+
+    ``attributes`` gives what was said at construction; a node whose attributes change overrides it, and lowers
+    ``attr_timeout``, the seconds for which the kernel may believe them (it checks permissions with them).
+    """
+
+    __slots__ = ("_attributes", "ino")
+
+    kind: ClassVar[int]
+    attr_timeout: float = FOREVER
+
+    def __init__(self, ino: int, attributes: Attributes) -> None:
+        self.ino = ino
+        self._attributes = attributes
+
+    def attributes(self) -> Attributes:
+        """Evaluated at every request for attributes; must not block."""
+        return self._attributes
+
+    @property
+    def nlink(self) -> int:
+        """Number of links; 1 for a directory means that its subdirectories are not counted."""
+        return 1
+
+
+class Directory(Inode):
+    """A directory; a subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` where it has them.
+
+    ``entry_timeout`` is how long (s) the kernel may believe a name in it. The default, 0, has every path walk
+    ask again: right for names that not every caller may see. BRIEFLY is right for names that come and go.
+    """
+
+    __slots__ = ()
+
+    kind = stat.S_IFDIR
+    entry_timeout: float = 0.0
+
+    @abstractmethod
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
+        """The child ``name``, or None if there is none for this caller. Must be O(1) and must not block."""
+
+    @abstractmethod
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
+        """All children that this caller may see; taken once for each opendir(3) or rewinddir(3)."""
+
+    async def mkdir(self, name: str, caller: Caller) -> Directory:
+        """Make the directory ``name`` and return it; the kernel has made sure that the name is free."""
+        raise NotPermitted("directories cannot be made here")
+
+    async def rmdir(self, name: str, caller: Caller) -> None:
+        """Remove the directory ``name``; the kernel has looked it up and checked the permissions."""
+        raise NotPermitted("directories cannot be removed here")
+
+
+class StaticDirectory(Directory):
+    """A directory whose children stay the same."""
+
+    __slots__ = ("_children",)
+
+    entry_timeout = FOREVER
+
+    def __init__(self, ino: int, attributes: Attributes, children: Mapping[str, Inode]) -> None:
+        super().__init__(ino, attributes)
+        self._children = dict(children)
+
+    def lookup(self, name: str, caller: Caller) -> Inode | None:
+        return self._children.get(name)
+
+    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
+        return self._children.items()
+
+    @property
+    def nlink(self) -> int:
+        return 2 + sum(isinstance(child, Directory) for child in self._children.values())
+
+
+class OpenFile:
+    """One open file description. Reads and writes of one description may run at the same time."""
+
+    __slots__ = ()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes; nothing is the end of the file. Must return within about a second."""
+        raise AccessDenied("this file is not read")
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """The number of bytes taken. Must return within about a second: the caller cannot be killed before."""
+        raise AccessDenied("this file is not written")
+
+    def poll(self, wake: Callable[[], None] | None) -> int:
+        """The poll(2) events that hold now.
+
+        ``wake`` is to be called once, from the event loop, when that may have changed; a later ``wake``
+        takes the place of an earlier one, and ``release`` drops it.
+        """
+        return READABLE | WRITABLE
+
+    def release(self) -> None:
+        """Called once, after the last close(2) and after every read and write has returned."""
+
+
+class File(Inode):
+    """Something that can be opened."""
+
+    __slots__ = ()
+
+    kind = stat.S_IFREG
+
+    @abstractmethod
+    async def open(self, caller: Caller, flags: int) -> OpenFile:
+        """Open it; ``flags`` are those of open(2). The kernel has checked the mode, unless the caller is root."""
+
+
+def wants_read(flags: int) -> bool:
+    """Whether open(2) flags ask for reading."""
+    return flags & os.O_ACCMODE != os.O_WRONLY
+
+
+def wants_write(flags: int) -> bool:
+    """Whether open(2) flags ask for writing."""
+    return flags & os.O_ACCMODE != os.O_RDONLY

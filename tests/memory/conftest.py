@@ -1,0 +1,5 @@
+"""What files of memory need is tested through operations, run in this process: tests/support/runner.py."""
+
+from tests.support.runner import any_place, place, plain, pool, pool_2m, runner
+
+__all__ = ["any_place", "place", "plain", "pool", "pool_2m", "runner"]

@@ -1,0 +1,150 @@
+"""What a start that fails takes back on filesystems whose files are not memory, while others use the same file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.target import Target
+from ktaskfs.memory import growth
+from tests.memory.test_growth import LENGTH, growing
+from tests.support.memory_files import HUGE, allocated, content, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.runner import Runner
+
+
+@contextlib.contextmanager
+def disk_image(area: Path, *options: str) -> Iterator[Path]:
+    """A new filesystem as mke2fs(8) makes it with these options, in a file."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    image, where = area / "image", area / "image mounted"
+    image.touch()
+    os.truncate(image, 64 << 20)
+    subprocess.run(["mke2fs", "-q", *options, str(image)], check=True)
+    where.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+DISKS = pytest.mark.parametrize(
+    "options", ["-t ext2 -b 1024", "-t ext2 -b 4096", "-t ext4", "-t ext4 -O ^extent,^64bit", "-t ext4 -O bigalloc"]
+)
+
+
+def test_abort_spares_what_others_have_written_to_a_disk(runner: Runner, area: Path) -> None:
+    for new in (False, True):
+        path = area / f"new {new}"
+        if not new:
+            path.touch()
+        plan = growing(runner, "copy", path, area)
+        with path.open("r+b") as file:
+            file.write(b"precious")
+        plan.abort()
+        assert (path.stat().st_size, path.read_bytes()[:8]) == (LENGTH, b"precious")
+
+
+@pytest.mark.parametrize("seek_data", [True, False])
+@DISKS
+def test_abort_leaves_nothing_on_a_disk(
+    runner: Runner, area: Path, options: str, seek_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without fallocate(2), and where SEEK_DATA calls everything data."""
+    if not seek_data:
+        monkeypatch.setattr(growth, "data_extents", lambda fd, start, end: iter([(start, end)] if start < end else []))
+    with disk_image(area, *options.split()) as directory:
+        path = directory / "file"
+        growing(runner, "copy", path, area).abort()
+        assert not path.exists()
+        path.write_bytes(b"x" * 100)
+        before = allocated(path)
+        growing(runner, "copy", path, area).abort()
+        assert (path.read_bytes(), allocated(path)) == (b"x" * 100, before)
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("at", [0, 4 * HUGE, LENGTH - 9000, LENGTH - 8])
+@DISKS
+def test_abort_spares_what_others_have_written_to_any_disk(
+    runner: Runner, area: Path, options: str, at: int, new: bool
+) -> None:
+    with disk_image(area, *options.split()) as directory:
+        path = directory / "file"
+        if not new:
+            path.touch()
+        plan = growing(runner, "copy", path, area)
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), b"precious", at)
+            plan.abort()
+            assert (path.stat().st_size, os.pread(file.fileno(), 8, at)) == (LENGTH, b"precious")
+
+
+def test_abort_spares_what_others_have_set_aside_on_a_disk(runner: Runner, area: Path) -> None:
+    with disk_image(area, "-t", "ext4") as directory:
+        path = directory / "file"
+        plan = growing(runner, "copy", path, area)
+        subprocess.run(["fallocate", "-l", "8M", str(path)], check=True)
+        plan.abort()
+        assert (path.stat().st_size, allocated(path)) == (LENGTH, 8 << 20)
+
+
+def test_abort_spares_what_others_have_set_aside_at_the_same_time(
+    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = syscalls.fallocate
+
+    def beside(fd: int, mode: int, offset: int, length: int) -> None:
+        original(fd, mode, offset, length)
+        original(fd, 0, 0, 8 << 20)
+
+    with disk_image(area, "-t", "ext4") as directory:
+        path = directory / "file"
+        with monkeypatch.context() as patch:
+            patch.setattr(syscalls, "fallocate", beside)
+            plan = growing(runner, "copy", path, area)
+        plan.abort()
+        assert (path.stat().st_size, allocated(path)) == (LENGTH, 8 << 20)
+
+
+def test_abort_spares_what_others_have_extended_before(
+    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at the allocation, in Growth's constructor, comes after that at the size."""
+    path, original = area / "file", Target.allocated
+
+    def late(target: Target) -> int:
+        if path.stat().st_size == 0:
+            os.truncate(path, HUGE)
+        return original(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "allocated", late)
+        plan = growing(runner, "copy", path, area)
+    plan.abort()
+    assert path.stat().st_size == LENGTH
+
+
+def test_a_filesystem_that_allocates_nothing_in_advance(
+    runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(fd: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(syscalls, "fallocate", unknown)
+    growing(runner, "copy", area / "file", area).abort()
+    write_bytes(area / "source", content(HUGE))
+    runner.run("copy", source=area / "source", path=area / "file")
+    assert (area / "file").read_bytes() == content(HUGE) + bytes(LENGTH - HUGE)

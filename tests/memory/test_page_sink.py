@@ -1,0 +1,246 @@
+"""Copies that put whole pages in, and what they do where that cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.ktask import TaskError
+from ktaskfs.operations.ranges import copy as copy_module
+from ktaskfs.operations.ranges._range import source_length
+from tests.support import filesystems
+from tests.support.as_caller import MEMORY_LIMIT, as_nobody
+from tests.support.forked import run_forked
+from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, punch, same, write_bytes
+from tests.support.runner import SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ktaskfs.memory.source import Source
+    from ktaskfs.operations.ranges.copy import CopyParameters
+    from tests.support.hugepages import TestPool
+    from tests.support.runner import Runner
+
+
+RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
+
+
+@pytest.fixture
+def small_pages(area: Path) -> Iterator[Path]:
+    """A file that is not there yet, where whole pages are put in."""
+    with filesystems.tmpfs(area / "small", 3 * SIZE, "huge=never") as directory:
+        yield directory / "file"
+
+
+@pytest.fixture(params=["hugetlbfs", "tmpfs"])
+def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Iterator[Path]:
+    """A file that is not there yet."""
+    if request.param == "tmpfs":
+        with filesystems.tmpfs(area / "target", 3 * SIZE, "huge=never") as directory:
+            yield directory / "file"
+    else:
+        with filesystems.hugetlbfs(area / "target", HUGE) as directory:
+            yield directory / "file"
+
+
+def test_nothing_is_read_through_a_buffer(
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = runner.prepare("copy", source=plain, path=small_pages)
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "preadv")
+        patch.delattr(os, "pwrite")
+        runner.work(plan)
+    assert same(plain, small_pages, SIZE)
+    assert allocated(small_pages) == SIZE
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_among_pages_that_are_there(runner: Runner, target: Path, plain: Path, area: Path, seed: int) -> None:
+    """Any range of the source to any place; around it everything stays."""
+    rng = random.Random(seed)
+    make_dirty(target, SIZE + 4 * HUGE)
+    for _ in range(4):
+        punch(target, rng.randrange(18) * HUGE, rng.randrange(1, 5) * HUGE)
+    reference = area / "reference"
+    runner.run("copy", source=target, path=reference)
+    offset, begin = rng.choice([0, HUGE, 4096, 4097]), rng.choice([0, 2 * HUGE, 12345])
+    length = rng.randrange(1, SIZE - begin)
+    runner.run("copy", source=plain, source_offset=begin, path=target, offset=offset, length=length)
+    assert same(plain, target, length, (begin, offset))
+    assert same(reference, target, offset)
+    after = offset + length
+    assert same(reference, target, SIZE + 4 * HUGE - after, (after, after))
+
+
+@pytest.mark.parametrize("kind", ["hugetlbfs", "tmpfs"])
+def test_a_hole_that_is_copied_gets_no_page(runner: Runner, target: Path, area: Path, kind: str) -> None:
+    mounted = filesystems.hugetlbfs(area / "s", HUGE) if kind == "hugetlbfs" else filesystems.tmpfs(area / "s", SIZE)
+    with mounted as directory:
+        source = directory / "source"
+        write_bytes(source, content(8 * HUGE))
+        punch(source, 2 * HUGE, 3 * HUGE)
+        runner.run("copy", source=source, path=target, sparse=0)
+        assert allocated(source) == 5 * HUGE
+        assert allocated(target) == 8 * HUGE
+        assert same(source, target, 8 * HUGE)
+        assert is_all(0, target, 2 * HUGE, 5 * HUGE)
+
+
+def test_holes_of_huge_pages_that_the_caller_can_only_read(runner: Runner, pool_2m: TestPool, area: Path) -> None:
+    with filesystems.hugetlbfs(area / "huge", HUGE) as directory:
+        first, second = directory / "first", directory / "second"
+        write_bytes(first, content(HUGE), HUGE)
+        first.chmod(0o444)
+        directory.chmod(0o777)
+
+        def work() -> list[str]:
+            runner.run("copy", source="/first", path="/second")
+            survey, verify = runner.prepare("survey", path="/first"), runner.prepare("verify", path="/first")
+            verify.abort()
+            return [runner.result(survey)]
+
+        (survey,) = as_nobody(directory, work)
+        assert allocated(first) == allocated(second) == HUGE
+        assert same(first, second, 2 * HUGE)
+        assert f"0 {HUGE} 1 hole\n{HUGE} {HUGE} 1 0\n" in survey
+
+
+@pytest.mark.parametrize("file", ["plain", "tmpfs"])
+def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Path, area: Path, file: str) -> None:
+    with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
+        source = plain
+        if file == "tmpfs":
+            source = directory / "source"
+            runner.run("copy", source=plain, path=source)
+        grown = most_resident(runner, source, small_pages)
+    assert grown < MEMORY_LIMIT // 2
+
+
+def most_resident(runner: Runner, source: Path, target: Path) -> int:
+    """How many bytes of files the process has mapped more than before, at most, after any call of ours."""
+    largest = 0
+
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in runner.kernel.read_proc("self/status").splitlines())
+        return sum(int(fields[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
+
+    def watched(method: Callable[[Mapping, int, int], None]) -> Callable[[Mapping, int, int], None]:
+        def call(mapping: Mapping, start: int, length: int) -> None:
+            nonlocal largest
+            method(mapping, start, length)
+            largest = max(largest, resident())
+
+        return call
+
+    before = resident()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mapping, "populate_read", watched(Mapping.populate_read))
+        patch.setattr(Mapping, "let_go", watched(Mapping.let_go))
+        runner.run("copy", source=source, path=target)
+    assert largest > before
+    return largest - before
+
+
+def test_the_source_is_shortened_between_two_windows(
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its pages have been looked at, and before they are copied."""
+    populate = Mapping.populate_read
+
+    def cut(mapping: Mapping, start: int, length: int) -> None:
+        populate(mapping, start, length)
+        os.truncate(plain, HUGE)
+
+    plan = runner.prepare("copy", source=plain, path=small_pages)
+    monkeypatch.setattr(Mapping, "populate_read", cut)
+    with pytest.raises(Exception, match="shorter|truncated|ends") as caught:
+        runner.work(plan)
+    assert str(plain) in str(caught.value.__cause__ or caught.value)
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_the_source_is_cut_within_its_last_page(runner: Runner, target: Path, plain: Path, sparse: int) -> None:
+    plan = runner.prepare("copy", source=plain, path=target, sparse=sparse)
+    os.truncate(plain, SIZE - 100)
+    error = runner.failure(plan)
+    assert isinstance(error, TargetError)
+    assert error.errno == errno.ENXIO
+
+
+@pytest.mark.parametrize("size", [499712, 999424, 40 << 20])
+@pytest.mark.parametrize("more", [256 << 10, 4 << 20])
+def test_the_source_grows_as_soon_as_it_is_mapped(
+    runner: Runner, small_pages: Path, area: Path, monkeypatch: pytest.MonkeyPatch, size: int, more: int
+) -> None:
+    source = area / "log"
+    source.write_bytes(content(size))
+
+    def grown(opened: Source, offset: int, parameters: CopyParameters) -> int:
+        opened.map()
+        with source.open("ab") as file:
+            file.write(content(more))
+        return source_length(opened, offset, parameters)
+
+    monkeypatch.setattr(copy_module, "source_length", grown)
+
+    def work() -> int:
+        return runner.run("copy", source=source, path=small_pages).units_done
+
+    assert run_forked(work) == size + more
+    assert same(source, small_pages, size + more)
+    assert small_pages.stat().st_size == size + more
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_pages_of_a_source_that_were_never_written_stay_so(
+    runner: Runner, target: Path, area: Path, sparse: int
+) -> None:
+    with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
+        source = directory / "source"
+        subprocess.run(["fallocate", "-l", str(4 * HUGE), str(source)], check=True)
+        runner.run("copy", source=source, path=target, sparse=sparse)
+        fd = os.open(source, os.O_RDONLY)
+        with pytest.raises(OSError, match="No such device or address"):
+            os.lseek(fd, 0, os.SEEK_DATA)
+        os.close(fd)
+        assert is_all(0, target, 0, 4 * HUGE)
+
+
+def test_a_target_of_huge_pages_is_truncated_all_the_time(
+    runner: Runner, pool_2m: TestPool, plain: Path, area: Path
+) -> None:
+    """The kernel must not lose count of the pages that it has reserved: this pool is everybody's."""
+    with filesystems.hugetlbfs(area / "huge", HUGE) as directory:
+        path = directory / "file"
+        for _ in range(20):
+            plan = runner.prepare("copy", source=plain, path=path)
+            stop = threading.Event()
+            other = threading.Thread(target=truncate_until, args=(path, stop))
+            other.start()
+            try:
+                with contextlib.suppress(TaskError, TargetError):
+                    runner.work(plan)
+            finally:
+                stop.set()
+                other.join()
+            path.unlink()
+            assert int(RESERVED.read_text()) < 1 << 20
+    assert pool_2m.available == pool_2m.pages
+
+
+def truncate_until(path: Path, stop: threading.Event) -> None:
+    while not stop.is_set():
+        os.truncate(path, 0)
+        os.truncate(path, SIZE)

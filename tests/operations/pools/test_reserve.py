@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
+from ktaskfs.ktask import Job
+from ktaskfs.span import Node
+from tests.support import hugepages
+from tests.support.forked import run_forked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.operations.base.operation import Plan
+    from tests.support.runner import Runner
+
+SIZE = 2 << 20
+POOLS = sorted(Path("/sys/devices/system/node").glob("node[0-9]*/hugepages/hugepages-2048kB/nr_hugepages"))
+
+
+@pytest.fixture
+def spare() -> Iterator[hugepages.TestPool]:
+    """The pool alone, to change and to be put back."""
+    with hugepages.reserved(SIZE, 0) as pool:
+        yield pool
+
+
+def there() -> int:
+    return sum(int(path.read_text()) for path in POOLS)
+
+
+def result_of(plan: Plan) -> dict[str, dict[str, int]]:
+    """Run a plan; its table, by node and column."""
+    Job(plan.nodes, plan.control).run()
+    return parsed(plan.finish())
+
+
+def parsed(text: str) -> dict[str, dict[str, int]]:
+    header, *rows = (line.split() for line in text.splitlines())
+    return {row[0]: dict(zip(header[1:], map(int, row[1:]), strict=True)) for row in rows}
+
+
+def test_a_pool_grows_and_shrinks(runner: Runner, spare: hugepages.TestPool) -> None:
+    before = there()
+    plan = runner.prepare("reserve", pages=before + 50, size="2M", chunk=8)
+    assert sum(node.size for node in plan.nodes) == 50
+    result = result_of(plan)
+    assert there() == before + 50 == spare.total
+    assert (result["all"]["before"], result["all"]["wanted"], result["all"]["pages"]) == (before, before + 50, there())
+    result = result_of(runner.prepare("reserve", pages=before + 3, chunk=8))
+    assert there() == before + 3 == result["all"]["pages"]
+    assert result_of(runner.prepare("reserve", pages=before + 3))["all"]["before"] == before + 3
+    result_of(runner.prepare("reserve", pages=before))
+    assert there() == before
+
+
+def test_a_node_by_name(runner: Runner, spare: hugepages.TestPool) -> None:
+    first = POOLS[0]
+    before = int(first.read_text())
+    result = result_of(runner.prepare("reserve", pages=before + 2, nodes="0"))
+    assert list(result) == ["0", "all"]
+    assert int(first.read_text()) == before + 2
+    result_of(runner.prepare("reserve", pages=before, nodes="0"))
+
+
+def test_pages_in_use_become_surplus(runner: Runner, spare: hugepages.TestPool) -> None:
+    before = there()
+    result_of(runner.prepare("reserve", pages=before + 4))
+    fd = os.memfd_create("user", os.MFD_HUGETLB)
+    os.posix_fallocate(fd, 0, 4 * SIZE)
+    result = result_of(runner.prepare("reserve", pages=0))
+    assert result["all"]["pages"] == 0
+    assert result["all"]["surplus"] == there() >= 4
+    os.close(fd)
+    result_of(runner.prepare("reserve", pages=before))
+    assert there() == before
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.TestPool, grows: bool) -> None:
+    before = there() + (0 if grows else 40)
+    result_of(runner.prepare("reserve", pages=before))
+    wanted = before + (40 if grows else -40)
+    for undo in (0, 1):
+        plan = runner.prepare("reserve", pages=wanted, chunk=8, undo=undo)
+        steps: list[int] = []
+
+        jobs: list[Job] = []
+
+        def step(start: int, end: int, plan: Plan = plan, steps: list[int] = steps, jobs: list[Job] = jobs) -> None:
+            plan.control.thread_func(start, end)
+            steps.append(there())
+            jobs[0].cancel()
+
+        job = Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8))
+        jobs.append(job)
+        outcome = job.run()
+        plan.finish()
+        assert outcome.cancelled
+        assert steps == [before + (8 if grows else -8)]
+        assert there() == (before if undo else steps[0])
+        rest = [Node(node.start, node.start + node.size - node.start, node.nid) for node in outcome.remaining()]
+        result_of(runner.prepare("reserve", rest, pages=wanted))
+        assert there() == wanted
+        result_of(runner.prepare("reserve", pages=before))
+    result_of(runner.prepare("reserve", pages=before - (0 if grows else 40)))
+
+
+def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.TestPool) -> None:
+    before = there()
+    plans = [runner.prepare("reserve", pages=before + 20) for _ in range(2)]
+    for plan in plans:
+        result_of(plan)
+    assert there() == before + 20
+    result_of(runner.prepare("reserve", pages=before))
+
+
+@pytest.mark.parametrize(("grows", "number"), [(True, errno.ENOMEM), (False, errno.EBUSY)])
+def test_a_pool_that_another_changes_meanwhile(
+    runner: Runner, spare: hugepages.TestPool, grows: bool, number: int
+) -> None:
+    """No step is lacking when the last one ends, and still the pool is not what was asked for."""
+    before = there() + 40
+    result_of(runner.prepare("reserve", pages=before))
+    wanted = before + (16 if grows else -16)
+    first = POOLS[0]
+    plan = runner.prepare("reserve", pages=wanted, nodes="0", chunk=8)
+    steps: list[int] = []
+
+    def step(start: int, end: int) -> None:
+        plan.control.thread_func(start, end)
+        steps.append(end - start)
+        first.write_text(str(before))  # as somebody else with echo
+
+    Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)).run()
+    assert sum(steps) == 16
+    with pytest.raises(Finding) as caught:
+        plan.finish()
+    assert caught.value.errno == number
+    assert f"node 0 has {before} huge pages of 2M and {wanted} are wanted" in caught.value.message
+    assert parsed(caught.value.result)["0"]["pages"] == before
+    result_of(runner.prepare("reserve", pages=before - 40))
+    assert there() == before - 40
+
+
+def test_only_root_may(runner: Runner) -> None:
+    before = there()
+
+    def attempt() -> list[object]:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            runner.prepare("reserve", pages=before + 1)
+        except TargetError as error:
+            return [error.errno, error.message]
+        return []
+
+    number, message = run_forked(attempt)
+    assert number == errno.EACCES
+    assert "only root may change a pool" in message
+    assert there() == before
+
+
+def test_what_is_not_there(runner: Runner) -> None:
+    before = os.listdir("/proc/self/fd")
+    for texts in ({"size": "3M"}, {"size": "4K"}, {"nodes": "0,77"}, {}):
+        with pytest.raises(KtaskfsError) as caught:
+            runner.prepare("reserve", **({"pages": 1} if texts else {}), **texts)
+        assert isinstance(caught.value, InvalidValue)
+    assert os.listdir("/proc/self/fd") == before

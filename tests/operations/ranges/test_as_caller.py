@@ -1,0 +1,87 @@
+"""Operations where they really run: in a process that has become an ordinary user, in a root without /proc."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import KtaskfsError
+from tests.support.as_caller import MEMORY_LIMIT, NOBODY, anonymous_memory, as_nobody
+from tests.support.memory_files import allocated, dirty, is_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.runner import Place, Runner
+
+
+def test_the_whole_job(runner: Runner, place: Place) -> None:
+    length = 64 << 20
+
+    def work() -> list[object]:
+        before = anonymous_memory(runner.kernel.read_proc("self/status"))
+        grown = []
+        for operation in ("fallocate", "clear"):
+            plan = runner.prepare(operation, path="file", length=length)
+            function = plan.control.thread_func
+            grown.append(0)
+
+            def chunk(start: int, end: int, function: Callable[[int, int], object] = function) -> None:
+                function(start, end)
+                now = anonymous_memory(runner.kernel.read_proc("self/status"))
+                grown[-1] = max(grown[-1], now - before)
+
+            runner.work(plan, thread_func=chunk)
+        return [os.path.exists("/proc"), *grown]
+
+    proc, *grown = as_nobody(place.directory, work)
+    path = place.directory / "file"
+    assert not proc
+    assert max(grown) < MEMORY_LIMIT // 2
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (NOBODY, 0o600)
+    assert allocated(path) == length
+    assert is_all(0, path, 0, length)
+
+
+def test_what_the_caller_may_not_touch(runner: Runner, place: Place) -> None:
+    path = place.directory / "roots"
+    path.touch(0o600)
+    os.truncate(path, place.unit)
+    dirty(path, 0, place.unit)
+    (place.directory / "locked").mkdir(0o700)
+
+    def attempts() -> list[int]:
+        found = []
+        for operation, texts in (
+            ("clear", {"path": "/roots"}),
+            ("fallocate", {"path": "/roots", "length": place.unit}),
+            ("fallocate", {"path": "/locked/file", "length": place.unit}),
+        ):
+            try:
+                runner.prepare(operation, **texts)
+                found.append(0)
+            except KtaskfsError as error:
+                found.append(error.errno)
+        return found
+
+    assert as_nobody(place.directory, attempts) == [errno.EACCES] * 3
+    assert is_all(0xFF, path, 0, place.unit)
+
+
+@pytest.mark.parametrize("undo", [0, 1])
+def test_the_pools_are_seen_from_there(runner: Runner, place: Place, undo: int) -> None:
+    def too_much() -> str:
+        try:
+            runner.prepare("fallocate", path="file", length=1 << 50, undo=undo)
+        except KtaskfsError as error:
+            return f"{error.errname} {error.message}"
+        return ""
+
+    found = as_nobody(place.directory, too_much)
+    assert found.split()[0] in ("ENOMEM", "ENOSPC")
+    assert ("pool" in found) == (place.unit > 4096)
+    assert os.listdir(place.directory) == []
