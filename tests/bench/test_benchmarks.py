@@ -16,7 +16,7 @@ NAMES = sorted(name for path in SOURCES for name in re.findall(r'^ *main\("(\w+)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke(name: str) -> None:
+def test_smoke(root: None, name: str) -> None:
     with none_left():
         done = run(sys.executable, "-m", f"bench.{name}", "--smoke", cwd=ROOT)
     assert done.status == 0, done.err

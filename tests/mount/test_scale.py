@@ -9,11 +9,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.record import Record, StateDirectory, snapshot_to_json
 from ktaskfs.tasks.task import EMPTY
+from tests.support.resident import resident
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,11 +76,11 @@ def test_every_task_is_there_once(mount_maker: MountMaker, area: Path) -> None:
 
 
 def test_memory_for_each_task(mount_maker: MountMaker, area: Path) -> None:
-    empty = psutil.Process(mount_maker().pid).memory_info().rss
+    empty = resident(mount_maker().pid)
     mount = populated(mount_maker, area)
     assert mount.shell("find . -type f | wc -l").status == 0
     mount.shell("cat tasks/*/status > /dev/null")
-    assert psutil.Process(mount.pid).memory_info().rss - empty < TASKS * BYTES_PER_TASK
+    assert resident(mount.pid) - empty < TASKS * BYTES_PER_TASK
 
 
 def test_the_oldest_go_first(mount_maker: MountMaker, area: Path) -> None:
