@@ -55,6 +55,11 @@ class TestPool:
         return self.free - self.reserved
 
     @property
+    def taken(self) -> int:
+        """Pages that are used or promised now; free pages that others add or take off are not in it."""
+        return self.total - self.available
+
+    @property
     def total(self) -> int:
         """Pages in the pool."""
         return self._count("nr_hugepages")
@@ -82,7 +87,7 @@ def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pool = TestPool(page_size, pages)
-        total, free, added = pool.total, pool.available, 0
+        total, taken, added = pool.total, pool.taken, 0
         try:
             resize(page_size, pages)
             added = max(0, pool.total - total)
@@ -94,6 +99,6 @@ def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
             if added < pages:
                 pytest.skip(f"this machine has no memory for {pages} huge pages of {page_size >> 20} MiB")
             yield pool
-            until(lambda: pool.available >= free + pages, "every huge page of the test free again", deadline=5)
+            until(lambda: pool.taken <= taken, "every huge page of the test free again")
         finally:
             resize(page_size, -added if pages else total - pool.total)
