@@ -78,11 +78,11 @@ class Job:
 
     def pause(self) -> None:
         """Hand out nothing until ``resume`` or ``cancel``."""
-        self._scheduler.pause()
+        self._scheduler.set_paused(True)
 
     def resume(self) -> None:
         """End a pause."""
-        self._scheduler.resume()
+        self._scheduler.set_paused(False)
 
     def set_max_threads(self, most: int) -> None:
         """Use up to ``most`` threads, within what the CPUs and the size of the task allow; 0: the default.
