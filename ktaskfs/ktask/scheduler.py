@@ -40,8 +40,8 @@ class Scheduler:
         self._machine = ctl.machine
 
         # Guards every field below, and those of Work, NodeWork, TaskThreads, TaskThread (except its ``gate``,
-        # ``busy_ns`` and ``placed``), Sharing and Admission. First in the order: whoever holds it may take a
-        # HelperBudget's lock and open gates, and never waits. No other lock of this package is held when it is taken.
+        # ``busy_ns`` and ``placed``), Sharing, Admission and TokenBucket. First in the order: no lock of this package
+        # is held when it is taken; a HelperBudget's may be taken under it, and gates are opened.
         self._lock = Lock()
         self._work = Work(nodes, self._machine.node_cpus)
         self._threads = TaskThreads(ctl, self._monitor, len(nodes))
