@@ -90,7 +90,7 @@ def test_threads_that_cannot_be_had_are_done_without(
 
 def test_no_threads_are_started_for_less_than_an_aligned_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    monkeypatch.setattr(Job, "_start", lambda self, workers: started.append(len(workers)))
+    monkeypatch.setattr(Job, "_start", lambda self, helpers: started.append(len(helpers)))
     ktask.run(0, 100, control(lambda start, end: None, align=64, max_threads=4, clock=FakeClock()))
     assert started == [1]
 
@@ -258,7 +258,7 @@ def test_threads_begin_before_the_first_one_takes_a_chunk() -> None:
 
 
 def test_a_helper_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "_start", lambda self, workers: None)
+    monkeypatch.setattr(Job, "_start", lambda self, helpers: None)
     clock = FakeClock()
     outcome = ktask.run(0, 10, control(lambda start, end: None, max_threads=4, clock=clock))
     assert (outcome.units_done, outcome.threads) == (10, 1)
