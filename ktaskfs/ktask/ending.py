@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 ROUNDS: Final = 1000
-"""More rounds than real interrupts cause. Beyond it a monitor or machine raises each time, which it must not."""
+"""More rounds than real interrupts cause. After so many, a monitor or machine raises each time, which it must not."""
 
 
 class Ending:

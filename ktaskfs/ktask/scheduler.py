@@ -1,4 +1,4 @@
-"""Who does which chunk: the state of a running task, under one lock, and a thread's way from chunk to chunk."""
+"""Which thread does which chunk: the state of a running task under one lock, and the loop that each thread runs."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ class Scheduler:
     # The lock is held below.
 
     def _disturb(self) -> None:
-        """Something has changed: every thread looks at it before its next chunk, and those that wait do so now."""
+        """A control has changed: every thread asks for its turn before its next chunk, and waiting threads ask now."""
         self._sharing.steady = False
         self._threads.wake_all()
 

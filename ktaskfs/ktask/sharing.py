@@ -1,4 +1,4 @@
-"""How the threads of a task share its work: how many are wanted, and the chunk size for those that there are."""
+"""How the threads of a task share its work: the number of threads wanted, and the chunk size for the live ones."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control
 
 
 class Stop(BaseException):
-    """Neither an Exception nor one of Python's own."""
+    """Neither an Exception nor one of Python's own exceptions."""
 
 
 class Late(Exception):
@@ -35,7 +35,7 @@ def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> No
         finished.append(start)
 
     class Interrupted(FakeClock):
-        """Only the last time that something is raised may the helper end."""
+        """The helper may end only after the last exception."""
 
         left = times
 
@@ -63,11 +63,11 @@ def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> No
         assert isinstance(caught.value.error, Late)
     assert sorted(finished) == [0, 1]
     assert ledger.live == {}
-    assert undone == [(0, 2)], "a run that does not return has done nothing"
+    assert undone == [(0, 2)], "what was finished is undone"
 
 
 class Twice(FakeClock):
-    """Interrupts the first thread two times as it waits for helpers, and says so."""
+    """Interrupts the first thread two times as it waits for helpers, then sets ``over``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Twice(FakeClock):
 
 @pytest.mark.parametrize("failed_before", [False, True])
 def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
-    """With the failure that came before it, if there is one, as its cause."""
+    """Its cause is the failure that came before it, if there is one."""
     main, clock, together = threading.get_native_id(), Twice(), threading.Barrier(2)
 
     def each(start: int, end: int) -> None:
@@ -100,7 +100,7 @@ def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
 
 
 class Broken(Ledger):
-    """Raises whenever a chunk has failed and the first thread ends, which it must not."""
+    """Raises whenever a chunk fails or the first thread ends, which a monitor must not."""
 
     def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
         super().chunk_failed(slot, node, start, end)

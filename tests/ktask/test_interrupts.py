@@ -1,4 +1,4 @@
-"""What a signal's handler raises in the first thread: at any moment nothing is lost and nobody is left behind."""
+"""A signal's handler raises in the first thread, at any moment: nothing is lost, no helper is left behind."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ NODES = [Node(0, SIZE, 0)]
 
 
 def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseException | None, bool]:
-    """What ``action`` raises, and whether it came as far, if ^C comes at the n-th of these: a function of ours is
-    entered, or one in C has returned to it. There Python looks whether a signal has come, among other places.
+    """Run ``action`` with ^C at the n-th step; returns what it raises, and whether it reached that step.
+
+    A step is the entry to a function of ours, or the return to it of a function in C: there, among other places, Python
+    looks for signals.
     """
     steps = 0
 
@@ -36,7 +38,7 @@ def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseExcepti
         code = frame.f_code
         if "/ktaskfs/ktask/" not in code.co_filename or event not in ("call", "c_return"):
             return
-        if code.co_name == "<genexpr>":  # what one that is thrown away raises, nobody ever gets
+        if code.co_name == "<genexpr>":  # Python drops an exception that a discarded generator raises
             return
         steps += 1
         if steps == step:
@@ -58,7 +60,7 @@ def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseExcepti
 def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
     main = threading.get_native_id()
     step = missed = 0
-    while missed < 20:  # one more run without the step that is to come says little: helpers may have done more of it
+    while missed < 20:  # a run may miss the step by chance, if helpers did more of the work
         step += 1
         lock = threading.Lock()
         done: set[int] = set()
@@ -102,7 +104,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
         if raised is None:
             assert (done, undone) == (set(range(SIZE)), set()), step
         elif job.outcome().units_undone:
-            assert done - undone <= set(own[-1:]), (step, "but for the one after which it was interrupted")
+            assert done - undone <= set(own[-1:]), (step, "all but the chunk at whose end it was interrupted is undone")
         left = units_of(job.remaining())
         assert len(left) == len(set(left)), (step, left)
         assert set(left) >= set(range(SIZE)) - done, step
@@ -113,7 +115,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
 
 @pytest.mark.parametrize("moment", ["chunk_assigned", "node_advanced"])
 def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Before it can say so the helper does all the rest: each unit is done once, or left to do, and never both."""
+    """The helper does all the rest before the first thread reports: each unit is either done once or left to do."""
     main = threading.get_native_id()
     ledger, armed, rest_done = Ledger(), [True], threading.Event()
     done: list[int] = []
@@ -221,10 +223,10 @@ for _ in range(600):
     assert live.count <= 0, "somebody outlived the run"
 print("interrupted" if interrupted else "never", flush=True)
 """
-"""In a process of its own: there Python runs nothing of others that an alarm could hit."""
+"""Run in a process of its own, where an alarm cannot hit other code."""
 
 
 def test_real_alarms() -> None:
-    """What their handler raises passes through, whenever they ring, and nothing else comes."""
+    """Their handler's exception passes through, whenever they ring, and no other is raised."""
     script = subprocess.run([sys.executable, "-c", ALARMS], capture_output=True, text=True, timeout=TIMEOUT)
     assert (script.returncode, script.stdout) == (0, "interrupted\n"), script.stderr

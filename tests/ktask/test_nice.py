@@ -92,7 +92,7 @@ def test_helpers_are_never_lowered_to_the_callers_nice_value() -> None:
 
 
 def test_who_has_left_is_niced_no_more() -> None:
-    """The number of its thread may be another's by now."""
+    """Its thread number may be given to another thread by now."""
     machine, ledger, together = FakeMachine(), Ledger(), threading.Barrier(2)
     ended = threading.Event()
     ledger.after = lambda: ended.set() if ledger.named("thread_ended") else None
@@ -112,7 +112,7 @@ def test_who_has_left_is_niced_no_more() -> None:
 
 
 def test_a_raised_helper_stays_raised() -> None:
-    """Who sets another nice value while the first thread waits does not slow down whom it waits for."""
+    """A new nice value, set while the first thread waits, does not slow down the helper that it waits for."""
     raised = threading.Semaphore(0)
 
     class Machine(FakeMachine):
