@@ -63,6 +63,8 @@ class Control:
     """
     undo_func: Callable[[Any, Any], object] | None = field(default=None, kw_only=True)
     """Takes back a finished range after a failure or cancel, which must not fail (kc_undo_func, v4)."""
+    undo_failed: bool = field(default=False, kw_only=True)
+    """Ours: ``undo_func`` can also take back a chunk that failed midway, and gets each of those by itself."""
     nice: int = field(default=19, kw_only=True)
     """The nice value of helper threads, -20 to 19 (MAX_NICE in v4)."""
     cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
@@ -89,6 +91,10 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
+        if not isinstance(self.undo_failed, bool):
+            raise TypeError(f"undo_failed is {self.undo_failed!r}")
+        if self.undo_failed and self.undo_func is None:
+            raise ValueError("undo_failed needs an undo_func")
         for name, kind in (("budget", HelperBudget), ("monitor", Monitor)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):

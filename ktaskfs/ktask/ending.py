@@ -75,7 +75,7 @@ class Ending:
             self._rounds += 1
 
     def _take_back(self) -> None:
-        """Give what was finished to ``undo_func``, each range once, if the task failed or was cancelled."""
+        """Give what is to be taken back to ``undo_func``, each range once, if the task failed or was cancelled."""
         undo_func = self._ctl.undo_func
         if undo_func is None:
             return

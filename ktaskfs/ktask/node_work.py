@@ -35,6 +35,11 @@ class NodeWork:
         self.chunks = 0
         """Chunks done."""
 
+    def begun(self, held: Iterable[Chunk]) -> list[Chunk]:
+        """The chunks of ``held`` in order, without one that was interrupted before the position moved past it."""
+        position = self.node.size - self.left
+        return sorted((span for span in held if span.start < position), key=lambda span: span.start)
+
     def split(self, held: Iterable[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         """The finished and the unfinished spans, each in order and merged where they touch.
 
@@ -45,9 +50,7 @@ class NodeWork:
         unfinished: list[Chunk] = []
         position = self.node.size - self.left
         done_to, done_at = 0, self.node.start
-        # A chunk that begins at the position was on its way out when its thread was interrupted: the rest covers it.
-        inside = sorted((span for span in held if span.start < position), key=lambda span: span.start)
-        for span in (*inside, Chunk(position, self.node.size, self.at, None)):
+        for span in (*self.begun(held), Chunk(position, self.node.size, self.at, None)):
             if span.start > done_to:
                 finished.append(Chunk(done_to, span.start, done_at, span.first))
             done_to, done_at = span.end, span.last

@@ -268,12 +268,16 @@ class Scheduler:
             return failure
 
     def start_undo(self) -> list[Chunk]:
-        """The finished ranges, which are to be taken back; from now on they do not count as done."""
+        """The ranges to take back: the finished ones, which no longer count as done, then, if asked, failed chunks.
+
+        Called when no thread is at work, so that every chunk still held has failed.
+        """
         with self._lock:
-            finished = self._work.finished(self._held())
+            held = self._held()
+            finished = self._work.finished(held)
             self._units_undone = sum(span.end - span.start for span in finished)
             self._monitor.undo_started()
-        return finished
+            return finished + self._work.begun(held) if self._ctl.undo_failed else finished
 
     def outcome(self) -> Outcome:
         with self._lock:

@@ -53,6 +53,10 @@ class Work:
         """What is done, merged where it touches."""
         return [span for index, part in enumerate(self.ranges) for span in part.split(held.get(index, ()))[0]]
 
+    def begun(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
+        """The chunks of ``held`` that were handed out, in order."""
+        return [span for index, part in enumerate(self.ranges) for span in part.begun(held.get(index, ()))]
+
     def shares(self, held: Mapping[int, list[Chunk]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
         """What is done of each node, and all that is not; ``undone``: nothing counts as done any more."""
         shares, left = [], []
