@@ -17,7 +17,7 @@ from tests.support.forked import run_forked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Runner
 
 SIZE = 2 << 20
@@ -37,8 +37,7 @@ def there() -> int:
 
 def result_of(plan: Plan) -> dict[str, dict[str, int]]:
     """Run a plan; its table, by node and column."""
-    Job(plan.nodes, plan.control).run()
-    return parsed(plan.finish())
+    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
 
 
 def parsed(text: str) -> dict[str, dict[str, int]]:
@@ -101,7 +100,7 @@ def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.T
         job = Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8))
         jobs.append(job)
         outcome = job.run()
-        plan.finish()
+        plan.finish(outcome)
         assert outcome.cancelled
         assert steps == [before + (8 if grows else -8)]
         assert there() == (before if undo else steps[0])
@@ -138,10 +137,11 @@ def test_a_pool_that_another_changes_meanwhile(
         steps.append(end - start)
         first.write_text(str(before))  # as somebody else with echo
 
-    Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)).run()
+    control = dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)
+    outcome = Job(plan.nodes, control).run()
     assert sum(steps) == 16
     with pytest.raises(Finding) as caught:
-        plan.finish()
+        plan.finish(outcome)
     assert caught.value.errno == number
     assert f"node 0 has {before} huge pages of 2M and {wanted} are wanted" in caught.value.message
     assert parsed(caught.value.result)["0"]["pages"] == before
