@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.control.access import Access
-from ktaskfs.control.metrics import Load
+from ktaskfs.control.facts import Load
 from ktaskfs.control.tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device

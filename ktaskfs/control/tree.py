@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import trio
 
     from ktaskfs.control.access import Access
-    from ktaskfs.control.metrics import Load
+    from ktaskfs.control.facts import Load
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.service import TaskService

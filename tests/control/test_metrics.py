@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ktaskfs.control.metrics import Load, Metrics
+from ktaskfs.control.facts import Load
+from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.openmetrics import render
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
