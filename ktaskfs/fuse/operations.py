@@ -15,7 +15,7 @@ from ktaskfs.errors import NotPermitted
 from ktaskfs.fuse.answers import NAME_MAX, answering, caller_of, entry_of, filesystem_totals
 from ktaskfs.fuse.inodes import InodeTable
 from ktaskfs.vfs import Caller, Directory, File, OpenFile
-from ktaskfs.vfs.errors import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile
+from ktaskfs.vfs.refusals import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.parameters import MAX
-from ktaskfs.tasks.budget import deal_threads, helper_limit
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
+from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.vfs.change import READABLE, WRITABLE
-from ktaskfs.vfs.errors import AccessDenied
+from ktaskfs.vfs.refusals import AccessDenied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

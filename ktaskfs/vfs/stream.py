@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.vfs.change import READABLE, Change
-from ktaskfs.vfs.errors import AccessDenied, Interrupted, NothingYet
 from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_write
+from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
