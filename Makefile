@@ -1,11 +1,11 @@
 # One command each, from a fresh clone on Debian 12 or later, as root or with sudo.
 
 # Where everything must be able to run, a skipped test is a failure.
-test: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
+test test-fast: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
 
 PREFIX ?= /usr/local
 
-.PHONY: setup lint test demo bench install uninstall clean
+.PHONY: setup lint test-fast test demo bench install uninstall clean
 
 setup: ## install what is missing and make .venv
 	@scripts/setup.sh
@@ -13,6 +13,9 @@ setup: ## install what is missing and make .venv
 lint: setup ## style and types
 	.venv/bin/ruff check .
 	.venv/bin/mypy -p ktaskfs -p bench -p tests
+
+test-fast: lint ## lint, then the tests that need neither root nor a mount nor another machine
+	.venv/bin/python -m pytest -m fast
 
 test: lint ## lint, then every test
 	.venv/bin/python -m pytest

@@ -30,6 +30,17 @@ fail() {
     exit 1
 }
 
+pages() {
+    cat "$pool/nr_hugepages"
+}
+
+resize() { # BY: others may change the pool too, at any time but this moment. Sets $change to what came of it.
+    local before
+    before=$(pages)
+    echo $((before + $1)) 2>/dev/null >"$pool/nr_hugepages" || :
+    change=$(($(pages) - before))
+}
+
 must_be_done() { # TASK
     [ "$(cat "$mnt/tasks/$1/state")" = 'done' ] || fail "the task $1 did not get done: $(cat "$mnt/tasks/$1/error")"
 }
@@ -87,9 +98,8 @@ put_back() {
         processes_left | xargs -r kill -9
     fi
     if [ "$added" -gt 0 ]; then
-        echo $(($(cat "$pool/nr_hugepages") - added)) >"$pool/nr_hugepages"
-        [ "$(cat "$pool/nr_hugepages")" = "$before" ] ||
-            { echo "demo: the pool had $before pages and has $(cat "$pool/nr_hugepages")" >&2; unclean=1; }
+        resize "-$added"
+        printf '\nGave back %s huge pages.\n' $((-change))
     fi
     rm -rf --one-file-system "$dir" ${shm:+"$shm"} || unclean=1
     if [ "$unclean" != 0 ]; then
@@ -115,20 +125,18 @@ mkdir "$huge"
 free=$(($(awk '/^MemFree:/ { print $2 }' /proc/meminfo) << 10))
 size=$(at_most $((free / 4)) $most)
 
-reserve() { # true if a pool of the smallest huge pages could be reserved, and mounted on $huge
-    local kilobytes now
+reserve() { # true if the pool of the smallest huge pages could be made larger, and the new pages mounted on $huge
+    local kilobytes
     kilobytes=$(cd /sys/kernel/mm/hugepages 2>/dev/null && printf '%s\n' hugepages-* | tr -dc '0-9\n' | sort -n | head -n 1)
     pool=/sys/kernel/mm/hugepages/hugepages-${kilobytes}kB
     [ -w "$pool/nr_hugepages" ] || return 1
     page=$((kilobytes << 10))
-    before=$(cat "$pool/nr_hugepages")
-    added=$((size / page))
-    [ "$added" -gt 0 ] || return 1
-    echo $((before + added)) 2>/dev/null >"$pool/nr_hugepages" || { added=0; return 1; }
-    now=$(cat "$pool/nr_hugepages")
-    added=$((now - before))
-    [ "$added" -ge 8 ] && mount -t hugetlbfs -o "pagesize=$page" none "$huge" 2>/dev/null || return 1
+    resize $((size / page))
+    added=$((change > 0 ? change : 0))
+    [ "$added" -ge 8 ] || return 1
     size=$((added * page))
+    # min_size keeps these pages for this mount, and size keeps it from taking any that are not its own.
+    mount -t hugetlbfs -o "pagesize=$page,size=$size,min_size=$size" none "$huge" 2>/dev/null
 }
 
 if reserve; then

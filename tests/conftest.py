@@ -22,6 +22,7 @@ from tests.support import filesystems
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
 from tests.support.shell import run
+from tests.support.tiers import ROOT_FIXTURES, tier_of
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the marker of its tier."""
+    for item in items:
+        names = item.fixturenames if isinstance(item, pytest.Function) else ()
+        if (tier := tier_of(item.path, needs_root=not ROOT_FIXTURES.isdisjoint(names))) is not None:
+            item.add_marker(tier)
+
+
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Where everything must run (KTASKFS_REQUIRE_ALL=1), a skip is a failure that says the skip's reason."""
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("KTASKFS_REQUIRE_ALL") == "1":
@@ -69,6 +78,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Mounts, users and pools are for root alone: the test is skipped for others, and is not of the tier ``fast``."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may do this")
 
 
 @pytest.fixture
@@ -123,10 +139,8 @@ def mounted(mount_maker: MountMaker) -> Mount:
 
 
 @pytest.fixture(scope="session")
-def two_users() -> Iterator[tuple[User, User]]:
+def two_users(root: None) -> Iterator[tuple[User, User]]:
     """Two ordinary users, for the length of the run; pass one as ``user=`` to whatever runs a command."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make users")
     with ordinary_user("a") as first, ordinary_user("b") as second:
         yield first, second
 
@@ -142,7 +156,7 @@ def public_root(two_users: tuple[User, User]) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def fuse_for_all() -> Iterator[None]:
+def fuse_for_all(root: None) -> Iterator[None]:
     """Every user may open /dev/fuse, as udev sets it up; without udev the kernel leaves it to root."""
     device = Path("/dev/fuse")
     before = stat.S_IMODE(device.stat().st_mode)
@@ -159,18 +173,14 @@ def page_size(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def hugetlbfs(area: Path, page_size: int) -> Iterator[Path]:
+def hugetlbfs(root: None, area: Path, page_size: int) -> Iterator[Path]:
     """A hugetlbfs for each page size, open to every user; ask for the pool beside it."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount hugetlbfs")
     with filesystems.hugetlbfs(area / "huge", page_size) as path:
         yield path
 
 
 @pytest.fixture(params=["huge=never", "huge=always"])
-def tmpfs(request: pytest.FixtureRequest, area: Path) -> Iterator[Path]:
+def tmpfs(root: None, request: pytest.FixtureRequest, area: Path) -> Iterator[Path]:
     """A tmpfs of 256 MiB, without and with huge pages, open to every user."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount tmpfs")
     with filesystems.tmpfs(area / "tmpfs", 256 << 20, f"mode=1777,{request.param}") as path:
         yield path

@@ -66,7 +66,7 @@ def test_a_page_is_never_made_over_another(tmp_path: Path, page: int) -> None:
         create_page(str(tmp_path / "page"), SHAPE, Requests())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount tmpfs")
+@pytest.mark.usefixtures("root")
 def test_a_page_that_does_not_fit_leaves_no_file(area: Path) -> None:
     with mount_tmpfs(area / "small", 8192) as small:
         before = len(os.listdir("/proc/self/fd"))

@@ -26,7 +26,7 @@ NOBODY = 65534
 CAP_CHOWN = 1
 CAP_SYS_NICE = 1 << 23
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+needs_root = pytest.mark.usefixtures("root")
 
 
 @contextlib.contextmanager

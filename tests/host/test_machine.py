@@ -43,7 +43,7 @@ def made_up(tmp_path: Path) -> Iterator[Kernel]:
     os.close(directory)
 
 
-def test_pools_follow_the_machine(kernel: Kernel) -> None:
+def test_pools_follow_the_machine(root: None, kernel: Kernel) -> None:
     assert [pool.size for pool in read_pools(kernel)] == filesystems.page_sizes()
     size = filesystems.page_sizes()[0]
     with hugepages.reserved(size, 4) as expected:

@@ -127,8 +127,6 @@ def test_a_memfd_through_another_process(kernel: Kernel, flags: int) -> None:
 
 
 def test_permissions_are_the_kernels(kernel: Kernel, tmpfs: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
     (tmpfs / "closed").touch(0o600)
     (tmpfs / "readable").touch(0o644)
     (tmpfs / "locked").mkdir(0o700)
@@ -158,8 +156,6 @@ def test_permissions_are_the_kernels(kernel: Kernel, tmpfs: Path) -> None:
 
 
 def test_in_a_root_directory_without_proc(kernel: Kernel, tmpfs: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can change its root directory")
     (tmpfs / "file").touch()
     (tmpfs / "file").chmod(0o666)
 

@@ -16,12 +16,14 @@ import pytest
 from ktaskfs.errors import TargetError
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import TaskError
+from ktaskfs.memory.tmpfs import WINDOW
 from ktaskfs.operations.ranges import copy as copy_module
 from ktaskfs.operations.ranges._range import source_length
 from tests.support import filesystems
-from tests.support.as_caller import MEMORY_LIMIT, as_nobody
+from tests.support.as_caller import as_nobody
 from tests.support.forked import run_forked
 from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, punch, same, write_bytes
+from tests.support.resident import mapped_from
 from tests.support.runner import SIZE
 
 if TYPE_CHECKING:
@@ -124,33 +126,27 @@ def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Pa
         if file == "tmpfs":
             source = directory / "source"
             runner.run("copy", source=plain, path=source)
-        grown = most_resident(runner, source, small_pages)
-    assert grown < MEMORY_LIMIT // 2
+        assert 0 < most_mapped(runner, source, small_pages) <= 2 * 2 * WINDOW, "one of each file for each thread"
 
 
-def most_resident(runner: Runner, source: Path, target: Path) -> int:
-    """How many bytes of files the process has mapped more than before, at most, after any call of ours."""
+def most_mapped(runner: Runner, source: Path, target: Path) -> int:
+    """Bytes of both files that are mapped at a time, at most, before and after any call of ours."""
     largest = 0
-
-    def resident() -> int:
-        fields = dict(line.split(":", 1) for line in runner.kernel.read_proc("self/status").splitlines())
-        return sum(int(fields[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
 
     def watched(method: Callable[[Mapping, int, int], None]) -> Callable[[Mapping, int, int], None]:
         def call(mapping: Mapping, start: int, length: int) -> None:
             nonlocal largest
+            before = mapped_from([source, target])
             method(mapping, start, length)
-            largest = max(largest, resident())
+            largest = max(largest, before, mapped_from([source, target]))
 
         return call
 
-    before = resident()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Mapping, "populate_read", watched(Mapping.populate_read))
         patch.setattr(Mapping, "let_go", watched(Mapping.let_go))
         runner.run("copy", source=source, path=target)
-    assert largest > before
-    return largest - before
+    return largest
 
 
 def test_the_source_is_shortened_between_two_windows(
@@ -223,7 +219,7 @@ def test_a_target_of_huge_pages_is_truncated_all_the_time(
 ) -> None:
     """The kernel must not lose count of the pages that it has reserved: this pool is everybody's."""
     with filesystems.hugetlbfs(area / "huge", HUGE) as directory:
-        path = directory / "file"
+        path, available = directory / "file", pool_2m.available
         for _ in range(20):
             plan = runner.prepare("copy", source=plain, path=path)
             stop = threading.Event()
@@ -237,7 +233,7 @@ def test_a_target_of_huge_pages_is_truncated_all_the_time(
                 other.join()
             path.unlink()
             assert int(RESERVED.read_text()) < 1 << 20
-    assert pool_2m.available == pool_2m.pages
+    assert pool_2m.available == available
 
 
 def truncate_until(path: Path, stop: threading.Event) -> None:

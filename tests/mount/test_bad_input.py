@@ -247,6 +247,7 @@ def test_too_many_tasks(mount: Mount) -> None:
     assert mount.shell("rmdir tasks/a tasks/b").status == 0
 
 
+@pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 def test_a_thousand_tasks_one_after_another(mount: Mount, tmpfs: Path) -> None:
     (tmpfs / "f").write_bytes(b"x" * 8192)
     mount.write("debug/ktask_keep_finished", "10")

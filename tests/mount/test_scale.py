@@ -9,14 +9,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.history import History
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.task import EMPTY, State
+from tests.support.resident import resident
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,11 +78,11 @@ def test_every_task_is_there_once(mount_maker: MountMaker, area: Path) -> None:
 
 
 def test_memory_for_each_task(mount_maker: MountMaker, area: Path) -> None:
-    empty = psutil.Process(mount_maker().pid).memory_info().rss
+    empty = resident(mount_maker().pid)
     mount = populated(mount_maker, area)
     assert mount.shell("find . -type f | wc -l").status == 0
     mount.shell("cat tasks/*/status > /dev/null")
-    assert psutil.Process(mount.pid).memory_info().rss - empty < TASKS * BYTES_PER_TASK
+    assert resident(mount.pid) - empty < TASKS * BYTES_PER_TASK
 
 
 def test_the_oldest_go_first(mount_maker: MountMaker, area: Path) -> None:

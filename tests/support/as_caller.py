@@ -35,9 +35,3 @@ def as_nobody(root: Path, function: Callable[[], Any]) -> Any:
     finally:
         os.close(directory)
         caller.close()
-
-
-def anonymous_memory(status: str) -> int:
-    """Bytes that are the process's own, by its ``/proc/PID/status``."""
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return sum(int(fields[key].split()[0]) << 10 for key in ("RssAnon", "RssShmem"))

@@ -64,7 +64,8 @@ def _directory(page_size: int) -> Path:
     return Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB")
 
 
-def _resize(page_size: int, by: int) -> None:
+def resize(page_size: int, by: int) -> None:
+    """Add pages to the pool, or take them off; for a test that holds LOCK. The kernel may find no memory for more."""
     file = _directory(page_size) / "nr_hugepages"
     file.write_text(str(max(0, int(file.read_text()) + by)))
 
@@ -73,23 +74,26 @@ def _resize(page_size: int, by: int) -> None:
 def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
     """Add ``pages`` pages to the pool, alone on this machine; skips the test where root or the memory is missing.
 
-    At the end the pages must be free again, or whoever used them has left something behind.
+    At the end the pages must be free again, or whoever used them has left something behind, and as many are taken off
+    as were added. With 0 pages the test changes the pool itself, which then gets the size it had.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can reserve huge pages")
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pool = TestPool(page_size, pages)
-        total, free = pool.total, pool.available
+        total, free, added = pool.total, pool.available, 0
         try:
-            _resize(page_size, pages)
-            if pool.total < total + pages:  # a long-lived machine is fragmented: make room for gigantic pages
+            resize(page_size, pages)
+            added = max(0, pool.total - total)
+            if added < pages:  # a long-lived machine is fragmented: make room for gigantic pages
                 Path("/proc/sys/vm/drop_caches").write_text("3")
                 Path("/proc/sys/vm/compact_memory").write_text("1")
-                _resize(page_size, total + pages - pool.total)
-            if pool.total < total + pages:
+                resize(page_size, pages - added)
+                added = max(0, pool.total - total)
+            if added < pages:
                 pytest.skip(f"this machine has no memory for {pages} huge pages of {page_size >> 20} MiB")
             yield pool
             until(lambda: pool.available >= free + pages, "every huge page of the test free again", deadline=5)
         finally:
-            _resize(page_size, total - pool.total)
+            resize(page_size, -added if pages else total - pool.total)

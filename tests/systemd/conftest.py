@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="package")
-def machine() -> Iterator[Machine]:
+def machine(root: None) -> Iterator[Machine]:
     """A machine just booted, for all the tests here; the last of them removes ktaskfs from it."""
     with booted() as machine:
         yield machine

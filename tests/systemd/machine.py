@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -22,14 +21,22 @@ if TYPE_CHECKING:
 
 BOOT: Final = Path(__file__).with_name("boot.sh")
 NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
-USERS: Final = """
+SETUP: Final = """
 useradd ann
 useradd bob
 systemd-sysusers
 usermod --append --groups ktask ann
 systemctl --quiet enable ktaskfs.service
+cat >/etc/systemd/system/broken.service <<END
+[Service]
+Type=oneshot
+ExecStart=false
+[Install]
+WantedBy=multi-user.target
+END
+systemctl --quiet enable broken.service
 """
-"""What an administrator does between the installation and the boot."""
+"""What an administrator does between the installation and the boot; and a unit fails that is none of ours."""
 
 
 class Machine:
@@ -97,8 +104,6 @@ class Machine:
 @contextlib.contextmanager
 def booted() -> Iterator[Machine]:
     """Install ktaskfs with PREFIX=/usr, enable its service, and boot; skips where that cannot be done."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can boot a systemd of its own")
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")
@@ -108,7 +113,7 @@ def booted() -> Iterator[Machine]:
         directory.mkdir()
         layer.mkdir()
         subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", layer], check=True)
-        with subprocess.Popen([BOOT, "start", directory, layer, USERS], stderr=subprocess.PIPE, text=True) as boot:
+        with subprocess.Popen([BOOT, "start", directory, layer, SETUP], stderr=subprocess.PIPE, text=True) as boot:
             assert boot.stderr is not None
             said = boot.stderr.read()
         assert boot.returncode == 0, said

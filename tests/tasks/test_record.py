@@ -171,7 +171,7 @@ def test_a_record_is_replaced_whole(state: StateDirectory) -> None:
     assert [record.name for record in records(state)] == ["other"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount tmpfs")
+@pytest.mark.usefixtures("root")
 def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
     with mount_tmpfs(area / "full", 64 << 10) as full:
         state = StateDirectory(str(full / "state"))

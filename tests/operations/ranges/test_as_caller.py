@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import KtaskfsError
-from tests.support.as_caller import MEMORY_LIMIT, NOBODY, anonymous_memory, as_nobody
+from tests.support.as_caller import MEMORY_LIMIT, NOBODY, as_nobody
 from tests.support.memory_files import allocated, dirty, is_all
+from tests.support.resident import own_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ def test_the_whole_job(runner: Runner, place: Place) -> None:
     length = 64 << 20
 
     def work() -> list[object]:
-        before = anonymous_memory(runner.kernel.read_proc("self/status"))
+        before = own_memory(runner.kernel.read_proc("self/smaps_rollup"))
         grown = []
         for operation in ("fallocate", "clear"):
             plan = runner.prepare(operation, path="file", length=length)
@@ -32,7 +33,7 @@ def test_the_whole_job(runner: Runner, place: Place) -> None:
 
             def chunk(start: int, end: int, function: Callable[[int, int], object] = function) -> None:
                 function(start, end)
-                now = anonymous_memory(runner.kernel.read_proc("self/status"))
+                now = own_memory(runner.kernel.read_proc("self/smaps_rollup"))
                 grown[-1] = max(grown[-1], now - before)
 
             runner.work(plan, thread_func=chunk)

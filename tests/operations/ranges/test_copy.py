@@ -18,8 +18,9 @@ from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
 from tests.support import filesystems
-from tests.support.as_caller import NOBODY, anonymous_memory, as_nobody
+from tests.support.as_caller import NOBODY, as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, is_all, make_dirty, punch, same, write_bytes
+from tests.support.resident import own_memory
 from tests.support.runner import SIZE
 
 if TYPE_CHECKING:
@@ -323,14 +324,14 @@ def test_as_an_ordinary_user(runner: Runner, place: Place) -> None:
     (place.directory / "source").chmod(0o644)
 
     def work() -> list[object]:
-        before = anonymous_memory(runner.kernel.read_proc("self/status"))
+        before = own_memory(runner.kernel.read_proc("self/smaps_rollup"))
         found: list[object] = [os.path.exists("/proc")]
         for texts in ({"source": "/secret", "path": "/copy"}, {"source": "/source", "path": "/secret"}):
             with pytest.raises(KtaskfsError) as caught:
                 runner.prepare("copy", **texts)
             found.append(caught.value.errno)
         result = runner.result(runner.prepare("copy", source="/source", path="/copy", digest="crc32"))
-        grown = anonymous_memory(runner.kernel.read_proc("self/status")) - before
+        grown = own_memory(runner.kernel.read_proc("self/smaps_rollup")) - before
         resource.setrlimit(resource.RLIMIT_FSIZE, (HUGE, HUGE))
         with pytest.raises(TargetError) as limited:
             runner.prepare("copy", source="/source", path="/more")

@@ -1,0 +1,52 @@
+"""What a test needs of the machine follows from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+TESTS: Final = Path(__file__).resolve().parents[1]
+
+FAST: Final = "fast"
+MOUNT: Final = "mount"
+MACHINE: Final = "machine"
+
+TIERS: Final = {
+    ".": FAST,
+    "architecture": FAST,
+    "bench": FAST,
+    "cli": MOUNT,
+    "control": FAST,
+    "faults": MOUNT,
+    "fuse": MOUNT,
+    "host": FAST,
+    "ktask": FAST,
+    "memory": MOUNT,
+    "mount": MOUNT,
+    "numa": MACHINE,
+    "operations": MOUNT,
+    "operations/base": FAST,
+    "setup": MOUNT,
+    "soak": MOUNT,
+    "systemd": MACHINE,
+    "tasks": FAST,
+    "vfs": FAST,
+    "worker": FAST,
+}
+"""The tier of each folder of tests; a folder that is not named has that of the folder around it."""
+
+ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
+"""A test of a fast folder that uses one of these is of the tier ``mount``."""
+
+
+def tier_of(path: Path, *, needs_root: bool = False) -> str | None:
+    """The tier of the tests in a file; None where no folder around it has one, as outside of the project."""
+    if not path.is_relative_to(TESTS):
+        return None
+    inside = path.relative_to(TESTS)
+    if len(inside.parts) == 1:
+        tier: str | None = TIERS["."]
+    else:
+        named = (TIERS.get(str(folder)) for folder in inside.parents if str(folder) != ".")
+        tier = next((each for each in named if each is not None), None)
+    return MOUNT if tier == FAST and needs_root else tier
