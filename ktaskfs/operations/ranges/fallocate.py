@@ -75,7 +75,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         undo = preparation.keep(Undo(target, wanted.extent)) if parameters.undo else None
         if undo is not None and wanted.past_end and not growth.is_empty():
             raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
-        with _near(nodes[-1].nid if nodes else NO_NODE):  # the last page is allocated to extend the file
+        with _near(nodes[-1].nid if nodes else NO_NODE):  # extending tmpfs allocates the last page
             made = _make_room(kernel, growth, wanted)
         if undo is not None:
             undo.add(made)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
+from ktaskfs.host.hugepages import NodePool
 from ktaskfs.ktask import Job
 from ktaskfs.span import Node
 from tests.support import hugepages
@@ -111,6 +112,34 @@ def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.T
     result_of(runner.prepare("reserve", pages=before - (0 if grows else 40)))
 
 
+def test_undo_takes_back_the_part_of_a_step_that_failed_and_no_more(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second step's 8 pages the kernel gives 3; then somebody else adds 5, which stay."""
+    before = there()
+    first = POOLS[0]
+    resize = NodePool.resize
+
+    def scarce(pool: NodePool, pages: int) -> None:
+        resize(pool, pages - 5 if pages > before + 8 else pages)
+
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", chunk=8, undo=1)
+
+    def step(start: int, end: int) -> None:
+        try:
+            plan.control.thread_func(start, end)
+        except TargetError:
+            first.write_text(str(int(first.read_text()) + 5))
+            raise
+
+    monkeypatch.setattr(NodePool, "resize", scarce)
+    failure = runner.failure(plan, threads=1, thread_func=step, max_chunk_size=8)
+    monkeypatch.undo()
+    assert failure.errno == errno.ENOMEM
+    assert there() == before + 5
+    result_of(runner.prepare("reserve", pages=before, nodes="0"))
+
+
 def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.TestPool) -> None:
     before = there()
     plans = [runner.prepare("reserve", pages=before + 20) for _ in range(2)]
@@ -149,7 +178,7 @@ def test_a_pool_that_another_changes_meanwhile(
     assert there() == before - 40
 
 
-def test_only_root_may(runner: Runner) -> None:
+def test_only_root_may(runner: Runner, spare: hugepages.TestPool) -> None:
     before = there()
 
     def attempt() -> list[object]:
