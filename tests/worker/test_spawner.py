@@ -51,7 +51,7 @@ def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Pat
     request = spawner.request(
         "fallocate",
         {"path": str(path), "length": str(4 * MIB)},
-        remaining=[[done, 4 * MIB, NO_NODE]],
+        remaining=[[done, 4 * MIB - done, NO_NODE]],
         baseline={"files": {"path": [1, 2, 3]}, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB},
     )
     answer = spawner.send(request, Requests()).answer()
