@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Load:
-    """What the kernel has of this filesystem: open files and directories, and nodes that it remembers."""
+    """What the kernel has of this filesystem: open files and directories, and inodes that it remembers."""
 
     open_handles: int
     known_nodes: int
@@ -21,11 +21,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that ``metrics`` shows beside what any process tells of itself.
+    """Everything that ``metrics`` shows, except the figures that every process has (CPU time, memory, descriptors).
 
     tasks:   by operation and state, now.
     started: by operation, set to work since the mount.
-    refused: by operation, starts since the mount that came to nothing, whoever was told.
+    refused: by operation, starts since the mount that failed, with or without an error for the writer.
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
     lag:     seconds that the event loop took to come round once.

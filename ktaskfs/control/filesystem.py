@@ -1,4 +1,4 @@
-"""What the nodes of one mount share."""
+"""What the inodes of one mount share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Filesystem:
-    """One mount, as its nodes know it.
+    """One mount, as its inodes know it.
 
     service:       the tasks, the operations and the tunables.
-    root:          the attributes of the root. Nodes that belong to no task have its owner and time.
+    root:          the attributes of the root. Inodes that belong to no task have its owner and time.
     watcher:       looks for progress while somebody polls for it.
     invalidations: gets the names of tasks that were removed.
     """

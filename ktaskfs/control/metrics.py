@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 NO_OPERATION: Final = "none"
-"""Labels tasks that have not been told what to do."""
+"""The label of tasks without an operation."""
 
 
 class Metrics:
@@ -86,5 +86,5 @@ def _operation(task: Task) -> str:
 
 
 def _worked(task: Task) -> int:
-    """Units that the threads of this run have done; unlike ``done``, this never goes back when a task is undone."""
+    """Units that the threads of this run have done. Unlike ``done`` this number never falls when a task is undone."""
     return sum(each.units for each in task.snapshot().threads)

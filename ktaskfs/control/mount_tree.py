@@ -101,7 +101,7 @@ def _info(fs: Filesystem) -> Directory:
 
 
 def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
-    # Whoever may start tasks may follow them: the owner of tasks/control, and its mode without the write bits.
+    # A user who may start tasks may follow them: owner and mode of tasks/control, without the write bits.
     attributes = Attributes(fs.access.mode & 0o444, fs.access.uid, fs.access.gid, fs.root.time_ns)
     return StreamFile(fs.numbers.take(), attributes, events.open_stream, change=events.change)
 
@@ -115,7 +115,7 @@ def parameters_text(operation: Operation[Any]) -> str:
 
 
 def hugepages_text(kernel: Kernel) -> str:
-    """The pools: those of the machine (node ``-``), then those of each node, which know of no reservations."""
+    """The pools: first those of the machine (node ``-``), then those of each node, which have no reservations."""
     rows = [
         (
             format_size(pool.size),

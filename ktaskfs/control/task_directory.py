@@ -92,7 +92,7 @@ class TaskFiles:
 
 
 class TaskDirectory(Directory):
-    """The files of ``task``. Their nodes are made anew at each lookup, and live as long as the kernel knows them.
+    """The files of ``task``. Their inodes are made anew at each lookup, and live as long as the kernel knows them.
 
     ``of_state`` is notified when the task's state changes, ``of_progress`` when anything of the task changes.
     """
@@ -137,20 +137,20 @@ class TaskDirectory(Directory):
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         number = self._files.numbers.get(name)
-        return None if number is None else self._node(name, self.ino + number)
+        return None if number is None else self._inode(name, self.ino + number)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         found = ((name, self.lookup(name, caller)) for name in self._files.numbers)
-        return [(name, node) for name, node in found if node is not None]
+        return [(name, inode) for name, inode in found if inode is not None]
 
-    def _node(self, name: str, ino: int) -> Inode | None:
+    def _inode(self, name: str, ino: int) -> Inode | None:
         if name in self.parameters():
             return _ParameterFile(ino, self, name)
         make = _FILES.get(name)
         return None if make is None else make(self, ino)
 
 
-class _StatusNode(File):
+class _StatusInode(File):
     """A file that shows something. It holds little, because a listing makes one of each for every task."""
 
     __slots__ = ("_directory", "_file")
@@ -253,7 +253,7 @@ def _wait(directory: TaskDirectory, ino: int) -> Inode:
 
 
 def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Inode]:
-    return lambda directory, ino: _StatusNode(ino, directory, file)
+    return lambda directory, ino: _StatusInode(ino, directory, file)
 
 
 _FILES: Final[Mapping[str, Callable[[TaskDirectory, int], Inode]]] = {

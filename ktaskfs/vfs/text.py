@@ -95,8 +95,8 @@ class OpenText(OpenFile):
         self._reply: bytes | None = None
         self._base: int | None = None
         self._written_to = 0
-        # Where a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. After a write
-        # that ends no line the rest is no command of its own, but a piece of one that was too long for a buffer.
+        # The offset at which a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. A
+        # write without a newline at its end is a piece of a command that was too long for a buffer: nothing follows.
         self._next = 0
 
     async def draw(self) -> None:
