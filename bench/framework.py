@@ -1,6 +1,6 @@
-"""The framework beside ThreadPoolExecutor, joblib and a pool of threads in C: what a chunk costs, and what is lost.
+"""The framework beside ThreadPoolExecutor, joblib and a pool of threads in C: cost of a chunk, efficiency.
 
-Usage: python -m bench.framework [--smoke] [--rounds N] [--size BYTES] (bytes that the chunks of a thread read in all)
+Usage: python -m bench.framework [--smoke] [--rounds N] [--size BYTES] (bytes that each thread reads in all)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ READERS: Final = (1, 2)
 
 
 class Sleeper:
-    """Chunks that sleep, and so need no CPU."""
+    """Chunks that sleep, and so use no CPU."""
 
     def __init__(self, microseconds: int) -> None:
         self._seconds = microseconds / 1e6
@@ -69,7 +69,7 @@ def spread_seconds(peer: str, work: Work, chunks: int, threads: int) -> float:
 
 
 def contenders(work: Work, kind: str, size: int, chunks: int, threads: int) -> Iterator[Contender]:
-    """All peers, and the pool in C that does chunks of the same ``kind`` and ``size``."""
+    """All peers, and the pool in C with chunks of the same ``kind`` and ``size``."""
     for peer in PEERS:
         yield Contender(_name(peer, threads), functools.partial(spread_seconds, peer, work, chunks, threads))
     pool = build("pool")
@@ -81,7 +81,7 @@ def _name(peer: str, threads: int) -> str:
 
 
 def handing_out(settings: Settings) -> list[Section]:
-    """Chunks that do nothing: the time that each takes all the same."""
+    """Chunks that do nothing: the time that handing out each one takes."""
     chunks = 500 if settings.smoke else 20_000
     pool = build("pool")
 
@@ -131,7 +131,7 @@ def sleeping(settings: Settings, microseconds: int, each: int) -> Section:
 
 
 def reading(settings: Settings, size: int) -> Section:
-    """Chunks that release the GIL and need a CPU: the limit is the pool in C."""
+    """Chunks that release the GIL and need a CPU; the pool in C is the limit."""
     each = max(2, settings.size // size)
     work = Reader(size)
     series: list[Series] = []

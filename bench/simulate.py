@@ -1,10 +1,10 @@
 """Efficiency of ktask's load balancing, beside ThreadPoolExecutor.map and joblib's threading backend.
 
-    python bench/simulate.py             writes docs/ktask-simulation.md and .svg (about 40 minutes)
-    python bench/simulate.py --smoke     a few seconds, writes nothing
+    python -m bench.simulate             writes docs/ktask-simulation.md and .svg (about 40 minutes)
+    python -m bench.simulate --smoke     a few seconds, writes nothing
 
 The chunk functions sleep: they release the GIL as system calls do, and need no CPU, so that hundreds of threads can
-be tried on two CPUs. They are woken when their time has come, not up to 50 us later as the kernel is free to do.
+be tried on two CPUs. They are woken when their time has come, not up to 50 us later, which the kernel may do.
 Efficiency is the ideal makespan (the work spread evenly over the threads, but no less than the longest chunk) divided
 by the measured one. All threads run at the same nice value. Needs joblib and matplotlib.
 """
@@ -13,63 +13,38 @@ from __future__ import annotations
 
 import argparse
 import functools
-import heapq
 import itertools
 import math
 import os
-import random
 import statistics
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bench.timer_slack import exact_sleep
+from bench.virtual_time import CHUNK, CHUNKS_EACH, WORKLOADS, compare_rules, costs, ideal, in_order
 from ktaskfs import ktask
-from ktaskfs.host import syscalls
-from ktaskfs.ktask.arithmetic import tail_chunk_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 DOCS = Path(__file__).parents[1] / "docs"
-CHUNK = 0.020
-"""Mean seconds of one chunk."""
-CHUNKS_EACH = 64
-"""Chunks for each thread: 1.3 seconds of work, beside which starting the threads is little."""
 REPEATS = 12
 REPEATS_OF_FEW = 36
-"""With up to FEW threads peers differ by thousandths: in more turns it shows which of these are real."""
+"""With up to FEW threads peers differ by thousandths: more turns show which differences are real."""
 FEW = 4
-PR_SET_TIMERSLACK = 29
-PR_GET_TIMERSLACK = 30
 REMOTE = 3.0
 """How many times longer a chunk takes on a thread of the wrong node."""
 PEERS = ("ktask", "ThreadPoolExecutor", "joblib")
-WORKLOADS = ("constant", "uniform", "skewed", "nodes")
-
-
-def costs(workload: str, chunks: int) -> list[float]:
-    """The seconds of each chunk, CHUNK on average, the same at each call."""
-    rng = random.Random(2017)
-    if workload == "uniform":
-        return [rng.uniform(0.5, 1.5) * CHUNK for _ in range(chunks)]
-    if workload == "skewed":  # one chunk in ten takes as long as four of the others
-        return [(4 if rng.random() < 0.1 else 1) * CHUNK / 1.3 for _ in range(chunks)]
-    return [CHUNK] * chunks
-
-
-def ideal(seconds: Sequence[float], threads: int) -> float:
-    """The makespan that no schedule of these chunks can beat."""
-    return max(sum(seconds) / threads, max(seconds))
 
 
 class TwoNodes(ktask.LinuxMachine):
-    """A machine of so many CPUs on two nodes, which knows where it has put each thread."""
+    """A machine of ``cpus`` CPUs on two nodes, which knows where it has put each thread."""
 
     def __init__(self, cpus: int) -> None:
         super().__init__()
@@ -102,7 +77,7 @@ class Sleeper:
     """The work, the same for all peers: a call does one chunk, and takes longer in a thread of the wrong node."""
 
     def __init__(self, workload: str, chunks: int, nid: Callable[[], int]) -> None:
-        """``nid`` tells the node of the thread that asks."""
+        """``nid`` returns the node of the calling thread."""
         self._seconds = costs(workload, chunks)
         self._half = chunks // 2 if workload == "nodes" else None
         self._nid = nid
@@ -115,7 +90,7 @@ class Sleeper:
 
 
 class Spread:
-    """A peer's threads are spread over the nodes as they come: called in one of them it returns its node."""
+    """Spreads a peer's threads over the nodes as they come: returns the node of the calling thread."""
 
     def __init__(self) -> None:
         self._here = threading.local()
@@ -131,7 +106,7 @@ class Spread:
 
 
 class Work(Protocol):
-    """What is done for a chunk of one unit: ktask says where it starts and ends, a peer only which one it is."""
+    """Does a chunk of one unit: ktask passes its start and end, a peer only its index."""
 
     def __call__(self, start: int, end: int = 0, /) -> object: ...
 
@@ -160,7 +135,7 @@ def spread_executor(work: Work, chunks: int, threads: int) -> None:
 
 
 def spread_joblib(work: Work, chunks: int, threads: int) -> None:
-    """With one thread joblib makes no other, and calls ``work`` in ours."""
+    """With one thread joblib makes no thread, and calls ``work`` in the calling one."""
     import joblib
 
     call = joblib.delayed(work)
@@ -210,7 +185,7 @@ class Point:
 
 
 def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list[Point]:
-    """All peers in turns, so that a disturbance hits them alike; each as often before each other as after it."""
+    """All peers in turns, so that a disturbance hits all alike; each runs as often before each other as after it."""
     chunks = threads * chunks_each
     best = ideal(costs(workload, chunks), threads)
     seen: dict[str, list[float]] = {peer: [] for peer in PEERS}
@@ -221,15 +196,15 @@ def measure(workload: str, threads: int, chunks_each: int, repeats: int) -> list
 
 
 def chance(better: int, turns: int) -> float:
-    """The probability that one of two that are alike is the better one in at least so many of the turns."""
+    """The probability that one of two equal peers is the better one in at least ``better`` of ``turns`` turns."""
     ways: int = sum(math.comb(turns, each) for each in range(better, turns + 1))
     return ways / (1 << turns)
 
 
 def behind(points: Sequence[Point]) -> str:
-    """A list of the rows in which a peer is better than ktask, by what is at least half of the table's last digit.
+    """A list of the rows in which a peer is better than ktask by at least half of the table's last digit.
 
-    Compared turn by turn: what disturbs the machine for longer than a turn does not count.
+    Peers are compared turn by turn: a disturbance of the machine that lasts longer than a turn does not count.
     """
     ours = {(point.workload, point.threads): point for point in points if point.peer == "ktask"}
     rows = []
@@ -242,41 +217,19 @@ def behind(points: Sequence[Point]) -> str:
             rows.append(
                 f"- {point.workload}, threads {point.threads}: {lack:.4f} less than {point.peer}, which was better in "
                 f"{better} of {len(lacks)} turns, with differences from {min(lacks):.4f} to {max(lacks):.4f} "
-                f"(of two that are alike one is better so often with a chance of {chance(better, len(lacks)):.2f})"
+                f"(one of two equal peers is better so often with a chance of {chance(better, len(lacks)):.2f})"
             )
     return "\n".join(rows or ["- none"])
 
 
-def in_order(workload: str, threads: int) -> float:
-    """The efficiency of handing out the chunks in order to whoever is free, in exact virtual time."""
-    seconds = costs(workload, threads * CHUNKS_EACH)
-    free = [0.0] * threads
-    for one in seconds:
-        heapq.heapreplace(free, free[0] + one)
-    return ideal(seconds, threads) / max(free)
-
-
-def model_makespan(workload: str, units: int, threads: int, *, fixed: bool) -> float:
-    """The makespan of the framework's own chunk rule, in exact virtual time: ``units`` units, any chunk of them."""
-    seconds = costs(workload, units)
-    chunk = ktask.chunk_size(units, 1, threads)
-    free = [0.0] * threads
-    done = 0
-    while done < units:
-        size = chunk if fixed else tail_chunk_size(units - done, chunk, 1, threads)
-        heapq.heapreplace(free, free[0] + sum(seconds[done : done + size]))
-        done += size
-    return max(free)
-
-
 def nothing(start: int, end: int = 0, /) -> None:
-    """The work of a chunk of which only the handing out is of interest."""
+    """The work of a chunk, if only the cost of handing it out is measured."""
 
 
 def gil_time(peer: str, chunks: int = 20_000) -> float:
-    """CPU microseconds for each chunk that does nothing, of one thread that has nobody to wait for.
+    """CPU microseconds for each chunk that does nothing, with one thread, which waits for no other.
 
-    Of two for joblib, which with one hands nothing out.
+    With two threads for joblib, which hands nothing out to one.
     """
     began = time.process_time()
     SPREADS[peer](nothing, chunks, 2 if peer == "joblib" else 1)
@@ -300,24 +253,24 @@ def report(points: Sequence[Point], overhead: dict[str, float], model: Sequence[
     ]
     return f"""# ktask: efficiency of the load balancing
 
-Written by `python bench/simulate.py`; {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.
+Written by `python -m bench.simulate`; {os.cpu_count()} CPUs, Python {sys.version.split()[0]}.
 
 ## Beside its peers
 
 Chunks of {CHUNK * 1000:.0f} ms on average that sleep, {CHUNKS_EACH} for each thread, the same for all. 1.000 would be
-the ideal makespan, which only a schedule that knows all costs beforehand reaches; *in order* is what handing out the
-chunks in order reaches in virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS_OF_FEW}
+the ideal makespan, which needs a schedule that knows all costs beforehand; *in order* hands out the chunks in order, in
+virtual time, where starting a thread and waking up cost nothing. Medians of {REPEATS_OF_FEW}
 runs with up to {FEW} threads, of {REPEATS} with more.
 *constant*: all chunks alike. *uniform*: 0.5 to 1.5 times the mean. *skewed*: one in ten takes four times as long as the
-others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one. Who sleeps is woken at once, without timer
-slack.
+others. *nodes*: two NUMA nodes, {REMOTE:.0f} times as long on the wrong one. Sleeping threads are woken at once,
+without timer slack.
 
 Rows in which a peer is better than ktask by 0.0005, half of the last digit below, or more:
 
 {behind(points)}
 
-With one thread joblib hands nothing out: it is a loop that calls each chunk, the limit for all. What ktask adds to each
-round is the exact account of what is done and the look at the controls.
+With one thread joblib hands nothing out: it is a loop that calls each chunk, the limit for all. To each round ktask
+adds the exact account of what is done and the check of the controls.
 
 ![efficiency](ktask-simulation.svg)
 
@@ -361,29 +314,6 @@ def plot(points: Sequence[Point], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def compare_rules(threads: Sequence[int]) -> list[tuple[object, ...]]:
-    """Rows of the comparison of both chunk rules: their efficiencies in virtual time."""
-    rows: list[tuple[object, ...]] = []
-    for workload in ("uniform", "skewed"):
-        for count in threads:
-            units = 256 * count
-            best = ideal(costs(workload, units), count)
-            both = (best / model_makespan(workload, units, count, fixed=fixed) for fixed in (True, False))
-            rows.append((workload, count, *(f"{value:.3f}" for value in both)))
-    return rows
-
-
-@contextmanager
-def exact_sleep() -> Iterator[None]:
-    """Threads that are started inside, and this one, are woken at once when their time has come (prctl(2))."""
-    slack = syscalls.prctl(PR_GET_TIMERSLACK)
-    syscalls.prctl(PR_SET_TIMERSLACK, 1)
-    try:
-        yield
-    finally:
-        syscalls.prctl(PR_SET_TIMERSLACK, slack)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Efficiency of ktask beside its peers; writes into docs/.")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, writes nothing")
@@ -392,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("matplotlib, which draws the plot, is not installed")
     counts = (1, 4) if smoke else (1, 4, 16, 64, 128, 256, 512)
     points: list[Point] = []
-    for peer in PEERS:  # the first time it loads what it needs
+    for peer in PEERS:  # each peer imports its modules the first time
         SPREADS[peer](nothing, 4, 2)
     with exact_sleep():
         for workload in WORKLOADS:

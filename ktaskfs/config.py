@@ -1,4 +1,4 @@
-"""How a mount is to be: read from the words after ``-o``, and frozen."""
+"""The options of a mount: read from the words after ``-o``, and frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import ConfigError, InvalidValue
-from ktaskfs.tasks.record import make_state_directory
+from ktaskfs.tasks.state_directory import make_state_directory
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.units import parse_int, shown
 
@@ -29,14 +29,14 @@ CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 
 @dataclass(frozen=True)
 class MountConfig:
-    """Everything that a daemon is told at its start.
+    """All options of a daemon.
 
     statedir:    where tasks are remembered.
     uid, gid, mode, hidepid: who may use ``tasks/control``, and see others' tasks.
     allow_other: whether users other than the daemon's may use the mount.
     tunables:    those given, by name.
     config:      the configuration file that was asked for, None for the usual one.
-    device:      ``/dev/fd/N``, an open /dev/fuse that somebody has mounted on ``mountpoint``; None to mount it.
+    device:      ``/dev/fd/N``, an open /dev/fuse that is already mounted on ``mountpoint``; None to mount it.
     """
 
     mountpoint: str
@@ -51,13 +51,13 @@ class MountConfig:
     device: str | None = None
 
     def make_statedir(self) -> None:
-        """Make the state directory, if it is missing. Raises TargetError, also for one that others may write."""
+        """Make the state directory, if it is missing. Raises TargetError, also if others may write in it."""
         make_state_directory(self.statedir)
 
     def file_tunables(self) -> dict[str, int]:
-        """The tunables in the configuration file as it is now, but for those that an option has given.
+        """The tunables in the configuration file as it is now, without those that an option has given.
 
-        Raises ConfigError, a line of its message for each one of the file that is wrong.
+        Raises ConfigError; its message has a line for each wrong line of the file.
         """
         try:
             with open(self.config or CONFIG_FILE, encoding="utf-8", errors="surrogateescape") as file:
@@ -71,7 +71,7 @@ class MountConfig:
 
 
 def _parse_lines(path: str, lines: Iterable[str]) -> dict[str, int]:
-    """``NAME = VALUE`` a line, ``#`` before a comment; raises ConfigError that names every line that is wrong."""
+    """``NAME = VALUE`` a line, ``#`` before a comment. Raises ConfigError, which names every wrong line."""
     values: dict[str, int] = {}
     errors: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -119,7 +119,7 @@ def parse_options(
     ``fd`` is an open /dev/fuse that is mounted there already.
     """
     uid = os.geteuid()
-    # Whoever looks at a mount that nobody serves yet waits for the answer, and here that would be for ever.
+    # A path of a mount that nobody serves yet is not looked at: that would wait for ever for an answer.
     path = os.path.realpath(mountpoint) if fd is None else os.path.abspath(mountpoint)
     values: dict[str, Any] = {"uid": uid, "gid": os.getegid(), "allow_other": uid == 0}
     tunables: dict[str, int] = {}
@@ -139,7 +139,7 @@ def parse_options(
     values.setdefault("statedir", None)
     if values["statedir"] is None:
         values["statedir"] = default_statedir(path, uid, environment)
-    for name in ("statedir", "config"):  # the daemon would wait for itself
+    for name in ("statedir", "config"):  # in the mount itself: the daemon would wait for itself
         if values.get(name) is not None and _is_below(values[name], path):
             raise ConfigError(f"option {name}: {values[name]} is in the mount itself")
     device = None if fd is None else f"/dev/fd/{fd}"

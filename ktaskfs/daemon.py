@@ -10,27 +10,30 @@ import resource
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ktaskfs.control.access import Access
-from ktaskfs.control.metrics import Load
-from ktaskfs.control.tree import build_tree
+from ktaskfs.control.facts import Load
+from ktaskfs.control.filesystem import Filesystem
+from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import detach, filesystems_at
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
-from ktaskfs.tasks.crash_points import steps
+from ktaskfs.tasks.context import TaskContext
+from ktaskfs.tasks.crash_points import crash_points
 from ktaskfs.tasks.launcher import Launcher
-from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
+from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
 from ktaskfs.tasks.tunables import Settings
-from ktaskfs.vfs import Invalidations
+from ktaskfs.vfs import Attributes, Invalidations, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -43,9 +46,29 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 NAME: Final = "ktaskfs"
 STATUS_INTERVAL: Final = 1.0
-"""Seconds between two words to the service manager on how many tasks there are."""
+"""Seconds between two status lines for the service manager."""
 SIGNS_OF_LIFE: Final = 3
-"""Signs of life within the time that the service manager gives for one; a slow one then does no harm."""
+"""Signs of life in the time that the service manager allows for one, so that a slow one does no harm."""
+
+
+@dataclass(frozen=True)
+class _Daemon:
+    """What the parts of one daemon share.
+
+    config:   its options.
+    settings: the tunables in force.
+    state:    the state directory, which is locked.
+    manager:  the service manager, if there is one.
+    ready:    called when the mount answers.
+    stop:     set when the mount is to end.
+    """
+
+    config: MountConfig
+    settings: Settings
+    state: StateDirectory
+    manager: Manager
+    ready: Callable[[], None]
+    stop: trio.Event
 
 
 def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager) -> None:
@@ -54,20 +77,20 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
     Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
-    # Two descriptors for each task at work, and for each control file that somebody has open: as many as we may have.
+    # Each task at work takes two descriptors, and so does each open control file: as many as we may have.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError):  # more than fs.nr_open, which somebody has lowered
+    with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    state = StateDirectory(config.statedir, steps(os.environ))  # locked: from now on no rival can mount
+    state = StateDirectory(config.statedir, crash_points(os.environ))  # locked: no rival can mount from now on
     try:
         if config.device is None:
             clear_stale_mount(config.mountpoint)
-        else:  # ours alone, so that a mount whose daemon dies does not hang but fails
+        else:  # no copy may stay: requests of the mount then fail, and do not hang, if this daemon dies
             manager.forget(NAME)
-        trio.run(_obey, config, settings, state, ready, manager)
+        trio.run(_obey, _Daemon(config, settings, state, manager, ready, trio.Event()))
     except ExceptionGroup as group:
         error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap what ends them
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
             error = error.exceptions[0]
         if isinstance(error, KtaskfsError):
             raise error from None
@@ -77,7 +100,7 @@ def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager)
 
 
 def mount_for_manager(config: MountConfig, manager: Manager) -> None:
-    """Mount, and leave the open /dev/fuse with the service manager, for the daemon that it starts next.
+    """Mount, and hand the open /dev/fuse to the service manager, for the daemon that it starts next.
 
     Raises KtaskfsError.
     """
@@ -94,7 +117,7 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> None:
 
 
 def clear_stale_mount(mountpoint: str) -> None:
-    """Unmount what a daemon that was killed has left there; raises ConfigError where nothing can be mounted."""
+    """Unmount what a killed daemon left at ``mountpoint``. Raises ConfigError where nothing can be mounted."""
     try:
         os.listdir(mountpoint)
     except OSError as error:
@@ -103,70 +126,60 @@ def clear_stale_mount(mountpoint: str) -> None:
         detach(mountpoint)
 
 
-async def _obey(
-    config: MountConfig, settings: Settings, state: StateDirectory, ready: Callable[[], None], manager: Manager
-) -> None:
+async def _obey(daemon: _Daemon) -> None:
     """Serve, and obey signals from before the mount is made until all is over: none finds the daemon half-way."""
-    stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, signals, stop, config, settings, manager)
-            await _serve(config, settings, state, ready, manager, stop)
+            nursery.start_soon(_obey_signals, daemon, signals)
+            await _serve(daemon)
             nursery.cancel_scope.cancel()
 
 
-async def _serve(
-    config: MountConfig,
-    settings: Settings,
-    state: StateDirectory,
-    ready: Callable[[], None],
-    manager: Manager,
-    stop: trio.Event,
-) -> None:
+async def _serve(daemon: _Daemon) -> None:
+    config = daemon.config
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
         launcher.start()
-        table = TaskTable(settings)
-        service = TaskService(table, launcher, state, find_operations(), nursery)
+        table = TaskTable(daemon.settings)
+        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
+        owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
+        fs = Filesystem(service, Kernel.open(), access, owned, Watcher(nursery), Invalidations())
 
         def load() -> Load:
             return Load(session.open_handles, session.known_nodes)
 
-        owner = {"uid": os.geteuid(), "gid": os.getegid()}
-        invalidations = Invalidations()
-        root = build_tree(service, settings, Kernel.open(), access, nursery, load, invalidations, **owner)
+        root = build_tree(fs, load)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         mountpoint = config.device or config.mountpoint
-        with mounted(root, mountpoint, name=NAME, options=options, invalidations=invalidations) as session:
-            nursery.start_soon(_terminate, session, stop)
-            nursery.start_soon(_report, session, config.mountpoint, ready, table, manager)
+        with mounted(root, mountpoint, name=NAME, options=options, invalidations=fs.invalidations) as session:
+            nursery.start_soon(_terminate, daemon, session)
+            nursery.start_soon(_report, daemon, session, table)
             await session.serve()
-            # Those who speak of the mount say no more; they are waited for when it is gone, for one of them may have
-            # a child that waits for an answer of it.
+            # The tasks that speak of the mount are cancelled here, and waited for when the mount is gone: one of them
+            # may have a child that waits for an answer of the mount.
             nursery.cancel_scope.cancel()
-        manager.tell("STOPPING=1")
+        daemon.manager.tell("STOPPING=1")
         left = [task.name for task in table if task.state in WORKING]
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
 
 
-async def _terminate(session: Session, stop: trio.Event) -> None:
-    await stop.wait()
+async def _terminate(daemon: _Daemon, session: Session) -> None:
+    await daemon.stop.wait()
     session.terminate()
 
 
-async def _report(
-    session: Session, mountpoint: str, ready: Callable[[], None], table: TaskTable, manager: Manager
-) -> None:
-    """Say that the mount answers once it does, and to the service manager what it wants to know from then on."""
+async def _report(daemon: _Daemon, session: Session, table: TaskTable) -> None:
+    """Say that the mount answers once it does, and keep the service manager informed from then on."""
+    mountpoint, manager = daemon.config.mountpoint, daemon.manager
     ours = filesystems_at(mountpoint)[-1:]
-    if trouble := await _trouble(mountpoint):  # it was unmounted, or covered, before anybody knew of it
+    if trouble := await _trouble(mountpoint):  # it was already unmounted, or another mount covers it
         LOG.error("the mount on %s does not answer: %s", mountpoint, trouble)
         session.terminate()
         return
     LOG.info("mounted on %s", mountpoint)
-    ready()
+    daemon.ready()
     manager.tell("READY=1", _status(table))
     if manager.listens:
         async with trio.open_nursery() as nursery:
@@ -176,11 +189,11 @@ async def _report(
 
 
 async def _trouble(mountpoint: str) -> str:
-    """Why the mount does not answer somebody who reads from it; empty if it does.
+    """Why the mount does not answer a reader; empty if it does.
 
-    By another process: were it a thread of ours, and the answer never to come, the kernel could not end this process
-    even with SIGKILL, for the thread would wait for an answer that its own process owes (fs/fuse/dev.c,
-    request_wait_answer). The child is in our process group, on which an automount depends (autofs_oz_mode).
+    Another process reads. If a thread of this one read, and the answer never came, even SIGKILL could not end this
+    process: the thread would wait for an answer that its own process owes (fs/fuse/dev.c, request_wait_answer). The
+    child is in our process group, on which an automount depends (autofs_oz_mode).
     """
     command = ["cat", os.path.join(mountpoint, "version")]
     try:
@@ -195,7 +208,7 @@ async def _trouble(mountpoint: str) -> str:
 
 
 async def _tell_status(table: TaskTable, manager: Manager) -> None:
-    """Keep the service manager's status line right, with a word each second at most."""
+    """Keep the service manager's status line right, with one message a second at most."""
     changed = trio.Event()
 
     def note(task: Task) -> None:
@@ -217,7 +230,8 @@ def _status(table: TaskTable) -> str:
 async def _show_life(mountpoint: str, ours: list[str], manager: Manager, within: float) -> None:
     """Tell the service manager that all is well, each time that the mount has answered.
 
-    One that somebody took away while files in it are open (umount -l) is served on, and cannot be looked at.
+    A mount that was taken away while files in it are open (umount -l) is still served, but cannot be looked at: that is
+    well, too.
     """
     while True:
         await trio.sleep(within / SIGNS_OF_LIFE)
@@ -228,26 +242,25 @@ async def _show_life(mountpoint: str, ours: list[str], manager: Manager, within:
             manager.tell("WATCHDOG=1")
 
 
-async def _obey_signals(
-    signals: AsyncIterator[int], stop: trio.Event, config: MountConfig, settings: Settings, manager: Manager
-) -> None:
+async def _obey_signals(daemon: _Daemon, signals: AsyncIterator[int]) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
-            _reload(config, settings, manager)
-        elif not stop.is_set():
+            _reload(daemon)
+        elif not daemon.stop.is_set():
             LOG.info("signal %s: unmounting", signal.Signals(number).name)
-            stop.set()
+            daemon.stop.set()
 
 
-def _reload(config: MountConfig, settings: Settings, manager: Manager) -> None:
+def _reload(daemon: _Daemon) -> None:
     """Put the tunables of the configuration file in force; nothing changes if one of its lines is wrong."""
+    manager = daemon.manager
     manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        tunables = config.file_tunables()
+        tunables = daemon.config.file_tunables()
     except KtaskfsError as error:
         for line in error.message.splitlines():
             LOG.error("%s", line)
     else:
-        settings.update(tunables)
+        daemon.settings.update(tunables)
         LOG.info("configuration read again: %s", " ".join(f"{name}={tunables[name]}" for name in tunables) or "empty")
     manager.tell("READY=1")

@@ -82,14 +82,6 @@ class TargetError(KtaskfsError):
         return cls(f"{what}: {os.strerror(number)}", errno=number)
 
 
-class ChunkError(TargetError):
-    """A chunk that failed while the task was at work; ``position`` is the first unit that was not done."""
-
-    def __init__(self, message: str, *, errno: int, position: int) -> None:
-        super().__init__(message, errno=errno)
-        self.position = position
-
-
 class Finding(KtaskfsError):
     """The work was done, and what it found is a failure (EIO): memory that does not hold what was written.
 

@@ -28,6 +28,14 @@ class Span(NamedTuple):
         """The least span of whole ``unit``s around it."""
         return Span(self.start - self.start % unit, -(-self.end // unit) * unit)
 
+    def shifted(self, units: int) -> Span:
+        """The span that lies so many units further."""
+        return Span(self.start + units, self.end + units)
+
+    def cut(self, other: Span) -> Span:
+        """The part that lies in ``other``; its size is not above 0 if there is none."""
+        return Span(max(self.start, other.start), min(self.end, other.end))
+
     def windows(self, size: int) -> Iterator[Span]:
         """The pieces that multiples of ``size`` cut it into."""
         for position in range(self.start - self.start % size, self.end, size):

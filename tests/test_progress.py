@@ -215,7 +215,7 @@ def test_a_worker_refuses_a_page_that_is_none(data: bytes) -> None:
     fd = os.memfd_create("page")
     try:
         os.write(fd, data)
-        with pytest.raises(InvalidValue, match="is not one"):
+        with pytest.raises(InvalidValue, match="not a ktaskfs progress page"):
             WorkerPage(fd)
     finally:
         os.close(fd)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
 
 PAGE: Final = 2 << 20
 CLEAR_CHUNK: Final = 4096
@@ -61,7 +61,7 @@ class _Bench:
         """The operation on the whole file, as a worker prepares it."""
         found = self._operations[operation]
         texts = {"path": str(self.target), "length": str(self.size)}
-        return found.prepare(self._kernel, parse_parameters(found.parameters, texts), None)
+        return found.plan(self._kernel, parse_parameters(found.parameters, texts), None)
 
     @contextmanager
     def page(self) -> Iterator[WorkerPage]:
@@ -172,7 +172,8 @@ def _whole(bench: _Bench, operation: str) -> tuple[float, float]:
     plan = bench.plan(operation)
     chunk = min(64 << 20, bench.size)
     worked = bench.chunks(plan, chunk, bench.size // chunk) * (bench.size // chunk)
-    return worked, _cpu(plan.finish)
+    outcome = ktask.Job(plan.nodes, plan.control).outcome()
+    return worked, _cpu(lambda: plan.finish(outcome))
 
 
 def _small(bench: _Bench, operation: str, chunk: int, number: int) -> float:
@@ -181,7 +182,7 @@ def _small(bench: _Bench, operation: str, chunk: int, number: int) -> float:
     try:
         return bench.chunks(plan, chunk, min(number, bench.size // chunk))
     finally:
-        plan.finish()
+        plan.finish(ktask.Job(plan.nodes, plan.control).outcome())
 
 
 def _punch(bench: _Bench) -> None:

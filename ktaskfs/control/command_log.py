@@ -1,4 +1,4 @@
-"""What became of each user's last commands: ``info/last_cmd_status`` and ``info/error_log``."""
+"""How each user's last commands ended: ``info/last_cmd_status`` and ``info/error_log``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 KEPT: Final = 8
 """Refused writes kept for each user."""
 USERS_MAX: Final = 4096
-"""Users remembered; the one who wrote least recently is forgotten first."""
+"""Users remembered; the user who wrote least recently is forgotten first."""
 SHOWN_MAX: Final = 4096
 """Characters of a command, and of a message, that are kept."""
 
 
 @dataclass
-class _History:
-    """One user's."""
+class _UserLog:
+    """One user's commands."""
 
     status: str = "ok"
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -35,15 +35,15 @@ class CommandLog:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._users: OrderedDict[int, _History] = OrderedDict()
+        self._users: OrderedDict[int, _UserLog] = OrderedDict()
 
     def status(self, caller: Caller) -> str:
         """``ok``, or why the caller's last write failed."""
-        return self._users.get(caller.uid, _History()).status + "\n"
+        return self._users.get(caller.uid, _UserLog()).status + "\n"
 
     def errors(self, caller: Caller) -> str:
         """The caller's refused writes, oldest first."""
-        return "".join(self._users.get(caller.uid, _History()).errors)
+        return "".join(self._users.get(caller.uid, _UserLog()).errors)
 
     def clear(self, caller: Caller) -> None:
         """Forget the caller's refused writes."""
@@ -54,33 +54,27 @@ class CommandLog:
         self._of(caller).status = "ok"
 
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
-        """Note a write of ``text`` to ``file`` that was not."""
-        history = self._of(caller)
-        history.status = f"{file}: {error.errname}: {_printable(error.message)[:SHOWN_MAX]}"
+        """Note a write of ``text`` to ``file`` that was refused."""
+        log = self._of(caller)
+        log.status = f"{file}: {error.errname}: {_printable(error.message)[:SHOWN_MAX]}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
-        entry = f"[{when}] {history.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"
+        entry = f"[{when}] {log.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"
         if end > start and start < SHOWN_MAX:
             entry += " " * (len("  Command: ") + start) + "^" * max(1, min(end, SHOWN_MAX) - start) + "\n"
-        history.errors.append(entry)
+        log.errors.append(entry)
 
-    def _of(self, caller: Caller) -> _History:
-        history = self._users.setdefault(caller.uid, _History())
+    def _of(self, caller: Caller) -> _UserLog:
+        log = self._users.setdefault(caller.uid, _UserLog())
         self._users.move_to_end(caller.uid)
         if len(self._users) > USERS_MAX:
             self._users.popitem(last=False)
-        return history
+        return log
 
     def keeping(
         self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
     ) -> tuple[Callable[[Caller, str], Awaitable[str | None]], Callable[[Caller, str, KtaskfsError], None]]:
-        """``write`` with its outcome noted, and what notes a write of ``file`` that never gets that far."""
-        return self.recording(file, write), lambda caller, text, error: self.refused(file, caller, text, error)
-
-    def recording(
-        self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
-    ) -> Callable[[Caller, str], Awaitable[str | None]]:
-        """``write`` with its outcome noted."""
+        """``write`` with its outcome noted, and a function that notes a write of ``file`` that never reaches it."""
 
         async def recorded(caller: Caller, text: str) -> str | None:
             try:
@@ -91,9 +85,9 @@ class CommandLog:
             self.succeeded(caller)
             return reply
 
-        return recorded
+        return recorded, lambda caller, text, error: self.refused(file, caller, text, error)
 
 
 def _printable(text: str) -> str:
-    """One character for one, so that a caret stays under its token."""
+    """``text`` with ``?`` for each character that cannot be printed. The length stays, and a caret under its token."""
     return "".join(each if each.isprintable() else "?" for each in text)

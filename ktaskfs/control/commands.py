@@ -1,11 +1,11 @@
-"""Files whose writes start work: each opening keeps who opened it, root and working directory included."""
+"""Files whose writes start work: each opening keeps its opener, with root and working directory."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
@@ -18,104 +18,103 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Attributes
 
 Render = Callable[[Caller], str]
-Command = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
+Run = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
 
 OPENINGS_MAX: Final = 256
-"""Command files that one user may have open for writing, root excepted, who has other ways to stop a daemon. Each takes
-two descriptors of this process, and no user may take them all."""
+"""Command files that one user may have open for writing. Each takes two descriptors of this process, and no user may
+take them all, except root, who has other ways to stop a daemon."""
 
 
-class Writers:
-    """Takes down who opens a command file for writing."""
+class Openings:
+    """Identifies and counts the processes that have a command file open for writing."""
 
     def __init__(self) -> None:
         self._openings: Counter[int] = Counter()
 
     def enter(self, caller: Caller) -> credentials.CallerProcess:
-        """Who the process behind a request is; ``leave`` when its descriptor is closed.
+        """The process behind a request; ``leave`` is called when its descriptor is closed.
 
-        Raises NotPermitted for one that this daemon cannot see, TooManyOpen, TargetError.
+        Raises NotPermitted for a process that this daemon cannot see, TooManyOpen, TargetError.
         """
         if caller.uid and self._openings[caller.uid] >= OPENINGS_MAX:
             raise TooManyOpen(f"you have {OPENINGS_MAX} control files open for writing, and may not have more")
         if not caller.pid:
             text = "your process is in a pid namespace that the daemon cannot see: write from outside of it"
             raise NotPermitted(text)
-        who = credentials.read_caller(caller.pid, caller.uid, caller.gid)
+        opener = credentials.read_caller(caller.pid, caller.uid, caller.gid)
         self._openings[caller.uid] += 1
-        return who
+        return opener
 
-    def leave(self, who: credentials.CallerProcess) -> None:
-        """Close what ``who`` holds."""
-        uid = who.identity.uid
+    def leave(self, opener: credentials.CallerProcess) -> None:
+        """Close the descriptors of ``opener``."""
+        uid = opener.identity.uid
         self._openings[uid] -= 1
         if not self._openings[uid]:
             del self._openings[uid]
-        who.close()
+        opener.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What a command file does.
+
+    file: its path in the mount, for the log.
+    text: what it shows.
+    run:  carries out a command. It gets a CallerProcess of its own for each write, and closes it.
+    """
+
+    file: str
+    text: Render
+    run: Run
 
 
 class CommandFile(File):
     """A text file whose commands run as the process that opened it.
 
-    What that process is, is taken while its open(2) waits for the answer: until then its pid cannot be another's.
-    ``command`` gets a CallerProcess of its own for each write, and closes it.
+    That process is identified while its open(2) waits for the answer: until then its pid cannot be another's.
     """
 
-    __slots__ = ("_command", "_file", "_log", "_text", "_writers")
+    __slots__ = ("_commands", "_log", "_openings")
 
     def __init__(
-        self,
-        ino: int,
-        attributes: Attributes,
-        text: Render,
-        command: Command,
-        *,
-        file: str,
-        log: CommandLog,
-        writers: Writers,
+        self, ino: int, attributes: Attributes, commands: Commands, log: CommandLog, openings: Openings
     ) -> None:
         super().__init__(ino, attributes)
-        self._text = text
-        self._command = command
-        self._file = file
+        self._commands = commands
         self._log = log
-        self._writers = writers
+        self._openings = openings
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
+        commands = self._commands
         if not wants_write(flags):
-            return await TextFile(self.ino, self.attributes(), self._text).open(caller, flags)
+            return await TextFile(self.ino, self.attributes(), commands.text).open(caller, flags)
         try:
-            who = self._writers.enter(caller)
+            opener = self._openings.enter(caller)
         except KtaskfsError as error:
-            self._log.refused(self._file, caller, "(open)", error)
+            self._log.refused(commands.file, caller, "(open)", error)
             raise
-        command = self._command
 
         async def write(_: Caller, text: str) -> str | None:
-            return await command(_copy(who), text)
+            return await commands.run(_copy(opener), text)
 
-        def refused(opener: Caller, text: str, error: KtaskfsError) -> None:
-            self._log.refused(self._file, opener, text, error)
-
-        file = TextFile(
-            self.ino, self.attributes(), self._text, self._log.recording(self._file, write), refused=refused
-        )
+        write_recorded, refused = self._log.keeping(commands.file, write)
+        file = TextFile(self.ino, self.attributes(), commands.text, write_recorded, refused=refused)
         try:
-            return _Opened(await file.open(caller, flags), who, self._writers)
+            return _OpenCommandFile(await file.open(caller, flags), opener, self._openings)
         except BaseException:
-            self._writers.leave(who)
+            self._openings.leave(opener)
             raise
 
 
-class _Opened(OpenFile):
+class _OpenCommandFile(OpenFile):
     """An opened text file that lets go of its opener at the end."""
 
-    __slots__ = ("_file", "_who", "_writers")
+    __slots__ = ("_file", "_opener", "_openings")
 
-    def __init__(self, file: OpenFile, who: credentials.CallerProcess, writers: Writers) -> None:
+    def __init__(self, file: OpenFile, opener: credentials.CallerProcess, openings: Openings) -> None:
         self._file = file
-        self._who = who
-        self._writers = writers
+        self._opener = opener
+        self._openings = openings
 
     async def read(self, offset: int, size: int) -> bytes:
         return await self._file.read(offset, size)
@@ -128,15 +127,15 @@ class _Opened(OpenFile):
 
     def release(self) -> None:
         self._file.release()
-        self._writers.leave(self._who)
+        self._openings.leave(self._opener)
 
 
-def _copy(who: credentials.CallerProcess) -> credentials.CallerProcess:
-    """``who`` with descriptors of its own. Raises TargetError when there are none left."""
+def _copy(opener: credentials.CallerProcess) -> credentials.CallerProcess:
+    """``opener`` with descriptors of its own. Raises TargetError when there are none left."""
     try:
-        root = os.dup(who.root)
+        root = os.dup(opener.root)
         try:
-            return replace(who, root=root, cwd=os.dup(who.cwd))
+            return replace(opener, root=root, cwd=os.dup(opener.cwd))
         except OSError:
             os.close(root)
             raise

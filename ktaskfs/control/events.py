@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Caller
 
 BACKLOG: Final = 1024
-"""Events kept for a reader that does not keep up; the oldest go first, and a line says how many."""
+"""Events kept for a slow reader. The oldest are dropped first, and a line says how many."""
 
 HEARTBEAT: Final = 0.95
 """Seconds without an event until a reader gets an empty line, within the second that a read may take."""
 
 NONE: Final = "-"
-"""Stands for the state of a task before it was made and after it was forgotten; no task can be called that."""
+"""The state of a task before it was made and after it was removed. No task can have this name."""
 
 
 class EventFeed:
-    """Hands each event to the streams whose readers may know of it. With no reader, it does nothing."""
+    """Adds each event to the streams whose readers may follow its task."""
 
     def __init__(self, access: Access, now_ns: Callable[[], int] = time.time_ns, backlog: int = BACKLOG) -> None:
         self.change = Change()
@@ -66,7 +66,7 @@ class EventFeed:
 
 
 class EventStream(Stream):
-    """What one reader has not read yet: at most ``backlog`` lines. ``closed`` is called with the stream."""
+    """The lines that one reader has not read yet, at most ``backlog``. ``closed`` is called with the stream."""
 
     def __init__(
         self, uid: int, backlog: int, now_ns: Callable[[], int], closed: Callable[[EventStream], object]

@@ -6,55 +6,26 @@ No label has a task's name, a path or a user in it: anybody may read the file, a
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
-from ktaskfs.host.hugepages import Pool, read_node_pools, read_pools
+from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.tasks.task import ENDED, WORKING, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from ktaskfs.control.facts import Load
     from ktaskfs.control.transitions import Transition
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.tasks.table import TaskTable
     from ktaskfs.tasks.task import Task
 
 NO_OPERATION: Final = "none"
-"""Labels tasks that have not been told what to do."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the kernel has of this filesystem: open files and directories, and nodes that it remembers."""
-
-    open_handles: int
-    known_nodes: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything that ``metrics`` shows beside what any process tells of itself.
-
-    tasks:   by operation and state, now.
-    started: by operation, set to work since the mount.
-    refused: by operation, starts since the mount that came to nothing, whoever was told.
-    ended:   by operation and outcome, since the mount.
-    units:   by operation and unit, done by workers seen since the mount.
-    lag:     seconds that the event loop took to come round once.
-    """
-
-    tasks: Mapping[tuple[str, ...], int]
-    started: Mapping[tuple[str, ...], int]
-    refused: Mapping[tuple[str, ...], int]
-    ended: Mapping[tuple[str, ...], int]
-    units: Mapping[tuple[str, ...], int]
-    pools: tuple[Pool, ...]
-    load: Load
-    lag: float
+"""The label of tasks without an operation."""
 
 
 class Metrics:
@@ -70,7 +41,7 @@ class Metrics:
         self._units: Counter[tuple[str, ...]] = Counter()
 
     def count(self, transition: Transition) -> None:
-        """An observer of transitions. What an earlier daemon has seen the end of is not counted again."""
+        """Observe a transition. A task whose end an earlier daemon saw is not counted again."""
         task, old, new = transition.task, transition.old, transition.new
         if old in WORKING and new in ENDED:
             self._ended[_operation(task), str(new)] += 1
@@ -97,7 +68,7 @@ class Metrics:
 
     async def text(self) -> str:
         """The file."""
-        # On a thread, and not before somebody asks: the library takes as long to import as the rest of us to mount.
+        # On a thread, and at the first read only: the library takes as long to import as a whole mount.
         render = await trio.to_thread.run_sync(_renderer)
         before = trio.current_time()
         await trio.lowlevel.checkpoint()
@@ -115,5 +86,5 @@ def _operation(task: Task) -> str:
 
 
 def _worked(task: Task) -> int:
-    """Units that the threads of this run have done; unlike ``done``, this never goes back when a task is undone."""
+    """Units that the threads of this run have done. Unlike ``done`` this number never falls when a task is undone."""
     return sum(each.units for each in task.snapshot().threads)

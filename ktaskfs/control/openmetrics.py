@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from ktaskfs.control.metrics import Facts
+    from ktaskfs.control.facts import Facts
 
 PREFIX: Final = "ktaskfs_"
 F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
@@ -28,12 +28,12 @@ def render(facts: Facts) -> str:
     """The whole file. The metrics ``process_*`` are the library's own, read from /proc/self."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Facts(facts))
+    registry.register(_FactsCollector(facts))
     text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
     return text.decode()
 
 
-class _Facts(Collector):
+class _FactsCollector(Collector):
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
 
@@ -97,7 +97,7 @@ class _Facts(Collector):
 
 
 def _family(kind: type[F], name: str, help: str, labels: tuple[str, ...], values: Values) -> F:
-    """``values`` by the values of ``labels``; one without labels is by the empty tuple."""
+    """A family of samples: ``values`` by the values of ``labels``, the empty tuple where there are no labels."""
     family = kind(PREFIX + name, help, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)

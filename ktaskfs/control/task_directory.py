@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.control import task_text
-from ktaskfs.control.commands import CommandFile
+from ktaskfs.control.commands import CommandFile, Commands
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
 from ktaskfs.errors import InvalidValue
@@ -17,13 +17,11 @@ from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ktaskfs.control.command_log import CommandLog
-    from ktaskfs.control.commands import Writers
+    from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.operations.base.parameters import Parameter
-    from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
-    from ktaskfs.vfs import Caller, Inode, Watcher
+    from ktaskfs.vfs import Caller, Inode
 
 
 @dataclass(frozen=True)
@@ -31,46 +29,61 @@ class StatusFile:
     """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
 
     name: str
-    text: Callable[[Task], str]
+    text: Callable[[TaskDirectory], str]
     help: str
     poll: Callable[[TaskDirectory], Change | None] = lambda directory: None
 
 
-STATUS_FILES: Final = (
-    StatusFile("state", lambda task: f"{task.state}\n", "the state, one word", lambda each: each.of_state),
-    StatusFile("status", task_text.status, "everything, for people", lambda each: each.of_progress),
-    StatusFile("stat", task_text.stat, "everything, for programs", lambda each: each.of_progress),
-    StatusFile("progress", task_text.progress, "done / total, in the operation's units", lambda each: each.of_progress),
-    StatusFile("threads", task_text.threads, "a row for each worker thread"),
-    StatusFile("result", lambda task: task.result, "what the operation found; empty before the end"),
-    StatusFile("error", task_text.error, "0, or ERRNAME at POSITION: message"),
-)
+def _of_task(text: Callable[[Task], str]) -> Callable[[TaskDirectory], str]:
+    return lambda directory: text(directory.known_task)
 
+
+def _status_text(directory: TaskDirectory) -> str:
+    return task_text.status(directory.known_task, directory.parameters().values())
+
+
+def _state_changes(directory: TaskDirectory) -> Change:
+    return directory.of_state
+
+
+def _progress_changes(directory: TaskDirectory) -> Change:
+    return directory.of_progress
+
+
+STATUS_FILES: Final = (
+    StatusFile("state", _of_task(lambda task: f"{task.state}\n"), "the state, one word", _state_changes),
+    StatusFile("status", _status_text, "everything, for people", _progress_changes),
+    StatusFile("stat", _of_task(task_text.stat), "everything, for programs", _progress_changes),
+    StatusFile("progress", _of_task(task_text.progress), "done / total, in the operation's units", _progress_changes),
+    StatusFile("threads", _of_task(task_text.threads), "a row for each worker thread"),
+    StatusFile("result", _of_task(lambda task: task.history.result), "what the operation found; empty before the end"),
+    StatusFile("error", _of_task(task_text.error), "0, or ERRNAME at POSITION: message"),
+)
 
 LIVE_PARAMETERS: Final = frozenset({"max_threads", "nice", "rate_max"})
 """Parameters that may change while the task runs."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class TaskFiles:
     """Which files a task can have, worked out once for all tasks.
 
     numbers:    for each, in order of listing, its inode number after that of the directory.
-    parameters: by the name of the operation, None for none yet: then those of all.
+    parameters: by the name of the operation; by None, for a task without one, those of all operations.
     """
 
     numbers: Mapping[str, int]
     parameters: Mapping[str | None, Mapping[str, Parameter]]
 
     @classmethod
-    def of(cls, operations: Mapping[str, Operation[Any]]) -> Layout:
-        """What follows from the declarations of ``operations``; ``name`` is the directory's own."""
+    def of(cls, operations: Mapping[str, Operation[Any]]) -> TaskFiles:
+        """The files that ``operations`` declare. The parameter ``name`` has none: the directory's name is its value."""
         parameters: dict[str | None, Mapping[str, Parameter]] = {
             name: {each.name: each for each in operation.declared if each.name != "name"}
             for name, operation in operations.items()
         }
         every = {name: parameter for each in parameters.values() for name, parameter in each.items()}
-        return cls({name: number for number, name in enumerate([*_NODES, *every], 1)}, parameters | {None: every})
+        return cls({name: number for number, name in enumerate([*_FILES, *every], 1)}, parameters | {None: every})
 
     @property
     def inodes(self) -> int:
@@ -78,40 +91,29 @@ class Layout:
         return 1 + len(self.numbers)
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What all tasks' directories have in common. ``open_to_all``: others may list them (hidepid=0)."""
-
-    service: TaskService
-    log: CommandLog
-    writers: Writers
-    watcher: Watcher
-    layout: Layout
-    open_to_all: bool
-
-
 class TaskDirectory(Directory):
-    """The files of ``task``. Their nodes are made anew at each lookup, and live as long as the kernel knows them.
+    """The files of ``task``. Their inodes are made anew at each lookup, and live as long as the kernel knows them.
 
-    ``of_state`` is notified when its state changes, ``of_progress`` when anything of it does, work done included.
+    ``of_state`` is notified when the task's state changes, ``of_progress`` when anything of the task changes.
     """
 
-    __slots__ = ("of_progress", "of_state", "readable", "surroundings", "task", "writable")
+    __slots__ = ("_files", "fs", "of_progress", "of_state", "readable", "task", "writable")
 
-    def __init__(self, ino: int, task: Task, surroundings: Surroundings) -> None:
-        """``ino`` is the first of as many numbers as the layout says."""
-        mode = 0o555 if surroundings.open_to_all else 0o500
+    def __init__(self, ino: int, task: Task, fs: Filesystem, files: TaskFiles) -> None:
+        """``ino`` is the first of ``files.inodes`` numbers."""
+        mode = 0o555 if fs.access.hidepid == 0 else 0o500  # whether others may list it
         super().__init__(ino, Attributes(mode, task.uid, task.gid, task.created_ns))
         self.task = task
-        self.surroundings = surroundings
+        self.fs = fs
+        self._files = files
         self.of_state: Change = Change()
-        self.of_progress: Change = WatchedChange(self._units_done, surroundings.watcher)
+        self.of_progress: Change = WatchedChange(self._units_done, fs.watcher)
         self.readable = Attributes(0o440, task.uid, task.gid, task.created_ns)
         self.writable = Attributes(0o640, task.uid, task.gid, task.created_ns)
 
     @property
     def known_task(self) -> Task:
-        """The task, for whoever has one of its files open; raises TaskForgotten once it was removed."""
+        """The task, for an open file of it. Raises TaskForgotten once the task was removed."""
         self.task.require_known()
         return self.task
 
@@ -125,31 +127,31 @@ class TaskDirectory(Directory):
 
     @property
     def entry_timeout(self) -> float:  # type: ignore[override]
-        # The files of an empty task change when it is told what to do.
+        # The files of an empty task change when it gets its operation.
         return 0.0 if self.task.state is State.NEW else FOREVER
 
     def parameters(self) -> Mapping[str, Parameter]:
-        """Those that are files now."""
+        """The parameters that are files now."""
         operation = self.task.operation
-        return self.surroundings.layout.parameters[None if operation is None else operation.name]
+        return self._files.parameters[None if operation is None else operation.name]
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
-        number = self.surroundings.layout.numbers.get(name)
-        return None if number is None else self._node(name, self.ino + number)
+        number = self._files.numbers.get(name)
+        return None if number is None else self._inode(name, self.ino + number)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        found = ((name, self.lookup(name, caller)) for name in self.surroundings.layout.numbers)
-        return [(name, node) for name, node in found if node is not None]
+        found = ((name, self.lookup(name, caller)) for name in self._files.numbers)
+        return [(name, inode) for name, inode in found if inode is not None]
 
-    def _node(self, name: str, ino: int) -> Inode | None:
+    def _inode(self, name: str, ino: int) -> Inode | None:
         if name in self.parameters():
-            return _Parameter(ino, self, name)
-        make = _NODES.get(name)
+            return _ParameterFile(ino, self, name)
+        make = _FILES.get(name)
         return None if make is None else make(self, ino)
 
 
-class _Status(File):
-    """A file that shows something; it holds little, for listings leave one of each for every task."""
+class _StatusInode(File):
+    """A file that shows something. It holds little, because a listing makes one of each for every task."""
 
     __slots__ = ("_directory", "_file")
 
@@ -161,13 +163,13 @@ class _Status(File):
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         directory, file = self._directory, self._file
         shown = TextFile(
-            self.ino, self._attributes, lambda _: file.text(directory.known_task), change=file.poll(directory)
+            self.ino, self._attributes, lambda _: file.text(directory), change=file.poll(directory)
         )
         return await shown.open(caller, flags)
 
 
-class _Setting(File):
-    """A file with one value of a task, which holds as little; what is written is set and recorded."""
+class _SettingFile(File):
+    """A file with one value of a task. A write sets the value, and records it."""
 
     __slots__ = ("_directory", "_name")
 
@@ -186,19 +188,17 @@ class _Setting(File):
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         directory = self._directory
-        around = directory.surroundings
-
         async def write(_: Caller, text: str) -> None:
             self.set(text)
-            around.service.save(directory.task)
+            directory.fs.service.save(directory.task)
             directory.of_progress.notify()
 
-        write_recorded, refused = around.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
+        write_recorded, refused = directory.fs.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
         file = TextFile(self.ino, self._attributes, lambda _: f"{self.text()}\n", write_recorded, refused=refused)
         return await file.open(caller, flags)
 
 
-class _Operation(_Setting):
+class _OperationFile(_SettingFile):
     """``op``."""
 
     __slots__ = ()
@@ -208,13 +208,13 @@ class _Operation(_Setting):
         return "-" if operation is None else operation.name
 
     def set(self, text: str) -> None:
-        operations = self._directory.surroundings.service.operations
+        operations = self._directory.fs.service.operations
         if text not in operations:
             raise InvalidValue(f"unknown operation {ascii(text)}; there are {', '.join(operations)}")
         self._directory.known_task.define(operations[text], {})
 
 
-class _Parameter(_Setting):
+class _ParameterFile(_SettingFile):
     """A parameter of the operation."""
 
     __slots__ = ()
@@ -233,22 +233,19 @@ class _Parameter(_Setting):
         task, parameter = self._directory.known_task, self._parameter
         if self._name in LIVE_PARAMETERS:
             task.set_text(parameter, text)
-            self._directory.surroundings.service.set_live(task)
+            self._directory.fs.service.set_live(task)
         else:
             task.set_parameter(parameter, text)
 
 
 def _control(directory: TaskDirectory, ino: int) -> Inode:
-    task, around = directory.task, directory.surroundings
-    return CommandFile(
-        ino,
-        directory.writable,
+    task, fs = directory.task, directory.fs
+    commands = Commands(
+        f"tasks/{task.name}/control",
         lambda caller: accepted(directory.known_task),
-        lambda writer, text: command(around.service, task, writer, text),
-        file=f"tasks/{task.name}/control",
-        log=around.log,
-        writers=around.writers,
+        lambda caller, text: command(fs.service, task, caller, text),
     )
+    return CommandFile(ino, directory.writable, commands, fs.log, fs.openings)
 
 
 def _wait(directory: TaskDirectory, ino: int) -> Inode:
@@ -256,13 +253,13 @@ def _wait(directory: TaskDirectory, ino: int) -> Inode:
 
 
 def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Inode]:
-    return lambda directory, ino: _Status(ino, directory, file)
+    return lambda directory, ino: _StatusInode(ino, directory, file)
 
 
-_NODES: Final[Mapping[str, Callable[[TaskDirectory, int], Inode]]] = {
+_FILES: Final[Mapping[str, Callable[[TaskDirectory, int], Inode]]] = {
     "control": _control,
-    "op": lambda directory, ino: _Operation(ino, directory, "op"),
+    "op": lambda directory, ino: _OperationFile(ino, directory, "op"),
     "wait": _wait,
     **{each.name: _status(each) for each in STATUS_FILES},
 }
-"""What makes each file that is no parameter, in order of listing."""
+"""The maker of each file that is no parameter, in order of listing."""

@@ -14,6 +14,7 @@ from ktaskfs.units import BYTES, Units
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
 
@@ -43,7 +44,7 @@ def seconds_at_work(snapshot: Snapshot) -> float:
 
 
 def percent(task: Task, snapshot: Snapshot) -> float:
-    """How much of the task is done; an empty task that is done is done wholly."""
+    """Percentage of the task that is done; 100 for a task without work that is done."""
     total = task.total(snapshot)
     if total:
         return 100 * task.done(snapshot) / total
@@ -109,9 +110,9 @@ def threads(task: Task) -> str:
 
 
 def _one_line(text: str) -> str:
-    """``text`` with the bytes of what cannot be printed, and the backslash, in octal, as the kernel shows paths.
+    """``text`` with backslashes and unprintable characters in octal, as the kernel shows paths (seq_path()).
 
-    (seq_path(); what cannot be printed may be a command to the terminal.)
+    An unprintable character may be a command to the terminal.
     """
     return "".join(each if each.isprintable() and each != "\\" else _octal(each) for each in text)
 
@@ -124,8 +125,8 @@ def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
 
 
-def status(task: Task) -> str:
-    """Everything for people, as /proc/PID/status has it."""
+def status(task: Task, parameters: Iterable[Parameter]) -> str:
+    """Everything for people, in the form of /proc/PID/status; ``parameters`` are those that the task can have."""
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
     rate = speed(snapshot)
@@ -135,7 +136,6 @@ def status(task: Task) -> str:
         ("Operation", "-" if task.operation is None else task.operation.name),
         ("State", f"{task.state} (its worker is stopped by a signal)" if stopped else task.state),
     ]
-    parameters = [each for each in task.parameters() if each.name != "name"]
     fields += [(each.name.capitalize(), _one_line(task.parameter_text(each))) for each in parameters]
     fields += [
         ("Uid", task.uid),

@@ -1,4 +1,4 @@
-"""Every change of state of a task, told to whoever follows it."""
+"""Every change of state of a task, told to observers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """``task`` went from ``old``, None for one that is new here, to ``new``, None for one that was forgotten."""
+    """``task`` went from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one."""
 
     task: Task
     old: State | None
@@ -22,7 +22,7 @@ class Transition:
 
 
 class Transitions:
-    """Makes transitions of what ``table`` tells; ``observers`` are called with each, when it has happened."""
+    """Observes ``table``, and calls ``observers`` with each transition after it has happened."""
 
     def __init__(self, table: TaskTable) -> None:
         self.observers: list[Callable[[Transition], None]] = []

@@ -1,4 +1,4 @@
-"""The words and specs that ``tasks/NAME/control`` takes."""
+"""The verbs and specs that ``tasks/NAME/control`` takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Set
 
-    from ktaskfs.host.credentials import CallerProcess as Writer
+    from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 class Verb:
     """A word for a task's ``control`` file, accepted in ``states``.
 
-    ``owner_only``: it makes a worker run, which it does with the rights of whoever wrote; so it takes nobody but
-    the task's owner, not even root, whom another's task could otherwise send anywhere.
+    ``owner_only``: only the task's owner may use it, not even root. It makes a worker run with the rights of the
+    writer, and the paths in another user's task could send root anywhere.
     """
 
     states: Set[State]
-    run: Callable[[TaskService, Task, Writer], Awaitable[None]]
+    run: Callable[[TaskService, Task, CallerProcess], Awaitable[None]]
     help: str
     owner_only: bool = False
 
 
-async def _start(service: TaskService, task: Task, writer: Writer) -> None:
-    await service.start(task, writer)
+async def _start(service: TaskService, task: Task, caller: CallerProcess) -> None:
+    await service.start(task, caller)
 
 
-async def _resume(service: TaskService, task: Task, writer: Writer) -> None:
-    await service.resume(task, writer)
+async def _resume(service: TaskService, task: Task, caller: CallerProcess) -> None:
+    await service.resume(task, caller)
 
 
-def _simple(act: Callable[[TaskService, Task], None]) -> Callable[[TaskService, Task, Writer], Awaitable[None]]:
-    async def run(service: TaskService, task: Task, writer: Writer) -> None:
-        writer.close()
+def _simple(act: Callable[[TaskService, Task], None]) -> Callable[[TaskService, Task, CallerProcess], Awaitable[None]]:
+    async def run(service: TaskService, task: Task, caller: CallerProcess) -> None:
+        caller.close()
         act(service, task)
 
     return run
@@ -63,34 +63,34 @@ def accepted(task: Task) -> str:
     return "".join(f"{word}\n" for word, verb in VERBS.items() if task.state in verb.states)
 
 
-async def command(service: TaskService, task: Task, writer: Writer, text: str) -> None:
-    """A verb, or the spec of an empty task, which starts it. Takes ``writer`` over. Raises KtaskfsError."""
+async def command(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
+    """A verb, or the spec of an empty task, which starts it. Takes ``caller`` over. Raises KtaskfsError."""
     try:
         task.require_known()
     except KtaskfsError:
-        writer.close()
+        caller.close()
         raise
     verb = VERBS.get(text)
     if verb is None:
-        await _run_spec(service, task, writer, text)
-    elif verb.owner_only and writer.identity.uid != task.uid and task.state is not State.PAUSED:
-        writer.close()
+        await _run_spec(service, task, caller, text)
+    elif verb.owner_only and caller.identity.uid != task.uid and task.state is not State.PAUSED:
+        caller.close()
         raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the writer's rights")
     else:
-        await verb.run(service, task, writer)
+        await verb.run(service, task, caller)
 
 
-async def _run_spec(service: TaskService, task: Task, writer: Writer, text: str) -> None:
+async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
     try:
         if task.state is not State.NEW:
             message = f"unknown verb {ascii(text)}; there are {', '.join(VERBS)}"
             raise SpecError(message, line=text, start=0, end=len(text))
-        if writer.identity.uid != task.uid:
+        if caller.identity.uid != task.uid:
             raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")
         spec = parse_spec(text, service.operations)
         if spec.parameters.name not in (None, task.name):
             raise InvalidValue(f"the task's name is {task.name}")
     except KtaskfsError:
-        writer.close()
+        caller.close()
         raise
-    await service.start(task, writer, spec)
+    await service.start(task, caller, spec)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 INTERVAL: Final = 0.95
-"""Seconds between lines, a little less than the second after which a read is answered anyway."""
+"""Seconds between lines: a little less than the second that a read may take."""
 
 
 class WaitStream(Stream):
-    """A progress line each second, one for the whole with the average speed, the final state, and the end.
+    """A progress line each second; at the end one line with the average speed, and one with the final state.
 
-    A task that has not started is waited for as well; one that is removed before its end is no more (TaskForgotten).
+    It waits for a task that has not started, too. It raises TaskForgotten if the task is removed before its end.
     """
 
     def __init__(self, task: Task) -> None:

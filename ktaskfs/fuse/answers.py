@@ -1,4 +1,4 @@
-"""How nodes and errors look in a FUSE reply."""
+"""How inodes and errors look in a FUSE reply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def answering(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Turn what ``handler`` raises into the errno of the reply: the one place where that is done.
+    """Turn the exceptions of ``handler`` into the errno of the reply: the only place that does so.
 
     An unforeseen exception is a bug: it is logged with its traceback, and the caller gets EIO.
     """
@@ -48,22 +48,22 @@ def answering(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, 
 
 
 def caller_of(context: pyfuse3.RequestContext) -> Caller:
-    """Who made the request."""
+    """The process that made the request."""
     return Caller(context.uid, context.gid, context.pid)
 
 
-def entry_of(node: Inode, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
-    """The attributes of ``node``, and for how many seconds the kernel may believe them and the name it found."""
-    attributes = node.attributes()
+def entry_of(inode: Inode, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
+    """The attributes of ``inode``, and the seconds for which the kernel may cache them and the name."""
+    attributes = inode.attributes()
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = node.ino
-    entry.st_mode = node.kind | attributes.mode
+    entry.st_ino = inode.ino
+    entry.st_mode = inode.kind | attributes.mode
     entry.st_uid = attributes.uid
     entry.st_gid = attributes.gid
-    entry.st_nlink = node.nlink
+    entry.st_nlink = inode.nlink
     entry.st_blksize = IO_SIZE
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
-    entry.attr_timeout = node.attr_timeout
+    entry.attr_timeout = inode.attr_timeout
     entry.entry_timeout = entry_timeout
     return entry
 

@@ -1,4 +1,4 @@
-"""A mount made apart from the process that serves it: mount(2) on an open /dev/fuse, which is then handed over."""
+"""A mount that another process will serve: mount(2) with an open /dev/fuse, which is then handed over."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MS_NOEXEC: Final = 0x8
 
 
 def mount_device(mountpoint: str, name: str, *, allow_other: bool) -> int:
-    """Mount a filesystem that shows as ``fuse.NAME`` of ``NAME``; returns the descriptor that is to be served.
+    """Mount a filesystem that shows as ``fuse.NAME`` of ``NAME``; returns the descriptor to serve.
 
-    Nobody's request is answered before that, and every one fails once all copies of the descriptor are closed.
+    Requests wait until it is served, and fail once all copies of the descriptor are closed.
     Needs CAP_SYS_ADMIN. Raises TargetError. The options are those of fuse_parse_param() in fs/fuse/inode.c.
     """
     try:

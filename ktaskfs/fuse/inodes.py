@@ -1,4 +1,4 @@
-"""Which nodes the kernel knows, by inode number, and how often it was told of each."""
+"""The inodes that the kernel knows, by number, and how often it was told of each."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ if TYPE_CHECKING:
 
 
 class InodeTable:
-    """Keeps a node from the first time the kernel is told of it until it has forgotten every telling.
+    """Keeps an inode from the time the kernel is first told of it until the kernel has forgotten every telling.
 
-    The count for each node is the ``nlookup`` of FUSE_FORGET; the root is known from beginning to end.
+    The count of each inode is the ``nlookup`` of FUSE_FORGET. The root is always known.
     """
 
     def __init__(self, root: Inode) -> None:
         self._root = root
-        # Two maps and no object for each entry: a listing of everything leaves hundreds of thousands here.
-        self._nodes: dict[int, Inode] = {root.ino: root}
+        # Two maps, and no object for each entry: after a listing of everything there are hundreds of thousands.
+        self._inodes: dict[int, Inode] = {root.ino: root}
         self._lookups: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._inodes)
 
     def __getitem__(self, ino: int) -> Inode:
-        return self._nodes[ino]
+        return self._inodes[ino]
 
-    def told(self, node: Inode) -> None:
-        """The kernel is told of ``node`` once more; of two objects with one number the newer stays."""
-        self._nodes[node.ino] = node
-        self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
+    def told(self, inode: Inode) -> None:
+        """The kernel is told of ``inode`` once more. Of two objects with one number the newer stays."""
+        self._inodes[inode.ino] = inode
+        self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
 
     def forgotten(self, ino: int, times: int) -> None:
         """The kernel has forgotten ``times`` tellings of ``ino``."""
@@ -39,4 +39,4 @@ class InodeTable:
         else:
             self._lookups.pop(ino, None)
             if ino != self._root.ino:
-                self._nodes.pop(ino, None)
+                self._inodes.pop(ino, None)

@@ -1,4 +1,4 @@
-"""What is mounted at a path, and how it is taken away; without a look at the mount itself, which may not answer."""
+"""What is mounted at a path, and how to unmount it. Nothing here looks into the mount, which may not answer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 def filesystems_at(path: str, otherwise: Sequence[str] = ()) -> list[str]:
-    """``major:minor`` of each filesystem mounted at ``path``, the uppermost last. proc_pid_mountinfo(5).
+    """``major:minor`` of each filesystem mounted at ``path``, the uppermost last; see proc_pid_mountinfo(5).
 
-    ``otherwise`` where no descriptor is left to look with.
+    Returns ``otherwise`` if no descriptor is left to look with.
     """
     try:
         with open("/proc/self/mountinfo", "rb") as file:
@@ -36,6 +36,6 @@ def filesystems_at(path: str, otherwise: Sequence[str] = ()) -> list[str]:
 
 
 def detach(path: str) -> None:
-    """Unmount what is uppermost at ``path``, served or not; the command says what is wrong."""
+    """Unmount the uppermost filesystem at ``path``, served or not. The command prints its own errors."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
     subprocess.run([*command, path], check=False)

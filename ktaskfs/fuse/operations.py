@@ -1,4 +1,4 @@
-"""The requests of the kernel, handed to the nodes they are for."""
+"""The kernel's requests, handed to their inodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ktaskfs.errors import NotPermitted
 from ktaskfs.fuse.answers import NAME_MAX, answering, caller_of, entry_of, filesystem_totals
 from ktaskfs.fuse.inodes import InodeTable
 from ktaskfs.vfs import Caller, Directory, File, OpenFile
-from ktaskfs.vfs.errors import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile
+from ktaskfs.vfs.refusals import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ DOTS: Final = 2
 """Directory cookies 1 and 2 follow ``.`` and ``..``; the child at index i of the snapshot has cookie i + 3."""
 
 NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
-"""What a notification meets when the mount has just ended: nobody is left to wake."""
+"""The errors of a notification after the end of the mount, when nobody is left to wake."""
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class _Listing:
 class TreeOperations(pyfuse3.Operations):
     """Serves the tree below ``root``, whose inode number is ROOT_INO.
 
-    Left to the base class, which answers ENOSYS once for the whole life of the mount: flush, fsync, access and
-    extended attributes. The kernel then does not ask again, and takes the first two as done.
+    The base class answers flush, fsync, access and extended attributes, with ENOSYS. The kernel then never asks again,
+    and takes the first two as done.
     """
 
     supports_dot_lookup = False  # only for export over NFS
@@ -67,7 +67,7 @@ class TreeOperations(pyfuse3.Operations):
 
     @property
     def known_nodes(self) -> int:
-        """Nodes that the kernel remembers, the root included."""
+        """Inodes that the kernel remembers, including the root."""
         return len(self._inodes)
 
     @property
@@ -76,7 +76,7 @@ class TreeOperations(pyfuse3.Operations):
         return len(self._files) + len(self._listings)
 
     def close(self) -> None:
-        """Release what is still open when the mount is gone: a forced unmount sends no FUSE_RELEASE."""
+        """Release all files that are open when the mount is gone: a forced unmount sends no FUSE_RELEASE."""
         self._listings.clear()
         while self._files:
             _, file = self._files.popitem()

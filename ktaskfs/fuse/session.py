@@ -27,7 +27,7 @@ MAX_REQUESTS: Final = 4096
 space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
 
 GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
-"""What a notification meets when the mount has just ended."""
+"""The errors of a notification after the end of the mount."""
 
 DESCRIPTOR: Final = "/dev/fd/"
 DEV_FUSE: Final = os.makedev(10, 229)
@@ -36,7 +36,7 @@ DEV_FUSE: Final = os.makedev(10, 229)
 log = logging.getLogger(__name__)
 
 _SAID_MAX: Final = 4096
-"""Bytes of libfuse's words that are kept."""
+"""Bytes of libfuse's messages that are kept."""
 
 
 class MountFailed(KtaskfsError):
@@ -46,17 +46,17 @@ class MountFailed(KtaskfsError):
 
 
 TICK: Final = 2.0
-"""Seconds for which the event loop can sleep in a read of /dev/fuse; and so an idle daemon wakes as often."""
+"""Seconds for which the event loop can sleep in a read of /dev/fuse. An idle daemon wakes as often."""
 
 
 @contextmanager
 def _woken() -> Iterator[None]:
-    """Have the main thread, which runs the event loop, interrupted now and then; it has the use of SIGALRM.
+    """Interrupt the main thread, which runs the event loop, every TICK seconds with SIGALRM.
 
-    libfuse reads the request that epoll told of. If whoever made it is killed in between it is not there any more, and
-    the read would sleep until the next one comes, with all timers and all ends of workers. Were the descriptor
-    non-blocking, pyfuse3 would take that for a failure; a read that a signal interrupts it simply tries again. (To
-    start and stop a timer around each turn of the loop costs 4 us a request.)
+    libfuse reads the request that epoll reported. If its caller was killed in between, the request is gone, and the
+    read sleeps until the next request; all timers and all ends of workers wait with it. With a non-blocking descriptor
+    pyfuse3 would report a failure, but it repeats a read that a signal interrupted. (To start and stop a timer around
+    each turn of the loop costs 4 us a request.)
     """
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -78,7 +78,7 @@ class Session:
 
     @property
     def known_nodes(self) -> int:
-        """Nodes that the kernel remembers, the root included."""
+        """Inodes that the kernel remembers, including the root."""
         return self._operations.known_nodes
 
     @property
@@ -89,7 +89,7 @@ class Session:
     async def serve(self) -> None:
         """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered.
 
-        To be called on the main thread; it has the use of SIGALRM meanwhile.
+        Call it on the main thread. It uses SIGALRM meanwhile.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._terminate_when_cancelled)
@@ -101,7 +101,7 @@ class Session:
             nursery.cancel_scope.cancel()
 
     async def _terminate_when_cancelled(self) -> None:
-        """Whatever ends the serving, it ends in the order that ``_until_told`` keeps."""
+        """End the serving in the order that ``_until_told`` keeps, also when the nursery is cancelled."""
         try:
             await trio.sleep_forever()
         finally:
@@ -110,9 +110,8 @@ class Session:
     async def _until_told(self) -> None:
         """Follow the invalidations until ``terminate``, and only then let pyfuse3 end.
 
-        A thread that tells the kernel of one may wait for the directory's lock, and that for the answer to a
-        request: it has to be over while requests are still answered, for nobody can kill it. Nor may it find the
-        session destroyed.
+        A thread that tells the kernel of a name may wait for the directory's lock, and so for the answer to a request.
+        It cannot be killed: it must end while requests are still answered, and before the session is destroyed.
         """
         with self._following:
             while True:
@@ -121,17 +120,17 @@ class Session:
         pyfuse3.terminate()
 
     def terminate(self) -> None:
-        """Have ``serve`` return, within the second that a blocked reader may take; call it from its event loop.
+        """Have ``serve`` return within the second that a blocked reader may take. Call it from the event loop.
 
-        Before ``serve`` it has that return at once; after it, even after the unmount, it does nothing.
+        Called before ``serve`` it has that return at once. After ``serve``, even after the unmount, it does nothing.
         """
         self._following.cancel()
 
 
 def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
-    """Have the kernel forget names, and what it knows below them; that it does not know one is no matter.
+    """Have the kernel forget names, and all that it knows below them. It need not know them.
 
-    Runs in a thread, where it ends between two names when it is cancelled.
+    It runs in a thread, and ends between two names when it is cancelled.
     """
     for ino, name in gone:
         trio.from_thread.check_cancelled()
@@ -145,7 +144,7 @@ def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
 
 
 def _require_mounted(mountpoint: str) -> None:
-    """``mountpoint``, /dev/fd/N, must be a /dev/fuse that is mounted, or libfuse fails when it serves; MountFailed."""
+    """Raise MountFailed unless ``mountpoint``, a /dev/fd/N, is a mounted /dev/fuse: libfuse would only fail later."""
     fd = int(mountpoint.removeprefix(DESCRIPTOR))
     try:
         if os.fstat(fd).st_rdev != DEV_FUSE:
@@ -167,11 +166,11 @@ def mounted(
     options: Iterable[str] = (),
     invalidations: Invalidations | None = None,
 ) -> Iterator[Session]:
-    """Mount ``root``; at the end unmount it, unless that has been done, and release all that is open.
+    """Mount ``root``. At the end unmount it, if it is still mounted, and release all open files.
 
     The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are further ones of mount.fuse3(8), such as
-    ``allow_other``. ``mountpoint`` may be ``/dev/fd/N``: a /dev/fuse descriptor that somebody else has mounted,
-    with options of his own, and will unmount. Names that are added to ``invalidations`` are forgotten by the kernel.
+    ``allow_other``. ``mountpoint`` may be ``/dev/fd/N``: a /dev/fuse descriptor that another process has
+    mounted, with options of its own, and will unmount. The kernel forgets the names that ``invalidations`` gets.
     Raises MountFailed.
     """
     if mountpoint.startswith(DESCRIPTOR):
@@ -186,10 +185,10 @@ def mounted(
     try:
         yield Session(operations, invalidations or Invalidations())
     finally:
-        # Before the session is destroyed, for the poll handles of open files point into it.
+        # Before the session is destroyed: the poll handles of open files point into it.
         operations.close()
         there = filesystems_at(mountpoint, ours)
-        pyfuse3.close(unmount=there[-1:] == ours)  # by the path: what somebody has mounted over it is not ours
+        pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if our mount is the uppermost
         if ours and ours[0] in there[:-1]:
             log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)
         elif ours and filesystems_at(mountpoint)[-1:] == ours:
@@ -198,9 +197,9 @@ def mounted(
 
 @contextmanager
 def _stderr_text() -> Iterator[Callable[[], str]]:
-    """Have what C code and its children write to standard error kept, and handed out as one line by the function.
+    """Keep what C code and its children write to standard error; the function returns it as one line.
 
-    That is where libfuse says why; what nobody asks for goes to standard error at the end.
+    libfuse writes its reasons there. Text that is not asked for goes to standard error at the end.
     """
     kept = os.memfd_create("stderr")
     asked = False

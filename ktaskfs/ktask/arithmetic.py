@@ -1,9 +1,9 @@
 """How many threads a task gets and how large its chunks are: the framework's arithmetic, as pure functions.
 
-The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4). They know no
-alignment; the idea of one is ``padata_do_multithreaded``'s (kernel/padata.c), which rounds otherwise: its chunks up,
-its number of threads down. All sizes are in the task's own units and have no upper limit. What is out of the bounds
-that ``Control`` states is not refused here.
+The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4), which have no
+alignment. The idea of alignment is from ``padata_do_multithreaded`` (kernel/padata.c), which rounds differently: its
+chunks up, its number of threads down. All sizes are in the task's own units and have no upper limit. These functions do
+not check the bounds that ``Control`` states.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 from typing import Final
 
 DEFAULT_MAX_THREADS: Final = 4
-"""Threads of one task where the client names no number (KTASK_DEFAULT_MAX_THREADS)."""
+"""The most threads of one task if the client gives no number (KTASK_DEFAULT_MAX_THREADS)."""
 DEFAULT_LOAD_BAL_SHIFT: Final = 2
 """Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
 DEFAULT_CPU_PERCENT: Final = 80
 """Share of the CPUs that helpers may take (KTASK_CPUFRAC_NUMER / KTASK_CPUFRAC_DENOM, since v2)."""
 
 _TAIL_SHARE: Final = 2
-"""A thread takes at most this fraction (1/2) of its even share of what is left, so that the last chunks are small."""
+"""A thread takes at most 1/this (a half) of its even share of what is left, so that the last chunks are small."""
 
 
 def batch_size(min_chunk_size: int, align: int = 1) -> int:
-    """``min_chunk_size`` rounded up to ``align``: every chunk but a node's last is a multiple of this many units."""
+    """``min_chunk_size`` rounded up to ``align``: every chunk is a multiple of it, except a node's last."""
     return -(-min_chunk_size // align) * align
 
 
@@ -34,8 +34,8 @@ def helper_limit(cpus: int, cpu_percent: int = DEFAULT_CPU_PERCENT) -> int:
 def nthreads(size: int, min_chunk_size: int, cpus: int, max_threads: int = 0, *, align: int = 1) -> int:
     """The threads wanted for a task of ``size`` units, the calling thread included; at least 1.
 
-    No more than one for each least chunk, or for each CPU, or ``max_threads`` (0: DEFAULT_MAX_THREADS). How many of
-    them a task gets is a matter of the budget for helpers.
+    At most one for each least chunk, one for each CPU, and ``max_threads`` (0: DEFAULT_MAX_THREADS). The HelperBudget
+    decides how many of them the task gets.
     """
     chunks = -(-size // batch_size(min_chunk_size, align))
     return max(min(chunks, cpus, max_threads or DEFAULT_MAX_THREADS), 1)
@@ -52,8 +52,8 @@ def chunk_size(
 ) -> int:
     """The units of one chunk of a task of ``size`` units that ``threads`` threads share.
 
-    One thread gets the whole task as one chunk, unless ``max_chunk_size`` (ours) forbids it. ``max_chunk_size`` must
-    be at least ``batch_size(min_chunk_size, align)``.
+    One thread gets the whole task as one chunk, unless ``max_chunk_size`` (ours) is smaller. ``max_chunk_size`` must be
+    at least ``batch_size(min_chunk_size, align)``.
     """
     chunk = size if threads == 1 else whole_batches((size // threads) >> load_bal_shift, min_chunk_size, align)
     if max_chunk_size is not None and chunk > max_chunk_size:
@@ -62,9 +62,9 @@ def chunk_size(
 
 
 def tail_size(chunk: int, threads: int) -> int:
-    """Fewer units than these are the tail, whose chunks are smaller than ``chunk``; 0 for one thread.
+    """With fewer units left than this, chunks are smaller than ``chunk``. Ours.
 
-    Ours: it has nobody to wait for it.
+    0 for one thread, as no other waits for it at the end.
     """
     return chunk * threads * _TAIL_SHARE if threads > 1 else 0
 
@@ -72,8 +72,8 @@ def tail_size(chunk: int, threads: int) -> int:
 def tail_chunk_size(left: int, chunk: int, min_chunk_size: int, threads: int, *, align: int = 1) -> int:
     """``chunk``, or less when only ``left`` units are left to hand out to ``threads`` threads.
 
-    Ours: half of an even share of what is left, down to the least chunk (guided self-scheduling, Polychronopoulos
-    and Kuck 1987), so that the threads end together.
+    Ours: half of an even share of what is left, but no less than the least chunk (guided self-scheduling,
+    Polychronopoulos and Kuck 1987), so that the threads end together.
     """
     if left >= tail_size(chunk, threads):
         return chunk

@@ -1,4 +1,4 @@
-"""How many helper threads there may be at one time, in all and for each NUMA node."""
+"""How many helper threads may run at one time, in all and for each NUMA node."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class HelperBudget:
     """Helper threads for all jobs that are given this budget (``ktask_rlim_*``, kernel/ktask.c, v2 to v4).
 
-    They may be as many as a share of the CPUs, and pinned to a NUMA node as many as that share of its CPUs; the
-    rest run anywhere. CPUs are those that the thread which makes the budget may use. The first thread of a job is no
-    helper and always runs. It does not survive a fork: make a new one in the child, for the copy still counts the
-    parent's helpers, and its lock may be held. Raises ValueError for a share that is not from 0 to 100.
+    The number of helpers is limited to ``cpu_percent`` of the CPUs, and the number pinned to a NUMA node to the same
+    share of its CPUs; the others run anywhere. Only CPUs count that the thread which makes the budget may use. The
+    first thread of a job is not a helper and always runs. A budget does not survive a fork: make a new one in the
+    child, because the copy still counts the parent's helpers, and its lock may be held. Raises ValueError if
+    ``cpu_percent`` is not from 0 to 100.
     """
 
     def __init__(self, machine: Machine, cpu_percent: int = DEFAULT_CPU_PERCENT) -> None:
@@ -28,12 +29,18 @@ class HelperBudget:
         self._allowed = machine.placement().cpus
         self._cpu_percent = cpu_percent
         self._limit = helper_limit(machine.cpus(), cpu_percent)
-        self._lock = Lock()  # guards the fields below
+        # Guards the fields below. Last in the order: a scheduler's lock may be held when it is taken, and no lock of
+        # this package is taken under it.
+        self._lock = Lock()
         self._hired: dict[object, int] = {}  # each helper, and the node that it is pinned to
         self._limit_on: dict[int, int] = {}
 
     def hire(self, helper: object) -> bool:
-        """Count one more, which may be any object, unless they are enough; False: it must not run."""
+        """Count one more helper, which may be any object; False: the limit is reached, and it must not run.
+
+        The caller notes ``helper`` before it asks, so that it can be dismissed after an interrupt at any moment. To
+        hire the same one twice counts it once.
+        """
         with self._lock:
             granted = helper in self._hired or len(self._hired) < self._limit
             if granted:
@@ -41,14 +48,14 @@ class HelperBudget:
             return granted
 
     def dismiss(self, helper: object) -> None:
-        """One helper less, and no pin of it; nothing if it was not hired."""
+        """Count the helper and its pin no longer; nothing if it was not hired."""
         with self._lock:
             self._hired.pop(helper, None)
 
     def pin(self, helper: object, nid: int) -> bool:
-        """May one that is hired be pinned to the CPUs of this node, and nowhere else any more?
+        """Pin a hired helper to the CPUs of NUMA node ``nid``, and to no other node any more, if the limit allows it.
 
-        If so it counts there until it is pinned elsewhere or dismissed; if not, as always for NO_NODE, it is nowhere.
+        True: it counts there until it is pinned elsewhere or dismissed. False, as always for NO_NODE: it is not pinned.
         """
         with self._lock:
             self._hired[helper] = NO_NODE

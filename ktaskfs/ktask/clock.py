@@ -1,4 +1,4 @@
-"""Time, as the scheduler sees it: replaceable, so that tests need not wait."""
+"""Time, as the scheduler sees it. Tests replace it, so that they need not wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock(Protocol):
         """Nanoseconds since some fixed moment."""
 
     def wait(self, gate: Lock, seconds: float | None) -> None:
-        """Acquire ``gate``, which somebody else releases, or return when ``seconds`` have passed; it may wake early."""
+        """Acquire ``gate``, which another thread releases, or return after ``seconds``; it may return early."""
 
 
 class SystemClock:

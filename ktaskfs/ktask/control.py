@@ -1,4 +1,4 @@
-"""What a client says of its task: the ranges of work, the chunk function, the limits."""
+"""What a client wants of its task: the chunk function, the limits, and whom to tell."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 iter_range: Final = add
-"""``iter_range(position, size)`` is the position ``size`` units further where positions are numbers, or whatever else
+"""``iter_range(position, size)`` is the position ``size`` units further, if positions are numbers or other objects that
 can be added (``ktask_iter_range``)."""
 
 
 def checked_rate(rate: float | None) -> float | None:
-    """``rate`` as a control takes it; raises ValueError unless above 0 and finite, or None; TypeError for no number."""
+    """``rate`` as a float, or None; raises ValueError unless it is above 0 and finite, TypeError if it is no number."""
     if rate is None:
         return None
     try:
-        valid = isfinite(rate) and float(rate) > 0  # isfinite first: it refuses text, which float takes
+        valid = isfinite(rate) and float(rate) > 0  # isfinite first: it refuses text, which float accepts
     except OverflowError:
         valid = False
     if not valid:
@@ -38,49 +38,51 @@ def checked_rate(rate: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Everything about a task but its ranges (``struct ktask_ctl``, RFC v1 to v4). Sizes are in the task's units.
+    """Everything about a task except its nodes (``struct ktask_ctl``, RFC v1 to v4). Sizes are in the task's units.
 
-    Raises ValueError for values that contradict each other or lie outside what is written at the field, and TypeError
-    for those of another kind.
+    Raises ValueError for values that contradict each other or are outside the bounds stated at the field, and TypeError
+    for values of another type.
     """
 
     thread_func: Callable[[Any, Any], object]
-    """Does the chunk from one position up to another, without any lock; raises if it cannot (kc_thread_func)."""
+    """Does the chunk from one position up to another; called without any lock; raises if it fails (kc_thread_func)."""
     min_chunk_size: int = field(kw_only=True)
     """The least work that is worth a call, at least 1 (kc_min_chunk_size); chunks are multiples of it, rounded up to
     ``align``."""
     max_chunk_size: int | None = field(default=None, kw_only=True)
-    """The most work in one chunk. Ours: without it a single thread gets a whole node at once, as in the kernel."""
+    """Ours: the most work in one chunk; None: a single thread gets a whole node at once, as in the kernel."""
     max_threads: int = field(default=0, kw_only=True)
     """The most threads, the first included; 0: the framework's default (kc_max_threads, v3)."""
     align: int = field(default=1, kw_only=True)
     """Chunks begin and end at multiples of this many units from their node's start (padata_mt_job.align)."""
     iter_func: Callable[[Any, int], Any] = field(default=iter_range, kw_only=True)
-    """The position so many units after a position, as a new object (kc_iter_func).
+    """Returns the position so many units after a position, as a new object (kc_iter_func).
 
-    Called for every chunk, the last one too: one past the end must be a position. Called under the scheduler's lock:
-    keep it short, and call no control of the job.
+    Called for every chunk, the last one too, so the end of a node must be a position. Called under the scheduler's
+    lock: keep it short, and call no control of the job.
     """
     undo_func: Callable[[Any, Any], object] | None = field(default=None, kw_only=True)
-    """Takes back a finished range after a failure or cancel, which must not fail (kc_undo_func, v4)."""
+    """Takes back a finished range after a failure or cancel; must not fail (kc_undo_func, v4)."""
+    undo_failed: bool = field(default=False, kw_only=True)
+    """Ours: ``undo_func`` can also take back a chunk that failed midway, and gets each of those by itself."""
     nice: int = field(default=19, kw_only=True)
     """The nice value of helper threads, -20 to 19 (MAX_NICE in v4)."""
     cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
-    """Percent of the CPUs, in all and of each NUMA node, that this task's helpers may take; 0 to 100 (since v2)."""
+    """Percent of all CPUs, and of each NUMA node's CPUs, that this task's helpers may take; 0 to 100 (since v2)."""
     budget: HelperBudget | None = field(default=None, kw_only=True)
     """A limit for the helpers of several tasks together, in place of ``cpu_percent`` (``ktask_rlim``, since v2)."""
     load_bal_shift: int = field(default=DEFAULT_LOAD_BAL_SHIFT, kw_only=True)
     """Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
     fixed_chunks: bool = field(default=False, kw_only=True)
-    """Keep all chunks of one size, as the kernel does, instead of letting the last ones shrink."""
+    """Keep all chunks of one size, as the kernel does; otherwise the last ones shrink."""
     rate: float | None = field(default=None, kw_only=True)
     """Ours: the most units in a second, over all threads, above 0 and finite; None: no limit."""
     monitor: Monitor | None = field(default=None, kw_only=True)
-    """Ours: is told of every step."""
+    """Ours: told of every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
-    """Ours: run by each helper thread as it begins, on its NUMA node, with its slot (to name it, for example)."""
+    """Ours: called with its slot by each helper thread as it begins, on its NUMA node (to name it, for example)."""
     pick: Callable[[int], int] = field(default=random.randrange, kw_only=True)
-    """Chooses one of so many nodes with work left, 0 up to that number (prandom_u32_max)."""
+    """Chooses one of so many nodes with work left; returns 0 to that number minus 1 (prandom_u32_max)."""
     clock: Clock = field(default_factory=SystemClock, kw_only=True)
     machine: Machine = field(default_factory=LinuxMachine, kw_only=True)
 
@@ -89,6 +91,10 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
+        if not isinstance(self.undo_failed, bool):
+            raise TypeError(f"undo_failed is {self.undo_failed!r}")
+        if self.undo_failed and self.undo_func is None:
+            raise ValueError("undo_failed needs an undo_func")
         for name, kind in (("budget", HelperBudget), ("monitor", Monitor)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):

@@ -1,4 +1,4 @@
-"""The end of a run: no helper outlives it, the caller is put back, what must be undone is, whatever interrupts it."""
+"""The end of a run, whatever interrupts it: helpers have ended, the caller is put back, undo is done."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 ROUNDS: Final = 1000
-"""More interrupts than anybody sends in the time: what raises so often is a monitor or machine, which must not."""
+"""More rounds than real interrupts cause. After so many, a monitor or machine raises each time, which it must not."""
 
 
 class Ending:
-    """For the first thread. In the main thread a signal's handler may raise at any moment, and again and again.
+    """For the first thread. If it is the main thread, a signal's handler may raise at any moment, again and again.
 
-    Each step can be done twice, so that after an interrupt the rest is done from the beginning.
-    ``base`` is where the calling thread was before, None if it was not moved; ``nice`` its nice value.
+    Each step can be done twice, so after an interrupt all steps are done again from the first.
+    ``base`` is where the calling thread was before the run, None if it is not moved; ``nice`` is its nice value.
     """
 
     def __init__(self, scheduler: Scheduler, ctl: Control, base: Placement | None, nice: int) -> None:
@@ -38,22 +38,22 @@ class Ending:
         self._undo_failure: tuple[BaseException, Any] | None = None
 
     def reach(self, raised: BaseException | None) -> None:
-        """Return when all is as it must be; ``raised`` is what ended the first thread's work, if anything did."""
+        """Return when the run has ended; ``raised`` is the exception that ended the first thread's work, if any."""
         while True:
             try:
                 self._approach(raised)
                 return
-            except BaseException as error:  # at the jump from one round to the next, which stands in no try of its own
+            except BaseException as error:  # raised between two rounds, outside the try of either
                 raised = error
 
     def _approach(self, raised: BaseException | None) -> None:
-        """One round after another, until one is not interrupted. What was raised is known to the next round."""
+        """Repeat the steps until no interrupt comes; each round takes note of the exception that ended the last."""
         while self._rounds < 2 * ROUNDS:
             self._rounds += 1
             try:
                 if raised is not None and not isinstance(raised, Exception):
                     self._interrupt = self._interrupt or raised
-                # A monitor that raises each time in here must not keep the rest from being done.
+                # A monitor that raises each time here must not prevent the steps below.
                 if self._rounds <= ROUNDS:
                     if raised is not None:
                         self._scheduler.fail(self._scheduler.first, raised)
@@ -68,14 +68,14 @@ class Ending:
                 raised = error
 
     def _await_helpers(self) -> None:
-        """Wait until all helpers have ended, whose chunks are their last."""
+        """Wait until all helpers have done their last chunk and ended."""
         while self._scheduler.helper_at_work(self._nice):
-            self._rounds -= 1  # no number of interrupts ends the waiting
+            self._rounds -= 1  # an interrupted wait is not counted: no number of interrupts ends it
             self._ctl.clock.wait(self._scheduler.first.gate, None)
             self._rounds += 1
 
     def _take_back(self) -> None:
-        """Give what was finished to ``undo_func``, each range once, if the task failed or was cancelled."""
+        """Give what is to be taken back to ``undo_func``, each range once, if the task failed or was cancelled."""
         undo_func = self._ctl.undo_func
         if undo_func is None:
             return
@@ -83,20 +83,20 @@ class Ending:
             if not (self._scheduler.failed or self._scheduler.outcome().cancelled):
                 return
             self._undo = iter(self._scheduler.start_undo())
-        for span in self._undo:
+        for chunk in self._undo:
             try:
-                undo_func(span.first, span.last)
+                undo_func(chunk.first, chunk.last)
             except BaseException as error:
-                self._undo_failure = self._undo_failure or (error, span.first)
+                self._undo_failure = self._undo_failure or (error, chunk.first)
                 if not isinstance(error, Exception):
                     raise
 
     def conclude(self) -> Outcome:
-        """Return or raise what the run comes to."""
+        """Return the outcome of the run, or raise its interrupt or failure."""
         outcome, failure = self._scheduler.outcome(), self._scheduler.release_failure()
         undo_failure, interrupt = self._undo_failure, self._interrupt
         if failure is not None and undo_failure is not None:
-            with contextlib.suppress(Exception):  # the client's exception may take no note, as a frozen one does
+            with contextlib.suppress(Exception):  # the client's exception may refuse a note, as a frozen class does
                 failure[0].add_note(f"undo failed at {shown(undo_failure[1])}: {shown(undo_failure[0], repr)}")
         failure = failure or undo_failure
         try:
@@ -108,6 +108,6 @@ class Ending:
                 raise TaskError(*failure, outcome)
             return outcome
         finally:
-            # Their tracebacks lead here. Without a cycle, what the chunk function held is freed with the exception.
+            # Their tracebacks refer to this frame. Without a cycle, freeing the exception frees what thread_func held.
             self._undo_failure = self._interrupt = None
             del failure, undo_failure, interrupt

@@ -21,30 +21,29 @@ if TYPE_CHECKING:
     from ktaskfs.ktask.task_thread import TaskThread
 
 _LATE: Final = 1.0
-"""Seconds that the exit of the interpreter waits for a thread that has not begun; more than a busy machine needs."""
+"""Seconds that the interpreter's exit waits for a thread that has not begun: more than a busy machine needs."""
 
 
 class Job:
     """A task that can be run once, and controlled from any other thread at any time.
 
-    The controls may be called before the run, whose beginning they then govern, and after its end, when they do
-    nothing. They act on a running task before its next chunk is handed out: a chunk that runs is finished first.
-    Neither they nor ``outcome`` may be called by a signal's handler: it may have interrupted who holds the lock.
+    Controls that are called before the run apply from its start; after its end they do nothing. They act on a running
+    task before its next chunk is handed out: a chunk that runs is finished first. A signal's handler must call neither
+    them nor ``outcome``: it may have interrupted the thread that holds the lock.
     """
 
     def __init__(self, nodes: Iterable[Node], ctl: Control) -> None:
         self._nodes = tuple(nodes) or (Node(None, 0),)  # nothing to do is one range of nothing
         self._ctl = ctl
         self._scheduler = Scheduler(self._nodes, ctl)
-        self._claimed = Lock()
+        self._claimed = Lock()  # guards nothing; held from the first run on
 
     def run(self) -> Outcome:
         """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
 
         Raises TaskError if a chunk fails. What a signal's handler raises in the calling thread, at any moment, ends the
-        task like a failing chunk; KeyboardInterrupt, and whatever else is no Exception, passes through unchanged.
-        RuntimeError if the job has been run before.
-        (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
+        task like a failing chunk; KeyboardInterrupt, and all else that is not an Exception, passes through unchanged.
+        Raises RuntimeError if the job has been run before. (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
         """
         machine = self._ctl.machine
         nice = machine.nice()
@@ -54,14 +53,15 @@ class Job:
             raise RuntimeError("a job runs once")
         try:
             ending.reach(self._lead(base))
-        except BaseException as error:  # on the way from one to the other, or back
+        except BaseException as error:  # raised between the two calls
             ending.reach(error)
         return ending.conclude()
 
     def _lead(self, base: Placement | None) -> BaseException | None:
-        """The first thread's part up to where nothing is left to take; returns what it was ended by.
+        """The first thread's part until no chunk is left to take; returns the exception that ended it, if any.
 
-        In a frame of its own, for that is the last that the exception knows: ``run`` keeps no name for it.
+        In a frame of its own, which is the last that the exception's traceback refers to: ``run`` has no name for the
+        exception, so there is no cycle.
         """
         try:
             self._scheduler.begin_task(get_native_id(), base)
@@ -73,19 +73,19 @@ class Job:
         return None
 
     def cancel(self) -> None:
-        """Hand out nothing any more; what is finished is given to ``undo_func``, if there is one."""
+        """Hand out no further chunk; what is finished is given to ``undo_func``, if there is one."""
         self._scheduler.cancel()
 
     def pause(self) -> None:
-        """Hand out nothing until ``resume`` or ``cancel``."""
-        self._scheduler.pause()
+        """Hand out no chunk until ``resume`` or ``cancel``."""
+        self._scheduler.set_paused(True)
 
     def resume(self) -> None:
         """End a pause."""
-        self._scheduler.resume()
+        self._scheduler.set_paused(False)
 
     def set_max_threads(self, most: int) -> None:
-        """Use up to ``most`` threads, within what the CPUs and the size of the task allow; 0: the default.
+        """Use up to ``most`` threads, as far as the CPUs and the size of the task allow; 0: the default.
 
         Threads that are too many end after their chunk; missing ones start at once, as children of the calling thread,
         with its affinity and memory policy where the task's nodes name no NUMA node. Raises ValueError below 0.
@@ -100,7 +100,7 @@ class Job:
             raise
 
     def set_rate(self, rate: float | None) -> None:
-        """Do up to ``rate`` units a second over all threads; None: no limit. Raises as Control does."""
+        """Do up to ``rate`` units a second, over all threads; None: no limit. Raises as Control does."""
         self._scheduler.set_rate(checked_rate(rate))
 
     def set_nice(self, nice: int) -> None:
@@ -111,46 +111,47 @@ class Job:
         self._scheduler.set_nice(nice)
 
     def outcome(self) -> Outcome:
-        """What has been done until now."""
+        """What has been done so far."""
         return self._scheduler.outcome()
 
     def remaining(self) -> tuple[Node, ...]:
-        """The ranges that are not done now, from which a later job does the rest; exact at any time."""
+        """The nodes of a later job that does the rest: what is not done now, exact at any time."""
         return self.outcome().remaining()
 
-    def _start(self, workers: list[TaskThread]) -> None:
-        """Start a thread for each; where no more threads can be had, go on with those there are."""
+    def _start(self, helpers: list[TaskThread]) -> None:
+        """Start a thread for each; if the system refuses one, go on with those that have started."""
         # Not threading.Thread: its start() waits until the new thread runs, four times slower here, and 256 threads
-        # then begin 40 ms apart. The scheduler knows who has begun and who has ended, so nothing else is missed.
-        for number, worker in enumerate(workers):
-            came = Lock()
+        # then begin 40 ms apart. The scheduler knows which threads have begun and ended, so nothing else is missed.
+        for number, helper in enumerate(helpers):
+            came = Lock()  # guards nothing; the helper releases it as it begins
             came.acquire()
-            # One that is given up before it has begun comes all the same. If the interpreter has ended by then, CPython
-            # 3.11 crashes; so its exit waits for those that are due. (The class, for it is there until then.)
+            # The thread of a helper that was given up before it has begun comes all the same. CPython 3.11 crashes if
+            # the interpreter has ended by then, so the interpreter's exit waits for threads that are due. (Job is only
+            # an object that lives until then.)
             due = finalize(Job, came.acquire, timeout=_LATE)
             try:
-                _thread.start_new_thread(self._help, (worker, came, due))
+                _thread.start_new_thread(self._help, (helper, came, due))
             except (RuntimeError, MemoryError):
                 due.detach()
-                self._scheduler.give_up(workers[number:])
+                self._scheduler.give_up(helpers[number:])
                 break
 
-    def _help(self, worker: TaskThread, came: Lock, due: finalize[..., type[Job]]) -> None:
+    def _help(self, helper: TaskThread, came: Lock, due: finalize[..., type[Job]]) -> None:
         """A helper thread, from its beginning to its end."""
         due.detach()
         came.release()
         try:
-            if self._scheduler.begin(worker, get_native_id()):
-                self._scheduler.move(worker)
+            if self._scheduler.begin(helper, get_native_id()):
+                self._scheduler.move(helper)
                 if self._ctl.thread_start is not None:
-                    self._ctl.thread_start(worker.slot)
-                self._scheduler.work(worker)
+                    self._ctl.thread_start(helper.slot)
+                self._scheduler.work(helper)
         except BaseException as error:
-            self._scheduler.fail(worker, error)
+            self._scheduler.fail(helper, error)
 
 
 def run(start: Any, size: int, ctl: Control) -> Outcome:
-    """Do ``size`` units of work from ``start`` on, on any NUMA node; returns and raises as Job.run.
+    """Do ``size`` units of work from ``start``, on any NUMA node; returns and raises as Job.run.
 
     After ``ktask_run()`` (include/linux/ktask.h, RFC v1 to v4), whose threads run on the caller's node.
     """

@@ -27,20 +27,20 @@ _SYSCALLS: Final = {  # (set_mempolicy, get_mempolicy), from the kernel's syscal
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a thread may run and where it prefers its memory; a policy of None stands for one that is not known."""
+    """Where a thread may run and where it prefers its memory; a ``policy`` of None is not known."""
 
     cpus: frozenset[int]
     policy: tuple[int, frozenset[int]] | None
 
 
 class Machine(Protocol):
-    """The machine under a task. No method raises for want of a permission or a feature: it does what can be done."""
+    """The machine under a task. No method raises if a permission or feature is missing: it does what it can."""
 
     def cpus(self) -> int:
-        """The CPUs to reckon with."""
+        """The number of CPUs that threads may use."""
 
     def node_cpus(self, nid: int) -> frozenset[int]:
-        """The CPUs of a NUMA node; empty where the node, or NUMA, is not known."""
+        """The CPUs of a NUMA node; empty if the node, or NUMA, is not known."""
 
     def placement(self) -> Placement:
         """Where the calling thread is now."""
@@ -52,7 +52,7 @@ class Machine(Protocol):
         """The nice value of the calling thread."""
 
     def set_nice(self, tid: int, nice: int) -> None:
-        """Give a thread another nice value, if that is permitted."""
+        """Change a thread's nice value, if that is permitted."""
 
 
 class LinuxMachine:
@@ -62,13 +62,13 @@ class LinuxMachine:
         self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(os.uname().machine, (0, 0))
 
     def cpus(self) -> int:
-        """The CPUs that the calling thread may use: a container or taskset counts, unlike in the kernel."""
+        """The number of CPUs that the calling thread may use: a container or taskset counts, unlike in the kernel."""
         return len(os.sched_getaffinity(0))
 
     def node_cpus(self, nid: int) -> frozenset[int]:
         try:
-            # In binary: opened as text, it could make Python import a codec, which a process that has changed its
-            # user may not be able to read.
+            # Binary, as opening text may make Python import a codec, and a process that has changed its user may not
+            # be able to read that.
             with open(f"/sys/devices/system/node/node{nid}/cpulist", "rb") as file:
                 text = file.read().decode().strip()
         except OSError:
@@ -83,9 +83,9 @@ class LinuxMachine:
             os.sched_setaffinity(0, where.cpus)
         if where.policy is not None and self._set_mempolicy:
             mode, nids = where.policy
-            nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # of others the kernel knows nothing
+            nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # the kernel has no others
             mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
-            # Refused where a container forbids it, or the kernel has no NUMA: the work then runs all the same.
+            # Fails if a container forbids it or the kernel has no NUMA; the work runs all the same.
             _LIBC.syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
 
     def nice(self) -> int:
@@ -111,7 +111,7 @@ class LinuxMachine:
 def place_on_node(base: Placement, nid: int, cpus: frozenset[int]) -> Placement:
     """``base`` moved to NUMA node ``nid``, as far as ``base`` allows; ``cpus`` empty: memory only.
 
-    The memory is preferred there, not bound: a node that is full must not make a task fail.
+    The memory is preferred there, not bound, so that a full node does not make a task fail.
     """
     if nid == NO_NODE:
         return base

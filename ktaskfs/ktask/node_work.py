@@ -1,4 +1,4 @@
-"""A node's range of work, handed out in order, and which part of it is done."""
+"""A node's work: chunks are handed out in order, and the chunks in flight tell what is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Chunk(NamedTuple):
-    """Units ``start`` to ``end`` of a node, counted from its start, and the client's positions of the two ends."""
+    """Units ``start`` to ``end`` of a node, counted from its start, and the client's positions of the two ends.
+
+    Chunks that touch can be merged into one.
+    """
 
     start: int
     end: int
@@ -20,14 +23,14 @@ class Chunk(NamedTuple):
 
 
 class NodeWork:
-    """The work of one node. The scheduler's lock guards ``left``, ``at`` and ``chunks``."""
+    """The work of one node. Has no lock of its own: the scheduler's guards ``left``, ``at`` and ``chunks``."""
 
     __slots__ = ("at", "chunks", "cpus", "left", "node")
 
     def __init__(self, node: Node, cpus: frozenset[int]) -> None:
         self.node = node
         self.cpus = cpus
-        """Of its NUMA node; empty where that is not known, or there is none."""
+        """The CPUs of its NUMA node; empty where they are not known, or the node names no NUMA node."""
         self.left = node.size
         """Units not yet handed out."""
         self.at = node.start
@@ -35,25 +38,31 @@ class NodeWork:
         self.chunks = 0
         """Chunks done."""
 
-    def split(self, held: Iterable[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-        """The finished and the unfinished spans, each in order and merged where they touch.
+    def begun(self, held: Iterable[Chunk]) -> list[Chunk]:
+        """The chunks of ``held`` that were handed out, in order.
 
-        ``held`` are the chunks that run or have failed. The last unfinished span may end at None: nobody knows a
+        A chunk that begins at the position is not among them: its thread was interrupted before the position moved.
+        """
+        position = self.node.size - self.left
+        return sorted((chunk for chunk in held if chunk.start < position), key=lambda chunk: chunk.start)
+
+    def split(self, held: Iterable[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+        """What is finished and what is not, each in order and merged where chunks touch.
+
+        ``held`` are the chunks that run or have failed. The last unfinished one may end at None: nobody knows a
         position that ``iter_func`` has not reached.
         """
         finished: list[Chunk] = []
         unfinished: list[Chunk] = []
         position = self.node.size - self.left
         done_to, done_at = 0, self.node.start
-        # A chunk that begins at the position was on its way out when its thread was interrupted: the rest covers it.
-        inside = sorted((span for span in held if span.start < position), key=lambda span: span.start)
-        for span in (*inside, Chunk(position, self.node.size, self.at, None)):
-            if span.start > done_to:
-                finished.append(Chunk(done_to, span.start, done_at, span.first))
-            done_to, done_at = span.end, span.last
-            if span.end > span.start:
-                if unfinished and unfinished[-1].end == span.start:
+        for chunk in (*self.begun(held), Chunk(position, self.node.size, self.at, None)):
+            if chunk.start > done_to:
+                finished.append(Chunk(done_to, chunk.start, done_at, chunk.first))
+            done_to, done_at = chunk.end, chunk.last
+            if chunk.end > chunk.start:
+                if unfinished and unfinished[-1].end == chunk.start:
                     before = unfinished.pop()
-                    span = Chunk(before.start, span.end, before.first, span.last)
-                unfinished.append(span)
+                    chunk = Chunk(before.start, chunk.end, before.first, chunk.last)
+                unfinished.append(chunk)
         return finished, unfinished

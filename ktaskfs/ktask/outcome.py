@@ -1,4 +1,4 @@
-"""What came of a task."""
+"""What a task has done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ThreadShare:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What was done of one node's range, whichever threads did it."""
+    """What was done of one node, by whichever threads."""
 
     nid: int
     size: int
@@ -44,25 +44,25 @@ class Outcome:
     chunks: int
     """Chunks whose function returned."""
     threads: int
-    """The most threads that took part at one time."""
+    """The largest number of threads that took part at one time."""
     seconds: float
     """From the call of ``run`` until the end, or until now."""
     cancelled: bool
-    """It was cancelled before all work had been handed out."""
+    """The task was cancelled before all its work had been handed out."""
     per_thread: tuple[ThreadShare, ...]
     per_node: tuple[NodeShare, ...]
     """In the order of the nodes."""
     left: tuple[Node, ...]
 
     def remaining(self) -> tuple[Node, ...]:
-        """The ranges that are not done, for a later run; chunks that failed or still run belong to them as a whole."""
+        """The ranges that are not done, for a later run; they include chunks that failed or still run, as a whole."""
         return self.left
 
 
 class TaskError(Exception):
-    """A chunk failed. The first exception is ``error`` and the cause; chunks of other threads were finished first.
+    """A chunk failed. ``error``, also the cause, is the first exception; other threads finished their chunks first.
 
-    ``position`` is where the failed chunk starts; ``outcome`` says what was done all the same.
+    ``position`` is where the failed chunk starts; ``outcome`` says what was done nevertheless.
     """
 
     def __init__(self, error: BaseException, position: Any, outcome: Outcome) -> None:
@@ -73,12 +73,12 @@ class TaskError(Exception):
         self.__cause__ = error
 
     def __reduce__(self) -> tuple[type[TaskError], tuple[BaseException, Any, Outcome]]:
-        """As pickle needs it, for a task in a process of a pool."""
+        """For pickle, which a task in a process of a pool needs."""
         return type(self), (self.error, self.position, self.outcome)
 
 
 def shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
-    """``value`` as text; its type alone where that fails, as for a position that is a long list's element."""
+    """``value`` as text, or its type alone if that fails, as for a position that is an element of a long list."""
     try:
         return text_of(value)
     except Exception:

@@ -13,9 +13,9 @@ FIRST_SLOT: Final = 0
 
 
 class TaskThread:
-    """The scheduler's lock guards all fields but ``gate``; ``busy_ns`` and ``placed`` are the thread's own."""
+    """The scheduler's lock guards all fields but ``gate``, and ``busy_ns`` and ``placed``, which its thread writes."""
 
-    __slots__ = (  # of what is touched for every chunk as little as can be
+    __slots__ = (  # few objects, as each one that a chunk touches may cost a cache miss
         "at_chunk",
         "busy_ns",
         "chunks",
@@ -37,33 +37,38 @@ class TaskThread:
     def __init__(self, slot: int, index: int, before: TaskThread | None) -> None:
         self.slot = slot
         self.index = index
-        """Of the range that it works on."""
+        """The index of the node that it works on."""
         self.live = True
-        """It has not left; its thread may not have begun yet."""
+        """It has not left; it may not have begun yet."""
         self.tid = 0
         """The system's thread number; 0 until the thread has begun."""
         self.pinned = NO_NODE
         """The NUMA node whose CPUs it is to run on."""
         self.at_chunk = False
-        """It does a chunk, or failed at it: the one from here on, as in Chunk. (No Chunk: to make one takes longer.)"""
+        """It does the chunk of the next four fields, which are as in Chunk, or failed at it. (To make a Chunk takes
+        longer.)"""
         self.start = 0
         self.end = 0
         self.first: Any = None
         self.last: Any = None
         self.waits = ""
-        """Why it waits: ``paused``, ``throttled``, or not at all."""
+        """Why it waits: ``paused``, ``throttled``, or empty if it does not."""
         self.gate = Lock()
-        """Where its thread waits until it is woken: shut, but for a moment."""
+        """Not a guard: its thread waits for it, holding no lock, until ``wake`` releases it. Locked at all other
+        times."""
         self.gate.acquire()
         self.placed: tuple[int, int] | None = None
-        """Where its thread has put itself: the NUMA node of its work, and the one it is pinned to."""
+        """Where its thread has put itself: the NUMA node of its work, and the node that it is pinned to."""
         # The counts are the slot's: they go on where the thread before ended.
         self.chunks: int = before.chunks if before else 0
         self.units: int = before.units if before else 0
         self.busy_ns: int = before.busy_ns if before else 0
 
     def wake(self) -> None:
-        """Open the gate: whoever waits there, or comes there next, goes through, and shuts it. Under the lock."""
+        """Open the gate: the thread that waits there, or comes there next, passes and shuts it.
+
+        The caller holds the scheduler's lock, so only one thread opens a gate at a time.
+        """
         if self.gate.locked():
             self.gate.release()
 

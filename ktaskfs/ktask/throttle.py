@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 _BURST_SECONDS: Final = 0.1
-"""Unused allowance is kept for this long, so that a thread that wakes late does not lower the rate."""
+"""Unused allowance of at most this long is kept, so that a thread that wakes late does not lower the rate."""
 _UNITS_MAX: Final = 1 << 1000
-"""A debt that no clock will see paid; more would not fit a float."""
+"""The most units in one debt, which takes longer to pay than any clock counts; more would not fit a float."""
 _SLICE_SECONDS: Final = 0.25
-"""The time that one chunk may be worth, so that a limit acts evenly and a change of it soon."""
+"""The most time that one chunk may take at the rate, so that work is even and a change of the rate acts soon."""
 
 
 class TokenBucket:
     """Allowance in units, refilled at a rate, spent by chunks. Not thread-safe: its owner holds a lock.
 
-    A chunk may start when there is no debt and then runs into debt by its size, so a chunk larger than the bucket
-    still runs, and the mean rate is right. A debt is paid off at the rate that it was made at, or a higher one: what
-    was granted under a high rate never has to be waited for under a low one.
+    A chunk may start when there is no debt, and then makes a debt of its size: a chunk larger than the bucket still
+    runs, and the mean rate is right. A debt is paid off at the rate at which it was made, or the present one if that is
+    higher: after a change to a low rate nobody waits at the low rate for units that the high rate granted.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class TokenBucket:
         self._at_ns = 0
 
     def set_rate(self, rate: float | None, now_ns: int) -> None:
-        """Allow ``rate`` units in a second from now on; None: no limit, and nothing is owed any more."""
+        """Allow ``rate`` units in a second from now on; None: no limit, and any debt is forgotten."""
         self._refill(now_ns)
         if rate is None or self.rate is None:
             self._tokens = 0.0
@@ -36,7 +36,7 @@ class TokenBucket:
         self._at_ns = now_ns
 
     def delay(self, now_ns: int) -> float:
-        """Seconds until a chunk may start; 0.0: now."""
+        """Seconds until a chunk may start; 0.0: it may start now."""
         self._refill(now_ns)
         if self.rate is None or self._tokens >= 0:
             return 0.0
@@ -49,7 +49,7 @@ class TokenBucket:
             self._granted = self.rate
 
     def chunk_limit(self, chunk: int) -> int:
-        """``chunk``, or what the rate allows in a quarter of a second if that is less."""
+        """``chunk``, or the units that the rate allows in a quarter of a second if they are fewer."""
         return chunk if self.rate is None else min(chunk, int(self.rate * _SLICE_SECONDS))
 
     def _refill(self, now_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""The work of a task: the ranges of its nodes, from which chunks are handed out."""
+"""The work of a task: its nodes, from which chunks are handed out."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 class Work:
     """Has no lock of its own: the scheduler's guards all of it.
 
-    Where chunks that run or have failed are asked for, ``held`` has them by the index of their range.
+    ``held``, in the methods below, are the chunks that run or have failed, by the index of their node.
     """
 
-    __slots__ = ("_open", "_open_on", "left", "ranges", "size")
+    __slots__ = ("_open", "_open_on", "left", "nodes", "size")
 
     def __init__(self, nodes: Sequence[Node], node_cpus: Callable[[int], frozenset[int]]) -> None:
         cpus = {nid: node_cpus(nid) for nid in {node.nid for node in nodes} - {NO_NODE}}
-        self.ranges = [NodeWork(node, cpus.get(node.nid, frozenset())) for node in nodes]
+        self.nodes = [NodeWork(node, cpus.get(node.nid, frozenset())) for node in nodes]
         self.size = sum(node.size for node in nodes)
         """Units in all."""
         self.left = self.size
         """Units not yet handed out."""
-        # Those with work left, and others that were used up since the last look.
-        self._open = [index for index, part in enumerate(self.ranges) if part.left]
+        # The indexes of nodes with work left, and of some that were used up since the last look.
+        self._open = [index for index, node_work in enumerate(self.nodes) if node_work.left]
         self._open_on: dict[int, list[int]] = {}  # the same by NUMA node
         for index in self._open:
-            self._open_on.setdefault(self.ranges[index].node.nid, []).append(index)
+            self._open_on.setdefault(self.nodes[index].node.nid, []).append(index)
 
     def choose(self, index: int, pick: Callable[[int], int]) -> int:
-        """The range for the next chunk of a thread that worked on ``index``, while there is work left.
+        """The index of the node for the next chunk of a thread that worked on ``index``, while there is work left.
 
-        The same one, or another of the same NUMA node, or else a random one.
+        The same node, else another of the same NUMA node, else a random one.
         """
-        while not self.ranges[index].left:
-            nid = self.ranges[index].node.nid
+        while not self.nodes[index].left:
+            nid = self.nodes[index].node.nid
             near = self._open_on.get(nid, [])
             for indexes in (self._open, near):
                 at = bisect_left(indexes, index)
@@ -50,21 +50,26 @@ class Work:
         return index
 
     def finished(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
-        """What is done, merged where it touches."""
-        return [span for index, part in enumerate(self.ranges) for span in part.split(held.get(index, ()))[0]]
+        """What is done, merged where chunks touch."""
+        return [done for index, node_work in enumerate(self.nodes) for done in node_work.split(held.get(index, ()))[0]]
+
+    def begun(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
+        """The chunks of ``held`` that were handed out, in order."""
+        return [chunk for index, node_work in enumerate(self.nodes) for chunk in node_work.begun(held.get(index, ()))]
 
     def shares(self, held: Mapping[int, list[Chunk]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
         """What is done of each node, and all that is not; ``undone``: nothing counts as done any more."""
         shares, left = [], []
-        for index, part in enumerate(self.ranges):
-            node = part.node
+        for index, node_work in enumerate(self.nodes):
+            node = node_work.node
             if undone:
                 rest = [node] if node.size else []
-            elif part.left or index in held:
-                unfinished = part.split(held.get(index, ()))[1]
-                rest = [Node(span.first, span.end - span.start, node.nid) for span in unfinished]
+            elif node_work.left or index in held:
+                unfinished = node_work.split(held.get(index, ()))[1]
+                rest = [Node(chunk.first, chunk.end - chunk.start, node.nid) for chunk in unfinished]
             else:
                 rest = []
             left += rest
-            shares.append(NodeShare(node.nid, node.size, node.size - sum(each.size for each in rest), part.chunks))
+            done = node.size - sum(each.size for each in rest)
+            shares.append(NodeShare(node.nid, node.size, done, node_work.chunks))
         return shares, left

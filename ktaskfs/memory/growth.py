@@ -1,7 +1,7 @@
-"""What ``prepare`` changes about a file, its size and that it is there at all, and how that is taken back.
+"""The changes that ``prepare`` makes to a file, its creation and its size, and how they are taken back.
 
-Others may use the same file at any time, so it is extended in ways that cannot shorten it, and what was made is
-taken back only where nobody has put anything.
+Others may use the same file at any time, so it is extended in ways that cannot shorten it, and taken back only if
+nobody else has put data there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Filesystem
+from ktaskfs.memory.errors import page_unavailable
 from ktaskfs.memory.room import require_file_size, too_few_pages
-from ktaskfs.memory.trouble import page_unavailable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -25,35 +25,37 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 OWN_MAX: Final = 256 << 10
-"""The most bytes that a filesystem of a disk allocates for one byte: a block, or a cluster, and the way there."""
+"""The most bytes that a filesystem of a disk allocates for one byte: a block or a cluster, and its index."""
 
 
 class Growth:
-    """One task's changes to its ``target``, from the moment it was opened. Every method raises OSError."""
+    """One task's changes to its ``target``, from the moment it was opened. Every method but ``keep`` raises OSError."""
 
     def __init__(self, kernel: Kernel, target: Target) -> None:
         self._kernel = kernel
-        self._target = target
+        self.target = target
+        """The file."""
         self.old_size = target.size()
         """Bytes the file had when it was opened; 0 for a new one."""
         self._made = self.old_size  # the file is not longer than this, unless somebody else has extended it
         self._before = target.allocated()  # bytes when ``extend`` began
         self._grown = 0  # and by how many ``extend`` left more
         self._last = Span(self.old_size, self.old_size)  # the block in which ``extend`` may have left them
+        self._kept = False
 
     def reserve(self, extent: Span) -> Mapping:
         """Map whole pages of hugetlbfs: what the extent lacks is set aside, and the file then ends no earlier.
 
         Raises OutOfHugePages or OutOfSpace too, and EFBIG past the caller's RLIMIT_FSIZE.
         """
-        require_file_size(self._target, extent.end)
+        require_file_size(self.target, extent.end)
         self._made = max(self._made, extent.end)
         try:
-            return Mapping(self._target.fd, extent.start, extent.size, reserve=True, extend=True)
+            return Mapping(self.target.fd, extent.start, extent.size, reserve=True, extend=True)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            raise too_few_pages(self._kernel, self._target, extent.size // self._target.page_size) from error
+            raise too_few_pages(self._kernel, self.target, extent.size // self.target.page_size) from error
 
     def extend(self, end: int, *, free_from: int | None = None) -> Span:
         """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.
@@ -63,13 +65,13 @@ class Growth:
         ``free_from`` to ``end``. Otherwise it stays, in tmpfs as if zeros had been written, and its place is returned,
         or else an empty extent. Raises TargetError if tmpfs cannot keep it, as when the file is truncated meanwhile.
         """
-        target = self._target
+        target = self.target
         nothing = Span(end, end)
         require_file_size(target, end)
         size = target.size()
         if size >= end:
             return nothing
-        if size <= self._made:  # or else somebody else has extended it, and will find it longer than we made it
+        if size <= self._made:  # otherwise somebody else has extended it beyond what we made
             self._made = max(self._made, end)
         if target.filesystem is Filesystem.HUGETLBFS:
             Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
@@ -83,8 +85,8 @@ class Growth:
             self._grown = min(max(target.allocated() - self._before, 0), most)
 
     def _allocate_last(self, end: int, free_from: int | None) -> Span:
-        """ftruncate(2) would shorten a file that somebody else extends in this very moment; these calls do not."""
-        target = self._target
+        """ftruncate(2) would shorten a file that somebody else extends at this very moment; these calls do not."""
+        target = self.target
         try:
             syscalls.fallocate(target.fd, 0, end - 1, 1)
         except OSError as error:
@@ -108,30 +110,36 @@ class Growth:
         return last
 
     def _write(self, start: int, end: int) -> None:
-        """As never written, the page would be taken for what somebody else has set aside, and ``undo=1`` be refused."""
+        """A page that was never written would look preallocated by somebody else, and ``undo=1`` would be refused."""
         try:
-            with Mapping(self._target.fd, start, self._target.page_size, reserve=False) as mapping:
+            with Mapping(self.target.fd, start, self.target.page_size, reserve=False) as mapping:
                 mapping.populate_write(0, mapping.length)
         except OSError as error:
-            raise page_unavailable(self._target, error, end) from error
+            raise page_unavailable(self.target, error, end) from error
 
     def _free(self, last: Span) -> None:
-        """Free what was allocated in advance, unless data has come there meanwhile.
+        """Free what was allocated in advance, unless it holds data by now.
 
-        Data that comes between the look and the call is lost. It lies in the range that is to be overwritten, or, in
-        the same block, past the end that the file had just before, if somebody else extends it in this very moment.
+        Data written between the check and the call is lost. It lies in the range that is to be overwritten or, in
+        the same block, past the end that the file had just before, if somebody else extends it at this very moment.
         """
-        if any(data_extents(self._target.fd, last.start, last.end)):
+        if any(data_extents(self.target.fd, last.start, last.end)):
             return
         try:
-            syscalls.punch_hole(self._target.fd, last.start, last.end)
+            syscalls.punch_hole(self.target.fd, last.start, last.end)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # a filesystem without holes keeps the block
                 raise
 
+    def keep(self) -> None:
+        """The task has done something: from now on ``take_back`` leaves the file as it is."""
+        self._kept = True
+
     def take_back(self) -> None:
-        """Remove a new file, give another its old size; not if others use it: see ``_is_ours``."""
-        target = self._target
+        """Remove a new file, give an old one its old size; not if others use it (``_is_ours``), or after ``keep``."""
+        target = self.target
+        if self._kept:
+            return
         if target.created:
             if self._is_ours():
                 os.unlink(target.name, dir_fd=target.directory)
@@ -140,7 +148,7 @@ class Growth:
 
     def _is_ours(self) -> bool:
         """Whether the name still means this file, nobody made it longer, and nothing lies past its old end."""
-        target = self._target
+        target = self.target
         try:
             named = os.stat(target.name or target.path, dir_fd=target.directory, follow_symlinks=not target.created)
         except OSError:  # whatever the reason, it does not lead there any more
@@ -159,7 +167,7 @@ class Growth:
         Neither hugetlbfs nor tmpfs tells of pages past the end of a file but in the sum of all, and tmpfs not of those
         that were never written: only if the pages before the old end are as many as the file has, there are no others.
         """
-        target, block = self._target, self._block()
+        target, block = self.target, self._block()
         if target.filesystem in MEMORY and target.allocated() == 0:
             return True
         edge = min(-(-self.old_size // block) * block, self._made)
@@ -178,26 +186,26 @@ class Growth:
         return between is None and target.allocated() <= data + own
 
     def _is_as_left(self, data: Span | None, between: Span) -> bool:
-        """Whether a file that is not memory has no more blocks than after ``extend``; in doubt it has.
+        """Whether a file that is not memory has no more blocks than after ``extend``. If unsure, return False.
 
-        Blocks that somebody else has set aside are holes for SEEK_DATA, so they are told by the sum of all. ``data`` is
-        the first in the part ``between`` the old end and the last block. A filesystem that knows no SEEK_DATA calls all
-        of it data: that says nothing if not as much was allocated. Delayed allocation may add blocks to the
-        sum later, even for what was written before; then the file is left as it is.
+        Blocks that somebody else has preallocated are holes for SEEK_DATA, so the sum of all blocks is compared.
+        ``data`` is the first data in the part ``between`` the old end and the last block. A filesystem without
+        SEEK_DATA calls all of it data, which means nothing if fewer bytes were allocated. Delayed allocation may add
+        blocks to the sum later, even for older writes; then the file is left as it is.
         """
         unknown = data == between and self._grown < between.size
-        return (data is None or unknown) and self._target.allocated() <= self._before + self._grown
+        return (data is None or unknown) and self.target.allocated() <= self._before + self._grown
 
     def _pages_before(self, edge: int) -> int:
         """Bytes of the pages of hugetlbfs up to ``edge``; none where userfaultfd(2) is not to be had."""
-        page = self._target.page_size
+        page = self.target.page_size
         with contextlib.ExitStack() as stack:
             if edge == 0:
                 return 0
             try:
                 guard = HoleGuard()
                 stack.callback(guard.close)
-                pages = MappedRange(self._target.fd, 0, edge, page, guard)
+                pages = MappedRange(self.target.fd, 0, edge, page, guard)
             except OSError:
                 return 0
             stack.callback(pages.close)
@@ -205,4 +213,4 @@ class Growth:
 
     def _block(self) -> int:
         """The most bytes that the filesystem allocates for one page."""
-        return max(self._target.page_size, os.fstat(self._target.fd).st_blksize)
+        return max(self.target.page_size, os.fstat(self.target.fd).st_blksize)

@@ -1,4 +1,4 @@
-"""Whether a range of a file of memory fits: the pool, the mount, the memory, the caller's limits."""
+"""Whether a range of a file of memory fits into the pool, the mount, the memory and the caller's limits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
-    """The refusal, and whose limit it was: the mount's own (its option ``size=``), or the pool's.
-
-    If neither, it was one on the worker, which is the daemon's child.
-    """
+    """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the daemon's own."""
     size = format_size(target.page_size)
     mount = os.fstatvfs(target.fd)
     wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
@@ -40,10 +37,10 @@ def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
 
 
 def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) -> None:
-    """Look whether so many pages can be there: for what cannot be reserved at once, or not be given back.
+    """Check that so many pages are possible, where they cannot be reserved at once, or not be given back.
 
-    Refuses only what cannot be: as if all pages that the file has were among them and, where some may be ``promised``
-    to the file already, all that are reserved. Raises OutOfHugePages or OutOfSpace.
+    Refuse only impossible requests: count all of the file's pages as in range and, where some may be ``promised`` to
+    the file already, all reserved ones too. Raises OutOfHugePages or OutOfSpace.
     """
     pool = pool_of(kernel, target.page_size)
     missing = pages - target.allocated() // target.page_size
@@ -54,7 +51,7 @@ def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) 
 def require_file_size(target: Target, end: int, *, written: bool = False) -> None:
     """Raises OSError (EFBIG) past the caller's RLIMIT_FSIZE, as ftruncate(2) would: only if the file is shorter.
 
-    For what is ``written``, as write(2) would: whatever its size. Extending hugetlbfs by mapping it checks nothing.
+    With ``written``, as write(2) would: whatever its size. Extending a file of hugetlbfs by mapping it checks nothing.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and end > (limit if written else max(limit, target.size())):
@@ -73,7 +70,7 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
         return
     data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
     unwritten = max(0, target.allocated() - data)
-    """Allocated, never written, somewhere: counted as if it were all in the range, so as never to refuse wrongly."""
+    """Bytes allocated and never written, wherever they are; counted as in range, so that no refusal is wrong."""
     missing = sum(data - hole for hole, data in hole_extents(target.fd, extent.start, extent.end)) - unwritten
     if missing > space:
         raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")

@@ -13,7 +13,7 @@ from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, Filesystem, open_target
-from ktaskfs.memory.trouble import ended, truncated
+from ktaskfs.memory.errors import ended, truncated
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -190,10 +190,8 @@ class MappedSource:
                 self._mapping.let_go(at, whole.size)
 
 
-def require_source_range(source: Source, offset: int, length: int) -> None:
+def require_source_range(source: Source, extent: Span) -> None:
     """Raises InvalidValue unless the source has the bytes."""
     size = source.file.size()
-    if offset + length > size:
-        raise InvalidValue(
-            f"the range ends at {offset + length}, past the end of {source.file.path}: it has {size} bytes"
-        )
+    if extent.end > size:
+        raise InvalidValue(f"the range ends at {extent.end}, past the end of {source.file.path}: it has {size} bytes")

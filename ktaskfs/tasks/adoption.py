@@ -1,4 +1,4 @@
-"""What a daemon takes over from an earlier one."""
+"""How a daemon takes over the tasks of an earlier one."""
 
 from __future__ import annotations
 
@@ -6,54 +6,45 @@ import errno
 import logging
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host import credentials
 from ktaskfs.progress import Shape, read_requests
 from ktaskfs.tasks.lifecycle import Lifecycle, log_fields
-from ktaskfs.tasks.recruit import see_off
-from ktaskfs.tasks.task import ACTIVE, EMPTY, State, Task, WorkerHandle
+from ktaskfs.tasks.new_worker import wait_for_end
+from ktaskfs.tasks.task import ACTIVE, EMPTY, State
+from ktaskfs.tasks.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import trio
-
-    from ktaskfs.operations.base.operation import Operation
-    from ktaskfs.tasks.record import Record, StateDirectory
-    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.record import Record
+    from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
+_NO_SHAPE: Final = Shape(0, 0)
 
 
 class Adopter:
-    """Brings the tasks that the state directory knows into ``table``, and watches those that are at work."""
+    """Brings the tasks that the state directory knows into the table, and watches those that are at work."""
 
-    def __init__(
-        self,
-        table: TaskTable,
-        state: StateDirectory,
-        operations: Mapping[str, Operation[Any]],
-        lifecycle: Lifecycle,
-        nursery: trio.Nursery,
-    ) -> None:
-        self._table = table
-        self._state = state
-        self._operations = operations
+    def __init__(self, context: TaskContext, lifecycle: Lifecycle) -> None:
+        self._table = context.table
+        self._state = context.state
+        self._operations = context.operations
+        self._nursery = context.nursery
         self._lifecycle = lifecycle
-        self._nursery = nursery
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
         self._state.sweep_pages()
-        for record in self._state.records():
+        for record in self._state.records(self._operations):
             try:
-                task = Task.from_record(record, self._operations)
-                self._table.check_names([task.name])
-            except (KtaskfsError, ValueError) as error:
+                self._table.check_names([record.name])
+            except KtaskfsError as error:
                 self._state.set_aside(record.task, error)
                 continue
+            task = record.make_task()
             self._table.add(task)
             if task.state in ACTIVE:
                 self._adopt_active(task, record)
@@ -62,12 +53,12 @@ class Adopter:
         self._lifecycle.drop_overdue()
 
     def _adopt_active(self, task: Task, record: Record) -> None:
-        """A task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
+        """Adopt a task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
         if task.state is State.STARTING:
             pidfd = _open_process(record)
             if pidfd is not None:
                 null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which says nothing yet
-                task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, null, Shape(0, 0))
+                task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, null, _NO_SHAPE)
             self._nursery.start_soon(self._end_start, task)
             return
         try:
@@ -76,7 +67,7 @@ class Adopter:
             message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
             self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
             return
-        shape = Shape(*(record.shape or (0, 0)))
+        shape = record.shape or _NO_SHAPE
         pidfd = _open_process(record)
         if pidfd is None:
             worker = WorkerHandle(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
@@ -85,17 +76,17 @@ class Adopter:
             return
         task.requests = read_requests(page)
         task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, page, shape)
-        task.worker.wake()  # the daemon may have died between writing a wish and saying so
-        # Or between asking for a pause, or for its end, and writing that down.
+        task.worker.wake()  # the daemon may have died after it wrote a request, and before it woke the worker
+        # It may also have died after it asked for a pause, or for its end, and before it wrote the record.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
         self._lifecycle.watch(task, task.worker)
 
     async def _end_start(self, task: Task) -> None:
-        """A start whose write was answered before the end of it, and of the daemon: the worker has not begun."""
+        """End a start that was still going on when the daemon ended: its worker has not begun."""
         worker = task.worker
         if worker is not None:
-            await see_off(worker.pid, worker.pidfd)
+            await wait_for_end(worker)
         message = "the daemon ended before the work began"
         self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
         if worker is not None:
@@ -103,13 +94,13 @@ class Adopter:
 
 
 def _open_process(record: Record) -> int | None:
-    """A pidfd of the worker in ``record``, or None if that very process has ended (its pid may be another's)."""
+    """A pidfd of the worker in ``record``, or None if it has ended. Its pid may be another process's by now."""
     if record.pid is None:
         return None
     try:
         pidfd = os.pidfd_open(record.pid)
     except OSError as error:
-        # Nobody has the number; or a thread has it, which Linux says with EINVAL, and since 6.9 with ENOENT.
+        # ESRCH: nobody has the number. EINVAL, and ENOENT since Linux 6.9: a thread has it.
         if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise

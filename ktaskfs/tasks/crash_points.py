@@ -1,7 +1,7 @@
-"""The steps of a task's life between which a daemon might die, and a way to have it die there.
+"""The points in a task's life at which a daemon might die, and a way to have it die there.
 
-A successor must be able to go on from between any two of them; ``docs/reliability.md`` says what it then finds. The
-tests kill the daemon at each step in turn. Nothing else uses this: without the variable in its environment a daemon
+The next daemon must be able to go on from each of them; ``docs/reliability.md`` says what it then finds. The
+tests kill the daemon at each point in turn. Nothing else uses this: without the variable in its environment a daemon
 only calls a function that does nothing.
 """
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 VARIABLE: Final = "KTASKFS_DIE_AT_STEP"
-"""The number of the step, from 1, at which a daemon with this in its environment ends itself with SIGKILL."""
+"""The number of the crash point, from 1, at which a daemon with this in its environment ends itself with SIGKILL."""
 
 
-def nothing(name: str) -> None:
-    """What a step is in everyday life."""
+def pass_on(name: str) -> None:
+    """A crash point of a daemon that is not under test: nothing happens."""
 
 
-def steps(environment: Mapping[str, str]) -> Callable[[str], None]:
-    """The function to call at each step, with its name."""
+def crash_points(environment: Mapping[str, str]) -> Callable[[str], None]:
+    """The function to call at each crash point, with the point's name."""
     wanted = environment.get(VARIABLE)
     if wanted is None:
-        return nothing
+        return pass_on
     numbers = itertools.count(1)
 
-    def step(name: str) -> None:
+    def crash_point(name: str) -> None:
         if next(numbers) == int(wanted):
             os.write(2, f"dying at step {wanted}: {name}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return step
+    return crash_point

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
-"""Seconds to wait for the spawner's word on a worker that is known to have ended."""
+"""Seconds to wait for the spawner's report on a worker that is known to have ended."""
 END_PATIENCE: Final = 5.0
-"""Seconds for a spawner to end by itself once nobody speaks to it any more; a guess."""
+"""Seconds for a spawner to end by itself after its socket was closed; a guess."""
 
 
 @dataclass
 class _Child:
-    """A worker that was asked for of ``spawner``; both events are set by its word, or by its end without a word."""
+    """A worker that ``spawner`` was asked for. The spawner's reports set both events, and so does its end."""
 
     spawner: trio.socket.SocketType | None = None
     answer: protocol.Forked | None = None
@@ -41,7 +41,7 @@ class _Child:
 
 @dataclass(frozen=True)
 class ForkedWorker:
-    """A new worker: its pid, a pidfd that is the receiver's to close, and what to ask its exit status with."""
+    """A new worker: its pid, a pidfd for the receiver to close, and the ticket for ``exit_status``."""
 
     pid: int
     pidfd: int
@@ -66,8 +66,8 @@ class Launcher:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
         with theirs:
-            # Neither the daemon's working directory nor a user's site-packages may add a module; nor the environment,
-            # if it may not for the daemon.
+            # Neither the working directory nor a user's site-packages may add a module to the spawner; nor may the
+            # environment, if it may not add one to the daemon.
             closed = ["-I"] if sys.flags.isolated else ["-P", "-s"]
             command = [sys.executable, *closed, "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
             try:
@@ -90,7 +90,7 @@ class Launcher:
             answer = child.answer
             if answer is None:
                 raise WorkerLost("no worker could be started: the spawner died")
-            # Without a descriptor: we have none left, and the kernel dropped the pidfd.
+            # EMFILE: this process has no descriptor left, so the kernel dropped the pidfd.
             number = answer.errno or (0 if child.pidfd >= 0 else errno.EMFILE)
             if number:
                 raise WorkerLost(f"no worker could be started: {os.strerror(number)}", errno=number)
@@ -103,7 +103,7 @@ class Launcher:
 
     async def _send(self, request: protocol.StartRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)
-        for _ in range(2):  # a spawner that was killed is noticed here, and started anew once
+        for _ in range(2):  # a killed spawner is noticed here, and replaced once
             try:
                 self.start()
                 child.spawner = sock = self._sock
@@ -119,9 +119,9 @@ class Launcher:
         raise WorkerLost("the spawner dies as soon as it starts")
 
     async def exit_status(self, ticket: int | None) -> int | None:
-        """What waitpid(2) gave for the ended worker of ``ticket``; None if its spawner ended before it.
+        """The waitpid(2) status of the worker of ``ticket``; None if its spawner ended before it.
 
-        To be asked once, after the worker is known to have ended, or to be about to.
+        Call it once, when the worker has ended or is about to end.
         """
         child = None if ticket is None else self._children.get(ticket)
         if ticket is None or child is None:
@@ -141,7 +141,7 @@ class Launcher:
                     break
                 self._hear(data, protocol.received_fds(ancillary))
         except ConnectionError:
-            pass  # the same as the end of the stream: it was killed with a request unread
+            pass  # it was killed before it read a request: the same as the end of the stream
         finally:
             if self._sock is sock:
                 self._sock = None
@@ -166,7 +166,7 @@ class Launcher:
     def _take(self, message: protocol.Message, fds: list[int]) -> None:
         if isinstance(message, protocol.Forked):
             child = self._children.get(message.ticket)
-            if child is None:  # the start was given up meanwhile; the worker's channel is closed, so it ends
+            if child is None:  # the start was given up: its channel is closed, and so the worker ends
                 for fd in fds:
                     os.close(fd)
                 return
@@ -180,7 +180,7 @@ class Launcher:
 
 
 async def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a spawner whose socket is closed; one that is stopped, and so cannot end, is killed."""
+    """Wait for a spawner whose socket is closed. It is killed if it does not end (it may be stopped)."""
     with trio.CancelScope(shield=True):
         with trio.move_on_after(END_PATIENCE) as patience:
             await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)

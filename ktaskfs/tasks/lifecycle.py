@@ -1,4 +1,4 @@
-"""The life of tasks at work: how each ends, and what its record says."""
+"""The life of tasks at work: how each task ends, and what its record says."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.progress import Phase, read_result, read_snapshot
-from ktaskfs.tasks.recruit import ending_text
-from ktaskfs.tasks.starter import StartCancelled
-from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task, WorkerHandle
+from ktaskfs.tasks.record import Record
+from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task
+from ktaskfs.tasks.worker_handle import WorkerHandle, ending_text
 
 if TYPE_CHECKING:
-    from ktaskfs.errors import KtaskfsError
     from ktaskfs.progress import Snapshot
-    from ktaskfs.tasks.launcher import Launcher
-    from ktaskfs.tasks.record import StateDirectory
-    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.context import TaskContext
 
 LOG: Final = logging.getLogger(__name__)
 
 
-class Lifecycle:
-    """Keeps the tasks of ``table`` and their records together; watches workers in ``nursery``."""
+class StartCancelled(KtaskfsError):
+    """Somebody cancelled the task while its worker was preparing (ECANCELED)."""
 
-    def __init__(self, table: TaskTable, launcher: Launcher, state: StateDirectory, nursery: trio.Nursery) -> None:
-        self._table = table
-        self._launcher = launcher
-        self._state = state
-        self._nursery = nursery
-        table.settings.observers.append(self.drop_overdue)
+    default_errno = errno.ECANCELED
+
+
+class Lifecycle:
+    """Keeps tasks and their records together, and watches workers."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._table = context.table
+        self._launcher = context.launcher
+        self._state = context.state
+        self._nursery = context.nursery
+        context.table.settings.observers.append(self.drop_overdue)
 
     def save(self, task: Task) -> bool:
-        """Write the record of ``task``. Where the state directory fails, False: a restart would know the old one."""
+        """Write the record of ``task``. False if that fails: the next daemon would read the old record."""
         try:
-            self._state.write(task.record())
+            self._state.write(Record.of(task))
         except OSError as error:
             LOG.error("the record of task %s cannot be written: %s", task.name, error)
             return False
         return True
 
     def move(self, task: Task, state: State) -> bool:
-        """Bring a task to another state, and write its record; False as for ``save``."""
+        """Change the state of a task, and write its record; False as for ``save``."""
         self._table.move(task, state)
         return self.save(task)
 
@@ -63,7 +67,7 @@ class Lifecycle:
             self.drop(old)
 
     def begin(self, task: Task, worker: WorkerHandle) -> None:
-        """The worker of a task was let go: log it, and wait for its end."""
+        """The worker of a task got its GO: log it, and watch the worker."""
         assert task.operation is not None
         LOG.info(
             "task %s: %s by user %d, process %d",
@@ -76,7 +80,7 @@ class Lifecycle:
         self.watch(task, worker)
 
     def watch(self, task: Task, worker: WorkerHandle) -> None:
-        """Wait for the end of a worker."""
+        """Have somebody wait for the end of a worker."""
         self._nursery.start_soon(self._watch, task, worker)
 
     async def _watch(self, task: Task, worker: WorkerHandle) -> None:
@@ -88,11 +92,11 @@ class Lifecycle:
             # A bug must not end the daemon, which others' tasks depend on.
             LOG.exception("the end of task %s", task.name)
             task.worker = None
-        worker.close()  # when nothing shows it any more
+        worker.close()  # now that nothing shows it any more
 
     def conclude(self, task: Task, worker: WorkerHandle, status: int | None) -> None:
-        """Find out what an ended worker came to; ``status`` is what waitpid(2) told, if anything."""
-        self._state.step("the worker has ended")
+        """Find out how a worker ended; ``status`` is that of waitpid(2), None if nobody knows it."""
+        self._state.crash_point("the worker has ended")
         try:
             final = read_snapshot(worker.page, worker.shape)
             result = read_result(worker.page, worker.shape, final)
@@ -109,15 +113,14 @@ class Lifecycle:
                 error_position=left[0].start if left else 0,
                 message=f"the worker died{ending_text(status)}",
             )
-        else:
-            task.result = result
-        self.end(task, state, final)
+            result = ""
+        self.end(task, state, final, result)
 
-    def end(self, task: Task, state: State, final: Snapshot) -> None:
-        """A task has ended so, whether or not it had a worker."""
-        task.final = final
+    def end(self, task: Task, state: State, final: Snapshot, result: str = "") -> None:
+        """Note how a task ended, whether or not it had a worker."""
+        task.history = replace(task.history, final=final, result=result)
         task.worker = None
-        if self.move(task, state):  # else a successor needs the page
+        if self.move(task, state):  # otherwise the next daemon needs the page
             try:
                 self._state.forget_page(task.number)
             except OSError as error:
@@ -128,12 +131,12 @@ class Lifecycle:
         self.drop_overdue()
 
     def refuse_late(self, task: Task, error: KtaskfsError) -> None:
-        """The start of a task failed after the write that asked for it was answered with success."""
+        """Note that the start of a task failed after its write was answered with success."""
         cancelled = isinstance(error, StartCancelled)
         final = replace(EMPTY, phase=Phase.FAILED, errno=error.errno, message=error.message)
         self.end(task, State.CANCELLED if cancelled else State.FAILED, final)
 
 
 def log_fields(task: Task) -> dict[str, object]:
-    """What a log that has fields is to know of a line beside its words (``ktaskfs.systemd.FIELDS``)."""
+    """The fields of a log line about ``task``, for a log that has fields (``ktaskfs.systemd.FIELDS``)."""
     return {"TASK": task.name, "OP": task.operation.name if task.operation else "", "UID": task.uid}

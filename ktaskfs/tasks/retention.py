@@ -1,4 +1,4 @@
-"""Ended tasks: how many are kept for reading, and whose go first."""
+"""Ended tasks: how many are kept for reading, and which are dropped first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 RESULTS_MAX: Final = 64 << 20
-"""Characters of results that are kept of one user's tasks. They lie in this process and in the state directory, which
-is memory; those of all but surveys are a line or two."""
+"""Characters of results that are kept of one user's tasks. They are in this process and in the state directory, which
+is memory. Only surveys have results of more than a line or two."""
 
 
 class EndedTasks:
@@ -26,12 +26,12 @@ class EndedTasks:
 
     def add(self, task: Task) -> None:
         """``task`` has ended."""
-        self._users.setdefault(task.uid, {})[task] = len(task.result)
-        self._lengths[task.uid] += len(task.result)
+        self._users.setdefault(task.uid, {})[task] = len(task.history.result)
+        self._lengths[task.uid] += len(task.history.result)
         self._count += 1
 
     def remove(self, task: Task) -> bool:
-        """``task`` goes on, or is no more; False if it had not ended."""
+        """``task`` goes on, or is removed. False if it had not ended."""
         tasks = self._users.get(task.uid, {})
         length = tasks.pop(task, None)
         if length is None:
@@ -43,9 +43,9 @@ class EndedTasks:
         return True
 
     def overdue(self, most: int) -> list[Task]:
-        """The tasks to be dropped, so that ``most`` are left, and no more than RESULTS_MAX of anybody's results.
+        """The tasks to drop, so that ``most`` are left, and no more than RESULTS_MAX of any user's results.
 
-        Always the oldest of whoever has the most: many tasks of one user cost no other user theirs.
+        Each is the oldest task of the user who has the most: many tasks of one user cost no other user theirs.
         """
         dropped: Counter[int] = Counter()
         for _ in range(self._count - most):

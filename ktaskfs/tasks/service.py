@@ -1,10 +1,10 @@
-"""What can be done to tasks: create, start, cancel, kill, pause, resume, forget; and what a daemon takes over."""
+"""What can be done to tasks: create, start, cancel, kill, pause, resume, forget and adopt."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
@@ -16,46 +16,26 @@ from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import trio
+    from collections.abc import Sequence
 
     from ktaskfs.host.credentials import CallerProcess
-    from ktaskfs.operations.base.operation import Operation
-    from ktaskfs.tasks.launcher import Launcher
-    from ktaskfs.tasks.record import StateDirectory
+    from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.history import History
     from ktaskfs.tasks.spec import Spec
-    from ktaskfs.tasks.table import TaskTable
-    from ktaskfs.tasks.task import History
 
 
 class TaskService:
-    """The life of the tasks in ``table``; everything runs on the trio thread, in ``nursery`` where it goes on.
+    """Everything that can be done to the tasks of ``context``. It all runs on the trio thread.
 
-    What takes a CallerProcess takes it over, and closes its descriptors.
+    A method that takes a CallerProcess takes it over, and closes its descriptors.
     """
 
-    def __init__(
-        self,
-        table: TaskTable,
-        launcher: Launcher,
-        state: StateDirectory,
-        operations: Mapping[str, Operation[Any]],
-        nursery: trio.Nursery,
-    ) -> None:
-        self.table = table
-        self.operations = operations
-        self._lifecycle = Lifecycle(table, launcher, state, nursery)
-        self._starter = Starter(
-            table,
-            launcher,
-            state,
-            nursery,
-            began=self._lifecycle.begin,
-            save=self._lifecycle.save,
-            failed_late=self._lifecycle.refuse_late,
-        )
-        self._adopter = Adopter(table, state, operations, self._lifecycle, nursery)
+    def __init__(self, context: TaskContext) -> None:
+        self.table = context.table
+        self.operations = context.operations
+        self._lifecycle = Lifecycle(context)
+        self._starter = Starter(context, self._lifecycle)
+        self._adopter = Adopter(context, self._lifecycle)
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
@@ -93,7 +73,7 @@ class TaskService:
         return tasks
 
     def create_empty(self, name: str, uid: int, gid: int) -> Task:
-        """A task that does nothing yet. Raises NameTaken, InvalidValue, TooManyTasks."""
+        """Make a task that has no operation yet. Raises NameTaken, InvalidValue, TooManyTasks."""
         self.table.check_room(uid, 1)
         self.table.check_names([name])
         task = Task(self.table.next_number(), name, uid, gid)
@@ -102,7 +82,7 @@ class TaskService:
         return task
 
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
-        """Start a task that is new, to do what ``spec`` says, if any is given.
+        """Start a new task, as ``spec`` says if there is one.
 
         Raises WrongState, InvalidValue, or the target's error; the task is then as it was.
         """
@@ -119,7 +99,7 @@ class TaskService:
         await self._start_again(task, caller, before)
 
     async def resume(self, task: Task, caller: CallerProcess) -> None:
-        """Go on: a paused task at once, an ended one with a new worker that does the rest only. Raises WrongState."""
+        """Go on: a paused task at once; an ended task gets a new worker for the rest of the work. Raises WrongState."""
         if task.state is State.PAUSED:
             caller.close()
             task.ask(replace(task.requests, paused=False))
@@ -132,24 +112,26 @@ class TaskService:
             caller.close()
             raise
         before = task.history
-        final = task.final or EMPTY
-        task.base = task.done(final)
+        final = before.final or EMPTY
+        remaining, planned = before.remaining, before.planned
         if final.nodes:
-            task.remaining = final.remaining()
-            task.planned = sum(node.size for node in task.remaining)
-        task.final, task.result = None, ""  # an earlier run's: it must not be counted beside ``base``
+            remaining = final.remaining()
+            planned = sum(node.size for node in remaining)
+        # From now on ``base`` counts what the earlier run did, and no longer ``final``.
+        base = task.done(final)
+        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result="")
         await self._start_again(task, caller, before)
 
-    async def _start_again(self, task: Task, caller: CallerProcess, history: History) -> None:
-        """Start one task; if it may not begin it is as it was, with ``history``."""
-        before = task.state
-        assert task.operation is not None
-        task.texts = absolute_paths(task.operation, task.texts, caller)
+    async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:
+        """Start one task. If it may not begin it gets its state and its history from ``before`` back."""
+        state, history = task.state, task.history
+        assert history.operation is not None
+        task.history = replace(history, texts=absolute_paths(history.operation, history.texts, caller))
         try:
             await self._start([task], caller)
         except KtaskfsError:
-            task.history = history
-            self._lifecycle.move(task, before)
+            task.history = before
+            self._lifecycle.move(task, state)
             raise
 
     async def _start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
@@ -159,7 +141,7 @@ class TaskService:
         await self._starter.start(tasks, caller)
 
     def save(self, task: Task) -> None:
-        """Write the record of ``task`` after a change of what it is to do."""
+        """Write the record of ``task``, whose parameters or operation have changed."""
         self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
@@ -185,13 +167,13 @@ class TaskService:
         self._lifecycle.move(task, State.PAUSED)
 
     def set_live(self, task: Task) -> None:
-        """Put changed ``max_threads``, ``nice`` and ``rate_max`` of a task in force."""
+        """Put changed values of ``max_threads``, ``nice`` and ``rate_max`` in force."""
         task.require_known()
         task.ask(replace(task.requests, rate=task.rate_limit()))
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:
-        """Drop a task that is not at work, nor about to be. Raises WrongState."""
+        """Remove a task that is neither at work nor starting. Raises WrongState."""
         if task.state in ACTIVE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
         self._lifecycle.drop(task)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.operation import Operation
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
-"""What a task may be called: what is safe in a shell, in a table's column and in a metric's label."""
+"""Names of tasks: safe in a shell, in a table's column and in a metric's label."""
 _BLANKS: Final = " \t\r\n"
 """White space to the shell and to JSON."""
 

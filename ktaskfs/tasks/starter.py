@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 from dataclasses import dataclass, field, replace
@@ -11,17 +10,17 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
-from ktaskfs.tasks.recruit import Recruit, Recruiter, see_off
-from ktaskfs.tasks.task import State, Task, WorkerHandle
+from ktaskfs.tasks.lifecycle import Lifecycle, StartCancelled
+from ktaskfs.tasks.new_worker import NewWorker, WorkerMaker, wait_for_end
+from ktaskfs.tasks.record import Record
+from ktaskfs.tasks.task import State, Task
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ktaskfs.host.credentials import CallerProcess
-    from ktaskfs.tasks.launcher import Launcher
-    from ktaskfs.tasks.record import StateDirectory
-    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.context import TaskContext
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
@@ -30,66 +29,48 @@ GRACE: Final = 0.5
 """Seconds for which a write that is refused waits for the workers to take back what they prepared."""
 
 
-class StartCancelled(KtaskfsError):
-    """Somebody cancelled the task while its worker was preparing (ECANCELED)."""
-
-    default_errno = errno.ECANCELED
-
-
 @dataclass
 class _Batch:
-    """Tasks that start together. ``writer_waits`` until the write that asked has been answered.
+    """Tasks that start together. ``caller_waits`` until the write of their specs has been answered.
 
-    forked:  those that have a worker, in order.
-    error:   why none of them begins, as soon as that is known.
-    decided: they have begun, or there is an error.
-    over:    they have begun, or nothing is left of their workers.
+    workers: the workers forked until now, in the order of their tasks.
+    error:   why no task begins, as soon as that is known.
+    decided: the tasks have begun, or there is an error.
+    over:    the tasks have begun, or nothing is left of their workers.
     """
 
     tasks: Sequence[Task]
     caller: CallerProcess
-    forked: list[Recruit] = field(default_factory=list)
+    workers: list[NewWorker] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    writer_waits: bool = True
+    caller_waits: bool = True
     error: KtaskfsError | None = None
     decided: trio.Event = field(default_factory=trio.Event)
     over: trio.Event = field(default_factory=trio.Event)
 
 
 class Starter:
-    """Brings tasks from STARTING to RUNNING, in ``nursery``.
+    """Brings tasks from STARTING to RUNNING, and hands them over to ``lifecycle``.
 
-    ``began`` is called with each task whose worker was let go. Once the write that asked had to be answered before
-    that, a task's record is written with ``save``, and ``failed_late`` is called with it and the error if it fails.
+    A start that takes longer than its write may wait is answered with success. Its tasks then have a record, and an
+    error ends them.
     """
 
-    def __init__(
-        self,
-        table: TaskTable,
-        launcher: Launcher,
-        state: StateDirectory,
-        nursery: trio.Nursery,
-        *,
-        began: Callable[[Task, WorkerHandle], None],
-        save: Callable[[Task], object],
-        failed_late: Callable[[Task, KtaskfsError], None],
-    ) -> None:
-        self._table = table
-        self._launcher = launcher
-        self._state = state
-        self._nursery = nursery
-        self._recruiter = Recruiter(launcher, state, nursery, table.settings)
-        self._began = began
-        self._save = save
-        self._failed_late = failed_late
+    def __init__(self, context: TaskContext, lifecycle: Lifecycle) -> None:
+        self._table = context.table
+        self._launcher = context.launcher
+        self._state = context.state
+        self._nursery = context.nursery
+        self._lifecycle = lifecycle
+        self._worker_maker = WorkerMaker(context)
         self._batches: dict[Task, _Batch] = {}
-        """Of each task, from its start until nothing is left of it but the work itself."""
+        """By task, from its start until the batch is over."""
 
     async def start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
         """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
 
-        Returns when all have begun, or after PATIENCE, with some still STARTING. Raises KtaskfsError if none
-        may begin; their states are then the owner's to set right.
+        Returns when all have begun, or after PATIENCE, when some are still STARTING. Raises KtaskfsError if none
+        may begin; the caller of this method then sets their states right.
         """
         batch = _Batch(tasks, caller)
         before = [self._batches[task] for task in tasks if task in self._batches]
@@ -102,21 +83,21 @@ class Starter:
                 with trio.move_on_after(GRACE):
                     await batch.over.wait()
         finally:
-            batch.writer_waits = False
+            batch.caller_waits = False
         if batch.error is not None:
             raise batch.error
-        if not batch.over.is_set():  # answered with success: a successor of this daemon must know of the tasks
+        if not batch.over.is_set():  # the write succeeds, so the next daemon must know of the tasks
             for task in batch.tasks:
-                self._save(task)
+                self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
-        """Give up the start of ``task``, and of those that were to begin with it, unless that has been done."""
+        """Give up the start of ``task`` and of its batch. Nothing happens if they have begun."""
         batch = self._batches.get(task)
         if batch is not None:
             batch.scope.cancel()
 
     def kill(self, task: Task) -> None:
-        """As ``cancel``, and kill the worker at once, whatever it leaves of what it prepared."""
+        """As ``cancel``, and kill the worker at once; it then takes nothing back of what it prepared."""
         self.cancel(task)
         if task.worker is not None:
             task.worker.signal(signal.SIGKILL)
@@ -131,7 +112,7 @@ class Starter:
                 batch.decided.set()
                 await self._give_up(batch, error)
         finally:
-            for each in batch.forked:
+            for each in batch.workers:
                 each.channel.close()
             for task in batch.tasks:
                 if self._batches.get(task) is batch:
@@ -140,9 +121,9 @@ class Starter:
             batch.over.set()
 
     async def _prepare_all(self, batch: _Batch, before: Sequence[_Batch]) -> KtaskfsError | None:
-        """Have a worker ready for each task, and a record; returns why there is not, if so.
+        """Have a worker ready for each task, and a record. Returns the error that prevents it, or None.
 
-        ``before`` are earlier starts of the same tasks, of which a worker may still be taking back what it prepared.
+        ``before`` are earlier starts of the same tasks, whose workers may still be taking back what they prepared.
         """
         try:
             with batch.scope:
@@ -150,7 +131,7 @@ class Starter:
                     await earlier.over.wait()
                 for task in batch.tasks:
                     await self._prepare(task, batch)
-            if batch.scope.cancel_called:  # though perhaps only after the last worker had said that it is ready
+            if batch.scope.cancel_called:  # perhaps only after the last worker became ready
                 return StartCancelled("cancelled before the work began")
             self._write_records(batch)
         except KtaskfsError as refusal:
@@ -164,30 +145,30 @@ class Starter:
         return None
 
     async def _give_up(self, batch: _Batch, error: KtaskfsError) -> None:
-        """End the workers, the last one first: each finds its target as it has left it, and takes that back."""
-        late = not batch.writer_waits
+        """End the workers, the last one first: each finds its target as it left it, and takes that back."""
+        late = not batch.caller_waits
         if not late:  # the tasks go back to what they were, without a worker
-            for each in batch.forked:
+            for each in batch.workers:
                 each.task.worker = None
-        for each in reversed(batch.forked):
-            each.channel.close()  # its end tells the worker to take back what it prepared, and to end
-            await see_off(each.worker.pid, each.worker.pidfd)
+        for each in reversed(batch.workers):
+            each.channel.close()  # which tells the worker to take back what it prepared, and to end
+            await wait_for_end(each.worker)
             self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
             each.task.worker = None
             each.worker.close()
         for task in batch.tasks:
             try:
                 self._state.forget_page(task.number)
-            except OSError as page_error:  # it is made anew before the next start, or swept by the next daemon
+            except OSError as page_error:  # the next start makes a new page, or the next daemon sweeps it away
                 LOG.error("the page of task %s cannot be removed: %s", task.name, page_error)
             if late:
-                self._failed_late(task, error)
+                self._lifecycle.refuse_late(task, error)
 
     def _write_records(self, batch: _Batch) -> None:
-        """Before any GO: a successor of this daemon must know every worker that may have begun."""
+        """Write the records before any GO: the next daemon must know every worker that may have begun."""
         try:
             for task in batch.tasks:
-                self._state.write(replace(task.record(), state=State.RUNNING))
+                self._state.write(replace(Record.of(task), state=State.RUNNING))
         except OSError as error:
             raise TargetError.from_os(error, "write the task's record") from error
 
@@ -195,20 +176,21 @@ class Starter:
         for task in batch.tasks:  # all of them before anything else can happen, such as a cancel
             self._table.move(task, State.RUNNING)
         with trio.CancelScope(shield=True):
-            for each in batch.forked:
-                self._state.step("let the worker go")
+            for each in batch.workers:
+                self._state.crash_point("let the worker go")
                 try:
                     await each.channel.send(protocol.GO)
-                    self._state.step("the worker was let go")
-                except OSError as error:  # it has just died, and whoever watches it will find that out
+                    self._state.crash_point("the worker was let go")
+                except OSError as error:  # it has just died, as its watcher will find out
                     LOG.debug("task %s: %s", each.task.name, error)
-                self._began(each.task, each.worker)
+                self._lifecycle.begin(each.task, each.worker)
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
-        """Fork a worker, which is then among ``batch.forked``, and hear that it can begin. Raises KtaskfsError."""
-        recruit = await self._recruiter.fork(task, batch.caller)
-        task.worker = recruit.worker
-        batch.forked.append(recruit)
-        self._state.step("a worker is forked")
-        task.planned, task.baseline = await self._recruiter.hear(recruit)
-        self._state.step("the worker is ready")
+        """Fork a worker into ``batch.workers``, and wait until it is ready. Raises KtaskfsError."""
+        new = await self._worker_maker.fork(task, batch.caller)
+        task.worker = new.worker
+        batch.workers.append(new)
+        self._state.crash_point("a worker is forked")
+        planned, baseline = await self._worker_maker.wait_until_ready(new)
+        task.history = replace(task.history, planned=planned, baseline=baseline)
+        self._state.crash_point("the worker is ready")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.parameters import MAX
-from ktaskfs.tasks.budget import deal_threads, helper_limit
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
+from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ class TaskTable:
             seen.add(check_name(name))
 
     def free_name(self, operation: str, number: int, taken: Set[str] = frozenset()) -> str:
-        """``OPERATION-N``: N is the task's number, or the next one that is free, and not ``taken`` otherwise."""
+        """``OPERATION-N``: N is the task's number, or the next number whose name is free and not ``taken``."""
         candidates = (f"{operation}-{each}" for each in itertools.count(number))
         return next(name for name in candidates if name not in self._tasks and name not in taken)
 
     def note_last(self, uid: int, names: list[str]) -> None:
-        """Remember what the last write of ``uid`` created; of very many users the first to write is forgotten."""
+        """Remember what the last write of ``uid`` created, for the USERS_MAX users who wrote last."""
         self.last_task.pop(uid, None)
         self.last_task[uid] = names
         if len(self.last_task) > USERS_MAX:
@@ -110,7 +110,7 @@ class TaskTable:
         self._tell(task)
 
     def drop(self, task: Task) -> None:
-        """Take a task out, for good: whoever still knows it gets nothing from it any more."""
+        """Take a task out for good. Its open files give nothing any more."""
         del self._tasks[task.name]
         self._displace(task)
         task.forget()
@@ -118,7 +118,7 @@ class TaskTable:
         self.rebalance()
 
     def move(self, task: Task, state: State) -> None:
-        """Change the state of a task, and what follows from it: counts, threads, who is told. Raises TaskForgotten."""
+        """Change the state of a task, update counts and threads, and tell the observers. Raises TaskForgotten."""
         task.require_known()
         self._displace(task)
         task.to(state)
@@ -141,7 +141,7 @@ class TaskTable:
         for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
-            except KtaskfsError as error:  # one worker's page must not stand in the way of all others
+            except KtaskfsError as error:  # the page of one worker must not keep the others from their requests
                 LOG.error("%s", error.message)
 
     def nice_of(self, task: Task) -> int:
@@ -150,7 +150,7 @@ class TaskTable:
         return self.settings["nice"] if text is None else parse_int(text)
 
     def _threads_wanted(self, task: Task, cpus: int) -> int:
-        if task.state is not State.RUNNING:  # the others may have its helpers meanwhile
+        if task.state is not State.RUNNING:  # other tasks may have its helpers meanwhile
             return 1
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX: Final = "ktask_"
-"""What a tunable's file has before the name that the mount option and the configuration file use."""
+"""The name of a tunable's file begins with this; the mount option and the configuration file leave it out."""
 
 
 @dataclass(frozen=True)

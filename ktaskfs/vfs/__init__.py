@@ -1,13 +1,13 @@
-"""A library of filesystem nodes, served by whoever knows the kernel's side of it.
+"""A library of inodes, which another layer serves to the kernel.
 
-The content derives from four kinds of node. Each declares only what it can do and refuses the rest with the errno
+The content derives from four kinds of inode. Each declares only what it can do, and refuses the rest with the errno
 that sysfs or cgroup v2 gives: ``StaticDirectory``, ``Directory`` (override ``lookup`` and ``entries``),
 ``TextFile`` (snapshot for each opening, commands by write(2), replies on the same descriptor, poll(2) by a
 ``Change``) and ``StreamFile`` (read on and on). All run in one trio event loop and must not block it.
-Refusals are ``KtaskfsError``; anything else that is raised is a bug, and becomes EIO.
+Refusals are ``KtaskfsError``. Any other exception is a bug, and becomes EIO.
 
     numbers = InodeNumbers()
-    limit = Limit()                                 # the owner of what is shown; it calls limit.change.notify()
+    limit = Limit()                                 # the value; set() calls limit.change.notify()
 
     async def set_limit(caller: Caller, text: str) -> None:
         limit.set(parse_int(text))                  # raises InvalidValue: the writer gets EINVAL

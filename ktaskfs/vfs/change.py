@@ -19,7 +19,7 @@ INTERVAL: Final = 0.25
 
 
 class Change:
-    """Counts the changes of something and wakes those who wait for the next one. For one event loop's thread."""
+    """Counts the changes of something, and wakes the waiters for the next change. For one event loop's thread."""
 
     __slots__ = ("_count", "_wakes")
 
@@ -33,7 +33,7 @@ class Change:
         return self._count
 
     def notify(self) -> None:
-        """Count a change and wake everybody who waits, each once."""
+        """Count a change, and wake every waiter once."""
         self._count += 1
         self._wake()
 
@@ -57,10 +57,10 @@ class Change:
 
 
 class WatchedChange(Change):
-    """A change of something that does not say when it moves, and so is looked at.
+    """A change of something that does not report its changes, and so must be looked at.
 
-    ``mark`` gives a value that differs whenever the thing has moved, or None while it stays as it is. It is called
-    when somebody reads or polls, and by ``watcher`` while somebody waits. ``notify`` works as ever.
+    ``mark`` returns a value that differs after each change, or None while nothing can change. It is called when
+    somebody reads or polls, and by ``watcher`` while somebody waits. ``notify`` works as in Change.
     """
 
     __slots__ = ("_mark", "_seen", "_woken_at", "_watcher")
@@ -78,7 +78,7 @@ class WatchedChange(Change):
         return self._count
 
     def _look(self) -> bool:
-        """Count a change if there was one; whether there may be another without a ``notify``."""
+        """Count a change if there was one. Returns whether another one may follow without a ``notify``."""
         mark = self._mark()
         if mark != self._seen:
             self._seen = mark
@@ -94,7 +94,7 @@ class WatchedChange(Change):
         self._watcher.watch(self)
 
     def watched(self) -> bool:
-        """Wake those who wait if there was a change since that was last done; whether to look again later."""
+        """Wake the waiters if there was a change since the last wake. Returns whether to look again later."""
         moves = self._look()
         if self._count != self._woken_at:
             self._wake()
@@ -102,7 +102,7 @@ class WatchedChange(Change):
 
 
 class Watcher:
-    """Looks at each WatchedChange that somebody waits for, every ``interval`` seconds; rests when nobody does."""
+    """Looks every ``interval`` seconds at each WatchedChange that has a waiter, and sleeps while there is none."""
 
     __slots__ = ("_interval", "_nursery", "_watched")
 
@@ -117,7 +117,7 @@ class Watcher:
         return len(self._watched)
 
     def watch(self, change: WatchedChange) -> None:
-        """Look at ``change`` from now on, until nobody waits for it any more or it moves no longer."""
+        """Look at ``change`` from now on, until it has no waiter or can change no more."""
         if not self._watched:
             self._nursery.start_soon(self._run)
         self._watched[change] = None

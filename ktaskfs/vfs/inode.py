@@ -1,4 +1,4 @@
-"""Nodes: what every file and directory has, and refuses unless it says otherwise."""
+"""Inodes: what every file and directory has, and what it refuses unless a subclass overrides it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.vfs.change import READABLE, WRITABLE
-from ktaskfs.vfs.errors import AccessDenied
+from ktaskfs.vfs.refusals import AccessDenied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ ROOT_INO: Final = 1
 """The inode number of the root directory (FUSE_ROOT_ID)."""
 
 FOREVER: Final = 86400.0
-"""Seconds for which the kernel may believe what never changes; it asks again after that, to no harm."""
+"""Seconds for which the kernel may cache what never changes. To ask again after that does no harm."""
 
 BRIEFLY: Final = 0.01
 """Seconds for the several system calls that one program makes about one name: ``ls -l`` makes three."""
@@ -27,10 +27,10 @@ BRIEFLY: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request; for a read or a write, who opened the file (the kernel's ``f_cred``).
+    """The process that makes a request; for a read or a write, the process that opened the file (``f_cred``).
 
-    ``pid`` is 0 when the caller lives in a pid namespace that this process cannot see. A pid says who it was,
-    never who may: by the time it is looked at it may be another's.
+    ``pid`` is 0 when the caller lives in a pid namespace that this process cannot see. It must not be used to decide
+    on rights: by the time it is looked at, it may be another process's.
     """
 
     uid: int
@@ -49,7 +49,7 @@ class Attributes:
 
 
 class InodeNumbers:
-    """Gives out inode numbers, each once. A node keeps its number however often its object is made anew."""
+    """Gives out inode numbers, each once. An inode keeps its number however often its object is made anew."""
 
     __slots__ = ("_next",)
 
@@ -57,7 +57,7 @@ class InodeNumbers:
         self._next = ROOT_INO + 1
 
     def take(self, count: int = 1) -> int:
-        """The first of ``count`` consecutive numbers that nobody has had."""
+        """The first of ``count`` consecutive new numbers."""
         first = self._next
         self._next += count
         return first
@@ -66,8 +66,8 @@ class InodeNumbers:
 class Inode(ABC):
     """A file or a directory.
 
-    ``attributes`` gives what was said at construction; a node whose attributes change overrides it, and lowers
-    ``attr_timeout``, the seconds for which the kernel may believe them (it checks permissions with them).
+    ``attributes`` returns those of the constructor. An inode whose attributes change overrides it, and lowers
+    ``attr_timeout``, the seconds for which the kernel may cache them (it checks permissions with them).
     """
 
     __slots__ = ("_attributes", "ino")
@@ -90,10 +90,10 @@ class Inode(ABC):
 
 
 class Directory(Inode):
-    """A directory; a subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` where it has them.
+    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it has them.
 
-    ``entry_timeout`` is how long (s) the kernel may believe a name in it. The default, 0, has every path walk
-    ask again: right for names that not every caller may see. BRIEFLY is right for names that come and go.
+    ``entry_timeout`` is the seconds for which the kernel may cache a name in it. With the default, 0, every path walk
+    asks again: right for names that not every caller may see. BRIEFLY is right for names that come and go.
     """
 
     __slots__ = ()

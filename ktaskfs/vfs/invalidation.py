@@ -1,4 +1,4 @@
-"""Names that directories have lost by themselves, for whoever keeps a copy of the tree: the kernel."""
+"""Names that directories have lost by themselves. The kernel, which keeps a copy of the tree, must be told."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 class Invalidations:
-    """A list of what is gone, to be worked off. All of it runs on one event loop's thread.
+    """A queue of lost names. All of it runs on one event loop's thread.
 
-    Without it the kernel would keep a name, and so all the nodes below it, until it is short of memory.
+    Without it the kernel would keep a name, and so all inodes below it, until it is short of memory.
     """
 
     def __init__(self) -> None:
-        self._gone: list[tuple[int, str]] = []
+        self._lost: list[tuple[int, str]] = []
         self._any = trio.Event()
 
     def add(self, directory: Directory, name: str) -> None:
         """``directory`` has no ``name`` any more."""
-        self._gone.append((directory.ino, name))
+        self._lost.append((directory.ino, name))
         self._any.set()
 
     async def take(self) -> list[tuple[int, str]]:
-        """Wait until there are some; the directories' inode numbers, and the names, in order."""
+        """Wait for lost names; returns the directories' inode numbers and the names, in order."""
         await self._any.wait()
         self._any = trio.Event()
-        gone, self._gone = self._gone, []
-        return gone
+        lost, self._lost = self._lost, []
+        return lost

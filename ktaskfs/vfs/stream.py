@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.vfs.change import READABLE, Change
-from ktaskfs.vfs.errors import AccessDenied, Interrupted, NothingYet
 from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_write
+from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,14 @@ class Stream(ABC):
 
     @abstractmethod
     async def next_chunk(self) -> bytes:
-        """The next bytes, of any length; nothing is the end, after which it is not asked again.
+        """The next bytes, of any length. No bytes are the end, and it is not called again after that.
 
-        It returns within about a second; a stream with nothing to say has something harmless to say, such as an
-        empty line. When it does not, it is cancelled after PATIENCE, must lose nothing then, and is called again.
+        It returns within about a second; a stream that has nothing returns something harmless, such as an empty line.
+        If it does not return, it is cancelled after PATIENCE, must lose nothing then, and is called again.
         """
 
     def ready(self) -> bool:
-        """Whether ``next_chunk`` would return at once, the end included; poll(2) and O_NONBLOCK go by it."""
+        """Whether ``next_chunk`` would return at once, also with the end. poll(2) and O_NONBLOCK depend on it."""
         return True
 
     @abstractmethod

@@ -9,8 +9,8 @@ from typing import Final
 
 from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
-from ktaskfs.vfs.errors import AccessDenied, BadWrite
 from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_read, wants_write
+from ktaskfs.vfs.refusals import AccessDenied, BadWrite
 
 COMMAND_MAX: Final = 64 * 1024
 """Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer
@@ -25,15 +25,15 @@ Refused = Callable[[Caller, str, KtaskfsError], None]
 
 
 class TextFile(File):
-    """A file of text, made by ``render`` for whoever opens it.
+    """A file of text, made by ``render`` for each caller that opens it.
 
-    ``write`` gets the text of one write(2), stripped; what it raises is the error of that write. A text that it
-    returns is a reply, which a descriptor open for reading and writing then reads instead of the file.
-    ``change`` is what poll(2) on the file reports. ``refused`` hears of the writes that never reach ``write``,
+    ``write`` gets the text of one write(2), stripped; an error that it raises is the error of that write. A text that
+    it returns is a reply, which a descriptor open for reading and writing then reads instead of the file.
+    ``change`` is what poll(2) on the file reports. ``refused`` is called for a write that never reaches ``write``,
     with as much of the command as was legible.
     """
 
-    __slots__ = ("_change", "_refused", "_render", "_write")
+    __slots__ = ("change", "refused", "render", "write")
 
     def __init__(
         self,
@@ -46,18 +46,18 @@ class TextFile(File):
         refused: Refused | None = None,
     ) -> None:
         super().__init__(ino, attributes)
-        self._render = render
-        self._write = write
-        self._change = change
-        self._refused = refused
+        self.render = render
+        self.write = write
+        self.change = change
+        self.refused = refused
 
     async def open(self, caller: Caller, flags: int) -> OpenText:
         # The mode bits do not hold root back; sysfs refuses it just so (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK).
-        if wants_read(flags) and self._render is None:
+        if wants_read(flags) and self.render is None:
             raise AccessDenied("this file cannot be read")
-        if wants_write(flags) and self._write is None:
+        if wants_write(flags) and self.write is None:
             raise AccessDenied("this file cannot be written")
-        opened = OpenText(caller, flags, self._render, self._write, self._change, self._refused)
+        opened = OpenText(self, caller, flags)
         if wants_read(flags):
             await opened.draw()
         return opened
@@ -72,33 +72,21 @@ class OpenText(OpenFile):
         "_caller",
         "_change",
         "_drawn_at",
+        "_file",
         "_next",
-        "_refused",
-        "_render",
         "_reply",
         "_seen",
         "_text",
         "_unread",
-        "_write",
         "_written_to",
     )
 
-    def __init__(
-        self,
-        caller: Caller,
-        flags: int,
-        render: Render | None,
-        write: Write | None,
-        change: Change | None,
-        refused: Refused | None,
-    ) -> None:
+    def __init__(self, file: TextFile, caller: Caller, flags: int) -> None:
+        self._file = file
         self._caller = caller
+        self._change = file.change
         # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
         self._append = bool(flags & os.O_APPEND)
-        self._render = render
-        self._write = write
-        self._change = change
-        self._refused = refused
         self._text = b""
         self._unread = False
         self._drawn_at = 0
@@ -107,17 +95,18 @@ class OpenText(OpenFile):
         self._reply: bytes | None = None
         self._base: int | None = None
         self._written_to = 0
-        # Where a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. After a write
-        # that ends no line the rest is no command of its own, but a piece of one that was too long for a buffer.
+        # The offset at which a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. A
+        # write without a newline at its end is a piece of a command that was too long for a buffer: nothing follows.
         self._next = 0
 
     async def draw(self) -> None:
-        """Make the text anew."""
-        if self._render is None:
+        """Render the text again."""
+        render = self._file.render
+        if render is None:
             raise AccessDenied("this file cannot be read")
         # The count is taken first: a change while the text is being made must wake the reader again.
         drawn_at = 0 if self._change is None else self._change.count
-        text = self._render(self._caller)
+        text = render(self._caller)
         if inspect.isawaitable(text):
             text = await text
         self._text = text.encode() if isinstance(text, str) else text
@@ -144,15 +133,16 @@ class OpenText(OpenFile):
         return reply[start : start + size]
 
     async def write(self, offset: int, data: bytes) -> int:
-        if self._write is None:
+        carry_out = self._file.write
+        if carry_out is None:
             raise AccessDenied("this file cannot be written")
         try:
             command = self._command(offset, data)
         except KtaskfsError as error:
-            if self._refused is not None:
-                self._refused(self._caller, data[:COMMAND_MAX].decode(errors="replace"), error)
+            if self._file.refused is not None:
+                self._file.refused(self._caller, data[:COMMAND_MAX].decode(errors="replace"), error)
             raise
-        reply = await self._write(self._caller, command)
+        reply = await carry_out(self._caller, command)
         if reply is not None:
             self._reply = ((self._reply or b"") + reply.encode())[-REPLY_MAX:]
         self._base = None

@@ -1,4 +1,4 @@
-"""What the daemon, the spawner and a worker say to each other.
+"""The messages between the daemon, the spawner and a worker.
 
 Daemon and spawner speak over one SEQPACKET socket, a JSON object a message, descriptors beside it. A worker has a
 channel of its own to the daemon, until its work begins: it answers whether it can start, and waits for GO. The end
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GO: Final = b"g"
 MESSAGE_MAX: Final = 1 << 19
-"""Bytes of one message; a command has at most 64 KiB, and JSON may write six bytes for one."""
+"""Bytes of one message. A command has at most 64 KiB, and JSON may need six bytes for one."""
 FDS_MAX: Final = 8
 ERRNO_MAX: Final = 4096
 """Where the kernel's error numbers end (MAX_ERRNO)."""
@@ -34,10 +34,12 @@ WORDS_MAX: Final = 4096
 class StartRequest:
     """Fork a worker. Beside it travel the descriptors of the page, the channel, the caller's root and directory.
 
-    ``parameters`` are canonical texts; ``remaining`` are (start, size, nid) of a resumed task, None for a new one, and
-    ``baseline`` is what an earlier run of it said in Ready;
-    ``identity`` is what ``ktaskfs.host.credentials`` made of the caller. ``ticket`` is repeated by what answers the
-    request: a number of its own for each, since one task may have a worker that ends and another that starts.
+    parameters: canonical texts.
+    remaining:  (start, size, nid) of each range of a resumed task, None for a new task.
+    baseline:   the one in the Ready of an earlier run.
+    identity:   the fields of the caller's ``ktaskfs.host.credentials.Identity``.
+    ticket:     a number for each request, which the answers repeat. The task's name would not do: one worker of a task
+                may still be ending when the next one starts.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Forked:
 
 @dataclass(frozen=True)
 class Exited:
-    """A worker was reaped; ``status`` is what waitpid(2) gave."""
+    """A worker was reaped; ``status`` is that of waitpid(2)."""
 
     ticket: int
     status: int
@@ -79,7 +81,7 @@ class Ready:
 class Refused:
     """A worker's answer: it cannot begin, nothing was touched, and it is about to end.
 
-    The worker is its caller's process, so that what it says is shown, but taken for nothing more.
+    The worker is its caller's process: its words are shown, and not trusted.
     """
 
     errno: int

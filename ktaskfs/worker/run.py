@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Operation, Plan
+    from ktaskfs.operations.base.operation import Operation
     from ktaskfs.operations.base.parameters import TaskParameters
+    from ktaskfs.operations.base.plan import Plan
 
 COMM_MAX = 15
 """Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
@@ -50,12 +51,12 @@ class FinalReport:
 
 
 class Worker:
-    """One task in this process. ``run`` returns the exit status: 0 whenever the page or the channel tells the story."""
+    """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended."""
 
     def __init__(
         self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, fds: Sequence[int]
     ) -> None:
-        """``fds`` are those beside the request: the page, the channel, the caller's root and working directory."""
+        """``fds`` came with the request: the page, the channel, the caller's root and working directory."""
         page, channel, self._root, self._cwd = fds
         self._request = request
         self._operation = operation
@@ -63,11 +64,11 @@ class Worker:
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
         self._applying = threading.Lock()
-        """Held from the reading of the requests to the end of their use, so that older ones never come last."""
+        """Held while requests are read and applied, so that old requests never replace newer ones."""
 
     def run(self) -> int:
         """Become the caller, prepare, wait for GO, work."""
-        # By its name while it may: after the change of user its files in /proc are not its own.
+        # Named now: after the change of user the process may not write its own files in /proc.
         setproctitle.setproctitle(f"ktask/{self._request.name}")
         if self._given_up():
             return 0
@@ -97,11 +98,11 @@ class Worker:
 
     def _refuse(self, error: Exception) -> None:
         number, message = _explain(error)
-        with contextlib.suppress(ConnectionError):  # the daemon died, and nobody wants to know
+        with contextlib.suppress(ConnectionError):  # the daemon died
             protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
 
     def _given_up(self) -> bool:
-        """Whether the daemon gave the start up before this process was: its target may be another's by now."""
+        """Whether the daemon gave up the start before this process began: another task may use the target by now."""
         try:
             return self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -110,7 +111,7 @@ class Worker:
             return True
 
     def _may_begin(self, total: int, baseline: Baseline) -> bool:
-        """Say that all is ready, and wait for the daemon's word; False if it gave the start up, or died."""
+        """Say that all is ready, and wait for GO; False if the daemon gave up the start, or died."""
         try:
             protocol.send(self._channel, protocol.Ready(total, dataclasses.asdict(baseline)))
             return self._channel.recv(1) == protocol.GO
@@ -118,9 +119,9 @@ class Worker:
             return False
 
     def _earlier(self, parameters: TaskParameters) -> tuple[list[Node] | None, Baseline | None]:
-        """What an earlier run left to do, and rested on. Raises TargetError if what it has done is no longer there.
+        """What an earlier run left to do, and its baseline. Raises TargetError if the files it worked on are gone.
 
-        Where nothing was done yet there is nothing to lose: the task then begins anew.
+        If it had done nothing, the task restarts instead.
         """
         if self._request.remaining is None:
             return None, None
@@ -137,7 +138,7 @@ class Worker:
         return remaining, baseline
 
     def _make_job(self, plan: Plan) -> ktask.Job:
-        """The job, and the thread that will listen for wishes: at the limit of threads it fails before any work."""
+        """The job, and its control thread: at the limit of threads this fails before any work."""
         if len(plan.nodes) > self._page.shape.nodes:
             raise NotSupported(f"{len(plan.nodes)} ranges are more than the shared page has room for")
         control = dataclasses.replace(
@@ -159,10 +160,10 @@ class Worker:
         self._apply(job)
         nodes = [Node(_ordinal(node.start), node.size, node.nid) for node in plan.nodes]
         self._page.begin(nodes, sum(node.size for node in nodes))
-        ending = self._run_job(job)
+        ending, outcome = self._run_job(job)
         result = ""
         try:
-            result = plan.finish()
+            result = plan.finish(outcome)
         except Exception as error:
             number, message = _explain(error)
             position = 0
@@ -174,16 +175,16 @@ class Worker:
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
 
-    def _run_job(self, job: ktask.Job) -> FinalReport:
+    def _run_job(self, job: ktask.Job) -> tuple[FinalReport, ktask.Outcome]:
         try:
             outcome = job.run()
         except ktask.TaskError as failure:
             number, message = _explain(failure.error)
-            return FinalReport(Phase.FAILED, number, _ordinal(failure.position), message)
-        return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE)
+            return FinalReport(Phase.FAILED, number, _ordinal(failure.position), message), failure.outcome
+        return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE), outcome
 
     def _listen(self, job: ktask.Job) -> None:
-        """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), has a wish."""
+        """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), sends a signal."""
         while True:
             if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
                 job.cancel()
@@ -191,7 +192,7 @@ class Worker:
                 self._apply(job)
 
     def _apply(self, job: ktask.Job) -> None:
-        """Put what the daemon asks in force, with what could not be asked made possible."""
+        """Apply the requests, clamped to valid values."""
         slots = self._page.shape.slots
         with self._applying:
             requests = self._page.requests()
@@ -211,12 +212,12 @@ class Worker:
 
 
 def _ordinal(position: Any) -> int:
-    """A position as the page has it: its number (``__index__``), or 0 for one that has none."""
+    """A position as a number for the page (``__index__``), or 0 if it has none."""
     return position.__index__() if hasattr(position, "__index__") else 0
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """The errno, and the sentence with its notes, of whatever a chunk raised; the unforeseen goes to the log too."""
+    """The errno and the sentence, with its notes, for whatever a chunk raised; unforeseen errors are logged too."""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, KtaskfsError):
         return error.errno, error.message + notes

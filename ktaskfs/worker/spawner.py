@@ -1,9 +1,9 @@
 """The spawner: a small single-threaded process that forks the workers.
 
 It has imported everything that a worker needs, since an unprivileged worker may not be able to read the
-installation, and a fork of it takes milliseconds where a new interpreter takes fifty. Even those are spent before
-anybody waits for them: one worker is always forked in advance. It is the daemon's child, ends when the daemon does,
-and leaves its workers running: they then belong to init.
+installation. A fork of it takes a few milliseconds, and a new interpreter takes fifty. One worker is always forked in
+advance, so that nobody waits even for the fork. The spawner is the daemon's child, ends when the daemon does, and
+leaves its workers running: they then belong to init.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
 from ktaskfs.worker.run import Worker
-from ktaskfs.worker.warm_up import rehearse
+from ktaskfs.worker.warm_up import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Spawner:
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
-        """pidfd of each living worker: the ticket of its request, and its pid."""
+        """By pidfd of each living worker, the ticket of its request and its pid."""
         self._spare: _Spare | None = None
 
     def serve(self) -> None:
@@ -117,7 +117,7 @@ class Spawner:
 
     def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
         """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
-        for last in (False, True):  # a second one that dies at once would not be the last to do so
+        for last in (False, True):  # retry once; if that one dies too, give up
             spare, self._spare = self._spare or self._fork(fds), None
             try:
                 with spare.sock:
@@ -133,15 +133,15 @@ class Spawner:
         raise AssertionError("the second try returns or raises")
 
     def _fork_ahead(self) -> None:
-        """Have a worker at hand for the next request. Where that cannot be had now, the request will say why."""
+        """Fork a worker for the next request. If that fails now, the request itself will report the error."""
         try:
             self._spare = self._fork([])
         except OSError as error:
             print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
-            self._poll.poll()  # until something happens; trying on and on would help nobody
+            self._poll.poll()  # wait for the next event before another try
 
     def _fork(self, held: Sequence[int]) -> _Spare:
-        """A new worker, without the descriptors ``held`` just now for one, which it may be sent yet. Raises OSError."""
+        """Fork a worker, which closes the descriptors ``held`` for a request: it gets its own. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
         with theirs:
@@ -156,16 +156,16 @@ class Spawner:
                 raise
 
     def _child(self, sock: socket.socket, held: Sequence[int]) -> None:
-        """In the new process: keep nothing of the spawner but its memory, wait for a task, and never return."""
+        """In the new process: keep only the memory of the spawner, wait for a task, and never return."""
         status = 70
         try:
             self._sock.close()
             for fd in (*self._children, *held):
                 os.close(fd)
             setproctitle.setproctitle("ktaskfs: spare worker")
-            if not held:  # else somebody waits
-                with contextlib.suppress(Exception):  # what goes wrong here goes wrong for the task, which can say so
-                    rehearse(self._kernel)
+            if not held:  # nobody waits for it yet
+                with contextlib.suppress(Exception):  # the task will meet the same error, and can report it
+                    warm_up(self._kernel)
             data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
             sock.close()
             if data:  # else the spawner has ended
@@ -182,7 +182,7 @@ class Spawner:
 
 
 def _open_child(pid: int) -> int:
-    """A pidfd of our child ``pid``; raises OSError, and there is then no such child any more."""
+    """A pidfd of our child ``pid``. Raises OSError, after it has ended the child."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -196,7 +196,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     setproctitle.setproctitle("ktaskfs: spawner")
-    # Blocked here, so that a worker can be woken from its first instruction; it takes them with sigwait(3).
+    # Workers inherit the blocked signals, and can be woken from their first instruction on; they use sigwait(3).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """What a worker that was forked in advance does while nobody waits for it.
 
-A forked process copies every page that it first writes to, and a Python that does something for the first time writes
-to many: a start is faster by a fifth after a rehearsal (measured).
+A forked process copies each page at its first write to it, and Python writes to many pages when it runs something for
+the first time: a warm-up makes a start faster by a fifth (measured).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 
-def rehearse(kernel: Kernel) -> None:
-    """A little of everything that a start does, on a page of its own; raises whatever a start may."""
+def warm_up(kernel: Kernel) -> None:
+    """Do a little of everything that a start does, on a page of memory of its own. Raises whatever a start may."""
     protocol.decode(protocol.encode(protocol.Ready(0, {})))
     caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
     caller.close()
@@ -33,7 +33,7 @@ def rehearse(kernel: Kernel) -> None:
     with contextlib.suppress(KtaskfsError):  # a directory is no target
         parse_parameters(RangeParameters, {"path": "/", "length": "4096"})
         open_target(kernel, "/", kinds=MEMORY)
-    memory = os.memfd_create("rehearsal")
+    memory = os.memfd_create("warm-up")
     try:
         os.ftruncate(memory, page_size())
         with Mapping(memory, 0, page_size(), reserve=False) as mapping:
@@ -48,5 +48,5 @@ def _run(mapping: Mapping) -> None:
 
     control = Control(populate, min_chunk_size=1, max_threads=2, cpu_percent=100)
     Job((Node(0, 2),), control).run()
-    while len(os.listdir("/proc/self/task")) > 1:  # who becomes the caller may have one thread only
+    while len(os.listdir("/proc/self/task")) > 1:  # only a process of one thread can become its caller
         os.sched_yield()

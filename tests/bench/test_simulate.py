@@ -5,34 +5,34 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("joblib", reason="bench/simulate.py measures joblib beside ktask")
-from bench import simulate
+from bench import simulate, virtual_time
 
 
 def test_costs_have_the_mean_they_claim() -> None:
-    for workload in simulate.WORKLOADS:
-        seconds = simulate.costs(workload, 20_000)
-        assert sum(seconds) / len(seconds) == pytest.approx(simulate.CHUNK, rel=0.02)
-        assert seconds == simulate.costs(workload, 20_000)
+    for workload in virtual_time.WORKLOADS:
+        seconds = virtual_time.costs(workload, 20_000)
+        assert sum(seconds) / len(seconds) == pytest.approx(virtual_time.CHUNK, rel=0.02)
+        assert seconds == virtual_time.costs(workload, 20_000)
 
 
 def test_ideal_is_no_less_than_the_longest_chunk() -> None:
-    assert simulate.ideal([1.0, 1.0, 1.0, 1.0], 2) == 2
-    assert simulate.ideal([1.0, 5.0], 2) == 5
+    assert virtual_time.ideal([1.0, 1.0, 1.0, 1.0], 2) == 2
+    assert virtual_time.ideal([1.0, 5.0], 2) == 5
 
 
-@pytest.mark.parametrize("workload", simulate.WORKLOADS)
+@pytest.mark.parametrize("workload", virtual_time.WORKLOADS)
 @pytest.mark.parametrize("threads", [1, 3, 16])
 def test_no_schedule_beats_the_ideal(workload: str, threads: int) -> None:
-    assert simulate.in_order(workload, threads) <= 1 + 1e-9
-    best = simulate.ideal(simulate.costs(workload, 64 * threads), threads)
+    assert virtual_time.in_order(workload, threads) <= 1 + 1e-9
+    best = virtual_time.ideal(virtual_time.costs(workload, 64 * threads), threads)
     for fixed in (True, False):
-        assert simulate.model_makespan(workload, 64 * threads, threads, fixed=fixed) >= best - 1e-9
+        assert virtual_time.model_makespan(workload, 64 * threads, threads, fixed=fixed) >= best - 1e-9
 
 
 def test_shrinking_chunks_end_more_evenly_than_fixed_ones() -> None:
     for threads in (4, 16, 64, 256):
         fixed, shrinking = (
-            simulate.model_makespan("skewed", 256 * threads, threads, fixed=fixed) for fixed in (True, False)
+            virtual_time.model_makespan("skewed", 256 * threads, threads, fixed=fixed) for fixed in (True, False)
         )
         assert shrinking < fixed
 
@@ -49,8 +49,8 @@ def test_every_peer_does_the_same_work_in_the_smoke_run(
     monkeypatch.setattr(simulate, "doze", doze)
     for measured in simulate.PEERS:
         simulate.RUNNERS[measured]("uniform", 40, 4)
-    assert [sorted(done[peer]) for peer in simulate.PEERS] == [sorted(simulate.costs("uniform", 40))] * 3
+    assert [sorted(done[peer]) for peer in simulate.PEERS] == [sorted(virtual_time.costs("uniform", 40))] * 3
     simulate.main(["--smoke"])
     page = capsys.readouterr().out
-    for workload in simulate.WORKLOADS:
+    for workload in virtual_time.WORKLOADS:
         assert f"| {workload} | 4 |" in page

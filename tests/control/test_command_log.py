@@ -101,7 +101,7 @@ async def test_a_recorded_write_notes_its_outcome_and_changes_nothing_else(log: 
             raise InvalidValue("no")
         return f"{who.uid} {text}"
 
-    recorded = log.recording("f", write)
+    recorded, _ = log.keeping("f", write)
     with pytest.raises(KtaskfsError, match="no"):
         await recorded(ME, "bad")
     assert log.status(ME) == "f: EINVAL: no\n"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.control.command_log import CommandLog
-from ktaskfs.control.commands import CommandFile, Writers
+from ktaskfs.control.commands import CommandFile, Commands, Openings
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError
 from ktaskfs.vfs import Attributes, Caller
 
 if TYPE_CHECKING:
-    from ktaskfs.host.credentials import CallerProcess as Writer
+    from ktaskfs.host.credentials import CallerProcess
 
 ME = Caller(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
 
@@ -23,8 +23,8 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-class Commands:
-    """A command file, and what it was told."""
+class Recorder:
+    """A command file, and the commands that it ran."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, str, str]] = []
@@ -32,32 +32,30 @@ class Commands:
         self.file = CommandFile(
             2,
             Attributes(0o660, 0, 0, 0),
-            lambda caller: "usage\n",
-            self.command,
-            file="f",
-            log=self.log,
-            writers=Writers(),
+            Commands("f", lambda caller: "usage\n", self.run),
+            self.log,
+            Openings(),
         )
 
-    async def command(self, writer: Writer, text: str) -> str | None:
-        cwd = os.readlink(f"/proc/self/fd/{writer.cwd}")
-        writer.close()
+    async def run(self, caller: CallerProcess, text: str) -> str | None:
+        cwd = os.readlink(f"/proc/self/fd/{caller.cwd}")
+        caller.close()
         if text == "bad":
             raise InvalidValue("no")
-        self.told.append((writer.identity.pid, cwd, text))
+        self.told.append((caller.identity.pid, cwd, text))
         return f"{text} done\n"
 
 
 async def test_reading_shows_the_usage_and_keeps_nothing() -> None:
     before = open_files()
-    opened = await Commands().file.open(ME, os.O_RDONLY)
+    opened = await Recorder().file.open(ME, os.O_RDONLY)
     assert (await opened.read(0, 100), open_files()) == (b"usage\n", before)
     opened.release()
 
 
 async def test_each_write_gets_the_opener_and_the_opening_lets_go_of_it() -> None:
     before = open_files()
-    commands = Commands()
+    commands = Recorder()
     opened = await commands.file.open(ME, os.O_RDWR)
     assert open_files() == before + 2
     for text in ("one", "two"):
@@ -77,7 +75,7 @@ async def test_each_write_gets_the_opener_and_the_opening_lets_go_of_it() -> Non
 )
 async def test_whoever_cannot_be_identified_opens_nothing(caller: Caller) -> None:
     before = open_files()
-    commands = Commands()
+    commands = Recorder()
     with pytest.raises(NotPermitted):
         await commands.file.open(caller, os.O_WRONLY)
     assert commands.log.status(caller).startswith("f: EPERM: ")
@@ -86,7 +84,7 @@ async def test_whoever_cannot_be_identified_opens_nothing(caller: Caller) -> Non
 
 @pytest.mark.parametrize("room", [0, 1])
 async def test_without_a_descriptor_left_a_write_is_refused_and_loses_none(room: int) -> None:
-    commands = Commands()
+    commands = Recorder()
     opened = await commands.file.open(ME, os.O_WRONLY)
     before = open_files()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ktaskfs.control.metrics import Load, Metrics
+from ktaskfs.control.facts import Load
+from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.openmetrics import render
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
@@ -19,6 +20,7 @@ from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import EMPTY, State, Task
 from ktaskfs.tasks.tunables import Settings
 from ktaskfs.units import Nid
+from tests.support.tasks import change_history
 
 if TYPE_CHECKING:
     from ktaskfs.progress import Snapshot
@@ -51,7 +53,7 @@ class House:
 
     def add(self, number: int, state: State = State.NEW) -> Task:
         task = Task(number, f"t{number}", 1000, 1000)
-        task.operation = find_operations()["clear"]
+        task.define(find_operations()["clear"], {})
         task.state = state
         self.table.add(task)
         return task
@@ -81,7 +83,7 @@ def test_ends_and_units_are_counted_once() -> None:
         house.table.move(task, State.RUNNING)
         house.table.move(task, State.PAUSED)
         house.table.move(task, State.RUNNING)
-        task.final = worked(100 * number)
+        change_history(task, final=worked(100 * number))
         assert house.metrics.facts(0).units["clear", "bytes"] == sum(100 * n for n in range(1, number + 1))
         house.table.move(task, end)
         house.table.drop(task)
@@ -98,12 +100,13 @@ def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
     resumed = house.add(1)
     house.table.move(resumed, State.STARTING)
     house.table.move(resumed, State.RUNNING)
-    resumed.final = worked(300)
+    change_history(resumed, final=worked(300))
     house.table.move(resumed, State.INTERRUPTED)
     for _ in range(3):
-        before, resumed.final = resumed.final, None
+        before = resumed.history
+        change_history(resumed, final=None)
         house.table.move(resumed, State.STARTING)
-        resumed.final = before
+        resumed.history = before
         house.table.move(resumed, State.INTERRUPTED)
     refused = house.add(2)
     house.table.move(refused, State.STARTING)
@@ -118,7 +121,7 @@ def test_work_that_is_taken_back_was_work_all_the_same() -> None:
     house.follow()
     task = house.add(1)
     house.table.move(task, State.RUNNING)
-    task.final = worked(500, undone=True)
+    change_history(task, final=worked(500, undone=True))
     assert house.metrics.facts(0).units["clear", "bytes"] == 500
 
 

@@ -13,16 +13,20 @@ from hypothesis import strategies as st
 
 from ktaskfs.control import task_text
 from ktaskfs.control.manual import manual
+from ktaskfs.control.task_directory import TaskFiles
 from ktaskfs.control.wait import INTERVAL, WaitStream
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState, read_snapshot
+from ktaskfs.tasks.history import History
 from ktaskfs.tasks.task import EMPTY, State, Task
 from ktaskfs.units import PAGES
+from tests.support.tasks import change_history, change_texts
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
 OPERATIONS = find_operations()
+FILES = TaskFiles.of(OPERATIONS)
 THREAD = ThreadProgress(0, 71, -1, ThreadState.RUNNING, 3, 30, 1500, 0, 30, 40)
 HALF = Snapshot(
     phase=Phase.RUNNING,
@@ -41,11 +45,13 @@ HALF = Snapshot(
 
 def make(snapshot: Snapshot = HALF, state: State = State.RUNNING, **texts: str) -> Task:
     task = Task(1, "t", 7, 8, created_ns=10**18)
-    task.operation = OPERATIONS["clear"]
-    task.texts = {"path": "/a", **texts}
-    task.final = snapshot
+    task.history = History(OPERATIONS["clear"], {"path": "/a", **texts}, final=snapshot)
     task.state = state
     return task
+
+
+def status(task: Task) -> str:
+    return task_text.status(task, FILES.parameters[None if task.operation is None else task.operation.name].values())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,7 @@ def test_an_empty_task_that_is_done_is_done_wholly() -> None:
 
 def test_earlier_runs_count() -> None:
     task = make()
-    task.base = 40
+    change_history(task, base=40)
     assert task_text.progress(task) == "90 / 140\n"
 
 
@@ -93,7 +99,7 @@ def test_threads_are_a_table_and_a_dead_workers_have_ended() -> None:
 
 
 def test_status_is_keys_and_values_as_in_proc() -> None:
-    lines = task_text.status(make(length="4K", undo="1")).splitlines()
+    lines = status(make(length="4K", undo="1")).splitlines()
     fields = dict(line.split(":\t", 1) for line in lines)
     assert all(re.fullmatch(r"[A-Z][a-z_]*:\t.*", line) for line in lines)
     assert (fields["Name"], fields["State"], fields["Path"], fields["Length"]) == ("t", "running", "/a", "4K")
@@ -102,18 +108,24 @@ def test_status_is_keys_and_values_as_in_proc() -> None:
     assert (fields["Speed"], fields["Seconds"], fields["Finish"], fields["Error"]) == ("25B/s", "2.000", "2.0s", "0")
 
 
+def test_the_status_of_an_empty_task_shows_every_parameter_that_it_has_a_file_for() -> None:
+    shown = [line.partition(":\t")[0].lower() for line in status(Task(1, "t", 0, 0)).splitlines()]
+    files = [name for operation in OPERATIONS.values() for name in FILES.parameters[operation.name]]
+    assert shown[3 : shown.index("uid")] == list(dict.fromkeys(files))
+
+
 def test_no_path_can_forge_a_line_of_the_status() -> None:
     task = make()
-    task.texts["path"] = "/a\nState:\tdone\\"
-    lines = task_text.status(task).splitlines()
+    change_texts(task, path="/a\nState:\tdone\\")
+    lines = status(task).splitlines()
     assert [line for line in lines if line.startswith("State:")] == ["State:\trunning"]
     assert "Path:\t/a\\012State:\\011done\\134" in lines
 
 
 def test_no_path_is_a_command_to_the_terminal() -> None:
     task = make()
-    task.texts["path"] = "/ä\x1b[1m\u009b31m\u202e\udcff"
-    assert "Path:\t/ä\\033[1m\\302\\23331m\\342\\200\\256\\377\n" in task_text.status(task)
+    change_texts(task, path="/ä\x1b[1m\u009b31m\u202e\udcff")
+    assert "Path:\t/ä\\033[1m\\302\\23331m\\342\\200\\256\\377\n" in status(task)
 
 
 def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
@@ -131,7 +143,7 @@ def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
 
 def test_every_file_of_an_empty_task_can_be_read() -> None:
     task = Task(1, "t", 0, 0)
-    for render in (task_text.status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+    for render in (status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
         assert render(task)
     assert task_text.progress(task) == "0 / 0\n"
 
@@ -146,7 +158,7 @@ def test_a_scribbled_page_is_shown_without_harm(words: list[int]) -> None:
     finally:
         os.close(fd)
     task = make(snapshot)
-    for render in (task_text.status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+    for render in (status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
         assert render(task).endswith("\n")
     assert task_text.progress_line(task, snapshot, task_text.speed(snapshot))
 
@@ -158,7 +170,7 @@ async def test_wait_ends_with_a_line_for_the_whole_and_the_state(autojump_clock:
     assert (await stream.next_chunk()).startswith(b"[==========>.........]  50.0% (50/100)")
     assert autojump_clock.current_time() - began == pytest.approx(INTERVAL)
     assert not stream.ready()
-    task.final = replace(HALF, phase=Phase.CANCELLED)
+    change_history(task, final=replace(HALF, phase=Phase.CANCELLED))
     task.to(State.CANCELLED)
     assert stream.ready()
     line, state = (await stream.next_chunk()).decode().splitlines()

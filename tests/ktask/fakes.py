@@ -193,5 +193,32 @@ class Chunks:
         return sorted(units_of(self.finished))
 
 
+class Gate:
+    """A chunk function that tells when a chunk begins, and lets it end once chunks up to its position may end."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self._changed = threading.Condition()
+        self._open_to = 0
+
+    def __call__(self, start: int, end: int) -> None:
+        self.begun.release()
+        with self._changed:
+            assert self._changed.wait_for(lambda: end <= self._open_to, TIMEOUT)
+
+    def end_to(self, position: int) -> None:
+        """Chunks up to ``position`` may end."""
+        with self._changed:
+            self._open_to = position
+            self._changed.notify_all()
+
+    def wait_begun(self, chunks: int = 1) -> None:
+        for _ in range(chunks):
+            assert self.begun.acquire(timeout=TIMEOUT)
+
+    def none_begun(self) -> bool:
+        return not self.begun.acquire(blocking=False)
+
+
 class Unlucky(Exception):
     """What the chunk functions of these tests raise."""

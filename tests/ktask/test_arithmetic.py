@@ -54,7 +54,7 @@ def padata_chunk(size: int, min_chunk: int, align: int, works: int) -> int:
 @given(SIZES, CHUNKS, st.integers(1, 2**20), st.integers(1, 600))
 @example(100, 64, 1, 4)
 def test_threads_beside_padatas(size: int, least: int, align: int, most: int) -> None:
-    """One more for what is left over; fewer, though more than half, where the least chunk must be rounded up."""
+    """One thread more for a partial chunk; fewer, but more than half, if the least chunk must be rounded up."""
     ours, padatas = nthreads(size, least, 10**6, most, align=align), padata_threads(size, least, align, most)
     assert ours <= padatas + 1
     assert 2 * ours > padatas

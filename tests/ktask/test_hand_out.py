@@ -71,7 +71,7 @@ def test_without_a_largest_chunk_one_thread_gets_everything_at_once() -> None:
 
 
 def test_fixed_chunks_are_of_one_size_and_others_shrink() -> None:
-    """Four threads: the order of handing out does not depend on who asks."""
+    """Four threads: the order of handing out does not depend on which thread asks."""
 
     def sizes(fixed: bool) -> list[int]:
         ledger = Ledger()

@@ -1,7 +1,8 @@
-"""What a signal's handler raises in the first thread: at any moment nothing is lost and nobody is left behind."""
+"""A signal's handler raises in the first thread, at any moment: nothing is lost, no helper is left behind."""
 
 from __future__ import annotations
 
+import _thread
 import subprocess
 import sys
 import threading
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
-from ktaskfs.ktask.ending import ROUNDS
+from ktaskfs.ktask import HelperBudget, Job, Node
 from ktaskfs.ktask.scheduler import Scheduler
+from ktaskfs.ktask.task_threads import TaskThreads
 from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control, units_of
 
 if TYPE_CHECKING:
@@ -24,17 +25,11 @@ SIZE = 6
 NODES = [Node(0, SIZE, 0)]
 
 
-class Stop(BaseException):
-    """Neither an Exception nor one of Python's own."""
-
-
-class Late(Exception):
-    """As an alarm's handler raises it."""
-
-
 def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseException | None, bool]:
-    """What ``action`` raises, and whether it came as far, if ^C comes at the n-th of these: a function of ours is
-    entered, or one in C has returned to it. There Python looks whether a signal has come, among other places.
+    """Run ``action`` with ^C at the n-th step; returns what it raises, and whether it reached that step.
+
+    A step is the entry to a function of ours, or the return to it of a function in C: there, among other places, Python
+    looks for signals.
     """
     steps = 0
 
@@ -43,7 +38,7 @@ def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseExcepti
         code = frame.f_code
         if "/ktaskfs/ktask/" not in code.co_filename or event not in ("call", "c_return"):
             return
-        if code.co_name == "<genexpr>":  # what one that is thrown away raises, nobody ever gets
+        if code.co_name == "<genexpr>":  # Python drops an exception that a discarded generator raises
             return
         steps += 1
         if steps == step:
@@ -65,7 +60,7 @@ def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseExcepti
 def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
     main = threading.get_native_id()
     step = missed = 0
-    while missed < 20:  # one more run without the step that is to come says little: helpers may have done more of it
+    while missed < 20:  # a run may miss the step by chance, if helpers did more of the work
         step += 1
         lock = threading.Lock()
         done: set[int] = set()
@@ -109,7 +104,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
         if raised is None:
             assert (done, undone) == (set(range(SIZE)), set()), step
         elif job.outcome().units_undone:
-            assert done - undone <= set(own[-1:]), (step, "but for the one after which it was interrupted")
+            assert done - undone <= set(own[-1:]), (step, "all but the chunk at whose end it was interrupted is undone")
         left = units_of(job.remaining())
         assert len(left) == len(set(left)), (step, left)
         assert set(left) >= set(range(SIZE)) - done, step
@@ -120,7 +115,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
 
 @pytest.mark.parametrize("moment", ["chunk_assigned", "node_advanced"])
 def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Before it can say so the helper does all the rest: each unit is done once, or left to do, and never both."""
+    """The helper does all the rest before the first thread reports: each unit is either done once or left to do."""
     main = threading.get_native_id()
     ledger, armed, rest_done = Ledger(), [True], threading.Event()
     done: list[int] = []
@@ -142,9 +137,9 @@ def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) ->
 
     fail = Scheduler.fail
 
-    def fail_late(scheduler: Scheduler, worker: TaskThread, error: BaseException) -> None:
+    def fail_late(scheduler: Scheduler, thread: TaskThread, error: BaseException) -> None:
         assert rest_done.wait(TIMEOUT)
-        fail(scheduler, worker, error)
+        fail(scheduler, thread, error)
 
     monkeypatch.setattr(Scheduler, "fail", fail_late)
     ledger.after = interrupt
@@ -161,172 +156,37 @@ def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) ->
     assert len(done) == (SIZE if moment == "chunk_assigned" else SIZE - 1)
 
 
-@pytest.mark.parametrize("times", [2, 3 * ROUNDS])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])
-def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> None:
-    main = threading.get_native_id()
-    helper_in, go_on = threading.Event(), threading.Event()
-    finished: list[int] = []
+def test_between_the_budgets_grant_and_what_follows_no_helper_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each bytecode of the hiring, which is more often than Python looks for signals."""
+    monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: arguments[2].detach())
+    step, reached = 0, True
+    while reached:
+        step += 1
+        machine, count = FakeMachine(cpus=4), 0
+        budget = HelperBudget(machine, 100)
+        ctl = control(lambda start, end: None, max_threads=4, machine=machine, budget=budget, clock=FakeClock())
 
-    def each(start: int, end: int) -> None:
-        if threading.get_native_id() == main:
-            assert helper_in.wait(TIMEOUT)
-        else:
-            helper_in.set()
-            assert go_on.wait(TIMEOUT)
-        finished.append(start)
+        def trace(frame: FrameType, event: str, argument: Any, last: int = step) -> Any:
+            nonlocal count
+            if frame.f_code is not TaskThreads.hire.__code__:
+                return None
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            if event == "opcode" and count == last:
+                raise KeyboardInterrupt
+            return trace
 
-    class Interrupted(FakeClock):
-        """Only the last time that something is raised may the helper end."""
-
-        left = times
-
-        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
-            if seconds is None and self.left:
-                self.left -= 1
-                raise kind("now")
-            if seconds is None:
-                go_on.set()
-            super().wait(gate, seconds)
-
-    ledger = Ledger()
-    undone: list[tuple[int, int]] = []
-    ctl = control(
-        each,
-        max_chunk_size=1,
-        max_threads=2,
-        monitor=ledger,
-        clock=Interrupted(),
-        undo_func=lambda start, end: undone.append((start, end)),
-    )
-    with pytest.raises(TaskError if kind is Late else kind) as caught:
-        Job([Node(0, 2)], ctl).run()
-    if isinstance(caught.value, TaskError):
-        assert isinstance(caught.value.error, Late)
-    assert sorted(finished) == [0, 1]
-    assert ledger.live == {}
-    assert undone == [(0, 2)], "a run that does not return has done nothing"
-
-
-class Twice(FakeClock):
-    """Interrupts the first thread two times as it waits for helpers, and says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.interrupts: list[BaseException] = [SystemExit("second"), KeyboardInterrupt("first")]
-        self.over = threading.Event()
-
-    def wait(self, gate: threading.Lock, seconds: float | None) -> None:
-        if seconds is None and self.interrupts:
-            raise self.interrupts.pop()
-        if seconds is None:
-            self.over.set()
-        super().wait(gate, seconds)
-
-
-@pytest.mark.parametrize("failed_before", [False, True])
-def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
-    """With the failure that came before it, if there is one, as its cause."""
-    main, clock, together = threading.get_native_id(), Twice(), threading.Barrier(2)
-
-    def each(start: int, end: int) -> None:
-        together.wait(TIMEOUT)
-        if threading.get_native_id() != main:
-            assert clock.over.wait(TIMEOUT)
-        elif failed_before:
-            raise Late
-
-    with pytest.raises(KeyboardInterrupt, match="first") as caught:
-        Job([Node(0, 2)], control(each, max_chunk_size=1, max_threads=2, clock=clock)).run()
-    assert type(caught.value.__cause__) is (Late if failed_before else type(None))
-
-
-class Broken(Ledger):
-    """Raises whenever a chunk has failed and the first thread ends, which it must not."""
-
-    def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
-        super().chunk_failed(slot, node, start, end)
-        raise ZeroDivisionError
-
-    def thread_ended(self, slot: int) -> None:
-        super().thread_ended(slot)
-        if slot == 0:
-            raise ZeroDivisionError
-
-
-def test_a_monitor_that_raises_each_time_does_not_end_the_waiting() -> None:
-    machine, ledger, together = FakeMachine(cpus=4, nodes={0: frozenset({0, 1})}), Broken(), threading.Barrier(2)
-    main, undone = threading.get_native_id(), []
-    waiting = threading.Event()
-
-    class Clock(FakeClock):
-        def wait(self, gate: threading.Lock, seconds: float | None) -> None:
-            if seconds is None:
-                waiting.set()
-            super().wait(gate, seconds)
-
-    finished: list[int] = []
-
-    def each(start: int, end: int) -> None:
-        together.wait(TIMEOUT)
-        if threading.get_native_id() == main:
-            raise Late
-        assert waiting.wait(TIMEOUT)
-        finished.append(start)
-
-    ctl = control(
-        each,
-        max_chunk_size=1,
-        max_threads=2,
-        monitor=ledger,
-        machine=machine,
-        clock=Clock(),
-        undo_func=lambda start, end: undone.append(start),
-    )
-    with pytest.raises(TaskError) as caught:
-        Job([Node(0, 9, 0)], ctl).run()
-    assert isinstance(caught.value.error, Late)
-    assert ledger.live == {}
-    assert finished == undone
-    assert machine.placed[-1] == (main, machine.placement())
-
-
-def test_a_budget_that_raises_each_time_ends_the_run() -> None:
-    calls = 0
-
-    class Budget(HelperBudget):
-        def hire(self, helper: object) -> bool:
-            raise Late
-
-        def dismiss(self, helper: object) -> None:
-            nonlocal calls
-            calls += 1
-            if calls < 5 * ROUNDS:
-                raise Late
-
-    with pytest.raises(TaskError) as caught:
-        Job([Node(0, 9)], control(lambda start, end: None, budget=Budget(FakeMachine()))).run()
-    assert isinstance(caught.value.error, Late)
-    assert calls <= 2 * ROUNDS
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Stop, Late])
-def test_while_it_undoes(kind: type[BaseException]) -> None:
-    given: list[tuple[int, int]] = []
-
-    def each(start: int, end: int) -> None:
-        if start in (2, 20):
-            raise ValueError(start)
-
-    def undo(start: int, end: int) -> None:
-        given.append((start, end))
-        raise kind("in undo")
-
-    job = Job([Node(10, 3), Node(0, 5)], control(each, max_chunk_size=1, max_threads=1, undo_func=undo))
-    with pytest.raises(TaskError if kind is Late else kind):
-        job.run()
-    assert given == [(10, 13), (0, 2)]
-    assert job.outcome().units_undone == 5
+        raised: BaseException | None = None
+        sys.settrace(trace)
+        try:
+            Job(NODES, ctl).run()
+        except KeyboardInterrupt as error:
+            raised = error
+        finally:
+            sys.settrace(None)
+        reached = raised is not None
+        assert [budget.hire(number) for number in range(5)] == [True] * 4 + [False], step
+    assert step > 100
 
 
 ALARMS = """
@@ -363,10 +223,10 @@ for _ in range(600):
     assert live.count <= 0, "somebody outlived the run"
 print("interrupted" if interrupted else "never", flush=True)
 """
-"""In a process of its own: there Python runs nothing of others that an alarm could hit."""
+"""Run in a process of its own, where an alarm cannot hit other code."""
 
 
 def test_real_alarms() -> None:
-    """What their handler raises passes through, whenever they ring, and nothing else comes."""
+    """Their handler's exception passes through, whenever they ring, and no other is raised."""
     script = subprocess.run([sys.executable, "-c", ALARMS], capture_output=True, text=True, timeout=TIMEOUT)
     assert (script.returncode, script.stdout) == (0, "interrupted\n"), script.stderr

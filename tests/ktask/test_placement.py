@@ -208,7 +208,7 @@ def test_a_helper_is_pinned_to_one_node_at_a_time() -> None:
         budget.dismiss(three)
     assert pins(budget, [0, 1, 0]) == [True, True, True]
     assert not budget.hire(object()), "and no more than there were"
-    assert budget.hire(two), "who is one of them stays it"
+    assert budget.hire(two), "a hired helper stays hired"
 
 
 def test_place_on_node_stays_within_what_is_allowed() -> None:

@@ -83,6 +83,71 @@ def test_failed_ranges_are_left_out_and_the_rest_merged() -> None:
     assert undone == [(0, 3), (4, 5), (7, 10)]
 
 
+def test_failed_chunks_are_undone_too_where_the_client_can_each_by_itself() -> None:
+    """Two threads fail at chunks 3 and 4 at the same time, after all before them are done."""
+    failing = threading.Barrier(2)
+    undone: list[tuple[int, int]] = []
+    ledger = Ledger()
+
+    def each(start: int, end: int) -> None:
+        if start >= 3:
+            failing.wait(TIMEOUT)
+            raise Unlucky(start)
+
+    ctl = control(
+        each,
+        max_chunk_size=1,
+        max_threads=2,
+        undo_func=lambda a, b: undone.append((a, b)),
+        undo_failed=True,
+        monitor=ledger,
+    )
+    with pytest.raises(TaskError) as caught:
+        ktask.run(0, 5, ctl)
+    assert undone == [(0, 3), (3, 4), (4, 5)]
+    outcome = caught.value.outcome
+    assert (outcome.units_done, outcome.units_undone) == (0, 3), "a failed chunk is neither done nor undone"
+    assert outcome.remaining() == (Node(0, 5),)
+    assert ledger.done_units() == set()
+
+
+def test_chunks_that_were_not_handed_out_are_not_undone() -> None:
+    undone: list[tuple[int, int]] = []
+
+    def each(start: int, end: int) -> None:
+        raise Unlucky(start)
+
+    ctl = control(
+        each, max_chunk_size=1, max_threads=1, undo_func=lambda a, b: undone.append((a, b)), undo_failed=True
+    )
+    with pytest.raises(TaskError):
+        ktask.run(0, 10, ctl)
+    assert undone == [(0, 1)]
+
+
+def test_a_failed_chunk_whose_undo_fails_is_told_of_in_a_note() -> None:
+    def each(start: int, end: int) -> None:
+        if start == 2:
+            raise Unlucky(start)
+
+    def undo(start: int, end: int) -> None:
+        if start == 2:
+            raise OSError("cannot take it back")
+
+    ctl = control(each, max_chunk_size=1, max_threads=1, undo_func=undo, undo_failed=True)
+    with pytest.raises(TaskError) as caught:
+        ktask.run(0, 10, ctl)
+    assert isinstance(caught.value.error, Unlucky)
+    assert caught.value.error.__notes__ == ["undo failed at 2: OSError('cannot take it back')"]
+
+
+def test_undo_failed_needs_an_undo_func_and_a_flag() -> None:
+    with pytest.raises(ValueError, match="undo_failed needs an undo_func"):
+        control(lambda start, end: None, undo_failed=True)
+    with pytest.raises(TypeError, match="undo_failed is 1"):
+        control(lambda start, end: None, undo_func=lambda start, end: None, undo_failed=1)
+
+
 @pytest.mark.parametrize("when", [0, 4])
 def test_cancel_undoes_too(when: int) -> None:
     undone: list[tuple[int, int]] = []

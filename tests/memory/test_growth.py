@@ -17,9 +17,10 @@ from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import Target
 from ktaskfs.ktask import LinuxMachine, Placement
 from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, write_bytes
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Place, Runner
 
 LENGTH = 8 * HUGE
@@ -50,7 +51,7 @@ def test_undo_spares_what_another_task_has_allocated(runner: Runner, place: Plac
     path = place.directory / "vm"
     first = runner.prepare("fallocate", path=path, length=LENGTH, undo=1)
     runner.run("fallocate", path=path, length=LENGTH)
-    first.finish()
+    first.finish(not_begun(first))
     assert (path.stat().st_size, allocated(path)) == (LENGTH, LENGTH)
 
 
@@ -149,7 +150,7 @@ def test_undo_leaves_pages_past_the_old_end(runner: Runner, place: Place) -> Non
     plan.control.thread_func(0, LENGTH)
     assert plan.control.undo_func is not None
     plan.control.undo_func(0, LENGTH)
-    plan.finish()
+    plan.finish(not_begun(plan))
     assert allocated(path) == 4 * HUGE
 
 
@@ -224,7 +225,7 @@ def test_a_file_that_fallocate_has_extended_can_be_filled_with_undo(runner: Runn
     second.control.thread_func(0, LENGTH)
     assert second.control.undo_func is not None
     second.control.undo_func(0, LENGTH)
-    second.finish()
+    second.finish(not_begun(second))
     assert allocated(path) == left_by("fallocate", path)
     first.abort()
     assert not path.exists()
@@ -238,7 +239,7 @@ def test_undo_frees_the_last_page_too(runner: Runner, place: Place) -> None:
     path.rename(place.directory / "renamed")  # so that it is not removed at the end
     assert plan.control.undo_func is not None
     plan.control.undo_func(0, LENGTH)
-    plan.finish()
+    plan.finish(not_begun(plan))
     assert allocated(place.directory / "renamed") == 0
 
 

@@ -9,9 +9,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
-from ktaskfs.tasks.record import Record, StateDirectory, snapshot_to_json
-from ktaskfs.tasks.task import EMPTY
+from ktaskfs.tasks.history import History
+from ktaskfs.tasks.record import Record
+from ktaskfs.tasks.state_directory import StateDirectory
+from ktaskfs.tasks.task import EMPTY, State
 from tests.support.resident import resident
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.daemon import Mount
 
+CLEAR = find_operations()["clear"]
 TASKS = 2000
 BYTES_PER_TASK = 12 << 10
 """What the daemon may hold for a task whose every file was listed; ten thousand of them then take 120 MiB."""
@@ -41,11 +45,9 @@ def ended_task(number: int) -> Record:
         name=f"t{number}",
         uid=number % 3,
         gid=0,
-        operation="clear",
-        parameters={"path": f"/dev/hugepages/{number}", "length": "4K"},
-        state="done",
         created_ns=number,
-        final=snapshot_to_json(final),
+        state=State.DONE,
+        history=History(CLEAR, {"path": f"/dev/hugepages/{number}", "length": "4K"}, final=final),
     )
 
 

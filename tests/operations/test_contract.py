@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
 

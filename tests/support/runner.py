@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Operation, Plan
+    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.plan import Plan
     from ktaskfs.span import Node
 
 POOL_PAGES: Final = {2 << 20: 64, 1 << 30: 2}
@@ -59,9 +60,12 @@ class Runner:
     def work(self, plan: Plan, *, threads: int = 2, **changes: Any) -> Outcome:
         """Run a plan to its end, with ``changes`` to its Control."""
         try:
-            return Job(plan.nodes, dataclasses.replace(plan.control, max_threads=threads, **changes)).run()
-        finally:
-            plan.finish()
+            outcome = Job(plan.nodes, dataclasses.replace(plan.control, max_threads=threads, **changes)).run()
+        except TaskError as error:
+            plan.finish(error.outcome)
+            raise
+        plan.finish(outcome)
+        return outcome
 
     def failure(self, plan: Plan, **changes: Any) -> KtaskfsError:
         """As ``work``, for the error of the chunk that fails."""
@@ -74,8 +78,8 @@ class Runner:
         """As ``work``, for what stands in ``result`` afterwards."""
         results: list[str] = []
 
-        def finish() -> str:
-            results.append(plan.finish())
+        def finish(outcome: Outcome) -> str:
+            results.append(plan.finish(outcome))
             return results[0]
 
         self.work(dataclasses.replace(plan, finish=finish), threads=threads)
@@ -85,6 +89,11 @@ class Runner:
         """Prepare and work, in chunks of the least size."""
         plan = self.prepare(operation, remaining, **texts)
         return self.work(plan, max_chunk_size=plan.control.min_chunk_size)
+
+
+def not_begun(plan: Plan) -> Outcome:
+    """The outcome of a job before it begins, to finish a plan whose functions a test calls itself."""
+    return Job(plan.nodes, plan.control).outcome()
 
 
 @pytest.fixture(scope="session")

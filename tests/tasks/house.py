@@ -12,10 +12,11 @@ import trio
 
 from ktaskfs.host.credentials import CallerProcess, read_caller
 from ktaskfs.operations.base.registry import find_operations
+from ktaskfs.tasks.context import TaskContext
 from ktaskfs.tasks.launcher import Launcher
-from ktaskfs.tasks.record import StateDirectory
 from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.spec import parse_spec
+from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ENDED, State, Task
 from ktaskfs.tasks.tunables import TUNABLES, Settings
@@ -78,7 +79,8 @@ class House:
         self.table = TaskTable(self.settings)
         self.state = StateDirectory(str(statedir))
         self.launcher = Launcher(nursery)
-        self.service = TaskService(self.table, self.launcher, self.state, OPERATIONS, nursery)
+        context = TaskContext(self.table, self.launcher, self.state, OPERATIONS, nursery)
+        self.service = TaskService(context)
 
     async def run(self, *lines: str) -> list[Task]:
         """What a write of ``lines`` to ``tasks/control`` does."""

@@ -17,11 +17,12 @@ import pytest
 
 from ktaskfs.host import credentials
 from ktaskfs.progress import write_requests
-from ktaskfs.tasks import recruit as recruit_module
+from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.record import VERSION
 from ktaskfs.tasks.task import State, Task
 from tests.support.processes import has_ended
+from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, me, open_files, open_house, read_json, stop_spare, until
 
 if TYPE_CHECKING:
@@ -65,13 +66,33 @@ async def test_a_worker_that_lives_goes_on(statedir: Path, memory: Path) -> None
         assert task.worker is not None
         assert (task.state, task.worker.pid) == (State.PAUSED, pid)
         assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4096, SIZE)
-        task.texts.pop("rate_max")
+        change_texts(task, rate_max=None)
         house.service.set_live(task)
         await house.service.resume(task, me())
         assert await ended(task) is State.DONE
         assert (task.done(task.snapshot()), house.files()) == (SIZE, ["00000001.json"])
         assert (await house.run_one(f"fallocate path={memory}/file length=64K")).name == "fallocate-2"
     assert open_files() == before
+
+
+async def test_a_task_of_a_daemon_that_wrote_version_1_goes_on(statedir: Path, memory: Path) -> None:
+    pid = await leave_paused(statedir, memory)
+    path = statedir / "00000001.json"
+    fields = read_json(str(path)) | {"version": 1}
+    fields["basis"] = fields.pop("baseline")
+    path.write_text(json.dumps(fields))
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert task.worker is not None
+        assert (task.state, task.worker.pid) == (State.PAUSED, pid)
+        house.service.kill(task)
+        assert await ended(task) is State.INTERRUPTED
+        change_texts(task, rate_max=None)
+        await house.service.resume(task, me())
+        assert await ended(task) is State.DONE
+        assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
+        assert house.record(task)["version"] == VERSION
+        assert house.record(task)["baseline"]["total"] == SIZE
 
 
 async def test_a_worker_that_dies_after_that_is_interrupted_without_a_status(statedir: Path, memory: Path) -> None:
@@ -132,7 +153,7 @@ async def test_a_worker_that_died_meanwhile_is_interrupted_where_it_was(statedir
         snapshot = task.snapshot()
         assert (snapshot.errno, snapshot.error_position) == (errno.EINTR, 4096)
         assert snapshot.ended_ns > snapshot.started_ns, "or its time would go on, and its speed down"
-        task.texts.pop("rate_max")
+        change_texts(task, rate_max=None)
         await house.service.resume(task, me())
         assert await ended(task) is State.DONE
         assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
@@ -220,7 +241,7 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
     async with open_house(statedir) as house:
         worker = await stop_spare(house)
-        monkeypatch.setattr(recruit_module, "TIMEOUT", 0.2)
+        monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.2)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
         house.service.save(house.table.require("t"))
@@ -253,7 +274,7 @@ async def test_a_worker_that_hangs_in_its_start_can_be_killed_by_the_next_daemon
 async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory: Path) -> None:
     async with open_house(statedir) as house:
         new = house.service.create_empty("new", 7, 8)
-        new.texts["length"] = "4096"
+        change_texts(new, length="4096")
         house.service.save(new)
         done = await house.run_one(f"fallocate path={memory}/file length=64K name=done")
         await ended(done)

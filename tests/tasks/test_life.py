@@ -17,6 +17,7 @@ from ktaskfs.span import Node
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State, Task
+from tests.support.tasks import change_texts
 from tests.tasks.house import OPERATIONS, House, ended, me, open_files, until
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ async def test_a_task_is_paused_resumed_and_paused_again(house: House, memory: P
     await house.service.resume(task, me())
     assert (task.state, house.record(task)["state"]) == (State.RUNNING, "running")
     house.service.pause(task)
-    task.texts.pop("rate_max")
+    change_texts(task, rate_max=None)
     house.service.set_live(task)
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
@@ -84,11 +85,11 @@ async def test_cancel_ends_a_task_after_the_chunk_and_resume_does_the_rest(
     house.service.cancel(task)
     assert await ended(task) is State.CANCELLED
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4096, SIZE)
-    task.texts.pop("rate_max")
+    change_texts(task, rate_max=None)
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
-    assert task.remaining == (Node(4096, SIZE - 4096, -1),)
+    assert task.history.remaining == (Node(4096, SIZE - 4096, -1),)
 
 
 @pytest.mark.parametrize("how", ["kill", "signal"])
@@ -106,7 +107,7 @@ async def test_a_worker_that_is_killed_leaves_the_exact_position(house: House, m
     assert snapshot.message == "the worker died, killed by signal 9 (SIGKILL)"
     await until(lambda: open_files() == before, "all descriptors are closed")
     assert house.files() == ["00000001.json"]
-    task.texts.pop("rate_max")
+    change_texts(task, rate_max=None)
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
     assert task.done(task.snapshot()) == task.total(task.snapshot()) == SIZE
@@ -127,7 +128,7 @@ async def test_an_earlier_run_is_never_counted_twice(
     assert await ended(task) is State.CANCELLED
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4096, SIZE)
     house.spawner().resume()
-    task.texts.pop("rate_max")
+    change_texts(task, rate_max=None)
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (SIZE, SIZE)
@@ -175,7 +176,7 @@ async def test_live_limits_reach_the_worker(house: House, memory: Path) -> None:
     task = await house.paused(memory / "file")
     house.set("nice", 3)
     assert task.requests.nice == 3
-    task.texts["nice"] = "5"
+    change_texts(task, nice="5")
     house.service.set_live(task)
     assert task.requests.nice == 5
 
@@ -233,7 +234,7 @@ async def test_a_directory_that_fails_later_costs_no_task_and_not_the_daemon(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    task.texts.pop("rate_max")
+    change_texts(task, rate_max=None)
     with caplog.at_level(logging.ERROR), monkeypatch.context() as patch:
         patch.setattr(house.state, method, fail)
         house.service.set_live(task)

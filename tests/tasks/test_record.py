@@ -19,15 +19,20 @@ from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.operations.base.registry import find_operations
-from ktaskfs.progress import NodeProgress, Phase, Snapshot, ThreadProgress, ThreadState
-from ktaskfs.tasks.record import VERSION, Record, StateDirectory, snapshot_from_json, snapshot_to_json
-from ktaskfs.tasks.task import Task
+from ktaskfs.operations.base.resume import Baseline
+from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.span import Node
+from ktaskfs.tasks.history import History
+from ktaskfs.tasks.record import VERSION, Record, record_from_json
+from ktaskfs.tasks.state_directory import StateDirectory
+from ktaskfs.tasks.task import State
 from tests.support.filesystems import tmpfs as mount_tmpfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OPERATIONS = find_operations()
 FINAL = Snapshot(
     phase=Phase.FAILED,
     started_ns=5,
@@ -46,17 +51,21 @@ RECORD = Record(
     name="vm0",
     uid=1,
     gid=2,
-    operation="clear",
-    parameters={"path": "/a b\n", "length": "64G", "nice": "3"},
-    state="failed",
     created_ns=1,
+    state=State.FAILED,
+    history=History(
+        operation=OPERATIONS["clear"],
+        texts={"path": "/a b\n", "length": "64G", "nice": "3"},
+        remaining=(Node(1, 1, -1),),
+        base=50,
+        baseline=Baseline({"path": (1, 2, 3)}, end=2, size=2, total=51),
+        planned=1,
+        final=FINAL,
+        result="text\n",
+    ),
     pid=77,
     start_time=88,
-    remaining=[(1, 2, -1)],
-    base=50,
-    shape=(2, 64),
-    final=snapshot_to_json(FINAL),
-    result="text\n",
+    shape=Shape(2, 64),
 )
 
 
@@ -73,28 +82,69 @@ def write_raw(state: StateDirectory, name: str, data: bytes) -> None:
 
 
 def as_json(record: Record, **changes: Any) -> bytes:
-    return json.dumps({"version": VERSION} | asdict(record) | changes).encode()
+    return json.dumps(record.to_json() | changes).encode()
+
+
+def records(state: StateDirectory) -> list[Record]:
+    """Every record that can be read."""
+    return list(state.records(OPERATIONS))
 
 
 def test_what_was_written_is_read_back(state: StateDirectory) -> None:
-    minimal = Record(12, "x", 0, 0, None, {}, "new", 5)
+    minimal = Record(12, "x", 0, 0, 5, State.NEW, History())
     state.write(minimal)
     state.write(RECORD)
-    first, second = state.records()
-    assert second == minimal
-    assert json.dumps(asdict(first)) == json.dumps(asdict(RECORD))
-    assert snapshot_from_json(first.final or {}) == FINAL
+    assert records(state) == [RECORD, minimal]
 
 
 def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
-    operations = find_operations()
-    task = Task.from_record(RECORD, operations)
-    state.write(task.record())
-    (read,) = state.records()
-    again = Task.from_record(read, operations)
-    assert again.history == task.history
+    task = RECORD.make_task()
+    state.write(Record.of(task))
+    (read,) = records(state)
+    again = read.make_task()
+    assert again.history == task.history == RECORD.history
     assert (again.number, again.name, again.uid, again.gid, again.state) == (3, "vm0", 1, 2, "failed")
-    assert (again.texts, again.created_ns, again.operation) == (RECORD.parameters, 1, operations["clear"])
+    assert (again.created_ns, again.worker, read.pid) == (1, None, None)
+
+
+def test_the_form_on_disk_stays() -> None:
+    """Another version of the daemon reads it; only a new VERSION may change it."""
+    fields = json.loads(as_json(RECORD))
+    assert (VERSION, fields.pop("version")) == (2, 2)
+    assert fields.pop("final") == json.loads(json.dumps(asdict(FINAL)))
+    assert fields == {
+        "task": 3,
+        "name": "vm0",
+        "uid": 1,
+        "gid": 2,
+        "operation": "clear",
+        "parameters": {"path": "/a b\n", "length": "64G", "nice": "3"},
+        "state": "failed",
+        "created_ns": 1,
+        "pid": 77,
+        "start_time": 88,
+        "remaining": [[1, 2, -1]],
+        "base": 50,
+        "baseline": {"files": {"path": [1, 2, 3]}, "end": 2, "size": 2, "total": 51},
+        "shape": [2, 64],
+        "result": "text\n",
+    }
+
+
+def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
+    write_raw(
+        state,
+        "00000003.json",
+        b'{"version": 1, "task": 3, "name": "vm0", "uid": 1, "gid": 2, "operation": "clear", "parameters": {"path": '
+        b'"/a b\\n", "length": "64G", "nice": "3"}, "state": "failed", "created_ns": 1, "pid": 77, "start_time": 88, '
+        b'"remaining": [[1, 2, -1]], "base": 50, "basis": {"files": {"path": [1, 2, 3]}, "end": 2, "size": 2, "total": '
+        b'51}, "shape": [2, 64], "final": {"phase": 3, "started_ns": 5, "ended_ns": 9223372036854775808, "total": 100, '
+        b'"errno": 12, "error_position": -1, "message": "no \\u00e9", "result_size": 0, "undone": false, "nodes": '
+        b'[{"start": 0, "size": 100, "nid": -1, "position": 50}], "threads": [{"slot": 0, "tid": 7, "nid": -1, '
+        b'"state": 5, "chunks": 1, "units": 50, "busy_us": 9, "node": 0, "start": 40, "end": 50}]}, '
+        b'"result": "text\\n"}',
+    )
+    assert records(state) == [RECORD]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +153,7 @@ def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
 )
 def test_a_task_that_nobody_understands_any_more(change: dict[str, Any]) -> None:
     with pytest.raises((InvalidValue, ValueError)):
-        Task.from_record(replace(RECORD, **change), find_operations())
+        record_from_json(json.loads(as_json(RECORD, **change)), 3, OPERATIONS)
 
 
 def test_the_directory_and_its_files_are_the_daemons_alone(state: StateDirectory) -> None:
@@ -118,7 +168,7 @@ def test_a_record_is_replaced_whole(state: StateDirectory) -> None:
     with open(os.path.join(state.path, "00000003.json"), "rb") as before:
         state.write(replace(RECORD, name="other"))
         assert json.load(before)["name"] == "vm0"
-    assert [record.name for record in state.records()] == ["other"]
+    assert [record.name for record in records(state)] == ["other"]
 
 
 @pytest.mark.usefixtures("root")
@@ -127,16 +177,17 @@ def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
         state = StateDirectory(str(full / "state"))
         try:
             state.write(RECORD)
+            large = replace(RECORD, history=replace(RECORD.history, result="r" * 20_000))
             before = len(os.listdir("/proc/self/fd"))
             room = os.statvfs(full)
             (full / "filler").write_bytes(b"x" * room.f_bsize * room.f_bfree)
             with pytest.raises(OSError, match="No space left"):
-                state.write(replace(RECORD, result="r" * 20_000))
-            assert [record.result for record in state.records()] == [RECORD.result]
+                state.write(large)
+            assert records(state) == [RECORD]
             assert sorted(os.listdir(state.path)) == ["00000003.json", "lock"]
             assert len(os.listdir("/proc/self/fd")) == before
             os.unlink(full / "filler")
-            state.write(replace(RECORD, result="r" * 20_000))
+            state.write(large)
         finally:
             state.close()
 
@@ -176,7 +227,7 @@ BAD: dict[str, bytes] = {
     "deep": b"[" * 100_000,
     "not UTF-8": b'{"version": 1, "name": "\xff"}',
     "other version": as_json(RECORD, version=VERSION + 1),
-    "no version": json.dumps(asdict(RECORD)).encode(),
+    "no version": json.dumps({name: value for name, value in RECORD.to_json().items() if name != "version"}).encode(),
     "unknown field": as_json(RECORD, colour="red"),
     "missing field": json.dumps({"version": VERSION, "task": 3}).encode(),
     "another's number": as_json(RECORD, task=4),
@@ -190,8 +241,8 @@ BAD: dict[str, bytes] = {
     "remaining": as_json(RECORD, remaining=[[1, 2]]),
     "remaining text": as_json(RECORD, remaining=[["a", "b", "c"]]),
     "final": as_json(RECORD, final={"phase": 1}),
-    "final phase": as_json(RECORD, final=snapshot_to_json(FINAL) | {"phase": 99}),
-    "final thread": as_json(RECORD, final=snapshot_to_json(FINAL) | {"threads": [1]}),
+    "final phase": as_json(RECORD, final=asdict(FINAL) | {"phase": 99}),
+    "final thread": as_json(RECORD, final=asdict(FINAL) | {"threads": [1]}),
 }
 
 
@@ -204,19 +255,19 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_hurts_no_other(
     for each in sound:
         state.write(each)
     with caplog.at_level(logging.WARNING):
-        assert [record.name for record in state.records()] == ["t2", "t4"]
+        assert [record.name for record in records(state)] == ["t2", "t4"]
     assert "setting aside the record" in caplog.text
     assert "00000003.json" in caplog.text
     with open(os.path.join(state.path, "00000003.json.bad"), "rb") as file:
         assert file.read() == data
     caplog.clear()
-    assert len(list(state.records())) == 2
+    assert len(records(state)) == 2
     assert caplog.text == ""
 
 
 def test_a_directory_in_a_records_place_is_set_aside(state: StateDirectory) -> None:
     os.mkdir(os.path.join(state.path, "00000003.json"))
-    assert list(state.records()) == []
+    assert records(state) == []
     assert os.path.isdir(os.path.join(state.path, "00000003.json.bad"))
 
 
@@ -228,18 +279,15 @@ def test_a_record_with_any_field_changed_is_read_or_set_aside(data: st.DataObjec
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
         max_leaves=4,
     )
-    field = data.draw(st.sampled_from(sorted(asdict(RECORD))))
+    field = data.draw(st.sampled_from(sorted(RECORD.to_json())))
     raw = as_json(RECORD, **{field: data.draw(anything)})
     path = f"/dev/shm/ktask-state-{os.getpid()}"
     state = StateDirectory(path)
     try:
         write_raw(state, "00000003.json", raw)
-        for record in state.records():
-            try:
-                task = Task.from_record(record, find_operations())
-            except (KtaskfsError, ValueError):
-                continue
-            assert task.record().name == record.name
+        for record in records(state):
+            task = record.make_task()
+            assert Record.of(task).name == record.name
             task.rate_limit()
     finally:
         for entry in os.listdir(path):
@@ -250,7 +298,7 @@ def test_a_record_with_any_field_changed_is_read_or_set_aside(data: st.DataObjec
 
 HOLDER = """
 import sys
-from ktaskfs.tasks.record import StateDirectory
+from ktaskfs.tasks.state_directory import StateDirectory
 state = StateDirectory(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from ktaskfs.errors import WorkerLost
-from ktaskfs.tasks import recruit as recruit_module
+from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks.task import State
+from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.1)
     spawner = house.spawner()
     spawner.suspend()
     with pytest.raises(WorkerLost, match="no worker could be started within") as error:
@@ -38,7 +39,7 @@ async def test_a_spawner_that_was_killed_is_started_anew_and_tasks_do_not_notice
     second = await house.run_one(f"fallocate path={memory}/second length=64K")
     assert await ended(second) is State.DONE
     assert first.state is State.PAUSED
-    first.texts.pop("rate_max")
+    change_texts(first, rate_max=None)
     house.service.set_live(first)
     await house.service.resume(first, me())
     assert await ended(first) is State.DONE

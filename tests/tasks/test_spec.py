@@ -14,16 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.base.operation import Operation, Plan
+from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.ranges._range import RangeParameters
 from ktaskfs.tasks.spec import Spec, check_name, parse_spec, split_words
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ktaskfs.host.kernel import Kernel
-    from ktaskfs.span import Node
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 LINES = st.text(st.sampled_from("ab =\"'\\ \t\n\r#{}:,\u00e9\u00a0\x1c"), max_size=30)
 BLANKS = " \t\r\n"
@@ -40,7 +37,7 @@ class Wipe(Operation[Nothing]):
     units = BYTES
     parameters = Nothing
 
-    def prepare(self, kernel: Kernel, parameters: Nothing, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[Nothing]) -> Plan:
         raise NotImplementedError
 
 

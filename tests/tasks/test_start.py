@@ -12,10 +12,11 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, WorkerLost, WrongState
 from ktaskfs.progress import Requests, read_requests
-from ktaskfs.tasks import recruit as recruit_module
+from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
+from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, me, open_files, stop_spare, until
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ async def test_a_late_start_can_be_cancelled_and_killed(house: House, memory: Pa
 async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begins(house: House, memory: Path) -> None:
     task = await begin_late(house, f"fallocate path={memory}/file length=1M chunk=4096 rate_max=1 max_threads=2")
     house.set("nice", 7)
-    task.texts |= {"rate_max": "2", "max_threads": "1"}
+    change_texts(task, rate_max="2", max_threads="1")
     house.service.set_live(task)
     house.spawner().resume()
     await until(lambda: task.state is State.RUNNING, "the task runs")
@@ -195,7 +196,7 @@ async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begin
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.3)
     worker = await stop_spare(house)
     with pytest.raises(WorkerLost, match="could not open and reserve") as error:
         await house.run(f"fallocate path={memory}/file length=64K")
@@ -209,8 +210,8 @@ async def test_a_worker_that_is_busy_is_waited_for(
 ) -> None:
     """It may have a million files to count; whoever uses a CPU does not hang."""
     ticks = itertools.count()
-    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.05)
-    monkeypatch.setattr(recruit_module, "cpu_ticks", lambda pid: next(ticks))
+    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.05)
+    monkeypatch.setattr(new_worker_module, "cpu_ticks", lambda pid: next(ticks))
     worker = await stop_spare(house)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
@@ -262,7 +263,7 @@ async def test_a_cancelled_start_that_hangs_is_killed_in_the_end(
     worker = await stop_spare(house)
     task = await house.run_one(f"fallocate path={memory}/file length=64K")
     await until(lambda: task.worker is not None, "the worker is known")
-    monkeypatch.setattr(recruit_module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.1)
     house.service.cancel(task)
     assert await ended(task) is State.CANCELLED
     assert has_ended(worker)
@@ -319,7 +320,7 @@ async def test_an_empty_task_is_told_and_started(house: House, memory: Path) -> 
     with pytest.raises(TargetError, match="length is missing"):
         await house.service.start(task, me())
     assert task.state is State.NEW
-    task.texts["length"] = "65536"
+    change_texts(task, length="65536")
     await house.service.start(task, me())
     with pytest.raises(WrongState):
         await house.service.start(task, me())

@@ -13,14 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TaskForgotten, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
-from ktaskfs.operations.base.parameters import parameters_of
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
 from ktaskfs.tasks import retention as ended_module
-from ktaskfs.tasks.budget import helper_limit
 from ktaskfs.tasks.table import USERS_MAX, TaskTable
-from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task, WorkerHandle
+from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
+from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.tunables import TUNABLES, Settings
+from ktaskfs.tasks.worker_handle import WorkerHandle
+from tests.support.tasks import change_history, change_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +108,7 @@ def test_the_oldest_ended_tasks_are_overdue() -> None:
 def end(table: TaskTable, names: str, *, uid: int, result: str = "") -> list[Task]:
     tasks = [add(table, f"{name}{uid}", uid=uid) for name in names]
     for task in tasks:
-        task.result = result
+        change_history(task, result=result)
         table.move(task, State.DONE)
     return tasks
 
@@ -149,9 +150,7 @@ def test_a_task_that_was_dropped_is_moved_nowhere() -> None:
 def test_another_operation_takes_only_the_parameters_that_it_has() -> None:
     operations = find_operations()
     task = Task(1, "t", 1, 1)
-    by_name = {each.name: each for each in task.parameters()} | {
-        each.name: each for each in parameters_of(operations["fallocate"].parameters)
-    }
+    by_name = {each.name: each for each in operations["fallocate"].declared}
     task.define(operations["fallocate"], {})
     for name, text in (("path", "/f"), ("length", "1M"), ("mode", "0700"), ("nice", "5"), ("max_threads", "2")):
         task.set_parameter(by_name[name], text)
@@ -197,7 +196,7 @@ def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_chan
     assert first.requests.threads == 1
     table.settings.set(TUNABLE["nice"], "7")
     assert first.requests.nice == 7
-    first.texts["nice"] = "2"
+    change_texts(first, nice="2")
     table.rebalance()
     assert first.requests.nice == 2
 
@@ -220,7 +219,7 @@ def test_a_task_that_cannot_use_its_helpers_leaves_them_to_others(idle: State) -
 def test_a_tasks_own_limit_of_threads_counts(text: str) -> None:
     table = make_table(cpu_percent=100, max_threads=1000)
     task = add(table, "a")
-    task.texts["max_threads"] = text
+    change_texts(task, max_threads=text)
     table.move(task, State.RUNNING)
     assert task.requests.threads == (1 if text == "1" else len(usable_cpus()))
 

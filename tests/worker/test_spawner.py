@@ -51,7 +51,7 @@ def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Pat
     request = spawner.request(
         "fallocate",
         {"path": str(path), "length": str(4 * MIB)},
-        remaining=[[done, 4 * MIB, NO_NODE]],
+        remaining=[[done, 4 * MIB - done, NO_NODE]],
         baseline={"files": {"path": [1, 2, 3]}, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB},
     )
     answer = spawner.send(request, Requests()).answer()
@@ -208,7 +208,7 @@ def test_a_cancel_before_the_work_began_is_heard(spawner: Spawner, memory: Path)
 def test_more_ranges_than_the_page_has_room_for(spawner: Spawner, memory: Path) -> None:
     (memory / "file").write_bytes(b"x" * MIB)
     parameters = {"path": str(memory / "file")}
-    ranges = [(start, start + 4096, -1) for start in range(0, 9 * 8192, 8192)]
+    ranges = [(start, 4096, -1) for start in range(0, 9 * 8192, 8192)]
     worker = spawner.send(spawner.request("clear", parameters, remaining=ranges), Requests())
     refusal = worker.answer()
     assert isinstance(refusal, protocol.Refused)

@@ -30,7 +30,7 @@ def make_nodes(
 ) -> tuple[Node, ...]:
     """The work as the framework takes it: all of the extent, shared evenly over ``nodes``, or what ``remaining`` says.
 
-    Shares are whole ``unit``s but for the last. Raises InvalidValue for a node that is not there or has no memory, and
+    Shares are whole ``unit``s, except the last. Raises InvalidValue for a node that is not there or has no memory, and
     TargetError (ENXIO) for a remaining range outside of the extent, which was larger in the earlier run.
     """
     known = {node.nid for node in read_nodes(kernel) if node.total} if nodes else set()

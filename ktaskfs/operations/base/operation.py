@@ -1,4 +1,4 @@
-"""What an operation is: a declaration of parameters and limits, and ``prepare``, which makes a Plan of a spec.
+"""What an operation is: a declaration of parameters and limits, and ``prepare``, which turns a spec into a Plan.
 
 ``prepare`` runs in the task's own worker process, as the caller. It opens, checks and reserves; it touches no
 page and leaves nothing changed when it raises. The plan's functions then run in the same process.
@@ -7,41 +7,24 @@ page and leaves nothing changed when it raises. The plan's functions then run in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported
 from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.plan import Preparation
 from ktaskfs.operations.base.resume import Baseline, FileState, paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.ktask import Control
     from ktaskfs.operations.base.parameters import Parameter
+    from ktaskfs.operations.base.plan import Plan
     from ktaskfs.span import Node
     from ktaskfs.units import Units
 
 P = TypeVar("P", bound=TaskParameters)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A task that can start at once: everything is open, checked and reserved.
-
-    nodes:   the work, in the operation's units, one entry for each NUMA node or remaining range.
-    control: the chunk function and its rules for ``ktask.run_numa``; the worker adds monitor and live limits.
-    abort:   takes back what ``prepare`` itself changed (a created file, a new size); called when the task never starts.
-    finish:  called once after the last chunk, whatever the end; returns the text for the ``result`` file.
-             It may raise KtaskfsError (a digest that was not the expected one).
-    """
-
-    nodes: Sequence[Node]
-    control: Control
-    abort: Callable[[], None]
-    finish: Callable[[], str]
 
 
 class Operation(ABC, Generic[P]):
@@ -56,9 +39,9 @@ class Operation(ABC, Generic[P]):
     parameters: ClassVar[type[Any]]
     """The frozen dataclass P."""
     no_undo: ClassVar[str] = ""
-    """Why ``undo=1`` is refused; empty for an operation that can take back what it did."""
+    """Why ``undo=1`` is refused; empty if the operation can take back what it did."""
     no_resume: ClassVar[str] = ""
-    """What the rest alone would lack, so that it is refused; empty for an operation that can do it."""
+    """What the rest alone would lack, for the refusal to resume; empty if the operation can resume."""
 
     @cached_property
     def declared(self) -> tuple[Parameter, ...]:
@@ -74,35 +57,37 @@ class Operation(ABC, Generic[P]):
         return Baseline(files, end=0, size=0, total=sum(node.size for node in nodes))
 
     def settled(self, parameters: P, baseline: Baseline) -> P:
-        """The parameters of a rest: what a spec left open means what it meant for the first run."""
+        """The parameters for a resume: defaults keep the meaning that they had in the first run."""
         return parameters
 
     def plan(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
-        """As ``prepare``, for what the operation supports; raises NotSupported for the rest of it.
+        """The plan for ``parameters``, or for what an earlier run left; raises as ``prepare``, and NotSupported.
 
-        An operation that cannot do a rest alone is resumed if nothing was done yet: it prepares the whole anew.
+        ``kernel`` has what was opened before this process took its caller's root. Operations that cannot resume in
+        part restart, if nothing was done.
         """
         if parameters.undo and self.no_undo:
             raise NotSupported(f"undo=1: {self.no_undo}")
         lacking = "" if remaining is None else self.resume_refusal(parameters)
         if remaining is None or not lacking:
-            return self.prepare(kernel, parameters, remaining)
-        whole = self.prepare(kernel, parameters, None)
+            return self._prepared(kernel, parameters, remaining)
+        whole = self._prepared(kernel, parameters, None)
         if sum(each.size for each in remaining) < sum(node.size for node in whole.nodes):
             whole.abort()
             raise NotSupported(f"resume: {lacking}; start the task anew")
         return whole
 
+    def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
+        with Preparation(kernel, parameters, remaining) as preparation:
+            return self.prepare(preparation)
+
     def resume_refusal(self, parameters: P) -> str:
-        """``no_resume``; an operation of which it is true with some ``parameters`` only overrides this."""
+        """``no_resume``; overridden by an operation that cannot resume with some ``parameters`` only."""
         return self.no_resume
 
     @abstractmethod
-    def prepare(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[P]) -> Plan:
         """Open, check and reserve the target; raises KtaskfsError with the errno of the caller's write.
 
-        ``kernel`` has what was opened before this process took its caller's root.
-
-        ``remaining`` is None for a new task; for one that is resumed it is what an earlier run left to do.
-        Called by ``plan`` alone.
+        What is kept in ``preparation`` is closed if this raises. Called by ``plan`` alone.
         """

@@ -1,6 +1,6 @@
-"""What a resumed task relies on: its files are still those in which an earlier run did its part.
+"""What a resumed task relies on: its files are still those that an earlier run worked on.
 
-In a file that is new, or too short, that part is gone, and the rest alone would be taken for the whole.
+In a new file, or one that is too short, the earlier work is missing, and doing the rest would not complete it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILES_MAX: Final = 8
 NAME_MAX: Final = 64
-"""A worker is its caller's process: what it says is kept only if it is short. No operation has so many paths."""
+"""A worker is its caller's process, so a baseline is kept only if it is short. No operation has so many paths."""
 
 
 @dataclass(frozen=True)

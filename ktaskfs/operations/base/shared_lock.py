@@ -1,4 +1,4 @@
-"""Work that several threads may do together, and some of it only alone."""
+"""A lock for work that threads do together, except some that one thread does alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class SharedLock:
-    """A lock for many together or for one alone. Who waits to be alone goes before those who come later.
+    """Held by many together or by one alone. A thread that waits to be alone goes before those that come later.
 
-    It cannot be taken twice by one thread.
+    One thread cannot take it twice.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Held with others, while nobody is alone or waits to be."""
+        """Held with others; waits while a thread is alone or waits to be."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone and not self._waiting)
             self._together += 1
@@ -37,7 +37,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Held by one, once all others have let go."""
+        """Held by one, after all others have released it."""
         with self._changed:
             self._waiting += 1
             self._changed.wait_for(lambda: not self._alone and not self._together)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.hugepages import NodePool, default_size, open_node_pool, read_pools
 from ktaskfs.host.topology import read_nodes
-from ktaskfs.ktask import Control
-from ktaskfs.operations.base.nodes import chunk_sizes
-from ktaskfs.operations.base.operation import Operation, Plan
+from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import COUNT, LENGTH, TaskParameters, parameter
 from ktaskfs.span import Node
 from ktaskfs.units import PAGES, format_size
@@ -21,7 +19,8 @@ from ktaskfs.units import PAGES, format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 1 << 30
@@ -54,30 +53,26 @@ class Reserve(Operation[ReserveParameters]):
     units = PAGES
     parameters = ReserveParameters
 
-    def prepare(self, kernel: Kernel, parameters: ReserveParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[ReserveParameters]) -> Plan:
         """Open each node's pool; raises InvalidValue for a node or page size there is not, TargetError (EACCES, EROFS).
 
         Of ``remaining`` only the nodes count: how far each pool is from what is wanted shows in the pool itself.
         """
+        kernel, parameters, remaining = preparation.kernel, preparation.parameters, preparation.remaining
         size = default_size(kernel) if parameters.size is None else parameters.size
         sizes = [pool.size for pool in read_pools(kernel)]
         if size not in sizes:
             there = ", ".join(map(format_size, sizes)) or "none at all"
             raise InvalidValue(f"there are no huge pages of {format_size(size)} here; the sizes are: {there}")
-        reserver = _Reserver(_open_pools(kernel, size, parameters), undo=parameters.undo)
+        reserver = _Reserver(_open_pools(preparation, size))
         nodes = reserver.work(None if remaining is None else {each.nid for each in remaining})
         least, most = max(LEAST_BYTES // size, 1), max(MOST_BYTES // size, 1)
-        chunks = chunk_sizes(parameters.chunk, least=least, most=most, align=1)
-        control = Control(
-            reserver.step,
-            min_chunk_size=chunks.least,
-            max_chunk_size=chunks.most,
-            undo_func=reserver.undo if parameters.undo else None,
-        )
-        return Plan(nodes=nodes, control=control, abort=reserver.close, finish=reserver.finish)
+        control = preparation.control(reserver.step, least=least, most=most, undo_func=reserver.undo)
+        return preparation.plan(nodes, control, reserver.finish)
 
 
-def _open_pools(kernel: Kernel, size: int, parameters: ReserveParameters) -> list[_Share]:
+def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[_Share]:
+    kernel, parameters = preparation.kernel, preparation.parameters
     known = [node.nid for node in read_nodes(kernel) if node.total]
     nids = known if parameters.nodes is None else parameters.nodes
     shares: list[_Share] = []
@@ -86,28 +81,19 @@ def _open_pools(kernel: Kernel, size: int, parameters: ReserveParameters) -> lis
             if nid not in known:
                 raise InvalidValue(f"node {nid} is not there, or has no memory")
             wanted = parameters.pages * (index + 1) // len(nids) - parameters.pages * index // len(nids)
-            shares.append(_Share(open_node_pool(kernel, size, nid), nid, size, wanted))
+            shares.append(_Share(preparation.keep(open_node_pool(kernel, size, nid)), nid, size, wanted))
     except OSError as error:
-        _close(shares)
         if error.errno == errno.ENOENT:
             raise NotSupported("the kernel shows no pools of single NUMA nodes") from error
         whose = ", only root may change a pool" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise TargetError(
             f"open the pool of node {nid}: {os.strerror(error.errno or 0)}{whose}", errno=error.errno
         ) from error
-    except BaseException:
-        _close(shares)
-        raise
     return shares
 
 
-def _close(shares: Sequence[_Share]) -> None:
-    for share in shares:
-        share.pool.close()
-
-
 class _Share:
-    """One node's part. The lock is held while its pool is changed, so that threads of this task take turns there."""
+    """One node's part. Threads of this task take turns at its pool: each holds ``lock`` meanwhile."""
 
     def __init__(self, pool: NodePool, nid: int, size: int, wanted: int) -> None:
         self.pool = pool
@@ -116,9 +102,10 @@ class _Share:
         self.wanted = wanted
         self.before = pool.persistent()
         self.lock = threading.Lock()
+        self.moved: dict[int, int] = {}  # pages that a failed step moved, by its first position; guarded by lock
 
     def move(self, pages: int, aim: int) -> None:
-        """So many pages nearer to ``aim``, and not past it; raises TargetError (ENOMEM) for too few, OSError."""
+        """Go so many pages nearer to ``aim``, not past it; raises TargetError (ENOMEM) for too few, OSError."""
         now = self.pool.persistent()
         step = min(now + pages, aim) if now < aim else max(now - pages, aim)
         if step == now:
@@ -129,19 +116,16 @@ class _Share:
             raise TargetError(f"{self.describe(got, aim)}: the kernel finds no memory for more", errno=errno.ENOMEM)
 
     def describe(self, pages: int, aim: int) -> str:
-        """That there are so many pages, and that ``aim`` are wanted, in words."""
+        """How many pages there are and how many are wanted, in words."""
         return f"node {self.nid} has {pages} huge pages of {format_size(self.size)} and {aim} are wanted"
 
 
 class _Reserver:
-    """The chunk function and the pools it holds open. Positions count pages over all the nodes."""
+    """The chunk function. Positions count pages over all the nodes."""
 
-    def __init__(self, shares: Sequence[_Share], *, undo: bool) -> None:
+    def __init__(self, shares: Sequence[_Share]) -> None:
         self._shares = shares
-        self._undo = undo
         self._nodes: list[tuple[Node, _Share]] = []
-        self._lock = threading.Lock()
-        self._left = 0  # pages of the steps that are not finished, or undone; guarded by _lock
 
     def work(self, nids: set[int] | None) -> list[Node]:
         """A range for each node (of ``nids``), as long as its pool is away from what is wanted."""
@@ -151,7 +135,6 @@ class _Reserver:
                 node = Node(position, abs(share.wanted - share.before), share.nid)
                 self._nodes.append((node, share))
                 position += node.size
-        self._left = position
         return [node for node, _ in self._nodes]
 
     def _share_at(self, position: int) -> _Share:
@@ -165,24 +148,20 @@ class _Reserver:
             try:
                 share.move(end - start, share.wanted)
             except OSError as error:
+                share.moved[start] = 0
                 raise TargetError.from_os(error, f"change the pool of node {share.nid}") from error
             except TargetError:
-                if self._undo:  # the framework takes back finished chunks only
-                    share.move(end - start, before)
+                share.moved[start] = max(share.pool.persistent() - before, 0)
                 raise
-        with self._lock:
-            self._left -= end - start
 
     def undo(self, start: int, end: int) -> None:
         """The same number of pages back towards what there was."""
         share = self._share_at(start)
         with share.lock:
-            share.move(end - start, share.before)
-        with self._lock:
-            self._left += end - start
+            share.move(share.moved.get(start, end - start), share.before)
 
-    def finish(self) -> str:
-        """Close everything; the result: a row for each node, and one for all.
+    def finish(self, outcome: Outcome) -> str:
+        """The result: a row for each node, and one for all.
 
         Raises Finding if all steps were taken and a pool is not what is wanted: ENOMEM below it, EBUSY above.
         """
@@ -191,9 +170,8 @@ class _Reserver:
             now = share.pool.counts()
             pages = now.total - now.surplus
             rows.append((share.nid, share.before, share.wanted, pages, now.free, now.surplus))
-            if self._left == 0 and pages != share.wanted:
+            if not outcome.remaining() and pages != share.wanted:
                 missed.append((share, pages))
-        self.close()
         totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
         lines = [("node", "before", "wanted", "pages", "free", "surplus"), *rows, ("all", *totals)]
         result = "".join(" ".join(map(str, line)) + "\n" for line in lines)
@@ -206,7 +184,3 @@ class _Reserver:
                 errno=errno.ENOMEM if pages < share.wanted else errno.EBUSY,
             )
         return result
-
-    def close(self) -> None:
-        """Close everything; the pools stay as they are."""
-        _close(self._shares)

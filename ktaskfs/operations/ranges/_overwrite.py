@@ -1,33 +1,29 @@
-"""Writing over the pages that a file of memory has, in place, from a descriptor that gives the same for ever.
+"""Overwrite the pages that a file of memory has, in place, with an endlessly repeated content.
 
 Holes stay holes: the kernel copies into a mapping, and a HoleGuard makes it stop where there is no page.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.host.presence import data_extents, next_page
 from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
-from ktaskfs.ktask import Control
-from ktaskfs.memory.guarded import GuardedPages, guarded_pages
+from ktaskfs.memory.errors import page_unavailable, require_unsealed, truncated
+from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.tmpfs import mapped_windows
-from ktaskfs.memory.trouble import page_unavailable, require_unsealed, truncated
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
-from ktaskfs.operations.ranges._range import resolve_extent
+from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
-    from ktaskfs.operations.ranges._range import RangeParameters
-    from ktaskfs.span import Node, Span
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.span import Span
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -38,47 +34,36 @@ ALIGN: Final = 2 << 20
 
 @dataclass(frozen=True)
 class Content:
-    """What is written: a descriptor that never ends (``period`` None), or ``period`` bytes of one, over and over.
+    """What is written: a descriptor that never ends (``period`` None), or its first ``period`` bytes, over and over.
 
-    A period begins at every multiple of it in the file, wherever the range begins. ``close`` releases the descriptor.
+    A period begins at every multiple of it in the file, wherever the range begins.
     """
 
     fd: int
     period: int | None
-    close: Callable[[], None]
 
 
-def prepare_overwrite(
-    kernel: Kernel,
-    parameters: RangeParameters,
-    remaining: Sequence[Node] | None,
-    source: Content,
-    *,
-    report: Callable[[int], str],
-) -> Plan:
-    """The plan to write ``source`` over a range; ``report`` makes the result of the bytes that were written.
+P = TypeVar("P", bound=RangeParameters)
 
-    Takes over the source. Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError.
+
+def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: Callable[[int], str]) -> Plan:
+    """The plan to write ``source`` over a range; ``report`` makes the result from the number of bytes written.
+
+    Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError.
     """
-    with contextlib.ExitStack() as stack:
-        stack.callback(source.close)
-        target = open_target(kernel, parameters.path, kinds=MEMORY)
-        stack.callback(target.close)
-        extent = resolve_extent(parameters, target.size(), may_grow=False)
-        require_unsealed(target, 0)
-        nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-        pages = guarded_pages(target, extent)
-        stack.callback(pages.close)
-        resources = stack.pop_all()
-    writer = _Overwriter(source, target, pages)
+    parameters = preparation.parameters
+    target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+    extent = resolve_extent(parameters, target.size(), may_grow=False)
+    require_unsealed(target, 0)
+    nodes = preparation.nodes(extent, target.page_size)
+    writer = _Overwriter(source, target, preparation.keep(guarded_pages(target, extent)))
 
-    def finish() -> str:
-        resources.close()
+    def finish(outcome: Outcome) -> str:
         return report(writer.written)
 
-    sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, ALIGN))
-    control = Control(writer.overwrite, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-    return Plan(nodes=nodes, control=control, abort=resources.close, finish=finish)
+    align = min(target.page_size, ALIGN)
+    control = preparation.control(writer.overwrite, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
+    return preparation.plan(nodes, control, finish)
 
 
 class _Overwriter:
@@ -109,8 +94,8 @@ class _Overwriter:
 
     def _overwrite_tmpfs(self, mapping: Mapping, start: int, end: int) -> None:
         """By extents of data, window by window. Populating first maps many pages in one call."""
-        for data, hole in data_extents(self._target.fd, start, end):
-            for window, pages in mapped_windows(mapping, data, hole):
+        for run in data_extents(self._target.fd, start, end):
+            for window, pages in mapped_windows(mapping, run):
                 if self._guard is not None:
                     self._try_populate(mapping, pages)
                 self._write_guarded(mapping, window.start, window.end)
@@ -123,7 +108,7 @@ class _Overwriter:
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
-            # A page that was punched out just now: writing finds it again, and passes over it.
+            # A page was punched out just now: the write finds the hole and skips it.
 
     def _write_guarded(self, mapping: Mapping, start: int, end: int) -> None:
         position, written = start, 0

@@ -16,7 +16,9 @@ from ktaskfs.units import BYTES, PAGES, SIZE_MAX, format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ktaskfs.host.target import Target
     from ktaskfs.memory.source import Source
+    from ktaskfs.operations.base.plan import Preparation
     from ktaskfs.span import Node
 
 
@@ -59,9 +61,15 @@ class RangeOperation(Operation[P]):
 
 
 class PageRangeOperation(RangeOperation[P]):
-    """An operation whose positions are pages of ``path``; one that lies in the range partly counts."""
+    """An operation whose positions are pages of ``path``; a page that lies partly in the range counts."""
 
     units = PAGES
+
+    def nodes(self, preparation: Preparation[P], target: Target) -> tuple[Node, ...]:
+        """The pages of the range as work. Raises InvalidValue past the end of the file, and as ``make_nodes``."""
+        page = target.page_size
+        extent = resolve_extent(preparation.parameters, target.size(), may_grow=False).widened(page)
+        return preparation.nodes(Span(extent.start // page, extent.end // page), 1)
 
     def end_of_range(self, parameters: P, size: int, nodes: Sequence[Node]) -> int:
         return size if parameters.length is None else parameters.offset + parameters.length
@@ -91,7 +99,7 @@ def require_whole_pages(extent: Span, page_size: int, path: str) -> None:
 def source_length(source: Source, offset: int, parameters: RangeParameters) -> int:
     """Bytes that a spec means: ``length``, or up to the end of the source. Raises InvalidValue if there are none."""
     if parameters.length is not None:
-        require_source_range(source, offset, parameters.length)
+        require_source_range(source, Span(offset, offset + parameters.length))
         return parameters.length
     size = source.file.size()
     if offset >= size:

@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
-from ktaskfs.ktask import Control
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Digest, digest_maker, labelled, require_digest
 from ktaskfs.memory.source import Source
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
 from ktaskfs.operations.base.parameters import Kind, choice, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from ktaskfs.host.kernel import Kernel
-    from ktaskfs.span import Node, Span
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.span import Span
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -61,30 +59,26 @@ class Checksum(RangeOperation[ChecksumParameters]):
     no_undo = "a digest changes nothing that could be taken back"
     no_resume = "the digest of what was done has not been kept"
 
-    def prepare(self, kernel: Kernel, parameters: ChecksumParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[ChecksumParameters]) -> Plan:
         """Open for reading.
 
         Raises InvalidValue past the end of the file or for an ``expect`` of a wrong length, NotSupported where the
         algorithm's package is missing, TargetError.
         """
+        parameters = preparation.parameters
         if parameters.expect is not None:
             require_digest(parameters.expect, parameters.algorithm)
         maker = digest_maker(parameters.algorithm)
-        source = Source(kernel, parameters.path)
-        try:
-            extent = resolve_extent(parameters, source.file.size(), may_grow=False)
-            nodes = make_nodes(kernel, extent, parameters.nodes, LEAF, remaining)
-        except BaseException:
-            source.close()
-            raise
+        source = preparation.keep(Source(preparation.kernel, parameters.path))
+        extent = resolve_extent(parameters, source.file.size(), may_grow=False)
+        nodes = preparation.nodes(extent, LEAF)
         digester = _Digester(source, extent, parameters, maker)
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
-        control = Control(digester.digest, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-        return Plan(nodes=nodes, control=control, abort=source.close, finish=digester.finish)
+        control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
+        return preparation.plan(nodes, control, digester.finish)
 
 
 class _Digester:
-    """The chunk function, what it holds open, and the digest of the chunks that are finished."""
+    """The chunk function, and the digest of the chunks that are finished."""
 
     def __init__(
         self, source: Source, extent: Span, parameters: ChecksumParameters, maker: Callable[[], Digest]
@@ -94,9 +88,8 @@ class _Digester:
         self._parameters = parameters
         self._maker = maker
         self._buffer = Buffer(LEAF)
-        self._lock = threading.Lock()  # guards both of these
-        self._whole = maker()
-        self._left = extent.size
+        self._lock = threading.Lock()
+        self._whole = maker()  # guarded by _lock
 
     def digest(self, start: int, end: int) -> None:
         """Enter the bytes from ``start``, which begins a leaf, to ``end``; raises TargetError."""
@@ -112,7 +105,6 @@ class _Digester:
             mine.add_zeros(position - base, end - base)
         with self._lock:
             self._whole.merge(mine)
-            self._left -= end - start
 
     def _digest_leaf(self, digest: Digest, position: int, end: int) -> int:
         view = self._buffer.view[: min(LEAF, end - position)]
@@ -120,13 +112,12 @@ class _Digester:
         digest.add(position - self._extent.start, view)
         return position + len(view)
 
-    def finish(self) -> str:
-        """Close everything; the digest, or nothing if the task did not come to its end.
+    def finish(self, outcome: Outcome) -> str:
+        """The digest, or nothing if the task did not finish.
 
-        Raises Finding (EBADMSG, as a filesystem says it of its own checksums) if it is not the expected one.
+        Raises Finding (EBADMSG, as filesystems do for their own checksums) if it is not the expected one.
         """
-        self._source.close()
-        if self._left:
+        if outcome.remaining():
             return ""
         value, expected = self._whole.value(), self._parameters.expect
         result = labelled(self._parameters.algorithm, value)

@@ -11,11 +11,7 @@ from ktaskfs.operations.ranges._overwrite import Content, prepare_overwrite
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Plan
-    from ktaskfs.span import Node
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +30,10 @@ class Clear(RangeOperation[ClearParameters]):
     parameters = ClearParameters
     no_undo = "what was overwritten with zeros cannot be brought back"
 
-    def prepare(self, kernel: Kernel, parameters: ClearParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[ClearParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         try:
-            zeros = Zeros.open(kernel)
+            zeros = preparation.keep(Zeros.open(preparation.kernel))
         except OSError as error:
             raise TargetError.from_os(error, "open a source of zeros") from error
-        source = Content(zeros.fd, zeros.length, zeros.close)
-        return prepare_overwrite(kernel, parameters, remaining, source, report=lambda written: "")
+        return prepare_overwrite(preparation, Content(zeros.fd, zeros.length), report=lambda written: "")

@@ -10,18 +10,16 @@ from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.target import Filesystem
-from ktaskfs.ktask import Control
 from ktaskfs.memory.source import Source, require_source_range
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters
-from ktaskfs.span import Node, Span
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -36,7 +34,7 @@ GRAIN: Final = 4096
 class CompareParameters(RangeParameters):
     """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
 
-    A file of hugetlbfs has no size but whole pages, so what was copied there ends in zeros that its source has not.
+    The size of a file of hugetlbfs is whole pages, so a copy there ends in zeros that its source lacks.
     """
 
     source: str = parameter(PATH, "the file to compare with")
@@ -56,28 +54,19 @@ class Compare(RangeOperation[CompareParameters]):
     no_undo = "a comparison changes nothing that could be taken back"
     no_resume = "the result of what was done has not been kept"
 
-    def prepare(self, kernel: Kernel, parameters: CompareParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[CompareParameters]) -> Plan:
         """Open both for reading.
 
         Raises InvalidValue for a ``length`` past the end of one of them, TargetError.
         """
-        file = Source(kernel, parameters.path)
-        try:
-            source = Source(kernel, parameters.source)
-        except BaseException:
-            file.close()
-            raise
-        try:
-            work = _work(parameters, file, source)
-            nodes = make_nodes(kernel, work.extent, parameters.nodes, PIECE, remaining)
-        except BaseException:
-            file.close()
-            source.close()
-            raise
+        parameters = preparation.parameters
+        file = preparation.keep(Source(preparation.kernel, parameters.path))
+        source = preparation.keep(Source(preparation.kernel, parameters.source))
+        work = _work(parameters, file, source)
+        nodes = preparation.nodes(work.extent, PIECE)
         comparer = _Comparer(file, source, work)
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
-        control = Control(comparer.compare, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-        return Plan(nodes=nodes, control=control, abort=comparer.close, finish=comparer.finish)
+        control = preparation.control(comparer.compare, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
+        return preparation.plan(nodes, control, comparer.finish)
 
 
 @dataclass(frozen=True)
@@ -98,10 +87,10 @@ def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
     offset, source_offset = parameters.offset, parameters.source_offset
     shift = source_offset - offset
     if parameters.length is not None:
-        require_source_range(file, offset, parameters.length)
-        require_source_range(source, source_offset, parameters.length)
-        end = offset + parameters.length
-        return _Work(Span(offset, end), shift, (end, end), 0)
+        extent = Span(offset, offset + parameters.length)
+        require_source_range(file, extent)
+        require_source_range(source, extent.shifted(shift))
+        return _Work(extent, shift, (extent.end, extent.end), 0)
     left, right = file.file.size() - offset, source.file.size() - source_offset
     if left < 0 or right < 0:
         shorter, at = (file, offset) if left < 0 else (source, source_offset)
@@ -115,7 +104,7 @@ def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
 
 
 class _Side:
-    """One of the files, in positions of ``path``; past ``end`` it is taken for zeros."""
+    """One of the files, in positions of ``path``; past ``end`` it reads as zeros."""
 
     def __init__(self, source: Source, shift: int, end: int) -> None:
         self._source = source
@@ -126,8 +115,8 @@ class _Side:
         """The runs that may hold something else than zeros; raises TargetError."""
         stop = min(end, self._end)
         if start < stop:
-            for low, high in self._source.data(start + self._shift, stop + self._shift):
-                yield Span(low - self._shift, high - self._shift)
+            for run in self._source.data(start + self._shift, stop + self._shift):
+                yield run.shifted(-self._shift)
 
     def read(self, view: memoryview, position: int) -> None:
         """Fill ``view`` from ``position`` on; raises TargetError."""
@@ -135,20 +124,15 @@ class _Side:
         self._source.read(view[:there], position + self._shift)
         view[there:] = bytes(len(view) - there)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
-
 
 class _Comparer:
-    """The chunk function, what it holds open, and what was found in the chunks that are finished."""
+    """The chunk function, and what was found in the chunks that are finished."""
 
     def __init__(self, file: Source, source: Source, work: _Work) -> None:
         self._file = _Side(file, 0, work.ends[0])
         self._source = _Side(source, work.shift, work.ends[1])
         self._buffer = Buffer(2 * PIECE)
         self._lock = threading.Lock()  # guards everything below
-        self._left = work.extent.size
         self._differing = work.lacking
         self._first = work.extent.end if work.lacking else None
 
@@ -162,7 +146,6 @@ class _Comparer:
                     differing += found[1]
                     first = found[0] if first is None else first
         with self._lock:
-            self._left -= end - start
             self._differing += differing
             if first is not None and (self._first is None or first < self._first):
                 self._first = first
@@ -190,17 +173,11 @@ class _Comparer:
         assert first is not None
         return first, differing
 
-    def finish(self) -> str:
-        """Close both; what was found, or nothing if the task did not come to its end."""
-        self.close()
-        if self._left:
+    def finish(self, outcome: Outcome) -> str:
+        """What was found, or nothing if the task did not finish."""
+        if outcome.remaining():
             return ""
         return "equal\n" if self._first is None else f"first {self._first}\ndiffering {self._differing}\n"
-
-    def close(self) -> None:
-        """Close both."""
-        self._file.close()
-        self._source.close()
 
 
 def _union(*lists: list[Span]) -> Iterator[Span]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -10,25 +9,24 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, Filesystem, Target, open_target
-from ktaskfs.ktask import Control
 from ktaskfs.memory.digest import Crc32, digest_maker, labelled
+from ktaskfs.memory.errors import require_unsealed, truncated
 from ktaskfs.memory.growth import Growth
-from ktaskfs.memory.page_sink import open_sink
 from ktaskfs.memory.room import require_pool, require_space
+from ktaskfs.memory.sinks import open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
-from ktaskfs.memory.trouble import require_unsealed, truncated
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, source_length
-from ktaskfs.span import Node, Span
+from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.memory.sink import Sink
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.memory.sinks import Sink
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -66,32 +64,30 @@ class Copy(RangeOperation[CopyParameters]):
         """A copy can go on, a digest of it cannot."""
         return "the digest of what was done has not been kept" if parameters.digest is not None else ""
 
-    def prepare(self, kernel: Kernel, parameters: CopyParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[CopyParameters]) -> Plan:
         """Open both, create, check, reserve, extend.
 
         Raises OutOfHugePages, OutOfSpace, InvalidValue for ranges past an end that stays or that overlap in one file,
         NotSupported for a source that cannot be read as asked, TargetError.
         """
+        kernel, parameters = preparation.kernel, preparation.parameters
         if parameters.direct and (parameters.offset % DIRECT_BLOCK or parameters.source_offset % DIRECT_BLOCK):
             raise InvalidValue(f"direct=1: offset and source_offset must be multiples of {format_size(DIRECT_BLOCK)}")
-        with contextlib.ExitStack() as stack:
-            source = Source(kernel, parameters.source, direct=parameters.direct)
-            stack.callback(source.close)
-            extent = _extent(parameters, source, rest=remaining is not None)
-            if parameters.digest is not None:
-                digest_maker(parameters.digest)
-            target = open_target(kernel, parameters.path, kinds=frozenset(Filesystem), create=parameters.mode)
-            stack.callback(target.close)
-            growth = Growth(kernel, target)
-            stack.callback(growth.take_back)
-            nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            left = sum(node.size for node in nodes)
-            copier = _Copier(kernel, parameters, source, target, growth, extent, left)
-            copier.make_room()
-            stack.pop_all()
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, ALIGN))
-        control = Control(copier.copy, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-        return Plan(nodes=nodes, control=control, abort=copier.abort, finish=copier.finish)
+        source = preparation.keep(Source(kernel, parameters.source, direct=parameters.direct))
+        extent = _extent(parameters, source, rest=preparation.resumes)
+        if parameters.digest is not None:
+            digest_maker(parameters.digest)
+        kinds = frozenset(Filesystem)
+        target = preparation.keep(open_target(kernel, parameters.path, kinds=kinds, create=parameters.mode))
+        growth = Growth(kernel, target)
+        preparation.callback(growth.take_back)
+        nodes = preparation.nodes(extent, target.page_size)
+        route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
+        _require_copyable(route, growth, keep_size=parameters.keep_size)
+        copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), parameters.digest)
+        align = min(target.page_size, ALIGN)
+        control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
+        return preparation.plan(nodes, control, copier.finish)
 
 
 def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
@@ -104,143 +100,132 @@ def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
     return extent
 
 
-class _Copier:
-    """The chunk function, what it holds open, and the digest of the chunks that are finished."""
+@dataclass(frozen=True)
+class _Route:
+    """What is copied: to ``extent`` of the target, from ``shift`` bytes further in the source.
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        parameters: CopyParameters,
-        source: Source,
-        target: Target,
-        growth: Growth,
-        extent: Span,
-        left: int,
-    ) -> None:
-        """Raises InvalidValue, and TargetError (EPERM) for a sealed target; changes nothing."""
-        self._kernel = kernel
-        self._parameters = parameters
-        self._source = source
-        self._target = target
-        self._extent = extent
-        self._shift = parameters.source_offset - extent.start
-        self._growth = growth
-        self._sink: Sink | None = None
-        self._lock = threading.Lock()  # guards both of these
-        self._digest = Crc32() if parameters.digest else None
-        self._left = left  # bytes that are still to be copied
-        grows = extent.end > growth.old_size
-        if grows and parameters.keep_size:
-            raise InvalidValue(
-                f"keep_size=1: the range ends at {extent.end}, and {target.path} has {growth.old_size} bytes"
-            )
-        require_unsealed(target, SEAL_GROW if grows else 0)
-        apart = abs(self._shift) >= extent.size
-        if not apart and os.path.samestat(os.fstat(source.file.fd), os.fstat(target.fd)):
-            raise InvalidValue(f"the range to copy and the range of {target.path} are in one file, and overlap")
+    ``sparse``: holes of the source become holes.
+    """
 
-    def make_room(self) -> None:
-        """Reserve what is missing, give the target its size, open the sink."""
-        target, extent = self._target, self._extent
-        huge = target.filesystem is Filesystem.HUGETLBFS
-        end = extent.widened(target.page_size).end if huge else extent.end
-        try:
-            if huge:
-                pages = sum(run.size for run in self._whole_pages()) // target.page_size
-                # If there is too little for a later run, what is reserved for one stays with a file that had its size.
-                require_pool(self._kernel, target, pages, promised=self._growth.old_size > 0)
-                for run in self._whole_pages():
-                    self._growth.reserve(run).close()
-            else:
-                self._require_space()
-            self._growth.extend(end, free_from=extent.start)
-            self._sink = open_sink(self._source, target, extent, self._shift)
-        except OSError as error:
-            raise TargetError.from_os(error, f"allocate {target.path}") from error
+    source: Source
+    target: Target
+    extent: Span
+    shift: int
+    sparse: bool
 
-    def _whole_pages(self) -> Iterator[Span]:
+    def data(self, extent: Span) -> Iterator[Span]:
+        """What is to be copied to a range of the target; the rest are holes. Raises TargetError."""
+        file, there = self.source.file, extent.shifted(self.shift)
+        if not self.sparse:
+            yield extent
+            if file.size() < there.end:  # a page that was cut reads as zeros in a mapping
+                raise truncated(file)
+            return
+        for run in self.source.data(there.start, there.end):
+            yield run.shifted(-self.shift)
+
+    def whole_pages(self) -> Iterator[Span]:
         """What is to be copied, as runs of whole pages of the target."""
         end = 0
-        for low, high in self._data(self._extent.start, self._extent.end):
-            run = Span(low, high).widened(self._target.page_size)
+        for each in self.data(self.extent):
+            run = each.widened(self.target.page_size)
             run = Span(max(run.start, end), run.end)
             if run.size > 0:
                 yield run
                 end = run.end
 
-    def _data(self, start: int, end: int) -> Iterator[Span]:
-        """What is to be copied of a range of the target; the rest are holes."""
-        if not self._parameters.sparse:
-            yield Span(start, end)
-            if self._source.file.size() < end + self._shift:  # a page that was cut reads as zeros in a mapping
-                raise truncated(self._source.file)
-            return
-        for low, high in self._source.data(start + self._shift, end + self._shift):
-            yield Span(low - self._shift, high - self._shift)
 
-    def _require_space(self) -> None:
-        """As good as it can be told: what the target has in the range already is only looked for in tmpfs."""
-        data = sum(high - low for low, high in self._data(self._extent.start, self._extent.end))
-        mount = os.fstatvfs(self._target.fd)
-        space = mount.f_bavail * mount.f_frsize
-        if self._target.filesystem is Filesystem.OTHER and not mount.f_blocks:
-            raise NotSupported(f"{self._target.path} is on a filesystem that keeps no data, such as procfs")
-        if self._target.filesystem is Filesystem.TMPFS:
-            if data > min(space if mount.f_blocks else SIZE_MAX, self._kernel.available_memory()):
-                require_space(self._kernel, self._target, self._extent)
-        elif data > space + self._target.allocated():
-            raise OutOfSpace(
-                f"{self._target.path}: {data} bytes are to be written, and its filesystem has {space} left"
-            )
+def _require_copyable(route: _Route, growth: Growth, *, keep_size: bool) -> None:
+    """Raises InvalidValue, and TargetError (EPERM) for a sealed target."""
+    target, extent = route.target, route.extent
+    grows = extent.end > growth.old_size
+    if grows and keep_size:
+        raise InvalidValue(
+            f"keep_size=1: the range ends at {extent.end}, and {target.path} has {growth.old_size} bytes"
+        )
+    require_unsealed(target, SEAL_GROW if grows else 0)
+    apart = abs(route.shift) >= extent.size
+    if not apart and os.path.samestat(os.fstat(route.source.file.fd), os.fstat(target.fd)):
+        raise InvalidValue(f"the range to copy and the range of {target.path} are in one file, and overlap")
+
+
+def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
+    """Reserve what is missing, give the target its size, open the sink."""
+    target, extent = route.target, route.extent
+    huge = target.filesystem is Filesystem.HUGETLBFS
+    try:
+        if huge:
+            pages = sum(run.size for run in route.whole_pages()) // target.page_size
+            # If there is too little for a later run, what is reserved for one stays with a file that had its size.
+            require_pool(kernel, target, pages, promised=growth.old_size > 0)
+            for run in route.whole_pages():
+                growth.reserve(run).close()
+        else:
+            _require_space(kernel, route)
+        growth.extend(extent.widened(target.page_size).end if huge else extent.end, free_from=extent.start)
+        return open_sink(route.source, target, extent, route.shift)
+    except OSError as error:
+        raise TargetError.from_os(error, f"allocate {target.path}") from error
+
+
+def _require_space(kernel: Kernel, route: _Route) -> None:
+    """As well as can be known: only tmpfs is asked what the target already has in the range."""
+    target = route.target
+    data = sum(run.size for run in route.data(route.extent))
+    mount = os.fstatvfs(target.fd)
+    space = mount.f_bavail * mount.f_frsize
+    if target.filesystem is Filesystem.OTHER and not mount.f_blocks:
+        raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
+    if target.filesystem is Filesystem.TMPFS:
+        if data > min(space if mount.f_blocks else SIZE_MAX, kernel.available_memory()):
+            require_space(kernel, target, route.extent)
+    elif data > space + target.allocated():
+        raise OutOfSpace(f"{target.path}: {data} bytes are to be written, and its filesystem has {space} left")
+
+
+class _Copier:
+    """The chunk function, and the digest of the chunks that are finished."""
+
+    def __init__(self, route: _Route, growth: Growth, sink: Sink, digest: str | None) -> None:
+        self._route = route
+        self._growth = growth
+        self._sink = sink
+        self._old_end = Span(0, growth.old_size).widened(route.target.page_size).end
+        self._lock = threading.Lock()
+        self._digest = Crc32() if digest else None  # guarded by _lock
 
     def copy(self, start: int, end: int) -> None:
         """Copy what belongs at ``start`` to ``end`` of the target; raises TargetError."""
-        assert self._sink is not None
         mine = Crc32() if self._digest is not None else None
         position = start
-        for low, high in self._data(start, end):
-            self._clear(self._sink, position, low, mine)
-            self._sink.copy(low, high, mine)
-            position = high
-        self._clear(self._sink, position, end, mine)
-        with self._lock:
-            self._left -= end - start
-            if self._digest is not None and mine is not None:
+        for run in self._route.data(Span(start, end)):
+            self._clear(position, run.start, mine)
+            self._sink.copy(run, mine)
+            position = run.end
+        self._clear(position, end, mine)
+        if self._digest is not None and mine is not None:
+            with self._lock:
                 self._digest.merge(mine)
 
-    def _clear(self, sink: Sink, start: int, end: int, digest: Crc32 | None) -> None:
-        """Past the old end of the file there is nothing yet that would have to make room for a hole.
+    def _clear(self, start: int, end: int, digest: Crc32 | None) -> None:
+        """Past the old end of the file only its last page needs clearing.
 
-        But in its last page: what somebody has put there through a mapping, tmpfs shows once the file is longer.
+        tmpfs shows what somebody has put there through a mapping once the file is longer.
         """
-        page = self._target.page_size
-        old = min(max(start, -(-self._growth.old_size // page) * page), end)
+        old = min(max(start, self._old_end), end)
         if start < old:
-            sink.clear(start, old, digest)
+            self._sink.clear(Span(start, old), digest)
         if old < end and digest is not None:
             digest.add_zeros(old, end)
 
-    def abort(self) -> None:
-        """Take back what ``make_room`` did, and close everything."""
-        self._growth.take_back()
-        self._close()
-
-    def finish(self) -> str:
-        """Close everything; the digest, if one was asked for and the task came to its end.
+    def finish(self, outcome: Outcome) -> str:
+        """The digest, if one was asked for and the task finished.
 
         Raises TargetError (ENXIO) for a target that was truncated meanwhile.
         """
-        try:
-            if self._left:
-                return ""
-            if self._target.size() < self._extent.end:
-                raise truncated(self._target)
-        finally:
-            self._close()
+        self._growth.keep()
+        if outcome.remaining():
+            return ""
+        if self._route.target.size() < self._route.extent.end:
+            raise truncated(self._route.target)
         return "" if self._digest is None else labelled("crc32", self._digest.value())
-
-    def _close(self) -> None:
-        if self._sink is not None:
-            self._sink.close()
-        self._source.close()
-        self._target.close()

@@ -11,17 +11,13 @@ from ktaskfs.operations.ranges._pattern import PatternParameters, memory_file, r
 from ktaskfs.operations.ranges._range import RangeOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Plan
-    from ktaskfs.span import Node
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 
 class Fill(RangeOperation[PatternParameters]):
     """As ``clear``, from a file in memory that holds the pattern some hundred times.
 
-    Holes stay holes, as with ``clear``: whoever wants to test fresh memory allocates it first, with ``fallocate``.
+    Holes stay holes, as with ``clear``: to test fresh memory, allocate it first, with ``fallocate``.
     """
 
     name = "fill"
@@ -33,12 +29,12 @@ class Fill(RangeOperation[PatternParameters]):
     parameters = PatternParameters
     no_undo = "what was overwritten with a pattern cannot be brought back"
 
-    def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
-        block = repeated(parameters.pattern)
+        block = repeated(preparation.parameters.pattern)
         try:
             fd = memory_file(block)
         except OSError as error:
             raise TargetError.from_os(error, "keep the pattern in memory") from error
-        source = Content(fd, len(block), lambda: os.close(fd))
-        return prepare_overwrite(kernel, parameters, remaining, source, report=lambda written: f"written {written}\n")
+        preparation.callback(os.close, fd)
+        return prepare_overwrite(preparation, Content(fd, len(block)), report=lambda written: f"written {written}\n")

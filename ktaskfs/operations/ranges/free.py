@@ -5,25 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target, open_target
-from ktaskfs.ktask import Control
-from ktaskfs.memory.trouble import require_unsealed
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
+from ktaskfs.memory.errors import require_unsealed
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages
-from ktaskfs.span import Node, Span
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 64 << 20
 MAX_CHUNK: Final = 256 << 20
@@ -50,34 +45,29 @@ class Free(RangeOperation[FreeParameters]):
     parameters = FreeParameters
     no_undo = "pages that were given back cannot be brought back with what they held"
 
-    def prepare(self, kernel: Kernel, parameters: FreeParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[FreeParameters]) -> Plan:
         """Open and check; nothing is freed.
 
         A range may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises InvalidValue
         for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, and with ``unlink`` what
         unlink(2) would say.
         """
-        length_given = parameters.length is not None and remaining is None  # of a rest it is known
+        parameters = preparation.parameters
+        length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
             raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
-        target = open_target(kernel, parameters.path, kinds=MEMORY)
-        name = None
-        try:
-            end, extent = _extent(parameters, target, rest=remaining is not None)
-            require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
-            nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            name = _Name(target) if parameters.unlink else None
-        except BaseException:
-            target.close()
-            raise
-        freer = _Freer(target, extent.start, end, sum(node.size for node in nodes), name, shrink=parameters.shrink)
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
-        control = Control(freer.free, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-        return Plan(nodes=nodes, control=control, abort=freer.close, finish=freer.finish)
+        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+        wanted, extent = _extents(parameters, target, rest=preparation.resumes)
+        require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
+        nodes = preparation.nodes(extent, target.page_size)
+        name = preparation.keep(_Name(target)) if parameters.unlink else None
+        freer = _Freer(target, wanted, name, shrink=parameters.shrink)
+        control = preparation.control(freer.free, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
+        return preparation.plan(nodes, control, freer.finish)
 
 
-def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[int, Span]:
-    """Where the range ends, and all of it in whole pages: one that ends with the file has the rest of its last page.
+def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[Span, Span]:
+    """The range to the byte, and in whole pages: if it ends with the file, it has the rest of the last page too.
 
     Raises InvalidValue; TargetError (EBUSY) if what ``shrink=1`` would cut off came after an earlier run.
     """
@@ -91,14 +81,14 @@ def _extent(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[
         if rest:
             raise _extended(target, size)
         raise InvalidValue(f"shrink=1: the range ends at {end}, before the end of {target.path}: it has {size} bytes")
-    ends_with_file = end == size or rest  # or did so when a rest was a whole
+    ends_with_file = end == size or rest  # a resumed range did so in the first run
     extent = Span(parameters.offset, -(-end // target.page_size) * target.page_size if ends_with_file else end)
     require_whole_pages(extent, target.page_size, target.path)
-    return end, extent
+    return Span(parameters.offset, end), extent
 
 
 def _extended(target: Target, size: int) -> TargetError:
-    """What is new may be somebody's data."""
+    """The refusal to cut off what may be somebody's data."""
     return TargetError(f"{target.path} was extended to {size} bytes meanwhile", errno=errno.EBUSY)
 
 
@@ -121,7 +111,7 @@ class _Name:
             raise
 
     def _refusal(self, target: Target) -> int:
-        """The errno that unlink(2) would give, or 0: it is not to be learnt when the pages are gone already.
+        """The errno that unlink(2) would give, or 0: it must be known before the pages are gone.
 
         In the order of may_delete and vfs_unlink in fs/namei.c.
         """
@@ -139,7 +129,7 @@ class _Name:
         return errno.EBUSY if own & syscalls.STATX_ATTR_MOUNT_ROOT else 0
 
     def _require(self, target: Target) -> None:
-        """Whether the name is the file's own, and no link to it."""
+        """Raises InvalidValue for a symbolic link, TargetError unless the name still is the file's."""
         try:
             named = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except OSError as error:
@@ -150,7 +140,7 @@ class _Name:
             raise TargetError(f"{self._path} is another file by now; it was not removed", errno=errno.ESTALE)
 
     def unlink(self, target: Target) -> None:
-        """Remove the name if it still is the file's; a file that takes the name in this very moment goes instead."""
+        """Remove the name if it still is the file's; a file that takes the name at this very moment goes instead."""
         self._require(target)
         try:
             os.unlink(self._name, dir_fd=self._directory)
@@ -162,59 +152,44 @@ class _Name:
 
 
 class _Freer:
-    """The chunk function and what it holds open."""
+    """The chunk function. ``extent`` is the range to the byte."""
 
-    def __init__(
-        self, target: Target, start: int, end: int, left: int, name: _Name | None, *, shrink: bool
-    ) -> None:
-        """``start`` and ``end`` are the range's, to the byte."""
+    def __init__(self, target: Target, extent: Span, name: _Name | None, *, shrink: bool) -> None:
         self._target = target
-        self._start = start
-        self._end = end
+        self._extent = extent
         self._name = name
         self._shrink = shrink
-        self._lock = threading.Lock()
-        self._left = left  # bytes that are still to be freed; guarded by _lock
 
     def free(self, start: int, end: int) -> None:
         """Give back the pages from ``start`` to ``end``; raises TargetError."""
-        if self._target.allocated() > 0:
-            # What was appended meanwhile, to the last page too, is somebody's; what comes in this very moment is lost.
-            last = min(end, self._end) if self._target.size() > self._end else end
-            try:
-                syscalls.punch_hole(self._target.fd, start, last)
-            except OSError as error:
-                raise TargetError.from_os(error, f"free pages of {self._target.path}") from error
-        with self._lock:
-            self._left -= end - start
+        if self._target.allocated() == 0:
+            return
+        # Data appended meanwhile, to the last page too, is somebody's; data that arrives at this very moment is lost.
+        last = min(end, self._extent.end) if self._target.size() > self._extent.end else end
+        try:
+            syscalls.punch_hole(self._target.fd, start, last)
+        except OSError as error:
+            raise TargetError.from_os(error, f"free pages of {self._target.path}") from error
 
-    def finish(self) -> str:
+    def finish(self, outcome: Outcome) -> str:
         """If all is free, shorten or remove the file as asked; nothing to report.
 
         Raises TargetError: EBUSY for a file that was extended meanwhile (what is new may be somebody's data), ESTALE
-        for a name that belongs to another file by now, ENOENT for one that is gone.
+        if the name belongs to another file by now, ENOENT if it is gone.
         """
-        try:
-            if self._left == 0 and self._shrink:
+        if not outcome.remaining():
+            if self._shrink:
                 self._truncate()
-            if self._left == 0 and self._name is not None:
+            if self._name is not None:
                 self._name.unlink(self._target)
-        finally:
-            self.close()
         return ""
 
     def _truncate(self) -> None:
         size = self._target.size()
-        if size > self._end:
+        if size > self._extent.end:
             raise _extended(self._target, size)
-        if size > self._start:
+        if size > self._extent.start:
             try:
-                os.ftruncate(self._target.fd, self._start)
+                os.ftruncate(self._target.fd, self._extent.start)
             except OSError as error:
                 raise TargetError.from_os(error, f"truncate {self._target.path}") from error
-
-    def close(self) -> None:
-        """Close everything; the file is as it is."""
-        if self._name is not None:
-            self._name.close()
-        self._target.close()

@@ -12,19 +12,17 @@ from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
-from ktaskfs.ktask import Control
-from ktaskfs.memory.guarded import GuardedPages, guarded_pages
-from ktaskfs.memory.trouble import truncated
-from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
-from ktaskfs.operations.base.operation import Plan
+from ktaskfs.memory.errors import truncated
+from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
 from ktaskfs.operations.ranges._range import RangeOperation, resolve_extent
-from ktaskfs.span import Node, Span
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -39,7 +37,7 @@ SHOWN: Final = 8
 class Verify(RangeOperation[PatternParameters]):
     """Each thread reads into one buffer of its own (pread(2) fills no hole) and compares there.
 
-    Holes are passed over and counted; of tmpfs, what was allocated and never written counts as one.
+    Holes are skipped and counted; on tmpfs, pages that were allocated and never written count as holes.
     """
 
     name = "verify"
@@ -51,24 +49,19 @@ class Verify(RangeOperation[PatternParameters]):
     no_undo = "a verification changes nothing that could be taken back"
     no_resume = "what was found before has not been kept"
 
-    def prepare(self, kernel: Kernel, parameters: PatternParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
-        target = open_target(kernel, parameters.path, kinds=MEMORY, write=False)
-        try:
-            extent = resolve_extent(parameters, target.size(), may_grow=False)
-            nodes = make_nodes(kernel, extent, parameters.nodes, target.page_size, remaining)
-            verifier = _Verifier(target, _guarded(target, extent), repeated(parameters.pattern))
-        except BaseException:
-            target.close()
-            raise
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=min(target.page_size, MIN_CHUNK))
-        control = Control(verifier.verify, min_chunk_size=sizes.least, max_chunk_size=sizes.most, align=sizes.align)
-        return Plan(nodes=nodes, control=control, abort=verifier.close, finish=verifier.finish)
-
-
-def _guarded(target: Target, extent: Span) -> GuardedPages | None:
-    """None for tmpfs, which tells where it has data."""
-    return None if target.filesystem is Filesystem.TMPFS else guarded_pages(target, extent, private=True)
+        parameters = preparation.parameters
+        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY, write=False))
+        extent = resolve_extent(parameters, target.size(), may_grow=False)
+        nodes = preparation.nodes(extent, target.page_size)
+        pages = None  # tmpfs says where it has data
+        if target.filesystem is not Filesystem.TMPFS:
+            pages = preparation.keep(guarded_pages(target, extent, private=True))
+        verifier = _Verifier(target, pages, repeated(parameters.pattern))
+        align = min(target.page_size, MIN_CHUNK)
+        control = preparation.control(verifier.verify, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
+        return preparation.plan(nodes, control, verifier.finish)
 
 
 class _Difference(NamedTuple):
@@ -81,7 +74,7 @@ class _Difference(NamedTuple):
 
 
 class _Findings:
-    """What differs: all of it counted, the first rows kept. Safe to use from several threads."""
+    """The differences: all are counted, the first rows are kept. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below
@@ -120,7 +113,7 @@ class _Buffer(threading.local):
 
 
 class _Verifier:
-    """The chunk function, what it holds open, and what it has found."""
+    """The chunk function, and what it has found."""
 
     def __init__(self, target: Target, pages: GuardedPages | None, block: bytes) -> None:
         self._target = target
@@ -186,9 +179,8 @@ class _Verifier:
             )
             self._findings.add(row)
 
-    def finish(self) -> str:
-        """Close everything; the result. Raises Finding if any byte differs."""
-        self.close()
+    def finish(self, outcome: Outcome) -> str:
+        """The result. Raises Finding if any byte differs."""
         findings = self._findings
         if findings.differing:
             first = findings.rows[0].offset
@@ -198,9 +190,3 @@ class _Verifier:
                 result=findings.text(),
             )
         return findings.text()
-
-    def close(self) -> None:
-        """Close everything."""
-        if self._pages is not None:
-            self._pages.close()
-        self._target.close()

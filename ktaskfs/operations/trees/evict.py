@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import operator
@@ -16,9 +17,7 @@ from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.host.tree import Tree, Walk
-from ktaskfs.ktask import Control
-from ktaskfs.operations.base.nodes import chunk_sizes
-from ktaskfs.operations.base.operation import Operation, Plan
+from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FLAG, PATH, TaskParameters, parameter
 from ktaskfs.span import Node
 from ktaskfs.units import INODES
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 8
 MAX_CHUNK: Final = 64
@@ -50,8 +51,8 @@ class Evict(Operation[EvictParameters]):
     """A position is a place on the way through the tree; its ordinal is what the task's files show.
 
     The files are counted first, then found again one by one as they are handed out, so that memory does not grow with
-    the tree. Files that come or go meanwhile shift the others: what a resumed task then leaves out or does twice is
-    theirs alone. Pages that a process has mapped or locked stay (posix_fadvise(2), POSIX_FADV_DONTNEED).
+    the tree. Files that come or go meanwhile shift the others, so a resumed task may skip some or do some twice.
+    Pages that a process has mapped or locked stay (posix_fadvise(2), POSIX_FADV_DONTNEED).
     """
 
     name = "evict"
@@ -64,50 +65,44 @@ class Evict(Operation[EvictParameters]):
     parameters = EvictParameters
     no_undo = "what was dropped from the cache comes back by itself when it is read"
 
-    def prepare(self, kernel: Kernel, parameters: EvictParameters, remaining: Sequence[Node] | None) -> Plan:
+    def prepare(self, preparation: Preparation[EvictParameters]) -> Plan:
         """Open and count; raises NotSupported for files of memory, TargetError (ELOOP for a link)."""
-        tree = _open_tree(parameters)
-        try:
-            counted = Walk(kernel, tree)
-            total = sum(1 for _ in counted)
-            if remaining is None:
-                ranges = _shares(kernel, total, parameters.nodes)
-            else:
-                ranges = [
-                    Node(each.start, min(each.end, total) - each.start, each.nid)
-                    for each in remaining
-                    if each.start < total
-                ]
-            walks = [_Place.at(Walk(kernel, tree), each.start) for each in ranges]
-        except BaseException:
-            os.close(tree.fd)
-            raise
-        nodes = [Node(place, each.end - each.start, each.nid) for place, each in zip(walks, ranges, strict=True)]
-        evictor = _Evictor(kernel, tree, walks, counted)
-        sizes = chunk_sizes(parameters.chunk, least=MIN_CHUNK, most=MAX_CHUNK, align=1)
-        control = Control(
-            evictor.evict, min_chunk_size=sizes.least, max_chunk_size=sizes.most, iter_func=_Place.advanced
-        )
-        return Plan(nodes=nodes, control=control, abort=evictor.close, finish=evictor.finish)
+        kernel, remaining = preparation.kernel, preparation.remaining
+        tree = _open_tree(preparation)
+        counted = Walk(kernel, tree)
+        total = sum(1 for _ in counted)
+        if remaining is None:
+            ranges = _shares(kernel, total, preparation.parameters.nodes)
+        else:
+            ranges = [
+                Node(each.start, min(each.end, total) - each.start, each.nid)
+                for each in remaining
+                if each.start < total
+            ]
+        walks = [preparation.keep(Walk(kernel, tree)) for _ in ranges]
+        places = [_Place.at(walk, each.start) for walk, each in zip(walks, ranges, strict=True)]
+        nodes = [Node(place, each.size, each.nid) for place, each in zip(places, ranges, strict=True)]
+        evictor = _Evictor(kernel, tree, counted)
+        control = preparation.control(evictor.evict, least=MIN_CHUNK, most=MAX_CHUNK)
+        control = dataclasses.replace(control, iter_func=_Place.advanced)
+        return preparation.plan(nodes, control, evictor.finish)
 
 
-def _open_tree(parameters: EvictParameters) -> Tree:
+def _open_tree(preparation: Preparation[EvictParameters]) -> Tree:
+    path = preparation.parameters.path
     try:
-        fd = os.open(parameters.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise TargetError.from_os(error, f"open {parameters.path}") from error
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISLNK(mode):
-            raise TargetError(f"{parameters.path} is a link, and links are not followed", errno=errno.ELOOP)
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise TargetError(f"{parameters.path} is neither a directory nor a regular file", errno=errno.EINVAL)
-        if syscalls.filesystem_magic(fd) in MEMORY:
-            raise NotSupported(f"{parameters.path} is on a filesystem of memory: its pages have no other place to be")
-    except BaseException:
-        os.close(fd)
-        raise
-    return Tree(fd, parameters.cross_mounts)
+        raise TargetError.from_os(error, f"open {path}") from error
+    preparation.callback(os.close, fd)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISLNK(mode):
+        raise TargetError(f"{path} is a link, and links are not followed", errno=errno.ELOOP)
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise TargetError(f"{path} is neither a directory nor a regular file", errno=errno.EINVAL)
+    if syscalls.filesystem_magic(fd) in MEMORY:
+        raise NotSupported(f"{path} is on a filesystem of memory: its pages have no other place to be")
+    return Tree(fd, preparation.parameters.cross_mounts)
 
 
 def _shares(kernel: Kernel, total: int, nodes: Sequence[int] | None) -> list[Node]:
@@ -145,18 +140,17 @@ class _Place:
         return self._ordinal
 
     def advanced(self, count: int) -> _Place:
-        """The place so many files further; fewer ``paths`` are found if files have gone since they were counted."""
+        """The place so many files further; it has fewer ``paths`` if files are gone since they were counted."""
         self.paths = tuple(itertools.islice(self.walk, count))
         return _Place(self.walk, self._ordinal + count)
 
 
 class _Evictor:
-    """The chunk function, what it holds open, and what became of the files."""
+    """The chunk function, and what became of the files."""
 
-    def __init__(self, kernel: Kernel, tree: Tree, starts: Sequence[_Place], counted: Walk) -> None:
+    def __init__(self, kernel: Kernel, tree: Tree, counted: Walk) -> None:
         self._kernel = kernel
         self._tree = tree
-        self._starts = starts
         self._counted = counted
         self._lock = threading.Lock()  # guards the three below
         self._files = 0
@@ -191,17 +185,10 @@ class _Evictor:
         finally:
             os.close(fd)
 
-    def finish(self) -> str:
-        """Close everything; the result: counts, then the reasons for what was skipped, files and directories."""
-        self.close()
+    def finish(self, outcome: Outcome) -> str:
+        """The result: counts, then the reasons for skipping files and directories."""
         skipped = self._skipped + self._counted.errors  # a walk that hands files out stops at the last one
         counts = {"files": self._files, "bytes": self._bytes, "skipped": skipped.total()}
         counts["mounts"] = self._counted.mounts
         counts |= {f"skipped_{reason}": count for reason, count in sorted(skipped.items())}
         return "".join(f"{key} {value}\n" for key, value in counts.items())
-
-    def close(self) -> None:
-        """Close everything."""
-        for place in self._starts:
-            place.walk.close()
-        os.close(self._tree.fd)

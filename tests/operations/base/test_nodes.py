@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.ktask import NO_NODE
-from ktaskfs.memory.runlog import RunLog
+from ktaskfs.memory.run_log import RunLog
 from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
 from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
 from ktaskfs.span import Node, Span

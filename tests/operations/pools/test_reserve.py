@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
+from ktaskfs.host.hugepages import NodePool
 from ktaskfs.ktask import Job
 from ktaskfs.span import Node
 from tests.support import hugepages
@@ -17,7 +18,7 @@ from tests.support.forked import run_forked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Runner
 
 SIZE = 2 << 20
@@ -37,8 +38,7 @@ def there() -> int:
 
 def result_of(plan: Plan) -> dict[str, dict[str, int]]:
     """Run a plan; its table, by node and column."""
-    Job(plan.nodes, plan.control).run()
-    return parsed(plan.finish())
+    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
 
 
 def parsed(text: str) -> dict[str, dict[str, int]]:
@@ -101,7 +101,7 @@ def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.T
         job = Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8))
         jobs.append(job)
         outcome = job.run()
-        plan.finish()
+        plan.finish(outcome)
         assert outcome.cancelled
         assert steps == [before + (8 if grows else -8)]
         assert there() == (before if undo else steps[0])
@@ -110,6 +110,34 @@ def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.T
         assert there() == wanted
         result_of(runner.prepare("reserve", pages=before))
     result_of(runner.prepare("reserve", pages=before - (0 if grows else 40)))
+
+
+def test_undo_takes_back_the_part_of_a_step_that_failed_and_no_more(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second step's 8 pages the kernel gives 3; then somebody else adds 5, which stay."""
+    before = there()
+    first = POOLS[0]
+    resize = NodePool.resize
+
+    def scarce(pool: NodePool, pages: int) -> None:
+        resize(pool, pages - 5 if pages > before + 8 else pages)
+
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", chunk=8, undo=1)
+
+    def step(start: int, end: int) -> None:
+        try:
+            plan.control.thread_func(start, end)
+        except TargetError:
+            first.write_text(str(int(first.read_text()) + 5))
+            raise
+
+    monkeypatch.setattr(NodePool, "resize", scarce)
+    failure = runner.failure(plan, threads=1, thread_func=step, max_chunk_size=8)
+    monkeypatch.undo()
+    assert failure.errno == errno.ENOMEM
+    assert there() == before + 5
+    result_of(runner.prepare("reserve", pages=before, nodes="0"))
 
 
 def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.TestPool) -> None:
@@ -138,10 +166,11 @@ def test_a_pool_that_another_changes_meanwhile(
         steps.append(end - start)
         first.write_text(str(before))  # as somebody else with echo
 
-    Job(plan.nodes, dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)).run()
+    control = dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)
+    outcome = Job(plan.nodes, control).run()
     assert sum(steps) == 16
     with pytest.raises(Finding) as caught:
-        plan.finish()
+        plan.finish(outcome)
     assert caught.value.errno == number
     assert f"node 0 has {before} huge pages of 2M and {wanted} are wanted" in caught.value.message
     assert parsed(caught.value.result)["0"]["pages"] == before
@@ -149,7 +178,7 @@ def test_a_pool_that_another_changes_meanwhile(
     assert there() == before - 40
 
 
-def test_only_root_may(runner: Runner) -> None:
+def test_only_root_may(runner: Runner, spare: hugepages.TestPool) -> None:
     before = there()
 
     def attempt() -> list[object]:

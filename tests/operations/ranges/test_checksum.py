@@ -20,6 +20,7 @@ from ktaskfs.memory.digest import ALGORITHMS, LEAF, digest_maker
 from ktaskfs.span import Node
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, punch, write_bytes
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +174,7 @@ def test_what_was_not_finished_has_no_digest(runner: Runner, area: Path) -> None
     (area / "file").write_bytes(content(2 * LEAF))
     plan = runner.prepare("checksum", path=area / "file", expect="00000000")
     plan.control.thread_func(0, LEAF)
-    assert plan.finish() == ""
+    assert plan.finish(not_begun(plan)) == ""
 
 
 def test_truncated_meanwhile(runner: Runner, any_place: Place) -> None:

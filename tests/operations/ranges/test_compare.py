@@ -13,6 +13,7 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 from ktaskfs.span import Node
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, make_dirty, punch, write_bytes
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,7 +221,7 @@ def test_truncated_meanwhile(runner: Runner, place: Place, plain: Path) -> None:
 def test_what_was_not_finished_has_no_result(runner: Runner, plain: Path) -> None:
     plan = runner.prepare("compare", path=plain, source=plain)
     plan.control.thread_func(0, HUGE)
-    assert plan.finish() == ""
+    assert plan.finish(not_begun(plan)) == ""
 
 
 def test_refusals(runner: Runner, plain: Path, area: Path) -> None:

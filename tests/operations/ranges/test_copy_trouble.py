@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
-import functools
 import os
 import resource
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from tests.support.memory_files import (
     same,
     write_bytes,
 )
-from tests.support.runner import SIZE
+from tests.support.runner import SIZE, not_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +136,7 @@ def test_a_source_that_cannot_be_read(
     with pytest.raises(TargetError) as caught:
         plan.control.thread_func(0, HUGE)
     assert (caught.value.errno, caught.value.message) == (errno.EIO, f"read {plain}: Input/output error")
-    plan.finish()
+    plan.finish(not_begun(plan))
 
 
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
@@ -153,9 +152,8 @@ def test_the_target_is_shortened_meanwhile(
             plan.control.thread_func(0, done)
         os.truncate(path, 4 * HUGE)
         rest = dataclasses.replace(plan, nodes=[Node(done, SIZE - done, NO_NODE)])
-        end = plan.finish if done == SIZE else functools.partial(runner.work, rest)
         with pytest.raises((TaskError, TargetError)) as caught:
-            end()
+            runner.work(rest)
         error = caught.value.error if isinstance(caught.value, TaskError) else caught.value
         assert isinstance(error, TargetError)
         assert (error.errno, path.stat().st_size) == (errno.ENXIO, 4 * HUGE)

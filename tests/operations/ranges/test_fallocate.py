@@ -17,6 +17,7 @@ from tests.support.forked import run_forked
 from tests.support.hugepages import smallest_pages
 from tests.support.memory_files import HUGE, allocated, dirty, is_all
 from tests.support.poll import until
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,7 +208,7 @@ def test_undo_spares_what_others_have_appended_to_the_last_page(runner: Runner, 
     with odd.open("ab") as file:
         file.write(b"precious")
     plan.control.undo_func(0, ODD_PAGES)
-    plan.finish()
+    plan.finish(not_begun(plan))
     assert (allocated(odd), odd.read_bytes()[-9:]) == (2 * 4096, b"xprecious")
 
 

@@ -13,6 +13,7 @@ from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from tests.support import filesystems
 from tests.support.memory_files import HUGE, allocated, dirty, is_all, write_bytes
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +39,9 @@ def cancelling(runner: Runner, after: int, **texts: object) -> None:
         plan.nodes,
         dataclasses.replace(plan.control, thread_func=chunk, max_threads=1, max_chunk_size=plan.control.min_chunk_size),
     )
-    assert job.run().cancelled
-    plan.finish()
+    outcome = job.run()
+    assert outcome.cancelled
+    plan.finish(outcome)
 
 
 def test_undo_frees_only_what_it_allocated(runner: Runner, any_place: Place) -> None:
@@ -68,10 +70,9 @@ def test_undo_keeps_what_others_have_written_meanwhile(runner: Runner, place: Pl
 
     control = dataclasses.replace(plan.control, thread_func=chunk, max_threads=1, max_chunk_size=unit)
     job = ktask.Job(plan.nodes, control)
-    try:
-        assert job.run().cancelled
-    finally:
-        result = plan.finish()
+    outcome = job.run()
+    result = plan.finish(outcome)
+    assert outcome.cancelled
     assert result == f"kept {place.unit}\n"
     last = 0 if place.unit > 4096 else HUGE  # at most, of what made the file longer
     assert (path.stat().st_size, allocated(path) <= place.unit + last) == (4 * unit, True)
@@ -132,5 +133,5 @@ def test_undo_holds_the_lock_of_the_inode_for_moments(
         assert plan.control.undo_func is not None
         plan.control.undo_func(0, length)
         assert allocated(tmpfs / "file") == 0
-        plan.finish()
+        plan.finish(not_begun(plan))
     assert (max(freed), sum(freed)) == (256 << 20, length)

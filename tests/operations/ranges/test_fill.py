@@ -22,7 +22,7 @@ from tests.support.memory_files import allocated, dirty, is_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Place, Runner
 
 HUGE = 2 << 20
@@ -30,8 +30,7 @@ HUGE = 2 << 20
 
 def result_of(plan: Plan) -> dict[str, int]:
     """Run a plan; the counts of its result."""
-    Job(plan.nodes, plan.control).run()
-    return counts(plan.finish())
+    return counts(plan.finish(Job(plan.nodes, plan.control).run()))
 
 
 def counts(text: str) -> dict[str, int]:
@@ -41,9 +40,9 @@ def counts(text: str) -> dict[str, int]:
 
 def found(runner: Runner, **texts: object) -> Finding:
     plan = runner.prepare("verify", **texts)
-    Job(plan.nodes, plan.control).run()
+    outcome = Job(plan.nodes, plan.control).run()
     with pytest.raises(Finding) as caught:
-        plan.finish()
+        plan.finish(outcome)
     return caught.value
 
 

@@ -16,6 +16,7 @@ from ktaskfs.span import Node
 from tests.support import filesystems
 from tests.support.as_caller import NOBODY, as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty
+from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,7 +169,7 @@ def test_a_cancelled_task_shortens_and_removes_nothing(runner: Runner, place: Pl
     make_dirty(path, 2 * HUGE)
     plan = runner.prepare("free", path=path, **{option: 1})
     plan.control.thread_func(0, HUGE)
-    plan.finish()
+    plan.finish(not_begun(plan))
     assert path.stat().st_size == 2 * HUGE
     runner.run("free", [Node(HUGE, HUGE, -1)], path=path, **{option: 1})
     assert (path.exists(), option == "shrink") in ((True, True), (False, False))
@@ -337,4 +338,4 @@ def test_a_failure_of_the_kernel_is_the_tasks(runner: Runner, tmpfs: Path, monke
     with pytest.raises(TargetError) as caught:
         plan.control.thread_func(0, 4096)
     assert (caught.value.errno, "free pages" in caught.value.message) == (errno.EIO, True)
-    plan.finish()
+    plan.finish(not_begun(plan))

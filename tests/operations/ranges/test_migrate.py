@@ -17,8 +17,9 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE
 from ktaskfs.ktask import Job, TaskError
+from ktaskfs.memory import file_pages
+from ktaskfs.memory.file_pages import WINDOW
 from ktaskfs.operations.ranges import migrate
-from ktaskfs.operations.ranges.migrate import WINDOW
 from ktaskfs.span import Node
 from tests.support.memory_files import allocated, dirty, is_all
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
 
@@ -34,8 +35,7 @@ HUGE = 2 << 20
 
 
 def lines_of(plan: Plan) -> list[str]:
-    Job(plan.nodes, plan.control).run()
-    return plan.finish().splitlines()
+    return plan.finish(Job(plan.nodes, plan.control).run()).splitlines()
 
 
 def test_pages_that_are_there_already(runner: Runner, any_place: Place) -> None:
@@ -104,8 +104,8 @@ class Machine:
         machine = self
 
         class Watched(Mapping):
-            def __init__(self, fd: int, offset: int, length: int, *, reserve: bool) -> None:
-                super().__init__(fd, offset, length, reserve=reserve)
+            def __init__(self, fd: int, offset: int, length: int, *, reserve: bool, private: bool) -> None:
+                super().__init__(fd, offset, length, reserve=reserve, private=private)
                 with machine._lock:
                     machine._mapped[self.address] = self
 
@@ -116,7 +116,7 @@ class Machine:
 
         monkeypatch.setattr(syscalls, "page_nodes", self.nodes)
         monkeypatch.setattr(syscalls, "move_pages", self.move)
-        monkeypatch.setattr(migrate, "Mapping", Watched)
+        monkeypatch.setattr(file_pages, "Mapping", Watched)
         monkeypatch.setattr(migrate, "sleep", self.sleep)
         monkeypatch.setattr(migrate, "monotonic", lambda: self.slept)
 
@@ -162,7 +162,7 @@ def test_a_lock_that_is_held_for_a_while(runner: Runner, place: Place, monkeypat
 def test_pages_that_stay_for_good_are_not_waited_for_each(
     runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "WINDOW", 1)
+    monkeypatch.setattr(file_pages, "WINDOW", 1)
     pages, calls = 64 if place.unit > 4096 else 2048, [0]
 
     def ended(pages: Sequence[int]) -> list[int]:
@@ -202,8 +202,8 @@ def test_another_try_keeps_out_of_the_way_of_first_ones(
 
 
 def test_a_failed_chunk_moves_back_what_it_moved(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The framework takes back finished chunks only."""
-    monkeypatch.setattr(migrate, "WINDOW", 1)
+    """The chunk that failed midway and the finished one."""
+    monkeypatch.setattr(file_pages, "WINDOW", 1)
 
     def ended(pages: Sequence[int]) -> list[int]:
         if pages[0] == 5:
@@ -217,14 +217,14 @@ def test_a_failed_chunk_moves_back_what_it_moved(runner: Runner, place: Place, m
         Job(plan.nodes, control).run()
     assert isinstance(caught.value.error, KtaskfsError)
     assert caught.value.error.errno == errno.EIO
-    assert "moved_back 7 5\n" in plan.finish()
+    assert "moved_back 7 5\n" in plan.finish(caught.value.outcome)
     assert set(machine.where.values()) == {7}
 
 
 def test_a_failure_stays_the_error_when_moving_back_fails_too(
     runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "WINDOW", 1)
+    monkeypatch.setattr(file_pages, "WINDOW", 1)
     numbers = iter((0, errno.EIO, errno.EPERM))  # the first page moves, the second fails, the first is to move back
 
     def ended(pages: Sequence[int]) -> list[int]:
@@ -234,11 +234,9 @@ def test_a_failure_stays_the_error_when_moving_back_fails_too(
 
     Machine(monkeypatch, place.unit, ended)
     plan = runner.prepare("migrate", path=full(place, 4), nodes="0", undo=1, chunk=4)
-    with pytest.raises(KtaskfsError) as caught:
-        plan.control.thread_func(0, 4)
-    assert caught.value.errno == errno.EIO
-    assert ["undo failed" in note and os.strerror(errno.EPERM) in note for note in caught.value.__notes__] == [True]
-    plan.finish()
+    error = runner.failure(plan, threads=1)
+    assert error.errno == errno.EIO
+    assert ["undo failed at 0" in note and os.strerror(errno.EPERM) in note for note in error.__notes__] == [True]
 
 
 def test_no_memory_for_any_more(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

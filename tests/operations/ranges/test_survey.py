@@ -13,14 +13,14 @@ from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import HOLE
 from ktaskfs.ktask import Job
-from ktaskfs.memory.page_runs import RunTable
+from ktaskfs.memory.run_table import RunTable
 from ktaskfs.span import Node
 from tests.support.memory_files import allocated, dirty
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
 
@@ -31,8 +31,7 @@ PAGE = 4096
 
 def result_of(plan: Plan) -> tuple[dict[str, int], list[str]]:
     """Run a plan; its counts, and the rows of its table."""
-    Job(plan.nodes, plan.control).run()
-    return parsed(plan.finish())
+    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
 
 
 def parsed(text: str) -> tuple[dict[str, int], list[str]]:
@@ -204,8 +203,7 @@ def test_a_table_that_does_not_fit_says_how_much_is_missing(runner: Runner, tmpf
         for page in range(pages):  # with huge pages the neighbours came along
             syscalls.punch_hole(file.fileno(), (2 * page + 1) * PAGE, (2 * page + 2) * PAGE)
     plan = runner.prepare("survey", path=path)
-    Job(plan.nodes, plan.control).run()
-    text = plan.finish()
+    text = plan.finish(Job(plan.nodes, plan.control).run())
     counts, rows = parsed(text)
     assert len(text) <= 1 << 20
     assert counts["rows"] == 2 * pages

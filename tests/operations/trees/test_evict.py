@@ -19,7 +19,7 @@ from tests.support.forked import run_forked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ktaskfs.operations.base.operation import Plan
+    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Runner
 
 SIZE = 256 << 10
@@ -54,8 +54,7 @@ def cached(path: Path) -> int:
 
 
 def result_of(plan: Plan) -> dict[str, int]:
-    Job(plan.nodes, plan.control).run()
-    return parsed(plan.finish())
+    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
 
 
 def parsed(text: str) -> dict[str, int]:
@@ -184,12 +183,11 @@ def test_positions_are_ordinals_and_keep_nothing(runner: Runner, disk: Path) -> 
     for number in range(40):
         (disk / f"f{number}").touch()
     plan = runner.prepare("evict", path=disk, nodes="0")
-    job = Job(plan.nodes, plan.control)
-    job.run()
+    outcome = Job(plan.nodes, plan.control).run()
     place = plan.nodes[0].start
     assert place.__index__() == 0
     assert place.paths == ()
-    assert parsed(plan.finish())["files"] == 40
+    assert parsed(plan.finish(outcome))["files"] == 40
 
 
 def test_a_tree_too_deep(runner: Runner, disk: Path) -> None:

@@ -24,14 +24,14 @@ def nodes(draw: st.DrawFn) -> tuple[int, int, list[Chunk]]:
 @given(nodes())
 def test_split(node: tuple[int, int, list[Chunk]]) -> None:
     size, position, held = node
-    part = NodeWork(Node(0, size), frozenset())
-    part.left, part.at = size - position, position * 10
-    finished, unfinished = part.split(held)
-    not_done = {unit for span in held for unit in range(span.start, span.end)} | set(range(position, size))
-    assert [unit for span in unfinished for unit in range(span.start, span.end)] == sorted(not_done)
-    assert [unit for span in finished for unit in range(span.start, span.end)] == sorted(set(range(size)) - not_done)
-    for spans in (finished, unfinished):
-        assert all(span.start < span.end for span in spans)
-        assert all(one.end < two.start for one, two in zip(spans, spans[1:], strict=False)), "not merged"
-        assert all(span.first == span.start * 10 for span in spans)
-    assert all(span.last == span.end * 10 for span in finished)
+    node_work = NodeWork(Node(0, size), frozenset())
+    node_work.left, node_work.at = size - position, position * 10
+    finished, unfinished = node_work.split(held)
+    not_done = {unit for chunk in held for unit in range(chunk.start, chunk.end)} | set(range(position, size))
+    assert [unit for chunk in unfinished for unit in range(chunk.start, chunk.end)] == sorted(not_done)
+    assert [unit for chunk in finished for unit in range(chunk.start, chunk.end)] == sorted(set(range(size)) - not_done)
+    for chunks in (finished, unfinished):
+        assert all(chunk.start < chunk.end for chunk in chunks)
+        assert all(one.end < two.start for one, two in zip(chunks, chunks[1:], strict=False)), "not merged"
+        assert all(chunk.first == chunk.start * 10 for chunk in chunks)
+    assert all(chunk.last == chunk.end * 10 for chunk in finished)

@@ -1,6 +1,6 @@
 """How many helper threads each running task may have: the CPUs' share is dealt out evenly.
 
-The first thread of a task always runs and counts for nothing, as in v3 of the kernel series, which caps the
+The first thread of a task always runs, and is not counted. So it is in v3 of the kernel series, which caps the
 helpers of all tasks together at 80 % of the CPUs (ktask_rlim_max).
 """
 
@@ -22,7 +22,7 @@ def helper_limit(cpus: int, percent: int) -> int:
 def deal_threads(wanted: Mapping[T, int], helpers: int) -> dict[T, int]:
     """Threads for each task, at least 1 and at most what it wants, with ``helpers`` beyond the first ones in all.
 
-    Nobody gets a further helper while somebody who wants one has fewer; ties go to the earlier task.
+    No task gets a further helper while another task that wants one has fewer. Ties go to the earlier task.
     """
     granted = dict.fromkeys(wanted, 1)
     hungry = [task for task, threads in wanted.items() if threads > 1]

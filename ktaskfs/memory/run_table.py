@@ -1,4 +1,4 @@
-"""A table of runs of pages: what lies where, kept small however large the file is."""
+"""A table of runs of pages and the NUMA node of each, kept small however large the file is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunTable:
         self._pages: Counter[int] = Counter()
 
     def add(self, runs: Sequence[Node]) -> None:
-        """Enter a piece of the file that is not in yet: runs in order that touch, neighbours unlike.
+        """Enter a new piece of the file: runs in order that touch, each on another node than the one before.
 
         A run is on NUMA node ``nid``, or missing (HOLE).
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktaskfs.tasks.budget import deal_threads, helper_limit
+from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
 
 WANTED = st.dictionaries(st.integers(), st.integers(1, 300), max_size=40)
 

@@ -1,4 +1,4 @@
-"""The threads of a run: how many there are, how they begin, and those that cannot be had."""
+"""The threads of a run: how many there are, how they begin, and what happens if the system refuses one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_threads_that_cannot_be_had_are_done_without(
 
 def test_no_threads_are_started_for_less_than_an_aligned_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    monkeypatch.setattr(Job, "_start", lambda self, workers: started.append(len(workers)))
+    monkeypatch.setattr(Job, "_start", lambda self, helpers: started.append(len(helpers)))
     ktask.run(0, 100, control(lambda start, end: None, align=64, max_threads=4, clock=FakeClock()))
     assert started == [1]
 
@@ -103,7 +103,7 @@ def test_the_counts_of_a_slot_go_on_where_its_last_thread_ended() -> None:
 
 
 def test_chunks_are_for_the_threads_that_there_are() -> None:
-    """Not for those that were wanted, which the budget did not give."""
+    """Not for the threads that were wanted but not granted."""
     sizes: list[int] = []
     ctl = control(
         lambda start, end: sizes.append(end - start), max_threads=8, budget=HelperBudget(FakeMachine(cpus=1), 100)
@@ -123,7 +123,7 @@ def test_one_thread_that_gets_no_helpers_does_all_at_once(monkeypatch: pytest.Mo
 
 
 def test_a_monitor_that_raises_at_the_end_of_a_helper_fails_the_task() -> None:
-    """It must not raise; but nobody waits for ever for a helper that has ended."""
+    """A monitor must not raise; if it does, nobody waits for ever for a helper that has ended."""
 
     class Broken(Ledger):
         def thread_ended(self, slot: int) -> None:
@@ -235,7 +235,7 @@ def test_a_start_hook_that_fails_fails_the_task() -> None:
 
 
 class Patience(FakeClock):
-    """No time passes, and whoever waits does so until something happens."""
+    """No time passes: a thread that waits is woken by another."""
 
     def wait(self, gate: threading.Lock, seconds: float | None) -> None:
         super().wait(gate, None)
@@ -258,7 +258,7 @@ def test_threads_begin_before_the_first_one_takes_a_chunk() -> None:
 
 
 def test_a_helper_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "_start", lambda self, workers: None)
+    monkeypatch.setattr(Job, "_start", lambda self, helpers: None)
     clock = FakeClock()
     outcome = ktask.run(0, 10, control(lambda start, end: None, max_threads=4, clock=clock))
     assert (outcome.units_done, outcome.threads) == (10, 1)

@@ -1,4 +1,4 @@
-"""What an error in the middle of a file of memory means, in words."""
+"""The errors of a task that works on a file of memory, and what an errno means there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def truncated(target: Target) -> TargetError:
 
 
 def ended(target: Target, position: int) -> TargetError:
-    """The file gave nothing at ``position`` of the range: as sysfs it may say a size that it never had (ENXIO too)."""
+    """The file ended at ``position`` of the range, maybe before its size, as files of sysfs do (ENXIO)."""
     size = target.size()
     if size <= position:
         return truncated(target)
@@ -28,7 +28,7 @@ def ended(target: Target, position: int) -> TargetError:
 
 
 def page_unavailable(target: Target, error: OSError, end: int) -> TargetError:
-    """A page before ``end`` could not be had; the kernel says EFAULT for several reasons, told apart here."""
+    """A page before ``end`` could not be had; the kernel's EFAULT has several reasons, told apart here."""
     if error.errno == errno.EFAULT and target.size() < end:
         return truncated(target)
     if error.errno in (errno.EFAULT, errno.ENOSPC):

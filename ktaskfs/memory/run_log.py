@@ -1,4 +1,4 @@
-"""What a task has to take back: runs of positions, kept small."""
+"""The positions that a task has to take back, kept as few runs."""
 
 from __future__ import annotations
 

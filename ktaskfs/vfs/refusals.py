@@ -1,4 +1,4 @@
-"""What a filesystem refuses by itself, with the errno that kernfs (sysfs, cgroup v2) or the VFS gives."""
+"""The refusals of a filesystem itself, with the errno that kernfs (sysfs, cgroup v2) or the VFS gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotAFile(KtaskfsError):
 
 
 class AccessDenied(KtaskfsError):
-    """The file can not be opened that way by anybody, root included (EACCES)."""
+    """Nobody can open the file that way, not even root (EACCES)."""
 
     default_errno = errno.EACCES
 
@@ -38,7 +38,7 @@ class NameTooLong(KtaskfsError):
 
 
 class BadWrite(KtaskfsError):
-    """A write that is no command: empty, not text, or not at the start of the file (EINVAL)."""
+    """A write that is not a command: empty, not text, or not at the start of the file (EINVAL)."""
 
 
 class NothingYet(KtaskfsError):
@@ -48,6 +48,6 @@ class NothingYet(KtaskfsError):
 
 
 class Interrupted(KtaskfsError):
-    """A stream had nothing to give for so long that its reader gets the chance to see its signals (EINTR)."""
+    """A stream had nothing to give for a while, and its reader may look at its signals now (EINTR)."""
 
     default_errno = errno.EINTR

@@ -1,4 +1,4 @@
-"""A range of a file of memory whose holes show, or a refusal."""
+"""A mapped range of a file of memory in which holes are detected and never filled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GuardedPages:
-    """What shows the holes of a range: its pages, mapped; no ``guard``: there are no holes."""
+    """The pages of a range, mapped under a HoleGuard. ``guard`` is None if the file has no holes."""
 
     guard: HoleGuard | None
     pages: MappedRange
@@ -29,7 +29,7 @@ class GuardedPages:
 
 
 def require_guard(target: Target) -> HoleGuard:
-    """A guard for whoever looks at pages one by one; raises NotSupported where a seccomp filter allows none."""
+    """A guard for looking at pages one by one; raises NotSupported where a seccomp filter forbids it."""
     try:
         return HoleGuard()
     except OSError as error:
@@ -39,24 +39,30 @@ def require_guard(target: Target) -> HoleGuard:
 
 
 def guarded_pages(target: Target, extent: Span, *, private: bool = False) -> GuardedPages:
-    """The pages of ``extent``, to be written, or ``private``, to be looked at.
+    """The pages of ``extent`` for writing, or with ``private`` for reading alone.
 
-    Raises NotSupported for a file with holes where none can be guarded, and TargetError.
+    Raises NotSupported for a file with holes where a seccomp filter forbids a guard, and TargetError.
     """
     guard = _guard(target)
-    whole = extent.widened(target.page_size)
     try:
-        return GuardedPages(
-            guard, MappedRange(target.fd, whole.start, whole.end, target.page_size, guard, private=private)
-        )
+        return map_guarded(target, extent.widened(target.page_size), guard, private=private)
     except OSError as error:
-        if guard is not None:
-            guard.close()
         raise TargetError.from_os(error, f"map {target.path}") from error
 
 
+def map_guarded(target: Target, extent: Span, guard: HoleGuard | None, *, private: bool = False) -> GuardedPages:
+    """Map whole pages under ``guard``, which is closed with them, or if this fails. Raises OSError."""
+    try:
+        pages = MappedRange(target.fd, extent.start, extent.end, target.page_size, guard, private=private)
+    except BaseException:
+        if guard is not None:
+            guard.close()
+        raise
+    return GuardedPages(guard, pages)
+
+
 def _guard(target: Target) -> HoleGuard | None:
-    """A guard; None where none is allowed (a seccomp filter) and the file has no holes to be guarded."""
+    """A guard; None where a seccomp filter forbids it and the file has no holes."""
     try:
         return HoleGuard()
     except OSError as error:

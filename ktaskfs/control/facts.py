@@ -1,0 +1,41 @@
+"""The figures of one moment that ``metrics`` shows, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ktaskfs.host.hugepages import Pool
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the kernel has of this filesystem: open files and directories, and inodes that it remembers."""
+
+    open_handles: int
+    known_nodes: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that ``metrics`` shows, except the figures that every process has (CPU time, memory, descriptors).
+
+    tasks:   by operation and state, now.
+    started: by operation, set to work since the mount.
+    refused: by operation, starts since the mount that failed, with or without an error for the writer.
+    ended:   by operation and outcome, since the mount.
+    units:   by operation and unit, done by workers seen since the mount.
+    lag:     seconds that the event loop took to come round once.
+    """
+
+    tasks: Mapping[tuple[str, ...], int]
+    started: Mapping[tuple[str, ...], int]
+    refused: Mapping[tuple[str, ...], int]
+    ended: Mapping[tuple[str, ...], int]
+    units: Mapping[tuple[str, ...], int]
+    pools: tuple[Pool, ...]
+    load: Load
+    lag: float

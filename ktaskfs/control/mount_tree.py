@@ -1,0 +1,136 @@
+"""What the mount contains, declared as one tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.control.events import EventFeed
+from ktaskfs.control.manual import manual
+from ktaskfs.control.metrics import Metrics
+from ktaskfs.control.task_text import table
+from ktaskfs.control.tasks_directory import TasksDirectory
+from ktaskfs.control.transitions import Transitions
+from ktaskfs.host.hugepages import read_node_pools, read_pools
+from ktaskfs.host.topology import read_nodes
+from ktaskfs.tasks.tunables import TUNABLES, Tunable
+from ktaskfs.units import format_cpulist, format_size
+from ktaskfs.version import VERSION
+from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, Inode, StaticDirectory, StreamFile, TextFile
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ktaskfs.control.facts import Load
+    from ktaskfs.control.filesystem import Filesystem
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.base.operation import Operation
+
+
+def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
+    """The root directory. ``load`` tells what the kernel has of the mount, and is called while the mount is served."""
+    operations = fs.service.operations
+    events = EventFeed(fs.access)
+    metrics = Metrics(fs.service.table, fs.kernel, load)
+    Transitions(fs.service.table).observers.extend((events.publish, metrics.count))
+    return StaticDirectory(
+        ROOT_INO,
+        fs.root,
+        {
+            "README": _file(fs, lambda caller: manual(operations)),
+            "version": _file(fs, lambda caller: f"{VERSION}\n"),
+            "debug": _directory(fs, {each.file: _tunable(fs, each) for each in TUNABLES}),
+            "operations": _directory(fs, {name: _operation(fs, each) for name, each in operations.items()}),
+            "info": _info(fs),
+            "tasks": TasksDirectory(fs.numbers.take(), fs),
+            "events": _event_stream(fs, events),
+            "metrics": _file(fs, lambda caller: metrics.text()),
+        },
+    )
+
+
+def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory:
+    return StaticDirectory(fs.numbers.take(), fs.attributes(0o555), children)
+
+
+def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[str]]) -> TextFile:
+    return TextFile(fs.numbers.take(), fs.attributes(0o444), text)
+
+
+def _tunable(fs: Filesystem, tunable: Tunable) -> TextFile:
+    settings = fs.service.table.settings
+
+    async def write(caller: Caller, text: str) -> None:
+        settings.set(tunable, text)
+
+    write_recorded, refused = fs.log.keeping(f"debug/{tunable.file}", write)
+    return TextFile(
+        fs.numbers.take(),
+        fs.attributes(0o644),
+        lambda caller: f"{settings[tunable.name]}\n",
+        write_recorded,
+        refused=refused,
+    )
+
+
+def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
+    return _directory(
+        fs,
+        {
+            "description": _file(fs, lambda caller: f"{operation.description}\n"),
+            "parameters": _file(fs, lambda caller: parameters_text(operation)),
+        },
+    )
+
+
+def _info(fs: Filesystem) -> Directory:
+    last_task = fs.service.table.last_task
+
+    async def clear_errors(caller: Caller, text: str) -> None:
+        fs.log.clear(caller)
+
+    return _directory(
+        fs,
+        {
+            "last_cmd_status": _file(fs, fs.log.status),
+            "error_log": TextFile(fs.numbers.take(), fs.attributes(0o666), fs.log.errors, clear_errors),
+            "last_task": _file(fs, lambda caller: "".join(f"{name}\n" for name in last_task.get(caller.uid, ()))),
+            "hugepages": _file(fs, lambda caller: hugepages_text(fs.kernel)),
+            "nodes": _file(fs, lambda caller: nodes_text(fs.kernel)),
+        },
+    )
+
+
+def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
+    # A user who may start tasks may follow them: owner and mode of tasks/control, without the write bits.
+    attributes = Attributes(fs.access.mode & 0o444, fs.access.uid, fs.access.gid, fs.root.time_ns)
+    return StreamFile(fs.numbers.take(), attributes, events.open_stream, change=events.change)
+
+
+def parameters_text(operation: Operation[Any]) -> str:
+    """A line for each parameter: name, type, default (``-`` for none), meaning."""
+    lines = operation.declared
+    return table(
+        ("name", "type", "default", "meaning"), [(p.name, p.kind.name, p.default_text(), p.help) for p in lines]
+    )
+
+
+def hugepages_text(kernel: Kernel) -> str:
+    """The pools: first those of the machine (node ``-``), then those of each node, which have no reservations."""
+    rows = [
+        (
+            format_size(pool.size),
+            "-" if pool.node is None else pool.node,
+            pool.total,
+            pool.free,
+            "-" if pool.node is not None else pool.reserved,
+            pool.surplus,
+        )
+        for pool in (*read_pools(kernel), *read_node_pools(kernel))
+    ]
+    return table(("size", "node", "total", "free", "reserved", "surplus"), rows)
+
+
+def nodes_text(kernel: Kernel) -> str:
+    """The NUMA nodes, with their memory in bytes."""
+    rows = [(node.nid, format_cpulist(node.cpus) or "-", node.total, node.free) for node in read_nodes(kernel)]
+    return table(("node", "cpus", "total", "free"), rows)

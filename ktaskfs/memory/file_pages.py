@@ -1,0 +1,62 @@
+"""The pages of a file of memory by number: which may exist, and on which NUMA node each lies."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.presence import data_extents, node_of_pages
+from ktaskfs.host.target import Filesystem
+from ktaskfs.memory.errors import truncated
+from ktaskfs.memory.guarded_pages import require_guard
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.target import Target
+
+WINDOW: Final = 1024
+"""Pages mapped at a time; 4 MiB of tmpfs, which count as the worker's resident memory while they are mapped."""
+
+
+class FilePages:
+    """Looks at pages of ``target`` in windows. A HoleGuard guards every mapping, so that no page is allocated.
+
+    ``private`` mappings are for reading alone, and work on a file that is open for reading alone. Raises NotSupported
+    without userfaultfd.
+    """
+
+    def __init__(self, target: Target, *, private: bool = False) -> None:
+        self._target = target
+        self._private = private
+        self._guard = require_guard(target)
+
+    def require(self, end: int) -> None:
+        """Raises TargetError for a file that has become too short to have the last page before ``end``."""
+        if self._target.size() <= (end - 1) * self._target.page_size:
+            raise truncated(self._target)
+
+    def windows(self, start: int, end: int) -> Iterator[Span]:
+        """The windows of pages from ``start`` to ``end`` in which there may be pages. Raises OSError."""
+        target, page = self._target, self._target.page_size
+        if target.filesystem is Filesystem.HUGETLBFS:  # does not say where it has pages
+            if target.allocated():
+                yield from Span(start, end).windows(WINDOW)
+            return
+        for data, hole in data_extents(target.fd, start * page, end * page):
+            yield from Span(data // page, -(-hole // page)).windows(WINDOW)
+
+    @contextlib.contextmanager
+    def mapped(self, window: Span) -> Iterator[tuple[Mapping, list[int]]]:
+        """The pages of a window, mapped, and the NUMA node of each, HOLE where there is none. Raises OSError."""
+        page = self._target.page_size
+        low, high = window.start * page, window.end * page
+        with Mapping(self._target.fd, low, high - low, reserve=False, private=self._private) as mapping:
+            self._guard.guard(mapping)
+            yield mapping, node_of_pages(mapping, low, high, page)
+
+    def close(self) -> None:
+        """Close the guard."""
+        self._guard.close()

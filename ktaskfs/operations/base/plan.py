@@ -1,0 +1,127 @@
+"""From a spec to a task that can start: its plan, and the preparation that makes one."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+from ktaskfs.ktask import Control
+from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
+from ktaskfs.operations.base.parameters import TaskParameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.span import Node, Span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task that can start at once: everything is open, checked and reserved.
+
+    nodes:   the work, in the operation's units, one entry for each NUMA node or remaining range.
+    control: the chunk function and its rules for ``ktask.run_numa``; the worker adds monitor and live limits.
+    abort:   takes back what ``prepare`` itself changed (a created file, a new size); called when the task never starts.
+    finish:  called once after the last chunk, with the outcome of the job, whatever the end; returns the text for the
+             ``result`` file. It may raise KtaskfsError (a digest that was not the expected one).
+    """
+
+    nodes: Sequence[Node]
+    control: Control
+    abort: Callable[[], None]
+    finish: Callable[[Outcome], str]
+
+
+class Closable(Protocol):
+    """Anything that has to be closed."""
+
+    def close(self) -> None: ...
+
+
+P = TypeVar("P", bound=TaskParameters)
+C = TypeVar("C", bound=Closable)
+
+
+class Preparation(Generic[P]):
+    """What ``prepare`` works with, and everything that it has opened or changed so far.
+
+    Whatever was kept is closed, and whatever was changed is taken back, in reverse order: at once if ``prepare``
+    raises (as a context manager), otherwise when the plan is aborted or finished.
+
+    kernel:     what was opened before this process took its caller's root.
+    parameters: those of the spec.
+    remaining:  what an earlier run left to do; None for a new task.
+    """
+
+    def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
+        self.kernel = kernel
+        self.parameters = parameters
+        self.remaining = remaining
+        self._resources = ExitStack()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier run left this work."""
+        return self.remaining is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._resources.close()
+
+    def keep(self, resource: C) -> C:
+        """Close ``resource`` in the end; returns it."""
+        self._resources.callback(resource.close)
+        return resource
+
+    def callback(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call ``function`` in the end."""
+        self._resources.callback(function, *arguments)
+
+    def nodes(self, extent: Span, unit: int) -> tuple[Node, ...]:
+        """The work on ``extent``, or what remains of it; returns and raises as ``make_nodes``."""
+        return make_nodes(self.kernel, extent, self.parameters.nodes, unit, self.remaining)
+
+    def control(
+        self,
+        thread_func: Callable[[Any, Any], object],
+        *,
+        least: int,
+        most: int,
+        align: int = 1,
+        undo_func: Callable[[Any, Any], object] | None = None,
+    ) -> Control:
+        """The control for an operation's chunk function and its own chunk sizes, with ``chunk`` and ``undo`` applied.
+
+        ``undo_func`` can also take back a chunk that failed midway.
+        """
+        sizes = chunk_sizes(self.parameters.chunk, least=least, most=most, align=align)
+        undo_func = undo_func if self.parameters.undo else None
+        return Control(
+            thread_func,
+            min_chunk_size=sizes.least,
+            max_chunk_size=sizes.most,
+            align=sizes.align,
+            undo_func=undo_func,
+            undo_failed=undo_func is not None,
+        )
+
+    def plan(self, nodes: Sequence[Node], control: Control, finish: Callable[[Outcome], str]) -> Plan:
+        """The plan. Everything is still open when ``finish`` is called, and is closed afterwards."""
+        close = self._resources.close
+
+        def finish_and_close(outcome: Outcome) -> str:
+            try:
+                return finish(outcome)
+            finally:
+                close()
+
+        return Plan(nodes=nodes, control=control, abort=close, finish=finish_and_close)

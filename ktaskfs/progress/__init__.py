@@ -1,0 +1,42 @@
+"""The page that a daemon and one worker share: requests one way, progress the other, no message and no lock.
+
+The worker maps the file (``worker_page.py``). The daemon uses only pread and pwrite on it (``daemon_side.py``), and
+checks all that it reads, because the owner of the worker's uid may write to the page too. Every field is an aligned
+64-bit word with one writer; ``layout.py`` has the table of them. By word:
+
+    0     identity    written once, at creation: magic, number of slots, number of ranges
+    8     requests    written by the daemon: cancel, paused, threads, rate, nice
+    32    report      written by the worker: phase, times, totals, error, undone
+    64    message     of the error, as bytes
+    512   ranges      8 words for each range of the work: start, size, nid, position
+    ...   slots       16 words for each thread
+    end   result      the text of ``result``, appended by the worker at its end with pwrite
+
+What is done survives a SIGKILL of the worker at any instruction. A slot holds two banks for the chunk in flight
+and a sequence number whose lowest bit says which one counts; that number is one aligned 8-byte store. The chunk
+is put into a slot before its range's position moves past it, so a unit is at any time beyond the position, or in
+a slot, or both, until it is done. A reader that copies a slot while its bank flips sees the sequence number
+change, and copies again.
+"""
+
+from ktaskfs.progress.daemon_side import create_page, read_requests, read_result, read_snapshot, write_requests
+from ktaskfs.progress.layout import RESULT_MAX, Shape
+from ktaskfs.progress.snapshot import NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.progress.worker_page import WorkerPage
+
+__all__ = [
+    "RESULT_MAX",
+    "NodeProgress",
+    "Phase",
+    "Requests",
+    "Shape",
+    "Snapshot",
+    "ThreadProgress",
+    "ThreadState",
+    "WorkerPage",
+    "create_page",
+    "read_requests",
+    "read_result",
+    "read_snapshot",
+    "write_requests",
+]

@@ -1,0 +1,101 @@
+"""The daemon's side of a page: makes it, asks, and reads what the worker reports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ktaskfs.progress.layout import (
+    BANK,
+    IDENTITY,
+    MAGIC,
+    MESSAGE_AT,
+    MESSAGE_BYTES,
+    RANGE,
+    REPORT,
+    REQUESTS,
+    SLOT,
+    WORD,
+    Shape,
+)
+from ktaskfs.progress.snapshot import NodeProgress, Requests, Snapshot, ThreadProgress, ThreadState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def create_page(path: str, shape: Shape, requests: Requests) -> int:
+    """Make the file with all its blocks, so that no later store can meet a full filesystem; returns a descriptor.
+
+    Raises OSError (ENOSPC among them), and then leaves no file.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, shape.size)
+        identity = {"magic": MAGIC, "slots": shape.slots, "nodes": shape.nodes}
+        os.pwrite(fd, IDENTITY.packed(identity), IDENTITY.at * WORD)
+        write_requests(fd, requests)
+    except OSError:
+        os.close(fd)
+        os.unlink(path)
+        raise
+    return fd
+
+
+def write_requests(fd: int, requests: Requests) -> None:
+    """Put the daemon's requests into the page; the worker reads them when it is woken. Raises OSError."""
+    os.pwrite(fd, REQUESTS.packed(asdict(requests)), REQUESTS.at * WORD)
+
+
+def read_requests(fd: int) -> Requests:
+    """The last requests, for a daemon that adopts a task of its predecessor. Raises OSError."""
+    size = REQUESTS.words * WORD
+    words = memoryview(os.pread(fd, size, REQUESTS.at * WORD).ljust(size, b"\0")).cast("Q")
+    return Requests(**REQUESTS.read(words, 0))
+
+
+def read_snapshot(fd: int, shape: Shape) -> Snapshot:
+    """Copy and check the page. A page cut short reads as zeros from there on. Raises OSError."""
+    copy = _stable_copy(fd, shape)
+    words = copy.cast("Q")
+    report = REPORT.read(words, REPORT.at)
+    ranges = report.pop("ranges")
+    message = bytes(copy[MESSAGE_AT * WORD :][:MESSAGE_BYTES]).split(b"\0", 1)[0].decode("utf-8", "replace")
+    return Snapshot(
+        message="".join(each if each.isprintable() else "?" for each in message),
+        nodes=tuple(_range(words, at) for at in shape.ranges(ranges)),
+        threads=tuple(_threads(words, shape)),
+        **report,
+    )
+
+
+def _range(words: Sequence[int], at: int) -> NodeProgress:
+    fields = RANGE.read(words, at)
+    return NodeProgress(**fields | {"position": min(fields["position"], fields["size"])})
+
+
+def _threads(words: Sequence[int], shape: Shape) -> Iterator[ThreadProgress]:
+    state = SLOT.word("state")
+    for slot, at in enumerate(shape.each_slot()):
+        if words[at + state] != ThreadState.UNUSED:
+            fields = SLOT.read(words, at)
+            bank = at + BANK.at + fields.pop("sequence") % 2 * BANK.words
+            yield ThreadProgress(slot, **fields, **BANK.read(words, bank))
+
+
+def _stable_copy(fd: int, shape: Shape) -> memoryview:
+    """Read until two copies agree in every slot's sequence number; after a few tries the copy may be a chunk old."""
+    copies = [os.pread(fd, shape.size, 0).ljust(shape.size, b"\0")]
+    sequences = slice(shape.slots_at + SLOT.word("sequence"), shape.words, SLOT.words)
+    for _ in range(4):
+        copies.append(os.pread(fd, shape.size, 0).ljust(shape.size, b"\0"))
+        before, after = (memoryview(each).cast("Q")[sequences].tolist() for each in copies[-2:])
+        if before == after:
+            break
+    return memoryview(copies[-2])
+
+
+def read_result(fd: int, shape: Shape, snapshot: Snapshot) -> str:
+    """The text that the worker left for ``result``. Raises OSError."""
+    return os.pread(fd, snapshot.result_size, shape.size).decode("utf-8", "replace")

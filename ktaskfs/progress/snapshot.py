@@ -1,0 +1,110 @@
+"""What a page says, as values: the daemon's requests, and the worker's report at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ktaskfs.span import Node
+
+
+class Phase(IntEnum):
+    """How far the worker itself says it is; everything from DONE on is an end."""
+
+    STARTING = 0
+    RUNNING = 1
+    DONE = 2
+    FAILED = 3
+    CANCELLED = 4
+
+
+class ThreadState(IntEnum):
+    """What a thread slot is doing."""
+
+    UNUSED = 0
+    RUNNING = 1
+    PAUSED = 2
+    THROTTLED = 3
+    FAILED = 4
+    ENDED = 5
+    IDLE = 6
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What the daemon asks of the worker. ``threads`` 0 and ``rate`` 0 mean no limit of their own."""
+
+    cancel: bool = False
+    paused: bool = False
+    threads: int = 0
+    rate: int = 0
+    nice: int = 19
+
+
+@dataclass(frozen=True)
+class NodeProgress:
+    """One range of the work; ``position`` is how many of its ``size`` units were handed out."""
+
+    start: int
+    size: int
+    nid: int
+    position: int
+
+
+@dataclass(frozen=True)
+class ThreadProgress:
+    """One thread: ``node`` indexes the ranges, ``start`` and ``end`` are ordinals in that range (equal if idle)."""
+
+    slot: int
+    tid: int
+    nid: int
+    state: ThreadState
+    chunks: int
+    units: int
+    busy_us: int
+    node: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything the worker reports, at one moment, already checked. Times are CLOCK_BOOTTIME nanoseconds."""
+
+    phase: Phase
+    started_ns: int
+    ended_ns: int
+    total: int
+    errno: int
+    error_position: int
+    message: str
+    result_size: int
+    undone: bool
+    nodes: tuple[NodeProgress, ...]
+    threads: tuple[ThreadProgress, ...]
+
+    def remaining(self) -> tuple[Node, ...]:
+        """The ranges not known to be finished: chunks in flight or failed, and what was never handed out.
+
+        All ranges, once the worker has begun to undo its work.
+        """
+        if self.undone:
+            return tuple(Node(node.start, node.size, node.nid) for node in self.nodes)
+        left: list[Node] = []
+        for index, node in enumerate(self.nodes):
+            loose = sorted(
+                (each.start, min(each.end, node.position))
+                for each in self.threads
+                if each.node == index and each.start < min(each.end, node.position)
+            )
+            for start, end in [*loose, (node.position, node.size)]:
+                if left and left[-1].nid == node.nid and left[-1].end == node.start + start:
+                    left[-1] = Node(left[-1].start, left[-1].size + end - start, node.nid)
+                elif start < end:
+                    left.append(Node(node.start + start, end - start, node.nid))
+        return tuple(left)
+
+    @property
+    def done(self) -> int:
+        """Units finished; never more than ``total``."""
+        return max(0, self.total - sum(node.size for node in self.remaining()))

@@ -1,0 +1,34 @@
+"""What the parts of the task service share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.tasks.launcher import Launcher
+    from ktaskfs.tasks.state_directory import StateDirectory
+    from ktaskfs.tasks.table import TaskTable
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """The tasks of one daemon, and what it needs to run them.
+
+    table:      the tasks, and the tunables.
+    launcher:   forks their workers.
+    state:      keeps their records and pages.
+    operations: what a task can do, by name.
+    nursery:    carries everything that goes on after a call.
+    """
+
+    table: TaskTable
+    launcher: Launcher
+    state: StateDirectory
+    operations: Mapping[str, Operation[Any]]
+    nursery: trio.Nursery

@@ -1,0 +1,54 @@
+"""The daemon's hold on the process that runs a task."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktaskfs.progress import Shape
+
+
+@dataclass(frozen=True)
+class WorkerHandle:
+    """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon.
+
+    ``page`` is a descriptor of the shared page. ``ticket`` is the launcher's number for the worker, None if an earlier
+    daemon launched it.
+    """
+
+    pid: int
+    start_time: int
+    pidfd: int
+    page: int
+    shape: Shape
+    ticket: int | None = None
+
+    def wake(self) -> None:
+        """Have the worker read its requests. Nothing happens if it has ended."""
+        self.signal(signal.SIGUSR1)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal through the pidfd. Nothing happens if the worker has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        """Close the descriptors; the process goes on."""
+        os.close(self.pidfd)
+        os.close(self.page)
+
+
+def ending_text(status: int | None) -> str:
+    """The status that waitpid(2) gave, as the end of a sentence; empty for None."""
+    if status is None:
+        return ""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        known = number in {each.value for each in signal.Signals}
+        return f", killed by signal {number}" + (f" ({signal.Signals(number).name})" if known else "")
+    return f", with exit status {os.WEXITSTATUS(status)}"

@@ -1,0 +1,87 @@
+"""What a preparation has opened is closed exactly once, last things first, however it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import TargetError
+from ktaskfs.operations.base.parameters import TaskParameters
+from ktaskfs.operations.base.plan import Plan, Preparation
+from ktaskfs.span import NO_NODE, Node
+from tests.support.runner import not_begun
+
+if TYPE_CHECKING:
+    from ktaskfs.ktask import Outcome
+    from tests.support.runner import Runner
+
+
+class Thing:
+    """Notes in ``log`` when it is closed."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name = name
+        self._log = log
+
+    def close(self) -> None:
+        self._log.append(self._name)
+
+
+def prepared(
+    runner: Runner, log: list[str], parameters: TaskParameters, *, failing: bool = False, refused: bool = False
+) -> Plan:
+    """A plan with two things open, whose ``finish`` notes the units that are left; ``refused``: there is none."""
+
+    def finish(outcome: Outcome) -> str:
+        log.append(f"left {sum(node.size for node in outcome.remaining())}")
+        if failing:
+            raise TargetError("cannot finish")
+        return "result"
+
+    with Preparation(runner.kernel, parameters, None) as preparation:
+        preparation.keep(Thing("first", log))
+        preparation.callback(log.append, "taken back")
+        preparation.keep(Thing("last", log))
+        if refused:
+            raise TargetError("cannot open")
+        control = preparation.control(
+            lambda start, end: None, least=3, most=100, align=4, undo_func=lambda start, end: None
+        )
+        return preparation.plan([Node(0, 100, NO_NODE)], control, finish)
+
+
+def test_a_failed_preparation_closes_everything(runner: Runner) -> None:
+    log: list[str] = []
+    with pytest.raises(TargetError, match="cannot open"):
+        prepared(runner, log, TaskParameters(), refused=True)
+    assert log == ["last", "taken back", "first"]
+
+
+def test_abort_closes_everything(runner: Runner) -> None:
+    log: list[str] = []
+    plan = prepared(runner, log, TaskParameters())
+    assert log == []
+    plan.abort()
+    assert log == ["last", "taken back", "first"]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_finish_gets_the_outcome_and_then_everything_is_closed(runner: Runner, failing: bool) -> None:
+    log: list[str] = []
+    plan = prepared(runner, log, TaskParameters(), failing=failing)
+    if failing:
+        with pytest.raises(TargetError, match="cannot finish"):
+            plan.finish(not_begun(plan))
+    else:
+        assert plan.finish(not_begun(plan)) == "result"
+    assert log == ["left 100", "last", "taken back", "first"]
+
+
+def test_the_parameters_chunk_and_undo_are_applied(runner: Runner) -> None:
+    control = prepared(runner, [], TaskParameters()).control
+    assert (control.min_chunk_size, control.max_chunk_size, control.align) == (4, 100, 4)
+    assert (control.undo_func, control.undo_failed) == (None, False)
+    control = prepared(runner, [], TaskParameters(chunk=9, undo=True)).control
+    assert (control.min_chunk_size, control.max_chunk_size, control.align) == (12, 100, 4)
+    assert (control.undo_func is not None, control.undo_failed) == (True, True)
