@@ -17,7 +17,6 @@ from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.ktask import TaskError
 from ktaskfs.memory import digest
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, digest_maker
-from ktaskfs.span import Node
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, punch, write_bytes
 from tests.support.runner import not_begun
@@ -156,14 +155,8 @@ def test_refusals(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "8 hexadecimal digits" in runner.refused("checksum", path=path, expect="ab").message
     assert isinstance(runner.refused("checksum", path=path, expect="xyz"), InvalidValue)
     assert isinstance(runner.refused("checksum", path=path, algorithm="md5"), InvalidValue)
-    assert isinstance(runner.refused("checksum", path=path, undo=1), NotSupported)
     assert "past the end" in runner.refused("checksum", path=path, length=3 * LEAF).message
     assert "nothing to do" in runner.refused("checksum", path=path, offset=2 * LEAF).message
-    assert runner.refused("checksum", path=area).errno == errno.EISDIR
-    rest = runner.refused("checksum", [Node(LEAF, LEAF, -1)], path=path)
-    assert isinstance(rest, NotSupported)
-    assert "anew" in rest.message
-    runner.prepare("checksum", [Node(0, LEAF, -1), Node(LEAF, LEAF, -1)], path=path).abort()
     monkeypatch.setattr(digest, "_MAKERS", {"blake3": ("blake3", None)})
     missing = runner.refused("checksum", path=path, algorithm="blake3")
     assert isinstance(missing, NotSupported)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import subprocess
@@ -175,26 +174,6 @@ def test_ranges_that_the_file_does_not_have(runner: Runner, any_place: Place) ->
         error = runner.refused("clear", path=path, offset=offset, length=length)
         assert (type(error), "past the end" in error.message) == (InvalidValue, True)
     assert path.stat().st_size == unit
-
-
-def test_what_cannot_be_cleared(runner: Runner, tmpfs: Path, disk: Path) -> None:
-    (disk / "plain").write_bytes(b"x")
-    assert isinstance(runner.refused("clear", path=disk / "plain"), NotSupported)
-    assert runner.refused("clear", path=tmpfs / "missing").errno == errno.ENOENT
-    (tmpfs / "file").write_bytes(b"x")
-    error = runner.refused("clear", path=tmpfs / "file", undo=1)
-    assert isinstance(error, NotSupported)
-    assert "brought back" in error.message
-    assert (tmpfs / "file").read_bytes() == b"x"
-
-
-def test_a_sealed_memfd(runner: Runner) -> None:
-    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
-    os.write(fd, b"x" * 4096)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    assert runner.refused("clear", path=f"/proc/{os.getpid()}/fd/{fd}").errno == errno.EPERM
-    assert os.pread(fd, 4096, 0) == b"x" * 4096
-    os.close(fd)
 
 
 @pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])

