@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemon import ROOT
+from tests.support.hugepages import reserved
 from tests.support.poll import until
 from tests.support.shell import Outcome, run
 
@@ -177,7 +178,8 @@ def test_the_daemon_that_may_not_mount(machine: Machine) -> None:
     assert capabilities >> 21 & 1 == 0  # CAP_SYS_ADMIN
     pools = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     reserve = f'echo "reserve size=2M pages=$(cat {pools}) name=same" > /run/ktaskfs/tasks/control'
-    assert machine.sh(f"{reserve} && tail -n 1 /run/ktaskfs/tasks/same/wait") == Outcome(0, "done\n", "")
+    with reserved(2 << 20, 0):  # the pools are those of the machine around: no other test changes them meanwhile
+        assert machine.sh(f"{reserve} && tail -n 1 /run/ktaskfs/tasks/same/wait") == Outcome(0, "done\n", "")
     assert machine.run("kill", "-9", before).status == 0
     until(lambda: machine.show(CONFINED, "MainPID") not in (before, "0"), "another daemon")
     until(lambda: machine.show(CONFINED, "ActiveState") == "active", "a daemon that is ready")
