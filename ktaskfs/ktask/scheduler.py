@@ -198,7 +198,7 @@ class Scheduler:
             if wait != 0.0:
                 self._clock.wait(thread.gate, wait)
                 continue
-            if numa:
+            if numa and thread.placed != (node_work.node.nid, thread.pinned):
                 self.move(thread)
             began_ns = now_ns()
             thread_func(first, last)
@@ -208,18 +208,16 @@ class Scheduler:
                 chunk_done(slot, index, start, end, busy_ns)
 
     def move(self, thread: TaskThread) -> None:
-        """The calling thread, which is ``thread``, goes where it is to work, if it is not there.
+        """The calling thread, which is ``thread``, goes where it is to work.
 
         Without the lock: no other thread changes what is read here.
         """
         if self._base is None:
             return
         node_work = self._work.nodes[thread.index]
-        where = node_work.node.nid, thread.pinned
-        if where != thread.placed:
-            thread.placed = where
-            cpus = node_work.cpus if thread.pinned == node_work.node.nid else frozenset[int]()
-            self._machine.place(place_on_node(self._base, node_work.node.nid, cpus))
+        thread.placed = node_work.node.nid, thread.pinned
+        cpus = node_work.cpus if thread.pinned == node_work.node.nid else frozenset[int]()
+        self._machine.place(place_on_node(self._base, node_work.node.nid, cpus))
 
     def fail(self, thread: TaskThread, error: BaseException) -> None:
         """The thread ends with ``error``; after the first failure no chunk is handed out."""
