@@ -95,7 +95,7 @@ def _empty(bench: _Bench, number: int) -> float:
 
 def _unlocked(bench: _Bench, number: int) -> float:
     """What of an empty chunk is done without the scheduler's lock, as ``Scheduler.work`` does it."""
-    worker, now_ns, thread_func = TaskThread(FIRST_SLOT, 0, None), time.monotonic_ns, nothing
+    thread, now_ns, thread_func = TaskThread(FIRST_SLOT, 0, None), time.monotonic_ns, nothing
     with bench.page() as page:
         chunk_done = page.chunk_done
         began = time.process_time()
@@ -103,7 +103,7 @@ def _unlocked(bench: _Bench, number: int) -> float:
             began_ns = now_ns()
             thread_func(start, start + 1)
             busy_ns = now_ns() - began_ns
-            worker.busy_ns += busy_ns
+            thread.busy_ns += busy_ns
             chunk_done(FIRST_SLOT, 0, start, start + 1, busy_ns)
         return (time.process_time() - began) / number
 
