@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
@@ -22,7 +20,7 @@ Command = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
 
 OPENINGS_MAX: Final = 256
 """Command files that one user may have open for writing, root excepted, who has other ways to stop a daemon. Each takes
-two descriptors of this process, and no user may take them all."""
+two or three descriptors of this process, and no user may take them all."""
 
 
 class Writers:
@@ -134,11 +132,6 @@ class _Opened(OpenFile):
 def _copy(who: credentials.CallerProcess) -> credentials.CallerProcess:
     """``who`` with descriptors of its own. Raises TargetError when there are none left."""
     try:
-        root = os.dup(who.root)
-        try:
-            return replace(who, root=root, cwd=os.dup(who.cwd))
-        except OSError:
-            os.close(root)
-            raise
+        return who.copy()
     except OSError as error:
         raise TargetError.from_os(error, "keep your root and working directory") from error

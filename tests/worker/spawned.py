@@ -130,7 +130,7 @@ class Spawner:
         ours.settimeout(DEADLINE)
         caller = me()
         with theirs:
-            protocol.send(self.sock, request, [page, theirs.fileno(), caller.root, caller.cwd])
+            protocol.send(self.sock, request, [page, theirs.fileno(), *caller.descriptors])
         caller.close()
         forked, fds = self.hear()
         assert isinstance(forked, protocol.Forked)
