@@ -39,7 +39,7 @@ class Kernel:
 
     @classmethod
     def open_read_only(cls) -> Kernel:
-        """Open read-only copies of the mounts of /proc and /sys; whoever holds these changes nothing through them.
+        """Open read-only copies of the mounts at /proc and /sys, without those below. Nothing can be changed there.
 
         Without CAP_SYS_ADMIN, or before Linux 5.12, /proc and /sys as they are. Raises OSError.
         """
@@ -86,7 +86,7 @@ def _open_path(path: str) -> int:
 
 def _open_copy(path: str) -> int:
     try:
-        return namespaces.clone_mounts(path, _HARMLESS)
+        return namespaces.clone_mount(path, _HARMLESS)
     except OSError:
         return _open_path(path)
 

@@ -12,7 +12,6 @@ MOUNT_ATTR_NODEV: Final = 4
 MOUNT_ATTR_NOEXEC: Final = 8
 
 _AT_EMPTY_PATH: Final = 0x1000
-_AT_RECURSIVE: Final = 0x8000
 _CLONE_NEWUSER: Final = 0x10000000
 _OPEN_TREE: Final = 428
 _OPEN_TREE_CLONE: Final = 1
@@ -33,18 +32,18 @@ def _system_call(number: int, *arguments: Any) -> int:
     return _check(_LIBC.syscall(ctypes.c_long(number), *arguments))
 
 
-def clone_mounts(path: str, attributes: int) -> int:
-    """Copy the mounts at and below the absolute ``path``, with MOUNT_ATTR_ ``attributes`` set on all copies.
+def clone_mount(path: str, attributes: int) -> int:
+    """Copy the mount at the absolute ``path``, without those below it, and set MOUNT_ATTR_ ``attributes`` on the copy.
 
-    The copies are mounted nowhere. Returns an O_PATH descriptor of them. Needs CAP_SYS_ADMIN and Linux 5.12.
+    The copy is mounted nowhere. Returns an O_PATH descriptor of it. Needs CAP_SYS_ADMIN and Linux 5.12.
     open_tree(2), mount_setattr(2).
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     fd = _system_call(_OPEN_TREE, ctypes.c_int(-1), os.fsencode(path), ctypes.c_uint(flags))
     change = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
     try:
-        flags, size = _AT_EMPTY_PATH | _AT_RECURSIVE, ctypes.c_size_t(ctypes.sizeof(change))
-        _system_call(_MOUNT_SETATTR, ctypes.c_int(fd), b"", ctypes.c_uint(flags), change, size)
+        size = ctypes.c_size_t(ctypes.sizeof(change))
+        _system_call(_MOUNT_SETATTR, ctypes.c_int(fd), b"", ctypes.c_uint(_AT_EMPTY_PATH), change, size)
     except OSError:
         os.close(fd)
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,6 +76,18 @@ def test_it_does_its_ordinary_job(mount_maker: MountMaker, memory: Path, two_use
     assert mount.read("tasks/copy/wait").endswith("done\n")
 
 
+def test_an_ordinary_users_daemon_serves_a_namespace_of_that_user(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
+) -> None:
+    user = two_users[0]
+    mount = mount_maker(user=user)
+    with holder(memory / "secret", user) as path:
+        assert ask(mount, f"copy source={path} path={memory}/stolen", user).errname == "EACCES"
+    assert ask(mount, f"fallocate path={memory}/own length=1M name=own", user) == Outcome(0, "", "")
+    assert mount.read("tasks/own/wait", user=user).endswith("done\n")
+    assert (memory / "own").stat().st_uid == user.uid
+
+
 def test_root_in_there_is_refused_what_root_may(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
 ) -> None:
@@ -104,4 +115,3 @@ with open(sys.argv[2]) as wait:
     files = [str(mount.path / each) for each in ("tasks/control", "tasks/guest/wait")]
     outcome = run(*OWN_USER_NAMESPACE, "/usr/bin/python3", "-I", "-c", script, *files, user=two_users[0])
     assert (outcome.out, outcome.err) == ("done 2048\n", "")
-    assert sys.executable

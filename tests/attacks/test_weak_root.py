@@ -81,6 +81,18 @@ def test_it_gets_nothing_out_of_the_spawner_and_the_worker_forked_ahead(mount_ma
         assert break_in(process.pid) == []
 
 
+def test_a_link_into_what_its_worker_holds_leads_to_nothing(mount_maker: MountMaker, memory: Path) -> None:
+    """Where its own /proc is masked, the worker's is not."""
+    mount = mount_maker("mode=0666")
+    control = str(mount.path / "tasks/control")
+    for fd in range(3, 12):
+        for name in ("version", "sys/fs/lease-break-time", "1/environ", "1/root/etc/passwd"):
+            (memory / f"{fd}-{name.replace('/', '-')}").symlink_to(f"/proc/self/fd/{fd}/{name}")
+    for link in sorted(memory.iterdir()):
+        outcome = run(*WEAK_ROOT, "bash", "-c", 'echo "$1" > "$2"', "-", f"checksum path={link}", control)
+        assert outcome.status != 0, (link, os.readlink(link))
+
+
 def test_it_cannot_change_a_pool_that_its_own_sys_keeps_from_it(mount_maker: MountMaker) -> None:
     mount = mount_maker("mode=0666")
     size = filesystems.page_sizes()[0]
