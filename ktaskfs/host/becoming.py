@@ -53,13 +53,13 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
         held = _ids_hold(identity, changes)
         if user_namespace is not None:
             _join(user_namespace)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # again: a change of ids sets it to fs.suid_dumpable
         limited = changes or user_namespace is not None
         if limited:
             _limit_capabilities(*identity.capabilities)
         os.umask(identity.umask)
         _limit_file_size(identity.file_size_max)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # again: a change of ids sets it to fs.suid_dumpable
     except OSError as error:
         raise TargetError.from_os(error, f"become user {identity.uid}") from error
     if not (held and _limits_hold(identity, limited)):
