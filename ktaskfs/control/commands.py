@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
@@ -21,8 +20,8 @@ Render = Callable[[Caller], str]
 Run = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
 
 OPENINGS_MAX: Final = 256
-"""Command files that one user may have open for writing. Each takes two descriptors of this process, and no user may
-take them all, except root, who has other ways to stop a daemon."""
+"""Command files that one user may have open for writing. Each takes two or three descriptors of this process, and no
+user may take them all, except root, who has other ways to stop a daemon."""
 
 
 class Openings:
@@ -133,11 +132,6 @@ class _OpenCommandFile(OpenFile):
 def _copy(opener: credentials.CallerProcess) -> credentials.CallerProcess:
     """``opener`` with descriptors of its own. Raises TargetError when there are none left."""
     try:
-        root = os.dup(opener.root)
-        try:
-            return replace(opener, root=root, cwd=os.dup(opener.cwd))
-        except OSError:
-            os.close(root)
-            raise
+        return opener.copy()
     except OSError as error:
         raise TargetError.from_os(error, "keep your root and working directory") from error

@@ -1,4 +1,4 @@
-"""Who a caller is, read from /proc, and becoming that caller in a process of its own.
+"""Who a caller is, read from /proc; ``ktaskfs.host.becoming`` turns a process into one.
 
 A pid alone is never trusted: it may belong to another process by the time it is looked up. Everything is read
 through one descriptor of /proc/PID, which stays with that process and fails with ESRCH when it is gone, and its
@@ -11,22 +11,14 @@ import contextlib
 import dataclasses
 import errno
 import os
-import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
-from ktaskfs.host import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-CAP_SETGID: Final = 1 << 6
-CAP_SETUID: Final = 1 << 7
-CAP_SETPCAP: Final = 1 << 8
-CAP_SYS_CHROOT: Final = 1 << 18
-_EXIT_SOFTWARE: Final = 70
-"""EX_SOFTWARE of sysexits.h."""
 _READ_MAX: Final = 1 << 20
 _INFINITY_TEXT: Final = b"unlimited"
 
@@ -36,9 +28,10 @@ class Identity:
     """What the kernel's permission checks see of a process; plain numbers, fit for a message.
 
     ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it names a process for
-    the length of the boot. The capabilities are bit masks, and none at all for a process in a user namespace that is
-    not ours, since they hold only in there. ``file_size_max`` is the soft RLIMIT_FSIZE, -1 for no limit. ``nice`` and
-    ``oom_score_adj`` are no matter of permission, but a task shall not fare better than its caller.
+    the length of the boot. The capabilities are bit masks that hold in our user namespace: none at all for a process
+    in another, whose ``inside`` has its effective, permitted and bounding capabilities there. ``file_size_max`` is the
+    soft RLIMIT_FSIZE, -1 for no limit. ``nice`` and ``oom_score_adj`` are no matter of permission, but a task shall not
+    fare better than its caller.
     """
 
     pid: int
@@ -53,6 +46,7 @@ class Identity:
     file_size_max: int
     nice: int
     oom_score_adj: int
+    inside: tuple[int, int, int] | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """The fields as JSON can carry them."""
@@ -61,21 +55,48 @@ class Identity:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Identity:
         """The inverse of ``to_fields``."""
-        return cls(**{**fields, "groups": tuple(fields["groups"])})
+        inside = fields.get("inside")
+        return cls(**{**fields, "groups": tuple(fields["groups"]), "inside": inside and tuple(inside)})
+
+    @property
+    def capabilities(self) -> tuple[int, int, int]:
+        """Effective, permitted and bounding, in the process's own user namespace."""
+        return (self.effective, self.permitted, self.bounding) if self.inside is None else self.inside
 
 
 @dataclass(frozen=True)
 class CallerProcess:
-    """A caller's identity, with O_PATH descriptors of its root and working directory."""
+    """A caller's identity, with descriptors of its root, its working directory and, if not ours, its user namespace."""
 
     identity: Identity
     root: int
     cwd: int
+    user_namespace: int | None = None
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them, in the order in which ``become`` takes them."""
+        return [self.root, self.cwd, *([] if self.user_namespace is None else [self.user_namespace])]
+
+    def copy(self) -> CallerProcess:
+        """The same with descriptors of its own; raises OSError."""
+        copies: list[int] = []
+        try:
+            for fd in self.descriptors:
+                copies.append(os.dup(fd))
+        except OSError:
+            _close(copies)
+            raise
+        return CallerProcess(self.identity, *copies)
 
     def close(self) -> None:
-        """Close both descriptors."""
-        os.close(self.root)
-        os.close(self.cwd)
+        """Close the descriptors."""
+        _close(self.descriptors)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _stat_field(stat: bytes, number: int) -> int:
@@ -104,27 +125,32 @@ def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
     working directory may not be seen (another user's process, seen by an ordinary user's daemon); TargetError when
     this process has no descriptor or memory left.
     """
-    process = _open_path(f"/proc/{pid}", None, pid)
-    try:
-        identity = _identity(process, pid)
-        if (identity.uid, identity.gid) != (uid, gid):
-            raise NotPermitted(f"process {pid} is not the one that wrote: its user or group is another")
-        root = _open_path("root", process, pid)
-        try:
-            cwd = _open_path("cwd", process, pid)
-        except KtaskfsError:
-            os.close(root)
-            raise
-    finally:
-        os.close(process)
-    return CallerProcess(identity, root, cwd)
+    with contextlib.ExitStack() as undo:
+        process = _open_path(f"/proc/{pid}", None, pid)
+        undo.callback(os.close, process)
+        with contextlib.ExitStack() as kept:
+            user_namespace = _open_user_namespace(process, pid)
+            if user_namespace is not None:
+                kept.callback(os.close, user_namespace)
+            identity = _identity(process, pid, ours=user_namespace is None)
+            if (identity.uid, identity.gid) != (uid, gid):
+                raise NotPermitted(f"process {pid} is not the one that wrote: its user or group is another")
+            root = _open_path("root", process, pid)
+            kept.callback(os.close, root)
+            caller = CallerProcess(identity, root, _open_path("cwd", process, pid), user_namespace)
+            kept.pop_all()
+        return caller
 
 
-def _identity(process: int, pid: int) -> Identity:
+def _identity(process: int, pid: int, *, ours: bool) -> Identity:
     status = _fields(_read(process, "status", pid))
     if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
         raise NotPermitted(f"process {pid}, which wrote, has ended")
-    mask = -1 if _same_user_namespace(process, pid) else 0
+    effective, permitted, bounding = (int(status[key][0], 16) for key in ("CapEff", "CapPrm", "CapBnd"))
+    inside = None
+    if not ours:
+        inside = effective, permitted, bounding
+        effective = permitted = bounding = 0
     stat = _read(process, "stat", pid)
     return Identity(
         pid=pid,
@@ -132,13 +158,14 @@ def _identity(process: int, pid: int) -> Identity:
         uid=int(status["Uid"][3]),
         gid=int(status["Gid"][3]),
         groups=tuple(int(group) for group in status["Groups"]),
-        effective=int(status["CapEff"][0], 16) & mask,
-        permitted=int(status["CapPrm"][0], 16) & mask,
-        bounding=int(status["CapBnd"][0], 16) & mask,
+        effective=effective,
+        permitted=permitted,
+        bounding=bounding,
         umask=int(status["Umask"][0], 8),
         file_size_max=_file_size_max(_read(process, "limits", pid)),
         nice=_stat_field(stat, 19),
         oom_score_adj=int(_read(process, "oom_score_adj", pid)),
+        inside=inside,
     )
 
 
@@ -181,111 +208,15 @@ def _file_size_max(limits: bytes) -> int:
     return -1 if soft == _INFINITY_TEXT else int(soft)
 
 
-def _same_user_namespace(process: int, pid: int) -> bool:
+def _open_user_namespace(process: int, pid: int) -> int | None:
+    """A descriptor of the process's user namespace; None if that is ours."""
     try:
-        theirs = os.stat("ns/user", dir_fd=process)
-        ours = os.stat("/proc/self/ns/user")
+        theirs = os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
     except FileNotFoundError:  # a kernel without user namespaces: all processes share the one there is
-        return True
+        return None
     except OSError as error:
         raise _unseen(pid, error) from error
-    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def become(identity: Identity, root: int, cwd: int) -> None:
-    """Turn this process into the caller for every check the kernel makes, for good. Call it in a new child.
-
-    With the capabilities to do so: root and working directory, groups, gid, uid, then no capability that the caller
-    does not have. Without them (an ordinary user's daemon): the caller must be of the same user and root, and only
-    the working directory changes. Both: nice value, OOM score, umask, file size limit, no_new_privs. Closes neither
-    descriptor.
-
-    Raises NotPermitted or TargetError when it cannot be done; the process is then neither one nor the other
-    and must end. Ends the process itself, status 70, if the kernel said yes and it did not hold.
-    capabilities(7), credentials(7), path_resolution(7).
-    """
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise NotPermitted("a process with several threads cannot change who it is")  # capset(2) is for one thread
-    needed = CAP_SETUID | CAP_SETGID | CAP_SETPCAP | CAP_SYS_CHROOT
-    changes = syscalls.capget()[0] & needed == needed
-    try:
-        _fare_alike(identity)
-        if changes:
-            _enter(root, cwd)
-            _change_user(identity)
-        else:
-            _require_same_user(identity, root)
-            os.fchdir(cwd)
-        os.umask(identity.umask)
-        _limit_file_size(identity.file_size_max)
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    except OSError as error:
-        raise TargetError.from_os(error, f"become user {identity.uid}") from error
-    if not _holds(identity, changes):
-        os.write(2, b"ktaskfs: the change of user did not hold\n")
-        os._exit(_EXIT_SOFTWARE)
-
-
-def _fare_alike(identity: Identity) -> None:
-    """Take over the caller's nice value and OOM score; an ordinary user's daemon may have to leave them higher."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, identity.nice)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
-        file.write(b"%d" % identity.oom_score_adj)
-
-
-def _enter(root: int, cwd: int) -> None:
-    """Chroot while still privileged, and only then go to the working directory, which may lie outside the root."""
-    os.fchdir(root)
-    os.chroot(".")
-    os.fchdir(cwd)
-
-
-def _change_user(identity: Identity) -> None:
-    """Ids and capabilities. The bounding set goes first and the rest last: each step needs what the next drops."""
-    for number in range(64):
-        try:
-            present = syscalls.prctl(syscalls.PR_CAPBSET_READ, number)
-        except OSError:  # EINVAL: past the last capability of this kernel
-            break
-        if present and not identity.bounding >> number & 1:
-            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
-    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
-    if set(os.getgroups()) != set(identity.groups):
-        os.setgroups(identity.groups)
-    os.setresgid(identity.gid, identity.gid, identity.gid)
-    os.setresuid(identity.uid, identity.uid, identity.uid)
-    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    _, permitted, _ = syscalls.capget()
-    permitted &= identity.permitted
-    syscalls.capset(permitted & identity.effective, permitted, 0)
-
-
-def _require_same_user(identity: Identity, root: int) -> None:
-    if identity.uid != os.geteuid():
-        raise NotPermitted(f"this mount is user {os.geteuid()}'s: its tasks cannot run as user {identity.uid}")
-    theirs, ours = os.fstat(root), os.stat("/")
-    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-        raise NotPermitted("this mount's daemon may not change its root directory to the caller's")
-
-
-def _limit_file_size(most: int) -> None:
-    """Take over the soft limit, so that the kernel refuses (EFBIG) what it would have refused the caller."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if most >= 0 and (hard == resource.RLIM_INFINITY or most < hard):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-
-
-def _holds(identity: Identity, changed: bool) -> bool:
-    effective, permitted, inheritable = syscalls.capget()
-    if os.getresuid() != (identity.uid,) * 3 or syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS) != 1:
-        return False
-    if not changed:
-        return True
-    return (
-        os.getresgid() == (identity.gid,) * 3
-        and set(os.getgroups()) == set(identity.groups)
-        and effective & ~identity.effective == 0
-        and permitted & ~identity.permitted == 0
-        and inheritable == 0
-    )
+    if not os.path.samestat(os.fstat(theirs), os.stat("/proc/self/ns/user")):
+        return theirs
+    os.close(theirs)
+    return None

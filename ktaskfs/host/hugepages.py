@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.host import syscalls
 from ktaskfs.units import Nid
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def default_size(kernel: Kernel) -> int:
 
 
 class NodePool:
-    """One node's pool, open to be changed: whoever may open it (root) may change it. Methods raise OSError."""
+    """One node's pool, open to be changed: whoever may open it may change it. Methods raise OSError."""
 
     def __init__(self, directory: int, fd: int) -> None:
         self._directory = directory
@@ -107,15 +109,28 @@ class NodeCounts:
     surplus: int
 
 
-def open_node_pool(kernel: Kernel, size: int, node: int) -> NodePool:
-    """The pool of pages of ``size`` bytes on ``node``; raises OSError: EACCES to all but root, ENOENT."""
-    path = f"{_NODES}/node{node}/hugepages/hugepages-{size >> 10}kB"
-    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=kernel.sys)
+def open_node_pool(size: int, node: int) -> NodePool:
+    """Open the pool of pages of ``size`` bytes on ``node`` through this process's own /sys, to be changed.
+
+    In a worker that is its caller's: what the caller may not change in there, the worker may not change.
+    Raises OSError: EACCES, EROFS, ENOENT (also where /sys is not sysfs).
+    """
+    path = f"/sys/{_NODES}/node{node}/hugepages/hugepages-{size >> 10}kB"
+    directory = _require_sysfs(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        return NodePool(directory, os.open("nr_hugepages", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return NodePool(directory, _require_sysfs(os.open("nr_hugepages", flags, dir_fd=directory)))
     except OSError:
         os.close(directory)
         raise
+
+
+def _require_sysfs(fd: int) -> int:
+    """``fd``; it is closed, and OSError raised, if it is no file of sysfs."""
+    if syscalls.filesystem_magic(fd) != syscalls.SYSFS_MAGIC:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return fd
 
 
 def _read_pools(kernel: Kernel, directory: str, node: Nid | None) -> tuple[Pool, ...]:

@@ -10,6 +10,14 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from ktaskfs.host import namespaces
+
+_HARMLESS: Final = (
+    namespaces.MOUNT_ATTR_RDONLY
+    | namespaces.MOUNT_ATTR_NOSUID
+    | namespaces.MOUNT_ATTR_NODEV
+    | namespaces.MOUNT_ATTR_NOEXEC
+)
 _READ_SIZE: Final = 1 << 16
 
 
@@ -27,8 +35,15 @@ class Kernel:
     @classmethod
     def open(cls) -> Kernel:
         """Open them now; raises OSError."""
-        path = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        return cls(os.open("/proc", path), os.open("/sys", path), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
+        return cls(_open_path("/proc"), _open_path("/sys"), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
+
+    @classmethod
+    def open_read_only(cls) -> Kernel:
+        """Open read-only copies of the mounts at /proc and /sys, without those below. Nothing can be changed there.
+
+        Without CAP_SYS_ADMIN, or before Linux 5.12, /proc and /sys as they are. Raises OSError.
+        """
+        return cls(_open_copy("/proc"), _open_copy("/sys"), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
 
     def close(self) -> None:
         """Close all three."""
@@ -63,6 +78,17 @@ class Kernel:
         lines = (line.split() for line in self.read_proc("meminfo").splitlines())
         values = {words[0]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
         return values["MemAvailable:"] + values["SwapFree:"]
+
+
+def _open_path(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _open_copy(path: str) -> int:
+    try:
+        return namespaces.clone_mount(path, _HARMLESS)
+    except OSError:
+        return _open_path(path)
 
 
 def _read(directory: int, path: str) -> str:

@@ -96,8 +96,9 @@ def open_target(
 
     ``create`` is the mode of a file to make if there is none (the umask applies); only on a filesystem of ``kinds``.
     A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for a directory,
-    EINVAL for a FIFO, socket or device), NotSupported for a filesystem not of ``kinds``, and InvalidValue for names
-    such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to one is not noticed.
+    EINVAL for a FIFO, socket or device), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and
+    InvalidValue for names such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to
+    one is not noticed.
     """
     if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
         raise InvalidValue(f"{path} would be the worker's own: write /proc/PID/fd/N with the number of your process")
@@ -151,7 +152,10 @@ def _require_regular(handle: int, path: str) -> None:
 
 
 def _filesystem_of(handle: int, path: str, kinds: Collection[Filesystem]) -> Filesystem:
-    filesystem = _BY_MAGIC.get(syscalls.filesystem_magic(handle), Filesystem.OTHER)
+    magic = syscalls.filesystem_magic(handle)
+    if magic == syscalls.PROC_SUPER_MAGIC:  # a link can lead to the worker's own /proc, where more may show
+        raise NotSupported(f"{path} is a file of /proc, which is no memory")
+    filesystem = _BY_MAGIC.get(magic, Filesystem.OTHER)
     if filesystem not in kinds:
         names = " or ".join(sorted(each.value for each in kinds))
         raise NotSupported(f"{path} is on {filesystem.value}: this works on {names} only")

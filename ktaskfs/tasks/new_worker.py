@@ -65,7 +65,7 @@ class WorkerMaker:
             undo.callback(channel.close)
             self._state.crash_point("ask for a worker")
             with theirs:
-                forked = await self._fork(task, [page, theirs.fileno(), caller.root, caller.cwd], caller)
+                forked = await self._fork(task, [page, theirs.fileno(), *caller.descriptors], caller)
             undo.callback(os.close, forked.pidfd)
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
             began = credentials.start_time(forked.pid) or 0  # 0 if it already exited

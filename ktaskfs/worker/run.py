@@ -8,9 +8,7 @@ import errno
 import os
 import signal
 import socket
-import sys
 import threading
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,12 @@ import setproctitle
 from ktaskfs import ktask
 from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.credentials import Identity, become
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import Phase, WorkerPage
 from ktaskfs.span import Node
 from ktaskfs.worker import protocol
+from ktaskfs.worker.seal import become_caller, report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,8 +54,8 @@ class Worker:
     def __init__(
         self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, fds: Sequence[int]
     ) -> None:
-        """``fds`` came with the request: the page, the channel, the caller's root and working directory."""
-        page, channel, self._root, self._cwd = fds
+        """``fds`` came with the request: the page, the channel, and what identifies the caller."""
+        page, channel, *self._callers = fds
         self._request = request
         self._operation = operation
         self._kernel = kernel
@@ -73,7 +71,7 @@ class Worker:
         if self._given_up():
             return 0
         try:
-            become(Identity.from_fields(self._request.identity), self._root, self._cwd)
+            become_caller(self._request.identity, self._callers)
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
             remaining, baseline = self._earlier(parameters)
             if baseline is not None:
@@ -223,5 +221,5 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.errno, error.message + notes
     if isinstance(error, OSError) and error.errno:
         return error.errno, os.strerror(error.errno) + notes
-    traceback.print_exception(error, file=sys.stderr)
+    report(error)
     return errno.EIO, f"unforeseen {type(error).__name__}: {error}{notes}"

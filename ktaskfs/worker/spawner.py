@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import select
 import signal
 import socket
 import sys
-import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final
 
 import setproctitle
 
@@ -26,24 +26,40 @@ from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
 from ktaskfs.worker.run import Worker
+from ktaskfs.worker.seal import close_imports, keep_only, report
 from ktaskfs.worker.warm_up import warm_up
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-QUIET_MS = 3
+OUTPUT_MAX: Final = 8192
+"""Bytes that the log takes of the standard error of one worker."""
+QUIET_MS: Final = 3
 """Milliseconds without a request after which a worker is forked in advance: a fork takes a CPU from the task that has
 just been started, and tasks are often started in bursts."""
 
 
 @dataclass(frozen=True)
 class _Spare:
-    """A worker that was forked in advance and waits on ``sock`` to be told its task."""
+    """A worker that was forked in advance and waits on ``sock`` to be told its task; ``output`` has its last words."""
 
     pid: int
     pidfd: int
     sock: socket.socket
+    output: int
+
+    def discard(self) -> None:
+        """End it, and forget it."""
+        os.close(self.output)
+        os.close(self.pidfd)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A worker that has a task; ``ticket`` is its request's, ``output`` the pipe that is its standard error."""
+
+    pid: int
+    output: int
+    ticket: int
 
 
 class Spawner:
@@ -52,15 +68,16 @@ class Spawner:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._operations = find_operations()
-        self._kernel = Kernel.open()
+        self._kernel = Kernel.open_read_only()
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
-        self._children: dict[int, tuple[int, int]] = {}
-        """By pidfd of each living worker, the ticket of its request and its pid."""
+        self._children: dict[int, _Child] = {}
+        """By pidfd of each living worker."""
         self._spare: _Spare | None = None
 
     def serve(self) -> None:
         """Answer requests until the daemon closes the socket."""
+        close_imports()
         gc.collect()
         gc.freeze()
         while True:
@@ -77,11 +94,12 @@ class Spawner:
                     return
 
     def _reap(self, pidfd: int) -> None:
-        ticket, pid = self._children.pop(pidfd)
+        child = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        protocol.send(self._sock, protocol.Exited(ticket, status))
+        _, status = os.waitpid(child.pid, 0)
+        _pass_on(child)
+        protocol.send(self._sock, protocol.Exited(child.ticket, status))
 
     def _request(self) -> bool:
         """Read one request and fork; False when the daemon is gone."""
@@ -111,21 +129,19 @@ class Spawner:
         except OSError as error:
             protocol.send(self._sock, protocol.Forked(request.ticket, 0, error.errno or errno.EIO))
             return
-        self._children[worker.pidfd] = (request.ticket, worker.pid)
+        self._children[worker.pidfd] = _Child(worker.pid, worker.output, request.ticket)
         self._poll.register(worker.pidfd, select.POLLIN)
         protocol.send(self._sock, protocol.Forked(request.ticket, worker.pid, 0), [worker.pidfd])
 
     def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
         """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
         for last in (False, True):  # retry once; if that one dies too, give up
-            spare, self._spare = self._spare or self._fork(fds), None
+            spare, self._spare = self._spare or self._fork(warm=False), None
             try:
                 with spare.sock:
                     socket.send_fds(spare.sock, [data], fds)
             except OSError as error:
-                os.close(spare.pidfd)
-                os.kill(spare.pid, signal.SIGKILL)
-                os.waitpid(spare.pid, 0)
+                spare.discard()
                 if last or not isinstance(error, ConnectionError):
                     raise
             else:
@@ -135,35 +151,40 @@ class Spawner:
     def _fork_ahead(self) -> None:
         """Fork a worker for the next request. If that fails now, the request itself will report the error."""
         try:
-            self._spare = self._fork([])
+            self._spare = self._fork(warm=True)
         except OSError as error:
             print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
             self._poll.poll()  # wait for the next event before another try
 
-    def _fork(self, held: Sequence[int]) -> _Spare:
-        """Fork a worker, which closes the descriptors ``held`` for a request: it gets its own. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
-        with theirs:
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    ours.close()
-                    self._child(theirs, held)
-                return _Spare(pid, _open_child(pid), ours)
-            except OSError:
-                ours.close()
-                raise
+    def _fork(self, *, warm: bool) -> _Spare:
+        """Fork a worker; a ``warm`` one does its warm-up first. Raises OSError."""
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
+                output, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                undo.callback(os.close, output)
+                try:
+                    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, OUTPUT_MAX)
+                    pid = os.fork()
+                    if pid == 0:
+                        ours.close()
+                        self._child(theirs, writer, warm=warm)
+                finally:
+                    os.close(writer)
+                spare = _Spare(pid, _open_child(pid), ours, output)
+            undo.pop_all()
+        return spare
 
-    def _child(self, sock: socket.socket, held: Sequence[int]) -> None:
+    def _child(self, sock: socket.socket, output: int, *, warm: bool) -> None:
         """In the new process: keep only the memory of the spawner, wait for a task, and never return."""
         status = 70
         try:
             self._sock.close()
-            for fd in (*self._children, *held):
-                os.close(fd)
+            keep_only((sock.fileno(), self._kernel.proc, self._kernel.sys, self._kernel.zero), output)
             setproctitle.setproctitle("ktaskfs: spare worker")
-            if not held:  # nobody waits for it yet
+            if warm:
                 with contextlib.suppress(Exception):  # the task will meet the same error, and can report it
                     warm_up(self._kernel)
             data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
@@ -174,11 +195,19 @@ class Spawner:
                 status = Worker(request, self._operations[request.operation], self._kernel, fds).run()
             else:
                 status = 0
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            report(error)
         finally:
-            sys.stderr.flush()
             os._exit(status)
+
+
+def _pass_on(child: _Child) -> None:
+    """Put what a worker that has ended wrote to its standard error into ours, as lines that say whose they are."""
+    with contextlib.suppress(BlockingIOError):  # it is empty, and somebody still has the other end
+        for line in os.read(child.output, OUTPUT_MAX).decode(errors="replace").splitlines():
+            shown = "".join(each if each.isprintable() else "?" for each in line)
+            print(f"process {child.pid}: {shown}", file=sys.stderr)
+    os.close(child.output)
 
 
 def _open_child(pid: int) -> int:

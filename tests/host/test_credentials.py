@@ -16,7 +16,8 @@ import pytest
 
 from ktaskfs.errors import NotPermitted, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.credentials import Identity, become, parse_start_time, read_caller, start_time
+from ktaskfs.host.becoming import become
+from ktaskfs.host.credentials import Identity, parse_start_time, read_caller, start_time
 from tests.support.forked import Died, run_forked
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def as_caller(pid: int, uid: int, gid: int, function: Callable[[], Any]) -> Any:
     caller = read_caller(pid, uid, gid)
 
     def body() -> Any:
-        become(caller.identity, caller.root, caller.cwd)
+        become(caller.identity, *caller.descriptors)
         return function()
 
     try:
@@ -207,10 +208,51 @@ def test_root_with_fewer_capabilities_gets_no_more() -> None:
 
 
 @needs_root
-def test_capabilities_in_another_user_namespace_count_for_nothing() -> None:
+def test_capabilities_in_another_user_namespace_hold_only_there(area: Path) -> None:
+    (area / "secret").touch(0o600)
+    os.chown(area / "secret", NOBODY, NOBODY)
+
+    def look() -> list[Any]:
+        with pytest.raises(PermissionError):  # CAP_DAC_OVERRIDE does not reach what is not mapped
+            (area / "secret").open()
+        return [*syscalls.capget(), os.readlink("/proc/self/ns/user"), syscalls.prctl(syscalls.PR_GET_DUMPABLE)]
+
+    narrow = "setpriv --bounding-set -chown,-sys_nice sh -c"
+    with process("unshare", "--user", "--map-root-user", *narrow.split(), "echo ready; read line") as child:
+        caller = read_caller(child.pid, 0, 0)
+        assert (caller.identity.effective, caller.identity.permitted, caller.identity.bounding) == (0, 0, 0)
+        assert Identity.from_fields(caller.identity.to_fields()) == caller.identity
+        caller.close()
+        inside = int(status_of(child.pid)["CapEff"][0], 16)
+        namespace = os.readlink(f"/proc/{child.pid}/ns/user")
+        assert as_caller(child.pid, 0, 0, look) == [inside, inside, 0, namespace, 0]
+    assert inside
+    assert not inside & (CAP_CHOWN | CAP_SYS_NICE)
+
+
+@needs_root
+def test_a_user_namespace_that_cannot_be_joined_is_refused() -> None:
     with process("unshare", "--user", "--map-root-user", "sh", "-c", "echo ready; read line") as child:
-        assert int(status_of(child.pid)["CapEff"][0], 16) != 0
-        assert as_caller(child.pid, 0, 0, lambda: list(syscalls.capget())) == [0, 0, 0]
+        caller = read_caller(child.pid, 0, 0)
+
+        def body() -> list[str]:
+            with pytest.raises(NotPermitted, match="may not join") as error:
+                become(caller.identity, caller.root, caller.cwd)
+            return [error.value.errname]
+
+        assert run_forked(body) == ["EACCES"]
+        caller.close()
+
+
+@needs_root
+def test_descriptors_of_a_caller_are_copied() -> None:
+    with process("unshare", "--user", "--map-root-user", "sh", "-c", "echo ready; read line") as child:
+        caller = read_caller(child.pid, 0, 0)
+        copy = caller.copy()
+        same = [os.path.sameopenfile(*pair) for pair in zip(caller.descriptors, copy.descriptors, strict=True)]
+        assert same == [True] * 3
+        caller.close()
+        copy.close()
 
 
 @needs_root

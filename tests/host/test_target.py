@@ -61,6 +61,8 @@ def test_another_filesystem_is_not_supported_and_nothing_is_made_there(kernel: K
     (disk / "file").touch()
     for path in (disk / "file", Path("/proc/version")):
         assert isinstance(refusal(kernel, path), NotSupported)
+    with pytest.raises(NotSupported, match="a file of /proc"):
+        open_target(kernel, "/proc/version", kinds=ALL, write=False)
     assert isinstance(refusal(kernel, disk / "new", create=0o600), NotSupported)
     assert not (disk / "new").exists()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.host.credentials import Identity, become, read_caller
+from ktaskfs.host.becoming import become
+from ktaskfs.host.credentials import Identity, read_caller
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:

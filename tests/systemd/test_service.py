@@ -61,6 +61,23 @@ def test_a_member_of_the_group_runs_a_task(service: Machine) -> None:
     service.finish_task("ann1")
 
 
+OWN_NAMESPACE = "unshare --user --map-root-user bash -c"
+
+
+def test_a_worker_reaches_proc_and_sys_read_only_and_joins_a_user_namespace(service: Machine) -> None:
+    service.start_slow_task("held")
+    (worker,) = service.workers()
+    roots = service.sh(f"for fd in /proc/{worker}/fd/*; do stat -f -c %T $fd/; done 2>&1 | sort | uniq -c").out.split()
+    assert [roots[index - 1] for index, word in enumerate(roots) if word in ("proc", "sysfs")] == ["1", "1"]
+    writable = f"for fd in /proc/{worker}/fd/*; do test -w $fd/sys/fs/lease-break-time && echo $fd; done; true"
+    assert service.sh(writable) == Outcome(0, "", "")
+    spec = "fallocate path=/dev/shm/inside length=1M name=inside"
+    asked = service.sh(f"{OWN_NAMESPACE} 'echo {spec} > /run/ktaskfs/tasks/control'", user="ann")
+    assert asked == Outcome(0, "", "")
+    assert service.sh("tail -n 1 /run/ktaskfs/tasks/inside/wait; rm /dev/shm/inside") == Outcome(0, "done\n", "")
+    service.finish_task("held")
+
+
 def test_others_see_it_and_run_none(service: Machine) -> None:
     assert service.out("cat", "/run/ktaskfs/version", user="bob") == service.out("cat", "/run/ktaskfs/version")
     outcome = service.sh("echo 'fallocate path=/dev/shm/bob length=1M' > /run/ktaskfs/tasks/control", user="bob")
@@ -180,6 +197,10 @@ def test_the_daemon_that_may_not_mount(machine: Machine) -> None:
     reserve = f'echo "reserve size=2M pages=$(cat {pools}) name=same" > /run/ktaskfs/tasks/control'
     with reserved(2 << 20, 0):  # the pools are those of the machine around: no other test changes them meanwhile
         assert machine.sh(f"{reserve} && tail -n 1 /run/ktaskfs/tasks/same/wait") == Outcome(0, "done\n", "")
+    spec = "fallocate path=/dev/shm/inside length=1M"
+    outcome = machine.sh(f"{OWN_NAMESPACE} 'echo {spec} > /run/ktaskfs/tasks/control'", user="ann")
+    assert outcome.errname == "EACCES", outcome
+    assert "may not join" in machine.sh("cat /run/ktaskfs/info/last_cmd_status", user="ann").out
     assert machine.run("kill", "-9", before).status == 0
     until(lambda: machine.show(CONFINED, "MainPID") not in (before, "0"), "another daemon")
     until(lambda: machine.show(CONFINED, "ActiveState") == "active", "a daemon that is ready")

@@ -124,13 +124,14 @@ class Spawner:
         request = self.request(operation, parameters, **({} if name is None else {"name": name}))
         return self.send(request, requests or Requests())
 
-    def send(self, request: protocol.StartRequest, requests: Requests) -> Spawned:
+    def send(self, request: protocol.StartRequest, requests: Requests, caller: CallerProcess | None = None) -> Spawned:
+        """Send a request with the descriptors of ``caller`` (this process), closed then, and take the answer."""
         page = create_page(str(self.area / f"page{request.ticket}"), SHAPE, requests)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(DEADLINE)
-        caller = me()
+        caller = caller or me()
         with theirs:
-            protocol.send(self.sock, request, [page, theirs.fileno(), caller.root, caller.cwd])
+            protocol.send(self.sock, request, [page, theirs.fileno(), *caller.descriptors])
         caller.close()
         forked, fds = self.hear()
         assert isinstance(forked, protocol.Forked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 from dataclasses import replace
@@ -102,7 +103,7 @@ def test_a_start_that_was_given_up_before_the_fork_touches_nothing(spawner: Spaw
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         page = os.open(spawner.area / "page1", os.O_RDWR)
-        protocol.send(spawner.sock, request, [page, theirs.fileno(), caller.root, caller.cwd])
+        protocol.send(spawner.sock, request, [page, theirs.fileno(), *caller.descriptors])
         os.close(page)
     caller.close()
     ours.close()
@@ -357,8 +358,10 @@ def test_a_spare_worker_that_was_killed_is_replaced_without_a_word(spawner: Spaw
     until(lambda: len(_children(spawner)) == 1, "a worker is forked in advance")
     before = len(os.listdir(f"/proc/{spawner.process.pid}/fd"))
     (spare,) = _children(spawner)
+    pidfd = os.pidfd_open(spare.pid)
     spare.kill()
-    until(lambda: spare.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    assert select.select([pidfd], [], [], 30)[0], "all of its threads are dead"
+    os.close(pidfd)
     _works(spawner, memory)
     until(lambda: [each.pid for each in _children(spawner)] != [spare.pid], "there is another one")
     until(lambda: len(os.listdir(f"/proc/{spawner.process.pid}/fd")) == before, "all descriptors are closed")

@@ -46,9 +46,9 @@ class Reserve(Operation[ReserveParameters]):
 
     name = "reserve"
     description = (
-        "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. Root's alone. "
-        "The task fails with ENOMEM where the kernel finds no memory for more, or somebody else takes pages away "
-        "meanwhile; the result says how many are there."
+        "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. "
+        "Your own /sys decides whether you may. The task fails with ENOMEM where the kernel finds no memory for more, "
+        "or somebody else takes pages away meanwhile; the result says how many are there."
     )
     units = PAGES
     parameters = ReserveParameters
@@ -81,10 +81,10 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
             if nid not in known:
                 raise InvalidValue(f"node {nid} is not there, or has no memory")
             wanted = parameters.pages * (index + 1) // len(nids) - parameters.pages * index // len(nids)
-            shares.append(_Share(preparation.keep(open_node_pool(kernel, size, nid)), nid, size, wanted))
+            shares.append(_Share(preparation.keep(open_node_pool(size, nid)), nid, size, wanted))
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotSupported("the kernel shows no pools of single NUMA nodes") from error
+            raise NotSupported("your /sys shows no pools of single NUMA nodes") from error
         whose = ", only root may change a pool" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise TargetError(
             f"open the pool of node {nid}: {os.strerror(error.errno or 0)}{whose}", errno=error.errno

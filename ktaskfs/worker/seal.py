@@ -1,0 +1,96 @@
+"""What a worker gives up before it becomes its caller, so that it neither holds nor reaches more than its caller does.
+
+The caller owns the worker's uid, and may own the root directory in which the worker then finds whatever it looks up by
+name. So nothing is looked up any more that could be the caller's code, and no descriptor is left but those that the
+work needs. Three steps: the spawner closes the way to further modules once; a worker that waits for a task keeps
+nothing of the spawner's; a worker that has one becomes the caller.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import linecache
+import os
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.host.becoming import become
+from ktaskfs.host.credentials import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+_CODECS: Final = ("utf-8", "ascii", "latin-1", sys.getfilesystemencoding())
+_CAUSES_MAX: Final = 4
+"""Exceptions of a chain that are reported."""
+
+
+def close_imports() -> None:
+    """From now on no module, codec, library or line of source is looked for: what is there is all there will be.
+
+    For good, and for all that is forked from here.
+    """
+    for name in _CODECS:
+        codecs.lookup(name)
+    with contextlib.suppress(OSError):  # glibc loads it when a thread ends by pthread_exit(3)
+        ctypes.CDLL("libgcc_s.so.1")
+    for state in (sys.meta_path, sys.path_hooks, sys.path, sys.path_importer_cache):
+        state.clear()
+    # Tracebacks of the interpreter's own read the lines of source they show, and decode them as these say.
+    sys.tracebacklimit = 0
+    sys.excepthook = lambda _kind, error, _trace: report(error)
+    sys.unraisablehook = lambda unraisable: report(unraisable.exc_value)
+    threading.excepthook = lambda failure: report(failure.exc_value)
+    linecache.updatecache = _no_lines
+    warnings.simplefilter("ignore")
+
+
+def _no_lines(filename: str, module_globals: dict[str, Any] | None = None) -> list[str]:
+    return []
+
+
+def keep_only(descriptors: Collection[int], output: int) -> None:
+    """Close all descriptors but these and standard input; ``output`` becomes standard error, and nothing is printed."""
+    os.dup2(0, 1)  # /dev/null
+    os.dup2(output, 2)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in descriptors:
+            with contextlib.suppress(OSError):  # the one that the list was read from
+                os.close(int(name))
+
+
+def become_caller(identity: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """Turn into the caller that ``identity`` tells of, and close the descriptors that are beside it.
+
+    Raises NotPermitted or TargetError: the process must then end.
+    """
+    become(Identity.from_fields(identity), *descriptors)
+    for fd in descriptors:
+        os.close(fd)
+
+
+def report(error: BaseException | None) -> None:
+    """Write an exception that nobody foresaw to standard error, with the places in the code and none of its lines."""
+    with contextlib.suppress(Exception):  # memory is short, or nobody reads: there is no other place to say it
+        text = "".join(f"{line}\n" for line in _lines(error))
+        os.write(2, text.encode("utf-8", "replace"))
+
+
+def _lines(error: BaseException | None) -> list[str]:
+    lines: list[str] = []
+    for _ in range(_CAUSES_MAX):
+        if error is None:
+            break
+        lines.append("Traceback (most recent call last):" if not lines else "which came of:")
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}')
+            trace = trace.tb_next
+        lines.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return lines

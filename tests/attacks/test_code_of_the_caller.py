@@ -1,0 +1,96 @@
+"""A caller whose root directory holds a library of its own, and a worker that comes upon something unforeseen there."""
+
+from __future__ import annotations
+
+import encodings
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT
+
+if TYPE_CHECKING:
+    from tests.conftest import MountMaker
+    from tests.support.users import User
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+
+CALLER = """
+import os, resource, sys, time
+area, uid = sys.argv[1], int(sys.argv[2])
+proc = os.open("/proc", os.O_PATH)
+os.chroot(area)
+os.chdir("/")
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+
+def write(name, text):
+    with open(f"/mount0/{name}", "w") as file:
+        file.write(text + "\\n")
+
+def stat():
+    with open("/mount0/tasks/held/stat") as file:
+        return dict(line.split(maxsplit=1) for line in file)
+
+write("tasks/control", "checksum path=/memory/file name=held rate_max=1 max_threads=1 chunk=1M")
+while stat()["state"].strip() != "running" or stat()["done"].strip() == "0":
+    time.sleep(0.01)
+pid = int(stat()["pid"])
+with open(os.open(f"{pid}/statm", os.O_RDONLY, dir_fd=proc)) as file:
+    size = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + int(sys.argv[3])
+resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+write("tasks/held/max_threads", "2")
+write("tasks/held/rate_max", "max")
+with open("/mount0/tasks/held/wait") as wait:
+    print(wait.read().split()[-1])
+with open("/mount0/tasks/held/error") as error:
+    print(error.read())
+"""
+DEFAULT_STACK = 2 << 20
+"""Bytes of a thread's stack without a limit."""
+LITTLE = 110_000
+"""Bytes that are less than a buffer for reading."""
+EVIL = """
+with open("/memory/ran", "a") as marker:
+    marker.write("the caller's code ran")
+"""
+
+
+def plant(area: Path) -> None:
+    """A library where the worker would look for it in the caller's root; its sources name a codec of the caller's."""
+    for source in [*(ROOT / "ktaskfs").rglob("*.py"), *Path(os.__file__).parent.glob("*.py")]:
+        there = area / source.relative_to("/")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text("# coding: evil\n" * 2)
+    for directory in {Path(encodings.__file__).parent, *(Path(each) / "encodings" for each in sys.path if each)}:
+        there = area / directory.relative_to("/") / "evil.py"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(EVIL)
+
+
+def test_no_code_of_its_own_runs_when_memory_runs_out(
+    mount_maker: MountMaker, area: Path, memory: Path, two_users: tuple[User, User]
+) -> None:
+    """The caller takes address space from its worker, so that a second thread starts and has none for its buffer."""
+    mount = mount_maker("mode=0666")
+    plant(area)
+    (memory / "file").write_bytes(bytes(64 << 20))
+    os.chown(memory / "file", two_users[0].uid, -1)
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    extra = (DEFAULT_STACK if stack == resource.RLIM_INFINITY else stack) + LITTLE
+    command = [sys.executable, "-I", "-c", CALLER, str(area), str(two_users[0].uid), str(extra)]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert outcome.stderr == ""
+    assert outcome.stdout.startswith("failed\n")
+    assert "MemoryError" in outcome.stdout
+    assert not (memory / "ran").exists()
+    log = mount.log.read_text()
+    assert "buffer.py" in log  # it was unforeseen, and the log says where
+    assert "evil" not in log
+    mount.log.write_text(log.replace("Traceback", "(seen)"))
