@@ -52,7 +52,7 @@ def _runs(process: psutil.Process) -> bool:
 class Ktaskfs:
     """A mounted ktaskfs, driven through its files as a program would, with plain system calls."""
 
-    def __init__(self, path: Path, statedir: Path) -> None:
+    def __init__(self, path: Path, statedir: Path, *, options: str = "mode=0660") -> None:
         """``ktaskfs mount`` on the new directory ``path``; ``ready_seconds`` is until the first file was read.
 
         The new directory ``statedir`` is a tmpfs, as the default one below /run is; /tmp may be on a disk.
@@ -63,7 +63,7 @@ class Ktaskfs:
         statedir.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "none", str(statedir)], check=True)
         start = time.perf_counter()
-        subprocess.run([str(KTASKFS), "mount", "-o", f"statedir={statedir}", str(path)], check=True)
+        subprocess.run([str(KTASKFS), "mount", "-o", f"statedir={statedir},{options}", str(path)], check=True)
         self.version = self.read("version").strip()
         self.ready_seconds = time.perf_counter() - start
         self._marker = str(path)
