@@ -1,4 +1,4 @@
-"""An attacker: asks for one file again and again, from many threads.
+"""An attacker: asks for one file again and again, from many threads, whatever the answer is.
 
     python flood.py open FILE THREADS    open, read to the end, close
     python flood.py hold FILE THREADS    read from one descriptor that all threads share
@@ -15,15 +15,24 @@ import threading
 
 def opening(path: str) -> None:
     while True:
-        fd = os.open(path, os.O_RDONLY)
-        while os.read(fd, 65536):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except BlockingIOError:  # too many requests at a time
+            continue
+        try:
+            while os.read(fd, 65536):
+                pass
+        except BlockingIOError:
             pass
         os.close(fd)
 
 
 def holding(fd: int) -> None:
     while True:
-        os.pread(fd, 4096, 1 << 40)  # not read(2), in which only one thread at a time may be
+        try:
+            os.pread(fd, 4096, 1 << 40)  # not read(2), in which only one thread at a time may be
+        except BlockingIOError:
+            continue
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def target(memory: Path) -> str:
     file = memory / "target"
-    file.write_bytes(b"x" * 4096)
+    file.write_bytes(b"x" * 65536)
     file.chmod(0o666)
     return str(file)
 
@@ -55,7 +55,7 @@ def test_a_write_that_hangs_in_a_task_of_ones_own_does_not_keep_root_from_ending
     assert attack.answered(mount, "echo kill > tasks/mine/control")
 
 
-@pytest.mark.parametrize("command", ["ls tasks", "mkdir tasks/new", "cat tasks/there/state"])
+@pytest.mark.parametrize("command", ["ls tasks", "mkdir tasks/new", "ls tasks/there"])
 @pytest.mark.parametrize("who", ["victim", "root"])
 def test_a_listing_of_the_tasks_that_hangs_keeps_nobody_from_them(
     mount_maker: MountMaker, memory: Path, attack: Attack, attacker: User, victim: User, who: str, command: str
