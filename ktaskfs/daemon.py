@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -21,7 +20,8 @@ from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import detach, filesystems_at
+from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
+from ktaskfs.fuse.probe import NoAnswer, probe
 from ktaskfs.fuse.session import mounted
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
@@ -33,7 +33,7 @@ from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
 from ktaskfs.tasks.tunables import Settings
-from ktaskfs.vfs import Attributes, Invalidations, Watcher
+from ktaskfs.vfs import Attributes, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 NAME: Final = "ktaskfs"
+PROBED: Final = "version"
+"""The file of the mount that is read to see whether it answers."""
 STATUS_INTERVAL: Final = 1.0
 """Seconds between two status lines for the service manager."""
 SIGNS_OF_LIFE: Final = 3
@@ -117,13 +119,20 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> None:
 
 
 def clear_stale_mount(mountpoint: str) -> None:
-    """Unmount what a killed daemon left at ``mountpoint``. Raises ConfigError where nothing can be mounted."""
+    """Unmount what dead daemons left at ``mountpoint``. Raises ConfigError where nothing can be mounted.
+
+    Call it with the state directory locked: then no daemon of this mount point is alive, except one with another state
+    directory, which loses its mount. Nothing looks at the old mount, because it may never answer.
+    """
+    while (there := filesystems_at(mountpoint)) and there[-1].kind == f"fuse.{NAME}":
+        abort(there[-1])
+        detach(mountpoint)
+        if len(filesystems_at(mountpoint)) >= len(there):
+            raise ConfigError(f"{mountpoint}: the old mount cannot be taken away", errno=errno.EBUSY)
     try:
         os.listdir(mountpoint)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise ConfigError(f"{mountpoint}: {error.strerror}", errno=error.errno) from error
-        detach(mountpoint)
+        raise ConfigError(f"{mountpoint}: {error.strerror}", errno=error.errno) from error
 
 
 async def _obey(daemon: _Daemon) -> None:
@@ -144,16 +153,15 @@ async def _serve(daemon: _Daemon) -> None:
         service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
-        fs = Filesystem(service, Kernel.open(), access, owned, Watcher(nursery), Invalidations())
+        fs = Filesystem(service, Kernel.open(), access, owned, Watcher(nursery))
 
         def load() -> Load:
-            return Load(session.open_handles, session.known_nodes)
+            return Load(session.open_handles)
 
         root = build_tree(fs, load)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
-        mountpoint = config.device or config.mountpoint
-        with mounted(root, mountpoint, name=NAME, options=options, invalidations=fs.invalidations) as session:
+        with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             nursery.start_soon(_terminate, daemon, session)
             nursery.start_soon(_report, daemon, session, table)
             await session.serve()
@@ -173,9 +181,10 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
 async def _report(daemon: _Daemon, session: Session, table: TaskTable) -> None:
     """Say that the mount answers once it does, and keep the service manager informed from then on."""
     mountpoint, manager = daemon.config.mountpoint, daemon.manager
-    ours = filesystems_at(mountpoint)[-1:]
-    if trouble := await _trouble(mountpoint):  # it was already unmounted, or another mount covers it
-        LOG.error("the mount on %s does not answer: %s", mountpoint, trouble)
+    try:
+        session.hold(await probe(mountpoint, PROBED, session.static_names if session.seen else ()))
+    except NoAnswer as error:  # it was already unmounted, or another mount covers it
+        LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
         session.terminate()
         return
     LOG.info("mounted on %s", mountpoint)
@@ -185,26 +194,7 @@ async def _report(daemon: _Daemon, session: Session, table: TaskTable) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:
-                nursery.start_soon(_show_life, mountpoint, ours, manager, manager.watchdog)
-
-
-async def _trouble(mountpoint: str) -> str:
-    """Why the mount does not answer a reader; empty if it does.
-
-    Another process reads. If a thread of this one read, and the answer never came, even SIGKILL could not end this
-    process: the thread would wait for an answer that its own process owes (fs/fuse/dev.c, request_wait_answer). The
-    child is in our process group, on which an automount depends (autofs_oz_mode).
-    """
-    command = ["cat", os.path.join(mountpoint, "version")]
-    try:
-        done = await trio.run_process(
-            command, check=False, capture_stdout=True, capture_stderr=True, stdin=subprocess.DEVNULL
-        )
-    except OSError as error:  # there is no descriptor left, no memory, or no cat
-        return f"{command[0]}: {error.strerror}"
-    await trio.lowlevel.checkpoint_if_cancelled()  # it may have answered just before it was unmounted
-    said = done.stderr.decode(errors="replace").strip()
-    return "" if done.returncode == 0 else said or f"{command[0]} ended with {done.returncode}"
+                nursery.start_soon(_show_life, mountpoint, manager, manager.watchdog)
 
 
 async def _tell_status(table: TaskTable, manager: Manager) -> None:
@@ -227,17 +217,14 @@ def _status(table: TaskTable) -> str:
     return f"STATUS={len(tasks)} tasks, {sum(task.state in ACTIVE for task in tasks)} at work"
 
 
-async def _show_life(mountpoint: str, ours: list[str], manager: Manager, within: float) -> None:
-    """Tell the service manager that all is well, each time that the mount has answered.
-
-    A mount that was taken away while files in it are open (umount -l) is still served, but cannot be looked at: that is
-    well, too.
-    """
+async def _show_life(mountpoint: str, manager: Manager, within: float) -> None:
+    """Tell the service manager that all is well, each time that the mount has answered."""
     while True:
         await trio.sleep(within / SIGNS_OF_LIFE)
-        trouble = await _trouble(mountpoint)
-        if trouble and set(ours) <= set(filesystems_at(mountpoint, ours)):
-            LOG.warning("the mount on %s does not answer: %s", mountpoint, trouble)
+        try:
+            await probe(mountpoint, PROBED)
+        except NoAnswer as error:
+            LOG.warning("the mount on %s does not answer: %s", mountpoint, error.message)
         else:
             manager.tell("WATCHDOG=1")
 

@@ -95,6 +95,9 @@ class EventStream(Stream):
         self._added = trio.Event()
         return text.encode() or b"\n"
 
+    def idle(self) -> bytes:
+        return b"\n"
+
     def ready(self) -> bool:
         return bool(self._lines)
 

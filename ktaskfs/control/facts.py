@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Load:
-    """What the kernel has of this filesystem: open files and directories, and inodes that it remembers."""
+    """What the kernel has of this filesystem: open files and directories."""
 
     open_handles: int
-    known_nodes: int
 
 
 @dataclass(frozen=True)

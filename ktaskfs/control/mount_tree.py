@@ -8,8 +8,9 @@ from ktaskfs.control.events import EventFeed
 from ktaskfs.control.manual import manual
 from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.task_text import table
-from ktaskfs.control.tasks_directory import TasksDirectory
+from ktaskfs.control.tasks_directory import ShownTasks
 from ktaskfs.control.transitions import Transitions
+from ktaskfs.control.views import UsersDirectory, own_view
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.tasks.tunables import TUNABLES, Tunable
@@ -41,7 +42,8 @@ def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
             "debug": _directory(fs, {each.file: _tunable(fs, each) for each in TUNABLES}),
             "operations": _directory(fs, {name: _operation(fs, each) for name, each in operations.items()}),
             "info": _info(fs),
-            "tasks": TasksDirectory(fs.numbers.take(), fs),
+            "tasks": own_view(fs.numbers.take(), fs.attributes(0o777), "users/%d/tasks"),
+            "users": UsersDirectory(fs.numbers.take(), fs, ShownTasks(fs)),
             "events": _event_stream(fs, events),
             "metrics": _file(fs, lambda caller: metrics.text()),
         },
@@ -85,14 +87,11 @@ def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
 def _info(fs: Filesystem) -> Directory:
     last_task = fs.service.table.last_task
 
-    async def clear_errors(caller: Caller, text: str) -> None:
-        fs.log.clear(caller)
-
     return _directory(
         fs,
         {
             "last_cmd_status": _file(fs, fs.log.status),
-            "error_log": TextFile(fs.numbers.take(), fs.attributes(0o666), fs.log.errors, clear_errors),
+            "error_log": own_view(fs.numbers.take(), fs.attributes(0o777), "../users/%d/error_log"),
             "last_task": _file(fs, lambda caller: "".join(f"{name}\n" for name in last_task.get(caller.uid, ()))),
             "hugepages": _file(fs, lambda caller: hugepages_text(fs.kernel)),
             "nodes": _file(fs, lambda caller: nodes_text(fs.kernel)),
@@ -103,7 +102,8 @@ def _info(fs: Filesystem) -> Directory:
 def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
     # A user who may start tasks may follow them: owner and mode of tasks/control, without the write bits.
     attributes = Attributes(fs.access.mode & 0o444, fs.access.uid, fs.access.gid, fs.root.time_ns)
-    return StreamFile(fs.numbers.take(), attributes, events.open_stream, change=events.change)
+    ino = fs.numbers.take()
+    return StreamFile(ino, attributes, events.open_stream, change=events.change, patience=fs.patience)
 
 
 def parameters_text(operation: Operation[Any]) -> str:

@@ -82,13 +82,6 @@ class _FactsCollector(Collector):
         )
         yield _family(
             GaugeMetricFamily,
-            "known_nodes",
-            "Nodes of the mount that the kernel remembers.",
-            (),
-            {(): facts.load.known_nodes},
-        )
-        yield _family(
-            GaugeMetricFamily,
             "event_loop_lag_seconds",
             "How long the daemon's loop took to come round.",
             (),

@@ -29,25 +29,25 @@ class StatusFile:
     """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
 
     name: str
-    text: Callable[[TaskDirectory], str]
+    text: Callable[[ShownTask], str]
     help: str
-    poll: Callable[[TaskDirectory], Change | None] = lambda directory: None
+    poll: Callable[[ShownTask], Change | None] = lambda shown: None
 
 
-def _of_task(text: Callable[[Task], str]) -> Callable[[TaskDirectory], str]:
-    return lambda directory: text(directory.known_task)
+def _of_task(text: Callable[[Task], str]) -> Callable[[ShownTask], str]:
+    return lambda shown: text(shown.known_task)
 
 
-def _status_text(directory: TaskDirectory) -> str:
-    return task_text.status(directory.known_task, directory.parameters().values())
+def _status_text(shown: ShownTask) -> str:
+    return task_text.status(shown.known_task, shown.parameters().values())
 
 
-def _state_changes(directory: TaskDirectory) -> Change:
-    return directory.of_state
+def _state_changes(shown: ShownTask) -> Change:
+    return shown.of_state
 
 
-def _progress_changes(directory: TaskDirectory) -> Change:
-    return directory.of_progress
+def _progress_changes(shown: ShownTask) -> Change:
+    return shown.of_progress
 
 
 STATUS_FILES: Final = (
@@ -68,11 +68,13 @@ LIVE_PARAMETERS: Final = frozenset({"max_threads", "nice", "rate_max"})
 class TaskFiles:
     """Which files a task can have, worked out once for all tasks.
 
-    numbers:    for each, in order of listing, its inode number after that of the directory.
+    numbers:    for each, in order of listing, what is added to the inode number of the directory.
+    names:      the file by that number.
     parameters: by the name of the operation; by None, for a task without one, those of all operations.
     """
 
     numbers: Mapping[str, int]
+    names: Mapping[int, str]
     parameters: Mapping[str | None, Mapping[str, Parameter]]
 
     @classmethod
@@ -83,31 +85,32 @@ class TaskFiles:
             for name, operation in operations.items()
         }
         every = {name: parameter for each in parameters.values() for name, parameter in each.items()}
-        return cls({name: number for number, name in enumerate([*_FILES, *every], 1)}, parameters | {None: every})
+        names = dict(enumerate([*_FILES, *every], 1))
+        return cls({name: number for number, name in names.items()}, names, parameters | {None: every})
 
     @property
-    def inodes(self) -> int:
-        """Inode numbers that a task takes."""
-        return 1 + len(self.numbers)
+    def bits(self) -> int:
+        """Bits that tell the inodes of a task apart: 0 is its directory."""
+        return len(self.numbers).bit_length()
 
 
-class TaskDirectory(Directory):
-    """The files of ``task``. Their inodes are made anew at each lookup, and live as long as the kernel knows them.
+class ShownTask:
+    """A task as all views show it, in the inode numbers of ``block``.
 
     ``of_state`` is notified when the task's state changes, ``of_progress`` when anything of the task changes.
     """
 
-    __slots__ = ("_files", "fs", "of_progress", "of_state", "readable", "task", "writable")
+    __slots__ = ("block", "files", "fs", "listed", "of_progress", "of_state", "readable", "task", "writable")
 
-    def __init__(self, ino: int, task: Task, fs: Filesystem, files: TaskFiles) -> None:
-        """``ino`` is the first of ``files.inodes`` numbers."""
-        mode = 0o555 if fs.access.hidepid == 0 else 0o500  # whether others may list it
-        super().__init__(ino, Attributes(mode, task.uid, task.gid, task.created_ns))
+    def __init__(self, block: int, task: Task, fs: Filesystem, files: TaskFiles) -> None:
+        self.block = block
         self.task = task
         self.fs = fs
-        self._files = files
+        self.files = files
         self.of_state: Change = Change()
         self.of_progress: Change = WatchedChange(self._units_done, fs.watcher)
+        mode = 0o555 if fs.access.hidepid == 0 else 0o500  # whether others may list it
+        self.listed = Attributes(mode, task.uid, task.gid, task.created_ns)
         self.readable = Attributes(0o440, task.uid, task.gid, task.created_ns)
         self.writable = Attributes(0o640, task.uid, task.gid, task.created_ns)
 
@@ -125,57 +128,75 @@ class TaskDirectory(Directory):
     def _units_done(self) -> int | None:
         return self.task.snapshot().done if self.task.state in ACTIVE else None
 
-    @property
-    def entry_timeout(self) -> float:  # type: ignore[override]
-        # The files of an empty task change when it gets its operation.
-        return 0.0 if self.task.state is State.NEW else FOREVER
-
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters that are files now."""
         operation = self.task.operation
-        return self._files.parameters[None if operation is None else operation.name]
+        return self.files.parameters[None if operation is None else operation.name]
+
+
+class TaskDirectory(Directory):
+    """The files of ``shown``. Directory and files are made anew at each request, and hold little: a listing of all
+    tasks makes all of them.
+    """
+
+    __slots__ = ("_shown",)
+
+    def __init__(self, ino: int, shown: ShownTask) -> None:
+        """``ino`` is the first of the numbers that ``shown.files`` needs."""
+        super().__init__(ino, shown.listed)
+        self._shown = shown
+
+    @property
+    def entry_timeout(self) -> float:  # type: ignore[override]
+        # The files of an empty task change when it gets its operation.
+        return 0.0 if self._shown.task.state is State.NEW else FOREVER
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
-        number = self._files.numbers.get(name)
-        return None if number is None else self._inode(name, self.ino + number)
+        number = self._shown.files.numbers.get(name)
+        return None if number is None else self._inode(name, number)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        found = ((name, self.lookup(name, caller)) for name in self._files.numbers)
-        return [(name, inode) for name, inode in found if inode is not None]
+        found = ((name, self._inode(name, number)) for name, number in self._shown.files.numbers.items())
+        return ((name, inode) for name, inode in found if inode is not None)
 
-    def _inode(self, name: str, ino: int) -> Inode | None:
-        if name in self.parameters():
-            return _ParameterFile(ino, self, name)
+    def find(self, ino: int) -> Inode | None:
+        if ino == self.ino:
+            return self
+        number = ino - self.ino
+        name = self._shown.files.names.get(number)
+        return None if name is None else self._inode(name, number)
+
+    def _inode(self, name: str, number: int) -> Inode | None:
+        if name in self._shown.parameters():
+            return _ParameterFile(self.ino + number, self._shown, name)
         make = _FILES.get(name)
-        return None if make is None else make(self, ino)
+        return None if make is None else make(self._shown, self.ino + number)
 
 
 class _StatusInode(File):
-    """A file that shows something. It holds little, because a listing makes one of each for every task."""
+    """A file that shows something."""
 
-    __slots__ = ("_directory", "_file")
+    __slots__ = ("_shown", "_file")
 
-    def __init__(self, ino: int, directory: TaskDirectory, file: StatusFile) -> None:
-        super().__init__(ino, directory.readable)
-        self._directory = directory
+    def __init__(self, ino: int, shown: ShownTask, file: StatusFile) -> None:
+        super().__init__(ino, shown.readable)
+        self._shown = shown
         self._file = file
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        directory, file = self._directory, self._file
-        shown = TextFile(
-            self.ino, self._attributes, lambda _: file.text(directory), change=file.poll(directory)
-        )
-        return await shown.open(caller, flags)
+        shown, file = self._shown, self._file
+        text = TextFile(self.ino, self._attributes, lambda _: file.text(shown), change=file.poll(shown))
+        return await text.open(caller, flags)
 
 
 class _SettingFile(File):
     """A file with one value of a task. A write sets the value, and records it."""
 
-    __slots__ = ("_directory", "_name")
+    __slots__ = ("_shown", "_name")
 
-    def __init__(self, ino: int, directory: TaskDirectory, name: str) -> None:
-        super().__init__(ino, directory.writable)
-        self._directory = directory
+    def __init__(self, ino: int, shown: ShownTask, name: str) -> None:
+        super().__init__(ino, shown.writable)
+        self._shown = shown
         self._name = name
 
     @abstractmethod
@@ -187,13 +208,14 @@ class _SettingFile(File):
         """Set the value; raises KtaskfsError."""
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        directory = self._directory
+        shown = self._shown
+
         async def write(_: Caller, text: str) -> None:
             self.set(text)
-            directory.fs.service.save(directory.task)
-            directory.of_progress.notify()
+            shown.fs.service.save(shown.task)
+            shown.of_progress.notify()
 
-        write_recorded, refused = directory.fs.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
+        write_recorded, refused = shown.fs.log.keeping(f"tasks/{shown.task.name}/{self._name}", write)
         file = TextFile(self.ino, self._attributes, lambda _: f"{self.text()}\n", write_recorded, refused=refused)
         return await file.open(caller, flags)
 
@@ -204,14 +226,14 @@ class _OperationFile(_SettingFile):
     __slots__ = ()
 
     def text(self) -> str:
-        operation = self._directory.known_task.operation
+        operation = self._shown.known_task.operation
         return "-" if operation is None else operation.name
 
     def set(self, text: str) -> None:
-        operations = self._directory.fs.service.operations
+        operations = self._shown.fs.service.operations
         if text not in operations:
             raise InvalidValue(f"unknown operation {ascii(text)}; there are {', '.join(operations)}")
-        self._directory.known_task.define(operations[text], {})
+        self._shown.known_task.define(operations[text], {})
 
 
 class _ParameterFile(_SettingFile):
@@ -221,44 +243,50 @@ class _ParameterFile(_SettingFile):
 
     @property
     def _parameter(self) -> Parameter:
-        parameter = self._directory.parameters().get(self._name)
+        parameter = self._shown.parameters().get(self._name)
         if parameter is None:  # the operation was changed since the file was looked up
             raise InvalidValue(f"the operation has no parameter {self._name}")
         return parameter
 
     def text(self) -> str:
-        return self._directory.known_task.parameter_text(self._parameter)
+        return self._shown.known_task.parameter_text(self._parameter)
 
     def set(self, text: str) -> None:
-        task, parameter = self._directory.known_task, self._parameter
+        task, parameter = self._shown.known_task, self._parameter
         if self._name in LIVE_PARAMETERS:
             task.set_text(parameter, text)
-            self._directory.fs.service.set_live(task)
+            self._shown.fs.service.set_live(task)
         else:
             task.set_parameter(parameter, text)
 
 
-def _control(directory: TaskDirectory, ino: int) -> Inode:
-    task, fs = directory.task, directory.fs
+def _control(shown: ShownTask, ino: int) -> Inode:
+    task, fs = shown.task, shown.fs
     commands = Commands(
         f"tasks/{task.name}/control",
-        lambda caller: accepted(directory.known_task),
+        lambda caller: accepted(shown.known_task),
         lambda caller, text: command(fs.service, task, caller, text),
     )
-    return CommandFile(ino, directory.writable, commands, fs.log, fs.openings)
+    return CommandFile(ino, shown.writable, commands, fs.log, fs.openings)
 
 
-def _wait(directory: TaskDirectory, ino: int) -> Inode:
-    return StreamFile(ino, directory.readable, lambda caller: WaitStream(directory.task), change=directory.of_state)
+def _wait(shown: ShownTask, ino: int) -> Inode:
+    return StreamFile(
+        ino,
+        shown.readable,
+        lambda caller: WaitStream(shown.task),
+        change=shown.of_state,
+        patience=shown.fs.patience,
+    )
 
 
-def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Inode]:
-    return lambda directory, ino: _StatusInode(ino, directory, file)
+def _status(file: StatusFile) -> Callable[[ShownTask, int], Inode]:
+    return lambda shown, ino: _StatusInode(ino, shown, file)
 
 
-_FILES: Final[Mapping[str, Callable[[TaskDirectory, int], Inode]]] = {
+_FILES: Final[Mapping[str, Callable[[ShownTask, int], Inode]]] = {
     "control": _control,
-    "op": lambda directory, ino: _OperationFile(ino, directory, "op"),
+    "op": lambda shown, ino: _OperationFile(ino, shown, "op"),
     "wait": _wait,
     **{each.name: _status(each) for each in STATUS_FILES},
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile, Commands
-from ktaskfs.control.task_directory import TaskDirectory, TaskFiles
+from ktaskfs.control.task_directory import ShownTask, TaskDirectory, TaskFiles
 from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE
@@ -17,60 +17,105 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
 
 USAGE: Final = """\
 One job spec a line: OPERATION key=value ..., or {"op": "OPERATION", "key": "value", ...}. Each creates a task and
-starts it. The operations and what they take: ../operations/*/parameters. "cancel" cancels all of your tasks.
+starts it. The operations and what they take: operations/*/parameters. "cancel" cancels all of your tasks.
   echo 'fallocate path=/dev/hugepages/vm0 length=64G name=vm0' > control
   cat vm0/wait
 """
 CANCEL: Final = "cancel"
+TASK_BITS: Final = 32
+"""Bits of the inode numbers of a view, of which the lower ones tell the files of a task apart. Block 0 has no task."""
+TASKS: Final = 3
+CONTROL: Final = 4
 
 
-class TasksDirectory(Directory):
-    """Follows the table of tasks. For a user who may not know of a task, its name does not exist."""
+class ShownTasks:
+    """The tasks of the table as all views show them. Each has a block of inode numbers, the same in every view."""
 
-    __slots__ = ("_control", "_directories", "_files", "_fs", "_service")
-
-    def __init__(self, ino: int, fs: Filesystem) -> None:
-        access = fs.access
-        control = Attributes(access.mode, access.uid, access.gid, fs.root.time_ns)
-        # Who may write control may mkdir. Because of the sticky bit only its owner may remove a task's directory.
-        super().__init__(ino, replace(control, mode=0o1555 | access.mode & 0o222))
+    def __init__(self, fs: Filesystem) -> None:
+        self.files = TaskFiles.of(fs.service.operations)
         self._fs = fs
-        self._service = fs.service
-        self._files = TaskFiles.of(fs.service.operations)
-        self._directories: dict[Task, TaskDirectory] = {}
-        commands = Commands("tasks/control", lambda caller: USAGE, self._command)
-        self._control = CommandFile(fs.numbers.take(), control, commands, fs.log, fs.openings)
+        self._blocks = itertools.cycle(range(1, 1 << (TASK_BITS - self.files.bits)))
+        self._by_block: dict[int, ShownTask] = {}
+        self._by_task: dict[Task, ShownTask] = {}
         fs.service.table.observers.append(self._changed)
 
     def _changed(self, task: Task) -> None:
-        directory = self._directories.get(task)
-        if directory is not None:
-            directory.changed()
-            if task not in self._service.table:
-                del self._directories[task]
-                self._fs.invalidations.add(self, task.name)
+        if task not in self._fs.service.table:
+            if (dropped := self._by_task.pop(task, None)) is not None:
+                del self._by_block[dropped.block]
+                dropped.changed()
+        else:
+            self.of(task).changed()
 
-    def _directory(self, task: Task) -> TaskDirectory:
-        directory = self._directories.get(task)
-        if directory is None:
-            ino = self._fs.numbers.take(self._files.inodes)
-            directory = self._directories[task] = TaskDirectory(ino, task, self._fs, self._files)
-        return directory
+    def of(self, task: Task) -> ShownTask:
+        """What the views show of ``task``, which is in the table."""
+        shown = self._by_task.get(task)
+        if shown is None:
+            block = next(each for each in self._blocks if each not in self._by_block)
+            shown = self._by_block[block] = self._by_task[task] = ShownTask(block, task, self._fs, self.files)
+        return shown
+
+    def in_block(self, block: int) -> ShownTask | None:
+        """The task that has the inode numbers of ``block``."""
+        return self._by_block.get(block)
+
+
+class TasksDirectory(Directory):
+    """The tasks that the user of one view may know of, and the file that makes them."""
+
+    __slots__ = ("_fs", "_tasks", "_uid", "_view")
+
+    def __init__(self, view: int, uid: int, fs: Filesystem, tasks: ShownTasks) -> None:
+        """``view`` is the inode number to which those of the view are added."""
+        access = fs.access
+        # Who may write control may mkdir. Because of the sticky bit only its owner may remove a task's directory.
+        mode = 0o1555 | access.mode & 0o222
+        super().__init__(view | TASKS, Attributes(mode, access.uid, access.gid, fs.root.time_ns))
+        self._fs = fs
+        self._tasks = tasks
+        self._uid = uid
+        self._view = view
+
+    @property
+    def _service(self) -> TaskService:
+        return self._fs.service
+
+    def _control(self) -> CommandFile:
+        access = self._fs.access
+        attributes = Attributes(access.mode, access.uid, access.gid, self._fs.root.time_ns)
+        commands = Commands("tasks/control", lambda caller: USAGE, self._command)
+        return CommandFile(self._view | CONTROL, attributes, commands, self._fs.log, self._fs.openings)
+
+    def _directory(self, shown: ShownTask) -> TaskDirectory:
+        return TaskDirectory(self._view | shown.block << self._tasks.files.bits, shown)
+
+    def _may_know(self, task: Task) -> bool:
+        return self._fs.access.may_know(self._uid, task.uid)
+
+    def find(self, ino: int) -> Inode | None:
+        local = ino - self._view
+        if local == TASKS:
+            return self
+        if local == CONTROL:
+            return self._control()
+        shown = self._tasks.in_block(local >> self._tasks.files.bits)
+        return None if shown is None else self._directory(shown).find(ino)
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         if name == "control":
-            return self._control
+            return self._control()
         task = self._service.table.get(name)
-        known = task is not None and self._fs.access.may_know(caller.uid, task.uid)
-        return self._directory(task) if task is not None and known else None
+        return None if task is None or not self._may_know(task) else self._directory(self._tasks.of(task))
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        tasks = [task for task in self._service.table if self._fs.access.may_know(caller.uid, task.uid)]
-        return [("control", self._control), *((task.name, self._directory(task)) for task in tasks)]
+        known = [task for task in self._service.table if self._may_know(task)]
+        listed = ((task.name, self._directory(self._tasks.of(task))) for task in known if not task.forgotten)
+        return itertools.chain([("control", self._control())], listed)
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:
@@ -79,7 +124,7 @@ class TasksDirectory(Directory):
             self._fs.log.refused("tasks", caller, f"mkdir {name}", error)
             raise
         self._fs.log.succeeded(caller)
-        return self._directory(task)
+        return self._directory(self._tasks.of(task))
 
     async def rmdir(self, name: str, caller: Caller) -> None:
         try:

@@ -54,6 +54,9 @@ class WaitStream(Stream):
         self._last = now, done
         return task_text.progress_line(self._task, snapshot, max(0.0, rate)).encode()
 
+    def idle(self) -> bytes:
+        return b"" if self._task.forgotten else self._line(self._task.snapshot())
+
     def ready(self) -> bool:
         return self._over or self._task.state in ENDED or self._task.forgotten
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Final
 
 from ktaskfs.errors import TargetError
+from ktaskfs.fuse import syscalls
 
 DEVICE: Final = "/dev/fuse"
 MS_NOSUID: Final = 0x2
@@ -26,10 +26,9 @@ def mount_device(mountpoint: str, name: str, *, allow_other: bool) -> int:
         raise TargetError.from_os(error, f"open {DEVICE}") from error
     options = [f"fd={fd}", "rootmode=40000", "user_id=0", "group_id=0", "default_permissions"]
     data = ",".join([*options, *(["allow_other"] if allow_other else [])])
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    if libc.mount(name.encode(), os.fsencode(mountpoint), f"fuse.{name}".encode(), flags, data.encode()) != 0:
-        number = ctypes.get_errno()
+    try:
+        syscalls.mount(name, mountpoint, f"fuse.{name}", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
+    except OSError as error:
         os.close(fd)
-        raise TargetError(f"cannot mount at {mountpoint}: {os.strerror(number)}", errno=number)
+        raise TargetError(f"cannot mount at {mountpoint}: {error.strerror}", errno=error.errno) from error
     return fd

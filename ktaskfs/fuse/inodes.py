@@ -1,42 +1,58 @@
-"""The inodes that the kernel knows, by number, and how often it was told of each."""
+"""The inodes of a tree, by number."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ktaskfs.vfs import Directory, StaticDirectory
+from ktaskfs.vfs.refusals import Gone
+
 if TYPE_CHECKING:
     from ktaskfs.vfs import Inode
 
 
-class InodeTable:
-    """Keeps an inode from the time the kernel is first told of it until the kernel has forgotten every telling.
+class Inodes:
+    """Holds what static directories have and what is open, and asks other directories for what is below them.
 
-    The count of each inode is the ``nlookup`` of FUSE_FORGET. The root is always known.
+    So the memory in use does not depend on how much of the tree the kernel knows.
     """
 
-    def __init__(self, root: Inode) -> None:
-        self._root = root
-        # Two maps, and no object for each entry: after a listing of everything there are hundreds of thousands.
-        self._inodes: dict[int, Inode] = {root.ino: root}
-        self._lookups: dict[int, int] = {}
+    def __init__(self, root: Directory) -> None:
+        self._static: dict[int, Inode] = {}
+        self._others: list[Directory] = []
+        self._open: dict[int, tuple[Inode, int]] = {}
+        self.static_names: list[str] = []
+        """The paths of what static directories have."""
+        self._enter(root, "")
 
-    def __len__(self) -> int:
-        return len(self._inodes)
+    def _enter(self, inode: Inode, path: str) -> None:
+        self._static[inode.ino] = inode
+        if isinstance(inode, StaticDirectory):
+            for name, child in inode.children.items():
+                self.static_names.append(path + name)
+                self._enter(child, f"{path}{name}/")
+        elif isinstance(inode, Directory):
+            self._others.append(inode)
 
     def __getitem__(self, ino: int) -> Inode:
-        return self._inodes[ino]
+        """The inode with this number; raises Gone."""
+        static = self._static.get(ino)
+        if static is not None:
+            return static
+        if ino in self._open:
+            return self._open[ino][0]
+        for directory in self._others:
+            if (inode := directory.find(ino)) is not None:
+                return inode
+        raise Gone("it is not there any more")
 
-    def told(self, inode: Inode) -> None:
-        """The kernel is told of ``inode`` once more. Of two objects with one number the newer stays."""
-        self._inodes[inode.ino] = inode
-        self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
+    def opened(self, inode: Inode) -> None:
+        """Keep ``inode``, which may go meanwhile, for as long as it is open: fstat(2) asks for it by its number."""
+        _, times = self._open.get(inode.ino, (inode, 0))
+        self._open[inode.ino] = inode, times + 1
 
-    def forgotten(self, ino: int, times: int) -> None:
-        """The kernel has forgotten ``times`` tellings of ``ino``."""
-        left = self._lookups.get(ino, 0) - times
-        if left > 0:
-            self._lookups[ino] = left
-        else:
-            self._lookups.pop(ino, None)
-            if ino != self._root.ino:
-                self._inodes.pop(ino, None)
+    def released(self, ino: int) -> None:
+        """One opening less."""
+        inode, times = self._open.pop(ino)
+        if times > 1:
+            self._open[ino] = inode, times - 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import select
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -13,21 +15,19 @@ import pyfuse3
 import trio
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.fuse.mountpoint import detach, filesystems_at
+from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, until_gone
 from ktaskfs.fuse.operations import TreeOperations
-from ktaskfs.vfs import Invalidations
+from ktaskfs.fuse.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from ktaskfs.vfs import Directory
 
-MAX_REQUESTS: Final = 4096
-"""Requests served at the same time; each blocked reader of a stream is one. For each, libfuse holds 1 MiB of address
-space, and 10 KiB are in use (measured). Beyond that, requests wait until one of the readers has had its second."""
-
-GONE: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
-"""The errors of a notification after the end of the mount."""
+MAX_REQUESTS: Final = 1792
+"""Requests under way at the same time: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
+(vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has a buffer of 1 MiB, of which as much is in use as the
+largest request took that was read into it."""
 
 DESCRIPTOR: Final = "/dev/fd/"
 DEV_FUSE: Final = os.makedev(10, 229)
@@ -71,90 +71,105 @@ def _woken() -> Iterator[None]:
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
-    def __init__(self, operations: TreeOperations, invalidations: Invalidations) -> None:
+    def __init__(self, operations: TreeOperations, filesystem: MountedFilesystem | None) -> None:
+        """``filesystem`` is the one that is served, None if it cannot be seen from here."""
         self._operations = operations
-        self._invalidations = invalidations
-        self._following = trio.CancelScope()
+        self._filesystem = filesystem
+        self._pins: list[int] = []
+        self._serving = False
+        self._told = False
 
     @property
-    def known_nodes(self) -> int:
-        """Inodes that the kernel remembers, including the root."""
-        return self._operations.known_nodes
+    def static_names(self) -> list[str]:
+        """The paths of all inodes that are always there, below the root."""
+        return self._operations.static_names
+
+    @property
+    def seen(self) -> bool:
+        """Whether this process sees the mount, and so notices when it is gone."""
+        return self._filesystem is not None
 
     @property
     def open_handles(self) -> int:
         """Open files and directories."""
         return self._operations.open_handles
 
+    def hold(self, pins: Iterable[int]) -> None:
+        """Close the descriptors ``pins`` when the mount is over. They must not make it busy."""
+        self._pins += pins
+
+    def close(self) -> None:
+        """Release all open files, and close what ``hold`` was given."""
+        # Before pyfuse3 has destroyed its session: the poll handles of open files point into it.
+        self._operations.close()
+        while self._pins:
+            os.close(self._pins.pop())
+
     async def serve(self) -> None:
-        """Answer requests; returns after umount(8) or ``terminate``, when the last request was answered.
+        """Answer requests; returns after umount(8) or ``terminate``, when the requests under way were answered.
+
+        The mount is over when it is gone from this mount namespace, also while files in it are open, or while another
+        namespace has it: those who still use it get ENOTCONN when the session is closed.
 
         Call it on the main thread. It uses SIGALRM meanwhile.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._terminate_when_cancelled)
+            if self._filesystem is not None:
+                nursery.start_soon(self._terminate_when_gone, self._filesystem)
             with trio.CancelScope(shield=True), _woken():
-                async with trio.open_nursery() as serving:
-                    serving.start_soon(self._until_told)
-                    await pyfuse3.main(max_tasks=MAX_REQUESTS)
-                    serving.cancel_scope.cancel()
+                self._serving = True
+                if not self._told:
+                    async with trio.open_nursery() as turns:
+                        turns.start_soon(self._operations.turns.run)
+                        await pyfuse3.main(max_tasks=MAX_REQUESTS)
+                        turns.cancel_scope.cancel()
+                self._serving = False
             nursery.cancel_scope.cancel()
 
     async def _terminate_when_cancelled(self) -> None:
-        """End the serving in the order that ``_until_told`` keeps, also when the nursery is cancelled."""
+        """Requests are answered to the last one, also when the nursery is cancelled."""
         try:
             await trio.sleep_forever()
         finally:
             self.terminate()
 
-    async def _until_told(self) -> None:
-        """Follow the invalidations until ``terminate``, and only then let pyfuse3 end.
-
-        A thread that tells the kernel of a name may wait for the directory's lock, and so for the answer to a request.
-        It cannot be killed: it must end while requests are still answered, and before the session is destroyed.
-        """
-        with self._following:
-            while True:
-                gone = await self._invalidations.take()
-                await trio.to_thread.run_sync(_forget_names, gone)
-        pyfuse3.terminate()
+    async def _terminate_when_gone(self, filesystem: MountedFilesystem) -> None:
+        await until_gone(filesystem)
+        self.terminate()
 
     def terminate(self) -> None:
         """Have ``serve`` return within the second that a blocked reader may take. Call it from the event loop.
 
         Called before ``serve`` it has that return at once. After ``serve``, even after the unmount, it does nothing.
         """
-        self._following.cancel()
+        self._told = True
+        if self._serving:
+            pyfuse3.terminate()
 
 
-def _forget_names(gone: Sequence[tuple[int, str]]) -> None:
-    """Have the kernel forget names, and all that it knows below them. It need not know them.
-
-    It runs in a thread, and ends between two names when it is cancelled.
-    """
-    for ino, name in gone:
-        trio.from_thread.check_cancelled()
-        try:
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(ino), pyfuse3.FileNameT(os.fsencode(name)))
-        except OSError as error:
-            if error.errno in GONE:  # the mount has just ended
-                return
-            if error.errno != errno.ENOENT:
-                log.error("the kernel cannot be told that %s is gone: %s", ascii(name), error.strerror)
+def _devices() -> set[int]:
+    """The descriptors of /dev/fuse that this process has."""
+    found = set()
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
+            if os.fstat(int(each)).st_rdev == DEV_FUSE:
+                found.add(int(each))
+    return found
 
 
-def _require_mounted(mountpoint: str) -> None:
-    """Raise MountFailed unless ``mountpoint``, a /dev/fd/N, is a mounted /dev/fuse: libfuse would only fail later."""
-    fd = int(mountpoint.removeprefix(DESCRIPTOR))
+def _require_mounted(device: str) -> None:
+    """Raise MountFailed unless ``device``, a /dev/fd/N, is a mounted /dev/fuse: libfuse would only fail later."""
+    fd = int(device.removeprefix(DESCRIPTOR))
     try:
         if os.fstat(fd).st_rdev != DEV_FUSE:
-            raise MountFailed(f"cannot serve {mountpoint}: it is no /dev/fuse")
+            raise MountFailed(f"cannot serve {device}: it is no /dev/fuse")
         os.read(fd, 1)  # never enough for a request: EINVAL, and nothing is taken
     except OSError as error:
         if error.errno == errno.EPERM:
-            raise MountFailed(f"cannot serve {mountpoint}: it is not mounted") from None
+            raise MountFailed(f"cannot serve {device}: it is not mounted") from None
         if error.errno != errno.EINVAL:
-            raise MountFailed(f"cannot serve {mountpoint}: {error.strerror}") from error
+            raise MountFailed(f"cannot serve {device}: {error.strerror}") from error
 
 
 @contextmanager
@@ -164,35 +179,47 @@ def mounted(
     *,
     name: str,
     options: Iterable[str] = (),
-    invalidations: Invalidations | None = None,
+    device: str | None = None,
 ) -> Iterator[Session]:
     """Mount ``root``. At the end unmount it, if it is still mounted, and release all open files.
 
     The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are further ones of mount.fuse3(8), such as
-    ``allow_other``. ``mountpoint`` may be ``/dev/fd/N``: a /dev/fuse descriptor that another process has
-    mounted, with options of its own, and will unmount. The kernel forgets the names that ``invalidations`` gets.
-    Raises MountFailed.
+    ``allow_other``. ``device`` is ``/dev/fd/N`` for a /dev/fuse that another process has mounted on ``mountpoint``,
+    perhaps in another mount namespace, with options of its own, and will unmount. Raises MountFailed.
     """
-    if mountpoint.startswith(DESCRIPTOR):
-        _require_mounted(mountpoint)
-    operations = TreeOperations(root)
+    if device is not None:
+        _require_mounted(device)
+    before = _devices()
+    operations = TreeOperations(root, Turns(lambda: bool(unread.poll(0))))
+    unread = select.poll()
     with _stderr_text() as said:
         try:
-            pyfuse3.init(operations, mountpoint, {f"fsname={name}", f"subtype={name}", "default_permissions", *options})
+            all_options = {f"fsname={name}", f"subtype={name}", "default_permissions", *options}
+            pyfuse3.init(operations, device or mountpoint, all_options)
         except RuntimeError as error:
-            raise MountFailed(f"cannot mount at {mountpoint}: {said() or error}") from error
-    ours = filesystems_at(mountpoint)[-1:]
+            raise MountFailed(f"cannot mount at {device or mountpoint}: {said() or error}") from error
+    (served,) = [int(device.removeprefix(DESCRIPTOR))] if device is not None else _devices() - before
+    unread.register(served, select.POLLIN)
+    seen = filesystems_at(mountpoint)[-1:]
+    ours = [each for each in seen if each.kind == f"fuse.{name}"]
+    session = Session(operations, ours[0] if ours else None)
     try:
-        yield Session(operations, invalidations or Invalidations())
+        yield session
     finally:
-        # Before the session is destroyed: the poll handles of open files point into it.
-        operations.close()
-        there = filesystems_at(mountpoint, ours)
-        pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if our mount is the uppermost
-        if ours and ours[0] in there[:-1]:
-            log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)
-        elif ours and filesystems_at(mountpoint)[-1:] == ours:
-            detach(mountpoint)  # the connection was severed, by umount -f or in fusectl: libfuse leaves such a mount
+        session.close()
+        if device is not None:
+            pyfuse3.close(unmount=False)  # its copy of the descriptor goes; who mounted it takes it away
+        else:
+            _unmount(mountpoint, ours)
+
+
+def _unmount(mountpoint: str, ours: list[MountedFilesystem]) -> None:
+    there = filesystems_at(mountpoint, ours)
+    pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if our mount is the uppermost
+    if ours and ours[0] in there[:-1]:
+        log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)
+    elif ours and filesystems_at(mountpoint)[-1:] == ours:
+        detach(mountpoint)  # the connection was severed, by umount -f or in fusectl: libfuse leaves such a mount
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """A library of inodes, which another layer serves to the kernel.
 
-The content derives from four kinds of inode. Each declares only what it can do, and refuses the rest with the errno
-that sysfs or cgroup v2 gives: ``StaticDirectory``, ``Directory`` (override ``lookup`` and ``entries``),
+The content derives from five kinds of inode. Each declares only what it can do, and refuses the rest with the errno
+that sysfs or cgroup v2 gives: ``StaticDirectory``, ``Directory`` (override ``lookup``, ``entries`` and ``find``),
+``Link``,
 ``TextFile`` (snapshot for each opening, commands by write(2), replies on the same descriptor, poll(2) by a
 ``Change``) and ``StreamFile`` (read on and on). All run in one trio event loop and must not block it.
 Refusals are ``KtaskfsError``. Any other exception is a bug, and becomes EIO.
@@ -30,10 +31,11 @@ from ktaskfs.vfs.inode import (
     File,
     Inode,
     InodeNumbers,
+    Link,
     OpenFile,
     StaticDirectory,
 )
-from ktaskfs.vfs.invalidation import Invalidations
+from ktaskfs.vfs.patience import Patience
 from ktaskfs.vfs.stream import Stream, StreamFile
 from ktaskfs.vfs.text import COMMAND_MAX, TextFile
 
@@ -45,12 +47,13 @@ __all__ = [
     "Attributes",
     "Caller",
     "Change",
-    "Invalidations",
     "Directory",
     "File",
     "InodeNumbers",
     "Inode",
+    "Link",
     "OpenFile",
+    "Patience",
     "StaticDirectory",
     "Stream",
     "StreamFile",

@@ -64,8 +64,9 @@ class InodeNumbers:
 
 
 class Inode(ABC):
-    """A file or a directory.
+    """A file, a directory or a link.
 
+    Two objects with one number are one inode to the kernel, so inodes may be made anew at each request.
     ``attributes`` returns those of the constructor. An inode whose attributes change overrides it, and lowers
     ``attr_timeout``, the seconds for which the kernel may cache them (it checks permissions with them).
     """
@@ -107,7 +108,17 @@ class Directory(Inode):
 
     @abstractmethod
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        """All children that this caller may see; taken once for each opendir(3) or rewinddir(3)."""
+        """All children that this caller may see, as they are now; called at each opendir(3) or rewinddir(3).
+
+        The inodes may be made as the listing goes on.
+        """
+
+    def find(self, ino: int) -> Inode | None:
+        """The inode with this number, below a directory that is not static; None if it is not there any more.
+
+        The kernel names an inode that it knows by its number alone. Must be O(1) and must not block.
+        """
+        return None
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         """Make the directory ``name`` and return it; the kernel has made sure that the name is free."""
@@ -119,25 +130,37 @@ class Directory(Inode):
 
 
 class StaticDirectory(Directory):
-    """A directory whose children stay the same."""
+    """A directory whose ``children`` stay the same."""
 
-    __slots__ = ("_children",)
+    __slots__ = ("children",)
 
     entry_timeout = FOREVER
 
     def __init__(self, ino: int, attributes: Attributes, children: Mapping[str, Inode]) -> None:
         super().__init__(ino, attributes)
-        self._children = dict(children)
+        self.children = dict(children)
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
-        return self._children.get(name)
+        return self.children.get(name)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return self._children.items()
+        return self.children.items()
 
     @property
     def nlink(self) -> int:
-        return 2 + sum(isinstance(child, Directory) for child in self._children.values())
+        return 2 + sum(isinstance(child, Directory) for child in self.children.values())
+
+
+class Link(Inode):
+    """A symbolic link. ``target`` is evaluated each time that somebody follows it, and may differ between callers."""
+
+    __slots__ = ("target",)
+
+    kind = stat.S_IFLNK
+
+    def __init__(self, ino: int, attributes: Attributes, target: Callable[[Caller], str]) -> None:
+        super().__init__(ino, attributes)
+        self.target = target
 
 
 class OpenFile:

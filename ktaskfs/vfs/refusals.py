@@ -13,6 +13,12 @@ class NoSuchEntry(KtaskfsError):
     default_errno = errno.ENOENT
 
 
+class Gone(KtaskfsError):
+    """The kernel still knows the inode, but it is not there any more (ENODEV)."""
+
+    default_errno = errno.ENODEV
+
+
 class NotADirectory(KtaskfsError):
     """A directory's operation on something else (ENOTDIR)."""
 
@@ -23,6 +29,10 @@ class NotAFile(KtaskfsError):
     """A file's operation on a directory (EISDIR)."""
 
     default_errno = errno.EISDIR
+
+
+class NotALink(KtaskfsError):
+    """A link's operation on something else (EINVAL)."""
 
 
 class AccessDenied(KtaskfsError):

@@ -5,6 +5,7 @@ A stream opened with O_NONBLOCK answers EAGAIN when it has nothing, which is how
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 from abc import ABC, abstractmethod
@@ -14,13 +15,15 @@ import trio
 
 from ktaskfs.vfs.change import READABLE, Change
 from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_write
+from ktaskfs.vfs.patience import Patience
 from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 PATIENCE: Final = 2.0
-"""Seconds after which a read is answered with EINTR if its stream has not given anything.
+"""Seconds after which a read is answered if its stream has not given anything: with ``idle``, or else with EINTR.
 
 Until a read is answered its caller cannot be killed. EINTR is the last resort: cat, dd, bash, perl and Python just
 read again, but for programs that read through stdio (awk, sed, sort, od) it is an error.
@@ -38,8 +41,13 @@ class Stream(ABC):
         """The next bytes, of any length. No bytes are the end, and it is not called again after that.
 
         It returns within about a second; a stream that has nothing returns something harmless, such as an empty line.
-        If it does not return, it is cancelled after PATIENCE, must lose nothing then, and is called again.
+        If it does not return, it is cancelled after PATIENCE, or earlier where too many wait; it must lose nothing
+        then, and is called again.
         """
+
+    def idle(self) -> bytes:
+        """Something harmless for a reader who must not wait longer, such as an empty line; by default nothing."""
+        return b""
 
     def ready(self) -> bool:
         """Whether ``next_chunk`` would return at once, also with the end. poll(2) and O_NONBLOCK depend on it."""
@@ -53,10 +61,11 @@ class Stream(ABC):
 class StreamFile(File):
     """A file whose readers each get a stream of their own, from the moment of opening.
 
-    ``change`` must be notified whenever some stream may have become ready, or have ended.
+    ``change`` must be notified whenever some stream may have become ready, or have ended. ``patience`` is what all
+    streams of a mount share.
     """
 
-    __slots__ = ("_change", "_open_stream")
+    __slots__ = ("_change", "_open_stream", "_patience")
 
     def __init__(
         self,
@@ -65,15 +74,19 @@ class StreamFile(File):
         open_stream: Callable[[Caller], Stream],
         *,
         change: Change | None = None,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__(ino, attributes)
         self._open_stream = open_stream
         self._change = change
+        self._patience = patience or Patience()
 
     async def open(self, caller: Caller, flags: int) -> OpenStream:
         if wants_write(flags):
             raise AccessDenied("this file cannot be written")
-        return OpenStream(self._open_stream(caller), blocking=not flags & os.O_NONBLOCK, change=self._change)
+        blocking = not flags & os.O_NONBLOCK
+        wait = functools.partial(self._patience.wait, caller.uid, PATIENCE)
+        return OpenStream(self._open_stream(caller), wait, blocking=blocking, change=self._change)
 
 
 class OpenStream(OpenFile):
@@ -83,10 +96,19 @@ class OpenStream(OpenFile):
     ``read`` and head(1) to the end of the line they wanted, less(1) to the start.
     """
 
-    __slots__ = ("_blocking", "_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_stream")
+    __slots__ = ("_blocking", "_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_stream", "_wait")
 
-    def __init__(self, stream: Stream, *, blocking: bool, change: Change | None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        wait: Callable[[], AbstractContextManager[object]],
+        *,
+        blocking: bool,
+        change: Change | None,
+    ) -> None:
+        """``wait`` makes the scope of a read, which ends when its reader must not wait longer."""
         self._stream = stream
+        self._wait = wait
         self._blocking = blocking
         self._change = change
         self._lock = trio.Lock()  # over _held, _held_from and _ended while a chunk is awaited
@@ -100,7 +122,7 @@ class OpenStream(OpenFile):
         return self._held_from + len(self._held)
 
     async def read(self, offset: int, size: int) -> bytes:
-        with trio.move_on_after(PATIENCE):
+        with self._wait():
             async with self._lock:
                 # Past the end of what there is, reading goes on from there, whatever the offset.
                 start = min(max(offset, self._held_from), self._held_to)
@@ -109,16 +131,24 @@ class OpenStream(OpenFile):
                 given = self._held[start - self._held_from :][:size]
                 self._given_to = max(self._given_to, start + len(given))
                 return given
-        raise Interrupted("nothing to read yet")
+        idle = b"" if self._ended else self._stream.idle()
+        if not idle:
+            raise Interrupted("nothing to read yet")
+        self._hold(idle)
+        self._given_to = self._held_to
+        return idle[:size]
 
     async def _hold_next(self) -> None:
         if not self._blocking and not self._stream.ready():
             raise NothingYet("nothing to read yet")
         chunk = await self._stream.next_chunk()
+        self._hold(chunk)
+        self._ended = not chunk
+
+    def _hold(self, chunk: bytes) -> None:
         kept = self._held[-HISTORY:]
         self._held_from = self._held_to - len(kept)
         self._held = kept + chunk
-        self._ended = not chunk
 
     def poll(self, wake: Callable[[], None] | None) -> int:
         if self._change is not None and wake is not None:

@@ -1,23 +1,121 @@
-"""What attacks need beside a mount."""
+"""Attackers: processes of a user that exists nowhere else, which hold or flood what all users share."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
 from tests.support import filesystems
+from tests.support.shell import environment
+from tests.support.users import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from tests.support.daemon import Mount
+
+HERE = Path(__file__).parent
+FIRST_UID = 4_000_000_000
+"""Beyond the ids of accounts and of subordinate ids, which begin at 100,000 and 524,288."""
+
+
+SOON = 5.0
+"""Seconds within which a command that takes milliseconds is over on a busy machine."""
+
+
+class Attack:
+    """Processes of the attacker, and commands of others that may hang for them."""
+
+    def __init__(self, attacker: User) -> None:
+        self._attacker = attacker
+        self._attackers: list[subprocess.Popen[bytes]] = []
+        self._commands: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, script: str, *arguments: str) -> None:
+        """Start ``tests/attacks/SCRIPT ARGUMENTS`` as the attacker; returns when it says that it is at work."""
+        with (HERE / script).open("rb") as source:
+            process = self._start([sys.executable, "-I", "-", *arguments], Path("/"), self._attacker, source)
+        self._attackers.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() != b"", "the attack has begun"
+
+    def begin(self, mount: Mount, script: str, *arguments: str, user: User | None = None) -> subprocess.Popen[bytes]:
+        """Start ``script`` of bash with the mount as its working directory."""
+        command = self._start(["bash", "-c", script, "bash", *arguments], mount.path, user)
+        self._commands.append(command)
+        return command
+
+    def answered(self, mount: Mount, script: str, *arguments: str, user: User | None = None) -> bool:
+        """Whether ``script`` of bash, with the mount as its working directory, succeeds soon."""
+        command = self.begin(mount, script, *arguments, user=user)
+        try:
+            return command.wait(SOON) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _start(
+        self, command: list[str], cwd: Path, user: User | None, stdin: IO[bytes] | None = None
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            cwd=cwd,
+            env=environment(user),
+            user=None if user is None else user.uid,
+            group=None if user is None else user.gid,
+            extra_groups=None if user is None else [],
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """Kill the attackers, and with them ends what they hold; then what hung for it."""
+        for process in (*self._attackers, *self._commands):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in (*self._attackers, *self._commands):
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def stranger(number: int) -> User:
+    """A user without an account, whom no other run of the tests has."""
+    uid = FIRST_UID + os.getpid() * 4 + number
+    return User(f"stranger{number}", uid, uid, Path("/"))
 
 
 @pytest.fixture
 def memory(area: Path) -> Iterator[Path]:
     """A tmpfs open to every user."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount tmpfs")
     with filesystems.tmpfs(area / "memory", 256 << 20) as path:
         yield path
+
+
+@pytest.fixture
+def attacker() -> User:
+    return stranger(0)
+
+
+@pytest.fixture
+def victim() -> User:
+    return stranger(1)
+
+
+@pytest.fixture
+def attack(attacker: User, fuse_for_all: None) -> Iterator[Attack]:
+    """At the end of the test the attackers are killed, and with them ends what they hold."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    begun = Attack(attacker)
+    try:
+        yield begun
+    finally:
+        begun.end()

@@ -70,13 +70,11 @@ def test_a_signal_as_soon_as_it_is_mounted_unmounts_it(area: Path, point: Path) 
             assert "Traceback" not in said
 
 
-def test_nobody_can_look_at_the_mount(area: Path, point: Path) -> None:
+def test_no_program_is_looked_for_in_the_path(area: Path, point: Path) -> None:
     with none_left():
         outcome = run("env", "PATH=/nonexistent", *COMMAND, "-o", f"statedir={area / 'state'}", str(point), cwd=ROOT)
-        assert outcome == Outcome(1, "", "ktaskfs: the daemon died before the mount answered\n")
-    log = (area / "state/log").read_text()
-    assert "does not answer: cat: No such file or directory" in log
-    assert "Traceback" not in log
+        assert outcome == Outcome(0, "", "")
+        assert run("umount", str(point)).status == 0
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
@@ -266,28 +264,12 @@ def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, po
             while manager.recv(1 << 12) != b"WATCHDOG=1":
                 pass
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 3))
-            until(lambda: log.read_text().count("does not answer: cat: Too many open files") > 1, "two warnings")
+            warning = "does not answer: no child can look: Too many open files"
+            until(lambda: log.read_text().count(warning) > 1, "two warnings")
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(30) == 0, log.read_text()
     assert filesystems_at(str(point)) == []
     assert "Traceback" not in log.read_text()
-
-
-def test_a_sign_of_life_from_a_mount_that_was_taken_away_and_is_still_in_use(area: Path, point: Path) -> None:
-    script = WATCHED + """
-with open(sys.argv[-1] + "/version") as file:
-    subprocess.run(["umount", "-l", sys.argv[-1]], check=True)
-    for _ in range(3):
-        while sock.recv(1 << 12) != b"WATCHDOG=1":
-            pass
-    assert file.read()
-assert "does not answer" not in daemon.stderr.read()
-sys.exit(daemon.wait())
-"""
-    command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
-    with none_left():
-        done = run(sys.executable, "-c", script, str(area), *command, cwd=ROOT)
-    assert done.status == 0, done.err
 
 
 def test_a_killed_mount_is_cleared_for_the_next(area: Path, mounted: Mount) -> None:

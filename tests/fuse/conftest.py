@@ -33,12 +33,12 @@ class Example:
         area: Path,
         *options: str,
         user: User | None = None,
-        mountpoint: str | None = None,
+        device: str | None = None,
         project: Path = ROOT,
     ) -> None:
-        """Mount with ``options``, as ``user`` from the ``project`` that he can read; or serve ``mountpoint``."""
+        """Mount with ``options``, as ``user`` from the ``project`` that he can read; or serve ``device``."""
         self.path = area / "mount"
-        if mountpoint is None:  # otherwise it is a mount already, and waits for its server if touched
+        if device is None:  # otherwise it is a mount already, and waits for its server if touched
             self.path.mkdir()
         self.user = user
         self.report = area / "report"
@@ -47,14 +47,14 @@ class Example:
             os.chown(self.path, user.uid, user.gid)
             self.report.touch()
             os.chown(self.report, user.uid, user.gid)
+        point = str(self.path) if device is None else f"{self.path}={device}"
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [interpreter(project), "-W", "error", str(project / EXAMPLE), mountpoint or str(self.path),
-                 str(self.report), *options],
+                [interpreter(project), "-W", "error", str(project / EXAMPLE), point, str(self.report), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                close_fds=mountpoint is None,
+                close_fds=device is None,
                 env=environment(user) | {"PYTHONPATH": str(project)},
                 user=None if user is None else user.uid,
                 group=None if user is None else user.gid,
@@ -112,7 +112,7 @@ class Example:
         if self.process.poll() is None:
             self.unmount()
         left = self.end()
-        assert {key: value for key, value in left.items() if key != "nodes"} == NOTHING_LEFT
+        assert left == NOTHING_LEFT
         assert self.log.read_text() == ""
 
     def abandon(self) -> None:

@@ -1,6 +1,6 @@
 """A small tree that uses everything of the node library, mounted by a process of its own.
 
-Usage: example.py MOUNTPOINT REPORT [OPTION...]; writes what is left over at the end to REPORT, as JSON.
+Usage: example.py MOUNTPOINT[=/dev/fd/N] REPORT [OPTION...]; writes what is left over at the end to REPORT, as JSON.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Items(Directory):
     def __init__(self, tree: ExampleTree) -> None:
         super().__init__(tree.numbers.take(), Attributes(0o1777))
         self._tree = tree
-        self._items: dict[str, tuple[int, Directory]] = {}
+        self._items: dict[str, tuple[int, StaticDirectory]] = {}
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         owner, item = self._items.get(name, (None, None))
@@ -137,6 +137,10 @@ class Items(Directory):
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         return [(name, item) for name, (owner, item) in self._items.items() if caller.uid in (0, owner)]
+
+    def find(self, ino: int) -> Inode | None:
+        everything = (inode for _, item in self._items.values() for inode in (item, *item.children.values()))
+        return next((inode for inode in everything if inode.ino == ino), None)
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         if name in self._items:
@@ -163,7 +167,7 @@ class Many(Directory):
         self._first = tree.numbers.take(2 * MANY)
         self._attributes_of_file = Attributes(0o444)
 
-    def _child(self, number: int) -> Inode:
+    def _child(self, number: int) -> StaticDirectory:
         ino = self._first + 2 * number
         value = TextFile(ino + 1, self._attributes_of_file, lambda caller: f"{number}\n")
         return StaticDirectory(ino, self._attributes, {"value": value})
@@ -171,6 +175,13 @@ class Many(Directory):
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         number = int(name) if name.isdigit() else MANY
         return self._child(number) if number < MANY else None
+
+    def find(self, ino: int) -> Inode | None:
+        number, is_value = divmod(ino - self._first, 2)
+        if not 0 <= number < MANY:
+            return None
+        child = self._child(number)
+        return child.children["value"] if is_value else child
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
         return ((str(number), self._child(number)) for number in range(MANY))
@@ -248,7 +259,6 @@ class ExampleTree:
     def leftovers(self) -> dict[str, int]:
         session = self._session()
         return {
-            "nodes": session.known_nodes,
             "handles": session.open_handles,
             "streams": self.streams,
             "waiting": self.change.waiting,
@@ -286,7 +296,8 @@ def main(mountpoint: str, report: str, *options: str) -> None:
     held: list[Session] = []
     tree = ExampleTree(lambda: held[0])
     _count_requests(tree.requests)
-    with mounted(tree.root, mountpoint, name="example", options=options) as session:
+    path, _, device = mountpoint.partition("=")
+    with mounted(tree.root, path, name="example", options=options, device=device or None) as session:
         held.append(session)
         trio.run(serve, session)
     Path(report).write_text(json.dumps(tree.leftovers()))

@@ -10,6 +10,7 @@ import pytest
 
 from ktaskfs.control.commands import OPENINGS_MAX
 from tests.support.poll import until
+from tests.support.resident import resident
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -66,22 +67,19 @@ def test_waiting_for_a_task_that_is_removed_ends(mounted: Mount) -> None:
     assert (outcome.status, outcome.errname) == (1, "ENODEV")
 
 
-def test_the_kernel_keeps_nothing_of_tasks_that_the_daemon_dropped(mount_maker: MountMaker, memory: Path) -> None:
+def test_the_daemon_keeps_nothing_of_tasks_that_are_gone(mount_maker: MountMaker, memory: Path) -> None:
     mounted = mount_maker("keep_finished=2")
     (memory / "f").write_bytes(b"x" * 4096)
     script = """
-        for n in $(seq 60); do
-            echo "clear path=$1/f name=t$n" > tasks/control && tail -n 1 tasks/t$n/wait && cat tasks/t$n/status || exit
+        for n in $(seq $2); do
+            echo "clear path=$1/f name=t$n" > tasks/control && tail -n 1 tasks/t$n/wait && cat tasks/t$n/* || exit
         done > /dev/null
     """
-
-    def known() -> float:
-        metrics = mounted.read("metrics").splitlines()
-        return next(float(line.split()[-1]) for line in metrics if line.startswith("ktaskfs_known_nodes "))
-
-    assert mounted.shell(script, str(memory)).status == 0
-    # Each task had a directory and three files that were looked up; two tasks are left, and what is always there.
-    until(lambda: known() < 30, "the kernel has forgotten the others")
+    assert mounted.shell(script, str(memory), "60").status == 0
+    before = resident(mounted.pid)
+    assert mounted.shell(script, str(memory), "60").status == 0
+    # Each task has 20 files that the kernel was told of.
+    assert resident(mounted.pid) - before < 60 * 20 * 100
     assert mounted.shell("ls tasks").out.split() == ["control", "t59", "t60"]
 
 

@@ -93,7 +93,7 @@ def test_busybox(mount: Mount) -> None:
     assert mount.shell("busybox dd if=tasks/ended/stat bs=1 2> /dev/null").out == text
     assert mount.shell("busybox wc -c < tasks/ended/stat").out == f"{len(text)}\n"
     assert mount.shell("busybox find . -name state | busybox sort").out.split() == [
-        f"./tasks/{name}/state" for name in ("empty", "ended", "slow")
+        f"./users/0/tasks/{name}/state" for name in ("empty", "ended", "slow")
     ]
     assert mount.shell("busybox grep -rl '^state done$' tasks/ended operations debug info").out == "tasks/ended/stat\n"
     assert mount.shell("busybox stat -c %a tasks/ended/stat").out == "440\n"
@@ -104,18 +104,21 @@ def test_programs_that_walk_the_whole_mount_come_to_its_end(mount: Mount, area: 
     """``events`` and the ``wait`` of a task at work have no end for now; grep and tar open without blocking."""
     files = mount.shell("find . -type f").out.split()
     assert "./events" in files
-    assert "./tasks/slow/wait" in files
+    assert "./users/0/tasks/slow/wait" in files
     grepped = mount.shell("grep -r '^state running$' .")
-    assert grepped.out == "./tasks/slow/stat:state running\n"
+    assert grepped.out == "./users/0/tasks/slow/stat:state running\n"
     complaints = sorted(line.split(": ")[1] for line in grepped.err.splitlines())
-    assert complaints == ["./events", "./tasks/empty/wait", "./tasks/slow/wait"], grepped.err
+    assert complaints == ["./events", "./users/0/tasks/empty/wait", "./users/0/tasks/slow/wait"], grepped.err
     assert mount.shell(f"tar cf {area}/all.tar .").status == 0
     with tarfile.open(area / "all.tar") as archive:
         assert sorted(member.name for member in archive if member.isfile()) == sorted(files)
     listed = mount.shell("ls -lR .")
     assert (listed.status, listed.err) == (0, "")
     assert mount.shell("du -a . | wc -l").status == 0
-    assert mount.shell("find tasks -name state -size -1").out.count("state") == 3
+    for command in ("find -H tasks", "find tasks/", "find -L tasks"):
+        assert mount.shell(f"{command} -name state -size -1").out.count("state") == 3
+    assert mount.shell("find tasks").out == "tasks\n", "it is a link"
+    assert mount.shell("find -L . -path './tasks/*/state' | wc -l").out == "3\n"
     assert mount.shell("stat -f -c %T .").out == "fuseblk\n"
     assert mount.shell("df .").status == 0
 

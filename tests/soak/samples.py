@@ -24,7 +24,7 @@ class Sample:
     """The daemon at one moment. Sizes are in KiB; ``private`` is what it shares with no other process.
 
     children: its own, dead ones included; there is one, the spawner.
-    nodes, handles, tasks: from ``metrics``.
+    handles, tasks: from ``metrics``.
     tracebacks: lines of its log so far.
     cpu: seconds of processor time so far.
     """
@@ -35,7 +35,6 @@ class Sample:
     descriptors: float
     threads: float
     children: float
-    nodes: float
     handles: float
     tasks: float
     tracebacks: float
@@ -70,7 +69,6 @@ class Sampler:
                 descriptors=self._process.num_fds(),
                 threads=self._process.num_threads(),
                 children=len(self._process.children()),
-                nodes=metrics["ktaskfs_known_nodes"],
                 handles=metrics["ktaskfs_open_handles"],
                 tasks=metrics["ktaskfs_tasks"],
                 tracebacks=self._count_tracebacks(),
@@ -90,7 +88,7 @@ class Sampler:
         return self._tracebacks
 
 
-SLACK: Final = {"rss": 4096.0, "pss": 4096.0, "private": 4096.0, "nodes": 500.0, "tasks": 50.0}
+SLACK: Final = {"rss": 4096.0, "pss": 4096.0, "private": 4096.0, "tasks": 50.0}
 """By how much the later median may be above the earlier one, beside a twentieth of it; 3 for what is not named."""
 
 

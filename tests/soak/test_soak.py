@@ -102,7 +102,7 @@ def test_what_grows_is_not_flat() -> None:
     assert is_flat("rss", [30000.0] * 10 + [40000.0 + (number % 7) * 100 for number in range(90)])
     assert not is_flat("rss", [40000.0 + 100 * number for number in range(100)])
     assert not is_flat("descriptors", [16.0 + number // 10 for number in range(100)])
-    sample = Sample(4e4, 3e4, 2e4, 16, 2, 1, 100, 0, 10, 0, 1)
+    sample = Sample(4e4, 3e4, 2e4, 16, 2, 1, 0, 10, 0, 1)
     lines = samples_table([replace(sample, threads=2 + number) for number in range(100)]).splitlines()
     assert [line.endswith("NO |") for line in lines[2:]] == [line.startswith("| threads") for line in lines[2:]]
 

@@ -1,0 +1,145 @@
+"""Turns: requests are read as fast as possible, and served in a circle of users, one request of each at a time.
+
+So what others have to wait for one user is the time of one request, however many that user makes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ktaskfs.errors import KtaskfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OF_ONE_MAX: Final = 512
+"""Requests of one user that may wait for their turn."""
+IN_ALL_MAX: Final = 640
+"""Requests of all users that may wait for their turn. Each holds a buffer."""
+HEARD_MAX: Final = 16
+"""Requests that are read before the next turn, so that a user who was not heard yet is in the circle. Not more: each
+that is refused takes time of others, and no more are read while the session has as many under way as it may."""
+
+
+class TooManyRequests(KtaskfsError):
+    """The user has too many requests that wait for their turn (EAGAIN)."""
+
+    default_errno = errno.EAGAIN
+
+
+class _Request:
+    """A request that waits."""
+
+    __slots__ = ("decided", "refused")
+
+    def __init__(self) -> None:
+        self.decided = trio.Event()
+        self.refused = False
+
+
+@dataclass(slots=True)
+class _User:
+    """The waiting requests of one user. The kernel holds a lock of the directory during a lookup: those go first."""
+
+    lookups: deque[_Request] = field(default_factory=deque)
+    others: deque[_Request] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.lookups) + len(self.others)
+
+    def next(self) -> _Request:
+        return (self.lookups or self.others).popleft()
+
+    def newest(self) -> _Request:
+        return (self.others or self.lookups).pop()
+
+
+class Turns:
+    """Lets one request after the other begin. A request that sleeps does not keep others from their turn."""
+
+    def __init__(self, unread: Callable[[], bool]) -> None:
+        """``unread`` says whether there are requests that nobody has read yet."""
+        self._unread = unread
+        self._users: dict[int, _User] = {}
+        """Those with waiting requests, in the order of their turns."""
+        self._waiting = 0
+        self._over = False
+        self._any = trio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._waiting
+
+    async def take(self, uid: int, *, lookup: bool = False) -> None:
+        """Return when a request of ``uid`` may begin, which is at once if there is no other, or if all is over.
+
+        Raises TooManyRequests, never for root. It is no checkpoint where nobody has to wait.
+        """
+        if self._over or (not self._waiting and not self._unread()):
+            return
+        self._make_room(uid)
+        request = _Request()
+        user = self._users.setdefault(uid, _User())
+        (user.lookups if lookup else user.others).append(request)
+        self._waiting += 1
+        self._any.set()
+        try:
+            await request.decided.wait()
+        except trio.Cancelled:
+            if not request.decided.is_set():
+                (user.lookups if lookup else user.others).remove(request)
+                self._settle(uid, request)
+            raise
+        if request.refused:
+            raise TooManyRequests("you have too many requests under way")
+
+    def _make_room(self, uid: int) -> None:
+        """Raise TooManyRequests if ``uid`` has the most, or refuse a request of the user who has."""
+        if uid == 0:
+            return
+        own = len(self._users.get(uid, ()))
+        if own < OF_ONE_MAX and self._waiting < IN_ALL_MAX:
+            return
+        greatest = max((each for each in self._users if each), key=lambda each: len(self._users[each]), default=uid)
+        if own >= OF_ONE_MAX or greatest == uid or greatest not in self._users:
+            raise TooManyRequests("you have too many requests under way")
+        refused = self._users[greatest].newest()
+        refused.refused = True
+        self._settle(greatest, refused)
+
+    def _settle(self, uid: int, request: _Request) -> None:
+        """``request``, which was taken out, waits no more."""
+        self._waiting -= 1
+        if not self._users[uid]:
+            del self._users[uid]
+        request.decided.set()
+
+    async def run(self) -> None:
+        """Give turns until cancelled. Those who then still wait begin at once."""
+        try:
+            while True:
+                if not self._waiting:
+                    self._any = trio.Event()
+                    await self._any.wait()
+                for _ in range(HEARD_MAX):
+                    if not self._unread():
+                        break
+                    await trio.lowlevel.checkpoint()
+                self._give()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._over = True
+            while self._users:
+                self._give()
+
+    def _give(self) -> None:
+        uid, user = next(iter(self._users.items()))
+        del self._users[uid]
+        self._users[uid] = user  # to the end of the circle
+        self._settle(uid, user.next())

@@ -1,0 +1,72 @@
+"""After umount(8) the daemon ends, and after the daemon's end the next one mounts, whoever holds what."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.daemon import Mount
+from tests.support.poll import until
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from tests.attacks.conftest import Attack
+    from tests.conftest import MountMaker
+
+SOON = 5.0
+
+
+def test_a_mount_namespace_of_a_user_does_not_keep_the_daemon(mount_maker: MountMaker, attack: Attack) -> None:
+    mount = mount_maker("mode=0666")
+    attack("never.py", "namespace", str(mount.path))
+    assert run("umount", str(mount.path)).status == 0
+    assert mount.process.wait(SOON) == 0
+    assert mount_maker(statedir=mount.statedir).read("version")
+
+
+def test_a_successor_takes_a_held_mount_away(mount_maker: MountMaker, attack: Attack, area: Path) -> None:
+    """The daemon was stopped, and killed then; a user holds the root and the tasks; commands hang for that."""
+    mount = mount_maker("mode=0666")
+    attack("never.py", "getdents", str(mount.path / "tasks/"))
+    attack("never.py", "getdents", str(mount.path))
+    mount.process.send_signal(signal.SIGSTOP)
+    waiting = [attack.begin(mount, script) for script in ("cat version", "ls tasks/", "mkdir none", "echo x > events")]
+    mount.process.send_signal(signal.SIGKILL)
+    mount.process.wait(SOON)
+    begun = time.monotonic()
+    again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
+    try:
+        assert time.monotonic() - begun < SOON
+        assert again.read("version")
+        assert len([line for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line]) == 1
+        attack.end()
+        assert all(each.returncode != 0 for each in waiting)
+    finally:
+        again.close()
+        mount.kill()
+
+
+def test_a_mount_is_not_busy_for_the_daemon(mount_maker: MountMaker) -> None:
+    mount = mount_maker()
+    for _ in range(3):
+        mount.shell("ls -lR . > /dev/null")
+    assert run("umount", str(mount.path)).status == 0
+    assert mount.process.wait(SOON) == 0
+
+
+def test_no_child_of_the_daemon_has_the_device(mount_maker: MountMaker, memory: Path) -> None:
+    mount = mount_maker()
+    (memory / "f").write_bytes(b"x" * 65536)
+    assert mount.write("tasks/control", f"clear path={memory}/f name=slow rate_max=1 chunk=4K") == (0, None)
+    children = run("pgrep", "--parent", str(mount.pid)).out.split()
+    grandchildren = run("pgrep", "--parent", ",".join(children)).out.split()
+    assert len(children) >= 1
+    assert len(grandchildren) >= 1
+    for pid in (*children, *grandchildren):
+        held = {os.path.realpath(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert "/dev/fuse" not in held
+    mount.write("tasks/slow/control", "kill")
+    until(lambda: mount.read("tasks/slow/state") == "interrupted\n", "it was killed")
