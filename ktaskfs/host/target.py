@@ -7,17 +7,20 @@ ordinary checks. The path is looked up once: replacing it meanwhile changes noth
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.holders import mark
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,6 +32,8 @@ SEAL_GROW: Final = 0x0004
 SEAL_WRITE: Final = 0x0008
 SEAL_FUTURE_WRITE: Final = 0x0010
 _CREATE_TRIES: Final = 8
+_LEASE_TRIES: Final = 50
+_LEASE_PAUSE: Final = 0.01
 _OWN_DESCRIPTORS: Final = re.compile(r"/proc/(self|thread-self)(/|$)|/dev/(fd(/|$)|std(in|out|err)$)")
 
 
@@ -95,6 +100,7 @@ def open_target(
     """Open ``path`` for reading and, unless ``write`` is false, writing.
 
     ``create`` is the mode of a file to make if there is none (the umask applies); only on a filesystem of ``kinds``.
+    The file is marked as one that a worker uses (``host.holders``), unless it is only read from a disk.
     A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for a directory,
     EINVAL for a FIFO, socket or device), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and
     InvalidValue for names such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to
@@ -123,10 +129,21 @@ def _open_existing(kernel: Kernel, path: str, kinds: Collection[Filesystem], wri
     try:
         _require_regular(handle, path)
         filesystem = _filesystem_of(handle, path, kinds)
-        fd = kernel.reopen(handle, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOCTTY | os.O_NONBLOCK)
+        fd = _reopen(kernel, handle, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOCTTY | os.O_NONBLOCK)
     finally:
         os.close(handle)
+    if write or filesystem in MEMORY:
+        mark(fd)
     return Target(fd, path, filesystem, _page_size(fd, filesystem))
+
+
+def _reopen(kernel: Kernel, handle: int, flags: int) -> int:
+    """Wait a little for a lease to be given back: another worker takes one to see whether it is alone at the file."""
+    for _ in range(_LEASE_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return kernel.reopen(handle, flags)
+        time.sleep(_LEASE_PAUSE)
+    return kernel.reopen(handle, flags)
 
 
 def _create(path: str, kinds: Collection[Filesystem], mode: int) -> Target:
@@ -140,6 +157,7 @@ def _create(path: str, kinds: Collection[Filesystem], mode: int) -> Target:
     except BaseException:
         os.close(directory)
         raise
+    mark(fd)
     return Target(fd, path, filesystem, _page_size(fd, filesystem), directory, name)
 
 

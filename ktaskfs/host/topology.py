@@ -16,12 +16,30 @@ _NODES: Final = "devices/system/node"
 
 @dataclass(frozen=True)
 class NumaNode:
-    """A NUMA node: its online CPUs (none, for memory alone), and its memory in bytes (none, for CPUs alone)."""
+    """A NUMA node: its online CPUs (none, for memory alone), and its memory in bytes (none, for CPUs alone).
+
+    ``reclaimable`` is what the kernel can take back from files and its own caches.
+    """
 
     nid: Nid
     cpus: tuple[int, ...]
     total: int
     free: int
+    reclaimable: int
+
+
+@dataclass(frozen=True)
+class MachineMemory:
+    """Bytes of memory of the whole machine; ``available`` is MemAvailable, an estimate, without swap."""
+
+    total: int
+    available: int
+
+
+def read_memory(kernel: Kernel) -> MachineMemory:
+    """What there is now."""
+    meminfo = _meminfo(kernel.read_proc("meminfo"))
+    return MachineMemory(meminfo["MemTotal:"], meminfo["MemAvailable:"])
 
 
 def usable_cpus() -> tuple[int, ...]:
@@ -34,15 +52,19 @@ def read_nodes(kernel: Kernel) -> tuple[NumaNode, ...]:
     try:
         online = parse_cpulist(kernel.read_sys(f"{_NODES}/online"))
     except FileNotFoundError:
-        meminfo = _meminfo(kernel.read_proc("meminfo"))
-        return (NumaNode(Nid(0), usable_cpus(), meminfo["MemTotal:"], meminfo["MemFree:"]),)
+        return (_node(Nid(0), usable_cpus(), _meminfo(kernel.read_proc("meminfo"))),)
     return tuple(_read_node(kernel, Nid(nid)) for nid in online)
 
 
 def _read_node(kernel: Kernel, nid: Nid) -> NumaNode:
     cpulist = kernel.read_sys(f"{_NODES}/node{nid}/cpulist")
     meminfo = _meminfo(kernel.read_sys(f"{_NODES}/node{nid}/meminfo"))
-    return NumaNode(nid, parse_cpulist(cpulist) if cpulist else (), meminfo["MemTotal:"], meminfo["MemFree:"])
+    return _node(nid, parse_cpulist(cpulist) if cpulist else (), meminfo)
+
+
+def _node(nid: Nid, cpus: tuple[int, ...], meminfo: dict[str, int]) -> NumaNode:
+    reclaimable = sum(meminfo.get(f"{key}:", 0) for key in ("Active(file)", "Inactive(file)", "KReclaimable"))
+    return NumaNode(nid, cpus, meminfo["MemTotal:"], meminfo["MemFree:"], reclaimable)
 
 
 def _meminfo(text: str) -> dict[str, int]:

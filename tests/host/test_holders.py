@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.host.holders import Holder, holders_of, is_held
+from ktaskfs.host.holders import Holder, holders_of, is_held, mark, workers_at
 from ktaskfs.host.kernel import Kernel
 from tests.support.forked import run_forked
+from tests.support.holding import USES, used
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.users import User
-
-USES = {
-    "reads": "os.open(path, os.O_RDONLY)",
-    "writes": "os.open(path, os.O_RDWR)",
-    "maps": "fd = os.open(path, os.O_RDWR); kept = mmap.mmap(fd, 4096); os.close(fd)",
-    "maps to read": "fd = os.open(path, os.O_RDONLY); kept = mmap.mmap(fd, 4096, prot=mmap.PROT_READ); os.close(fd)",
-}
-PROGRAM = "import mmap, os, sys; path = sys.argv[1]; {}; print(flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -49,30 +42,19 @@ def opened(path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-@contextlib.contextmanager
-def used(path: Path, use: str) -> Iterator[int]:
-    """Another process uses the file; its pid."""
-    command = [sys.executable, "-c", PROGRAM.format(USES[use]), str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
-        yield process.pid
-        process.communicate()
-
-
 def test_nobody(kernel: Kernel, file: Path) -> None:
     with opened(file) as fd:
         assert is_held(fd) is False
         assert holders_of(kernel, fd) == []
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", [use for use in USES if use != "has inherited"])
 def test_somebody(kernel: Kernel, file: Path, use: str) -> None:
-    with opened(file) as fd, used(file, use) as pid:
+    with opened(file) as fd, used(file, use) as process:
         assert is_held(fd) is True
         (holder,) = holders_of(kernel, fd)
-        assert (holder.pid, holder.parent) == (pid, os.getpid())
-        assert str(holder) == f"{holder.name} ({pid})"
+        assert holder.pid == process.pid
+        assert str(holder) == f"{holder.name} ({process.pid})"
     with opened(file) as fd:
         assert is_held(fd) is False
 
@@ -80,13 +62,11 @@ def test_somebody(kernel: Kernel, file: Path, use: str) -> None:
 def test_a_name_with_parentheses_and_blanks(kernel: Kernel, file: Path, area: Path) -> None:
     (area / "a) (b").symlink_to("/bin/sleep")
     with opened(file) as fd, file.open() as stdin, subprocess.Popen([area / "a) (b", "60"], stdin=stdin) as process:
-        assert holders_of(kernel, fd) == [Holder(process.pid, os.getpid(), "a) (b")]
+        assert holders_of(kernel, fd) == [Holder(process.pid, "a) (b")]
         process.kill()
 
 
-def test_a_stranger_learns_that_it_is_held_by_others(
-    kernel: Kernel, file: Path, two_users: tuple[User, User]
-) -> None:
+def test_a_stranger_learns_that_it_is_held_by_others(kernel: Kernel, file: Path, two_users: tuple[User, User]) -> None:
     """An owner is told that the file is held, also where the holder cannot be seen; a stranger is told nothing."""
     owner, other = two_users
     os.chown(file, owner.uid, owner.gid)
@@ -100,3 +80,40 @@ def test_a_stranger_learns_that_it_is_held_by_others(
     with used(file, "maps"):
         assert run_forked(lambda: ask(owner)) == [True, 0]
         assert run_forked(lambda: ask(other)) == [None, 0]
+
+
+def test_a_name_that_cannot_be_printed() -> None:
+    assert str(Holder(12, "a\x1b[2Jé")) == "a\\x1b[2Jé (12)"
+
+
+def test_a_worker_is_known_by_its_mark_even_if_it_cannot_be_seen(
+    kernel: Kernel, file: Path, two_users: tuple[User, User]
+) -> None:
+    """Until it closes the file; a lock on anything else is no mark."""
+    owner = two_users[0]
+    file.chmod(0o666)
+    pipe, ready = os.pipe(), os.pipe()
+    with opened(file) as fd:
+        fcntl.lockf(fd, fcntl.LOCK_SH, 1)
+        pid = os.fork()
+        if pid == 0:
+            os.close(fd)
+            mine = os.open(file, os.O_RDWR)
+            os.setresuid(owner.uid, owner.uid, owner.uid)
+            mark(mine)
+            os.write(ready[1], b"x")
+            os.read(pipe[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+
+        def ask() -> list[object]:
+            os.setresuid(owner.uid, owner.uid, owner.uid)
+            with opened(file) as other:
+                return [holders_of(kernel, other), sorted(workers_at(kernel, other))]
+
+        assert run_forked(ask) == [[], [pid]]
+        os.write(pipe[1], b"x")
+        os.waitpid(pid, 0)
+        assert workers_at(kernel, fd) == set()
+    for end in (*pipe, *ready):
+        os.close(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.hugepages import NodePool, default_size, open_node_pool, read_pools
-from ktaskfs.host.topology import read_nodes
+from ktaskfs.host.topology import read_memory, read_nodes
 from ktaskfs.operations.base.operation import Operation
-from ktaskfs.operations.base.parameters import COUNT, LENGTH, TaskParameters, parameter
+from ktaskfs.operations.base.parameters import COUNT, FLAG, LENGTH, TaskParameters, parameter
 from ktaskfs.span import Node
-from ktaskfs.units import PAGES, format_size
+from ktaskfs.units import PAGES, Nid, format_size, human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -26,6 +28,9 @@ LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 1 << 30
 """What one chunk adds or takes away. From free memory 1 GiB comes in milliseconds; where the kernel has to move
 others' pages out of the way, in seconds."""
+HEADROOM_PERCENT: Final = 5
+HEADROOM_BYTES: Final = 512 << 20
+"""What the machine keeps of its memory, whichever is more: some programs, and the kernel, need more at times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,12 @@ class ReserveParameters(TaskParameters):
 
     pages: int = parameter(COUNT, "pages that the pool shall have on all of the nodes together, shared evenly")
     size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
+    undo: bool = parameter(
+        FLAG, "if it fails or is cancelled, bring the pools back to what they were; 0: keep what it got", default=True
+    )
+    force: bool = parameter(
+        FLAG, "try even if it takes the memory that the machine needs itself (0: ENOMEM)", default=False
+    )
 
 
 class Reserve(Operation[ReserveParameters]):
@@ -47,14 +58,17 @@ class Reserve(Operation[ReserveParameters]):
     name = "reserve"
     description = (
         "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. "
-        "Your own /sys decides whether you may. The task fails with ENOMEM where the kernel finds no memory for more, "
-        "or somebody else takes pages away meanwhile; the result says how many are there."
+        "Your own /sys decides whether you may. "
+        "Refused with ENOMEM if it would leave the machine less than 5 % of its memory, or less than 512 MiB, unless "
+        "force=1. The task fails with ENOMEM where the kernel finds no memory for more, or somebody else takes pages "
+        "away meanwhile; then the pools become what they were, unless undo=0. The result says how many are there."
     )
     units = PAGES
     parameters = ReserveParameters
 
     def prepare(self, preparation: Preparation[ReserveParameters]) -> Plan:
-        """Open each node's pool; raises InvalidValue for a node or page size there is not, TargetError (EACCES, EROFS).
+        """Open each node's pool; raises InvalidValue for a node or page size there is not, TargetError (EACCES, EROFS,
+        and ENOMEM for more than there is memory for).
 
         Of ``remaining`` only the nodes count: how far each pool is from what is wanted shows in the pool itself.
         """
@@ -64,7 +78,10 @@ class Reserve(Operation[ReserveParameters]):
         if size not in sizes:
             there = ", ".join(map(format_size, sizes)) or "none at all"
             raise InvalidValue(f"there are no huge pages of {format_size(size)} here; the sizes are: {there}")
-        reserver = _Reserver(_open_pools(preparation, size))
+        shares = _open_pools(preparation, size)
+        if not parameters.force:
+            _require_memory(kernel, shares, placed=parameters.nodes is not None)
+        reserver = _Reserver(shares, take_back=parameters.undo)
         nodes = reserver.work(None if remaining is None else {each.nid for each in remaining})
         least, most = max(LEAST_BYTES // size, 1), max(MOST_BYTES // size, 1)
         control = preparation.control(reserver.step, least=least, most=most, undo_func=reserver.undo)
@@ -92,6 +109,27 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
     return shares
 
 
+def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -> None:
+    """Raises TargetError (ENOMEM) for more than the machine can spare or, if ``placed``, than its node has."""
+    memory, missing = read_memory(kernel), sum(share.missing for share in shares)
+    headroom = max(memory.total * HEADROOM_PERCENT // 100, HEADROOM_BYTES)
+    if missing and missing > memory.available - headroom:
+        raise TargetError(
+            f"the pool needs {human_size(missing)} more; {human_size(memory.available)} of memory is available, and "
+            f"{human_size(headroom)} of it is left to the machine: force=1 tries all the same",
+            errno=errno.ENOMEM,
+        )
+    nodes = {node.nid: node for node in read_nodes(kernel)}
+    for share in shares if placed else ():
+        has = nodes[Nid(share.nid)].free + nodes[Nid(share.nid)].reclaimable
+        if share.missing > has:
+            raise TargetError(
+                f"the pool of node {share.nid} needs {human_size(share.missing)} more, and the node has "
+                f"{human_size(has)} free or reclaimable: force=1 tries all the same",
+                errno=errno.ENOMEM,
+            )
+
+
 class _Share:
     """One node's part. Threads of this task take turns at its pool: each holds ``lock`` meanwhile."""
 
@@ -103,6 +141,11 @@ class _Share:
         self.before = pool.persistent()
         self.lock = threading.Lock()
         self.moved: dict[int, int] = {}  # pages that a failed step moved, by its first position; guarded by lock
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the pool needs from the machine; surplus pages are there already."""
+        return self.size * max(self.wanted - self.pool.counts().total, 0)
 
     def move(self, pages: int, aim: int) -> None:
         """Go so many pages nearer to ``aim``, not past it; raises TargetError (ENOMEM) for too few, OSError."""
@@ -123,8 +166,9 @@ class _Share:
 class _Reserver:
     """The chunk function. Positions count pages over all the nodes."""
 
-    def __init__(self, shares: Sequence[_Share]) -> None:
+    def __init__(self, shares: Sequence[_Share], *, take_back: bool) -> None:
         self._shares = shares
+        self._take_back = take_back
         self._nodes: list[tuple[Node, _Share]] = []
 
     def work(self, nids: set[int] | None) -> list[Node]:
@@ -165,13 +209,19 @@ class _Reserver:
 
         Raises Finding if all steps were taken and a pool is not what is wanted: ENOMEM below it, EBUSY above.
         """
-        rows, missed = [], []
+        missed = []
+        if not outcome.remaining():
+            now = [(share, share.pool.persistent()) for share in self._shares]
+            missed = [(share, pages) for share, pages in now if pages != share.wanted]
+        if missed and self._take_back:
+            for node, share in self._nodes:
+                with contextlib.suppress(TargetError):  # it gives what it can, and the result says how much
+                    share.move(node.size, share.before)
+        rows = []
         for share in self._shares:
-            now = share.pool.counts()
-            pages = now.total - now.surplus
-            rows.append((share.nid, share.before, share.wanted, pages, now.free, now.surplus))
-            if not outcome.remaining() and pages != share.wanted:
-                missed.append((share, pages))
+            there = share.pool.counts()
+            pages = there.total - there.surplus
+            rows.append((share.nid, share.before, share.wanted, pages, there.free, there.surplus))
         totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
         lines = [("node", "before", "wanted", "pages", "free", "surplus"), *rows, ("all", *totals)]
         result = "".join(" ".join(map(str, line)) + "\n" for line in lines)

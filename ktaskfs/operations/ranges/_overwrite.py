@@ -15,6 +15,7 @@ from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
 from ktaskfs.memory.errors import page_unavailable, require_unsealed, truncated
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.tmpfs import mapped_windows
+from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
 
 if TYPE_CHECKING:
@@ -43,16 +44,22 @@ class Content:
     period: int | None
 
 
-P = TypeVar("P", bound=RangeParameters)
+@dataclass(frozen=True, kw_only=True)
+class OverwriteParameters(RangeParameters, GuardedParameters):
+    """A range, by default to the end of the file, in which nobody else's data is overwritten unasked."""
+
+
+P = TypeVar("P", bound=OverwriteParameters)
 
 
 def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: Callable[[int], str]) -> Plan:
     """The plan to write ``source`` over a range; ``report`` makes the result from the number of bytes written.
 
-    Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError.
+    Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError (EBUSY as ``guard``).
     """
     parameters = preparation.parameters
     target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+    guard(preparation, target)
     extent = resolve_extent(parameters, target.size(), may_grow=False)
     require_unsealed(target, 0)
     nodes = preparation.nodes(extent, target.page_size)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.zeros import Zeros
-from ktaskfs.operations.ranges._overwrite import Content, prepare_overwrite
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters
+from ktaskfs.operations.ranges._overwrite import Content, OverwriteParameters, prepare_overwrite
+from ktaskfs.operations.ranges._range import RangeOperation
 
 if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClearParameters(RangeParameters):
-    """A range, by default to the end of the file."""
-
-
-class Clear(RangeOperation[ClearParameters]):
+class Clear(RangeOperation[OverwriteParameters]):
     """The kernel reads zeros into a mapping where a HoleGuard makes it stop at holes."""
 
     name = "clear"
@@ -27,10 +21,10 @@ class Clear(RangeOperation[ClearParameters]):
         "Write zeros over what is there, in place: no page is freed, and a hole stays a hole. "
         "Several threads share even one gigantic page."
     )
-    parameters = ClearParameters
+    parameters = OverwriteParameters
     no_undo = "what was overwritten with zeros cannot be brought back"
 
-    def prepare(self, preparation: Preparation[ClearParameters]) -> Plan:
+    def prepare(self, preparation: Preparation[OverwriteParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         try:
             zeros = preparation.keep(Zeros.open(preparation.kernel))

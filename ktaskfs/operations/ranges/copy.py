@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import require_pool, require_space
 from ktaskfs.memory.sinks import open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
+from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, source_length
 from ktaskfs.span import Span
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """At 4 GiB/s a thread, 15 ms; to or from a disk a fraction of a second."""
+KINDS: Final = frozenset(Filesystem)
 ALIGN: Final = 2 << 20
 """Where chunks end: within a gigantic page too, at what a processor maps as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyParameters(RangeParameters):
+class CopyParameters(RangeParameters, GuardedParameters):
     """A range of ``path``, and what is copied there; without ``length`` all that the source has."""
 
     length: int | None = parameter(LENGTH, "bytes to copy (default: to the end of source)", default=None)
@@ -68,17 +71,18 @@ class Copy(RangeOperation[CopyParameters]):
         """Open both, create, check, reserve, extend.
 
         Raises OutOfHugePages, OutOfSpace, InvalidValue for ranges past an end that stays or that overlap in one file,
-        NotSupported for a source that cannot be read as asked, TargetError.
+        NotSupported for a source that cannot be read as asked, TargetError (EBUSY as ``guard``).
         """
         kernel, parameters = preparation.kernel, preparation.parameters
         if parameters.direct and (parameters.offset % DIRECT_BLOCK or parameters.source_offset % DIRECT_BLOCK):
             raise InvalidValue(f"direct=1: offset and source_offset must be multiples of {format_size(DIRECT_BLOCK)}")
+        target = _existing_target(preparation)
         source = preparation.keep(Source(kernel, parameters.source, direct=parameters.direct))
         extent = _extent(parameters, source, rest=preparation.resumes)
         if parameters.digest is not None:
             digest_maker(parameters.digest)
-        kinds = frozenset(Filesystem)
-        target = preparation.keep(open_target(kernel, parameters.path, kinds=kinds, create=parameters.mode))
+        if target is None:
+            target = preparation.keep(open_target(kernel, parameters.path, kinds=KINDS, create=parameters.mode))
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         nodes = preparation.nodes(extent, target.page_size)
@@ -88,6 +92,18 @@ class Copy(RangeOperation[CopyParameters]):
         align = min(target.page_size, ALIGN)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
         return preparation.plan(nodes, control, copier.finish)
+
+
+def _existing_target(preparation: Preparation[CopyParameters]) -> Target | None:
+    """``path``, guarded, if there is such a file; opened before the source, which may be the same file."""
+    try:
+        target = preparation.keep(open_target(preparation.kernel, preparation.parameters.path, kinds=KINDS))
+    except TargetError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    guard(preparation, target)
+    return target
 
 
 def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:

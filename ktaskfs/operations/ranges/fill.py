@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
-from ktaskfs.operations.ranges._overwrite import Content, prepare_overwrite
+from ktaskfs.operations.ranges._overwrite import Content, OverwriteParameters, prepare_overwrite
 from ktaskfs.operations.ranges._pattern import PatternParameters, memory_file, repeated
 from ktaskfs.operations.ranges._range import RangeOperation
 
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 
-class Fill(RangeOperation[PatternParameters]):
+@dataclass(frozen=True, kw_only=True)
+class FillParameters(PatternParameters, OverwriteParameters):
+    """A range, and what is written all over it."""
+
+
+class Fill(RangeOperation[FillParameters]):
     """As ``clear``, from a file in memory that holds the pattern some hundred times.
 
     Holes stay holes, as with ``clear``: to test fresh memory, allocate it first, with ``fallocate``.
@@ -26,10 +32,10 @@ class Fill(RangeOperation[PatternParameters]):
         "With verify, a test of the memory. The result says how many bytes were written; "
         "after a resume, by the last run alone."
     )
-    parameters = PatternParameters
+    parameters = FillParameters
     no_undo = "what was overwritten with a pattern cannot be brought back"
 
-    def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
+    def prepare(self, preparation: Preparation[FillParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         block = repeated(preparation.parameters.pattern)
         try:

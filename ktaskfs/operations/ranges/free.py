@@ -12,6 +12,7 @@ from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target, open_target
 from ktaskfs.memory.errors import require_unsealed
+from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages
 from ktaskfs.span import Span
@@ -26,7 +27,7 @@ MAX_CHUNK: Final = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeParameters(RangeParameters):
+class FreeParameters(RangeParameters, GuardedParameters):
     """A range, and what becomes of the file afterwards."""
 
     shrink: bool = parameter(FLAG, "then truncate the file to offset; the range must reach its end", default=False)
@@ -49,14 +50,15 @@ class Free(RangeOperation[FreeParameters]):
         """Open and check; nothing is freed.
 
         A range may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises InvalidValue
-        for a range that is empty or not whole pages, and TargetError: EPERM for a sealed file, and with ``unlink`` what
-        unlink(2) would say.
+        for a range that is empty or not whole pages, and TargetError: EBUSY as ``guard``, EPERM for a sealed file, and
+        with ``unlink`` what unlink(2) would say.
         """
         parameters = preparation.parameters
         length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
             raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
         target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+        guard(preparation, target)
         wanted, extent = _extents(parameters, target, rest=preparation.resumes)
         require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
         nodes = preparation.nodes(extent, target.page_size)

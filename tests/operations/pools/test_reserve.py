@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,9 @@ import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
 from ktaskfs.host.hugepages import NodePool
+from ktaskfs.host.topology import MachineMemory, read_memory, read_nodes
 from ktaskfs.ktask import Job
+from ktaskfs.operations.pools import reserve
 from ktaskfs.span import Node
 from tests.support import hugepages
 from tests.support.forked import run_forked
@@ -112,8 +116,9 @@ def test_a_cancelled_task_keeps_or_takes_back(runner: Runner, spare: hugepages.T
     result_of(runner.prepare("reserve", pages=before - (0 if grows else 40)))
 
 
-def test_undo_takes_back_the_part_of_a_step_that_failed_and_no_more(
-    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", [{}, {"undo": 1}, {"undo": 0}], ids=["default", "undo=1", "undo=0"])
+def test_a_failure_takes_back_the_part_of_a_step_that_failed_and_no_more(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch, option: dict[str, int]
 ) -> None:
     """Of the second step's 8 pages the kernel gives 3; then somebody else adds 5, which stay."""
     before = there()
@@ -123,7 +128,7 @@ def test_undo_takes_back_the_part_of_a_step_that_failed_and_no_more(
     def scarce(pool: NodePool, pages: int) -> None:
         resize(pool, pages - 5 if pages > before + 8 else pages)
 
-    plan = runner.prepare("reserve", pages=before + 16, nodes="0", chunk=8, undo=1)
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", chunk=8, **option)
 
     def step(start: int, end: int) -> None:
         try:
@@ -136,7 +141,7 @@ def test_undo_takes_back_the_part_of_a_step_that_failed_and_no_more(
     failure = runner.failure(plan, threads=1, thread_func=step, max_chunk_size=8)
     monkeypatch.undo()
     assert failure.errno == errno.ENOMEM
-    assert there() == before + 5
+    assert there() == before + 5 + (0 if option.get("undo", 1) else 8 + 3)
     result_of(runner.prepare("reserve", pages=before, nodes="0"))
 
 
@@ -176,6 +181,81 @@ def test_a_pool_that_another_changes_meanwhile(
     assert parsed(caught.value.result)["0"]["pages"] == before
     result_of(runner.prepare("reserve", pages=before - 40))
     assert there() == before - 40
+
+
+@pytest.mark.parametrize("option", [{}, {"undo": 0}], ids=["default", "undo=0"])
+def test_pages_that_another_takes_off_meanwhile_fail_the_task_and_the_rest_goes_back(
+    runner: Runner, spare: hugepages.TestPool, option: dict[str, int]
+) -> None:
+    before = there()
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", **option)
+    outcome = Job(plan.nodes, plan.control).run()
+    POOLS[0].write_text(str(int(POOLS[0].read_text()) - 5))
+    with pytest.raises(Finding) as caught:
+        plan.finish(outcome)
+    assert caught.value.errno == errno.ENOMEM
+    left = before if not option else before + 11
+    assert (there(), parsed(caught.value.result)["0"]["pages"]) == (left, left)
+    result_of(runner.prepare("reserve", pages=before, nodes="0"))
+
+
+def test_more_than_there_is_memory_for(runner: Runner, spare: hugepages.TestPool) -> None:
+    """Before a page is taken; ``force=1`` would try."""
+    before, memory = there(), read_memory(runner.kernel)
+    pages = before + memory.available // SIZE
+    error = runner.refused("reserve", pages=pages)
+    assert (type(error), error.errno) == (TargetError, errno.ENOMEM)
+    assert re.fullmatch(
+        r"the pool needs [\d.]+GiB more; [\d.]+GiB of memory is available, and "
+        r"[\d.]+[GM]iB of it is left to the machine: force=1 tries all the same",
+        error.message,
+    )
+    assert runner.refused("reserve", pages=pages, nodes="0").errno == errno.ENOMEM
+    assert there() == before
+    runner.prepare("reserve", pages=pages, force=1).abort()
+    assert there() == before
+
+
+@pytest.mark.parametrize(("total", "headroom"), [(4 << 30, 512 << 20), (100 << 30, 5 << 30)])
+def test_what_the_machine_keeps(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch, total: int, headroom: int
+) -> None:
+    before = there()
+    monkeypatch.setattr(reserve, "read_memory", lambda kernel: MachineMemory(total, headroom + 10 * SIZE))
+    runner.prepare("reserve", pages=before + 10).abort()
+    assert "needs 22.0MiB more" in runner.refused("reserve", pages=before + 11).message
+    monkeypatch.setattr(reserve, "read_memory", lambda kernel: MachineMemory(total, 0))
+    runner.prepare("reserve", pages=before).abort()
+    runner.prepare("reserve", pages=0).abort()
+
+
+def test_more_than_a_node_has(runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only if nodes were asked for."""
+    before = int(POOLS[0].read_text())
+    nodes = [replace(node, free=6 * SIZE, reclaimable=4 * SIZE) for node in read_nodes(runner.kernel)]
+    monkeypatch.setattr(reserve, "read_nodes", lambda kernel: nodes)
+    runner.prepare("reserve", pages=before + 10, nodes="0").abort()
+    error = runner.refused("reserve", pages=before + 11, nodes="0")
+    assert error.errno == errno.ENOMEM
+    assert "node 0 needs 22.0MiB more, and the node has 20.0MiB free or reclaimable" in error.message
+    runner.prepare("reserve", pages=before + 11, nodes="0", force=1).abort()
+    runner.prepare("reserve", pages=there() + 11).abort()
+
+
+def test_surplus_pages_are_there_already(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = there()
+    result_of(runner.prepare("reserve", pages=before + 4))
+    fd = os.memfd_create("user", os.MFD_HUGETLB)
+    os.posix_fallocate(fd, 0, 4 * SIZE)
+    result_of(runner.prepare("reserve", pages=0))
+    monkeypatch.setattr(reserve, "read_memory", lambda kernel: MachineMemory(4 << 30, 0))
+    assert result_of(runner.prepare("reserve", pages=4))["all"]["pages"] == 4
+    monkeypatch.undo()
+    os.close(fd)
+    result_of(runner.prepare("reserve", pages=before))
+    assert there() == before
 
 
 def test_only_root_may(runner: Runner, spare: hugepages.TestPool) -> None:

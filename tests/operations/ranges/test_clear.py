@@ -109,7 +109,7 @@ def test_punched_while_clearing(runner: Runner, place: Place) -> None:
     other.start()
     try:
         for _ in range(5):
-            runner.run("clear", path=path, chunk=HUGE)
+            runner.run("clear", path=path, chunk=HUGE, force=1)
     finally:
         stop.set()
         other.join()

@@ -315,7 +315,7 @@ def test_while_somebody_fills_it(runner: Runner, place: Place) -> None:
     other = threading.Thread(target=runner.work, args=(filling,), kwargs={"max_chunk_size": HUGE})
     other.start()
     for _ in range(5):
-        runner.run("free", path=path, chunk=HUGE)
+        runner.run("free", path=path, chunk=HUGE, force=1)
     other.join()
     assert allocated(path) % place.unit == 0
     assert is_all(0, path, 0, 16 * HUGE)

@@ -1,0 +1,73 @@
+"""The guard of files that others use: what an operation would destroy under their hands needs ``force=1``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host.holders import holders_of, is_held, workers_at
+from ktaskfs.operations.base.parameters import FLAG, TaskParameters, parameter
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+    from ktaskfs.operations.base.plan import Preparation
+
+LOOKS: Final = 3
+PAUSE: Final = 0.02
+"""Seconds between two looks: by then a cat(1) is done, and a worker that has just opened the file has marked it."""
+SHOWN: Final = 2
+"""Holders that the refusal names."""
+_THROUGH_PROCESS: Final = re.compile(r"/proc/(\d+)(/task/\d+)?/(fd|map_files)/[^/]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedParameters(TaskParameters):
+    """What every operation takes that overwrites or frees what is in a file."""
+
+    force: bool = parameter(
+        FLAG, "work on the file even if other processes have it open or mapped (0: EBUSY)", default=False
+    )
+
+
+P = TypeVar("P", bound=GuardedParameters)
+
+
+def guard(preparation: Preparation[P], target: Target) -> None:
+    """Refuse a file that other processes hold, unless ``force=1``: TargetError (EBUSY) names them.
+
+    Call it when ``target`` is this process's only descriptor of the file: the kernel tells only whether there are
+    others. Other workers do not count, nor does a process that ``path`` leads through (/proc/PID/fd/N).
+    """
+    if preparation.parameters.force or target.created:
+        return
+    holders: str | None = None
+    for look in range(LOOKS):
+        if look:
+            time.sleep(PAUSE)
+        holders = _holders(preparation.kernel, target)
+        if holders is None:
+            return
+    raise TargetError(f"{target.path} is {holders}: force=1 works on it all the same", errno=errno.EBUSY)
+
+
+def _holders(kernel: Kernel, target: Target) -> str | None:
+    """Who holds the file, in words; None if nobody does who counts, as far as can be known."""
+    held = is_held(target.fd)
+    if held is False and os.fstat(target.fd).st_nlink:  # without a name it may be a memfd, whose first user is not told
+        return None
+    expected = workers_at(kernel, target.fd)
+    if through := _THROUGH_PROCESS.fullmatch(re.sub("^/+", "/", os.path.normpath(target.path))):
+        expected.add(int(through[1]))
+    others = [each for each in holders_of(kernel, target.fd) if each.pid not in expected]
+    if others:
+        names = [str(each) for each in others[:SHOWN]]
+        if rest := len(others) - len(names):
+            names.append(f"{rest} others" if rest > 1 else "1 other")
+        return f"in use by {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
+    return "held by a process that you may not see" if held and not expected else None
