@@ -34,11 +34,23 @@ pages() {
     cat "$pool/nr_hugepages"
 }
 
-resize() { # BY: others may change the pool too, at any time but this moment. Sets $change to what came of it.
-    local before
-    before=$(pages)
-    echo $((before + $1)) 2>/dev/null >"$pool/nr_hugepages" || :
-    change=$(($(pages) - before))
+resize() { # BY: adds pages or takes them off; sets $change to what came of it.
+    # Others may change the pool too, and write a size that was right before: then a part of ours is missing, and is
+    # asked for again. What they add or take off beyond it is theirs.
+    local before got missing=$1
+    change=0
+    for _ in 1 2 3 4 5 6 7 8 9; do
+        before=$(pages)
+        echo $((before + missing)) 2>/dev/null >"$pool/nr_hugepages" || :
+        got=$(($(pages) - before))
+        if [ "$1" -gt 0 ]; then
+            got=$((got < 0 ? 0 : got > missing ? missing : got))
+        else
+            got=$((got > 0 ? 0 : got < missing ? missing : got))
+        fi
+        change=$((change + got)) missing=$((missing - got))
+        [ "$missing" != 0 ] || break
+    done
 }
 
 must_be_done() { # TASK

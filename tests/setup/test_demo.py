@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.filesystems import page_sizes
-from tests.support.hugepages import LOCK, resize
+from tests.support.hugepages import LOCK, TestPool, resize
 from tests.support.leftovers import none_left
 from tests.support.shell import environment
 
@@ -71,6 +72,36 @@ def test_the_demo_shows_the_main_job() -> None:
     assert out.count("\nall zero\n") == 2
     assert "ff ff ff ff" in out
     assert "times as fast" in out
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_while_somebody_changes_the_pool_up_and_down_all_the_time() -> None:
+    """Either of the two can write a size that is out of date by then, so the sum is put right here."""
+    size, stop, rounds = page_sizes()[0], threading.Event(), 0
+    pool = TestPool(size, 0)
+    before = pool.total
+
+    def changing() -> None:
+        nonlocal rounds
+        while not stop.wait(0.02):
+            resize(size, 4)
+            resize(size, -4)
+            rounds += 1
+
+    other = threading.Thread(target=changing)
+    other.start()
+    try:
+        command = ["make", "--no-print-directory", "demo"]
+        demo = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    finally:
+        stop.set()
+        other.join()
+        resize(size, before - pool.total)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert rounds > 20
+    assert demo.stdout.count("\ndone\n") == 2
+    assert demo.stdout.count("\nall zero\n") == 2
+    assert "All is as it was" in demo.stdout
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -109,7 +109,7 @@ def test_reserve_on_both_nodes(mounted: Mount) -> None:
 
 @pytest.mark.parametrize("undo", [0, 1])
 def test_reserve_more_than_there_is(mounted: Mount, undo: int) -> None:
-    table = rows(do(mounted, f"reserve pages=100000 nodes=1 undo={undo}", "failed"))
+    table = rows(do(mounted, f"reserve pages=100000 nodes=1 force=1 undo={undo}", "failed"))
     error = mounted.read(f"{sorted_tasks(mounted)[-1]}/error")
     assert error.startswith("ENOMEM at ")
     assert "finds no memory" in error
@@ -117,6 +117,12 @@ def test_reserve_more_than_there_is(mounted: Mount, undo: int) -> None:
     assert (pool(1) == 40) if undo else (40 < pool(1) < 100000)
     assert pool(0) == 40
     do(mounted, "reserve pages=40 nodes=1")
+
+
+def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) -> None:
+    assert mounted.write("tasks/control", "reserve pages=100000 nodes=1") == (1, "ENOMEM")
+    assert "force=1 tries all the same" in mounted.read("info/last_cmd_status")
+    assert (pool(0), pool(1)) == (40, 40)
 
 
 def sorted_tasks(mount: Mount) -> list[str]:
@@ -241,7 +247,7 @@ def test_migrate_to_the_other_node(mounted: Mount, huge: Path) -> None:
 def test_pages_that_cannot_move_are_counted(mounted: Mount, huge: Path) -> None:
     """Beyond the pool the kernel takes free memory for a page that moves; so there must be none of that either."""
     do(mounted, f"fallocate path={huge}/file length={30 * HUGE} nodes=0")
-    do(mounted, "reserve pages=100000 nodes=1", "failed")
+    do(mounted, "reserve pages=100000 nodes=1 force=1 undo=0", "failed")
     do(mounted, f"fallocate path={huge}/other length={(pool(1, 'free_hugepages') - 4) * HUGE} nodes=1")
     result = rows(do(mounted, f"migrate path={huge}/file nodes=1"))
     moved, failed = int(result["moved"][1]), int(result["failed"][0])
