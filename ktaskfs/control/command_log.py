@@ -56,10 +56,10 @@ class CommandLog:
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
         """Note a write of ``text`` to ``file`` that was refused."""
         log = self._of(caller)
-        log.status = f"{file}: {error.errname}: {_printable(error.message)[:SHOWN_MAX]}"
+        log.status = f"{file}: {error.errname}: {_printable(error.message[:SHOWN_MAX])}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
-        entry = f"[{when}] {log.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"
+        entry = f"[{when}] {log.status}\n  Command: {_printable(line[:SHOWN_MAX])}\n"
         if end > start and start < SHOWN_MAX:
             entry += " " * (len("  Command: ") + start) + "^" * max(1, min(end, SHOWN_MAX) - start) + "\n"
         log.errors.append(entry)

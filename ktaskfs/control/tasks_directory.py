@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile, Commands
 from ktaskfs.control.task_directory import TaskDirectory, TaskFiles
-from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
-from ktaskfs.tasks.spec import parse_spec
+from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.tasks.task import ACTIVE
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
@@ -101,8 +100,8 @@ class TasksDirectory(Directory):
                     self._service.cancel(task)
             return None
         try:
-            specs = [parse_spec(line, self._service.operations) for line in text.split("\n") if line.strip(" \t\r")]
-        except SpecError:
+            specs = await self._service.specs.read(caller.identity.uid, text)
+        except BaseException:
             caller.close()
             raise
         tasks = await self._service.run_specs(caller, specs)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
-from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 
 if TYPE_CHECKING:
@@ -87,10 +86,10 @@ async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, tex
             raise SpecError(message, line=text, start=0, end=len(text))
         if caller.identity.uid != task.uid:
             raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")
-        spec = parse_spec(text, service.operations)
+        spec = await service.specs.read_one(caller.identity.uid, text)
         if spec.parameters.name not in (None, task.name):
             raise InvalidValue(f"the task's name is {task.name}")
-    except KtaskfsError:
+    except BaseException:
         caller.close()
         raise
     await service.start(task, caller, spec)

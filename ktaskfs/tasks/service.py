@@ -12,6 +12,7 @@ from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.paths import absolute_paths
+from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
 
@@ -33,6 +34,7 @@ class TaskService:
     def __init__(self, context: TaskContext) -> None:
         self.table = context.table
         self.operations = context.operations
+        self.specs = SpecReader(context.operations, context.table.settings)
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
         self._adopter = Adopter(context, self._lifecycle)
@@ -137,7 +139,7 @@ class TaskService:
     async def _start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
         for task in tasks:
             task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
-            self.table.move(task, State.STARTING)
+        self.table.move_all(tasks, State.STARTING)
         await self._starter.start(tasks, caller)
 
     def save(self, task: Task) -> None:

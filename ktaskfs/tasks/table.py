@@ -119,11 +119,16 @@ class TaskTable:
 
     def move(self, task: Task, state: State) -> None:
         """Change the state of a task, update counts and threads, and tell the observers. Raises TaskForgotten."""
-        task.require_known()
-        self._displace(task)
-        task.to(state)
-        self._place(task)
-        self._tell(task)
+        self.move_all([task], state)
+
+    def move_all(self, tasks: Sequence[Task], state: State) -> None:
+        """As ``move`` for each of ``tasks``; threads are dealt once, since that looks at every task at work."""
+        for task in tasks:
+            task.require_known()
+            self._displace(task)
+            task.to(state)
+            self._place(task)
+            self._tell(task)
         self.rebalance()
 
     def overdue(self) -> list[Task]:

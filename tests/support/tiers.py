@@ -14,6 +14,7 @@ MACHINE: Final = "machine"
 TIERS: Final = {
     ".": FAST,
     "architecture": FAST,
+    "attacks": MOUNT,
     "bench": FAST,
     "cli": MOUNT,
     "control": FAST,
