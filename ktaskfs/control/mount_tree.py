@@ -53,7 +53,7 @@ def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory
 
 
 def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[str]]) -> TextFile:
-    return TextFile(fs.numbers.take(), fs.attributes(0o444), text)
+    return TextFile(fs.numbers.take(), fs.attributes(0o444), text, texts=fs.limits.texts)
 
 
 def _tunable(fs: Filesystem, tunable: Tunable) -> TextFile:
@@ -69,6 +69,7 @@ def _tunable(fs: Filesystem, tunable: Tunable) -> TextFile:
         lambda caller: f"{settings[tunable.name]}\n",
         write_recorded,
         refused=refused,
+        texts=fs.limits.texts,
     )
 
 
@@ -92,7 +93,9 @@ def _info(fs: Filesystem) -> Directory:
         fs,
         {
             "last_cmd_status": _file(fs, fs.log.status),
-            "error_log": TextFile(fs.numbers.take(), fs.attributes(0o666), fs.log.errors, clear_errors),
+            "error_log": TextFile(
+                fs.numbers.take(), fs.attributes(0o666), fs.log.errors, clear_errors, texts=fs.limits.texts
+            ),
             "last_task": _file(fs, lambda caller: "".join(f"{name}\n" for name in last_task.get(caller.uid, ()))),
             "hugepages": _file(fs, lambda caller: hugepages_text(fs.kernel)),
             "nodes": _file(fs, lambda caller: nodes_text(fs.kernel)),
@@ -103,7 +106,7 @@ def _info(fs: Filesystem) -> Directory:
 def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
     # A user who may start tasks may follow them: owner and mode of tasks/control, without the write bits.
     attributes = Attributes(fs.access.mode & 0o444, fs.access.uid, fs.access.gid, fs.root.time_ns)
-    return StreamFile(fs.numbers.take(), attributes, events.open_stream, change=events.change)
+    return StreamFile(fs.numbers.take(), attributes, events.open_stream, change=events.change, quota=fs.limits.streams)
 
 
 def parameters_text(operation: Operation[Any]) -> str:

@@ -29,12 +29,12 @@ class StatusFile:
     """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
 
     name: str
-    text: Callable[[TaskDirectory], str]
+    text: Callable[[TaskDirectory], str | bytes]
     help: str
     poll: Callable[[TaskDirectory], Change | None] = lambda directory: None
 
 
-def _of_task(text: Callable[[Task], str]) -> Callable[[TaskDirectory], str]:
+def _of_task(text: Callable[[Task], str | bytes]) -> Callable[[TaskDirectory], str | bytes]:
     return lambda directory: text(directory.known_task)
 
 
@@ -163,7 +163,11 @@ class _StatusInode(File):
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         directory, file = self._directory, self._file
         shown = TextFile(
-            self.ino, self._attributes, lambda _: file.text(directory), change=file.poll(directory)
+            self.ino,
+            self._attributes,
+            lambda _: file.text(directory),
+            change=file.poll(directory),
+            texts=directory.fs.limits.texts,
         )
         return await shown.open(caller, flags)
 
@@ -194,7 +198,14 @@ class _SettingFile(File):
             directory.of_progress.notify()
 
         write_recorded, refused = directory.fs.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
-        file = TextFile(self.ino, self._attributes, lambda _: f"{self.text()}\n", write_recorded, refused=refused)
+        file = TextFile(
+            self.ino,
+            self._attributes,
+            lambda _: f"{self.text()}\n",
+            write_recorded,
+            refused=refused,
+            texts=directory.fs.limits.texts,
+        )
         return await file.open(caller, flags)
 
 
@@ -245,11 +256,17 @@ def _control(directory: TaskDirectory, ino: int) -> Inode:
         lambda caller: accepted(directory.known_task),
         lambda caller, text: command(fs.service, task, caller, text),
     )
-    return CommandFile(ino, directory.writable, commands, fs.log, fs.openings)
+    return CommandFile(ino, directory.writable, commands, fs.log, fs.limits)
 
 
 def _wait(directory: TaskDirectory, ino: int) -> Inode:
-    return StreamFile(ino, directory.readable, lambda caller: WaitStream(directory.task), change=directory.of_state)
+    return StreamFile(
+        ino,
+        directory.readable,
+        lambda caller: WaitStream(directory.task),
+        change=directory.of_state,
+        quota=directory.fs.limits.streams,
+    )
 
 
 def _status(file: StatusFile) -> Callable[[TaskDirectory, int], Inode]:

@@ -42,7 +42,7 @@ class TasksDirectory(Directory):
         self._files = TaskFiles.of(fs.service.operations)
         self._directories: dict[Task, TaskDirectory] = {}
         commands = Commands("tasks/control", lambda caller: USAGE, self._command)
-        self._control = CommandFile(fs.numbers.take(), control, commands, fs.log, fs.openings)
+        self._control = CommandFile(fs.numbers.take(), control, commands, fs.log, fs.limits)
         fs.service.table.observers.append(self._changed)
 
     def _changed(self, task: Task) -> None:

@@ -25,7 +25,7 @@ class History:
     baseline:  what those units rest on; None before the first start.
     planned:   units of this run, as its worker announced them before it began.
     final:     the last snapshot of the worker, once it has ended.
-    result:    the text of ``result``.
+    result:    the text of ``result``, as the bytes that every opening of it shares.
     """
 
     operation: Operation[Any] | None = None
@@ -35,4 +35,4 @@ class History:
     baseline: Baseline | None = None
     planned: int = 0
     final: Snapshot | None = None
-    result: str = ""
+    result: bytes = b""

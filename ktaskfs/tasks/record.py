@@ -86,7 +86,7 @@ class Record:
             "baseline": history.baseline and asdict(history.baseline),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
             "final": history.final and asdict(history.final),
-            "result": history.result,
+            "result": history.result.decode(),
         }
 
 
@@ -150,7 +150,7 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
         baseline=None if fields["baseline"] is None else Baseline.from_fields(fields["baseline"]),
         planned=sum(node.size for node in remaining or ()),
         final=None if fields["final"] is None else _snapshot(fields["final"]),
-        result=fields["result"],
+        result=fields["result"].encode(),
     )
 
 

@@ -121,7 +121,7 @@ class TaskService:
             planned = sum(node.size for node in remaining)
         # From now on ``base`` counts what the earlier run did, and no longer ``final``.
         base = task.done(final)
-        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result="")
+        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result=b"")
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:

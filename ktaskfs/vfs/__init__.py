@@ -34,8 +34,10 @@ from ktaskfs.vfs.inode import (
     StaticDirectory,
 )
 from ktaskfs.vfs.invalidation import Invalidations
+from ktaskfs.vfs.quota import Quota
+from ktaskfs.vfs.refusals import TooMuchText
 from ktaskfs.vfs.stream import Stream, StreamFile
-from ktaskfs.vfs.text import COMMAND_MAX, TextFile
+from ktaskfs.vfs.text import COMMAND_MAX, OpenTexts, TextFile
 
 __all__ = [
     "BRIEFLY",
@@ -51,10 +53,13 @@ __all__ = [
     "InodeNumbers",
     "Inode",
     "OpenFile",
+    "OpenTexts",
+    "Quota",
     "StaticDirectory",
     "Stream",
     "StreamFile",
     "TextFile",
+    "TooMuchText",
     "WatchedChange",
     "Watcher",
 ]

@@ -19,6 +19,8 @@ from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.vfs.quota import Quota
+
 PATIENCE: Final = 2.0
 """Seconds after which a read is answered with EINTR if its stream has not given anything.
 
@@ -53,10 +55,11 @@ class Stream(ABC):
 class StreamFile(File):
     """A file whose readers each get a stream of their own, from the moment of opening.
 
-    ``change`` must be notified whenever some stream may have become ready, or have ended.
+    ``change`` must be notified whenever some stream may have become ready, or have ended. ``quota`` limits how many
+    streams a user has open: each reader that waits wakes the event loop once a second.
     """
 
-    __slots__ = ("_change", "_open_stream")
+    __slots__ = ("_change", "_open_stream", "_quota")
 
     def __init__(
         self,
@@ -65,15 +68,19 @@ class StreamFile(File):
         open_stream: Callable[[Caller], Stream],
         *,
         change: Change | None = None,
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(ino, attributes)
+        self._quota = quota
         self._open_stream = open_stream
         self._change = change
 
     async def open(self, caller: Caller, flags: int) -> OpenStream:
         if wants_write(flags):
             raise AccessDenied("this file cannot be written")
-        return OpenStream(self._open_stream(caller), blocking=not flags & os.O_NONBLOCK, change=self._change)
+        if self._quota is not None:
+            self._quota.take(caller.uid)
+        return OpenStream(self._open_stream(caller), caller.uid, flags, change=self._change, quota=self._quota)
 
 
 class OpenStream(OpenFile):
@@ -83,12 +90,25 @@ class OpenStream(OpenFile):
     ``read`` and head(1) to the end of the line they wanted, less(1) to the start.
     """
 
-    __slots__ = ("_blocking", "_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_stream")
+    __slots__ = (
+        "_blocking",
+        "_change",
+        "_ended",
+        "_given_to",
+        "_held",
+        "_held_from",
+        "_lock",
+        "_quota",
+        "_stream",
+        "_uid",
+    )
 
-    def __init__(self, stream: Stream, *, blocking: bool, change: Change | None) -> None:
+    def __init__(self, stream: Stream, uid: int, flags: int, *, change: Change | None, quota: Quota | None) -> None:
         self._stream = stream
-        self._blocking = blocking
+        self._uid = uid
+        self._blocking = not flags & os.O_NONBLOCK
         self._change = change
+        self._quota = quota
         self._lock = trio.Lock()  # over _held, _held_from and _ended while a chunk is awaited
         self._held = b""
         self._held_from = 0
@@ -129,4 +149,6 @@ class OpenStream(OpenFile):
     def release(self) -> None:
         if self._change is not None:
             self._change.forget(self)
+        if self._quota is not None:
+            self._quota.give_back(self._uid)
         self._stream.close()

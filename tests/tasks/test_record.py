@@ -61,7 +61,7 @@ RECORD = Record(
         baseline=Baseline({"path": (1, 2, 3)}, end=2, size=2, total=51),
         planned=1,
         final=FINAL,
-        result="text\n",
+        result=b"text\n",
     ),
     pid=77,
     start_time=88,
@@ -177,7 +177,7 @@ def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
         state = StateDirectory(str(full / "state"))
         try:
             state.write(RECORD)
-            large = replace(RECORD, history=replace(RECORD.history, result="r" * 20_000))
+            large = replace(RECORD, history=replace(RECORD.history, result=b"r" * 20_000))
             before = len(os.listdir("/proc/self/fd"))
             room = os.statvfs(full)
             (full / "filler").write_bytes(b"x" * room.f_bsize * room.f_bfree)

@@ -108,7 +108,7 @@ def test_the_oldest_ended_tasks_are_overdue() -> None:
 def end(table: TaskTable, names: str, *, uid: int, result: str = "") -> list[Task]:
     tasks = [add(table, f"{name}{uid}", uid=uid) for name in names]
     for task in tasks:
-        change_history(task, result=result)
+        change_history(task, result=result.encode())
         table.move(task, State.DONE)
     return tasks
 

@@ -1,0 +1,20 @@
+"""What attacks need: memory open to every user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import filesystems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def memory(root: None, area: Path) -> Iterator[Path]:
+    """A tmpfs open to every user."""
+    with filesystems.tmpfs(area / "memory", 256 << 20) as path:
+        yield path
