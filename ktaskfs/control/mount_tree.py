@@ -52,7 +52,7 @@ def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory
     return StaticDirectory(fs.numbers.take(), fs.attributes(0o555), children)
 
 
-def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[str]]) -> TextFile:
+def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[bytes]]) -> TextFile:
     return TextFile(fs.numbers.take(), fs.attributes(0o444), text, texts=fs.limits.texts)
 
 
