@@ -15,6 +15,7 @@ from ktaskfs.tasks.paths import absolute_paths
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
+from ktaskfs.tasks.thread_use import ThreadUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ class TaskService:
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
         self._adopter = Adopter(context, self._lifecycle)
+        ThreadUse(context.table, context.nursery)
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""

@@ -20,6 +20,7 @@ from ktaskfs.units import parse_int
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set
 
+    from ktaskfs.tasks.thread_use import ThreadUse
     from ktaskfs.tasks.tunables import Settings
 
 LOG: Final = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ class TaskTable:
         self._ended = EndedTasks()
         self._active: dict[Task, None] = {}
         self._numbers = itertools.count(1)
+        self.short_of_threads = False
+        """Whether a task has fewer threads than it wants."""
+        self.thread_use: ThreadUse | None = None
         settings.observers.append(self.rebalance)
 
     def __iter__(self) -> Iterator[Task]:
@@ -143,11 +147,21 @@ class TaskTable:
         """Deal the helper threads anew among the running tasks, and put other live limits in force."""
         cpus = len(usable_cpus())
         wanted = {task: self._threads_wanted(task, cpus) for task in self._active}
-        for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
+        used = {task: min(threads, self._threads_usable(task) or threads) for task, threads in wanted.items()}
+        limit = helper_limit(cpus, self.settings["cpu_percent"])
+        dealt = deal_threads(used, limit, lambda task: task.uid)
+        self.short_of_threads = any(dealt[task] < threads for task, threads in wanted.items())
+        if self.short_of_threads and self.thread_use is not None:
+            self.thread_use.watch()
+        for task, threads in dealt.items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
             except KtaskfsError as error:  # the page of one worker must not keep the others from their requests
                 LOG.error("%s", error.message)
+
+    def at_work(self) -> list[Task]:
+        """The tasks that are running."""
+        return [task for task in self._active if task.state is State.RUNNING]
 
     def nice_of(self, task: Task) -> int:
         """The nice value that the helpers of ``task`` are to have."""
@@ -160,6 +174,9 @@ class TaskTable:
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)
         return min(own, cpus, self.settings["max_threads"])
+
+    def _threads_usable(self, task: Task) -> int | None:
+        return None if self.thread_use is None else self.thread_use.usable(task)
 
     def _place(self, task: Task) -> None:
         if task.state in ENDED:
