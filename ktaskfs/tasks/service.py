@@ -10,12 +10,12 @@ from ktaskfs.errors import KtaskfsError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
 from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
+from ktaskfs.tasks.helper_watch import HelperWatch
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.paths import absolute_paths
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
-from ktaskfs.tasks.thread_use import ThreadUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ class TaskService:
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
         self._adopter = Adopter(context, self._lifecycle)
-        ThreadUse(context.table, context.nursery)
+        HelperWatch(context.table, context.nursery)
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""

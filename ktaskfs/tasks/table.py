@@ -15,12 +15,12 @@ from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
 from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
+from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set
 
-    from ktaskfs.tasks.thread_use import ThreadUse
     from ktaskfs.tasks.tunables import Settings
 
 LOG: Final = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ class TaskTable:
         self._numbers = itertools.count(1)
         self.short_of_threads = False
         """Whether a task has fewer threads than it wants."""
-        self.thread_use: ThreadUse | None = None
+        self.shortage_observers: list[Callable[[], None]] = []
+        """Called when threads have been dealt, and some task has fewer than it wants."""
+        self.thread_use = ThreadUse()
         settings.observers.append(self.rebalance)
 
     def __iter__(self) -> Iterator[Task]:
@@ -147,19 +149,20 @@ class TaskTable:
         """Deal the helper threads anew among the running tasks, and put other live limits in force."""
         cpus = len(usable_cpus())
         wanted = {task: self._threads_wanted(task, cpus) for task in self._active}
-        used = {task: min(threads, self._threads_usable(task) or threads) for task, threads in wanted.items()}
+        used = {task: min(threads, self.thread_use.usable(task) or threads) for task, threads in wanted.items()}
         limit = helper_limit(cpus, self.settings["cpu_percent"])
         dealt = deal_threads(used, limit, lambda task: task.uid)
         self.short_of_threads = any(dealt[task] < threads for task, threads in wanted.items())
-        if self.short_of_threads and self.thread_use is not None:
-            self.thread_use.watch()
+        if self.short_of_threads:
+            for observer in self.shortage_observers:
+                observer()
         for task, threads in dealt.items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
             except KtaskfsError as error:  # the page of one worker must not keep the others from their requests
                 LOG.error("%s", error.message)
 
-    def at_work(self) -> list[Task]:
+    def running(self) -> list[Task]:
         """The tasks that are running."""
         return [task for task in self._active if task.state is State.RUNNING]
 
@@ -174,9 +177,6 @@ class TaskTable:
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)
         return min(own, cpus, self.settings["max_threads"])
-
-    def _threads_usable(self, task: Task) -> int | None:
-        return None if self.thread_use is None else self.thread_use.usable(task)
 
     def _place(self, task: Task) -> None:
         if task.state in ENDED:

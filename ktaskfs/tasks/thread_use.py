@@ -8,21 +8,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from ktaskfs.host.process import is_stopped
 from ktaskfs.progress import ThreadState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ktaskfs.progress import Snapshot
-    from ktaskfs.tasks.table import TaskTable
     from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
-INTERVAL: Final = 1.0
-"""Seconds between two looks."""
 SLACK: Final = 0.1
 """Threads that a task gets beyond those that were busy on average, before rounding up: one that is busy all the time
 may have use for a second."""
@@ -43,38 +38,19 @@ class _Look:
 
 
 class ThreadUse:
-    """Looks at each task at work once a second while a task has fewer threads than it wants."""
+    """What the last looks at the tasks at work have shown."""
 
-    def __init__(self, table: TaskTable, nursery: trio.Nursery) -> None:
-        self._table = table
-        self._nursery = nursery
+    def __init__(self) -> None:
         self._looks: dict[Task, _Look] = {}
-        self._runs = False
-        table.thread_use = self
 
     def usable(self, task: Task) -> int | None:
         """Threads that ``task`` can use, None if nothing is known. A new rate limit makes the last look void."""
         look = self._looks.get(task)
         return None if look is None or look.rate != task.requests.rate else look.usable
 
-    def watch(self) -> None:
-        """A task has fewer threads than it wants: look from now on."""
-        if not self._runs:
-            self._runs = True
-            self._nursery.start_soon(self._run)
-
-    async def _run(self) -> None:
-        try:
-            while self._table.short_of_threads:
-                await trio.sleep(INTERVAL)
-                tasks = self._table.at_work()
-                self._looks = {task: look for task, look in self._looks.items() if task in tasks}
-                for task in tasks:
-                    await trio.lowlevel.checkpoint()
-                    self.look(task)
-                self._table.rebalance()
-        finally:
-            self._runs = False
+    def forget_all_but(self, tasks: Collection[Task]) -> None:
+        """Forget tasks that are no longer at work."""
+        self._looks = {task: look for task, look in self._looks.items() if task in tasks}
 
     def look(self, task: Task) -> None:
         """Find out how many threads ``task`` can use."""

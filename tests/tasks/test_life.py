@@ -218,7 +218,11 @@ async def test_a_page_that_cannot_be_made_refuses_the_start(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_files()
-    monkeypatch.setattr(house.state, "page_path", lambda task: "/dev/shm/no/such/directory")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(house.state, "create_page", fail)
     with pytest.raises(TargetError, match="make the page"):
         await house.run(f"fallocate path={memory}/a length=64K")
     assert (len(house.table), os.listdir(memory), open_files()) == (0, [], before)
