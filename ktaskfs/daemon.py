@@ -143,7 +143,7 @@ async def _serve(daemon: _Daemon) -> None:
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
         launcher.start()
-        table = TaskTable(daemon.settings)
+        table = TaskTable(daemon.settings, private_names=config.hidepid == 2)
         service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())

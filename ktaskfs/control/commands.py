@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.control.privilege import find_caller, is_powerless_root
+from ktaskfs.control.privilege import CAP_SYS_ADMIN, find_caller
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.vfs import Caller, File, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
@@ -89,7 +89,8 @@ class CommandFile(File):
 
 
 def _holder(opener: CallerProcess) -> int:
-    return POWERLESS_ROOT if is_powerless_root(opener.identity) else opener.identity.uid
+    identity = opener.identity
+    return identity.uid if identity.uid or identity.effective & CAP_SYS_ADMIN else POWERLESS_ROOT
 
 
 class _OpenCommandFile(OpenFile):

@@ -10,9 +10,10 @@ from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.task_text import table
 from ktaskfs.control.tasks_directory import TasksDirectory
 from ktaskfs.control.transitions import Transitions
+from ktaskfs.control.tunable_file import TunableFile
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
-from ktaskfs.tasks.tunables import TUNABLES, Tunable
+from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.units import format_cpulist, format_size
 from ktaskfs.version import VERSION
 from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, Inode, StaticDirectory, StreamFile, TextFile
@@ -38,7 +39,7 @@ def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
         {
             "README": _file(fs, lambda caller: manual(operations)),
             "version": _file(fs, lambda caller: f"{VERSION}\n"),
-            "debug": _directory(fs, {each.file: _tunable(fs, each) for each in TUNABLES}),
+            "debug": _directory(fs, {each.file: TunableFile(fs, each) for each in TUNABLES}),
             "operations": _directory(fs, {name: _operation(fs, each) for name, each in operations.items()}),
             "info": _info(fs),
             "tasks": TasksDirectory(fs.numbers.take(), fs),
@@ -54,23 +55,6 @@ def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory
 
 def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[bytes]]) -> TextFile:
     return TextFile(fs.numbers.take(), fs.attributes(0o444), text, texts=fs.limits.texts)
-
-
-def _tunable(fs: Filesystem, tunable: Tunable) -> TextFile:
-    settings = fs.service.table.settings
-
-    async def write(caller: Caller, text: str) -> None:
-        settings.set(tunable, text)
-
-    write_recorded, refused = fs.log.keeping(f"debug/{tunable.file}", write)
-    return TextFile(
-        fs.numbers.take(),
-        fs.attributes(0o644),
-        lambda caller: f"{settings[tunable.name]}\n",
-        write_recorded,
-        refused=refused,
-        texts=fs.limits.texts,
-    )
 
 
 def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.control import task_text
 from ktaskfs.control.commands import CommandFile, Commands
+from ktaskfs.control.privilege import capabilities_of, require_power_over
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.tasks.task import ACTIVE, State
 from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, StreamFile, TextFile, WatchedChange
+from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -191,13 +193,25 @@ class _SettingFile(File):
         """Set the value; raises KtaskfsError."""
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        directory = self._directory
+        directory, task = self._directory, self._directory.task
+        file_name = f"tasks/{task.name}/{self._name}"
+        rights = 0
+        if wants_write(flags):
+            try:
+                effective, rights = capabilities_of(caller)
+                require_power_over(caller.uid, effective, task.uid, f"set {self._name} of task {task.name}")
+            except KtaskfsError as error:
+                directory.fs.log.refused(file_name, caller, "(open)", error)
+                raise
+
         async def write(_: Caller, text: str) -> None:
             self.set(text)
+            if task.state is State.NEW:
+                task.limit_rights(rights)
             directory.fs.service.save(directory.task)
             directory.of_progress.notify()
 
-        write_recorded, refused = directory.fs.log.keeping(f"tasks/{directory.task.name}/{self._name}", write)
+        write_recorded, refused = directory.fs.log.keeping(file_name, write)
         file = TextFile(
             self.ino,
             self._attributes,

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile, Commands
+from ktaskfs.control.privilege import capabilities_of, require_power_over
 from ktaskfs.control.task_directory import TaskDirectory, TaskFiles
-from ktaskfs.errors import KtaskfsError, NotPermitted
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.tasks.task import ACTIVE
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
@@ -73,7 +74,8 @@ class TasksDirectory(Directory):
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:
-            task = self._service.create_empty(name, caller.uid, caller.gid)
+            _, rights = capabilities_of(caller)
+            task = self._service.create_empty(name, caller.uid, caller.gid, rights)
         except KtaskfsError as error:
             self._fs.log.refused("tasks", caller, f"mkdir {name}", error)
             raise
@@ -83,8 +85,9 @@ class TasksDirectory(Directory):
     async def rmdir(self, name: str, caller: Caller) -> None:
         try:
             task = self._service.table.require(name)
-            if caller.uid not in (0, task.uid):
-                raise NotPermitted(f"task {name} is not yours")
+            if caller.uid != task.uid:
+                effective, _ = capabilities_of(caller)
+                require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
         except KtaskfsError as error:
             self._fs.log.refused("tasks", caller, f"rmdir {name}", error)

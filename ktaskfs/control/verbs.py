@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.control.privilege import require_power_over
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 
@@ -76,6 +77,12 @@ async def command(service: TaskService, task: Task, caller: CallerProcess, text:
         caller.close()
         raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the writer's rights")
     else:
+        try:
+            identity = caller.identity
+            require_power_over(identity.uid, identity.effective, task.uid, f"{text} task {task.name}")
+        except KtaskfsError:
+            caller.close()
+            raise
         await verb.run(service, task, caller)
 
 

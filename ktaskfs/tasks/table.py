@@ -36,7 +36,8 @@ class TaskTable:
     ``name`` is then not in the table).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, private_names: bool = False) -> None:
+        """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2)."""
         self.settings = settings
         self.observers: list[Callable[[Task], None]] = []
         self.last_task: dict[int, list[str]] = {}
@@ -47,6 +48,9 @@ class TaskTable:
         self._ended = EndedTasks()
         self._active: dict[Task, None] = {}
         self._numbers = itertools.count(1)
+        self._private_names = private_names
+        self._own_numbers: dict[int, int] = {}
+        """For the USERS_MAX users who wrote last, how many private names each got."""
         self.short_of_threads = False
         """Whether a task has fewer threads than it wants."""
         self.shortage_observers: list[Callable[[], None]] = []
@@ -97,10 +101,22 @@ class TaskTable:
                 raise NameTaken(f"a task {name} exists")
             seen.add(check_name(name))
 
-    def free_name(self, operation: str, number: int, taken: Set[str] = frozenset()) -> str:
-        """``OPERATION-N``: N is the task's number, or the next number whose name is free and not ``taken``."""
-        candidates = (f"{operation}-{each}" for each in itertools.count(number))
+    def free_name(self, operation: str, uid: int, number: int, taken: Set[str] = frozenset()) -> str:
+        """``OPERATION-N``: N is the task's number, or the next number whose name is free and not ``taken``.
+
+        A private name is ``OPERATION-UID-N``, and N counts the user's own tasks.
+        """
+        stem = operation
+        if self._private_names:
+            stem, number = f"{operation}-{uid}", self._own_number(uid)
+        candidates = (f"{stem}-{each}" for each in itertools.count(number))
         return next(name for name in candidates if name not in self._tasks and name not in taken)
+
+    def _own_number(self, uid: int) -> int:
+        number = self._own_numbers[uid] = self._own_numbers.pop(uid, 0) + 1
+        if len(self._own_numbers) > USERS_MAX:
+            del self._own_numbers[next(iter(self._own_numbers))]
+        return number
 
     def note_last(self, uid: int, names: list[str]) -> None:
         """Remember what the last write of ``uid`` created, for the USERS_MAX users who wrote last."""

@@ -22,7 +22,7 @@ from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
-from ktaskfs.tasks.history import History
+from ktaskfs.tasks.history import ALL_CAPABILITIES, History
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.record import VERSION, Record, record_from_json
 from ktaskfs.tasks.state_directory import StateDirectory
@@ -63,6 +63,7 @@ RECORD = Record(
         planned=1,
         final=FINAL,
         result=b"text\n",
+        rights=0x21,
     ),
     pid=77,
     start_time=88,
@@ -111,7 +112,7 @@ def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
 def test_the_form_on_disk_stays() -> None:
     """Another version of the daemon reads it; only a new VERSION may change it."""
     fields = json.loads(as_json(RECORD))
-    assert (VERSION, fields.pop("version")) == (2, 2)
+    assert (VERSION, fields.pop("version")) == (3, 3)
     assert fields.pop("final") == json.loads(json.dumps(asdict(FINAL)))
     assert fields == {
         "task": 3,
@@ -119,6 +120,7 @@ def test_the_form_on_disk_stays() -> None:
         "uid": 1,
         "gid": 2,
         "operation": "clear",
+        "rights": 0x21,
         "parameters": {"path": "/a b\n", "length": "64G", "nice": "3"},
         "state": "failed",
         "created_ns": 1,
@@ -145,7 +147,16 @@ def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
         b'"state": 5, "chunks": 1, "units": 50, "busy_us": 9, "node": 0, "start": 40, "end": 50}]}, '
         b'"result": "text\\n"}',
     )
-    assert records(state) == [RECORD]
+    everybodys = replace(RECORD, history=replace(RECORD.history, rights=ALL_CAPABILITIES))
+    assert records(state) == [everybodys]
+
+
+def test_a_record_of_version_2_is_read(state: StateDirectory) -> None:
+    fields = json.loads(as_json(RECORD, version=2))
+    del fields["rights"]
+    write_raw(state, "00000003.json", json.dumps(fields).encode())
+    everybodys = replace(RECORD, history=replace(RECORD.history, rights=ALL_CAPABILITIES))
+    assert records(state) == [everybodys]
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def test_names_that_cannot_be_had(names: list[str], error: type[Exception]) -> N
 def test_a_free_name_is_neither_in_use_nor_spoken_for() -> None:
     table = make_table()
     add(table, "clear-7")
-    assert table.free_name("clear", 6) == "clear-6"
-    assert table.free_name("clear", 7) == "clear-8"
-    assert table.free_name("clear", 7, {"clear-8", "clear-9"}) == "clear-10"
+    assert table.free_name("clear", 7, 6) == "clear-6"
+    assert table.free_name("clear", 7, 7) == "clear-8"
+    assert table.free_name("clear", 7, 7, {"clear-8", "clear-9"}) == "clear-10"
 
 
 def test_each_user_has_a_limit_of_unfinished_tasks() -> None:
