@@ -78,9 +78,14 @@ class StreamFile(File):
     async def open(self, caller: Caller, flags: int) -> OpenStream:
         if wants_write(flags):
             raise AccessDenied("this file cannot be written")
-        if self._quota is not None:
-            self._quota.take(caller.uid)
-        return OpenStream(self._open_stream(caller), caller.uid, flags, change=self._change, quota=self._quota)
+        stream = self._open_stream(caller)
+        try:
+            if self._quota is not None:
+                self._quota.take(caller.uid)
+        except BaseException:
+            stream.close()
+            raise
+        return OpenStream(stream, caller.uid, flags, change=self._change, quota=self._quota)
 
 
 class OpenStream(OpenFile):

@@ -81,6 +81,14 @@ def test_a_free_name_is_neither_in_use_nor_spoken_for() -> None:
     assert table.free_name("clear", 7, 7, {"clear-8", "clear-9"}) == "clear-10"
 
 
+def test_private_names_count_the_users_own_tasks() -> None:
+    table = TaskTable(Settings({}), private_names=True)
+    assert [table.free_name("clear", 7, number) for number in (5, 9)] == ["clear-7-1", "clear-7-2"]
+    assert table.free_name("copy", 8, 30) == "copy-8-1"
+    add(table, "clear-7-3")
+    assert table.free_name("clear", 7, 50) == "clear-7-4"
+
+
 def test_each_user_has_a_limit_of_unfinished_tasks() -> None:
     table = make_table(max_tasks=3)
     first = add(table, "a")
