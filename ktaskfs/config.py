@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import ConfigError, InvalidValue
-from ktaskfs.tasks.state_directory import make_state_directory
+from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.units import parse_int, shown
 
@@ -50,9 +50,9 @@ class MountConfig:
     config: str | None = None
     device: str | None = None
 
-    def make_statedir(self) -> None:
-        """Make the state directory, if it is missing. Raises TargetError, also if others may write in it."""
-        make_state_directory(self.statedir)
+    def open_statedir(self) -> PrivateDirectory:
+        """The state directory, made if missing. Raises TargetError, also if others may write in it or above it."""
+        return PrivateDirectory(self.statedir)
 
     def file_tunables(self) -> dict[str, int]:
         """The tunables in the configuration file as it is now, without those that an option has given.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ktaskfs.config import MountConfig
     from ktaskfs.fuse.session import Session
     from ktaskfs.systemd import Manager
+    from ktaskfs.tasks.private_directory import PrivateDirectory
     from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
@@ -73,17 +74,19 @@ class _Daemon:
     stop: trio.Event
 
 
-def run_daemon(config: MountConfig, ready: Callable[[], None], manager: Manager) -> None:
+def run_daemon(
+    config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager
+) -> None:
     """Mount and serve; returns after the unmount. ``ready`` is called when the mount answers; it may not block.
 
-    Raises KtaskfsError when it cannot be mounted.
+    ``directory`` is the state directory, which is closed at the end. Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
     # Each task at work takes two descriptors, and so does each open control file: as many as we may have.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    state = StateDirectory(config.statedir, crash_points(os.environ))  # locked: no rival can mount from now on
+    state = StateDirectory(directory, crash_points(os.environ))  # locked: no rival can mount from now on
     try:
         if config.device is None:
             clear_stale_mount(config.mountpoint)
@@ -149,7 +152,7 @@ async def _serve(daemon: _Daemon) -> None:
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
         launcher.start()
-        table = TaskTable(daemon.settings)
+        table = TaskTable(daemon.settings, private_names=config.hidepid == 2)
         service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())

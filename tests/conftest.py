@@ -26,13 +26,20 @@ from tests.support.tiers import ROOT_FIXTURES, tier_of
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
 
 class MountMaker(Protocol):
     """Makes one more mount; ``options`` as after ``-o``. The same ``statedir`` again adopts what is there."""
 
-    def __call__(self, options: str = "", *, user: User | None = None, statedir: Path | None = None) -> Mount: ...
+    def __call__(
+        self,
+        options: str = "",
+        *,
+        user: User | None = None,
+        statedir: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> Mount: ...
 
 
 def pytest_configure() -> None:
@@ -111,7 +118,13 @@ def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMak
     numbers = itertools.count()
     with none_left(), contextlib.ExitStack() as mounts:
 
-        def make(options: str = "", *, user: User | None = None, statedir: Path | None = None) -> Mount:
+        def make(
+            options: str = "",
+            *,
+            user: User | None = None,
+            statedir: Path | None = None,
+            prefix: Sequence[str] = (),
+        ) -> Mount:
             number = next(numbers)
             point = area / f"mount{number}"
             point.mkdir()
@@ -125,7 +138,7 @@ def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMak
                 os.chown(point, user.uid, user.gid)
                 os.chown(statedir, user.uid, user.gid)
             log = area / f"log{number}"
-            mount = Mount(point, statedir=statedir, log=log, options=options, user=user, root=root)
+            mount = Mount(point, statedir=statedir, log=log, options=options, user=user, root=root, prefix=prefix)
             mounts.callback(mount.close)
             return mount
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
+    from ktaskfs.tasks.private_directory import PrivateDirectory
+
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
@@ -38,7 +40,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
         if not given.foreground:
             return _run_behind(config, environment)
         _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler())
-        _run(config, lambda: None, Manager(environment))
+        _run(config, config.open_statedir(), lambda: None, Manager(environment))
     except KtaskfsError as error:
         _complain(error.message)
         return 1
@@ -51,17 +53,17 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 class LogFile(logging.StreamHandler[TextIO]):
-    """Logs to standard error, which is the file ``path``, so that whatever else is said there is in it too."""
+    """Logs to standard error, which is the file ``log``, so that whatever else is said there is in it too."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, directory: PrivateDirectory) -> None:
         """Open the file, made if missing, as standard output and error. Raises OSError."""
         # Not sys.stderr, which there is none of where the caller has closed it.
         super().__init__(os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False))
-        self._path = path
+        self._directory = directory
         self._open()
 
     def _open(self) -> None:
-        log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = self._directory.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
@@ -71,7 +73,7 @@ class LogFile(logging.StreamHandler[TextIO]):
         if os.fstat(2).st_size > LOG_MAX:
             with contextlib.suppress(OSError):  # the next line tries again, and until then the old file has them all
                 with contextlib.suppress(FileNotFoundError):  # somebody has removed it, or the last try came this far
-                    os.rename(self._path, f"{self._path}.old")
+                    self._directory.rename(LOG_NAME, f"{LOG_NAME}.old")
                 self._open()
 
 
@@ -81,10 +83,10 @@ def _log_to(handler: logging.Handler) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def _run(config: MountConfig, ready: Callable[[], None], manager: Manager) -> None:
+def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
     from ktaskfs.daemon import run_daemon
 
-    run_daemon(config, ready, manager)
+    run_daemon(config, directory, ready, manager)
 
 
 def _store(config: MountConfig, manager: Manager) -> int:
@@ -115,8 +117,10 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
         os.close(writable)
 
     try:
-        _log_to(_leave(config, environment))
-        _run(config, ready, Manager({}))
+        _leave()
+        directory = config.open_statedir()
+        _log_to(_log_behind(directory, environment))
+        _run(config, directory, ready, Manager({}))
     except KtaskfsError as error:
         os.write(writable, error.message.encode(errors="backslashreplace"))
         return 1
@@ -130,23 +134,26 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-def _leave(config: MountConfig, environment: Mapping[str, str]) -> logging.Handler:
-    """Leave the caller's directory and files, so that nobody waits for those to be closed; returns where to log.
-
-    That is the journal if standard error is, else a file in the state directory. Raises TargetError.
-    """
+def _leave() -> None:
+    """Leave the caller's directory and input, so that nobody waits for those to be closed."""
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.close(null)
+
+
+def _log_behind(directory: PrivateDirectory, environment: Mapping[str, str]) -> logging.Handler:
+    """Where a daemon in the background logs: the journal if standard error is, else a file in the state directory.
+
+    Raises TargetError.
+    """
     if stderr_is_journal(environment):
         os.dup2(2, 1)
         return JournalHandler()
-    config.make_statedir()
     try:
-        return LogFile(os.path.join(config.statedir, LOG_NAME))
+        return LogFile(directory)
     except OSError as error:
-        raise TargetError.from_os(error, f"state directory {config.statedir}") from error
+        raise TargetError.from_os(error, f"state directory {directory.path}") from error
 
 
 def _complain(message: str) -> None:

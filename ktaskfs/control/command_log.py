@@ -47,26 +47,30 @@ class CommandLog:
 
     def clear(self, caller: Caller) -> None:
         """Forget the caller's refused writes."""
-        self._of(caller).errors.clear()
+        self._of(caller.uid).errors.clear()
 
     def succeeded(self, caller: Caller) -> None:
         """Note a write that was carried out."""
-        self._of(caller).status = "ok"
+        self._of(caller.uid).status = "ok"
 
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
         """Note a write of ``text`` to ``file`` that was refused."""
-        log = self._of(caller)
-        log.status = f"{file}: {error.errname}: {_printable(error.message)[:SHOWN_MAX]}"
+        log = self._of(caller.uid)
+        log.status = f"{file}: {error.errname}: {_printable(error.message[:SHOWN_MAX])}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
-        entry = f"[{when}] {log.status}\n  Command: {_printable(line)[:SHOWN_MAX]}\n"
+        entry = f"[{when}] {log.status}\n  Command: {_printable(line[:SHOWN_MAX])}\n"
         if end > start and start < SHOWN_MAX:
             entry += " " * (len("  Command: ") + start) + "^" * max(1, min(end, SHOWN_MAX) - start) + "\n"
         log.errors.append(entry)
 
-    def _of(self, caller: Caller) -> _UserLog:
-        log = self._users.setdefault(caller.uid, _UserLog())
-        self._users.move_to_end(caller.uid)
+    def refused_opening(self, uid: int, error: KtaskfsError) -> None:
+        """Note that a user could not open a file, or read it anew."""
+        self._of(uid).status = f"open: {error.errname}: {error.message}"
+
+    def _of(self, uid: int) -> _UserLog:
+        log = self._users.setdefault(uid, _UserLog())
+        self._users.move_to_end(uid)
         if len(self._users) > USERS_MAX:
             self._users.popitem(last=False)
         return log

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError, TooManyOpen
-from ktaskfs.host import credentials
+from ktaskfs.control.privilege import CAP_SYS_ADMIN, find_caller
+from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.vfs import Caller, File, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
     from ktaskfs.control.command_log import CommandLog
+    from ktaskfs.control.limits import Limits
+    from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.vfs import Attributes
 
 Render = Callable[[Caller], str]
-Run = Callable[[credentials.CallerProcess, str], Awaitable[str | None]]
+Run = Callable[["CallerProcess", str], Awaitable[str | None]]
 
-OPENINGS_MAX: Final = 256
-"""Command files that one user may have open for writing. Each takes two or three descriptors of this process, and no
-user may take them all, except root, who has other ways to stop a daemon."""
-
-
-class Openings:
-    """Identifies and counts the processes that have a command file open for writing."""
-
-    def __init__(self) -> None:
-        self._openings: Counter[int] = Counter()
-
-    def enter(self, caller: Caller) -> credentials.CallerProcess:
-        """The process behind a request; ``leave`` is called when its descriptor is closed.
-
-        Raises NotPermitted for a process that this daemon cannot see, TooManyOpen, TargetError.
-        """
-        if caller.uid and self._openings[caller.uid] >= OPENINGS_MAX:
-            raise TooManyOpen(f"you have {OPENINGS_MAX} control files open for writing, and may not have more")
-        if not caller.pid:
-            text = "your process is in a pid namespace that the daemon cannot see: write from outside of it"
-            raise NotPermitted(text)
-        opener = credentials.read_caller(caller.pid, caller.uid, caller.gid)
-        self._openings[caller.uid] += 1
-        return opener
-
-    def leave(self, opener: credentials.CallerProcess) -> None:
-        """Close the descriptors of ``opener``."""
-        uid = opener.identity.uid
-        self._openings[uid] -= 1
-        if not self._openings[uid]:
-            del self._openings[uid]
-        opener.close()
+POWERLESS_ROOT: Final = -1
+"""The user in whose name root without rights holds openings: it may not take what is kept for root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +44,20 @@ class CommandFile(File):
     That process is identified while its open(2) waits for the answer: until then its pid cannot be another's.
     """
 
-    __slots__ = ("_commands", "_log", "_openings")
+    __slots__ = ("_commands", "_limits", "_log")
 
-    def __init__(
-        self, ino: int, attributes: Attributes, commands: Commands, log: CommandLog, openings: Openings
-    ) -> None:
+    def __init__(self, ino: int, attributes: Attributes, commands: Commands, log: CommandLog, limits: Limits) -> None:
         super().__init__(ino, attributes)
         self._commands = commands
         self._log = log
-        self._openings = openings
+        self._limits = limits
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        commands = self._commands
+        commands, texts = self._commands, self._limits.texts
         if not wants_write(flags):
-            return await TextFile(self.ino, self.attributes(), commands.text).open(caller, flags)
+            return await TextFile(self.ino, self.attributes(), commands.text, texts=texts).open(caller, flags)
         try:
-            opener = self._openings.enter(caller)
+            opener = self._enter(caller)
         except KtaskfsError as error:
             self._log.refused(commands.file, caller, "(open)", error)
             raise
@@ -97,23 +66,41 @@ class CommandFile(File):
             return await commands.run(_copy(opener), text)
 
         write_recorded, refused = self._log.keeping(commands.file, write)
-        file = TextFile(self.ino, self.attributes(), commands.text, write_recorded, refused=refused)
+        file = TextFile(self.ino, self.attributes(), commands.text, write_recorded, refused=refused, texts=texts)
         try:
-            return _OpenCommandFile(await file.open(caller, flags), opener, self._openings)
+            return _OpenCommandFile(await file.open(caller, flags), lambda: self._leave(opener))
         except BaseException:
-            self._openings.leave(opener)
+            self._leave(opener)
             raise
+
+    def _enter(self, caller: Caller) -> CallerProcess:
+        """The process that opens the file, which ``_leave`` closes. Raises TooManyOpen, and as ``find_caller``."""
+        opener = find_caller(caller)
+        try:
+            self._limits.openings.take(_holder(opener))
+        except KtaskfsError:
+            opener.close()
+            raise
+        return opener
+
+    def _leave(self, opener: CallerProcess) -> None:
+        self._limits.openings.give_back(_holder(opener))
+        opener.close()
+
+
+def _holder(opener: CallerProcess) -> int:
+    identity = opener.identity
+    return identity.uid if identity.uid or identity.effective & CAP_SYS_ADMIN else POWERLESS_ROOT
 
 
 class _OpenCommandFile(OpenFile):
-    """An opened text file that lets go of its opener at the end."""
+    """An opened text file; ``leave`` is called at the end."""
 
-    __slots__ = ("_file", "_opener", "_openings")
+    __slots__ = ("_file", "_leave")
 
-    def __init__(self, file: OpenFile, opener: credentials.CallerProcess, openings: Openings) -> None:
+    def __init__(self, file: OpenFile, leave: Callable[[], None]) -> None:
         self._file = file
-        self._opener = opener
-        self._openings = openings
+        self._leave = leave
 
     async def read(self, offset: int, size: int) -> bytes:
         return await self._file.read(offset, size)
@@ -126,10 +113,10 @@ class _OpenCommandFile(OpenFile):
 
     def release(self) -> None:
         self._file.release()
-        self._openings.leave(self._opener)
+        self._leave()
 
 
-def _copy(opener: credentials.CallerProcess) -> credentials.CallerProcess:
+def _copy(opener: CallerProcess) -> CallerProcess:
     """``opener`` with descriptors of its own. Raises TargetError when there are none left."""
     try:
         return opener.copy()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ktaskfs.control.command_log import CommandLog
-from ktaskfs.control.commands import Openings
+from ktaskfs.control.limits import Limits
 from ktaskfs.vfs import Attributes, InodeNumbers, Patience
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ class Filesystem:
     watcher: Watcher
     numbers: InodeNumbers = field(default_factory=InodeNumbers)
     log: CommandLog = field(default_factory=CommandLog)
-    openings: Openings = field(default_factory=Openings)
     patience: Patience = field(default_factory=Patience)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.limits.observe(self.log.refused_opening)
 
     def attributes(self, mode: int) -> Attributes:
         """Those of the root with another mode."""

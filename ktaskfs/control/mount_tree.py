@@ -10,10 +10,11 @@ from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.task_text import table
 from ktaskfs.control.tasks_directory import ShownTasks
 from ktaskfs.control.transitions import Transitions
+from ktaskfs.control.tunable_file import TunableFile
 from ktaskfs.control.views import UsersDirectory, own_view
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
-from ktaskfs.tasks.tunables import TUNABLES, Tunable
+from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.units import format_cpulist, format_size
 from ktaskfs.version import VERSION
 from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, Inode, StaticDirectory, StreamFile, TextFile
@@ -39,7 +40,7 @@ def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
         {
             "README": _file(fs, lambda caller: manual(operations)),
             "version": _file(fs, lambda caller: f"{VERSION}\n"),
-            "debug": _directory(fs, {each.file: _tunable(fs, each) for each in TUNABLES}),
+            "debug": _directory(fs, {each.file: TunableFile(fs, each) for each in TUNABLES}),
             "operations": _directory(fs, {name: _operation(fs, each) for name, each in operations.items()}),
             "info": _info(fs),
             "tasks": own_view(fs.numbers.take(), fs.attributes(0o777), "users/%d/tasks"),
@@ -54,24 +55,8 @@ def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory
     return StaticDirectory(fs.numbers.take(), fs.attributes(0o555), children)
 
 
-def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[str]]) -> TextFile:
-    return TextFile(fs.numbers.take(), fs.attributes(0o444), text)
-
-
-def _tunable(fs: Filesystem, tunable: Tunable) -> TextFile:
-    settings = fs.service.table.settings
-
-    async def write(caller: Caller, text: str) -> None:
-        settings.set(tunable, text)
-
-    write_recorded, refused = fs.log.keeping(f"debug/{tunable.file}", write)
-    return TextFile(
-        fs.numbers.take(),
-        fs.attributes(0o644),
-        lambda caller: f"{settings[tunable.name]}\n",
-        write_recorded,
-        refused=refused,
-    )
+def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[bytes]]) -> TextFile:
+    return TextFile(fs.numbers.take(), fs.attributes(0o444), text, texts=fs.limits.texts)
 
 
 def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
@@ -102,8 +87,14 @@ def _info(fs: Filesystem) -> Directory:
 def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
     # A user who may start tasks may follow them: owner and mode of tasks/control, without the write bits.
     attributes = Attributes(fs.access.mode & 0o444, fs.access.uid, fs.access.gid, fs.root.time_ns)
-    ino = fs.numbers.take()
-    return StreamFile(ino, attributes, events.open_stream, change=events.change, patience=fs.patience)
+    return StreamFile(
+        fs.numbers.take(),
+        attributes,
+        events.open_stream,
+        change=events.change,
+        patience=fs.patience,
+        quota=fs.limits.streams,
+    )
 
 
 def parameters_text(operation: Operation[Any]) -> str:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.control import task_text
 from ktaskfs.control.commands import CommandFile, Commands
+from ktaskfs.control.privilege import capabilities_of, require_power_over
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.tasks.task import ACTIVE, State
 from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, StreamFile, TextFile, WatchedChange
+from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,12 +31,12 @@ class StatusFile:
     """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
 
     name: str
-    text: Callable[[ShownTask], str]
+    text: Callable[[ShownTask], str | bytes]
     help: str
     poll: Callable[[ShownTask], Change | None] = lambda shown: None
 
 
-def _of_task(text: Callable[[Task], str]) -> Callable[[ShownTask], str]:
+def _of_task(text: Callable[[Task], str | bytes]) -> Callable[[ShownTask], str | bytes]:
     return lambda shown: text(shown.known_task)
 
 
@@ -185,7 +187,13 @@ class _StatusInode(File):
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         shown, file = self._shown, self._file
-        text = TextFile(self.ino, self._attributes, lambda _: file.text(shown), change=file.poll(shown))
+        text = TextFile(
+            self.ino,
+            self._attributes,
+            lambda _: file.text(shown),
+            change=file.poll(shown),
+            texts=shown.fs.limits.texts,
+        )
         return await text.open(caller, flags)
 
 
@@ -208,15 +216,33 @@ class _SettingFile(File):
         """Set the value; raises KtaskfsError."""
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
-        shown = self._shown
+        shown, task = self._shown, self._shown.task
+        file_name = f"tasks/{task.name}/{self._name}"
+        rights = 0
+        if wants_write(flags):
+            try:
+                effective, rights = capabilities_of(caller)
+                require_power_over(caller.uid, effective, task.uid, f"set {self._name} of task {task.name}")
+            except KtaskfsError as error:
+                shown.fs.log.refused(file_name, caller, "(open)", error)
+                raise
 
         async def write(_: Caller, text: str) -> None:
             self.set(text)
+            if task.state is State.NEW:
+                task.limit_rights(rights)
             shown.fs.service.save(shown.task)
             shown.of_progress.notify()
 
-        write_recorded, refused = shown.fs.log.keeping(f"tasks/{shown.task.name}/{self._name}", write)
-        file = TextFile(self.ino, self._attributes, lambda _: f"{self.text()}\n", write_recorded, refused=refused)
+        write_recorded, refused = shown.fs.log.keeping(file_name, write)
+        file = TextFile(
+            self.ino,
+            self._attributes,
+            lambda _: f"{self.text()}\n",
+            write_recorded,
+            refused=refused,
+            texts=shown.fs.limits.texts,
+        )
         return await file.open(caller, flags)
 
 
@@ -267,7 +293,7 @@ def _control(shown: ShownTask, ino: int) -> Inode:
         lambda caller: accepted(shown.known_task),
         lambda caller, text: command(fs.service, task, caller, text),
     )
-    return CommandFile(ino, shown.writable, commands, fs.log, fs.openings)
+    return CommandFile(ino, shown.writable, commands, fs.log, fs.limits)
 
 
 def _wait(shown: ShownTask, ino: int) -> Inode:
@@ -277,6 +303,7 @@ def _wait(shown: ShownTask, ino: int) -> Inode:
         lambda caller: WaitStream(shown.task),
         change=shown.of_state,
         patience=shown.fs.patience,
+        quota=shown.fs.limits.streams,
     )
 
 

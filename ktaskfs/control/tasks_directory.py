@@ -6,9 +6,9 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile, Commands
+from ktaskfs.control.privilege import capabilities_of, require_power_over
 from ktaskfs.control.task_directory import ShownTask, TaskDirectory, TaskFiles
-from ktaskfs.errors import KtaskfsError, NotPermitted, SpecError
-from ktaskfs.tasks.spec import parse_spec
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.tasks.task import ACTIVE
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
@@ -89,7 +89,7 @@ class TasksDirectory(Directory):
         access = self._fs.access
         attributes = Attributes(access.mode, access.uid, access.gid, self._fs.root.time_ns)
         commands = Commands("tasks/control", lambda caller: USAGE, self._command)
-        return CommandFile(self._view | CONTROL, attributes, commands, self._fs.log, self._fs.openings)
+        return CommandFile(self._view | CONTROL, attributes, commands, self._fs.log, self._fs.limits)
 
     def _directory(self, shown: ShownTask) -> TaskDirectory:
         return TaskDirectory(self._view | shown.block << self._tasks.files.bits, shown)
@@ -119,7 +119,8 @@ class TasksDirectory(Directory):
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:
-            task = self._service.create_empty(name, caller.uid, caller.gid)
+            _, rights = capabilities_of(caller)
+            task = self._service.create_empty(name, caller.uid, caller.gid, rights)
         except KtaskfsError as error:
             self._fs.log.refused("tasks", caller, f"mkdir {name}", error)
             raise
@@ -129,8 +130,9 @@ class TasksDirectory(Directory):
     async def rmdir(self, name: str, caller: Caller) -> None:
         try:
             task = self._service.table.require(name)
-            if caller.uid not in (0, task.uid):
-                raise NotPermitted(f"task {name} is not yours")
+            if caller.uid != task.uid:
+                effective, _ = capabilities_of(caller)
+                require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
         except KtaskfsError as error:
             self._fs.log.refused("tasks", caller, f"rmdir {name}", error)
@@ -146,8 +148,8 @@ class TasksDirectory(Directory):
                     self._service.cancel(task)
             return None
         try:
-            specs = [parse_spec(line, self._service.operations) for line in text.split("\n") if line.strip(" \t\r")]
-        except SpecError:
+            specs = await self._service.specs.read(caller.identity.uid, text)
+        except BaseException:
             caller.close()
             raise
         tasks = await self._service.run_specs(caller, specs)

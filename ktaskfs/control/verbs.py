@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.control.privilege import require_power_over
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
-from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ async def command(service: TaskService, task: Task, caller: CallerProcess, text:
         caller.close()
         raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the writer's rights")
     else:
+        try:
+            identity = caller.identity
+            require_power_over(identity.uid, identity.effective, task.uid, f"{text} task {task.name}")
+        except KtaskfsError:
+            caller.close()
+            raise
         await verb.run(service, task, caller)
 
 
@@ -87,10 +93,10 @@ async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, tex
             raise SpecError(message, line=text, start=0, end=len(text))
         if caller.identity.uid != task.uid:
             raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")
-        spec = parse_spec(text, service.operations)
+        spec = await service.specs.read_one(caller.identity.uid, text)
         if spec.parameters.name not in (None, task.name):
             raise InvalidValue(f"the task's name is {task.name}")
-    except KtaskfsError:
+    except BaseException:
         caller.close()
         raise
     await service.start(task, caller, spec)

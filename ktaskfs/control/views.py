@@ -84,7 +84,13 @@ class UserDirectory(Directory):
             log.clear(user)
 
         attributes = Attributes(0o600, self._uid, self._fs.root.gid, self._fs.root.time_ns)
-        return TextFile(self._number(ERROR_LOG), attributes, lambda caller: log.errors(user), clear)
+        return TextFile(
+            self._number(ERROR_LOG),
+            attributes,
+            lambda caller: log.errors(user),
+            clear,
+            texts=self._fs.limits.texts,
+        )
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         if name == "tasks":

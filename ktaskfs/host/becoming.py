@@ -45,8 +45,10 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
         _fare_alike(identity)
         if changes:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # before the caller has as many capabilities as the process
-            _enter(root, cwd)
+            inside = _enter(root, cwd)
             _change_ids(identity)
+            if not inside:
+                os.fchdir(cwd)
         else:
             _require_same_user(identity, root)
             os.fchdir(cwd)
@@ -75,11 +77,18 @@ def _fare_alike(identity: Identity) -> None:
         file.write(b"%d" % identity.oom_score_adj)
 
 
-def _enter(root: int, cwd: int) -> None:
-    """Chroot while still privileged, and only then go to the working directory, which may lie outside the root."""
+def _enter(root: int, cwd: int) -> bool:
+    """Chroot while still privileged, and only then go to the working directory, which may lie outside the root.
+
+    False if that is closed to us, as a FUSE filesystem of the caller's is even to root: the caller can go there itself.
+    """
     os.fchdir(root)
     os.chroot(".")
-    os.fchdir(cwd)
+    try:
+        os.fchdir(cwd)
+    except PermissionError:
+        return False
+    return True
 
 
 def _change_ids(identity: Identity) -> None:

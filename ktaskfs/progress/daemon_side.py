@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-def create_page(path: str, shape: Shape, requests: Requests) -> int:
+def create_page(path: str, shape: Shape, requests: Requests, *, dir_fd: int | None = None) -> int:
     """Make the file with all its blocks, so that no later store can meet a full filesystem; returns a descriptor.
 
-    Raises OSError (ENOSPC among them), and then leaves no file.
+    ``path`` is below the directory ``dir_fd``, if that is given. Raises OSError (ENOSPC among them), and then leaves
+    no file.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         os.posix_fallocate(fd, 0, shape.size)
         identity = {"magic": MAGIC, "slots": shape.slots, "nodes": shape.nodes}
@@ -38,7 +39,7 @@ def create_page(path: str, shape: Shape, requests: Requests) -> int:
         write_requests(fd, requests)
     except OSError:
         os.close(fd)
-        os.unlink(path)
+        os.unlink(path, dir_fd=dir_fd)
         raise
     return fd
 

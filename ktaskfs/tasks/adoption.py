@@ -62,7 +62,7 @@ class Adopter:
             self._nursery.start_soon(self._end_start, task)
             return
         try:
-            page = os.open(self._state.page_path(task.number), os.O_RDWR | os.O_CLOEXEC)
+            page = self._state.open_page(task.number)
         except OSError as error:
             message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
             self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))

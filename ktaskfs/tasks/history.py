@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.resume import Baseline
     from ktaskfs.progress import Snapshot
     from ktaskfs.span import Node
+
+ALL_CAPABILITIES: Final = (1 << 64) - 1
+"""Those of a task that nobody with fewer has defined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class History:
     baseline:  what those units rest on; None before the first start.
     planned:   units of this run, as its worker announced them before it began.
     final:     the last snapshot of the worker, once it has ended.
-    result:    the text of ``result``.
+    result:    the text of ``result``, as the bytes that every opening of it shares.
+    rights:    the capabilities that everybody had who defined the task, a mask of bits.
     """
 
     operation: Operation[Any] | None = None
@@ -35,4 +39,5 @@ class History:
     baseline: Baseline | None = None
     planned: int = 0
     final: Snapshot | None = None
-    result: str = ""
+    result: bytes = b""
+    rights: int = ALL_CAPABILITIES

@@ -99,10 +99,10 @@ class Lifecycle:
         self._state.crash_point("the worker has ended")
         try:
             final = read_snapshot(worker.page, worker.shape)
-            result = read_result(worker.page, worker.shape, final)
+            result = read_result(worker.page, worker.shape, final).encode()
         except OSError as error:
             LOG.error("the page of task %s cannot be read: %s", task.name, error)
-            final, result = EMPTY, ""
+            final, result = EMPTY, b""
         state = PHASE_STATES.get(final.phase, State.INTERRUPTED)
         if state is State.INTERRUPTED:
             left = final.remaining()
@@ -113,10 +113,10 @@ class Lifecycle:
                 error_position=left[0].start if left else 0,
                 message=f"the worker died{ending_text(status)}",
             )
-            result = ""
+            result = b""
         self.end(task, state, final, result)
 
-    def end(self, task: Task, state: State, final: Snapshot, result: str = "") -> None:
+    def end(self, task: Task, state: State, final: Snapshot, result: bytes = b"") -> None:
         """Note how a task ended, whether or not it had a worker."""
         task.history = replace(task.history, final=final, result=result)
         task.worker = None

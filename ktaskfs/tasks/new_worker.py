@@ -17,7 +17,7 @@ from ktaskfs.host import credentials
 from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.resume import Baseline
-from ktaskfs.progress import Shape, create_page, write_requests
+from ktaskfs.progress import Shape, write_requests
 from ktaskfs.tasks.worker_handle import WorkerHandle, ending_text
 from ktaskfs.worker import protocol
 
@@ -85,8 +85,7 @@ class WorkerMaker:
         slots = len(usable_cpus())
         shape = Shape(slots, SPARE_RANGES + len(task.history.remaining or ()))
         try:
-            self._state.forget_page(task.number)
-            return create_page(self._state.page_path(task.number), shape, task.requests), shape
+            return self._state.create_page(task.number, shape, task.requests), shape
         except OSError as error:
             raise TargetError.from_os(error, "make the page shared with the worker") from error
 

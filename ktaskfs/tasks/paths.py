@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ktaskfs.operations.base.parameters import PATH
+from ktaskfs.operations.base.parameters import PATH, PATH_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,8 @@ def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: 
         return dict(texts)
     inside = cwd[len(above) :] or "/"
     paths = {each.name for each in operation.declared if each.kind is PATH}
-    return {name: os.path.join(inside, text) if name in paths else text for name, text in texts.items()}
+    joined = {name: os.path.join(inside, text) for name, text in texts.items() if name in paths}
+    return {**texts, **{name: path for name, path in joined.items() if len(path.encode()) < PATH_MAX}}
 
 
 def _is_text(path: str) -> bool:

@@ -10,7 +10,7 @@ from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
-from ktaskfs.tasks.history import History
+from ktaskfs.tasks.history import ALL_CAPABILITIES, History
 from ktaskfs.tasks.task import State, Task
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import Operation
 
-VERSION: Final = 2
-"""Version 1 had ``basis`` in place of ``baseline``."""
+VERSION: Final = 3
+"""Version 1 had ``basis`` in place of ``baseline``; 1 and 2 had no ``rights``."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Record:
             "uid": self.uid,
             "gid": self.gid,
             "operation": None if history.operation is None else history.operation.name,
+            "rights": history.rights,
             "parameters": dict(history.texts),
             "state": self.state,
             "created_ns": self.created_ns,
@@ -86,12 +87,12 @@ class Record:
             "baseline": history.baseline and asdict(history.baseline),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
             "final": history.final and asdict(history.final),
-            "result": history.result,
+            "result": history.result.decode(),
         }
 
 
 _TYPES: Final[Mapping[str, type | UnionType]] = {
-    **dict.fromkeys(("task", "uid", "gid", "created_ns", "base"), int),
+    **dict.fromkeys(("task", "uid", "gid", "created_ns", "rights", "base"), int),
     **dict.fromkeys(("name", "state", "result"), str),
     "operation": str | None,
     **dict.fromkeys(("pid", "start_time"), int | None),
@@ -104,16 +105,18 @@ _MOST: Final = 1 << 20
 
 
 def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str, Operation[Any]]) -> Record:
-    """The record of ``task`` from its fields, of version 1 or 2.
+    """The record of ``task`` from its fields, of version 1, 2 or 3.
 
     Raises InvalidValue for an operation or a parameter that nobody knows any more, and ValueError, KeyError, TypeError
     or AttributeError for what no daemon wrote.
     """
     version = fields.pop("version")
-    if version == 1:
-        fields["baseline"] = fields.pop("basis")
-    elif version != VERSION:
+    if version not in range(1, VERSION + 1):
         raise ValueError("of another version")
+    if version < 2:
+        fields["baseline"] = fields.pop("basis")
+    if version < 3:
+        fields["rights"] = ALL_CAPABILITIES
     for name, kind in _TYPES.items():
         if not isinstance(fields[name], kind):
             raise TypeError(f"{name} is of the wrong type")
@@ -144,13 +147,14 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
     remaining = None if fields["remaining"] is None else tuple(_node(each) for each in fields["remaining"])
     return History(
         operation=operation,
+        rights=fields["rights"],
         texts=texts,
         remaining=remaining,
         base=fields["base"],
         baseline=None if fields["baseline"] is None else Baseline.from_fields(fields["baseline"]),
         planned=sum(node.size for node in remaining or ()),
         final=None if fields["final"] is None else _snapshot(fields["final"]),
-        result=fields["result"],
+        result=fields["result"].encode(),
     )
 
 

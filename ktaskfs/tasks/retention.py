@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 RESULTS_MAX: Final = 64 << 20
-"""Characters of results that are kept of one user's tasks. They are in this process and in the state directory, which
+"""Bytes of results that are kept of one user's tasks. They are in this process and in the state directory, which
 is memory. Only surveys have results of more than a line or two."""
 
 

@@ -10,8 +10,10 @@ from ktaskfs.errors import KtaskfsError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
 from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
+from ktaskfs.tasks.helper_watch import HelperWatch
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.paths import absolute_paths
+from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
 
@@ -33,9 +35,11 @@ class TaskService:
     def __init__(self, context: TaskContext) -> None:
         self.table = context.table
         self.operations = context.operations
+        self.specs = SpecReader(context.operations, context.table.settings)
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
         self._adopter = Adopter(context, self._lifecycle)
+        HelperWatch(context.table, context.nursery)
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
@@ -55,8 +59,9 @@ class TaskService:
             taken = set(names)
             for spec in specs:
                 number = self.table.next_number()
-                name = spec.parameters.name or self.table.free_name(spec.operation.name, number, taken)
+                name = spec.parameters.name or self.table.free_name(spec.operation.name, uid, number, taken)
                 task = Task(number, name, uid, gid)
+                task.limit_rights(caller.identity.permitted)
                 task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
                 self.table.add(task)
                 tasks.append(task)
@@ -72,11 +77,15 @@ class TaskService:
         self.table.note_last(uid, [task.name for task in tasks])
         return tasks
 
-    def create_empty(self, name: str, uid: int, gid: int) -> Task:
-        """Make a task that has no operation yet. Raises NameTaken, InvalidValue, TooManyTasks."""
+    def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
+        """Make a task that has no operation yet; ``rights`` are its maker's permitted capabilities.
+
+        Raises NameTaken, InvalidValue, TooManyTasks.
+        """
         self.table.check_room(uid, 1)
         self.table.check_names([name])
         task = Task(self.table.next_number(), name, uid, gid)
+        task.limit_rights(rights)
         self.table.add(task)
         self._lifecycle.save(task)
         return task
@@ -84,13 +93,16 @@ class TaskService:
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
         """Start a new task, as ``spec`` says if there is one.
 
-        Raises WrongState, InvalidValue, or the target's error; the task is then as it was.
+        Raises WrongState, InvalidValue, NotPermitted for a caller with more capabilities than who defined the task, or
+        the target's error; the task is then as it was.
         """
         before = task.history
         try:
             task.require({State.NEW}, "start")
+            task.require_rights(caller.identity.permitted)
             if spec is not None:
                 task.define(spec.operation, format_parameters(spec.parameters))
+                task.limit_rights(caller.identity.permitted)
             task.parsed()
         except KtaskfsError:
             task.history = before
@@ -99,7 +111,10 @@ class TaskService:
         await self._start_again(task, caller, before)
 
     async def resume(self, task: Task, caller: CallerProcess) -> None:
-        """Go on: a paused task at once; an ended task gets a new worker for the rest of the work. Raises WrongState."""
+        """Go on: a paused task at once; an ended task gets a new worker for the rest of the work.
+
+        Raises WrongState, NotPermitted as ``start``, or the target's error.
+        """
         if task.state is State.PAUSED:
             caller.close()
             task.ask(replace(task.requests, paused=False))
@@ -107,6 +122,7 @@ class TaskService:
             return
         try:
             task.require(RESUMABLE, "resume")
+            task.require_rights(caller.identity.permitted)
             self.table.check_room(task.uid, 1)
         except KtaskfsError:
             caller.close()
@@ -119,7 +135,7 @@ class TaskService:
             planned = sum(node.size for node in remaining)
         # From now on ``base`` counts what the earlier run did, and no longer ``final``.
         base = task.done(final)
-        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result="")
+        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result=b"")
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:
@@ -137,7 +153,7 @@ class TaskService:
     async def _start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
         for task in tasks:
             task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
-            self.table.move(task, State.STARTING)
+        self.table.move_all(tasks, State.STARTING)
         await self._starter.start(tasks, caller)
 
     def save(self, task: Task) -> None:

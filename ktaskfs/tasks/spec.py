@@ -6,15 +6,14 @@ error names the place, so that ``info/error_log`` can put a caret under the toke
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.base.parameters import TaskParameters, parse_parameters
+from ktaskfs.operations.base.parameters import TaskParameters, build_parameters
+from ktaskfs.tasks.words import BLANKS, WORDS_MAX, Word, end_of_blanks, split_words
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
@@ -24,17 +23,8 @@ if TYPE_CHECKING:
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 """Names of tasks: safe in a shell, in a table's column and in a metric's label."""
-_BLANKS: Final = " \t\r\n"
-"""White space to the shell and to JSON."""
-
-
-@dataclass(frozen=True)
-class Word:
-    """A token and where it stands in its line, in characters; ``end`` is exclusive."""
-
-    text: str
-    start: int
-    end: int
+ARRAY_MAX: Final = 4096
+"""Characters of a list in a spec that is JSON, as of a cpulist."""
 
 
 @dataclass(frozen=True)
@@ -54,65 +44,33 @@ def check_name(name: str) -> str:
     return name
 
 
-def split_words(line: str) -> list[Word]:
-    """The words of ``line`` as the POSIX shell splits them; raises SpecError for a quotation without an end."""
-    stream = _Characters(line)
-    lexer = shlex.shlex(stream, posix=True)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    words: list[Word] = []
-    start = 0
-    while True:
-        while start < len(line) and line[start] in lexer.whitespace:
-            start += 1
-        try:
-            text = lexer.get_token()
-        except ValueError:
-            raise SpecError("a quotation or an escape has no end", line=line, start=start, end=len(line)) from None
-        if text is None:
-            return words
-        end = stream.tell() if stream.exhausted else stream.tell() - 1  # without the blank that ended it
-        words.append(Word(text, start, end))
-        start = end
-
-
-class _Characters(io.StringIO):
-    """A line for shlex, which reads one character after a word, if there is one."""
-
-    exhausted = False
-
-    def read(self, size: int | None = -1) -> str:
-        text = super().read(size)
-        self.exhausted = not text
-        return text
-
-
 def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
     """Read one job spec, in either form; raises SpecError."""
-    operation, values = _from_json(line) if line.lstrip(_BLANKS).startswith("{") else _from_words(line)
+    operation, words = _from_json(line) if line.lstrip(BLANKS).startswith("{") else _from_words(line)
     known = operations.get(operation.text)
     if known is None:
         raise _wrong(f"unknown operation {shown(operation.text)}; there are {', '.join(operations)}", line, operation)
     declared = {each.name: each for each in known.declared}
-    for key, word in values.items():
+    values: dict[str, Any] = {}
+    for key, word in words.items():
         if key not in declared:
             message = f"{known.name} has no parameter {shown(key)}; it takes {', '.join(declared)}"
             raise _wrong(message, line, word)
         try:
-            declared[key].kind.parse(word.text)
+            values[key] = declared[key].kind.parse(word.text)
             if key == "name":
                 check_name(word.text)
         except InvalidValue as error:
-            raise _wrong(f"{key}: {error.message}", line, word) from error
+            raise _wrong(f"{key}: {error.message}", line, word, error.errno) from error
     try:
-        parameters = parse_parameters(known.parameters, {key: word.text for key, word in values.items()})
+        parameters: TaskParameters = build_parameters(known.parameters, values)
     except InvalidValue as error:
         raise _wrong(f"{known.name}: {error.message}", line, operation) from error
     return Spec(known, parameters)
 
 
-def _wrong(message: str, line: str, word: Word) -> SpecError:
-    return SpecError(message, line=line, start=word.start, end=word.end)
+def _wrong(message: str, line: str, word: Word, errno: int | None = None) -> SpecError:
+    return SpecError(message, line=line, start=word.start, end=word.end, errno=errno)
 
 
 def _from_words(line: str) -> tuple[Word, dict[str, Word]]:
@@ -143,6 +101,8 @@ def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
     for key, value, start, end in _members(line):
         if key in words:
             raise SpecError(f"{shown(key)} is given twice", line=line, start=start, end=end)
+        if len(words) == WORDS_MAX:
+            raise SpecError(f"the object has more than {WORDS_MAX} members", line=line, start=start, end=end)
         words[key] = Word(_json_text(value, line, start, end), start, end)
     operation = words.pop("op", None)
     if operation is None:
@@ -153,21 +113,15 @@ def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
 def _members(line: str) -> Iterator[tuple[str, Any, int, int]]:
     """Key, value, start and end of each member of the object in ``line``, which is known to be JSON."""
     decoder = json.JSONDecoder()
-    at = _past_blanks(line, line.index("{") + 1)
+    at = end_of_blanks(line, line.index("{") + 1)
     while line[at] != "}":
-        start = at = _past_blanks(line, at)
+        start = at = end_of_blanks(line, at)
         key, at = decoder.raw_decode(line, at)
-        value, end = decoder.raw_decode(line, _past_blanks(line, _past_blanks(line, at) + 1))
+        value, end = decoder.raw_decode(line, end_of_blanks(line, end_of_blanks(line, at) + 1))
         yield key, value, start, end
-        at = _past_blanks(line, end)
+        at = end_of_blanks(line, end)
         if line[at] == ",":
             at += 1
-
-
-def _past_blanks(line: str, at: int) -> int:
-    while line[at] in _BLANKS:
-        at += 1
-    return at
 
 
 def _json_text(value: Any, line: str, start: int, end: int) -> str:
@@ -178,6 +132,8 @@ def _json_text(value: Any, line: str, start: int, end: int) -> str:
         return str(value)
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and end - start > ARRAY_MAX:
+        raise SpecError(f"a list of more than {ARRAY_MAX} characters", line=line, start=start, end=end)
     if isinstance(value, list) and value and all(type(each) is int for each in value):
         return ",".join(map(str, value))
     message = "a value is text, a whole number, true, false or a list of numbers"

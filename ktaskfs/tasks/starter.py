@@ -173,8 +173,7 @@ class Starter:
             raise TargetError.from_os(error, "write the task's record") from error
 
     async def _let_go(self, batch: _Batch) -> None:
-        for task in batch.tasks:  # all of them before anything else can happen, such as a cancel
-            self._table.move(task, State.RUNNING)
+        self._table.move_all(batch.tasks, State.RUNNING)  # before anything else can happen, such as a cancel
         with trio.CancelScope(shield=True):
             for each in batch.workers:
                 self._state.crash_point("let the worker go")

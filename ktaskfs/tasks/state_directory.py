@@ -13,10 +13,10 @@ import json
 import logging
 import os
 import re
-import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.progress import create_page
 from ktaskfs.tasks.crash_points import pass_on
 from ktaskfs.tasks.record import record_from_json
 
@@ -24,112 +24,108 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.progress import Requests, Shape
+    from ktaskfs.tasks.private_directory import PrivateDirectory
     from ktaskfs.tasks.record import Record
 
 _NUMBER: Final = re.compile(r"[0-9]{8,18}", re.ASCII)
-_RECORD_NAME: Final = re.compile(_NUMBER.pattern + r"\.json", re.ASCII)
+_RECORD_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json", re.ASCII)
+_PAGE_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.page", re.ASCII)
+_HALF_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json\.new", re.ASCII)
 LOG: Final = logging.getLogger(__name__)
 
 
-def make_state_directory(path: str) -> None:
-    """Make ``path`` (0700), if it is missing. Raises TargetError, also if others may write in it.
-
-    Its records say which processes belong to the daemon, which signals them.
-    """
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)
-        found = os.stat(path)
-    except OSError as error:
-        raise TargetError.from_os(error, f"state directory {path}") from error
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        message = f"state directory {path}: it must be yours, and nobody else may write in it"
-        raise TargetError(message, errno=errno.EPERM)
-
-
 class StateDirectory:
-    """The directory ``path``, made if missing and locked. Raises KtaskfsError (EBUSY if another has it).
+    """The records and pages in ``directory``, which is locked and closed with this.
 
-    ``crash_point`` is called between any two changes that a successor could see (see ``crash_points``).
+    The records say which processes belong to the daemon, which signals them. Raises KtaskfsError (EBUSY if another
+    daemon has it). ``crash_point`` is called between any two changes that a successor could see (see
+    ``crash_points``).
     """
 
-    def __init__(self, path: str, crash_point: Callable[[str], None] = pass_on) -> None:
-        self.path = path
+    def __init__(self, directory: PrivateDirectory, crash_point: Callable[[str], None] = pass_on) -> None:
+        self.path = directory.path
         self.crash_point = crash_point
-        make_state_directory(path)
+        self._directory = directory
         try:
-            self._lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = directory.open("lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise TargetError.from_os(error, f"state directory {path}") from error
+            directory.close()
+            raise TargetError.from_os(error, f"state directory {self.path}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
-            raise KtaskfsError(f"another ktaskfs is using the state directory {path}", errno=errno.EBUSY) from None
+            self.close()
+            message = f"another ktaskfs is using the state directory {self.path}"
+            raise KtaskfsError(message, errno=errno.EBUSY) from None
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and close the directory."""
         os.close(self._lock)
+        self._directory.close()
 
-    def _path(self, task: int, suffix: str) -> str:
-        return os.path.join(self.path, f"{task:08d}.{suffix}")
+    def create_page(self, task: int, shape: Shape, requests: Requests) -> int:
+        """A descriptor of a new page for ``task``, in place of an old one. Raises OSError."""
+        self.forget_page(task)
+        return create_page(_name(task, "page"), shape, requests, dir_fd=self._directory.fd)
 
-    def page_path(self, task: int) -> str:
-        """Where the page of ``task`` is."""
-        return self._path(task, "page")
+    def open_page(self, task: int) -> int:
+        """A descriptor of the page of ``task``. Raises OSError."""
+        return self._directory.open(_name(task, "page"), os.O_RDWR)
 
     def write(self, record: Record) -> None:
         """Replace the record of a task. Raises OSError, and then the old one stands."""
-        path = self._path(record.task, "json")
+        name = _name(record.task, "json")
         data = json.dumps(record.to_json()).encode()
         self.crash_point(f"write the record: {record.state}")
         try:
-            fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = self._directory.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
             self.crash_point("rename the record")
-            os.rename(path + ".new", path)
+            self._directory.rename(f"{name}.new", name)
             self.crash_point("the record is written")
         except OSError:
             with contextlib.suppress(OSError):
-                os.unlink(path + ".new")
+                self._directory.remove(f"{name}.new")
             raise
 
     def forget(self, task: int) -> None:
         """Remove the record and the page of ``task``. Raises OSError."""
         self.crash_point("remove the record")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(task, "json"))
+        self._directory.remove(_name(task, "json"))
         self.forget_page(task)
 
     def forget_page(self, task: int) -> None:
         """Remove the page of ``task``, if there is one; its record stays. Raises OSError."""
         self.crash_point("remove the page")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.page_path(task))
+        self._directory.remove(_name(task, "page"))
 
     def highest_number(self) -> int:
         """The highest number that any file here has, 0 if there is none."""
-        numbers = (entry.partition(".")[0] for entry in os.listdir(self.path))
+        numbers = (entry.partition(".")[0] for entry in self._directory.names())
         return max((int(each) for each in numbers if _NUMBER.fullmatch(each)), default=0)
 
     def sweep_pages(self) -> None:
         """Remove pages without a record, whose tasks never began, and halves of records. Raises OSError."""
-        for entry in os.listdir(self.path):
-            page = entry.endswith(".page") and not os.path.exists(os.path.join(self.path, entry[:-4] + "json"))
-            if page or entry.endswith(".json.new"):
-                os.unlink(os.path.join(self.path, entry))
+        names = set(self._directory.names())
+        for name in names:
+            page = _PAGE_NAME.fullmatch(name)
+            unused = f"{page[1]}.json" not in names if page else _HALF_NAME.fullmatch(name)
+            if unused and self._directory.is_ours(name):
+                self._directory.remove(name)
 
     def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
         """Every record that can be read, oldest first; others are set aside as ``*.bad``, with a line in the log.
 
         ``operations`` are those that this daemon knows.
         """
-        for entry in sorted(os.listdir(self.path)):
+        for entry in sorted(self._directory.names()):
             if not _RECORD_NAME.fullmatch(entry):
                 continue
             task = int(entry.removesuffix(".json"))
             try:
-                with open(os.path.join(self.path, entry), "rb") as file:
+                with os.fdopen(self._directory.open(entry, os.O_RDONLY), "rb") as file:
                     record = record_from_json(json.load(file), task, operations)
             except (KtaskfsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 self.set_aside(task, error)
@@ -138,6 +134,10 @@ class StateDirectory:
 
     def set_aside(self, task: int, why: Exception) -> None:
         """Rename a record that cannot be used, and say so in the log. Raises OSError."""
-        path = self._path(task, "json")
-        LOG.warning("setting aside the record %s: %s", path, why)
-        os.rename(path, path + ".bad")
+        name = _name(task, "json")
+        LOG.warning("setting aside the record %s: %s", os.path.join(self.path, name), why)
+        self._directory.rename(name, f"{name}.bad")
+
+
+def _name(task: int, suffix: str) -> str:
+    return f"{task:08d}.{suffix}"

@@ -15,6 +15,7 @@ from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
 from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
+from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class TaskTable:
     ``name`` is then not in the table).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, private_names: bool = False) -> None:
+        """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2)."""
         self.settings = settings
         self.observers: list[Callable[[Task], None]] = []
         self.last_task: dict[int, list[str]] = {}
@@ -46,6 +48,14 @@ class TaskTable:
         self._ended = EndedTasks()
         self._active: dict[Task, None] = {}
         self._numbers = itertools.count(1)
+        self._private_names = private_names
+        self._own_numbers: dict[int, int] = {}
+        """For the USERS_MAX users who wrote last, how many private names each got."""
+        self.short_of_threads = False
+        """Whether a task has fewer threads than it wants."""
+        self.shortage_observers: list[Callable[[], None]] = []
+        """Called when threads have been dealt, and some task has fewer than it wants."""
+        self.thread_use = ThreadUse()
         settings.observers.append(self.rebalance)
 
     def __iter__(self) -> Iterator[Task]:
@@ -91,10 +101,22 @@ class TaskTable:
                 raise NameTaken(f"a task {name} exists")
             seen.add(check_name(name))
 
-    def free_name(self, operation: str, number: int, taken: Set[str] = frozenset()) -> str:
-        """``OPERATION-N``: N is the task's number, or the next number whose name is free and not ``taken``."""
-        candidates = (f"{operation}-{each}" for each in itertools.count(number))
+    def free_name(self, operation: str, uid: int, number: int, taken: Set[str] = frozenset()) -> str:
+        """``OPERATION-N``: N is the task's number, or the next number whose name is free and not ``taken``.
+
+        A private name is ``OPERATION-UID-N``, and N counts the user's own tasks.
+        """
+        stem = operation
+        if self._private_names:
+            stem, number = f"{operation}-{uid}", self._own_number(uid)
+        candidates = (f"{stem}-{each}" for each in itertools.count(number))
         return next(name for name in candidates if name not in self._tasks and name not in taken)
+
+    def _own_number(self, uid: int) -> int:
+        number = self._own_numbers[uid] = self._own_numbers.pop(uid, 0) + 1
+        if len(self._own_numbers) > USERS_MAX:
+            del self._own_numbers[next(iter(self._own_numbers))]
+        return number
 
     def note_last(self, uid: int, names: list[str]) -> None:
         """Remember what the last write of ``uid`` created, for the USERS_MAX users who wrote last."""
@@ -119,11 +141,16 @@ class TaskTable:
 
     def move(self, task: Task, state: State) -> None:
         """Change the state of a task, update counts and threads, and tell the observers. Raises TaskForgotten."""
-        task.require_known()
-        self._displace(task)
-        task.to(state)
-        self._place(task)
-        self._tell(task)
+        self.move_all([task], state)
+
+    def move_all(self, tasks: Sequence[Task], state: State) -> None:
+        """As ``move`` for each of ``tasks``; threads are dealt once, since that looks at every task at work."""
+        for task in tasks:
+            task.require_known()
+            self._displace(task)
+            task.to(state)
+            self._place(task)
+            self._tell(task)
         self.rebalance()
 
     def overdue(self) -> list[Task]:
@@ -138,11 +165,22 @@ class TaskTable:
         """Deal the helper threads anew among the running tasks, and put other live limits in force."""
         cpus = len(usable_cpus())
         wanted = {task: self._threads_wanted(task, cpus) for task in self._active}
-        for task, threads in deal_threads(wanted, helper_limit(cpus, self.settings["cpu_percent"])).items():
+        used = {task: min(threads, self.thread_use.usable(task) or threads) for task, threads in wanted.items()}
+        limit = helper_limit(cpus, self.settings["cpu_percent"])
+        dealt = deal_threads(used, limit, lambda task: task.uid)
+        self.short_of_threads = any(dealt[task] < threads for task, threads in wanted.items())
+        if self.short_of_threads:
+            for observer in self.shortage_observers:
+                observer()
+        for task, threads in dealt.items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
             except KtaskfsError as error:  # the page of one worker must not keep the others from their requests
                 LOG.error("%s", error.message)
+
+    def running(self) -> list[Task]:
+        """The tasks that are running."""
+        return [task for task in self._active if task.state is State.RUNNING]
 
     def nice_of(self, task: Task) -> int:
         """The nice value that the helpers of ``task`` are to have."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ktaskfs.errors import InvalidValue, TargetError, TaskForgotten, WrongState
+from ktaskfs.errors import InvalidValue, NotPermitted, TargetError, TaskForgotten, WrongState
 from ktaskfs.operations.base.parameters import MAX, parse_parameters
 from ktaskfs.progress import Phase, Requests, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.history import History
@@ -39,6 +39,7 @@ class State(StrEnum):
 WORKING: Final = frozenset({State.RUNNING, State.PAUSED})
 """The worker got its GO, and outlives the daemon."""
 ACTIVE: Final = WORKING | {State.STARTING}
+UNENDED: Final = ACTIVE | {State.NEW}
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.INTERRUPTED})
 RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
 PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
@@ -111,13 +112,29 @@ class Task:
         self.set_text(parameter, text)
 
     def set_text(self, parameter: Parameter, text: str) -> None:
-        """Set a parameter. Writing the placeholder unsets it. Raises InvalidValue."""
+        """Set a parameter. Writing the placeholder unsets it. Raises InvalidValue, and WrongState for an ended task."""
+        self.require(UNENDED, f"setting {parameter.name}")
         texts = dict(self.texts)
         if text == parameter.kind.absent and parameter.default is None and not parameter.required:
             texts.pop(parameter.name, None)
         else:
             texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
         self.history = replace(self.history, texts=texts)
+
+    def limit_rights(self, permitted: int) -> None:
+        """Note that a caller with these capabilities has defined something of the task."""
+        self.history = replace(self.history, rights=self.history.rights & permitted)
+
+    def require_rights(self, permitted: int) -> None:
+        """Raise NotPermitted for a starter with capabilities that somebody who defined the task did not have.
+
+        The paths may be a trap that only those capabilities fall into.
+        """
+        more = permitted & ~self.history.rights
+        if more:
+            raise NotPermitted(
+                f"task {self.name} was defined without capabilities that you have ({more:#x}): write a spec of your own"
+            )
 
     def parameter_text(self, parameter: Parameter) -> str:
         """The text of a parameter's file: what was given, or the default."""

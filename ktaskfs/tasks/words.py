@@ -17,7 +17,9 @@ WORDS_MAX: Final = 256
 QUOTES_MAX: Final = 8192
 """Quotes and backslashes in one line: two paths of PATH_MAX in which every character is escaped."""
 
-_BLANKS: Final = re.compile(r"[ \t\r\n]*+")
+BLANKS: Final = " \t\r\n"
+"""White space to the shell and to JSON."""
+_BLANKS: Final = re.compile(rf"[{BLANKS}]*+")
 _PIECE: Final = re.compile(
     r"""(?P<plain>[^ \t\r\n'"\\]++)
       | '(?P<single>[^']*+)'
@@ -59,16 +61,16 @@ def split_words(line: str) -> list[Word]:
 
 
 def _words(line: str) -> Iterator[Word]:
-    at = _end_of_blanks(line, 0)
+    at = end_of_blanks(line, 0)
     while at < len(line):
         start, pieces = at, []
         while piece := _PIECE.match(line, at):
             pieces.append(_text(piece))
             at = piece.end()
-        if at < len(line) and _end_of_blanks(line, at) == at:
+        if at < len(line) and end_of_blanks(line, at) == at:
             raise SpecError("a quotation or an escape has no end", line=line, start=start, end=len(line))
         yield Word("".join(pieces), start, at)
-        at = _end_of_blanks(line, at)
+        at = end_of_blanks(line, at)
 
 
 def _text(piece: re.Match[str]) -> str:
@@ -76,7 +78,8 @@ def _text(piece: re.Match[str]) -> str:
     return _ESCAPE_IN_DOUBLE.sub(r"\1", text) if piece.lastgroup == "double" else text
 
 
-def _end_of_blanks(line: str, at: int) -> int:
+def end_of_blanks(line: str, at: int) -> int:
+    """Where the white space that begins at ``at`` ends; ``at`` if there is none."""
     match = _BLANKS.match(line, at)
     assert match is not None
     return match.end()

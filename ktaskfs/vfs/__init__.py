@@ -36,8 +36,10 @@ from ktaskfs.vfs.inode import (
     StaticDirectory,
 )
 from ktaskfs.vfs.patience import Patience
+from ktaskfs.vfs.quota import Quota
+from ktaskfs.vfs.refusals import TooMuchText
 from ktaskfs.vfs.stream import Stream, StreamFile
-from ktaskfs.vfs.text import COMMAND_MAX, TextFile
+from ktaskfs.vfs.text import COMMAND_MAX, OpenTexts, TextFile
 
 __all__ = [
     "BRIEFLY",
@@ -53,11 +55,14 @@ __all__ = [
     "Inode",
     "Link",
     "OpenFile",
+    "OpenTexts",
+    "Quota",
     "Patience",
     "StaticDirectory",
     "Stream",
     "StreamFile",
     "TextFile",
+    "TooMuchText",
     "WatchedChange",
     "Watcher",
 ]

@@ -57,6 +57,12 @@ class NothingYet(KtaskfsError):
     default_errno = errno.EAGAIN
 
 
+class TooMuchText(KtaskfsError):
+    """The files that a user has open hold too much text (ENOMEM, as open(2) where the kernel has no memory left)."""
+
+    default_errno = errno.ENOMEM
+
+
 class Interrupted(KtaskfsError):
     """A stream had nothing to give for a while, and its reader may look at its signals now (EINTR)."""
 

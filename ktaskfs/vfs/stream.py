@@ -5,10 +5,10 @@ A stream opened with O_NONBLOCK answers EAGAIN when it has nothing, which is how
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,7 +20,8 @@ from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
+
+    from ktaskfs.vfs.quota import Quota
 
 PATIENCE: Final = 2.0
 """Seconds after which a read is answered if its stream has not given anything: with ``idle``, or else with EINTR.
@@ -62,10 +63,11 @@ class StreamFile(File):
     """A file whose readers each get a stream of their own, from the moment of opening.
 
     ``change`` must be notified whenever some stream may have become ready, or have ended. ``patience`` is what all
-    streams of a mount share.
+    streams of a mount share. ``quota`` limits how many streams a user has open: each reader that waits wakes the event
+    loop once a second.
     """
 
-    __slots__ = ("_change", "_open_stream", "_patience")
+    __slots__ = ("_change", "_open_stream", "_patience", "_quota")
 
     def __init__(
         self,
@@ -75,8 +77,10 @@ class StreamFile(File):
         *,
         change: Change | None = None,
         patience: Patience | None = None,
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(ino, attributes)
+        self._quota = quota
         self._open_stream = open_stream
         self._change = change
         self._patience = patience or Patience()
@@ -84,9 +88,25 @@ class StreamFile(File):
     async def open(self, caller: Caller, flags: int) -> OpenStream:
         if wants_write(flags):
             raise AccessDenied("this file cannot be written")
-        blocking = not flags & os.O_NONBLOCK
-        wait = functools.partial(self._patience.wait, caller.uid, PATIENCE)
-        return OpenStream(self._open_stream(caller), wait, blocking=blocking, change=self._change)
+        stream = self._open_stream(caller)
+        try:
+            if self._quota is not None:
+                self._quota.take(caller.uid)
+        except BaseException:
+            stream.close()
+            raise
+        reader = Reader(caller.uid, not flags & os.O_NONBLOCK, self._patience, self._quota)
+        return OpenStream(stream, reader, self._change)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads a stream: a user, who waits for it or does not, and what limits the user's reads."""
+
+    uid: int
+    blocking: bool
+    patience: Patience
+    quota: Quota | None
 
 
 class OpenStream(OpenFile):
@@ -96,20 +116,11 @@ class OpenStream(OpenFile):
     ``read`` and head(1) to the end of the line they wanted, less(1) to the start.
     """
 
-    __slots__ = ("_blocking", "_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_stream", "_wait")
+    __slots__ = ("_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_reader", "_stream")
 
-    def __init__(
-        self,
-        stream: Stream,
-        wait: Callable[[], AbstractContextManager[object]],
-        *,
-        blocking: bool,
-        change: Change | None,
-    ) -> None:
-        """``wait`` makes the scope of a read, which ends when its reader must not wait longer."""
+    def __init__(self, stream: Stream, reader: Reader, change: Change | None) -> None:
         self._stream = stream
-        self._wait = wait
-        self._blocking = blocking
+        self._reader = reader
         self._change = change
         self._lock = trio.Lock()  # over _held, _held_from and _ended while a chunk is awaited
         self._held = b""
@@ -122,7 +133,7 @@ class OpenStream(OpenFile):
         return self._held_from + len(self._held)
 
     async def read(self, offset: int, size: int) -> bytes:
-        with self._wait():
+        with self._reader.patience.wait(self._reader.uid, PATIENCE):
             async with self._lock:
                 # Past the end of what there is, reading goes on from there, whatever the offset.
                 start = min(max(offset, self._held_from), self._held_to)
@@ -139,7 +150,7 @@ class OpenStream(OpenFile):
         return idle[:size]
 
     async def _hold_next(self) -> None:
-        if not self._blocking and not self._stream.ready():
+        if not self._reader.blocking and not self._stream.ready():
             raise NothingYet("nothing to read yet")
         chunk = await self._stream.next_chunk()
         self._hold(chunk)
@@ -159,4 +170,6 @@ class OpenStream(OpenFile):
     def release(self) -> None:
         if self._change is not None:
             self._change.forget(self)
+        if self._reader.quota is not None:
+            self._reader.quota.give_back(self._reader.uid)
         self._stream.close()

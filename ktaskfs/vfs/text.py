@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
 from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_read, wants_write
 from ktaskfs.vfs.refusals import AccessDenied, BadWrite
+
+if TYPE_CHECKING:
+    from ktaskfs.vfs.quota import Quota
 
 COMMAND_MAX: Final = 64 * 1024
 """Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer
@@ -19,9 +23,35 @@ one is seen to be too long before any of it is acted upon."""
 REPLY_MAX: Final = 64 * 1024
 """Bytes of replies that a descriptor keeps; the oldest go first."""
 
+OPENING_SIZE: Final = 1024
+"""Bytes that an open file takes besides its text; about what it takes in Python."""
+
 Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
 Write = Callable[[Caller, str], Awaitable[str | None]]
 Refused = Callable[[Caller, str, KtaskfsError], None]
+
+
+class OpenTexts:
+    """The text that open files hold. For each user in ``quota``, bytes that several openings share count once."""
+
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._openings: Counter[tuple[int, int]] = Counter()
+        """By user and id of the bytes."""
+
+    def hold(self, user: int, text: bytes) -> None:
+        """One more opening of ``user`` holds ``text``; raises the quota's refusal."""
+        key = user, id(text)
+        self._quota.take(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
+        self._openings[key] += 1
+
+    def let_go(self, user: int, text: bytes) -> None:
+        """An opening of ``user`` holds ``text`` no longer."""
+        key = user, id(text)
+        self._openings[key] -= 1
+        if not self._openings[key]:
+            del self._openings[key]
+        self._quota.give_back(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
 
 
 class TextFile(File):
@@ -30,10 +60,11 @@ class TextFile(File):
     ``write`` gets the text of one write(2), stripped; an error that it raises is the error of that write. A text that
     it returns is a reply, which a descriptor open for reading and writing then reads instead of the file.
     ``change`` is what poll(2) on the file reports. ``refused`` is called for a write that never reaches ``write``,
-    with as much of the command as was legible.
+    with as much of the command as was legible. ``texts`` limits what the openings hold: an open(2), or a read at the
+    beginning, fails then.
     """
 
-    __slots__ = ("change", "refused", "render", "write")
+    __slots__ = ("change", "refused", "render", "texts", "write")
 
     def __init__(
         self,
@@ -44,8 +75,10 @@ class TextFile(File):
         *,
         change: Change | None = None,
         refused: Refused | None = None,
+        texts: OpenTexts | None = None,
     ) -> None:
         super().__init__(ino, attributes)
+        self.texts = texts
         self.render = render
         self.write = write
         self.change = change
@@ -58,8 +91,12 @@ class TextFile(File):
         if wants_write(flags) and self.write is None:
             raise AccessDenied("this file cannot be written")
         opened = OpenText(self, caller, flags)
-        if wants_read(flags):
-            await opened.draw()
+        try:
+            if wants_read(flags):
+                await opened.draw()
+        except BaseException:
+            opened.release()
+            raise
         return opened
 
 
@@ -88,6 +125,8 @@ class OpenText(OpenFile):
         # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
         self._append = bool(flags & os.O_APPEND)
         self._text = b""
+        if file.texts is not None:
+            file.texts.hold(caller.uid, self._text)
         self._unread = False
         self._drawn_at = 0
         # As in kernfs, a file that was not read yet counts as changed.
@@ -109,7 +148,12 @@ class OpenText(OpenFile):
         text = render(self._caller)
         if inspect.isawaitable(text):
             text = await text
-        self._text = text.encode() if isinstance(text, str) else text
+        drawn = text.encode() if isinstance(text, str) else text
+        texts = self._file.texts
+        if texts is not None:
+            texts.hold(self._caller.uid, drawn)
+            texts.let_go(self._caller.uid, self._text)
+        self._text = drawn
         self._drawn_at = drawn_at
         self._unread = True
 
@@ -176,3 +220,5 @@ class OpenText(OpenFile):
     def release(self) -> None:
         if self._change is not None:
             self._change.forget(self)
+        if self._file.texts is not None:
+            self._file.texts.let_go(self._caller.uid, self._text)

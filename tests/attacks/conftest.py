@@ -93,7 +93,7 @@ def stranger(number: int) -> User:
 
 
 @pytest.fixture
-def memory(area: Path) -> Iterator[Path]:
+def memory(root: None, area: Path) -> Iterator[Path]:
     """A tmpfs open to every user."""
     with filesystems.tmpfs(area / "memory", 256 << 20) as path:
         yield path

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.control.command_log import CommandLog
-from ktaskfs.control.commands import CommandFile, Commands, Openings
+from ktaskfs.control.commands import CommandFile, Commands
+from ktaskfs.control.limits import Limits
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError
 from ktaskfs.vfs import Attributes, Caller
 
@@ -34,7 +35,7 @@ class Recorder:
             Attributes(0o660, 0, 0, 0),
             Commands("f", lambda caller: "usage\n", self.run),
             self.log,
-            Openings(),
+            Limits(),
         )
 
     async def run(self, caller: CallerProcess, text: str) -> str | None:

@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ktaskfs.control.facts import Load
-from ktaskfs.control.metrics import Metrics
+from ktaskfs.control.metrics import MAX_AGE, UNITS_PER_SECOND, Metrics
 from ktaskfs.control.openmetrics import render
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
@@ -63,7 +64,7 @@ async def test_what_is_read_is_openmetrics() -> None:
     house = House()
     house.follow()
     house.add(1)
-    found = samples(await house.metrics.text())
+    found = samples((await house.metrics.text()).decode())
     assert found["ktaskfs_tasks", (("operation", "clear"), ("state", "new"))] == 1
     assert found["ktaskfs_open_handles", ()] == 3
     assert found["process_resident_memory_bytes", ()] > 1 << 20
@@ -72,7 +73,7 @@ async def test_what_is_read_is_openmetrics() -> None:
     assert {labels[0][0] for name, labels in found if name == "ktaskfs_build_info"} == {"version"}
 
 
-def test_ends_and_units_are_counted_once() -> None:
+async def test_ends_and_units_are_counted_once() -> None:
     house = House()
     house.follow()
     clear = ("clear",)
@@ -83,17 +84,17 @@ def test_ends_and_units_are_counted_once() -> None:
         house.table.move(task, State.PAUSED)
         house.table.move(task, State.RUNNING)
         change_history(task, final=worked(100 * number))
-        assert house.metrics.facts(0).units["clear", "bytes"] == sum(100 * n for n in range(1, number + 1))
+        assert (await house.metrics.facts()).units["clear", "bytes"] == sum(100 * n for n in range(1, number + 1))
         house.table.move(task, end)
         house.table.drop(task)
-    facts = house.metrics.facts(0)
+    facts = await house.metrics.facts()
     assert facts.started == Counter({clear: 3})
     assert facts.ended == Counter({("clear", "done"): 2, ("clear", "cancelled"): 1})
     assert facts.units == Counter({("clear", "bytes"): 600})
     assert facts.tasks == {}
 
 
-def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
+async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
     house = House()
     house.follow()
     resumed = house.add(1)
@@ -110,33 +111,33 @@ def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
     refused = house.add(2)
     house.table.move(refused, State.STARTING)
     house.table.drop(refused)
-    facts = house.metrics.facts(0)
+    facts = await house.metrics.facts()
     assert (facts.started["clear",], facts.refused["clear",]) == (1, 4)
     assert (facts.ended, facts.units) == (Counter({("clear", "interrupted"): 1}), Counter({("clear", "bytes"): 300}))
 
 
-def test_work_that_is_taken_back_was_work_all_the_same() -> None:
+async def test_work_that_is_taken_back_was_work_all_the_same() -> None:
     house = House()
     house.follow()
     task = house.add(1)
     house.table.move(task, State.RUNNING)
     change_history(task, final=worked(500, undone=True))
-    assert house.metrics.facts(0).units["clear", "bytes"] == 500
+    assert (await house.metrics.facts()).units["clear", "bytes"] == 500
 
 
-def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
+async def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
     house = House()
     house.follow()
     house.add(1, State.DONE)
     adopted = house.add(2, State.RUNNING)
     house.table.move(adopted, State.PAUSED)
-    facts = house.metrics.facts(0)
+    facts = await house.metrics.facts()
     assert (facts.started, facts.ended, facts.units) == (Counter(), Counter(), Counter({("clear", "bytes"): 0}))
     assert facts.tasks == {("clear", "done"): 1, ("clear", "paused"): 1}
 
 
-def test_pools_by_size_and_node() -> None:
-    facts = House().metrics.facts(0)
+async def test_pools_by_size_and_node() -> None:
+    facts = await House().metrics.facts()
     pools = (Pool(2 << 20, None, 8, 6, 4, 1, 2), Pool(2 << 20, Nid(1), 5, 3, 0, 1, 0))
     found = samples(render(replace(facts, pools=pools)))
     machine, node = (("node", ""), ("page_size", "2097152")), (("node", "1"), ("page_size", "2097152"))
@@ -148,3 +149,32 @@ def test_pools_by_size_and_node() -> None:
     ]
     assert found["ktaskfs_hugepages_free", node] == 3
     assert ("ktaskfs_hugepages_reserved", node) not in found
+
+
+async def test_a_crowd_of_readers_shares_one_text() -> None:
+    house = House()
+    texts: list[bytes] = []
+
+    async def read() -> None:
+        texts.append(await house.metrics.text())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(800):
+            nursery.start_soon(read)
+    assert len({id(text) for text in texts}) <= 2  # the second, if that took longer than a second
+    await trio.sleep(MAX_AGE)
+    assert await house.metrics.text() is not texts[-1]
+
+
+async def test_forged_numbers_add_no_more_than_the_total_and_never_fall() -> None:
+    house = House()
+    house.follow()
+    task = house.add(1)
+    house.table.move(task, State.RUNNING)
+    for units, counted in ((400, 400), (1 << 62, 1000), (0, 1000), (-1 << 62, 1000)):
+        change_history(task, final=worked(units))
+        assert (await house.metrics.facts()).units["clear", "bytes"] == counted
+    change_history(task, final=replace(worked(1 << 62), total=1 << 62))
+    assert (await house.metrics.facts()).units["clear", "bytes"] <= UNITS_PER_SECOND * 60
+    house.table.move(task, State.DONE)
+    assert (await house.metrics.facts()).units["clear", "bytes"] <= UNITS_PER_SECOND * 60

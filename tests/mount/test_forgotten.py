@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.control.commands import OPENINGS_MAX
+from ktaskfs.control.limits import OPENINGS_MAX
 from tests.support.poll import until
 from tests.support.resident import resident
 from tests.support.shell import run

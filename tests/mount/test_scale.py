@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.history import History
+from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.task import EMPTY, State
@@ -54,7 +55,7 @@ def ended_task(number: int) -> Record:
 def populated(mount_maker: MountMaker, area: Path, options: str = "") -> Mount:
     """A mount that adopts TASKS ended tasks."""
     path = area / "populated"
-    state = StateDirectory(str(path))
+    state = StateDirectory(PrivateDirectory(str(path)))
     for number in range(1, TASKS + 1):
         state.write(ended_task(number))
     state.close()

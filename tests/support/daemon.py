@@ -13,6 +13,8 @@ from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, environment, run, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.support.users import User
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +38,11 @@ class Mount:
         options: str = "",
         user: User | None = None,
         root: Path = ROOT,
+        prefix: Sequence[str] = (),
     ) -> None:
         """Mount on the directory ``path`` and return when the mount answers; ``options`` as after ``-o``.
 
-        ``root`` is where the project is, as seen by ``user``.
+        ``root`` is where the project is, as seen by ``user``; ``prefix`` is a command that runs the daemon.
         """
         self.path = path
         self.statedir = statedir
@@ -48,7 +51,7 @@ class Mount:
         self._killed = False
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [interpreter(root), "-W", "error", "-m", "ktaskfs.cli.main", "mount", "--foreground"]
+                [*prefix, interpreter(root), "-W", "error", "-m", "ktaskfs.cli.main", "mount", "--foreground"]
                 + ["-o", ",".join(filter(None, [f"statedir={statedir}", options])), str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

@@ -14,6 +14,7 @@ from ktaskfs.host.credentials import CallerProcess, read_caller
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.context import TaskContext
 from ktaskfs.tasks.launcher import Launcher
+from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.state_directory import StateDirectory
@@ -77,7 +78,7 @@ class House:
         self.nursery = nursery
         self.settings = Settings(tunables)
         self.table = TaskTable(self.settings)
-        self.state = StateDirectory(str(statedir))
+        self.state = StateDirectory(PrivateDirectory(str(statedir)))
         self.launcher = Launcher(nursery)
         context = TaskContext(self.table, self.launcher, self.state, OPERATIONS, nursery)
         self.service = TaskService(context)

@@ -19,6 +19,7 @@ from ktaskfs.host import credentials
 from ktaskfs.progress import write_requests
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.record import VERSION
 from ktaskfs.tasks.task import State, Task
 from tests.support.processes import has_ended
@@ -273,7 +274,7 @@ async def test_a_worker_that_hangs_in_its_start_can_be_killed_by_the_next_daemon
 
 async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory: Path) -> None:
     async with open_house(statedir) as house:
-        new = house.service.create_empty("new", 7, 8)
+        new = house.service.create_empty("new", 7, 8, ALL_CAPABILITIES)
         change_texts(new, length="4096")
         house.service.save(new)
         done = await house.run_one(f"fallocate path={memory}/file length=64K name=done")
@@ -304,7 +305,7 @@ async def test_a_record_that_makes_no_sense_is_set_aside_beside_sound_ones(
 ) -> None:
     async with open_house(statedir) as house:
         for name in ("other", "t", "third"):
-            house.service.create_empty(name, 1, 1)
+            house.service.create_empty(name, 1, 1, ALL_CAPABILITIES)
     change_record(statedir, 2, **change)
     async with open_house(statedir) as house:
         with caplog.at_level(logging.WARNING):
@@ -312,7 +313,7 @@ async def test_a_record_that_makes_no_sense_is_set_aside_beside_sound_ones(
         assert [task.name for task in house.table] == ["other", "third"]
         assert house.files() == ["00000001.json", "00000002.json.bad", "00000003.json"]
         assert "setting aside" in caplog.text
-        assert house.service.create_empty("t", 1, 1).number == 4
+        assert house.service.create_empty("t", 1, 1, ALL_CAPABILITIES).number == 4
 
 
 async def test_a_lower_limit_of_finished_tasks_holds_for_those_taken_over(statedir: Path, memory: Path) -> None:

@@ -15,6 +15,7 @@ from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
 from ktaskfs.span import Node
 from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State, Task
 from tests.support.tasks import change_texts
@@ -152,7 +153,7 @@ async def test_a_resume_that_is_refused_changes_nothing(house: House, memory: Pa
 
 async def test_a_start_that_is_refused_changes_nothing(house: House, memory: Path) -> None:
     """Neither in memory nor in the record, from which a later daemon makes the task."""
-    task = house.service.create_empty("t", os.geteuid(), os.getegid())
+    task = house.service.create_empty("t", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
     before = task.history, house.record(task)
     for line in (f"clear path={memory}/none offset=4096", "clear path=none chunk=8192"):
         with pytest.raises(KtaskfsError):
@@ -218,7 +219,11 @@ async def test_a_page_that_cannot_be_made_refuses_the_start(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_files()
-    monkeypatch.setattr(house.state, "page_path", lambda task: "/dev/shm/no/such/directory")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(house.state, "create_page", fail)
     with pytest.raises(TargetError, match="make the page"):
         await house.run(f"fallocate path={memory}/a length=64K")
     assert (len(house.table), os.listdir(memory), open_files()) == (0, [], before)

@@ -22,7 +22,8 @@ from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
-from ktaskfs.tasks.history import History
+from ktaskfs.tasks.history import ALL_CAPABILITIES, History
+from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.record import VERSION, Record, record_from_json
 from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.task import State
@@ -61,7 +62,8 @@ RECORD = Record(
         baseline=Baseline({"path": (1, 2, 3)}, end=2, size=2, total=51),
         planned=1,
         final=FINAL,
-        result="text\n",
+        result=b"text\n",
+        rights=0x21,
     ),
     pid=77,
     start_time=88,
@@ -71,7 +73,7 @@ RECORD = Record(
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateDirectory]:
-    directory = StateDirectory(str(tmp_path / "state"))
+    directory = StateDirectory(PrivateDirectory(str(tmp_path / "state")))
     yield directory
     directory.close()
 
@@ -110,7 +112,7 @@ def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
 def test_the_form_on_disk_stays() -> None:
     """Another version of the daemon reads it; only a new VERSION may change it."""
     fields = json.loads(as_json(RECORD))
-    assert (VERSION, fields.pop("version")) == (2, 2)
+    assert (VERSION, fields.pop("version")) == (3, 3)
     assert fields.pop("final") == json.loads(json.dumps(asdict(FINAL)))
     assert fields == {
         "task": 3,
@@ -118,6 +120,7 @@ def test_the_form_on_disk_stays() -> None:
         "uid": 1,
         "gid": 2,
         "operation": "clear",
+        "rights": 0x21,
         "parameters": {"path": "/a b\n", "length": "64G", "nice": "3"},
         "state": "failed",
         "created_ns": 1,
@@ -144,7 +147,16 @@ def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
         b'"state": 5, "chunks": 1, "units": 50, "busy_us": 9, "node": 0, "start": 40, "end": 50}]}, '
         b'"result": "text\\n"}',
     )
-    assert records(state) == [RECORD]
+    everybodys = replace(RECORD, history=replace(RECORD.history, rights=ALL_CAPABILITIES))
+    assert records(state) == [everybodys]
+
+
+def test_a_record_of_version_2_is_read(state: StateDirectory) -> None:
+    fields = json.loads(as_json(RECORD, version=2))
+    del fields["rights"]
+    write_raw(state, "00000003.json", json.dumps(fields).encode())
+    everybodys = replace(RECORD, history=replace(RECORD.history, rights=ALL_CAPABILITIES))
+    assert records(state) == [everybodys]
 
 
 @pytest.mark.parametrize(
@@ -174,10 +186,10 @@ def test_a_record_is_replaced_whole(state: StateDirectory) -> None:
 @pytest.mark.usefixtures("root")
 def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
     with mount_tmpfs(area / "full", 64 << 10) as full:
-        state = StateDirectory(str(full / "state"))
+        state = StateDirectory(PrivateDirectory(str(full / "state")))
         try:
             state.write(RECORD)
-            large = replace(RECORD, history=replace(RECORD.history, result="r" * 20_000))
+            large = replace(RECORD, history=replace(RECORD.history, result=b"r" * 20_000))
             before = len(os.listdir("/proc/self/fd"))
             room = os.statvfs(full)
             (full / "filler").write_bytes(b"x" * room.f_bsize * room.f_bfree)
@@ -282,7 +294,7 @@ def test_a_record_with_any_field_changed_is_read_or_set_aside(data: st.DataObjec
     field = data.draw(st.sampled_from(sorted(RECORD.to_json())))
     raw = as_json(RECORD, **{field: data.draw(anything)})
     path = f"/dev/shm/ktask-state-{os.getpid()}"
-    state = StateDirectory(path)
+    state = StateDirectory(PrivateDirectory(path))
     try:
         write_raw(state, "00000003.json", raw)
         for record in records(state):
@@ -298,8 +310,9 @@ def test_a_record_with_any_field_changed_is_read_or_set_aside(data: st.DataObjec
 
 HOLDER = """
 import sys
+from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.state_directory import StateDirectory
-state = StateDirectory(sys.argv[1])
+state = StateDirectory(PrivateDirectory(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -312,15 +325,15 @@ def test_two_daemons_never_share_a_directory(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(KtaskfsError, match=f"another ktaskfs is using the state directory {tmp_path}") as refusal:
-            StateDirectory(str(tmp_path / "state"))
+            StateDirectory(PrivateDirectory(str(tmp_path / "state")))
         assert refusal.value.errno == errno.EBUSY
         assert len(os.listdir("/proc/self/fd")) == before
         holder.communicate()
-    StateDirectory(str(tmp_path / "state")).close()
+    StateDirectory(PrivateDirectory(str(tmp_path / "state"))).close()
 
 
 def test_the_lock_ends_with_close_and_is_not_inherited(tmp_path: Path) -> None:
-    state = StateDirectory(str(tmp_path))
+    state = StateDirectory(PrivateDirectory(str(tmp_path)))
     with open(tmp_path / "lock") as other:
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -331,7 +344,7 @@ def test_the_lock_ends_with_close_and_is_not_inherited(tmp_path: Path) -> None:
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
     def refusal() -> KtaskfsError:
         with pytest.raises(KtaskfsError, match="nobody else may write") as caught:
-            StateDirectory(str(tmp_path))
+            StateDirectory(PrivateDirectory(str(tmp_path)))
         assert os.listdir(tmp_path) == []
         return caught.value
 
@@ -348,5 +361,5 @@ def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(KtaskfsError, match="Not a directory") as refusal:
-        StateDirectory(str(tmp_path / "file" / "state"))
+        StateDirectory(PrivateDirectory(str(tmp_path / "file" / "state")))
     assert refusal.value.errname == "ENOTDIR"

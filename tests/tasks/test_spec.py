@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ktaskfs.errors import InvalidValue, SpecError
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.ranges._range import RangeParameters
-from ktaskfs.tasks.spec import Spec, check_name, parse_spec, split_words
+from ktaskfs.tasks.spec import Spec, check_name, parse_spec
+from ktaskfs.tasks.words import split_words
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, W
 from ktaskfs.progress import Requests, read_requests
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
+from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
 from tests.support.tasks import change_texts
@@ -275,7 +276,7 @@ async def test_a_refused_write_does_not_wait_for_ever_for_what_is_taken_back(
     """The next start of the same task does: two workers would be at one target."""
     task = await house.run_one(f"fallocate path={memory}/file length=64K name=t")
     assert await ended(task) is State.DONE
-    task = house.service.create_empty("made", os.geteuid(), os.getegid())
+    task = house.service.create_empty("made", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
     task.define(house.service.operations["fallocate"], {"path": str(memory / "other"), "length": "64K"})
     worker = await stop_spare(house)
     monkeypatch.setattr(starter_module, "GRACE", 0.0)
@@ -313,7 +314,7 @@ async def test_what_several_tasks_prepared_is_taken_back_in_reverse(house: House
 
 async def test_an_empty_task_is_told_and_started(house: House, memory: Path) -> None:
     before = open_files()
-    task = house.service.create_empty("mine", os.geteuid(), os.getegid())
+    task = house.service.create_empty("mine", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
     with pytest.raises(KtaskfsError, match="no operation is set"):
         await house.service.start(task, me())
     task.define(house.service.operations["fallocate"], {"path": str(memory / "file")})

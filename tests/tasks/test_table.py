@@ -76,9 +76,17 @@ def test_names_that_cannot_be_had(names: list[str], error: type[Exception]) -> N
 def test_a_free_name_is_neither_in_use_nor_spoken_for() -> None:
     table = make_table()
     add(table, "clear-7")
-    assert table.free_name("clear", 6) == "clear-6"
-    assert table.free_name("clear", 7) == "clear-8"
-    assert table.free_name("clear", 7, {"clear-8", "clear-9"}) == "clear-10"
+    assert table.free_name("clear", 7, 6) == "clear-6"
+    assert table.free_name("clear", 7, 7) == "clear-8"
+    assert table.free_name("clear", 7, 7, {"clear-8", "clear-9"}) == "clear-10"
+
+
+def test_private_names_count_the_users_own_tasks() -> None:
+    table = TaskTable(Settings({}), private_names=True)
+    assert [table.free_name("clear", 7, number) for number in (5, 9)] == ["clear-7-1", "clear-7-2"]
+    assert table.free_name("copy", 8, 30) == "copy-8-1"
+    add(table, "clear-7-3")
+    assert table.free_name("clear", 7, 50) == "clear-7-4"
 
 
 def test_each_user_has_a_limit_of_unfinished_tasks() -> None:
@@ -108,7 +116,7 @@ def test_the_oldest_ended_tasks_are_overdue() -> None:
 def end(table: TaskTable, names: str, *, uid: int, result: str = "") -> list[Task]:
     tasks = [add(table, f"{name}{uid}", uid=uid) for name in names]
     for task in tasks:
-        change_history(task, result=result)
+        change_history(task, result=result.encode())
         table.move(task, State.DONE)
     return tasks
 

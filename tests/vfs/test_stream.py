@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ktaskfs.errors import KtaskfsError
-from ktaskfs.vfs import Attributes, Caller, Change, Stream, StreamFile
+from ktaskfs.errors import KtaskfsError, TooManyOpen
+from ktaskfs.vfs import Attributes, Caller, Change, Quota, Stream, StreamFile
 from ktaskfs.vfs.stream import HISTORY, PATIENCE, OpenStream
 
 ALICE = Caller(1000, 1000, 42)
@@ -181,3 +181,17 @@ async def test_a_stream_cannot_be_opened_for_writing() -> None:
     with pytest.raises(KtaskfsError) as refused:
         await opened(stream, os.O_RDWR)
     assert refused.value.errno == errno.EACCES
+
+
+async def test_a_user_has_so_many_streams_and_no_more() -> None:
+    quota = Quota("streams", each=2, total=100, refusal=TooManyOpen)
+    streams = [Chunks() for _ in range(4)]
+    left = iter(streams)
+    file = StreamFile(2, Attributes(0o444), lambda caller: next(left), quota=quota)
+    first, _ = [await file.open(ALICE, os.O_RDONLY) for _ in range(2)]
+    with pytest.raises(TooManyOpen):
+        await file.open(ALICE, os.O_RDONLY)
+    assert [stream.closed for stream in streams] == [0, 0, 1, 0]
+    first.release()
+    assert quota.held(ALICE.uid) == 1
+    await file.open(ALICE, os.O_RDONLY)

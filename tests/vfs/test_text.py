@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, Change, TextFile
+from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, Change, OpenTexts, Quota, TextFile, TooMuchText
 from ktaskfs.vfs.change import CHANGED
-from ktaskfs.vfs.text import REPLY_MAX, OpenText
+from ktaskfs.vfs.text import OPENING_SIZE, REPLY_MAX, OpenText
 
 ALICE = Caller(1000, 1000, 42)
 BIG = 1 << 20
@@ -299,3 +299,38 @@ async def test_a_further_command_may_follow_a_line_on_the_same_descriptor() -> N
     with pytest.raises(KtaskfsError):
         await file.write(4, b"five")
     assert commands == ["one", "two", "four"]
+
+
+def budget(most: int) -> tuple[OpenTexts, Quota]:
+    quota = Quota("bytes", each=most, total=64 * most, refusal=TooMuchText)
+    return OpenTexts(quota), quota
+
+
+async def test_openings_that_share_their_text_hold_it_once() -> None:
+    texts, quota = budget(64 << 10)
+    shared = b"x" * (32 << 10)
+    file = TextFile(2, Attributes(0o444), lambda caller: shared, texts=texts)
+    first = [await opened(file, os.O_RDONLY) for _ in range(20)]
+    assert quota.held(ALICE.uid) == len(shared) + 20 * OPENING_SIZE
+    assert await first[0].read(0, BIG) is not await first[1].read(0, 10)
+    for each in first:
+        each.release()
+    assert quota.held(ALICE.uid) == 0
+
+
+async def test_a_user_whose_open_files_hold_too_much_gets_enomem() -> None:
+    texts, quota = budget(64 << 10)
+    size = 30 << 10
+    file = TextFile(2, Attributes(0o444), lambda caller: b"x" * size, texts=texts)
+    first, _ = [await opened(file, os.O_RDONLY) for _ in range(2)]
+    with pytest.raises(TooMuchText) as refusal:
+        await opened(file, os.O_RDONLY)
+    assert refusal.value.errno == errno.ENOMEM
+    (await file.open(Caller(1001, 1001, 1), os.O_RDONLY)).release()
+    await first.read(0, 1)
+    with pytest.raises(TooMuchText):  # the text anew, while the old one is still held
+        await first.read(0, 1)
+    assert await first.read(size - 1, 10) == b"x"
+    before = quota.held(ALICE.uid)
+    first.release()
+    assert quota.held(ALICE.uid) == before - size - OPENING_SIZE

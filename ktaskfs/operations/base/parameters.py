@@ -8,6 +8,7 @@ files and the worker all follow from the one declaration.
 from __future__ import annotations
 
 import dataclasses
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 MAX: Final = "max"
 """The word for "no limit", as in cgroup v2."""
+PATH_MAX: Final = 4096
+"""Bytes of a path with its closing NUL (linux/limits.h)."""
+WORD_MAX: Final = 255
+CPULIST_MAX: Final = 4096
+"""Characters of a list: more than all 1,024 nodes, named one by one, take."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,25 @@ def _parse_path(text: str) -> str:
         raise InvalidValue("the path is empty")
     if "\0" in text:
         raise InvalidValue("the path has a NUL byte")
-    if any("\ud800" <= each <= "\udfff" for each in text):  # JSON can write one; no file name can hold it
-        raise InvalidValue("the path has half of a surrogate pair")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # JSON can write one; no file name can hold it
+        raise InvalidValue("the path has half of a surrogate pair") from None
+    if size >= PATH_MAX:
+        raise InvalidValue(f"the path has {size} bytes, and may have {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
     return text
 
 
 def _parse_word(text: str) -> str:
+    if len(text) > WORD_MAX:
+        raise InvalidValue(f"{shown(text)} has {len(text)} characters, and may have {WORD_MAX}")
     return text
+
+
+def _parse_nodes(text: str) -> tuple[int, ...]:
+    if len(text) > CPULIST_MAX:
+        raise InvalidValue(f"the list has {len(text)} characters, and may have {CPULIST_MAX}")
+    return parse_cpulist(text, most=1023)
 
 
 def _limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
@@ -118,7 +136,7 @@ FLAG: Final[Kind[bool]] = Kind("0/1", _parse_flag, lambda value: str(int(value))
 OCTAL: Final[Kind[int]] = Kind("mode", _parse_octal, lambda value: f"{value:04o}")
 PATH: Final[Kind[str]] = Kind("path", _parse_path, str)
 WORD: Final[Kind[str]] = Kind("word", _parse_word, str)
-NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", lambda text: parse_cpulist(text, most=1023), format_cpulist)
+NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", _parse_nodes, format_cpulist)
 NICE: Final[Kind[int]] = Kind("number", lambda text: parse_int(text, most=19), str)
 THREADS: Final[Kind[int | None]] = Kind(
     "number|max", _limit(lambda text: parse_int(text, least=1, most=2**31 - 1)), _format_limit, absent=MAX
@@ -170,10 +188,17 @@ def parse_parameters(declaration: type[P], texts: Mapping[str, str]) -> P:
     unknown = texts.keys() - declared.keys()
     if unknown:
         raise InvalidValue(f"unknown parameter {shown(min(unknown))}")
-    missing = [each.name for each in declared.values() if each.required and each.name not in texts]
+    return build_parameters(declaration, {name: declared[name].kind.parse(text) for name, text in texts.items()})
+
+
+def build_parameters(declaration: type[P], values: Mapping[str, Any]) -> P:
+    """Build ``declaration`` from parsed values of declared names.
+
+    Raises InvalidValue for a required one that is missing, and for values that contradict each other.
+    """
+    missing = [each.name for each in parameters_of(declaration) if each.required and each.name not in values]
     if missing:
         raise InvalidValue(f"parameter {missing[0]} is missing")
-    values = {name: declared[name].kind.parse(text) for name, text in texts.items()}
     parameters = declaration(**values)
     parameters.check()
     return parameters

@@ -1,0 +1,90 @@
+"""How many threads the tasks at work can use: fewer than they want while a signal or a rate limit holds them back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.process import is_stopped
+from ktaskfs.progress import ThreadState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from ktaskfs.progress import Snapshot
+    from ktaskfs.tasks.task import Task
+
+LOG: Final = logging.getLogger(__name__)
+SLACK: Final = 0.1
+"""Threads that a task gets beyond those that were busy on average, before rounding up: one that is busy all the time
+may have use for a second."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen of a task: when (time.monotonic()), its rate limit, the threads' work, and the threads it can use.
+
+    ``usable`` is None until there are two looks to compare.
+    """
+
+    at: float
+    rate: int
+    busy_us: int
+    chunks: Mapping[int, int]
+    usable: int | None
+
+
+class ThreadUse:
+    """What the last looks at the tasks at work have shown."""
+
+    def __init__(self) -> None:
+        self._looks: dict[Task, _Look] = {}
+
+    def usable(self, task: Task) -> int | None:
+        """Threads that ``task`` can use, None if nothing is known. A new rate limit makes the last look void."""
+        look = self._looks.get(task)
+        return None if look is None or look.rate != task.requests.rate else look.usable
+
+    def forget_all_but(self, tasks: Collection[Task]) -> None:
+        """Forget tasks that are no longer at work."""
+        self._looks = {task: look for task, look in self._looks.items() if task in tasks}
+
+    def look(self, task: Task) -> None:
+        """Find out how many threads ``task`` can use."""
+        if task.worker is None:
+            self._looks.pop(task, None)
+            return
+        try:
+            snapshot = task.snapshot()
+            stopped = is_stopped(task.worker.pid)
+        except OSError as error:
+            LOG.error("what task %s does cannot be seen: %s", task.name, error)
+            return
+        now, before = time.monotonic(), self._looks.get(task)
+        usable: int | None = None
+        if stopped:
+            usable = 1
+        elif task.requests.rate and before is not None:
+            usable = _busy_threads(snapshot, before, now)
+        self._looks[task] = _Look(
+            at=now,
+            rate=task.requests.rate,
+            busy_us=sum(each.busy_us for each in snapshot.threads),
+            chunks={each.slot: each.chunks for each in snapshot.threads},
+            usable=usable,
+        )
+
+
+def _busy_threads(snapshot: Snapshot, before: _Look, now: float) -> int:
+    """Threads that were at work since the look ``before``, at least 1: by their time in chunks, or still in one."""
+    busy = (sum(each.busy_us for each in snapshot.threads) - before.busy_us) / 1e6 / max(now - before.at, 1e-3)
+    in_one_chunk = sum(
+        each.state is ThreadState.RUNNING
+        and each.start < each.end
+        and before.chunks.get(each.slot, each.chunks) == each.chunks
+        for each in snapshot.threads
+    )
+    return max(1, in_one_chunk, math.ceil(min(busy, len(snapshot.threads)) + SLACK))

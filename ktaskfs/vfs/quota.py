@@ -1,0 +1,66 @@
+"""How much of something scarce each user may hold: descriptors, streams, memory of open files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ktaskfs.errors import KtaskfsError
+
+ROOT: Final = 0
+FEW_PART: Final = 1024
+"""One part in so many of the total is a few. It then takes some 500 users to use up the half that is for few."""
+ROOT_PART: Final = 16
+"""One part in so many of the total is kept for root."""
+
+
+class Quota:
+    """Shares ``total`` of ``what`` out among users.
+
+    A user may hold ``each`` at most. Half of the total is for users that hold a FEW_PART of it or less, so that many
+    greedy users leave something for the others. Of both halves a part is root's alone, to whom ``each`` does not
+    apply. ``observers`` are called with the user and the refusal.
+    """
+
+    def __init__(self, what: str, *, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> None:
+        self.observers: list[Callable[[int, KtaskfsError], None]] = []
+        self._what = what
+        self._each = each
+        self._total = total
+        self._few = max(1, total // FEW_PART)
+        self._roots = total // ROOT_PART
+        self._refusal = refusal
+        self._held: Counter[int] = Counter()
+        self._used = 0
+
+    def take(self, user: int, amount: int = 1) -> None:
+        """Count ``amount`` more for ``user``; raises the refusal, and then counts nothing."""
+        held = self._held[user] + amount
+        if user != ROOT and held > self._each:
+            self._refuse(user, f"you hold {self._held[user]} {self._what}, and a user may hold {self._each}")
+        limit = self._total // 2 if held > self._few else self._total
+        if self._used + amount > limit - (0 if user == ROOT else self._roots):
+            all_users = f"all users together {self._used} of {self._total}"
+            self._refuse(user, f"you hold {self._held[user]} {self._what}, {all_users}: the rest is for others")
+        self._held[user] = held
+        self._used += amount
+
+    def _refuse(self, user: int, message: str) -> None:
+        error = self._refusal(message)
+        for observer in self.observers:
+            observer(user, error)
+        raise error
+
+    def give_back(self, user: int, amount: int = 1) -> None:
+        """Count ``amount`` less for ``user``."""
+        self._used -= amount
+        self._held[user] -= amount
+        if not self._held[user]:
+            del self._held[user]
+
+    def held(self, user: int) -> int:
+        """What ``user`` holds now."""
+        return self._held[user]

@@ -1,0 +1,121 @@
+"""Users that hold as much as they can: memory, streams and descriptors of the daemon are left for the others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktaskfs.control.limits import STREAMS_MAX
+from ktaskfs.errors import TooManyOpen
+from ktaskfs.vfs import Quota
+from ktaskfs.vfs.quota import FEW_PART, ROOT_PART
+from tests.support.poll import until
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import MountMaker
+    from tests.support.users import User
+
+HOLD = """
+import os, resource, sys
+path, flags, most, pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+def memory():
+    return next(int(line.split()[1]) >> 10 for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS"))
+before, held, number = memory(), [], 0
+try:
+    while len(held) < most:
+        held.append(os.open(path, flags))
+except OSError as error:
+    number = error.errno
+print(len(held), number, memory() - before, flush=True)
+sys.stdin.read()
+"""
+"""Opens a file as often as may be and holds it; prints how often, the errno, and MiB by which the daemon grew."""
+
+
+def test_a_large_result_is_in_memory_once(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
+) -> None:
+    mounted = mount_maker("mode=0666")
+    user, _ = two_users
+    holes = 12_000
+    with (memory / "f").open("wb") as file:
+        for page in range(holes):
+            os.pwrite(file.fileno(), b"x", page * 8192)
+    os.chown(memory / "f", user.uid, user.gid)
+    assert mounted.write("tasks/control", f"survey path={memory}/f name=s", user=user) == (0, None)
+    assert mounted.read("tasks/s/wait", user=user).endswith("done\n")
+    size = len(mounted.read("tasks/s/result", user=user))
+    assert size > 400_000
+    opened = run("python3", "-c", HOLD, str(mounted.path / "tasks/s/result"), "0", "600", str(mounted.pid), user=user)
+    held, number, grown = map(int, opened.out.split())
+    assert (held, number) == (600, 0)
+    assert grown < 600 * size / 8 / (1 << 20)
+
+
+@pytest.mark.parametrize("name", ["events", "tasks/own/wait"])
+def test_streams_of_one_user_are_limited(mount_maker: MountMaker, two_users: tuple[User, User], name: str) -> None:
+    mounted = mount_maker("mode=0666")
+    mine, other = two_users
+    assert mounted.shell("mkdir tasks/own", user=mine).status == 0
+    outcome = run("python3", "-c", HOLD, str(mounted.path / name), "0", "1000", str(mounted.pid), user=mine)
+    assert outcome.out.split()[:2] == [str(STREAMS_MAX), str(errno.EMFILE)]
+    assert mounted.read("info/last_cmd_status", user=mine) == (
+        f"open: EMFILE: you hold {STREAMS_MAX} events and wait files open, and a user may hold {STREAMS_MAX}\n"
+    )
+    until(
+        lambda: run("timeout", "0.1", "cat", str(mounted.path / "events"), user=other).status == 124,
+        "another user reads the events",
+    )
+
+
+def test_many_uids_do_not_take_all_descriptors(mount_maker: MountMaker, two_users: tuple[User, User]) -> None:
+    mounted = mount_maker("mode=0666", prefix=("prlimit", "--nofile=400"))
+    control = mounted.path / "tasks/control"
+    holders: list[subprocess.Popen[bytes]] = []
+    try:
+        for uid in range(40_000, 40_040):
+            command = ["python3", "-c", HOLD, str(control), str(os.O_WRONLY), "256", str(mounted.pid)]
+            ids: dict[str, Any] = {"user": uid, "group": uid, "extra_groups": []}
+            holders.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", **ids))
+        counts = [int(holder.stdout.readline().split()[0]) for holder in holders if holder.stdout]
+        assert min(counts) > 0
+        assert sum(counts) < 100
+        for user in (two_users[1], None):
+            assert mounted.write("tasks/control", "clear path=/nowhere", user=user) == (1, "ENOENT")
+    finally:
+        for holder in holders:
+            holder.communicate()
+    until(lambda: len(os.listdir(f"/proc/{mounted.pid}/fd")) < 50, "the daemon has let go of them")
+
+
+@given(st.integers(32, 4096), st.lists(st.integers(1, 40), max_size=300))
+def test_greedy_users_leave_something_for_the_next(total: int, users: list[int]) -> None:
+    quota = Quota("things", each=total, total=total, refusal=TooManyOpen)
+    refused: set[int] = set()
+    for user in users:
+        try:
+            for _ in range(total):
+                quota.take(user)
+        except TooManyOpen:
+            refused.add(user)
+    few, roots = max(1, total // FEW_PART), total // ROOT_PART
+    held = {user: quota.held(user) for user in users}
+    assert sum(held.values()) <= total - roots
+    assert sum(each for each in held.values() if each > few) <= total // 2 + few * len(held)
+    if len(held) * few < total // 2 - roots:
+        assert min(held.values(), default=few) >= few
+    for _ in range(roots // 2):
+        quota.take(0)
+    for user, each in held.items():
+        quota.give_back(user, each)
+    quota.give_back(0, roots // 2)
+    quota.take(1, total // 2 - roots)

@@ -1,0 +1,72 @@
+"""Tasks that hold on to helper threads which they cannot use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from ktaskfs.host.topology import usable_cpus
+from ktaskfs.tasks.thread_sharing import helper_limit
+from tests.tasks.conftest import house, memory, workers
+from tests.tasks.house import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ktaskfs.tasks.task import Task
+    from tests.tasks.house import House
+
+__all__ = ["house", "memory", "workers"]
+
+CPUS = len(usable_cpus())
+WANTED = min(CPUS, 1 + helper_limit(CPUS, -(-100 // CPUS)))
+"""Threads of a task that has all helpers."""
+
+
+def set_rate(house: House, task: Task, text: str) -> None:
+    """What a write to ``rate_max`` does."""
+    assert task.operation is not None
+    task.set_text(next(each for each in task.operation.declared if each.name == "rate_max"), text)
+    house.service.set_live(task)
+
+
+def has_begun(task: Task) -> bool:
+    """Whether a first chunk is done."""
+    return task.snapshot().done > 0
+
+
+async def greedy_and_hungry(house: House, memory: Path) -> tuple[Task, Task]:
+    """A task that waits for its rate limit and has all helpers, and a second one that has none."""
+    house.set("max_threads", CPUS)
+    house.set("cpu_percent", -(-100 // CPUS))  # one helper
+    tasks = []
+    for name in ("greedy", "hungry"):
+        task = await house.run_one(f"fallocate path={memory}/{name} length=1M chunk=4096 rate_max=1")
+        await until(functools.partial(has_begun, task), "the first chunk")
+        tasks.append(task)
+    greedy, hungry = tasks
+    assert greedy.requests.threads > hungry.requests.threads == 1
+    return greedy, hungry
+
+
+async def test_a_task_that_waits_for_its_rate_gives_its_helpers_back(house: House, memory: Path) -> None:
+    greedy, hungry = await greedy_and_hungry(house, memory)
+    await until(lambda: greedy.requests.threads == 1, "it keeps its first thread only")
+    set_rate(house, hungry, "max")
+    assert hungry.requests.threads == WANTED
+    await until(lambda: hungry.worker is None, "the other task has all helpers and ends")
+    set_rate(house, greedy, "2")
+    assert greedy.requests.threads == WANTED
+
+
+async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(house: House, memory: Path) -> None:
+    greedy, hungry = await greedy_and_hungry(house, memory)
+    assert greedy.worker is not None
+    os.kill(greedy.worker.pid, signal.SIGSTOP)
+    set_rate(house, greedy, "max")
+    assert greedy.requests.threads == WANTED
+    await until(lambda: (greedy.requests.threads, hungry.requests.threads) == (1, WANTED), "the helpers go over")
+    os.kill(greedy.worker.pid, signal.SIGCONT)
+    await until(lambda: greedy.worker is None, "the end")
