@@ -37,7 +37,7 @@ _LEASE_PAUSE: Final = 0.01
 _OWN_DESCRIPTORS: Final = re.compile(r"/proc/(self|thread-self)(/|$)|/dev/(fd(/|$)|std(in|out|err)$)")
 
 
-class Filesystem(Enum):
+class FilesystemType(Enum):
     """The filesystem a file is on, as far as it matters here; the value is its name for messages."""
 
     HUGETLBFS = "hugetlbfs"
@@ -45,9 +45,9 @@ class Filesystem(Enum):
     OTHER = "another filesystem"
 
 
-MEMORY: Final = frozenset({Filesystem.HUGETLBFS, Filesystem.TMPFS})
+MEMORY: Final = frozenset({FilesystemType.HUGETLBFS, FilesystemType.TMPFS})
 """Filesystems whose files are memory."""
-_BY_MAGIC: Final = {syscalls.HUGETLBFS_MAGIC: Filesystem.HUGETLBFS, syscalls.TMPFS_MAGIC: Filesystem.TMPFS}
+_BY_MAGIC: Final = {syscalls.HUGETLBFS_MAGIC: FilesystemType.HUGETLBFS, syscalls.TMPFS_MAGIC: FilesystemType.TMPFS}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Target:
 
     fd: int
     path: str
-    filesystem: Filesystem
+    filesystem: FilesystemType
     page_size: int
     directory: int | None = None
     name: str = ""
@@ -95,7 +95,7 @@ class Target:
 
 
 def open_target(
-    kernel: Kernel, path: str, *, kinds: Collection[Filesystem], write: bool = True, create: int | None = None
+    kernel: Kernel, path: str, *, kinds: Collection[FilesystemType], write: bool = True, create: int | None = None
 ) -> Target:
     """Open ``path`` for reading and, unless ``write`` is false, writing.
 
@@ -124,7 +124,7 @@ def open_target(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open_existing(kernel: Kernel, path: str, kinds: Collection[Filesystem], write: bool) -> Target:
+def _open_existing(kernel: Kernel, path: str, kinds: Collection[FilesystemType], write: bool) -> Target:
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _require_regular(handle, path)
@@ -146,7 +146,7 @@ def _reopen(kernel: Kernel, handle: int, flags: int) -> int:
     return kernel.reopen(handle, flags)
 
 
-def _create(path: str, kinds: Collection[Filesystem], mode: int) -> Target:
+def _create(path: str, kinds: Collection[FilesystemType], mode: int) -> Target:
     parent, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -169,17 +169,17 @@ def _require_regular(handle: int, path: str) -> None:
         raise TargetError(f"{path} is not a regular file", errno=errno.EINVAL)
 
 
-def _filesystem_of(handle: int, path: str, kinds: Collection[Filesystem]) -> Filesystem:
+def _filesystem_of(handle: int, path: str, kinds: Collection[FilesystemType]) -> FilesystemType:
     magic = syscalls.filesystem_magic(handle)
     if magic == syscalls.PROC_SUPER_MAGIC:  # a link can lead to the worker's own /proc, where more may show
         raise NotSupported(f"{path} is a file of /proc, which is no memory")
-    filesystem = _BY_MAGIC.get(magic, Filesystem.OTHER)
+    filesystem = _BY_MAGIC.get(magic, FilesystemType.OTHER)
     if filesystem not in kinds:
         names = " or ".join(sorted(each.value for each in kinds))
         raise NotSupported(f"{path} is on {filesystem.value}: this works on {names} only")
     return filesystem
 
 
-def _page_size(fd: int, filesystem: Filesystem) -> int:
+def _page_size(fd: int, filesystem: FilesystemType) -> int:
     """hugetlbfs gives its huge page as the block size; tmpfs allocates ordinary pages, or several at once."""
-    return os.fstatvfs(fd).f_bsize if filesystem is Filesystem.HUGETLBFS else syscalls.page_size()
+    return os.fstatvfs(fd).f_bsize if filesystem is FilesystemType.HUGETLBFS else syscalls.page_size()

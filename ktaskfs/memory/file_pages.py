@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents, node_of_pages
-from ktaskfs.host.target import Filesystem
-from ktaskfs.memory.errors import truncated
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.guarded_pages import require_guard
+from ktaskfs.memory.target_errors import truncated
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FilePages:
     def windows(self, start: int, end: int) -> Iterator[Span]:
         """The windows of pages from ``start`` to ``end`` in which there may be pages. Raises OSError."""
         target, page = self._target, self._target.page_size
-        if target.filesystem is Filesystem.HUGETLBFS:  # does not say where it has pages
+        if target.filesystem is FilesystemType.HUGETLBFS:  # does not say where it has pages
             if target.allocated():
                 yield from Span(start, end).windows(WINDOW)
             return

@@ -15,9 +15,9 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
-from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Filesystem
-from ktaskfs.memory.errors import page_unavailable
+from ktaskfs.host.target import MEMORY, SEAL_SHRINK, FilesystemType
 from ktaskfs.memory.room import require_file_size, too_few_pages
+from ktaskfs.memory.target_errors import page_unavailable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Growth:
             return nothing
         if size <= self._made:  # otherwise somebody else has extended it beyond what we made
             self._made = max(self._made, end)
-        if target.filesystem is Filesystem.HUGETLBFS:
+        if target.filesystem is FilesystemType.HUGETLBFS:
             Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
             return nothing
         self._before = target.allocated()
@@ -81,7 +81,7 @@ class Growth:
         try:
             return self._allocate_last(end, free_from)
         finally:
-            most = self._block() if target.filesystem is Filesystem.TMPFS else OWN_MAX
+            most = self._block() if target.filesystem is FilesystemType.TMPFS else OWN_MAX
             self._grown = min(max(target.allocated() - self._before, 0), most)
 
     def _allocate_last(self, end: int, free_from: int | None) -> Span:
@@ -105,7 +105,7 @@ class Growth:
         if overwritten and target.size() == end:
             self._free(last)
             return Span(end, end)
-        if target.filesystem is Filesystem.TMPFS:
+        if target.filesystem is FilesystemType.TMPFS:
             self._write((end - 1) // target.page_size * target.page_size, end)
         return last
 
@@ -173,13 +173,13 @@ class Growth:
         edge = min(-(-self.old_size // block) * block, self._made)
         if not reads_as_zeros(target.fd, self.old_size, edge):
             return False
-        if target.filesystem is Filesystem.HUGETLBFS:
+        if target.filesystem is FilesystemType.HUGETLBFS:
             return target.allocated() <= self._pages_before(edge)
         last = max(self._last.start, edge)
         if not reads_as_zeros(target.fd, last, self._made):
             return False
         between = next(data_extents(target.fd, edge, last), None)
-        if target.filesystem is Filesystem.OTHER:
+        if target.filesystem is FilesystemType.OTHER:
             return self._is_as_left(between, Span(edge, last))
         data = sum(hole - data for data, hole in data_extents(target.fd, 0, edge))
         own = self._grown if edge < self._made else -edge % block

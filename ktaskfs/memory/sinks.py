@@ -13,9 +13,9 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
-from ktaskfs.host.target import Filesystem
-from ktaskfs.memory.errors import page_unavailable, truncated
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.room import require_file_size
+from ktaskfs.memory.target_errors import page_unavailable, truncated
 from ktaskfs.memory.tmpfs import WINDOW, has_huge_pages, mapped_windows
 from ktaskfs.span import Span
 
@@ -51,7 +51,7 @@ class Sink(ABC):
 
     def clear(self, extent: Span, digest: Digest | None) -> None:
         """Make a hole of a range, or write zeros where that is impossible, as in a part of a page of hugetlbfs."""
-        if self._target.filesystem is Filesystem.HUGETLBFS:
+        if self._target.filesystem is FilesystemType.HUGETLBFS:
             page = self._target.page_size
             first = min(-(-extent.start // page) * page, extent.end)
             last = max(extent.end // page * page, first)
@@ -196,7 +196,7 @@ class MappingSink(Sink):
     def copy(self, extent: Span, digest: Digest | None) -> None:
         try:
             with self._pages.window(extent.start, extent.end) as mapping:
-                if self._target.filesystem is Filesystem.TMPFS:
+                if self._target.filesystem is FilesystemType.TMPFS:
                     self._populate(mapping, extent, digest)
                 else:
                     self._read_into(mapping, extent, digest)
@@ -226,9 +226,10 @@ def open_sink(source: Source, target: Target, extent: Span, shift: int) -> Sink:
 
     Raises TargetError if it cannot be mapped, OSError (EFBIG) if it has to be written past the caller's RLIMIT_FSIZE.
     """
-    if target.filesystem is Filesystem.OTHER or (target.filesystem is Filesystem.TMPFS and not has_huge_pages(target)):
+    on_tmpfs = target.filesystem is FilesystemType.TMPFS
+    if target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target)):
         require_file_size(target, extent.end, written=True)
-        if target.filesystem is Filesystem.TMPFS:
+        if on_tmpfs:
             with contextlib.suppress(OSError):  # a filter forbids it
                 return PageSink(source, target, extent, shift)
         return WritingSink(source, target, extent.end, shift)

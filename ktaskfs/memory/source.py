@@ -12,8 +12,8 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
-from ktaskfs.host.target import MEMORY, Filesystem, open_target
-from ktaskfs.memory.errors import ended, truncated
+from ktaskfs.host.target import MEMORY, FilesystemType, open_target
+from ktaskfs.memory.target_errors import ended, truncated
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Source:
 
         Raises as ``open_target``, and NotSupported for a file that cannot be read with O_DIRECT.
         """
-        self.file = open_target(kernel, path, kinds=frozenset(Filesystem), write=False)
+        self.file = open_target(kernel, path, kinds=frozenset(FilesystemType), write=False)
         self._resources = contextlib.ExitStack()
         self._resources.callback(self.file.close)
         self._direct: int | None = None
@@ -46,7 +46,7 @@ class Source:
         try:
             if direct:
                 self._direct = self._open_direct(kernel)
-            if self.file.filesystem is Filesystem.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
+            if self.file.filesystem is FilesystemType.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
                 self.map()
                 self._sparse = self._pages is not None
         except BaseException:
@@ -69,12 +69,12 @@ class Source:
         One of hugetlbfs that is not guarded would fill its holes. One of tmpfs is never mapped: to look at pages that
         were allocated and never written makes zeros of them that count as data.
         """
-        if self._pages is not None or self._direct is not None or self.file.filesystem is Filesystem.TMPFS:
+        if self._pages is not None or self._direct is not None or self.file.filesystem is FilesystemType.TMPFS:
             return
         end = Span(0, self.file.size()).widened(self.file.page_size).end
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             guard = None
-            if self.file.filesystem is Filesystem.HUGETLBFS:
+            if self.file.filesystem is FilesystemType.HUGETLBFS:
                 guard = HoleGuard()
                 stack.callback(guard.close)
             pages = MappedRange(self.file.fd, 0, end, self.file.page_size, guard, private=True)
@@ -92,7 +92,7 @@ class Source:
                 yield from gaps(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
             elif self.file.filesystem in MEMORY and self.file.allocated() == 0:
                 pass  # other filesystems may keep a few bytes where no block is counted
-            elif self.file.filesystem is Filesystem.HUGETLBFS or self._is_full():
+            elif self.file.filesystem is FilesystemType.HUGETLBFS or self._is_full():
                 yield Span(start, end)
             else:
                 yield from data_extents(self.file.fd, start, end)
@@ -103,7 +103,7 @@ class Source:
 
     def _is_full(self) -> bool:
         """Whether tmpfs has a page for every byte; it looks at each of them to find a hole, which takes 10 ms a GiB."""
-        if self.file.filesystem is not Filesystem.TMPFS:
+        if self.file.filesystem is not FilesystemType.TMPFS:
             return False
         status = os.fstat(self.file.fd)
         return status.st_blocks * 512 >= -(-status.st_size // status.st_blksize) * status.st_blksize
@@ -152,7 +152,8 @@ class Source:
             if self._pages is not None:
                 with contextlib.suppress(OSError):
                     mapping = stack.enter_context(self._pages.window(start, end))
-            yield None if mapping is None else MappedSource(mapping, cached=self.file.filesystem is Filesystem.OTHER)
+            cached = self.file.filesystem is FilesystemType.OTHER
+            yield None if mapping is None else MappedSource(mapping, cached=cached)
 
     def _reader(self, position: int, length: int) -> tuple[int, int]:
         """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
-from ktaskfs.host.target import MEMORY, Filesystem, open_target
+from ktaskfs.host.target import MEMORY, FilesystemType, open_target
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 NOBODY = 65534
-ALL = frozenset(Filesystem)
+ALL = frozenset(FilesystemType)
 
 
 def refusal(kernel: Kernel, path: str | Path, **options: object) -> KtaskfsError:
@@ -101,14 +101,14 @@ def test_an_existing_file_is_neither_truncated_nor_chosen_by_name_twice(kernel: 
     target = open_target(kernel, str(tmpfs / "file"), kinds=MEMORY, create=0o600)
     assert not target.created
     assert target.size() == 3
-    assert (target.filesystem, target.page_size) == (Filesystem.TMPFS, 4096)
+    assert (target.filesystem, target.page_size) == (FilesystemType.TMPFS, 4096)
     assert target.allocated() == (tmpfs / "file").stat().st_blocks * 512 > 0
     target.close()
 
 
 def test_hugetlbfs_says_its_page_size(kernel: Kernel, hugetlbfs: Path, page_size: int) -> None:
     target = open_target(kernel, str(hugetlbfs / "file"), kinds=MEMORY, create=0o600)
-    assert (target.filesystem, target.page_size) == (Filesystem.HUGETLBFS, page_size)
+    assert (target.filesystem, target.page_size) == (FilesystemType.HUGETLBFS, page_size)
     target.close()
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.host.presence import data_extents, next_page
-from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
-from ktaskfs.memory.errors import page_unavailable, require_unsealed, truncated
+from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
+from ktaskfs.memory.target_errors import page_unavailable, require_unsealed, truncated
 from ktaskfs.memory.tmpfs import mapped_windows
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
@@ -92,7 +92,7 @@ class _Overwriter:
             return
         try:
             with self._pages.window(start, end) as mapping:
-                if self._target.filesystem is Filesystem.TMPFS:
+                if self._target.filesystem is FilesystemType.TMPFS:
                     self._overwrite_tmpfs(mapping, start, end)
                 else:
                     self._write_guarded(mapping, start, end)

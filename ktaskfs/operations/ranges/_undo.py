@@ -9,7 +9,7 @@ from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, hole_extents, missing_pages, zero_pages
-from ktaskfs.host.target import Filesystem
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.guarded_pages import GuardedPages, map_guarded
 from ktaskfs.memory.run_log import RunLog
 
@@ -34,7 +34,7 @@ class Undo:
         self._missing = RunLog()
         self._lock = threading.Lock()
         self.kept = 0  # bytes in pages not taken back, because somebody has written to them; guarded by _lock
-        if target.filesystem is Filesystem.HUGETLBFS:
+        if target.filesystem is FilesystemType.HUGETLBFS:
             try:
                 self._pages = map_guarded(target, extent, HoleGuard())
             except OSError as error:

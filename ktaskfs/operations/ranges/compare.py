@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
-from ktaskfs.host.target import Filesystem
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters
@@ -98,7 +98,7 @@ def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
         raise InvalidValue(f"the range begins at {at}, past the end of {shorter.file.path}: it has {size} bytes")
     shared, whole = offset + min(left, right), offset + max(left, right)
     longer = (file if left > right else source).file
-    if longer.filesystem is Filesystem.HUGETLBFS and whole - shared < longer.page_size:
+    if longer.filesystem is FilesystemType.HUGETLBFS and whole - shared < longer.page_size:
         return _Work(Span(offset, whole), shift, (offset + left, offset + right), 0)
     return _Work(Span(offset, shared), shift, (shared, shared), whole - shared)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
-from ktaskfs.host.target import SEAL_GROW, Filesystem, Target, open_target
+from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import Crc32, digest_maker, labelled
-from ktaskfs.memory.errors import require_unsealed, truncated
 from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import require_pool, require_space
 from ktaskfs.memory.sinks import open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
+from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, source_length
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """At 4 GiB/s a thread, 15 ms; to or from a disk a fraction of a second."""
-KINDS: Final = frozenset(Filesystem)
+KINDS: Final = frozenset(FilesystemType)
 ALIGN: Final = 2 << 20
 """Where chunks end: within a gigantic page too, at what a processor maps as one."""
 
@@ -168,7 +168,7 @@ def _require_copyable(route: _Route, growth: Growth, *, keep_size: bool) -> None
 def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
     """Reserve what is missing, give the target its size, open the sink."""
     target, extent = route.target, route.extent
-    huge = target.filesystem is Filesystem.HUGETLBFS
+    huge = target.filesystem is FilesystemType.HUGETLBFS
     try:
         if huge:
             pages = sum(run.size for run in route.whole_pages()) // target.page_size
@@ -190,9 +190,9 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
     data = sum(run.size for run in route.data(route.extent))
     mount = os.fstatvfs(target.fd)
     space = mount.f_bavail * mount.f_frsize
-    if target.filesystem is Filesystem.OTHER and not mount.f_blocks:
+    if target.filesystem is FilesystemType.OTHER and not mount.f_blocks:
         raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
-    if target.filesystem is Filesystem.TMPFS:
+    if target.filesystem is FilesystemType.TMPFS:
         if data > min(space if mount.f_blocks else SIZE_MAX, kernel.available_memory()):
             require_space(kernel, target, route.extent)
     elif data > space + target.allocated():

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotSupported, TargetError
-from ktaskfs.host.target import MEMORY, SEAL_GROW, Filesystem, open_target
+from ktaskfs.host.target import MEMORY, SEAL_GROW, FilesystemType, open_target
 from ktaskfs.ktask import NO_NODE, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
-from ktaskfs.memory.errors import page_unavailable, require_unsealed
 from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import require_file_size, require_pool, require_space
+from ktaskfs.memory.target_errors import page_unavailable, require_unsealed
 from ktaskfs.operations.base.parameters import FLAG, OCTAL, parameter
 from ktaskfs.operations.ranges._allocators import Allocator, PagesPastEnd, ReservedPages, TmpfsPages
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages, resolve_extent
@@ -137,7 +137,7 @@ def _make_room(kernel: Kernel, growth: Growth, wanted: _Wanted) -> Span:
     try:
         if wanted.past_end:
             require_file_size(target, extent.end)
-        if target.filesystem is Filesystem.TMPFS:
+        if target.filesystem is FilesystemType.TMPFS:
             require_space(kernel, target, extent)
             return nothing if wanted.past_end else growth.extend(wanted.size)
         if wanted.past_end:
@@ -154,7 +154,7 @@ def _open_allocator(growth: Growth, wanted: _Wanted) -> Allocator:
     try:
         if wanted.past_end:
             return PagesPastEnd(target)
-        if target.filesystem is Filesystem.TMPFS:
+        if target.filesystem is FilesystemType.TMPFS:
             return TmpfsPages(target, wanted.extent)
         return ReservedPages(growth.reserve(wanted.extent))
     except OSError as error:

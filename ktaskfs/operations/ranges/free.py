@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target, open_target
-from ktaskfs.memory.errors import require_unsealed
+from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages

@@ -13,9 +13,9 @@ from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import HOLE
 from ktaskfs.host.target import MEMORY, Target, open_target
-from ktaskfs.memory.errors import require_unsealed
 from ktaskfs.memory.file_pages import FilePages
 from ktaskfs.memory.run_log import RunLog
+from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.shared_lock import SharedLock
 from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters
 from ktaskfs.span import Node, Span

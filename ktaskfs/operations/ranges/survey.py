@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.presence import HOLE
-from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
+from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
 from ktaskfs.memory.file_pages import WINDOW, FilePages
 from ktaskfs.memory.run_table import RESULT_MAX, RunTable
 from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 4 * WINDOW
-MAX_CHUNK: Final = {Filesystem.HUGETLBFS: 64 * WINDOW, Filesystem.TMPFS: 256 * WINDOW}
+MAX_CHUNK: Final = {FilesystemType.HUGETLBFS: 64 * WINDOW, FilesystemType.TMPFS: 256 * WINDOW}
 """Pages. A missing huge page takes about 1 µs to find; 1 GiB of tmpfs takes 0.1 s, a hole next to nothing."""
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
-from ktaskfs.host.target import MEMORY, Filesystem, Target, open_target
-from ktaskfs.memory.errors import truncated
+from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
+from ktaskfs.memory.target_errors import truncated
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
 from ktaskfs.operations.ranges._range import RangeOperation, resolve_extent
 from ktaskfs.span import Span
@@ -56,7 +56,7 @@ class Verify(RangeOperation[PatternParameters]):
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         nodes = preparation.nodes(extent, target.page_size)
         pages = None  # tmpfs says where it has data
-        if target.filesystem is not Filesystem.TMPFS:
+        if target.filesystem is not FilesystemType.TMPFS:
             pages = preparation.keep(guarded_pages(target, extent, private=True))
         verifier = _Verifier(target, pages, repeated(parameters.pattern))
         align = min(target.page_size, MIN_CHUNK)

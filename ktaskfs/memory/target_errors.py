@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE, Filesystem
+from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE, FilesystemType
 from ktaskfs.units import format_size
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def page_unavailable(target: Target, error: OSError, end: int) -> TargetError:
     if error.errno == errno.EFAULT and target.size() < end:
         return truncated(target)
     if error.errno in (errno.EFAULT, errno.ENOSPC):
-        if target.filesystem is Filesystem.HUGETLBFS:
+        if target.filesystem is FilesystemType.HUGETLBFS:
             size = format_size(target.page_size)
             return TargetError(f"{target.path}: the pool has no free huge page of {size} any more", errno=errno.ENOMEM)
         return TargetError(f"{target.path}: the filesystem has no free page any more", errno=errno.ENOSPC)
