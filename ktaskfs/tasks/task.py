@@ -39,7 +39,6 @@ class State(StrEnum):
 WORKING: Final = frozenset({State.RUNNING, State.PAUSED})
 """The worker got its GO, and outlives the daemon."""
 ACTIVE: Final = WORKING | {State.STARTING}
-UNENDED: Final = ACTIVE | {State.NEW}
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.INTERRUPTED})
 RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
 PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
@@ -112,8 +111,12 @@ class Task:
         self.set_text(parameter, text)
 
     def set_text(self, parameter: Parameter, text: str) -> None:
-        """Set a parameter. Writing the placeholder unsets it. Raises InvalidValue, and WrongState for an ended task."""
-        self.require(UNENDED, f"setting {parameter.name}")
+        """Set a parameter. Writing the placeholder unsets it.
+
+        A task that ended early may be resumed with other values. One that is done never runs again, and its record,
+        which each write replaces, may hold a large result. Raises InvalidValue, and WrongState for a task that is done.
+        """
+        self.require(set(State) - {State.DONE}, f"setting {parameter.name}")
         texts = dict(self.texts)
         if text == parameter.kind.absent and parameter.default is None and not parameter.required:
             texts.pop(parameter.name, None)

@@ -118,7 +118,7 @@ def test_a_refused_start_leaves_the_rights_as_they_were(mounted: Mount, memory: 
     assert mounted.read("tasks/t/wait").endswith("done\n")
 
 
-def test_an_ended_task_takes_no_values(mounted: Mount, memory: Path) -> None:
+def test_a_task_that_is_done_takes_no_values(mounted: Mount, memory: Path) -> None:
     assert mounted.write("tasks/control", f"fallocate path={memory}/f length=64K name=t") == (0, None)
     assert mounted.read("tasks/t/wait").endswith("done\n")
     for name, text in (("nice", "3"), ("max_threads", "1"), ("rate_max", "1M"), ("length", "1")):

@@ -169,9 +169,8 @@ class Hammer:
         allowed = {
             Fate.MISSING: [errno.ENOENT],
             Fate.NEW: [errno.EINVAL if text == "-1" else 0],
-            Fate.STARTED: [0, errno.EBUSY] if live else [errno.EBUSY, errno.EINVAL],  # it may have ended
         }
-        with self.meets(*allowed.get(fate, [errno.EBUSY, errno.EINVAL])):
+        with self.meets(*allowed.get(fate, [0, errno.EBUSY] if live else [errno.EBUSY, errno.EINVAL])):
             self.write(self.path(name, parameter), text)
 
     def read(self) -> None:
