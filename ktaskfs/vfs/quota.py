@@ -20,9 +20,9 @@ ROOT_PART: Final = 16
 class Quota:
     """Shares ``total`` of ``what`` out among users.
 
-    A user may hold ``each`` at most. Half of the total is for users that hold a FEW_PART of it or less, so that many
-    greedy users leave something for the others. Of both halves a part is root's alone, to whom ``each`` does not
-    apply. ``observers`` are called with the user and the refusal.
+    A user may hold ``each`` at most, root half of the total. Half of the total is for users that hold a FEW_PART of it
+    or less, so that many greedy users leave something for the others, and a ROOT_PART is root's alone. ``observers``
+    are called with the user and the refusal.
     """
 
     def __init__(self, what: str, *, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> None:
@@ -39,14 +39,20 @@ class Quota:
     def take(self, user: int, amount: int = 1) -> None:
         """Count ``amount`` more for ``user``; raises the refusal, and then counts nothing."""
         held = self._held[user] + amount
-        if user != ROOT and held > self._each:
-            self._refuse(user, f"you hold {self._held[user]} {self._what}, and a user may hold {self._each}")
-        limit = self._total // 2 if held > self._few else self._total
-        if self._used + amount > limit - (0 if user == ROOT else self._roots):
+        most = self._total // 2 if user == ROOT else self._each
+        if held > most:
+            self._refuse(user, f"you hold {self._held[user]} {self._what}, and a user may hold {most}")
+        if self._used + amount > self._limit(user, held):
             all_users = f"all users together {self._used} of {self._total}"
             self._refuse(user, f"you hold {self._held[user]} {self._what}, {all_users}: the rest is for others")
         self._held[user] = held
         self._used += amount
+
+    def _limit(self, user: int, held: int) -> int:
+        """What all users together may hold once ``user`` holds ``held``."""
+        if user == ROOT:
+            return self._total
+        return (self._total if held <= self._few else self._total // 2) - self._roots
 
     def _refuse(self, user: int, message: str) -> None:
         error = self._refusal(message)

@@ -115,9 +115,20 @@ def test_greedy_users_leave_something_for_the_next(total: int, users: list[int])
     assert sum(each for each in held.values() if each > few) <= total // 2 + few * len(held)
     if len(held) * few < total // 2 - roots:
         assert min(held.values(), default=few) >= few
-    for _ in range(roots // 2):
+    for _ in range(roots):
         quota.take(0)
     for user, each in held.items():
         quota.give_back(user, each)
-    quota.give_back(0, roots // 2)
+    quota.give_back(0, roots)
     quota.take(1, total // 2 - roots)
+
+
+def test_root_takes_half_and_leaves_the_few_of_the_others() -> None:
+    quota = Quota("things", each=8, total=64, refusal=TooManyOpen)
+    quota.take(0, 32)
+    with pytest.raises(TooManyOpen):
+        quota.take(0)
+    for user in range(1, 29):
+        quota.take(user)
+    with pytest.raises(TooManyOpen):
+        quota.take(29)
