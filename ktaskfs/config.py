@@ -22,6 +22,8 @@ GENERIC: Final = frozenset(
     | {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime"}
 )
 """Options of mount(8) that are taken and mean nothing here; the mount is always nosuid, nodev and noexec."""
+LINKS_MAX: Final = 40
+"""Links in a row, as in the kernel (MAXSYMLINKS)."""
 STATE_ROOT: Final = "/run/ktaskfs-state"
 CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 """Where the tunables at the start are read from, if it exists; the option ``config=`` names another, which must."""
@@ -120,7 +122,7 @@ def parse_options(
     """
     uid = os.geteuid()
     # A path of a mount that nobody serves yet is not looked at: that would wait for ever for an answer.
-    path = os.path.realpath(mountpoint) if fd is None else os.path.abspath(mountpoint)
+    path = _resolved(mountpoint) if fd is None else os.path.abspath(mountpoint)
     values: dict[str, Any] = {"uid": uid, "gid": os.getegid(), "allow_other": uid == 0}
     tunables: dict[str, int] = {}
     for option in (each for group in options for each in group.split(",") if each):
@@ -144,6 +146,20 @@ def parse_options(
             raise ConfigError(f"option {name}: {values[name]} is in the mount itself")
     device = None if fd is None else f"/dev/fd/{fd}"
     return MountConfig(mountpoint=path, tunables=tunables, device=device, **values)
+
+
+def _resolved(path: str) -> str:
+    """``path`` without links, but nothing is asked of what is mounted there: it may be a dead daemon's."""
+    for _ in range(LINKS_MAX):
+        directory, name = os.path.split(path.rstrip("/"))
+        if name in ("", ".", ".."):
+            break
+        path = os.path.join(os.path.realpath(directory), name)
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:  # no link, or nothing at all
+            return path
+    return os.path.realpath(path)
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -124,8 +124,9 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> None:
 def clear_stale_mount(mountpoint: str) -> None:
     """Unmount what dead daemons left at ``mountpoint``. Raises ConfigError where nothing can be mounted.
 
-    Call it with the state directory locked: then no daemon of this mount point is alive, except one with another state
-    directory, which loses its mount. Nothing looks at the old mount, because it may never answer.
+    Call it with the state directory locked, or for the service manager, which runs one daemon at a time: then no daemon
+    of this mount point is alive, except one with another state directory, which loses its mount. Nothing looks at the
+    old mount, because it may never answer.
     """
     while (there := filesystems_at(mountpoint)) and there[-1].kind == f"fuse.{NAME}":
         abort(there[-1])

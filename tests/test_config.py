@@ -182,3 +182,21 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
 def test_the_usual_file_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ktaskfs.config.CONFIG_FILE", str(tmp_path / "none"))
     assert parse_options("/mnt", ["statedir=/s"], {}).file_tunables() == {}
+
+
+def test_a_mount_point_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real/below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "again").symlink_to(tmp_path / "link/below")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for point, resolved in {
+        "link/below": "real/below",
+        "again/": "real/below",
+        "link/none": "real/none",
+        "real/below/..": "real",
+        "loop": "loop",
+        ".": "",
+    }.items():
+        config = parse_options(point, ["statedir=/run/none"], {})
+        assert config.mountpoint == str(tmp_path / resolved), point

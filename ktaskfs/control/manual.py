@@ -25,6 +25,7 @@ A task runs as whoever wrote it, in a process of its own. It goes on if this fil
 
   tasks/NAME/     state status stat progress threads result error wait, and the parameters; control takes
                   cancel, kill, pause, resume, start (after mkdir)
+  users/UID/      where the link tasks leads: a view of the tasks for each user
   debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
   info/           huge page pools, NUMA nodes, what became of your last commands
   events          a line for each change of state of a task, from the opening on

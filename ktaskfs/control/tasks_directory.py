@@ -113,9 +113,11 @@ class TasksDirectory(Directory):
         return None if task is None or not self._may_know(task) else self._directory(self._tasks.of(task))
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        known = [task for task in self._service.table if self._may_know(task)]
-        listed = ((task.name, self._directory(self._tasks.of(task))) for task in known if not task.forgotten)
-        return itertools.chain([("control", self._control())], listed)
+        now = iter(self._service.table)  # a snapshot
+        known = (task for task in now if self._may_know(task) and not task.forgotten)
+        return itertools.chain(
+            [("control", self._control())], ((task.name, self._directory(self._tasks.of(task))) for task in known)
+        )
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:

@@ -82,7 +82,8 @@ def in_turn(
     @answering
     @functools.wraps(handler)
     async def in_its_turn(operations: TreeOperations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        await operations.turns.take(operations.uid_of(*args), lookup=lookup)
+        size = len(args[-1]) if isinstance(args[-1], bytes) else 0
+        await operations.turns.take(operations.uid_of(*args), lookup=lookup, size=size)
         return await handler(operations, *args, **kwargs)
 
     return in_its_turn

@@ -16,6 +16,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, until_gone
+from ktaskfs.fuse.negotiation import negotiate
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.turns import Turns
 
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
     from ktaskfs.vfs import Directory
 
-MAX_REQUESTS: Final = 1792
+MAX_REQUESTS: Final = 7296
 """Requests under way at the same time: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
-(vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has a buffer of 1 MiB, of which as much is in use as the
-largest request took that was read into it."""
+(vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has 1 MiB of address space; 10 KiB are in use (measured), and
+after a large write as much as ``negotiation`` allows."""
 
+END_OF_SOCKET: Final = "short read on fuse device"
+"""What libfuse says at the end of ``negotiate``."""
 DESCRIPTOR: Final = "/dev/fd/"
 DEV_FUSE: Final = os.makedev(10, 229)
 """/dev/fuse (Documentation/admin-guide/devices.txt)."""
@@ -71,9 +74,10 @@ def _woken() -> Iterator[None]:
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
-    def __init__(self, operations: TreeOperations, filesystem: MountedFilesystem | None) -> None:
-        """``filesystem`` is the one that is served, None if it cannot be seen from here."""
+    def __init__(self, operations: TreeOperations, device: int, filesystem: MountedFilesystem | None) -> None:
+        """``device`` is the open /dev/fuse, ``filesystem`` what it serves, None if that cannot be seen from here."""
         self._operations = operations
+        self._device = device
         self._filesystem = filesystem
         self._pins: list[int] = []
         self._serving = False
@@ -118,8 +122,13 @@ class Session:
             if self._filesystem is not None:
                 nursery.start_soon(self._terminate_when_gone, self._filesystem)
             with trio.CancelScope(shield=True), _woken():
-                self._serving = True
+                with _stderr_text() as said:
+                    await negotiate(self._device)
+                    others = said().replace(END_OF_SOCKET, "").strip("; ")
+                if others:
+                    log.warning("%s", others)
                 if not self._told:
+                    self._serving = True
                     async with trio.open_nursery() as turns:
                         turns.start_soon(self._operations.turns.run)
                         await pyfuse3.main(max_tasks=MAX_REQUESTS)
@@ -202,7 +211,7 @@ def mounted(
     unread.register(served, select.POLLIN)
     seen = filesystems_at(mountpoint)[-1:]
     ours = [each for each in seen if each.kind == f"fuse.{name}"]
-    session = Session(operations, ours[0] if ours else None)
+    session = Session(operations, served, ours[0] if ours else None)
     try:
         yield session
     finally:

@@ -17,10 +17,15 @@ from ktaskfs.errors import KtaskfsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OF_ONE_MAX: Final = 512
-"""Requests of one user that may wait for their turn."""
-IN_ALL_MAX: Final = 640
+OF_ONE_MAX: Final = 4096
+"""Requests of one user that may wait for their turn. A thread whose request is refused can ask again at once, and the
+kernel then has a queue of such requests that the others wait behind; so it is many."""
+IN_ALL_MAX: Final = 4608
 """Requests of all users that may wait for their turn. Each holds a buffer."""
+BYTES_OF_ONE_MAX: Final = 8 << 20
+"""Bytes that waiting requests of one user may have to write."""
+BYTES_IN_ALL_MAX: Final = 32 << 20
+"""Bytes that waiting requests of all users may have to write."""
 HEARD_MAX: Final = 16
 """Requests that are read before the next turn, so that a user who was not heard yet is in the circle. Not more: each
 that is refused takes time of others, and no more are read while the session has as many under way as it may."""
@@ -33,11 +38,12 @@ class TooManyRequests(KtaskfsError):
 
 
 class _Request:
-    """A request that waits."""
+    """A request that waits, with ``size`` bytes to write."""
 
-    __slots__ = ("decided", "refused")
+    __slots__ = ("decided", "refused", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.decided = trio.Event()
         self.refused = False
 
@@ -48,6 +54,7 @@ class _User:
 
     lookups: deque[_Request] = field(default_factory=deque)
     others: deque[_Request] = field(default_factory=deque)
+    size: int = 0
 
     def __len__(self) -> int:
         return len(self.lookups) + len(self.others)
@@ -68,6 +75,7 @@ class Turns:
         self._users: dict[int, _User] = {}
         """Those with waiting requests, in the order of their turns."""
         self._waiting = 0
+        self._size = 0
         self._over = False
         self._any = trio.Event()
 
@@ -76,18 +84,22 @@ class Turns:
         """Requests that wait for their turn."""
         return self._waiting
 
-    async def take(self, uid: int, *, lookup: bool = False) -> None:
+    async def take(self, uid: int, *, lookup: bool = False, size: int = 0) -> None:
         """Return when a request of ``uid`` may begin, which is at once if there is no other, or if all is over.
 
-        Raises TooManyRequests, never for root. It is no checkpoint where nobody has to wait.
+        ``size`` is how many bytes it writes. It is no checkpoint where nobody has to wait. Raises TooManyRequests,
+        never for root.
         """
         if self._over or (not self._waiting and not self._unread()):
             return
-        self._make_room(uid)
-        request = _Request()
+        if uid:
+            self._make_room(uid, size)
+        request = _Request(size)
         user = self._users.setdefault(uid, _User())
         (user.lookups if lookup else user.others).append(request)
         self._waiting += 1
+        self._size += size
+        user.size += size
         self._any.set()
         try:
             await request.decided.wait()
@@ -99,11 +111,12 @@ class Turns:
         if request.refused:
             raise TooManyRequests("you have too many requests under way")
 
-    def _make_room(self, uid: int) -> None:
+    def _make_room(self, uid: int, size: int) -> None:
         """Raise TooManyRequests if ``uid`` has the most, or refuse a request of the user who has."""
-        if uid == 0:
-            return
-        own = len(self._users.get(uid, ()))
+        user = self._users.get(uid, _User())
+        if size and (user.size + size > BYTES_OF_ONE_MAX or self._size + size > BYTES_IN_ALL_MAX):
+            raise TooManyRequests("you have too many writes under way")
+        own = len(user)
         if own < OF_ONE_MAX and self._waiting < IN_ALL_MAX:
             return
         greatest = max((each for each in self._users if each), key=lambda each: len(self._users[each]), default=uid)
@@ -116,6 +129,8 @@ class Turns:
     def _settle(self, uid: int, request: _Request) -> None:
         """``request``, which was taken out, waits no more."""
         self._waiting -= 1
+        self._size -= request.size
+        self._users[uid].size -= request.size
         if not self._users[uid]:
             del self._users[uid]
         request.decided.set()

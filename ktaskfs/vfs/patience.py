@@ -10,9 +10,9 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OF_ONE_MAX: Final = 256
-"""Reads of one user that may wait."""
-IN_ALL_MAX: Final = 1024
+OF_ONE_MAX: Final = 2048
+"""Reads of one user that may wait. A thread whose wait was ended can read again at once; so it is many."""
+IN_ALL_MAX: Final = 2560
 """Reads of all users that may wait. Each holds a buffer."""
 
 

@@ -7,6 +7,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
@@ -16,12 +18,13 @@ if TYPE_CHECKING:
     from tests.support.users import User
 
 TIMES = 100
-LIMIT = 0.1
-"""Seconds for an open, a read and a close in the middle of a flood: ten times what an idle machine takes at worst."""
+LIMIT = 0.03
+"""Seconds for an open, a read and a close in the middle of a flood; without turns it is twice as long at least. The
+median counts: what a few take is up to the machine, which runs thousands of the attacker's threads."""
 
 
-def slowest(mount: Mount, user: User) -> float:
-    """The 99th percentile of how long ``user`` takes to open, read and close a file, in seconds."""
+def typical(mount: Mount, user: User) -> float:
+    """How long ``user`` takes to open, read and close a file, in seconds; the median."""
     path = mount.path / "version"
 
     def measure() -> list[float]:
@@ -38,17 +41,18 @@ def slowest(mount: Mount, user: User) -> float:
         return took
 
     took: list[float] = run_forked(measure)
-    return max(took) if len(took) < TIMES else statistics.quantiles(took, n=100)[-1]
+    return statistics.median(took)
 
 
-def test_a_flood_of_openings(mount_maker: MountMaker, attack: Attack, victim: User) -> None:
+@pytest.mark.parametrize("file", ["version", "metrics"])
+def test_a_flood_of_openings(mount_maker: MountMaker, attack: Attack, victim: User, file: str) -> None:
     mount = mount_maker("mode=0666")
-    attack("flood.py", "open", str(mount.path / "metrics"), "800")
-    assert slowest(mount, victim) < LIMIT
+    attack("flood.py", "open", str(mount.path / file), "800")
+    assert typical(mount, victim) < LIMIT
 
 
 def test_a_flood_of_readers_who_wait(mount_maker: MountMaker, attack: Attack, attacker: User, victim: User) -> None:
     mount = mount_maker("mode=0666")
     assert mount.shell("mkdir tasks/mine", user=attacker).status == 0
     attack("flood.py", "hold", str(mount.path / "tasks/mine/wait"), "4500")
-    assert slowest(mount, victim) < LIMIT
+    assert typical(mount, victim) < LIMIT

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ktaskfs.fuse.turns import HEARD_MAX, IN_ALL_MAX, OF_ONE_MAX, TooManyRequests, Turns
+from ktaskfs.fuse.turns import BYTES_OF_ONE_MAX, HEARD_MAX, IN_ALL_MAX, OF_ONE_MAX, TooManyRequests, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,9 +23,9 @@ class Server:
         self.served: list[str] = []
         self.refused: list[str] = []
 
-    async def request(self, uid: int, name: str, *, lookup: bool = False) -> None:
+    async def request(self, uid: int, name: str, *, lookup: bool = False, size: int = 0) -> None:
         try:
-            await self.turns.take(uid, lookup=lookup)
+            await self.turns.take(uid, lookup=lookup, size=size)
         except TooManyRequests:
             self.refused.append(name)
         else:
@@ -87,6 +87,16 @@ async def test_the_user_who_has_most_makes_room_for_others() -> None:
     )
     assert server.refused == [f"u{OF_ONE_MAX - n}" for n in (1, 2, 3)]
     assert len(server.served) == IN_ALL_MAX
+
+
+async def test_what_waits_to_be_written_is_bounded() -> None:
+    server = Server()
+    size = BYTES_OF_ONE_MAX // 4
+    await server.serve(*(functools.partial(server.request, 7, f"w{n}", size=size) for n in range(6)))
+    assert (server.served, server.refused) == ([f"w{n}" for n in range(4)], ["w4", "w5"])
+    server = Server()
+    await server.serve(*(functools.partial(server.request, 0, f"w{n}", size=size) for n in range(6)))
+    assert server.refused == []
 
 
 async def test_requests_that_cannot_be_read_do_not_stop_the_turns() -> None:
