@@ -44,7 +44,7 @@ def workers() -> dict[str, int]:
     found: dict[str, int] = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            name = process.cmdline()[0] if process.status() != psutil.STATUS_ZOMBIE and process.cmdline() else ""
+            name = next(iter(process.cmdline()), "")  # nothing for a zombie
         except psutil.NoSuchProcess:
             continue
         if name.startswith("ktask/"):

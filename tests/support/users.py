@@ -33,9 +33,9 @@ class User:
 
 @contextlib.contextmanager
 def ordinary_user(label: str) -> Iterator[User]:
-    """Make the user ``kt<label><pid>``; remove the user, the home and any process left over at the end."""
-    name = f"kt{label}{os.getpid()}"
-    home = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    """Make a user ``kt<label><random>``; remove the user, the home and any process left over at the end."""
+    home = Path(tempfile.mkdtemp(prefix=f"kt{label}"))
+    name = home.name  # as unused as the directory, also in the same run
     _change_accounts("useradd", "--user-group", "--no-create-home", "--home-dir", str(home), name)
     try:
         entry = pwd.getpwnam(name)
