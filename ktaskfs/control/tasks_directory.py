@@ -39,7 +39,8 @@ class ShownTasks:
     def __init__(self, fs: Filesystem) -> None:
         self.files = TaskFiles.of(fs.service.operations)
         self._fs = fs
-        self._blocks = itertools.cycle(range(1, 1 << (TASK_BITS - self.files.bits)))
+        self._blocks = 1 << (TASK_BITS - self.files.bits)
+        self._next = itertools.count(1)
         self._by_block: dict[int, ShownTask] = {}
         self._by_task: dict[Task, ShownTask] = {}
         fs.service.table.observers.append(self._changed)
@@ -56,7 +57,8 @@ class ShownTasks:
         """What the views show of ``task``, which is in the table."""
         shown = self._by_task.get(task)
         if shown is None:
-            block = next(each for each in self._blocks if each not in self._by_block)
+            numbers = (each % self._blocks for each in self._next)
+            block = next(each for each in numbers if each and each not in self._by_block)
             shown = self._by_block[block] = self._by_task[task] = ShownTask(block, task, self._fs, self.files)
         return shown
 
