@@ -250,10 +250,10 @@ class Player(Actor):
                 try:
                     os.close(os.open(self.mount / "tasks" / name / file, os.O_RDONLY | os.O_NONBLOCK))
                 except OSError as error:
-                    self.refused(errno_name(error), "EACCES", "ENOENT")
+                    self.refused(errno_name(error), "EACCES", "ENOENT", "ENODEV")
                 else:
                     raise AssertionError(f"{self.who} could open {file} of {name}")
-            self.refused(self.write(f"tasks/{name}/control", "cancel"), "EACCES", "ENOENT")
+            self.refused(self.write(f"tasks/{name}/control", "cancel"), "EACCES", "ENOENT", "ENODEV")
 
     def reserve(self) -> None:
         """The pool grows by two pages and shrinks again, while others use it."""
