@@ -63,6 +63,7 @@ class Worker:
         self._channel = socket.socket(fileno=channel)
         self._applying = threading.Lock()
         """Held while requests are read and applied, so that old requests never replace newer ones."""
+        self._told_to_end = False
 
     def run(self) -> int:
         """Become the caller, prepare, wait for GO, work."""
@@ -169,6 +170,8 @@ class Worker:
                 position, result = error.position, error.result
             if ending.phase is Phase.DONE:
                 ending = FinalReport(Phase.FAILED, number, position, message)
+        if self._told_to_end and ending.phase is Phase.CANCELLED:
+            _die_of_sigterm()
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
@@ -182,12 +185,16 @@ class Worker:
         return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE), outcome
 
     def _listen(self, job: ktask.Job) -> None:
-        """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), sends a signal."""
-        while True:
-            if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
-                job.cancel()
-            else:
-                self._apply(job)
+        """The control thread: sleeps in sigwait(3) until the daemon sends SIGUSR1, or anybody SIGTERM.
+
+        The daemon never sends SIGTERM. A service manager does when the caller's unit stops, and so may a person with
+        kill(1). The task is interrupted after the chunks at work: nothing is taken back, and it can be resumed.
+        """
+        while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGUSR1:
+            self._apply(job)
+        with self._applying:
+            self._told_to_end = not self._page.requests().cancel
+            job.cancel(undo=not self._told_to_end)
 
     def _apply(self, job: ktask.Job) -> None:
         """Apply the requests, clamped to valid values."""
@@ -207,6 +214,12 @@ class Worker:
     def _name_thread(self, slot: int) -> None:
         suffix = f":{slot}"
         syscalls.set_thread_name(f"ktask/{self._request.name}"[: COMM_MAX - len(suffix)] + suffix)
+
+
+def _die_of_sigterm() -> None:
+    """End as by SIGTERM without a handler. The page has no ending then, and the daemon calls the task interrupted."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ordinal(position: Any) -> int:
