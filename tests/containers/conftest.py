@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,6 @@ from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import MountMaker
     from tests.support.daemon import Mount
@@ -31,19 +33,25 @@ class Podman:
     """Runs containers that have ``area`` at INSIDE."""
 
     area: Path
+    storage: Path
+    """Where podman has its own: outside of ``area``, since runc makes the mount of a root directory private."""
 
-    def command(self, *options: str, owner: int = 0) -> list[str]:
-        """What runs a container, whose root directory is the user's ``owner``; the command to run in there follows."""
-        places = [f"--{each}={self.area / 'podman' / each}" for each in ("root", "runroot", "tmpdir")]
+    def command(self, *options: str, owner: int = 0, propagation: str = "rslave") -> list[str]:
+        """What runs a container; the command to run in there follows.
+
+        Its root directory is the user's ``owner``. ``propagation``: with ``rshared``, mounts that are made in there are
+        seen outside (Bidirectional of Kubernetes); with ``rslave``, only the other way (HostToContainer).
+        """
+        places = [f"--{each}={self.storage / each}" for each in ("root", "runroot", "tmpdir")]
         # In a container there may be no systemd that makes control groups, and no right to raise limits.
         machine = ["--runtime=runc", "--cgroup-manager=cgroupfs", *places]
         limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=none"]
-        view = [f"--volume={self.area}:{INSIDE}:rslave", "--volume=/usr:/usr:ro"]
+        view = [f"--volume={self.area}:{INSIDE}:{propagation}", "--volume=/usr:/usr:ro"]
         return ["podman", *machine, "run", "--rm", *limits, *options, *view, "--rootfs", str(self._root_of(owner))]
 
     def _root_of(self, owner: int) -> Path:
         """A root directory in which ``owner`` may make what podman mounts there."""
-        root = self.area / f"root{owner}"
+        root = self.storage / f"root{owner}"
         if not root.exists():
             root.mkdir()
             for name in ("usr", "etc", "tmp", "dev", "proc", "sys", "run"):
@@ -65,11 +73,14 @@ def podman(root: None, area: Path) -> Iterator[Podman]:
     missing = [name for name in ("podman", "runc") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")
-    subprocess.run(["mount", "--bind", area, area], check=True)
-    subprocess.run(["mount", "--make-shared", area], check=True)
-    (area / "podman").mkdir()
-    yield Podman(area)
-    subprocess.run(["umount", "--recursive", area], check=True)
+    with tempfile.TemporaryDirectory(prefix="kt-podman-") as storage:
+        Path(storage).chmod(0o755)
+        with contextlib.ExitStack() as mounts:
+            for path, propagation in ((storage, "private"), (str(area), "shared")):
+                subprocess.run(["mount", "--bind", path, path], check=True)
+                mounts.callback(subprocess.run, ["umount", "--recursive", path], check=True)
+                subprocess.run(["mount", f"--make-{propagation}", path], check=True)
+            yield Podman(area, Path(storage))
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.containers.conftest import HUGE, INSIDE
-from tests.support.poll import until
-from tests.support.shell import Outcome, environment
+from tests.support.daemon import ROOT, interpreter
+from tests.support.poll import DEADLINE, until
+from tests.support.shell import Outcome, environment, run, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import MountMaker
@@ -89,3 +91,43 @@ def test_a_new_mount_is_seen_in_a_container_that_runs(podman: Podman, mount_make
         assert container.stdout is not None
         assert container.stdout.read() == second.read("version")
     assert container.returncode == 0
+
+
+@pytest.fixture
+def daemon(podman: Podman) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon in a container, as in docs/how-to/ktaskfs-kubernetes.yaml."""
+    (podman.area / "mount").mkdir()
+    options = ("--privileged", "--pid=host", f"--volume={ROOT}:{ROOT}:ro", f"--workdir={ROOT}")
+    command = [*podman.command(*options, propagation="rshared"), interpreter(ROOT), "-m", "ktaskfs.cli.main", "mount"]
+    mount = ["--foreground", "-o", f"mode=0666,statedir={INSIDE}/state", f"{INSIDE}/mount"]
+    daemon = subprocess.Popen([*command, *mount], stdin=subprocess.DEVNULL, env=environment(None))
+
+    def answers() -> bool:
+        assert daemon.poll() is None
+        return (podman.area / "mount/version").exists()
+
+    try:
+        until(answers, "the mount is seen outside")
+        yield daemon
+        assert run("umount", str(podman.area / "mount")).status == 0
+        assert daemon.wait(DEADLINE) == 0
+    finally:
+        if daemon.poll() is None:
+            daemon.terminate()  # podman passes it on to the daemon
+            daemon.wait(DEADLINE)
+
+
+def test_a_daemon_in_a_container_serves_others(
+    podman: Podman, huge: tuple[Path, TestPool], daemon: subprocess.Popen[bytes]
+) -> None:
+    """Others are containers, with a user namespace or without, and the host."""
+    directory, pool = huge
+    options = (f"--workdir={INSIDE}/mount", "--user=1000:1000")
+    for mapped, base in (((), 0), (MAPPED, BASE)):
+        assert podman.sh(JOB, *options, *mapped, owner=base) == Outcome(0, f"done\n1000 {SIZE // 512}\n", "")
+        assert (directory / "a").stat().st_uid == base + 1000
+        (directory / "a").unlink()
+        (podman.area / "mount/tasks/a").rmdir()
+    outcome = shell(JOB.replace(INSIDE, str(podman.area)), cwd=podman.area / "mount")
+    assert outcome == Outcome(0, f"done\n0 {SIZE // 512}\n", "")
+    (directory / "a").unlink()
