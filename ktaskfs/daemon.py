@@ -32,7 +32,7 @@ from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
-from ktaskfs.tasks.tunables import Settings
+from ktaskfs.tasks.tunables import TUNABLES, Settings
 from ktaskfs.vfs import Attributes, Watcher
 
 if TYPE_CHECKING:
@@ -253,5 +253,6 @@ def _reload(daemon: _Daemon) -> None:
             LOG.error("%s", line)
     else:
         daemon.settings.update(tunables)
-        LOG.info("configuration read again: %s", " ".join(f"{name}={tunables[name]}" for name in tunables) or "empty")
+        texts = [f"{each.name}={each.format(tunables[each.name])}" for each in TUNABLES if each.name in tunables]
+        LOG.info("configuration read again: %s", " ".join(texts) or "empty")
     manager.tell("READY=1")

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,6 +18,7 @@ from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import Shape, write_requests
+from ktaskfs.tasks.tunables import CGROUP
 from ktaskfs.tasks.worker_handle import WorkerHandle, ending_text
 from ktaskfs.worker import protocol
 
@@ -92,13 +93,16 @@ class WorkerMaker:
     def _request(self, task: Task, caller: CallerProcess) -> protocol.StartRequest:
         history = task.history
         assert history.operation is not None
+        identity = caller.identity
+        if CGROUP.format(self._settings[CGROUP.name]) == "daemon":
+            identity = replace(identity, cgroups=())  # the worker stays where it is
         return protocol.StartRequest(
             name=task.name,
             operation=history.operation.name,
             parameters=history.texts,
             remaining=None if history.remaining is None else [(n.start, n.size, n.nid) for n in history.remaining],
             baseline=None if history.baseline is None else asdict(history.baseline),
-            identity=caller.identity.to_fields(),
+            identity=identity.to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
         )
 
