@@ -154,10 +154,11 @@ async def _serve(daemon: _Daemon) -> None:
         launcher = Launcher(nursery)
         launcher.start()
         table = TaskTable(daemon.settings, private_names=config.hidepid == 2)
-        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
+        kernel = Kernel.open()
+        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery, kernel.cgroups))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
-        fs = Filesystem(service, Kernel.open(), access, owned, Watcher(nursery))
+        fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
 
         def load() -> Load:
             return Load(session.open_handles)

@@ -102,29 +102,58 @@ class GroupMounts:
 
     def read(self, group: Group, name: str) -> str:
         """The text of a group's file; raises OSError, ENODEV for a group that is being removed."""
+        fd = self.open_file(group, name)
+        try:
+            pieces = []
+            while piece := os.read(fd, _READ_SIZE):
+                pieces.append(piece)
+        finally:
+            os.close(fd)
+        return b"".join(pieces).decode(errors="replace")
+
+    def open_file(self, group: Group, name: str, flags: int = os.O_RDONLY) -> int:
+        """Open a group's file; raises OSError."""
         directory = self.open_group(group)
         try:
-            return _read(directory, name)
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
         finally:
             os.close(directory)
 
     def list(self, group: Group) -> list[str]:
         """The names of a group's files and of the groups in it; raises OSError."""
-        directory = self.open_group(group)
-        try:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        finally:
-            os.close(directory)
+        fd = self.open_file(group, ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             return os.listdir(fd)
         finally:
             os.close(fd)
 
 
+def groups_of(pid: int | str) -> tuple[Group, ...]:
+    """The groups of a process, one in each hierarchy; empty if it has ended. Raises OSError."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            return parse_groups(os.fsdecode(file.read()))
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+
+
 def own_groups() -> dict[str, Group]:
     """The groups of this process by controllers; raises OSError without /proc."""
-    with open("/proc/self/cgroup", "rb") as file:
-        return {group.controllers: group for group in parse_groups(os.fsdecode(file.read()))}
+    return {group.controllers: group for group in groups_of("self")}
+
+
+def frozen_group(mounts: GroupMounts, pid: int) -> Group | None:
+    """The group in which a process is frozen, by its own freezer or one above; None if it is not, or has ended.
+
+    Raises OSError.
+    """
+    for group in groups_of(pid):
+        with contextlib.suppress(OSError):  # it is not mounted here, or the root, which has no such file
+            if group.controllers == V2 and "frozen 1" in mounts.read(group, "cgroup.events").splitlines():
+                return group
+            if "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n":
+                return group
+    return None
 
 
 def enter_group(mounts: GroupMounts, group: Group) -> None:
@@ -132,17 +161,12 @@ def enter_group(mounts: GroupMounts, group: Group) -> None:
 
     Raises OSError: ENOENT or ENODEV for a group that was removed, EBUSY for one that may hold groups but no processes.
     """
-    directory = mounts.open_group(group)
+    # Version 1 moves a single thread without the lock that waits for all other processes (percpu rwsem).
+    fd = mounts.open_file(group, "tasks" if group.controllers else "cgroup.procs", os.O_WRONLY)
     try:
-        # Version 1 moves a single thread without the lock that waits for all other processes (percpu rwsem).
-        name = "tasks" if group.controllers else "cgroup.procs"
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            os.write(fd, b"0")
-        finally:
-            os.close(fd)
+        os.write(fd, b"0")
     finally:
-        os.close(directory)
+        os.close(fd)
 
 
 def _open_mounts(open_mount: Callable[[str], int], controllers: Collection[str] | None) -> dict[str, _Mount]:
@@ -190,14 +214,3 @@ def _open_copy(point: str) -> int:
         return namespaces.clone_mount(point, namespaces.HARMLESS)
     except OSError:
         return _open_path(point)
-
-
-def _read(directory: int, name: str) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        pieces = []
-        while piece := os.read(fd, _READ_SIZE):
-            pieces.append(piece)
-    finally:
-        os.close(fd)
-    return b"".join(pieces).decode(errors="replace")

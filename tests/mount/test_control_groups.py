@@ -129,16 +129,27 @@ def test_a_group_that_may_have_no_processes_is_refused(mounted: Mount, memory: P
     assert where.name in status(mounted)
 
 
-def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Path) -> None:
-    with group("") as where:
-        script = (
-            ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"\necho 1 > "$2/cgroup.freeze"; echo "$1" >&3\n'
-        )
-        assert mounted.shell(script, f"fallocate name=t path={memory}/f length=1M", str(where)).status == 0
+@pytest.mark.parametrize("controller", ["", "freezer"])
+def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Path, controller: str) -> None:
+    with group(controller) as where:
+        file, freeze, thaw = "cgroup.freeze", "1", "0"
+        if not (where / file).exists():
+            file, freeze, thaw = "freezer.state", "FROZEN", "THAWED"
+        script = ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"\necho "$3" > "$2/$4"; echo "$1" >&3\n'
+        spec = f"fallocate name=t path={memory}/f length=1M chunk=64K rate_max=64K"
+        assert mounted.shell(script, spec, str(where), freeze, file).status == 0
         assert mounted.read("tasks/t/state") == "starting\n"
+        words = f"/{where.name} is frozen)"
+        assert words in mounted.read("tasks/t/status")
         assert mounted.write("tasks/control", f"fallocate name=other path={memory}/g length=1M") == (0, None)
         assert mounted.cat("tasks/other/wait").status == 0
-        (where / "cgroup.freeze").write_text("0")
+        (where / file).write_text(thaw)
+        wait_for_worker(mounted, "t")
+        assert words not in mounted.read("tasks/t/status")
+        (where / file).write_text(freeze)
+        until(lambda: words in mounted.read("tasks/t/status"), "it is frozen at work")
+        assert mounted.write("tasks/t/rate_max", "max") == (0, None)
+        (where / file).write_text(thaw)
         assert mounted.cat("tasks/t/wait").status == 0
         assert mounted.read("tasks/t/state") == "done\n"
 
