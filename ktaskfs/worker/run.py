@@ -27,6 +27,7 @@ from ktaskfs.worker.seal import become_caller, report
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.operations.base.parameters import TaskParameters
@@ -52,13 +53,22 @@ class Worker:
     """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended."""
 
     def __init__(
-        self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, fds: Sequence[int]
+        self,
+        request: protocol.StartRequest,
+        operation: Operation[Any],
+        kernel: Kernel,
+        fds: Sequence[int],
+        cgroups: GroupMounts,
     ) -> None:
-        """``fds`` came with the request: the page, the channel, and what identifies the caller."""
+        """``fds`` came with the request: the page, the channel, and what identifies the caller.
+
+        ``cgroups`` are the mounts in which the worker enters the caller's groups.
+        """
         page, channel, *self._callers = fds
         self._request = request
         self._operation = operation
         self._kernel = kernel
+        self._cgroups = cgroups
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
         self._applying = threading.Lock()
@@ -72,7 +82,7 @@ class Worker:
         if self._given_up():
             return 0
         try:
-            become_caller(self._request.identity, self._callers)
+            become_caller(self._request.identity, self._callers, self._cgroups)
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
             remaining, baseline = self._earlier(parameters)
             if baseline is not None:

@@ -113,8 +113,13 @@ def test_a_pid_without_a_process_is_refused() -> None:
 
 def test_having_no_descriptor_left_is_not_the_callers_fault() -> None:
     def look() -> list[str]:
-        soft = len(os.listdir("/proc/self/fd"))  # one more than are open: listing took one
+        soft = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+        taken: list[int] = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        os.close(taken.pop())  # one is left
         before = os.listdir("/proc/self/fd")
         with pytest.raises(TargetError, match="Too many open files") as error:
             read_caller(os.getpid(), os.geteuid(), os.getegid())
