@@ -70,7 +70,9 @@ inside() { # as PID 1 of the new namespaces, in $cgroup already
         /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=no
 }
 
-enter() {
+enter() { # in a control group of the machine's, as after a login there
+    mkdir -p "$cgroup/commands"
+    echo $BASHPID >"$cgroup/commands/cgroup.procs"
     # By the real program: this script's own path may not exist in there.
     exec nsenter --target "$(cat "$dir/init")" --mount --uts --ipc --pid --cgroup --root --wd -- "$@"
 }
