@@ -97,7 +97,8 @@ def test_a_new_mount_is_seen_in_a_container_that_runs(podman: Podman, mount_make
 def daemon(podman: Podman) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon in a container, as in docs/how-to/ktaskfs-kubernetes.yaml."""
     (podman.area / "mount").mkdir()
-    options = ("--privileged", "--pid=host", f"--volume={ROOT}:{ROOT}:ro", f"--workdir={ROOT}")
+    host = ("--privileged", "--pid=host", "--cgroupns=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rslave")
+    options = (*host, f"--volume={ROOT}:{ROOT}:ro", f"--workdir={ROOT}")
     command = [*podman.command(*options, propagation="rshared"), interpreter(ROOT), "-m", "ktaskfs.cli.main", "mount"]
     mount = ["--foreground", "-o", f"mode=0666,statedir={INSIDE}/state", f"{INSIDE}/mount"]
     daemon = subprocess.Popen([*command, *mount], stdin=subprocess.DEVNULL, env=environment(None))
@@ -124,7 +125,8 @@ def test_a_daemon_in_a_container_serves_others(
     directory, pool = huge
     options = (f"--workdir={INSIDE}/mount", "--user=1000:1000")
     for mapped, base in (((), 0), (MAPPED, BASE)):
-        assert podman.sh(JOB, *options, *mapped, owner=base) == Outcome(0, f"done\n1000 {SIZE // 512}\n", "")
+        outcome = podman.sh(JOB, *options, *mapped, owner=base)
+        assert outcome == Outcome(0, f"done\n1000 {SIZE // 512}\n", "")
         assert (directory / "a").stat().st_uid == base + 1000
         (directory / "a").unlink()
         (podman.area / "mount/tasks/a").rmdir()

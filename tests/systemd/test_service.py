@@ -84,14 +84,6 @@ def test_others_see_it_and_run_none(service: Machine) -> None:
     assert outcome.errname == "EACCES"
 
 
-@pytest.mark.parametrize("operation", ["fallocate length=4M", "clear", "survey", "checksum", "free"])
-def test_every_kind_of_work_is_possible_in_the_sandbox(service: Machine, operation: str) -> None:
-    service.sh("[ -e /dev/shm/each ] || head -c 4M /dev/urandom > /dev/shm/each")
-    script = f"""cd /run/ktaskfs
-echo '{operation} path=/dev/shm/each name=each' > tasks/control && tail -n 1 tasks/each/wait && rmdir tasks/each"""
-    assert service.sh(script) == Outcome(0, "done\n", ""), service.out("cat", "/run/ktaskfs/info/last_cmd_status")
-
-
 def test_a_killed_daemon_comes_back_and_its_task_is_finished(service: Machine) -> None:
     service.start_slow_task("killed")
     workers = service.workers()
