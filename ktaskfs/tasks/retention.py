@@ -24,6 +24,9 @@ class EndedTasks:
         """By uid, the sum of these."""
         self._count = 0
 
+    def __len__(self) -> int:
+        return self._count
+
     def add(self, task: Task) -> None:
         """``task`` has ended."""
         self._users.setdefault(task.uid, {})[task] = len(task.history.result)
