@@ -99,6 +99,17 @@ def test_many_uids_do_not_take_all_descriptors(mount_maker: MountMaker, two_user
     until(lambda: len(list(descriptors.iterdir())) <= before + 4, "the daemon has let go of them")
 
 
+def test_groups_of_callers_do_not_take_the_daemons_memory(mount_maker: MountMaker, attacker: User) -> None:
+    """Root of a user namespace can be in 65536 groups, also if all of them are one and the same."""
+    mounted = mount_maker("mode=0666")
+    control = str(mounted.path / "tasks/control")
+    script = f"import os, resource; os.setgroups([{attacker.gid}] * 65536); os.setresgid(*[{attacker.gid}] * 3)\n"
+    script += f"os.setresuid(*[{attacker.uid}] * 3)\n" + HOLD
+    outcome = run("python3", "-c", script, control, str(os.O_WRONLY), "256", str(mounted.pid))
+    assert outcome.out.split()[:2] == ["0", str(errno.EPERM)], outcome.err
+    assert "in more than 1024 groups" in mounted.read("info/last_cmd_status", user=attacker)
+
+
 def test_many_uids_do_not_take_all_room_for_tasks(mount_maker: MountMaker, two_users: tuple[User, User]) -> None:
     """Each task at work is a process, and takes descriptors of the daemon."""
     mounted = mount_maker("mode=0666", prefix=("prlimit", "--nofile=400"))
