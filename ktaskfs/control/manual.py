@@ -24,8 +24,7 @@ A write that fails has done nothing; info/last_cmd_status says why, info/error_l
 A task runs as whoever wrote it, in a process of its own. It goes on if this filesystem is unmounted.
 
   tasks/NAME/     state status stat progress threads result error wait, and the parameters; control takes
-                  cancel, kill, pause, resume, start (after mkdir)
-  users/UID/      where the link tasks leads: a view of the tasks for each user
+                  cancel, kill, pause, resume, start (after mkdir); tasks leads to your users/UID/tasks
   debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
   info/           huge page pools, NUMA nodes, what became of your last commands
   events          a line for each change of state of a task, from the opening on

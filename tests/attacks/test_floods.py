@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
-TIMES = 100
-LIMIT = 0.03
-"""Seconds for an open, a read and a close in the middle of a flood; without turns it is twice as long at least. The
-median counts: what a few take is up to the machine, which runs thousands of the attacker's threads."""
+TIMES = 30
+SLOWER = 100
+"""A request may take so many times as long as before the flood. Without turns it takes some 600 times as long."""
 
 
 def typical(mount: Mount, user: User) -> float:
-    """How long ``user`` takes to open, read and close a file, in seconds; the median."""
+    """How long ``user`` takes to open, read and close a file, in seconds; the median, as some wait for a processor."""
     path = mount.path / "version"
 
     def measure() -> list[float]:
@@ -47,12 +46,14 @@ def typical(mount: Mount, user: User) -> float:
 @pytest.mark.parametrize("file", ["version", "metrics"])
 def test_a_flood_of_openings(mount_maker: MountMaker, attack: Attack, victim: User, file: str) -> None:
     mount = mount_maker("mode=0666")
+    before = typical(mount, victim)
     attack("flood.py", "open", str(mount.path / file), "800")
-    assert typical(mount, victim) < LIMIT
+    assert typical(mount, victim) < before * SLOWER
 
 
 def test_a_flood_of_readers_who_wait(mount_maker: MountMaker, attack: Attack, attacker: User, victim: User) -> None:
     mount = mount_maker("mode=0666")
     assert mount.shell("mkdir tasks/mine", user=attacker).status == 0
+    before = typical(mount, victim)
     attack("flood.py", "hold", str(mount.path / "tasks/mine/wait"), "4500")
-    assert typical(mount, victim) < LIMIT
+    assert typical(mount, victim) < before * SLOWER

@@ -1,0 +1,101 @@
+"""A new operation is one file: in a copy of the project, the mount, its texts and the contract test take it up."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT, Mount
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SOURCE = '''
+"""``count``: how many bytes of a range are zero."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import TargetError
+from ktaskfs.memory.source import Source
+from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
+
+if TYPE_CHECKING:
+    from ktaskfs.operations.base.plan import Plan, Preparation
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountParameters(RangeParameters):
+    """A range, by default to the end of the file."""
+
+
+class Count(RangeOperation[CountParameters]):
+    """Reads the range and counts."""
+
+    name = "count"
+    description = "Count the zero bytes of the range of any file."
+    parameters = CountParameters
+    no_undo = "counting changes nothing"
+    no_resume = "the sum of what was counted has not been kept"
+
+    def prepare(self, preparation: Preparation[CountParameters]) -> Plan:
+        """Open for reading; raises InvalidValue past the end of the file, TargetError."""
+        parameters = preparation.parameters
+        source = preparation.keep(Source(preparation.kernel, parameters.path))
+        extent = resolve_extent(parameters, source.file.size(), may_grow=False)
+        found: list[int] = []
+
+        def count(start: int, end: int) -> None:
+            view = memoryview(bytearray(end - start))
+            source.read(view, start)
+            found.append(bytes(view).count(0))
+
+        control = preparation.control(count, least=4096, most=1 << 20, align=4096)
+        nodes = preparation.nodes(extent, 4096)
+        return preparation.plan(nodes, control, lambda outcome: f"zeros {sum(found)}\\n")
+'''
+
+
+@pytest.fixture
+def copy(area: Path) -> Path:
+    """The project in a directory of its own, with one file more."""
+    root = area / "copy"
+    root.mkdir()
+    for name in ("ktaskfs", "tests", "docs", "bench"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "results", "plots"))
+    for name in ("pyproject.toml", "README.md", "ARCHITECTURE.md"):
+        shutil.copy(ROOT / name, root)
+    (root / ".venv").symlink_to(ROOT / ".venv")
+    (root / "ktaskfs/operations/ranges/count.py").write_text(SOURCE)
+    return root
+
+
+def test_the_contract_and_the_documents_take_it_up(copy: Path, root: None) -> None:
+    python = str(copy / ".venv/bin/python")
+    done = run(python, "-m", "pytest", "-q", "tests/operations/test_contract.py", "-k", "count", cwd=copy)
+    assert done.status == 0, done.out + done.err
+    assert int(done.out.split(" passed")[0].split()[-1]) > 15
+
+
+def test_the_mount_has_it(copy: Path, area: Path, root: None) -> None:
+    (area / "mount").mkdir()
+    (area / "state").mkdir()
+    (area / "file").write_bytes(b"x\0" * 5000)
+    here = ("env", f"PYTHONPATH={copy}")  # for the spawner, whose working directory is another
+    mount = Mount(area / "mount", statedir=area / "state", log=area / "log", root=copy, prefix=here)
+    try:
+        assert "Count the zero bytes" in mount.read("README")
+        assert mount.read("operations/count/description") == "Count the zero bytes of the range of any file.\n"
+        assert "offset" in mount.read("operations/count/parameters")
+        assert mount.write("tasks/control", f"count path={area}/file name=zeros") == (0, None)
+        assert mount.read("tasks/zeros/wait").endswith("done\n")
+        assert mount.read("tasks/zeros/result") == "zeros 5000\n"
+    finally:
+        mount.close()
