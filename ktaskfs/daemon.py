@@ -32,7 +32,7 @@ from ktaskfs.tasks.service import TaskService
 from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ACTIVE, WORKING
-from ktaskfs.tasks.tunables import Settings
+from ktaskfs.tasks.tunables import TUNABLES, Settings
 from ktaskfs.vfs import Attributes, Watcher
 
 if TYPE_CHECKING:
@@ -154,10 +154,11 @@ async def _serve(daemon: _Daemon) -> None:
         launcher = Launcher(nursery)
         launcher.start()
         table = TaskTable(daemon.settings, private_names=config.hidepid == 2)
-        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery))
+        kernel = Kernel.open()
+        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery, kernel.cgroups))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
-        fs = Filesystem(service, Kernel.open(), access, owned, Watcher(nursery))
+        fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
 
         def load() -> Load:
             return Load(session.open_handles)
@@ -253,5 +254,6 @@ def _reload(daemon: _Daemon) -> None:
             LOG.error("%s", line)
     else:
         daemon.settings.update(tunables)
-        LOG.info("configuration read again: %s", " ".join(f"{name}={tunables[name]}" for name in tunables) or "empty")
+        texts = [f"{each.name}={each.format(tunables[each.name])}" for each in TUNABLES if each.name in tunables]
+        LOG.info("configuration read again: %s", " ".join(texts) or "empty")
     manager.tell("READY=1")

@@ -7,9 +7,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # pyfuse3 is built from its source: hence the compiler, the headers and pkg-config. The tests read the mount with
-# busybox and less, boot a systemd of their own, and give a daemon a clock that goes back (faketime).
+# busybox and less, boot a systemd of their own, start containers, and give a daemon a clock that goes back (faketime).
 packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv busybox less'
-packages="$packages systemd dbus man-db procps faketime"
+packages="$packages systemd dbus man-db procps faketime podman runc"
 
 me=setup
 . scripts/packages.sh

@@ -42,7 +42,7 @@ def test_users_and_groups_by_name() -> None:
 def test_every_tunable_is_an_option_with_its_bounds(tunable: object) -> None:
     each = next(one for one in TUNABLES if one is tunable)
     for value in (each.least, each.most, each.default):
-        config = parse_options("/mnt", [f"{each.name}={value}", "statedir=/s"], {})
+        config = parse_options("/mnt", [f"{each.name}={each.format(value)}", "statedir=/s"], {})
         assert dict(config.tunables) == {each.name: value}
     for value in (each.least - 1, each.most + 1):
         with pytest.raises(ConfigError, match=each.name):
@@ -94,9 +94,7 @@ def test_the_mountpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_nothing_that_the_daemon_needs_is_in_its_own_mount(tmp_path: Path, name: str, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "there")
     with pytest.raises(ConfigError, match="in the mount itself"):
-        parse_options(
-            f"{tmp_path}/there", [f"{name}={tmp_path}/link{below}"], {"XDG_RUNTIME_DIR": str(tmp_path)}
-        )
+        parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/link{below}"], {"XDG_RUNTIME_DIR": str(tmp_path)})
     assert parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/there2,statedir=/s"], {}).statedir == "/s"
 
 

@@ -12,6 +12,7 @@ from ktaskfs.control.privilege import capabilities_of, require_power_over
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
 from ktaskfs.errors import InvalidValue, KtaskfsError
+from ktaskfs.host.cgroups import frozen_group
 from ktaskfs.tasks.task import ACTIVE, State
 from ktaskfs.vfs import FOREVER, Attributes, Change, Directory, File, OpenFile, StreamFile, TextFile, WatchedChange
 from ktaskfs.vfs.inode import wants_write
@@ -41,7 +42,9 @@ def _of_task(text: Callable[[Task], str | bytes]) -> Callable[[ShownTask], str |
 
 
 def _status_text(shown: ShownTask) -> str:
-    return task_text.status(shown.known_task, shown.parameters().values())
+    task = shown.known_task
+    frozen = None if task.worker is None else frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
+    return task_text.status(task, shown.parameters().values(), frozen)
 
 
 def _state_changes(shown: ShownTask) -> Change:

@@ -14,6 +14,7 @@ from ktaskfs.units import BYTES, Units
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ktaskfs.host.cgroups import Group
     from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
@@ -125,16 +126,23 @@ def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
 
 
-def status(task: Task, parameters: Iterable[Parameter]) -> str:
-    """Everything for people, in the form of /proc/PID/status; ``parameters`` are those that the task can have."""
+def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = None) -> str:
+    """Everything for people, in the form of /proc/PID/status.
+
+    ``parameters`` are those that the task can have, ``frozen`` is the control group in which its worker is frozen.
+    """
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
     rate = speed(snapshot)
-    stopped = task.worker is not None and is_stopped(task.worker.pid)
+    state = f"{task.state}"
+    if frozen is not None:
+        state += f" (its control group {frozen} is frozen)"
+    elif task.worker is not None and is_stopped(task.worker.pid):
+        state += " (its worker is stopped by a signal)"
     fields: list[tuple[str, object]] = [
         ("Name", task.name),
         ("Operation", "-" if task.operation is None else task.operation.name),
-        ("State", f"{task.state} (its worker is stopped by a signal)" if stopped else task.state),
+        ("State", state),
     ]
     fields += [(each.name.capitalize(), _one_line(task.parameter_text(each))) for each in parameters]
     fields += [

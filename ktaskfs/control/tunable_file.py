@@ -33,7 +33,7 @@ class TunableFile(File):
         self._file = TextFile(
             self.ino,
             self.attributes(),
-            lambda caller: f"{settings[tunable.name]}\n",
+            lambda caller: f"{tunable.format(settings[tunable.name])}\n",
             write_recorded,
             refused=refused,
             texts=fs.limits.texts,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
+from ktaskfs.host.cgroups import Group, parse_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,8 +34,8 @@ class Identity:
     ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it names a process for
     the length of the boot. The capabilities are bit masks that hold in our user namespace: none at all for a process
     in another, whose ``inside`` has its effective, permitted and bounding capabilities there. ``file_size_max`` is the
-    soft RLIMIT_FSIZE, -1 for no limit. ``nice`` and ``oom_score_adj`` are no matter of permission, but a task shall not
-    fare better than its caller.
+    soft RLIMIT_FSIZE, -1 for no limit. ``nice``, ``oom_score_adj``, the control groups and the CPUs are no matter of
+    permission, but a task shall not fare better than its caller. ``cpus`` is a list as 0-3,8.
     """
 
     pid: int
@@ -49,6 +50,8 @@ class Identity:
     file_size_max: int
     nice: int
     oom_score_adj: int
+    cgroups: tuple[Group, ...]
+    cpus: str
     inside: tuple[int, int, int] | None = None
 
     def to_fields(self) -> dict[str, Any]:
@@ -59,7 +62,9 @@ class Identity:
     def from_fields(cls, fields: Mapping[str, Any]) -> Identity:
         """The inverse of ``to_fields``."""
         inside = fields.get("inside")
-        return cls(**{**fields, "groups": tuple(fields["groups"]), "inside": inside and tuple(inside)})
+        cgroups = tuple(Group(**each) for each in fields["cgroups"])
+        changes = {"groups": tuple(fields["groups"]), "cgroups": cgroups, "inside": inside and tuple(inside)}
+        return cls(**{**fields, **changes})
 
     @property
     def capabilities(self) -> tuple[int, int, int]:
@@ -170,8 +175,19 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
         file_size_max=_file_size_max(_read(process, "limits", pid)),
         nice=_stat_field(stat, 19),
         oom_score_adj=int(_read(process, "oom_score_adj", pid)),
+        cgroups=_control_groups(process, pid),
+        cpus=status["Cpus_allowed_list"][0],
         inside=inside,
     )
+
+
+def _control_groups(process: int, pid: int) -> tuple[Group, ...]:
+    try:
+        fd = os.open("cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    except FileNotFoundError:  # a kernel without control groups
+        return ()
+    os.close(fd)
+    return parse_groups(os.fsdecode(_read(process, "cgroup", pid)))
 
 
 def _open_path(name: str, directory: int | None, pid: int) -> int:

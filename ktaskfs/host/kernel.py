@@ -7,23 +7,18 @@ So whoever will need them takes descriptors first, and reads by name below those
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ktaskfs.host import namespaces
+from ktaskfs.host.cgroups import GroupMounts
 
-_HARMLESS: Final = (
-    namespaces.MOUNT_ATTR_RDONLY
-    | namespaces.MOUNT_ATTR_NOSUID
-    | namespaces.MOUNT_ATTR_NODEV
-    | namespaces.MOUNT_ATTR_NOEXEC
-)
 _READ_SIZE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """O_PATH descriptors of /proc and /sys, and /dev/zero open for reading.
+    """O_PATH descriptors of /proc and /sys, /dev/zero open for reading, and the mounts of control groups.
 
     They stay right across fork(2): ``self`` below the descriptor of /proc means whoever looks it up.
     """
@@ -31,23 +26,31 @@ class Kernel:
     proc: int
     sys: int
     zero: int
+    cgroups: GroupMounts = field(default_factory=lambda: GroupMounts({}))
 
     @classmethod
     def open(cls) -> Kernel:
         """Open them now; raises OSError."""
-        return cls(_open_path("/proc"), _open_path("/sys"), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
+        zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        return cls(_open_path("/proc"), _open_path("/sys"), zero, GroupMounts.open())
 
     @classmethod
     def open_read_only(cls) -> Kernel:
-        """Open read-only copies of the mounts at /proc and /sys, without those below. Nothing can be changed there.
+        """Open read-only copies of these mounts, without those below each. Nothing can be changed there.
 
-        Without CAP_SYS_ADMIN, or before Linux 5.12, /proc and /sys as they are. Raises OSError.
+        Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError.
         """
-        return cls(_open_copy("/proc"), _open_copy("/sys"), os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC))
+        zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        return cls(_open_copy("/proc"), _open_copy("/sys"), zero, GroupMounts.open_read_only())
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset({self.proc, self.sys, self.zero}) | self.cgroups.descriptors
 
     def close(self) -> None:
-        """Close all three."""
-        for fd in (self.proc, self.sys, self.zero):
+        """Close all of them."""
+        for fd in self.descriptors:
             os.close(fd)
 
     def read_sys(self, path: str) -> str:
@@ -86,7 +89,7 @@ def _open_path(path: str) -> int:
 
 def _open_copy(path: str) -> int:
     try:
-        return namespaces.clone_mount(path, _HARMLESS)
+        return namespaces.clone_mount(path, namespaces.HARMLESS)
     except OSError:
         return _open_path(path)
 

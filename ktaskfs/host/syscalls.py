@@ -86,6 +86,8 @@ _STATX_BTIME: Final = 0x800
 _STATX_SIZE: Final = 256
 _STATX_ATTRIBUTES_AT: Final = 8
 """Where struct statx has the attributes, as u64 (linux/stat.h)."""
+_STATX_ATTRIBUTES_MASK_AT: Final = 56
+"""Where it says which attributes are supported, as u64."""
 _STATX_BTIME_AT: Final = 80
 """And the time of birth: seconds as s64, nanoseconds as u32."""
 _OPENAT2: Final = 437
@@ -228,6 +230,19 @@ def attributes(fd: int) -> int:
     """The STATX_ATTR_ bits of an open file or directory (statx(2)); raises OSError. 0 where a filter forbids to ask."""
     bits: int = struct.unpack_from("=Q", _read_statx(fd, "", _AT_EMPTY_PATH), _STATX_ATTRIBUTES_AT)[0]
     return bits
+
+
+def is_mount_root(fd: int) -> bool:
+    """Whether something is mounted at the place where ``fd`` was opened. statx(2), STATX_ATTR_MOUNT_ROOT.
+
+    Raises OSError: ENOSYS where a filter forbids to ask, or before Linux 5.8.
+    """
+    status = _read_statx(fd, "", _AT_EMPTY_PATH)
+    known: int = struct.unpack_from("=Q", status, _STATX_ATTRIBUTES_MASK_AT)[0]
+    if not known & STATX_ATTR_MOUNT_ROOT:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    bits: int = struct.unpack_from("=Q", status, _STATX_ATTRIBUTES_AT)[0]
+    return bool(bits & STATX_ATTR_MOUNT_ROOT)
 
 
 def _read_statx(directory: int, path: str, flags: int) -> ctypes.Array[ctypes.c_char]:

@@ -42,9 +42,15 @@ def read_memory(kernel: Kernel) -> MachineMemory:
     return MachineMemory(meminfo["MemTotal:"], meminfo["MemAvailable:"])
 
 
-def usable_cpus() -> tuple[int, ...]:
-    """The CPUs that the calling process may run on: online, and not taken from it by taskset or a cpuset."""
-    return tuple(sorted(os.sched_getaffinity(0)))
+def usable_cpus(pid: int = 0) -> tuple[int, ...]:
+    """The CPUs that a process may run on, 0 for this one: online, and not taken from it by taskset or a cpuset.
+
+    Empty if there is no such process.
+    """
+    try:
+        return tuple(sorted(os.sched_getaffinity(pid)))
+    except ProcessLookupError:
+        return ()
 
 
 def read_nodes(kernel: Kernel) -> tuple[NumaNode, ...]:

@@ -80,7 +80,8 @@ class Ending:
         if undo_func is None:
             return
         if self._undo is None:
-            if not (self._scheduler.failed or self._scheduler.outcome().cancelled):
+            cancelled = self._scheduler.undoes and self._scheduler.outcome().cancelled
+            if not (self._scheduler.failed or cancelled):
                 return
             self._undo = iter(self._scheduler.start_undo())
         for chunk in self._undo:

@@ -72,9 +72,12 @@ class Job:
             return error
         return None
 
-    def cancel(self) -> None:
-        """Hand out no further chunk; what is finished is given to ``undo_func``, if there is one."""
-        self._scheduler.cancel()
+    def cancel(self, *, undo: bool = True) -> None:
+        """Hand out no further chunk; what is finished is given to ``undo_func``, if there is one.
+
+        With ``undo=False`` it stays, for a later job that does the rest. The first call decides.
+        """
+        self._scheduler.cancel(undo=undo)
 
     def pause(self) -> None:
         """Hand out no chunk until ``resume`` or ``cancel``."""

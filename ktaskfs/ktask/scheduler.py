@@ -53,15 +53,18 @@ class Scheduler:
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
         self._cancelled = False
+        self.undoes = True
+        """Whether a cancelled task is taken back; set before ``_cancelled``, never afterwards."""
         self.failed = False
         self._failure: tuple[BaseException, Any] | None = None
         self._units_undone: int | None = None
 
     # Controls, from any thread.
 
-    def cancel(self) -> None:
+    def cancel(self, *, undo: bool) -> None:
         with self._lock:
-            if self._ended_ns is None:
+            if self._ended_ns is None and not self._cancelled:
+                self.undoes = undo
                 self._cancelled = True
                 self._disturb()
 

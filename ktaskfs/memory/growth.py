@@ -16,11 +16,13 @@ from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, FilesystemType
-from ktaskfs.memory.room import require_file_size, too_few_pages
+from ktaskfs.memory.group_room import GroupRoom
+from ktaskfs.memory.room import require_file_size, require_group_pages, too_few_pages
 from ktaskfs.memory.target_errors import page_unavailable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    from ktaskfs.errors import KtaskfsError
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
 
@@ -35,6 +37,8 @@ class Growth:
         self._kernel = kernel
         self.target = target
         """The file."""
+        self.room = GroupRoom(kernel, target)
+        """Where chunks say what they allocate."""
         self.old_size = target.size()
         """Bytes the file had when it was opened; 0 for a new one."""
         self._made = self.old_size  # the file is not longer than this, unless somebody else has extended it
@@ -49,6 +53,7 @@ class Growth:
         Raises OutOfHugePages or OutOfSpace too, and EFBIG past the caller's RLIMIT_FSIZE.
         """
         require_file_size(self.target, extent.end)
+        require_group_pages(self._kernel, self.target, extent.size // self.target.page_size)
         self._made = max(self._made, extent.end)
         try:
             return Mapping(self.target.fd, extent.start, extent.size, reserve=True, extend=True)
@@ -115,7 +120,7 @@ class Growth:
             with Mapping(self.target.fd, start, self.target.page_size, reserve=False) as mapping:
                 mapping.populate_write(0, mapping.length)
         except OSError as error:
-            raise page_unavailable(self.target, error, end) from error
+            raise self.page_unavailable(error, end) from error
 
     def _free(self, last: Span) -> None:
         """Free what was allocated in advance, unless it holds data by now.
@@ -130,6 +135,10 @@ class Growth:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # a filesystem without holes keeps the block
                 raise
+
+    def page_unavailable(self, error: OSError, end: int) -> KtaskfsError:
+        """What it means that a page before ``end`` could not be had."""
+        return page_unavailable(self._kernel, self.target, error, end)
 
     def keep(self) -> None:
         """The task has done something: from now on ``take_back`` leaves the file as it is."""

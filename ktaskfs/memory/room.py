@@ -8,8 +8,10 @@ import resource
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host.group_limits import memory_headroom
 from ktaskfs.host.hugepages import pool_of
 from ktaskfs.host.presence import data_extents, hole_extents
+from ktaskfs.memory.group_room import SPARE, group_refusal, require_group_memory
 from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
-    """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the daemon's own."""
+    """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the worker's own."""
     size = format_size(target.page_size)
     mount = os.fstatvfs(target.fd)
     wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
@@ -29,8 +31,8 @@ def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
     if pool is None:
         return OutOfHugePages(wanted)
     if pages <= pool.available:
-        limits = "a limit on the daemon's address space (RLIMIT_AS) or on its cgroup's huge pages"
-        return TargetError(f"{wanted}; the pool has enough, so it was {limits}", errno=errno.ENOMEM)
+        text = f"{wanted}; the pool has enough, so it was a limit on the worker's address space (RLIMIT_AS)"
+        return group_refusal(kernel, target, pages, reserve=True) or TargetError(text, errno=errno.ENOMEM)
     return OutOfHugePages(
         f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
     )
@@ -46,6 +48,17 @@ def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) 
     missing = pages - target.allocated() // target.page_size
     if pool is not None and missing > pool.obtainable + (pool.reserved if promised else 0):
         raise too_few_pages(kernel, target, pages)
+    require_group_pages(kernel, target, pages)
+
+
+def require_group_pages(kernel: Kernel, target: Target, pages: int) -> None:
+    """Raises OutOfHugePages if the control groups cannot have so many pages, less those that the file has.
+
+    The kernel itself would find out only when it charges the page past the limit, long after it has reserved all.
+    """
+    refusal = group_refusal(kernel, target, pages - target.allocated() // target.page_size, reserve=False)
+    if refusal is not None:
+        raise refusal
 
 
 def require_file_size(target: Target, end: int, *, written: bool = False) -> None:
@@ -58,14 +71,21 @@ def require_file_size(target: Target, end: int, *, written: bool = False) -> Non
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
+def available_memory(kernel: Kernel) -> int:
+    """Bytes of memory that the machine, and the control groups, have for a file of tmpfs; raises OSError."""
+    headroom = memory_headroom(kernel)
+    machine = kernel.available_memory()
+    return machine if headroom is None else min(machine, headroom.left - SPARE)
+
+
 def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
     """Raises OutOfSpace or TargetError (ENOMEM) if the missing pages cannot fit.
 
-    Others may take the space meanwhile: tmpfs cannot reserve. Memory limits of a cgroup are not looked at.
+    Others may take the space meanwhile: tmpfs cannot reserve.
     """
     mount = os.fstatvfs(target.fd)
     space = mount.f_bavail * mount.f_frsize if mount.f_blocks else SIZE_MAX
-    memory = kernel.available_memory()
+    memory = available_memory(kernel)
     if extent.size <= min(space, memory):
         return
     data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
@@ -75,6 +95,7 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
     if missing > space:
         raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")
     if missing > memory:
+        require_group_memory(kernel, target, missing)
         raise TargetError(
             f"{target.path}: {missing} bytes are missing, and {memory} bytes of memory are available",
             errno=errno.ENOMEM,

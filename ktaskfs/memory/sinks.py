@@ -20,6 +20,7 @@ from ktaskfs.memory.tmpfs import WINDOW, has_huge_pages, mapped_windows
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.host.target import Target
     from ktaskfs.memory.digest import Digest
@@ -189,8 +190,11 @@ class MappingSink(Sink):
     A digest is made of the target's new data, read back while it is still in a processor's cache.
     """
 
-    def __init__(self, source: Source, target: Target, end: int, shift: int, pages: MappedRange) -> None:
+    def __init__(
+        self, kernel: Kernel, source: Source, target: Target, end: int, shift: int, pages: MappedRange
+    ) -> None:
         super().__init__(source, target, end, shift)
+        self._kernel = kernel
         self._pages = pages
 
     def copy(self, extent: Span, digest: Digest | None) -> None:
@@ -201,7 +205,7 @@ class MappingSink(Sink):
                 else:
                     self._read_into(mapping, extent, digest)
         except OSError as error:
-            raise page_unavailable(self._target, error, self._end) from error
+            raise page_unavailable(self._kernel, self._target, error, self._end) from error
 
     def _populate(self, mapping: Mapping, extent: Span, digest: Digest | None) -> None:
         for window, pages in mapped_windows(mapping, extent):
@@ -221,7 +225,7 @@ class MappingSink(Sink):
         self._pages.close()
 
 
-def open_sink(source: Source, target: Target, extent: Span, shift: int) -> Sink:
+def open_sink(kernel: Kernel, source: Source, target: Target, extent: Span, shift: int) -> Sink:
     """The sink for a target that already has its new size.
 
     Raises TargetError if it cannot be mapped, OSError (EFBIG) if it has to be written past the caller's RLIMIT_FSIZE.
@@ -238,4 +242,4 @@ def open_sink(source: Source, target: Target, extent: Span, shift: int) -> Sink:
         pages = MappedRange(target.fd, whole.start, whole.end, target.page_size, None)
     except OSError as error:
         raise TargetError.from_os(error, f"map {target.path}") from error
-    return MappingSink(source, target, extent.end, shift, pages)
+    return MappingSink(kernel, source, target, extent.end, shift, pages)

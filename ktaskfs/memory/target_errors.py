@@ -6,11 +6,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE, FilesystemType
+from ktaskfs.memory.group_room import group_refusal
 from ktaskfs.units import format_size
 
 if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
 
 
@@ -27,12 +29,15 @@ def ended(target: Target, position: int) -> TargetError:
     return TargetError(f"{target.path} ends at {position}, before its size of {size} bytes", errno=errno.ENXIO)
 
 
-def page_unavailable(target: Target, error: OSError, end: int) -> TargetError:
+def page_unavailable(kernel: Kernel, target: Target, error: OSError, end: int) -> KtaskfsError:
     """A page before ``end`` could not be had; the kernel's EFAULT has several reasons, told apart here."""
     if error.errno == errno.EFAULT and target.size() < end:
         return truncated(target)
     if error.errno in (errno.EFAULT, errno.ENOSPC):
         if target.filesystem is FilesystemType.HUGETLBFS:
+            refusal = group_refusal(kernel, target, 1, reserve=False)
+            if refusal is not None:
+                return refusal
             size = format_size(target.page_size)
             return TargetError(f"{target.path}: the pool has no free huge page of {size} any more", errno=errno.ENOMEM)
         return TargetError(f"{target.path}: the filesystem has no free page any more", errno=errno.ENOSPC)

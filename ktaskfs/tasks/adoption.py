@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host import credentials
+from ktaskfs.host.cgroups import groups_of
+from ktaskfs.host.group_limits import OomKills
 from ktaskfs.progress import Shape, read_requests
 from ktaskfs.tasks.lifecycle import Lifecycle, log_fields
 from ktaskfs.tasks.new_worker import wait_for_end
@@ -34,6 +36,7 @@ class Adopter:
         self._operations = context.operations
         self._nursery = context.nursery
         self._lifecycle = lifecycle
+        self._cgroups = context.cgroups
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
@@ -75,7 +78,9 @@ class Adopter:
             worker.close()
             return
         task.requests = read_requests(page)
-        task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, page, shape)
+        pid = record.pid or 0
+        oom_kills = OomKills.open(self._cgroups, groups_of(pid))
+        task.worker = WorkerHandle(pid, record.start_time or 0, pidfd, page, shape, oom_kills=oom_kills)
         task.worker.wake()  # the daemon may have died after it wrote a request, and before it woke the worker
         # It may also have died after it asked for a pause, or for its end, and before it wrote the record.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)

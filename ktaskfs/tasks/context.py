@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.launcher import Launcher
     from ktaskfs.tasks.state_directory import StateDirectory
@@ -25,6 +26,7 @@ class TaskContext:
     state:      keeps their records and pages.
     operations: what a task can do, by name.
     nursery:    carries everything that goes on after a call.
+    cgroups:    where the control groups are mounted.
     """
 
     table: TaskTable
@@ -32,3 +34,4 @@ class TaskContext:
     state: StateDirectory
     operations: Mapping[str, Operation[Any]]
     nursery: trio.Nursery
+    cgroups: GroupMounts

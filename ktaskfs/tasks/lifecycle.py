@@ -14,11 +14,11 @@ from ktaskfs.errors import KtaskfsError
 from ktaskfs.progress import Phase, read_result, read_snapshot
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task
-from ktaskfs.tasks.worker_handle import WorkerHandle, ending_text
 
 if TYPE_CHECKING:
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.worker_handle import WorkerHandle
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Lifecycle:
                 ended_ns=final.ended_ns or time.clock_gettime_ns(time.CLOCK_BOOTTIME),
                 errno=errno.EINTR,
                 error_position=left[0].start if left else 0,
-                message=f"the worker died{ending_text(status)}",
+                message=f"the worker died{worker.ending_text(status)}",
             )
             result = b""
         self.end(task, state, final, result)

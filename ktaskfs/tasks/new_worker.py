@@ -7,23 +7,27 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ktaskfs.errors import TargetError, WorkerLost
 from ktaskfs.host import credentials
+from ktaskfs.host.cgroups import own_groups
+from ktaskfs.host.group_limits import OomKills
 from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import Shape, write_requests
-from ktaskfs.tasks.worker_handle import WorkerHandle, ending_text
+from ktaskfs.tasks.tunables import CGROUP
+from ktaskfs.tasks.worker_handle import WorkerHandle
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ktaskfs.host.cgroups import Group
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.launcher import ForkedWorker
@@ -55,6 +59,7 @@ class WorkerMaker:
         self._state = context.state
         self._nursery = context.nursery
         self._settings = context.table.settings
+        self._mounts = context.cgroups
 
     async def fork(self, task: Task, caller: CallerProcess) -> NewWorker:
         """Start a worker, which prepares itself from now on; ``wait_until_ready`` is next. Raises KtaskfsError."""
@@ -73,8 +78,10 @@ class WorkerMaker:
                 write_requests(page, task.requests)  # they may have changed since the page was made
             except OSError as error:
                 raise TargetError.from_os(error, "write to the page shared with the worker") from error
+            oom_kills = OomKills.open(self._mounts, self._groups(caller) or own_groups().values())
             undo.pop_all()
-        return NewWorker(task, WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket), channel)
+        worker = WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket, oom_kills)
+        return NewWorker(task, worker, channel)
 
     async def _fork(self, task: Task, fds: Sequence[int], caller: CallerProcess) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
@@ -98,9 +105,13 @@ class WorkerMaker:
             parameters=history.texts,
             remaining=None if history.remaining is None else [(n.start, n.size, n.nid) for n in history.remaining],
             baseline=None if history.baseline is None else asdict(history.baseline),
-            identity=caller.identity.to_fields(),
+            identity=replace(caller.identity, cgroups=self._groups(caller)).to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
         )
+
+    def _groups(self, caller: CallerProcess) -> tuple[Group, ...]:
+        """The control groups that a worker is to enter."""
+        return caller.identity.cgroups if CGROUP.format(self._settings[CGROUP.name]) == "caller" else ()
 
     async def wait_until_ready(self, new: NewWorker) -> tuple[int, Baseline]:
         """Wait until a worker is ready; returns the units it is to do, and their baseline.
@@ -110,7 +121,7 @@ class WorkerMaker:
         data = await self._answer(new)
         if not data:
             status = await self._launcher.exit_status(new.worker.ticket)
-            raise WorkerLost(f"the worker died before it could begin{ending_text(status)}")
+            raise WorkerLost(f"the worker died before it could begin{new.worker.ending_text(status)}")
         try:
             answer = protocol.decode(data)
             if isinstance(answer, protocol.Ready):

@@ -16,7 +16,7 @@ from ktaskfs.quota import room
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
-from ktaskfs.tasks.thread_sharing import deal_threads, helper_limit
+from ktaskfs.tasks.thread_sharing import Claim, deal_threads
 from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.units import parse_int
 
@@ -178,11 +178,15 @@ class TaskTable:
 
     def rebalance(self) -> None:
         """Deal the helper threads anew among the running tasks, and put other live limits in force."""
-        cpus = len(usable_cpus())
-        wanted = {task: self._threads_wanted(task, cpus) for task in self._active}
-        used = {task: min(threads, self.thread_use.usable(task) or threads) for task, threads in wanted.items()}
-        limit = helper_limit(cpus, self.settings["cpu_percent"])
-        dealt = deal_threads(used, limit, lambda task: task.uid)
+        cpus = frozenset(usable_cpus())
+        wanted: dict[Task, int] = {}
+        claims: dict[Task, Claim] = {}
+        for task in self._active:
+            allowed = cpus if task.worker is None else frozenset(usable_cpus(task.worker.pid)) & cpus or cpus
+            wanted[task] = self._threads_wanted(task, len(allowed))
+            usable = self.thread_use.usable(task) or wanted[task]
+            claims[task] = Claim(task.uid, min(wanted[task], usable), allowed)
+        dealt = deal_threads(claims, cpus, self.settings["cpu_percent"])
         self.short_of_threads = any(dealt[task] < threads for task, threads in wanted.items())
         if self.short_of_threads:
             for observer in self.shortage_observers:

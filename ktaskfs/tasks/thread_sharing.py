@@ -6,41 +6,60 @@ helpers of all tasks together at 80 % of the CPUs (ktask_rlim_max).
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Hashable, Mapping
 
 T = TypeVar("T", bound="Hashable")
-U = TypeVar("U", bound="Hashable")
 
 
 def helper_limit(cpus: int, percent: int) -> int:
-    """Helper threads that all tasks together may have on ``cpus`` online CPUs."""
+    """Helper threads that all tasks together may have on ``cpus`` CPUs."""
     return cpus * percent // 100
 
 
-def deal_threads(wanted: Mapping[T, int], helpers: int, user_of: Callable[[T], Hashable]) -> dict[T, int]:
-    """Threads for each task, at least 1 and at most what it wants, with ``helpers`` beyond the first ones in all.
+@dataclass(frozen=True)
+class Claim:
+    """What a task asks for: whose it is, how many threads it can use, and the CPUs that they may run on."""
+
+    user: Hashable
+    threads: int
+    cpus: frozenset[int]
+
+
+def deal_threads(claims: Mapping[T, Claim], cpus: frozenset[int], percent: int) -> dict[T, int]:
+    """Threads for each task, at least 1 and at most what it claims.
+
+    A task gets a helper only while every known set of CPUs that contains the task's has fewer helpers than its share:
+    a task that is confined to few CPUs leaves the helpers to those that may use the others. The sets are ``cpus``, all
+    that there are, and those of the tasks.
 
     The helpers are dealt evenly among users, and those of each user evenly among the user's tasks: many tasks of one
     user leave another user's only task its share. Ties go to the earlier task.
     """
-    users: dict[Hashable, dict[T, int]] = {}
-    for task, threads in wanted.items():
-        users.setdefault(user_of(task), {})[task] = threads - 1
-    shares = _deal({user: sum(tasks.values()) for user, tasks in users.items()}, helpers)
-    dealt = {user: _deal(tasks, shares[user]) for user, tasks in users.items()}
-    return {task: 1 + dealt[user_of(task)][task] for task in wanted}
-
-
-def _deal(wanted: Mapping[U, int], amount: int) -> dict[U, int]:
-    """Parts of ``amount``: nobody gets more than is wanted, or one more while another who wants one has fewer."""
-    granted = dict.fromkeys(wanted, 0)
-    hungry = [each for each, number in wanted.items() if number]
-    while amount and hungry:
-        for each in hungry[:amount]:
-            granted[each] += 1
-        amount -= min(amount, len(hungry))
-        hungry = [each for each in hungry if granted[each] < wanted[each]]
+    sets = {cpus, *(claim.cpus for claim in claims.values())}
+    left = {each: helper_limit(len(each), percent) for each in sets}
+    above = {each: [other for other in sets if each <= other] for each in sets}
+    users: dict[Hashable, deque[T]] = {}
+    for task, claim in claims.items():
+        if claim.threads > 1:
+            users.setdefault(claim.user, deque()).append(task)
+    granted = dict.fromkeys(claims, 1)
+    while users:
+        for user, hungry in list(users.items()):
+            while hungry:
+                task = hungry.popleft()
+                containing = above[claims[task].cpus]
+                if all(left[each] for each in containing):
+                    for each in containing:
+                        left[each] -= 1
+                    granted[task] += 1
+                    if granted[task] < claims[task].threads:
+                        hungry.append(task)
+                    break
+            if not hungry:
+                del users[user]
     return granted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.units import parse_int
+from ktaskfs.units import parse_int, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,13 +17,14 @@ PREFIX: Final = "ktask_"
 
 @dataclass(frozen=True)
 class Tunable:
-    """``debug/ktask_NAME``: a whole number from ``least`` to ``most``."""
+    """``debug/ktask_NAME``: a whole number from ``least`` to ``most``, or one of ``words``, counted from 0."""
 
     name: str
     least: int
     most: int
     default: int
     help: str
+    words: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -31,12 +32,23 @@ class Tunable:
 
     def parse(self, text: str) -> int:
         """The value in ``text``; raises InvalidValue."""
+        if self.words:
+            if text not in self.words:
+                raise InvalidValue(f"{self.file}: {shown(text)} is not one of {', '.join(self.words)}")
+            return self.words.index(text)
         try:
             return parse_int(text, least=self.least, most=self.most)
         except InvalidValue as error:
             raise InvalidValue(f"{self.file}: {error.message}") from error
 
+    def format(self, value: int) -> str:
+        """The text of ``value``, as ``parse`` reads it."""
+        return self.words[value] if self.words else str(value)
 
+
+CGROUP: Final = Tunable(
+    "cgroup", 0, 1, 0, "whose control groups a task runs in, with their limits", words=("caller", "daemon")
+)
 TUNABLES: Final = (
     Tunable("max_threads", 1, 2**31 - 1, 4, "cap on the threads of any one task"),
     Tunable("cpu_percent", 1, 100, 80, "share of the online CPUs that the helper threads of all tasks may take"),
@@ -44,6 +56,7 @@ TUNABLES: Final = (
     Tunable("load_bal_shift", 0, 16, 2, "chunks per thread, as a power of two"),
     Tunable("max_tasks", 1, 65536, 64, "unfinished tasks that one user may have"),
     Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; who has the most loses the oldest"),
+    CGROUP,
 )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ktaskfs.host.group_limits import OomKills
     from ktaskfs.progress import Shape
 
 
@@ -16,7 +17,7 @@ class WorkerHandle:
     """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon.
 
     ``page`` is a descriptor of the shared page. ``ticket`` is the launcher's number for the worker, None if an earlier
-    daemon launched it.
+    daemon launched it. ``oom_kills`` tells whether the kernel killed a process of its control group, None if not known.
     """
 
     pid: int
@@ -25,6 +26,7 @@ class WorkerHandle:
     page: int
     shape: Shape
     ticket: int | None = None
+    oom_kills: OomKills | None = None
 
     def wake(self) -> None:
         """Have the worker read its requests. Nothing happens if it has ended."""
@@ -41,9 +43,19 @@ class WorkerHandle:
         """Close the descriptors; the process goes on."""
         os.close(self.pidfd)
         os.close(self.page)
+        if self.oom_kills is not None:
+            self.oom_kills.close()
+
+    def ending_text(self, status: int | None) -> str:
+        """Why it ended, as the end of a sentence: ``status`` is that of waitpid(2), None if nobody knows it."""
+        text = _ending_text(status)
+        if status in (None, signal.SIGKILL) and self.oom_kills is not None and self.oom_kills.happened:
+            # A guess: another process of the group may have been killed so, and somebody then killed this one.
+            text += f": killed by the memory limit of your control group {self.oom_kills.group}, or of one above it"
+        return text
 
 
-def ending_text(status: int | None) -> str:
+def _ending_text(status: int | None) -> str:
     """The status that waitpid(2) gave, as the end of a sentence; empty for None."""
     if status is None:
         return ""

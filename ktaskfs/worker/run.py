@@ -27,6 +27,7 @@ from ktaskfs.worker.seal import become_caller, report
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.operations.base.parameters import TaskParameters
@@ -52,17 +53,27 @@ class Worker:
     """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended."""
 
     def __init__(
-        self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, fds: Sequence[int]
+        self,
+        request: protocol.StartRequest,
+        operation: Operation[Any],
+        kernel: Kernel,
+        fds: Sequence[int],
+        cgroups: GroupMounts,
     ) -> None:
-        """``fds`` came with the request: the page, the channel, and what identifies the caller."""
+        """``fds`` came with the request: the page, the channel, and what identifies the caller.
+
+        ``cgroups`` are the mounts in which the worker enters the caller's groups.
+        """
         page, channel, *self._callers = fds
         self._request = request
         self._operation = operation
         self._kernel = kernel
+        self._cgroups = cgroups
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
         self._applying = threading.Lock()
         """Held while requests are read and applied, so that old requests never replace newer ones."""
+        self._told_to_end = False
 
     def run(self) -> int:
         """Become the caller, prepare, wait for GO, work."""
@@ -71,7 +82,7 @@ class Worker:
         if self._given_up():
             return 0
         try:
-            become_caller(self._request.identity, self._callers)
+            become_caller(self._request.identity, self._callers, self._cgroups)
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
             remaining, baseline = self._earlier(parameters)
             if baseline is not None:
@@ -169,6 +180,8 @@ class Worker:
                 position, result = error.position, error.result
             if ending.phase is Phase.DONE:
                 ending = FinalReport(Phase.FAILED, number, position, message)
+        if self._told_to_end and ending.phase is Phase.CANCELLED:
+            _die_of_sigterm()
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )
@@ -182,12 +195,16 @@ class Worker:
         return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE), outcome
 
     def _listen(self, job: ktask.Job) -> None:
-        """The control thread: sleeps in sigwait(3) until the daemon, or a person with kill(1), sends a signal."""
-        while True:
-            if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
-                job.cancel()
-            else:
-                self._apply(job)
+        """The control thread: sleeps in sigwait(3) until the daemon sends SIGUSR1, or anybody SIGTERM.
+
+        The daemon never sends SIGTERM. A service manager does when the caller's unit stops, and so may a person with
+        kill(1). The task is interrupted after the chunks at work: nothing is taken back, and it can be resumed.
+        """
+        while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGUSR1:
+            self._apply(job)
+        with self._applying:
+            self._told_to_end = not self._page.requests().cancel
+            job.cancel(undo=not self._told_to_end)
 
     def _apply(self, job: ktask.Job) -> None:
         """Apply the requests, clamped to valid values."""
@@ -207,6 +224,12 @@ class Worker:
     def _name_thread(self, slot: int) -> None:
         suffix = f":{slot}"
         syscalls.set_thread_name(f"ktask/{self._request.name}"[: COMM_MAX - len(suffix)] + suffix)
+
+
+def _die_of_sigterm() -> None:
+    """End as by SIGTERM without a handler. The page has no ending then, and the daemon calls the task interrupted."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ordinal(position: Any) -> int:

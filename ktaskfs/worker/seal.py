@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.host.becoming import become
 from ktaskfs.host.credentials import Identity
+from ktaskfs.host.group_limits import enter_groups
+from ktaskfs.units import parse_cpulist
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence, Set
+
+    from ktaskfs.host.cgroups import GroupMounts
 
 _CODECS: Final = ("utf-8", "ascii", "latin-1", sys.getfilesystemencoding())
 _CAUSES_MAX: Final = 4
@@ -63,14 +67,27 @@ def keep_only(descriptors: Collection[int], output: int) -> None:
                 os.close(int(name))
 
 
-def become_caller(identity: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    """Turn into the caller that ``identity`` tells of, and close the descriptors that are beside it.
+def become_caller(fields: Mapping[str, Any], descriptors: Sequence[int], cgroups: GroupMounts) -> None:
+    """Turn into the caller that ``fields`` describe, and close ``descriptors``, which came with them, and ``cgroups``.
 
     Raises NotPermitted or TargetError: the process must then end.
     """
-    become(Identity.from_fields(identity), *descriptors)
+    identity = Identity.from_fields(fields)
+    daemons = os.sched_getaffinity(0)
+    enter_groups(cgroups, identity.cgroups)
+    cgroups.close()
+    _take_cpus(frozenset(parse_cpulist(identity.cpus)), daemons)
+    become(identity, *descriptors)
     for fd in descriptors:
         os.close(fd)
+
+
+def _take_cpus(callers: Set[int], daemons: Set[int]) -> None:
+    """Run on the CPUs of both, or if there are none on the daemon's; a cpuset that was entered limits them further."""
+    cpus = callers & daemons or daemons
+    if cpus != os.sched_getaffinity(0):
+        with contextlib.suppress(OSError):  # the cpuset has none of them: all of the cpuset's are in use then
+            os.sched_setaffinity(0, cpus)
 
 
 def report(error: BaseException | None) -> None:

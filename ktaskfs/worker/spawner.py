@@ -22,6 +22,7 @@ from typing import Final
 
 import setproctitle
 
+from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
@@ -69,6 +70,7 @@ class Spawner:
         self._sock = sock
         self._operations = find_operations()
         self._kernel = Kernel.open_read_only()
+        self._cgroups = GroupMounts.open()
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._children: dict[int, _Child] = {}
@@ -182,7 +184,7 @@ class Spawner:
         status = 70
         try:
             self._sock.close()
-            keep_only((sock.fileno(), self._kernel.proc, self._kernel.sys, self._kernel.zero), output)
+            keep_only({sock.fileno()} | self._kernel.descriptors | self._cgroups.descriptors, output)
             setproctitle.setproctitle("ktaskfs: spare worker")
             if warm:
                 with contextlib.suppress(Exception):  # the task will meet the same error, and can report it
@@ -192,7 +194,8 @@ class Spawner:
             if data:  # else the spawner has ended
                 request = protocol.decode(data)
                 assert isinstance(request, protocol.StartRequest)
-                status = Worker(request, self._operations[request.operation], self._kernel, fds).run()
+                operation = self._operations[request.operation]
+                status = Worker(request, operation, self._kernel, fds, self._cgroups).run()
             else:
                 status = 0
         except BaseException as error:

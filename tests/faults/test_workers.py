@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.hugepages import reserved
+from tests.support.memory_files import HUGE, allocated
 from tests.support.poll import until
 from tests.support.processes import child_called
 from tests.support.shell import run
@@ -70,9 +71,28 @@ def test_a_worker_that_a_signal_ends(mounted: Mount, tmpfs: Path, number: signal
     do_the_rest(mounted, file, 64 * MIB)
 
 
-def test_sigterm_asks_a_worker_to_end_in_order(mounted: Mount, tmpfs: Path) -> None:
-    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=8M")
+@pytest.mark.parametrize("undo", [0, 1])
+def test_sigterm_ends_a_worker_after_its_chunks(mounted: Mount, tmpfs: Path, undo: int) -> None:
+    """As a service manager stops the caller's unit: nothing is taken back, and the task can be resumed."""
+    file = tmpfs / "f"
+    pid = start(mounted, f"fallocate path={file} length=64M rate_max=8M chunk=1M undo={undo}")
+    until(lambda: stat(mounted, "t")["done"] != "0", "a first chunk is done")
     os.kill(pid, signal.SIGTERM)
+    finish(mounted, "t", "interrupted")
+    error = mounted.read("tasks/t/error")
+    assert error.startswith("EINTR at ")
+    assert error.endswith("the worker died, killed by signal 15 (SIGTERM)\n")
+    done = int(stat(mounted, "t")["done"])
+    assert 0 < done <= allocated(file) <= done + HUGE  # the file's last page is there from the start
+    do_the_rest(mounted, file, 64 * MIB)
+
+
+def test_a_cancel_that_sigterm_follows_is_a_cancel(mounted: Mount, tmpfs: Path) -> None:
+    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=1M chunk=1M")
+    os.kill(pid, signal.SIGSTOP)
+    assert mounted.write("tasks/t/control", "cancel") == (0, None)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGCONT)
     finish(mounted, "t", "cancelled")
 
 

@@ -167,6 +167,24 @@ def test_cancel_undoes_too(when: int) -> None:
     assert ledger.done_units() == set()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cancel_without_undo_keeps_what_is_done(first: bool) -> None:
+    """Two cancels: the first decides."""
+    undone = []
+
+    def each(start: int, end: int) -> None:
+        if start == 3:
+            job.cancel(undo=first)
+            job.cancel(undo=not first)
+
+    ctl = control(each, max_chunk_size=1, max_threads=1, undo_func=lambda a, b: undone.append((a, b)))
+    job = Job([Node(0, 10)], ctl)
+    outcome = job.run()
+    assert outcome.cancelled
+    assert undone == ([(0, 4)] if first else [])
+    assert outcome.remaining() == (Node(0, 10) if first else Node(4, 6),)
+
+
 def test_success_undoes_nothing_even_if_cancelled_at_the_last_chunk() -> None:
     def each(start: int, end: int) -> None:
         if start == 9:

@@ -115,7 +115,12 @@ def test_modes_that_follow_the_options(mount_maker: MountMaker) -> None:
 def test_entries_say_what_the_declarations_say() -> None:
     texts = {each.what: each.fields for each in entries()}
     for tunable in TUNABLES:
-        expected = f"A whole number, {tunable.least} to {tunable.most}; default {tunable.default}."
+        values = (
+            f"One of {', '.join(tunable.words)}"
+            if tunable.words
+            else f"A whole number, {tunable.least} to {tunable.most}"
+        )
+        expected = f"{values}; default {tunable.format(tunable.default)}."
         assert texts[f"debug/{tunable.file}"]["Format"] == expected
     for verb in VERBS:
         assert verb in texts["tasks/<task>/control"]["Description"]

@@ -17,6 +17,7 @@ TIERS: Final = {
     "attacks": MOUNT,
     "bench": FAST,
     "cli": MOUNT,
+    "containers": MACHINE,
     "control": FAST,
     "faults": MOUNT,
     "fuse": MOUNT,

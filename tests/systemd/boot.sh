@@ -41,6 +41,8 @@ inside() { # as PID 1 of the new namespaces, in $cgroup already
     mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/dev/shm"
     mount -t tmpfs -o mode=755,nosuid,nodev none "$root/run"
     mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/tmp"
+    mkdir "$dir/disk"
+    mount --bind "$dir/disk" "$root/srv" # what / is on is memory
     mount --bind "$root/proc/sys" "$root/proc/sys" # these are the settings of the kernel that all share
     mount -o remount,bind,ro "$root/proc/sys"
 
@@ -68,7 +70,9 @@ inside() { # as PID 1 of the new namespaces, in $cgroup already
         /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=no
 }
 
-enter() {
+enter() { # in a control group of the machine's, as after a login there
+    mkdir -p "$cgroup/commands"
+    echo $BASHPID >"$cgroup/commands/cgroup.procs"
     # By the real program: this script's own path may not exist in there.
     exec nsenter --target "$(cat "$dir/init")" --mount --uts --ipc --pid --cgroup --root --wd -- "$@"
 }

@@ -107,7 +107,7 @@ def booted() -> Iterator[Machine]:
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")
-    with tempfile.TemporaryDirectory(prefix="kt-systemd-") as path:
+    with tempfile.TemporaryDirectory(prefix="kt-systemd-", dir="/var/tmp") as path:
         directory, layer = Path(path, Path(path).name), Path(path, "layer")
         Path(path).chmod(0o755)
         directory.mkdir()

@@ -38,7 +38,7 @@ def test_the_units_are_without_fault(machine: Machine) -> None:
     assert machine.run("systemd-analyze", "verify", *UNITS) == Outcome(0, "", "")
 
 
-@pytest.mark.parametrize(("unit", "exposure"), [(UNIT, 45), (CONFINED, 25)])
+@pytest.mark.parametrize(("unit", "exposure"), [(UNIT, 45), (CONFINED, 27)])
 def test_the_sandbox_is_tight(machine: Machine, unit: str, exposure: int) -> None:
     """Exposure in tenths."""
     outcome = machine.run("systemd-analyze", "security", "--offline=true", f"--threshold={exposure}", unit)

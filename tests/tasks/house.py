@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.credentials import CallerProcess, read_caller
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.context import TaskContext
@@ -80,7 +81,8 @@ class House:
         self.table = TaskTable(self.settings)
         self.state = StateDirectory(PrivateDirectory(str(statedir)))
         self.launcher = Launcher(nursery)
-        context = TaskContext(self.table, self.launcher, self.state, OPERATIONS, nursery)
+        self.cgroups = GroupMounts.open()
+        context = TaskContext(self.table, self.launcher, self.state, OPERATIONS, nursery, self.cgroups)
         self.service = TaskService(context)
 
     async def run(self, *lines: str) -> list[Task]:
@@ -122,6 +124,7 @@ class House:
 
     def die(self) -> None:
         """Close what the kernel would close at the end of a daemon; nursery and spawner are ``open_house``'s."""
+        self.cgroups.close()
         for task in self.table:
             if task.worker is not None:
                 task.worker.close()

@@ -26,9 +26,10 @@ def test_the_default_is_within_the_bounds(tunable: Tunable) -> None:
 def test_both_bounds_are_taken_and_nothing_beyond(tunable: Tunable) -> None:
     settings = Settings({})
     for value in (tunable.least, tunable.most):
-        settings.set(tunable, str(value))
+        settings.set(tunable, tunable.format(value))
         assert settings[tunable.name] == value
-    for text in (str(tunable.least - 1), str(tunable.most + 1), "", "max", "1K", "1.0", "\u0663"):
+    words = ("0", "Caller", "caller daemon") if tunable.words else ()
+    for text in (*words, str(tunable.least - 1), str(tunable.most + 1), "", "max", "1K", "1.0", "\u0663"):
         with pytest.raises(InvalidValue, match=tunable.file):
             settings.set(tunable, text)
         assert settings[tunable.name] == tunable.most

@@ -19,6 +19,7 @@ from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from ktaskfs.worker.seal import close_imports, report
 from ktaskfs.worker.spawner import OUTPUT_MAX
+from tests.support.cgroups import hierarchies
 from tests.support.daemon import ROOT
 from tests.support.forked import run_forked
 from tests.support.poll import until
@@ -32,6 +33,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 MIB = 1 << 20
 ZERO = stat.S_IFCHR, os.makedev(1, 5)
 ALWAYS = ["/dev/null", "/dev/null", "/dev/zero read-only", "/proc read-only", "/sys read-only", "output"]
+LIMITS = [f"{point} read-only" for names, point in hierarchies() if {"", "memory", "hugetlb"} & set(names)]
+"""Where a worker reads the limits of its control groups."""
+ENTRANCES = [str(point) for _, point in hierarchies()]
+"""Where it enters its caller's control groups, and no longer than until then."""
 PAGE = ["page", "page"]
 """For the result, and a copy that the mmap module of Python keeps."""
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "uts")
@@ -84,7 +89,7 @@ def descriptor(path: str, known: dict[str, str]) -> str:
     if (stat.S_IFMT(status.st_mode), status.st_rdev) == ZERO:
         flags = re.findall(r"flags:\s*(\d+)", Path(path.replace("/fd/", "/fdinfo/")).read_text())
         return "/dev/zero" + " read-only" * (int(flags[0], 8) & os.O_ACCMODE == os.O_RDONLY)
-    for name in ("/proc", "/sys"):
+    for name in ("/proc", "/sys", *(str(point) for _, point in hierarchies())):
         if os.path.samefile(path, name):
             return name + " read-only" * bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     return leads_to
@@ -111,7 +116,7 @@ def test_all_that_a_worker_has(spawner: Spawner, memory: Path, name: str) -> Non
         until(lambda: spare.num_threads() == 1 and spare.status() == psutil.STATUS_SLEEPING, "it waits")
         known = {str(spawner.area / "page1"): "page", str(memory / "file"): "target"}
         ahead = held(spare.pid, known)
-        assert ahead.descriptors == sorted([*ALWAYS, "socket"])
+        assert ahead.descriptors == sorted([*ALWAYS, *LIMITS, *ENTRANCES, "socket"])
         assert ahead.namespaces == namespaces("self")
 
         # Ready: its caller, with the channel to the daemon.
@@ -123,7 +128,7 @@ def test_all_that_a_worker_has(spawner: Spawner, memory: Path, name: str) -> Non
         assert isinstance(answer, protocol.Ready), answer
         ready = held(spare.pid, known)
         expected = Held(
-            descriptors=sorted([*ALWAYS, *PAGE, "socket", "target"]),
+            descriptors=sorted([*ALWAYS, *LIMITS, *PAGE, "socket", "target"]),
             namespaces=namespaces("self") | {"user": namespaces(process.pid)["user"]},
             effective=effective,
             permitted=permitted,
@@ -135,7 +140,7 @@ def test_all_that_a_worker_has(spawner: Spawner, memory: Path, name: str) -> Non
         # At work: without the channel.
         worker.channel.send(protocol.GO)
         until(lambda: worker.snapshot().phase is Phase.RUNNING, "the worker begins")
-        assert held(spare.pid, known) == replace(expected, descriptors=sorted([*ALWAYS, *PAGE, "target"]))
+        assert held(spare.pid, known) == replace(expected, descriptors=sorted([*ALWAYS, *LIMITS, *PAGE, "target"]))
 
         # Whoever is the same as the caller, and has no capability outside, sees nothing of it.
         look = run(*CALLERS[name], "ls", f"/proc/{spare.pid}/root/", f"/proc/{spare.pid}/cwd/")

@@ -21,6 +21,7 @@ from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
@@ -63,7 +64,7 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     extent = resolve_extent(parameters, target.size(), may_grow=False)
     require_unsealed(target, 0)
     nodes = preparation.nodes(extent, target.page_size)
-    writer = _Overwriter(source, target, preparation.keep(guarded_pages(target, extent)))
+    writer = _Overwriter(preparation.kernel, source, target, preparation.keep(guarded_pages(target, extent)))
 
     def finish(outcome: Outcome) -> str:
         return report(writer.written)
@@ -76,7 +77,8 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
 class _Overwriter:
     """The chunk function."""
 
-    def __init__(self, source: Content, target: Target, pages: GuardedPages) -> None:
+    def __init__(self, kernel: Kernel, source: Content, target: Target, pages: GuardedPages) -> None:
+        self._kernel = kernel
         self._source = source
         self._target = target
         self._guard = pages.guard
@@ -97,7 +99,7 @@ class _Overwriter:
                 else:
                     self._write_guarded(mapping, start, end)
         except OSError as error:
-            raise page_unavailable(self._target, error, end) from error
+            raise page_unavailable(self._kernel, self._target, error, end) from error
 
     def _overwrite_tmpfs(self, mapping: Mapping, start: int, end: int) -> None:
         """By extents of data, window by window. Populating first maps many pages in one call."""

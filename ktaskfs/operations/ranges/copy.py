@@ -12,7 +12,7 @@ from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import Crc32, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
-from ktaskfs.memory.room import require_pool, require_space
+from ktaskfs.memory.room import available_memory, require_pool, require_space
 from ktaskfs.memory.sinks import open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
@@ -179,7 +179,7 @@ def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
         else:
             _require_space(kernel, route)
         growth.extend(extent.widened(target.page_size).end if huge else extent.end, free_from=extent.start)
-        return open_sink(route.source, target, extent, route.shift)
+        return open_sink(kernel, route.source, target, extent, route.shift)
     except OSError as error:
         raise TargetError.from_os(error, f"allocate {target.path}") from error
 
@@ -193,7 +193,7 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
     if target.filesystem is FilesystemType.OTHER and not mount.f_blocks:
         raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
     if target.filesystem is FilesystemType.TMPFS:
-        if data > min(space if mount.f_blocks else SIZE_MAX, kernel.available_memory()):
+        if data > min(space if mount.f_blocks else SIZE_MAX, available_memory(kernel)):
             require_space(kernel, target, route.extent)
     elif data > space + target.allocated():
         raise OutOfSpace(f"{target.path}: {data} bytes are to be written, and its filesystem has {space} left")
@@ -216,7 +216,8 @@ class _Copier:
         position = start
         for run in self._route.data(Span(start, end)):
             self._clear(position, run.start, mine)
-            self._sink.copy(run, mine)
+            with self._growth.room.taking(run.start, run.end):
+                self._sink.copy(run, mine)
             position = run.end
         self._clear(position, end, mine)
         if self._digest is not None and mine is not None:

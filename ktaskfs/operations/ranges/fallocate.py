@@ -16,7 +16,7 @@ from ktaskfs.ktask import NO_NODE, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
 from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import require_file_size, require_pool, require_space
-from ktaskfs.memory.target_errors import page_unavailable, require_unsealed
+from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.parameters import FLAG, OCTAL, parameter
 from ktaskfs.operations.ranges._allocators import Allocator, PagesPastEnd, ReservedPages, TmpfsPages
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages, resolve_extent
@@ -175,9 +175,10 @@ class _Filler:
         try:
             if self._undo is not None:
                 self._undo.record(start, end)
-            self._allocator.populate(start, end)
+            with self._growth.room.taking(start, end):
+                self._allocator.populate(start, end)
         except OSError as error:
-            raise page_unavailable(self._growth.target, error, self._end) from error
+            raise self._growth.page_unavailable(error, self._end) from error
 
     def finish(self, outcome: Outcome) -> str:
         """Keep the file, unless all was undone.

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError, errno_name
 from ktaskfs.host import syscalls
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.host.tree import Tree, Walk
@@ -33,6 +33,9 @@ MIN_CHUNK: Final = 8
 MAX_CHUNK: Final = 64
 """Inodes. The next ones are looked for under the scheduler's lock, at about 2 µs each."""
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
+
+_GONE: Final = 0
+"""Counts, in the place of an errno, files that were not found again."""
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
 """The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2) does, but
@@ -59,18 +62,25 @@ class Evict(Operation[EvictParameters]):
     description = (
         "Write back, and drop, the cached pages of every regular file under path. Links are not followed. "
         "The result says how many files, of how many bytes, and how many were skipped and why; "
-        "after a resume, in the last run alone."
+        "after a resume, in the last run alone. The task fails if it evicts none and skips some."
     )
     units = INODES
     parameters = EvictParameters
     no_undo = "what was dropped from the cache comes back by itself when it is read"
 
     def prepare(self, preparation: Preparation[EvictParameters]) -> Plan:
-        """Open and count; raises NotSupported for files of memory, TargetError (ELOOP for a link)."""
+        """Open and count; raises NotSupported for files of memory, TargetError (ELOOP for a link).
+
+        TargetError too if there is no file, and directories that could not be read.
+        """
         kernel, remaining = preparation.kernel, preparation.remaining
         tree = _open_tree(preparation)
         counted = Walk(kernel, tree)
         total = sum(1 for _ in counted)
+        if not total and counted.errors:
+            ((number, _),) = counted.errors.most_common(1)
+            words = f"{preparation.parameters.path}: no directory can be read: {os.strerror(number)}"
+            raise TargetError(words, errno=number)
         if remaining is None:
             ranges = _shares(kernel, total, preparation.parameters.nodes)
         else:
@@ -155,19 +165,22 @@ class _Evictor:
         self._lock = threading.Lock()  # guards the three below
         self._files = 0
         self._bytes = 0
-        self._skipped: Counter[str] = Counter()
+        self._skipped: Counter[int] = Counter()
+        """By errno."""
 
     def evict(self, first: _Place, last: _Place) -> None:
-        """Evict the files between two places."""
+        """Evict the files between two places. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
         paths, first.paths = first.paths, ()
         files, size = 0, 0
-        skipped = Counter({"gone": operator.index(last) - operator.index(first) - len(paths)})
+        skipped: Counter[int] = Counter({_GONE: operator.index(last) - operator.index(first) - len(paths)})
         for path in paths:
             try:
                 size += self._evict(path)
                 files += 1
             except OSError as error:
-                skipped[errno.errorcode.get(error.errno or 0, "EIO")] += 1
+                if error.errno == errno.ENOSYS:  # no file answers that: all the others would be skipped as well
+                    raise TargetError.from_os(error, f"evict {path}") from error
+                skipped[error.errno or errno.EIO] += 1
         with self._lock:
             self._files += files
             self._bytes += size
@@ -186,9 +199,18 @@ class _Evictor:
             os.close(fd)
 
     def finish(self, outcome: Outcome) -> str:
-        """The result: counts, then the reasons for skipping files and directories."""
+        """The result: counts, then the reasons for skipping files and directories.
+
+        Raises Finding if files were skipped, none was evicted, and they are not simply gone.
+        """
         skipped = self._skipped + self._counted.errors  # a walk that hands files out stops at the last one
         counts = {"files": self._files, "bytes": self._bytes, "skipped": skipped.total()}
         counts["mounts"] = self._counted.mounts
-        counts |= {f"skipped_{reason}": count for reason, count in sorted(skipped.items())}
-        return "".join(f"{key} {value}\n" for key, value in counts.items())
+        names = {number: errno_name(number) if number else "gone" for number in skipped}
+        counts |= {f"skipped_{names[number]}": skipped[number] for number in sorted(names, key=names.__getitem__)}
+        result = "".join(f"{key} {value}\n" for key, value in counts.items())
+        reasons = [number for number, _ in self._skipped.most_common() if number not in (_GONE, errno.ENOENT)]
+        if reasons and not self._files:
+            words = f"no file was evicted, {self._skipped.total()} were skipped: {os.strerror(reasons[0])}"
+            raise Finding(words, position=0, result=result, errno=reasons[0])
+        return result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import KtaskfsError, NotSupported
+from ktaskfs.errors import Finding, KtaskfsError, NotSupported
 from ktaskfs.host.tree import DEPTH_MAX
 from ktaskfs.ktask import Job
 from ktaskfs.span import Node
@@ -153,6 +153,44 @@ def test_files_that_go_or_may_not_be_opened(runner: Runner, disk: Path) -> None:
     (disk / "closed").mkdir(0o700)
     result = run_forked(as_nobody)
     assert (result["files"], result["skipped"], result["skipped_EACCES"]) == (14, 2, 2)
+
+
+def test_a_task_that_could_evict_nothing_fails(runner: Runner, disk: Path) -> None:
+    (disk / "tree").mkdir()
+    file = make(disk / "tree/file")
+
+    def as_nobody() -> tuple[int, str]:
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            plan = runner.prepare("evict", path=disk / "tree")
+            outcome = Job(plan.nodes, plan.control).run()
+        except KtaskfsError as error:
+            return error.errno, ""
+        with pytest.raises(Finding) as caught:
+            plan.finish(outcome)
+        return caught.value.errno, caught.value.result
+
+    file.chmod(0o600)
+    expected = "files 0\nbytes 0\nskipped 1\nmounts 0\nskipped_EACCES 1\n"
+    assert run_forked(as_nobody) == [errno.EACCES, expected]
+    (disk / "tree").chmod(0o700)
+    assert run_forked(as_nobody) == [errno.EACCES, ""]
+    file.unlink()
+    assert result_of(runner.prepare("evict", path=disk / "tree"))["files"] == 0  # there is nothing to do
+
+
+def test_a_call_that_is_missing_is_no_reason_to_skip(
+    runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(disk / "file")
+    plan = runner.prepare("evict", path=disk)
+
+    def missing(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "posix_fadvise", missing)
+    assert runner.failure(plan).errno == errno.ENOSYS
 
 
 @pytest.mark.parametrize("cross", [0, 1])

@@ -1,0 +1,216 @@
+"""Control groups: which ones a process is in, where they are mounted, and how a process enters them.
+
+There is one hierarchy of version 2, and there may be several of version 1. cgroups(7), cgroup_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+V2: Final = ""
+"""The controllers of the hierarchy of version 2, as /proc/PID/cgroup writes them."""
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_READ_SIZE: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of one hierarchy. ``controllers`` is ``memory``, ``cpu,cpuacct``, ``name=systemd``, or V2."""
+
+    controllers: str
+    path: str
+
+    def __str__(self) -> str:
+        path = "".join(each if each.isprintable() else "?" for each in self.path)
+        return f"{self.controllers or 'v2'}:{path}"
+
+    def ancestors(self) -> Iterator[Group]:
+        """The group itself, then those above it, up to the root."""
+        path = self.path
+        while True:
+            yield Group(self.controllers, path)
+            if path in ("/", ""):
+                return
+            path = posixpath.dirname(path)
+
+
+def parse_groups(text: str) -> tuple[Group, ...]:
+    """The groups in the text of /proc/PID/cgroup, with paths as the reader's control group namespace shows them."""
+    lines = (line.split(":", 2) for line in text.split("\n") if line)
+    return tuple(Group(controllers, path) for _, controllers, path in lines)
+
+
+@dataclass(frozen=True)
+class _Mount:
+    """A mount of a hierarchy: an O_PATH descriptor, and the path of the group that it shows."""
+
+    fd: int
+    root: str
+
+
+@dataclass(frozen=True)
+class GroupMounts:
+    """The mounted hierarchies by controller; the key of the one of version 2 is V2."""
+
+    by_controller: Mapping[str, _Mount]
+
+    @classmethod
+    def open(cls) -> GroupMounts:
+        """Open all of them now. One that cannot be opened counts as not mounted. Raises OSError without /proc."""
+        return cls(_open_mounts(_open_path, None))
+
+    @classmethod
+    def open_read_only(cls) -> GroupMounts:
+        """Open read-only copies of the mounts whose limits concern memory.
+
+        Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError without /proc.
+        """
+        return cls(_open_mounts(_open_copy, (V2, "memory", "hugetlb")))
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """All descriptors."""
+        return frozenset(mount.fd for mount in self.by_controller.values())
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in self.descriptors:
+            os.close(fd)
+
+    def open_group(self, group: Group) -> int:
+        """An O_PATH descriptor of the group's directory; raises OSError: ENOENT if it was removed."""
+        mount = self.by_controller.get(group.controllers.split(",")[0])
+        if mount is None:
+            raise OSError(errno.EOPNOTSUPP, "its hierarchy is not mounted here")
+        root = mount.root.rstrip("/")
+        below = group.path[len(root) :]
+        if not f"{group.path}/".startswith(f"{root}/") or ".." in below.split("/"):
+            raise OSError(errno.EXDEV, "it lies outside of what is mounted here")
+        return os.open(f".{below}", _DIRECTORY | os.O_NOFOLLOW, dir_fd=mount.fd)
+
+    def read(self, group: Group, name: str) -> str:
+        """The text of a group's file; raises OSError, ENODEV for a group that is being removed."""
+        fd = self.open_file(group, name)
+        try:
+            pieces = []
+            while piece := os.read(fd, _READ_SIZE):
+                pieces.append(piece)
+        finally:
+            os.close(fd)
+        return b"".join(pieces).decode(errors="replace")
+
+    def open_file(self, group: Group, name: str, flags: int = os.O_RDONLY) -> int:
+        """Open a group's file; raises OSError."""
+        directory = self.open_group(group)
+        try:
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def list(self, group: Group) -> list[str]:
+        """The names of a group's files and of the groups in it; raises OSError."""
+        fd = self.open_file(group, ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
+
+def groups_of(pid: int | str) -> tuple[Group, ...]:
+    """The groups of a process, one in each hierarchy; empty if it has ended. Raises OSError."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            return parse_groups(os.fsdecode(file.read()))
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+
+
+def own_groups() -> dict[str, Group]:
+    """The groups of this process by controllers; raises OSError without /proc."""
+    return {group.controllers: group for group in groups_of("self")}
+
+
+def frozen_group(mounts: GroupMounts, pid: int) -> Group | None:
+    """The group in which a process is frozen, by its own freezer or one above; None if it is not, or has ended.
+
+    Raises OSError.
+    """
+    for group in groups_of(pid):
+        with contextlib.suppress(OSError):  # it is not mounted here, or the root, which has no such file
+            if group.controllers == V2 and "frozen 1" in mounts.read(group, "cgroup.events").splitlines():
+                return group
+            if "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n":
+                return group
+    return None
+
+
+def enter_group(mounts: GroupMounts, group: Group) -> None:
+    """Move this process, which has one thread, into ``group``.
+
+    Raises OSError: ENOENT or ENODEV for a group that was removed, EBUSY for one that may hold groups but no processes.
+    """
+    # Version 1 moves a single thread without the lock that waits for all other processes (percpu rwsem).
+    fd = mounts.open_file(group, "tasks" if group.controllers else "cgroup.procs", os.O_WRONLY)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def _open_mounts(open_mount: Callable[[str], int], controllers: Collection[str] | None) -> dict[str, _Mount]:
+    """The mounts of the hierarchies that have one of ``controllers``, None for all."""
+    mounts: dict[str, _Mount] = {}
+    for names, root, point in _mounted_hierarchies():
+        wanted = [name for name in names if controllers is None or name in controllers]
+        known = mounts.get(wanted[0]) if wanted else None
+        # Of several mounts of one hierarchy, the one that shows most. Outside of our namespace, names are not known.
+        if not wanted or root.startswith("/..") or (known is not None and len(known.root) <= len(root)):
+            continue
+        with contextlib.suppress(OSError):
+            mount = _Mount(open_mount(point), root)
+            if known is not None:
+                os.close(known.fd)
+            mounts.update(dict.fromkeys(wanted, mount))
+    return mounts
+
+
+def _mounted_hierarchies() -> Iterator[tuple[list[str], str, str]]:
+    """Controllers, root and mount point of each mount of a hierarchy. proc_pid_mountinfo(5)."""
+    known = {name for controllers in own_groups() for name in controllers.split(",")}
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        left, _, right = line.partition(b" - ")
+        kind, _, options = right.split(b" ", 2)
+        if kind in (b"cgroup", b"cgroup2"):
+            root, point = (
+                os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), each)) for each in left.split()[3:5]
+            )
+            yield (
+                ([V2] if kind == b"cgroup2" else [name for name in os.fsdecode(options).split(",") if name in known]),
+                root,
+                point,
+            )
+
+
+def _open_path(point: str) -> int:
+    return os.open(point, _DIRECTORY)
+
+
+def _open_copy(point: str) -> int:
+    try:
+        return namespaces.clone_mount(point, namespaces.HARMLESS)
+    except OSError:
+        return _open_path(point)

@@ -1,0 +1,210 @@
+"""The limits of control groups: what stands between two groups, and what a group and those above it leave.
+
+A limit counts for all processes in a group and in the groups below it. Documentation/admin-guide/cgroup-v2.rst, and
+hugetlb.rst, memory.rst and their neighbours in cgroup-v1/.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import NotPermitted
+from ktaskfs.host.cgroups import V2, Group, enter_group, own_groups, parse_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from ktaskfs.host.cgroups import GroupMounts
+    from ktaskfs.host.kernel import Kernel
+
+_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
+_UNLIMITED: Final = 1 << 62
+"""Version 1, and hugetlb in version 2, show about 2**63 where there is no limit."""
+_LIMIT_FILE: Final = re.compile(
+    r".*\.(max|high|limit_in_bytes|cfs_quota_us)|cpuset\.(cpus|mems)|devices\.list|blkio\.throttle\.\w+_device"
+)
+_LIMIT_V2: Final = re.compile(r"^\d+ |=\d|^(?!max )\S+ \d+$", re.MULTILINE)
+"""``cpu.max``; ``io.max`` and ``rdma.max``; ``misc.max``."""
+
+
+def enter_groups(mounts: GroupMounts, wanted: Collection[Group]) -> None:
+    """Move this process, which has one thread, into each of the ``wanted`` groups that it is not in.
+
+    A group that cannot be entered is left out if no limit is set in it, nor above it up to the group that it shares
+    with ours: so an ordinary user's daemon serves all sessions of the user. Otherwise raises NotPermitted: ENOENT for a
+    group that was removed, EBUSY for one that may hold groups but no processes, else EACCES.
+    """
+    ours = own_groups()
+    for group in wanted:
+        if ours.get(group.controllers) == group:
+            continue
+        try:
+            enter_group(mounts, group)
+        except OSError as error:
+            own = ours.get(group.controllers)
+            if own is not None and not _limits_between(mounts, group, own):
+                continue
+            number = errno.ENOENT if error.errno in _GONE else error.errno
+            text = f"the worker cannot enter your control group {group}: {error.strerror}"
+            raise NotPermitted(text, errno=number if number in (errno.ENOENT, errno.EBUSY) else errno.EACCES) from error
+
+
+def _limits_between(mounts: GroupMounts, theirs: Group, ours: Group) -> bool:
+    """Whether ``theirs``, or a group above it that is not above ``ours``, has a limit; also if that is not known."""
+    if theirs.controllers.startswith("name="):  # this hierarchy only names groups
+        return False
+    above_ours = set(ours.ancestors())
+    shared = next((group for group in theirs.ancestors() if group in above_ours), None)
+    if shared is None:
+        return True
+    try:
+        return any(
+            _is_limit(mounts, group, name, shared)
+            for group in theirs.ancestors()
+            if group not in above_ours
+            for name in mounts.list(group)
+            if _LIMIT_FILE.fullmatch(name)
+        )
+    except OSError:
+        return True
+
+
+def _is_limit(mounts: GroupMounts, group: Group, name: str, shared: Group) -> bool:
+    text = mounts.read(group, name).strip()
+    if name.startswith("cpuset.") and group.controllers != V2:  # it is never empty
+        return text != mounts.read(shared, name).strip()
+    if name.startswith(("cpuset.", "blkio.")):
+        return bool(text)
+    if name == "devices.list":
+        return text != "a *:* rwm"
+    if re.fullmatch(r"-?\d+", text):
+        return 0 <= int(text) < _UNLIMITED
+    return _LIMIT_V2.search(text) is not None
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What a limit of ``group`` leaves, in bytes: ``file`` says ``limit``, and ``used`` cannot be taken back."""
+
+    group: Group
+    file: str
+    limit: int
+    used: int
+
+    @property
+    def left(self) -> int:
+        """Bytes that may be charged until the limit is reached."""
+        return max(0, self.limit - self.used)
+
+    def __str__(self) -> str:
+        state = f"{self.file} is {self.limit}, {self.used} in use"
+        return f"your control group {self.group} may have {self.left} more: {state}"
+
+
+def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | None:
+    """What the tightest limit on huge pages of ``size`` bytes leaves to this process; None if there is no limit.
+
+    With ``reserve``, the limits on reservations count too. Raises OSError if the limits cannot be read.
+    """
+    shift, unit = next((shift, unit) for shift, unit in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
+    name = f"hugetlb.{size >> shift}{unit}"
+    pairs = []
+    for part in ("", ".rsvd") if reserve else ("",):
+        pairs += [
+            (f"{name}{part}.max", f"{name}{part}.current"),
+            (f"{name}{part}.limit_in_bytes", f"{name}{part}.usage_in_bytes"),
+        ]
+    return _tightest(kernel, "hugetlb", pairs)
+
+
+def memory_headroom(kernel: Kernel) -> Headroom | None:
+    """What the tightest limit on memory leaves to this process; None if there is no limit.
+
+    The page cache of files, which the kernel takes back when memory is short, counts as free; swap is not counted.
+    Raises OSError if the limits cannot be read.
+    """
+    return _tightest(
+        kernel, "memory", [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")]
+    )
+
+
+@dataclass(frozen=True)
+class OomKills:
+    """Counts the processes of ``group`` that the kernel kills as memory is short, from ``before`` on.
+
+    ``fd`` is its file with the number so far.
+    """
+
+    group: Group
+    fd: int
+    before: int
+
+    @classmethod
+    def open(cls, mounts: GroupMounts, groups: Iterable[Group]) -> OomKills | None:
+        """For that one of a process's groups in which its memory is charged; None if the number cannot be read."""
+        group = _with_controller(groups, "memory")
+        if group is None:
+            return None
+        try:
+            fd = mounts.open_file(group, "memory.oom_control" if group.controllers else "memory.events")
+        except OSError:
+            return None
+        return cls(group, fd, _oom_kills(fd))
+
+    @property
+    def happened(self) -> bool:
+        """Whether there was one; False if the group was removed since."""
+        return _oom_kills(self.fd) > self.before
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
+def _oom_kills(fd: int) -> int:
+    try:
+        text = os.pread(fd, 4096, 0).decode()
+    except OSError:  # ENODEV: the group was removed
+        return 0
+    return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
+
+
+def _with_controller(groups: Iterable[Group], controller: str) -> Group | None:
+    by_name = {name: group for group in groups for name in group.controllers.split(",")}
+    return by_name.get(controller) or by_name.get(V2)
+
+
+def _tightest(kernel: Kernel, controller: str, pairs: Sequence[tuple[str, str]]) -> Headroom | None:
+    own = _with_controller(parse_groups(kernel.read_proc("self/cgroup")), controller)
+    found: list[Headroom] = []
+    for group in own.ancestors() if own is not None else ():
+        for file, usage in pairs:
+            limit = _number(kernel.cgroups, group, file)
+            used = None if limit is None else _number(kernel.cgroups, group, usage)
+            if limit is not None and used is not None:
+                if controller == "memory":
+                    used -= min(used, _page_cache(kernel.cgroups, group))
+                found.append(Headroom(group, file, limit, used))
+    return min(found, key=lambda each: each.left, default=None)
+
+
+def _number(mounts: GroupMounts, group: Group, name: str) -> int | None:
+    """The number in a file; None without a limit, or if there is no such file or group here."""
+    try:
+        text = mounts.read(group, name).strip()
+    except OSError as error:
+        if error.errno in (*_GONE, errno.EXDEV, errno.EOPNOTSUPP):
+            return None
+        raise
+    return int(text) if text.isdecimal() and int(text) < _UNLIMITED else None
+
+
+def _page_cache(mounts: GroupMounts, group: Group) -> int:
+    """Bytes of page cache that belong to files, also in the groups below; tmpfs is not among them."""
+    fields = dict(line.split(" ", 1) for line in mounts.read(group, "memory.stat").splitlines())
+    prefix = "total_" if group.controllers else ""
+    return sum(int(fields.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))

@@ -1,0 +1,77 @@
+"""Whether a task's pages fit into the limits of its control groups."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import OutOfHugePages, TargetError
+from ktaskfs.host.group_limits import memory_headroom, page_headroom
+from ktaskfs.host.presence import hole_extents
+from ktaskfs.host.target import FilesystemType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+
+SPARE: Final = 4 << 20
+"""Bytes that are left to the rest of the group, and to the worker itself. A guess: a worker takes 1 to 3 MiB."""
+
+
+def group_refusal(kernel: Kernel, target: Target, pages: int, *, reserve: bool) -> OutOfHugePages | None:
+    """The refusal if a control group cannot have so many more huge pages; with ``reserve``, cannot reserve them.
+
+    Raises OSError.
+    """
+    headroom = page_headroom(kernel, target.page_size, reserve=reserve)
+    if headroom is None or pages * target.page_size <= headroom.left:
+        return None
+    missing = pages * target.page_size
+    return OutOfHugePages(f"{target.path}: {missing} bytes of huge pages are missing, and {headroom}")
+
+
+def require_group_memory(kernel: Kernel, target: Target, missing: int) -> None:
+    """Raises TargetError (ENOMEM) if a control group cannot have so many more bytes of memory; OSError."""
+    headroom = memory_headroom(kernel)
+    if headroom is not None and missing + SPARE > headroom.left:
+        raise TargetError(f"{target.path}: {missing} bytes are missing, and {headroom}", errno=errno.ENOMEM)
+
+
+class GroupRoom:
+    """Keeps the threads of a task from taking more memory for a file of tmpfs than its control groups may have.
+
+    Past a limit on memory the kernel kills processes, perhaps others than the worker. Others can still take what was
+    free when a chunk began.
+    """
+
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self._kernel = kernel
+        self._target = target
+        self._on_tmpfs = target.filesystem is FilesystemType.TMPFS
+        self._lock = threading.Lock()
+        self._taking = 0  # bytes that chunks at work may still take; guarded by _lock
+
+    @contextlib.contextmanager
+    def taking(self, start: int, end: int) -> Iterator[None]:
+        """The pages from ``start`` to ``end`` are allocated meanwhile. Raises TargetError (ENOMEM), OSError."""
+        if not self._on_tmpfs:
+            yield
+            return
+        with self._lock:
+            headroom = memory_headroom(self._kernel)
+            size = 0
+            if headroom is not None:
+                size = sum(data - hole for hole, data in hole_extents(self._target.fd, start, end))
+                if self._taking + size + SPARE > headroom.left:
+                    text = f"{self._target.path}: {size} bytes of this chunk are missing, and {headroom}"
+                    raise TargetError(text, errno=errno.ENOMEM)
+            self._taking += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taking -= size

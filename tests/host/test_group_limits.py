@@ -1,0 +1,63 @@
+"""Which limits keep a worker from staying where it is, if it cannot enter its caller's group."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import NotPermitted
+from ktaskfs.host.cgroups import Group, GroupMounts, own_groups
+from ktaskfs.host.group_limits import enter_groups
+from tests.support.cgroups import group, mount_point
+from tests.support.forked import run_forked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("root")
+
+NOBODY = 65534
+LIMITS = {
+    "": {"hugetlb.2MB.max": "2M", "hugetlb.2MB.rsvd.max": "2M"},
+    "memory": {"memory.limit_in_bytes": "64M", "memory.max": "64M", "memory.high": "64M"},
+    "pids": {"pids.max": "100"},
+    "cpu": {"cpu.cfs_quota_us": "50000", "cpu.max": "50000 100000"},
+    "cpuset": {"cpuset.cpus": str(min(os.sched_getaffinity(0)))},
+    "devices": {"devices.deny": "a"},
+}
+
+
+def entered(where: Path, controller: str) -> str:
+    """The errno that an ordinary user gets, who may not enter the group, and whether the group is named; else empty."""
+
+    def body() -> str:
+        mounts = GroupMounts.open()
+        path = "/" + str(where.relative_to(mount_point(controller)))
+        controllers = next(
+            each.controllers for each in own_groups().values() if controller in each.controllers.split(",")
+        )
+        os.setuid(NOBODY)
+        try:
+            enter_groups(mounts, [Group(controllers, path)])
+        except NotPermitted as error:
+            return f"{error.errname} {where.name in error.message}"
+        return ""
+
+    answer: str = run_forked(body)
+    return answer
+
+
+@pytest.mark.parametrize("controller", LIMITS)
+def test_a_limit_that_would_be_left_is_an_error_and_no_limit_is_none(controller: str) -> None:
+    above = {"cgroup.subtree_control": "+hugetlb"} if controller == "" else None
+    seen = 0
+    for name, limit in LIMITS[controller].items():
+        with group(controller, above) as where, group(controller, below=where) as inner:
+            if (inner / name).exists():  # version 1 and version 2 have other names
+                assert entered(inner, controller) == ""
+                (inner / name).write_text(limit)
+                assert entered(inner, controller) == "EACCES True"
+                seen += 1
+    assert seen

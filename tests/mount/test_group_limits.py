@@ -1,0 +1,151 @@
+"""What the limits of a caller's control groups refuse, in which words, and what is left behind."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.attacks.callers import wait_for_worker
+from tests.mount.test_control_groups import PAGE, huge, start_in
+from tests.support.cgroups import group, mount_point
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.daemon import Mount
+
+__all__ = ["huge"]
+
+pytestmark = pytest.mark.usefixtures("root")
+
+MIB = 1 << 20
+VERSION_2 = mount_point("memory") == mount_point("")
+MEMORY_MAX, MEMORY_USED = (
+    ("memory.max", "memory.current") if VERSION_2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+)
+
+
+@pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
+@pytest.mark.parametrize("above", [False, True], ids=["the caller's group", "the group above it"])
+def test_more_huge_pages_than_the_group_may_have_are_refused(
+    mounted: Mount, huge: Path, file: str, above: bool
+) -> None:
+    with group("", {file: str(20 * MIB), "cgroup.subtree_control": "+hugetlb" if above else ""}) as limited:
+        if above:
+            with group("", below=limited) as inner:
+                outcome = start_in(mounted, inner, f"fallocate path={huge}/f length=100M")
+        else:
+            outcome = start_in(mounted, limited, f"fallocate path={huge}/f length=100M")
+        assert outcome.errname == "ENOMEM"
+        said = mounted.read("info/last_cmd_status")
+        assert f"v2:/{limited.name} " in said
+        assert f"{file} is {20 * MIB}, 0 in use" in said
+        assert not (huge / "f").exists()
+        if not above:  # and no less
+            assert start_in(mounted, limited, f"fallocate name=t path={huge}/f length=20M").status == 0
+            assert mounted.cat("tasks/t/wait").status == 0
+            assert mounted.read("tasks/t/state") == "done\n"
+            (huge / "f").unlink()
+
+
+def test_a_limit_on_huge_pages_that_is_met_at_work_is_named(mounted: Mount, huge: Path) -> None:
+    with group("") as where:
+        spec = f"fallocate name=t path={huge}/f length=64M chunk=2M rate_max=2M max_threads=1"
+        assert start_in(mounted, where, spec).status == 0
+        wait_for_worker(mounted, "t")
+        until(lambda: int((where / "hugetlb.2MB.current").read_text()) >= PAGE, "a page is charged")
+        (where / "hugetlb.2MB.max").write_text(str(2 * PAGE))
+        mounted.write("tasks/t/rate_max", "max")
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "failed\n"
+        error = mounted.read("tasks/t/error")
+        assert error.startswith("ENOMEM at ")
+        assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.max is {2 * PAGE}" in error
+        (huge / "f").unlink()
+
+
+def test_more_memory_than_the_group_may_have_is_refused(mounted: Mount, memory: Path) -> None:
+    with group("memory", {MEMORY_MAX: "64M"}) as where:
+        for spec in (f"fallocate path={memory}/f length=100M", f"copy path={memory}/f source={memory}/source"):
+            with (memory / "source").open("wb") as source:
+                source.write(bytes(100 * MIB))
+            assert start_in(mounted, where, spec).errname == "ENOMEM"
+            said = mounted.read("info/last_cmd_status")
+            assert where.name in said
+            assert f"{MEMORY_MAX} is {64 * MIB}" in said
+            assert not (memory / "f").exists()
+        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=32M").status == 0
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "done\n"
+        (memory / "f").unlink()
+
+
+def test_a_limit_on_memory_that_is_met_at_work_ends_the_task_and_kills_nobody(mounted: Mount, memory: Path) -> None:
+    with group("memory") as where:
+        spec = f"fallocate name=t path={memory}/f length=200M chunk=1M rate_max=8M"
+        assert start_in(mounted, where, spec).status == 0
+        pid = wait_for_worker(mounted, "t")
+        until(lambda: int((where / MEMORY_USED).read_text()) >= 8 * MIB, "some memory is charged")
+        (where / MEMORY_MAX).write_text("64M")
+        mounted.write("tasks/t/rate_max", "max")
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "failed\n", pid
+        error = mounted.read("tasks/t/error")
+        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {64 * MIB}, \d+ in use$", error), error
+        assert kills(where) == 0
+        (memory / "f").unlink()
+
+
+def kills(where: Path) -> int:
+    text = (where / ("memory.events" if VERSION_2 else "memory.oom_control")).read_text()
+    return int(dict(line.split() for line in text.splitlines())["oom_kill"])
+
+
+def test_page_cache_counts_as_free(mounted: Mount, memory: Path, disk: Path) -> None:
+    with group("memory", {MEMORY_MAX: "64M"}) as where:
+        script = 'echo $$ > "$1/cgroup.procs"; dd if=/dev/zero of="$2" bs=1M count=60 status=none; sync "$2"'
+        assert mounted.shell(script, str(where), str(disk / "file")).status == 0
+        assert int((where / MEMORY_USED).read_text()) > 50 * MIB
+        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=32M").status == 0
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "done\n"
+        (memory / "f").unlink()
+        (disk / "file").unlink()
+
+
+def test_a_worker_that_is_killed_for_the_groups_limit_is_interrupted_and_says_so(mounted: Mount, memory: Path) -> None:
+    """The worker is the first to go, as its caller's OOM score says; then what has taken the memory."""
+    with group("memory", {MEMORY_MAX: "64M"}) as where:
+        spec = f"fallocate name=t path={memory}/f length=8M chunk=4096 rate_max=1"
+        script = 'echo $$ > "$1/cgroup.procs"; echo 1000 > /proc/self/oom_score_adj; echo "$2" > tasks/control'
+        assert mounted.shell(script, str(where), spec).status == 0
+        wait_for_worker(mounted, "t")
+        hog = 'echo $$ > "$1/cgroup.procs"; exec "$2" -c "bytearray(200 << 20)"'
+        assert mounted.shell(hog, str(where), sys.executable).status != 0
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "interrupted\n"
+        assert "killed by the memory limit of your control group " in mounted.read("tasks/t/error")
+        assert where.name in mounted.read("tasks/t/error")
+        assert mounted.write("tasks/t/rate_max", "max") == (0, None)
+        assert mounted.write("tasks/t/control", "resume") == (0, None)
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "done\n"
+
+
+def test_a_worker_whose_group_is_killed_is_interrupted_and_can_be_resumed(mounted: Mount, memory: Path) -> None:
+    with group("") as where:
+        spec = f"fallocate name=t path={memory}/f length=8M chunk=4096 rate_max=1"
+        assert start_in(mounted, where, spec).status == 0
+        wait_for_worker(mounted, "t")
+        (where / "cgroup.kill").write_text("1")
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "interrupted\n"
+        assert mounted.read("tasks/t/error").endswith("the worker died, killed by signal 9 (SIGKILL)\n")
+    assert mounted.write("tasks/t/rate_max", "max") == (0, None)
+    assert mounted.write("tasks/t/control", "resume") == (0, None)
+    assert mounted.cat("tasks/t/wait").status == 0
+    assert mounted.read("tasks/t/state") == "done\n"
