@@ -115,7 +115,7 @@ class TaskForgotten(KtaskfsError):
 
 
 class TooManyTasks(KtaskfsError):
-    """The caller has as many unfinished tasks as ``debug/ktask_max_tasks`` allows (EAGAIN)."""
+    """The caller, or all users together, have as many unfinished tasks as they may (EAGAIN)."""
 
     default_errno = errno.EAGAIN
 

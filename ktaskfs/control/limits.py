@@ -6,7 +6,8 @@ import resource
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TooManyOpen
-from ktaskfs.vfs import OpenTexts, Quota, TooMuchText
+from ktaskfs.quota import Quota
+from ktaskfs.vfs import OpenTexts, TooMuchText
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,9 @@ TEXT_TOTAL: Final = 512 << 20
 class Limits:
     """The quotas of one mount.
 
-    openings: command files open for writing, each of which takes two descriptors of this process. All of them
-              together get half of the descriptors; the other half is for tasks at work and for starts.
+    openings: command files open for writing, each of which takes two descriptors of this process, and three
+              if the opener is in another user namespace. Together they are at most a quarter of the descriptors in
+              number: tasks at work and starts need the rest (``tasks.table.DESCRIPTORS_PART``).
     streams:  readers of ``events`` and ``wait``.
     texts:    what other open files hold.
     """

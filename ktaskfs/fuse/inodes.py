@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktaskfs.vfs import Directory, StaticDirectory
-from ktaskfs.vfs.refusals import Gone
+from ktaskfs.vfs.refusals import AccessDenied, Gone
 
 if TYPE_CHECKING:
-    from ktaskfs.vfs import Inode
+    from ktaskfs.vfs import Caller, Inode
 
 
 class Inodes:
@@ -45,6 +45,12 @@ class Inodes:
             if (inode := directory.find(ino)) is not None:
                 return inode
         raise Gone("it is not there any more")
+
+    def for_opening(self, ino: int, caller: Caller) -> Inode:
+        """The inode with this number, which ``caller`` opens; raises Gone, AccessDenied."""
+        if ino not in self._static and not all(each.admits(ino, caller) for each in self._others):
+            raise AccessDenied("this is another user's view: use a path from the root of the mount")
+        return self[ino]
 
     def opened(self, inode: Inode) -> None:
         """Keep ``inode``, which may go meanwhile, for as long as it is open: fstat(2) asks for it by its number."""

@@ -136,7 +136,10 @@ class TreeOperations(pyfuse3.Operations):
         return opened.caller.uid
 
     def _directory(self, inode: int) -> Directory:
-        node = self._inodes[inode]
+        return self._require_directory(self._inodes[inode])
+
+    @staticmethod
+    def _require_directory(node: Inode) -> Directory:
         if not isinstance(node, Directory):
             raise NotADirectory("not a directory")
         return node
@@ -238,10 +241,10 @@ class TreeOperations(pyfuse3.Operations):
 
     @in_turn
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        node = self._inodes[inode]
+        caller = caller_of(ctx)
+        node = self._inodes.for_opening(inode, caller)
         if not isinstance(node, File):
             raise NotAFile("not a file")
-        caller = caller_of(ctx)
         file = await node.open(caller, flags)
         handle = next(self._handles)
         self._files[handle] = _Opened(file, inode, caller)
@@ -275,8 +278,10 @@ class TreeOperations(pyfuse3.Operations):
 
     @in_turn
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        caller = caller_of(ctx)
+        directory = self._require_directory(self._inodes.for_opening(inode, caller))
         handle = next(self._handles)
-        self._listings[handle] = _Listing(self._directory(inode), caller_of(ctx))
+        self._listings[handle] = _Listing(directory, caller)
         return handle
 
     @in_turn

@@ -20,6 +20,9 @@ from ktaskfs.host.cgroups import Group, parse_groups
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+GROUPS_MAX: Final = 1024
+"""Supplementary groups that a caller may have: more than directory services give. Each opened control file keeps them,
+and root of a user namespace can have 65536."""
 _READ_MAX: Final = 1 << 20
 _INFINITY_TEXT: Final = b"unlimited"
 
@@ -126,9 +129,9 @@ def start_time(pid: int) -> int | None:
 def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
     """The caller behind a request that the kernel says came from ``pid`` with filesystem ids ``uid`` and ``gid``.
 
-    Raises NotPermitted when there is no such process any more, when its ids are others, or when its root and
-    working directory may not be seen (another user's process, seen by an ordinary user's daemon); TargetError when
-    this process has no descriptor or memory left.
+    Raises NotPermitted when there is no such process any more, when its ids are others, when it is in more than
+    GROUPS_MAX groups, or when its root and working directory may not be seen (another user's process, seen by an
+    ordinary user's daemon); TargetError when this process has no descriptor or memory left.
     """
     with contextlib.ExitStack() as undo:
         process = _open_path(f"/proc/{pid}", None, pid)
@@ -151,6 +154,8 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
     status = _fields(_read(process, "status", pid))
     if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
         raise NotPermitted(f"process {pid}, which wrote, has ended")
+    if len(status["Groups"]) > GROUPS_MAX:
+        raise NotPermitted(f"process {pid}, which wrote, is in more than {GROUPS_MAX} groups")
     effective, permitted, bounding = (int(status[key][0], 16) for key in ("CapEff", "CapPrm", "CapBnd"))
     inside = None
     if not ours:

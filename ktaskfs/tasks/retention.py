@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 RESULTS_MAX: Final = 64 << 20
 """Bytes of results that are kept of one user's tasks. They are in this process and in the state directory, which
 is memory. Only surveys have results of more than a line or two."""
+RESULTS_TOTAL: Final = 256 << 20
+"""Bytes of results that are kept of all users' tasks."""
 
 
 class EndedTasks:
@@ -23,6 +25,9 @@ class EndedTasks:
         self._lengths: Counter[int] = Counter()
         """By uid, the sum of these."""
         self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def add(self, task: Task) -> None:
         """``task`` has ended."""
@@ -43,17 +48,28 @@ class EndedTasks:
         return True
 
     def overdue(self, most: int) -> list[Task]:
-        """The tasks to drop, so that ``most`` are left, and no more than RESULTS_MAX of any user's results.
+        """The tasks to drop, so that ``most`` are left, RESULTS_MAX of any user's results, and RESULTS_TOTAL of all.
 
         Each is the oldest task of the user who has the most: many tasks of one user cost no other user theirs.
         """
         dropped: Counter[int] = Counter()
         for _ in range(self._count - most):
             dropped[max(self._users, key=lambda uid: len(self._users[uid]) - dropped[uid])] += 1
+        each_may = self._results_of_each()
         for uid, length in self._lengths.items():
-            if length > RESULTS_MAX:
-                dropped[uid] = max(dropped[uid], self._excess(uid, length - RESULTS_MAX))
+            if length > each_may:
+                dropped[uid] = max(dropped[uid], self._excess(uid, length - each_may))
         return [task for uid, count in dropped.items() for task in islice(self._users[uid], count)]
+
+    def _results_of_each(self) -> int:
+        """Bytes of results that each user may have: less than RESULTS_MAX where the total is too much."""
+        left, users = RESULTS_TOTAL, len(self._lengths)
+        for length in sorted(self._lengths.values()):
+            if length * users > left:
+                return min(RESULTS_MAX, left // users)
+            left -= length
+            users -= 1
+        return RESULTS_MAX
 
     def _excess(self, uid: int, length: int) -> int:
         """How many of the oldest tasks have results of ``length`` in all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import resource
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.parameters import MAX
+from ktaskfs.quota import room
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
@@ -27,6 +29,9 @@ LOG: Final = logging.getLogger(__name__)
 RESERVED: Final = frozenset({"control"})
 USERS_MAX: Final = 4096
 """Users whose last tasks are remembered."""
+DESCRIPTORS_PART: Final = 8
+"""Unfinished tasks are at most one part in so many of this process's descriptors: each takes two at work, and six or
+seven while it starts. Each is also a process of some 5 MiB."""
 
 
 class TaskTable:
@@ -36,8 +41,16 @@ class TaskTable:
     ``name`` is then not in the table).
     """
 
-    def __init__(self, settings: Settings, *, private_names: bool = False) -> None:
-        """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2)."""
+    def __init__(
+        self, settings: Settings, *, private_names: bool = False, descriptors: int | None = None
+    ) -> None:
+        """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2).
+
+        ``descriptors`` are those that this process may have, RLIMIT_NOFILE if None.
+        """
+        if descriptors is None:
+            descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = descriptors // DESCRIPTORS_PART
         self.settings = settings
         self.observers: list[Callable[[Task], None]] = []
         self.last_task: dict[int, list[str]] = {}
@@ -87,11 +100,13 @@ class TaskTable:
 
     def check_room(self, uid: int, wanted: int) -> None:
         """Raise TooManyTasks unless ``uid`` may have ``wanted`` more unfinished tasks."""
-        limit = self.settings["max_tasks"]
-        if self._unfinished[uid] + wanted > limit:
-            raise TooManyTasks(
-                f"you have {self._unfinished[uid]} unfinished tasks, and the limit is {limit} (debug/ktask_max_tasks)"
-            )
+        limit, own = self.settings["max_tasks"], self._unfinished[uid]
+        if own + wanted > limit:
+            raise TooManyTasks(f"you have {own} unfinished tasks, and the limit is {limit} (debug/ktask_max_tasks)")
+        used = len(self._tasks) - len(self._ended)
+        if used + wanted > room(self._most, uid, own + wanted):
+            all_users = f"all users together {used} of {self._most}"
+            raise TooManyTasks(f"you have {own} unfinished tasks, {all_users}: the rest is for others")
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise NameTaken for a name in use, or used twice in ``names``."""

@@ -36,7 +36,6 @@ from ktaskfs.vfs.inode import (
     StaticDirectory,
 )
 from ktaskfs.vfs.patience import Patience
-from ktaskfs.vfs.quota import Quota
 from ktaskfs.vfs.refusals import TooMuchText
 from ktaskfs.vfs.stream import Stream, StreamFile
 from ktaskfs.vfs.text import COMMAND_MAX, OpenTexts, TextFile
@@ -56,7 +55,6 @@ __all__ = [
     "Link",
     "OpenFile",
     "OpenTexts",
-    "Quota",
     "Patience",
     "StaticDirectory",
     "Stream",

@@ -120,6 +120,13 @@ class Directory(Inode):
         """
         return None
 
+    def admits(self, ino: int, caller: Caller) -> bool:
+        """Whether ``caller`` may open the inode with this number below, which need not have been reached by its path.
+
+        Processes inherit working directories, and pass descriptors on. Must not block.
+        """
+        return True
+
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         """Make the directory ``name`` and return it; the kernel has made sure that the name is free."""
         raise NotPermitted("directories cannot be made here")

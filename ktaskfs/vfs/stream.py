@@ -21,7 +21,7 @@ from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ktaskfs.vfs.quota import Quota
+    from ktaskfs.quota import Quota
 
 PATIENCE: Final = 2.0
 """Seconds after which a read is answered if its stream has not given anything: with ``idle``, or else with EINTR.

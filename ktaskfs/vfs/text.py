@@ -14,7 +14,7 @@ from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_read, wa
 from ktaskfs.vfs.refusals import AccessDenied, BadWrite
 
 if TYPE_CHECKING:
-    from ktaskfs.vfs.quota import Quota
+    from ktaskfs.quota import Quota
 
 COMMAND_MAX: Final = 64 * 1024
 """Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from ktaskfs.control.limits import STREAMS_MAX
 from ktaskfs.errors import TooManyOpen
-from ktaskfs.vfs import Quota
-from ktaskfs.vfs.quota import FEW_PART, ROOT_PART
+from ktaskfs.quota import FEW_PART, ROOT_PART, Quota
+from ktaskfs.tasks.table import DESCRIPTORS_PART
 from tests.support.poll import until
 from tests.support.shell import run
+from tests.support.users import User
 
 if TYPE_CHECKING:
 
 
     from tests.conftest import MountMaker
-    from tests.support.users import User
 
 HOLD = """
 import os, resource, sys
@@ -97,6 +97,45 @@ def test_many_uids_do_not_take_all_descriptors(mount_maker: MountMaker, two_user
         for holder in holders:
             holder.communicate()
     until(lambda: len(list(descriptors.iterdir())) <= before + 4, "the daemon has let go of them")
+
+
+def test_groups_of_callers_do_not_take_the_daemons_memory(mount_maker: MountMaker, attacker: User) -> None:
+    """Root of a user namespace can be in 65536 groups, also if all of them are one and the same."""
+    mounted = mount_maker("mode=0666")
+    control = str(mounted.path / "tasks/control")
+    script = f"import os, resource; os.setgroups([{attacker.gid}] * 65536); os.setresgid(*[{attacker.gid}] * 3)\n"
+    script += f"os.setresuid(*[{attacker.uid}] * 3)\n" + HOLD
+    outcome = run("python3", "-c", script, control, str(os.O_WRONLY), "256", str(mounted.pid))
+    assert outcome.out.split()[:2] == ["0", str(errno.EPERM)], outcome.err
+    assert "in more than 1024 groups" in mounted.read("info/last_cmd_status", user=attacker)
+
+
+def test_many_uids_do_not_take_all_room_for_tasks(mount_maker: MountMaker, two_users: tuple[User, User]) -> None:
+    """Each task at work is a process, and takes descriptors of the daemon."""
+    mounted = mount_maker("mode=0666", prefix=("prlimit", "--nofile=400"))
+    source = mounted.statedir.parent / "source"
+    source.write_bytes(b"x" * (8 << 20))
+    source.chmod(0o644)
+    uids = range(40_000, 40_040)
+    attackers = [User(f"many{uid}", uid, uid, Path("/")) for uid in uids]
+    begun = 0
+    try:
+        for attacker in attackers:
+            for number in range(8):
+                spec = f"checksum path={source} rate_max=1 chunk=4K name=of-{attacker.uid}-{number}"
+                status, errname = mounted.write("tasks/control", spec, user=attacker)
+                assert (status, errname) in ((0, None), (1, "EAGAIN"))
+                begun += status == 0
+        assert 20 <= begun < 400 // DESCRIPTORS_PART
+        last = mounted.read("info/last_cmd_status", user=attackers[-1])
+        assert last.endswith("of 50: the rest is for others\n")
+        assert mounted.shell("mkdir tasks/one-more", user=attackers[0]).errname == "EAGAIN"
+        assert mounted.write("tasks/control", f"checksum path={source}") == (0, None)
+    finally:
+        for attacker in attackers:
+            mounted.write("tasks/control", "cancel", user=attacker)
+    until(lambda: "running" not in mounted.shell("cat tasks/*/state").out, "all are cancelled")
+    assert mounted.write("tasks/control", f"checksum path={source}", user=two_users[0]) == (0, None)
 
 
 @given(st.integers(32, 4096), st.lists(st.integers(1, 40), max_size=300))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,29 @@ def test_only_the_user_and_root_get_into_a_view(
     for name in ("01", "-1", "+1", "x", str(2**32 - 1), str(2**64), "٣"):
         assert mount.shell('ls "users/$1"', name).errname == "ENOENT", name
     assert mount.shell(f"ls users/{2**32 - 2}").out == "error_log\ntasks\n"
+
+
+def test_who_inherits_a_place_in_a_view_cannot_open_anything_there(
+    mount_maker: MountMaker, attacker: User, victim: User
+) -> None:
+    """As after ``cd tasks; su``: else there were names that hidepid=2 hides, and locks that the view's user needs."""
+    mount = mount_maker("mode=0666,hidepid=2")
+    for user, name in ((attacker, "own"), (victim, "hers")):
+        assert mount.shell(f"mkdir tasks/{name}", user=user).status == 0
+
+    def left_in(place: str, script: str, user: User) -> str:
+        command = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "bash", "-c", script]
+        done = subprocess.run(command, cwd=mount.path / place, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    views = {"tasks": ("control", "own/control", "own/state"), f"users/{victim.uid}/tasks": ("control",)}
+    for view, paths in views.items():
+        assert "hers" not in left_in(view, "ls -a .; echo *", attacker)
+        for path in paths:
+            assert "Permission denied" in left_in(view, f"exec 3<> {path} || exec 3< {path}", attacker), path
+    assert left_in(f"users/{attacker.uid}/tasks", "ls; cat own/state", attacker) == "control\nown\nnew\n"
+    assert left_in("tasks", f"cat {mount.path}/tasks/own/state", attacker) == "new\n"
+    assert mount.shell(f"cd users/{victim.uid}/tasks && ls && cat hers/state").out == "control\nhers\nnew\n"
 
 
 def test_a_lease_on_ones_own_file_does_not_keep_root_from_ending_the_task(

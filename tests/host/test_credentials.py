@@ -17,7 +17,7 @@ import pytest
 from ktaskfs.errors import NotPermitted, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.becoming import become
-from ktaskfs.host.credentials import Identity, parse_start_time, read_caller, start_time
+from ktaskfs.host.credentials import GROUPS_MAX, Identity, parse_start_time, read_caller, start_time
 from tests.support.forked import Died, run_forked
 
 if TYPE_CHECKING:
@@ -111,15 +111,28 @@ def test_a_pid_without_a_process_is_refused() -> None:
         read_caller(pid, 0, 0)
 
 
+@needs_root
+def test_a_process_in_very_many_groups_is_refused() -> None:
+    def look() -> list[int]:
+        os.setgroups([NOBODY] * GROUPS_MAX)
+        caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+        os.setgroups([NOBODY] * (GROUPS_MAX + 1))
+        with pytest.raises(NotPermitted, match="in more than 1024 groups"):
+            read_caller(os.getpid(), os.geteuid(), os.getegid())
+        return [len(caller.identity.groups)]
+
+    assert run_forked(look) == [GROUPS_MAX]
+
+
 def test_having_no_descriptor_left_is_not_the_callers_fault() -> None:
     def look() -> list[str]:
-        soft = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
-        taken: list[int] = []
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, most))
+        last = 0
         with contextlib.suppress(OSError):
             while True:
-                taken.append(os.dup(0))
-        os.close(taken.pop())  # one is left
+                last = os.dup(0)
+        os.close(last)  # for the listings, and the first thing that is looked at
         before = os.listdir("/proc/self/fd")
         with pytest.raises(TargetError, match="Too many open files") as error:
             read_caller(os.getpid(), os.geteuid(), os.getegid())

@@ -143,6 +143,18 @@ def test_results_that_are_too_long_go_and_nobody_elses(monkeypatch: pytest.Monke
     assert table.overdue() == []
 
 
+def test_results_of_many_users_stay_below_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ended_module, "RESULTS_TOTAL", 100)
+    table = make_table()
+    few = end(table, "ab", uid=1, result="x" * 5)
+    many = [end(table, "abc", uid=uid, result="x" * 15) for uid in (2, 3, 4)]
+    assert table.overdue() == [tasks[0] for tasks in many]
+    for tasks in many:
+        table.drop(tasks[0])
+    assert table.overdue() == []
+    assert all(task in table for task in few)
+
+
 def test_a_task_that_was_dropped_is_moved_nowhere() -> None:
     table = make_table()
     task = add(table, "a")

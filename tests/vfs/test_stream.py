@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ktaskfs.errors import KtaskfsError, TooManyOpen
-from ktaskfs.vfs import Attributes, Caller, Change, Quota, Stream, StreamFile
+from ktaskfs.quota import Quota
+from ktaskfs.vfs import Attributes, Caller, Change, Stream, StreamFile
 from ktaskfs.vfs.stream import HISTORY, PATIENCE, OpenStream
 
 ALICE = Caller(1000, 1000, 42)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, Change, OpenTexts, Quota, TextFile, TooMuchText
+from ktaskfs.quota import Quota
+from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, Change, OpenTexts, TextFile, TooMuchText
 from ktaskfs.vfs.change import CHANGED
 from ktaskfs.vfs.text import OPENING_SIZE, REPLY_MAX, OpenText
 

@@ -98,12 +98,12 @@ def test_the_nodes_are_told(mounted: Mount) -> None:
 
 
 def test_reserve_on_both_nodes(mounted: Mount) -> None:
-    table = rows(do(mounted, "reserve pages=101 size=2M nodes=0,1"))
+    table = rows(do(mounted, "reserve pages=101 size=2M nodes=0,1 force=1"))
     assert (pool(0), pool(1)) == (50, 51)
     assert (table["0"][2], table["1"][2], table["all"][:3]) == ("50", "51", ["80", "101", "101"])
-    do(mounted, "reserve pages=30 size=2M nodes=1")
+    do(mounted, "reserve pages=30 size=2M nodes=1 force=1")
     assert (pool(0), pool(1)) == (50, 30)
-    do(mounted, "reserve pages=80")
+    do(mounted, "reserve pages=80 force=1")
     assert (pool(0), pool(1)) == (40, 40)
 
 

@@ -1,4 +1,4 @@
-"""How much of something scarce each user may hold: descriptors, streams, memory of open files."""
+"""How much of something scarce each user may hold: tasks, descriptors, streams, memory of open files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ ROOT_PART: Final = 16
 """One part in so many of the total is kept for root."""
 
 
-class Quota:
-    """Shares ``total`` of ``what`` out among users.
+def room(total: int, user: int, held: int) -> int:
+    """How much of ``total`` all users together may hold, once ``user`` holds ``held``.
 
-    A user may hold ``each`` at most, root half of the total. Half of the total is for users that hold a FEW_PART of it
-    or less, so that many greedy users leave something for the others, and a ROOT_PART is root's alone. ``observers``
-    are called with the user and the refusal.
+    Half of the total is for users that hold a FEW_PART of it or less, so that many greedy users leave something for the
+    others, and a ROOT_PART is root's alone.
+    """
+    if user == ROOT:
+        return total
+    return (total if held <= max(1, total // FEW_PART) else total // 2) - total // ROOT_PART
+
+
+class Quota:
+    """Shares ``total`` of ``what`` out among users, as ``room`` says.
+
+    A user may hold ``each`` at most, root half of the total. ``observers`` are called with the user and the refusal.
     """
 
     def __init__(self, what: str, *, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> None:
@@ -30,8 +39,6 @@ class Quota:
         self._what = what
         self._each = each
         self._total = total
-        self._few = max(1, total // FEW_PART)
-        self._roots = total // ROOT_PART
         self._refusal = refusal
         self._held: Counter[int] = Counter()
         self._used = 0
@@ -42,17 +49,11 @@ class Quota:
         most = self._total // 2 if user == ROOT else self._each
         if held > most:
             self._refuse(user, f"you hold {self._held[user]} {self._what}, and a user may hold {most}")
-        if self._used + amount > self._limit(user, held):
+        if self._used + amount > room(self._total, user, held):
             all_users = f"all users together {self._used} of {self._total}"
             self._refuse(user, f"you hold {self._held[user]} {self._what}, {all_users}: the rest is for others")
         self._held[user] = held
         self._used += amount
-
-    def _limit(self, user: int, held: int) -> int:
-        """What all users together may hold once ``user`` holds ``held``."""
-        if user == ROOT:
-            return self._total
-        return (self._total if held <= self._few else self._total // 2) - self._roots
 
     def _refuse(self, user: int, message: str) -> None:
         error = self._refusal(message)
