@@ -69,7 +69,7 @@ class GroupMounts:
     @classmethod
     def open(cls) -> GroupMounts:
         """Open all of them now. One that cannot be opened counts as not mounted. Raises OSError without /proc."""
-        return cls(_open_mounts(_open_path, None))
+        return cls(_open_mounts(namespaces.open_mount, None))
 
     @classmethod
     def open_read_only(cls) -> GroupMounts:
@@ -77,7 +77,7 @@ class GroupMounts:
 
         Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError without /proc.
         """
-        return cls(_open_mounts(_open_copy, (V2, "memory", "hugetlb")))
+        return cls(_open_mounts(namespaces.open_harmless, (V2, "memory", "hugetlb")))
 
     @property
     def descriptors(self) -> frozenset[int]:
@@ -203,14 +203,3 @@ def _mounted_hierarchies() -> Iterator[tuple[list[str], str, str]]:
                 root,
                 point,
             )
-
-
-def _open_path(point: str) -> int:
-    return os.open(point, _DIRECTORY)
-
-
-def _open_copy(point: str) -> int:
-    try:
-        return namespaces.clone_mount(point, namespaces.HARMLESS)
-    except OSError:
-        return _open_path(point)

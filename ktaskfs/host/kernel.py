@@ -32,7 +32,7 @@ class Kernel:
     def open(cls) -> Kernel:
         """Open them now; raises OSError."""
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-        return cls(_open_path("/proc"), _open_path("/sys"), zero, GroupMounts.open())
+        return cls(namespaces.open_mount("/proc"), namespaces.open_mount("/sys"), zero, GroupMounts.open())
 
     @classmethod
     def open_read_only(cls) -> Kernel:
@@ -41,7 +41,7 @@ class Kernel:
         Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError.
         """
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-        return cls(_open_copy("/proc"), _open_copy("/sys"), zero, GroupMounts.open_read_only())
+        return cls(namespaces.open_harmless("/proc"), namespaces.open_harmless("/sys"), zero, GroupMounts.open_read_only())
 
     @property
     def descriptors(self) -> frozenset[int]:
@@ -81,17 +81,6 @@ class Kernel:
         lines = (line.split() for line in self.read_proc("meminfo").splitlines())
         values = {words[0]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
         return values["MemAvailable:"] + values["SwapFree:"]
-
-
-def _open_path(path: str) -> int:
-    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _open_copy(path: str) -> int:
-    try:
-        return namespaces.clone_mount(path, namespaces.HARMLESS)
-    except OSError:
-        return _open_path(path)
 
 
 def _read(directory: int, path: str) -> str:

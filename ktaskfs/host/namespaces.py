@@ -34,6 +34,19 @@ def _system_call(number: int, *arguments: Any) -> int:
     return _check(_LIBC.syscall(ctypes.c_long(number), *arguments))
 
 
+def open_mount(path: str) -> int:
+    """An O_PATH descriptor of the directory ``path``."""
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_harmless(path: str) -> int:
+    """An O_PATH descriptor of a read-only copy of the mount at ``path``, or of the mount where no copy can be made."""
+    try:
+        return clone_mount(path, HARMLESS)
+    except OSError:
+        return open_mount(path)
+
+
 def clone_mount(path: str, attributes: int) -> int:
     """Copy the mount at the absolute ``path``, without those below it, and set MOUNT_ATTR_ ``attributes`` on the copy.
 
