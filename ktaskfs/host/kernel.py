@@ -41,7 +41,8 @@ class Kernel:
         Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError.
         """
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-        return cls(namespaces.open_harmless("/proc"), namespaces.open_harmless("/sys"), zero, GroupMounts.open_read_only())
+        proc, sys = (namespaces.open_harmless(path) for path in ("/proc", "/sys"))
+        return cls(proc, sys, zero, GroupMounts.open_read_only())
 
     @property
     def descriptors(self) -> frozenset[int]:
