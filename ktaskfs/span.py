@@ -25,8 +25,9 @@ class Span(NamedTuple):
         return self.end - self.start
 
     def widened(self, unit: int) -> Span:
-        """The least span of whole ``unit``s around it."""
-        return Span(self.start - self.start % unit, -(-self.end // unit) * unit)
+        """The least span of whole ``unit``s around it; an empty one around nothing."""
+        start = self.start - self.start % unit
+        return Span(start, -(-self.end // unit) * unit if self.size > 0 else start)
 
     def shifted(self, units: int) -> Span:
         """The span that lies so many units further."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NewType
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NewType
 from ktaskfs.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 Nid = NewType("Nid", int)
 """The number of a NUMA node."""
@@ -18,7 +19,10 @@ SUFFIXES: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 SIZE_MAX: Final = 2**63 - 1
 """The largest offset a file can have (off_t)."""
 
-_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTPEkmgtpe]?)", re.ASCII)
+_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
+_DECIMAL: Final = re.compile(r"([0-9]+)([KMGTPE])B", re.ASCII | re.IGNORECASE)
+"""``2MB``: to some two million, to others 2 MiB."""
+_FRACTION: Final = re.compile(r"([0-9]*)\.([0-9]*)(?:([KMGTPE])(?:i?B?)?)?", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS: Final = 40
 """Longer digit strings are out of every range here; refusing them first keeps int() from quadratic time."""
 
@@ -29,22 +33,39 @@ def parse_int(text: str, *, least: int = 0, most: int = SIZE_MAX) -> int:
 
 
 def parse_size(text: str, *, least: int = 0, most: int = SIZE_MAX) -> int:
-    """A number of bytes, with an optional suffix K M G T P E (powers of 1024), as the kernel's memparse.
+    """A number of bytes. A suffix K M G T P E stands for a power of 1024, and so does Ki or KiB, as elsewhere.
 
-    Raises InvalidValue for anything else, and outside ``least`` to ``most``.
+    Raises InvalidValue for anything else, and outside ``least`` to ``most``. For what others may mean by it, KB and
+    fractions, the message says what to write.
     """
     return _checked(text, _number(text, suffixed=True), least, most)
 
 
 def _number(text: str, *, suffixed: bool) -> int:
-    kind = "a size (such as 4096, 0x1000 or 64G)" if suffixed else "a number"
+    kind = "a size (such as 4096, 0x1000, 64G or 64GiB)" if suffixed else "a number"
     match = _NUMBER.fullmatch(text)
     if match is None or (match[2] and not suffixed):
         negative = text.startswith("-") and _NUMBER.fullmatch(text[1:])
-        raise InvalidValue(f"{shown(text)} is negative" if negative else f"{shown(text)} is not {kind}")
+        hint = _size_hint(text) if suffixed and len(text) <= _MAX_DIGITS else ""
+        raise InvalidValue(f"{shown(text)} is negative" if negative else f"{shown(text)} is not {kind}{hint}")
     if len(match[1]) > _MAX_DIGITS:
         raise InvalidValue(f"{shown(text)} is too large")
-    return int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10) << SUFFIXES[match[2].upper()]
+    return int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10) << SUFFIXES[(match[2] or "").upper()]
+
+
+def _size_hint(text: str) -> str:
+    """What to write instead of a size that can be guessed."""
+    if decimal := _DECIMAL.fullmatch(text):
+        number, suffix = decimal[1], decimal[2].upper()
+        return f": {suffix}B has powers of 1000 or of 1024; write {number}{suffix} or {number}{suffix}iB for 1024"
+    fraction = _FRACTION.fullmatch(text)
+    if fraction is None or not (fraction[1] or fraction[2]):
+        return ""
+    shift = SUFFIXES[(fraction[3] or "").upper()]
+    size, rest = divmod(int(fraction[1] + fraction[2]) << shift, 10 ** len(fraction[2]))
+    if rest and shift > 10:  # not even whole bytes: rounded to the next smaller unit
+        size = size >> shift - 10 << shift - 10
+    return f": fractions are not read; write {format_size(size)}"
 
 
 def _checked(text: str, value: int, least: int, most: int) -> int:
@@ -58,6 +79,21 @@ def _checked(text: str, value: int, least: int, most: int) -> int:
 def shown(text: str) -> str:
     """``text`` as a message may hold it: quoted, shortened, and with nothing that a terminal would act on."""
     return ascii(text if len(text) <= _MAX_DIGITS else text[: _MAX_DIGITS - 3] + "...")
+
+
+def printable(text: str) -> str:
+    """``text`` as a file for people may hold it: in octal what cannot be printed, and may be a command to the terminal.
+
+    Bytes of a path that are not UTF-8 are such characters (surrogateescape). The kernel shows paths so (seq_path()).
+    """
+    return text if text.isprintable() else "".join(each if each.isprintable() else _octal(each) for each in text)
+
+
+def _octal(character: str) -> str:
+    try:
+        return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file name has
+        return "?"
 
 
 def format_size(number: int) -> str:
@@ -96,7 +132,6 @@ class Units:
 
 BYTES: Final = Units("bytes", human_size)
 PAGES: Final = Units.counted("pages")
-INODES: Final = Units.counted("inodes")
 
 
 def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:
@@ -127,3 +162,12 @@ def format_cpulist(numbers: Iterable[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns aligned with spaces, a header line first."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )

@@ -16,6 +16,7 @@ from ktaskfs.units import (
     parse_cpulist,
     parse_int,
     parse_size,
+    printable,
     shown,
 )
 
@@ -37,7 +38,8 @@ def test_no_other_suffix_gives_a_shorter_exact_text(number: int) -> None:
 def test_suffixes_are_powers_of_1024_in_either_case_and_after_hexadecimal(number: int, suffix: str) -> None:
     expected = number << SUFFIXES[suffix]
     hexadecimal = [] if suffix == "E" else [f"{number:#x}{suffix}", f"{number:#X}{suffix}"]
-    for text in (f"{number}{suffix}", f"{number}{suffix.lower()}", *hexadecimal):
+    long = [f"{number}{suffix}{end}" for end in ("i", "iB", "ib", "I")] if suffix else []
+    for text in (f"{number}{suffix}", f"{number}{suffix.lower()}", *hexadecimal, *long):
         assert _or_none(text) == (expected if expected <= SIZE_MAX else None)
 
 
@@ -54,7 +56,8 @@ def _or_none(text: str) -> int | None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "-", "0x", "K", "1KB", "1KiB", "1.5G", "1e3", "1_000", "+1", " 1", "1 ", "1\n", "0x1 ", "0b1", "1,2"]
+    ["", " ", "-", "0x", "K", "1KB", "1kB", "1iB", "1B", "1KBi", "1Kib ", "1.5G", ".", "1e3"]
+    + ["1_000", "+1", " 1", "1 ", "1\n", "0x1 ", "0b1", "1,2"]
     + ["٣", "²", "１", "0x１", "1К", "\0", "0x-1", "--1", "9" * 41, "0x" + "f" * 41, "9" * 60_000, "8E"],
 )
 def test_what_is_no_size(text: str) -> None:
@@ -83,6 +86,32 @@ def test_a_negative_number_is_called_so() -> None:
         parse_int("-5")
     with pytest.raises(InvalidValue, match="'-5G' is negative"):
         parse_size("-5G")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("2MB", "MB has powers of 1000 or of 1024; write 2M or 2MiB for 1024"),
+        ("64gb", "GB has powers of 1000 or of 1024; write 64G or 64GiB for 1024"),
+        ("1.5G", "fractions are not read; write 1536M"),
+        ("1.5GiB", "fractions are not read; write 1536M"),
+        (".5T", "fractions are not read; write 512G"),
+        ("0.1G", "fractions are not read; write 102M"),
+        ("1.0", "fractions are not read; write 1"),
+    ],
+)
+def test_a_size_that_can_be_guessed_is_refused_with_what_to_write(text: str, hint: str) -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        parse_size(text)
+    assert refusal.value.message == f"'{text}' is not a size (such as 4096, 0x1000, 64G or 64GiB): {hint}"
+    parse_size(hint.rpartition("write ")[2].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("caf\udce9", "caf\\351"), ("a\x1b[1m\n", "a\\033[1m\\012"), ("é\\", "é\\"), ("\ud800", "?")]
+)
+def test_what_cannot_be_printed_is_shown_in_octal(text: str, expected: str) -> None:
+    assert printable(text) == expected
 
 
 def test_leading_zeros_do_not_mean_octal() -> None:

@@ -2,6 +2,7 @@
 
 After the kernel series of the same name (Daniel Jordan, RFC v1 to v4, 2017 and 2018) and its successor
 ``padata_do_multithreaded``, for programs: threads only, no files, no mount. docs/ktask.md has a first client.
+Imports no other layer.
 
 Concepts, each in the module of its name:
 
@@ -31,7 +32,9 @@ Three more guard no fields, so they have no place in the order:
 - ``came`` in ``Job._start``, one for each helper. The helper releases it as it begins; the interpreter's exit waits for
   it, for a second at most, and holds no lock meanwhile.
 
-No lock may be taken by a signal's handler, which may have interrupted the thread that holds it.
+No lock may be taken by a signal's handler, which may have interrupted the thread that holds it. The first two are
+OwnedLocks, which are free again whatever a handler raises. Elsewhere an exception in the moment after an acquiring does
+no harm: a gate that has let its thread through is locked, as it is to be, and so is a job that was claimed.
 """
 
 from ktaskfs.ktask.arithmetic import DEFAULT_MAX_THREADS, chunk_size, helper_limit, nthreads

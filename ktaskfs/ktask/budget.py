@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, helper_limit
+from ktaskfs.ktask.lock import OwnedLock
 from ktaskfs.span import NO_NODE
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class HelperBudget:
         self._limit = helper_limit(machine.cpus(), cpu_percent)
         # Guards the fields below. Last in the order: a scheduler's lock may be held when it is taken, and no lock of
         # this package is taken under it.
-        self._lock = Lock()
+        self._lock = OwnedLock()
         self._hired: dict[object, int] = {}  # each helper, and the node that it is pinned to
         self._limit_on: dict[int, int] = {}
 

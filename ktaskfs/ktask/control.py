@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from math import isfinite
 from operator import add, index
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ktaskfs.ktask.arithmetic import DEFAULT_CPU_PERCENT, DEFAULT_LOAD_BAL_SHIFT, batch_size
 from ktaskfs.ktask.budget import HelperBudget
@@ -52,7 +52,11 @@ class Control:
     max_chunk_size: int | None = field(default=None, kw_only=True)
     """Ours: the most work in one chunk; None: a single thread gets a whole node at once, as in the kernel."""
     max_threads: int = field(default=0, kw_only=True)
-    """The most threads, the first included; 0: the framework's default (kc_max_threads, v3)."""
+    """The most threads, the first included; 0: as many as there are CPUs, or, if they are ``fixed``, the framework's
+    default (kc_max_threads, v3)."""
+    threads: Literal["found", "fixed"] = field(default="found", kw_only=True)
+    """``fixed``: as many as the kernel's arithmetic gives. ``found``, ours: it begins with so many, and the number that
+    helps is found by measuring, in long tasks."""
     align: int = field(default=1, kw_only=True)
     """Chunks begin and end at multiples of this many units from their node's start (padata_mt_job.align)."""
     iter_func: Callable[[Any, int], Any] = field(default=iter_range, kw_only=True)
@@ -81,8 +85,11 @@ class Control:
     """Ours: told of every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
     """Ours: called with its slot by each helper thread as it begins, on its NUMA node (to name it, for example)."""
-    pick: Callable[[int], int] = field(default=random.randrange, kw_only=True)
-    """Chooses one of so many nodes with work left; returns 0 to that number minus 1 (prandom_u32_max)."""
+    pick: Callable[[int], int] = field(default=random.SystemRandom().randrange, kw_only=True)
+    """Chooses one of so many nodes with work left; returns 0 to that number minus 1 (prandom_u32_max).
+
+    The default has no state, which all forked processes would share.
+    """
     clock: Clock = field(default_factory=SystemClock, kw_only=True)
     machine: Machine = field(default_factory=LinuxMachine, kw_only=True)
 
@@ -91,6 +98,8 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
+        if self.threads not in ("found", "fixed"):
+            raise ValueError(f"threads is {self.threads!r}")
         if not isinstance(self.undo_failed, bool):
             raise TypeError(f"undo_failed is {self.undo_failed!r}")
         if self.undo_failed and self.undo_func is None:

@@ -67,7 +67,7 @@ class Job:
             self._scheduler.begin_task(get_native_id(), base)
             self._start(self._scheduler.hire())
             self._scheduler.await_helpers()
-            self._scheduler.work(self._scheduler.first)
+            self._scheduler.work(self._scheduler.first, self._start)
         except BaseException as error:
             return error
         return None
@@ -148,7 +148,7 @@ class Job:
                 self._scheduler.move(helper)
                 if self._ctl.thread_start is not None:
                     self._ctl.thread_start(helper.slot)
-                self._scheduler.work(helper)
+                self._scheduler.work(helper, self._start)
         except BaseException as error:
             self._scheduler.fail(helper, error)
 

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from ktaskfs.libc import LIBC
 from ktaskfs.span import NO_NODE
 from ktaskfs.units import parse_cpulist
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _MPOL_PREFERRED: Final = 1
 _MASK_BITS: Final = 4096
 """Room for the nodes of any kernel (MAX_NUMNODES is at most 1024)."""
@@ -86,7 +86,7 @@ class LinuxMachine:
             nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # the kernel has no others
             mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
             # Fails if a container forbids it or the kernel has no NUMA; the work runs all the same.
-            _LIBC.syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
+            LIBC.syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
 
     def nice(self) -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
@@ -100,9 +100,7 @@ class LinuxMachine:
         mask = ctypes.create_string_buffer(_MASK_BITS // 8)
         size = ctypes.c_ulong(_MASK_BITS)
         address, flags = None, ctypes.c_ulong(0)
-        if not self._get_mempolicy or _LIBC.syscall(
-            self._get_mempolicy, ctypes.byref(mode), mask, size, address, flags
-        ):
+        if not self._get_mempolicy or LIBC.syscall(self._get_mempolicy, ctypes.byref(mode), mask, size, address, flags):
             return None
         bits = int.from_bytes(mask.raw, "little")
         return mode.value, frozenset(nid for nid in range(bits.bit_length()) if bits >> nid & 1)

@@ -55,6 +55,12 @@ class Monitor(Protocol):
         """
         return
 
+    def threads_found(self, nid: int, threads: int, why: str) -> None:
+        """So many threads are to work on NUMA node ``nid``, or NO_NODE: as many as help (``enough``), as there may be
+        (``most``), or ``trying``: more or fewer are being tried. Under the lock.
+        """
+        return
+
     def undo_started(self) -> None:
         """All threads have ended and the finished ranges are about to be undone: from now on nothing counts as done."""
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.ktask.admission import Admission
+from ktaskfs.ktask.found_sharing import FoundSharing
+from ktaskfs.ktask.lock import OwnedLock
 from ktaskfs.ktask.machine import Placement, place_on_node
 from ktaskfs.ktask.monitor import Silence
 from ktaskfs.ktask.outcome import Outcome
@@ -14,13 +15,15 @@ from ktaskfs.ktask.task_threads import TaskThreads
 from ktaskfs.ktask.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ktaskfs.ktask.control import Control
     from ktaskfs.ktask.node_work import Chunk
     from ktaskfs.ktask.task_thread import TaskThread
     from ktaskfs.span import Node
 
+_HIRE: Final = -1.0
+"""In place of the seconds that a thread must wait: it is to start helpers, and ask again."""
 _TOGETHER_NS: Final = 10_000_000
 """The first thread waits for the helpers to begin, but no longer than this (10 ms) on a busy machine."""
 
@@ -42,10 +45,11 @@ class Scheduler:
         # Guards every field below, and those of Work, NodeWork, TaskThreads, TaskThread (except its ``gate``,
         # ``busy_ns`` and ``placed``), Sharing, Admission and TokenBucket. First in the order: no lock of this package
         # is held when it is taken; a HelperBudget's may be taken under it, and gates are opened.
-        self._lock = Lock()
+        self._lock = OwnedLock()
         self._work = Work(nodes, self._machine.node_cpus)
         self._threads = TaskThreads(ctl, self._monitor, len(nodes))
-        self._sharing = Sharing(ctl, self._work.size)
+        found = ctl.threads == "found"
+        self._sharing = FoundSharing(ctl, self._work, self._monitor) if found else Sharing(ctl, self._work.size)
         self._admission = Admission(ctl, self._monitor, self._threads)
         self.first = self._threads.first
         self._cpus = 1
@@ -87,10 +91,10 @@ class Scheduler:
     def begin_task(self, tid: int, base: Placement | None) -> None:
         """The first thread takes part; ``base`` is where threads may be, None: they are not moved."""
         with self._lock:
-            self._base = base
-            self._cpus = self._machine.cpus()
+            self._base, self._cpus = base, self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
             self._threads.begin_first(tid, self._nid(self.first), moves=base is not None)
+            self._sharing.begin(self._cpus, self.first)
             self._began_ns = began_ns
 
     def hire(self, max_threads: int | None = None) -> list[TaskThread]:
@@ -100,13 +104,19 @@ class Scheduler:
         chunk.
         """
         with self._lock:
+            sharing, threads = self._sharing, self._threads
             if max_threads is not None:
-                self._sharing.max_threads = max_threads
+                sharing.max_threads = max_threads
             if self._began_ns is None or self._over():
                 return []
-            self._sharing.want(self._cpus)
-            helpers = []
-            while self._threads.live < self._sharing.wanted and (helper := self._threads.hire()) is not None:
+            if max_threads is not None:
+                sharing.limit(self._cpus)
+            helpers: list[TaskThread] = []
+            while threads.live < sharing.wanted:
+                helper = threads.hire(sharing.place(threads))
+                if helper is None:
+                    sharing.refused(threads)
+                    break
                 helpers.append(helper)
             self._share()
             self._threads.wake_all()
@@ -117,6 +127,7 @@ class Scheduler:
         with self._lock:
             if helper.live:
                 self._threads.begin_helper(helper, tid, self._nid(helper))
+                self._sharing.joined(helper)
             return helper.live
 
     def await_helpers(self) -> None:
@@ -138,25 +149,30 @@ class Scheduler:
             for helper in self._threads.missing():
                 if helpers is None or helper in helpers:
                     self._leave(helper)
+                    self._sharing.refused(self._threads)
             if not self._over():
                 self._share()
 
-    def work(self, thread: TaskThread) -> None:
+    def work(self, thread: TaskThread, start_helpers: Callable[[list[TaskThread]], None]) -> None:
         """The calling thread does chunks until there are none for it; raises what the chunk function raises.
+
+        ``start_helpers`` starts those that were hired, when more threads than before are to be measured.
 
         One frame, few calls and few fields from one chunk to the next: a thread whose chunk has slept finds the CPU's
         caches cold, and every object that it touches costs a miss.
         """
-        ctl, work, lock, numa = self._ctl, self._work, self._lock, self._base is not None
+        ctl, work, numa = self._ctl, self._work, self._base is not None
+        acquire, release = self._lock.acquire, self._lock.release
         sharing, admission = self._sharing, self._admission
         thread_func, iter_func, now_ns = ctl.thread_func, ctl.iter_func, self._clock.monotonic_ns
         monitor, watched = self._monitor, ctl.monitor is not None
         assigned, advanced, chunk_done = monitor.chunk_assigned, monitor.node_advanced, monitor.chunk_done
         slot, index, size = thread.slot, thread.index, 0
         node_work = work.nodes[index]
-        while True:
-            wait: float | None = 0.0
-            with lock:
+        try:
+            while True:
+                wait: float | None = 0.0
+                acquire()
                 if thread.at_chunk:
                     thread.at_chunk = False
                     thread.chunks += 1
@@ -166,6 +182,7 @@ class Scheduler:
                 if not (steady and node_work.left):
                     wait = self._turn(thread)
                     if not thread.live:
+                        release()
                         return
                     index = thread.index
                     node_work = work.nodes[index]
@@ -174,7 +191,7 @@ class Scheduler:
                         self._threads.pin(thread, node_work.node.nid)
                     size = sharing.chunk
                     if work.left < sharing.tail:
-                        size = sharing.tail_chunk(work.left)
+                        size = sharing.next_chunk(work.left, self._threads)
                     if not steady:
                         size = admission.limit(size)
                     if size > node_work.left:
@@ -198,17 +215,26 @@ class Scheduler:
                         advanced(index, end)
                     if not steady:
                         admission.spend(size)
-            if wait != 0.0:
-                self._clock.wait(thread.gate, wait)
-                continue
-            if numa and thread.placed != (node_work.node.nid, thread.pinned):
-                self.move(thread)
-            began_ns = now_ns()
-            thread_func(first, last)
-            busy_ns = now_ns() - began_ns
-            thread.busy_ns += busy_ns
-            if watched:
-                chunk_done(slot, index, start, end, busy_ns)
+                release()
+                if wait != 0.0:
+                    start_helpers(self.hire()) if wait == _HIRE else self._clock.wait(thread.gate, wait)
+                    continue
+                if numa and thread.placed != (node_work.node.nid, thread.pinned):
+                    self.move(thread)
+                began_ns = now_ns()
+                thread_func(first, last)
+                busy_ns = now_ns() - began_ns
+                thread.busy_ns += busy_ns
+                if watched:
+                    chunk_done(slot, index, start, end, busy_ns)
+        except BaseException:
+            # As in OwnedLock, of which ``with`` would take longer here.
+            try:
+                release()
+            except RuntimeError:
+                pass  # it was not held
+            finally:
+                raise
 
     def move(self, thread: TaskThread) -> None:
         """The calling thread, which is ``thread``, goes where it is to work.
@@ -300,18 +326,20 @@ class Scheduler:
         return self._work.nodes[thread.index].node.nid
 
     def _share(self) -> None:
-        self._sharing.share(self._threads.live, self._threads.most)
+        self._sharing.share(self._threads)
 
     def _turn(self, thread: TaskThread) -> float | None:
         """The thread asks for a chunk: it leaves, or waits as Admission.delay says, or is given a node with work."""
-        sharing, live = self._sharing, self._threads.live
-        if self._over() or (live > sharing.threads and not thread.is_first):
+        sharing, threads = self._sharing, self._threads
+        if self._over() or (not thread.is_first and sharing.too_many(thread, threads)):
             self._leave(thread)
             return 0.0
         wait = self._admission.delay(thread)
         if wait == 0.0:
+            if threads.live < sharing.wanted:
+                return _HIRE
             thread.index = self._work.choose(thread.index, self._ctl.pick)
-            sharing.steady = not self._admission.limited and live <= sharing.threads
+            sharing.steady = not self._admission.limited and sharing.even(threads)
         return wait
 
     def _leave(self, thread: TaskThread) -> None:

@@ -1,4 +1,4 @@
-"""How the threads of a task share its work: the number of threads wanted, and the chunk size for the live ones."""
+"""How the threads of a task share its work: how many there are to be, and how large their chunks are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from ktaskfs.ktask.arithmetic import chunk_size, nthreads, tail_chunk_size, tail
 
 if TYPE_CHECKING:
     from ktaskfs.ktask.control import Control
+    from ktaskfs.ktask.task_thread import TaskThread
+    from ktaskfs.ktask.task_threads import TaskThreads
 
 
 class Sharing:
     """All that a thread reads to take its next chunk, in one object that changes only when a control or a thread does.
 
-    Has no lock of its own: the scheduler's guards all of it.
+    The number of threads is the arithmetic's (``fixed``). Has no lock of its own: the scheduler's guards all of it.
     """
 
     __slots__ = ("_ctl", "_size", "chunk", "max_threads", "steady", "tail", "threads", "wanted")
@@ -22,41 +24,77 @@ class Sharing:
         self._ctl = ctl
         self._size = size
         self.max_threads = ctl.max_threads
-        """The most threads, the first included; 0: the framework's default."""
+        """The most threads, the first included; 0: the default of Control."""
         self.wanted = 1
         """Threads that the task should have, if the budget allows them."""
         self.threads = 1
-        """Threads that share the work; helpers beyond this number end."""
+        """Threads that share the work."""
         self.chunk = size
         """Units of one chunk."""
         self.tail = 0
-        """With fewer units left, chunks are smaller than ``chunk``."""
+        """With fewer units left, the size of the next chunk is to be asked for: ``next_chunk``."""
         self.steady = False
         """No pause, rate limit or thread change is pending: a thread may take its next chunk without ``_turn``."""
 
-    def want(self, cpus: int) -> None:
-        """Compute ``wanted`` for a machine of ``cpus`` CPUs."""
-        ctl = self._ctl
-        self.wanted = nthreads(self._size, ctl.min_chunk_size, cpus, self.max_threads, align=ctl.align)
+    def begin(self, cpus: int, first: TaskThread) -> None:
+        """The work begins, on a machine of ``cpus`` CPUs, and ``first`` is its first thread."""
+        self.limit(cpus)
+        self.joined(first)
 
-    def share(self, live: int, most: int) -> None:
-        """Compute the chunk size for ``live`` threads; ``most`` is the largest number that has run at one time."""
+    def limit(self, cpus: int) -> None:
+        """``max_threads`` has changed: compute ``wanted`` for a machine of ``cpus`` CPUs."""
+        self.wanted = self._nthreads(cpus, self.max_threads)
+
+    def _nthreads(self, cpus: int, max_threads: int) -> int:
         ctl = self._ctl
-        self.threads = min(live, self.wanted)
-        # As in the kernel, a task that only ever had one thread is one chunk. A thread that the others have left gets
-        # smaller chunks, so that controls can reach it.
+        return nthreads(self._size, ctl.min_chunk_size, cpus, max_threads, align=ctl.align)
+
+    def share(self, threads: TaskThreads) -> None:
+        """Compute the chunk size for the threads that live."""
+        ctl = self._ctl
+        self.threads = min(threads.live, self.wanted)
         self.chunk = chunk_size(
             self._size,
             ctl.min_chunk_size,
-            self.threads if most <= 1 else max(self.threads, 2),
+            self._sharers(threads),
             max_chunk_size=ctl.max_chunk_size,
             align=ctl.align,
             load_bal_shift=ctl.load_bal_shift,
         )
-        self.tail = 0 if ctl.fixed_chunks else tail_size(self.chunk, self.threads)
+        self.tail = self._tail()
         self.steady = False
 
-    def tail_chunk(self, left: int) -> int:
-        """Units of the next chunk when only ``left`` units are left to hand out."""
+    def _sharers(self, threads: TaskThreads) -> int:
+        """Threads that chunks are made for."""
+        # As in the kernel, a task that only ever had one thread is one chunk. A thread that the others have left gets
+        # smaller chunks, so that controls can reach it.
+        return self.threads if threads.most <= 1 else max(self.threads, 2)
+
+    def _tail(self) -> int:
+        return 0 if self._ctl.fixed_chunks else tail_size(self.chunk, self.threads)
+
+    def next_chunk(self, left: int, threads: TaskThreads) -> int:
+        """Units of the next chunk when only ``left`` units are left to hand out, fewer than ``tail``."""
         ctl = self._ctl
         return tail_chunk_size(left, self.chunk, ctl.min_chunk_size, self.threads, align=ctl.align)
+
+    # Which threads work where.
+
+    def place(self, threads: TaskThreads) -> int | None:
+        """The index of the node that a new helper begins with; None: helpers are spread evenly over the nodes."""
+        return None
+
+    def refused(self, threads: TaskThreads) -> None:
+        """There cannot be more threads than these."""
+        self.wanted = threads.live
+
+    def joined(self, thread: TaskThread) -> None:
+        """The thread takes part from now on."""
+
+    def too_many(self, thread: TaskThread, threads: TaskThreads) -> bool:
+        """``thread``, a helper that asks for a chunk, is to leave. It may be given another node instead."""
+        return threads.live > self.threads
+
+    def even(self, threads: TaskThreads) -> bool:
+        """No thread is to leave."""
+        return threads.live <= self.threads

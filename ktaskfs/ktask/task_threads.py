@@ -59,12 +59,15 @@ class TaskThreads:
         self.first.wake()
         self._monitor.thread_started(thread.slot, tid, nid)
 
-    def hire(self) -> TaskThread | None:
-        """One more helper, which is to be started, or None if the budget is spent."""
+    def hire(self, index: int | None) -> TaskThread | None:
+        """One more helper, which is to be started, or None if the budget is spent.
+
+        It begins with the node of ``index``; None: helpers are spread evenly over the nodes.
+        """
         budget = self._make_budget()
         before = next((t for t in self.by_slot if not t.live), None) if self.live < len(self.by_slot) else None
         slot = before.slot if before else len(self.by_slot)
-        helper = TaskThread(slot, slot % self._nodes, before)
+        helper = TaskThread(slot, slot % self._nodes if index is None else index, before)
         # Noted before the budget is asked: after an interrupt in between it is found here, and dismissed.
         self.by_slot[slot : slot + 1] = [helper]
         self.live += 1

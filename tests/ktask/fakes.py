@@ -130,6 +130,10 @@ class Ledger(Monitor):
                 del self.live[slot]
             self._note("thread_ended", slot)
 
+    def threads_found(self, nid: int, threads: int, why: str) -> None:
+        with self.lock:
+            self._note("threads_found", nid, threads, why)
+
     def undo_started(self) -> None:
         with self.lock:
             self.positions.clear()
@@ -141,8 +145,13 @@ class Ledger(Monitor):
 
 
 def control(thread_func: Callable[[Any, Any], object], **fields: Any) -> Control:
-    """A Control on a fake machine with CPUs enough, whose helpers are limited by nothing else."""
-    return Control(thread_func, **{"min_chunk_size": 1, "machine": FakeMachine(), "cpu_percent": 100, **fields})
+    """A Control on a fake machine with CPUs enough, whose helpers are limited by nothing else.
+
+    It has as many threads as the arithmetic gives.
+    """
+    return Control(
+        thread_func, **{"min_chunk_size": 1, "machine": FakeMachine(), "cpu_percent": 100, "threads": "fixed", **fields}
+    )
 
 
 def units_of(ranges: Any) -> list[int]:

@@ -8,17 +8,29 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.ktask import Control
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "ktask.md").read_text()
 CLIENTS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 
 
-def test_the_first_client(tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(bytes(5 << 20))
-    names: dict[str, Any] = {}
-    exec(CLIENTS[0].replace("/tmp/big", str(tmp_path / "big")), names)
-    os.close(names["fd"])
+LARGE = 512 << 20
+"""Chunks of it are larger than what one POSIX_FADV_WILLNEED reads ahead: 8 MiB on a usual disk."""
+
+
+def test_the_first_client_brings_all_of_a_file_into_the_cache(disk: Path) -> None:
+    file = disk / "big"
+    file.touch()
+    os.truncate(file, LARGE)  # a hole takes pages of the cache as well
+    with file.open("rb") as opened:
+        names: dict[str, Any] = {}
+        exec(CLIENTS[0].replace("/tmp/big", str(file)), names)
+        os.close(names["fd"])
+        os.close(names["null"])
+        found = cached_bytes(opened.fileno(), 0, LARGE, overlay=False)
+        assert found is not None
+        assert found.resident == LARGE
 
 
 def test_the_list() -> None:

@@ -1,232 +1,77 @@
-"""A signal's handler raises in the first thread, at any moment: nothing is lost, no helper is left behind."""
+"""The tests of interrupted_runs, in a process that is ended by force if it hangs, on this Python and the newest.
+
+A run that hangs takes every exception that a signal's handler raises, so no time limit within its process ends it.
+"""
 
 from __future__ import annotations
 
-import _thread
+import contextlib
+import os
+import signal
 import subprocess
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ktaskfs.ktask import HelperBudget, Job, Node
-from ktaskfs.ktask.scheduler import Scheduler
-from ktaskfs.ktask.task_threads import TaskThreads
-from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control, units_of
+from tests.support.daemon import ROOT
+from tests.support.newest import install
+from tests.support.packages import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
+    from collections.abc import Sequence
 
-    from ktaskfs.ktask.task_thread import TaskThread
+CASES: Final = Path(__file__).with_name("interrupted_runs.py")
+LIMIT: Final = 500
+"""Seconds for all cases, ten times what they take on two busy CPUs."""
 
-SIZE = 6
-NODES = [Node(0, SIZE, 0)]
-
-
-def interrupted_at(step: int, action: Callable[[], object]) -> tuple[BaseException | None, bool]:
-    """Run ``action`` with ^C at the n-th step; returns what it raises, and whether it reached that step.
-
-    A step is the entry to a function of ours, or the return to it of a function in C: there, among other places, Python
-    looks for signals.
-    """
-    steps = 0
-
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal steps
-        code = frame.f_code
-        if "/ktaskfs/ktask/" not in code.co_filename or event not in ("call", "c_return"):
-            return
-        if code.co_name == "<genexpr>":  # Python drops an exception that a discarded generator raises
-            return
-        steps += 1
-        if steps == step:
-            raise KeyboardInterrupt
-
-    raised: BaseException | None = None
-    sys.setprofile(profile)
-    try:
-        action()
-    except BaseException as error:
-        raised = error
-    finally:
-        sys.setprofile(None)
-    return raised, steps >= step
+pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 
-@pytest.mark.parametrize("limited", [False, True], ids=["", "with a rate"])
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
-    main = threading.get_native_id()
-    step = missed = 0
-    while missed < 20:  # a run may miss the step by chance, if helpers did more of the work
-        step += 1
-        lock = threading.Lock()
-        done: set[int] = set()
-        undone: set[int] = set()
-        own: list[int] = []
-
-        def each(
-            start: int, end: int, lock: threading.Lock = lock, done: set[int] = done, own: list[int] = own
-        ) -> None:
-            if threading.get_native_id() == main:
-                own.append(start)
-            with lock:
-                assert done.isdisjoint(range(start, end))
-                done.update(range(start, end))
-
-        def undo(start: int, end: int, undone: set[int] = undone) -> None:
-            assert undone.isdisjoint(range(start, end))
-            undone.update(range(start, end))
-
-        ledger, machine = Ledger(), FakeMachine(cpus=4, nodes={0: frozenset({0, 1})})
-        budget = HelperBudget(machine, 100)
-        ctl = control(
-            each,
-            max_chunk_size=1,
-            max_threads=threads,
-            monitor=ledger,
-            machine=machine,
-            budget=budget,
-            undo_func=undo,
-            clock=FakeClock(),
-            rate=1000.0 if limited else None,
-        )
-        job = Job(NODES, ctl)
-        raised, reached = interrupted_at(step, job.run)
-        missed = 0 if reached else missed + 1
-        assert raised is None or isinstance(raised, KeyboardInterrupt), (step, raised)
-        assert ledger.live == {}, step
-        assert raised is None or undone <= done, step
-        mine = [where for tid, where in machine.placed if tid == main]
-        assert not mine or mine[-1] == machine.placement(), (step, "the caller is where it was")
-        if raised is None:
-            assert (done, undone) == (set(range(SIZE)), set()), step
-        elif job.outcome().units_undone:
-            assert done - undone <= set(own[-1:]), (step, "all but the chunk at whose end it was interrupted is undone")
-        left = units_of(job.remaining())
-        assert len(left) == len(set(left)), (step, left)
-        assert set(left) >= set(range(SIZE)) - done, step
-        job.set_max_threads(threads)
-        assert ledger.live == {}, (step, "nobody begins after the end")
-        assert [budget.hire(number) for number in range(5)] == [True] * 4 + [False], (step, "helpers are given back")
-
-
-@pytest.mark.parametrize("moment", ["chunk_assigned", "node_advanced"])
-def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """The helper does all the rest before the first thread reports: each unit is either done once or left to do."""
-    main = threading.get_native_id()
-    ledger, armed, rest_done = Ledger(), [True], threading.Event()
-    done: list[int] = []
-    undone: list[tuple[int, int]] = []
-    first_in = threading.Event()
-
-    def interrupt() -> None:
-        if threading.get_native_id() == main and ledger.calls[-1][0] == moment and armed:
-            armed.clear()
-            first_in.set()
-            raise KeyboardInterrupt
-
-    def each(start: int, end: int) -> None:
-        assert threading.get_native_id() != main
-        assert first_in.wait(TIMEOUT)
-        done.append(start)
-        if end == SIZE:
-            rest_done.set()
-
-    fail = Scheduler.fail
-
-    def fail_late(scheduler: Scheduler, thread: TaskThread, error: BaseException) -> None:
-        assert rest_done.wait(TIMEOUT)
-        fail(scheduler, thread, error)
-
-    monkeypatch.setattr(Scheduler, "fail", fail_late)
-    ledger.after = interrupt
-    ctl = control(
-        each,
-        max_chunk_size=1,
-        max_threads=2,
-        monitor=ledger,
-        undo_func=lambda start, end: undone.append((start, end)),
+def run_to_the_end(command: Sequence[str], environment: dict[str, str], limit: float) -> str:
+    """What the command writes; fails if it does, or if it still runs after ``limit`` seconds: with all its stacks."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    with pytest.raises(KeyboardInterrupt):
-        Job([Node(0, SIZE)], ctl).run()
-    assert units_of(undone) == sorted(set(done)) == done
-    assert len(done) == (SIZE if moment == "chunk_assigned" else SIZE - 1)
-
-
-def test_between_the_budgets_grant_and_what_follows_no_helper_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each bytecode of the hiring, which is more often than Python looks for signals."""
-    monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: arguments[2].detach())
-    step, reached = 0, True
-    while reached:
-        step += 1
-        machine, count = FakeMachine(cpus=4), 0
-        budget = HelperBudget(machine, 100)
-        ctl = control(lambda start, end: None, max_threads=4, machine=machine, budget=budget, clock=FakeClock())
-
-        def trace(frame: FrameType, event: str, argument: Any, last: int = step) -> Any:
-            nonlocal count
-            if frame.f_code is not TaskThreads.hire.__code__:
-                return None
-            frame.f_trace_opcodes = True
-            count += event == "opcode"
-            if event == "opcode" and count == last:
-                raise KeyboardInterrupt
-            return trace
-
-        raised: BaseException | None = None
-        sys.settrace(trace)
-        try:
-            Job(NODES, ctl).run()
-        except KeyboardInterrupt as error:
-            raised = error
-        finally:
-            sys.settrace(None)
-        reached = raised is not None
-        assert [budget.hire(number) for number in range(5)] == [True] * 4 + [False], step
-    assert step > 100
-
-
-ALARMS = """
-import random, signal
-from ktaskfs.ktask import Control, Job, LinuxMachine, Monitor, Node
-
-class Live(Monitor):
-    count = 0
-    def thread_started(self, slot, tid, nid): self.count += 1
-    def thread_ended(self, slot): self.count -= 1
-
-class Machine(LinuxMachine):
-    def cpus(self): return 64
-
-def ring(number, frame):
-    if armed:
-        raise KeyboardInterrupt
-
-signal.signal(signal.SIGALRM, ring)
-choice, armed, interrupted = random.Random(1), False, 0
-for _ in range(600):
-    live = Live()
-    job = Job([Node(0, 50)], Control(lambda start, end: None, min_chunk_size=1, max_chunk_size=1, max_threads=8,
-                                     machine=Machine(), cpu_percent=100, monitor=live))
-    signal.setitimer(signal.ITIMER_REAL, choice.uniform(5e-5, 3e-3))
     try:
-        armed = True
-        job.run()
-        armed = False
-    except KeyboardInterrupt:
-        interrupted += 1
-        armed = False
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    assert live.count <= 0, "somebody outlived the run"
-print("interrupted" if interrupted else "never", flush=True)
-"""
-"""Run in a process of its own, where an alarm cannot hit other code."""
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # to which pytest's faulthandler answers with all stacks
+        output, _ = process.communicate(timeout=10)
+        output = f"still running after {limit} seconds\n{output}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return output
 
 
-def test_real_alarms() -> None:
-    """Their handler's exception passes through, whenever they ring, and no other is raised."""
-    script = subprocess.run([sys.executable, "-c", ALARMS], capture_output=True, text=True, timeout=TIMEOUT)
-    assert (script.returncode, script.stdout) == (0, "interrupted\n"), script.stderr
+def run_cases(python: str | Path) -> None:
+    """With this environment's pytest, which is pure Python, but without plugins, of which some are not."""
+    options = ("-q", "-x", "-c", os.devnull, "--noconftest", "--import-mode=importlib", "-p", "no:cacheprovider")
+    path = os.pathsep.join((str(ROOT), *(each for each in sys.path if "site-packages" in each)))
+    environment = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    command = [str(python), "-m", "pytest", *options, f"--rootdir={ROOT}", str(CASES)]
+    assert " passed" in run_to_the_end(command, environment, LIMIT)
+
+
+def test_on_this_python() -> None:
+    run_cases(sys.executable)
+
+
+def test_on_the_newest_python(root: None, tmp_path: Path) -> None:
+    """3.14 or later, where an exception can come between the taking of a lock and the block that gives it back."""
+    try:
+        python = install("python", ["python3"]).python(tmp_path / "python")
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    version = "import sys; print(sys.version_info >= (3, 14))"
+    assert run_to_the_end([str(python), "-c", version], dict(os.environ), LIMIT) == "True\n"
+    run_cases(python)
+
+
+def test_a_hang_is_ended_by_force() -> None:
+    hang = "import faulthandler, threading; faulthandler.enable(); threading.Lock().acquire(); threading.Event().wait()"
+    with pytest.raises(AssertionError, match=r"still running(.|\n)*most recent call first"):
+        run_to_the_end([sys.executable, "-c", hang], dict(os.environ), 2)

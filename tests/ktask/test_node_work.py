@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def nodes(draw: st.DrawFn) -> tuple[int, int, list[Chunk]]:
     size = draw(st.integers(0, 60))
     position = draw(st.integers(0, size))
     cuts = sorted(draw(st.sets(st.integers(0, position))) | {0, position})
-    chunks = [Chunk(a, b, a * 10, b * 10) for a, b in zip(cuts, cuts[1:], strict=False)]
+    chunks = [Chunk(a, b, a * 10, b * 10) for a, b in itertools.pairwise(cuts)]
     held = [chunk for chunk in chunks if draw(st.booleans())]
     if position < size and draw(st.booleans()):  # handed to a thread, but the position has not moved yet
         held.append(Chunk(position, size, position * 10, size * 10))
@@ -32,6 +34,6 @@ def test_split(node: tuple[int, int, list[Chunk]]) -> None:
     assert [unit for chunk in finished for unit in range(chunk.start, chunk.end)] == sorted(set(range(size)) - not_done)
     for chunks in (finished, unfinished):
         assert all(chunk.start < chunk.end for chunk in chunks)
-        assert all(one.end < two.start for one, two in zip(chunks, chunks[1:], strict=False)), "not merged"
+        assert all(one.end < two.start for one, two in itertools.pairwise(chunks)), "not merged"
         assert all(chunk.first == chunk.start * 10 for chunk in chunks)
     assert all(chunk.last == chunk.end * 10 for chunk in finished)

@@ -19,7 +19,7 @@ from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, control
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TWO_NODES = {0: frozenset(range(0, 4)), 1: frozenset(range(4, 8))}
+TWO_NODES = {0: frozenset(range(4)), 1: frozenset(range(4, 8))}
 
 
 def test_threads_are_spread_over_the_nodes_and_put_there() -> None:

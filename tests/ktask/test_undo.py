@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ def test_exactly_the_finished_units_are_undone(sizes: list[int], threads: int, m
     except TaskError as error:
         outcome = error.outcome
         assert units_of(undone) == sorted(finished), "in order, each once"
-        assert all(one[1] != two[0] for one, two in zip(undone, undone[1:], strict=False)), "merged where they touch"
+        assert all(one[1] != two[0] for one, two in itertools.pairwise(undone)), "merged where they touch"
         assert outcome.units_undone == len(finished)
         assert outcome.units_done == 0
         assert units_of(outcome.remaining()) == units_of(nodes)
@@ -117,9 +118,7 @@ def test_chunks_that_were_not_handed_out_are_not_undone() -> None:
     def each(start: int, end: int) -> None:
         raise Unlucky(start)
 
-    ctl = control(
-        each, max_chunk_size=1, max_threads=1, undo_func=lambda a, b: undone.append((a, b)), undo_failed=True
-    )
+    ctl = control(each, max_chunk_size=1, max_threads=1, undo_func=lambda a, b: undone.append((a, b)), undo_failed=True)
     with pytest.raises(TaskError):
         ktask.run(0, 10, ctl)
     assert undone == [(0, 1)]

@@ -65,7 +65,7 @@ def test_rates_of_any_kind_of_number(rate: Any) -> None:
 def test_a_monitor_need_not_be_derived() -> None:
     class Own:
         thread_started = chunk_assigned = node_advanced = chunk_done = chunk_failed = lambda *said: None
-        thread_waits = thread_ended = undo_started = thread_started
+        thread_waits = thread_ended = threads_found = undo_started = thread_started
 
     assert Job([Node(0, 3)], control(lambda a, b: None, monitor=Own())).run().units_done == 3
 
