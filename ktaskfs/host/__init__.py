@@ -1,4 +1,4 @@
-"""What the machine is and does: system calls, mappings, pools, NUMA nodes, credentials, safe opening.
+"""What the machine is and does: system calls, mappings, pools, NUMA nodes, credentials, groups.
 
-Imports nothing else of the package. It knows no task, no operation and no mount.
+Imports no other layer. It knows no task, no operation and no mount.
 """

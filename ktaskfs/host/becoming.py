@@ -9,7 +9,8 @@ import resource
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotPermitted, TargetError
-from ktaskfs.host import namespaces, syscalls
+from ktaskfs.host import syscalls
+from ktaskfs.host.labels import NewLabel
 
 if TYPE_CHECKING:
     from ktaskfs.host.credentials import Identity
@@ -28,8 +29,8 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
     With the capabilities to do so: root and working directory, groups, gid, uid, user namespace, then no capability
     that the caller does not have. Without them (an ordinary user's daemon): the caller must be of the same user and
     root, and only the working directory and the user namespace change. Both: nice value, OOM score, umask, file size
-    limit, no_new_privs, and not dumpable: only who has CAP_SYS_PTRACE in our user namespace may look into the process,
-    or at what it holds. Closes no descriptor.
+    limit, label, no_new_privs, and not dumpable: only who has CAP_SYS_PTRACE in our user namespace may look into the
+    process, or at what it holds. Closes no descriptor.
 
     Raises NotPermitted or TargetError when it cannot be done; the process is then neither one nor the other
     and must end. Ends the process itself, status 70, if the kernel said yes and it did not hold.
@@ -43,6 +44,7 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
     changes = syscalls.capget()[0] & needed == needed
     try:
         _fare_alike(identity)
+        new_label = None if identity.label is None else NewLabel.open(identity.label)
         if changes:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # before the caller has as many capabilities as the process
             inside = _enter(root, cwd)
@@ -61,12 +63,21 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
             _limit_capabilities(*identity.capabilities)
         os.umask(identity.umask)
         _limit_file_size(identity.file_size_max)
+        if new_label is not None:
+            new_label.take()  # not earlier, for it may refuse all that is above; with no_new_privs, it may be refused
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     except OSError as error:
         raise TargetError.from_os(error, f"become user {identity.uid}") from error
     if not (held and _limits_hold(identity, limited)):
         os.write(2, b"ktaskfs: the change of user did not hold\n")
         os._exit(_EXIT_SOFTWARE)
+
+
+def warm_up_becoming(identity: Identity) -> None:
+    """The part of ``become`` that changes nothing. Raises OSError."""
+    os.listdir("/proc/self/task")
+    _ids_hold(identity, changed=True)
+    _limits_hold(identity, limited=True)
 
 
 def _fare_alike(identity: Identity) -> None:
@@ -105,7 +116,7 @@ def _change_ids(identity: Identity) -> None:
 def _join(user_namespace: int) -> None:
     """After the ids, which need no mapping out here, and before the capabilities, which come with the namespace."""
     try:
-        namespaces.join_user_namespace(user_namespace)
+        syscalls.setns(user_namespace, syscalls.CLONE_NEWUSER)
     except PermissionError as error:
         raise _not_joined() from error
 
@@ -118,11 +129,13 @@ def _not_joined() -> NotPermitted:
 def _limit_capabilities(effective: int, permitted: int, bounding: int) -> None:
     """Keep none but these, of which there may be fewer. The bounding set goes first: to change it needs CAP_SETPCAP."""
     for number in range(64):
+        if bounding >> number & 1:
+            continue
         try:
             present = syscalls.prctl(syscalls.PR_CAPBSET_READ, number)
         except OSError:  # EINVAL: past the last capability of this kernel
             break
-        if present and not bounding >> number & 1:
+        if present:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
     permitted &= syscalls.capget()[1]

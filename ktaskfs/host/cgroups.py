@@ -13,16 +13,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.host import namespaces
+from ktaskfs.host.files import list_directory, read_file
+from ktaskfs.mounts import open_harmless, open_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 V2: Final = ""
 """The controllers of the hierarchy of version 2, as /proc/PID/cgroup writes them."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_READ_SIZE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,18 @@ class GroupMounts:
     @classmethod
     def open(cls) -> GroupMounts:
         """Open all of them now. One that cannot be opened counts as not mounted. Raises OSError without /proc."""
-        return cls(_open_mounts(namespaces.open_mount, None))
+        # Of several mounts of one hierarchy: one where a process can enter a group, and then the one that shows most.
+        return cls(_open_mounts(open_mount, sorted(_places(), key=lambda each: (each.read_only, len(each.root)))))
 
     @classmethod
     def open_read_only(cls) -> GroupMounts:
         """Open read-only copies of the mounts whose limits concern memory.
 
-        Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError without /proc.
+        Without CAP_SYS_ADMIN, or before Linux 5.12: mounts that are read-only, if there are any, or else what is there.
+        Raises OSError without /proc.
         """
-        return cls(_open_mounts(namespaces.open_harmless, (V2, "memory", "hugetlb")))
+        wanted = [each for each in _places() if {V2, "memory", "hugetlb"}.intersection(each.controllers)]
+        return cls(_open_mounts(open_harmless, sorted(wanted, key=lambda each: (len(each.root), not each.read_only))))
 
     @property
     def descriptors(self) -> frozenset[int]:
@@ -93,7 +96,7 @@ class GroupMounts:
         """An O_PATH descriptor of the group's directory; raises OSError: ENOENT if it was removed."""
         mount = self.by_controller.get(group.controllers.split(",")[0])
         if mount is None:
-            raise OSError(errno.EOPNOTSUPP, "its hierarchy is not mounted here")
+            raise OSError(errno.EOPNOTSUPP, "its hierarchy is not mounted in the daemon's control group namespace")
         root = mount.root.rstrip("/")
         below = group.path[len(root) :]
         if not f"{group.path}/".startswith(f"{root}/") or ".." in below.split("/"):
@@ -102,37 +105,32 @@ class GroupMounts:
 
     def read(self, group: Group, name: str) -> str:
         """The text of a group's file; raises OSError, ENODEV for a group that is being removed."""
-        fd = self.open_file(group, name)
-        try:
-            pieces = []
-            while piece := os.read(fd, _READ_SIZE):
-                pieces.append(piece)
-        finally:
-            os.close(fd)
-        return b"".join(pieces).decode(errors="replace")
+        with self._opened(group) as directory:
+            return read_file(name, directory).decode(errors="replace")
 
     def open_file(self, group: Group, name: str, flags: int = os.O_RDONLY) -> int:
         """Open a group's file; raises OSError."""
-        directory = self.open_group(group)
-        try:
+        with self._opened(group) as directory:
             return os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
-        finally:
-            os.close(directory)
 
     def list(self, group: Group) -> list[str]:
         """The names of a group's files and of the groups in it; raises OSError."""
-        fd = self.open_file(group, ".", os.O_RDONLY | os.O_DIRECTORY)
+        with self._opened(group) as directory:
+            return list_directory(".", directory)
+
+    @contextlib.contextmanager
+    def _opened(self, group: Group) -> Iterator[int]:
+        directory = self.open_group(group)
         try:
-            return os.listdir(fd)
+            yield directory
         finally:
-            os.close(fd)
+            os.close(directory)
 
 
 def groups_of(pid: int | str) -> tuple[Group, ...]:
     """The groups of a process, one in each hierarchy; empty if it has ended. Raises OSError."""
     try:
-        with open(f"/proc/{pid}/cgroup", "rb") as file:
-            return parse_groups(os.fsdecode(file.read()))
+        return parse_groups(os.fsdecode(read_file(f"/proc/{pid}/cgroup")))
     except (FileNotFoundError, ProcessLookupError):
         return ()
 
@@ -169,37 +167,43 @@ def enter_group(mounts: GroupMounts, group: Group) -> None:
         os.close(fd)
 
 
-def _open_mounts(open_mount: Callable[[str], int], controllers: Collection[str] | None) -> dict[str, _Mount]:
-    """The mounts of the hierarchies that have one of ``controllers``, None for all."""
+def _open_mounts(open_point: Callable[[str], int], places: Iterable[_Place]) -> dict[str, _Mount]:
+    """For each controller the first of the places that can be opened."""
     mounts: dict[str, _Mount] = {}
-    for names, root, point in _mounted_hierarchies():
-        wanted = [name for name in names if controllers is None or name in controllers]
-        known = mounts.get(wanted[0]) if wanted else None
-        # Of several mounts of one hierarchy, the one that shows most. Outside of our namespace, names are not known.
-        if not wanted or root.startswith("/..") or (known is not None and len(known.root) <= len(root)):
-            continue
-        with contextlib.suppress(OSError):
-            mount = _Mount(open_mount(point), root)
-            if known is not None:
-                os.close(known.fd)
-            mounts.update(dict.fromkeys(wanted, mount))
+    for place in places:
+        new = [name for name in place.controllers if name not in mounts]
+        if new:
+            with contextlib.suppress(OSError):
+                mounts.update(dict.fromkeys(new, _Mount(open_point(place.point), place.root)))
     return mounts
 
 
-def _mounted_hierarchies() -> Iterator[tuple[list[str], str, str]]:
-    """Controllers, root and mount point of each mount of a hierarchy. proc_pid_mountinfo(5)."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a hierarchy is mounted: its controllers, the group that it shows, the mount point."""
+
+    controllers: tuple[str, ...]
+    root: str
+    point: str
+    read_only: bool
+
+
+def _places() -> list[_Place]:
+    """All mounts of hierarchies. proc_pid_mountinfo(5)."""
     known = {name for controllers in own_groups() for name in controllers.split(",")}
     with open("/proc/self/mountinfo", "rb") as file:
         lines = file.read().splitlines()
+    places = []
     for line in lines:
         left, _, right = line.partition(b" - ")
         kind, _, options = right.split(b" ", 2)
-        if kind in (b"cgroup", b"cgroup2"):
-            root, point = (
-                os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), each)) for each in left.split()[3:5]
-            )
-            yield (
-                ([V2] if kind == b"cgroup2" else [name for name in os.fsdecode(options).split(",") if name in known]),
-                root,
-                point,
-            )
+        if kind not in (b"cgroup", b"cgroup2"):
+            continue
+        root, point = (
+            os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), each)) for each in left.split()[3:5]
+        )
+        if not root.startswith("/.."):  # outside of our namespace, names are not known
+            names = os.fsdecode(options).split(",")
+            controllers = (V2,) if kind == b"cgroup2" else tuple(name for name in names if name in known)
+            places.append(_Place(controllers, root, point, b"ro" in left.split()[5].split(b",")))
+    return places

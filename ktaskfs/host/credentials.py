@@ -7,8 +7,8 @@ filesystem uid and gid must be those that the kernel put into the request.
 
 from __future__ import annotations
 
+import array
 import contextlib
-import dataclasses
 import errno
 import os
 from dataclasses import dataclass
@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host.cgroups import Group, parse_groups
+from ktaskfs.host.files import read_file
+from ktaskfs.host.labels import Label, read_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 GROUPS_MAX: Final = 1024
 """Supplementary groups that a caller may have: more than directory services give. Each opened control file keeps them,
 and root of a user namespace can have 65536."""
 _READ_MAX: Final = 1 << 20
+_STATUS_MAX: Final = 64 << 10
+"""Bytes of /proc/PID/status that are read: for GROUPS_MAX groups it has a quarter of that."""
 _INFINITY_TEXT: Final = b"unlimited"
 
 
@@ -35,14 +39,15 @@ class Identity:
     the length of the boot. The capabilities are bit masks that hold in our user namespace: none at all for a process
     in another, whose ``inside`` has its effective, permitted and bounding capabilities there. ``file_size_max`` is the
     soft RLIMIT_FSIZE, -1 for no limit. ``nice``, ``oom_score_adj``, the control groups and the CPUs are no matter of
-    permission, but a task shall not fare better than its caller. ``cpus`` is a list as 0-3,8.
+    permission, but a task shall not fare better than its caller. ``cpus`` is a list as 0-3,8. ``label`` is None if
+    none restricts it.
     """
 
     pid: int
     start_time: int
     uid: int
     gid: int
-    groups: tuple[int, ...]
+    groups: Sequence[int]
     effective: int
     permitted: int
     bounding: int
@@ -53,18 +58,25 @@ class Identity:
     cgroups: tuple[Group, ...]
     cpus: str
     inside: tuple[int, int, int] | None = None
+    label: Label | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """The fields as JSON can carry them."""
-        return dataclasses.asdict(self) | {"groups": list(self.groups)}
+        return {
+            **vars(self),
+            "groups": list(self.groups),
+            "cgroups": [vars(group) for group in self.cgroups],
+            "label": self.label and vars(self.label),
+        }
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Identity:
         """The inverse of ``to_fields``."""
         inside = fields.get("inside")
         cgroups = tuple(Group(**each) for each in fields["cgroups"])
-        changes = {"groups": tuple(fields["groups"]), "cgroups": cgroups, "inside": inside and tuple(inside)}
-        return cls(**{**fields, **changes})
+        label = fields.get("label")
+        changes = {"groups": array.array("I", fields["groups"]), "cgroups": cgroups, "inside": inside and tuple(inside)}
+        return cls(**{**fields, **changes, "label": label and Label(**label)})
 
     @property
     def capabilities(self) -> tuple[int, int, int]:
@@ -120,8 +132,7 @@ def parse_start_time(stat: bytes) -> int:
 def start_time(pid: int) -> int | None:
     """When the process began, in clock ticks since boot; None if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return parse_start_time(file.read(_READ_MAX))
+        return parse_start_time(read_file(f"/proc/{pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -151,10 +162,12 @@ def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
 
 
 def _identity(process: int, pid: int, *, ours: bool) -> Identity:
-    status = _fields(_read(process, "status", pid))
+    label = _label(process, pid)
+    text = _read(process, "status", pid, _STATUS_MAX + 1)
+    status = _fields(text)
     if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
         raise NotPermitted(f"process {pid}, which wrote, has ended")
-    if len(status["Groups"]) > GROUPS_MAX:
+    if len(status["Groups"]) > GROUPS_MAX or len(text) > _STATUS_MAX:
         raise NotPermitted(f"process {pid}, which wrote, is in more than {GROUPS_MAX} groups")
     effective, permitted, bounding = (int(status[key][0], 16) for key in ("CapEff", "CapPrm", "CapBnd"))
     inside = None
@@ -167,7 +180,7 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
         start_time=parse_start_time(stat),
         uid=int(status["Uid"][3]),
         gid=int(status["Gid"][3]),
-        groups=tuple(int(group) for group in status["Groups"]),
+        groups=array.array("I", map(int, status["Groups"])),  # a tuple takes ten times as much
         effective=effective,
         permitted=permitted,
         bounding=bounding,
@@ -178,6 +191,7 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
         cgroups=_control_groups(process, pid),
         cpus=status["Cpus_allowed_list"][0],
         inside=inside,
+        label=label,
     )
 
 
@@ -190,6 +204,13 @@ def _control_groups(process: int, pid: int) -> tuple[Group, ...]:
     return parse_groups(os.fsdecode(_read(process, "cgroup", pid)))
 
 
+def _label(process: int, pid: int) -> Label | None:
+    try:
+        return read_label(process)
+    except OSError as error:
+        raise _unseen(pid, error) from error
+
+
 def _open_path(name: str, directory: int | None, pid: int) -> int:
     try:
         return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -197,16 +218,10 @@ def _open_path(name: str, directory: int | None, pid: int) -> int:
         raise _unseen(pid, error) from error
 
 
-def _read(process: int, name: str, pid: int) -> bytes:
+def _read(process: int, name: str, pid: int, most: int = _READ_MAX) -> bytes:
+    """The beginning of the file, ``most`` bytes."""
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
-        try:
-            pieces = []
-            while piece := os.read(fd, _READ_MAX):
-                pieces.append(piece)
-            return b"".join(pieces)
-        finally:
-            os.close(fd)
+        return read_file(name, process, most)
     except OSError as error:
         raise _unseen(pid, error) from error
 

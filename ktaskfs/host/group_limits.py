@@ -6,8 +6,8 @@ hugetlb.rst, memory.rst and their neighbours in cgroup-v1/.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from ktaskfs.errors import NotPermitted
 from ktaskfs.host.cgroups import V2, Group, enter_group, own_groups, parse_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
@@ -136,40 +136,31 @@ def memory_headroom(kernel: Kernel) -> Headroom | None:
 class OomKills:
     """Counts the processes of ``group`` that the kernel kills as memory is short, from ``before`` on.
 
-    ``fd`` is its file with the number so far.
+    It holds no descriptor: the file is opened anew when the worker has ended.
     """
 
+    mounts: GroupMounts
     group: Group
-    fd: int
     before: int
 
     @classmethod
-    def open(cls, mounts: GroupMounts, groups: Iterable[Group]) -> OomKills | None:
+    def of(cls, mounts: GroupMounts, groups: Iterable[Group]) -> OomKills | None:
         """For that one of a process's groups in which its memory is charged; None if the number cannot be read."""
         group = _with_controller(groups, "memory")
-        if group is None:
-            return None
-        try:
-            fd = mounts.open_file(group, "memory.oom_control" if group.controllers else "memory.events")
-        except OSError:
-            return None
-        return cls(group, fd, _oom_kills(fd))
+        before = None if group is None else _oom_kills(mounts, group)
+        return None if group is None or before is None else cls(mounts, group, before)
 
     @property
     def happened(self) -> bool:
         """Whether there was one; False if the group was removed since."""
-        return _oom_kills(self.fd) > self.before
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self.fd)
+        return (_oom_kills(self.mounts, self.group) or 0) > self.before
 
 
-def _oom_kills(fd: int) -> int:
+def _oom_kills(mounts: GroupMounts, group: Group) -> int | None:
     try:
-        text = os.pread(fd, 4096, 0).decode()
-    except OSError:  # ENODEV: the group was removed
-        return 0
+        text = mounts.read(group, "memory.oom_control" if group.controllers else "memory.events")
+    except OSError:  # ENODEV, ENOENT: the group was removed
+        return None
     return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
 
@@ -179,17 +170,28 @@ def _with_controller(groups: Iterable[Group], controller: str) -> Group | None:
 
 
 def _tightest(kernel: Kernel, controller: str, pairs: Sequence[tuple[str, str]]) -> Headroom | None:
-    own = _with_controller(parse_groups(kernel.read_proc("self/cgroup")), controller)
+    """What the tightest limit leaves, of those that the label of this process lets it read; the others hold, too."""
+    try:
+        own = _with_controller(parse_groups(kernel.read_proc("self/cgroup")), controller)
+    except NotPermitted:
+        return None
     found: list[Headroom] = []
     for group in own.ancestors() if own is not None else ():
-        for file, usage in pairs:
-            limit = _number(kernel.cgroups, group, file)
-            used = None if limit is None else _number(kernel.cgroups, group, usage)
-            if limit is not None and used is not None:
-                if controller == "memory":
-                    used -= min(used, _page_cache(kernel.cgroups, group))
-                found.append(Headroom(group, file, limit, used))
+        with contextlib.suppress(PermissionError):
+            found += _headrooms(kernel.cgroups, group, controller, pairs)
     return min(found, key=lambda each: each.left, default=None)
+
+
+def _headrooms(
+    mounts: GroupMounts, group: Group, controller: str, pairs: Sequence[tuple[str, str]]
+) -> Iterator[Headroom]:
+    for file, usage in pairs:
+        limit = _number(mounts, group, file)
+        used = None if limit is None else _number(mounts, group, usage)
+        if limit is not None and used is not None:
+            if controller == "memory":
+                used -= min(used, _page_cache(mounts, group))
+            yield Headroom(group, file, limit, used)
 
 
 def _number(mounts: GroupMounts, group: Group, name: str) -> int | None:

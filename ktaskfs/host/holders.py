@@ -15,12 +15,20 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.errors import NotPermitted
+from ktaskfs.host import statx
+from ktaskfs.host.files import list_directory, read_file
+from ktaskfs.host.may_hang import answers_in_time
+from ktaskfs.host.process_memory import read_areas
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ktaskfs.host.kernel import Kernel
 
 _MARK: Final = 0x6B7461736B6673  # "ktaskfs": an offset of 27 PiB, which nobody else locks by chance
+PATIENCE: Final = 0.5
+"""Seconds that processes whose mappings cannot be read may delay a look at all of them."""
 
 
 @dataclass(frozen=True)
@@ -56,72 +64,81 @@ def workers_at(kernel: Kernel, fd: int) -> set[int]:
 def is_held(fd: int) -> bool | None:
     """Whether anybody else has the file of ``fd`` open or mapped, seen by this process or not.
 
-    The kernel grants a write lease only on a file that nobody else has open (fcntl(2), F_SETLEASE); the lease is given
-    back at once. None if it does not tell: the caller neither owns the file nor has CAP_LEASE. A memfd's first
-    descriptor does not count (alloc_file_pseudo() in fs/file_table.c takes no write access).
+    None if the kernel does not tell: the caller neither owns the file nor has CAP_LEASE.
+    """
+    try:
+        with _leased(fd):
+            return False
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+
+
+@contextlib.contextmanager
+def alone_with(fd: int) -> Iterator[bool]:
+    """Whether nobody else has the file of ``fd`` open or mapped, as far as the kernel tells.
+
+    Until the end, then, whoever opens it has to wait (or gets EWOULDBLOCK); for /proc/sys/fs/lease-break-time at most.
+    """
+    with contextlib.ExitStack() as stack:
+        alone = False
+        with contextlib.suppress(OSError):
+            stack.enter_context(_leased(fd))
+            alone = True
+        yield alone
+
+
+@contextlib.contextmanager
+def _leased(fd: int) -> Iterator[None]:
+    """With a write lease, which the kernel grants only on a file that nobody else has open (fcntl(2), F_SETLEASE).
+
+    A memfd's first descriptor does not count (alloc_file_pseudo() in fs/file_table.c takes no write access). Raises
+    OSError: EAGAIN if others have it open.
     """
     # An open(2) by somebody else meanwhile sends a signal to the lease's owner; this one is ignored by default.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError as error:
-        return True if error.errno == errno.EAGAIN else None
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def holders_of(kernel: Kernel, fd: int) -> list[Holder]:
     """The other processes that have the file of ``fd`` open or mapped, as far as the caller may look at them.
 
-    A process shows its descriptors and mappings to whoever may trace it (proc(5), PTRACE_MODE_READ).
+    A process shows its descriptors and mappings to whoever may trace it (proc(5), PTRACE_MODE_READ). It can make a look
+    at its mappings hang, and is then not among them.
     """
-    wanted = os.fstat(fd)
-    found = []
-    for name in _names(kernel.proc, "."):
-        if name.isdecimal() and int(name) != os.getpid() and _holds(kernel.proc, name, wanted):
-            with contextlib.suppress(OSError):  # it has just ended
-                stat = kernel.read_proc(f"{name}/stat")
-                found.append(Holder(int(name), stat.partition("(")[2].rpartition(")")[0]))
-    return found
+    file = os.fstat(fd)
+    wanted = file.st_dev, file.st_ino
+
+    def holder(pid: int) -> Holder | None:
+        with contextlib.suppress(OSError, NotPermitted):  # it has just ended, or may not be looked at
+            if wanted in _opened(kernel.proc, pid, file.st_ino) or wanted in _mapped(kernel.proc, pid):
+                stat = kernel.read_proc(f"{pid}/stat")
+                return Holder(pid, stat.partition("(")[2].rpartition(")")[0])
+        return None
+
+    pids = {int(name) for name in list_directory(".", kernel.proc) if name.isdecimal()} - {os.getpid()}
+    answers = answers_in_time(holder, pids, PATIENCE, kernel.proc)
+    found = [answer for _, answer in answers if answer is not None]
+    return sorted(found, key=lambda each: each.pid)
 
 
-def _holds(proc: int, pid: str, wanted: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):
-        for fd in _names(proc, f"{pid}/fdinfo"):
-            with contextlib.suppress(OSError):
-                # stat(2) asks the filesystem, which may hang: only for a file of the same inode number.
-                if _inode(proc, f"{pid}/fdinfo/{fd}") == wanted.st_ino and os.path.samestat(
-                    os.stat(f"{pid}/fd/{fd}", dir_fd=proc), wanted
-                ):
-                    return True
-        return any(where == (wanted.st_dev, wanted.st_ino) for where in _mapped(proc, pid))
-    return False
+def _opened(proc: int, pid: int, ino: int) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file with the inode number ``ino`` that the process has open. Raises OSError."""
+    for fd in list_directory(f"{pid}/fdinfo", proc):
+        with contextlib.suppress(OSError):  # it was closed
+            if _inode(proc, f"{pid}/fdinfo/{fd}") == ino:
+                yield statx.file_status(proc, f"{pid}/fd/{fd}")[:2]
 
 
-def _mapped(proc: int, pid: str) -> Iterator[tuple[int, int]]:
-    """Device and inode of each file that the process has mapped. proc_pid_maps(5). Raises OSError."""
-    fd = os.open(f"{pid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    with os.fdopen(fd, "rb") as file:
-        for line in file:
-            _, _, _, device, inode, *_ = line.split(None, 5)
-            if inode != b"0":
-                major, minor = (int(part, 16) for part in device.split(b":"))
-                yield os.makedev(major, minor), int(inode)
+def _mapped(proc: int, pid: int) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file that the process has mapped. Raises OSError."""
+    return ((area.device, area.inode) for area in read_areas(proc, f"{pid}/maps") if area.inode or area.is_shared)
 
 
 def _inode(proc: int, path: str) -> int | None:
     """The inode number in a file of /proc/PID/fdinfo (Linux 5.14 and later). Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        words = os.read(fd, 4096).split()
-    finally:
-        os.close(fd)
+    words = read_file(path, proc).split()
     return int(words[words.index(b"ino:") + 1]) if b"ino:" in words else None
-
-
-def _names(directory: int, path: str) -> list[str]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)

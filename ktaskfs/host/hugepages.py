@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
-from ktaskfs.units import Nid
+from ktaskfs.host.files import read_file
+from ktaskfs.units import Nid, parse_cpulist
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
@@ -61,6 +62,17 @@ def pool_of(kernel: Kernel, size: int) -> Pool | None:
     return next((pool for pool in read_pools(kernel) if pool.size == size), None)
 
 
+def free_on_own_nodes(kernel: Kernel, size: int) -> tuple[str, int]:
+    """The nodes that this process may have memory of (cpuset.mems), as a list; and the free pages there.
+
+    Raises OSError, or NotPermitted if the label of this process keeps it from knowing.
+    """
+    lines = (line.partition(":") for line in kernel.read_proc("self/status").splitlines())
+    nodes = next((text.strip() for key, _, text in lines if key == "Mems_allowed_list"), "")
+    own = parse_cpulist(nodes) if nodes else ()
+    return nodes, sum(pool.free for pool in read_node_pools(kernel) if pool.size == size and pool.node in own)
+
+
 def default_size(kernel: Kernel) -> int:
     """Bytes of the machine's default huge page; 0 where the kernel has none."""
     lines = (line.split() for line in kernel.read_proc("meminfo").splitlines())
@@ -88,11 +100,7 @@ class NodePool:
         os.pwrite(self._fd, str(pages).encode(), 0)
 
     def _read(self, key: str) -> int:
-        fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        try:
-            return int(os.read(fd, 64))
-        finally:
-            os.close(fd)
+        return int(read_file(key, self._directory))
 
     def close(self) -> None:
         """Close the descriptors."""

@@ -7,13 +7,28 @@ So whoever will need them takes descriptors first, and reads by name below those
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ktaskfs.host import namespaces
+from ktaskfs import mounts
+from ktaskfs.errors import NotPermitted
 from ktaskfs.host.cgroups import GroupMounts
+from ktaskfs.host.files import list_directory, read_file
 
-_READ_SIZE: Final = 1 << 16
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LEASE_BREAK_TIME: Final = 45
+"""Seconds after which the kernel usually takes a lease away (fs.lease-break-time); for where it never does (0)."""
+_LEASE_GRACE: Final = 5
+_LEASE_PAUSE: Final = 0.01
+_LEASE_PAUSE_MAX: Final = 0.1
+"""Seconds between two tries to open a file with a lease, at first and at most."""
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -21,18 +36,20 @@ class Kernel:
     """O_PATH descriptors of /proc and /sys, /dev/zero open for reading, and the mounts of control groups.
 
     They stay right across fork(2): ``self`` below the descriptor of /proc means whoever looks it up.
+    ``abandoned`` says that nobody waits any more for what this process opens, so that it does not go on waiting itself.
     """
 
     proc: int
     sys: int
     zero: int
     cgroups: GroupMounts = field(default_factory=lambda: GroupMounts({}))
+    abandoned: Callable[[], bool] = _never
 
     @classmethod
     def open(cls) -> Kernel:
         """Open them now; raises OSError."""
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-        return cls(namespaces.open_mount("/proc"), namespaces.open_mount("/sys"), zero, GroupMounts.open())
+        return cls(mounts.open_mount("/proc"), mounts.open_mount("/sys"), zero, GroupMounts.open())
 
     @classmethod
     def open_read_only(cls) -> Kernel:
@@ -41,7 +58,7 @@ class Kernel:
         Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError.
         """
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-        proc, sys = (namespaces.open_harmless(path) for path in ("/proc", "/sys"))
+        proc, sys = (mounts.open_harmless(path) for path in ("/proc", "/sys"))
         return cls(proc, sys, zero, GroupMounts.open_read_only())
 
     @property
@@ -55,42 +72,56 @@ class Kernel:
             os.close(fd)
 
     def read_sys(self, path: str) -> str:
-        """The text of a file below /sys, without the white space around it; raises OSError."""
-        return _read(self.sys, path).strip()
+        """The text of a file below /sys, without the white space around it; raises OSError or NotPermitted."""
+        return _read(self.sys, "/sys", path).strip()
 
     def read_proc(self, path: str) -> str:
-        """The text of a file below /proc; raises OSError."""
-        return _read(self.proc, path)
+        """The text of a file below /proc; raises OSError or NotPermitted."""
+        return _read(self.proc, "/proc", path)
 
     def list_sys(self, path: str) -> list[str]:
         """The sorted names in a directory below /sys; empty if there is no such directory."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.sys)
+            return sorted(list_directory(path, self.sys))
         except FileNotFoundError:
             return []
-        try:
-            return sorted(os.listdir(fd))
-        finally:
-            os.close(fd)
 
     def reopen(self, fd: int, flags: int) -> int:
         """Open the file behind an O_PATH descriptor for use, with the access checks of an ordinary open(2)."""
         return os.open(f"self/fd/{fd}", flags | os.O_CLOEXEC, dir_fd=self.proc)
 
-    def available_memory(self) -> int:
-        """Bytes that can be had without killing anyone, free swap included (MemAvailable is itself an estimate)."""
+    def reopen_file(self, fd: int, flags: int, *, patience: float | None = None) -> int:
+        """As ``reopen``, for a regular file on which another process may have a lease (fcntl(2), F_SETLEASE).
+
+        The first try tells that process to give it back. Then wait, ``patience`` seconds at most, by default as long as
+        the kernel allows, and no longer than until ``abandoned``. Raises OSError, EAGAIN if the lease is still there.
+        """
+        pause, deadline = _LEASE_PAUSE, None
+        while True:
+            try:
+                return self.reopen(fd, flags | os.O_NONBLOCK)
+            except BlockingIOError:
+                if deadline is None:
+                    deadline = time.monotonic() + (self._lease_time() if patience is None else patience)
+                if time.monotonic() >= deadline or self.abandoned():
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LEASE_PAUSE_MAX)
+
+    def _lease_time(self) -> float:
+        """Seconds after which no lease is left: a little more than the kernel gives a process to return one."""
+        return (int(self.read_proc("sys/fs/lease-break-time")) or LEASE_BREAK_TIME) + _LEASE_GRACE
+
+    def available_memory(self, *, swap: bool = True) -> int:
+        """Bytes that can be had without killing anyone, free ``swap`` included (MemAvailable is itself an estimate)."""
         lines = (line.split() for line in self.read_proc("meminfo").splitlines())
         values = {words[0]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
-        return values["MemAvailable:"] + values["SwapFree:"]
+        return values["MemAvailable:"] + (values["SwapFree:"] if swap else 0)
 
 
-def _read(directory: int, path: str) -> str:
+def _read(directory: int, point: str, path: str) -> str:
     """Bytes decoded as UTF-8, which the interpreter does itself: any other codec is a module to be found first."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        pieces = []
-        while piece := os.read(fd, _READ_SIZE):
-            pieces.append(piece)
-    finally:
-        os.close(fd)
-    return b"".join(pieces).decode(errors="replace")
+        return read_file(path, directory).decode(errors="replace")
+    except PermissionError as error:  # these are for all to read: it is a matter of the process's label
+        raise NotPermitted(f"{point}/{path} cannot be read: {error.strerror}", errno=error.errno) from error

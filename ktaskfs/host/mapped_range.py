@@ -49,8 +49,9 @@ class MappedRange:
         self._size = min(REGION_PAGES * page_size, REGION_MAX)
         self._lock = threading.Lock()
         self._regions: dict[int, _Region] = {}  # by number, with their users; guarded by _lock
-        with self.window(start, min(start + page_size, end)):
-            pass  # what cannot be mapped at all says so now
+        if start < end:
+            with self.window(start, min(start + page_size, end)):
+                pass  # what cannot be mapped at all says so now
 
     def _map(self, start: int, end: int) -> Mapping:
         mapping = Mapping(self._fd, start, end - start, reserve=False, private=self._private)

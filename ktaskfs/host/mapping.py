@@ -1,8 +1,9 @@
-"""A mapping of a range of a file, that is never touched from user code.
+"""A mapping of a range of a file, that is never touched from user code of a worker.
 
 A touch of a page that cannot be had (the file was truncated, the pool is empty) kills the process with SIGBUS.
 A system call that runs into the same page returns EFAULT instead, so here the kernel does all the reading and
-writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping.
+writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping. What a hand touches (``host.hands``) it
+maps by the same class.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING, Final, Self
 
-from ktaskfs.host import syscalls
+from ktaskfs.host import syscalls, userfaultfd
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -79,6 +80,10 @@ class Mapping:
         """Have what is not in the page cache read from where it is stored, without waiting for it. Raises OSError."""
         self._advise(start, length, syscalls.MADV_WILLNEED)
 
+    def collapse(self, start: int, length: int) -> None:
+        """Have the range in huge pages, which the kernel makes of what is there; raises OSError."""
+        syscalls.madvise(self.address + start, length, syscalls.MADV_COLLAPSE)
+
     def let_go(self, start: int, length: int) -> None:
         """Take the pages out of this mapping; the file keeps them. Raises OSError."""
         self._advise(start, length, syscalls.MADV_DONTNEED)
@@ -121,13 +126,13 @@ class HoleGuard:
     """
 
     def __init__(self) -> None:
-        self.fd = syscalls.userfaultfd(
-            syscalls.UFFD_FEATURE_SIGBUS | syscalls.UFFD_FEATURE_MISSING_HUGETLBFS | syscalls.UFFD_FEATURE_MISSING_SHMEM
+        self.fd = userfaultfd.create(
+            userfaultfd.FEATURE_SIGBUS | userfaultfd.FEATURE_MISSING_HUGETLBFS | userfaultfd.FEATURE_MISSING_SHMEM
         )
 
     def guard(self, mapping: Mapping) -> None:
         """From now until it is closed, nothing done through ``mapping`` allocates a page, but UFFDIO_COPY."""
-        syscalls.userfaultfd_register(self.fd, mapping.address, mapping.length)
+        userfaultfd.register(self.fd, mapping.address, mapping.length)
 
     def close(self) -> None:
         """Close the descriptor; mappings it guarded become ordinary ones."""

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.host import syscalls
+from ktaskfs.host import numa_pages, syscalls
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> lis
         while position < end:
             position = next_page(mapping, position + page_size, end, page_size)
     base = mapping.address - mapping.offset
-    nodes = syscalls.page_nodes(range(base + start, base + end, page_size))
+    nodes = numa_pages.page_nodes(range(base + start, base + end, page_size))
     return [max(node, HOLE) for node in nodes]  # -ENOENT: not mapped, since it is not there
 
 
@@ -108,6 +108,9 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
             data = os.lseek(fd, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing more up to the end of the file, or the end lies before
+                return
+            if error.errno == errno.EINVAL:  # a block device, which has no holes
+                yield Span(position, end)
                 return
             raise
         if data >= end:
@@ -136,3 +139,13 @@ def gaps(runs: Iterator[Span], start: int, end: int) -> Iterator[Span]:
         position = high
     if position < end:
         yield Span(position, end)
+
+
+def union(*lists: list[Span]) -> Iterator[Span]:
+    """The runs that cover what the runs of any list cover, in order."""
+    runs = sorted(run for each in lists for run in each)
+    while runs:
+        low, high = runs.pop(0)
+        while runs and runs[0][0] <= high:
+            high = max(high, runs.pop(0)[1])
+        yield Span(low, high)

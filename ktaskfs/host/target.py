@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import stat
-import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.holders import mark
+from ktaskfs.units import SIZE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,8 +32,6 @@ SEAL_GROW: Final = 0x0004
 SEAL_WRITE: Final = 0x0008
 SEAL_FUTURE_WRITE: Final = 0x0010
 _CREATE_TRIES: Final = 8
-_LEASE_TRIES: Final = 50
-_LEASE_PAUSE: Final = 0.01
 _OWN_DESCRIPTORS: Final = re.compile(r"/proc/(self|thread-self)(/|$)|/dev/(fd(/|$)|std(in|out|err)$)")
 
 
@@ -72,7 +70,7 @@ class Target:
 
     def size(self) -> int:
         """The file's size now, in bytes."""
-        return os.fstat(self.fd).st_size
+        return size_of(self.fd)
 
     def allocated(self) -> int:
         """Bytes the file has pages for now, wherever they lie."""
@@ -94,29 +92,55 @@ class Target:
             os.close(self.directory)
 
 
+@dataclass(frozen=True)
+class AbsentTarget(Target):
+    """Stands for a file that could be made. ``fd`` is its directory's, and tells of the filesystem only."""
+
+    def size(self) -> int:
+        return 0
+
+    def allocated(self) -> int:
+        return 0
+
+    def seals(self) -> int:
+        return 0
+
+
 def open_target(
-    kernel: Kernel, path: str, *, kinds: Collection[FilesystemType], write: bool = True, create: int | None = None
+    kernel: Kernel,
+    path: str,
+    *,
+    kinds: Collection[FilesystemType],
+    write: bool = True,
+    create: int | None = None,
+    look: bool = False,
+    handle: int | None = None,
 ) -> Target:
     """Open ``path`` for reading and, unless ``write`` is false, writing.
 
+    ``handle`` is an O_PATH descriptor of the file, if it was found already: then ``path`` is its name for messages.
+
     ``create`` is the mode of a file to make if there is none (the umask applies); only on a filesystem of ``kinds``.
+    With ``look`` none is made, and an AbsentTarget is returned if it could be.
     The file is marked as one that a worker uses (``host.holders``), unless it is only read from a disk.
+    A block device can be read (``write`` false), as a file of another filesystem.
     A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for a directory,
-    EINVAL for a FIFO, socket or device), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and
+    EINVAL for a FIFO, socket or device, ETXTBSY for a swap file that is to be written, EAGAIN for a lease that another
+    process does not give back), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and
     InvalidValue for names such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to
     one is not noticed.
     """
-    if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
-        raise InvalidValue(f"{path} would be the worker's own: write /proc/PID/fd/N with the number of your process")
+    refuse_own_descriptors(path)
     try:
         for attempt in range(_CREATE_TRIES):
             try:
-                return _open_existing(kernel, path, kinds, write)
+                found = os.open(path, os.O_PATH | os.O_CLOEXEC) if handle is None else os.dup(handle)
+                return _open_existing(kernel, found, path, kinds, write)
             except FileNotFoundError:
                 if create is None or attempt == _CREATE_TRIES - 1:
                     raise
             try:
-                return _create(path, kinds, create)
+                return _look(path, kinds) if look else _create(path, kinds, create)
             except FileExistsError:  # somebody else made it just now, or it is a link to nothing: ENOENT in the end
                 continue
     except OSError as error:
@@ -124,33 +148,72 @@ def open_target(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open_existing(kernel: Kernel, path: str, kinds: Collection[FilesystemType], write: bool) -> Target:
-    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+def size_of(fd: int) -> int:
+    """Bytes of a file that is open, or of a block device that is open for reading, which fstat(2) does not tell."""
+    status = os.fstat(fd)
+    return os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else status.st_size
+
+
+def refuse_own_descriptors(path: str) -> None:
+    """Raises InvalidValue for a name that would mean a descriptor of the worker's own."""
+    if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
+        raise InvalidValue(f"{path} would be the worker's own: write /proc/PID/fd/N with the number of your process")
+
+
+def _open_existing(kernel: Kernel, handle: int, path: str, kinds: Collection[FilesystemType], write: bool) -> Target:
+    """Closes ``handle``."""
     try:
-        _require_regular(handle, path)
-        filesystem = _filesystem_of(handle, path, kinds)
-        fd = _reopen(kernel, handle, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOCTTY | os.O_NONBLOCK)
+        device = not write and stat.S_ISBLK(os.fstat(handle).st_mode) and FilesystemType.OTHER in kinds
+        if not device:
+            _require_regular(handle, path)
+        filesystem = FilesystemType.OTHER if device else _filesystem_of(handle, path, kinds)
+        fd = _reopen(kernel, handle, path, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOCTTY)
     finally:
         os.close(handle)
+    if write and filesystem is FilesystemType.OTHER and _is_swap_file(fd):
+        os.close(fd)
+        raise TargetError(f"{path} is in use as swap space", errno=errno.ETXTBSY)
     if write or filesystem in MEMORY:
         mark(fd)
     return Target(fd, path, filesystem, _page_size(fd, filesystem))
 
 
-def _reopen(kernel: Kernel, handle: int, flags: int) -> int:
-    """Wait a little for a lease to be given back: another worker takes one to see whether it is alone at the file."""
-    for _ in range(_LEASE_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            return kernel.reopen(handle, flags)
-        time.sleep(_LEASE_PAUSE)
-    return kernel.reopen(handle, flags)
+def _reopen(kernel: Kernel, handle: int, path: str, flags: int) -> int:
+    try:
+        return kernel.reopen_file(handle, flags)
+    except BlockingIOError as error:
+        text = f"open {path}: another process has a lease on it, and does not give it back"
+        raise TargetError(text, errno=errno.EAGAIN) from error
 
 
-def _create(path: str, kinds: Collection[FilesystemType], mode: int) -> Target:
+def _open_directory(path: str) -> tuple[int, str]:
+    """The directory of a file that is to be made, and its name there."""
     parent, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    directory = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
+
+
+def _look(path: str, kinds: Collection[FilesystemType]) -> Target:
+    """Whether a file could be made, as ``_create`` would find out."""
+    directory, name = _open_directory(path)
+    try:
+        filesystem = _filesystem_of(directory, path, kinds)
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+            raise FileExistsError  # made just now, or a link to nothing
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
+            read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
+    except BaseException:
+        os.close(directory)
+        raise
+    return AbsentTarget(directory, path, filesystem, _page_size(directory, filesystem))
+
+
+def _create(path: str, kinds: Collection[FilesystemType], mode: int) -> Target:
+    directory, name = _open_directory(path)
     try:
         filesystem = _filesystem_of(directory, path, kinds)
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
@@ -178,6 +241,24 @@ def _filesystem_of(handle: int, path: str, kinds: Collection[FilesystemType]) ->
         names = " or ".join(sorted(each.value for each in kinds))
         raise NotSupported(f"{path} is on {filesystem.value}: this works on {names} only")
     return filesystem
+
+
+def directory_as_target(fd: int, path: str) -> AbsentTarget:
+    """Stands for the files that could be made in an open directory."""
+    filesystem = _BY_MAGIC.get(syscalls.filesystem_magic(fd), FilesystemType.OTHER)
+    return AbsentTarget(fd, path, filesystem, _page_size(fd, filesystem))
+
+
+def _is_swap_file(fd: int) -> bool:
+    """Whether the system swaps to the file, which is open for writing: every write then fails with ETXTBSY.
+
+    vfs_fallocate() in fs/open.c looks at that, for every filesystem, before it refuses a range past the largest offset.
+    """
+    try:
+        syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, SIZE_MAX, 1)
+    except OSError as error:
+        return error.errno == errno.ETXTBSY
+    raise AssertionError("no file has a byte at the largest offset")
 
 
 def _page_size(fd: int, filesystem: FilesystemType) -> int:

@@ -1,15 +1,20 @@
-"""The regular files below a directory, found one by one: memory for one path and one open directory a level."""
+"""The regular files below a directory, found one by one: memory for one path and one open directory a level.
+
+Where links are followed, also a number for each directory and for each file that has several names.
+"""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.host import syscalls
+from ktaskfs.errors import TargetError
+from ktaskfs.host import statx, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -18,8 +23,12 @@ if TYPE_CHECKING:
 
 DEPTH_MAX: Final = 200
 """Levels of directories; each keeps a descriptor open, and a process usually has 1024."""
-
-
+LOOK: Final = 1024
+"""Entries between two looks at whether anybody still waits for the walk."""
+LEFT_MAX: Final = 1000
+"""Directories that could not be read and are named."""
+LEASE_PATIENCE: Final = 0.5
+"""Seconds for which one of many files is waited for if another process has a lease on it."""
 _OPEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -67,7 +76,7 @@ def open_by_components(directory: int, path: str, *, cross_mounts: bool) -> int:
             below = os.open(name, _OPEN, dir_fd=here)
             os.close(here)
             here = below
-            if not cross_mounts and syscalls.is_mount_root(here):
+            if not cross_mounts and statx.is_mount_root(here):
                 raise _error(errno.EXDEV)
     except OSError:
         os.close(here)
@@ -81,103 +90,197 @@ def _error(number: int) -> OSError:
 
 @dataclass(frozen=True)
 class Tree:
-    """Everything below ``fd``, the descriptor of a directory or of one regular file.
+    """Everything below ``fd``, the descriptor of a directory, of one regular file, or of one block device.
 
-    ``cross_mounts``: go into other filesystems that are mounted there. Links are never followed, and no path leads out
-    of the tree.
+    ``cross_mounts``: go into other filesystems that are mounted there.
+    ``links``: follow links, also out of the tree; those of /proc that stand for open files (magic links) are refused.
+    Otherwise no link is followed, and no path leads out of the tree.
     """
 
     fd: int
     cross_mounts: bool
+    links: bool = False
 
     @property
     def is_file(self) -> bool:
-        """Whether the tree is one regular file."""
-        return stat.S_ISREG(os.fstat(self.fd).st_mode)
+        """Whether the tree is one regular file or block device."""
+        return not stat.S_ISDIR(os.fstat(self.fd).st_mode)
 
     def open(self, path: str) -> int:
         """An O_PATH descriptor of what has that path in the tree; raises OSError: EXDEV for another mount, ELOOP."""
         if path == "." and self.is_file:
             return os.dup(self.fd)
-        return open_beneath(self.fd, path, cross_mounts=self.cross_mounts)
+        if not self.links:
+            return open_beneath(self.fd, path, cross_mounts=self.cross_mounts)
+        handle = _open_following(self.fd, path)
+        try:
+            if not self.cross_mounts and statx.mount_id(handle) != statx.mount_id(self.fd):
+                raise _error(errno.EXDEV)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
 
     def open_regular(self, kernel: Kernel, path: str) -> int:
-        """A regular file of the tree, open for reading; raises OSError: EINVAL for what is not one any more."""
+        """A regular file of the tree, or the device that it is, open for reading.
+
+        Raises OSError: EINVAL for what is not a regular file any more, EAGAIN for one on which another process keeps a
+        lease.
+        """
         handle = self.open(path)
         try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+            if path != "." and not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise _error(errno.EINVAL)
-            return kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            return kernel.reopen_file(handle, os.O_RDONLY | os.O_NOCTTY, patience=LEASE_PATIENCE)
         finally:
             os.close(handle)
+
+
+def _open_following(directory: int, path: str) -> int:
+    flags = os.O_PATH | os.O_CLOEXEC
+    try:
+        return syscalls.openat2(directory, path, flags, syscalls.RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    return os.open(path, flags, dir_fd=directory)
+
+
+class Found(NamedTuple):
+    """What was found: its directory, as the beginning of its path, its name there, and what stat(2) says."""
+
+    directory: str
+    name: str
+    status: os.stat_result
 
 
 @dataclass
 class Walk:
     """One way through a tree, in the order in which the directories list their entries.
 
-    ``errors`` counts the directories that could not be read, by errno; ``mounts`` counts those left out because another
-    filesystem is mounted there.
+    ``everything``: also directories, each before what is in it, links that are not followed, FIFOs and the like.
+    Where links are followed a directory is walked once, however many links lead to it; with ``everything`` the others
+    are errors (ELOOP). ``once``: so it is with files,
+    also those with several names.
+    ``errors`` counts the directories that could not be read, by errno, and links that lead nowhere; ``left`` names the
+    first of them. ``mounts`` counts those left out because another filesystem is mounted there.
     """
 
     kernel: Kernel
     tree: Tree
+    once: bool = False
+    everything: bool = False
     errors: Counter[int] = field(default_factory=Counter)
+    left: list[tuple[int, str]] = field(default_factory=list)
     mounts: int = 0
 
     def __post_init__(self) -> None:
-        self._files = self._walk()
+        self._walked: set[int] = set()
+        self._seen: set[int] = set()
 
-    def __iter__(self) -> Iterator[str]:
-        """The paths of the regular files, from the tree's own directory on."""
-        return self._files
+    def __iter__(self) -> Iterator[Found]:
+        """The regular files, from the tree's own directory on. To be gone through once.
 
-    def close(self) -> None:
-        """Close the directories that are open."""
-        self._files.close()
-
-    def _walk(self) -> Generator[str, None, None]:
+        Raises TargetError if nobody waits for them any more.
+        """
         if self.tree.is_file:
-            yield "."
+            yield Found("", ".", os.fstat(self.tree.fd))
             return
         yield from self._below("", ".", 1)
 
-    def _below(self, prefix: str, path: str, depth: int) -> Generator[str, None, None]:
+    def _below(self, prefix: str, path: str, depth: int) -> Generator[Found, None, None]:
         try:
             if depth > DEPTH_MAX:
                 raise _error(errno.ENAMETOOLONG)
-            entries = self._scan(path)
+            fd = self._open_directory(path)
         except OSError as error:
-            self._count(error)
+            self._count(error, path)
             return
-        with entries:
-            while True:
-                try:
-                    entry = next(entries, None)
-                except OSError as error:  # the directory cannot be read to its end
-                    self._count(error)
-                    return
-                if entry is None:
-                    return
-                below = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._below(f"{below}/", below, depth + 1)
-                elif entry.is_file(follow_symlinks=False):
-                    yield below
-
-    def _scan(self, path: str) -> os._ScandirIterator[str]:
-        handle = self.tree.open(path)
+        if fd is None:
+            if self.everything:
+                self._count(_error(errno.ELOOP), path)
+            return
         try:
-            fd = self.kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
-        finally:
-            os.close(handle)
-        try:
-            return os.scandir(fd)  # has a descriptor of its own
+            yield from self._entries(fd, prefix, path, depth)
         finally:
             os.close(fd)
 
-    def _count(self, error: OSError) -> None:
+    def _entries(self, fd: int, prefix: str, path: str, depth: int) -> Generator[Found, None, None]:
+        try:
+            entries = os.scandir(fd)  # which has a descriptor of its own, but stat(2) of an entry takes this one
+        except OSError as error:
+            self._count(error, path)
+            return
+        with entries:
+            for number in itertools.count(1):
+                try:
+                    entry = next(entries, None)
+                except OSError as error:  # the directory cannot be read to its end
+                    self._count(error, path)
+                    return
+                if entry is None:
+                    return
+                if not number % LOOK:
+                    self._go_on()
+                below = prefix + entry.name
+                try:
+                    status = self._look_at(below, entry)
+                except OSError as error:  # it is gone, or leads nowhere
+                    self._count(error, below)
+                    continue
+                if self.everything or (stat.S_ISREG(status.st_mode) and not self._again(status)):
+                    yield Found(prefix, entry.name, status)
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self._below(f"{below}/", below, depth + 1)
+
+    def _look_at(self, path: str, entry: os.DirEntry[str]) -> os.stat_result:
+        """What stat(2) says of an entry."""
+        status = entry.stat(follow_symlinks=False)
+        return self._at_end_of(path) if self.tree.links and stat.S_ISLNK(status.st_mode) else status
+
+    def _at_end_of(self, path: str) -> os.stat_result:
+        """What a link leads to."""
+        handle = self.tree.open(path)
+        try:
+            return os.fstat(handle)
+        finally:
+            os.close(handle)
+
+    def _again(self, status: os.stat_result) -> bool:
+        """Whether the file has been found before, by another name."""
+        if not self.once or not (self.tree.links or status.st_nlink > 1):
+            return False
+        return not _added(self._seen, status)
+
+    def _open_directory(self, path: str) -> int | None:
+        """A directory, open for reading; None if it has been walked already, by way of a link."""
+        self._go_on()
+        handle = self.tree.open(path)
+        try:
+            if self.tree.links and not _added(self._walked, os.fstat(handle)):
+                return None
+            return self.kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(handle)
+
+    def _go_on(self) -> None:
+        if self.kernel.abandoned():
+            raise TargetError("nobody waits any more for the walk through the tree", errno=errno.ECANCELED)
+
+    def _count(self, error: OSError, path: str) -> None:
         if error.errno == errno.EXDEV:
             self.mounts += 1
-        else:
-            self.errors[error.errno or errno.EIO] += 1
+            return
+        number = error.errno or errno.EIO
+        self.errors[number] += 1
+        if len(self.left) < LEFT_MAX:
+            self.left.append((number, path))
+
+
+def _added(known: set[int], status: os.stat_result) -> bool:
+    """Enter a file or directory, as one number, which takes half of the memory that a tuple does; False if it is in."""
+    number = status.st_dev << 64 | status.st_ino
+    if number in known:
+        return False
+    known.add(number)
+    return True

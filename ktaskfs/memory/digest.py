@@ -1,10 +1,11 @@
-"""Digests that can be put together from pieces, in any order, and come out the same: docs/digests.md defines them."""
+"""Digests that can be put together from pieces, in any order: docs/reference/digests.md defines them."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib
+import struct
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 LEAF: Final = 1 << 20
 """Bytes in a leaf of a tree digest; the last one of a range may be shorter."""
+_RUN: Final = struct.Struct("=QQL")
+"""A run of a Crc32: its start, end and CRC."""
+_NODE: Final = struct.Struct("=BQB")
+"""Before a node of a TreeDigest: its height and index, and the length of the digest that follows."""
 _LEAF_MARK: Final = b"\0"
 _NODE_MARK: Final = b"\1"
 
@@ -48,12 +53,16 @@ class Digest(ABC):
         """Enter zeros, however many, without looking at them."""
 
     @abstractmethod
-    def merge(self, other: Digest) -> None:
-        """Enter all that ``other``, a digest of the same class, holds."""
+    def to_bytes(self) -> bytes:
+        """What has been entered, for ``merge`` in another process."""
+
+    @abstractmethod
+    def merge(self, other: bytes) -> None:
+        """Enter all that another digest of the same class holds, from its ``to_bytes``."""
 
     @abstractmethod
     def value(self) -> str:
-        """In hexadecimal digits, once the whole range has been entered."""
+        """In hexadecimal digits, once the whole range has been entered. Of an empty one, that of one empty leaf."""
 
 
 class Crc32(Digest):
@@ -82,13 +91,15 @@ class Crc32(Digest):
         self._runs[start] = end, crc
         self._starts[end] = start
 
-    def merge(self, other: Digest) -> None:
-        assert isinstance(other, Crc32)
-        for start, (end, crc) in other._runs.items():
+    def to_bytes(self) -> bytes:
+        return b"".join(_RUN.pack(start, end, crc) for start, (end, crc) in self._runs.items())
+
+    def merge(self, other: bytes) -> None:
+        for start, end, crc in _RUN.iter_unpack(other):
             self._enter(start, end, crc)
 
     def value(self) -> str:
-        ((_, crc),) = self._runs.values()
+        ((_, crc),) = self._runs.values() or [(0, _isal.crc32(b""))]
         return f"{crc:08x}"
 
 
@@ -141,12 +152,19 @@ class TreeDigest(Digest):
             height, index = height + 1, index >> 1
         self._nodes[height, index] = digest
 
-    def merge(self, other: Digest) -> None:
-        assert isinstance(other, TreeDigest)
-        for (height, index), digest in other._nodes.items():
-            self._enter(height, index, digest)
+    def to_bytes(self) -> bytes:
+        return b"".join(_NODE.pack(*place, len(digest)) + digest for place, digest in self._nodes.items())
+
+    def merge(self, other: bytes) -> None:
+        at = 0
+        while at < len(other):
+            height, index, size = _NODE.unpack_from(other, at)
+            at += _NODE.size + size
+            self._enter(height, index, other[at - size : at])
 
     def value(self) -> str:
+        if not self._nodes:
+            self.add(0, b"")
         rest = sorted(self._nodes, reverse=True)  # the lower a subtree is, the further to the right
         digest = self._nodes[rest.pop()]
         while rest:

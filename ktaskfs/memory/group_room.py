@@ -52,26 +52,35 @@ class GroupRoom:
         self._kernel = kernel
         self._target = target
         self._on_tmpfs = target.filesystem is FilesystemType.TMPFS
-        self._lock = threading.Lock()
-        self._taking = 0  # bytes that chunks at work may still take; guarded by _lock
+        self._ended = threading.Condition()
+        self._taking = 0  # bytes that chunks at work may still take, or have just taken; guarded by _ended
 
     @contextlib.contextmanager
     def taking(self, start: int, end: int) -> Iterator[None]:
-        """The pages from ``start`` to ``end`` are allocated meanwhile. Raises TargetError (ENOMEM), OSError."""
+        """The pages from ``start`` to ``end`` are allocated meanwhile. Raises TargetError (ENOMEM), OSError.
+
+        What does not fit beside the chunks at work waits for them: what they have taken counts twice until they end.
+        """
         if not self._on_tmpfs:
             yield
             return
-        with self._lock:
-            headroom = memory_headroom(self._kernel)
-            size = 0
-            if headroom is not None:
+        with self._ended:
+            while True:
+                headroom = memory_headroom(self._kernel)
+                size = 0
+                if headroom is None:
+                    break
                 size = sum(data - hole for hole, data in hole_extents(self._target.fd, start, end))
-                if self._taking + size + SPARE > headroom.left:
+                if self._taking + size + SPARE <= headroom.left:
+                    break
+                if not self._taking:
                     text = f"{self._target.path}: {size} bytes of this chunk are missing, and {headroom}"
                     raise TargetError(text, errno=errno.ENOMEM)
+                self._ended.wait()
             self._taking += size
         try:
             yield
         finally:
-            with self._lock:
+            with self._ended:
                 self._taking -= size
+                self._ended.notify_all()

@@ -15,13 +15,16 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
-from ktaskfs.host.target import MEMORY, SEAL_SHRINK, FilesystemType
+from ktaskfs.host.target import MEMORY, SEAL_SHRINK, AbsentTarget, FilesystemType
 from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.room import require_file_size, require_group_pages, too_few_pages
+from ktaskfs.memory.set_aside import give_back
 from ktaskfs.memory.target_errors import page_unavailable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ktaskfs.errors import KtaskfsError
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
@@ -46,6 +49,7 @@ class Growth:
         self._grown = 0  # and by how many ``extend`` left more
         self._last = Span(self.old_size, self.old_size)  # the block in which ``extend`` may have left them
         self._kept = False
+        self._set_aside: list[Span] = []
 
     def reserve(self, extent: Span) -> Mapping:
         """Map whole pages of hugetlbfs: what the extent lacks is set aside, and the file then ends no earlier.
@@ -56,11 +60,13 @@ class Growth:
         require_group_pages(self._kernel, self.target, extent.size // self.target.page_size)
         self._made = max(self._made, extent.end)
         try:
-            return Mapping(self.target.fd, extent.start, extent.size, reserve=True, extend=True)
+            mapping = Mapping(self.target.fd, extent.start, extent.size, reserve=True, extend=True)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
             raise too_few_pages(self._kernel, self.target, extent.size // self.target.page_size) from error
+        self._set_aside.append(extent)
+        return mapping
 
     def extend(self, end: int, *, free_from: int | None = None) -> Span:
         """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.
@@ -140,20 +146,45 @@ class Growth:
         """What it means that a page before ``end`` could not be had."""
         return page_unavailable(self._kernel, self.target, error, end)
 
+    def changes(self, size: int) -> dict[str, object]:
+        """What making the file at least ``size`` bytes long means, as lines of a plan."""
+        new: dict[str, object] = {"creates": self.target.path} if isinstance(self.target, AbsentTarget) else {}
+        return new | ({"extends_to": size} if size > self.old_size else {})
+
     def keep(self) -> None:
         """The task has done something: from now on ``take_back`` leaves the file as it is."""
         self._kept = True
 
     def take_back(self) -> None:
-        """Remove a new file, give an old one its old size; not if others use it (``_is_ours``), or after ``keep``."""
+        """Remove a new file, give an old one its old size and what was set aside back.
+
+        Not if others use it (``_is_ours``, ``give_back``), or after ``keep``.
+        """
         target = self.target
         if self._kept:
             return
         if target.created:
             if self._is_ours():
                 os.unlink(target.name, dir_fd=target.directory)
+                return
         elif target.size() > self.old_size and self._is_ours():
             os.ftruncate(target.fd, self.old_size)
+        self.give_back(self._set_aside)
+
+    def give_back(self, ranges: Iterable[Span]) -> int:
+        """Give back what was set aside in ranges that are not done; returns bytes that stay set aside for the file."""
+        if not self._set_aside:
+            return 0
+        whole = _merged(each.widened(self.target.page_size) for each in ranges)
+        within = Span(0, self.target.size())
+        parts = [part.cut(each).cut(within) for each in whole for part in self._set_aside]
+        ranges = [each for each in parts if each.size > 0]
+        if not ranges:
+            return 0
+        try:
+            return give_back(self.target, ranges)
+        except OSError:  # where userfaultfd(2) is not to be had, nobody knows which pages are there
+            return sum(each.size for each in ranges)
 
     def _is_ours(self) -> bool:
         """Whether the name still means this file, nobody made it longer, and nothing lies past its old end."""
@@ -223,3 +254,14 @@ class Growth:
     def _block(self) -> int:
         """The most bytes that the filesystem allocates for one page."""
         return max(self.target.page_size, os.fstat(self.target.fd).st_blksize)
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """The same units in order, with no two spans that touch."""
+    merged: list[Span] = []
+    for span in sorted(spans):
+        if merged and span.start <= merged[-1].end:
+            merged[-1] = Span(merged[-1].start, max(merged[-1].end, span.end))
+        else:
+            merged.append(span)
+    return merged

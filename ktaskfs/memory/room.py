@@ -2,61 +2,169 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import KtaskfsError, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.errors import KtaskfsError, NotPermitted, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host import syscalls
 from ktaskfs.host.group_limits import memory_headroom
-from ktaskfs.host.hugepages import pool_of
-from ktaskfs.host.presence import data_extents, hole_extents
+from ktaskfs.host.hugepages import free_on_own_nodes, pool_of
+from ktaskfs.host.mapped_range import MappedRange
+from ktaskfs.host.mapping import HoleGuard, Mapping
+from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
+from ktaskfs.host.target import AbsentTarget, FilesystemType
 from ktaskfs.memory.group_room import SPARE, group_refusal, require_group_memory
+from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
-    from ktaskfs.span import Span
+
+
+def mount_room(target: Target) -> int | None:
+    """Bytes that the filesystem still gives; None where it has no limit of its own. Raises OSError.
+
+    hugetlbfs has one with the option ``size=``. With ``min_size=`` alone it says -1 (hugetlbfs_statfs in
+    fs/hugetlbfs/inode.c), and without either 0, as tmpfs does without a limit.
+    """
+    mount = os.fstatvfs(target.fd)
+    return mount.f_bavail * mount.f_frsize if 0 < mount.f_blocks <= SIZE_MAX else None
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
-    """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the worker's own."""
+    """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the caller's own."""
     size = format_size(target.page_size)
-    mount = os.fstatvfs(target.fd)
     wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
-    pool = pool_of(kernel, target.page_size)
-    if mount.f_blocks and mount.f_bavail < pages and (pool is None or pool.available > mount.f_bavail):
-        return OutOfSpace(f"{wanted}, and its filesystem has {mount.f_bavail} left")
+    pool, room = pool_of(kernel, target.page_size), mount_room(target)
+    left = None if room is None else room // target.page_size
+    if left is not None and left < pages and (pool is None or pool.available > left):
+        return OutOfSpace(f"{wanted}, and its filesystem has {left} left (its option size=)")
     if pool is None:
         return OutOfHugePages(wanted)
     if pages <= pool.available:
+        refusal = group_refusal(kernel, target, pages, reserve=True) or nodes_refusal(kernel, target, pages)
         text = f"{wanted}; the pool has enough, so it was a limit on the worker's address space (RLIMIT_AS)"
-        return group_refusal(kernel, target, pages, reserve=True) or TargetError(text, errno=errno.ENOMEM)
+        return refusal or TargetError(text, errno=errno.ENOMEM)
     return OutOfHugePages(
         f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
     )
+
+
+def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages | None:
+    """The refusal if the pool has so many pages, but not on the nodes that the caller may have memory of (cpuset.mems).
+
+    Raises OSError.
+    """
+    pool = pool_of(kernel, target.page_size)
+    if pool is None or pages > pool.obtainable:
+        return None
+    try:
+        nodes, free = free_on_own_nodes(kernel, target.page_size)
+    except (NotPermitted, PermissionError):  # the label of the caller keeps the worker from knowing
+        return None
+    if pages <= free + pool.obtainable - pool.available:
+        return None
+    text = f"{pages} huge pages are wanted, and on the memory nodes that you may use ({nodes}) {free} are free"
+    return OutOfHugePages(f"{target.path}: {text}")
 
 
 def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) -> None:
     """Check that so many pages are possible, where they cannot be reserved at once, or not be given back.
 
     Refuse only impossible requests: count all of the file's pages as in range and, where some may be ``promised`` to
-    the file already, all reserved ones too. Raises OutOfHugePages or OutOfSpace.
+    the file already, all reserved ones too. Raises OutOfHugePages, OutOfSpace or OSError.
     """
-    pool = pool_of(kernel, target.page_size)
+    pool, room = pool_of(kernel, target.page_size), mount_room(target)
     missing = pages - target.allocated() // target.page_size
-    if pool is not None and missing > pool.obtainable + (pool.reserved if promised else 0):
+    if promised:
+        impossible = pool is not None and missing > pool.obtainable + pool.reserved
+    else:
+        over = room is not None and missing > room // target.page_size
+        impossible = over or (pool is not None and missing > pool.obtainable and not _can_be_set_aside(target, missing))
+    if impossible:
         raise too_few_pages(kernel, target, pages)
-    require_group_pages(kernel, target, pages)
+    require_group_pages(kernel, target, pages, reserve=not promised)
 
 
-def require_group_pages(kernel: Kernel, target: Target, pages: int) -> None:
+def missing_bytes(target: Target, extent: Span) -> int:
+    """Bytes of whole pages of the extent for which the file has none. Those past its end count. Raises OSError.
+
+    For hugetlbfs an estimate, not too high, where userfaultfd(2) is not to be had.
+    """
+    if target.allocated() == 0:
+        return extent.size
+    if target.filesystem is not FilesystemType.HUGETLBFS:
+        return sum(data - hole for hole, data in hole_extents(target.fd, extent.start, extent.end))
+    known = extent.cut(Span(0, target.size()).widened(target.page_size))
+    if known.size <= 0:
+        return extent.size
+    with contextlib.ExitStack() as stack:
+        try:
+            guard = HoleGuard()
+            stack.callback(guard.close)
+            pages = MappedRange(target.fd, known.start, known.end, target.page_size, guard)
+        except OSError:
+            return max(extent.size - target.allocated(), 0)
+        stack.callback(pages.close)
+        holes = missing_pages(pages, known.start, known.end, target.page_size)
+        return extent.size - known.size + sum(end - start for start, end in holes)
+
+
+def require_reservable(kernel: Kernel, target: Target, pages: int) -> None:
+    """Check that so many more huge pages could be reserved; raises OutOfHugePages, OutOfSpace, OSError.
+
+    Those that are set aside for the file already are not known: the kernel does not tell of them.
+    """
+    pool, room = pool_of(kernel, target.page_size), mount_room(target)
+    over = room is not None and pages > room // target.page_size
+    short = pool is not None and pages > pool.obtainable and not _can_be_set_aside(target, pages)
+    if over or short or not _has_addresses(pages * target.page_size):
+        raise too_few_pages(kernel, target, pages)
+    refusal = group_refusal(kernel, target, pages, reserve=target.size() == 0) or nodes_refusal(kernel, target, pages)
+    if refusal is not None:
+        raise refusal
+
+
+def _has_addresses(size: int) -> bool:
+    """Whether this process may map so many bytes more (RLIMIT_AS)."""
+    try:
+        if size:
+            flags = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
+            syscalls.munmap(syscalls.mmap(-1, 0, size, syscalls.PROT_READ, flags), size)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return False
+    return True
+
+
+def _can_be_set_aside(target: Target, pages: int) -> bool:
+    """Whether the kernel would reserve so many huge pages now: a mount with ``min_size=`` has some of its own.
+
+    A private mapping to read reserves all of its pages for itself, and gives them back; it does not extend the file.
+    """
+    if isinstance(target, AbsentTarget):  # there is nothing to map
+        return False
+    try:
+        Mapping(target.fd, 0, pages * target.page_size, reserve=True, private=True).close()
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return False
+    return True
+
+
+def require_group_pages(kernel: Kernel, target: Target, pages: int, *, reserve: bool = False) -> None:
     """Raises OutOfHugePages if the control groups cannot have so many pages, less those that the file has.
 
     The kernel itself would find out only when it charges the page past the limit, long after it has reserved all.
+    With ``reserve``, limits on reservations count too: the kernel finds those out when it reserves, if it does.
     """
-    refusal = group_refusal(kernel, target, pages - target.allocated() // target.page_size, reserve=False)
+    refusal = group_refusal(kernel, target, pages - target.allocated() // target.page_size, reserve=reserve)
     if refusal is not None:
         raise refusal
 
@@ -83,15 +191,15 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
 
     Others may take the space meanwhile: tmpfs cannot reserve.
     """
-    mount = os.fstatvfs(target.fd)
-    space = mount.f_bavail * mount.f_frsize if mount.f_blocks else SIZE_MAX
-    memory = available_memory(kernel)
+    room, memory = mount_room(target), available_memory(kernel)
+    space = SIZE_MAX if room is None else room
     if extent.size <= min(space, memory):
         return
-    data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
-    unwritten = max(0, target.allocated() - data)
-    """Bytes allocated and never written, wherever they are; counted as in range, so that no refusal is wrong."""
-    missing = sum(data - hole for hole, data in hole_extents(target.fd, extent.start, extent.end)) - unwritten
+    missing = missing_bytes(target, extent)
+    if target.allocated():
+        data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
+        # Bytes allocated and never written, wherever they are; counted as in range, so that no refusal is wrong.
+        missing -= max(0, target.allocated() - data)
     if missing > space:
         raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")
     if missing > memory:

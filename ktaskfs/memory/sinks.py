@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host import syscalls
+from ktaskfs.host import syscalls, userfaultfd
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
@@ -20,6 +20,8 @@ from ktaskfs.memory.tmpfs import WINDOW, has_huge_pages, mapped_windows
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.host.target import Target
@@ -92,12 +94,17 @@ class WritingSink(Sink):
     """Reads into a buffer and writes it with pwrite(2), which must not extend a file that was truncated meanwhile."""
 
     def copy(self, extent: Span, digest: Digest | None) -> None:
+        for piece, view in self._pieces(extent, digest):
+            self._write(view, piece.start)
+
+    def _pieces(self, extent: Span, digest: Digest | None) -> Iterator[tuple[Span, memoryview]]:
+        """The extent piece by piece in the buffer, as ``digest`` has it by then. Raises TargetError."""
         for piece in extent.windows(BUFFER):
             view = self._buffer.view[: piece.size]
             self._source.read(view, piece.start + self._shift)
             if digest is not None:
                 digest.add(piece.start, view)
-            self._write(view, piece.start)
+            yield piece, view
 
     def _write(self, view: memoryview, position: int) -> None:
         done = 0
@@ -167,14 +174,10 @@ class PageSink(WritingSink):
         size = extent.size - extent.size % page
         if not size or extent.start % page:
             return 0
-        return syscalls.userfaultfd_copy(self._guard.fd, mapping.address + extent.start - mapping.offset, address, size)
+        return userfaultfd.copy(self._guard.fd, mapping.address + extent.start - mapping.offset, address, size)
 
     def _copy_through_buffer(self, mapping: Mapping, extent: Span, digest: Digest | None) -> None:
-        for piece in extent.windows(BUFFER):
-            view = self._buffer.view[: piece.size]
-            self._source.read(view, piece.start + self._shift)
-            if digest is not None:
-                digest.add(piece.start, view)
+        for piece, view in self._pieces(extent, digest):
             placed = self._put(mapping, piece, self._buffer.address)
             if placed < piece.size:
                 self._write(view[placed:], piece.start + placed)

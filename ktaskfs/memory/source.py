@@ -32,18 +32,20 @@ class Source:
     Where a filter forbids userfaultfd(2), holes of hugetlbfs do not show: they read as zeros like everything else.
     """
 
-    def __init__(self, kernel: Kernel, path: str, *, direct: bool = False) -> None:
-        """Open ``path``; ``direct``: reads of whole blocks go past the page cache.
+    def __init__(self, kernel: Kernel, path: str, *, direct: bool = False, handle: int | None = None) -> None:
+        """Open ``path``, or the file of ``handle`` (see ``open_target``); ``direct``: read whole blocks past the cache.
 
-        Raises as ``open_target``, and NotSupported for a file that cannot be read with O_DIRECT.
+        Raises as ``open_target``, and NotSupported for a file that O_DIRECT cannot read, or that has data though
+        its size is 0, as many have that the kernel or a server makes up.
         """
-        self.file = open_target(kernel, path, kinds=frozenset(FilesystemType), write=False)
+        self.file = open_target(kernel, path, kinds=frozenset(FilesystemType), write=False, handle=handle)
         self._resources = contextlib.ExitStack()
         self._resources.callback(self.file.close)
         self._direct: int | None = None
         self._pages: MappedRange | None = None
         self._sparse = False
         try:
+            self._require_true_size()
             if direct:
                 self._direct = self._open_direct(kernel)
             if self.file.filesystem is FilesystemType.HUGETLBFS and 0 < self.file.allocated() < self.file.size():
@@ -52,6 +54,13 @@ class Source:
         except BaseException:
             self.close()
             raise
+
+    def _require_true_size(self) -> None:
+        try:
+            if self.file.filesystem is FilesystemType.OTHER and self.file.size() == 0 and os.pread(self.file.fd, 1, 0):
+                raise NotSupported(f"{self.file.path} has data, and says that its size is 0: only cat(1) can read that")
+        except OSError as error:
+            raise TargetError.from_os(error, f"read {self.file.path}") from error
 
     def _open_direct(self, kernel: Kernel) -> int:
         try:

@@ -7,8 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.host.hugepages import pool_of
 from ktaskfs.host.target import SEAL_FUTURE_WRITE, SEAL_WRITE, FilesystemType
 from ktaskfs.memory.group_room import group_refusal
+from ktaskfs.memory.room import mount_room, nodes_refusal
 from ktaskfs.units import format_size
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ def page_unavailable(kernel: Kernel, target: Target, error: OSError, end: int) -
         return truncated(target)
     if error.errno in (errno.EFAULT, errno.ENOSPC):
         if target.filesystem is FilesystemType.HUGETLBFS:
-            refusal = group_refusal(kernel, target, 1, reserve=False)
+            refusal = group_refusal(kernel, target, 1, reserve=False) or nodes_refusal(kernel, target, 1)
             if refusal is not None:
                 return refusal
-            size = format_size(target.page_size)
+            size, pool, room = format_size(target.page_size), pool_of(kernel, target.page_size), mount_room(target)
+            if room is not None and room < target.page_size and pool is not None and pool.available:
+                text = f"{target.path}: its filesystem has no huge page left (its option size=)"
+                return TargetError(text, errno=errno.ENOSPC)
             return TargetError(f"{target.path}: the pool has no free huge page of {size} any more", errno=errno.ENOMEM)
         return TargetError(f"{target.path}: the filesystem has no free page any more", errno=errno.ENOSPC)
     return TargetError.from_os(error, f"allocate pages of {target.path}")

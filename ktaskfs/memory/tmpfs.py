@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.host.syscalls import page_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.host.target import Target
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
 WINDOW: Final = 4 << 20
 """Bytes that a thread has mapped at a time. Taking pages out of a mapping interrupts the other processors: two threads
 that populate huge pages lose a tenth of their speed to that, and would lose less with larger windows."""
+PATIENCE: Final = 2.0
+"""Seconds for which a full tmpfs is asked for room again. On two busy processors it took up to 0.07 s."""
+_PAUSE: Final = 0.001
+_PAUSE_MAX: Final = 0.05
+
+T = TypeVar("T")
+
+
+def with_room(write: Callable[[], T]) -> T:
+    """What ``write`` returns; it is called again for a while if tmpfs says ENOSPC. Raises what it raises then.
+
+    Where small files have huge pages (``huge=always``), a full tmpfs splits those that reach past the ends of files.
+    Whoever does that takes up to 128 files off the list of such files (shmem_unused_huge_shrink in mm/shmem.c), and
+    who wants a page meanwhile finds none there: ENOSPC, though there is room a moment later. Nothing tells when.
+    """
+    pause, deadline = _PAUSE, time.monotonic() + PATIENCE
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno != errno.ENOSPC or time.monotonic() >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSE_MAX)
 
 
 def has_huge_pages(target: Target) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.daemon import Mount
     from tests.support.users import User
 
 
@@ -57,6 +59,29 @@ def test_somebody(kernel: Kernel, file: Path, use: str) -> None:
         assert str(holder) == f"{holder.name} ({process.pid})"
     with opened(file) as fd:
         assert is_held(fd) is False
+
+
+def test_a_filesystem_that_does_not_answer_is_not_asked(kernel: Kernel, tmpfs: Path, mounted: Mount) -> None:
+    """Somebody has a file of it open that has the same inode number."""
+    number = (mounted.path / "version").stat().st_ino
+    same = next(path for path in map(tmpfs.joinpath, map(str, range(number + 1))) if new_file(path) == number)
+    with (
+        opened(same) as fd,
+        (mounted.path / "version").open() as stdin,
+        subprocess.Popen(["sleep", "60"], stdin=stdin) as process,
+    ):
+        mounted.process.send_signal(signal.SIGSTOP)
+        try:
+            assert holders_of(kernel, fd) == []
+        finally:
+            mounted.process.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def new_file(path: Path) -> int:
+    """The inode number of a new file."""
+    path.touch()
+    return path.stat().st_ino
 
 
 def test_a_name_with_parentheses_and_blanks(kernel: Kernel, file: Path, area: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_truncated_file_is_an_error_and_not_the_end(kernel: Kernel) -> None:
             lambda: mapping.populate_write(2 * PAGE, PAGE),
             lambda: mapping.populate_read(2 * PAGE, PAGE),
         ):
-            with pytest.raises(OSError) as caught:  # noqa: PT011
+            with pytest.raises(OSError, match="Bad address|Bad file descriptor") as caught:
                 attempt()
             assert caught.value.errno in (errno.EFAULT, errno.EBADF)
 

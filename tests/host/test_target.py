@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
+from ktaskfs.host import target as targets
 from ktaskfs.host.target import MEMORY, FilesystemType, open_target
 from tests.support.forked import run_forked
 
@@ -21,10 +22,10 @@ NOBODY = 65534
 ALL = frozenset(FilesystemType)
 
 
-def refusal(kernel: Kernel, path: str | Path, **options: object) -> KtaskfsError:
+def refusal(kernel: Kernel, path: str | Path, *, create: int | None = None) -> KtaskfsError:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(KtaskfsError) as caught:
-        open_target(kernel, str(path), kinds=MEMORY, **options)  # type: ignore[arg-type]
+        open_target(kernel, str(path), kinds=MEMORY, create=create)
     assert os.listdir("/proc/self/fd") == before
     return caught.value
 
@@ -104,6 +105,26 @@ def test_an_existing_file_is_neither_truncated_nor_chosen_by_name_twice(kernel: 
     assert (target.filesystem, target.page_size) == (FilesystemType.TMPFS, 4096)
     assert target.allocated() == (tmpfs / "file").stat().st_blocks * 512 > 0
     target.close()
+
+
+def test_what_was_looked_at_is_opened_wherever_the_path_leads_by_then(
+    kernel: Kernel, tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmpfs / "file").touch()
+    os.mkfifo(tmpfs / "fifo")
+    (tmpfs / "link").symlink_to("file")
+    (tmpfs / "new").symlink_to("fifo")
+    require_regular = targets._require_regular
+
+    def look_and_flip(handle: int, path: str) -> None:
+        require_regular(handle, path)
+        (tmpfs / "new").rename(tmpfs / "link")
+
+    monkeypatch.setattr(targets, "_require_regular", look_and_flip)
+    opened = open_target(kernel, str(tmpfs / "link"), kinds=MEMORY)
+    assert os.path.samestat(os.fstat(opened.fd), (tmpfs / "file").stat())
+    assert (tmpfs / "link").is_fifo()
+    opened.close()
 
 
 def test_hugetlbfs_says_its_page_size(kernel: Kernel, hugetlbfs: Path, page_size: int) -> None:

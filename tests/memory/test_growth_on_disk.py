@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import subprocess
@@ -14,34 +13,26 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.target import Target
 from ktaskfs.memory import growth
 from tests.memory.test_growth import LENGTH, growing
+from tests.support.filesystems import EXT4, disk_image
 from tests.support.memory_files import HUGE, allocated, content, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.runner import Runner
 
 
-@contextlib.contextmanager
-def disk_image(area: Path, *options: str) -> Iterator[Path]:
-    """A new filesystem as mke2fs(8) makes it with these options, in a file."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
-    image, where = area / "image", area / "image mounted"
-    image.touch()
-    os.truncate(image, 64 << 20)
-    subprocess.run(["mke2fs", "-q", *options, str(image)], check=True)
-    where.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", str(where)], check=True)
-
-
 DISKS = pytest.mark.parametrize(
-    "options", ["-t ext2 -b 1024", "-t ext2 -b 4096", "-t ext4", "-t ext4 -O ^extent,^64bit", "-t ext4 -O bigalloc"]
+    "command",
+    [
+        "mke2fs -t ext2 -b 1024",
+        "mke2fs -t ext2 -b 4096",
+        "mke2fs -t ext4",
+        "mke2fs -t ext4 -O ^extent,^64bit",
+        "mke2fs -t ext4 -O bigalloc",
+        "mkfs.xfs",
+        "mkfs.btrfs",
+    ],
 )
 
 
@@ -60,12 +51,12 @@ def test_abort_spares_what_others_have_written_to_a_disk(runner: Runner, area: P
 @pytest.mark.parametrize("seek_data", [True, False])
 @DISKS
 def test_abort_leaves_nothing_on_a_disk(
-    runner: Runner, area: Path, options: str, seek_data: bool, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, area: Path, command: str, seek_data: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without fallocate(2), and where SEEK_DATA calls everything data."""
     if not seek_data:
         monkeypatch.setattr(growth, "data_extents", lambda fd, start, end: iter([(start, end)] if start < end else []))
-    with disk_image(area, *options.split()) as directory:
+    with disk_image(area, *command.split()) as directory:
         path = directory / "file"
         growing(runner, "copy", path, area).abort()
         assert not path.exists()
@@ -75,25 +66,24 @@ def test_abort_leaves_nothing_on_a_disk(
         assert (path.read_bytes(), allocated(path)) == (b"x" * 100, before)
 
 
-@pytest.mark.parametrize("new", [False, True])
-@pytest.mark.parametrize("at", [0, 4 * HUGE, LENGTH - 9000, LENGTH - 8])
 @DISKS
-def test_abort_spares_what_others_have_written_to_any_disk(
-    runner: Runner, area: Path, options: str, at: int, new: bool
-) -> None:
-    with disk_image(area, *options.split()) as directory:
-        path = directory / "file"
-        if not new:
-            path.touch()
-        plan = growing(runner, "copy", path, area)
-        with path.open("r+b") as file:
-            os.pwrite(file.fileno(), b"precious", at)
-            plan.abort()
-            assert (path.stat().st_size, os.pread(file.fileno(), 8, at)) == (LENGTH, b"precious")
+def test_abort_spares_what_others_have_written_to_any_disk(runner: Runner, area: Path, command: str) -> None:
+    with disk_image(area, *command.split()) as directory:
+        for at in (0, 4 * HUGE, LENGTH - 9000, LENGTH - 8):
+            for new in (False, True):
+                path = directory / f"file {at} {new}"
+                if not new:
+                    path.touch()
+                plan = growing(runner, "copy", path, area)
+                with path.open("r+b") as file:
+                    os.pwrite(file.fileno(), b"precious", at)
+                    plan.abort()
+                    assert (path.stat().st_size, os.pread(file.fileno(), 8, at)) == (LENGTH, b"precious")
+                path.unlink()
 
 
 def test_abort_spares_what_others_have_set_aside_on_a_disk(runner: Runner, area: Path) -> None:
-    with disk_image(area, "-t", "ext4") as directory:
+    with disk_image(area, *EXT4) as directory:
         path = directory / "file"
         plan = growing(runner, "copy", path, area)
         subprocess.run(["fallocate", "-l", "8M", str(path)], check=True)
@@ -110,7 +100,7 @@ def test_abort_spares_what_others_have_set_aside_at_the_same_time(
         original(fd, mode, offset, length)
         original(fd, 0, 0, 8 << 20)
 
-    with disk_image(area, "-t", "ext4") as directory:
+    with disk_image(area, *EXT4) as directory:
         path = directory / "file"
         with monkeypatch.context() as patch:
             patch.setattr(syscalls, "fallocate", beside)

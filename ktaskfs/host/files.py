@@ -1,0 +1,33 @@
+"""Small files and directories by name below an open directory. Each function raises OSError."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+_PIECE: Final = 1 << 16
+
+
+def read_file(path: str, directory: int | None = None, most: int = sys.maxsize) -> bytes:
+    """The first ``most`` bytes of a file, below ``directory`` if that is given.
+
+    Files of /proc have no size, and may come in pieces.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        text = bytearray()
+        while piece := os.read(fd, min(_PIECE, most - len(text))):
+            text += piece
+    finally:
+        os.close(fd)
+    return bytes(text)
+
+
+def list_directory(path: str, directory: int) -> list[str]:
+    """The names in a directory below ``directory``."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)

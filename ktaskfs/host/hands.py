@@ -1,0 +1,240 @@
+"""Hands: child processes that touch mappings, where a touch may end in SIGBUS, so that the worker itself never does.
+
+A hand is forked from the worker, and so is sealed as it is: the same user, capabilities, label, control groups, limits.
+It has the worker's memory as it was then, and of its descriptors only those that it is told to keep. A thread of the
+worker sends it a chunk over a socket and waits for the answer. A hand that dies ends nothing: the thread then does the
+chunk itself, in the kernel's way, which fails with the right error or does not fail at all.
+
+Only a process of one thread can be forked without the danger that a lock of some library stays taken for good. So
+``Hands`` are made before the worker starts threads. They begin with one child that does nothing but fork hands when it
+is asked for one. It makes them the worker's children (CLONE_PARENT), not its own. The kernel kills all of them when
+the worker's first thread ends, with which all of it ends (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.holders import mark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ktaskfs.host.kernel import Kernel
+
+_CHUNK: Final = struct.Struct("=QQ")
+_PID: Final = struct.Struct("=i")
+_DESCRIPTORS_MAX: Final = 1 << 16
+"""More than a worker has ever open."""
+_ANSWER_MAX: Final = 16 << 10
+_MISSES_MAX: Final = 64
+"""Chunks that hands could not do, less those that they could, after which none is asked any more: the file has holes in
+most of its range, and a hand takes 0.1 ms to find one."""
+_DONE: Final = b"+"
+_NOT_DONE: Final = b"-"
+
+
+@dataclass
+class _Hand:
+    """A hand as the worker sees it; ``cpus`` and ``nice`` are those that it was last given."""
+
+    pid: int
+    sock: socket.socket
+    nice: int
+    cpus: bytes = b""
+
+    def ask(self, start: int, end: int, nice: int) -> bytes:
+        """Have a chunk done as the calling thread would be; the answer, nothing from one that died. Raises OSError."""
+        cpus = syscalls.cpu_mask()
+        if cpus != self.cpus:
+            with contextlib.suppress(OSError):  # a cpuset has none of them any more, or a label forbids it
+                syscalls.set_cpu_mask(self.pid, cpus)
+            self.cpus = cpus
+        if nice != self.nice:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.pid, nice)
+            self.nice = nice
+        self.sock.send(_CHUNK.pack(start, end))
+        return self.sock.recv(_ANSWER_MAX)
+
+
+class Hands:
+    """The hands of one task: as many as threads use one at the same time.
+
+    ``touch`` is what a hand does with a chunk, from one position to another; what it returns goes back to the worker,
+    and whatever it raises means that it cannot be done. ``descriptors`` are those that it needs. There are ``most``
+    hands at most. They stand in /proc, where they hold no disk.
+    """
+
+    def __init__(
+        self, kernel: Kernel, touch: Callable[[int, int], bytes], descriptors: Collection[int], most: int
+    ) -> None:
+        """Make it while the process has one thread. Where no process can be forked, there are no hands."""
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self._resources = contextlib.ExitStack()
+        self._lock = threading.Lock()  # guards everything below
+        self._idle: list[_Hand] = []
+        self._pids: set[int] = set()
+        """Of all children that were not waited for yet."""
+        self._more = 0
+        """How many hands may still be made: none after a fork has failed, or a hand has died."""
+        self._misses = 0
+        worker = os.getpid()
+        with contextlib.suppress(OSError):  # at the limit of processes, of memory or of descriptors
+            self._forker, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._resources.callback(self._forker.close)
+            with theirs:
+                pid = syscalls.fork()
+                if pid == 0:
+                    _fork_hands(worker, theirs, kernel.proc, touch, descriptors)
+            self._pids.add(pid)
+            self._more = most
+
+    def do(self, start: int, end: int) -> bytes | None:
+        """What a hand answers for a chunk. None: there is no hand for it, or it could not do it, all of it or a part.
+
+        In either case nothing touches the chunk any more.
+        """
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        hand = self._take(nice) if self._misses < _MISSES_MAX else None
+        if hand is None:
+            return None
+        try:
+            answer = hand.ask(start, end, nice)
+        except OSError:
+            answer = b""
+        done = answer[:1] == _DONE
+        with self._lock:
+            self._misses = max(self._misses - 1, 0) if done else self._misses + 1
+            if answer:
+                self._idle.append(hand)
+            else:
+                self._more = 0
+                hand.sock.close()
+                self._end(hand.pid)
+        return answer[1:] if done else None
+
+    def _take(self, nice: int) -> _Hand | None:
+        """An idle hand, or a new one; not one that is nicer already, since not everybody may take that back."""
+        with self._lock:
+            for hand in self._idle:
+                if hand.nice <= nice:
+                    self._idle.remove(hand)
+                    return hand
+            if not self._more:
+                return None
+            try:
+                hand = self._fork()
+            except OSError:
+                self._more = 0
+                return None
+            self._more -= 1
+            return hand
+
+    def _fork(self) -> _Hand:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                socket.send_fds(self._forker, [b"\0"], [theirs.fileno()])
+                answer = self._forker.recv(_PID.size)
+                if not answer:
+                    raise ConnectionResetError
+                (pid,) = _PID.unpack(answer)
+                if pid < 0:
+                    raise OSError(-pid, os.strerror(-pid))
+            except BaseException:
+                ours.close()
+                raise
+        self._pids.add(pid)
+        return _Hand(pid, ours, self._nice)
+
+    def _end(self, pid: int) -> None:
+        """Wait for the end of one whose socket is closed."""
+        self._pids.remove(pid)
+        _kill(pid)
+        os.waitpid(pid, 0)
+
+    def close(self) -> None:
+        """End them all, when no thread uses one any more, and wait until they have let go of everything."""
+        self._resources.close()
+        for hand in self._idle:
+            hand.sock.close()
+        for pid in self._pids:  # all at once, as the end of each takes a millisecond
+            _kill(pid)
+        while self._pids:
+            self._end(next(iter(self._pids)))
+
+
+def _kill(pid: int) -> None:
+    """Kill a child, which ends at the end of its socket, too, where the caller's label allows no signal."""
+    with contextlib.suppress(PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _fork_hands(
+    worker: int, sock: socket.socket, proc: int, touch: Callable[[int, int], bytes], descriptors: Collection[int]
+) -> NoReturn:
+    """In the first child: fork a hand for each socket that comes."""
+    try:
+        os.fchdir(proc)
+        _settle(worker, descriptors, sock.fileno())
+        while True:
+            data, fds, _, _ = socket.recv_fds(sock, 1, 1)
+            if not data:
+                break
+            with socket.socket(fileno=fds[0]) as theirs:
+                try:
+                    pid = syscalls.clone_sibling()
+                except OSError as error:
+                    pid = -(error.errno or errno.EIO)
+                if pid == 0:
+                    sock.close()
+                    _settle(worker, descriptors, theirs.fileno())
+                    _serve(theirs, touch)
+            sock.send(_PID.pack(pid))
+    finally:
+        os._exit(0)
+
+
+def _settle(worker: int, descriptors: Collection[int], sock: int) -> None:
+    """In a new child: die with the worker, leave no core, have no descriptor but these and the standard ones.
+
+    Record locks are not inherited, so it marks the files, as its worker does.
+    """
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != worker:  # it died before
+        os._exit(0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    for number in (signal.SIGBUS, signal.SIGSEGV):
+        signal.signal(number, signal.SIG_DFL)
+    last = 2
+    for fd in sorted({*descriptors, sock}):
+        os.closerange(last + 1, fd)
+        last = fd
+    os.closerange(last + 1, _DESCRIPTORS_MAX)
+    for fd in descriptors:
+        mark(fd)
+    gc.disable()
+
+
+def _serve(sock: socket.socket, touch: Callable[[int, int], bytes]) -> NoReturn:
+    """In a hand: do one chunk after another."""
+    try:
+        while request := sock.recv(_CHUNK.size):
+            try:
+                answer = _DONE + touch(*_CHUNK.unpack(request))
+            except Exception:  # the worker tries it in the kernel's way, and reports what is wrong
+                answer = _NOT_DONE
+            sock.send(answer if len(answer) <= _ANSWER_MAX else _NOT_DONE)
+    finally:
+        os._exit(0)

@@ -1,0 +1,60 @@
+"""Calls that another process can make hang, such as a look at its mappings while it holds their lock."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ktaskfs.host.files import read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+STEP: Final = 0.05
+"""Seconds without an answer after which another thread goes on with the next question."""
+
+
+def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: float, proc: int) -> list[tuple[Q, A]]:
+    """Each question with its answer, in no order, without those that hang.
+
+    ``patience`` is the time in seconds, in all, in which no answer comes while every thread that asks is asleep, as
+    ``proc`` (an open /proc) shows: one that waits for a CPU does not hang. A question that hangs keeps a thread until
+    it is answered or the process ends. ``ask`` must not raise.
+    """
+    left = list(questions)
+    answers: queue.SimpleQueue[tuple[Q, A]] = queue.SimpleQueue()
+    threads: list[int] = []
+
+    def work() -> None:
+        threads.append(threading.get_native_id())
+        while True:
+            try:
+                question = left.pop()  # atomic
+            except IndexError:
+                return
+            answers.put((question, ask(question)))
+
+    expected = len(left)
+    found: list[tuple[Q, A]] = []
+    while len(found) < expected and patience > 0:
+        if left:
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            while len(found) < expected:
+                found.append(answers.get(timeout=STEP))
+        except queue.Empty:
+            if not any(_runs(proc, thread) for thread in list(threads)):
+                patience -= STEP
+    return found
+
+
+def _runs(proc: int, thread: int) -> bool:
+    """Whether a thread of this process has a CPU or waits for one; proc_pid_stat(5), state."""
+    with contextlib.suppress(OSError):  # it has ended
+        return read_file(f"self/task/{thread}/stat", proc).rpartition(b") ")[2].startswith(b"R")
+    return False

@@ -1,0 +1,95 @@
+"""How much of a file the page cache holds."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Final, NamedTuple
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.presence import data_extents
+from ktaskfs.host.target import size_of
+
+OVERLAYFS_MAGIC: Final = 0x794C7630
+WINDOW: Final = 1 << 30
+"""Bytes of a file that one mincore(2) looks at."""
+_CACHESTAT: Final = 451
+"""The same on every machine; since Linux 6.5."""
+_ANSWER_SIZE: Final = 40
+"""struct cachestat, which begins with the numbers of cached and of dirty pages, as u64."""
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.restype = ctypes.c_long
+_LIBC.syscall.argtypes = (ctypes.c_long, ctypes.c_uint, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint)
+_LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+class Cached(NamedTuple):
+    """Bytes of whole pages that the cache holds of a range, and of those that are dirty, where that is told."""
+
+    resident: int
+    dirty: int | None
+
+
+def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | None:
+    """What the cache holds of a range of a file open for reading, maybe on an ``overlay``. Raises OSError.
+
+    None if it is not told: the kernel tells it of one's own files and those that one may write.
+
+    cachestat(2) answers for a file's own pages alone, and counts those whose read is under way. The pages of an
+    overlay's file are those of the file below it, which only a mapping reaches (mincore(2), which says of a file that
+    it tells nothing of that all of it is there). So it is for older kernels, and where a filter forbids the other.
+    """
+    if start >= end:
+        return Cached(0, 0)
+    if not overlay:
+        try:
+            return _cachestat(fd, start, end)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: not the caller's to know, or a filter
+                raise
+    if not _is_own(fd):
+        return None
+    try:
+        runs = data_extents(fd, start, min(end, size_of(fd)))
+        return Cached(sum(_resident(fd, run.start, run.end) for run in runs), None)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENOSYS, errno.EPERM):  # its filesystem knows no mappings; a filter
+            return None
+        raise
+
+
+def _is_own(fd: int) -> bool:
+    return os.fstat(fd).st_uid == os.geteuid() or bool(syscalls.capget()[0] >> syscalls.CAP_FOWNER & 1)
+
+
+def _cachestat(fd: int, start: int, end: int) -> Cached:
+    """cachestat(2): ``nr_cache`` and ``nr_dirty`` of struct cachestat."""
+    answer = ctypes.create_string_buffer(_ANSWER_SIZE)
+    _check(_LIBC.syscall(_CACHESTAT, fd, struct.pack("=QQ", start, end - start), answer, 0))
+    resident, dirty = struct.unpack_from("=QQ", answer)
+    return Cached(resident * syscalls.page_size(), dirty * syscalls.page_size())
+
+
+def _resident(fd: int, start: int, end: int) -> int:
+    page, found = syscalls.page_size(), 0
+    first = start - start % page
+    for position in range(first, end, WINDOW):
+        length = min(WINDOW, end - position)
+        pages = -(-length // page)
+        seen = ctypes.create_string_buffer(pages)
+        address = syscalls.mmap(fd, position, length, syscalls.PROT_READ, syscalls.MAP_SHARED)
+        try:
+            _check(_LIBC.mincore(address, length, seen))
+        finally:
+            syscalls.munmap(address, length)
+        found += pages - seen.raw.count(0)
+    return found * page
+
+
+def _check(result: int) -> None:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

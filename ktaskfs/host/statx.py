@@ -1,0 +1,112 @@
+"""What statx(2) tells of a file beyond stat(2), and without asking its server."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Final, NamedTuple
+
+from ktaskfs.host import syscalls
+
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
+STATX_ATTR_MOUNT_ROOT: Final = 0x2000
+
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_BTIME: Final = 0x800
+_STATX_MNT_ID: Final = 0x1000
+_STATX_SIZE: Final = 256
+_STATX_ATTRIBUTES_AT: Final = 8
+"""Where struct statx has the attributes, as u64 (linux/stat.h)."""
+_STATX_ATTRIBUTES_MASK_AT: Final = 56
+"""Where it says which attributes are supported, as u64."""
+_STATX_UID_AT: Final = 20
+"""Where it has uid and gid, two of u32, and the mode as u16."""
+_STATX_INO_AT: Final = 32
+"""And the inode number, size and blocks, each as u64."""
+_STATX_DEV_AT: Final = 136
+"""And the device's numbers, two of u32."""
+_STATX_BTIME_AT: Final = 80
+"""And the time of birth: seconds as s64, nanoseconds as u32."""
+_STATX_MNT_ID_AT: Final = 144
+"""And the mount's number, as u64."""
+
+
+def birth_time(path: str) -> int:
+    """When the file was made, in nanoseconds (statx(2), STATX_BTIME); raises OSError.
+
+    0 where its filesystem does not keep that (hugetlbfs), or a filter forbids to ask.
+    """
+    status = _read_statx(_AT_FDCWD, path, 0, _STATX_BTIME)
+    known, *_ = struct.unpack_from("=I", status)
+    seconds, nanoseconds = struct.unpack_from("=qI", status, _STATX_BTIME_AT)
+    return seconds * 10**9 + nanoseconds if known & _STATX_BTIME else 0
+
+
+def attributes(fd: int) -> int:
+    """The STATX_ATTR_ bits of an open file or directory (statx(2)); raises OSError. 0 where a filter forbids to ask."""
+    bits: int = struct.unpack_from("=Q", _read_statx(fd, "", _AT_EMPTY_PATH, 0), _STATX_ATTRIBUTES_AT)[0]
+    return bits
+
+
+def is_mount_root(fd: int) -> bool:
+    """Whether something is mounted at the place where ``fd`` was opened. statx(2), STATX_ATTR_MOUNT_ROOT.
+
+    Raises OSError: ENOSYS where a filter forbids to ask, or before Linux 5.8.
+    """
+    status = _read_statx(fd, "", _AT_EMPTY_PATH, 0)
+    known: int = struct.unpack_from("=Q", status, _STATX_ATTRIBUTES_MASK_AT)[0]
+    if not known & STATX_ATTR_MOUNT_ROOT:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    bits: int = struct.unpack_from("=Q", status, _STATX_ATTRIBUTES_AT)[0]
+    return bool(bits & STATX_ATTR_MOUNT_ROOT)
+
+
+class FileStatus(NamedTuple):
+    """What stat(2) tells of a file; ``size`` is in bytes, ``blocks`` are of 512."""
+
+    device: int
+    inode: int
+    mode: int
+    uid: int
+    size: int
+    blocks: int
+
+
+def file_status(directory: int, path: str) -> FileStatus:
+    """Of the file at ``path``, which is not asked: a server of FUSE could never answer.
+
+    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros where that is forbidden (EPERM).
+    """
+    status = _read_statx(directory, path, _AT_STATX_DONT_SYNC, 0)
+    uid, _, mode = struct.unpack_from("=IIH", status, _STATX_UID_AT)
+    inode, size, blocks = struct.unpack_from("=QQQ", status, _STATX_INO_AT)
+    return FileStatus(os.makedev(*struct.unpack_from("=II", status, _STATX_DEV_AT)), inode, mode, uid, size, blocks)
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount through which ``fd`` was opened (statx(2), STATX_MNT_ID).
+
+    Raises OSError: ENOSYS where a filter forbids to ask, or before Linux 5.8.
+    """
+    status = _read_statx(fd, "", _AT_EMPTY_PATH, _STATX_MNT_ID)
+    known, *_ = struct.unpack_from("=I", status)
+    if not known & _STATX_MNT_ID:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    number: int = struct.unpack_from("=Q", status, _STATX_MNT_ID_AT)[0]
+    return number
+
+
+def _read_statx(directory: int, path: str, flags: int, mask: int) -> ctypes.Array[ctypes.c_char]:
+    """A struct statx, all zeros where a filter forbids the call: older container runtimes do not know it."""
+    status = ctypes.create_string_buffer(_STATX_SIZE)
+    try:
+        syscalls.statx(directory, path, flags, mask, status)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:  # no file gives that, but links of /proc/PID/map_files
+            raise
+    return status

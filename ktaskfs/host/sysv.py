@@ -1,0 +1,72 @@
+"""Segments of SysV shared memory. sysvipc(7), shmat(2), proc_sysvipc(5)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.libc import LIBC, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+
+SHM_RDONLY: Final = 0o10000
+SHM_DEST: Final = 0o1000
+"""In the mode of a segment: it goes when the last process detaches it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment: its number, its key, its size and how much of it is in memory (bytes), and its creator's uid.
+
+    For one of huge pages Linux 6.7 and later make ``resident`` too large: by the number of pages in a huge page.
+    """
+
+    number: int
+    key: int
+    mode: int
+    size: int
+    attached: int
+    uid: int
+    resident: int
+
+    @property
+    def text(self) -> str:
+        """How people know it: ipcs(1) shows number and key."""
+        return f"shmid {self.number} key 0x{self.key & 0xFFFFFFFF:08x}"
+
+
+def segments(kernel: Kernel) -> list[Segment]:
+    """The segments of this process's IPC namespace; none where the kernel has no such thing. Raises OSError."""
+    try:
+        lines = kernel.read_proc("sysvipc/shm").splitlines()[1:]
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        key, number, mode, size, _, _, attached, uid, *_, resident, _ = line.split()
+        found.append(Segment(int(number), int(key), int(mode, 8), int(size), int(attached), int(uid), int(resident)))
+    return found
+
+
+def stay_when_detached(kernel: Kernel) -> bool:
+    """Whether a segment that nobody has attached lives on (kernel.shm_rmid_forced is off). Raises OSError."""
+    return kernel.read_proc("sys/kernel/shm_rmid_forced").strip() == "0"
+
+
+@contextlib.contextmanager
+def attached(number: int) -> Iterator[int]:
+    """The address of a segment that this process has attached, to read, until the end. Raises OSError."""
+    attach = LIBC["shmat"]
+    attach.restype = ctypes.c_void_p
+    address = attach(number, None, SHM_RDONLY)
+    if address == ctypes.c_void_p(-1).value:
+        checked(-1)
+    try:
+        yield address
+    finally:
+        checked(LIBC["shmdt"](ctypes.c_void_p(address)))

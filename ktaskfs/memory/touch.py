@@ -1,0 +1,105 @@
+"""What only a hand may do (``host.hands``): map a file, and touch what is there, without the kernel in between.
+
+A touch can end in SIGBUS at any moment: somebody truncates the file, or punches a hole, or the memory is broken. The
+kernel says EFAULT instead, where it is asked to copy; but to copy takes its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host import syscalls
+from ktaskfs.host.hands import Hands
+from ktaskfs.host.mapping import HoleGuard, Mapping
+from ktaskfs.host.target import FilesystemType, Target
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ktaskfs.host.kernel import Kernel
+
+WORTH: Final = 1 << 30
+"""Bytes of work for each process that is forked: to fork one and to end it takes a tenth of what it saves with them."""
+
+
+class TouchedFile:
+    """An open file of huge pages in a hand. All pages are there, and mapped, before one is touched; no hole is filled.
+
+    Other files are not worth it: to map 4 KiB takes the kernel nearly as long as to copy them.
+    """
+
+    def __init__(self, target: Target, *, write: bool) -> None:
+        self._target = target
+        self._write = write
+        self._guard: HoleGuard | None = None
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor."""
+        return self._target.fd
+
+    @property
+    def suits(self) -> bool:
+        """Whether hands work on it."""
+        return self._target.filesystem is FilesystemType.HUGETLBFS
+
+    @contextlib.contextmanager
+    def mapped(self, start: int, end: int) -> Iterator[int]:
+        """The address of the byte at ``start``, with all pages up to ``end`` in memory.
+
+        Raises OSError where there is a hole, or the file has ended, or no userfaultfd can be had.
+        """
+        if self._guard is None:
+            self._guard = HoleGuard()
+        whole = Span(start, end).widened(self._target.page_size)
+        with Mapping(self._target.fd, whole.start, whole.size, reserve=False, private=not self._write) as mapping:
+            self._guard.guard(mapping)
+            if self._write:
+                mapping.populate_write(0, whole.size)
+            else:
+                mapping.populate_read(0, whole.size)
+            yield mapping.address + start - whole.start
+
+
+def open_hands(
+    kernel: Kernel, size: int, touch: Callable[[int, int], bytes], files: Sequence[TouchedFile]
+) -> Hands | None:
+    """Hands for ``size`` bytes of work on ``files``; None where it is not worth it, or a file does not suit."""
+    most = size // WORTH - 1  # one process forks the others
+    if most < 1 or not all(file.suits for file in files):
+        return None
+    return Hands(kernel, touch, {file.fd for file in files}, most)
+
+
+def write_zeros(address: int, length: int) -> None:
+    """Zero memory. memset(3)."""
+    ctypes.memset(address, 0, length)
+
+
+def write_repeated(address: int, length: int, block: int, period: int, at: int) -> None:
+    """Write the ``period`` bytes at ``block`` over and over, from the one at ``at`` on. memmove(3)."""
+    done = 0
+    while done < length:
+        count = min(length - done, period - at)
+        ctypes.memmove(address + done, block + at, count)
+        done, at = done + count, 0
+
+
+def is_repeated(address: int, length: int, block: int, period: int, at: int) -> bool:
+    """Whether memory is what ``write_repeated`` writes there. memcmp(3)."""
+    done = 0
+    while done < length:
+        count = min(length - done, period - at)
+        if not syscalls.same_bytes(address + done, block + at, count):
+            return False
+        done, at = done + count, 0
+    return True
+
+
+def memory_at(address: int, length: int) -> memoryview:
+    """Memory as plain bytes."""
+    return PickleBuffer((ctypes.c_ubyte * length).from_address(address)).raw()
