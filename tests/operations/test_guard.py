@@ -13,9 +13,7 @@ import pytest
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.operations.base import guard
-from ktaskfs.operations.base.registry import find_operations
-from ktaskfs.operations.ranges._range import RangeOperation
-from tests.operations.test_contract import EXAMPLES, declares, ending, paths, refusal
+from tests.operations.contract import RANGES, declares, ending, every_range, fixed_texts, paths, refusal
 from tests.support import filesystems
 from tests.support.forked import run_forked
 from tests.support.holding import USES, used
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
     from tests.support.runner import Place, Runner
     from tests.support.users import User
 
-RANGES: Final = [name for name, each in find_operations().items() if isinstance(each, RangeOperation)]
 GUARDED: Final = [name for name in RANGES if declares(name, "force")]
 FORCE: Final = "force=1 works on it all the same"
-every_range = pytest.mark.parametrize("name", RANGES)
 every_guarded = pytest.mark.parametrize("name", GUARDED)
 every_use = pytest.mark.parametrize("use", [use for use in USES if use != "has inherited"])
 both_memfds = pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB], ids=["small", "huge"])
@@ -40,7 +36,7 @@ both_memfds = pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB], ids=["small"
 
 def texts_on(name: str, directory: Path) -> dict[str, str]:
     """A spec that would change ``path`` if the operation changes anything: it is dirty, and a source is not."""
-    texts = {key: text for key, text in EXAMPLES["ranges"].texts.items() if declares(name, key)}
+    texts = fixed_texts(name)
     for parameter in paths(name):
         (directory / parameter).touch()
         os.truncate(directory / parameter, 2 * HUGE)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported
+from ktaskfs.ktask import Control
 from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
-from ktaskfs.operations.base.plan import Preparation
-from ktaskfs.operations.base.resume import Baseline, FileState, paths_of
+from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
+from ktaskfs.operations.base.resume import Baseline, identities_of
+from ktaskfs.span import NO_NODE
+from ktaskfs.units import format_cpulist, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.parameters import Parameter
-    from ktaskfs.operations.base.plan import Plan
     from ktaskfs.span import Node
     from ktaskfs.units import Units
 
@@ -30,17 +32,19 @@ P = TypeVar("P", bound=TaskParameters)
 class Operation(ABC, Generic[P]):
     """One kind of work. Subclasses are found by the registry: one file in this package each."""
 
-    name: ClassVar[str]
+    name: str
     """The word that starts a spec."""
-    description: ClassVar[str]
+    target: str = ""
+    """Where several operations have one name: what a spec must name to be for this one, in words (``SharedWord``)."""
+    description: str
     """One or two sentences for ``operations/NAME/description``."""
-    units: ClassVar[Units]
+    units: Units
     """What positions count."""
-    parameters: ClassVar[type[Any]]
+    parameters: type[Any]
     """The frozen dataclass P."""
-    no_undo: ClassVar[str] = ""
+    no_undo: str = ""
     """Why ``undo=1`` is refused; empty if the operation can take back what it did."""
-    no_resume: ClassVar[str] = ""
+    no_resume: str = ""
     """What the rest alone would lack, for the refusal to resume; empty if the operation can resume."""
 
     @cached_property
@@ -48,13 +52,24 @@ class Operation(ABC, Generic[P]):
         """The parameters, as ``parameters`` declares them."""
         return parameters_of(self.parameters)
 
+    @property
+    def meanings(self) -> tuple[Operation[Any], ...]:
+        """The operations of this name, the general one first."""
+        return (self,)
+
+    def means(self, parameters: Any) -> bool:
+        """Whether a spec, with the parameters of all operations of this name, is for this one and not the general one.
+
+        Called in the worker, which may look at the target.
+        """
+        return False
+
     def baseline(self, parameters: P, nodes: Sequence[Node]) -> Baseline:
         """What there is now, for work that is to be done on ``nodes``. Raises TargetError.
 
-        A family with ranges adds where its range ends.
+        A family with ranges adds where its range ends. Not called for plan=1: the files need not be there.
         """
-        files = {name: FileState.of(path).identity for name, path in paths_of(parameters)}
-        return Baseline(files, end=0, size=0, total=sum(node.size for node in nodes))
+        return Baseline(identities_of(parameters), end=0, size=0, total=sum(node.size for node in nodes))
 
     def settled(self, parameters: P, baseline: Baseline) -> P:
         """The parameters for a resume: defaults keep the meaning that they had in the first run."""
@@ -66,9 +81,11 @@ class Operation(ABC, Generic[P]):
         ``kernel`` has what was opened before this process took its caller's root. Operations that cannot resume in
         part restart, if nothing was done.
         """
-        if parameters.undo and self.no_undo:
-            raise NotSupported(f"undo=1: {self.no_undo}")
+        if parameters.undo and (refusal := self.undo_refusal(parameters)):
+            raise NotSupported(f"undo=1: {refusal}")
         lacking = "" if remaining is None else self.resume_refusal(parameters)
+        if parameters.plan:
+            return self._told(kernel, parameters, remaining)
         if remaining is None or not lacking:
             return self._prepared(kernel, parameters, remaining)
         whole = self._prepared(kernel, parameters, None)
@@ -79,11 +96,35 @@ class Operation(ABC, Generic[P]):
 
     def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
         with Preparation(kernel, parameters, remaining) as preparation:
+            self.locate(preparation)
             return self.prepare(preparation)
+
+    def _told(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
+        """A plan without work, whose result is what there would be to do."""
+        changes: Mapping[str, object] = {}
+        try:
+            plan = self._prepared(kernel, parameters, remaining)
+        except PlanToldError as told:
+            nodes, changes = told.nodes, told.changes
+        else:
+            nodes = plan.nodes
+            plan.abort()
+        nids = sorted({node.nid for node in nodes if node.nid != NO_NODE})
+        facts = {"operation": self.name, "total": sum(node.size for node in nodes), "units": self.units}
+        facts |= {"nodes": format_cpulist(nids)} if nids else {}
+        text = "".join(f"{key} {printable(str(value))}\n" for key, value in {**facts, **changes}.items())
+        return Plan((), Control(_nothing, min_chunk_size=1), abort=lambda: None, finish=lambda outcome: text)
+
+    def undo_refusal(self, parameters: P) -> str:
+        """``no_undo``; overridden by an operation that cannot undo with some ``parameters`` only."""
+        return self.no_undo
 
     def resume_refusal(self, parameters: P) -> str:
         """``no_resume``; overridden by an operation that cannot resume with some ``parameters`` only."""
         return self.no_resume
+
+    def locate(self, preparation: Preparation[P]) -> None:
+        """Find what a spec names otherwise than by a path; called before ``prepare``, and raises as that."""
 
     @abstractmethod
     def prepare(self, preparation: Preparation[P]) -> Plan:
@@ -91,3 +132,7 @@ class Operation(ABC, Generic[P]):
 
         What is kept in ``preparation`` is closed if this raises. Called by ``plan`` alone.
         """
+
+
+def _nothing(start: object, end: object) -> None:
+    """The chunk function of a plan without work."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 MAX: Final = "max"
 """The word for "no limit", as in cgroup v2."""
+ALL: Final = "all"
 PATH_MAX: Final = 4096
 """Bytes of a path with its closing NUL (linux/limits.h)."""
 WORD_MAX: Final = 255
@@ -101,12 +103,12 @@ def _parse_path(text: str) -> str:
     if "\0" in text:
         raise InvalidValue("the path has a NUL byte")
     try:
-        size = len(text.encode())
+        path = os.fsencode(text)
     except UnicodeEncodeError:  # JSON can write one; no file name can hold it
         raise InvalidValue("the path has half of a surrogate pair") from None
-    if size >= PATH_MAX:
-        raise InvalidValue(f"the path has {size} bytes, and may have {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
-    return text
+    if len(path) >= PATH_MAX:
+        raise InvalidValue(f"the path has {len(path)} bytes, and may have {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
+    return os.fsdecode(path)  # JSON can write the bytes of a character one by one
 
 
 def _parse_word(text: str) -> str:
@@ -119,6 +121,14 @@ def _parse_nodes(text: str) -> tuple[int, ...]:
     if len(text) > CPULIST_MAX:
         raise InvalidValue(f"the list has {len(text)} characters, and may have {CPULIST_MAX}")
     return parse_cpulist(text, most=1023)
+
+
+def _parse_address(text: str) -> int | None:
+    return None if text == ALL else parse_int(text, most=2**64 - 1)
+
+
+def _format_address(value: int | None) -> str:
+    return ALL if value is None else f"{value:#x}"
 
 
 def _limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
@@ -135,6 +145,9 @@ COUNT: Final[Kind[int]] = Kind("number", parse_int, str)
 FLAG: Final[Kind[bool]] = Kind("0/1", _parse_flag, lambda value: str(int(value)))
 OCTAL: Final[Kind[int]] = Kind("mode", _parse_octal, lambda value: f"{value:04o}")
 PATH: Final[Kind[str]] = Kind("path", _parse_path, str)
+"""What the task works on: a resume finds it again."""
+FILE: Final[Kind[str]] = Kind("path", _parse_path, str)
+"""Another file, which the task reads or makes."""
 WORD: Final[Kind[str]] = Kind("word", _parse_word, str)
 NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", _parse_nodes, format_cpulist)
 NICE: Final[Kind[int]] = Kind("number", lambda text: parse_int(text, most=19), str)
@@ -147,6 +160,10 @@ RATE: Final[Kind[int | None]] = Kind(
     lambda value: MAX if value is None else format_size(value),
     absent=MAX,
 )
+
+
+PID: Final[Kind[int]] = Kind("pid", lambda text: parse_int(text, least=1, most=2**31 - 1), str)
+ADDRESS: Final[Kind[int | None]] = Kind("address|all", _parse_address, _format_address, absent=ALL)
 
 
 def choice(*words: str) -> Kind[str]:
@@ -171,6 +188,9 @@ class TaskParameters:
     chunk: int | None = parameter(LENGTH, "least chunk size (default: the operation's own)", default=None)
     rate_max: int | None = parameter(RATE, "units a second at most, over all threads", default=None)
     undo: bool = parameter(FLAG, "take back what this run did if it fails or is cancelled", default=False)
+    plan: bool = parameter(FLAG, "only check, and tell in result what there is to do; touch nothing", default=False)
+    queue: bool = parameter(FLAG, "wait if you have as many tasks as you may, instead of EAGAIN", default=False)
+    replace: bool = parameter(FLAG, "forget your ended task of that name when this one starts", default=False)
 
     def check(self) -> None:
         """Raises InvalidValue for values that contradict each other."""

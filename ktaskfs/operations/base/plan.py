@@ -11,9 +11,10 @@ from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
 from ktaskfs.operations.base.parameters import TaskParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from ktaskfs.host.hands import Hands
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
     from ktaskfs.span import Node, Span
@@ -28,12 +29,23 @@ class Plan:
     abort:   takes back what ``prepare`` itself changed (a created file, a new size); called when the task never starts.
     finish:  called once after the last chunk, with the outcome of the job, whatever the end; returns the text for the
              ``result`` file. It may raise KtaskfsError (a digest that was not the expected one).
+    tree:    a number that stands for the list of files that the positions count; 0 if they count none.
     """
 
     nodes: Sequence[Node]
     control: Control
     abort: Callable[[], None]
     finish: Callable[[Outcome], str]
+    tree: int = 0
+
+
+class PlanToldError(Exception):
+    """Ends ``prepare`` before its first change, for plan=1: with the work, and what else is told. It is no failure."""
+
+    def __init__(self, nodes: Sequence[Node], changes: Mapping[str, object]) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.changes = changes
 
 
 class Closable(Protocol):
@@ -55,18 +67,28 @@ class Preparation(Generic[P]):
     kernel:     what was opened before this process took its caller's root.
     parameters: those of the spec.
     remaining:  what an earlier run left to do; None for a new task.
+    file:       an O_PATH descriptor of the file that ``path`` stands for, where the spec names it without a path.
     """
 
     def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
         self.kernel = kernel
         self.parameters = parameters
         self.remaining = remaining
+        self.file: int | None = None
         self._resources = ExitStack()
 
     @property
     def resumes(self) -> bool:
         """Whether an earlier run left this work."""
         return self.remaining is not None
+
+    def before_changes(self, nodes: Sequence[Node], told: Callable[[], Mapping[str, object]]) -> None:
+        """``prepare`` calls it before its first change to anything: with plan=1 it goes no further.
+
+        ``told`` then makes the checks that otherwise come with the changes, and gives lines for ``result``, by key.
+        """
+        if self.parameters.plan:
+            raise PlanToldError(nodes, told())
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +103,11 @@ class Preparation(Generic[P]):
         """Close ``resource`` in the end; returns it."""
         self._resources.callback(resource.close)
         return resource
+
+    def hands(self, nodes: Sequence[Node], make: Callable[[Kernel, int], Hands | None]) -> Hands | None:
+        """The hands of the task, if ``make`` finds them worth it for so much work; closed in the end. plan=1: none."""
+        made = None if self.parameters.plan else make(self.kernel, sum(node.size for node in nodes))
+        return None if made is None else self.keep(made)
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:
         """Call ``function`` in the end."""
@@ -114,7 +141,7 @@ class Preparation(Generic[P]):
             undo_failed=undo_func is not None,
         )
 
-    def plan(self, nodes: Sequence[Node], control: Control, finish: Callable[[Outcome], str]) -> Plan:
+    def plan(self, nodes: Sequence[Node], control: Control, finish: Callable[[Outcome], str], *, tree: int = 0) -> Plan:
         """The plan. Everything is still open when ``finish`` is called, and is closed afterwards."""
         close = self._resources.close
 
@@ -124,4 +151,4 @@ class Preparation(Generic[P]):
             finally:
                 close()
 
-        return Plan(nodes=nodes, control=control, abort=close, finish=finish_and_close)
+        return Plan(nodes=nodes, control=control, abort=close, finish=finish_and_close, tree=tree)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ktaskfs.operations
 from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.shared_word import SharedWord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,21 +25,19 @@ BASE: Final = "base"
 def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, Operation[Any]]:
     """All operations of the families in ``package`` by name, in alphabetical order.
 
-    Importing them is the cost, so call it once a process. Raises TypeError for a file that is no operation or more
-    than one, and for two operations of one name.
+    Importing them is the cost, so call it once a process. Those of one name are one, a SharedWord. Raises TypeError for
+    a file that is no operation or more than one, and for operations of one name that a spec does not tell apart.
     """
-    found: dict[str, Operation[Any]] = {}
+    found: dict[str, list[Operation[Any]]] = {}
     for module in _modules(package):
         operations = _operations_in(module)
         if len(operations) != 1:
             raise TypeError(f"{module.__name__} has {len(operations)} operations, not one")
         (found_class,) = operations
         operation = found_class()
-        if operation.name in found:
-            other = type(found[operation.name]).__module__
-            raise TypeError(f"{module.__name__} and {other} are both named {operation.name}")
-        found[operation.name] = operation
-    return MappingProxyType(dict(sorted(found.items())))
+        found.setdefault(operation.name, []).append(operation)
+    words = {name: each[0] if len(each) == 1 else SharedWord(each) for name, each in sorted(found.items())}
+    return MappingProxyType(words)
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:

@@ -5,21 +5,26 @@ In a new file, or one that is too short, the earlier work is missing, and doing 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host import syscalls
-from ktaskfs.operations.base.parameters import PATH, TaskParameters, parameters_of
+from ktaskfs.host import statx
+from ktaskfs.host.process_memory import Process
+from ktaskfs.operations.base.parameters import PATH, PID, Kind, TaskParameters, parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
+T = TypeVar("T")
+
 FILES_MAX: Final = 8
 NAME_MAX: Final = 64
+NUMBER_MAX: Final = 2**64 - 1
 """A worker is its caller's process, so a baseline is kept only if it is short. No operation has so many paths."""
 
 
@@ -36,7 +41,7 @@ class FileState:
         try:
             status = os.stat(path)
             # Inode numbers of removed files are given to new ones (ext4, at once); the time of birth differs.
-            return cls((status.st_dev, status.st_ino, syscalls.birth_time(path)), status.st_size)
+            return cls((status.st_dev, status.st_ino, statx.birth_time(path)), status.st_size)
         except OSError as error:
             raise TargetError.from_os(error, f"look at {path}") from error
 
@@ -45,20 +50,35 @@ class FileState:
 class Baseline:
     """What a run found when it was ready to begin.
 
-    files: the identity of the file behind each parameter that is a path.
+    files: the identity of the file or process behind each parameter that is a path or a PID.
     end:   byte of ``path`` at which the range ends; 0 for an operation without a range.
     size:  the bytes of the file up to ``end``.
     total: units to do.
+    tree:  what stands for the list of files of a tree, as in ``Plan``; 0 for an operation without one.
     """
 
     files: Mapping[str, tuple[int, int, int]]
     end: int
     size: int
     total: int
+    tree: int = 0
+
+    def require_tree(self, tree: int) -> None:
+        """Raises TargetError (ESTALE) unless ``tree``, that of the plan for a resume, is the same."""
+        if tree != self.tree:
+            text = "files came, went or changed since the task began, and its positions mean others: start it anew"
+            raise TargetError(text, errno=errno.ESTALE)
 
     def require(self, parameters: TaskParameters) -> None:
         """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for one that is too short now."""
-        for name, path in paths_of(parameters):
+        for name, pid in values_of(parameters, PID):
+            if process_identity(pid) != self.files.get(name):
+                raise TargetError(
+                    f"process {pid} is not the one any more that the task began with: start it anew", errno=errno.ESTALE
+                )
+        for name, path in values_of(parameters, PATH):
+            if name not in self.files:  # it stands for many
+                continue
             now = FileState.of(path)
             if now.identity != self.files.get(name):
                 raise TargetError(
@@ -66,8 +86,7 @@ class Baseline:
                 )
             if name == "path" and now.size < self.size:
                 raise TargetError(
-                    f"{path} was truncated to {now.size} bytes, and some of what was done is gone: "
-                    "start the task anew",
+                    f"{path} was truncated to {now.size} bytes, and some of what was done is gone: start the task anew",
                     errno=errno.ENXIO,
                 )
 
@@ -79,22 +98,39 @@ class Baseline:
                 str(name): (_number(device), _number(inode), _number(born))
                 for name, (device, inode, born) in fields["files"].items()
             }
-            baseline = cls(files, *(_number(fields[name]) for name in ("end", "size", "total")))
+            baseline = cls(files, *(_number(fields[name]) for name in ("end", "size", "total", "tree")))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError("not a baseline") from error
-        if len(fields) != 4 or len(files) > FILES_MAX or any(len(name) > NAME_MAX for name in files):
+        if len(fields) != 5 or len(files) > FILES_MAX or any(len(name) > NAME_MAX for name in files):
             raise ValueError("more than a baseline")
         return baseline
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r} is no number")
+    if type(value) is not int or not 0 <= value <= NUMBER_MAX:
+        raise ValueError("no number")
     return value
 
 
-def paths_of(parameters: TaskParameters) -> Iterator[tuple[str, str]]:
-    """Name and value of each parameter that is a path."""
+def identities_of(parameters: TaskParameters) -> dict[str, tuple[int, int, int]]:
+    """The identity of what each parameter leads to that is a path or a process. Raises TargetError."""
+    found = {name: FileState.of(path).identity for name, path in values_of(parameters, PATH)}
+    return found | {name: process_identity(pid) for name, pid in values_of(parameters, PID)}
+
+
+def process_identity(pid: int) -> tuple[int, int, int]:
+    """Number of a process, and when it began: numbers are used again. Raises TargetError."""
+    try:
+        with contextlib.closing(Process.find(pid)) as process:
+            return pid, process.began(), 0
+    except OSError as error:
+        raise TargetError.from_os(error, f"find process {pid}") from error
+
+
+def values_of(parameters: TaskParameters, kind: Kind[T]) -> Iterator[tuple[str, T]]:
+    """Name and value of each parameter of that kind that was given."""
     for each in parameters_of(type(parameters)):
-        if each.kind is PATH:
-            yield each.name, getattr(parameters, each.name)
+        if each.kind is kind:
+            value = getattr(parameters, each.name)
+            if value is not None:
+                yield each.name, value

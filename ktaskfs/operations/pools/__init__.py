@@ -1,1 +1,4 @@
-"""Operations on the machine's pools of huge pages."""
+"""Operations on the machine's pools of huge pages.
+
+A family: the rules of ``operations`` hold.
+"""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.hugepages import NodePool, default_size, open_node_pool, read_pools
+from ktaskfs.host.reclaim import RoomMaker, open_drop_caches, open_reclaim
 from ktaskfs.host.topology import read_memory, read_nodes
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import COUNT, FLAG, LENGTH, TaskParameters, parameter
@@ -18,7 +19,7 @@ from ktaskfs.span import Node
 from ktaskfs.units import PAGES, Nid, format_size, human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
@@ -28,6 +29,15 @@ LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 1 << 30
 """What one chunk adds or takes away. From free memory 1 GiB comes in milliseconds; where the kernel has to move
 others' pages out of the way, in seconds."""
+FIRST: Final = "first"
+AGAIN: Final = "again"
+RECLAIM: Final = "reclaim"
+DROP_CACHES: Final = "drop_caches"
+WAYS: Final = (FIRST, AGAIN, RECLAIM, DROP_CACHES)
+"""How a pool gets more pages, in the order in which that is tried: the next one only for what is still missing.
+
+A second request often gives what the first did not. To compact memory before gave nothing (measured).
+"""
 HEADROOM_PERCENT: Final = 5
 HEADROOM_BYTES: Final = 512 << 20
 """What the machine keeps of its memory, whichever is more: some programs, and the kernel, need more at times."""
@@ -41,6 +51,12 @@ class ReserveParameters(TaskParameters):
     size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
     undo: bool = parameter(
         FLAG, "if it fails or is cancelled, bring the pools back to what they were; 0: keep what it got", default=True
+    )
+    reclaim: bool = parameter(
+        FLAG, "if that is too few, have the nodes give up page cache, where the kernel can (Linux 6.18)", default=False
+    )
+    drop_caches: bool = parameter(
+        FLAG, "if that is still too few, drop all clean caches of the machine, at everybody's cost", default=False
     )
     force: bool = parameter(
         FLAG, "try even if it takes the memory that the machine needs itself (0: ENOMEM)", default=False
@@ -60,8 +76,10 @@ class Reserve(Operation[ReserveParameters]):
         "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. "
         "Your own /sys decides whether you may. "
         "Refused with ENOMEM if it would leave the machine less than 5 % of its memory, or less than 512 MiB, unless "
-        "force=1. The task fails with ENOMEM where the kernel finds no memory for more, or somebody else takes pages "
-        "away meanwhile; then the pools become what they were, unless undo=0. The result says how many are there."
+        "force=1. Where the kernel gives too few it is asked again while it gives more; then reclaim=1, and after that "
+        "drop_caches=1, make room. The task fails with ENOMEM where the kernel finds no memory for more, or somebody "
+        "else takes pages away meanwhile; then the pools become what they were, unless undo=0. The result says how "
+        "many are there, and how many each of these steps gave."
     )
     units = PAGES
     parameters = ReserveParameters
@@ -93,12 +111,13 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
     known = [node.nid for node in read_nodes(kernel) if node.total]
     nids = known if parameters.nodes is None else parameters.nodes
     shares: list[_Share] = []
+    rooms = _open_rooms(preparation, [nid for nid in nids if nid in known])
     try:
         for index, nid in enumerate(nids):
             if nid not in known:
                 raise InvalidValue(f"node {nid} is not there, or has no memory")
             wanted = parameters.pages * (index + 1) // len(nids) - parameters.pages * index // len(nids)
-            shares.append(_Share(preparation.keep(open_node_pool(size, nid)), nid, size, wanted))
+            shares.append(_Share(preparation.keep(open_node_pool(size, nid)), nid, size, wanted, rooms[nid]))
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise NotSupported("your /sys shows no pools of single NUMA nodes") from error
@@ -107,6 +126,23 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
             f"open the pool of node {nid}: {os.strerror(error.errno or 0)}{whose}", errno=error.errno
         ) from error
     return shares
+
+
+def _open_rooms(preparation: Preparation[ReserveParameters], nids: Sequence[int]) -> dict[int, dict[str, RoomMaker]]:
+    """What may make room on each node, by the column of the result, in order. Raises TargetError (EACCES, EROFS)."""
+    parameters, rooms = preparation.parameters, {nid: dict[str, RoomMaker]() for nid in nids}
+    try:
+        for nid in nids if parameters.reclaim else ():
+            reclaim = open_reclaim(nid)
+            if reclaim is not None:
+                rooms[nid][RECLAIM] = preparation.keep(reclaim)
+        if parameters.drop_caches:
+            caches = preparation.keep(open_drop_caches())
+            for each in rooms.values():
+                each[DROP_CACHES] = caches
+    except OSError as error:
+        raise TargetError.from_os(error, "open what makes room for pages, as your /sys and /proc have it") from error
+    return rooms
 
 
 def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -> None:
@@ -133,11 +169,14 @@ def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -
 class _Share:
     """One node's part. Threads of this task take turns at its pool: each holds ``lock`` meanwhile."""
 
-    def __init__(self, pool: NodePool, nid: int, size: int, wanted: int) -> None:
+    def __init__(self, pool: NodePool, nid: int, size: int, wanted: int, rooms: Mapping[str, RoomMaker]) -> None:
         self.pool = pool
         self.nid = nid
         self.size = size
         self.wanted = wanted
+        self._rooms = rooms
+        self.gained = dict.fromkeys(WAYS, 0)
+        """Pages that each way gave; guarded by lock."""
         self.before = pool.persistent()
         self.lock = threading.Lock()
         self.moved: dict[int, int] = {}  # pages that a failed step moved, by its first position; guarded by lock
@@ -153,10 +192,27 @@ class _Share:
         step = min(now + pages, aim) if now < aim else max(now - pages, aim)
         if step == now:
             return
-        self.pool.resize(step)
-        got = self.pool.persistent()
+        got = self._grow(now, step) if step > now else self._shrink(step)
         if got < min(step, aim):
             raise TargetError(f"{self.describe(got, aim)}: the kernel finds no memory for more", errno=errno.ENOMEM)
+
+    def _shrink(self, pages: int) -> int:
+        self.pool.resize(pages)
+        return self.pool.persistent()
+
+    def _grow(self, now: int, pages: int) -> int:
+        """Ask for ``pages`` until they are there, or no way gives more; returns how many there are. Raises OSError."""
+        for way in WAYS:
+            room, more = self._rooms.get(way), way in (FIRST, AGAIN) or way in self._rooms
+            while more and now < pages:
+                if room is not None:
+                    room.make_room((pages - now) * self.size)
+                before = now
+                self.pool.resize(pages)
+                now = self.pool.persistent()
+                self.gained[way] += max(now - before, 0)
+                more = now > before and way != FIRST
+        return now
 
     def describe(self, pages: int, aim: int) -> str:
         """How many pages there are and how many are wanted, in words."""
@@ -221,9 +277,10 @@ class _Reserver:
         for share in self._shares:
             there = share.pool.counts()
             pages = there.total - there.surplus
-            rows.append((share.nid, share.before, share.wanted, pages, there.free, there.surplus))
+            gained = share.gained.values()
+            rows.append((share.nid, share.before, share.wanted, pages, there.free, there.surplus, *gained))
         totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
-        lines = [("node", "before", "wanted", "pages", "free", "surplus"), *rows, ("all", *totals)]
+        lines = [("node", "before", "wanted", "pages", "free", "surplus", *WAYS), *rows, ("all", *totals)]
         result = "".join(" ".join(map(str, line)) + "\n" for line in lines)
         if missed:
             share, pages = missed[0]

@@ -5,27 +5,33 @@ Holes stay holes: the kernel copies into a mapping, and a HoleGuard makes it sto
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.host.presence import data_extents, next_page
-from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
+from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.target_errors import page_unavailable, require_unsealed, truncated
 from ktaskfs.memory.tmpfs import mapped_windows
+from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated, write_zeros
 from ktaskfs.operations.base.guard import GuardedParameters, guard
-from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
+from ktaskfs.operations.ranges._many import open_many
+from ktaskfs.operations.ranges._range import FileParameters, is_many, open_range_target, resolve_extent
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.host.hands import Hands
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
-    from ktaskfs.span import Span
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -38,15 +44,16 @@ ALIGN: Final = 2 << 20
 class Content:
     """What is written: a descriptor that never ends (``period`` None), or its first ``period`` bytes, over and over.
 
-    A period begins at every multiple of it in the file, wherever the range begins.
+    A period begins at every multiple of it in the file, wherever the range begins. ``block`` is one; None: zeros.
     """
 
     fd: int
     period: int | None
+    block: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverwriteParameters(RangeParameters, GuardedParameters):
+class OverwriteParameters(FileParameters, GuardedParameters):
     """A range, by default to the end of the file, in which nobody else's data is overwritten unasked."""
 
 
@@ -59,12 +66,18 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError (EBUSY as ``guard``).
     """
     parameters = preparation.parameters
-    target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+    if is_many(parameters.path):
+        return _prepare_many(preparation, source, report=report)
+    target = preparation.keep(open_range_target(preparation, kinds=MEMORY))
     guard(preparation, target)
     extent = resolve_extent(parameters, target.size(), may_grow=False)
     require_unsealed(target, 0)
     nodes = preparation.nodes(extent, target.page_size)
-    writer = _Overwriter(preparation.kernel, source, target, preparation.keep(guarded_pages(target, extent)))
+    pages = preparation.keep(guarded_pages(target, extent))
+    file = TouchedFile(target, write=True)
+    touch = _Toucher(file, source.block).overwrite
+    hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
+    writer = _Overwriter(preparation.kernel, source, target, pages, hands)
 
     def finish(outcome: Outcome) -> str:
         return report(writer.written)
@@ -74,11 +87,43 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     return preparation.plan(nodes, control, finish)
 
 
+def _prepare_many(preparation: Preparation[P], source: Content, *, report: Callable[[int], str]) -> Plan:
+    """The same for many whole files; raises the same, of the first file that it is about."""
+
+    def check(target: Target) -> None:
+        guard(preparation, target)
+        require_unsealed(target, 0)
+
+    files = open_many(preparation, check)
+    lock, written = threading.Lock(), Counter[str]()
+
+    def overwrite(start: int, end: int) -> None:
+        for _, target, piece in files.pieces(start, end):
+            within = Span(piece.start, min(piece.end, target.size()))
+            with contextlib.closing(guarded_pages(target, within)) as pages:
+                writer = _Overwriter(preparation.kernel, source, target, pages)
+                writer.overwrite(within.start, within.end)
+            with lock:
+                written["bytes"] += writer.written
+
+    def finish(outcome: Outcome) -> str:
+        counts = "".join(f"{key} {value}\n" for key, value in files.counts.items())
+        return report(written["bytes"]) + counts
+
+    nodes = preparation.nodes(files.extent, files.page_size)
+    align = min(files.page_size, ALIGN)
+    control = preparation.control(overwrite, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
+    return preparation.plan(nodes, control, finish)
+
+
 class _Overwriter:
     """The chunk function."""
 
-    def __init__(self, kernel: Kernel, source: Content, target: Target, pages: GuardedPages) -> None:
+    def __init__(
+        self, kernel: Kernel, source: Content, target: Target, pages: GuardedPages, hands: Hands | None = None
+    ) -> None:
         self._kernel = kernel
+        self._hands = hands
         self._source = source
         self._target = target
         self._guard = pages.guard
@@ -91,6 +136,10 @@ class _Overwriter:
         if self._target.size() < end:
             raise truncated(self._target)
         if self._target.allocated() == 0:
+            return
+        if self._hands is not None and self._hands.do(start, end) is not None:
+            with self._lock:
+                self.written += end - start
             return
         try:
             with self._pages.window(start, end) as mapping:
@@ -147,3 +196,21 @@ class _Overwriter:
         if self._target.size() < min(position, end):
             raise truncated(self._target)
         return min(position, end)
+
+
+class _Toucher:
+    """The chunk function of a hand; ``block`` is repeated, None stands for zeros."""
+
+    def __init__(self, file: TouchedFile, block: bytes | None) -> None:
+        self._file = file
+        self._block = None if block is None else ctypes.create_string_buffer(block, len(block))
+
+    def overwrite(self, start: int, end: int) -> bytes:
+        """Write over a chunk that has all of its pages; raises OSError."""
+        with self._file.mapped(start, end) as address:
+            if self._block is None:
+                write_zeros(address, end - start)
+            else:
+                period = len(self._block)
+                write_repeated(address, end - start, ctypes.addressof(self._block), period, start % period)
+        return b""

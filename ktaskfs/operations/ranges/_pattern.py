@@ -10,7 +10,7 @@ from typing import Final
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.operations.base.parameters import Kind, parameter
-from ktaskfs.operations.ranges._range import RangeParameters
+from ktaskfs.operations.ranges._range import FileParameters
 from ktaskfs.units import shown
 
 LONGEST: Final = 4096
@@ -34,7 +34,7 @@ HEX: Final[Kind[bytes]] = Kind("hex", _parse, bytes.hex, absent="random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatternParameters(RangeParameters):
+class PatternParameters(FileParameters):
     """A range, and what is repeated in it."""
 
     pattern: bytes | None = parameter(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+import stat
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.memory.source import require_source_range
+from ktaskfs.host import syscalls
+from ktaskfs.host.target import open_target
+from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.operations.base.operation import Operation
-from ktaskfs.operations.base.parameters import LENGTH, PATH, SIZE, TaskParameters, parameter
+from ktaskfs.operations.base.parameters import ADDRESS, LENGTH, PATH, PID, SIZE, TaskParameters, parameter
+from ktaskfs.operations.base.processes import open_mapped, open_process, shared_area
 from ktaskfs.operations.base.resume import Baseline, FileState
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES, PAGES, SIZE_MAX, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from ktaskfs.host.target import Target
-    from ktaskfs.memory.source import Source
+    from ktaskfs.host.target import FilesystemType, Target
     from ktaskfs.operations.base.plan import Preparation
     from ktaskfs.span import Node
 
@@ -35,6 +41,36 @@ class RangeParameters(TaskParameters):
             raise InvalidValue("offset plus length is past the largest file offset, 2^63 - 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileParameters(RangeParameters):
+    """A range of the file at ``path``, or of one that a process has mapped, which may have no path.
+
+    An operation that is prepared finds ``path`` set in either case.
+    """
+
+    path: str = parameter(PATH, "the file", default=None)
+    pid: int | None = parameter(PID, "a process, instead of path: the file behind a shared mapping of it", default=None)
+    mapping: int | None = parameter(
+        ADDRESS,
+        "with pid: an address in that mapping; without offset and length the range is what is mapped there "
+        "(all: the whole of the only file that the process shares)",
+        default=None,
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.pid is None:
+            if self.mapping is not None:
+                raise InvalidValue("mapping is of a process: pid is missing")
+            if self.path is None:
+                raise InvalidValue("parameter path is missing")
+        elif self.path is not None:
+            raise InvalidValue("path and pid both name a file: give one of them")
+
+
+NO_RESUME: Final = "which of the files were done has not been kept"
+NO_RESUME_MAPPED: Final = "the process may have changed its mappings meanwhile"
+
 P = TypeVar("P", bound=RangeParameters)
 
 
@@ -42,8 +78,35 @@ class RangeOperation(Operation[P]):
     """An operation whose positions are bytes of ``path``."""
 
     units = BYTES
+    takes_many: ClassVar[bool] = False
+    """Whether ``path`` may be a directory of a hugetlbfs, or a pattern."""
+
+    def locate(self, preparation: Preparation[P]) -> None:
+        """The file behind a mapping. Raises TargetError (ESRCH, EACCES, EPERM), NotSupported, InvalidValue."""
+        parameters: RangeParameters = preparation.parameters
+        if not isinstance(parameters, FileParameters) or parameters.pid is None:
+            return
+        with contextlib.closing(open_process(parameters.pid)) as process:
+            area = shared_area(process, parameters.mapping)
+            preparation.file = open_mapped(process, area)
+        preparation.callback(os.close, preparation.file)
+        offset, length = parameters.offset, parameters.length
+        if parameters.mapping is not None and not offset and length is None:
+            reaches_end = area.offset + area.size >= os.fstat(preparation.file).st_size
+            offset, length = area.offset, None if reaches_end else area.size
+        path = f"/proc/{parameters.pid}/map_files/{area.start:x}-{area.end:x}"
+        preparation.parameters = replace(preparation.parameters, path=path, offset=offset, length=length)
+
+    def resume_refusal(self, parameters: P) -> str:
+        if is_mapped(parameters):
+            return self.no_resume or NO_RESUME_MAPPED
+        return NO_RESUME if self.takes_many and is_many(parameters.path) else super().resume_refusal(parameters)
 
     def baseline(self, parameters: P, nodes: Sequence[Node]) -> Baseline:
+        if is_mapped(parameters):
+            return super().baseline(parameters, nodes)
+        if self.takes_many and is_many(parameters.path):
+            return Baseline({}, end=0, size=0, total=sum(node.size for node in nodes))
         found = super().baseline(parameters, nodes)
         size = FileState.of(parameters.path).size
         end = self.end_of_range(parameters, size, nodes)
@@ -75,18 +138,67 @@ class PageRangeOperation(RangeOperation[P]):
         return size if parameters.length is None else parameters.offset + parameters.length
 
 
+def is_mapped(parameters: RangeParameters) -> bool:
+    """Whether a spec names the file by a mapping of a process."""
+    return isinstance(parameters, FileParameters) and parameters.pid is not None
+
+
+def open_range_target(
+    preparation: Preparation[P],
+    *,
+    kinds: Collection[FilesystemType],
+    write: bool = True,
+    create: int | None = None,
+    look: bool = False,
+) -> Target:
+    """The file that a spec means, as ``open_target`` opens it."""
+    path, handle = preparation.parameters.path, preparation.file
+    return open_target(preparation.kernel, path, kinds=kinds, write=write, create=create, look=look, handle=handle)
+
+
+def open_range_source(preparation: Preparation[P]) -> Source:
+    """The same, to be read, as Source."""
+    return Source(preparation.kernel, preparation.parameters.path, handle=preparation.file)
+
+
+def is_many(path: str) -> bool:
+    """Whether ``path`` is a directory of a hugetlbfs, or a pattern as glob(7) has them that is not the name of a file.
+
+    No other directory stands for its files: in /dev/shm are semaphores and locks of everybody, which nobody holds open.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return glob.has_magic(path)
+    except OSError:  # whoever opens it says why it cannot be done
+        return False
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC
+    finally:
+        os.close(fd)
+
+
 def resolve_extent(parameters: RangeParameters, size: int, *, may_grow: bool) -> Span:
     """The range that a spec means on a file of ``size`` bytes.
 
-    Raises InvalidValue for an empty range, and, unless the operation ``may_grow`` the file, one past its end.
+    It is empty if it begins where the file ends, as it does in an empty file. Raises InvalidValue for a range past the
+    end, unless the operation ``may_grow`` the file: then for an empty one.
     """
-    if parameters.length is None and parameters.offset >= size:
-        what = "length is missing" if may_grow else "there is nothing to do"
-        raise InvalidValue(f"{what}: {parameters.path} has {size} bytes and the range begins at {parameters.offset}")
+    if parameters.length is None:
+        if may_grow and parameters.offset >= size:
+            where = f"{parameters.path} has {size} bytes and the range begins at {parameters.offset}"
+            raise InvalidValue(f"length is missing: {where}")
+        require_start(parameters.path, parameters.offset, size)
     extent = Span(parameters.offset, size if parameters.length is None else parameters.offset + parameters.length)
     if extent.end > size and not may_grow:
         raise InvalidValue(f"the range ends at {extent.end}, past the end of {parameters.path}: it has {size} bytes")
     return extent
+
+
+def require_start(path: str, offset: int, size: int) -> None:
+    """Raises InvalidValue if a range begins past the end of a file of ``size`` bytes."""
+    if offset > size:
+        raise InvalidValue(f"the range begins at {offset}, past the end of {path}: it has {size} bytes")
 
 
 def require_whole_pages(extent: Span, page_size: int, path: str) -> None:
@@ -97,13 +209,10 @@ def require_whole_pages(extent: Span, page_size: int, path: str) -> None:
 
 
 def source_length(source: Source, offset: int, parameters: RangeParameters) -> int:
-    """Bytes that a spec means: ``length``, or up to the end of the source. Raises InvalidValue if there are none."""
+    """Bytes that a spec means: ``length``, or up to the end of the source. Raises InvalidValue past its end."""
     if parameters.length is not None:
         require_source_range(source, Span(offset, offset + parameters.length))
         return parameters.length
     size = source.file.size()
-    if offset >= size:
-        raise InvalidValue(
-            f"there is nothing to do: {source.file.path} has {size} bytes and the range begins at {offset}"
-        )
+    require_start(source.file.path, offset, size)
     return size - offset

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Digest, digest_maker, labelled, require_digest
-from ktaskfs.memory.source import Source
+from ktaskfs.memory.touch import TouchedFile, memory_at, open_hands
 from ktaskfs.operations.base.parameters import Kind, choice, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
+from ktaskfs.operations.ranges._range import FileParameters, RangeOperation, open_range_source, resolve_extent
+from ktaskfs.span import Span
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
+    from ktaskfs.memory.source import Source
     from ktaskfs.operations.base.plan import Plan, Preparation
-    from ktaskfs.span import Span
 
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
@@ -38,7 +40,7 @@ DIGEST: Final[Kind[str]] = Kind("hex", _parse, str, absent="none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChecksumParameters(RangeParameters):
+class ChecksumParameters(FileParameters):
     """A range, how it is digested, and what should come of it."""
 
     algorithm: str = parameter(
@@ -51,6 +53,7 @@ class Checksum(RangeOperation[ChecksumParameters]):
     """Each thread reads into a buffer of its own, leaf by leaf; pread(2) of a hole allocates nothing."""
 
     name = "checksum"
+    target = "a range of one file"
     description = (
         "The digest of the range of any file, the same whatever the threads and chunks: crc32 is that of zlib, the "
         "others are trees over leaves of 1 MiB. With expect, the task fails if it is another one."
@@ -69,10 +72,13 @@ class Checksum(RangeOperation[ChecksumParameters]):
         if parameters.expect is not None:
             require_digest(parameters.expect, parameters.algorithm)
         maker = digest_maker(parameters.algorithm)
-        source = preparation.keep(Source(preparation.kernel, parameters.path))
+        source = preparation.keep(open_range_source(preparation))
         extent = resolve_extent(parameters, source.file.size(), may_grow=False)
         nodes = preparation.nodes(extent, LEAF)
-        digester = _Digester(source, extent, parameters, maker)
+        file = TouchedFile(source.file, write=False)
+        touch = _Toucher(file, extent.start, maker).digest
+        hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
+        digester = _Digester(source, extent, parameters, maker, hands)
         control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
         return preparation.plan(nodes, control, digester.finish)
 
@@ -81,9 +87,15 @@ class _Digester:
     """The chunk function, and the digest of the chunks that are finished."""
 
     def __init__(
-        self, source: Source, extent: Span, parameters: ChecksumParameters, maker: Callable[[], Digest]
+        self,
+        source: Source,
+        extent: Span,
+        parameters: ChecksumParameters,
+        maker: Callable[[], Digest],
+        hands: Hands | None,
     ) -> None:
         self._source = source
+        self._hands = hands
         self._extent = extent
         self._parameters = parameters
         self._maker = maker
@@ -93,6 +105,13 @@ class _Digester:
 
     def digest(self, start: int, end: int) -> None:
         """Enter the bytes from ``start``, which begins a leaf, to ``end``; raises TargetError."""
+        found = None if self._hands is None else self._hands.do(start, end)
+        if found is None:
+            found = self._digest(start, end)
+        with self._lock:
+            self._whole.merge(found)
+
+    def _digest(self, start: int, end: int) -> bytes:
         mine, base, position = self._maker(), self._extent.start, start
         for low, high in self._source.data(start, end):
             first = low - (low - base) % LEAF  # data anywhere in a leaf is data all over it
@@ -103,8 +122,7 @@ class _Digester:
                 position = self._digest_leaf(mine, position, end)
         if position < end:
             mine.add_zeros(position - base, end - base)
-        with self._lock:
-            self._whole.merge(mine)
+        return mine.to_bytes()
 
     def _digest_leaf(self, digest: Digest, position: int, end: int) -> int:
         view = self._buffer.view[: min(LEAF, end - position)]
@@ -126,3 +144,20 @@ class _Digester:
             message = f"{self._parameters.algorithm} of {where} is {value} and not {expected}"
             raise Finding(message, position=self._extent.start, result=result, errno=errno.EBADMSG)
         return result
+
+
+class _Toucher:
+    """The chunk function of a hand, for chunks without a hole. Positions of the digest count from ``base``."""
+
+    def __init__(self, file: TouchedFile, base: int, maker: Callable[[], Digest]) -> None:
+        self._file = file
+        self._base = base
+        self._maker = maker
+
+    def digest(self, start: int, end: int) -> bytes:
+        """The digest of a chunk; raises OSError."""
+        mine = self._maker()
+        with self._file.mapped(start, end) as address:
+            for leaf in Span(0, end - start).windows(LEAF):
+                mine.add(start - self._base + leaf.start, memory_at(address + leaf.start, leaf.size))
+        return mine.to_bytes()

@@ -19,9 +19,11 @@ class Clear(RangeOperation[OverwriteParameters]):
     name = "clear"
     description = (
         "Write zeros over what is there, in place: no page is freed, and a hole stays a hole. "
-        "Several threads share even one gigantic page."
+        "Several threads share even one gigantic page. path may be a directory of huge pages or a quoted pattern, for "
+        "all files of memory there."
     )
     parameters = OverwriteParameters
+    takes_many = True
     no_undo = "what was overwritten with zeros cannot be brought back"
 
     def prepare(self, preparation: Preparation[OverwriteParameters]) -> Plan:

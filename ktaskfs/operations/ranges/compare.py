@@ -6,18 +6,20 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.presence import union
 from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.source import Source, require_source_range
+from ktaskfs.memory.touch import TouchedFile, open_hands
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters
+from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_start
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -45,6 +47,7 @@ class Compare(RangeOperation[CompareParameters]):
     """Both files are only read, and where both have holes not even that. A difference is a finding, not a failure."""
 
     name = "compare"
+    target = "two files"
     description = (
         "Compare a range of path with one of source, any files. The result says equal, or at which byte of path the "
         "first difference is and how many bytes differ; the task ends as done either way. "
@@ -57,14 +60,17 @@ class Compare(RangeOperation[CompareParameters]):
     def prepare(self, preparation: Preparation[CompareParameters]) -> Plan:
         """Open both for reading.
 
-        Raises InvalidValue for a ``length`` past the end of one of them, TargetError.
+        Raises InvalidValue for a range past the end of one of them, TargetError.
         """
         parameters = preparation.parameters
         file = preparation.keep(Source(preparation.kernel, parameters.path))
         source = preparation.keep(Source(preparation.kernel, parameters.source))
         work = _work(parameters, file, source)
         nodes = preparation.nodes(work.extent, PIECE)
-        comparer = _Comparer(file, source, work)
+        files = [TouchedFile(each.file, write=False) for each in (file, source)]
+        touch = _Toucher(files, work.shift).compare
+        hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, files))
+        comparer = _Comparer(file, source, work, hands)
         control = preparation.control(comparer.compare, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
         return preparation.plan(nodes, control, comparer.finish)
 
@@ -92,10 +98,8 @@ def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
         require_source_range(source, extent.shifted(shift))
         return _Work(extent, shift, (extent.end, extent.end), 0)
     left, right = file.file.size() - offset, source.file.size() - source_offset
-    if left < 0 or right < 0:
-        shorter, at = (file, offset) if left < 0 else (source, source_offset)
-        size = shorter.file.size()
-        raise InvalidValue(f"the range begins at {at}, past the end of {shorter.file.path}: it has {size} bytes")
+    require_start(file.file.path, offset, offset + left)
+    require_start(source.file.path, source_offset, source_offset + right)
     shared, whole = offset + min(left, right), offset + max(left, right)
     longer = (file if left > right else source).file
     if longer.filesystem is FilesystemType.HUGETLBFS and whole - shared < longer.page_size:
@@ -128,7 +132,8 @@ class _Side:
 class _Comparer:
     """The chunk function, and what was found in the chunks that are finished."""
 
-    def __init__(self, file: Source, source: Source, work: _Work) -> None:
+    def __init__(self, file: Source, source: Source, work: _Work, hands: Hands | None) -> None:
+        self._hands = hands
         self._file = _Side(file, 0, work.ends[0])
         self._source = _Side(source, work.shift, work.ends[1])
         self._buffer = Buffer(2 * PIECE)
@@ -138,6 +143,8 @@ class _Comparer:
 
     def compare(self, start: int, end: int) -> None:
         """Compare the bytes from ``start`` to ``end``; raises TargetError."""
+        if self._hands is not None and self._hands.do(start, end) is not None:
+            return
         differing, first = 0, None
         for low, high in self._data(start, end):
             for position in range(low, high, PIECE):
@@ -152,7 +159,7 @@ class _Comparer:
 
     def _data(self, start: int, end: int) -> Iterator[Span]:
         """The runs where one of the files may hold something else than zeros."""
-        return _union(list(self._file.data(start, end)), list(self._source.data(start, end)))
+        return union(list(self._file.data(start, end)), list(self._source.data(start, end)))
 
     def _compare_piece(self, position: int, size: int) -> tuple[int, int] | None:
         """The first position that differs and how many do; None if it is the same in both."""
@@ -180,11 +187,19 @@ class _Comparer:
         return "equal\n" if self._first is None else f"first {self._first}\ndiffering {self._differing}\n"
 
 
-def _union(*lists: list[Span]) -> Iterator[Span]:
-    """The runs that cover what the runs of any list cover, in order."""
-    runs = sorted(run for each in lists for run in each)
-    while runs:
-        low, high = runs.pop(0)
-        while runs and runs[0][0] <= high:
-            high = max(high, runs.pop(0)[1])
-        yield Span(low, high)
+class _Toucher:
+    """The chunk function of a hand, for chunks that both files have and that are the same."""
+
+    def __init__(self, files: Sequence[TouchedFile], shift: int) -> None:
+        self._file, self._source = files
+        self._shift = shift
+
+    def compare(self, start: int, end: int) -> bytes:
+        """Raises OSError, and ValueError if any byte differs."""
+        with (
+            self._file.mapped(start, end) as mine,
+            self._source.mapped(start + self._shift, end + self._shift) as others,
+        ):
+            if not syscalls.same_bytes(mine, others, end - start):
+                raise ValueError
+        return b""

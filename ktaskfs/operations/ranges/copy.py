@@ -12,7 +12,15 @@ from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import Crc32, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
-from ktaskfs.memory.room import available_memory, require_pool, require_space
+from ktaskfs.memory.room import (
+    available_memory,
+    missing_bytes,
+    mount_room,
+    require_file_size,
+    require_pool,
+    require_reservable,
+    require_space,
+)
 from ktaskfs.memory.sinks import open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
@@ -53,9 +61,10 @@ class CopyParameters(RangeParameters, GuardedParameters):
 
 
 class Copy(RangeOperation[CopyParameters]):
-    """What ``path`` has outside of the range stays, as with dd conv=notrunc."""
+    """What ``path`` has outside of the range stays, as with dd conv=notrunc. An empty source leaves all as it is."""
 
     name = "copy"
+    target = "a file"
     description = (
         "Copy source into path: into hugetlbfs, which knows no write, and out of it too. Creates path, and extends it. "
         "Huge pages are reserved before the first is touched; holes stay holes."
@@ -82,12 +91,14 @@ class Copy(RangeOperation[CopyParameters]):
         if parameters.digest is not None:
             digest_maker(parameters.digest)
         if target is None:
-            target = preparation.keep(open_target(kernel, parameters.path, kinds=KINDS, create=parameters.mode))
+            path, mode = parameters.path, parameters.mode
+            target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         nodes = preparation.nodes(extent, target.page_size)
         route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
         _require_copyable(route, growth, keep_size=parameters.keep_size)
+        preparation.before_changes(nodes, lambda: _told(kernel, route, growth))
         copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), parameters.digest)
         align = min(target.page_size, ALIGN)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
@@ -154,7 +165,7 @@ class _Route:
 def _require_copyable(route: _Route, growth: Growth, *, keep_size: bool) -> None:
     """Raises InvalidValue, and TargetError (EPERM) for a sealed target."""
     target, extent = route.target, route.extent
-    grows = extent.end > growth.old_size
+    grows = extent.size > 0 and extent.end > growth.old_size
     if grows and keep_size:
         raise InvalidValue(
             f"keep_size=1: the range ends at {extent.end}, and {target.path} has {growth.old_size} bytes"
@@ -178,8 +189,26 @@ def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
                 growth.reserve(run).close()
         else:
             _require_space(kernel, route)
-        growth.extend(extent.widened(target.page_size).end if huge else extent.end, free_from=extent.start)
+        if extent.size:
+            growth.extend(extent.widened(target.page_size).end if huge else extent.end, free_from=extent.start)
         return open_sink(kernel, route.source, target, extent, route.shift)
+    except OSError as error:
+        raise TargetError.from_os(error, f"allocate {target.path}") from error
+
+
+def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
+    """What a plan tells, when there is room; raises as ``prepare``."""
+    target, end = route.target, route.extent.end
+    huge = target.filesystem is FilesystemType.HUGETLBFS
+    try:
+        if huge:
+            end = route.extent.widened(target.page_size).end
+            missing = sum(missing_bytes(target, run) for run in route.whole_pages())
+            require_reservable(kernel, target, missing // target.page_size)
+        else:
+            _require_space(kernel, route)
+        require_file_size(target, end, written=target.filesystem is FilesystemType.OTHER)
+        return growth.changes(end if route.extent.size else 0)
     except OSError as error:
         raise TargetError.from_os(error, f"allocate {target.path}") from error
 
@@ -188,12 +217,12 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
     """As well as can be known: only tmpfs is asked what the target already has in the range."""
     target = route.target
     data = sum(run.size for run in route.data(route.extent))
-    mount = os.fstatvfs(target.fd)
-    space = mount.f_bavail * mount.f_frsize
-    if target.filesystem is FilesystemType.OTHER and not mount.f_blocks:
+    room = mount_room(target)
+    if target.filesystem is FilesystemType.OTHER and room is None:
         raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
+    space = SIZE_MAX if room is None else room
     if target.filesystem is FilesystemType.TMPFS:
-        if data > min(space if mount.f_blocks else SIZE_MAX, available_memory(kernel)):
+        if data > min(space, available_memory(kernel)):
             require_space(kernel, target, route.extent)
     elif data > space + target.allocated():
         raise OutOfSpace(f"{target.path}: {data} bytes are to be written, and its filesystem has {space} left")
@@ -222,7 +251,7 @@ class _Copier:
         self._clear(position, end, mine)
         if self._digest is not None and mine is not None:
             with self._lock:
-                self._digest.merge(mine)
+                self._digest.merge(mine.to_bytes())
 
     def _clear(self, start: int, end: int, digest: Crc32 | None) -> None:
         """Past the old end of the file only its last page needs clearing.
@@ -236,13 +265,15 @@ class _Copier:
             digest.add_zeros(old, end)
 
     def finish(self, outcome: Outcome) -> str:
-        """The digest, if one was asked for and the task finished.
+        """The digest, if one was asked for and the task finished; ``reserved BYTES`` as of fallocate if it did not.
 
         Raises TargetError (ENXIO) for a target that was truncated meanwhile.
         """
         self._growth.keep()
         if outcome.remaining():
-            return ""
-        if self._route.target.size() < self._route.extent.end:
+            left = self._growth.give_back(Span(node.start, node.end) for node in outcome.remaining())
+            return f"reserved {left}\n" if left else ""
+        extent = self._route.extent
+        if extent.size and self._route.target.size() < extent.end:
             raise truncated(self._route.target)
         return "" if self._digest is None else labelled("crc32", self._digest.value())

@@ -11,15 +11,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotSupported, TargetError
-from ktaskfs.host.target import MEMORY, SEAL_GROW, FilesystemType, open_target
+from ktaskfs.host.target import MEMORY, SEAL_GROW, AbsentTarget, FilesystemType
 from ktaskfs.ktask import NO_NODE, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
 from ktaskfs.memory.growth import Growth
-from ktaskfs.memory.room import require_file_size, require_pool, require_space
+from ktaskfs.memory.room import (
+    missing_bytes,
+    require_file_size,
+    require_pool,
+    require_reservable,
+    require_space,
+)
 from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.parameters import FLAG, OCTAL, parameter
 from ktaskfs.operations.ranges._allocators import Allocator, PagesPastEnd, ReservedPages, TmpfsPages
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages, resolve_extent
+from ktaskfs.operations.ranges._range import (
+    FileParameters,
+    RangeOperation,
+    open_range_target,
+    require_whole_pages,
+    resolve_extent,
+)
 from ktaskfs.operations.ranges._undo import Undo
 from ktaskfs.span import Span
 
@@ -36,7 +48,7 @@ MAX_CHUNK: Final = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class FallocateParameters(RangeParameters):
+class FallocateParameters(FileParameters):
     """A range, the file's mode, and what becomes of its size."""
 
     mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
@@ -46,15 +58,15 @@ class FallocateParameters(RangeParameters):
 class Fallocate(RangeOperation[FallocateParameters]):
     """Reserve in ``prepare``, populate in the chunks.
 
-    Pages of hugetlbfs that were reserved and not populated (a cancelled task) stay reserved for the file, until it
-    is truncated below them or removed: the kernel has no other way to give them back.
+    Pages of hugetlbfs that were reserved and not populated (a cancelled task) are given back: memory/set_aside.py.
     """
 
     name = "fallocate"
     description = (
         "Allocate and zero the missing pages of the range. Creates the file, and extends it. "
         "Huge pages are all reserved before the first is touched. What undo=1 takes back are pages that read as zeros; "
-        "if others have written to some, the result says how many bytes were kept."
+        "if others have written to some, the result says how many bytes were kept. If it ends early, what was reserved "
+        "and not touched goes back to the pool, unless others have the file open: then the result says reserved BYTES."
     )
     parameters = FallocateParameters
 
@@ -65,16 +77,20 @@ class Fallocate(RangeOperation[FallocateParameters]):
         for a sealed file, EFBIG past the caller's RLIMIT_FSIZE, ENOMEM for more tmpfs than there is memory.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
-        target = preparation.keep(open_target(kernel, parameters.path, kinds=MEMORY, create=parameters.mode))
+        target = preparation.keep(
+            open_range_target(preparation, kinds=MEMORY, create=parameters.mode, look=parameters.plan)
+        )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         wanted = _wanted(parameters, growth, rest=preparation.resumes)
         grows = wanted.size > growth.old_size or wanted.past_end
         require_unsealed(target, SEAL_GROW if grows else 0)
         nodes = preparation.nodes(wanted.extent, target.page_size)
-        undo = preparation.keep(Undo(target, wanted.extent)) if parameters.undo else None
-        if undo is not None and wanted.past_end and not growth.is_empty():
+        if parameters.undo and wanted.past_end and not growth.is_empty():
             raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
+        undoable = parameters.undo and not isinstance(target, AbsentTarget)  # which has no pages, in a plan
+        undo = preparation.keep(Undo(target, wanted.extent)) if undoable else None
+        preparation.before_changes(nodes, lambda: _told(kernel, growth, wanted))
         with _near(nodes[-1].nid if nodes else NO_NODE):  # extending tmpfs allocates the last page
             made = _make_room(kernel, growth, wanted)
         if undo is not None:
@@ -113,6 +129,21 @@ def _wanted(parameters: FallocateParameters, growth: Growth, *, rest: bool) -> _
         extent = Span(extent.start, Span(0, extent.end).widened(page).end)
     require_whole_pages(extent, page, parameters.path)
     return _Wanted(extent, size, extent.end > Span(0, size).widened(page).end)
+
+
+def _told(kernel: Kernel, growth: Growth, wanted: _Wanted) -> dict[str, object]:
+    """What a plan tells, when there is room; raises as ``prepare``."""
+    target, extent = growth.target, wanted.extent
+    try:
+        require_file_size(target, extent.end if wanted.past_end else wanted.size)
+        missing = missing_bytes(target, extent)
+        if target.filesystem is FilesystemType.TMPFS:
+            require_space(kernel, target, extent)
+        else:
+            require_reservable(kernel, target, missing // target.page_size)
+        return growth.changes(wanted.size) | {"allocates": missing}
+    except OSError as error:
+        raise TargetError.from_os(error, f"allocate {target.path}") from error
 
 
 @contextlib.contextmanager
@@ -181,10 +212,13 @@ class _Filler:
             raise self._growth.page_unavailable(error, self._end) from error
 
     def finish(self, outcome: Outcome) -> str:
-        """Keep the file, unless all was undone.
+        """Keep the file, unless all was undone, and nothing set aside for what was not done.
 
-        The result is empty, or ``kept BYTES`` where others had written to pages that were to be taken back.
+        The result is empty, or has ``kept BYTES`` where others had written to pages that were to be taken back, and
+        ``reserved BYTES`` of huge pages that nobody can give back before the file is cut or removed.
         """
         if self._undo is None or outcome.units_done:
             self._growth.keep()
-        return f"kept {self._undo.kept}\n" if self._undo is not None and self._undo.kept else ""
+        kept = 0 if self._undo is None else self._undo.kept
+        left = self._growth.give_back(Span(node.start, node.end) for node in outcome.remaining())
+        return "".join(f"{name} {size}\n" for name, size in (("kept", kept), ("reserved", left)) if size)

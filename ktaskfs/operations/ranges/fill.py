@@ -33,6 +33,7 @@ class Fill(RangeOperation[FillParameters]):
         "after a resume, by the last run alone."
     )
     parameters = FillParameters
+    takes_many = True
     no_undo = "what was overwritten with a pattern cannot be brought back"
 
     def prepare(self, preparation: Preparation[FillParameters]) -> Plan:
@@ -43,4 +44,5 @@ class Fill(RangeOperation[FillParameters]):
         except OSError as error:
             raise TargetError.from_os(error, "keep the pattern in memory") from error
         preparation.callback(os.close, fd)
-        return prepare_overwrite(preparation, Content(fd, len(block)), report=lambda written: f"written {written}\n")
+        content = Content(fd, len(block), block)
+        return prepare_overwrite(preparation, content, report=lambda written: f"written {written}\n")

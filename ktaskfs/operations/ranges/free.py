@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,12 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
-from ktaskfs.host import syscalls
-from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target, open_target
+from ktaskfs.host import statx, syscalls
+from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target
 from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_whole_pages
+from ktaskfs.operations.ranges._many import open_many
+from ktaskfs.operations.ranges._range import (
+    FileParameters,
+    RangeOperation,
+    is_many,
+    open_range_target,
+    require_start,
+    require_whole_pages,
+)
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -27,11 +36,16 @@ MAX_CHUNK: Final = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeParameters(RangeParameters, GuardedParameters):
+class FreeParameters(FileParameters, GuardedParameters):
     """A range, and what becomes of the file afterwards."""
 
     shrink: bool = parameter(FLAG, "then truncate the file to offset; the range must reach its end", default=False)
     unlink: bool = parameter(FLAG, "then remove the file; only without offset and length", default=False)
+
+    def check(self) -> None:
+        super().check()
+        if self.unlink and self.path is None:
+            raise InvalidValue("unlink=1 removes a name: give the path")
 
 
 class Free(RangeOperation[FreeParameters]):
@@ -41,23 +55,27 @@ class Free(RangeOperation[FreeParameters]):
     description = (
         "Give the pages of the range back to the pool or the system; the file keeps its size and reads as zeros there. "
         "Can then shorten or remove the file: only shrink=1 and unlink=1 give back huge pages that were set aside for "
-        "it and never touched, as a cancelled fallocate leaves them."
+        "it and never touched, as a fallocate that was killed leaves them. path may be a directory of huge "
+        "pages or a quoted pattern: then all files of memory there are meant."
     )
     parameters = FreeParameters
+    takes_many = True
     no_undo = "pages that were given back cannot be brought back with what they held"
 
     def prepare(self, preparation: Preparation[FreeParameters]) -> Plan:
         """Open and check; nothing is freed.
 
-        A range may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises InvalidValue
-        for a range that is empty or not whole pages, and TargetError: EBUSY as ``guard``, EPERM for a sealed file, and
+        A range with a length may lie past the end of the file, where ``fallocate keep_size=1`` has put pages. Raises
+        InvalidValue for one that is not whole pages, and TargetError: EBUSY as ``guard``, EPERM for a sealed file, and
         with ``unlink`` what unlink(2) would say.
         """
         parameters = preparation.parameters
+        if is_many(parameters.path):
+            return _prepare_many(preparation)
         length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
             raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
-        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+        target = preparation.keep(open_range_target(preparation, kinds=MEMORY))
         guard(preparation, target)
         wanted, extent = _extents(parameters, target, rest=preparation.resumes)
         require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
@@ -68,6 +86,51 @@ class Free(RangeOperation[FreeParameters]):
         return preparation.plan(nodes, control, freer.finish)
 
 
+def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
+    """The same for many whole files; raises the same, of the first file that it is about."""
+    parameters = preparation.parameters
+    if parameters.unlink and parameters.shrink:
+        raise InvalidValue("unlink=1 goes without shrink")
+
+    def check(target: Target) -> None:
+        guard(preparation, target)
+        require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)
+        if parameters.unlink:
+            _Name(target).close()
+
+    files = open_many(preparation, check)
+
+    def free(start: int, end: int) -> None:
+        for index, target, piece in files.pieces(start, end):
+            whole = Span(0, files.files[index].length)
+            _Freer(target, whole, None, shrink=False).free(piece.start, piece.end)
+
+    def end_of(target: Target, length: int) -> None:
+        if parameters.unlink:
+            with contextlib.closing(_Name(target)) as name:
+                name.unlink(target)
+        elif parameters.shrink:
+            _Freer(target, Span(0, length), None, shrink=True).truncate()
+
+    def finish(outcome: Outcome) -> str:
+        errors = list[TargetError]()
+        for index in range(len(files.files)) if not outcome.remaining() else ():
+            try:
+                with files.opened(index) as target:
+                    if target is not None:
+                        end_of(target, files.files[index].length)
+            except TargetError as error:  # the others go all the same
+                errors.append(error)
+        if errors:
+            errors[0].add_note(f"{len(errors)} of {len(files.files)} files are left")
+            raise errors[0]
+        return "".join(f"{key} {value}\n" for key, value in files.counts.items())
+
+    nodes = preparation.nodes(files.extent, files.page_size)
+    control = preparation.control(free, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)
+    return preparation.plan(nodes, control, finish)
+
+
 def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[Span, Span]:
     """The range to the byte, and in whole pages: if it ends with the file, it has the rest of the last page too.
 
@@ -75,10 +138,8 @@ def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple
     """
     size = target.size()
     end = size if parameters.length is None else parameters.offset + parameters.length
-    if end <= parameters.offset and not parameters.unlink:
-        raise InvalidValue(
-            f"there is nothing to do: {target.path} has {size} bytes and the range begins at {parameters.offset}"
-        )
+    if parameters.length is None:
+        require_start(target.path, parameters.offset, size)
     if parameters.shrink and end < size:
         if rest:
             raise _extended(target, size)
@@ -118,17 +179,17 @@ class _Name:
         In the order of may_delete and vfs_unlink in fs/namei.c.
         """
         directory, file = os.fstat(self._directory), os.fstat(target.fd)
-        around, own = syscalls.attributes(self._directory), syscalls.attributes(target.fd)
-        if around & syscalls.STATX_ATTR_IMMUTABLE:
+        around, own = statx.attributes(self._directory), statx.attributes(target.fd)
+        if around & statx.STATX_ATTR_IMMUTABLE:
             return errno.EPERM
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._directory, effective_ids=True):
             return errno.EACCES
         others = os.geteuid() not in (file.st_uid, directory.st_uid)
         if directory.st_mode & stat.S_ISVTX and others and not syscalls.capget()[0] >> syscalls.CAP_FOWNER & 1:
             return errno.EPERM
-        if around & syscalls.STATX_ATTR_APPEND or own & (syscalls.STATX_ATTR_APPEND | syscalls.STATX_ATTR_IMMUTABLE):
+        if around & statx.STATX_ATTR_APPEND or own & (statx.STATX_ATTR_APPEND | statx.STATX_ATTR_IMMUTABLE):
             return errno.EPERM
-        return errno.EBUSY if own & syscalls.STATX_ATTR_MOUNT_ROOT else 0
+        return errno.EBUSY if own & statx.STATX_ATTR_MOUNT_ROOT else 0
 
     def _require(self, target: Target) -> None:
         """Raises InvalidValue for a symbolic link, TargetError unless the name still is the file's."""
@@ -181,12 +242,13 @@ class _Freer:
         """
         if not outcome.remaining():
             if self._shrink:
-                self._truncate()
+                self.truncate()
             if self._name is not None:
                 self._name.unlink(self._target)
         return ""
 
-    def _truncate(self) -> None:
+    def truncate(self) -> None:
+        """Shorten the file to where the range begins; raises TargetError (EBUSY) if it was extended meanwhile."""
         size = self._target.size()
         if size > self._extent.end:
             raise _extended(self._target, size)

@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
-from ktaskfs.host import syscalls
+from ktaskfs.host import numa_pages, syscalls
 from ktaskfs.host.presence import HOLE
 from ktaskfs.host.target import MEMORY, Target, open_target
 from ktaskfs.memory.file_pages import FilePages
@@ -52,6 +52,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
     """
 
     name = "migrate"
+    target = "a file of memory"
     description = (
         "Move the pages of the range to NUMA nodes: each node gets an even share of the range. "
         "Pages that cannot be moved are counted, with the reason; a hole stays a hole. "
@@ -151,12 +152,12 @@ class _Mover:
         """
         addresses = [mapping.address + page * self._page - mapping.offset for page in pages]
         try:
-            states = syscalls.move_pages(addresses, [nid] * len(addresses), shared=self._shared)
+            states = numa_pages.move_pages(addresses, [nid] * len(addresses), shared=self._shared)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
             states = [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
-        ends = zip(pages, states, syscalls.page_nodes(addresses), strict=True)
+        ends = zip(pages, states, numa_pages.page_nodes(addresses), strict=True)
         return {page: "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN") for page, state, now in ends}
 
     def _origin(self, nid: int) -> RunLog:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,12 +13,15 @@ from ktaskfs.errors import TargetError
 from ktaskfs.host.presence import HOLE
 from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
 from ktaskfs.memory.file_pages import WINDOW, FilePages
+from ktaskfs.memory.guarded_pages import require_guard
 from ktaskfs.memory.run_table import RESULT_MAX, RunTable
-from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters
+from ktaskfs.operations.ranges._many import open_many
+from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters, is_many
 from ktaskfs.span import Node, Span
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
@@ -38,22 +44,63 @@ class Survey(PageRangeOperation[SurveyParameters]):
     """
 
     name = "survey"
+    target = "a file of memory"
     description = (
         "Find which pages of the range exist and on which NUMA node they lie, without allocating any. "
-        "The result has the counts, then a row for each run of pages alike."
+        "The result has the counts, then a row for each run of pages alike. path may be a directory of a hugetlbfs or "
+        "a quoted pattern, for all files of memory there: the result then has a row for each file."
     )
     parameters = SurveyParameters
+    takes_many = True
     no_undo = "a survey changes nothing that could be taken back"
     no_resume = "the table of what was looked at has not been kept"
 
     def prepare(self, preparation: Preparation[SurveyParameters]) -> Plan:
         """Open; raises InvalidValue past the end of the file, and NotSupported without userfaultfd."""
         path = preparation.parameters.path
+        if is_many(path):
+            return _prepare_many(preparation)
         target = preparation.keep(open_target(preparation.kernel, path, kinds=MEMORY, write=False))
         nodes = self.nodes(preparation, target)
         surveyor = _Surveyor(target, preparation.keep(FilePages(target, private=True)))
         control = preparation.control(surveyor.survey, least=MIN_CHUNK, most=MAX_CHUNK[target.filesystem])
         return preparation.plan(nodes, control, surveyor.finish)
+
+
+def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
+    """The same for many whole files: the result has a row for each file. Raises the same, of the first file."""
+    files = open_many(preparation, lambda target: require_guard(target).close(), write=False)
+    page, lock = files.page_size, threading.Lock()
+    found = [Counter[int]() for _ in files.files]
+
+    def survey(start: int, end: int) -> None:
+        for index, target, piece in files.pieces(start * page, end * page):
+            with contextlib.closing(FilePages(target, private=True)) as pages:
+                surveyor = _Surveyor(target, pages)
+                surveyor.survey(piece.start // page, piece.end // page)
+            with lock:
+                found[index] += surveyor.pages
+
+    def finish(outcome: Outcome) -> str:
+        pages = sum(found, Counter[int]())
+        nids = sorted({*pages} - {HOLE})
+        counts = files.counts | {"pages": pages.total(), "present": pages.total() - pages[HOLE], "holes": pages[HOLE]}
+        counts |= {f"node{nid}": pages[nid] for nid in nids}
+        rows = [" ".join(["pages", "present", "holes", *(f"node{nid}" for nid in nids), "path\n"])]
+        room = RESULT_MAX - 1024 * (len(nids) + 1)
+        for file, of in zip(files.files, found, strict=True):
+            numbers = (of.total(), of.total() - of[HOLE], of[HOLE], *(of[nid] for nid in nids))
+            row = f"{' '.join(map(str, numbers))} {printable(file.path)}\n"
+            room -= len(row.encode())
+            if room < 0:
+                break
+            rows.append(row)
+        counts |= {"left_out": len(files.files) - len(rows) + 1}
+        return "".join([*(f"{key} {value}\n" for key, value in counts.items()), *rows])
+
+    nodes = preparation.nodes(Span(0, files.extent.end // page), 1)
+    control = preparation.control(survey, least=MIN_CHUNK, most=MAX_CHUNK[FilesystemType.HUGETLBFS])
+    return preparation.plan(nodes, control, finish)
 
 
 class _Surveyor:
@@ -73,6 +120,11 @@ class _Surveyor:
                 self._table.add(runs)
         except OSError as error:
             raise TargetError.from_os(error, f"look at {self._target.path}") from error
+
+    @property
+    def pages(self) -> Mapping[int, int]:
+        """How many pages were found on each node."""
+        return self._table.pages
 
     def _runs(self, start: int, end: int) -> Iterator[Sequence[Node]]:
         """What there is from ``start`` to ``end``, window by window."""

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
-from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
+from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.target_errors import truncated
+from ktaskfs.memory.touch import TouchedFile, is_repeated, open_hands
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
-from ktaskfs.operations.ranges._range import RangeOperation, resolve_extent
+from ktaskfs.operations.ranges._range import RangeOperation, open_range_target, resolve_extent
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -35,7 +37,7 @@ SHOWN: Final = 8
 
 
 class Verify(RangeOperation[PatternParameters]):
-    """Each thread reads into one buffer of its own (pread(2) fills no hole) and compares there.
+    """A hand compares in place. What it cannot, a thread reads into a buffer of its own (pread(2) fills no hole).
 
     Holes are skipped and counted; on tmpfs, pages that were allocated and never written count as holes.
     """
@@ -52,13 +54,17 @@ class Verify(RangeOperation[PatternParameters]):
     def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         parameters = preparation.parameters
-        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY, write=False))
+        target = preparation.keep(open_range_target(preparation, kinds=MEMORY, write=False))
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         nodes = preparation.nodes(extent, target.page_size)
         pages = None  # tmpfs says where it has data
         if target.filesystem is not FilesystemType.TMPFS:
             pages = preparation.keep(guarded_pages(target, extent, private=True))
-        verifier = _Verifier(target, pages, repeated(parameters.pattern))
+        block = repeated(parameters.pattern)
+        file = TouchedFile(target, write=False)
+        touch = _Toucher(file, block).verify
+        hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
+        verifier = _Verifier(target, pages, block, hands)
         align = min(target.page_size, MIN_CHUNK)
         control = preparation.control(verifier.verify, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
         return preparation.plan(nodes, control, verifier.finish)
@@ -115,9 +121,10 @@ class _Buffer(threading.local):
 class _Verifier:
     """The chunk function, and what it has found."""
 
-    def __init__(self, target: Target, pages: GuardedPages | None, block: bytes) -> None:
+    def __init__(self, target: Target, pages: GuardedPages | None, block: bytes, hands: Hands | None) -> None:
         self._target = target
         self._pages = pages
+        self._hands = hands
         self._block = block
         self._expected = ctypes.create_string_buffer(block, len(block))
         self._buffer = _Buffer(len(block))
@@ -127,6 +134,9 @@ class _Verifier:
         """Compare the bytes from ``start`` to ``end`` that exist; raises TargetError."""
         if self._target.size() < end:
             raise truncated(self._target)
+        if self._hands is not None and self._hands.do(start, end) is not None:
+            self._findings.count(end - start, 0)
+            return
         compared = 0
         try:
             for low, high in self._present(start, end):
@@ -190,3 +200,19 @@ class _Verifier:
                 result=findings.text(),
             )
         return findings.text()
+
+
+class _Toucher:
+    """The chunk function of a hand, for chunks that have no hole and no difference."""
+
+    def __init__(self, file: TouchedFile, block: bytes) -> None:
+        self._file = file
+        self._block = ctypes.create_string_buffer(block, len(block))
+
+    def verify(self, start: int, end: int) -> bytes:
+        """Raises OSError, and ValueError if any byte differs."""
+        period = len(self._block)
+        with self._file.mapped(start, end) as address:
+            if not is_repeated(address, end - start, ctypes.addressof(self._block), period, start % period):
+                raise ValueError
+        return b""

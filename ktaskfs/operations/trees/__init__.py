@@ -1,1 +1,4 @@
-"""Operations on ordinary files, one or all below a directory."""
+"""Operations on ordinary files, one or all below a directory.
+
+A family: the rules of ``operations`` hold.
+"""

@@ -16,6 +16,8 @@ from ktaskfs.operations.ranges._range import RangeParameters, resolve_extent
 from ktaskfs.span import Node, Span
 
 if TYPE_CHECKING:
+    from random import Random
+
     from tests.support.runner import Runner
 
 PIB = 1 << 50
@@ -28,6 +30,7 @@ def ask(offset: int = 0, length: int | None = None) -> RangeParameters:
 def test_the_range_that_a_spec_means() -> None:
     assert resolve_extent(ask(), 100, may_grow=False) == Span(0, 100)
     assert resolve_extent(ask(40), 100, may_grow=False) == Span(40, 100)
+    assert resolve_extent(ask(100), 100, may_grow=False) == Span(100, 100)
     assert resolve_extent(ask(40, 60), 100, may_grow=False) == Span(40, 100)
     assert resolve_extent(ask(40, 61), 100, may_grow=True) == Span(40, 101)
     assert resolve_extent(ask(PIB, PIB), 0, may_grow=True) == Span(PIB, 2 * PIB)
@@ -37,7 +40,7 @@ def test_the_range_that_a_spec_means() -> None:
     ("offset", "length", "may_grow", "words"),
     [
         (0, None, True, "length is missing"),
-        (100, None, False, "nothing to do"),
+        (101, None, False, "past the end"),
         (50, 51, False, "past the end"),
         (PIB, 1, False, "past the end"),
     ],
@@ -97,10 +100,10 @@ def test_what_is_left_of_an_earlier_run(runner: Runner) -> None:
 
 
 @given(st.sets(st.integers(0, 60)), st.randoms(use_true_random=False), st.integers(0, 60), st.integers(0, 60))
-def test_a_run_log_is_a_set(positions: set[int], random: object, start: int, end: int) -> None:
+def test_a_run_log_is_a_set(positions: set[int], chance: Random, start: int, end: int) -> None:
     log = RunLog()
     order = sorted(positions)
-    random.shuffle(order)  # type: ignore[attr-defined]
+    chance.shuffle(order)
     for position in order:
         log.add(position, position + 1)
     assert len(log) == len([p for p in positions if p - 1 not in positions])

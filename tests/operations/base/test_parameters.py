@@ -91,8 +91,8 @@ class Sample(RangeParameters):
 def test_a_declaration_is_read_back_in_order() -> None:
     declared = parameters_of(Sample)
     assert [each.name for each in declared] == (
-        ["name", "max_threads", "nice", "nodes", "chunk", "rate_max", "undo", "path", "offset", "length"]
-        + ["words", "source"]
+        ["name", "max_threads", "nice", "nodes", "chunk", "rate_max", "undo", "plan", "queue", "replace"]
+        + ["path", "offset", "length", "words", "source"]
     )
     assert [each.name for each in declared if each.required] == ["path", "source"]
     texts = {each.name: each.default_text() for each in declared}

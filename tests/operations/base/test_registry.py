@@ -109,10 +109,10 @@ def test_an_imported_operation_is_not_a_second_one(package: Package) -> None:
     assert list(find_operations(package.load())) == ["paint", "paint_all"]
 
 
-def test_two_operations_of_one_name_are_refused(package: Package) -> None:
+def test_operations_of_one_name_that_nothing_tells_apart_are_refused(package: Package) -> None:
     package.add("colours/paint.py", "paint")
     package.add("shapes/draw.py", "paint")
-    with pytest.raises(TypeError, match=r"shapes\.draw and .*colours\.paint are both named paint"):
+    with pytest.raises(TypeError, match=r"colours\.paint and .*shapes\.draw are all named paint"):
         find_operations(package.load())
 
 

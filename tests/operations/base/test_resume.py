@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host import syscalls
+from ktaskfs.host import statx
 from ktaskfs.ktask import NO_NODE, Node
 from ktaskfs.operations.base.registry import find_operations
-from ktaskfs.operations.base.resume import Baseline
+from ktaskfs.operations.base.resume import NUMBER_MAX, Baseline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +32,7 @@ RESERVE = OPERATIONS["reserve"].parameters(pages=1)
 def copying(tmp_path: Path) -> CopyParameters:
     for name in ("from", "to"):
         (tmp_path / name).write_bytes(bytes(SIZE))
-    parameters: CopyParameters = COPY.parameters(
-        source=str(tmp_path / "from"), path=str(tmp_path / "to")
-    )
+    parameters: CopyParameters = COPY.parameters(source=str(tmp_path / "from"), path=str(tmp_path / "to"))
     return parameters
 
 
@@ -74,11 +72,11 @@ def test_a_file_that_was_cut(copying: CopyParameters) -> None:
 def test_only_what_the_range_needs_is_held(copying: CopyParameters) -> None:
     early = COPY.baseline(copying, NODES[:1])
     past_the_end = COPY.baseline(copying, (Node(0, 4 * SIZE, NO_NODE),))
-    survey = OPERATIONS["survey"]
-    pages = survey.baseline(survey.parameters(path=copying.path), NODES)
+    migrate = OPERATIONS["migrate"]
+    pages = migrate.baseline(migrate.parameters(path=copying.path, nodes=(0,)), NODES)
     assert (early.size, past_the_end.size, pages.size) == (4096, SIZE, SIZE)
     assert (early.end, past_the_end.end, pages.end) == (4096, 4 * SIZE, SIZE)
-    some_pages = survey.baseline(survey.parameters(path=copying.path, offset=1, length=4096), NODES)
+    some_pages = migrate.baseline(migrate.parameters(path=copying.path, nodes=(0,), offset=1, length=4096), NODES)
     assert (some_pages.size, some_pages.end) == (4097, 4097)
 
 
@@ -89,15 +87,15 @@ def test_a_range_to_the_end_ends_where_it_did(copying: CopyParameters) -> None:
     whole_pages = COPY.baseline(copying, (Node(0, SIZE + 1, NO_NODE),))
     assert COPY.settled(copying, whole_pages) == replace(copying, length=SIZE), "it ends at the file's byte"
     given = replace(copying, length=1)
-    assert COPY.settled(given, baseline) is given
+    assert COPY.settled(given, baseline) == given
     assert OPERATIONS["reserve"].settled(RESERVE, baseline) is RESERVE
 
 
 def test_a_new_file_with_the_number_of_an_old_one(copying: CopyParameters, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ext4 gives it out again at once; whether it does is its own affair, so here only the birth differs."""
     baseline = COPY.baseline(copying, NODES)
-    born = syscalls.birth_time(copying.path)
-    monkeypatch.setattr(syscalls, "birth_time", lambda path: born + 1)
+    born = statx.birth_time(copying.path)
+    monkeypatch.setattr(statx, "birth_time", lambda path: born + 1)
     assert refusal(baseline, copying) == errno.ESTALE
 
 
@@ -107,22 +105,31 @@ def test_no_file_at_all() -> None:
     baseline.require(RESERVE)
 
 
-NUMBERS = st.integers(0, 1 << 64)
+def test_another_list_of_files() -> None:
+    baseline = Baseline({}, 0, 0, SIZE, tree=5)
+    baseline.require_tree(5)
+    with pytest.raises(TargetError) as caught:
+        baseline.require_tree(6)
+    assert caught.value.errno == errno.ESTALE
+
+
+NUMBERS = st.integers(0, NUMBER_MAX)
 
 
 FILES = st.dictionaries(st.text(max_size=9), st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=3)
 
 
-@given(FILES, NUMBERS, NUMBERS, NUMBERS)
-def test_through_a_message(files: dict[str, tuple[int, int, int]], end: int, size: int, total: int) -> None:
-    baseline = Baseline(files, end, size, total)
+@given(FILES, st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS))
+def test_through_a_message(files: dict[str, tuple[int, int, int]], numbers: tuple[int, int, int, int]) -> None:
+    baseline = Baseline(files, *numbers)
     assert Baseline.from_fields(asdict(baseline)) == baseline
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["files", "end", "size", "total", "x"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["files", "end", "size", "total", "tree", "x"]), inner)
     ),
 )
 
@@ -144,4 +151,4 @@ def test_what_nobody_wrote_so(fields: object) -> None:
 )
 def test_more_than_is_kept(files: dict[str, list[int]]) -> None:
     with pytest.raises(ValueError, match=".+"):
-        Baseline.from_fields({"files": files, "end": 1, "size": 1, "total": 1})
+        Baseline.from_fields({"files": files, "end": 1, "size": 1, "total": 1, "tree": 0})

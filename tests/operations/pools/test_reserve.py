@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import Finding, InvalidValue, KtaskfsError, TargetError
+from ktaskfs.errors import Finding, InvalidValue, TargetError
 from ktaskfs.host.hugepages import NodePool
+from ktaskfs.host.reclaim import RoomMaker
 from ktaskfs.host.topology import MachineMemory, read_memory, read_nodes
-from ktaskfs.ktask import Job
+from ktaskfs.ktask import Job, TaskError
 from ktaskfs.operations.pools import reserve
 from ktaskfs.span import Node
 from tests.support import hugepages
@@ -278,9 +279,69 @@ def test_only_root_may(runner: Runner, spare: hugepages.TestPool) -> None:
 
 
 def test_what_is_not_there(runner: Runner) -> None:
-    before = os.listdir("/proc/self/fd")
-    for texts in ({"size": "3M"}, {"size": "4K"}, {"nodes": "0,77"}, {}):
-        with pytest.raises(KtaskfsError) as caught:
-            runner.prepare("reserve", **({"pages": 1} if texts else {}), **texts)
-        assert isinstance(caught.value, InvalidValue)
-    assert os.listdir("/proc/self/fd") == before
+    for texts, words in (
+        ({"pages": "1", "size": "3M"}, "huge pages of 3M"),
+        ({"pages": "1", "size": "4K"}, "huge pages of 4K"),
+        ({}, "pages"),
+    ):
+        error = runner.refused("reserve", **texts)
+        assert (type(error), words in error.message) == (InvalidValue, True), error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "gained"),
+    [
+        ({}, [], (8, 3, 0, 0)),
+        ({"reclaim": 1}, ["reclaim", "reclaim"], (8, 3, 4, 0)),
+        ({"drop_caches": 1}, ["drop_caches", "drop_caches"], (8, 3, 0, 4)),
+        ({"reclaim": 1, "drop_caches": 1}, ["reclaim", "reclaim", "drop_caches"], (8, 3, 4, 1)),
+    ],
+)
+def test_room_is_made_only_for_what_is_still_missing(
+    runner: Runner,
+    spare: hugepages.TestPool,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+    made: list[str],
+    gained: tuple[int, ...],
+) -> None:
+    """The kernel gives 8 pages, then 2 and 1, and after room was made 4, and then 1 after more was."""
+    before, resize, calls = there(), NodePool.resize, list[tuple[str, int]]()
+    gifts = {0: [8, 2, 1, 0], 1: [4], 2: [0], 3: [1, 0]}
+
+    def scarce(pool: NodePool, pages: int) -> None:
+        now = pool.persistent()
+        gift = gifts[len(calls)].pop(0) if pages > now else pages - now
+        resize(pool, min(now + gift, pages))
+
+    def make_room(room: RoomMaker, size: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{room._fd}").rpartition("/")[2]
+        calls.append((name, size))
+
+    monkeypatch.setattr(NodePool, "resize", scarce)
+    monkeypatch.setattr(RoomMaker, "make_room", make_room)
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", undo=0, **options)
+    if sum(gained) == 16:
+        result = result_of(plan)
+    else:
+        with pytest.raises(TaskError) as caught:
+            Job(plan.nodes, plan.control).run()
+        assert isinstance(caught.value.error, TargetError)
+        assert caught.value.error.errno == errno.ENOMEM
+        result = parsed(plan.finish(caught.value.outcome))
+    monkeypatch.undo()
+    assert [name for name, _ in calls] == made
+    assert [size for _, size in calls] == [size * SIZE for size in (5, 1, 1)][: len(calls)]
+    assert tuple(result["all"][way] for way in reserve.WAYS) == gained
+    assert there() == before + sum(gained)
+    result_of(runner.prepare("reserve", pages=before, nodes="0"))
+
+
+def test_a_kernel_that_reclaims_on_no_node(
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = there()
+    monkeypatch.setattr(reserve, "open_reclaim", lambda node: None)
+    result = result_of(runner.prepare("reserve", pages=before + 2, reclaim=1))
+    assert (result["all"]["first"], result["all"]["reclaim"]) == (2, 0)
+    result_of(runner.prepare("reserve", pages=before))

@@ -18,7 +18,7 @@ from ktaskfs.ktask import TaskError
 from ktaskfs.memory import digest
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, digest_maker
 from tests.support.as_caller import as_nobody
-from tests.support.memory_files import HUGE, TIB, allocated, content, punch, write_bytes
+from tests.support.memory_files import HUGE, TIB, allocated, content, is_all, punch, write_bytes
 from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ HASHES: dict[str, Callable[[bytes], Any]] = {
 
 
 def tree(new: Callable[[bytes], Any], data: bytes) -> bytes:
-    """docs/digests.md, as short as it can be said."""
+    """docs/reference/digests.md, as short as it can be said."""
     if len(data) <= 1 << 20:
         return bytes(new(b"\0" + data).digest())
     left = 1 << 20
@@ -87,7 +87,9 @@ def test_other_programs_agree(runner: Runner, area: Path) -> None:
     path.write_bytes(content(3 * LEAF))
     packed = subprocess.run(["gzip", "-c", str(path)], capture_output=True, check=True).stdout
     assert checksum(runner, path=path) == f"crc32 {int.from_bytes(packed[-8:-4], 'little'):08x}\n"
-    leaf = subprocess.run(["bash", "-c", r'(printf "\0"; head -c 1M "$0") | sha256sum', path], capture_output=True)
+    leaf = subprocess.run(
+        ["bash", "-c", r'(printf "\0"; head -c 1M "$0") | sha256sum', path], capture_output=True, check=False
+    )
     found = checksum(runner, path=path, algorithm="sha256", length=LEAF)
     assert found == f"sha256-tree {leaf.stdout.split()[0].decode()}\n"
 
@@ -98,9 +100,7 @@ def test_holes_are_zeros_and_stay_holes(runner: Runner, any_place: Place, algori
     path, pages = any_place.directory / "file", 2 if unit > HUGE else 16
     path.touch()
     os.truncate(path, pages * unit)
-    holes = subprocess.run(["bash", "-c", 'cat "$0" | sha256sum', str(path)], capture_output=True, check=True).stdout
-    expected = hashlib.sha256(bytes(pages * unit)) if unit == HUGE else None
-    assert expected is None or holes.split()[0].decode() == expected.hexdigest()
+    assert is_all(0, path, 0, pages * unit)
     empty = checksum(runner, path=path, algorithm=algorithm)
     assert allocated(path) == 0
     if unit > HUGE:  # a GiB is too long for the reference
@@ -155,8 +155,6 @@ def test_refusals(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "8 hexadecimal digits" in runner.refused("checksum", path=path, expect="ab").message
     assert isinstance(runner.refused("checksum", path=path, expect="xyz"), InvalidValue)
     assert isinstance(runner.refused("checksum", path=path, algorithm="md5"), InvalidValue)
-    assert "past the end" in runner.refused("checksum", path=path, length=3 * LEAF).message
-    assert "nothing to do" in runner.refused("checksum", path=path, offset=2 * LEAF).message
     monkeypatch.setattr(digest, "_MAKERS", {"blake3": ("blake3", None)})
     missing = runner.refused("checksum", path=path, algorithm="blake3")
     assert isinstance(missing, NotSupported)
@@ -168,21 +166,6 @@ def test_what_was_not_finished_has_no_digest(runner: Runner, area: Path) -> None
     plan = runner.prepare("checksum", path=area / "file", expect="00000000")
     plan.control.thread_func(0, LEAF)
     assert plan.finish(not_begun(plan)) == ""
-
-
-def test_truncated_meanwhile(runner: Runner, any_place: Place) -> None:
-    unit = max(any_place.unit, HUGE)
-    path = any_place.directory / "file"
-    path.touch()
-    os.truncate(path, 2 * unit)
-    for allocate in (False, True):
-        if allocate:
-            subprocess.run(["fallocate", "-l", str(2 * unit), path], check=True)
-        plan = runner.prepare("checksum", path=path)
-        os.truncate(path, unit)
-        error = runner.failure(plan)
-        assert isinstance(error, TargetError)
-        assert error.errno == errno.ENXIO
 
 
 def test_a_file_that_is_shorter_than_it_says(runner: Runner) -> None:
@@ -265,5 +248,5 @@ def test_pieces_in_any_order(algorithm: str) -> None:
                 piece.add(start, memoryview(part))
             else:
                 piece.add_zeros(start, start + len(part))
-            whole.merge(piece)
+            whole.merge(piece.to_bytes())
         assert whole.value() == reference(algorithm, data).split()[1]

@@ -7,17 +7,17 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-import pytest
-
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
-from ktaskfs.host import syscalls
+from ktaskfs.errors import KtaskfsError, NotSupported, TargetError
+from ktaskfs.host import syscalls, userfaultfd
 from ktaskfs.ktask import TaskError
 from ktaskfs.span import Node
-from tests.support.memory_files import HUGE, TIB, allocated, dirty, is_all, make_dirty, punch
+from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty, punch
 from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
@@ -117,19 +117,6 @@ def test_punched_while_clearing(runner: Runner, place: Place) -> None:
     assert is_all(0, path, 0, pages * unit)
 
 
-def test_truncated_meanwhile_is_an_error_and_not_the_end(runner: Runner, any_place: Place) -> None:
-    unit = any_place.unit if any_place.unit > 4096 else HUGE
-    path = any_place.directory / "file"
-    make_dirty(path, 2 * unit)
-    plan = runner.prepare("clear", path=path)
-    os.truncate(path, unit)
-    error = runner.failure(plan)
-    assert isinstance(error, TargetError)
-    assert error.errno == errno.ENXIO
-    assert f"truncated to {unit}" in error.message
-    assert path.stat().st_size == unit
-
-
 def ending(runner: Runner, path: Path, length: int) -> int:
     """Clear; the errno it ended with, at the write or later."""
     try:
@@ -165,28 +152,6 @@ def test_truncated_while_clearing(runner: Runner, place: Place) -> None:
     assert allocated(path) <= unit
 
 
-def test_ranges_that_the_file_does_not_have(runner: Runner, any_place: Place) -> None:
-    path, unit = any_place.directory / "file", any_place.unit
-    path.touch()
-    assert isinstance(runner.refused("clear", path=path), InvalidValue)
-    os.truncate(path, unit)
-    for offset, length in ((0, unit + 1), (unit, 1), (1 << 62, 1)):
-        error = runner.refused("clear", path=path, offset=offset, length=length)
-        assert (type(error), "past the end" in error.message) == (InvalidValue, True)
-    assert path.stat().st_size == unit
-
-
-@pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
-def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> None:
-    fd = os.memfd_create("guest", flags)
-    path = f"/proc/{os.getpid()}/fd/{fd}"
-    os.ftruncate(fd, 16 * HUGE)
-    dirty(path, 0, 16 * HUGE)
-    runner.run("clear", path=path)
-    assert is_all(0, path, 0, 16 * HUGE)
-    os.close(fd)
-
-
 def test_what_an_earlier_run_left(runner: Runner, place: Place) -> None:
     path, length = place.directory / "file", fill_length(place)
     make_dirty(path, length)
@@ -218,7 +183,7 @@ def test_without_userfaultfd(runner: Runner, place: Place, monkeypatch: pytest.M
     def forbidden(features: int) -> int:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(syscalls, "userfaultfd", forbidden)
+    monkeypatch.setattr(userfaultfd, "create", forbidden)
     unit = place.unit if place.unit > 4096 else HUGE
     path = place.directory / "file"
     make_dirty(path, 2 * unit)

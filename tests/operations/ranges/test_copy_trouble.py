@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, OutOfSpace, TargetError
-from ktaskfs.host import syscalls
+from ktaskfs.host import userfaultfd
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import NO_NODE, TaskError
 from ktaskfs.span import Node
@@ -65,8 +65,7 @@ def test_out_to_a_disk_that_is_too_small(runner: Runner, area: Path) -> None:
 
 def test_refusals(runner: Runner, place: Place, plain: Path) -> None:
     path = place.directory / "file"
-    assert "past the end" in runner.refused("copy", source=plain, path=path, length=SIZE + 1).message
-    assert "nothing to do" in runner.refused("copy", source=plain, path=path, source_offset=SIZE).message
+    assert "past the end" in runner.refused("copy", source=plain, path=path, source_offset=SIZE + 1).message
     assert "source_offset" in runner.refused("copy", source=plain, path=path, direct=1, source_offset=100).message
     assert "offset" in runner.refused("copy", source=plain, path=path, direct=1, offset=1234).message
     assert "largest file" in runner.refused("copy", source=plain, path=path, offset=2**63 - 5).message
@@ -75,7 +74,7 @@ def test_refusals(runner: Runner, place: Place, plain: Path) -> None:
     os.truncate(path, 2 * HUGE)
     assert "keep_size" in runner.refused("copy", source=plain, path=path, keep_size=1).message
     resumed = runner.refused("copy", [Node(HUGE, SIZE - HUGE, -1)], source=plain, path=path, digest="crc32")
-    assert isinstance(resumed, NotSupported)
+    assert (type(resumed), "resume: " in resumed.message) == (NotSupported, True)
     assert path.stat().st_size == 2 * HUGE
     assert allocated(path) == 0
 
@@ -93,15 +92,6 @@ def test_ranges_of_one_file(runner: Runner, place: Place) -> None:
     assert same(path, path, 2 * HUGE, (0, 2 * HUGE))
     runner.run("copy", source=path, path=link, offset=4 * HUGE, length=4 * HUGE)
     assert same(path, path, 4 * HUGE, (0, 4 * HUGE))
-
-
-def test_a_task_that_never_starts(runner: Runner, place: Place, plain: Path) -> None:
-    path = place.directory / "file"
-    runner.prepare("copy", source=plain, path=path).abort()
-    assert os.listdir(place.directory) == []
-    make_dirty(path, HUGE)
-    runner.prepare("copy", source=plain, path=path).abort()
-    assert (path.stat().st_size, allocated(path)) == (HUGE, HUGE)
 
 
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
@@ -165,12 +155,10 @@ def test_unlinked_and_replaced_meanwhile(runner: Runner, place: Place, plain: Pa
     assert allocated(path) == 0
 
 
-def test_sealed_targets(runner: Runner, plain: Path) -> None:
+def test_a_target_that_is_sealed_against_growing(runner: Runner, plain: Path) -> None:
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     path = f"/proc/{os.getpid()}/fd/{fd}"
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-    assert runner.refused("copy", source=plain, path=path).errno == errno.EPERM
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     assert runner.refused("copy", source=plain, path=path).errno == errno.EPERM
     assert os.fstat(fd).st_size == 0
     os.close(fd)
@@ -201,7 +189,7 @@ def test_without_userfaultfd(runner: Runner, place: Place, plain: Path, monkeypa
     def forbidden(features: int) -> int:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(syscalls, "userfaultfd", forbidden)
+    monkeypatch.setattr(userfaultfd, "create", forbidden)
     path, other = place.directory / "file", place.directory / "other"
     runner.run("copy", source=plain, path=path)
     punch(path, HUGE, HUGE)

@@ -188,7 +188,7 @@ def test_refusals(runner: Runner, place: Place, disk: Path) -> None:
     path, link, unit = place.directory / "file", disk / "link", place.unit
     path.touch()
     link.symlink_to(path)
-    assert "nothing to do" in runner.refused("free", path=path).message
+    assert "past the end" in runner.refused("free", path=path, offset=unit).message
     os.truncate(path, 2 * unit)
     assert "page size" in runner.refused("free", path=path, offset=unit // 2).message
     assert "page size" in runner.refused("free", path=path, length=unit // 2).message
@@ -252,7 +252,7 @@ def test_a_directory_that_loses_no_names(runner: Runner, tmpfs: Path, attribute:
     directory = tmpfs / "directory"
     directory.mkdir()
     make_dirty(directory / "file", HUGE)
-    if subprocess.run(["chattr", f"+{attribute}", directory], capture_output=True).returncode:
+    if subprocess.run(["chattr", f"+{attribute}", directory], capture_output=True, check=False).returncode:
         pytest.skip("tmpfs of this kernel keeps no attributes")
     assert unlink_refusal(runner, directory / "file") == errno.EPERM
     subprocess.run(["chattr", f"-{attribute}", directory], check=True)
@@ -271,27 +271,23 @@ def test_a_file_that_is_mounted(runner: Runner, place: Place) -> None:
     runner.run("free", path=path, unlink=1)
 
 
-@pytest.mark.parametrize(
-    ("seal", "option"), [(fcntl.F_SEAL_WRITE, {}), (fcntl.F_SEAL_SHRINK, {"shrink": 1})], ids=["write", "shrink"]
-)
-def test_a_sealed_memfd(runner: Runner, seal: int, option: dict[str, int]) -> None:
+def test_a_memfd_that_is_sealed_against_shrinking(runner: Runner) -> None:
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     os.write(fd, b"x" * 4096)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
-    assert runner.refused("free", path=f"/proc/{os.getpid()}/fd/{fd}", **option).errno == errno.EPERM
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    assert runner.refused("free", path=f"/proc/{os.getpid()}/fd/{fd}", shrink=1).errno == errno.EPERM
     assert os.pread(fd, 4096, 0) == b"x" * 4096
     os.close(fd)
 
 
 @pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB])
-def test_a_memfd_through_proc(runner: Runner, pool_2m: TestPool, flags: int) -> None:
+def test_a_memfd_has_no_name_to_remove(runner: Runner, pool_2m: TestPool, flags: int) -> None:
     fd = os.memfd_create("guest", flags)
     path = f"/proc/{os.getpid()}/fd/{fd}"
     os.ftruncate(fd, 4 * HUGE)
     runner.run("fallocate", path=path)
     assert runner.refused("free", path=path, unlink=1).errno == errno.EINVAL
-    runner.run("free", path=path)
-    assert allocated(path) == 0
+    assert allocated(path) == 4 * HUGE
     os.close(fd)
 
 

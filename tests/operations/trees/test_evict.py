@@ -1,64 +1,30 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.errors import Finding, KtaskfsError, NotSupported
+from ktaskfs.host import page_cache
 from ktaskfs.host.tree import DEPTH_MAX
 from ktaskfs.ktask import Job
+from ktaskfs.operations.trees._files import COST
 from ktaskfs.span import Node
+from tests.operations.trees.ground import SIZE, as_nobody, cached, filesystem_of, make, parsed, result_of
 from tests.support import filesystems
-from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from ktaskfs.operations.base.plan import Plan
     from tests.support.runner import Runner
 
-SIZE = 256 << 10
-
-
-def filesystem_of(path: Path) -> str:
-    """As stat(1) calls it."""
-    command = ["stat", "-f", "-c", "%T", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.fixture
-def disk() -> Iterator[Path]:
-    """A directory on a filesystem that has a disk behind it."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="kt-") as name:
-        if filesystem_of(Path(name)) in ("tmpfs", "ramfs"):
-            pytest.skip("/var/tmp is on a filesystem of memory")
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-def make(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(os.urandom(SIZE))
-    return path
-
-
-def cached(path: Path) -> int:
-    """Bytes that fincore(1) finds in memory."""
-    command = ["fincore", "--bytes", "--noheadings", "-o", "RES", str(path)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def result_of(plan: Plan) -> dict[str, int]:
-    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
-
-
-def parsed(text: str) -> dict[str, int]:
-    return {key: int(value) for key, value in map(str.split, text.splitlines())}
+STAYED = ("stayed", "stayed_bytes", "stayed_unknown")
+NOTHING_ELSE = dict.fromkeys([*STAYED, "skipped", "mounts"], 0)
 
 
 def test_dirty_and_clean_files_leave_the_cache(runner: Runner, disk: Path) -> None:
@@ -70,9 +36,9 @@ def test_dirty_and_clean_files_leave_the_cache(runner: Runner, disk: Path) -> No
     assert all(cached(file) == SIZE for file in files)
     content = {file: file.read_bytes() for file in files}
     plan = runner.prepare("evict", path=disk)
-    assert [node.size for node in plan.nodes] == [101]
+    assert [node.size for node in plan.nodes] == [101 * (SIZE + COST)]
     result = result_of(plan)
-    assert result == {"files": 101, "bytes": 101 * SIZE, "skipped": 0, "mounts": 0}
+    assert result == {"files": 101, "bytes": 101 * SIZE} | NOTHING_ELSE
     assert sum(cached(file) for file in files) == 0
     assert all(file.read_bytes() == data for file, data in content.items())
 
@@ -99,15 +65,59 @@ def test_dirty_files_of_an_overlay(runner: Runner, overlay: Path) -> None:
     assert [cached(file) for file in files] == [SIZE] * 11
     content = [file.read_bytes() for file in files]
     result = result_of(runner.prepare("evict", path=overlay))
-    assert result == {"files": 11, "bytes": 11 * SIZE, "skipped": 0, "mounts": 0}
+    assert result == {"files": 11, "bytes": 11 * SIZE} | NOTHING_ELSE
     assert [cached(file) for file in files] == [0] * 11
     assert [file.read_bytes() for file in files] == content
+
+
+def missing_call(*arguments: object) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["cachestat", "mincore"])
+def test_what_stays_is_told_to_whom_the_kernel_tells_it(
+    runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    """A file of 1.5 pages and a mapped one, which are root's, and one that a stranger may write."""
+    files = [make(disk / name) for name in ("mapped", "small", "writable")]
+    os.truncate(files[1], 6000)
+    files[2].chmod(0o666)
+    if older:
+        monkeypatch.setattr(page_cache, "_cachestat", missing_call)
+
+    def evict() -> list[int]:
+        result = result_of(runner.prepare("evict", path=disk))
+        return [result[name] for name in ("files", *STAYED)]
+
+    with files[0].open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        assert mapping[:]
+        assert evict() == [3, 1, SIZE, 0]
+        assert as_nobody(evict) == [3, 0, 0, 3 if older else 2]
+    assert evict() == [3, 0, 0, 0]
 
 
 def test_one_file(runner: Runner, disk: Path) -> None:
     file, other = make(disk / "file"), make(disk / "other")
     assert result_of(runner.prepare("evict", path=file))["files"] == 1
     assert (cached(file), cached(other)) == (0, SIZE)
+
+
+def test_a_directory_of_nothing_but_links(runner: Runner, disk: Path) -> None:
+    """As the cache of a model hub has them: the files lie beside, and each counts once."""
+    blobs = [make(disk / f"blobs/{number}") for number in range(3)]
+    shown = disk / "snapshots/main"
+    shown.mkdir(parents=True)
+    for number, blob in enumerate([*blobs, blobs[0]]):
+        (shown / f"model-{number}").symlink_to(f"../../blobs/{blob.name}")
+    (disk / "latest").symlink_to("snapshots/main")
+    assert result_of(runner.prepare("evict", path=shown))["files"] == 0
+    for path in (shown, disk / "latest"):
+        assert all(cached(blob) for blob in blobs)
+        result = result_of(runner.prepare("evict", path=path, links=1))
+        assert result == {"files": 3, "bytes": 3 * SIZE} | NOTHING_ELSE
+        assert not any(cached(blob) for blob in blobs)
+        for blob in blobs:
+            blob.read_bytes()
 
 
 def test_links_fifos_and_sockets_are_left_alone(runner: Runner, disk: Path) -> None:
@@ -127,11 +137,12 @@ def test_links_fifos_and_sockets_are_left_alone(runner: Runner, disk: Path) -> N
 def test_a_directory_replaced_by_a_link_meanwhile(runner: Runner, disk: Path) -> None:
     outside = make(disk / "outside/f0")
     files = [make(disk / f"tree/d/f{number}") for number in range(3)]
+    make(disk / "tree/beside")
     plan = runner.prepare("evict", path=disk / "tree")
     files[0].parent.rename(disk / "tree/moved")
     (disk / "tree/d").symlink_to(disk / "outside")
     result = result_of(plan)
-    assert result["files"] + result["skipped"] == 3
+    assert (result["files"], result["skipped_ELOOP"]) == (1, 3)
     assert cached(outside) == SIZE
 
 
@@ -141,17 +152,11 @@ def test_files_that_go_or_may_not_be_opened(runner: Runner, disk: Path) -> None:
     for file in files[:5]:
         file.unlink()
     result = result_of(plan)
-    assert (result["files"], result["skipped"]) == (15, 5)
-    assert sum(count for key, count in result.items() if key.startswith("skipped_")) == 5
-
-    def as_nobody() -> dict[str, int]:
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        return result_of(runner.prepare("evict", path=disk))
+    assert (result["files"], result["skipped"], result["skipped_gone"]) == (15, 5, 5)
 
     files[6].chmod(0o600)
     (disk / "closed").mkdir(0o700)
-    result = run_forked(as_nobody)
+    result = as_nobody(lambda: result_of(runner.prepare("evict", path=disk)))
     assert (result["files"], result["skipped"], result["skipped_EACCES"]) == (14, 2, 2)
 
 
@@ -159,9 +164,7 @@ def test_a_task_that_could_evict_nothing_fails(runner: Runner, disk: Path) -> No
     (disk / "tree").mkdir()
     file = make(disk / "tree/file")
 
-    def as_nobody() -> tuple[int, str]:
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
+    def evicted() -> tuple[int, str]:
         try:
             plan = runner.prepare("evict", path=disk / "tree")
             outcome = Job(plan.nodes, plan.control).run()
@@ -172,10 +175,11 @@ def test_a_task_that_could_evict_nothing_fails(runner: Runner, disk: Path) -> No
         return caught.value.errno, caught.value.result
 
     file.chmod(0o600)
-    expected = "files 0\nbytes 0\nskipped 1\nmounts 0\nskipped_EACCES 1\n"
-    assert run_forked(as_nobody) == [errno.EACCES, expected]
+    stayed = "".join(f"{name} 0\n" for name in STAYED)
+    expected = f"files 0\nbytes 0\n{stayed}skipped 1\nmounts 0\nskipped_EACCES 1\nreason path\nEACCES file\n"
+    assert as_nobody(evicted) == [errno.EACCES, expected]
     (disk / "tree").chmod(0o700)
-    assert run_forked(as_nobody) == [errno.EACCES, ""]
+    assert as_nobody(evicted) == [errno.EACCES, ""]
     file.unlink()
     assert result_of(runner.prepare("evict", path=disk / "tree"))["files"] == 0  # there is nothing to do
 
@@ -186,10 +190,7 @@ def test_a_call_that_is_missing_is_no_reason_to_skip(
     make(disk / "file")
     plan = runner.prepare("evict", path=disk)
 
-    def missing(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(os, "posix_fadvise", missing)
+    monkeypatch.setattr(os, "posix_fadvise", missing_call)
     assert runner.failure(plan).errno == errno.ENOSYS
 
 
@@ -210,22 +211,30 @@ def test_other_mounts(runner: Runner, disk: Path, cross: int) -> None:
 
 def test_each_file_once_over_several_ranges(runner: Runner, disk: Path) -> None:
     files = [make(disk / f"f{number}") for number in range(50)]
-    rest = [Node(0, 10, -1), Node(40, 10, -1), Node(60, 10, -1)]
+    each = SIZE + COST
+    rest = [Node(0, 10 * each, -1), Node(40 * each, 10 * each, -1)]
     assert result_of(runner.prepare("evict", rest, path=disk))["files"] == 20
     assert sum(cached(file) == 0 for file in files) == 20
-    assert result_of(runner.prepare("evict", [Node(10, 30, -1)], path=disk))["files"] == 30
+    assert result_of(runner.prepare("evict", [Node(10 * each, 30 * each, -1)], path=disk))["files"] == 30
     assert sum(cached(file) for file in files) == 0
 
 
-def test_positions_are_ordinals_and_keep_nothing(runner: Runner, disk: Path) -> None:
-    for number in range(40):
-        (disk / f"f{number}").touch()
-    plan = runner.prepare("evict", path=disk, nodes="0")
-    outcome = Job(plan.nodes, plan.control).run()
-    place = plan.nodes[0].start
-    assert place.__index__() == 0
-    assert place.paths == ()
-    assert parsed(plan.finish(outcome))["files"] == 40
+def test_a_large_file_is_cut(runner: Runner, disk: Path) -> None:
+    """Dirty, and longer at the end than it was when it was found; then in two runs."""
+    file, more = disk / "large", 3000
+    file.write_bytes(os.urandom(21 << 20))
+    plan = runner.prepare("evict", path=disk)
+    with file.open("ab") as end:
+        end.write(bytes(more))
+    runner.work(plan, max_chunk_size=1 << 20)
+    assert cached(file) == 0
+    file.read_bytes()
+    total = file.stat().st_size + COST
+    first = parsed(runner.result(runner.prepare("evict", [Node(0, total // 2, -1)], path=disk)))
+    rest = parsed(runner.result(runner.prepare("evict", [Node(total // 2, total - total // 2, -1)], path=disk)))
+    assert (first["files"], rest["files"]) == (0, 1), "it counts where its end is"
+    assert first["bytes"] + rest["bytes"] == file.stat().st_size
+    assert cached(file) == 0
 
 
 def test_a_tree_too_deep(runner: Runner, disk: Path) -> None:

@@ -1,0 +1,82 @@
+"""Finding a process that a spec names, what it has mapped, and the file behind a mapping."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.host.process_memory import Process
+from ktaskfs.units import format_size, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.process_memory import Area
+
+SHOWN: Final = 3
+"""Mappings that a refusal names."""
+
+
+def open_process(pid: int) -> Process:
+    """Raises TargetError (ESRCH, EACCES), or NotSupported for the processes of another namespace."""
+    try:
+        return Process.find(pid)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            raise NotSupported(str(error.strerror)) from error
+        raise TargetError.from_os(error, f"find process {pid}") from error
+
+
+def areas_of(process: Process, mapping: int | None) -> list[Area]:
+    """All mappings, or the one at an address. Raises TargetError, or InvalidValue if there is none."""
+    try:
+        areas = list(process.areas())
+    except OSError as error:
+        raise TargetError.from_os(error, f"look at the mappings of process {process.pid}") from error
+    if mapping is None:
+        return areas
+    there = [each for each in areas if each.start <= mapping < each.end]
+    if not there:
+        raise InvalidValue(f"process {process.pid} has nothing mapped at {mapping:#x}")
+    return there
+
+
+def shared_area(process: Process, mapping: int | None) -> Area:
+    """The shared mapping of a file at an address, or without one that of the only file that it may write to so.
+
+    Raises TargetError, and InvalidValue for memory without a file, a private mapping, and none or several files.
+    """
+    areas = areas_of(process, mapping)
+    if mapping is not None:
+        (area,) = areas
+        where = f"what process {process.pid} has mapped at {mapping:#x}"
+        if area.is_shared:  # a SysV segment has its number for an inode, which may be 0
+            return area
+        if not area.inode:
+            raise InvalidValue(f"{where} is memory without a file")
+        raise InvalidValue(f"{where} is a private mapping: what the process writes there is not in the file")
+    areas = [each for each in areas if each.is_shared and "w" in each.permissions]
+    if not areas:
+        raise InvalidValue(f"process {process.pid} has no shared mapping of a file to write to")
+    if len({(each.device, each.inode) for each in areas}) > 1:
+        raise InvalidValue(f"process {process.pid} shares several files, so name one of them: {_shown(areas)}")
+    return areas[0]
+
+
+def _shown(areas: Sequence[Area]) -> str:
+    largest = sorted(areas, key=lambda each: -each.size)[:SHOWN]
+    named = [f"mapping={each.start:#x} ({format_size(each.size)} of {printable(each.name)})" for each in largest]
+    return ", ".join([*named, *(["..."] if len(areas) > SHOWN else [])])
+
+
+def open_mapped(process: Process, area: Area) -> int:
+    """An O_PATH descriptor of the file behind a mapping; raises TargetError."""
+    try:
+        return process.mapped_file(area)
+    except OSError as error:
+        where = f"reach the file that process {process.pid} has mapped at {area.start:#x}"
+        if error.errno == errno.EPERM:
+            text = f"{where}: the process has it open no more, and no path leads to it; so you need "
+            raise TargetError(f"{text}CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN)", errno=errno.EPERM) from error
+        raise TargetError.from_os(error, where) from error

@@ -1,0 +1,155 @@
+"""One word for several operations: what a spec names tells which of them it is for (``survey path=FILE|DIRECTORY``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.errors import InvalidValue
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.parameters import (
+    Kind,
+    Parameter,
+    TaskParameters,
+    parameter,
+    parameters_of,
+    parse_parameters,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.operations.base.resume import Baseline
+    from ktaskfs.span import Node
+
+COMMON: frozenset[str] = frozenset(each.name for each in parameters_of(TaskParameters))
+
+
+class SharedWord(Operation[TaskParameters]):
+    """Takes the parameters of all ``meanings``. A spec is for the first that ``means`` it, or else for the general one.
+
+    Each meaning has its ``target`` in words; one of them, the general one, does not override ``means``. They count the
+    same units. Raises TypeError otherwise.
+    """
+
+    def __init__(self, meanings: Sequence[Operation[Any]]) -> None:
+        general = [each for each in meanings if type(each).means is Operation.means]
+        if len(general) != 1 or not all(each.target for each in meanings):
+            modules = " and ".join(type(each).__module__ for each in meanings)
+            raise TypeError(f"{modules} are all named {meanings[0].name}, and nothing says which of them a spec is for")
+        self._general = general[0]
+        self._particular = tuple(each for each in meanings if each is not self._general)
+        self.name, self.units = self._general.name, self._general.units
+        if any(each.units != self.units for each in meanings):
+            raise TypeError(f"{self.name} counts in different units")
+        others = (f"\nOf {each.target}: {each.description}" for each in self._particular)
+        self.description = self._general.description + "".join(others)
+        self.parameters = _union(self.meanings)
+
+    @property
+    def meanings(self) -> tuple[Operation[Any], ...]:
+        return (self._general, *self._particular)
+
+    def _meant(self, parameters: TaskParameters) -> tuple[Operation[Any], Any]:
+        """The operation that a spec is for, and its parameters; raises InvalidValue for parameters that it has not."""
+        operation = next((each for each in self._particular if each.means(parameters)), self._general)
+        return operation, _as_own(operation, parameters)
+
+    def prepare(self, preparation: Preparation[TaskParameters]) -> Plan:
+        operation, preparation.parameters = self._meant(preparation.parameters)
+        operation.locate(preparation)
+        return operation.prepare(preparation)
+
+    def undo_refusal(self, parameters: TaskParameters) -> str:
+        operation, own = self._meant(parameters)
+        return operation.undo_refusal(own)
+
+    def resume_refusal(self, parameters: TaskParameters) -> str:
+        operation, own = self._meant(parameters)
+        return operation.resume_refusal(own)
+
+    def baseline(self, parameters: TaskParameters, nodes: Sequence[Node]) -> Baseline:
+        operation, own = self._meant(parameters)
+        return operation.baseline(own, nodes)
+
+    def settled(self, parameters: TaskParameters, baseline: Baseline) -> TaskParameters:
+        operation, own = self._meant(parameters)
+        settled = operation.settled(own, baseline)
+        values = {each.name: getattr(settled, each.name) for each in operation.declared}
+        return dataclasses.replace(parameters, **values)
+
+
+def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
+    """The parameters of all. One that a spec of some meaning can do without has a default: the common one, or none."""
+    found: dict[str, list[tuple[Operation[Any], Parameter]]] = {}
+    for operation in meanings:
+        for each in operation.declared:
+            if each.name not in COMMON:
+                found.setdefault(each.name, []).append((operation, each))
+    fields = [(name, object, _merged(declared, len(meanings))) for name, declared in found.items()]
+
+    def check(self: TaskParameters) -> None:
+        """Raises what the general meaning says, unless some meaning can take these values."""
+        refusals = []
+        for each in meanings:
+            try:
+                _as_own(each, self)
+            except InvalidValue as error:
+                refusals.append(error)
+            else:
+                return
+        raise refusals[0]
+
+    name = f"{meanings[0].name.title()}Parameters"
+    return dataclasses.make_dataclass(
+        name, fields, bases=(TaskParameters,), namespace={"check": check}, frozen=True, kw_only=True
+    )
+
+
+def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int) -> Any:
+    parameters = [each for _, each in declared]
+    helps = {each.help for each in parameters}
+    if len(declared) == meanings and len(helps) == 1:
+        (text,) = helps
+    else:
+        text = "; ".join(f"{operation.target}: {each.help}" for operation, each in declared)
+    kind = parameters[0].kind
+    if any(each.kind is not kind for each in parameters):
+        kind = _either([each.kind for each in parameters])
+    if len(declared) == meanings and all(each.required for each in parameters):
+        return parameter(kind, text)
+    defaults = list(dict.fromkeys(each.default for each in parameters))
+    if len(defaults) > 1 and None not in defaults:  # each target has its own
+        kind = dataclasses.replace(kind, absent="|".join(map(kind.format, defaults)))
+    return parameter(kind, text, default=defaults[0] if len(defaults) == 1 else None)
+
+
+def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:
+    """What any of these kinds takes, which all write values alike."""
+
+    def parse(text: str) -> Any:
+        refusals = []
+        for kind in kinds:
+            try:
+                return kind.parse(text)
+            except InvalidValue as error:
+                refusals.append(error.message)
+        raise InvalidValue(", and ".join(refusals))
+
+    names = dict.fromkeys(name for kind in kinds for name in kind.name.split("|"))
+    return Kind("|".join(names), parse, kinds[0].format, kinds[0].absent)
+
+
+def _as_own(operation: Operation[Any], shared: TaskParameters) -> Any:
+    """The parameters of one meaning; raises InvalidValue for those that it has not, or that it needs."""
+    declared = {each.name for each in operation.declared}
+    texts = {}
+    for each in parameters_of(type(shared)):
+        value = getattr(shared, each.name)
+        if value == each.default:
+            continue
+        if each.name not in declared:
+            raise InvalidValue(f"{each.name} is not for {operation.target}")
+        texts[each.name] = each.kind.format(value)
+    return parse_parameters(operation.parameters, texts)

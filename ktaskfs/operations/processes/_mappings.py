@@ -1,0 +1,116 @@
+"""The mappings of a process as one line of positions, and how a spec names them."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from ktaskfs.errors import InvalidValue, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.host.page_table import PageTable
+from ktaskfs.host.process_memory import NOT_MEMORY
+from ktaskfs.operations.base.parameters import ADDRESS, PID, TaskParameters, parameter
+from ktaskfs.operations.base.processes import areas_of, open_process
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ktaskfs.host.process_memory import Area, Process
+    from ktaskfs.operations.base.plan import Preparation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessParameters(TaskParameters):
+    """A process, and which of its mappings."""
+
+    pid: int = parameter(PID, "the process")
+    mapping: int | None = parameter(ADDRESS, "an address in the one mapping to work on (all: every one)", default=None)
+
+
+P = TypeVar("P", bound=ProcessParameters)
+T = TypeVar("T")
+
+
+def ended(process: Process) -> TargetError:
+    """The error of a chunk whose process has ended."""
+    return TargetError(f"process {process.pid} has ended", errno=errno.ESRCH)
+
+
+class Piece(NamedTuple):
+    """Addresses of the mapping of that number."""
+
+    mapping: int
+    start: int
+    end: int
+
+
+class Line:
+    """Ranges of addresses laid end to end; a position counts units of ``unit`` bytes."""
+
+    def __init__(self, ranges: Sequence[Span], unit: int = 1) -> None:
+        self._ranges = ranges
+        self._unit = unit
+        self._begins = [0, *accumulate(each.size // unit for each in ranges)]
+        """The position at which each range begins; the last is the end of all."""
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    @property
+    def whole(self) -> Span:
+        """All positions."""
+        return Span(0, self._begins[-1])
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """What lies between two positions."""
+        while start < end:
+            index = bisect_right(self._begins, start) - 1
+            stop = min(end, self._begins[index + 1])
+            first = self._ranges[index].start - self._begins[index] * self._unit
+            yield Piece(index, first + start * self._unit, first + stop * self._unit)
+            start = stop
+
+
+class MappedPages:
+    """The pages behind mappings of a process, by position."""
+
+    def __init__(self, process: Process, areas: Sequence[Area], table: PageTable) -> None:
+        self.process = process
+        self.areas = areas
+        self.table = table
+        self.page = syscalls.page_size()
+        self.line = Line([Span(each.start, each.end) for each in areas], self.page)
+
+    def each(self, start: int, end: int, verb: str, work: Callable[[int, int], T]) -> Iterator[tuple[int, T]]:
+        """Number of each mapping that lies between two positions, and what ``work`` returns for its addresses there.
+
+        The process is there before and afterwards, so nothing else has had its number. Raises TargetError; ``verb`` is
+        for its words.
+        """
+        for piece in self.line.pieces(start, end):
+            try:
+                self.process.read("stat")
+                found = work(piece.start, piece.end)
+                self.process.read("stat")
+            except (ProcessLookupError, FileNotFoundError) as error:
+                raise ended(self.process) from error
+            except OSError as error:
+                raise TargetError.from_os(error, f"{verb} pages of process {self.process.pid}") from error
+            yield piece.mapping, found
+
+
+def open_pages(preparation: Preparation[P]) -> MappedPages:
+    """What the spec names. Raises TargetError (ESRCH, EACCES), NotSupported, or InvalidValue without any mapping."""
+    process = preparation.keep(open_process(preparation.parameters.pid))
+    areas = [each for each in areas_of(process, preparation.parameters.mapping) if each.name not in NOT_MEMORY]
+    if not areas:
+        raise InvalidValue(f"process {process.pid} has no memory")
+    try:
+        table = preparation.keep(PageTable(process))
+    except OSError as error:
+        raise TargetError.from_os(error, f"look at the pages of process {process.pid}") from error
+    return MappedPages(process, areas, table)

@@ -1,0 +1,128 @@
+"""``survey`` of a process: what it has in memory, by mapping and NUMA node."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.host import numa_pages
+from ktaskfs.host.page_table import FILE, HUGE, PRESENT
+from ktaskfs.host.topology import read_nodes
+from ktaskfs.memory.run_table import RESULT_MAX
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.processes._mappings import MappedPages, ProcessParameters, open_pages
+from ktaskfs.units import PAGES, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.host.page_table import Run
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+
+MIN_CHUNK: Final = 4 << 10
+MAX_CHUNK: Final = 16 << 10
+"""Pages. An mmap(2) of the process waits for the look at one chunk of 64 MiB, some milliseconds."""
+MARGIN: Final = 4 << 10
+"""Bytes of the result that the sums take."""
+COUNTS: Final = ("present", "huge", "swapped", "file", "anonymous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyParameters(ProcessParameters):
+    """A process, and which of its mappings."""
+
+
+class Survey(Operation[SurveyParameters]):
+    """PAGEMAP_SCAN in chunks, or /proc/PID/pagemap before Linux 6.7, which does not tell huge pages.
+
+    move_pages(2) tells the node of each page, where the machine has several.
+    """
+
+    name = "survey"
+    target = "a process"
+    description = (
+        "Find what a process has in memory, without holding it up: pages that are present, in huge mappings, swapped "
+        "out, of files or shared memory, anonymous, and on each NUMA node. "
+        "The result has the sums, then a row for each mapping. The caller needs the right to look at the process "
+        "(ptrace(2))."
+    )
+    units = PAGES
+    parameters = SurveyParameters
+    no_undo = "a survey changes nothing that could be taken back"
+    no_resume = "the table of what was looked at has not been kept"
+
+    def means(self, parameters: Any) -> bool:
+        return parameters.pid is not None
+
+    def prepare(self, preparation: Preparation[SurveyParameters]) -> Plan:
+        """Find the mappings; raises TargetError (ESRCH, EACCES), NotSupported, or InvalidValue without any."""
+        pages = open_pages(preparation)
+        nids = [node.nid for node in read_nodes(preparation.kernel) if node.total]
+        surveyor = _Surveyor(pages, nids)
+        control = preparation.control(surveyor.survey, least=MIN_CHUNK, most=MAX_CHUNK)
+        return preparation.plan(preparation.nodes(pages.line.whole, 1), control, surveyor.finish)
+
+
+class _Surveyor:
+    """The chunk function, and what it has found."""
+
+    def __init__(self, pages: MappedPages, nids: Sequence[int]) -> None:
+        self._pages = pages
+        self._nids = nids
+        self._lock = threading.Lock()  # guards the counts
+        self._counts: list[Counter[str]] = [Counter() for _ in pages.areas]
+        """Pages, for each mapping."""
+
+    def survey(self, start: int, end: int) -> None:
+        """Count what lies between two positions; raises TargetError."""
+        for mapping, found in self._pages.each(start, end, "look at", self._count):
+            with self._lock:
+                self._counts[mapping] += found
+
+    def _count(self, start: int, end: int) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for run in self._pages.table.runs(start, end):
+            pages = (run.end - run.start) // self._pages.page
+            if not run.categories & PRESENT:
+                found["swapped"] += pages
+                continue
+            found["present"] += pages
+            found["file" if run.categories & FILE else "anonymous"] += pages
+            found["huge"] += pages if run.categories & HUGE else 0
+            found += self._nodes_of(run, pages)
+        return found
+
+    def _nodes_of(self, run: Run, pages: int) -> Counter[str]:
+        if len(self._nids) == 1:
+            return Counter({f"node{self._nids[0]}": pages})
+        addresses = range(run.start, run.end, self._pages.page)
+        nodes = Counter(numa_pages.page_nodes(addresses, self._pages.process.pid))
+        return Counter({f"node{nid}": count for nid, count in nodes.items() if nid >= 0})
+
+    def finish(self, outcome: Outcome) -> str:
+        """The result: sums in pages, then the table, with addresses in hexadecimal."""
+        sums: Counter[str] = Counter()
+        for each in self._counts:
+            sums += each
+        columns = [*COUNTS, *(f"node{nid}" for nid in self._nids)]
+        lines = [f"page_size {self._pages.page}\n", f"pages {outcome.units_done}\n"]
+        lines.append(f"mappings {len(self._pages.areas)}\n")
+        lines += [f"{name} {self._shown(sums, name)}\n" for name in columns]
+        rows, room = [], RESULT_MAX - MARGIN
+        for area, counts in zip(self._pages.areas, self._counts, strict=True):
+            numbers = " ".join(self._shown(counts, name) for name in columns)
+            pages, name = area.size // self._pages.page, printable(area.name) or "-"
+            row = f"{area.start:x} {area.end:x} {area.permissions} {pages} {numbers} {name}\n"
+            room -= len(row.encode())
+            if room < 0:
+                break
+            rows.append(row)
+        lines.append(f"left_out {len(self._pages.areas) - len(rows)}\n")
+        lines.append(f"start end permissions pages {' '.join(columns)} name\n")
+        return "".join([*lines, *rows])
+
+    def _shown(self, counts: Counter[str], name: str) -> str:
+        return "-" if name == "huge" and not self._pages.table.tells_huge else str(counts[name])

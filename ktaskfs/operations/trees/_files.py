@@ -1,0 +1,275 @@
+"""The files of a tree as one line of positions: what every operation on a tree is cut by.
+
+Each file takes its size and a constant, so that small files come many to a chunk and empty ones have a place.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import hashlib
+import os
+import stat
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.host.target import refuse_own_descriptors, size_of
+from ktaskfs.host.tree import Tree, Walk
+from ktaskfs.operations.base.parameters import FLAG, PATH, TaskParameters, parameter
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.base.plan import Preparation
+
+COST: Final = 4 << 10
+"""Bytes that a file takes beside its size: what it costs to open one, in bytes of a large file, is more."""
+FILES_MAX: Final = 1 << 24
+"""Files that one task takes: the list has some 60 bytes of each."""
+ALIGN: Final = 2 << 20
+"""Edges inside a file are multiples of it: the cache may hold so much in one piece, and drops all of that or none."""
+KIND_SHIFT: Final = 12
+"""Bits below the kind in st_mode."""
+MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeParameters(TaskParameters):
+    """A directory, or one file."""
+
+    path: str = parameter(PATH, "the directory (or one regular file, or block device)")
+    cross_mounts: bool = parameter(FLAG, "go into other filesystems mounted below it", default=False)
+    links: bool = parameter(FLAG, "follow links, also out of the directory", default=False)
+
+
+P = TypeVar("P", bound=TreeParameters)
+
+
+class Piece(NamedTuple):
+    """The bytes from ``start`` to ``end`` of the file of that number, which had ``size`` bytes when it was found."""
+
+    file: int
+    start: int
+    end: int
+    size: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the file ends here."""
+        return self.end == self.size
+
+
+@dataclass(frozen=True)
+class Which:
+    """What a list has of a tree, and the room that it gives each file.
+
+    Positions count units of ``unit`` bytes; a file takes those that its size begins, and ``cost`` more after them.
+    ``once``: files with several names once. ``wanted``: only files with such a ``name``.
+    ``everything``: also directories, links that are not followed and the like, each of size 0.
+    """
+
+    cost: int = COST
+    unit: int = 1
+    once: bool = True
+    everything: bool = False
+    wanted: Container[str] | None = None
+
+
+class FileList:
+    """The regular files of a tree, in the order of the walk, which is done at once.
+
+    Raises TargetError: E2BIG for more than FILES_MAX files, ECANCELED if nobody waits any more, and what the system
+    says if the directory itself cannot be read.
+    """
+
+    def __init__(self, kernel: Kernel, tree: Tree, path: str, which: Which) -> None:
+        self.tree = tree
+        self._base = os.path.basename(path)
+        self.kernel = kernel
+        self._unit = which.unit
+        self._ends = array("Q")
+        self._sizes = array("Q")
+        self._times = array("q")
+        self._kinds = bytearray()
+        self.allocated = 0
+        """Bytes that the files have without their holes; too little where the filesystem compresses them."""
+        self._names = bytearray()
+        self._name_ends = array("Q")
+        self._directories: list[str] = []
+        self._first_of: array[int] = array("Q")
+        """For each of these directories, the first of a run of files that are in it."""
+        digest = hashlib.blake2b(digest_size=8, usedforsecurity=False)
+        self.walk = Walk(kernel, tree, which.once, which.everything)
+        total = 0
+        for directory, name, status in self.walk:
+            if which.wanted is not None and (self._base if name == "." else directory + name) not in which.wanted:
+                continue
+            if not self._directories or self._directories[-1] != directory:
+                self._directories.append(directory)
+                self._first_of.append(len(self._ends))
+            encoded = os.fsencode(name)
+            size = self._size_of(status)
+            total += -(-size // which.unit) + which.cost
+            self._ends.append(total)
+            self._sizes.append(size)
+            self._times.append(status.st_mtime_ns)
+            self._kinds.append(stat.S_IFMT(status.st_mode) >> KIND_SHIFT)
+            self.allocated += min(size, status.st_blocks * 512)
+            self._names += encoded
+            self._name_ends.append(len(self._names))
+            digest.update(b"%b/%b\0%d %d\0" % (os.fsencode(directory), encoded, size, status.st_mtime_ns))
+            if len(self._ends) > FILES_MAX:
+                raise TargetError(f"{path} has more than {FILES_MAX} files", errno=errno.E2BIG)
+        self.total = total
+        """Units of all files."""
+        self.fingerprint = int.from_bytes(digest.digest(), "little")
+        """Another one for other files, by name, size and time of the last change."""
+        for number, left in self.walk.left[:1]:
+            if left == ".":
+                raise TargetError(f"{path} cannot be read: {os.strerror(number)}", errno=number)
+
+    def _size_of(self, status: os.stat_result) -> int:
+        if not stat.S_ISBLK(status.st_mode) or not self.tree.is_file:
+            return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        try:
+            fd = self.tree.open_regular(self.kernel, ".")
+        except OSError as error:
+            raise TargetError.from_os(error, f"open {self._base}") from error
+        try:
+            return size_of(fd)
+        finally:
+            os.close(fd)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def bytes(self) -> int:
+        """The sizes of all files."""
+        return sum(self._sizes)
+
+    def size(self, index: int) -> int:
+        """Bytes that a file had when it was found."""
+        return self._sizes[index]
+
+    def kind(self, index: int) -> int:
+        """As S_IFMT of inode(7): S_IFREG, S_IFDIR, S_IFLNK …"""
+        return self._kinds[index] << KIND_SHIFT
+
+    def is_as_found(self, index: int, status: os.stat_result) -> bool:
+        """Whether ``status`` has the size and the time of change that the file had when it was found."""
+        return (status.st_size, status.st_mtime_ns) == (self._sizes[index], self._times[index])
+
+    def path(self, index: int) -> str:
+        """The path of a file below the directory; ``.`` if the tree is one file."""
+        directory = self._directories[bisect.bisect_right(self._first_of, index) - 1]
+        start = self._name_ends[index - 1] if index else 0
+        return directory + os.fsdecode(bytes(self._names[start : self._name_ends[index]]))
+
+    def name(self, index: int) -> str:
+        """As ``path``; the file's own name if the tree is one file."""
+        path = self.path(index)
+        return self._base if path == "." else path
+
+    def open(self, index: int) -> int:
+        """The file, open for reading; raises OSError as ``Tree.open_regular``."""
+        return self.tree.open_regular(self.kernel, self.path(index))
+
+    def pieces(self, start: int, end: int, align: int = ALIGN) -> Iterator[Piece]:
+        """What lies between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
+        index = bisect.bisect_right(self._ends, start)
+        while index < len(self._ends):
+            begin = self._ends[index - 1] if index else 0
+            if begin >= end:
+                return
+            size = self._sizes[index]
+            low, high = (_edge(each - begin, self._unit, size, align) for each in (start, end))
+            if low < high or (not size and start <= begin):
+                yield Piece(index, low, high, size)
+            index += 1
+
+    def begun(self, start: int, end: int) -> range:
+        """The files that begin between two positions."""
+        first, last = (bisect.bisect_left(self._ends, each) + 1 if each else 0 for each in (start, end))
+        return range(first, min(last, len(self)))
+
+
+def _edge(units: int, unit: int, size: int, align: int) -> int:
+    """A place in a file, rounded down to where a piece may begin or end."""
+    place = max(units, 0) * unit
+    return size if place >= size else place - place % align
+
+
+def list_files(
+    preparation: Preparation[P], which: Which = Which(), *, path: str | None = None, memory: bool = True
+) -> FileList:
+    """The files below ``path``, by default the parameter, as FileList.
+
+    Raises as that, TargetError (ELOOP for a link that is not to be followed), NotSupported for files of memory unless
+    ``memory``.
+    """
+    path = preparation.parameters.path if path is None else path
+    tree = open_tree(preparation, path)
+    if not memory and _is_of_memory(tree.fd):
+        raise NotSupported(f"{path} is on a filesystem of memory: its pages have no other place to be")
+    return FileList(preparation.kernel, tree, path, which)
+
+
+def open_tree(preparation: Preparation[P], path: str) -> Tree:
+    """The directory or file at ``path``. Raises TargetError and InvalidValue."""
+    links = preparation.parameters.links
+    if links:
+        refuse_own_descriptors(path)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {path}") from error
+    preparation.callback(os.close, fd)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISLNK(mode):
+        text = f"{path} is a link, and links are not followed: links=1 follows them"
+        raise TargetError(text, errno=errno.ELOOP)
+    if not any(is_kind(mode) for is_kind in (stat.S_ISDIR, stat.S_ISREG, stat.S_ISBLK)):
+        raise TargetError(f"{path} is neither a directory nor a regular file", errno=errno.EINVAL)
+    return Tree(fd, preparation.parameters.cross_mounts, links)
+
+
+def _is_of_memory(fd: int) -> bool:
+    """Whether a file is memory; a block device is not, though its name is on a tmpfs."""
+    return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in MEMORY
+
+
+def is_ordinary(path: str) -> bool:
+    """Whether ``path`` is a directory, but not of huge pages, a block device, or a regular file that is not memory."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # whoever opens it says why it cannot be done
+        return False
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            return syscalls.filesystem_magic(fd) != syscalls.HUGETLBFS_MAGIC
+        return stat.S_ISBLK(mode) or (stat.S_ISREG(mode) and not _is_of_memory(fd))
+    finally:
+        os.close(fd)
+
+
+def is_directory(path: str | None) -> bool:
+    """Whether ``path`` leads to a directory; not if there is none, as in a spec for the file of a process."""
+    return path is not None and os.path.isdir(path)
+
+
+def require_directory(tree: Tree, path: str) -> None:
+    """Raises TargetError (ENOTDIR) for a tree that is one file."""
+    if tree.is_file:
+        raise TargetError(f"{path} is not a directory", errno=errno.ENOTDIR)
+
+
+def work_on(files: FileList) -> Span:
+    """All positions of a list."""
+    return Span(0, files.total)

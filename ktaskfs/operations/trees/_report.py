@@ -1,0 +1,149 @@
+"""What became of the files of a tree, as the result of a task tells it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import Finding, TargetError, errno_name
+from ktaskfs.host.tree import LEFT_MAX
+from ktaskfs.memory.run_table import RESULT_MAX
+from ktaskfs.units import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from ktaskfs.operations.trees._files import FileList, Piece
+
+DONE: Final = 1
+"""The end of the file was reached."""
+SKIPPED: Final = 2
+SPECIAL: Final = 0
+"""In place of an errno: a FIFO, a device or the like."""
+FIRST_OWN_MARK: Final = 4
+"""From here on marks mean what the operation says."""
+SKIPPED_ROOM: Final = 256 << 10
+MARGIN: Final = 1 << 10
+"""Bytes of a result: for the table of what was skipped, and what is left free."""
+
+
+class Report:
+    """Marks of each file, one byte, and why files were skipped. Threads may enter what they have done at any time."""
+
+    def __init__(self, files: FileList) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._marks = bytearray(len(files))  # guarded by _lock, as all below
+        self._reasons: Counter[int] = Counter()
+        self._skipped: list[tuple[int, str]] = []
+        self._sums: Counter[str] = Counter()
+
+    def enter(self, piece: Piece, *, marks: int = 0, **sums: int) -> None:
+        """A piece is done: mark its file, and add to the sums of the result."""
+        with self._lock:
+            self._marks[piece.file] |= marks | (DONE if piece.is_last else 0)
+            self._sums.update(sums)
+
+    def skip_special(self, index: int) -> None:
+        """A FIFO, a device or the like was skipped, of which there is nothing to do: it is no failure."""
+        self._skip(index, SPECIAL)
+
+    def skip(self, index: int, error: OSError) -> None:
+        """A file, or the rest of it, was skipped. Raises TargetError for what no file answers: a call is missing."""
+        number = error.errno or errno.EIO
+        if number == errno.ENOSYS:  # all other files would be skipped as well
+            raise TargetError.from_os(error, self._files.path(index)) from error
+        self._skip(index, number)
+
+    def _skip(self, index: int, number: int) -> None:
+        with self._lock:
+            if self._marks[index] & SKIPPED:
+                return
+            self._marks[index] |= SKIPPED
+            self._reasons[number] += 1
+            if len(self._skipped) < LEFT_MAX:
+                self._skipped.append((number, self._files.path(index)))
+
+    def is_skipped(self, index: int) -> bool:
+        """Whether a file was skipped."""
+        return bool(self._marks[index] & SKIPPED)
+
+    def marked(self, mark: int) -> int:
+        """Files with a mark, without the skipped ones."""
+        with self._lock:
+            counted = Counter(self._marks)
+        return sum(count for marks, count in counted.items() if marks & mark and not marks & SKIPPED)
+
+    @property
+    def sums(self) -> Mapping[str, int]:
+        """What was entered, by name."""
+        return self._sums
+
+    def done(self) -> Iterator[tuple[int, int]]:
+        """Number and marks of each file of which the end was reached, and nothing was skipped."""
+        return ((index, marks) for index, marks in enumerate(self._marks) if marks & DONE and not marks & SKIPPED)
+
+    @property
+    def reasons(self) -> Counter[int]:
+        """How many files, and directories, were skipped, by errno."""
+        return self._reasons + self._files.walk.errors
+
+    def text(self, counts: Mapping[str, int], *, header: str = "", rows: Iterable[str] = ()) -> str:
+        """The result: ``files`` and ``counts``, then what was skipped, by reason; then tables.
+
+        The first has ``rows`` below ``header``, as many as there is room for; the second names what was skipped.
+        """
+        reasons = self.reasons
+        lines = {"files": self.marked(DONE), **counts}
+        lines |= {"skipped": reasons.total(), "mounts": self._files.walk.mounts}
+        lines |= dict(sorted((f"skipped_{_name(number)}", count) for number, count in reasons.items()))
+        text = "".join(f"{key} {value}\n" for key, value in lines.items())
+        why = self.why()
+        if header:
+            table, left_out = _table(header, rows, RESULT_MAX - len(text) - len(why) - MARGIN)
+            text += f"left_out {left_out}\n{table}"
+        return text + why
+
+    def why(self) -> str:
+        """A table of the first of those that were skipped; nothing if there are none."""
+        left = [f"{_name(number)} {printable(path)}" for number, path in [*self._files.walk.left, *self._skipped]]
+        return _table("reason path", left, SKIPPED_ROOM)[0] if left else ""
+
+    def require_some(self, text: str, done: str) -> str:
+        """The result ``text``; raises Finding if no file was done and some were skipped that are not simply gone.
+
+        ``done`` says what should have become of them.
+        """
+        if not self.marked(DONE):
+            self._require_none_but({SPECIAL, errno.ENOENT}, text, f"nothing was {done}, ")
+        return text
+
+    def require_all(self, text: str, *, gone: bool) -> str:
+        """The result ``text``. Raises Finding if any were skipped; with ``gone``, missing files do not count."""
+        self._require_none_but({SPECIAL, errno.ENOENT} if gone else {SPECIAL}, text, "")
+        return text
+
+    def _require_none_but(self, pardoned: set[int], text: str, words: str) -> None:
+        serious = [number for number, _ in self.reasons.most_common() if number not in pardoned]
+        if serious:
+            words += f"{self.reasons.total()} skipped: {os.strerror(serious[0])}"
+            raise Finding(words, position=0, result=text, errno=serious[0])
+
+
+def _table(header: str, rows: Iterable[str], room: int) -> tuple[str, int]:
+    """A table of no more than ``room`` bytes, and how many rows were left out."""
+    lines, left_out = [header], 0
+    for row in rows:
+        room -= len(row.encode()) + 1
+        if room > 0:
+            lines.append(row)
+        else:
+            left_out += 1
+    return "".join(f"{line}\n" for line in lines), left_out
+
+
+def _name(number: int) -> str:
+    return {SPECIAL: "special", errno.ENOENT: "gone"}.get(number) or errno_name(number)

@@ -1,0 +1,235 @@
+"""The directory that a tree is copied into: everything is made below it, and nothing that was there is written to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.host.target import FilesystemType, directory_as_target
+from ktaskfs.host.tree import Tree
+from ktaskfs.memory.room import mount_room, require_reservable, require_space
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+    from ktaskfs.operations.trees._files import FileList
+
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PERMISSIONS: Final = 0o777
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+
+
+class TargetTree:
+    """The directory at ``path``, which is made, or is there and empty; ``filled``: an earlier run has made files in it.
+
+    ``close`` removes it if it was made and ``keep`` was not called. Raises TargetError (ENOTEMPTY).
+    """
+
+    def __init__(self, kernel: Kernel, path: str, *, filled: bool) -> None:
+        self._kernel = kernel
+        self.path = path
+        self._filled = filled
+        parent, self._name = os.path.split(path.rstrip("/") or "/")
+        self.made = False
+        try:
+            self._parent = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise TargetError.from_os(error, f"open {path}") from error
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            try:
+                os.mkdir(self._name, 0o700, dir_fd=self._parent)
+                self.made = True
+            except FileExistsError:
+                pass
+            self.fd = os.open(self._name or ".", _DIRECTORY, dir_fd=self._parent)
+        except OSError as error:
+            raise TargetError.from_os(error, f"open {self.path}") from error
+        self._tree = Tree(self.fd, cross_mounts=False)
+        if not self.made:
+            require_usable(self._kernel, self.fd, self.path, empty=not self._filled)
+        self.kind = directory_as_target(self.fd, self.path)
+        self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS
+
+    def keep(self) -> None:
+        """Something was copied: the directory stays."""
+        self.made = False
+
+    def close(self) -> None:
+        """Close it, or remove it."""
+        if self.made:
+            try:
+                os.rmdir(self._name, dir_fd=self._parent)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # somebody else uses it, or has removed it
+                    raise
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+        os.close(self._parent)
+
+    def directory(self, path: str) -> int:
+        """A directory below, with all above it, open as O_PATH; made if it is missing. Raises OSError."""
+        if not path:
+            return os.dup(self.fd)
+        try:
+            return self._checked(self._tree.open(path))
+        except FileNotFoundError:
+            pass
+        above, name = os.path.split(path)
+        parent = self.directory(above)
+        try:
+            with contextlib.suppress(FileExistsError):  # another thread has made it just now
+                os.mkdir(name, 0o700, dir_fd=parent)
+            return self._checked(os.open(name, _DIRECTORY, dir_fd=parent))
+        finally:
+            os.close(parent)
+
+    @staticmethod
+    def _checked(fd: int) -> int:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return fd
+
+    def file(self, path: str, size: int) -> int:
+        """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
+
+        EEXIST for what cannot be the copy's own: a link to elsewhere, another user's file, one with other names.
+        """
+        above, name = os.path.split(path)
+        parent = self.directory(above)
+        try:
+            try:
+                fd = self._open_file(name, parent)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+                raise
+        finally:
+            os.close(parent)
+        try:
+            status = os.fstat(fd)
+            own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+            if not own:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            size = Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
+            if status.st_size != size:
+                os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open_file(self, name: str, parent: int) -> int:
+        try:
+            return os.open(name, _FILE, 0o600, dir_fd=parent)
+        except PermissionError:
+            if not self._filled:
+                raise
+        os.unlink(name, dir_fd=parent)  # an earlier run completed it and was killed before it could say so
+        return os.open(name, _FILE, 0o600, dir_fd=parent)
+
+    def link(self, path: str, text: str, status: os.stat_result) -> None:
+        """A symbolic link; one that says the same may be there. Raises OSError."""
+        above, name = os.path.split(path)
+        parent = self.directory(above)
+        try:
+            try:
+                os.symlink(text, name, dir_fd=parent)
+            except FileExistsError:
+                if os.readlink(name, dir_fd=parent) != text:
+                    raise
+            os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def dress_directory(self, path: str, status: os.stat_result) -> None:
+        """Give a directory, which is made if it is missing, mode and times. Raises OSError."""
+        handle = self.directory(path)
+        try:
+            fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(handle)
+        try:
+            dress(fd, status)
+        finally:
+            os.close(fd)
+
+
+def dress(fd: int, status: os.stat_result) -> None:
+    """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
+    mine = os.fstat(fd)
+    same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0)))
+    os.utime(fd, ns=_times(status))
+
+
+def _times(status: os.stat_result) -> tuple[int, int]:
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
+    """Raises TargetError for a directory in which nothing can be made, or, if it should be ``empty``, that is not."""
+    try:
+        fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise TargetError(f"{path} cannot be read: {os.strerror(error.errno or 0)}", errno=error.errno) from error
+    try:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+            number = errno.EROFS if os.fstatvfs(fd).f_flag & os.ST_RDONLY else errno.EACCES
+            raise TargetError(f"nothing can be made in {path}: {os.strerror(number)}", errno=number)
+        with os.scandir(fd) as entries:
+            if empty and next(entries, None) is not None:
+                raise TargetError(f"{path} is not empty: a tree is copied into a new directory", errno=errno.ENOTEMPTY)
+    finally:
+        os.close(fd)
+
+
+def require_apart(source: int, path: str) -> None:
+    """Raises InvalidValue if ``path``, which may be missing, lies in the directory ``source``."""
+    inner = os.fstat(source)
+    for each in _above(path):
+        if os.path.samestat(each, inner):
+            raise InvalidValue(f"{path} is in the directory that is to be copied")
+
+
+def _above(path: str) -> Iterator[os.stat_result]:
+    """The directories above what is, or could be made, at ``path``, from there up to the root."""
+    here = os.path.realpath(path)
+    while True:
+        with contextlib.suppress(OSError):  # it is missing, or whoever opens it says what is wrong
+            yield os.stat(here)
+        if here == "/":
+            return
+        here = os.path.dirname(here)
+
+
+def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
+    """As well as can be known; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
+    try:
+        if target.filesystem is FilesystemType.HUGETLBFS:
+            if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
+                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies what they lead to")
+            pages = sum(-(-files.size(index) // target.page_size) for index in range(len(files)))
+            require_reservable(kernel, target, pages)
+        elif target.filesystem is FilesystemType.TMPFS:
+            require_space(kernel, target, Span(0, files.allocated))
+        elif (room := mount_room(target)) is not None and files.allocated > room:
+            words = f"{files.allocated} bytes are to be written, and its filesystem has {room} left"
+            raise OutOfSpace(f"{target.path}: {words}")
+    except OSError as error:
+        raise TargetError.from_os(error, f"look for room in {target.path}") from error

@@ -1,0 +1,172 @@
+"""``checksum`` of whole files: the digests that sha256sum and its kin print, and whether they are those of a list."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import Finding, InvalidValue
+from ktaskfs.host.buffer import Buffer
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.parameters import FILE, choice, parameter
+from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_directory, list_files, work_on
+from ktaskfs.operations.trees._output import Output, make_output
+from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
+from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text, read_manifest
+from ktaskfs.units import BYTES, printable
+
+if TYPE_CHECKING:
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+
+MIN_CHUNK: Final = 4 << 20
+MAX_CHUNK: Final = 16 << 20
+"""Bytes in which files begin, and at least one whole file."""
+PIECE: Final = 1 << 20
+"""Bytes of one read."""
+DIFFERS: Final = FIRST_OWN_MARK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksumParameters(TreeParameters):
+    """Files, how they are digested, and a list to compare with."""
+
+    algorithm: str = parameter(choice(*TOOLS), "the digest that this tool prints", default="sha256sum")
+    manifest: str | None = parameter(
+        FILE, "a list as the tool prints it: do its files, and fail if one differs or is missing", default=None
+    )
+    out: str | None = parameter(FILE, "a new file for the list, which may be longer than a result", default=None)
+
+    def check(self) -> None:
+        if self.manifest is not None and self.out is not None:
+            raise InvalidValue("out is for the list that is made where no manifest is given")
+
+
+class Checksum(Operation[ChecksumParameters]):
+    """Such a digest cannot be put together from pieces: each file is done by one thread, several side by side."""
+
+    name = "checksum"
+    target = "a directory, or a file with the digest of a tool"
+    description = (
+        "The digest of every regular file under path, as sha256sum and its kin print it (algorithm); with links=1 of "
+        "those that links lead to, too. The result is what the tool prints in the directory, and its -c reads. "
+        "With manifest, such a list is compared instead; the task fails if a file differs or is missing, and result "
+        "names each. The task also fails if a file could not be read, or changed meanwhile."
+    )
+    units = BYTES
+    parameters = ChecksumParameters
+    no_undo = "a digest changes nothing that could be taken back"
+    no_resume = "the digests of what was done have not been kept"
+
+    def means(self, parameters: Any) -> bool:
+        return (
+            parameters.algorithm in TOOLS
+            or parameters.manifest is not None
+            or parameters.out is not None
+            or is_directory(parameters.path)
+        )
+
+    def prepare(self, preparation: Preparation[ChecksumParameters]) -> Plan:
+        """Open, list, read the manifest, make the output.
+
+        Raises as ``list_files``, ``read_manifest`` and ``make_output``.
+        """
+        parameters = preparation.parameters
+        expected = None
+        if parameters.manifest is not None:
+            expected = read_manifest(preparation.kernel, parameters.manifest, parameters.algorithm)
+        files = list_files(preparation, Which(cost=WHOLE_FILE, once=False, wanted=expected))
+        nodes = preparation.nodes(work_on(files), 1)
+        output = None if parameters.out is None else make_output(preparation, parameters.out, nodes)
+        digester = _Digester(files, parameters, expected, output)
+        control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK)
+        return preparation.plan(nodes, control, digester.finish, tree=files.fingerprint)
+
+
+class _Digester:
+    """The chunk function, and the digests of the files that are done."""
+
+    def __init__(
+        self,
+        files: FileList,
+        parameters: ChecksumParameters,
+        expected: dict[str, bytes] | None,
+        output: Output | None,
+    ) -> None:
+        self._files = files
+        self._path = parameters.path
+        self._sums = Sums(files, parameters.algorithm)
+        self._expected = expected
+        self._output = output
+        self._report = Report(files)
+        self._buffer = Buffer(PIECE)
+
+    def digest(self, start: int, end: int) -> None:
+        """Enter the files that begin between two positions."""
+        for index in self._files.begun(start, end):
+            try:
+                digest = self._digest(index)
+            except OSError as error:
+                self._report.skip(index, error)
+                continue
+            self._sums.enter(index, digest)
+            size = self._files.size(index)
+            differs = self._expected is not None and self._expected[self._files.name(index)] != digest
+            self._report.enter(Piece(index, 0, size, size), marks=DIFFERS if differs else 0, bytes=size)
+
+    def _digest(self, index: int) -> bytes:
+        """Raises OSError: EBUSY for a file that changed meanwhile."""
+        fd = self._files.open(index)
+        try:
+            before = os.fstat(fd)
+            end = before.st_size or self._files.size(index)  # a device has no size there
+            digest, position = self._sums.new(), 0
+            while position < end:
+                view = self._buffer.view[: end - position]
+                count = os.preadv(fd, [view], position)
+                if not count:
+                    break
+                digest.update(view[:count])
+                position += count
+            after = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if (position, before.st_size, before.st_mtime_ns) != (end, after.st_size, after.st_mtime_ns):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        found: bytes = digest.digest()
+        return found
+
+    def finish(self, outcome: Outcome) -> str:
+        """The result; nothing if the task did not finish.
+
+        Raises Finding: EBADMSG if files differ from the manifest or are missing, or why some could not be read.
+        """
+        if outcome.remaining():
+            return ""
+        if self._expected is None:
+            return self._list()
+        return self._compare(self._expected)
+
+    def _list(self) -> str:
+        """The lines, and what else there is to say as comments; or what ``out`` has got."""
+        report = self._report
+        lines = self._sums.lines(report, self._path)
+        if self._output is not None:
+            self._output.write(lines)
+            return report.require_all(report.text({"bytes": report.sums["bytes"]}), gone=True)
+        return report.require_all(list_text(lines, report.why()), gone=True)
+
+    def _compare(self, expected: dict[str, bytes]) -> str:
+        report = self._report
+        found = {self._files.name(index) for index in range(len(self._files))}
+        bad = [("differs", self._files.name(index)) for index, marks in report.done() if marks & DIFFERS]
+        differ = len(bad)
+        bad += [("missing", name) for name in sorted(expected.keys() - found)]
+        counts = {"bytes": report.sums["bytes"], "differ": differ, "missing": len(bad) - differ}
+        text = report.text(counts, header="what path", rows=(f"{what} {printable(name)}" for what, name in bad))
+        if bad:
+            words = f"{differ} differ from the manifest, {len(bad) - differ} are missing: {printable(bad[0][1])}"
+            raise Finding(words, position=0, result=text, errno=errno.EBADMSG)
+        return report.require_all(text, gone=False)

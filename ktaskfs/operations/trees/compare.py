@@ -1,0 +1,197 @@
+"""``compare`` of two directories: what differs, and what only one of them has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import Finding
+from ktaskfs.host import syscalls
+from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.presence import data_extents, union
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.parameters import PATH, parameter
+from ktaskfs.operations.trees._files import (
+    FileList,
+    Piece,
+    TreeParameters,
+    Which,
+    is_directory,
+    list_files,
+    require_directory,
+    work_on,
+)
+from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
+from ktaskfs.units import BYTES, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+
+MIN_CHUNK: Final = 1 << 20
+MAX_CHUNK: Final = 8 << 20
+"""Bytes, of which each file takes 4 KiB more than it has: up to 2048 empty files, at some 60 µs each."""
+PIECE: Final = 256 << 10
+"""Bytes read of each file before they are compared, both in a processor's own cache."""
+DIFFERS: Final = FIRST_OWN_MARK
+MISSING: Final = FIRST_OWN_MARK << 1
+OTHER_KIND: Final = FIRST_OWN_MARK << 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareParameters(TreeParameters):
+    """Two directories."""
+
+    source: str = parameter(PATH, "the directory to compare with")
+    path: str = parameter(PATH, "the directory")
+
+
+class Compare(Operation[CompareParameters]):
+    """Goes through ``source``, and looks for each file in ``path``; then what only ``path`` has is left."""
+
+    name = "compare"
+    target = "two directories"
+    description = (
+        "Compare all that is in the directory source with what is in path: the contents of files, what links say, "
+        "which of them are there; not modes, times and owners. The result says how many differ, and names them; the "
+        "task ends as done either way, but fails if something could not be read. "
+        "Zeros that only fill up the last page of a file of hugetlbfs are no difference."
+    )
+    units = BYTES
+    parameters = CompareParameters
+    no_undo = "a comparison changes nothing that could be taken back"
+    no_resume = "the result of what was done has not been kept"
+
+    def means(self, parameters: Any) -> bool:
+        return is_directory(parameters.source) or is_directory(parameters.path)
+
+    def prepare(self, preparation: Preparation[CompareParameters]) -> Plan:
+        """Open and list both; raises as ``list_files``, and TargetError (ENOTDIR)."""
+        parameters = preparation.parameters
+        everything = Which(once=False, everything=True)
+        files = list_files(preparation, everything, path=parameters.source)
+        others = list_files(preparation, everything)
+        require_directory(files.tree, parameters.source)
+        require_directory(others.tree, parameters.path)
+        comparer = _Comparer(files, others)
+        control = preparation.control(comparer.compare, least=MIN_CHUNK, most=MAX_CHUNK)
+        nodes = preparation.nodes(work_on(files), 1)
+        return preparation.plan(nodes, control, comparer.finish, tree=files.fingerprint)
+
+
+class _Comparer:
+    """The chunk function, and what was found."""
+
+    def __init__(self, files: FileList, others: FileList) -> None:
+        self._files = files
+        self._others = others
+        self._report = Report(files)
+        self._buffer = Buffer(2 * PIECE)
+        magic = syscalls.filesystem_magic
+        self._page = max(
+            os.fstatvfs(each.tree.fd).f_bsize if magic(each.tree.fd) == syscalls.HUGETLBFS_MAGIC else 1
+            for each in (files, others)
+        )
+
+    def compare(self, start: int, end: int) -> None:
+        """Compare what lies between two positions."""
+        for piece in self._files.pieces(start, end):
+            try:
+                marks = self._compare(piece)
+            except OSError as error:
+                self._report.skip(piece.file, error)
+            else:
+                self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
+
+    def _compare(self, piece: Piece) -> int:
+        """The marks of a piece's file."""
+        kind, path = self._files.kind(piece.file), self._files.path(piece.file)
+        try:
+            other = self._others.tree.open(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return MISSING
+            raise
+        try:
+            status = os.fstat(other)
+            if stat.S_IFMT(status.st_mode) != kind:
+                return OTHER_KIND
+            if kind == stat.S_IFLNK:
+                mine = self._files.tree.open(path)
+                try:
+                    return 0 if os.readlink("", dir_fd=mine) == os.readlink("", dir_fd=other) else DIFFERS
+                finally:
+                    os.close(mine)
+            if kind != stat.S_IFREG:
+                return 0
+        finally:
+            os.close(other)
+        return self._compare_files(piece, path)
+
+    def _compare_files(self, piece: Piece, path: str) -> int:
+        mine = self._files.open(piece.file)
+        try:
+            other = self._others.tree.open_regular(self._others.kernel, path)
+            try:
+                sizes = os.fstat(mine).st_size, os.fstat(other).st_size
+                if abs(sizes[0] - sizes[1]) >= self._page:
+                    return DIFFERS
+                end = max(sizes) if piece.is_last else piece.end
+                return 0 if self._same(mine, other, piece.start, end) else DIFFERS
+            finally:
+                os.close(other)
+        finally:
+            os.close(mine)
+
+    def _same(self, mine: int, other: int, start: int, end: int) -> bool:
+        """Whether both have the same from ``start`` to ``end``; past its end a file has zeros. Holes are not read."""
+        buffer = self._buffer
+        for run in union(list(data_extents(mine, start, end)), list(data_extents(other, start, end))):
+            for position in range(run.start, run.end, PIECE):
+                size = min(PIECE, run.end - position)
+                _read(mine, buffer.view[:size], position)
+                _read(other, buffer.view[PIECE : PIECE + size], position)
+                if not syscalls.same_bytes(buffer.address, buffer.address + PIECE, size):
+                    return False
+        return True
+
+    def finish(self, outcome: Outcome) -> str:
+        """The result; nothing if the task did not finish. Raises Finding as ``Report.require_all``."""
+        if outcome.remaining():
+            return ""
+        rows = [*self._differing(), *self._extra()]
+        kinds = [row.partition(" ")[0] for row in rows]
+        counts = {"bytes": self._report.sums["bytes"]}
+        counts |= {kind: kinds.count(kind) for kind in ("differs", "missing", "kind", "extra")}
+        text = self._report.text(counts, header="what path", rows=rows)
+        for number, path in self._others.walk.left[:1]:
+            words = f"{printable(path)} in path cannot be read: {os.strerror(number)}"
+            raise Finding(words, position=0, result=text, errno=number)
+        return self._report.require_all(text, gone=False)
+
+    def _differing(self) -> Iterator[str]:
+        for index, marks in self._report.done():
+            for mark, what in ((DIFFERS, "differs"), (MISSING, "missing"), (OTHER_KIND, "kind")):
+                if marks & mark:
+                    yield f"{what} {printable(self._files.path(index))}"
+
+    def _extra(self) -> Iterator[str]:
+        found = {self._files.path(index) for index in range(len(self._files))}
+        paths = (self._others.path(index) for index in range(len(self._others)))
+        return (f"extra {printable(path)}" for path in paths if path not in found)
+
+
+def _read(fd: int, view: memoryview, position: int) -> None:
+    """Fill ``view``; past the end of the file with zeros. Raises OSError."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], position + done)
+        if not count:
+            view[done:] = bytes(len(view) - done)
+            return
+        done += count

@@ -1,0 +1,336 @@
+"""``copy`` of a directory: everything below it into a new one, on any filesystem, hugetlbfs too."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.errors import InvalidValue, TargetError
+from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.presence import data_extents
+from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.memory.tmpfs import with_room
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
+from ktaskfs.operations.trees._files import (
+    ALIGN,
+    COST,
+    FileList,
+    Piece,
+    TreeParameters,
+    Which,
+    is_directory,
+    list_files,
+    require_directory,
+    work_on,
+)
+from ktaskfs.operations.trees._output import make_output
+from ktaskfs.operations.trees._report import DONE, Report
+from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
+from ktaskfs.operations.trees._target_tree import TargetTree, dress, require_apart, require_room, require_usable
+from ktaskfs.span import Span
+from ktaskfs.units import BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.operations.trees._output import Output
+
+MIN_CHUNK: Final = 1 << 20
+MAX_CHUNK: Final = 8 << 20
+"""Bytes, of which each file takes 4 KiB more than it has: up to 2048 empty files, at some 80 µs each."""
+BUFFER: Final = 256 << 10
+FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EFBIG})
+"""What the next file would meet, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyParameters(TreeParameters):
+    """A directory, and where its copy is to be."""
+
+    source: str = parameter(PATH, "the directory to copy")
+    path: str = parameter(PATH, "the copy: a directory that is made, or that is empty")
+    digest: str | None = parameter(
+        choice(*TOOLS), "make a list of the files as this tool prints it, while they are copied", default=None
+    )
+    out: str | None = parameter(
+        FILE, "with digest: a new file for the list, which may be longer than a result", default=None
+    )
+
+    def check(self) -> None:
+        if self.out is not None and self.digest is None:
+            raise InvalidValue("out is for the list of digests: digest is missing")
+
+
+class Copy(Operation[CopyParameters]):
+    """Files are made with mode 0600 and directories with 0700; each gets its own mode and times when it is complete."""
+
+    name = "copy"
+    target = "a directory"
+    description = (
+        "Copy all that is in the directory source into path, which is made or is empty: files with their holes, "
+        "directories, and links as links (links=1 copies what they lead to). Modes and times are kept, owners, second "
+        "names (hard links), ACLs and extended attributes are not; FIFOs and devices are left out. On hugetlbfs each "
+        "file has whole pages. The result says how many there were, and what was skipped; the task fails if anything "
+        "else than FIFOs and devices was. With digest, it begins with a list that the tool's -c reads, and says the "
+        "rest as comments; or out has the list."
+    )
+    units = BYTES
+    parameters = CopyParameters
+    no_undo = "what was copied is removed with rm -r"
+
+    def resume_refusal(self, parameters: CopyParameters) -> str:
+        """A copy can go on, a list of digests cannot."""
+        return "the digests of what was done have not been kept" if parameters.digest is not None else ""
+
+    def means(self, parameters: Any) -> bool:
+        return is_directory(parameters.source) or is_directory(parameters.path)
+
+    def prepare(self, preparation: Preparation[CopyParameters]) -> Plan:
+        """List, check for room, make ``path``.
+
+        Raises as ``list_files`` and ``TargetTree``, InvalidValue for a path in the source, OutOfSpace, OutOfHugePages,
+        NotSupported for links on hugetlbfs.
+        """
+        kernel, parameters = preparation.kernel, preparation.parameters
+        cost = COST if parameters.digest is None else WHOLE_FILE
+        files = list_files(preparation, Which(cost, once=False, everything=True), path=parameters.source)
+        require_directory(files.tree, parameters.source)
+        require_apart(files.tree.fd, parameters.path)
+        nodes = preparation.nodes(work_on(files), 1)
+
+        def told() -> dict[str, object]:
+            return _told(kernel, files, parameters.path) | ({"list": parameters.out} if parameters.out else {})
+
+        output = None
+        if parameters.out is None:
+            preparation.before_changes(nodes, told)
+        else:
+            output = make_output(preparation, parameters.out, nodes, told)
+        target = preparation.keep(TargetTree(kernel, parameters.path, filled=preparation.resumes))
+        if not preparation.resumes:
+            require_room(kernel, files, target.kind)
+        copier = _Copier(files, target, parameters.digest, output)
+        control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK)
+        return preparation.plan(nodes, control, copier.finish, tree=files.fingerprint)
+
+
+def _told(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
+    """What a plan tells, when there is room; raises as ``prepare``."""
+    told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        told["creates"] = path
+        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {path}") from error
+    else:
+        target = directory_as_target(fd, path)
+    try:
+        if "creates" not in told:
+            require_usable(kernel, target.fd, path, empty=True)
+        require_room(kernel, files, target)
+    finally:
+        os.close(target.fd)
+    return told
+
+
+class _Copier:
+    """The chunk function, and what became of everything."""
+
+    def __init__(self, files: FileList, target: TargetTree, digest: str | None, output: Output | None) -> None:
+        self._files = files
+        self._target = target
+        self._align = max(ALIGN, target.kind.page_size)
+        self._report = Report(files)
+        self._buffer = Buffer(BUFFER)
+        self._sums = None if digest is None else Sums(files, digest)
+        self._output = output
+
+    def copy(self, start: int, end: int) -> None:
+        """Copy what lies between two positions. Raises TargetError for what the next file would meet, too."""
+        for piece in self._pieces(start, end):
+            try:
+                if self._target.kind.filesystem is FilesystemType.TMPFS:
+                    with_room(partial(self._copy, piece))
+                else:
+                    self._copy(piece)
+            except OSError as error:
+                if error.errno in FATAL:
+                    where = f"{self._target.path}/{self._files.path(piece.file)}"
+                    raise TargetError.from_os(error, f"copy to {where}") from error
+                self._report.skip(piece.file, error)
+
+    def _pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """What lies between two positions; with digests, which cannot be put together, the whole files that begin."""
+        if self._sums is None:
+            return self._files.pieces(start, end, self._align)
+        begun = self._files.begun(start, end)
+        return (Piece(index, 0, self._files.size(index), self._files.size(index)) for index in begun)
+
+    def _copy(self, piece: Piece) -> None:
+        kind, path = self._files.kind(piece.file), self._files.path(piece.file)
+        if kind == stat.S_IFREG:
+            self._copy_file(piece, path)
+            self._report.enter(piece, bytes=piece.end - piece.start)
+        elif kind == stat.S_IFDIR:
+            os.close(self._target.directory(path))
+            self._report.enter(piece, directories=1)
+        elif kind == stat.S_IFLNK:
+            self._copy_link(path)
+            self._report.enter(piece, links=1)
+        else:
+            self._report.skip_special(piece.file)
+
+    def _copy_link(self, path: str) -> None:
+        handle = self._files.tree.open(path)
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISLNK(status.st_mode):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            self._target.link(path, os.readlink("", dir_fd=handle), status)
+        finally:
+            os.close(handle)
+
+    def _copy_file(self, piece: Piece, path: str) -> None:
+        """Raises OSError: EBUSY for a file that has changed since it was found."""
+        source = self._files.open(piece.file)
+        try:
+            target = self._target.file(path, piece.size)
+            try:
+                if self._sums is None:
+                    self._copy_data(source, target, Span(piece.start, piece.end))
+                else:
+                    self._sums.enter(piece.file, self._copy_and_digest(source, target, piece, self._sums.new()))
+                status = os.fstat(source)
+                if not self._files.is_as_found(piece.file, status):
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                if piece.start == 0 and piece.is_last:
+                    dress(target, status)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _copy_and_digest(self, source: int, target: int, piece: Piece, digest: Any) -> bytes:
+        """Each part is read again when it has been copied: from the page cache."""
+        for part in Span(piece.start, piece.end).windows(self._align):
+            self._copy_data(source, target, part)
+            position = part.start
+            while position < part.end:
+                view = self._buffer.view[: part.end - position]
+                count = os.preadv(source, [view], position)
+                if not count:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                digest.update(view[:count])
+                position += count
+        found: bytes = digest.digest()
+        return found
+
+    def _copy_data(self, source: int, target: int, part: Span) -> None:
+        if self._target.is_huge:
+            _copy_to_huge_pages(source, target, part, self._target.kind.page_size)
+        else:
+            self._copy_to_file(source, target, part)
+
+    def _copy_to_file(self, source: int, target: int, piece: Span) -> None:
+        for run in data_extents(source, piece.start, piece.end):
+            position = run.start
+            os.lseek(target, position, os.SEEK_SET)
+            while position < run.end:
+                try:
+                    count = os.sendfile(target, source, position, run.end - position)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # hugetlbfs, and others, have only read(2)
+                        raise
+                    count = self._read_and_write(source, target, position, run.end)
+                if not count:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                position += count
+
+    def _read_and_write(self, source: int, target: int, position: int, end: int) -> int:
+        view = self._buffer.view[: end - position]
+        count = os.preadv(source, [view], position)
+        done = 0
+        while done < count:
+            done += os.write(target, view[done:count])
+        return count
+
+    def finish(self, outcome: Outcome) -> str:
+        """The result, once directories and large files have their modes and times; nothing if the task did not finish.
+
+        Raises Finding as ``Report.require_all``.
+        """
+        if outcome.units_done:
+            self._target.keep()
+        if outcome.remaining():
+            return ""
+        self._target.keep()
+        for index in reversed(range(len(self._files))):
+            try:
+                self._dress(index)
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # another filesystem is mounted there, which has been counted
+                    self._report.skip(index, error)
+        self._dress_directory("")
+        report = self._report
+        counts = {name: report.sums[name] for name in ("bytes", "directories", "links")}
+        files = report.marked(DONE) - counts["directories"] - counts["links"]
+        text = report.text({"files": files, **counts})
+        if self._sums is not None:
+            lines = self._sums.lines(report)
+            if self._output is None:
+                text = list_text(lines, text)
+            else:
+                self._output.write(lines)
+        return report.require_all(text, gone=False)
+
+    def _dress(self, index: int) -> None:
+        """What could not be done before all that belongs to it was there, perhaps in an earlier run."""
+        kind = self._files.kind(index)
+        if kind == stat.S_IFDIR:
+            self._dress_directory(self._files.path(index))
+        elif kind == stat.S_IFREG and self._files.size(index) > self._align and not self._report.is_skipped(index):
+            source = self._files.open(index)
+            try:
+                status = os.fstat(source)
+            finally:
+                os.close(source)
+            if not self._files.is_as_found(index, status):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            target = self._target.file(self._files.path(index), status.st_size)
+            try:
+                dress(target, status)
+            finally:
+                os.close(target)
+
+    def _dress_directory(self, path: str) -> None:
+        handle = self._files.tree.open(path or ".")
+        try:
+            status = os.fstat(handle)
+        finally:
+            os.close(handle)
+        self._target.dress_directory(path, status)
+
+
+def _copy_to_huge_pages(source: int, target: int, piece: Span, page: int) -> None:
+    """The kernel reads right into a mapping of the target, for which pages are reserved before they are touched."""
+    for run in data_extents(source, piece.start, piece.end):
+        whole = run.widened(page)
+        with Mapping(target, whole.start, whole.size, reserve=True) as mapping:
+            position = run.start
+            while position < run.end:
+                count = mapping.readv_into(source, position, position - whole.start, run.end - position)
+                if not count:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                position += count

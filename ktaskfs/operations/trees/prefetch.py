@@ -1,0 +1,169 @@
+"""``prefetch``: bring every regular file below a directory into the page cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host import syscalls
+from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.group_limits import memory_headroom
+from ktaskfs.host.page_cache import OVERLAYFS_MAGIC, cached_bytes
+from ktaskfs.host.presence import data_extents
+from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.parameters import FLAG, parameter
+from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, list_files, work_on
+from ktaskfs.operations.trees._report import Report
+from ktaskfs.span import Span
+from ktaskfs.units import BYTES
+
+if TYPE_CHECKING:
+    from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.plan import Plan, Preparation
+
+MIN_CHUNK: Final = 1 << 20
+MAX_CHUNK: Final = 16 << 20
+"""Bytes, of which each file takes 4 KiB more than it has."""
+WINDOW: Final = 1 << 20
+"""Bytes that are looked at, and read, in one go where some of a piece is in the cache: a disk is busy with so many."""
+TOUCH: Final = 256 << 10
+"""Bytes of one pread(2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefetchParameters(TreeParameters):
+    """A directory, or one file."""
+
+    touch: bool = parameter(FLAG, "read all of it through, also what is there (slower; pread(2))", default=False)
+    force: bool = parameter(FLAG, "even if it has more bytes than memory is available (0: ENOMEM)", default=False)
+
+
+class Prefetch(Operation[PrefetchParameters]):
+    """sendfile(2) to a device that drops everything: it returns when the pages are there, and copies nothing.
+
+    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and say
+    nothing of the rest. A hole is left alone: it has nothing on the disk to wait for.
+    """
+
+    name = "prefetch"
+    description = (
+        "Bring every regular file under path into the page cache, and skip pages that are already there; links=1 also "
+        "follows links. "
+        "The result says how many files, how many bytes of them were there or on their way (cached), how many were "
+        "read, and how many files were skipped, why, and which; after a resume, in the last run alone. "
+        "The task fails if it reads none and skips some."
+    )
+    units = BYTES
+    parameters = PrefetchParameters
+    no_undo = "what was read leaves the cache by itself when memory is short; evict drops it"
+
+    def prepare(self, preparation: Preparation[PrefetchParameters]) -> Plan:
+        """Open and list; raises as ``list_files``, and TargetError (ENOMEM) for more than there is memory for."""
+        files = list_files(preparation, memory=False)
+        if not preparation.parameters.force:
+            _require_memory(preparation, files.bytes)
+        nodes = preparation.nodes(work_on(files), 1)
+        prefetcher = _Prefetcher(files, preparation)
+        control = preparation.control(prefetcher.prefetch, least=MIN_CHUNK, most=MAX_CHUNK)
+        return preparation.plan(nodes, control, prefetcher.finish, tree=files.fingerprint)
+
+
+def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> None:
+    """Raises TargetError: what is read last would push out what was read first."""
+    headroom = memory_headroom(preparation.kernel)
+    available = preparation.kernel.available_memory(swap=False)
+    why = f"{available} are available"
+    if headroom is not None and headroom.left < available:
+        available, why = headroom.left, str(headroom)
+    if size > available:
+        text = f"{preparation.parameters.path} has {size} bytes, and {why}: force=1 reads it all the same"
+        raise TargetError(text, errno=errno.ENOMEM)
+
+
+class _Prefetcher:
+    """The chunk function, and what became of the files."""
+
+    def __init__(self, files: FileList, preparation: Preparation[PrefetchParameters]) -> None:
+        self._files = files
+        self._report = Report(files)
+        self._buffer = Buffer(TOUCH) if preparation.parameters.touch else None
+        kernel = preparation.kernel
+        try:
+            # As /dev/null: what is written to it is dropped.
+            self._sink = kernel.reopen(kernel.zero, os.O_WRONLY)
+        except OSError as error:
+            raise TargetError.from_os(error, "open /dev/zero for writing") from error
+        preparation.callback(os.close, self._sink)
+
+    def prefetch(self, start: int, end: int) -> None:
+        """Read what lies between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
+        for piece in self._files.pieces(start, end):
+            try:
+                fd = self._files.open(piece.file)
+                try:
+                    found, read = self._read(fd, piece)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                self._report.skip(piece.file, error)
+            else:
+                self._report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
+
+    def _read(self, fd: int, piece: Piece) -> tuple[int, int]:
+        """Returns how many bytes were there, and how many were read."""
+        if self._buffer is not None:
+            return 0, _touch(fd, piece, self._buffer)
+        # All is looked at before anything is read, since pages count of which the kernel has just begun to read ahead.
+        found, missing = _look_at(fd, Span(piece.start, piece.end))
+        return found, sum(self._send(fd, start, end) for start, end in missing)
+
+    def _send(self, fd: int, start: int, end: int) -> int:
+        position = start
+        while position < end:
+            sent = os.sendfile(self._sink, fd, position, end - position)
+            if not sent:  # the file is shorter now
+                break
+            position += sent
+        return position - start
+
+    def finish(self, outcome: Outcome) -> str:
+        """The result; raises Finding as ``Report.require_some``."""
+        sums = self._report.sums
+        text = self._report.text({name: sums[name] for name in ("bytes", "cached", "read")})
+        return self._report.require_some(text, "read")
+
+
+def _touch(fd: int, piece: Piece, buffer: Buffer) -> int:
+    position = piece.start
+    while position < piece.end:
+        count = os.preadv(fd, [buffer.view[: piece.end - position]], position)
+        if not count:
+            break
+        position += count
+    return position - piece.start
+
+
+def _look_at(fd: int, extent: Span) -> tuple[int, list[Span]]:
+    """How many bytes of a piece of a file are in the cache, and which of its data are not, by windows."""
+    overlay = syscalls.filesystem_magic(fd) == OVERLAYFS_MAGIC
+    if _is_there(fd, extent, overlay=overlay):
+        return extent.size, []
+    found, missing = 0, [Span(extent.start, extent.start)]
+    for run in data_extents(fd, extent.start, extent.end):
+        for start in range(run.start, run.end, WINDOW):
+            window = Span(start, min(start + WINDOW, run.end))
+            if _is_there(fd, window, overlay=overlay):
+                found += window.size
+            elif missing[-1].end == start:
+                missing[-1] = Span(missing[-1].start, window.end)
+            else:
+                missing.append(window)
+    return found, missing
+
+
+def _is_there(fd: int, extent: Span, *, overlay: bool) -> bool:
+    cached = cached_bytes(fd, extent.start, extent.end, overlay=overlay)
+    return cached is not None and cached.resident >= extent.widened(syscalls.page_size()).size

@@ -1,0 +1,82 @@
+"""A process whose memory is worked on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.host.process_memory import Process
+from tests.support.memory_files import HUGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGES: Final = 40
+PROGRAM: Final = """
+import ctypes, hashlib, mmap, os, random, sys
+size, how = int(sys.argv[1]), sys.argv[2]
+if how == "off":
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, size, 1 << 20):
+    memory[at : at + (1 << 20)] = random.Random(at).randbytes(1 << 20)
+if how != "refuses":
+    memory.madvise(mmap.MADV_HUGEPAGE)
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+sys.stdin.readline()
+print(hashlib.md5(memory).hexdigest(), flush=True)
+sys.stdin.readline()
+"""
+"""Has ``size`` bytes in small pages; tells their address, and after a line their digest."""
+
+
+class Victim:
+    """A process with ``size`` bytes of memory in small pages, from ``address`` on."""
+
+    def __init__(self, process: subprocess.Popen[str], size: int) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.size = size
+        self.address = int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def digest(self) -> str:
+        """Of its memory now; once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def huge(self) -> int:
+        """Bytes in huge pages, of all its memory."""
+        with contextlib.closing(Process.find(self.pid)) as process:
+            return process.counts("smaps_rollup")["AnonHugePages"]
+
+
+@contextlib.contextmanager
+def victim(how: str = "", size: int = PAGES * HUGE) -> Iterator[Victim]:
+    """A victim that takes huge pages, ``refuses`` them (madvise(2)), or has them ``off`` (prctl(2))."""
+    command = [sys.executable, "-c", PROGRAM, str(size), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        found = Victim(process, size)
+        try:
+            yield found
+        finally:
+            found.kill()
+
+
+def digest_of(size: int) -> str:
+    """What ``Victim.digest`` is as long as nobody has changed the memory."""
+    program = "import hashlib, random, sys\nd = hashlib.md5()\nfor at in range(0, int(sys.argv[1]), 1 << 20):\n"
+    program += "    d.update(random.Random(at).randbytes(1 << 20))\nprint(d.hexdigest())"
+    return subprocess.run([sys.executable, "-c", program, str(size)], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,84 @@
+"""``collapse`` of a file of memory: its small pages become huge ones, and hold what they held."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import filesystems
+from tests.support.memory_files import HUGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.runner import Runner
+
+SIZE = 40 * HUGE
+
+
+@pytest.fixture
+def small(root: None, area: Path) -> Iterator[Path]:
+    """A file of small pages, on a tmpfs that gives huge ones now."""
+    with filesystems.tmpfs(area / "memory", 2 * SIZE, "huge=never") as memory:
+        file = memory / "file"
+        file.write_bytes(os.urandom(SIZE))
+        subprocess.run(["mount", "-o", "remount,huge=advise", str(memory)], check=True)
+        yield file
+
+
+def values(text: str) -> dict[str, int]:
+    head, _, _ = text.partition("reason bytes\n")
+    return {key: int(value) for key, value in map(str.split, head.splitlines())}
+
+
+def collapsed(runner: Runner, path: Path, **texts: object) -> dict[str, int]:
+    return values(runner.result(runner.prepare("collapse", path=path, **texts)))
+
+
+def test_small_pages_become_huge_ones(runner: Runner, small: Path) -> None:
+    before = small.read_bytes()
+    assert collapsed(runner, small) == {"collapsed": SIZE, "already": 0, "holes": 0, "left": 0}
+    assert collapsed(runner, small) == {"collapsed": 0, "already": SIZE, "holes": 0, "left": 0}
+    assert small.read_bytes() == before
+
+
+def test_whole_huge_pages_of_the_range(runner: Runner, small: Path) -> None:
+    found = collapsed(runner, small, offset=4096, length=3 * HUGE)
+    assert found == {"collapsed": 2 * HUGE, "already": 0, "holes": 0, "left": 0}
+    assert sum(collapsed(runner, small, offset=4096, length=HUGE).values()) == 0
+    assert collapsed(runner, small, length=4 * HUGE)["already"] == 2 * HUGE
+
+
+def test_holes_stay_holes(runner: Runner, small: Path) -> None:
+    os.truncate(small, 0)
+    os.truncate(small, SIZE)
+    with small.open("r+b") as file:
+        file.seek(3 * HUGE + 8192)
+        file.write(b"data")
+    found = collapsed(runner, small)
+    assert found == {"collapsed": HUGE, "already": 0, "holes": SIZE - HUGE, "left": 0}
+    assert small.stat().st_blocks * 512 == HUGE
+
+
+def test_a_mount_that_gives_none(runner: Runner, small: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,huge=never", str(small.parent)], check=True)
+    text = runner.result(runner.prepare("collapse", path=small))
+    assert values(text) == {"collapsed": 0, "already": 0, "holes": 0, "left": SIZE}
+    assert text.endswith(f"reason bytes\nEINVAL {SIZE}\n")
+
+
+def test_a_file_of_a_disk(runner: Runner, disk: Path) -> None:
+    """Where the kernel can, or with words that say what it lacks."""
+    (disk / "file").write_bytes(os.urandom(2 * HUGE))
+    plan = runner.prepare("collapse", path=disk / "file")
+    config = Path(f"/boot/config-{os.uname().release}")
+    if config.exists() and "CONFIG_READ_ONLY_THP_FOR_FS=y" in config.read_text():
+        assert values(runner.result(plan))["collapsed"] == 2 * HUGE
+    else:
+        error = runner.failure(plan)
+        assert (error.errno, "CONFIG_READ_ONLY_THP_FOR_FS" in error.message) == (errno.EOPNOTSUPP, True)

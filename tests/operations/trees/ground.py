@@ -1,0 +1,57 @@
+"""Trees of files on a disk, what the page cache has of them, and the results of tasks on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from ktaskfs.ktask import Job
+from tests.support.forked import run_forked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ktaskfs.operations.base.plan import Plan
+
+SIZE = 256 << 10
+
+
+def filesystem_of(path: Path) -> str:
+    """As stat(1) calls it."""
+    command = ["stat", "-f", "-c", "%T", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def make(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+def cached(path: Path) -> int:
+    """Bytes that fincore(1) finds in memory."""
+    command = ["fincore", "--bytes", "--noheadings", "-o", "RES", str(path)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def result_of(plan: Plan) -> dict[str, int]:
+    return parsed(plan.finish(Job(plan.nodes, plan.control).run()))
+
+
+def parsed(text: str) -> dict[str, int]:
+    """The counts, without the table of what was skipped."""
+    lines = text.partition("reason path\n")[0].splitlines()
+    return {key: int(value) for key, value in map(str.split, lines)}
+
+
+def as_nobody(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns in a process of another user."""
+
+    def body() -> Any:
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        return function()
+
+    return run_forked(body)

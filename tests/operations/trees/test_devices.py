@@ -1,0 +1,96 @@
+"""Block devices, as what is read: in place of a file of a disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import TargetError
+from tests.operations.trees.ground import as_nobody, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.runner import Place, Runner
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+
+
+@pytest.fixture
+def image(disk: Path) -> Path:
+    path = disk / "image"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+@pytest.fixture
+def device(image: Path, root: None) -> Iterator[str]:
+    """A loop device of an image with data all over."""
+    command = ["losetup", "--find", "--show", str(image)]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    yield name
+    subprocess.run(["losetup", "--detach", name], check=True)
+
+
+def test_a_copy_of_a_device(runner: Runner, device: str, image: Path, place: Place) -> None:
+    """Into memory, and the same there; as one digest or another."""
+    runner.run("copy", source=device, path=place.directory / "copy")
+    assert (place.directory / "copy").read_bytes() == image.read_bytes()
+    assert runner.result(runner.prepare("compare", source=device, path=place.directory / "copy")) == "equal\n"
+    assert runner.result(runner.prepare("checksum", path=device)) == runner.result(
+        runner.prepare("checksum", path=image)
+    )
+    plain = runner.result(runner.prepare("checksum", path=device, algorithm="sha256sum"))
+    tool = subprocess.run(["sha256sum", device], capture_output=True, text=True, check=True).stdout
+    assert plain == tool
+    runner.run("copy", source=device, path=place.directory / "part", source_offset=4096, length=MIB, direct=1)
+    size = MIB
+    assert (place.directory / "part").read_bytes()[:size] == image.read_bytes()[4096 : 4096 + size]
+
+
+def test_what_the_cache_has_of_a_device(runner: Runner, device: str) -> None:
+    def resident() -> int:
+        result = runner.result(runner.prepare("survey", path=device))
+        return parsed(result.partition("left_out")[0])["resident"]
+
+    with open(device, "rb"):  # as a mounted one is: the kernel drops all that it has of one that nobody has open
+        assert parsed(runner.result(runner.prepare("prefetch", path=device)))["bytes"] == SIZE
+        assert resident() == SIZE
+        result = parsed(runner.result(runner.prepare("evict", path=device)))
+        assert (result["files"], result["bytes"]) == (1, SIZE)
+        assert resident() < SIZE
+
+
+def test_nothing_is_written_to_a_device(runner: Runner, device: str, image: Path) -> None:
+    content = image.read_bytes()
+    for operation, texts in {
+        "clear": {},
+        "fill": {"pattern": "00"},
+        "free": {},
+        "fallocate": {"length": "4096"},
+        "copy": {"source": str(image)},
+    }.items():
+        refused = runner.refused(operation, path=device, **texts)
+        assert isinstance(refused, TargetError)
+        assert refused.message == f"{device} is not a regular file"
+    assert image.read_bytes() == content
+
+
+def test_another_user_may_not_read_it(runner: Runner, device: str) -> None:
+    def refusals() -> list[str]:
+        return [runner.refused(name, path=device).errname for name in ("checksum", "evict", "prefetch", "survey")]
+
+    assert as_nobody(refusals) == ["EACCES"] * 4
+
+
+def test_in_a_tree_a_device_is_left_alone(runner: Runner, device: str, disk: Path) -> None:
+    (disk / "tree").mkdir()
+    os.mknod(disk / "tree/device", 0o60600, os.stat(device).st_rdev)
+    assert parsed(runner.result(runner.prepare("evict", path=disk / "tree")))["files"] == 0
+    runner.run("copy", source=disk / "tree", path=disk / "copy")
+    assert os.listdir(disk / "copy") == []

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import NotSupported
+from ktaskfs.host import page_cache
+from ktaskfs.host.cgroups import Group
+from ktaskfs.host.group_limits import Headroom
+from ktaskfs.operations.trees import prefetch
+from ktaskfs.operations.trees._files import COST
+from ktaskfs.span import Node
+from tests.operations.trees.ground import SIZE, as_nobody, cached, make, parsed, result_of
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.runner import Runner
+
+MIB = 1 << 20
+READ_AHEAD = 16 * MIB
+"""More than the kernel reads ahead of what is asked for."""
+NOTHING_ELSE = {"skipped": 0, "mounts": 0}
+
+
+def cold(runner: Runner, path: Path) -> None:
+    runner.run("evict", path=path)
+
+
+def large(path: Path, size: int) -> Path:
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+@pytest.mark.parametrize("touch", [0, 1])
+def test_cold_files_are_warm_afterwards(runner: Runner, disk: Path, touch: int) -> None:
+    files = [make(disk / f"d{number % 3}/f{number}") for number in range(20)]
+    files += [make(disk / "bad\udcff name\n"), large(disk / "large", 35 * MIB + 5)]
+    (disk / "empty").touch()
+    size = 21 * SIZE + 35 * MIB + 5
+    cold(runner, disk)
+    assert sum(map(cached, files)) == 0
+    plan = runner.prepare("prefetch", path=disk, touch=touch)
+    assert sum(node.size for node in plan.nodes) == size + 23 * COST
+    result = parsed(runner.result(plan))
+    assert result["cached"] <= (0 if touch else 23 * READ_AHEAD), "what the kernel has begun to read ahead"
+    assert result["cached"] + result["read"] == size
+    assert result | {"cached": 0, "read": 0} == {"files": 23, "bytes": size, "cached": 0, "read": 0} | NOTHING_ELSE
+    until(lambda: all(cached(file) >= file.stat().st_size for file in files), "all to be there")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["cachestat", "mincore"])
+def test_what_is_there_is_not_read_again(
+    runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    def missing(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if older:
+        monkeypatch.setattr(page_cache, "_cachestat", missing)
+    file = large(disk / "file", 8 * MIB)
+    cold(runner, disk)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+        for position in range(3 * MIB, 5 * MIB, 4096):
+            assert mapping[position] in range(256)
+        result = result_of(runner.prepare("prefetch", path=disk, chunk="16M"))
+    assert (result["cached"], result["read"]) == (2 * MIB, 6 * MIB)
+    result = result_of(runner.prepare("prefetch", path=disk))
+    assert (result["cached"], result["read"]) == (8 * MIB, 0)
+
+
+def test_holes_take_no_memory(runner: Runner, disk: Path) -> None:
+    file = disk / "sparse"
+    with file.open("wb") as opened:
+        opened.seek(64 * MIB)
+        opened.write(os.urandom(MIB))
+        opened.truncate(1 << 30)
+    cold(runner, disk)
+    result = result_of(runner.prepare("prefetch", path=file))
+    assert (result["bytes"], result["read"]) == (1 << 30, MIB)
+    assert MIB <= cached(file) <= MIB + READ_AHEAD
+
+
+def test_a_tree_larger_than_the_memory(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = disk / "large"
+    file.touch()
+    available = runner.kernel.available_memory(swap=False)
+    os.truncate(file, 2 * available)
+    refused = runner.refused("prefetch", path=disk)
+    assert refused.errno == errno.ENOMEM
+    assert refused.message.endswith(" are available: force=1 reads it all the same")
+    runner.prepare("prefetch", path=disk, force=1).abort()
+    os.truncate(file, MIB)
+    limit = Headroom(Group("memory", "/a"), "memory.max", 2 * MIB, MIB + 1)
+    monkeypatch.setattr(prefetch, "memory_headroom", lambda kernel: limit)
+    refused = runner.refused("prefetch", path=disk)
+    assert refused.message == f"{disk} has {MIB} bytes, and {limit}: force=1 reads it all the same"
+
+
+def test_files_that_go_shrink_or_grow(runner: Runner, disk: Path) -> None:
+    files = [make(disk / f"f{number}") for number in range(4)]
+    cold(runner, disk)
+    plan = runner.prepare("prefetch", path=disk)
+    files[0].unlink()
+    os.truncate(files[1], 10)
+    with files[2].open("ab") as grown:
+        grown.write(bytes(SIZE))
+    files[3].unlink()
+    os.mkfifo(files[3])
+    result = result_of(plan)
+    assert (result["files"], result["skipped_gone"], result["skipped_EINVAL"]) == (2, 1, 1)
+    assert result["read"] <= SIZE + 10
+
+
+def test_a_directory_of_links(runner: Runner, disk: Path) -> None:
+    blob = make(disk / "blobs/0")
+    (disk / "shown").mkdir()
+    (disk / "shown/model").symlink_to("../blobs/0")
+    cold(runner, disk)
+    assert result_of(runner.prepare("prefetch", path=disk / "shown"))["files"] == 0
+    assert result_of(runner.prepare("prefetch", path=disk / "shown", links=1))["read"] == SIZE
+    assert cached(blob) == SIZE
+
+
+def test_other_mounts(runner: Runner, disk: Path, root: None) -> None:
+    make(disk / "other/beyond")
+    (disk / "tree/mounted").mkdir(parents=True)
+    cold(runner, disk)
+    subprocess.run(["mount", "--bind", disk / "other", disk / "tree/mounted"], check=True)
+    try:
+        apart = result_of(runner.prepare("prefetch", path=disk / "tree"))
+        across = result_of(runner.prepare("prefetch", path=disk / "tree", cross_mounts=1))
+    finally:
+        subprocess.run(["umount", disk / "tree/mounted"], check=True)
+    assert (apart["files"], apart["mounts"]) == (0, 1)
+    assert (across["files"], across["read"]) == (1, SIZE)
+
+
+def test_another_user_reads_what_the_user_may(runner: Runner, disk: Path, root: None) -> None:
+    """The kernel does not say what is there of a file that is not the user's own: it is read."""
+    make(disk / "closed").chmod(0o600)
+    make(disk / "open").chmod(0o644)
+    result = as_nobody(lambda: result_of(runner.prepare("prefetch", path=disk)))
+    assert (result["files"], result["skipped_EACCES"], result["read"]) == (1, 1, SIZE)
+
+
+def test_the_rest_alone(runner: Runner, disk: Path) -> None:
+    file = large(disk / "file", 16 * MIB)
+    cold(runner, disk)
+    rest = [Node(8 * MIB, 8 * MIB + COST, -1)]
+    assert result_of(runner.prepare("prefetch", rest, path=disk, chunk="16M"))["read"] == 8 * MIB
+    until(lambda: cached(file) == 8 * MIB, "half of it")
+
+
+def test_files_of_memory_are_refused(runner: Runner, tmpfs: Path) -> None:
+    assert isinstance(runner.refused("prefetch", path=tmpfs), NotSupported)
