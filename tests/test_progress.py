@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[int]:
     fd = create_page(str(tmp_path / "page"), SHAPE, Requests())
@@ -136,7 +135,7 @@ def test_the_end_as_it_was_told(page: int) -> None:
     worker.end(Phase.FAILED, number=12, position=-3, message="out of\nluck \u00e9", result="a 1\nb 2\n")
     snapshot = read_snapshot(page, SHAPE)
     assert (snapshot.phase, snapshot.errno, snapshot.error_position) == (Phase.FAILED, 12, -3)
-    assert snapshot.message == "out of?luck \u00e9"
+    assert snapshot.message == "out of\\012luck \u00e9"
     assert snapshot.ended_ns >= snapshot.started_ns > 0
     assert read_result(page, SHAPE, snapshot) == "a 1\nb 2\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -118,7 +118,7 @@ def run_until(steps: Sequence[Step], crash: int | None, fd: int) -> tuple[Model,
     """A worker's whole life on the page ``fd`` up to the store number ``crash``; the stores that were made."""
     page = WorkerPage(fd)
     words = Words(page._words, crash)
-    page._words = words  # type: ignore[assignment]
+    page._words = cast("memoryview", words)
     model = Model(page)
     try:
         page.begin(NODES, 17)

@@ -1,5 +1,7 @@
 """The page that a daemon and one worker share: requests one way, progress the other, no message and no lock.
 
+Imports no other layer.
+
 The worker maps the file (``worker_page.py``). The daemon uses only pread and pwrite on it (``daemon_side.py``), and
 checks all that it reads, because the owner of the worker's uid may write to the page too. Every field is an aligned
 64-bit word with one writer; ``layout.py`` has the table of them. By word:
@@ -19,13 +21,21 @@ a slot, or both, until it is done. A reader that copies a slot while its bank fl
 change, and copies again.
 """
 
-from ktaskfs.progress.daemon_side import create_page, read_requests, read_result, read_snapshot, write_requests
+from ktaskfs.progress.daemon_side import (
+    create_page,
+    lay_out_page,
+    read_requests,
+    read_result,
+    read_snapshot,
+    write_requests,
+)
 from ktaskfs.progress.layout import RESULT_MAX, Shape
-from ktaskfs.progress.snapshot import NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.progress.snapshot import FoundWhy, NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.progress.worker_page import WorkerPage
 
 __all__ = [
     "RESULT_MAX",
+    "FoundWhy",
     "NodeProgress",
     "Phase",
     "Requests",
@@ -35,6 +45,7 @@ __all__ = [
     "ThreadState",
     "WorkerPage",
     "create_page",
+    "lay_out_page",
     "read_requests",
     "read_result",
     "read_snapshot",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.progress.layout import (
     BANK,
@@ -20,9 +20,13 @@ from ktaskfs.progress.layout import (
     Shape,
 )
 from ktaskfs.progress.snapshot import NodeProgress, Requests, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+_STATE: Final = SLOT.word("state")
+_SEQUENCE: Final = SLOT.word("sequence")
 
 
 def create_page(path: str, shape: Shape, requests: Requests, *, dir_fd: int | None = None) -> int:
@@ -33,10 +37,7 @@ def create_page(path: str, shape: Shape, requests: Requests, *, dir_fd: int | No
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
-        os.posix_fallocate(fd, 0, shape.size)
-        identity = {"magic": MAGIC, "slots": shape.slots, "nodes": shape.nodes}
-        os.pwrite(fd, IDENTITY.packed(identity), IDENTITY.at * WORD)
-        write_requests(fd, requests)
+        lay_out_page(fd, shape, requests)
     except OSError:
         os.close(fd)
         os.unlink(path, dir_fd=dir_fd)
@@ -44,9 +45,17 @@ def create_page(path: str, shape: Shape, requests: Requests, *, dir_fd: int | No
     return fd
 
 
+def lay_out_page(fd: int, shape: Shape, requests: Requests) -> None:
+    """Make a page of an empty file. Raises OSError."""
+    os.posix_fallocate(fd, 0, shape.size)
+    identity = {"magic": MAGIC, "slots": shape.slots, "nodes": shape.nodes}
+    os.pwrite(fd, IDENTITY.packed(identity), IDENTITY.at * WORD)
+    write_requests(fd, requests)
+
+
 def write_requests(fd: int, requests: Requests) -> None:
     """Put the daemon's requests into the page; the worker reads them when it is woken. Raises OSError."""
-    os.pwrite(fd, REQUESTS.packed(asdict(requests)), REQUESTS.at * WORD)
+    os.pwrite(fd, REQUESTS.packed(vars(requests)), REQUESTS.at * WORD)
 
 
 def read_requests(fd: int) -> Requests:
@@ -58,13 +67,18 @@ def read_requests(fd: int) -> Requests:
 
 def read_snapshot(fd: int, shape: Shape) -> Snapshot:
     """Copy and check the page. A page cut short reads as zeros from there on. Raises OSError."""
-    copy = _stable_copy(fd, shape)
-    words = copy.cast("Q")
+    return _checked(_stable_copy(fd, shape), shape)
+
+
+@functools.lru_cache(maxsize=1)
+def _checked(copy: bytes, shape: Shape) -> Snapshot:
+    """One is kept: a request asks for the text of a task, and whether it has changed."""
+    words = _words(copy)
     report = REPORT.read(words, REPORT.at)
     ranges = report.pop("ranges")
-    message = bytes(copy[MESSAGE_AT * WORD :][:MESSAGE_BYTES]).split(b"\0", 1)[0].decode("utf-8", "replace")
+    message = copy[MESSAGE_AT * WORD : MESSAGE_AT * WORD + MESSAGE_BYTES].split(b"\0", 1)[0].decode("utf-8", "replace")
     return Snapshot(
-        message="".join(each if each.isprintable() else "?" for each in message),
+        message=printable(message),
         nodes=tuple(_range(words, at) for at in shape.ranges(ranges)),
         threads=tuple(_threads(words, shape)),
         **report,
@@ -77,24 +91,27 @@ def _range(words: Sequence[int], at: int) -> NodeProgress:
 
 
 def _threads(words: Sequence[int], shape: Shape) -> Iterator[ThreadProgress]:
-    state = SLOT.word("state")
     for slot, at in enumerate(shape.each_slot()):
-        if words[at + state] != ThreadState.UNUSED:
+        if words[at + _STATE] != ThreadState.UNUSED:
             fields = SLOT.read(words, at)
             bank = at + BANK.at + fields.pop("sequence") % 2 * BANK.words
             yield ThreadProgress(slot, **fields, **BANK.read(words, bank))
 
 
-def _stable_copy(fd: int, shape: Shape) -> memoryview:
+def _stable_copy(fd: int, shape: Shape) -> bytes:
     """Read until two copies agree in every slot's sequence number; after a few tries the copy may be a chunk old."""
     copies = [os.pread(fd, shape.size, 0).ljust(shape.size, b"\0")]
-    sequences = slice(shape.slots_at + SLOT.word("sequence"), shape.words, SLOT.words)
+    sequences = slice(shape.slots_at + _SEQUENCE, shape.words, SLOT.words)
     for _ in range(4):
         copies.append(os.pread(fd, shape.size, 0).ljust(shape.size, b"\0"))
-        before, after = (memoryview(each).cast("Q")[sequences].tolist() for each in copies[-2:])
-        if before == after:
+        before, after = copies[-2:]
+        if before == after or _words(before)[sequences].tolist() == _words(after)[sequences].tolist():
             break
-    return memoryview(copies[-2])
+    return copies[-2]
+
+
+def _words(copy: bytes) -> memoryview[int]:
+    return memoryview(copy).cast("Q")
 
 
 def read_result(fd: int, shape: Shape, snapshot: Snapshot) -> str:

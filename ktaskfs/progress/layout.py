@@ -6,11 +6,12 @@ The layout never changes within a boot: a new daemon adopts the pages of workers
 from __future__ import annotations
 
 import errno
+import functools
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.progress.snapshot import Phase, ThreadState
+from ktaskfs.progress.snapshot import FoundWhy, Phase, ThreadState
 from ktaskfs.span import NO_NODE
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ RESULT_MAX: Final = 1 << 20
 ERRNO_MAX: Final = 4096
 """Where the kernel's error numbers end (MAX_ERRNO)."""
 _MASK: Final = 2**64 - 1
+_PHASES: Final = {int(each): each for each in Phase}
+_FOUND_WHY: Final = {int(each): each for each in FoundWhy}
+_THREAD_STATES: Final = {int(each): each for each in ThreadState}
 
 
 class Writer(Enum):
@@ -65,13 +69,23 @@ class Block:
     writer: Writer
     fields: tuple[Field, ...]
 
+    @functools.cached_property
+    def _readers(self) -> list[tuple[str, int, Callable[[int], Any] | None]]:
+        """Name and word of each field, and what makes its value of the number if that is not the value already."""
+        return [
+            (each.name, each.word, each.value if each.signed or each.checked is not int else None)
+            for each in self.fields
+        ]
+
     def word(self, name: str) -> int:
         """The word of the field ``name`` in the block."""
         return next(field.word for field in self.fields if field.name == name)
 
     def read(self, words: Sequence[int], at: int) -> dict[str, Any]:
         """The checked values of the entry at word ``at``, by name."""
-        return {field.name: field.value(words[at + field.word]) for field in self.fields}
+        return {
+            name: words[at + word] if value is None else value(words[at + word]) for name, word, value in self._readers
+        }
 
     def store(self, words: memoryview[int], at: int, **values: int) -> None:
         """The worker stores ``values`` one by one, in the order in which they are given."""
@@ -86,11 +100,15 @@ class Block:
 
 
 def _phase(number: int) -> Phase:
-    return Phase(number) if number <= max(Phase) else Phase.FAILED
+    return _PHASES.get(number, Phase.FAILED)
 
 
 def _thread_state(number: int) -> ThreadState:
-    return ThreadState(number) if number <= max(ThreadState) else ThreadState.ENDED
+    return _THREAD_STATES.get(number, ThreadState.ENDED)
+
+
+def _found_why(number: int) -> FoundWhy:
+    return _FOUND_WHY.get(number, FoundWhy.UNKNOWN)
 
 
 def _errno(number: int) -> int:
@@ -132,6 +150,9 @@ REPORT: Final = Block(
         Field("error_position", 6, signed=True),
         Field("result_size", 7, checked=_result_size),
         Field("undone", 8, checked=bool),
+        Field("found", 9),
+        Field("found_nid", 10, signed=True, checked=_nid),
+        Field("found_why", 11, checked=_found_why),
     ),
 )
 RANGE: Final = Block(
@@ -170,16 +191,16 @@ class Shape:
     slots: int
     nodes: int
 
-    @property
+    @functools.cached_property
     def slots_at(self) -> int:
         """The word where the slots begin."""
         return RANGE.at + self.nodes * RANGE.words
 
-    @property
+    @functools.cached_property
     def words(self) -> int:
         return self.slots_at + self.slots * SLOT.words
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Bytes, without the result."""
         return self.words * WORD

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
-from ktaskfs.span import Node
+from ktaskfs.span import NO_NODE, Node
 
 
 class Phase(IntEnum):
@@ -28,6 +29,15 @@ class ThreadState(IntEnum):
     FAILED = 4
     ENDED = 5
     IDLE = 6
+
+
+class FoundWhy(IntEnum):
+    """Why a task has as many threads as it has."""
+
+    UNKNOWN = 0
+    TRYING = 1
+    ENOUGH = 2
+    MOST = 3
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,12 @@ class Snapshot:
     undone: bool
     nodes: tuple[NodeProgress, ...]
     threads: tuple[ThreadProgress, ...]
+    found: int = 0
+    """Threads that were found to help, on all nodes; 0: nothing was found yet."""
+    found_nid: int = NO_NODE
+    """The NUMA node of the last finding, or NO_NODE."""
+    found_why: FoundWhy = FoundWhy.UNKNOWN
+    """Of the last finding."""
 
     def remaining(self) -> tuple[Node, ...]:
         """The ranges not known to be finished: chunks in flight or failed, and what was never handed out.
@@ -104,7 +120,7 @@ class Snapshot:
                     left.append(Node(node.start + start, end - start, node.nid))
         return tuple(left)
 
-    @property
+    @cached_property
     def done(self) -> int:
         """Units finished; never more than ``total``."""
         return max(0, self.total - sum(node.size for node in self.remaining()))

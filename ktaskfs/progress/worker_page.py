@@ -23,7 +23,8 @@ from ktaskfs.progress.layout import (
     WORD,
     Shape,
 )
-from ktaskfs.progress.snapshot import Phase, Requests, ThreadState
+from ktaskfs.progress.snapshot import FoundWhy, Phase, Requests, ThreadState
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,7 @@ class WorkerPage:
         if identity["magic"] != MAGIC or self.shape.words > len(self._words):
             raise InvalidValue(_NOT_A_PAGE)
         self._slots = self.shape.each_slot()
+        self._found: dict[int, int] = {}  # threads by NUMA node
 
     def requests(self) -> Requests:
         """What the daemon asks now."""
@@ -93,7 +95,7 @@ class WorkerPage:
             if phase is Phase.DONE:
                 number = error.errno or errno.EIO
                 phase, position, message = Phase.FAILED, 0, f"the result cannot be stored: {os.strerror(number)}"
-        text = message.encode("utf-8", "replace")[: MESSAGE_BYTES - 1].ljust(MESSAGE_BYTES, b"\0")
+        text = printable(message).encode("utf-8", "replace")[: MESSAGE_BYTES - 1].ljust(MESSAGE_BYTES, b"\0")
         self._words[MESSAGE_AT : MESSAGE_AT + MESSAGE_BYTES // WORD] = memoryview(text).cast("Q")
         self._report(ended_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._report(errno=number, error_position=position, result_size=len(data), phase=phase)
@@ -142,6 +144,11 @@ class WorkerPage:
     def thread_waits(self, slot: int, why: str) -> None:
         state = ThreadState.PAUSED if why == "paused" else ThreadState.THROTTLED
         self._words[self._slots[slot] + _STATE] = state
+
+    def threads_found(self, nid: int, threads: int, why: str) -> None:
+        self._found[nid] = threads
+        # The reason goes last: who sees it sees the rest.
+        self._report(found=sum(self._found.values()), found_nid=nid, found_why=FoundWhy[why.upper()])
 
     def undo_started(self) -> None:
         self._report(undone=True)

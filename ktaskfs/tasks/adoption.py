@@ -8,18 +8,20 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import groups_of
 from ktaskfs.host.group_limits import OomKills
 from ktaskfs.progress import Shape, read_requests
-from ktaskfs.tasks.lifecycle import Lifecycle, log_fields
+from ktaskfs.tasks.log_lines import log_fields
 from ktaskfs.tasks.new_worker import wait_for_end
 from ktaskfs.tasks.task import ACTIVE, EMPTY, State
 from ktaskfs.tasks.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:
     from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.lifecycle import Lifecycle
+    from ktaskfs.tasks.queue import TaskQueue
     from ktaskfs.tasks.record import Record
     from ktaskfs.tasks.task import Task
 
@@ -30,13 +32,14 @@ _NO_SHAPE: Final = Shape(0, 0)
 class Adopter:
     """Brings the tasks that the state directory knows into the table, and watches those that are at work."""
 
-    def __init__(self, context: TaskContext, lifecycle: Lifecycle) -> None:
+    def __init__(self, context: TaskContext, lifecycle: Lifecycle, queue: TaskQueue) -> None:
         self._table = context.table
         self._state = context.state
         self._operations = context.operations
         self._nursery = context.nursery
         self._lifecycle = lifecycle
         self._cgroups = context.cgroups
+        self._queue = queue
 
     def adopt(self) -> None:
         """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
@@ -51,6 +54,8 @@ class Adopter:
             self._table.add(task)
             if task.state in ACTIVE:
                 self._adopt_active(task, record)
+            elif task.state is State.QUEUED:
+                self._adopt_queued(task)
         self._table.number_from(self._state.highest_number() + 1)
         self._table.rebalance()
         self._lifecycle.drop_overdue()
@@ -79,13 +84,25 @@ class Adopter:
             return
         task.requests = read_requests(page)
         pid = record.pid or 0
-        oom_kills = OomKills.open(self._cgroups, groups_of(pid))
+        oom_kills = OomKills.of(self._cgroups, groups_of(pid))
         task.worker = WorkerHandle(pid, record.start_time or 0, pidfd, page, shape, oom_kills=oom_kills)
-        task.worker.wake()  # the daemon may have died after it wrote a request, and before it woke the worker
+        try:
+            task.worker.wake()  # the daemon may have died after it wrote a request, and before it woke the worker
+        except NotPermitted as error:  # the label that the worker has was changed meanwhile
+            LOG.warning("task %s: %s", task.name, error.message, extra=log_fields(task))
         # It may also have died after it asked for a pause, or for its end, and before it wrote the record.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
         self._lifecycle.watch(task, task.worker)
+
+    def _adopt_queued(self, task: Task) -> None:
+        """A task that waits goes on waiting, if its worker can still become its caller."""
+        if task.caller is not None and task.caller.root is not None:
+            self._queue.put(task)
+            return
+        task.caller = None
+        message = "the daemon ended while the task was queued, and the root directory of its caller is known no more"
+        self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
 
     async def _end_start(self, task: Task) -> None:
         """End a start that was still going on when the daemon ended: its worker has not begun."""

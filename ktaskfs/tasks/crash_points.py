@@ -1,6 +1,6 @@
 """The points in a task's life at which a daemon might die, and a way to have it die there.
 
-The next daemon must be able to go on from each of them; ``docs/reliability.md`` says what it then finds. The
+The next daemon must be able to go on from each of them; docs/explanation/reliability.md says what it then finds. The
 tests kill the daemon at each point in turn. Nothing else uses this: without the variable in its environment a daemon
 only calls a function that does nothing.
 """

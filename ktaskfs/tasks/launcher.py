@@ -80,8 +80,8 @@ class Launcher:
         self._sock = trio.socket.from_stdlib_socket(ours)
         self._nursery.start_soon(self._receive, self._sock, process)
 
-    async def fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
-        """Have a worker forked with ``fds`` (page, channel, root, working directory). Raises WorkerLost."""
+    async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
+        """Have a process forked with ``fds``, as the request says. Raises WorkerLost."""
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
         try:
@@ -101,7 +101,7 @@ class Launcher:
             raise
         return ForkedWorker(answer.pid, child.pidfd, ticket)
 
-    async def _send(self, request: protocol.StartRequest, fds: Sequence[int], child: _Child) -> None:
+    async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)
         for _ in range(2):  # a killed spawner is noticed here, and replaced once
             try:
@@ -134,9 +134,7 @@ class Launcher:
     async def _receive(self, sock: trio.socket.SocketType, process: subprocess.Popen[bytes]) -> None:
         try:
             while True:
-                data, ancillary, _, _ = await sock.recvmsg(
-                    protocol.MESSAGE_MAX, socket.CMSG_SPACE(4 * protocol.FDS_MAX)
-                )
+                data, ancillary, _, _ = await sock.recvmsg(protocol.ANSWER_MAX, socket.CMSG_SPACE(4 * protocol.FDS_MAX))
                 if not data:
                     break
                 self._hear(data, protocol.received_fds(ancillary))

@@ -12,6 +12,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.progress import Phase, read_result, read_snapshot
+from ktaskfs.tasks.log_lines import log_end, log_fields, subject
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task
 
@@ -72,10 +73,10 @@ class Lifecycle:
         LOG.info(
             "task %s: %s by user %d, process %d",
             task.name,
-            task.operation.name,
+            subject(task),
             task.uid,
             worker.pid,
-            extra=log_fields(task),
+            extra=log_fields(task, KTASK_PID=worker.pid),
         )
         self.watch(task, worker)
 
@@ -85,7 +86,9 @@ class Lifecycle:
 
     async def _watch(self, task: Task, worker: WorkerHandle) -> None:
         await trio.lowlevel.wait_readable(worker.pidfd)
-        status = await self._launcher.exit_status(worker.ticket)
+        # The status says why a worker died. Where the page says how the work ended, nobody waits for the spawner.
+        ended = _tells_its_end(worker)
+        status = None if ended else await self._launcher.exit_status(worker.ticket)
         try:
             self.conclude(task, worker, status)
         except Exception:
@@ -93,6 +96,8 @@ class Lifecycle:
             LOG.exception("the end of task %s", task.name)
             task.worker = None
         worker.close()  # now that nothing shows it any more
+        if ended:
+            await self._launcher.exit_status(worker.ticket)
 
     def conclude(self, task: Task, worker: WorkerHandle, status: int | None) -> None:
         """Find out how a worker ended; ``status`` is that of waitpid(2), None if nobody knows it."""
@@ -104,6 +109,8 @@ class Lifecycle:
             LOG.error("the page of task %s cannot be read: %s", task.name, error)
             final, result = EMPTY, b""
         state = PHASE_STATES.get(final.phase, State.INTERRUPTED)
+        if state is State.DONE and task.only_plans:
+            state = State.PLANNED
         if state is State.INTERRUPTED:
             left = final.remaining()
             final = replace(
@@ -125,9 +132,7 @@ class Lifecycle:
                 self._state.forget_page(task.number)
             except OSError as error:
                 LOG.error("the page of task %s cannot be removed: %s", task.name, error)
-        LOG.info(
-            "task %s is %s%s", task.name, state, f": {final.message}" if final.message else "", extra=log_fields(task)
-        )
+        log_end(LOG, task, state, final)
         self.drop_overdue()
 
     def refuse_late(self, task: Task, error: KtaskfsError) -> None:
@@ -137,6 +142,9 @@ class Lifecycle:
         self.end(task, State.CANCELLED if cancelled else State.FAILED, final)
 
 
-def log_fields(task: Task) -> dict[str, object]:
-    """The fields of a log line about ``task``, for a log that has fields (``ktaskfs.systemd.FIELDS``)."""
-    return {"TASK": task.name, "OP": task.operation.name if task.operation else "", "UID": task.uid}
+def _tells_its_end(worker: WorkerHandle) -> bool:
+    """Whether the worker wrote into the page how its work ended."""
+    try:
+        return read_snapshot(worker.page, worker.shape).phase in PHASE_STATES
+    except OSError:  # ``conclude`` says so in the log
+        return False

@@ -7,28 +7,28 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.errors import TargetError, WorkerLost
+from ktaskfs.errors import NotPermitted, TargetError, WorkerLost
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import own_groups
 from ktaskfs.host.group_limits import OomKills
 from ktaskfs.host.process import cpu_ticks
 from ktaskfs.host.topology import usable_cpus
-from ktaskfs.operations.base.resume import Baseline
+from ktaskfs.operations.base.resume import NUMBER_MAX, Baseline
 from ktaskfs.progress import Shape, write_requests
-from ktaskfs.tasks.tunables import CGROUP
+from ktaskfs.tasks.taken_over import taken_over
 from ktaskfs.tasks.worker_handle import WorkerHandle
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ktaskfs.host.cgroups import Group
-    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.host.credentials import CallerProcess, Identity
+    from ktaskfs.host.labels import Label
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.launcher import ForkedWorker
     from ktaskfs.tasks.task import Task
@@ -44,11 +44,12 @@ SPARE_RANGES: Final = 64
 
 @dataclass(frozen=True)
 class NewWorker:
-    """A worker of ``task`` that prepares itself, and then waits for GO on ``channel``."""
+    """A worker of ``task`` that takes over ``label``, prepares itself, and then waits for GO on ``channel``."""
 
     task: Task
     worker: WorkerHandle
     channel: trio.socket.SocketType
+    label: Label | None
 
 
 class WorkerMaker:
@@ -61,8 +62,12 @@ class WorkerMaker:
         self._settings = context.table.settings
         self._mounts = context.cgroups
 
-    async def fork(self, task: Task, caller: CallerProcess) -> NewWorker:
-        """Start a worker, which prepares itself from now on; ``wait_until_ready`` is next. Raises KtaskfsError."""
+    async def fork(self, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
+        """Start a worker, which prepares itself from now on; ``wait_until_ready`` is next. Raises KtaskfsError.
+
+        ``follows``: so does another one, once this one is ready.
+        """
+        identity = taken_over(caller.identity, self._settings)
         with contextlib.ExitStack() as undo:
             page, shape = self._make_page(task)
             undo.callback(os.close, page)
@@ -70,7 +75,8 @@ class WorkerMaker:
             undo.callback(channel.close)
             self._state.crash_point("ask for a worker")
             with theirs:
-                forked = await self._fork(task, [page, theirs.fileno(), *caller.descriptors], caller)
+                request = self._request(task, identity, follows=follows)
+                forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors])
             undo.callback(os.close, forked.pidfd)
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
             began = credentials.start_time(forked.pid) or 0  # 0 if it already exited
@@ -78,14 +84,14 @@ class WorkerMaker:
                 write_requests(page, task.requests)  # they may have changed since the page was made
             except OSError as error:
                 raise TargetError.from_os(error, "write to the page shared with the worker") from error
-            oom_kills = OomKills.open(self._mounts, self._groups(caller) or own_groups().values())
+            oom_kills = OomKills.of(self._mounts, identity.cgroups or own_groups().values())
             undo.pop_all()
-        worker = WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket, oom_kills)
-        return NewWorker(task, worker, channel)
+        worker = WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket, oom_kills, begun=False)
+        return NewWorker(task, worker, channel, identity.label)
 
-    async def _fork(self, task: Task, fds: Sequence[int], caller: CallerProcess) -> ForkedWorker:
+    async def _fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
-            return await self._launcher.fork(self._request(task, caller), fds)
+            return await self._launcher.fork(request, fds)
         raise WorkerLost(f"no worker could be started within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
 
     def _make_page(self, task: Task) -> tuple[int, Shape]:
@@ -96,7 +102,7 @@ class WorkerMaker:
         except OSError as error:
             raise TargetError.from_os(error, "make the page shared with the worker") from error
 
-    def _request(self, task: Task, caller: CallerProcess) -> protocol.StartRequest:
+    def _request(self, task: Task, identity: Identity, *, follows: bool) -> protocol.StartRequest:
         history = task.history
         assert history.operation is not None
         return protocol.StartRequest(
@@ -104,27 +110,29 @@ class WorkerMaker:
             operation=history.operation.name,
             parameters=history.texts,
             remaining=None if history.remaining is None else [(n.start, n.size, n.nid) for n in history.remaining],
-            baseline=None if history.baseline is None else asdict(history.baseline),
-            identity=replace(caller.identity, cgroups=self._groups(caller)).to_fields(),
+            baseline=None if history.baseline is None else vars(history.baseline),
+            identity=identity.to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
+            follows=follows,
         )
-
-    def _groups(self, caller: CallerProcess) -> tuple[Group, ...]:
-        """The control groups that a worker is to enter."""
-        return caller.identity.cgroups if CGROUP.format(self._settings[CGROUP.name]) == "caller" else ()
 
     async def wait_until_ready(self, new: NewWorker) -> tuple[int, Baseline]:
         """Wait until a worker is ready; returns the units it is to do, and their baseline.
 
-        Raises its refusal, or WorkerLost.
+        Raises its refusal, or WorkerLost; NotPermitted if its label keeps it from the daemon, or the daemon from it.
         """
         data = await self._answer(new)
         if not data:
             status = await self._launcher.exit_status(new.worker.ticket)
+            if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == protocol.UNHEARD:
+                text = f"your {new.label} keeps the worker from using a unix socket, by which it answers"
+                raise NotPermitted(text, errno=errno.EACCES)
             raise WorkerLost(f"the worker died before it could begin{new.worker.ending_text(status)}")
         try:
             answer = protocol.decode(data)
-            if isinstance(answer, protocol.Ready):
+            if isinstance(answer, protocol.Ready) and 0 <= answer.total <= NUMBER_MAX:
+                if new.label is not None:
+                    new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet, but may be one that cannot be woken
                 return answer.total, Baseline.from_fields(answer.baseline)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker said something that nobody understands") from error
@@ -139,7 +147,7 @@ class WorkerMaker:
         while True:
             with trio.move_on_after(TIMEOUT):
                 try:
-                    return await new.channel.recv(protocol.MESSAGE_MAX)
+                    return await new.channel.recv(protocol.ANSWER_MAX)
                 except ConnectionError:
                     return b""
             before, used = used, cpu_ticks(worker.pid)
@@ -152,13 +160,14 @@ class WorkerMaker:
 async def wait_for_end(worker: WorkerHandle) -> None:
     """Return when a worker that may not begin has ended. It is killed if it hangs for TIMEOUT.
 
-    A worker that SIGKILL does not end (it waits for a device that does not answer) is left behind.
+    A worker that SIGKILL does not end (it waits for a device that does not answer), or may not be sent, is left behind.
     """
     used = cpu_ticks(worker.pid)
     while not await _ends(worker.pidfd, TIMEOUT):
         before, used = used, cpu_ticks(worker.pid)
         if used == before:
-            worker.signal(signal.SIGKILL)
+            with contextlib.suppress(NotPermitted):
+                worker.signal(signal.SIGKILL)
             await _ends(worker.pidfd, KILL_WAIT)
             return
 

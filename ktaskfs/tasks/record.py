@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
 from ktaskfs.operations.base.resume import Baseline
-from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
+from ktaskfs.progress import FoundWhy, NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
 from ktaskfs.tasks.history import ALL_CAPABILITIES, History
+from ktaskfs.tasks.kept_caller import KeptCaller
 from ktaskfs.tasks.task import State, Task
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import Operation
 
-VERSION: Final = 3
-"""Version 1 had ``basis`` in place of ``baseline``; 1 and 2 had no ``rights``."""
+VERSION: Final = 5
+"""Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Record:
 
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
     shape:           slots and ranges of its page.
+    caller:          who its worker is to become, if it is queued.
     """
 
     task: int
@@ -41,6 +44,7 @@ class Record:
     pid: int | None = None
     start_time: int | None = None
     shape: Shape | None = None
+    caller: KeptCaller | None = None
 
     @classmethod
     def of(cls, task: Task) -> Record:
@@ -57,6 +61,7 @@ class Record:
             pid=None if worker is None else worker.pid,
             start_time=None if worker is None else worker.start_time,
             shape=None if worker is None else worker.shape,
+            caller=task.caller,
         )
 
     def make_task(self) -> Task:
@@ -64,6 +69,7 @@ class Record:
         task = Task(self.task, self.name, self.uid, self.gid, created_ns=self.created_ns)
         task.state = self.state
         task.history = self.history
+        task.caller = self.caller
         return task
 
     def to_json(self) -> dict[str, Any]:
@@ -84,9 +90,10 @@ class Record:
             "start_time": self.start_time,
             "remaining": history.remaining and [(node.start, node.end, node.nid) for node in history.remaining],
             "base": history.base,
-            "baseline": history.baseline and asdict(history.baseline),
+            "baseline": history.baseline and vars(history.baseline),
+            "caller": self.caller and self.caller.to_fields(),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
-            "final": history.final and asdict(history.final),
+            "final": history.final and _snapshot_fields(history.final),
             "result": history.result.decode(),
         }
 
@@ -98,14 +105,14 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("pid", "start_time"), int | None),
     "parameters": dict,
     **dict.fromkeys(("remaining", "shape"), list | None),
-    **dict.fromkeys(("baseline", "final"), dict | None),
+    **dict.fromkeys(("baseline", "final", "caller"), dict | None),
 }
 _MOST: Final = 1 << 20
 """Slots, and ranges, that a page never has."""
 
 
 def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str, Operation[Any]]) -> Record:
-    """The record of ``task`` from its fields, of version 1, 2 or 3.
+    """The record of ``task`` from its fields, of any version until now.
 
     Raises InvalidValue for an operation or a parameter that nobody knows any more, and ValueError, KeyError, TypeError
     or AttributeError for what no daemon wrote.
@@ -117,6 +124,10 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
         fields["baseline"] = fields.pop("basis")
     if version < 3:
         fields["rights"] = ALL_CAPABILITIES
+    if version < 4:
+        fields["caller"] = None
+    if version < 5 and fields["baseline"] is not None:
+        fields["baseline"]["tree"] = 0
     for name, kind in _TYPES.items():
         if not isinstance(fields[name], kind):
             raise TypeError(f"{name} is of the wrong type")
@@ -129,6 +140,7 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
         state=State(fields["state"]),
         history=_history(fields, operations),
         shape=None if fields["shape"] is None else _shape(fields["shape"]),
+        caller=None if fields["caller"] is None else KeptCaller.from_fields(fields["caller"]),
     )
 
 
@@ -171,7 +183,15 @@ def _shape(numbers: list[Any]) -> Shape:
     return Shape(*numbers)
 
 
+def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
+    """The inverse of ``_snapshot``."""
+    fields = {each.name: getattr(snapshot, each.name) for each in fields_of(Snapshot)}
+    return fields | {"nodes": list(map(vars, snapshot.nodes)), "threads": list(map(vars, snapshot.threads))}
+
+
 def _snapshot(fields: dict[str, Any]) -> Snapshot:
     nodes = tuple(NodeProgress(**each) for each in fields["nodes"])
     threads = tuple(ThreadProgress(**each | {"state": ThreadState(each["state"])}) for each in fields["threads"])
-    return Snapshot(**fields | {"phase": Phase(fields["phase"]), "nodes": nodes, "threads": threads})
+    why = FoundWhy(fields.get("found_why", FoundWhy.UNKNOWN))  # older records have none
+    phase = Phase(fields["phase"])
+    return Snapshot(**fields | {"phase": phase, "found_why": why, "nodes": nodes, "threads": threads})

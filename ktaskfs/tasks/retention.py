@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
-RESULTS_MAX: Final = 64 << 20
+RESULTS_MAX: Final = 4 << 20
 """Bytes of results that are kept of one user's tasks. They are in this process and in the state directory, which
 is memory. Only surveys have results of more than a line or two."""
-RESULTS_TOTAL: Final = 256 << 20
+RESULTS_TOTAL: Final = 8 << 20
 """Bytes of results that are kept of all users' tasks."""
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ktaskfs.errors import KtaskfsError, WrongState
+from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
 from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
+from ktaskfs.tasks.kept_caller import KeptCaller
 from ktaskfs.tasks.lifecycle import Lifecycle
-from ktaskfs.tasks.paths import absolute_paths
+from ktaskfs.tasks.looks import Looks
+from ktaskfs.tasks.paths import absolute_paths, are_absolute
+from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
-from ktaskfs.tasks.starter import Starter
-from ktaskfs.tasks.task import ACTIVE, EMPTY, RESUMABLE, State, Task
+from ktaskfs.tasks.starter import Starter, StartRefused
+from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, State, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
@@ -35,10 +39,12 @@ class TaskService:
     def __init__(self, context: TaskContext) -> None:
         self.table = context.table
         self.operations = context.operations
+        self.looks = Looks(context)
         self.specs = SpecReader(context.operations, context.table.settings)
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
-        self._adopter = Adopter(context, self._lifecycle)
+        self._queue = TaskQueue(context, self._lifecycle, self._start_queued)
+        self._adopter = Adopter(context, self._lifecycle, self._queue)
         HelperWatch(context.table, context.nursery)
 
     def adopt(self) -> None:
@@ -48,34 +54,99 @@ class TaskService:
     async def run_specs(self, caller: CallerProcess, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
 
-        Raises KtaskfsError: NameTaken, TooManyTasks, or the target's own error; nothing is then left of them.
+        Those with queue=1 for which there is no room wait. Raises KtaskfsError: NameTaken, TooManyTasks, or the
+        target's own error; nothing is then left of them, and what they were to replace is there.
         """
-        uid, gid = caller.identity.uid, caller.identity.gid
-        tasks = []
+        uid = caller.identity.uid
         try:
-            self.table.check_room(uid, len(specs))
-            names = [spec.parameters.name for spec in specs if spec.parameters.name is not None]
-            self.table.check_names(names)
-            taken = set(names)
-            for spec in specs:
-                number = self.table.next_number()
-                name = spec.parameters.name or self.table.free_name(spec.operation.name, uid, number, taken)
-                task = Task(number, name, uid, gid)
-                task.limit_rights(caller.identity.permitted)
-                task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
-                self.table.add(task)
-                tasks.append(task)
+            now = self._beginning_now(uid, specs)
+            named = [(spec.parameters.name, spec.parameters.replace) for spec in specs if spec.parameters.name]
+            replaced = self.table.replaceable(uid, [name for name, replace in named if replace])
+            names = [name for name, _ in named]
+            self.table.check_names(names, replaced)
         except KtaskfsError:
             caller.close()
             raise
+        for old in replaced:
+            self.table.set_aside(old)
+        tasks = self._create(caller, specs, set(names), now)
+
+        def commit() -> None:
+            while replaced:
+                old = replaced.pop()
+                if not old.forgotten:
+                    self._lifecycle.drop(old)
+
         try:
-            await self._start(tasks, caller)
-        except KtaskfsError:
+            self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller)
+            await self._start([task for task in tasks if task.state is State.NEW], caller, commit)
+        except KtaskfsError as error:
             for task in tasks:
-                self._lifecycle.drop(task)
+                if task.caller is not None:
+                    task.caller.close()
+                if not task.forgotten:  # one that waits can be cancelled and removed meanwhile
+                    self._lifecycle.drop(task)
+            for old in replaced:
+                self.table.put_back(old)
+            if isinstance(error, StartRefused):
+                index = tasks.index(error.task)
+                raise specs[index].refused(error, index + 1, len(specs)) from error
             raise
+        commit()
+        for task in tasks:
+            if task.state is State.QUEUED:
+                self._lifecycle.save(task)
+                self._queue.put(task)
         self.table.note_last(uid, [task.name for task in tasks])
         return tasks
+
+    def _beginning_now(self, uid: int, specs: Sequence[Spec]) -> set[int]:
+        """The indices of the specs that begin at once; the others wait. Raises TooManyTasks."""
+        now = {index for index, spec in enumerate(specs) if not spec.parameters.queue}
+        self.table.check_room(uid, len(now))
+        for index in range(len(specs)):
+            if index not in now and not self._queue.waits(uid) and self.table.has_room(uid, len(now) + 1):
+                now.add(index)
+        self.table.check_queue(uid, len(specs) - len(now))
+        return now
+
+    def _create(
+        self, caller: CallerProcess, specs: Sequence[Spec], taken: set[str], now: Collection[int]
+    ) -> list[Task]:
+        """A task for each spec, QUEUED unless its index is in ``now``. No name of ``taken`` is made up."""
+        tasks = []
+        uid, gid = caller.identity.uid, caller.identity.gid
+        for index, spec in enumerate(specs):
+            number = self.table.next_number()
+            name = spec.parameters.name or self.table.free_name(spec.operation.name, uid, number, taken)
+            task = Task(number, name, uid, gid)
+            task.limit_rights(caller.identity.permitted)
+            task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
+            if index not in now:
+                task.state = State.QUEUED
+            self.table.add(task)
+            tasks.append(task)
+        return tasks
+
+    def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
+        """Keep ``caller`` for tasks that wait. Raises TargetError, and closes it then."""
+        try:
+            for task in tasks:
+                assert task.operation is not None
+                absolute = are_absolute(task.operation, task.texts)
+                with contextlib.ExitStack() as undo:
+                    copy = caller.copy()
+                    undo.callback(copy.close)
+                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute)
+                    undo.pop_all()
+        except OSError as error:
+            caller.close()
+            raise TargetError.from_os(error, "queue a task") from error
+
+    def _start_queued(self, task: Task, caller: CallerProcess) -> None:
+        task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+        self.table.move(task, State.STARTING)
+        self._starter.start_queued(task, caller)
 
     def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
         """Make a task that has no operation yet; ``rights`` are its maker's permitted capabilities.
@@ -150,11 +221,13 @@ class TaskService:
             self._lifecycle.move(task, state)
             raise
 
-    async def _start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
+    async def _start(
+        self, tasks: Sequence[Task], caller: CallerProcess, commit: Callable[[], None] = lambda: None
+    ) -> None:
         for task in tasks:
             task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
         self.table.move_all(tasks, State.STARTING)
-        await self._starter.start(tasks, caller)
+        await self._starter.start(tasks, caller, commit)
 
     def save(self, task: Task) -> None:
         """Write the record of ``task``, whose parameters or operation have changed."""
@@ -162,16 +235,20 @@ class TaskService:
 
     def cancel(self, task: Task) -> None:
         """Have the work end after the chunks in flight. Raises WrongState."""
-        task.require(ACTIVE, "cancel")
-        if task.state is State.STARTING:
+        task.require(CANCELLABLE, "cancel")
+        if task.state is State.QUEUED:
+            self._queue.cancel(task)
+        elif task.state is State.STARTING:
             self._starter.cancel(task)
         else:
             task.ask(replace(task.requests, cancel=True, paused=False))
 
     def kill(self, task: Task) -> None:
         """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
-        task.require(ACTIVE, "kill")
-        if task.state is State.STARTING:
+        task.require(CANCELLABLE, "kill")
+        if task.state is State.QUEUED:
+            self._queue.cancel(task)
+        elif task.state is State.STARTING:
             self._starter.kill(task)
         elif task.worker is not None:
             task.worker.signal(signal.SIGKILL)
@@ -189,7 +266,7 @@ class TaskService:
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:
-        """Remove a task that is neither at work nor starting. Raises WrongState."""
-        if task.state in ACTIVE:
+        """Remove a task that is neither at work nor starting, nor queued. Raises WrongState."""
+        if task.state in CANCELLABLE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
         self._lifecycle.drop(task)

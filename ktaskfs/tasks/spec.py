@@ -1,38 +1,44 @@
 """The language of ``tasks/control``: one job spec, or one verb, a line.
 
-A spec is ``OPERATION key=value ...``, split into words as the POSIX shell splits them, or one JSON object. Every
-error names the place, so that ``info/error_log`` can put a caret under the token that is wrong.
+A spec is ``OPERATION key=value ...``, split into words as the POSIX shell splits them, or one JSON object, which may
+take several lines. Every error names the place, so that ``info/error_log`` can put a caret under the wrong token.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
 from ktaskfs.operations.base.parameters import TaskParameters, build_parameters
-from ktaskfs.tasks.words import BLANKS, WORDS_MAX, Word, end_of_blanks, split_words
+from ktaskfs.tasks.json_spec import objects_of_value, words_of_object
+from ktaskfs.tasks.words import BLANKS, Word, end_of_blanks, split_words
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ktaskfs.errors import KtaskfsError
     from ktaskfs.operations.base.operation import Operation
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 """Names of tasks: safe in a shell, in a table's column and in a metric's label."""
-ARRAY_MAX: Final = 4096
-"""Characters of a list in a spec that is JSON, as of a cpulist."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A job spec that has been checked: the operation and its parsed parameters."""
+    """A job spec that has been checked: the operation and its parsed parameters, and how it was written."""
 
     operation: Operation[Any]
     parameters: TaskParameters
+    text: str = field(compare=False)
+
+    def refused(self, error: KtaskfsError, number: int, count: int) -> SpecError:
+        """``error`` as that of spec ``number`` of ``count`` in one write."""
+        line = self.text.partition("\n")[0]
+        message = f"spec {number} of {count}: {error.message}"
+        return SpecError(message, line=line, start=0, end=0, errno=error.errno)
 
 
 def check_name(name: str) -> str:
@@ -44,9 +50,56 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
+def split_specs(text: str) -> Iterator[str]:
+    """The job specs in ``text``, still to be parsed: lines that are not empty, JSON objects, and those in JSON lists.
+
+    Raises SpecError for JSON that is none, or that does not end its line.
+    """
+    try:
+        yield from _split(text)
+    except SpecError as error:
+        raise _on_its_line(error) from error
+
+
+def _split(text: str) -> Iterator[str]:
+    at = end_of_blanks(text, 0)
+    while at < len(text):
+        if text[at] not in "{[":
+            end = _end_of_line(text, at)
+            yield text[at:end]
+        else:
+            end = yield from objects_of_value(text, at)
+            after = end_of_blanks(text, end)
+            if after < len(text) and "\n" not in text[end:after]:
+                raise SpecError("not JSON: Extra data", line=text, start=after, end=after + 1)
+        at = end_of_blanks(text, end)
+
+
+def _on_its_line(error: SpecError) -> SpecError:
+    """``error`` with the one line of the command in which the token begins."""
+    text = error.line
+    begin = text.rfind("\n", 0, error.start) + 1
+    line = text[begin : _end_of_line(text, error.start)]
+    start = max(min(error.start - begin, len(line) - 1), 0)
+    end = max(min(error.end - begin, len(line)), start + 1)
+    return SpecError(error.message, line=line, start=start, end=end, errno=error.errno)
+
+
+def _end_of_line(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
+
+
+def parse_spec(text: str, operations: Mapping[str, Operation[Any]]) -> Spec:
     """Read one job spec, in either form; raises SpecError."""
-    operation, words = _from_json(line) if line.lstrip(BLANKS).startswith("{") else _from_words(line)
+    try:
+        return _parse(text, operations)
+    except SpecError as error:
+        raise _on_its_line(error) from error
+
+
+def _parse(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
+    operation, words = words_of_object(line) if line.lstrip(BLANKS).startswith("{") else _from_words(line)
     known = operations.get(operation.text)
     if known is None:
         raise _wrong(f"unknown operation {shown(operation.text)}; there are {', '.join(operations)}", line, operation)
@@ -66,7 +119,7 @@ def parse_spec(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
         parameters: TaskParameters = build_parameters(known.parameters, values)
     except InvalidValue as error:
         raise _wrong(f"{known.name}: {error.message}", line, operation) from error
-    return Spec(known, parameters)
+    return Spec(known, parameters, line)
 
 
 def _wrong(message: str, line: str, word: Word, errno: int | None = None) -> SpecError:
@@ -87,58 +140,3 @@ def _from_words(line: str) -> tuple[Word, dict[str, Word]]:
             raise _wrong(f"{shown(key)} is given twice", line, word)
         values[key] = Word(value, word.start, word.end)
     return operation, values
-
-
-def _from_json(line: str) -> tuple[Word, dict[str, Word]]:
-    try:
-        json.loads(line, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        start = min(error.pos, len(line) - 1)
-        raise SpecError(f"not JSON: {error.msg}", line=line, start=start, end=start + 1) from None
-    except (InvalidValue, RecursionError, ValueError):
-        raise SpecError("not JSON of one flat object", line=line, start=0, end=len(line)) from None
-    words: dict[str, Word] = {}
-    for key, value, start, end in _members(line):
-        if key in words:
-            raise SpecError(f"{shown(key)} is given twice", line=line, start=start, end=end)
-        if len(words) == WORDS_MAX:
-            raise SpecError(f"the object has more than {WORDS_MAX} members", line=line, start=start, end=end)
-        words[key] = Word(_json_text(value, line, start, end), start, end)
-    operation = words.pop("op", None)
-    if operation is None:
-        raise SpecError('the object has no "op"', line=line, start=0, end=len(line))
-    return operation, words
-
-
-def _members(line: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Key, value, start and end of each member of the object in ``line``, which is known to be JSON."""
-    decoder = json.JSONDecoder()
-    at = end_of_blanks(line, line.index("{") + 1)
-    while line[at] != "}":
-        start = at = end_of_blanks(line, at)
-        key, at = decoder.raw_decode(line, at)
-        value, end = decoder.raw_decode(line, end_of_blanks(line, end_of_blanks(line, at) + 1))
-        yield key, value, start, end
-        at = end_of_blanks(line, end)
-        if line[at] == ",":
-            at += 1
-
-
-def _json_text(value: Any, line: str, start: int, end: int) -> str:
-    """A JSON value as the text that key=value would have; a list of numbers is a cpulist."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and end - start > ARRAY_MAX:
-        raise SpecError(f"a list of more than {ARRAY_MAX} characters", line=line, start=start, end=end)
-    if isinstance(value, list) and value and all(type(each) is int for each in value):
-        return ",".join(map(str, value))
-    message = "a value is text, a whole number, true, false or a list of numbers"
-    raise SpecError(message, line=line, start=start, end=end)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise InvalidValue(f"{name} is not a number")

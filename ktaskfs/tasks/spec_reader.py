@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import trio
 
 from ktaskfs.errors import TooBig
-from ktaskfs.tasks.spec import Spec, parse_spec
+from ktaskfs.tasks.spec import Spec, parse_spec, split_specs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.tunables import Settings
+
+SPLIT_AT_ONCE: Final = 64
+"""Specs that are split off without a pause; each takes up to 30 us, a JSON object most."""
 
 
 class SpecReader:
@@ -27,21 +30,26 @@ class SpecReader:
         """By uid, while a write of that user is parsed or waits."""
 
     async def read(self, uid: int, text: str) -> list[Spec]:
-        """The specs in ``text``, one a line; empty lines do not count.
+        """The specs in ``text``, as ``split_specs`` finds them.
 
-        Raises SpecError, and TooBig for more lines than a user may have unfinished tasks: such a write never succeeds.
+        Raises SpecError, and TooBig for more specs than a user may have unfinished tasks: such a write never succeeds.
+        With queue=1 there may be as many more as may be queued.
         """
-        lines = [line for line in text.split("\n") if line.strip(" \t\r")]
-        limit = self._settings["max_tasks"]
-        if len(lines) > limit:
-            raise TooBig(
-                f"{len(lines)} specs in one write, and a user may have {limit} unfinished tasks (debug/ktask_max_tasks)"
-            )
+        limit, queued = self._settings["max_tasks"], self._settings["max_queued"]
         async with self._lock(uid):
+            texts: list[str] = []
+            for each in split_specs(text):
+                texts.append(each)
+                if len(texts) > limit + queued:
+                    raise TooBig(f"{_more_than(limit)} and {queued} queued ones (debug/ktask_max_queued)")
+                if len(texts) % SPLIT_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             specs = []
-            for line in lines:
+            for each in texts:
                 await trio.lowlevel.checkpoint()
-                specs.append(parse_spec(line, self._operations))
+                specs.append(parse_spec(each, self._operations))
+        if sum(not spec.parameters.queue for spec in specs) > limit:
+            raise TooBig(_more_than(limit))
         return specs
 
     async def read_one(self, uid: int, text: str) -> Spec:
@@ -52,3 +60,7 @@ class SpecReader:
 
     def _lock(self, uid: int) -> trio.Lock:
         return self._locks.setdefault(uid, trio.Lock())
+
+
+def _more_than(limit: int) -> str:
+    return f"more specs in one write than the {limit} unfinished tasks of a user (debug/ktask_max_tasks)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
 from ktaskfs.tasks.lifecycle import Lifecycle, StartCancelled
+from ktaskfs.tasks.log_lines import log_refusal
 from ktaskfs.tasks.new_worker import NewWorker, WorkerMaker, wait_for_end
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import State, Task
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
@@ -29,12 +31,22 @@ GRACE: Final = 0.5
 """Seconds for which a write that is refused waits for the workers to take back what they prepared."""
 
 
+class StartRefused(KtaskfsError):
+    """Why none of several tasks may begin: errno and message are those of ``task``, the one that failed."""
+
+    def __init__(self, error: KtaskfsError, task: Task) -> None:
+        super().__init__(error.message, errno=error.errno)
+        self.task = task
+
+
 @dataclass
 class _Batch:
     """Tasks that start together. ``caller_waits`` until the write of their specs has been answered.
 
     workers: the workers forked until now, in the order of their tasks.
+    commit:  called before the first record is written.
     error:   why no task begins, as soon as that is known.
+    failed:  the task that could not be prepared, if that is why.
     decided: the tasks have begun, or there is an error.
     over:    the tasks have begun, or nothing is left of their workers.
     """
@@ -44,7 +56,9 @@ class _Batch:
     workers: list[NewWorker] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     caller_waits: bool = True
+    commit: Callable[[], None] = lambda: None
     error: KtaskfsError | None = None
+    failed: Task | None = None
     decided: trio.Event = field(default_factory=trio.Event)
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -66,16 +80,17 @@ class Starter:
         self._batches: dict[Task, _Batch] = {}
         """By task, from its start until the batch is over."""
 
-    async def start(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
+    async def start(
+        self, tasks: Sequence[Task], caller: CallerProcess, commit: Callable[[], None] = lambda: None
+    ) -> None:
         """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
 
         Returns when all have begun, or after PATIENCE, when some are still STARTING. Raises KtaskfsError if none
-        may begin; the caller of this method then sets their states right.
+        may begin, StartRefused for several; the caller of this method then sets their states right. ``commit`` is
+        called when all are ready, or the write is about to be answered.
         """
-        batch = _Batch(tasks, caller)
-        before = [self._batches[task] for task in tasks if task in self._batches]
-        self._batches.update(dict.fromkeys(tasks, batch))
-        self._nursery.start_soon(self._carry_out, batch, before)
+        batch = _Batch(tasks, caller, commit=commit)
+        self._begin(batch)
         try:
             with trio.move_on_after(PATIENCE):
                 await batch.decided.wait()
@@ -85,10 +100,24 @@ class Starter:
         finally:
             batch.caller_waits = False
         if batch.error is not None:
+            for task in tasks if batch.failed is None else [batch.failed]:
+                log_refusal(LOG, task, batch.error)
+            if batch.failed is not None and len(tasks) > 1:
+                raise StartRefused(batch.error, batch.failed) from batch.error
             raise batch.error
         if not batch.over.is_set():  # the write succeeds, so the next daemon must know of the tasks
+            batch.commit()
             for task in batch.tasks:
                 self._lifecycle.save(task)
+
+    def start_queued(self, task: Task, caller: CallerProcess) -> None:
+        """Start a task, which is STARTING, that nobody waits for: an error ends it. Takes over ``caller``."""
+        self._begin(_Batch([task], caller, caller_waits=False))
+
+    def _begin(self, batch: _Batch) -> None:
+        before = [self._batches[task] for task in batch.tasks if task in self._batches]
+        self._batches.update(dict.fromkeys(batch.tasks, batch))
+        self._nursery.start_soon(self._carry_out, batch, before)
 
     def cancel(self, task: Task) -> None:
         """Give up the start of ``task`` and of its batch. Nothing happens if they have begun."""
@@ -130,7 +159,9 @@ class Starter:
                 for earlier in before:
                     await earlier.over.wait()
                 for task in batch.tasks:
+                    batch.failed = task
                     await self._prepare(task, batch)
+            batch.failed = None
             if batch.scope.cancel_called:  # perhaps only after the last worker became ready
                 return StartCancelled("cancelled before the work began")
             self._write_records(batch)
@@ -162,10 +193,11 @@ class Starter:
             except OSError as page_error:  # the next start makes a new page, or the next daemon sweeps it away
                 LOG.error("the page of task %s cannot be removed: %s", task.name, page_error)
             if late:
-                self._lifecycle.refuse_late(task, error)
+                self._lifecycle.refuse_late(task, _reason(task, batch, error))
 
     def _write_records(self, batch: _Batch) -> None:
         """Write the records before any GO: the next daemon must know every worker that may have begun."""
+        batch.commit()
         try:
             for task in batch.tasks:
                 self._state.write(replace(Record.of(task), state=State.RUNNING))
@@ -176,20 +208,29 @@ class Starter:
         self._table.move_all(batch.tasks, State.RUNNING)  # before anything else can happen, such as a cancel
         with trio.CancelScope(shield=True):
             for each in batch.workers:
+                worker = each.task.worker = replace(each.worker, begun=True)
                 self._state.crash_point("let the worker go")
                 try:
                     await each.channel.send(protocol.GO)
                     self._state.crash_point("the worker was let go")
                 except OSError as error:  # it has just died, as its watcher will find out
                     LOG.debug("task %s: %s", each.task.name, error)
-                self._lifecycle.begin(each.task, each.worker)
+                self._lifecycle.begin(each.task, worker)
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
         """Fork a worker into ``batch.workers``, and wait until it is ready. Raises KtaskfsError."""
-        new = await self._worker_maker.fork(task, batch.caller)
+        new = await self._worker_maker.fork(task, batch.caller, follows=task is not batch.tasks[-1])
         task.worker = new.worker
         batch.workers.append(new)
         self._state.crash_point("a worker is forked")
         planned, baseline = await self._worker_maker.wait_until_ready(new)
         task.history = replace(task.history, planned=planned, baseline=baseline)
         self._state.crash_point("the worker is ready")
+
+
+def _reason(task: Task, batch: _Batch, error: KtaskfsError) -> KtaskfsError:
+    """Why ``task`` does not begin, as its own ``error`` says it."""
+    if batch.failed is None or batch.failed is task:
+        return error
+    message = f"task {batch.failed.name} of the same write could not start: {error.message}"
+    return KtaskfsError(message, errno=errno.ECANCELED)

@@ -32,6 +32,10 @@ _NUMBER: Final = re.compile(r"[0-9]{8,18}", re.ASCII)
 _RECORD_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json", re.ASCII)
 _PAGE_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.page", re.ASCII)
 _HALF_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json\.new", re.ASCII)
+_LOCK: Final = "lock"
+_SESSION: Final = "session"
+_OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
+"""What is in the directory without any task; the command makes the logs."""
 LOG: Final = logging.getLogger(__name__)
 
 
@@ -48,21 +52,44 @@ class StateDirectory:
         self.crash_point = crash_point
         self._directory = directory
         try:
-            self._lock = directory.open("lock", os.O_RDWR | os.O_CREAT)
+            self._lock = directory.open(_LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             directory.close()
             raise TargetError.from_os(error, f"state directory {self.path}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(self._lock).st_nlink == 0  # its daemon is at ``remove_unused``
         except BlockingIOError:
+            held = True
+        if held:
             self.close()
             message = f"another ktaskfs is using the state directory {self.path}"
-            raise KtaskfsError(message, errno=errno.EBUSY) from None
+            raise KtaskfsError(message, errno=errno.EBUSY)
 
     def close(self) -> None:
         """Give the lock back, and close the directory."""
         os.close(self._lock)
         self._directory.close()
+
+    def remove_unused(self) -> None:
+        """Remove the directory if it has no record, and nothing that is not ours. Raises OSError."""
+        if set(self._directory.names()) <= _OF_DAEMON:
+            for name in _OF_DAEMON:
+                self._directory.remove(name)
+            os.rmdir(self.path)
+
+    def session(self) -> str:
+        """What ``remember_session`` got last; empty if there is nothing. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), os.fdopen(self._directory.open(_SESSION, os.O_RDONLY)) as file:
+            return file.read()
+        return ""
+
+    def remember_session(self, text: str) -> None:
+        """Keep what a daemon must know that takes this one's place at the mount. Raises OSError."""
+        fd = self._directory.open(f"{_SESSION}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+        self._directory.rename(f"{_SESSION}.new", _SESSION)
 
     def create_page(self, task: int, shape: Shape, requests: Requests) -> int:
         """A descriptor of a new page for ``task``, in place of an old one. Raises OSError."""

@@ -16,12 +16,12 @@ from ktaskfs.quota import room
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
-from ktaskfs.tasks.thread_sharing import Claim, deal_threads
+from ktaskfs.tasks.thread_sharing import Claim, deal_threads, helper_limit
 from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence, Set
+    from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from ktaskfs.tasks.tunables import Settings
 
@@ -29,9 +29,16 @@ LOG: Final = logging.getLogger(__name__)
 RESERVED: Final = frozenset({"control"})
 USERS_MAX: Final = 4096
 """Users whose last tasks are remembered."""
+LAST_NAMES_MAX: Final = 8192
+"""Names that are remembered of them."""
+UNFINISHED_MAX: Final = 1024
+"""Unfinished tasks of all users, as many as that; each is a process, and takes up to 12 KiB here."""
 DESCRIPTORS_PART: Final = 8
 """Unfinished tasks are at most one part in so many of this process's descriptors: each takes two at work, and six or
 seven while it starts. Each is also a process of some 5 MiB."""
+
+QUEUED_PART: Final = 2
+"""Queued tasks are at most half as many: the caller of one in a container takes three descriptors."""
 
 
 class TaskTable:
@@ -41,23 +48,24 @@ class TaskTable:
     ``name`` is then not in the table).
     """
 
-    def __init__(
-        self, settings: Settings, *, private_names: bool = False, descriptors: int | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, private_names: bool = False, descriptors: int | None = None) -> None:
         """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2).
 
         ``descriptors`` are those that this process may have, RLIMIT_NOFILE if None.
         """
         if descriptors is None:
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = descriptors // DESCRIPTORS_PART
+        self._most = min(descriptors // DESCRIPTORS_PART, UNFINISHED_MAX)
         self.settings = settings
         self.observers: list[Callable[[Task], None]] = []
         self.last_task: dict[int, list[str]] = {}
         """For each uid, the names of the tasks that its last write created; see ``note_last``."""
+        self._last_names = 0
         self._tasks: dict[str, Task] = {}
         self._unfinished: Counter[int] = Counter()
-        """By uid, tasks that have not ended."""
+        """By uid, tasks that have not ended, and are not QUEUED."""
+        self._queued: Counter[int] = Counter()
+        """By uid, tasks that are QUEUED."""
         self._ended = EndedTasks()
         self._active: dict[Task, None] = {}
         self._numbers = itertools.count(1)
@@ -88,7 +96,7 @@ class TaskTable:
         """The task of that name; raises NoSuchTask."""
         task = self._tasks.get(name)
         if task is None:
-            raise NoSuchTask(f"there is no task {ascii(name)}")
+            raise NoSuchTask(f"there is no task {name!a}")
         return task
 
     def number_from(self, first: int) -> None:
@@ -103,16 +111,49 @@ class TaskTable:
         limit, own = self.settings["max_tasks"], self._unfinished[uid]
         if own + wanted > limit:
             raise TooManyTasks(f"you have {own} unfinished tasks, and the limit is {limit} (debug/ktask_max_tasks)")
-        used = len(self._tasks) - len(self._ended)
+        used = self._unfinished.total()
         if used + wanted > room(self._most, uid, own + wanted):
             all_users = f"all users together {used} of {self._most}"
             raise TooManyTasks(f"you have {own} unfinished tasks, {all_users}: the rest is for others")
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise NameTaken for a name in use, or used twice in ``names``."""
+    def has_room(self, uid: int, wanted: int) -> bool:
+        """Whether ``check_room`` would pass."""
+        try:
+            self.check_room(uid, wanted)
+        except TooManyTasks:
+            return False
+        return True
+
+    def check_queue(self, uid: int, wanted: int) -> None:
+        """Raise TooManyTasks unless ``wanted`` more tasks of ``uid`` may be QUEUED."""
+        limit, own = self.settings["max_queued"], self._queued[uid]
+        if own + wanted > limit:
+            raise TooManyTasks(f"you have {own} queued tasks, and the limit is {limit} (debug/ktask_max_queued)")
+        used, most = self._queued.total(), self._most // QUEUED_PART
+        if used + wanted > room(most, uid, own + wanted):
+            all_users = f"all users together {used} of {most}"
+            raise TooManyTasks(f"you have {own} queued tasks, {all_users}: the rest is for others")
+
+    def replaceable(self, uid: int, names: Sequence[str]) -> list[Task]:
+        """The ended tasks of ``uid`` that have one of ``names``."""
+        found = (self._tasks.get(name) for name in names)
+        return [task for task in found if task is not None and task.uid == uid and task.state in ENDED]
+
+    def set_aside(self, task: Task) -> None:
+        """Give the name of an ended task free; then ``put_back`` or ``drop`` it."""
+        del self._tasks[task.name]
+
+    def put_back(self, task: Task) -> None:
+        """Undo ``set_aside``."""
+        if not task.forgotten:
+            self._tasks[task.name] = task
+
+    def check_names(self, names: Sequence[str], replaced: Collection[Task] = ()) -> None:
+        """Raise NameTaken for a name in use, but by a task of ``replaced``, or used twice in ``names``."""
         seen: set[str] = set()
         for name in names:
-            if name in self._tasks or name in RESERVED or name in seen:
+            taken = name in self._tasks and self._tasks[name] not in replaced
+            if taken or name in RESERVED or name in seen:
                 raise NameTaken(f"a task {name} exists")
             seen.add(check_name(name))
 
@@ -134,11 +175,11 @@ class TaskTable:
         return number
 
     def note_last(self, uid: int, names: list[str]) -> None:
-        """Remember what the last write of ``uid`` created, for the USERS_MAX users who wrote last."""
-        self.last_task.pop(uid, None)
+        """Remember what the last write of ``uid`` created, for the users who wrote last."""
+        self._last_names += len(names) - len(self.last_task.pop(uid, ()))
         self.last_task[uid] = names
-        if len(self.last_task) > USERS_MAX:
-            del self.last_task[next(iter(self.last_task))]
+        while len(self.last_task) > USERS_MAX or (self._last_names > LAST_NAMES_MAX and len(self.last_task) > 1):
+            self._last_names -= len(self.last_task.pop(next(iter(self.last_task))))
 
     def add(self, task: Task) -> None:
         """Put a task into the table, under a name that ``check_names`` has passed."""
@@ -148,7 +189,8 @@ class TaskTable:
 
     def drop(self, task: Task) -> None:
         """Take a task out for good. Its open files give nothing any more."""
-        del self._tasks[task.name]
+        if task in self:
+            del self._tasks[task.name]
         self._displace(task)
         task.forget()
         self._tell(task)
@@ -211,22 +253,26 @@ class TaskTable:
             return 1
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)
-        return min(own, cpus, self.settings["max_threads"])
+        return min(own, cpus, self.settings["max_threads"], 1 + helper_limit(cpus, self.settings["cpu_percent"]))
 
     def _place(self, task: Task) -> None:
         if task.state in ENDED:
             self._ended.add(task)
         else:
-            self._unfinished[task.uid] += 1
+            self._counter(task)[task.uid] += 1
         if task.state in ACTIVE:
             self._active[task] = None
 
     def _displace(self, task: Task) -> None:
         self._active.pop(task, None)
         if not self._ended.remove(task):
-            self._unfinished[task.uid] -= 1
-            if not self._unfinished[task.uid]:
-                del self._unfinished[task.uid]
+            counter = self._counter(task)
+            counter[task.uid] -= 1
+            if not counter[task.uid]:
+                del counter[task.uid]
+
+    def _counter(self, task: Task) -> Counter[int]:
+        return self._queued if task.state is State.QUEUED else self._unfinished
 
     def _tell(self, task: Task) -> None:
         for observer in self.observers:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError, TaskForgotten, WrongState
 from ktaskfs.operations.base.parameters import MAX, parse_parameters
 from ktaskfs.progress import Phase, Requests, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.history import History
+from ktaskfs.tasks.pace import Pace
 from ktaskfs.units import parse_size
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.operations.base.parameters import Parameter, TaskParameters
+    from ktaskfs.tasks.kept_caller import KeptCaller
     from ktaskfs.tasks.worker_handle import WorkerHandle
 
 
@@ -27,10 +27,12 @@ class State(StrEnum):
     """The states of ``tasks/NAME/state``."""
 
     NEW = "new"
+    QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
     DONE = "done"
+    PLANNED = "planned"
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
@@ -39,7 +41,8 @@ class State(StrEnum):
 WORKING: Final = frozenset({State.RUNNING, State.PAUSED})
 """The worker got its GO, and outlives the daemon."""
 ACTIVE: Final = WORKING | {State.STARTING}
-ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.INTERRUPTED})
+CANCELLABLE: Final = ACTIVE | {State.QUEUED}
+ENDED: Final = frozenset({State.DONE, State.PLANNED, State.FAILED, State.CANCELLED, State.INTERRUPTED})
 RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
 PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
 """The state of a task by the last phase of its worker. A worker that died in an earlier phase was interrupted."""
@@ -65,7 +68,9 @@ class Task:
 
     history:    what it is to do, and what its runs came to.
     requests:   what its worker is asked.
+    pace:       how fast it works.
     worker:     from the fork until the end is known.
+    caller:     who its worker is to become, while it is QUEUED.
     forgotten:  it was removed from the table. Files of it that are still open give nothing any more.
     """
 
@@ -78,9 +83,10 @@ class Task:
         self.state = State.NEW
         self.history = History()
         self.requests = Requests()
+        self.pace = Pace()
         self.worker: WorkerHandle | None = None
+        self.caller: KeptCaller | None = None
         self.forgotten = False
-        self._changed = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Task {self.name} {self.state}>"
@@ -116,7 +122,7 @@ class Task:
         A task that ended early may be resumed with other values. One that is done never runs again, and its record,
         which each write replaces, may hold a large result. Raises InvalidValue, and WrongState for a task that is done.
         """
-        self.require(set(State) - {State.DONE}, f"setting {parameter.name}")
+        self.require(set(State) - {State.DONE, State.PLANNED}, f"setting {parameter.name}")
         texts = dict(self.texts)
         if text == parameter.kind.absent and parameter.default is None and not parameter.required:
             texts.pop(parameter.name, None)
@@ -162,15 +168,19 @@ class Task:
             raise TaskForgotten(f"task {self.name} was removed")
 
     def forget(self) -> None:
-        """Note that the task was removed, and wake everybody who waits for a change."""
+        """Note that the task was removed."""
         self.forgotten = True
-        self.to(self.state)
 
     def snapshot(self) -> Snapshot:
         """The worker's report: of now, or the last one."""
         if self.worker is not None:
             return read_snapshot(self.worker.page, self.worker.shape)
         return self.history.final or EMPTY
+
+    @property
+    def only_plans(self) -> bool:
+        """Whether it is to check and to tell only (``plan=1``)."""
+        return self.texts.get("plan") == "1"
 
     def rate_limit(self) -> int:
         """Units a second that it may do, 0 for no limit."""
@@ -201,11 +211,5 @@ class Task:
         self.requests = requests
 
     def to(self, state: State) -> None:
-        """Change the state, and wake everybody who waits for a change."""
+        """Change the state."""
         self.state = state
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def changed(self) -> None:
-        """Return after the next change of state, or when the task is removed."""
-        await self._changed.wait()

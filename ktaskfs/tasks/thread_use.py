@@ -1,4 +1,5 @@
-"""How many threads the tasks at work can use: fewer than they want while a signal or a rate limit holds them back."""
+"""How many threads the tasks at work can use: fewer than they want while a signal or a rate limit holds them back, or
+if more bring nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host.process import is_stopped
-from ktaskfs.progress import ThreadState
+from ktaskfs.progress import FoundWhy, ThreadState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -69,6 +70,8 @@ class ThreadUse:
             usable = 1
         elif task.requests.rate and before is not None:
             usable = _busy_threads(snapshot, before, now)
+        elif snapshot.found_why is FoundWhy.ENOUGH:
+            usable = snapshot.found + max(1, snapshot.found // 4)  # it goes on trying a quarter more
         self._looks[task] = _Look(
             at=now,
             rate=task.requests.rate,

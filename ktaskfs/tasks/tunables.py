@@ -17,7 +17,10 @@ PREFIX: Final = "ktask_"
 
 @dataclass(frozen=True)
 class Tunable:
-    """``debug/ktask_NAME``: a whole number from ``least`` to ``most``, or one of ``words``, counted from 0."""
+    """``debug/ktask_NAME``: a whole number from ``least`` to ``most``, or one of ``words``, counted from 0.
+
+    ``top`` is a word for ``most``, where that is no limit.
+    """
 
     name: str
     least: int
@@ -25,6 +28,7 @@ class Tunable:
     default: int
     help: str
     words: tuple[str, ...] = ()
+    top: str = ""
 
     @property
     def file(self) -> str:
@@ -36,6 +40,8 @@ class Tunable:
             if text not in self.words:
                 raise InvalidValue(f"{self.file}: {shown(text)} is not one of {', '.join(self.words)}")
             return self.words.index(text)
+        if self.top and text == self.top:
+            return self.most
         try:
             return parse_int(text, least=self.least, most=self.most)
         except InvalidValue as error:
@@ -43,20 +49,27 @@ class Tunable:
 
     def format(self, value: int) -> str:
         """The text of ``value``, as ``parse`` reads it."""
-        return self.words[value] if self.words else str(value)
+        if self.words:
+            return self.words[value]
+        return self.top if self.top and value == self.most else str(value)
 
 
 CGROUP: Final = Tunable(
     "cgroup", 0, 1, 0, "whose control groups a task runs in, with their limits", words=("caller", "daemon")
 )
+LABEL: Final = Tunable(
+    "label", 0, 1, 0, "whose SELinux or AppArmor label, with its limits, a task has", words=("caller", "ignore")
+)
 TUNABLES: Final = (
-    Tunable("max_threads", 1, 2**31 - 1, 4, "cap on the threads of any one task"),
+    Tunable("max_threads", 1, 2**31 - 1, 2**31 - 1, "cap on the threads of any one task", top="max"),
     Tunable("cpu_percent", 1, 100, 80, "share of the online CPUs that the helper threads of all tasks may take"),
     Tunable("nice", 0, 19, 19, "nice value of helper threads"),
     Tunable("load_bal_shift", 0, 16, 2, "chunks per thread, as a power of two"),
     Tunable("max_tasks", 1, 65536, 64, "unfinished tasks that one user may have"),
+    Tunable("max_queued", 0, 65536, 256, "tasks with queue=1 that wait for one user"),
     Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; who has the most loses the oldest"),
     CGROUP,
+    LABEL,
 )
 
 

@@ -53,9 +53,7 @@ def split_words(line: str) -> list[Word]:
     words: list[Word] = []
     for word in _words(line):
         if len(words) == WORDS_MAX:
-            raise SpecError(
-                f"the line has more than {WORDS_MAX} words", line=line, start=word.start, end=word.end
-            )
+            raise SpecError(f"the line has more than {WORDS_MAX} words", line=line, start=word.start, end=word.end)
         words.append(word)
     return words
 

@@ -11,11 +11,12 @@ import array
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from errno import EIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 GO: Final = b"g"
 MESSAGE_MAX: Final = 1 << 19
 """Bytes of one message. A command has at most 64 KiB, and JSON may need six bytes for one."""
+ANSWER_MAX: Final = 1 << 16
+"""Bytes of what a worker or the spawner answers. For a receiver to make room for more takes longer than the rest."""
 FDS_MAX: Final = 8
+UNHEARD: Final = 77
+"""Exit status of a worker whose caller's label keeps it from the channel (EX_NOPERM of sysexits.h)."""
 ERRNO_MAX: Final = 4096
 """Where the kernel's error numbers end (MAX_ERRNO)."""
 WORDS_MAX: Final = 4096
@@ -40,6 +45,7 @@ class StartRequest:
     identity:   the fields of the caller's ``ktaskfs.host.credentials.Identity``.
     ticket:     a number for each request, which the answers repeat. The task's name would not do: one worker of a task
                 may still be ending when the next one starts.
+    follows:    another request comes as soon as this worker is ready.
     """
 
     name: str
@@ -50,11 +56,31 @@ class StartRequest:
     identity: Mapping[str, Any]
     load_bal_shift: int
     ticket: int = 0
+    follows: bool = False
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """Fork a process that looks who holds huge pages. Beside it travel a pipe, and the caller's root and directory.
+
+    It writes a Found or a Refused into the pipe, and ends. ``identity`` and ``ticket`` are as in a StartRequest.
+    """
+
+    identity: Mapping[str, Any]
+    ticket: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look found, as text for people and for programs. It is the caller's process that says it."""
+
+    table: str
+    json: str
 
 
 @dataclass(frozen=True)
 class Forked:
-    """The answer to a StartRequest; beside it travels a pidfd. ``errno`` is 0, or why there is no process."""
+    """The answer to a request to fork; beside it travels a pidfd. ``errno`` is 0, or why there is no process."""
 
     ticket: int
     pid: int
@@ -89,19 +115,19 @@ class Refused:
 
     def error(self) -> KtaskfsError:
         known = self.errno if 0 < self.errno < ERRNO_MAX else EIO
-        text = "".join(each if each.isprintable() else "?" for each in self.message[:WORDS_MAX])
-        return TargetError(text, errno=known)
+        return TargetError(printable(self.message)[:WORDS_MAX], errno=known)
 
 
-Message = StartRequest | Forked | Exited | Ready | Refused
+ForkRequest = StartRequest | LookRequest
+Message = ForkRequest | Found | Forked | Exited | Ready | Refused
 _BY_NAME: Final[Mapping[str, type[Any]]] = {
-    each.__name__: each for each in (StartRequest, Forked, Exited, Ready, Refused)
+    each.__name__: each for each in (StartRequest, LookRequest, Found, Forked, Exited, Ready, Refused)
 }
 
 
 def encode(message: Message) -> bytes:
     """``message`` as bytes."""
-    return json.dumps([type(message).__name__, asdict(message)]).encode()
+    return json.dumps([type(message).__name__, vars(message)]).encode()
 
 
 def decode(data: bytes) -> Message:
@@ -114,14 +140,25 @@ def decode(data: bytes) -> Message:
     for each in ("ticket", "pid", "status", "errno", "total"):
         if type(getattr(message, each, 0)) is not int:
             raise TypeError(f"{each} is not a number")
-    if type(getattr(message, "message", "")) is not str:
-        raise TypeError("message is not text")
+    for each in ("message", "table", "json"):
+        if type(getattr(message, each, "")) is not str:
+            raise TypeError(f"{each} is not text")
     return message
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """One message, from blocking code. Raises OSError."""
     socket.send_fds(sock, [encode(message)], fds)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+    """The next message, empty at the end of the socket, its descriptors, and whether some are missing. Raises OSError.
+
+    It waits for a message first, so that only as much memory is taken as that needs.
+    """
+    size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+    data, fds, flags, _ = socket.recv_fds(sock, min(size, MESSAGE_MAX), FDS_MAX)
+    return data, fds, bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
 
 
 def packed_fds(fds: Sequence[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
 import errno
@@ -50,7 +51,10 @@ class FinalReport:
 
 
 class Worker:
-    """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended."""
+    """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended.
+
+    It is UNHEARD if the worker may not use the channel.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class Worker:
         page, channel, *self._callers = fds
         self._request = request
         self._operation = operation
-        self._kernel = kernel
+        self._kernel = dataclasses.replace(kernel, abandoned=self._given_up)
         self._cgroups = cgroups
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
@@ -82,7 +86,18 @@ class Worker:
         if self._given_up():
             return 0
         try:
-            become_caller(self._request.identity, self._callers, self._cgroups)
+            self._kernel = become_caller(self._request.identity, self._callers, self._cgroups, self._kernel)
+        except Exception as error:
+            self._refuse(error)
+            return 0
+        if not self._may_answer():
+            return protocol.UNHEARD
+        self.carry_out()
+        return 0
+
+    def carry_out(self) -> None:
+        """All that comes after this process has become the caller."""
+        try:
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
             remaining, baseline = self._earlier(parameters)
             if baseline is not None:
@@ -90,28 +105,35 @@ class Worker:
             plan = self._operation.plan(self._kernel, parameters, remaining)
         except Exception as error:
             self._refuse(error)
-            return 0
+            return
         try:
-            baseline = baseline or self._operation.baseline(parameters, plan.nodes)
+            if baseline is not None:
+                baseline.require_tree(plan.tree)
+            if parameters.plan:
+                baseline = Baseline({}, end=0, size=0, total=0)
+            baseline = baseline or dataclasses.replace(self._operation.baseline(parameters, plan.nodes), tree=plan.tree)
             job = self._make_job(plan)
+            # Out of the caller's directory, or its disk could not be unmounted: all is open, all paths are absolute.
+            os.fchdir(self._kernel.proc)
         except Exception as error:
             plan.abort()
             self._refuse(error)
-            return 0
+            return
         if not self._may_begin(sum(node.size for node in plan.nodes), baseline):
             plan.abort()
-            return 0
+            return
         self._channel.close()
         self._work(plan, job)
-        return 0
 
     def _refuse(self, error: Exception) -> None:
-        number, message = _explain(error)
+        number, message = explain(error)
         with contextlib.suppress(ConnectionError):  # the daemon died
             protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
 
     def _given_up(self) -> bool:
-        """Whether the daemon gave up the start before this process began: another task may use the target by now."""
+        """Whether the daemon gave up the start: another task may use the target by now."""
+        if self._channel.fileno() < 0:  # the work has begun
+            return False
         try:
             return self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -119,10 +141,18 @@ class Worker:
         except ConnectionError:
             return True
 
+    def _may_answer(self) -> bool:
+        """Whether the caller's label lets this process use the channel."""
+        try:
+            self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        except PermissionError:
+            return False
+        return True
+
     def _may_begin(self, total: int, baseline: Baseline) -> bool:
         """Say that all is ready, and wait for GO; False if the daemon gave up the start, or died."""
         try:
-            protocol.send(self._channel, protocol.Ready(total, dataclasses.asdict(baseline)))
+            protocol.send(self._channel, protocol.Ready(total, vars(baseline)))
             return self._channel.recv(1) == protocol.GO
         except ConnectionError:
             return False
@@ -160,7 +190,7 @@ class Worker:
         )
         job = ktask.Job(plan.nodes, control)
         try:
-            threading.Thread(target=self._listen, args=(job,), daemon=True).start()
+            _thread.start_new_thread(self._listen, (job,))  # threading.Thread would wait until the new thread runs
         except RuntimeError as error:
             raise TargetError(f"no thread can be started: {error}", errno=errno.EAGAIN) from error
         return job
@@ -174,7 +204,7 @@ class Worker:
         try:
             result = plan.finish(outcome)
         except Exception as error:
-            number, message = _explain(error)
+            number, message = explain(error)
             position = 0
             if isinstance(error, Finding):
                 position, result = error.position, error.result
@@ -190,7 +220,7 @@ class Worker:
         try:
             outcome = job.run()
         except ktask.TaskError as failure:
-            number, message = _explain(failure.error)
+            number, message = explain(failure.error)
             return FinalReport(Phase.FAILED, number, _ordinal(failure.position), message), failure.outcome
         return FinalReport(Phase.CANCELLED if outcome.cancelled else Phase.DONE), outcome
 
@@ -237,7 +267,7 @@ def _ordinal(position: Any) -> int:
     return position.__index__() if hasattr(position, "__index__") else 0
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def explain(error: BaseException) -> tuple[int, str]:
     """The errno and the sentence, with its notes, for whatever a chunk raised; unforeseen errors are logged too."""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, KtaskfsError):

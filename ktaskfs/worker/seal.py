@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import dataclasses
 import linecache
 import os
 import sys
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 from ktaskfs.host.becoming import become
 from ktaskfs.host.credentials import Identity
 from ktaskfs.host.group_limits import enter_groups
+from ktaskfs.host.kernel import Kernel
+from ktaskfs.host.labels import APPARMOR
+from ktaskfs.host.syscalls import close_range
 from ktaskfs.units import parse_cpulist
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.cgroups import GroupMounts
 
 _CODECS: Final = ("utf-8", "ascii", "latin-1", sys.getfilesystemencoding())
+_FD_MAX: Final = 2**32 - 1
 _CAUSES_MAX: Final = 4
 """Exceptions of a chain that are reported."""
 
@@ -61,18 +66,36 @@ def keep_only(descriptors: Collection[int], output: int) -> None:
     """Close all descriptors but these and standard input; ``output`` becomes standard error, and nothing is printed."""
     os.dup2(0, 1)  # /dev/null
     os.dup2(output, 2)
+    try:
+        first = 3
+        for fd in sorted(each for each in descriptors if each > 2):
+            if first < fd:
+                close_range(first, fd - 1)
+            first = fd + 1
+        close_range(first, _FD_MAX)
+    except OSError:  # an old kernel, or a filter that does not have it
+        _close_others(descriptors)
+
+
+def _close_others(descriptors: Collection[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in descriptors:
             with contextlib.suppress(OSError):  # the one that the list was read from
                 os.close(int(name))
 
 
-def become_caller(fields: Mapping[str, Any], descriptors: Sequence[int], cgroups: GroupMounts) -> None:
+def become_caller(
+    fields: Mapping[str, Any], descriptors: Sequence[int], cgroups: GroupMounts, kernel: Kernel
+) -> Kernel:
     """Turn into the caller that ``fields`` describe, and close ``descriptors``, which came with them, and ``cgroups``.
 
-    Raises NotPermitted or TargetError: the process must then end.
+    Returns the kernel's files as they are to be used from now on. Raises NotPermitted or TargetError: the process must
+    then end.
     """
     identity = Identity.from_fields(fields)
+    if identity.label is not None and identity.label.module == APPARMOR:  # it allows nothing below an unmounted copy
+        kernel.close()
+        kernel = dataclasses.replace(Kernel.open(), abandoned=kernel.abandoned)
     daemons = os.sched_getaffinity(0)
     enter_groups(cgroups, identity.cgroups)
     cgroups.close()
@@ -80,6 +103,7 @@ def become_caller(fields: Mapping[str, Any], descriptors: Sequence[int], cgroups
     become(identity, *descriptors)
     for fd in descriptors:
         os.close(fd)
+    return kernel
 
 
 def _take_cpus(callers: Set[int], daemons: Set[int]) -> None:

@@ -22,19 +22,22 @@ from typing import Final
 
 import setproctitle
 
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.kernel import Kernel
+from ktaskfs.host.syscalls import fork
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
+from ktaskfs.worker.look import look
 from ktaskfs.worker.run import Worker
 from ktaskfs.worker.seal import close_imports, keep_only, report
-from ktaskfs.worker.warm_up import warm_up
+from ktaskfs.worker.warm_up import WarmUp
 
 OUTPUT_MAX: Final = 8192
 """Bytes that the log takes of the standard error of one worker."""
-QUIET_MS: Final = 3
-"""Milliseconds without a request after which a worker is forked in advance: a fork takes a CPU from the task that has
-just been started, and tasks are often started in bursts."""
+QUIET_MS: Final = 8
+"""Milliseconds without a request, or the end of a worker, after which one is forked in advance: that takes a CPU from
+a task that has just been started, and from whoever waits for its end. Tasks are often started in bursts, too."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Spawner:
         self._children: dict[int, _Child] = {}
         """By pidfd of each living worker."""
         self._spare: _Spare | None = None
+        self._warm_up = _open_warm_up()
 
     def serve(self) -> None:
         """Answer requests until the daemon closes the socket."""
@@ -105,11 +109,11 @@ class Spawner:
 
     def _request(self) -> bool:
         """Read one request and fork; False when the daemon is gone."""
-        data, fds, flags, _ = socket.recv_fds(self._sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
+        data, fds, cut = protocol.receive(self._sock)
         if not data:
             return False
         try:
-            self._answer(data, fds, cut=bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
+            self._answer(data, fds, cut=cut)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -121,7 +125,7 @@ class Spawner:
         except (ValueError, TypeError, KeyError) as error:
             print(f"the spawner was asked for nothing that it knows ({error}): {data[:200]!r}", file=sys.stderr)
             return
-        if not isinstance(request, protocol.StartRequest):
+        if not isinstance(request, protocol.ForkRequest):
             print(f"the spawner takes no {type(request).__name__}", file=sys.stderr)
             return
         try:
@@ -134,11 +138,13 @@ class Spawner:
         self._children[worker.pidfd] = _Child(worker.pid, worker.output, request.ticket)
         self._poll.register(worker.pidfd, select.POLLIN)
         protocol.send(self._sock, protocol.Forked(request.ticket, worker.pid, 0), [worker.pidfd])
+        if isinstance(request, protocol.StartRequest) and request.follows and self._spare is None:
+            self._fork_ahead(warm=False)  # that would take longer than the worker of this request
 
     def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
         """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
         for last in (False, True):  # retry once; if that one dies too, give up
-            spare, self._spare = self._spare or self._fork(warm=False), None
+            spare, self._spare = self._spare or self._fork(), None
             try:
                 with spare.sock:
                     socket.send_fds(spare.sock, [data], fds)
@@ -150,16 +156,21 @@ class Spawner:
                 return spare
         raise AssertionError("the second try returns or raises")
 
-    def _fork_ahead(self) -> None:
+    def _fork_ahead(self, *, warm: bool = True) -> None:
         """Fork a worker for the next request. If that fails now, the request itself will report the error."""
         try:
-            self._spare = self._fork(warm=True)
+            self._spare = self._fork(warm=warm)
         except OSError as error:
             print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
             self._poll.poll()  # wait for the next event before another try
+        else:
+            # This process, too, has to copy each page to which it writes now: here, and not when it is asked.
+            if self._warm_up is not None:
+                with contextlib.suppress(OSError):  # there is no descriptor left, as the request will tell
+                    self._warm_up.pass_on()
 
-    def _fork(self, *, warm: bool) -> _Spare:
-        """Fork a worker; a ``warm`` one does its warm-up first. Raises OSError."""
+    def _fork(self, *, warm: bool = False) -> _Spare:
+        """Fork a worker, which warms up by a start first if it is to. Raises OSError."""
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -169,7 +180,7 @@ class Spawner:
                 undo.callback(os.close, output)
                 try:
                     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, OUTPUT_MAX)
-                    pid = os.fork()
+                    pid = fork()
                     if pid == 0:
                         ours.close()
                         self._child(theirs, writer, warm=warm)
@@ -184,24 +195,38 @@ class Spawner:
         status = 70
         try:
             self._sock.close()
-            keep_only({sock.fileno()} | self._kernel.descriptors | self._cgroups.descriptors, output)
-            setproctitle.setproctitle("ktaskfs: spare worker")
-            if warm:
+            warm_up = self._warm_up if warm else None
+            kept = {sock.fileno()} | self._kernel.descriptors | self._cgroups.descriptors
+            keep_only(kept if warm_up is None else kept | warm_up.descriptors, output)
+            if warm_up is not None:
                 with contextlib.suppress(Exception):  # the task will meet the same error, and can report it
-                    warm_up(self._kernel)
-            data, fds, _, _ = socket.recv_fds(sock, protocol.MESSAGE_MAX, protocol.FDS_MAX)
+                    warm_up.run(self._operations, self._kernel, self._cgroups)
+            setproctitle.setproctitle("ktaskfs: spare worker")
+            data, fds, _ = protocol.receive(sock)
             sock.close()
             if data:  # else the spawner has ended
                 request = protocol.decode(data)
-                assert isinstance(request, protocol.StartRequest)
-                operation = self._operations[request.operation]
-                status = Worker(request, operation, self._kernel, fds, self._cgroups).run()
+                if isinstance(request, protocol.LookRequest):
+                    look(request, self._kernel, fds, self._cgroups)
+                    status = 0
+                else:
+                    assert isinstance(request, protocol.StartRequest)
+                    operation = self._operations[request.operation]
+                    status = Worker(request, operation, self._kernel, fds, self._cgroups).run()
             else:
                 status = 0
         except BaseException as error:
             report(error)
         finally:
             os._exit(status)
+
+
+def _open_warm_up() -> WarmUp | None:
+    try:
+        return WarmUp.open()
+    except (OSError, KtaskfsError) as error:
+        print(f"workers cannot warm up, so starts are slower: {error}", file=sys.stderr)
+        return None
 
 
 def _pass_on(child: _Child) -> None:

@@ -1,52 +1,112 @@
-"""What a worker that was forked in advance does while nobody waits for it.
+"""A start to warm up, by a worker that was forked in advance, while nobody waits for it.
 
-A forked process copies each page at its first write to it, and Python writes to many pages when it runs something for
-the first time: a warm-up makes a start faster by a fifth (measured).
+A forked process shares all memory with its parent, and copies each page at its first write to it; to Python even a look
+at an object is a write (its count of references). So the first start in a process takes two to three times as long as
+the second (measured).
 """
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import os
-from typing import TYPE_CHECKING
+import signal
+import socket
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.host.becoming import warm_up_becoming
+from ktaskfs.host.cgroups import own_groups
 from ktaskfs.host.credentials import Identity, read_caller
-from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.group_limits import enter_groups
 from ktaskfs.host.syscalls import page_size
-from ktaskfs.host.target import MEMORY, open_target
-from ktaskfs.ktask import Control, Job, Node
-from ktaskfs.operations.base.parameters import parse_parameters
-from ktaskfs.operations.ranges._range import RangeParameters
+from ktaskfs.progress import Requests, Shape, lay_out_page
 from ktaskfs.worker import protocol
+from ktaskfs.worker.run import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.operations.base.operation import Operation
+
+_OPERATION: Final = "clear"
+"""It goes all the way that operations on ranges of files go."""
 
 
-def warm_up(kernel: Kernel) -> None:
-    """Do a little of everything that a start does, on a page of memory of its own. Raises whatever a start may."""
-    protocol.decode(protocol.encode(protocol.Ready(0, {})))
-    caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
-    caller.close()
-    Identity.from_fields(caller.identity.to_fields())
-    with contextlib.suppress(KtaskfsError):  # a directory is no target
-        parse_parameters(RangeParameters, {"path": "/", "length": "4096"})
-        open_target(kernel, "/", kinds=MEMORY)
-    memory = os.memfd_create("warm-up")
-    try:
-        os.ftruncate(memory, page_size())
-        with Mapping(memory, 0, page_size(), reserve=False) as mapping:
-            _run(mapping)
-    finally:
-        os.close(memory)
+@dataclass(frozen=True)
+class WarmUp:
+    """A task on a page of memory: descriptors of that and of the page shared with a daemon, and the request.
+
+    They are the spawner's, and all workers warm up with the same: nobody reads what they write.
+    """
+
+    target: int
+    page: int
+    request: protocol.StartRequest
+
+    @classmethod
+    def open(cls) -> Self:
+        """Raises OSError, and KtaskfsError."""
+        target, page = os.memfd_create("warm-up"), os.memfd_create("warm-up page")
+        os.ftruncate(target, page_size())
+        lay_out_page(page, Shape(slots=1, nodes=1), Requests())
+        caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
+        caller.close()
+        request = protocol.StartRequest(
+            name="warm-up",
+            operation=_OPERATION,
+            parameters={},
+            remaining=None,
+            baseline=None,
+            identity=caller.identity.to_fields(),
+            load_bal_shift=2,
+        )
+        return cls(target, page, request)
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """All that it holds."""
+        return frozenset({self.target, self.page})
+
+    def pass_on(self) -> None:
+        """What the spawner does with a request: read it, understand it, and send it. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            protocol.send(ours, self.request, [self.page])
+            data, fds, _ = protocol.receive(theirs)
+            protocol.decode(data)
+            for fd in fds:
+                os.close(fd)
+
+    def run(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, cgroups: GroupMounts) -> None:
+        """Do all of a start but what cannot be taken back, and close the descriptors. Raises whatever a start may."""
+        parameters = {"path": f"/proc/{os.getpid()}/fd/{self.target}", "force": "1"}
+        request = protocol.decode(protocol.encode(replace(self.request, parameters=parameters)))
+        assert isinstance(request, protocol.StartRequest)
+        identity = Identity.from_fields(request.identity)
+        enter_groups(cgroups, list(own_groups().values()))  # in which it is
+        warm_up_becoming(identity)
+        try:
+            self._do(request, operations[request.operation], kernel, cgroups)
+        finally:
+            for fd in self.descriptors:
+                os.close(fd)
+            os.chdir("/")
+
+    def _do(
+        self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, cgroups: GroupMounts
+    ) -> None:
+        daemon, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with daemon:
+            daemon.send(protocol.GO)
+            Worker(request, operation, kernel, [self.page, channel.detach()], cgroups).carry_out()
+        if _threads() > 1:  # none, if it was refused: the signal would stay for the real task
+            os.kill(os.getpid(), signal.SIGTERM)  # ends the thread that waits for it
+        while _threads() > 1:  # only a process of one thread can become its caller
+            os.sched_yield()
+        gc.collect()  # what is left of the worker holds a copy of the page's descriptor
 
 
-def _run(mapping: Mapping) -> None:
-    def populate(start: int, end: int) -> None:
-        mapping.populate_write(0, mapping.length)
-
-    control = Control(populate, min_chunk_size=1, max_threads=2, cpu_percent=100)
-    Job((Node(0, 2),), control).run()
-    while len(os.listdir("/proc/self/task")) > 1:  # only a process of one thread can become its caller
-        os.sched_yield()
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))

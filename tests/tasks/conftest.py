@@ -1,4 +1,4 @@
-"""Fixtures for tests with real workers."""
+"""Fixtures for tests with state directories and real workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import psutil
 import pytest
 
 from ktaskfs.tasks import starter
+from ktaskfs.tasks.private_directory import PrivateDirectory
+from ktaskfs.tasks.state_directory import StateDirectory
 from tests.support.leftovers import none_left
-from tests.tasks.house import DEADLINE, House, open_house
+from tests.support.poll import DEADLINE
+from tests.tasks.house import House, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -47,3 +50,20 @@ async def house(workers: None, tmp_path: Path) -> AsyncIterator[House]:
     """A daemon without a mount."""
     async with open_house(tmp_path / "state") as house:
         yield house
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateDirectory]:
+    """An empty state directory, locked."""
+    directory = StateDirectory(PrivateDirectory(str(tmp_path / "state")))
+    yield directory
+    directory.close()
+
+
+@pytest.fixture
+def hasty(workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes are answered at once, whether their tasks have begun or not.
+
+    It asks for no async fixture: pytest-trio would then run it for tests that name it as an argument only.
+    """
+    monkeypatch.setattr(starter, "PATIENCE", 0.0)

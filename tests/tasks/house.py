@@ -22,6 +22,7 @@ from ktaskfs.tasks.state_directory import StateDirectory
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import ENDED, State, Task
 from ktaskfs.tasks.tunables import TUNABLES, Settings
+from tests.support.poll import DEADLINE
 from tests.support.processes import child_called
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     import psutil
 
-DEADLINE = 30.0
 OPERATIONS = find_operations()
 
 
@@ -47,9 +47,10 @@ def open_files() -> int:
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Let others run until ``condition()`` is true."""
     with trio.move_on_after(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
-            await trio.sleep(0.002)
-        return
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.002)  # what is waited for happens in other processes
     raise AssertionError(f"not within {DEADLINE:g} s: {what}")
 
 

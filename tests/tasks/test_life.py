@@ -9,7 +9,6 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
@@ -17,21 +16,23 @@ from ktaskfs.span import Node
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.spec import parse_spec
-from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State, Task
+from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State, Task
 from tests.support.tasks import change_texts
 from tests.tasks.house import OPERATIONS, House, ended, me, open_files, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ktaskfs.tasks.worker_handle import WorkerHandle
+
 SIZE = 1 << 20
 VERBS = {
     "start": frozenset({State.NEW}),
     "pause": frozenset({State.RUNNING}),
     "resume": RESUMABLE | {State.PAUSED},
-    "cancel": ACTIVE,
-    "kill": ACTIVE,
-    "forget": frozenset(State) - ACTIVE,
+    "cancel": CANCELLABLE,
+    "kill": CANCELLABLE,
+    "forget": frozenset(State) - CANCELLABLE,
 }
 
 
@@ -279,10 +280,10 @@ async def test_a_bug_at_the_end_of_one_task_does_not_end_the_others(
     second = await house.paused(memory / "second")
     conclude = house.service._lifecycle.conclude
 
-    def fail(task: Task, *rest: object) -> None:
+    def fail(task: Task, worker: WorkerHandle, status: int | None) -> None:
         if task is first:
             raise ZeroDivisionError
-        conclude(task, *rest)  # type: ignore[arg-type]
+        conclude(task, worker, status)
 
     monkeypatch.setattr(house.service._lifecycle, "conclude", fail)
     with caplog.at_level(logging.ERROR):
@@ -308,12 +309,3 @@ async def test_a_bug_in_starting_one_task_is_its_own_error(
     assert "ZeroDivisionError" in caplog.text
     await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
     await until(lambda: open_files() == before, "all descriptors are closed")
-
-
-async def test_whoever_waits_for_a_change_hears_of_it(house: House, memory: Path) -> None:
-    task = await house.paused(memory / "file")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(task.changed)
-        await trio.testing.wait_all_tasks_blocked()
-        house.service.kill(task)
-    assert task.state is State.INTERRUPTED

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 async def test_a_spawner_that_hangs_is_no_reason_to_wait_for_ever(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import string
+import sys
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from ktaskfs.errors import InvalidValue, SpecError
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.ranges._range import RangeParameters
-from ktaskfs.tasks.spec import Spec, check_name, parse_spec
+from ktaskfs.tasks.spec import Spec, check_name, parse_spec, split_specs
 from ktaskfs.tasks.words import split_words
 from ktaskfs.units import BYTES
 
@@ -39,7 +41,7 @@ class Wipe(Operation[Nothing]):
     parameters = Nothing
 
     def prepare(self, preparation: Preparation[Nothing]) -> Plan:
-        raise NotImplementedError
+        raise AssertionError("a spec is read without preparing anything")
 
 
 OPERATIONS: MappingProxyType[str, Operation[Any]] = MappingProxyType({"wipe": Wipe()})
@@ -54,9 +56,9 @@ def refused(line: str) -> SpecError:
     with pytest.raises(SpecError) as refusal:
         parse(line)
     error = refusal.value
-    assert error.line == line
+    assert error.line in line.split("\n")
     assert 0 <= error.start < max(error.end, 1)
-    assert error.end <= len(line)
+    assert error.end <= max(len(error.line), 1)
     assert error.message.isprintable()
     assert len(error.message) < 1000
     return error
@@ -71,8 +73,9 @@ def test_words_are_those_of_shlex_and_each_knows_its_place(line: str) -> None:
     try:
         expected = shlex.split(line, comments=False)
     except ValueError:
-        error = pytest.raises(SpecError, split_words, line).value
-        assert 0 <= error.start < error.end == len(line)
+        with pytest.raises(SpecError) as raised:
+            split_words(line)
+        assert 0 <= raised.value.start < raised.value.end == len(line)
         return
     words = split_words(line)
     assert [word.text for word in words] == expected
@@ -126,6 +129,71 @@ def test_both_forms_say_the_same(path: str, offset: int, length: int, undo: bool
     assert (parameters.path, parameters.offset, parameters.length) == (path, offset, length)
 
 
+def test_a_write_has_lines_objects_and_lists_of_objects() -> None:
+    objects = [{"op": "wipe", "path": f"/{number}", "nodes": [0, 1]} for number in range(4)]
+    pretty = [json.dumps(each, indent=2) for each in objects]
+    lines = "wipe path=a\n\n \t\r\nwipe path='{b'\r\n"
+    for text, count in (
+        (lines, 2),
+        (pretty[0], 1),
+        ("\n\n".join(pretty) + "\n", 4),
+        (json.dumps(objects), 4),
+        (json.dumps(objects, indent=1), 4),
+        (f"{lines}{pretty[1]}\n{lines}[\n{pretty[2]}\n,{pretty[3]} ]\n{json.dumps(objects[0])}", 8),
+        ("[]", 0),
+        (" \n\t", 0),
+    ):
+        specs = list(split_specs(text))
+        assert len(specs) == count
+        for each in specs:
+            assert parse(each).parameters == parse(" ".join(each.split("\n"))).parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "token", "message"),
+    [
+        ('{"op": "wipe",\n "path": "a",\n "offset": "7Q"\n}', ' "offset": "7Q"', '"offset": "7Q"', "'7Q' is not"),
+        ('wipe path=a\n[{"op": "wipe"},\n {"op": "wipe",\n  "x": 1}]', '{"op": "wipe"}', '"op": "wipe"', "path is"),
+        ('[{"op": "wipe", "path": "a"},\n {"op": "wipe",\n  "x": 1}]', '  "x": 1}', '"x": 1', "no parameter"),
+        ('{"op": "wipe",\n "path": {"a":\n 1}}', ' "path": {"a":', '"path": {"a":', "a value is text"),
+        ('{\n"path": "a"\n}', "{", "{", 'has no "op"'),
+        ('{"op": "wipe",\n "path": "a" x}', ' "path": "a" x}', "x", "not JSON: Expecting ',' delimiter"),
+        ('{"op": "wipe"} wipe path=a', '{"op": "wipe"} wipe path=a', "w", "not JSON: Extra data"),
+        ('[{"op": "wipe"}, 1]', '[{"op": "wipe"}, 1]', "1", "a list of specs has objects"),
+        ('[{"op": "wipe"}\n{"op": "wipe"}]', '{"op": "wipe"}]', "{", "expecting , or ]"),
+        ('[{"op": "wipe"},\n', '[{"op": "wipe"},', ",", "a list of specs has objects"),
+        ("wipe 'a\nb'", "wipe 'a", "'a", "no end"),
+        ("[", "[", "[", "a list of specs has objects"),
+    ],
+)
+def test_an_error_in_several_lines_shows_the_line(text: str, line: str, token: str, message: str) -> None:
+    def read() -> None:
+        for each in list(split_specs(text)):
+            parse(each)
+
+    with pytest.raises(SpecError) as refusal:
+        read()
+    error = refusal.value
+    assert message in error.message
+    assert error.line == line
+    assert error.line[error.start : error.end] == token
+
+
+def test_a_path_is_bytes_in_either_form() -> None:
+    raw = os.fsdecode(b"/caf\xe9 \xff")
+    for line in (
+        f"wipe path='{raw}'",
+        json.dumps({"op": "wipe", "path": raw}),
+        json.dumps({"op": "wipe", "path": raw}, ensure_ascii=False),
+    ):
+        parameters = parse(line).parameters
+        assert isinstance(parameters, Nothing)
+        assert os.fsencode(parameters.path) == b"/caf\xe9 \xff"
+    single = parse(json.dumps({"op": "wipe", "path": "/caf\udcc3\udca9"})).parameters
+    assert single == parse("wipe path=/café").parameters
+    assert "ENAMETOOLONG" in str(refused("wipe path=/" + "é" * 2048).errname)
+
+
 def test_nodes_may_be_a_list_of_numbers() -> None:
     assert parse('{"op": "wipe", "path": "a", "nodes": [0, 2, 1]}').parameters.nodes == (0, 1, 2)
 
@@ -159,7 +227,7 @@ def test_nodes_may_be_a_list_of_numbers() -> None:
         ('{"path": "a"}', '{"path": "a"}', 'has no "op"'),
         ("{}", "{}", 'has no "op"'),
         ('{"op": "wipe"', '"', "not JSON"),
-        ('{"op": "wipe",}', "}", "not JSON"),
+        ('{"op": "wipe",}', "," if sys.version_info >= (3, 13) else "}", "not JSON"),
         ('{"op": "wipe"} x', "x", "not JSON: Extra data"),
         ('{"op": NaN}', '{"op": NaN}', "not JSON of one flat object"),
         ('{"op": -Infinity}', '{"op": -Infinity}', "not JSON of one flat object"),

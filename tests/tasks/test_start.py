@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from ktaskfs.errors import KtaskfsError, NameTaken, TargetError, TooManyTasks, WorkerLost, WrongState
-from ktaskfs.progress import Requests, read_requests
+from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TargetError, TooManyTasks, WorkerLost, WrongState
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
@@ -63,8 +62,9 @@ async def test_nothing_is_left_of_a_task_that_is_refused(house: House, line: str
 async def test_of_several_tasks_all_begin_or_none(house: House, memory: Path) -> None:
     good = [f"fallocate path={memory}/{name} length=64K name={name}" for name in ("a", "b")]
     before = open_files()
-    with pytest.raises(TargetError, match="no-such"):
+    with pytest.raises(SpecError, match="^spec 3 of 3: open /dev/shm/no-such: ") as refusal:
         await house.run(*good, "clear path=/dev/shm/no-such")
+    assert (refusal.value.errno, refusal.value.line) == (errno.ENOENT, "clear path=/dev/shm/no-such")
     assert len(house.table) == 0
     assert house.files() == []
     await until(lambda: open_files() == before, "all descriptors are closed")
@@ -126,74 +126,6 @@ async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Pa
     await until(lambda: open_files() == before, "all descriptors are closed")
 
 
-@pytest.fixture
-def hasty(workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes are answered at once, whether their tasks have begun or not.
-
-    It asks for no async fixture: pytest-trio would then run it for tests that name it as an argument only.
-    """
-    monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
-
-
-async def begin_late(house: House, line: str) -> Task:
-    """A task that is still starting, with its spawner stopped."""
-    house.spawner().suspend()
-    task = await house.run_one(line)
-    assert task.state is State.STARTING
-    return task
-
-
-@pytest.mark.usefixtures("hasty")
-async def test_a_start_that_takes_long_goes_on_after_the_answer(house: House, memory: Path) -> None:
-    task = await begin_late(house, f"fallocate path={memory}/file length=64K")
-    with pytest.raises(WrongState):
-        house.service.forget(task)
-    with pytest.raises(WrongState):
-        house.service.pause(task)
-    with pytest.raises(WrongState):
-        await house.service.resume(task, me())
-    house.spawner().resume()
-    assert await ended(task) is State.DONE
-
-
-@pytest.mark.usefixtures("hasty")
-async def test_a_late_refusal_is_the_tasks_error(house: House) -> None:
-    before = open_files()
-    task = await begin_late(house, "clear path=/dev/shm/no-such-file")
-    house.spawner().resume()
-    assert await ended(task) is State.FAILED
-    assert (task.snapshot().errno, task.worker) == (errno.ENOENT, None)
-    assert "no-such-file" in task.snapshot().message
-    assert house.files() == ["00000001.json"]
-    await until(lambda: open_files() == before, "all descriptors are closed")
-
-
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("verb", ["cancel", "kill"])
-async def test_a_late_start_can_be_cancelled_and_killed(house: House, memory: Path, verb: str) -> None:
-    task = await begin_late(house, f"fallocate path={memory}/file length=64K")
-    getattr(house.service, verb)(task)
-    getattr(house.service, verb)(task)
-    assert await ended(task) is State.CANCELLED
-    assert task.snapshot().errno == errno.ECANCELED
-    house.spawner().resume()
-    await house.service.resume(task, me())
-    assert await ended(task) is State.DONE
-    assert (task.done(task.snapshot()), task.total(task.snapshot())) == (64 << 10, 64 << 10)
-
-
-@pytest.mark.usefixtures("hasty")
-async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begins(house: House, memory: Path) -> None:
-    task = await begin_late(house, f"fallocate path={memory}/file length=1M chunk=4096 rate_max=1 max_threads=2")
-    house.set("nice", 7)
-    change_texts(task, rate_max="2", max_threads="1")
-    house.service.set_live(task)
-    house.spawner().resume()
-    await until(lambda: task.state is State.RUNNING, "the task runs")
-    assert task.worker is not None
-    assert read_requests(task.worker.page) == Requests(threads=1, rate=2, nice=7)
-
-
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,9 +138,7 @@ async def test_a_worker_that_answers_nothing_is_killed(
     assert has_ended(worker)
 
 
-async def test_a_worker_that_is_busy_is_waited_for(
-    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have a million files to count; whoever uses a CPU does not hang."""
     ticks = itertools.count()
     monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.05)
@@ -303,7 +233,7 @@ async def test_what_several_tasks_prepared_is_taken_back_in_reverse(house: House
     file = memory / "file"
     file.touch()
     for _ in range(5):
-        with pytest.raises(TargetError, match="no-such"):
+        with pytest.raises(SpecError, match="no-such"):
             await house.run(
                 f"fallocate path={file} length=16M",
                 f"fallocate path={file} offset=16M length=16M",

@@ -16,7 +16,7 @@ from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
 from ktaskfs.tasks import retention as ended_module
-from ktaskfs.tasks.table import USERS_MAX, TaskTable
+from ktaskfs.tasks.table import LAST_NAMES_MAX, UNFINISHED_MAX, USERS_MAX, TaskTable
 from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
 from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.tunables import TUNABLES, Settings
@@ -288,7 +288,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = make_table(max_tasks=1000)
+        self.table = make_table(max_tasks=100, max_queued=100)
         self.names = itertools.count()
 
     @rule(uid=st.integers(1, 3))
@@ -311,9 +311,14 @@ class TableMachine(RuleBasedStateMachine):
         for uid in range(1, 4):
             unfinished = [task for task in tasks if task.uid == uid and task.state not in ENDED]
             assert self.table.of_user(uid) == unfinished
-            self.table.check_room(uid, 1000 - len(unfinished))
-            with pytest.raises(TooManyTasks):
-                self.table.check_room(uid, 1001 - len(unfinished))
+            queued = sum(task.state is State.QUEUED for task in unfinished)
+            for check, most, held in (
+                (self.table.check_room, 100, len(unfinished) - queued),
+                (self.table.check_queue, 100, queued),
+            ):
+                check(uid, most - held)
+                with pytest.raises(TooManyTasks):
+                    check(uid, most + 1 - held)
         ended = {task for task in tasks if task.state in ENDED}
         self.table.settings.set(TUNABLE["keep_finished"], "0")
         assert set(self.table.overdue()) == ended
@@ -325,3 +330,20 @@ class TableMachine(RuleBasedStateMachine):
 
 TestTableMachine = TableMachine.TestCase
 TestTableMachine.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_the_names_of_last_tasks_are_bounded() -> None:
+    table = make_table()
+    for uid in range(1, 300):
+        table.note_last(uid, [f"{uid}-{number}" for number in range(64)])
+    assert sum(map(len, table.last_task.values())) <= LAST_NAMES_MAX
+    assert 299 in table.last_task
+    table.note_last(1, [str(number) for number in range(2 * LAST_NAMES_MAX)])
+    assert list(table.last_task) == [1]  # the last is always known
+
+
+def test_unfinished_tasks_of_all_users_are_bounded_however_many_descriptors_there_are() -> None:
+    table = TaskTable(Settings({"max_tasks": 65536}), descriptors=1 << 30)
+    _ = [add(table, f"t{number}", uid=0) for number in range(UNFINISHED_MAX)]
+    with pytest.raises(TooManyTasks):
+        table.check_room(0, 1)

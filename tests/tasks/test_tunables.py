@@ -28,8 +28,8 @@ def test_both_bounds_are_taken_and_nothing_beyond(tunable: Tunable) -> None:
     for value in (tunable.least, tunable.most):
         settings.set(tunable, tunable.format(value))
         assert settings[tunable.name] == value
-    words = ("0", "Caller", "caller daemon") if tunable.words else ()
-    for text in (*words, str(tunable.least - 1), str(tunable.most + 1), "", "max", "1K", "1.0", "\u0663"):
+    words = ("0", "Caller", "caller daemon") if tunable.words else () if tunable.top else ("max",)
+    for text in (*words, str(tunable.least - 1), str(tunable.most + 1), "", "MAX", "1K", "1.0", "\u0663"):
         with pytest.raises(InvalidValue, match=tunable.file):
             settings.set(tunable, text)
         assert settings[tunable.name] == tunable.most
@@ -37,7 +37,7 @@ def test_both_bounds_are_taken_and_nothing_beyond(tunable: Tunable) -> None:
 
 def test_what_was_given_at_the_start_is_in_force() -> None:
     settings = Settings({"nice": 3})
-    assert (settings["nice"], settings["max_threads"]) == (3, 4)
+    assert (settings["nice"], settings["cpu_percent"]) == (3, 80)
 
 
 def test_observers_hear_of_changes_that_are_made() -> None:

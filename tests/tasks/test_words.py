@@ -26,7 +26,7 @@ def by_shlex(line: str) -> list[str] | None:
 
 
 @given(LINES)
-@example("a''b '' \"\" c\\ d \"e\\\"f\\g\\\\\"")
+@example('a\'\'b \'\' "" c\\ d "e\\"f\\g\\\\"')
 @example("\\")
 @example("'")
 @example('"\\')

@@ -17,12 +17,14 @@ from ktaskfs.host.credentials import CallerProcess, read_caller
 from ktaskfs.progress import Requests, Shape, Snapshot, create_page, read_snapshot, write_requests
 from ktaskfs.worker import protocol
 from tests.support.daemon import ROOT, interpreter
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SHAPE = Shape(slots=2, nodes=8)
-DEADLINE = 30.0
+MIB = 1 << 20
+PAUSED = Requests(paused=True)
 
 
 def me() -> CallerProcess:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from ktaskfs.host.credentials import read_caller
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
+from ktaskfs.worker import spawner as spawning
 from ktaskfs.worker.seal import close_imports, report
 from ktaskfs.worker.spawner import OUTPUT_MAX
 from tests.support.cgroups import hierarchies
@@ -185,6 +188,23 @@ def test_nothing_is_looked_for_any_more(tmp_path: Path) -> None:
         "state": "[0, 0, 0, 0]",
         "known": "xx",
     }
+
+
+def test_a_spawner_has_closed_them_before_it_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve() -> list[list[int]]:
+        daemon, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        found: list[list[int]] = []
+
+        def fork() -> int:
+            found.append([len(each) for each in (sys.meta_path, sys.path_hooks, sys.path, sys.path_importer_cache)])
+            daemon.close()  # so that the spawner ends
+            raise BlockingIOError(errno.EAGAIN, "no process is left")
+
+        monkeypatch.setattr(spawning, "fork", fork)
+        spawning.Spawner(own).serve()
+        return found
+
+    assert run_forked(serve) == [[0, 0, 0, 0]]
 
 
 def test_all_ways_by_which_python_tells_of_an_exception_show_no_source() -> None:

@@ -1,0 +1,95 @@
+"""A caller whose task begins later, perhaps when the caller's process is gone, perhaps under another daemon."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ktaskfs.errors import TargetError
+from ktaskfs.host.credentials import CallerProcess, Identity
+
+ROOTS: Final = ("/proc/self/root", "/proc/1/root")
+"""Where most callers' root is: this daemon's, or, if it has a mount namespace of its own, that of the machine."""
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class KeptCaller:
+    """Who a worker is to become later.
+
+    identity: as it was when the caller opened the file.
+    root:     the caller's root as (mount, device, inode), None if it is one that only its descriptors lead to.
+    held:     the caller's descriptors in that case, None in a later daemon.
+    """
+
+    identity: Identity
+    root: tuple[int, int, int] | None
+    held: CallerProcess | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, caller: CallerProcess, *, paths_are_absolute: bool) -> KeptCaller:
+        """Keep ``caller``, and its descriptors only if they are needed: in a root of its own, or for relative paths.
+
+        Raises OSError.
+        """
+        root = _place(caller.root)
+        found = _open_root(root)
+        if found is not None:
+            os.close(found)
+            if paths_are_absolute and caller.user_namespace is None:
+                caller.close()
+                return cls(caller.identity, root)
+        return cls(caller.identity, None, caller)
+
+    def open(self) -> CallerProcess:
+        """The caller, for a worker to become; takes over ``held``. Raises TargetError, ESTALE if its root is lost."""
+        if self.held is not None:
+            return self.held
+        try:
+            root = None if self.root is None else _open_root(self.root)
+            if root is not None:
+                return CallerProcess(self.identity, root, os.dup(root))
+        except OSError as error:
+            raise TargetError.from_os(error, "open the root directory of who queued the task") from error
+        raise TargetError("the root directory of who queued the task is not known any more", errno=errno.ESTALE)
+
+    def close(self) -> None:
+        """Give it up."""
+        if self.held is not None:
+            self.held.close()
+
+    def to_fields(self) -> dict[str, Any]:
+        """What a later daemon needs, as JSON can carry it."""
+        return {"identity": self.identity.to_fields(), "root": self.root}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> KeptCaller:
+        """The inverse; raises TypeError, KeyError or ValueError for what no daemon wrote."""
+        root = fields["root"]
+        if root is not None:
+            mount, device, inode = map(int, root)
+            root = mount, device, inode
+        return cls(Identity.from_fields(fields["identity"]), root)
+
+
+def _place(directory: int) -> tuple[int, int, int]:
+    """Mount, device and inode: the same only for one directory of one mount of one namespace."""
+    with open(f"/proc/self/fdinfo/{directory}", "rb") as file:
+        mount = next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
+    status = os.fstat(directory)
+    return mount, status.st_dev, status.st_ino
+
+
+def _open_root(place: tuple[int, int, int]) -> int | None:
+    """A descriptor of that of ROOTS which is at ``place``, None if neither is. Raises OSError."""
+    for path in ROOTS:
+        try:
+            fd = os.open(path, _DIRECTORY)
+        except PermissionError:  # of PID 1, for an ordinary user's daemon
+            continue
+        if _place(fd) == place:
+            return fd
+        os.close(fd)
+    return None

@@ -1,0 +1,85 @@
+"""What the log says of a task: what it does to what, how much, and how long it took; and the fields of the journal."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.units import BYTES, format_size, printable
+
+if TYPE_CHECKING:
+    from ktaskfs.errors import KtaskfsError
+    from ktaskfs.progress import Snapshot
+
+LEVELS: Final = {State.FAILED: logging.WARNING, State.INTERRUPTED: logging.WARNING}
+"""How grave an end is; any other is information."""
+WHAT: Final = ("path", "pid", "size")
+"""The parameters that say what a task works on: the first that it has."""
+
+
+def log_fields(task: Task, **more: object) -> dict[str, object]:
+    """The fields of a line about ``task``, for a log that has fields (``ktaskfs.systemd.FIELDS``), and ``more``."""
+    fields: dict[str, object] = {
+        "KTASK_NAME": task.name,
+        "KTASK_OPERATION": task.operation.name if task.operation else "",
+        "KTASK_UID": task.uid,
+        "KTASK_STATE": task.state,
+    }
+    if "path" in task.texts:
+        fields["KTASK_PATH"] = printable(task.texts["path"])
+    return fields | more
+
+
+def subject(task: Task, snapshot: Snapshot = EMPTY) -> str:
+    """``clear /dev/hugepages/vm1 40M``: the operation, what it works on, and how much, as far as that is known."""
+    words = [task.operation.name] if task.operation else []
+    named = next((key for key in WHAT if key in task.texts), None)
+    if named is not None:
+        words.append(f"{'' if named == 'path' else f'{named}='}{printable(task.texts[named])}")
+    if total := task.total(snapshot):
+        words.append(amount(task, total))
+    return " ".join(words)
+
+
+def amount(task: Task, count: int) -> str:
+    """``40M``, ``3 pages``."""
+    in_bytes = task.operation is None or task.operation.units == BYTES
+    return format_size(count) if in_bytes else f"{count} pages"
+
+
+def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> None:
+    """``task vm1: clear /dev/hugepages/vm1 40M done in 0.2s``; where it ended early also how much is done, and why."""
+    taken = max(0, final.ended_ns - final.started_ns) if final.started_ns else 0
+    done, total = task.done(final), task.total(final)
+    part = "" if done == total else f", {amount(task, done)} done"
+    why = f": {final.message}" if final.message else ""
+    fields = {"KTASK_DONE": done, "KTASK_TOTAL": total, "KTASK_USEC": taken // 1000}
+    fields |= {"ERRNO": final.errno} if final.errno else {}
+    log.log(
+        LEVELS.get(state, logging.INFO),
+        "task %s: %s %s in %.1fs%s%s",
+        task.name,
+        subject(task, final),
+        state,
+        taken / 1e9,
+        part,
+        why,
+        extra=log_fields(task, **fields),
+    )
+
+
+def log_refusal(log: logging.Logger, task: Task, error: KtaskfsError) -> None:
+    """``task vm1: fallocate /dev/hugepages/vm1 refused (ENOMEM): …``, for a start that came to nothing.
+
+    A plan only asks whether it would: that is information.
+    """
+    log.log(
+        logging.INFO if task.only_plans else logging.WARNING,
+        "task %s: %s refused (%s): %s",
+        task.name,
+        subject(task),
+        error.errname,
+        error.message,
+        extra=log_fields(task, KTASK_STATE="refused", ERRNO=error.errno),
+    )

@@ -1,0 +1,81 @@
+"""Tasks with queue=1 that wait until their user may have one more; each user's begin in the order of their specs."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.tasks.lifecycle import StartCancelled
+from ktaskfs.tasks.task import ENDED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.lifecycle import Lifecycle
+    from ktaskfs.tasks.task import Task
+
+
+class TaskQueue:
+    """The queued tasks of all users. ``start`` begins one, as the caller that was kept for it; it does not wait."""
+
+    def __init__(
+        self, context: TaskContext, lifecycle: Lifecycle, start: Callable[[Task, CallerProcess], None]
+    ) -> None:
+        self._table = context.table
+        self._nursery = context.nursery
+        self._lifecycle = lifecycle
+        self._start = start
+        self._users: dict[int, deque[Task]] = {}
+        self._coming = False
+        context.table.observers.append(self._changed)
+        context.table.settings.observers.append(self.advance)
+
+    def put(self, task: Task) -> None:
+        """Have a task, which is QUEUED and has its ``caller``, begin as soon as there is room."""
+        self._users.setdefault(task.uid, deque()).append(task)
+        self.advance()
+
+    def waits(self, uid: int) -> bool:
+        """Whether ``uid`` has a task in the queue."""
+        return uid in self._users
+
+    def cancel(self, task: Task) -> None:
+        """End a QUEUED task, which then may be resumed."""
+        caller, task.caller = task.caller, None
+        if caller is not None:
+            caller.close()
+        self._lifecycle.refuse_late(task, StartCancelled("cancelled while it was queued"))
+
+    def _changed(self, task: Task) -> None:
+        if task.state in ENDED or task.forgotten:
+            self.advance()
+
+    def advance(self) -> None:
+        """See soon whether there is room for more: not now, in the middle of a change of the table."""
+        if self._users and not self._coming:
+            self._coming = True
+            self._nursery.start_soon(self._advance)
+
+    async def _advance(self) -> None:
+        self._coming = False
+        for uid in list(self._users):
+            waiting = self._users[uid]
+            while waiting and (waiting[0].state is not State.QUEUED or self._table.has_room(uid, 1)):
+                task = waiting.popleft()
+                if task.state is State.QUEUED:
+                    self._begin(task)
+            if not waiting:
+                del self._users[uid]
+
+    def _begin(self, task: Task) -> None:
+        caller, task.caller = task.caller, None
+        assert caller is not None
+        try:
+            process = caller.open()
+        except KtaskfsError as error:
+            self._lifecycle.refuse_late(task, error)
+        else:
+            self._start(task, process)

@@ -1,0 +1,19 @@
+"""What a process that is to become a caller takes over of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ktaskfs.tasks.tunables import CGROUP, LABEL
+
+if TYPE_CHECKING:
+    from ktaskfs.host.credentials import Identity
+    from ktaskfs.tasks.tunables import Settings
+
+
+def taken_over(identity: Identity, settings: Settings) -> Identity:
+    """The caller's identity without the control groups or the label that the tunables leave to the caller."""
+    groups = identity.cgroups if CGROUP.format(settings[CGROUP.name]) == "caller" else ()
+    label = identity.label if LABEL.format(settings[LABEL.name]) == "caller" else None
+    return replace(identity, cgroups=groups, label=label)

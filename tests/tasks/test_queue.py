@@ -1,0 +1,223 @@
+"""queue=1: tasks that wait until their user may have one more. replace=1: a name that is used again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TooBig, TooManyTasks, WrongState
+from ktaskfs.host.credentials import CallerProcess
+from ktaskfs.tasks.history import ALL_CAPABILITIES
+from ktaskfs.tasks.spec import parse_spec
+from ktaskfs.tasks.task import State
+from tests.tasks.house import OPERATIONS, House, ended, me, open_files, open_house, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ktaskfs.tasks.task import Task
+
+pytestmark = pytest.mark.usefixtures("workers")
+
+
+def line(path: Path, more: str = "queue=1") -> str:
+    return f"fallocate path={path} length=64K name={path.name} {more}"
+
+
+async def busy(house: House, memory: Path, limit: int = 1) -> Task:
+    """A task at work that takes the only place."""
+    house.set("max_tasks", limit)
+    return await house.paused(memory / "busy", more="name=busy")
+
+
+async def test_each_begins_in_its_turn_when_one_has_ended(house: House, memory: Path) -> None:
+    before = open_files()
+    first = await busy(house, memory, 2)
+    tasks = await house.run(*(line(memory / name) for name in "abcd"))
+    assert [task.name for task in tasks] == ["a", "b", "c", "d"]
+    assert [task.state for task in tasks[1:]] == [State.QUEUED] * 3, "one place was free"
+    order: list[str] = []
+    house.table.observers.append(lambda task: order.append(task.name) if task.state is State.STARTING else None)
+    assert [await ended(task) for task in tasks] == [State.DONE] * 4
+    assert order == ["b", "c", "d"]
+    house.service.kill(first)
+    await ended(first)
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_who_comes_later_does_not_begin_earlier(house: House, memory: Path) -> None:
+    first = await busy(house, memory)
+    (waiting,) = await house.run(line(memory / "a"))
+    house.service.kill(first)
+    (later,) = await house.run(line(memory / "b"))
+    assert later.state is State.QUEUED
+    assert await ended(waiting) is await ended(later) is State.DONE
+    assert waiting.snapshot().started_ns < later.snapshot().started_ns
+
+
+async def test_without_the_word_a_full_house_is_full(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    for lines in ([("a", "queue=1"), ("b", "")], [("a", "")]):
+        with pytest.raises(TooManyTasks, match="you have 1 unfinished tasks, and the limit is 1"):
+            await house.run(*(line(memory / name, more) for name, more in lines))
+    assert [task.name for task in house.table] == ["busy"]
+
+
+async def test_the_queue_has_a_limit_of_its_own(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    house.set("max_queued", 2)
+    await house.run(line(memory / "a"))
+    before = house.files(), open_files()
+    with pytest.raises(TooManyTasks, match="you have 1 queued tasks, and the limit is 2") as refusal:
+        await house.run(line(memory / "b"), line(memory / "c"))
+    assert refusal.value.errno == errno.EAGAIN
+    assert ([task.name for task in house.table], (house.files(), open_files())) == (["busy", "a"], before)
+    await house.run(line(memory / "b"))
+
+
+async def test_more_specs_than_can_ever_be_are_too_many(house: House, memory: Path) -> None:
+    house.set("max_tasks", 2)
+    house.set("max_queued", 1)
+    for count, more in ((3, " queue=1"), (2, "")):
+        assert len(await house.service.specs.read(0, f"clear path=/x{more}\n" * count)) == count
+        with pytest.raises(TooBig, match="more specs in one write than the 2 unfinished tasks"):
+            await house.service.specs.read(0, f"clear path=/x{more}\n" * (count + 1))
+
+
+@pytest.mark.parametrize("verb", ["cancel", "kill"])
+async def test_a_queued_task_is_cancelled_and_can_be_resumed(house: House, memory: Path, verb: str) -> None:
+    first = await busy(house, memory)
+    one, other = await house.run(line(memory / "a"), line(memory / "b"))
+    with pytest.raises(WrongState):
+        house.service.forget(one)
+    getattr(house.service, verb)(one)
+    assert (one.state, one.snapshot().errno) == (State.CANCELLED, errno.ECANCELED)
+    house.service.kill(first)
+    assert await ended(other) is State.DONE
+    assert not (memory / "a").exists()
+    await house.service.resume(one, me())
+    assert await ended(one) is State.DONE
+
+
+async def test_one_that_cannot_start_fails_and_the_next_begins(house: House, memory: Path) -> None:
+    first = await busy(house, memory)
+    bad, good = await house.run(line(memory / "none" / "a"), line(memory / "b"))
+    house.service.kill(first)
+    assert (await ended(bad), await ended(good)) == (State.FAILED, State.DONE)
+    assert (bad.snapshot().errno, bad.snapshot().message) == (
+        errno.ENOENT,
+        f"open {memory}/none/a: No such file or directory",
+    )
+
+
+async def test_of_a_write_that_is_refused_nothing_waits(house: House, memory: Path) -> None:
+    house.set("max_tasks", 1)
+    before = open_files()
+    with pytest.raises(KtaskfsError, match="none/a"):
+        await house.run(line(memory / "none" / "a", ""), line(memory / "b"))
+    assert (len(house.table), house.files()) == (0, [])
+    await until(lambda: open_files() == before, "all descriptors are closed")
+    assert await ended(await house.run_one(line(memory / "c"))) is State.DONE
+
+
+async def test_a_higher_limit_lets_them_begin(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    tasks = await house.run(line(memory / "a"), line(memory / "b"))
+    house.set("max_tasks", 3)
+    assert [await ended(task) for task in tasks] == [State.DONE] * 2
+
+
+async def test_they_outlive_the_daemon(tmp_path: Path, memory: Path) -> None:
+    async with open_house(tmp_path / "state") as house:
+        await busy(house, memory)
+        await house.run(line(memory / "a"), line(memory / "b"))
+    async with open_house(tmp_path / "state", max_tasks=1) as house:
+        house.service.adopt()
+        first, one, other = house.table
+        assert [task.state for task in (first, one, other)] == [State.PAUSED, State.QUEUED, State.QUEUED]
+        house.service.cancel(other)
+        house.service.kill(first)
+        assert (await ended(one), other.state) == (State.DONE, State.CANCELLED)
+        assert (memory / "a").exists()
+
+
+def in_another_root(directory: Path) -> CallerProcess:
+    """This process, as if ``directory`` were its root."""
+    caller = me()
+    flags = os.O_PATH | os.O_DIRECTORY
+    other = CallerProcess(caller.identity, os.open(directory, flags), os.open(directory, flags))
+    caller.close()
+    return other
+
+
+async def test_in_a_root_of_its_own_one_waits_as_long_as_the_daemon_lives(tmp_path: Path, memory: Path) -> None:
+    (memory / "root").mkdir()
+    before = open_files()
+    async with open_house(tmp_path / "state") as house:
+        first = await busy(house, memory)
+        specs = [parse_spec(f"fallocate path={path} length=64K name={path} queue=1", OPERATIONS) for path in "ab"]
+        one, other = await house.service.run_specs(in_another_root(memory / "root"), specs)
+        if os.geteuid() == 0:
+            house.service.kill(first)
+            assert await ended(one) is State.DONE
+            assert (memory / "root" / "a").exists()
+            await ended(other)
+            first = await house.paused(memory / "busy", more="name=busy2")
+        (last,) = await house.service.run_specs(
+            in_another_root(memory / "root"), [parse_spec("clear path=/a name=last queue=1", OPERATIONS)]
+        )
+        assert last.state is State.QUEUED
+        held = last.caller
+        assert held is not None
+    async with open_house(tmp_path / "state", max_tasks=1) as house:
+        house.service.adopt()
+        last = house.table.require("last")
+        assert last.state is State.INTERRUPTED
+        assert "root directory of its caller is known no more" in last.snapshot().message
+    held.close()
+    await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_a_name_is_replaced_when_the_new_task_begins(house: House, memory: Path) -> None:
+    old = await house.run_one(line(memory / "t", ""))
+    assert await ended(old) is State.DONE
+    with pytest.raises(NameTaken):
+        await house.run(line(memory / "t", ""))
+    with pytest.raises(KtaskfsError, match="no-such"):
+        await house.run(f"clear path={memory}/no-such name=t replace=1")
+    assert (house.table.require("t"), old.forgotten, house.files()) == (old, False, ["00000001.json"])
+    with pytest.raises(SpecError, match="spec 2 of 2"):
+        await house.run(line(memory / "t", "replace=1"), f"clear path={memory}/no-such")
+    assert house.table.require("t") is old
+    new = await house.run_one(line(memory / "t", "replace=1"))
+    assert (house.table.require("t"), old.forgotten) == (new, True)
+    assert await ended(new) is State.DONE
+    assert house.files() == [f"{new.number:08d}.json"]
+    assert len(house.table) == 1
+
+
+async def test_one_that_waits_has_replaced_the_old_one(house: House, memory: Path) -> None:
+    old = await house.run_one(line(memory / "t", ""))
+    await ended(old)
+    first = await busy(house, memory)
+    new = await house.run_one(line(memory / "t", "queue=1 replace=1"))
+    assert (new.state, old.forgotten) == (State.QUEUED, True)
+    assert {f"{old.number:08d}.json", f"{new.number:08d}.json"} & set(house.files()) == {f"{new.number:08d}.json"}
+    house.service.kill(first)
+    assert await ended(new) is State.DONE
+
+
+async def test_what_is_not_ended_or_not_ones_own_is_not_replaced(house: House, memory: Path) -> None:
+    house.service.create_empty("new", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
+    await house.paused(memory / "busy", more="name=busy")
+    theirs = await house.run_one(line(memory / "theirs", ""))
+    await ended(theirs)
+    theirs.uid += 1
+    for name in ("new", "busy", "theirs"):
+        with pytest.raises(NameTaken):
+            await house.run(line(memory / name, "replace=1"))
+    theirs.uid -= 1
+    assert (await house.run_one(line(memory / "free", "replace=1"))).name == "free"

@@ -1,0 +1,167 @@
+"""What a worker does between its birth and its end, without a daemon."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.ktask import NO_NODE
+from ktaskfs.progress import Phase, Requests
+from ktaskfs.worker import protocol
+from tests.support.poll import until
+from tests.worker.spawned import MIB, PAUSED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.worker.spawned import Spawner
+
+SLOW = Requests(rate=1)
+"""A unit a second: after a first chunk nothing more happens for a very long time."""
+
+
+def test_a_worker_does_its_task(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB)
+    assert worker.forked.errno == 0
+    answer = worker.answer()
+    assert isinstance(answer, protocol.Ready)
+    assert answer.total == 4 * MIB
+    worker.channel.send(protocol.GO)
+    assert spawner.exited(worker) == 0
+    snapshot = worker.snapshot()
+    assert (snapshot.phase, snapshot.done, snapshot.total, snapshot.errno) == (Phase.DONE, 4 * MIB, 4 * MIB, 0)
+    assert os.stat(memory / "file").st_blocks * 512 == 4 * MIB
+
+
+@pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT)])
+def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Path, done: int, number: int) -> None:
+    """Of a file that is gone, if nothing was done yet, all can be done; otherwise the rest would be done alone."""
+    path = memory / "file"
+    request = spawner.request(
+        "fallocate",
+        {"path": str(path), "length": str(4 * MIB)},
+        remaining=[[done, 4 * MIB - done, NO_NODE]],
+        baseline={"files": {"path": [1, 2, 3]}, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB, "tree": 0},
+    )
+    answer = spawner.send(request, Requests()).answer()
+    assert (answer.errno if isinstance(answer, protocol.Refused) else 0) == number
+    assert path.exists() == (number == 0)
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "number"),
+    [
+        ("clear", {"path": "/dev/shm/there is no such file"}, errno.ENOENT),
+        ("clear", {"path": "/dev/shm"}, errno.EISDIR),
+        ("clear", {"path": "/dev/null"}, errno.EINVAL),
+        ("clear", {"path": "/dev/shm/" + "\x01" * 60_000}, errno.ENAMETOOLONG),
+        ("fallocate", {"path": "/dev/shm/x", "length": "7"}, errno.EINVAL),
+        ("fallocate", {"path": "/dev/shm/x", "length": "1E"}, errno.ENOSPC),
+        ("fallocate", {"path": "/dev/shm/x"}, errno.EINVAL),
+        ("fallocate", {}, errno.EINVAL),
+        ("fallocate", {"path": "/dev/shm/x", "length": "4K", "colour": "red"}, errno.EINVAL),
+    ],
+)
+def test_what_a_worker_refuses(spawner: Spawner, operation: str, parameters: dict[str, str], number: int) -> None:
+    worker = spawner.send(spawner.request(operation, parameters), Requests())
+    refusal = worker.answer()
+    assert isinstance(refusal, protocol.Refused)
+    assert (refusal.errno, errno.errorcode[refusal.errno]) == (number, errno.errorcode[number])
+    assert refusal.message
+    assert spawner.exited(worker) == 0
+    assert worker.snapshot().phase is Phase.STARTING
+    assert not os.path.exists("/dev/shm/x")
+
+
+def test_without_go_nothing_is_done_and_a_created_file_is_removed(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB)
+    assert isinstance(worker.answer(), protocol.Ready)
+    assert (memory / "file").exists()
+    worker.channel.close()
+    assert spawner.exited(worker) == 0
+    assert list(memory.iterdir()) == []
+    assert worker.snapshot().phase is Phase.STARTING
+
+
+def test_a_file_that_was_there_keeps_its_size_without_go(spawner: Spawner, memory: Path) -> None:
+    (memory / "file").write_bytes(b"x" * 4096)
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB)
+    assert isinstance(worker.answer(), protocol.Ready)
+    worker.channel.send(b"anything but go")
+    assert spawner.exited(worker) == 0
+    assert (memory / "file").read_bytes() == b"x" * 4096
+
+
+def test_a_worker_that_waits_for_go_ends_with_the_daemon(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB)
+    assert isinstance(worker.answer(), protocol.Ready)
+    spawner.sock.close()
+    worker.channel.close()
+    assert worker.has_ended(30)
+    assert list(memory.iterdir()) == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no helper threads")
+def test_ps_and_top_show_the_name_of_the_task(spawner: Spawner, memory: Path) -> None:
+    name = "a_name_longer_than_the_kernel_keeps"
+    requests = replace(SLOW, threads=2)
+    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, chunk=4096, name=name, requests=requests)
+    worker.go()
+
+    def names() -> set[str]:
+        return {(task / "comm").read_text().rstrip("\n") for task in worker.proc("task").iterdir()}
+
+    until(lambda: any(each.endswith(":1") for each in names()), "a helper thread has its name")
+    assert worker.proc("cmdline").read_bytes().rstrip(b"\0") == f"ktask/{name}".encode()
+    assert worker.proc("comm").read_text() == f"ktask/{name}"[:15] + "\n"
+    assert f"ktask/{name}"[:13] + ":1" in names()
+
+
+def test_a_short_name_is_shown_whole(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB, name="vm0", requests=PAUSED)
+    worker.go()
+    assert worker.proc("comm").read_text() == "ktask/vm0\n"
+
+
+def test_a_term_signal_interrupts(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, requests=PAUSED)
+    worker.go()
+    until(lambda: worker.snapshot().phase is Phase.RUNNING, "the worker begins")
+    os.kill(worker.forked.pid, signal.SIGTERM)
+    assert os.WTERMSIG(spawner.exited(worker)) == signal.SIGTERM
+    assert (worker.snapshot().phase, worker.snapshot().done) == (Phase.RUNNING, 0)
+
+
+@pytest.mark.parametrize("wish", [Requests(nice=10**6), Requests(nice=-(10**6)), Requests(threads=2**63, nice=0)])
+def test_wishes_that_cannot_be_are_made_possible(spawner: Spawner, memory: Path, wish: Requests) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, requests=replace(wish, paused=True))
+    worker.go()
+    worker.ask(replace(wish, paused=True, threads=1))
+    worker.ask(wish)
+    assert spawner.exited(worker) == 0
+    assert worker.snapshot().phase is Phase.DONE
+
+
+def test_a_cancel_before_the_work_began_is_heard(spawner: Spawner, memory: Path) -> None:
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB)
+    assert isinstance(worker.answer(), protocol.Ready)
+    worker.ask(Requests(cancel=True))
+    worker.channel.send(protocol.GO)
+    assert spawner.exited(worker) == 0
+    assert worker.snapshot().phase is Phase.CANCELLED
+
+
+def test_more_ranges_than_the_page_has_room_for(spawner: Spawner, memory: Path) -> None:
+    (memory / "file").write_bytes(b"x" * MIB)
+    parameters = {"path": str(memory / "file")}
+    ranges = [(start, 4096, -1) for start in range(0, 9 * 8192, 8192)]
+    worker = spawner.send(spawner.request("clear", parameters, remaining=ranges), Requests())
+    refusal = worker.answer()
+    assert isinstance(refusal, protocol.Refused)
+    assert refusal.errno == errno.EOPNOTSUPP
+    assert spawner.exited(worker) == 0
