@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import grp
+import hashlib
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -24,6 +26,10 @@ GENERIC: Final = frozenset(
 """Options of mount(8) that are taken and mean nothing here; the mount is always nosuid, nodev and noexec."""
 LINKS_MAX: Final = 40
 """Links in a row, as in the kernel (MAXSYMLINKS)."""
+NAME_MAX: Final = 255
+"""Bytes in a name (linux/limits.h)."""
+NAME: Final = "ktaskfs"
+"""Of the filesystem, and of a mount that the service manager keeps."""
 STATE_ROOT: Final = "/run/ktaskfs-state"
 CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 """Where the tunables at the start are read from, if it exists; the option ``config=`` names another, which must."""
@@ -39,6 +45,9 @@ class MountConfig:
     tunables:    those given, by name.
     config:      the configuration file that was asked for, None for the usual one.
     device:      ``/dev/fd/N``, an open /dev/fuse that is already mounted on ``mountpoint``; None to mount it.
+    keep:        whether the service manager keeps the mount while no daemon serves it.
+    nonempty:    whether the mount may hide what is in its directory.
+    passing:     whether the state directory is there for this mount point alone, and goes when no task is left in it.
     """
 
     mountpoint: str
@@ -51,6 +60,9 @@ class MountConfig:
     tunables: Mapping[str, int] = field(default_factory=dict)
     config: str | None = None
     device: str | None = None
+    keep: bool = False
+    nonempty: bool = False
+    passing: bool = False
 
     def open_statedir(self) -> PrivateDirectory:
         """The state directory, made if missing. Raises TargetError, also if others may write in it or above it."""
@@ -103,23 +115,37 @@ def escape_path(path: str) -> str:
     return text if not text.startswith(".") else f"\\x2e{text[1:]}"
 
 
+def state_name(path: str) -> str:
+    """``path`` escaped; what would be too long for a name ends in a digest, SHA-256 of the path."""
+    name = escape_path(path)
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+    return name if len(name) <= NAME_MAX else f"{name[: NAME_MAX - 1 - len(digest)]}-{digest}"
+
+
 def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) -> str:
     """Where the tasks of this mount are remembered; raises ConfigError for a user without a runtime directory."""
     if uid == 0:
-        return os.path.join(STATE_ROOT, escape_path(mountpoint))
+        return os.path.join(STATE_ROOT, state_name(mountpoint))
     runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     if not os.path.isdir(runtime):
         raise ConfigError("no runtime directory (XDG_RUNTIME_DIR): say where to keep state with -o statedir=DIR")
-    return os.path.join(runtime, "ktaskfs", escape_path(mountpoint))
+    return os.path.join(runtime, "ktaskfs", state_name(mountpoint))
 
 
 def parse_options(
-    mountpoint: str, options: list[str], environment: Mapping[str, str], *, fd: int | None = None
+    mountpoint: str,
+    options: list[str],
+    environment: Mapping[str, str],
+    *,
+    fd: int | None = None,
+    keep: bool = False,
 ) -> MountConfig:
     """Read ``options``, each a comma-separated list as after ``-o``; a later one wins. Raises ConfigError.
 
-    ``fd`` is an open /dev/fuse that is mounted there already.
+    ``fd`` is an open /dev/fuse that is mounted there already; ``keep`` as the field.
     """
+    if not mountpoint:  # of a variable that is not set; as a path it would be the working directory
+        raise ConfigError(f"the mount point is empty: {os.strerror(errno.ENOENT)}", errno=errno.ENOENT)
     uid = os.geteuid()
     # A path of a mount that nobody serves yet is not looked at: that would wait for ever for an answer.
     path = _resolved(mountpoint) if fd is None else os.path.abspath(mountpoint)
@@ -133,19 +159,19 @@ def parse_options(
             elif name in _VALUES and equals:
                 values[name] = _VALUES[name](text)
             elif name in _FLAGS and not equals:
-                values["allow_other"] = _FLAGS[name]
+                values.update([_FLAGS[name]])
             elif name not in GENERIC and not name.startswith(("x-", "X-", "comment")):
                 raise InvalidValue("unknown option")
         except InvalidValue as error:
-            raise ConfigError(f"option {ascii(option)}: {error.message}") from error
+            raise ConfigError(f"option {option!a}: {error.message}") from error
     values.setdefault("statedir", None)
     if values["statedir"] is None:
-        values["statedir"] = default_statedir(path, uid, environment)
+        values |= {"statedir": default_statedir(path, uid, environment), "passing": True}
     for name in ("statedir", "config"):  # in the mount itself: the daemon would wait for itself
         if values.get(name) is not None and _is_below(values[name], path):
             raise ConfigError(f"option {name}: {values[name]} is in the mount itself")
     device = None if fd is None else f"/dev/fd/{fd}"
-    return MountConfig(mountpoint=path, tunables=tunables, device=device, **values)
+    return MountConfig(mountpoint=path, tunables=tunables, device=device, keep=keep, **values)
 
 
 def _resolved(path: str) -> str:
@@ -170,14 +196,14 @@ def _parse_uid(text: str) -> int:
     try:
         return parse_int(text, most=2**32 - 2) if text.isdecimal() else pwd.getpwnam(text).pw_uid
     except (KeyError, ValueError):
-        raise InvalidValue(f"there is no user {ascii(text)}") from None
+        raise InvalidValue(f"there is no user {text!a}") from None
 
 
 def _parse_gid(text: str) -> int:
     try:
         return parse_int(text, most=2**32 - 2) if text.isdecimal() else grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
-        raise InvalidValue(f"there is no group {ascii(text)}") from None
+        raise InvalidValue(f"there is no group {text!a}") from None
 
 
 def _parse_mode(text: str) -> int:
@@ -201,4 +227,9 @@ _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
     "statedir": _parse_path,
     "config": _parse_path,
 }
-_FLAGS: Final = {"allow_other": True, "noallow_other": False}
+_FLAGS: Final = {
+    "allow_other": ("allow_other", True),
+    "noallow_other": ("allow_other", False),
+    "nonempty": ("nonempty", True),
+}
+"""The field that each option without a value sets."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import gc
 import logging
 import os
 import resource
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ktaskfs.config import NAME
 from ktaskfs.control.access import Access
 from ktaskfs.control.facts import Load
 from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
+from ktaskfs.fuse.mountpoint import clear_place, require_place
+from ktaskfs.fuse.negotiation import CannotTakeOver
 from ktaskfs.fuse.probe import NoAnswer, probe
-from ktaskfs.fuse.session import mounted
+from ktaskfs.fuse.session import DESCRIPTOR, mounted
+from ktaskfs.fuse.toucher import tell_watchers
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.context import TaskContext
@@ -45,11 +48,16 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
-NAME: Final = "ktaskfs"
+KIND: Final = f"fuse.{NAME}"
+"""The type of the filesystem, as mounts show it."""
 PROBED: Final = "version"
 """The file of the mount that is read to see whether it answers."""
 STATUS_INTERVAL: Final = 1.0
 """Seconds between two status lines for the service manager."""
+GARBAGE_INTERVAL: Final = 60.0
+"""Seconds between two looks at all objects for garbage that refers to itself; none has been seen at work."""
+YOUNG: Final = 2000
+"""New objects after which the newest are looked at for such garbage, which takes some 0.2 ms."""
 SIGNS_OF_LIFE: Final = 3
 """Signs of life in the time that the service manager allows for one, so that a slow one does no harm."""
 
@@ -74,9 +82,13 @@ class _Daemon:
     stop: trio.Event
 
 
-def run_daemon(
-    config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager
-) -> None:
+def check_place(config: MountConfig) -> None:
+    """Refuse a mount point before anything is made for it. Raises ConfigError, as ``require_place``."""
+    if config.device is None:  # otherwise it is mounted, and waits for us
+        require_place(config.mountpoint, KIND, nonempty=config.nonempty)
+
+
+def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
     """Mount and serve; returns after the unmount. ``ready`` is called when the mount answers; it may not block.
 
     ``directory`` is the state directory, which is closed at the end. Raises KtaskfsError when it cannot be mounted.
@@ -88,15 +100,21 @@ def run_daemon(
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     state = StateDirectory(directory, crash_points(os.environ))  # locked: no rival can mount from now on
     try:
-        if config.device is None:
-            clear_stale_mount(config.mountpoint)
-        else:  # no copy may stay: requests of the mount then fail, and do not hang, if this daemon dies
+        if config.device is None and config.keep:
+            config = replace(config, device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
+        elif config.device is None:
+            clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
+        elif not config.keep:  # no copy may stay: requests then fail, and do not hang, if this daemon dies
             manager.forget(NAME)
         trio.run(_obey, _Daemon(config, settings, state, manager, ready, trio.Event()))
+        if config.passing and not config.keep:  # the next daemon of a mount that is kept needs what is remembered
+            state.remove_unused()
     except ExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
             error = error.exceptions[0]
+        if isinstance(error, CannotTakeOver):  # the next daemon finds a dead mount, and makes a new one
+            manager.forget(NAME)
         if isinstance(error, KtaskfsError):
             raise error from None
         raise
@@ -104,39 +122,21 @@ def run_daemon(
         state.close()
 
 
-def mount_for_manager(config: MountConfig, manager: Manager) -> None:
-    """Mount, and hand the open /dev/fuse to the service manager, for the daemon that it starts next.
+def mount_for_manager(config: MountConfig, manager: Manager) -> int:
+    """Mount, and hand a copy of the open /dev/fuse to the service manager, for the daemon that it starts next.
 
-    Raises KtaskfsError.
+    Returns the descriptor. Raises KtaskfsError.
     """
-    clear_stale_mount(config.mountpoint)
+    clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
     if not manager.listens:
         raise ConfigError("there is no service manager to keep the mount (NOTIFY_SOCKET)")
     fd = mount_device(config.mountpoint, NAME, allow_other=config.allow_other)
     try:
         manager.store(fd, NAME)
     except OSError as error:
-        raise TargetError.from_os(error, "hand the mount to the service manager") from error
-    finally:
         os.close(fd)
-
-
-def clear_stale_mount(mountpoint: str) -> None:
-    """Unmount what dead daemons left at ``mountpoint``. Raises ConfigError where nothing can be mounted.
-
-    Call it with the state directory locked, or for the service manager, which runs one daemon at a time: then no daemon
-    of this mount point is alive, except one with another state directory, which loses its mount. Nothing looks at the
-    old mount, because it may never answer.
-    """
-    while (there := filesystems_at(mountpoint)) and there[-1].kind == f"fuse.{NAME}":
-        abort(there[-1])
-        detach(mountpoint)
-        if len(filesystems_at(mountpoint)) >= len(there):
-            raise ConfigError(f"{mountpoint}: the old mount cannot be taken away", errno=errno.EBUSY)
-    try:
-        os.listdir(mountpoint)
-    except OSError as error:
-        raise ConfigError(f"{mountpoint}: {error.strerror}", errno=error.errno) from error
+        raise TargetError.from_os(error, "hand the mount to the service manager") from error
+    return fd
 
 
 async def _obey(daemon: _Daemon) -> None:
@@ -168,8 +168,11 @@ async def _serve(daemon: _Daemon) -> None:
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             nursery.start_soon(_terminate, daemon, session)
-            nursery.start_soon(_report, daemon, session, table)
-            await session.serve()
+            nursery.start_soon(_report, daemon, session, fs)
+            if config.keep:
+                await session.serve(*_succession(daemon.state))
+            else:
+                await session.serve()
             # The tasks that speak of the mount are cancelled here, and waited for when the mount is gone: one of them
             # may have a child that waits for an answer of the mount.
             nursery.cancel_scope.cancel()
@@ -178,16 +181,33 @@ async def _serve(daemon: _Daemon) -> None:
         LOG.info("unmounted; %d tasks go on%s", len(left), f": {' '.join(left)}" if left else "")
 
 
+def _succession(state: StateDirectory) -> tuple[str, Callable[[str], None]]:
+    """What an earlier daemon has left to know for the one that takes its place, and how to leave it to the next."""
+
+    def remember(text: str) -> None:
+        try:
+            state.remember_session(text)
+        except OSError as error:
+            LOG.error("the next daemon cannot take this mount over: %s", error.strerror)
+
+    try:
+        return state.session(), remember
+    except OSError as error:
+        LOG.error("what an earlier daemon has left cannot be read: %s", error.strerror)
+        return "", remember
+
+
 async def _terminate(daemon: _Daemon, session: Session) -> None:
     await daemon.stop.wait()
     session.terminate()
 
 
-async def _report(daemon: _Daemon, session: Session, table: TaskTable) -> None:
-    """Say that the mount answers once it does, and keep the service manager informed from then on."""
-    mountpoint, manager = daemon.config.mountpoint, daemon.manager
+async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
+    """Say that the mount answers once it does; from then on keep the service manager informed, and those who watch."""
+    mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
     try:
-        session.hold(await probe(mountpoint, PROBED, session.static_names if session.seen else ()))
+        pins = await probe(mountpoint, PROBED, session.static_names if session.seen else ())
+        session.hold(pins)
     except NoAnswer as error:  # it was already unmounted, or another mount covers it
         LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
         session.terminate()
@@ -195,11 +215,26 @@ async def _report(daemon: _Daemon, session: Session, table: TaskTable) -> None:
     LOG.info("mounted on %s", mountpoint)
     daemon.ready()
     manager.tell("READY=1", _status(table))
-    if manager.listens:
-        async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_collect_garbage)
+        if pins:  # by another way a look would make the mount busy
+            nursery.start_soon(tell_watchers, pins[0], fs.notices)
+        if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:
                 nursery.start_soon(_show_life, mountpoint, manager, manager.watchdog)
+
+
+async def _collect_garbage() -> None:
+    """Look at all objects seldom: with thousands of requests under way that takes some 0.1 s.
+
+    Python itself would do it as often as the objects that live long have become a quarter more.
+    """
+    gc.freeze()  # what was made until now stays
+    gc.set_threshold(YOUNG, 10, 1 << 30)
+    while True:
+        await trio.sleep(GARBAGE_INTERVAL)
+        gc.collect()
 
 
 async def _tell_status(table: TaskTable, manager: Manager) -> None:

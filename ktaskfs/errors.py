@@ -150,5 +150,23 @@ class WorkerLost(KtaskfsError):
     default_errno = errno.EIO
 
 
+class Refused(KtaskfsError):
+    """The mounted files refused a command; errno and words are theirs.
+
+    ``command`` is the line that is wrong, ``caret`` the line below it that points to the token; each may be empty.
+    """
+
+    def __init__(self, message: str, *, errno: int, command: str = "", caret: str = "") -> None:
+        super().__init__(message, errno=errno)
+        self.command = command
+        self.caret = caret
+
+
+class DaemonAway(KtaskfsError):
+    """Nobody serves the mounted files at this moment: the daemon has ended, or was never there (ENOTCONN)."""
+
+    default_errno = errno.ENOTCONN
+
+
 class ConfigError(KtaskfsError):
     """An option of the mount, or a line of the configuration file, that cannot be used (EINVAL)."""

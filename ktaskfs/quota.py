@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,18 +39,18 @@ class Quota:
         self._each = each
         self._total = total
         self._refusal = refusal
-        self._held: Counter[int] = Counter()
+        self._held: dict[int, int] = {}
         self._used = 0
 
     def take(self, user: int, amount: int = 1) -> None:
         """Count ``amount`` more for ``user``; raises the refusal, and then counts nothing."""
-        held = self._held[user] + amount
+        held = self.held(user) + amount
         most = self._total // 2 if user == ROOT else self._each
         if held > most:
-            self._refuse(user, f"you hold {self._held[user]} {self._what}, and a user may hold {most}")
+            self._refuse(user, f"you hold {self.held(user)} {self._what}, and a user may hold {most}")
         if self._used + amount > room(self._total, user, held):
             all_users = f"all users together {self._used} of {self._total}"
-            self._refuse(user, f"you hold {self._held[user]} {self._what}, {all_users}: the rest is for others")
+            self._refuse(user, f"you hold {self.held(user)} {self._what}, {all_users}: the rest is for others")
         self._held[user] = held
         self._used += amount
 
@@ -64,10 +63,10 @@ class Quota:
     def give_back(self, user: int, amount: int = 1) -> None:
         """Count ``amount`` less for ``user``."""
         self._used -= amount
-        self._held[user] -= amount
-        if not self._held[user]:
-            del self._held[user]
+        held = self._held.pop(user, 0) - amount
+        if held:
+            self._held[user] = held
 
     def held(self, user: int) -> int:
         """What ``user`` holds now."""
-        return self._held[user]
+        return self._held.get(user, 0)

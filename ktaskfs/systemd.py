@@ -18,9 +18,22 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.2
 """Seconds that a word to systemd may take. It may be stopped, or its queue full; nobody else waits for it longer."""
+_LISTEN_FDS_START: Final = 3
 JOURNAL: Final = "/run/systemd/journal/socket"
-FIELDS: Final = ("TASK", "OP", "UID")
-"""Fields of the journal that a log call may give with ``extra``: a task's name, its operation, its user."""
+FIELDS: Final = (
+    "KTASK_NAME",
+    "KTASK_OPERATION",
+    "KTASK_PATH",
+    "KTASK_UID",
+    "KTASK_STATE",
+    "KTASK_PID",
+    "KTASK_DONE",
+    "KTASK_TOTAL",
+    "KTASK_USEC",
+    "KTASK_TUNABLE",
+    "ERRNO",
+)
+"""Fields of the journal that a log call may give with ``extra``; docs/how-to/monitoring.md says what they are."""
 PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """Levels of logging as those of syslog(3)."""
 
@@ -36,6 +49,8 @@ class Manager:
         usec = environment.get("WATCHDOG_USEC", "")
         self.watchdog = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None
         """Seconds within which it wants a sign of life, or None."""
+        ours = environment.get("LISTEN_PID") == str(os.getpid())
+        self._kept = environment.get("LISTEN_FDNAMES", "").split(":") if ours else []
 
     @property
     def listens(self) -> bool:
@@ -66,6 +81,14 @@ class Manager:
         os.close(barrier)
         os.read(done, 1)  # until the manager has closed its copy
         os.close(done)
+
+    def kept(self, name: str) -> int | None:
+        """The descriptor of that name that the manager has handed to this process, if any; sd_listen_fds(3)."""
+        if name not in self._kept:
+            return None
+        fd = _LISTEN_FDS_START + self._kept.index(name)
+        os.set_inheritable(fd, False)
+        return fd
 
     def forget(self, name: str) -> None:
         """Have the manager close its copy of what was stored."""

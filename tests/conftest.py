@@ -7,22 +7,23 @@ import itertools
 import os
 import shutil
 import signal
-import stat
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import psutil
 import pytest
 
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.support import filesystems
+from tests.support import filesystems, fuse_device
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
+from tests.support.poll import DEADLINE
 from tests.support.shell import run
-from tests.support.tiers import ROOT_FIXTURES, tier_of
+from tests.support.tiers import ROOT_FIXTURES, tier_of, turn_of
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
@@ -42,14 +43,28 @@ class MountMaker(Protocol):
     ) -> Mount: ...
 
 
-def pytest_configure() -> None:
-    """A run that is told to end (SIGTERM, as by timeout(1)) puts everything back first, as after ^C."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is told to end (SIGTERM, as by timeout(1)) puts everything back first, as after ^C.
+
+    So does each of several processes: the first tells the others and waits for them. pytest-xdist alone would have them
+    killed after ten seconds.
+    """
     here = os.getpid()
 
     def end(number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() != here:  # a forked child of a test
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if hasattr(config, "workerinput"):
+            signal.signal(number, lambda *_: None)  # timeout(1) has told it, and the first process tells it again
+            config.add_cleanup(lambda: os._exit(pytest.ExitCode.INTERRUPTED))  # instead of waiting for more to do
+        else:
+            signal.signal(number, signal.SIG_DFL)
+        if config.pluginmanager.hasplugin("dsession"):
+            others = psutil.Process().children()
+            for each in others:
+                each.send_signal(number)
+            psutil.wait_procs(others, DEADLINE)
         raise KeyboardInterrupt("SIGTERM")
 
     signal.signal(signal.SIGTERM, end)
@@ -57,12 +72,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the marker of its tier."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test the marker of its tier. Several processes share the files in the order of their turns."""
     for item in items:
         names = item.fixturenames if isinstance(item, pytest.Function) else ()
         if (tier := tier_of(item.path, needs_root=not ROOT_FIXTURES.isdisjoint(names))) is not None:
             item.add_marker(tier)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: turn_of(item.path))
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -170,12 +187,9 @@ def public_root(two_users: tuple[User, User]) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def fuse_for_all(root: None) -> Iterator[None]:
-    """Every user may open /dev/fuse, as udev sets it up; without udev the kernel leaves it to root."""
-    device = Path("/dev/fuse")
-    before = stat.S_IMODE(device.stat().st_mode)
-    device.chmod(0o666)
-    yield
-    device.chmod(before)
+    """Every user may open /dev/fuse."""
+    with fuse_device.for_all():
+        yield
 
 
 @pytest.fixture(params=filesystems.page_sizes(), ids=lambda size: f"{size >> 20}M")

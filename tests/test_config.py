@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktaskfs.config import GENERIC, STATE_ROOT, default_statedir, escape_path, parse_options
+from ktaskfs.config import GENERIC, NAME_MAX, STATE_ROOT, default_statedir, escape_path, parse_options, state_name
 from ktaskfs.errors import ConfigError
 from ktaskfs.tasks.tunables import TUNABLES
 
@@ -64,7 +65,7 @@ def test_generic_options_are_taken() -> None:
     "option",
     ["ro", "nosuch", "nosuch=1", "uid", "uid=", "uid=-1", "uid=4294967295", "uid=nobody at all", "uid=٣", "uid=²"]
     + ["gid=no such group", "mode=", "mode=8", "mode=1000", "mode=0x1", "hidepid=3", "hidepid=", "statedir="]
-    + ["allow_other=1", "nice", "nice=", "nice=20", "max_threads=max", "uid=a\0b", "mode=" + "7" * 9000],
+    + ["allow_other=1", "nice", "nice=", "nice=20", "max_threads=MAX", "uid=a\0b", "mode=" + "7" * 9000],
 )
 def test_what_is_refused_is_named(option: str) -> None:
     with pytest.raises(ConfigError, match="option ") as refusal:
@@ -103,6 +104,22 @@ def test_where_tasks_are_remembered(tmp_path: Path) -> None:
     assert default_statedir("/a", 1000, {"XDG_RUNTIME_DIR": str(tmp_path)}) == f"{tmp_path}/ktaskfs/a"
     with pytest.raises(ConfigError, match="statedir"):
         default_statedir("/a", 1000, {"XDG_RUNTIME_DIR": str(tmp_path / "missing")})
+
+
+def test_a_name_that_would_be_too_long_is_digested() -> None:
+    longest = "/" + "a" * NAME_MAX
+    assert state_name(longest) == escape_path(longest)
+    first, second = (state_name(f"{longest}{end}") for end in "xy")
+    assert len(first) == len(second) == NAME_MAX
+    assert first != second
+    assert len(state_name("/mnt/" + "\u6771" * 30)) == NAME_MAX
+
+
+def test_an_empty_mount_point_is_no_directory() -> None:
+    """As that of a variable that is not set; abspath(3) would make the working directory of it."""
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        parse_options("", ["statedir=/s"], {})
+    assert caught.value.errno == errno.ENOENT
 
 
 @given(PATHS, PATHS)

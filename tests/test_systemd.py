@@ -119,13 +119,14 @@ def test_the_watchdog_is_meant_for_one_process(environment: dict[str, str], seco
 
 
 def test_a_record_with_its_fields(listener: socket.socket) -> None:
-    fields = logged(listener, listener.getsockname(), logging.WARNING, "one\ntwo \udc80", TASK="vm0", UID=1000)
+    extra = {"KTASK_NAME": "vm0", "KTASK_UID": 1000}
+    fields = logged(listener, listener.getsockname(), logging.WARNING, "one\ntwo \udc80", **extra)
     assert fields == {
         b"MESSAGE": b"one\ntwo \\udc80",
         b"PRIORITY": b"4",
         b"SYSLOG_IDENTIFIER": b"ktaskfs",
-        b"TASK": b"vm0",
-        b"UID": b"1000",
+        b"KTASK_NAME": b"vm0",
+        b"KTASK_UID": b"1000",
     }
 
 

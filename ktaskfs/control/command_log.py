@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, SpecError
+from ktaskfs.quota import ROOT
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,6 +21,8 @@ KEPT: Final = 8
 """Refused writes kept for each user."""
 USERS_MAX: Final = 4096
 """Users remembered; the user who wrote least recently is forgotten first."""
+BYTES_MAX: Final = 4 << 20
+"""Bytes that are kept of all users but root, who is not forgotten."""
 SHOWN_MAX: Final = 4096
 """Characters of a command, and of a message, that are kept."""
 
@@ -28,6 +33,8 @@ class _UserLog:
 
     status: str = "ok"
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
+    size: int = 0
+    """Bytes of these, as last counted."""
 
 
 class CommandLog:
@@ -36,6 +43,7 @@ class CommandLog:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._users: OrderedDict[int, _UserLog] = OrderedDict()
+        self._size = 0
 
     def status(self, caller: Caller) -> str:
         """``ok``, or why the caller's last write failed."""
@@ -48,6 +56,7 @@ class CommandLog:
     def clear(self, caller: Caller) -> None:
         """Forget the caller's refused writes."""
         self._of(caller.uid).errors.clear()
+        self._weigh(caller.uid)
 
     def succeeded(self, caller: Caller) -> None:
         """Note a write that was carried out."""
@@ -56,24 +65,42 @@ class CommandLog:
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
         """Note a write of ``text`` to ``file`` that was refused."""
         log = self._of(caller.uid)
-        log.status = f"{file}: {error.errname}: {_printable(error.message[:SHOWN_MAX])}"
+        log.status = f"{file}: {error.errname}: {printable(error.message[:SHOWN_MAX])}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._now()))
-        entry = f"[{when}] {log.status}\n  Command: {_printable(line[:SHOWN_MAX])}\n"
+        line = line[:SHOWN_MAX]
+        entry = f"[{when}] {log.status}\n  Command: {printable(line)}\n"
         if end > start and start < SHOWN_MAX:
-            entry += " " * (len("  Command: ") + start) + "^" * max(1, min(end, SHOWN_MAX) - start) + "\n"
+            before, token = printable(line[:start]), printable(line[start:end])
+            entry += " " * len(f"  Command: {before}") + "^" * max(1, len(token)) + "\n"
         log.errors.append(entry)
+        self._weigh(caller.uid)
 
     def refused_opening(self, uid: int, error: KtaskfsError) -> None:
         """Note that a user could not open a file, or read it anew."""
         self._of(uid).status = f"open: {error.errname}: {error.message}"
+        self._weigh(uid)
 
     def _of(self, uid: int) -> _UserLog:
         log = self._users.setdefault(uid, _UserLog())
         self._users.move_to_end(uid)
         if len(self._users) > USERS_MAX:
-            self._users.popitem(last=False)
+            self._forget_one()
         return log
+
+    def _weigh(self, uid: int) -> None:
+        """Count the bytes of a user's log anew, and forget others until all are few enough."""
+        log = self._users[uid]
+        if uid != ROOT:
+            self._size -= log.size
+            log.size = sum(map(sys.getsizeof, (log.status, *log.errors)))
+            self._size += log.size
+        while self._size > BYTES_MAX:
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        uid = next(each for each in self._users if each != ROOT)
+        self._size -= self._users.pop(uid).size
 
     def keeping(
         self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
@@ -90,8 +117,3 @@ class CommandLog:
             return reply
 
         return recorded, lambda caller, text, error: self.refused(file, caller, text, error)
-
-
-def _printable(text: str) -> str:
-    """``text`` with ``?`` for each character that cannot be printed. The length stays, and a caret under its token."""
-    return "".join(each if each.isprintable() else "?" for each in text)

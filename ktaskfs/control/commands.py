@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.control.privilege import CAP_SYS_ADMIN, find_caller
+from ktaskfs.control.privilege import CAP_SYS_ADMIN
 from ktaskfs.errors import KtaskfsError, TargetError
-from ktaskfs.vfs import Caller, File, OpenFile, TextFile
+from ktaskfs.vfs import Caller, File, Look, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
+    from ktaskfs.control.callers import Callers
     from ktaskfs.control.command_log import CommandLog
     from ktaskfs.control.limits import Limits
     from ktaskfs.host.credentials import CallerProcess
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 Render = Callable[[Caller], str]
 Run = Callable[["CallerProcess", str], Awaitable[str | None]]
 
+OPENER_SIZE: Final = 4096
+GROUP_SIZE: Final = 4
+"""Bytes that the opener of a command file takes, and each of the opener's groups; about what they take in Python."""
 POWERLESS_ROOT: Final = -1
 """The user in whose name root without rights holds openings: it may not take what is kept for root."""
 
@@ -44,20 +49,36 @@ class CommandFile(File):
     That process is identified while its open(2) waits for the answer: until then its pid cannot be another's.
     """
 
-    __slots__ = ("_commands", "_limits", "_log")
+    __slots__ = ("_callers", "_commands", "_limits", "_log")
 
-    def __init__(self, ino: int, attributes: Attributes, commands: Commands, log: CommandLog, limits: Limits) -> None:
+    def __init__(
+        self,
+        ino: int,
+        attributes: Attributes,
+        commands: Commands,
+        *,
+        log: CommandLog,
+        limits: Limits,
+        callers: Callers,
+    ) -> None:
         super().__init__(ino, attributes)
         self._commands = commands
         self._log = log
         self._limits = limits
+        self._callers = callers
+
+    def _usage(self) -> TextFile:
+        return TextFile(self.ino, self.attributes(), self._commands.text, texts=self._limits.texts)
+
+    async def look(self, caller: Caller, *, anew: bool) -> Look:
+        return await self._usage().look(caller, anew=anew)
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         commands, texts = self._commands, self._limits.texts
         if not wants_write(flags):
-            return await TextFile(self.ino, self.attributes(), commands.text, texts=texts).open(caller, flags)
+            return await self._usage().open(caller, flags)
         try:
-            opener = self._enter(caller)
+            opener = await self._enter(caller)
         except KtaskfsError as error:
             self._log.refused(commands.file, caller, "(open)", error)
             raise
@@ -73,17 +94,22 @@ class CommandFile(File):
             self._leave(opener)
             raise
 
-    def _enter(self, caller: Caller) -> CallerProcess:
-        """The process that opens the file, which ``_leave`` closes. Raises TooManyOpen, and as ``find_caller``."""
-        opener = find_caller(caller)
-        try:
+    async def _enter(self, caller: Caller) -> CallerProcess:
+        """The process that opens the file, which ``_leave`` closes.
+
+        Raises TooManyOpen, TooMuchText, and as ``Callers.find``.
+        """
+        opener = await self._callers.find(caller)
+        with contextlib.ExitStack() as undo:
+            undo.callback(opener.close)
             self._limits.openings.take(_holder(opener))
-        except KtaskfsError:
-            opener.close()
-            raise
+            undo.callback(self._limits.openings.give_back, _holder(opener))
+            self._limits.memory.take(_holder(opener), _size(opener))
+            undo.pop_all()
         return opener
 
     def _leave(self, opener: CallerProcess) -> None:
+        self._limits.memory.give_back(_holder(opener), _size(opener))
         self._limits.openings.give_back(_holder(opener))
         opener.close()
 
@@ -91,6 +117,10 @@ class CommandFile(File):
 def _holder(opener: CallerProcess) -> int:
     identity = opener.identity
     return identity.uid if identity.uid or identity.effective & CAP_SYS_ADMIN else POWERLESS_ROOT
+
+
+def _size(opener: CallerProcess) -> int:
+    return OPENER_SIZE + GROUP_SIZE * len(opener.identity.groups)
 
 
 class _OpenCommandFile(OpenFile):
@@ -107,6 +137,13 @@ class _OpenCommandFile(OpenFile):
 
     async def write(self, offset: int, data: bytes) -> int:
         return await self._file.write(offset, data)
+
+    @property
+    def pending(self) -> bool:
+        return self._file.pending
+
+    async def closed(self, *, last: bool) -> None:
+        await self._file.closed(last=last)
 
     def poll(self, wake: Callable[[], None] | None) -> int:
         return self._file.poll(wake)

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.access import Access
     from ktaskfs.control.transitions import Transition
-    from ktaskfs.vfs import Caller
+    from ktaskfs.vfs import Caller, Portions
 
 BACKLOG: Final = 1024
 """Events kept for a slow reader. The oldest are dropped first, and a line says how many."""
+
+BACKLOG_TOTAL: Final = 32768
+"""Events kept for all readers together, if that is less. A line has 250 bytes at most; readers of the same tasks share
+it, and with hidepid those of different users do not."""
+
+CHUNK: Final = 4096
+"""Bytes after which no further line is added to what one read gives."""
 
 HEARTBEAT: Final = 0.95
 """Seconds without an event until a reader gets an empty line, within the second that a read may take."""
@@ -30,10 +37,19 @@ NONE: Final = "-"
 class EventFeed:
     """Adds each event to the streams whose readers may follow its task."""
 
-    def __init__(self, access: Access, now_ns: Callable[[], int] = time.time_ns, backlog: int = BACKLOG) -> None:
+    def __init__(
+        self,
+        access: Access,
+        portions: Portions,
+        *,
+        now_ns: Callable[[], int] = time.time_ns,
+        backlog: int = BACKLOG,
+    ) -> None:
+        """``portions`` wake the readers."""
         self.change = Change()
         """Notified when a stream may have become ready."""
         self._access = access
+        self._portions = portions
         self._now_ns = now_ns
         self._backlog = backlog
         self._streams: dict[EventStream, None] = {}
@@ -45,54 +61,64 @@ class EventFeed:
 
     def open_stream(self, caller: Caller) -> EventStream:
         """A stream for ``caller``, from now on."""
-        stream = EventStream(caller.uid, self._backlog, self._now_ns, self._streams.pop)
+        stream = EventStream(caller.uid, self._portions, self._now_ns, self._streams.pop)
         self._streams[stream] = None
         return stream
 
     def publish(self, transition: Transition) -> None:
         """An observer of transitions."""
-        if not self._streams:
-            return
         task = transition.task
+        if not self._streams or transition.replaced:  # a reader knows tasks by name only
+            return
         operation = NONE if task.operation is None else task.operation.name
         line = (
             f"{_time(self._now_ns())} {task.name} {transition.old or NONE} {transition.new or NONE}"
             f" op={operation} uid={task.uid}\n"
         )
+        most = min(self._backlog, max(1, BACKLOG_TOTAL // len(self._streams)))
         for stream in self._streams:
             if self._access.may_follow(stream.uid, task.uid):
-                stream.add(line)
+                stream.add(line, most)
         self.change.notify()
 
 
 class EventStream(Stream):
-    """The lines that one reader has not read yet, at most ``backlog``. ``closed`` is called with the stream."""
+    """What one reader has not read yet. ``portions`` wake the reader; ``closed`` is called with the stream."""
 
     def __init__(
-        self, uid: int, backlog: int, now_ns: Callable[[], int], closed: Callable[[EventStream], object]
+        self, uid: int, portions: Portions, now_ns: Callable[[], int], closed: Callable[[EventStream], object]
     ) -> None:
         self.uid = uid
-        self._lines: deque[str] = deque(maxlen=backlog)
+        self._lines: deque[str] = deque()
         self._lost = 0
+        self._portions = portions
         self._now_ns = now_ns
         self._closed = closed
-        self._added = trio.Event()
+        self._reader: trio.Event | None = None
+        """Set when there is a line, while somebody waits for one."""
 
-    def add(self, line: str) -> None:
-        """One more line; the oldest is lost if there are too many."""
-        self._lost += len(self._lines) == self._lines.maxlen
+    def add(self, line: str, most: int) -> None:
+        """One more line; the oldest are lost if there are more than ``most``."""
         self._lines.append(line)
-        self._added.set()
+        while len(self._lines) > most:
+            self._lines.popleft()
+            self._lost += 1
+        if self._reader is not None:
+            self._portions.wake(self.uid, self._reader)
+            self._reader = None
 
     async def next_chunk(self) -> bytes:
-        with trio.move_on_after(HEARTBEAT):
-            await self._added.wait()
-        text = "".join(self._lines)
+        if not self._lines:
+            self._reader = reader = trio.Event()
+            with trio.move_on_after(HEARTBEAT):
+                await reader.wait()
+            self._reader = None
+        text = ""
         if self._lost:
-            text = f"{_time(self._now_ns())} {NONE} {NONE} {NONE} lost={self._lost}\n{text}"
-        self._lines.clear()
-        self._lost = 0
-        self._added = trio.Event()
+            text = f"{_time(self._now_ns())} {NONE} {NONE} {NONE} lost={self._lost}\n"
+            self._lost = 0
+        while self._lines and len(text) < CHUNK:
+            text += self._lines.popleft()
         return text.encode() or b"\n"
 
     def idle(self) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ktaskfs.control.callers import Callers
 from ktaskfs.control.command_log import CommandLog
 from ktaskfs.control.limits import Limits
-from ktaskfs.vfs import Attributes, InodeNumbers, Patience
+from ktaskfs.vfs import Attributes, InodeNumbers, Notices, Patience, Portions, Splices
 
 if TYPE_CHECKING:
     from ktaskfs.control.access import Access
@@ -23,6 +24,7 @@ class Filesystem:
     service: the tasks, the operations and the tunables.
     root:    the attributes of the root. Inodes that belong to no task have its owner and time.
     watcher: looks for progress while somebody polls for it.
+    notices: the files of which inotify(7) is to tell.
     """
 
     service: TaskService
@@ -30,9 +32,13 @@ class Filesystem:
     access: Access
     root: Attributes
     watcher: Watcher
+    notices: Notices = field(default_factory=Notices)
     numbers: InodeNumbers = field(default_factory=InodeNumbers)
+    callers: Callers = field(default_factory=Callers)
     log: CommandLog = field(default_factory=CommandLog)
     patience: Patience = field(default_factory=Patience)
+    portions: Portions = field(default_factory=Portions)
+    splices: Splices = field(default_factory=Splices)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

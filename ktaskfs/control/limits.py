@@ -1,4 +1,21 @@
-"""What each user may hold of a mount."""
+"""What each user may hold of a mount, so that the daemon stays below 200 MiB whatever users do.
+
+MiB at the most, with the tunables as they are by default:
+
+     35  the daemon when it has just begun
+     58  7296 requests under way (fuse/session.py), each of some 8 KiB
+     16  1 MiB of writes under way (fuse/turns.py), which take sixteen times their size while they are read
+     18  open files (MEMORY_TOTAL)
+     10  streams (STREAMS_TOTAL)
+      8  32768 events that streams have not read (events.py)
+      8  names of open directories (fuse/listing.py)
+      8  results of ended tasks (tasks/retention.py)
+     34  tasks: 1024 unfinished and 512 queued ones (tasks/table.py), and 1024 ended ones; each takes 5 KiB, or 12
+         with the longest paths, and a queued one 4 more for its caller, and 4 for the groups
+      4  logs of refused commands (command_log.py)
+
+``python -m bench.fairness`` has attackers that fill them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +33,14 @@ if TYPE_CHECKING:
 
 OPENINGS_MAX: Final = 256
 """Command files that one user may have open for writing."""
+OPENINGS_TOTAL: Final = 2048
 STREAMS_MAX: Final = 128
 """``events`` and ``wait`` that one user may have open: twice the tasks that one may have by default."""
 STREAMS_TOTAL: Final = 1024
-"""A reader costs the event loop some 0.1 ms a second."""
-TEXT_MAX: Final = 64 << 20
-"""Bytes of text that the open files of one user may hold."""
-TEXT_TOTAL: Final = 512 << 20
+"""A reader costs the event loop some 0.1 ms a second, and takes 10 KiB with what it may go back."""
+MEMORY_MAX: Final = 4 << 20
+"""Bytes that the open files of one user may hold: their text, and who opened a command file."""
+MEMORY_TOTAL: Final = 18 << 20
 
 
 class Limits:
@@ -32,22 +50,24 @@ class Limits:
               if the opener is in another user namespace. Together they are at most a quarter of the descriptors in
               number: tasks at work and starts need the rest (``tasks.table.DESCRIPTORS_PART``).
     streams:  readers of ``events`` and ``wait``.
-    texts:    what other open files hold.
+    memory:   bytes that open files hold.
+    texts:    the part of it that is text.
     """
 
     def __init__(self, descriptors: int | None = None) -> None:
         """``descriptors`` are those that this process may have, RLIMIT_NOFILE if None."""
         if descriptors is None:
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.openings = _quota("control files open for writing", OPENINGS_MAX, descriptors // 4, TooManyOpen)
+        most = min(descriptors // 4, OPENINGS_TOTAL)
+        self.openings = _quota("control files open for writing", OPENINGS_MAX, most, TooManyOpen)
         self.streams = _quota("events and wait files open", STREAMS_MAX, STREAMS_TOTAL, TooManyOpen)
-        self._text_bytes = _quota("bytes of text in open files", TEXT_MAX, TEXT_TOTAL, TooMuchText)
-        self.texts = OpenTexts(self._text_bytes)
+        self.memory = _quota("bytes in open files", MEMORY_MAX, MEMORY_TOTAL, TooMuchText)
+        self.texts = OpenTexts(self.memory)
 
     def observe(self, refused: Callable[[int, KtaskfsError], None]) -> None:
         """Have ``refused`` called with the uid and the error when a file cannot be opened or read for its limit."""
         self.streams.observers.append(refused)
-        self._text_bytes.observers.append(refused)
+        self.memory.observers.append(refused)
 
 
 def _quota(what: str, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> Quota:

@@ -23,13 +23,13 @@ Large work on huge pages, in chunks, on several threads. Everything here is read
 A write that fails has done nothing; info/last_cmd_status says why, info/error_log shows where.
 A task runs as whoever wrote it, in a process of its own. It goes on if this filesystem is unmounted.
 
-  tasks/NAME/     state status stat progress threads result error wait, and the parameters; control takes
-                  cancel, kill, pause, resume, start (after mkdir); tasks leads to your users/UID/tasks
+  tasks/NAME/     state status stat stat.json progress threads result error wait, and the parameters; control
+                  takes cancel, kill, pause, resume, start (after mkdir); tasks leads to your users/UID/tasks
   debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
-  info/           huge page pools, NUMA nodes, what became of your last commands
+  info/           info/tasks: how all tasks stand; huge page pools, NUMA nodes, your last commands
   events          a line for each change of state of a task, from the opening on
-  metrics         counters for monitoring, as OpenMetrics
-  operations/     what there is to do; operations/NAME/parameters says with which words:
+  metrics         counters for Prometheus; metrics.openmetrics has the same as OpenMetrics
+  operations/     what there is to do; operations/NAME/parameters says with which words, among them plan=1:
 
 """
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from ktaskfs.control.events import EventFeed
 from ktaskfs.control.manual import manual
-from ktaskfs.control.metrics import Metrics
-from ktaskfs.control.task_text import table
+from ktaskfs.control.metrics import Exposition, Metrics, MetricsFile
+from ktaskfs.control.task_list import TaskList
 from ktaskfs.control.tasks_directory import ShownTasks
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.control.tunable_file import TunableFile
-from ktaskfs.control.views import UsersDirectory, own_view
+from ktaskfs.control.views import IN_INFO, UsersDirectory, own_view
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.tasks.tunables import TUNABLES
-from ktaskfs.units import format_cpulist, format_size
+from ktaskfs.units import format_cpulist, format_size, table
 from ktaskfs.version import VERSION
 from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, Inode, StaticDirectory, StreamFile, TextFile
 
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
     """The root directory. ``load`` tells what the kernel has of the mount, and is called while the mount is served."""
     operations = fs.service.operations
-    events = EventFeed(fs.access)
-    metrics = Metrics(fs.service.table, fs.kernel, load)
-    Transitions(fs.service.table).observers.extend((events.publish, metrics.count))
+    events = EventFeed(fs.access, fs.portions)
+    metrics = Metrics(operations, fs.kernel, load)
+    own_list = f"users/{fs.root.uid}/task_list"
+    tasks = TaskList(fs.service.table, fs.access, lambda: fs.notices.add(own_list))
+    Transitions(fs.service.table).observers.extend((events.publish, metrics.count, tasks.observe))
     return StaticDirectory(
         ROOT_INO,
         fs.root,
@@ -44,9 +46,10 @@ def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
             "operations": _directory(fs, {name: _operation(fs, each) for name, each in operations.items()}),
             "info": _info(fs),
             "tasks": own_view(fs.numbers.take(), fs.attributes(0o777), "users/%d/tasks"),
-            "users": UsersDirectory(fs.numbers.take(), fs, ShownTasks(fs)),
+            "users": UsersDirectory(fs.numbers.take(), fs, ShownTasks(fs, tasks)),
             "events": _event_stream(fs, events),
-            "metrics": _file(fs, lambda caller: metrics.text()),
+            "metrics": _metrics_file(fs, metrics, Exposition.PROMETHEUS),
+            "metrics.openmetrics": _metrics_file(fs, metrics, Exposition.OPENMETRICS),
         },
     )
 
@@ -57,6 +60,12 @@ def _directory(fs: Filesystem, children: Mapping[str, Inode]) -> StaticDirectory
 
 def _file(fs: Filesystem, text: Callable[[Caller], str | Awaitable[bytes]]) -> TextFile:
     return TextFile(fs.numbers.take(), fs.attributes(0o444), text, texts=fs.limits.texts)
+
+
+def _metrics_file(fs: Filesystem, metrics: Metrics, form: Exposition) -> TextFile:
+    return MetricsFile(
+        fs.numbers.take(), fs.attributes(0o444), lambda caller: metrics.text(form), texts=fs.limits.texts
+    )
 
 
 def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
@@ -70,14 +79,13 @@ def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
 
 
 def _info(fs: Filesystem) -> Directory:
-    last_task = fs.service.table.last_task
-
+    own = {
+        link: own_view(fs.numbers.take(), fs.attributes(0o777), f"../users/%d/{name}") for name, link in IN_INFO.items()
+    }
     return _directory(
         fs,
-        {
-            "last_cmd_status": _file(fs, fs.log.status),
-            "error_log": own_view(fs.numbers.take(), fs.attributes(0o777), "../users/%d/error_log"),
-            "last_task": _file(fs, lambda caller: "".join(f"{name}\n" for name in last_task.get(caller.uid, ()))),
+        own
+        | {
             "hugepages": _file(fs, lambda caller: hugepages_text(fs.kernel)),
             "nodes": _file(fs, lambda caller: nodes_text(fs.kernel)),
         },
@@ -93,6 +101,7 @@ def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
         events.open_stream,
         change=events.change,
         patience=fs.patience,
+        splices=fs.splices,
         quota=fs.limits.streams,
     )
 

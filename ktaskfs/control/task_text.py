@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import errno_name
 from ktaskfs.host.process import is_stopped, thread_cpu
+from ktaskfs.progress import FoundWhy
 from ktaskfs.tasks.task import ENDED, State
-from ktaskfs.units import BYTES, Units
+from ktaskfs.units import BYTES, Units, printable, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from ktaskfs.host.cgroups import Group
     from ktaskfs.operations.base.parameters import Parameter
@@ -20,20 +20,13 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 BAR_WIDTH: Final = 20
+FAR: Final = 365 * 86400
+"""Seconds: a finish that is further off is unknown. The speed of work that stands still falls, but not to 0."""
 
 
 def units_of(task: Task) -> Units:
     """What the task's positions count."""
     return BYTES if task.operation is None else task.operation.units
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned with spaces, a header line first."""
-    lines = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
-    )
 
 
 def seconds_at_work(snapshot: Snapshot) -> float:
@@ -52,10 +45,15 @@ def percent(task: Task, snapshot: Snapshot) -> float:
     return 100.0 if task.state is State.DONE else 0.0
 
 
-def speed(snapshot: Snapshot) -> float:
-    """Units a second on average in this run."""
-    seconds = seconds_at_work(snapshot)
-    return snapshot.done / seconds if seconds else 0.0
+def speed(task: Task, snapshot: Snapshot) -> float:
+    """Units a second: a moving average while it is at work, that of the whole run once it has ended."""
+    return task.pace.speed(snapshot, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+def seconds_left(task: Task, snapshot: Snapshot, rate: float) -> float | None:
+    """Seconds until a task at work is done, at ``rate`` units a second; None where nobody can tell."""
+    left = task.total(snapshot) - task.done(snapshot)
+    return left / rate if task.state is not State.PAUSED and rate > 0 and left < rate * FAR else None
 
 
 def format_speed(units: Units, rate: float) -> str:
@@ -69,13 +67,14 @@ def progress(task: Task) -> str:
     return f"{task.done(snapshot)} / {task.total(snapshot)}\n"
 
 
-def progress_line(task: Task, snapshot: Snapshot, rate: float) -> str:
-    """A line of ``wait``, in the form of /proc/mdstat; ``rate`` is in units a second."""
-    done, total = task.done(snapshot), task.total(snapshot)
+def progress_line(task: Task, snapshot: Snapshot) -> str:
+    """A line of ``wait``, in the form of /proc/mdstat."""
+    done, total, rate = task.done(snapshot), task.total(snapshot), speed(task, snapshot)
     part = percent(task, snapshot)
     filled = int(part * BAR_WIDTH / 100)
     bar = ("=" * filled + ">" + "." * BAR_WIDTH)[:BAR_WIDTH] if filled < BAR_WIDTH else "=" * BAR_WIDTH
-    finish = f"{(total - done) / rate:.1f}s" if rate else "unknown"
+    left = seconds_left(task, snapshot, rate)
+    finish = "unknown" if left is None else f"{left:.1f}s"
     return f"[{bar}] {part:5.1f}% ({done}/{total}) finish={finish} speed={format_speed(units_of(task), rate)}\n"
 
 
@@ -111,19 +110,27 @@ def threads(task: Task) -> str:
 
 
 def _one_line(text: str) -> str:
-    """``text`` with backslashes and unprintable characters in octal, as the kernel shows paths (seq_path()).
-
-    An unprintable character may be a command to the terminal.
-    """
-    return "".join(each if each.isprintable() and each != "\\" else _octal(each) for each in text)
-
-
-def _octal(character: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+    """``text`` with backslashes and unprintable characters in octal, as the kernel shows paths (seq_path())."""
+    return printable(text.replace("\\", "\\134"))
 
 
 def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
+
+
+def _found(snapshot: Snapshot) -> str:
+    """How many of them were found to help, and why not more."""
+    if not snapshot.found:
+        return ""
+    if snapshot.found_why is FoundWhy.MOST:
+        why = "there may be no more"
+    elif snapshot.found_why is FoundWhy.TRYING:
+        why = "others are tried"
+    elif snapshot.found_nid >= 0:
+        why = f"memory of node {snapshot.found_nid} gives no more"
+    else:
+        why = "more bring nothing"
+    return f" ({snapshot.found} help: {why})"
 
 
 def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = None) -> str:
@@ -133,7 +140,8 @@ def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = N
     """
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
-    rate = speed(snapshot)
+    rate = speed(task, snapshot)
+    left = None if task.state in ENDED else seconds_left(task, snapshot, rate)
     state = f"{task.state}"
     if frozen is not None:
         state += f" (its control group {frozen} is frozen)"
@@ -149,41 +157,15 @@ def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = N
         ("Uid", task.uid),
         ("Gid", task.gid),
         ("Pid", "-" if task.worker is None else task.worker.pid),
-        ("Threads", sum(1 for _ in snapshot.threads)),
+        ("Threads", f"{len(snapshot.threads)}{_found(snapshot)}"),
         ("Chunks", sum(each.chunks for each in snapshot.threads)),
         ("Done", f"{done} {units}"),
         ("Total", f"{total} {units}"),
         ("Percent", f"{percent(task, snapshot):.1f}"),
         ("Speed", format_speed(units, rate)),
         ("Seconds", f"{seconds_at_work(snapshot):.3f}"),
-        ("Finish", "-" if task.state in ENDED or not rate else f"{(total - done) / rate:.1f}s"),
+        ("Finish", "-" if left is None else f"{left:.1f}s"),
         ("Created", _when(task.created_ns)),
         ("Error", error(task).strip()),
     ]
     return "".join(f"{key}:\t{value}\n" for key, value in fields)
-
-
-def stat(task: Task) -> str:
-    """Everything for programs, flat-keyed as in cgroup v2; a key, once there, stays and keeps its meaning."""
-    snapshot = task.snapshot()
-    fields: list[tuple[str, object]] = [
-        ("state", task.state),
-        ("operation", "-" if task.operation is None else task.operation.name),
-        ("uid", task.uid),
-        ("gid", task.gid),
-        ("pid", 0 if task.worker is None else task.worker.pid),
-        ("threads", len(snapshot.threads)),
-        ("max_threads", task.requests.threads),
-        ("nice", task.requests.nice),
-        ("rate_max", task.requests.rate),
-        ("chunks", sum(each.chunks for each in snapshot.threads)),
-        ("done", task.done(snapshot)),
-        ("total", task.total(snapshot)),
-        ("units", units_of(task)),
-        ("busy_usec", sum(each.busy_us for each in snapshot.threads)),
-        ("created_usec", task.created_ns // 1000),
-        ("elapsed_usec", round(seconds_at_work(snapshot) * 1e6)),
-        ("errno", snapshot.errno),
-        ("error_position", snapshot.error_position),
-    ]
-    return "".join(f"{key} {value}\n" for key, value in fields)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.commands import CommandFile, Commands
-from ktaskfs.control.privilege import capabilities_of, require_power_over
-from ktaskfs.control.task_directory import ShownTask, TaskDirectory, TaskFiles
+from ktaskfs.control.privilege import require_power_over
+from ktaskfs.control.shown_task import LOCAL, ShownTask
+from ktaskfs.control.task_directory import TaskDirectory, task_files
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.tasks.task import ACTIVE
+from ktaskfs.tasks.task import CANCELLABLE
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ktaskfs.control.filesystem import Filesystem
+    from ktaskfs.control.task_list import TaskList
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.service import TaskService
     from ktaskfs.tasks.task import Task
@@ -27,8 +30,6 @@ starts it. The operations and what they take: operations/*/parameters. "cancel" 
   cat vm0/wait
 """
 CANCEL: Final = "cancel"
-TASK_BITS: Final = 32
-"""Bits of the inode numbers of a view, of which the lower ones tell the files of a task apart. Block 0 has no task."""
 TASKS: Final = 3
 CONTROL: Final = 4
 
@@ -36,11 +37,15 @@ CONTROL: Final = 4
 class ShownTasks:
     """The tasks of the table as all views show them. Each has a block of inode numbers, the same in every view."""
 
-    def __init__(self, fs: Filesystem) -> None:
-        self.files = TaskFiles.of(fs.service.operations)
+    def __init__(self, fs: Filesystem, listed: TaskList) -> None:
+        self.listed = listed
+        self.files = task_files(fs.service.operations)
         self._fs = fs
-        self._blocks = 1 << (TASK_BITS - self.files.bits)
-        self._next = itertools.count(1)
+        self._bits = self.files.bits
+        self._blocks = LOCAL + 1 >> self._bits
+        # Who stands in a directory that an earlier daemon of the mount has shown must not get another task's files by
+        # its number: so each daemon begins at another one, some thousand further for each second.
+        self._next = itertools.count(time.clock_gettime_ns(time.CLOCK_BOOTTIME) >> 20)
         self._by_block: dict[int, ShownTask] = {}
         self._by_task: dict[Task, ShownTask] = {}
         fs.service.table.observers.append(self._changed)
@@ -48,7 +53,7 @@ class ShownTasks:
     def _changed(self, task: Task) -> None:
         if task not in self._fs.service.table:
             if (dropped := self._by_task.pop(task, None)) is not None:
-                del self._by_block[dropped.block]
+                del self._by_block[dropped.first >> self._bits]
                 dropped.changed()
         else:
             self.of(task).changed()
@@ -59,18 +64,24 @@ class ShownTasks:
         if shown is None:
             numbers = (each % self._blocks for each in self._next)
             block = next(each for each in numbers if each and each not in self._by_block)
-            shown = self._by_block[block] = self._by_task[task] = ShownTask(block, task, self._fs, self.files)
+            shown = ShownTask(block << self._bits, task, self._fs, self.files)
+            self._by_block[block] = self._by_task[task] = shown
         return shown
 
-    def in_block(self, block: int) -> ShownTask | None:
-        """The task that has the inode numbers of ``block``."""
-        return self._by_block.get(block)
+    def holding(self, ino: int) -> ShownTask | None:
+        """The task in whose block the inode number is, in whatever view."""
+        return self._by_block.get((ino & LOCAL) >> self._bits)
+
+    def sharing(self, ino: int) -> ShownTask | None:
+        """The task of which all views share the inode with this number."""
+        shown = self.holding(ino)
+        return shown if shown is not None and ino == shown.watched else None
 
 
 class TasksDirectory(Directory):
     """The tasks that the user of one view may know of, and the file that makes them."""
 
-    __slots__ = ("_fs", "_tasks", "_uid", "_view")
+    __slots__ = ("_fs", "_tasks", "_uid", "_view", "control")
 
     def __init__(self, view: int, uid: int, fs: Filesystem, tasks: ShownTasks) -> None:
         """``view`` is the inode number to which those of the view are added."""
@@ -82,6 +93,7 @@ class TasksDirectory(Directory):
         self._tasks = tasks
         self._uid = uid
         self._view = view
+        self.control = self._control()
 
     @property
     def _service(self) -> TaskService:
@@ -91,26 +103,18 @@ class TasksDirectory(Directory):
         access = self._fs.access
         attributes = Attributes(access.mode, access.uid, access.gid, self._fs.root.time_ns)
         commands = Commands("tasks/control", lambda caller: USAGE, self._command)
-        return CommandFile(self._view | CONTROL, attributes, commands, self._fs.log, self._fs.limits)
+        fs = self._fs
+        return CommandFile(self._view | CONTROL, attributes, commands, log=fs.log, limits=fs.limits, callers=fs.callers)
 
     def _directory(self, shown: ShownTask) -> TaskDirectory:
-        return TaskDirectory(self._view | shown.block << self._tasks.files.bits, shown)
+        return TaskDirectory(self._view | shown.first, shown)
 
     def _may_know(self, task: Task) -> bool:
         return self._fs.access.may_know(self._uid, task.uid)
 
-    def find(self, ino: int) -> Inode | None:
-        local = ino - self._view
-        if local == TASKS:
-            return self
-        if local == CONTROL:
-            return self._control()
-        shown = self._tasks.in_block(local >> self._tasks.files.bits)
-        return None if shown is None else self._directory(shown).find(ino)
-
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         if name == "control":
-            return self._control()
+            return self.control
         task = self._service.table.get(name)
         return None if task is None or not self._may_know(task) else self._directory(self._tasks.of(task))
 
@@ -118,12 +122,12 @@ class TasksDirectory(Directory):
         now = iter(self._service.table)  # a snapshot
         known = (task for task in now if self._may_know(task) and not task.forgotten)
         return itertools.chain(
-            [("control", self._control())], ((task.name, self._directory(self._tasks.of(task))) for task in known)
+            [("control", self.control)], ((task.name, self._directory(self._tasks.of(task))) for task in known)
         )
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         try:
-            _, rights = capabilities_of(caller)
+            _, rights = await self._fs.callers.capabilities(caller)
             task = self._service.create_empty(name, caller.uid, caller.gid, rights)
         except KtaskfsError as error:
             self._fs.log.refused("tasks", caller, f"mkdir {name}", error)
@@ -135,7 +139,7 @@ class TasksDirectory(Directory):
         try:
             task = self._service.table.require(name)
             if caller.uid != task.uid:
-                effective, _ = capabilities_of(caller)
+                effective, _ = await self._fs.callers.capabilities(caller)
                 require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
         except KtaskfsError as error:
@@ -148,7 +152,7 @@ class TasksDirectory(Directory):
         if text == CANCEL:
             caller.close()
             for task in self._service.table.of_user(caller.identity.uid):
-                if task.state in ACTIVE:
+                if task.state in CANCELLABLE:
                     self._service.cancel(task)
             return None
         try:

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """``task`` went from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one."""
+    """``task`` went from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one.
+
+    ``replaced``: it was removed, and another task has its name.
+    """
 
     task: Task
     old: State | None
     new: State | None
+    replaced: bool = False
 
 
 class Transitions:
@@ -38,6 +42,7 @@ class Transitions:
         else:
             self._states[task] = new
         if new is not old:
-            transition = Transition(task, old, new)
+            replaced = new is None and self._table.get(task.name) is not None
+            transition = Transition(task, old, new, replaced)
             for observer in self.observers:
                 observer(transition)

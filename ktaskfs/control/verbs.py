@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.privilege import require_power_over
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
-from ktaskfs.tasks.task import ACTIVE, RESUMABLE, State
+from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Set
@@ -53,8 +53,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "resume": Verb(
         RESUMABLE | {State.PAUSED}, _resume, "go on; a task that ended early does the rest", owner_only=True
     ),
-    "cancel": Verb(ACTIVE, _simple(lambda s, t: s.cancel(t)), "end after the chunks at work"),
-    "kill": Verb(ACTIVE, _simple(lambda s, t: s.kill(t)), "kill the worker, even in the middle of a chunk"),
+    "cancel": Verb(CANCELLABLE, _simple(lambda s, t: s.cancel(t)), "end after the chunks at work"),
+    "kill": Verb(CANCELLABLE, _simple(lambda s, t: s.kill(t)), "kill the worker, even in the middle of a chunk"),
 }
 
 
@@ -89,7 +89,7 @@ async def command(service: TaskService, task: Task, caller: CallerProcess, text:
 async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
     try:
         if task.state is not State.NEW:
-            message = f"unknown verb {ascii(text)}; there are {', '.join(VERBS)}"
+            message = f"unknown verb {text!a}; there are {', '.join(VERBS)}"
             raise SpecError(message, line=text, start=0, end=len(text))
         if caller.identity.uid != task.uid:
             raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")

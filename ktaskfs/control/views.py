@@ -7,22 +7,47 @@ share an inode that can be written, or a directory that can change; and no user 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.control.holders_file import HoldersFile
+from ktaskfs.control.shown_task import VIEW_BITS
+from ktaskfs.control.task_directory import inode_of
+from ktaskfs.control.task_list import Form
 from ktaskfs.control.tasks_directory import TasksDirectory
 from ktaskfs.vfs import FOREVER, Attributes, Caller, Directory, Inode, Link, TextFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ktaskfs.control.filesystem import Filesystem
+    from ktaskfs.control.task_list import TaskList
     from ktaskfs.control.tasks_directory import ShownTasks
 
 UID_MAX: Final = 2**32 - 2
-VIEW_BITS: Final = 32
-"""An inode number of a view is ``uid + 1`` above this many bits, and below them what it is in the view."""
+RECENT_MAX: Final = 64
+"""Views that are kept, since every request in one asks for it; to make one anew costs little."""
 DIRECTORY: Final = 1
 ERROR_LOG: Final = 2
+LAST_CMD_STATUS: Final = 5
+LAST_TASK: Final = 6
+TASK_LIST: Final = 7
+TASK_LIST_JSON: Final = 8
+HOLDERS: Final = 9
+HOLDERS_JSON: Final = 10
+"""3 and 4 are the numbers of ``tasks`` and ``tasks/control``."""
+TEXTS: Final = {
+    "error_log": ERROR_LOG,
+    "last_cmd_status": LAST_CMD_STATUS,
+    "last_task": LAST_TASK,
+    "task_list": TASK_LIST,
+    "task_list.json": TASK_LIST_JSON,
+    "holders": HOLDERS,
+    "holders.json": HOLDERS_JSON,
+}
+"""The files of a view, which show each user something else."""
+IN_INFO: Final = {name: name.replace("task_list", "tasks") for name in TEXTS}
+"""How the links in ``info/`` to these files are named."""
 
 
 def own_view(ino: int, attributes: Attributes, path: str) -> Link:
@@ -33,7 +58,7 @@ def own_view(ino: int, attributes: Attributes, path: str) -> Link:
 class UsersDirectory(Directory):
     """A view for each uid. Nobody but root can list it, and so make it wait; root finds the caller's own view."""
 
-    __slots__ = ("_fs", "_tasks")
+    __slots__ = ("_fs", "_recent", "_tasks")
 
     entry_timeout = FOREVER
 
@@ -41,9 +66,15 @@ class UsersDirectory(Directory):
         super().__init__(ino, fs.attributes(0o711))
         self._fs = fs
         self._tasks = tasks
+        self._recent: dict[int, UserDirectory] = {}
 
     def _view(self, uid: int) -> UserDirectory:
-        return UserDirectory(uid, self._fs, self._tasks)
+        view = self._recent.get(uid)
+        if view is None:
+            if len(self._recent) >= RECENT_MAX:
+                self._recent.clear()
+            view = self._recent[uid] = UserDirectory(uid, self._fs, self._tasks)
+        return view
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         # Every uid has one, for every caller: to find none for one caller would take the name from the others, too.
@@ -56,60 +87,68 @@ class UsersDirectory(Directory):
     def admits(self, ino: int, caller: Caller) -> bool:
         # A process that root started in root's view is in it with any uid. No lookup is refused: that would take the
         # name from the view's user, too.
-        return caller.uid in (0, (ino >> VIEW_BITS) - 1)
+        if caller.uid in (0, (ino >> VIEW_BITS) - 1):
+            return True
+        shared = self._tasks.sharing(ino)
+        return shared is not None and self._fs.access.may_follow(caller.uid, shared.task.uid)
 
     def find(self, ino: int) -> Inode | None:
+        if (shown := self._tasks.holding(ino)) is not None:
+            return inode_of(shown, ino)
         uid = (ino >> VIEW_BITS) - 1
         return self._view(uid).find(ino) if 0 <= uid <= UID_MAX else None
 
 
 class UserDirectory(Directory):
-    """``users/UID/``. It is made anew at each request, as everything below it; only the user and root get in."""
+    """``users/UID/``; only the user and root get in."""
 
-    __slots__ = ("_fs", "_tasks", "_uid")
+    __slots__ = ("_names", "_numbers")
 
     entry_timeout = FOREVER
 
     def __init__(self, uid: int, fs: Filesystem, tasks: ShownTasks) -> None:
-        self._uid = uid
-        super().__init__(self._number(DIRECTORY), Attributes(0o500, uid, fs.root.gid, fs.root.time_ns))
-        self._fs = fs
-        self._tasks = tasks
-
-    def _number(self, local: int) -> int:
-        return (self._uid + 1) << VIEW_BITS | local
-
-    def _tasks_directory(self) -> TasksDirectory:
-        return TasksDirectory(self._number(0), self._uid, self._fs, self._tasks)
-
-    def _error_log(self) -> TextFile:
-        log, user = self._fs.log, Caller(self._uid, self._fs.root.gid, 0)
-
-        async def clear(caller: Caller, text: str) -> None:
-            log.clear(user)
-
-        attributes = Attributes(0o600, self._uid, self._fs.root.gid, self._fs.root.time_ns)
-        return TextFile(
-            self._number(ERROR_LOG),
-            attributes,
-            lambda caller: log.errors(user),
-            clear,
-            texts=self._fs.limits.texts,
-        )
+        first = (uid + 1) << VIEW_BITS
+        super().__init__(first | DIRECTORY, Attributes(0o500, uid, fs.root.gid, fs.root.time_ns))
+        directory = TasksDirectory(first, uid, fs, tasks)
+        always: tuple[Inode, ...] = (directory, directory.control, *_texts(uid, first, fs, tasks.listed))
+        self._numbers = {each.ino: each for each in always}
+        self._names = {"tasks": directory} | {name: self._numbers[first | number] for name, number in TEXTS.items()}
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
-        if name == "tasks":
-            return self._tasks_directory()
-        return self._error_log() if name == "error_log" else None
+        return self._names.get(name)
 
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return [("tasks", self._tasks_directory()), ("error_log", self._error_log())]
+        return self._names.items()
 
     @property
     def nlink(self) -> int:
         return 3
 
     def find(self, ino: int) -> Inode | None:
-        if ino == self.ino:
-            return self
-        return self._error_log() if ino == self._number(ERROR_LOG) else self._tasks_directory().find(ino)
+        return self if ino == self.ino else self._numbers.get(ino)
+
+
+def _texts(uid: int, first: int, fs: Filesystem, listed: TaskList) -> Iterator[TextFile]:
+    """TEXTS, of what belongs to a user. One file for all users could not show that: the kernel keeps pages of each
+    file for splice(2), and gives them to whoever comes next.
+    """
+    log, user, texts = fs.log, Caller(uid, fs.root.gid, 0), fs.limits.texts
+    readable = Attributes(0o400, uid, fs.root.gid, fs.root.time_ns)
+
+    async def clear(caller: Caller, text: str) -> None:
+        log.clear(user)
+
+    def last_task(caller: Caller) -> str:
+        return "".join(f"{name}\n" for name in fs.service.table.last_task.get(uid, ()))
+
+    writable = replace(readable, mode=0o600)
+    yield TextFile(first | ERROR_LOG, writable, lambda caller: log.errors(user), clear, texts=texts)
+    yield TextFile(first | LAST_CMD_STATUS, readable, lambda caller: log.status(user), texts=texts)
+    yield TextFile(first | LAST_TASK, readable, last_task, texts=texts)
+    change = listed.follow(uid)
+    yield TextFile(first | TASK_LIST, readable, lambda caller: listed.text(uid, Form.TABLE), change=change, texts=texts)
+    yield TextFile(
+        first | TASK_LIST_JSON, readable, lambda caller: listed.text(uid, Form.JSON), change=change, texts=texts
+    )
+    yield HoldersFile(first | HOLDERS, readable, fs, as_json=False)
+    yield HoldersFile(first | HOLDERS_JSON, readable, fs, as_json=True)

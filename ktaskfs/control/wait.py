@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,8 +12,8 @@ from ktaskfs.tasks.task import ENDED
 from ktaskfs.vfs import Stream
 
 if TYPE_CHECKING:
-    from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
+    from ktaskfs.vfs import Change, Portions
 
 INTERVAL: Final = 0.95
 """Seconds between lines: a little less than the second that a read may take."""
@@ -24,10 +25,13 @@ class WaitStream(Stream):
     It waits for a task that has not started, too. It raises TaskForgotten if the task is removed before its end.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, uid: int, change: Change, portions: Portions) -> None:
+        """``change`` is notified of each change of the task's state; ``portions`` then wake the reader, ``uid``."""
         self._task = task
+        self._uid = uid
+        self._change = change
+        self._portions = portions
         self._over = False
-        self._last: tuple[float, int] | None = None
 
     async def next_chunk(self) -> bytes:
         task = self._task
@@ -36,29 +40,22 @@ class WaitStream(Stream):
         deadline = trio.current_time() + INTERVAL
         with trio.move_on_at(deadline):
             while not self.ready():
-                await task.changed()
+                changed = trio.Event()
+                self._change.await_next(self, functools.partial(self._portions.wake, self._uid, changed))
+                await changed.wait()
         if task.state in ENDED:
             self._over = True
             snapshot = task.snapshot()
-            line = task_text.progress_line(task, snapshot, task_text.speed(snapshot)) if snapshot.started_ns else ""
+            line = task_text.progress_line(task, snapshot) if snapshot.started_ns else ""
             return f"{line}{task.state}\n".encode()
         task.require_known()
-        return self._line(task.snapshot())
-
-    def _line(self, snapshot: Snapshot) -> bytes:
-        now, done = trio.current_time(), snapshot.done
-        if self._last is None or now <= self._last[0]:
-            rate = task_text.speed(snapshot)
-        else:
-            rate = (done - self._last[1]) / (now - self._last[0])
-        self._last = now, done
-        return task_text.progress_line(self._task, snapshot, max(0.0, rate)).encode()
+        return task_text.progress_line(task, task.snapshot()).encode()
 
     def idle(self) -> bytes:
-        return b"" if self._task.forgotten else self._line(self._task.snapshot())
+        return b"" if self._task.forgotten else task_text.progress_line(self._task, self._task.snapshot()).encode()
 
     def ready(self) -> bool:
         return self._over or self._task.state in ENDED or self._task.forgotten
 
     def close(self) -> None:
-        """Nothing is held."""
+        self._change.forget(self)

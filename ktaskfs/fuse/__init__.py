@@ -1,1 +1,4 @@
-"""Serves a tree of ``ktaskfs.vfs`` nodes through FUSE; the only importer of pyfuse3."""
+"""Serves a tree of ``vfs`` inodes through FUSE.
+
+Imports ``vfs`` only, and nothing else of the package imports pyfuse3. It knows no task.
+"""

@@ -10,31 +10,42 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import pyfuse3
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.vfs import Caller, Inode
+from ktaskfs.vfs import Caller, File, Inode
+from ktaskfs.vfs.inode import NEW_TEXT_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from ktaskfs.vfs import Look
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 NAME_MAX: Final = 255
 BLOCK_SIZE: Final = 4096
+SECTOR: Final = 512
+"""The unit of st_blocks (stat(2))."""
 IO_SIZE: Final = 65536
-"""st_blksize. stdio makes its buffers that large, so that echo and print hand a long command over in one write(2)."""
+"""st_blksize. Most programs make their buffers that large, and hand a long command over in one write(2); bash and dash
+keep the smaller buffer of what they wrote to first (vfs.pieces)."""
 
 log = logging.getLogger(__name__)
 
 
-def answering(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def answering(
+    handler: Callable[P, Awaitable[T]], wait: Callable[P, Awaitable[None] | None] | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """Turn the exceptions of ``handler`` into the errno of the reply: the only place that does so.
 
-    An unforeseen exception is a bug: it is logged with its traceback, and the caller gets EIO.
+    An unforeseen exception is a bug: it is logged with its traceback, and the caller gets EIO. ``wait`` is called with
+    the same arguments before, and what it gives is waited for.
     """
 
     @functools.wraps(handler)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            if wait is not None and (waiting := wait(*args, **kwargs)) is not None:
+                await waiting
             return await handler(*args, **kwargs)
         except KtaskfsError as error:
             raise pyfuse3.FUSEError(error.errno) from error
@@ -52,8 +63,11 @@ def caller_of(context: pyfuse3.RequestContext) -> Caller:
     return Caller(context.uid, context.gid, context.pid)
 
 
-def entry_of(inode: Inode, entry_timeout: float = 0.0) -> pyfuse3.EntryAttributes:
-    """The attributes of ``inode``, and the seconds for which the kernel may cache them and the name."""
+def entry_of(inode: Inode, entry_timeout: float = 0.0, look: Look | None = None) -> pyfuse3.EntryAttributes:
+    """The attributes of ``inode``, and the seconds for which the kernel may cache them and the name.
+
+    Those of a file that nobody has looked at, as in a listing, are not to be cached.
+    """
     attributes = inode.attributes()
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.ino
@@ -64,7 +78,15 @@ def entry_of(inode: Inode, entry_timeout: float = 0.0) -> pyfuse3.EntryAttribute
     entry.st_blksize = IO_SIZE
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
     entry.attr_timeout = inode.attr_timeout
-    entry.entry_timeout = entry_timeout
+    if look is not None:
+        entry.st_size = look.size
+        entry.st_mtime_ns = look.changed_ns
+        # A file with fewer blocks than bytes would be sparse, and cp(1) would look for its holes.
+        entry.st_blocks = -(-look.size // SECTOR)
+    elif inode.kind == File.kind:
+        entry.st_size = NEW_TEXT_SIZE
+        entry.attr_timeout = 0.0
+    entry.entry_timeout = 0.0 if inode.kind == File.kind else entry_timeout
     return entry
 
 

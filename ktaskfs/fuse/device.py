@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from ktaskfs import mounts
 from ktaskfs.errors import TargetError
-from ktaskfs.fuse import syscalls
 
 DEVICE: Final = "/dev/fuse"
 MS_NOSUID: Final = 0x2
@@ -27,7 +27,7 @@ def mount_device(mountpoint: str, name: str, *, allow_other: bool) -> int:
     options = [f"fd={fd}", "rootmode=40000", "user_id=0", "group_id=0", "default_permissions"]
     data = ",".join([*options, *(["allow_other"] if allow_other else [])])
     try:
-        syscalls.mount(name, mountpoint, f"fuse.{name}", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
+        mounts.mount(name, mountpoint, f"fuse.{name}", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
     except OSError as error:
         os.close(fd)
         raise TargetError(f"cannot mount at {mountpoint}: {error.strerror}", errno=error.errno) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from ktaskfs.vfs import Directory, StaticDirectory
@@ -9,6 +10,11 @@ from ktaskfs.vfs.refusals import AccessDenied, Gone
 
 if TYPE_CHECKING:
     from ktaskfs.vfs import Caller, Inode
+
+
+def _kept(inode: Inode) -> tuple[int, int, int]:
+    attributes = inode.attributes()
+    return attributes.mode, attributes.uid, attributes.gid
 
 
 class Inodes:
@@ -24,6 +30,11 @@ class Inodes:
         self.static_names: list[str] = []
         """The paths of what static directories have."""
         self._enter(root, "")
+
+    def digest(self) -> str:
+        """Of what the kernel may keep of the static ones for good: names, numbers, attributes."""
+        found = sorted((ino, each.kind, _kept(each)) for ino, each in self._static.items())
+        return hashlib.sha256(repr((self.static_names, found)).encode()).hexdigest()
 
     def _enter(self, inode: Inode, path: str) -> None:
         self._static[inode.ino] = inode
@@ -48,8 +59,11 @@ class Inodes:
 
     def for_opening(self, ino: int, caller: Caller) -> Inode:
         """The inode with this number, which ``caller`` opens; raises Gone, AccessDenied."""
-        if ino not in self._static and not all(each.admits(ino, caller) for each in self._others):
-            raise AccessDenied("this is another user's view: use a path from the root of the mount")
+        if (static := self._static.get(ino)) is not None:
+            return static
+        for directory in self._others:
+            if not directory.admits(ino, caller):
+                raise AccessDenied("this is another user's view: use a path from the root of the mount")
         return self[ino]
 
     def opened(self, inode: Inode) -> None:

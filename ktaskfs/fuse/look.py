@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import Final
 
-from ktaskfs.fuse.syscalls import clone_mount
+from ktaskfs.mounts import clone_mount
 
 DESCRIPTORS_MAX: Final = 250
 """Descriptors in one message, a little less than SCM_MAX_FD."""

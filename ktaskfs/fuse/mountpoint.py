@@ -1,4 +1,4 @@
-"""What is mounted at a path, and how to unmount it. Nothing here looks into a mount, which may not answer."""
+"""What is mounted at a path, and how to unmount it. Only a child looks into a mount, which may not answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import logging
 import os
 import re
 import select
+import signal
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.fuse import syscalls
+from ktaskfs import mounts
+from ktaskfs.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,10 @@ MOUNTINFO: Final = "/proc/self/mountinfo"
 CONNECTIONS: Final = "/sys/fs/fuse/connections"
 """Where fusectl is mounted (Documentation/filesystems/fuse/fuse.rst)."""
 
+DEAD: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+"""What a mount answers whose connection to its server is gone."""
+PATIENCE: Final = 5.0
+"""Seconds for an answer; a server here takes about one at most."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 log = logging.getLogger(__name__)
@@ -79,6 +85,71 @@ def _mounts() -> FileIO:
     return open(MOUNTINFO, "rb", buffering=0)
 
 
+def require_place(path: str, kind: str, *, nonempty: bool) -> None:
+    """Refuse a place where no filesystem of ``kind`` can be mounted, nor replace a dead one that is there.
+
+    Raises ConfigError: ENOENT and the like, EBUSY for one that is alive, ENOTEMPTY for a directory with something in it
+    unless ``nonempty``. Do not call it when threads are running.
+    """
+    there = filesystems_at(path)
+    if there and there[-1].kind == kind:
+        answer = _look(path)
+        if answer not in DEAD:
+            alive = "does not answer" if answer is None else "answers"
+            raise ConfigError(f"{path}: {kind} is mounted there already, and {alive}", errno=errno.EBUSY)
+    else:
+        _require_directory(path, nonempty=nonempty)
+
+
+def _look(path: str) -> int | None:
+    """0 or the errno that the filesystem at ``path`` answers statfs(2) with; None if there is no answer in time.
+
+    A child asks, in the same process group (see ``cli.mount``), which can be killed while it waits.
+    """
+    child = os.fork()
+    if child == 0:
+        number = errno.EIO
+        try:
+            os.statvfs(path)
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    pidfd = os.pidfd_open(child)
+    try:
+        answered, _, _ = select.select([pidfd], [], [], PATIENCE)
+    finally:
+        os.close(pidfd)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if answered else None
+
+
+def _require_directory(path: str, *, nonempty: bool) -> None:
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", errno=error.errno) from error
+    if names and not nonempty:
+        text = f"{path}: {os.strerror(errno.ENOTEMPTY)}: the option nonempty mounts over what is there"
+        raise ConfigError(text, errno=errno.ENOTEMPTY)
+
+
+def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
+    """Take away what dead servers of ``kind`` left at ``path``. Raises ConfigError where nothing can be mounted.
+
+    Call it after ``require_place``, or for a service manager, which runs one server at a time: no server of this mount
+    point is alive. Nothing looks at the old mount, because it may never answer.
+    """
+    while (there := filesystems_at(path)) and there[-1].kind == kind:
+        abort(there[-1])
+        detach(path)
+        if len(filesystems_at(path)) >= len(there):
+            raise ConfigError(f"{path}: the old mount cannot be taken away", errno=errno.EBUSY)
+    _require_directory(path, nonempty=nonempty)
+
+
 def abort(filesystem: MountedFilesystem) -> None:
     """Sever the connection of a FUSE filesystem to its server: requests fail at once, whoever waits for whom.
 
@@ -89,7 +160,7 @@ def abort(filesystem: MountedFilesystem) -> None:
         with contextlib.suppress(FileNotFoundError):  # fusectl is not mounted, or the filesystem is gone
             _write(f"{CONNECTIONS}/{file}", None)
             return
-        connections = syscalls.mount_nowhere("fusectl")
+        connections = mounts.mount_nowhere("fusectl")
         try:
             _write(file, connections)
         finally:

@@ -2,19 +2,25 @@
 
 libfuse has a buffer of 1 MiB for each request under way, and neither it nor pyfuse3 has an option for less. What was
 written to a buffer stays in memory. So a user could make the daemon take gigabytes, by writes of 1 MiB.
+
+The kernel asks once. A server that takes a mount over has libfuse answer what the first server was asked, and keeps the
+answer to itself if it is the same as then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-import select
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
+
+from ktaskfs.errors import KtaskfsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,29 +31,108 @@ REQUEST_MAX: Final = 1 << 20
 _MAX_WRITE: Final = 36
 _MAX_PAGES: Final = 44
 """Offsets in the answer: struct fuse_out_header and struct fuse_init_out (linux/fuse.h)."""
+_INIT: Final = 26
+_OPCODE: Final = 4
+_FLAGS: Final = 52
+_FLAGS2: Final = 56
+"""Offsets in a request: struct fuse_in_header and struct fuse_init_in."""
+_INIT_EXT: Final = 1 << 30
+_HAS_RESEND: Final = 1 << (39 - 32)
+_RESEND: Final = struct.pack("=IiQ", 16, 7, 0)
+"""FUSE_NOTIFY_RESEND as a struct fuse_out_header, since Linux 6.9."""
 
 
-async def negotiate(device: int) -> None:
+class CannotTakeOver(KtaskfsError):
+    """The mount has had another server, in whose place this one cannot be (EBUSY)."""
+
+    default_errno = errno.EBUSY
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the kernel asked when the filesystem was mounted, what it was answered, and what it knows since.
+
+    Two servers whose ``tree`` is the same give the same numbers and attributes to the inodes that never change.
+    ``opened`` is how many files and directories have been opened at most.
+    """
+
+    request: bytes
+    answer: bytes
+    tree: str
+    opened: int = 0
+
+    def to_text(self) -> str:
+        """All of it in words of ASCII."""
+        return f"{self.request.hex()} {self.answer.hex()} {self.tree} {self.opened}\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> Agreement | None:
+        """The inverse of ``to_text``; None for anything else."""
+        try:
+            request, answer, tree, opened = text.split()
+            return cls(bytes.fromhex(request), bytes.fromhex(answer), tree, int(opened))
+        except ValueError:
+            return None
+
+    @property
+    def resends(self) -> bool:
+        """Whether the kernel can send again what a dead server had read and not answered. Otherwise that would hang."""
+        if len(self.request) < _FLAGS2 + 4:
+            return False
+        flags, flags2 = struct.unpack_from("=II", self.request, _FLAGS)
+        return bool(flags & _INIT_EXT and flags2 & _HAS_RESEND)
+
+
+async def negotiate(device: int, tree: str, earlier: Agreement | None) -> Agreement:
     """Have libfuse answer FUSE_INIT, and pass the answer on with PAGES_MAX. Call it before ``pyfuse3.main``.
+
+    If another server has answered it already, according to ``earlier``, libfuse hears of it all the same, and the
+    kernel is told to send again what it had sent to that server in vain. Raises CannotTakeOver, also for another
+    ``tree``, and OSError.
 
     Meanwhile ``device``, which libfuse serves, is a socket. Its end ends ``pyfuse3.main``, which reports it as EIO.
     """
     kernel = fcntl.fcntl(device, fcntl.F_DUPFD_CLOEXEC, 0)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        poll = select.poll()
-        poll.register(kernel, select.POLLIN)
-        if not poll.poll(0):  # somebody else has answered it
-            return
-        with ours, theirs:
-            ours.send(os.read(kernel, REQUEST_MAX))
-            ours.shutdown(socket.SHUT_WR)
-            os.dup2(theirs.fileno(), device, inheritable=False)
-            await _until_end(lambda: pyfuse3.main(max_tasks=1))
-            os.write(kernel, _limited(ours.recv(REQUEST_MAX, socket.MSG_DONTWAIT)))
+        pending = _read_pending(kernel)
+        if len(pending) >= _OPCODE + 4 and struct.unpack_from("=I", pending, _OPCODE) == (_INIT,):
+            agreement = Agreement(pending, await _answer(device, pending), tree)
+            os.write(kernel, agreement.answer)
+            return agreement
+        try:
+            if earlier is None or not earlier.resends:
+                raise CannotTakeOver("the mount has had another server, of which too little is known to take its place")
+            if earlier.tree != tree or await _answer(device, earlier.request) != earlier.answer:
+                raise CannotTakeOver("the mount has had a server of another version, or with other options")
+            return earlier
+        finally:  # what has just been read, too: until it is sent again, or all is over, nobody can kill its caller
+            with contextlib.suppress(OSError):  # an older kernel
+                os.write(kernel, _RESEND)
     finally:
         os.dup2(kernel, device, inheritable=False)
         os.close(kernel)
+
+
+def _read_pending(kernel: int) -> bytes:
+    """The next request, if there is one: its caller may have been killed meanwhile."""
+    os.set_blocking(kernel, False)
+    try:
+        return os.read(kernel, REQUEST_MAX)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.set_blocking(kernel, True)
+
+
+async def _answer(device: int, request: bytes) -> bytes:
+    """What libfuse answers, within our limits."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.send(request)
+        ours.shutdown(socket.SHUT_WR)
+        os.dup2(theirs.fileno(), device, inheritable=False)
+        await _until_end(lambda: pyfuse3.main(max_tasks=1))
+        return _limited(ours.recv(REQUEST_MAX, socket.MSG_DONTWAIT))
 
 
 async def _until_end(serve: Callable[[], Awaitable[None]]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
 import logging
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 
-from ktaskfs.errors import NotPermitted
+from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.fuse.answers import NAME_MAX, answering, caller_of, entry_of, filesystem_totals
+from ktaskfs.fuse.fixed_names import FixedNames
 from ktaskfs.fuse.inodes import Inodes
-from ktaskfs.vfs import Caller, Directory, File, Link, OpenFile
-from ktaskfs.vfs.refusals import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile, NotALink
+from ktaskfs.fuse.listing import Listing, listings_quota
+from ktaskfs.fuse.pollers import Openings
+from ktaskfs.fuse.turns import TooManyRequests
+from ktaskfs.vfs import Caller, Directory, File, Link, Look, OpenFile
+from ktaskfs.vfs.refusals import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile, NotALink, Stale
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -36,41 +42,21 @@ DOTS: Final = 2
 
 LISTED_MAX: Final = 100
 """Children in one reply to a listing, so that a long one leaves others their turn. The kernel asks for the rest."""
-
 NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
 """The errors of a notification after the end of the mount, when nobody is left to wake."""
+
+OF_A_DEAD_SERVER: Final = "it was opened at a server that is dead"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """An open file, its inode, and who opened it."""
+class _Opened(NamedTuple):
+    """An open file, its inode, who opened it, and whether as a stream that is not waited for."""
 
     file: OpenFile
     ino: int
     caller: Caller
-
-
-class _Listing:
-    """An open directory: the children as they were at the last opendir(3) or rewinddir(3)."""
-
-    __slots__ = ("_children", "_rest", "caller", "directory")
-
-    def __init__(self, directory: Directory, caller: Caller) -> None:
-        self.directory = directory
-        self.caller = caller
-        self.take()
-
-    def take(self) -> None:
-        """Begin anew."""
-        self._children: list[tuple[str, Inode]] = []
-        self._rest = iter(self.directory.entries(self.caller))
-
-    def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
-        """Some of them. Those that nobody has asked for are not made."""
-        self._children += itertools.islice(self._rest, max(0, start + count - len(self._children)))
-        return self._children[start : start + count]
+    hasty: bool
 
 
 def in_turn(
@@ -79,21 +65,24 @@ def in_turn(
     """A handler that begins when it is its user's turn; see ``answering``."""
     lookup = handler.__name__ == "lookup"
 
-    @answering
-    @functools.wraps(handler)
-    async def in_its_turn(operations: TreeOperations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        size = len(args[-1]) if isinstance(args[-1], bytes) else 0
-        await operations.turns.take(operations.uid_of(*args), lookup=lookup, size=size)
-        return await handler(operations, *args, **kwargs)
+    def turn(operations: TreeOperations, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[None] | None:
+        return None if operations.turns.free() else take(operations, operations.uid_of(*args))
 
-    return in_its_turn
+    async def take(operations: TreeOperations, uid: int) -> None:
+        try:
+            await operations.turns.take(uid, lookup=lookup)
+        except TooManyRequests as error:
+            # After any other error the kernel forgets the name, even if it is pinned (fuse_dentry_revalidate).
+            raise (TooManyRequests(error.message, errno=errno.ENOMEM) if lookup else error) from None
+
+    return answering(handler, turn)
 
 
-class TreeOperations(pyfuse3.Operations):
+class TreeOperations(FixedNames):
     """Serves the tree below ``root``, whose inode number is ROOT_INO.
 
-    The base class answers flush, fsync, access and extended attributes, with ENOSYS. The kernel then never asks again,
-    and takes the first two as done.
+    The base class answers fsync, access and extended attributes with ENOSYS. The kernel then never asks again, and
+    takes the first as done.
     """
 
     supports_dot_lookup = False  # only for export over NFS
@@ -101,15 +90,26 @@ class TreeOperations(pyfuse3.Operations):
     def __init__(self, root: Directory, turns: Turns) -> None:
         super().__init__()
         self.turns = turns
+        self.openings = Openings()
         self._inodes = Inodes(root)
-        self._handles = itertools.count(1)
+        # Numbers that no earlier server of the mount has given: what was opened there must not mean another file here.
+        self._handles = itertools.count(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._files: dict[int, _Opened] = {}
-        self._listings: dict[int, _Listing] = {}
+        self._listings: dict[int, Listing] = {}
+        self._listed = listings_quota()
+        self._hasty: Counter[tuple[int, int]] = Counter()
+        """Streams that somebody has opened without wanting to wait, by inode number and pid: they are shown empty, so
+        that programs which copy whole trees, such as tar, pass them."""
 
     @property
     def static_names(self) -> list[str]:
         """The paths of all inodes that are always there, below the root."""
         return self._inodes.static_names
+
+    @property
+    def digest(self) -> str:
+        """Of what the kernel may keep for good; see ``Inodes.digest``."""
+        return self._inodes.digest()
 
     @property
     def open_handles(self) -> int:
@@ -132,7 +132,7 @@ class TreeOperations(pyfuse3.Operations):
             return args[-1].uid
         handle = args[0]
         assert isinstance(handle, int)
-        opened = self._files.get(handle) or self._listings[handle]
+        opened = self._listings.get(handle) or self._opened(handle)
         return opened.caller.uid
 
     def _directory(self, inode: int) -> Directory:
@@ -144,15 +144,26 @@ class TreeOperations(pyfuse3.Operations):
             raise NotADirectory("not a directory")
         return node
 
+    async def _look(self, node: Inode, caller: Caller, *, anew: bool) -> Look | None:
+        if not isinstance(node, File):
+            return None
+        if not anew and self._hasty.get((node.ino, caller.pid)):
+            return Look(0, node.attributes().time_ns)
+        try:
+            return await node.look(caller, anew=anew)
+        except KtaskfsError:
+            # As with a file that may not be read, ls(1) goes on. The opening makes the text anew, and says why not.
+            return None
+
     # Names
 
     @in_turn
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        directory = self._directory(parent_inode)
-        node = directory.lookup(_checked_name(name), caller_of(ctx))
+        directory, caller = self._directory(parent_inode), caller_of(ctx)
+        node = directory.lookup(_checked_name(name), caller)
         if node is None:
             raise NoSuchEntry("no such entry")
-        return entry_of(node, directory.entry_timeout)
+        return entry_of(node, directory.entry_timeout, await self._look(node, caller, anew=True))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is held for what the kernel knows."""
@@ -173,44 +184,16 @@ class TreeOperations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> NoReturn:
+        self.openings.note()
         # The VFS says so where a directory has no method to create a file, as in sysfs.
         raise AccessDenied("files cannot be made here")
-
-    @in_turn
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
-    ) -> NoReturn:
-        raise NotPermitted("files cannot be made here")
-
-    @in_turn
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
-        raise NotPermitted("links cannot be made here")
-
-    @in_turn
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
-        raise NotPermitted("links cannot be made here")
-
-    @in_turn
-    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> NoReturn:
-        raise NotPermitted("files cannot be removed here")
-
-    @in_turn
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: pyfuse3.RequestContext,
-    ) -> NoReturn:
-        raise NotPermitted("nothing can be renamed here")
 
     # Attributes
 
     @in_turn
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return entry_of(self._inodes[inode])
+        node = self._inodes[inode]
+        return entry_of(node, look=await self._look(node, caller_of(ctx), anew=False))
 
     @in_turn
     async def setattr(
@@ -224,7 +207,8 @@ class TreeOperations(pyfuse3.Operations):
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise NotPermitted("modes and owners are not changed here")
         # A new size (O_TRUNC) or new times are accepted and mean nothing, so that redirections and touch(1) work.
-        return entry_of(self._inodes[inode])
+        node = self._inodes[inode]
+        return entry_of(node, look=await self._look(node, caller_of(ctx), anew=False))
 
     @in_turn
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -239,25 +223,41 @@ class TreeOperations(pyfuse3.Operations):
 
     # Open files
 
+    def _opened(self, handle: int) -> _Opened:
+        opened = self._files.get(handle)
+        if opened is None:
+            raise Stale(OF_A_DEAD_SERVER)
+        return opened
+
+    def _file(self, handle: int) -> OpenFile:
+        return self._opened(handle).file
+
     @in_turn
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        self.openings.note()
         caller = caller_of(ctx)
         node = self._inodes.for_opening(inode, caller)
         if not isinstance(node, File):
             raise NotAFile("not a file")
         file = await node.open(caller, flags)
         handle = next(self._handles)
-        self._files[handle] = _Opened(file, inode, caller)
+        hasty = not node.seekable and bool(flags & os.O_NONBLOCK)
+        self._files[handle] = _Opened(file, inode, caller, hasty)
         self._inodes.opened(node)
-        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+        if hasty:
+            self._hasty[inode, caller.pid] += 1
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False, nonseekable=not node.seekable)
 
     @in_turn
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._files[fh].file.read(off, size)
+        return await self._file(fh).read(off, size)
 
-    @in_turn
+    @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files[fh].file.write(off, buf)
+        opened = self._opened(fh)
+        with self.turns.writing(opened.caller.uid, len(buf)):
+            await self.turns.take(opened.caller.uid)
+            return await opened.file.write(off, buf)
 
     @in_turn
     async def poll(
@@ -266,27 +266,48 @@ class TreeOperations(pyfuse3.Operations):
         # Every open file of the kernel has one wait queue, which one notification wakes whole; so the newest
         # handle is as good as all that came before, and the older ones are freed when it takes their place.
         wake = None if poll_handle is None else functools.partial(_wake, poll_handle)
-        return self._files[fh].file.poll(wake)
+        return self._file(fh).poll(wake)
+
+    @answering
+    async def flush(self, fh: int) -> None:
+        opened = self._opened(fh)  # what a dead server held of a command is not carried out: close(2) must say so
+        if opened.file.pending:
+            await self.turns.take(opened.caller.uid)
+            await opened.file.closed(last=False)
 
     @answering
     async def release(self, fh: int) -> None:
-        opened = self._files.pop(fh)
+        opened = self._files.get(fh)
+        if opened is not None and opened.file.pending:
+            await self.turns.take(opened.caller.uid)
+            with contextlib.suppress(KtaskfsError):  # nobody waits for this answer
+                await opened.file.closed(last=True)
+        if opened is None or self._files.pop(fh, None) is None:  # of a dead server, or the mount went meanwhile
+            return
         self._inodes.released(opened.ino)
+        if opened.hasty:
+            self._hasty.subtract([key := (opened.ino, opened.caller.pid)])
+            if not self._hasty[key]:
+                del self._hasty[key]
         opened.file.release()
 
     # Open directories
 
     @in_turn
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        self.openings.note()
         caller = caller_of(ctx)
         directory = self._require_directory(self._inodes.for_opening(inode, caller))
+        listing = Listing(directory, caller, self._listed)
         handle = next(self._handles)
-        self._listings[handle] = _Listing(directory, caller)
+        self._listings[handle] = listing
         return handle
 
     @in_turn
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        listing = self._listings[fh]
+        listing = self._listings.get(fh)
+        if listing is None:
+            raise Stale(OF_A_DEAD_SERVER)
         directory = listing.directory
         if start_id == 0:
             listing.take()
@@ -305,7 +326,9 @@ class TreeOperations(pyfuse3.Operations):
 
     @answering
     async def releasedir(self, fh: int) -> None:
-        del self._listings[fh]
+        listing = self._listings.pop(fh, None)
+        if listing is not None:  # otherwise a dead server has opened it
+            listing.close()
 
 
 def _checked_name(name: bytes) -> str:

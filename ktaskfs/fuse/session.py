@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import select
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
 import trio
 
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.fuse.buffers import give_back_what_is_freed
 from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, until_gone
-from ktaskfs.fuse.negotiation import negotiate
+from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
+from ktaskfs.fuse.pollers import wake_all
 from ktaskfs.fuse.turns import Turns
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 MAX_REQUESTS: Final = 7296
 """Requests under way at the same time: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
 (vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has 1 MiB of address space; 10 KiB are in use (measured), and
-after a large write as much as ``negotiation`` allows."""
+after a large write as much as ``negotiation`` allows, until the request is answered."""
 
 END_OF_SOCKET: Final = "short read on fuse device"
 """What libfuse says at the end of ``negotiate``."""
@@ -109,11 +113,14 @@ class Session:
         while self._pins:
             os.close(self._pins.pop())
 
-    async def serve(self) -> None:
+    async def serve(self, earlier: str = "", remember: Callable[[str], object] = str) -> None:
         """Answer requests; returns after umount(8) or ``terminate``, when the requests under way were answered.
 
         The mount is over when it is gone from this mount namespace, also while files in it are open, or while another
         namespace has it: those who still use it get ENOTCONN when the session is closed.
+
+        ``earlier`` is what an earlier server of the same mount was given to ``remember`` when it began: so this one can
+        take its place. What was opened there then fails with ESTALE. Raises CannotTakeOver.
 
         Call it on the main thread. It uses SIGALRM meanwhile.
         """
@@ -123,18 +130,26 @@ class Session:
                 nursery.start_soon(self._terminate_when_gone, self._filesystem)
             with trio.CancelScope(shield=True), _woken():
                 with _stderr_text() as said:
-                    await negotiate(self._device)
+                    agreement = await negotiate(self._device, self._operations.digest, Agreement.from_text(earlier))
                     others = said().replace(END_OF_SOCKET, "").strip("; ")
                 if others:
                     log.warning("%s", others)
+                self._count_openings(agreement, remember)
                 if not self._told:
                     self._serving = True
                     async with trio.open_nursery() as turns:
                         turns.start_soon(self._operations.turns.run)
+                        if agreement.opened:
+                            turns.start_soon(wake_all, self._device, agreement.opened)
                         await pyfuse3.main(max_tasks=MAX_REQUESTS)
                         turns.cancel_scope.cancel()
                 self._serving = False
             nursery.cancel_scope.cancel()
+
+    def _count_openings(self, agreement: Agreement, remember: Callable[[str], object]) -> None:
+        openings = self._operations.openings
+        openings.remember = lambda bound: remember(replace(agreement, opened=bound).to_text())
+        openings.begin(agreement.opened)
 
     async def _terminate_when_cancelled(self) -> None:
         """Requests are answered to the last one, also when the nursery is cancelled."""
@@ -199,8 +214,9 @@ def mounted(
     if device is not None:
         _require_mounted(device)
     before = _devices()
-    operations = TreeOperations(root, Turns(lambda: bool(unread.poll(0))))
+    give_back_what_is_freed()
     unread = select.poll()
+    operations = TreeOperations(root, Turns(functools.partial(unread.poll, 0)))
     with _stderr_text() as said:
         try:
             all_options = {f"fsname={name}", f"subtype={name}", "default_permissions", *options}

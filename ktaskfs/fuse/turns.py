@@ -1,10 +1,12 @@
 """Turns: requests are read as fast as possible, and served in a circle of users, one request of each at a time.
 
-So what others have to wait for one user is the time of one request, however many that user makes.
+So what others have to wait for one user is the time of one request, however many that user makes. Root has every second
+turn, so that it waits for one user, however many there are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,19 +15,21 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.quota import ROOT, Quota
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OF_ONE_MAX: Final = 4096
 """Requests of one user that may wait for their turn. A thread whose request is refused can ask again at once, and the
 kernel then has a queue of such requests that the others wait behind; so it is many."""
 IN_ALL_MAX: Final = 4608
 """Requests of all users that may wait for their turn. Each holds a buffer."""
-BYTES_OF_ONE_MAX: Final = 8 << 20
-"""Bytes that waiting requests of one user may have to write."""
-BYTES_IN_ALL_MAX: Final = 32 << 20
-"""Bytes that waiting requests of all users may have to write."""
+WRITES_OF_ONE_MAX: Final = 128 << 10
+"""Bytes of one user's writes that wait or are carried out. The kernel passes on one write at a time to each file."""
+WRITES_IN_ALL_MAX: Final = 1 << 20
+"""Bytes of all writes that wait or are carried out. A command that is read takes some sixteen times its size: what
+libfuse has read, the bytes, a text of four bytes a character, its lines, and what they say."""
 HEARD_MAX: Final = 16
 """Requests that are read before the next turn, so that a user who was not heard yet is in the circle. Not more: each
 that is refused takes time of others, and no more are read while the session has as many under way as it may."""
@@ -38,12 +42,11 @@ class TooManyRequests(KtaskfsError):
 
 
 class _Request:
-    """A request that waits, with ``size`` bytes to write."""
+    """A request that waits."""
 
-    __slots__ = ("decided", "refused", "size")
+    __slots__ = ("decided", "refused")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.decided = trio.Event()
         self.refused = False
 
@@ -54,7 +57,6 @@ class _User:
 
     lookups: deque[_Request] = field(default_factory=deque)
     others: deque[_Request] = field(default_factory=deque)
-    size: int = 0
 
     def __len__(self) -> int:
         return len(self.lookups) + len(self.others)
@@ -69,37 +71,50 @@ class _User:
 class Turns:
     """Lets one request after the other begin. A request that sleeps does not keep others from their turn."""
 
-    def __init__(self, unread: Callable[[], bool]) -> None:
-        """``unread`` says whether there are requests that nobody has read yet."""
+    def __init__(self, unread: Callable[[], object]) -> None:
+        """``unread`` gives something true if there are requests that nobody has read yet."""
         self._unread = unread
         self._users: dict[int, _User] = {}
         """Those with waiting requests, in the order of their turns."""
         self._waiting = 0
-        self._size = 0
+        self._root_was_last = False
         self._over = False
         self._any = trio.Event()
+        self._writes = Quota(
+            "bytes of writes under way", each=WRITES_OF_ONE_MAX, total=WRITES_IN_ALL_MAX, refusal=TooManyRequests
+        )
 
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._waiting
 
-    async def take(self, uid: int, *, lookup: bool = False, size: int = 0) -> None:
-        """Return when a request of ``uid`` may begin, which is at once if there is no other, or if all is over.
+    @contextlib.contextmanager
+    def writing(self, uid: int, size: int) -> Iterator[None]:
+        """Around a write of ``size`` bytes, from before its turn until it is answered. Raises TooManyRequests."""
+        self._writes.take(uid, size)
+        try:
+            yield
+        finally:
+            self._writes.give_back(uid, size)
 
-        ``size`` is how many bytes it writes. It is no checkpoint where nobody has to wait. Raises TooManyRequests,
-        never for root.
+    def free(self) -> bool:
+        """Whether a request may begin at once: there is no other, or all is over."""
+        return self._over or not (self._waiting or self._unread())
+
+    async def take(self, uid: int, *, lookup: bool = False) -> None:
+        """Return when a request of ``uid`` may begin, which is at once if it is ``free``.
+
+        It is no checkpoint where nobody has to wait. Raises TooManyRequests, never for root.
         """
-        if self._over or (not self._waiting and not self._unread()):
+        if self.free():
             return
-        if uid:
-            self._make_room(uid, size)
-        request = _Request(size)
+        if uid != ROOT:
+            self._make_room(uid)
+        request = _Request()
         user = self._users.setdefault(uid, _User())
         (user.lookups if lookup else user.others).append(request)
         self._waiting += 1
-        self._size += size
-        user.size += size
         self._any.set()
         try:
             await request.decided.wait()
@@ -111,15 +126,13 @@ class Turns:
         if request.refused:
             raise TooManyRequests("you have too many requests under way")
 
-    def _make_room(self, uid: int, size: int) -> None:
+    def _make_room(self, uid: int) -> None:
         """Raise TooManyRequests if ``uid`` has the most, or refuse a request of the user who has."""
-        user = self._users.get(uid, _User())
-        if size and (user.size + size > BYTES_OF_ONE_MAX or self._size + size > BYTES_IN_ALL_MAX):
-            raise TooManyRequests("you have too many writes under way")
-        own = len(user)
+        own = len(self._users.get(uid, ()))
         if own < OF_ONE_MAX and self._waiting < IN_ALL_MAX:
             return
-        greatest = max((each for each in self._users if each), key=lambda each: len(self._users[each]), default=uid)
+        others = (each for each in self._users if each != ROOT)
+        greatest = max(others, key=lambda each: len(self._users[each]), default=uid)
         if own >= OF_ONE_MAX or greatest == uid or greatest not in self._users:
             raise TooManyRequests("you have too many requests under way")
         refused = self._users[greatest].newest()
@@ -129,8 +142,6 @@ class Turns:
     def _settle(self, uid: int, request: _Request) -> None:
         """``request``, which was taken out, waits no more."""
         self._waiting -= 1
-        self._size -= request.size
-        self._users[uid].size -= request.size
         if not self._users[uid]:
             del self._users[uid]
         request.decided.set()
@@ -154,7 +165,13 @@ class Turns:
                 self._give()
 
     def _give(self) -> None:
-        uid, user = next(iter(self._users.items()))
-        del self._users[uid]
+        uid = self._next_user()
+        user = self._users.pop(uid)
         self._users[uid] = user  # to the end of the circle
         self._settle(uid, user.next())
+
+    def _next_user(self) -> int:
+        """The first of the circle, but root every second time."""
+        alone = len(self._users) == 1
+        self._root_was_last = ROOT in self._users and (alone or not self._root_was_last)
+        return ROOT if self._root_was_last else next(uid for uid in self._users if uid != ROOT)

@@ -1,9 +1,8 @@
-"""A library of inodes, which another layer serves to the kernel.
+"""A library of inodes, which another layer serves to the kernel. Imports no other layer.
 
 The content derives from five kinds of inode. Each declares only what it can do, and refuses the rest with the errno
 that sysfs or cgroup v2 gives: ``StaticDirectory``, ``Directory`` (override ``lookup``, ``entries`` and ``find``),
-``Link``,
-``TextFile`` (snapshot for each opening, commands by write(2), replies on the same descriptor, poll(2) by a
+``Link``, ``TextFile`` (snapshot for each opening, commands by write(2), replies on the same descriptor, poll(2) by a
 ``Change``) and ``StreamFile`` (read on and on). All run in one trio event loop and must not block it.
 Refusals are ``KtaskfsError``. Any other exception is a bug, and becomes EIO.
 
@@ -24,6 +23,7 @@ from ktaskfs.vfs.change import Change, WatchedChange, Watcher
 from ktaskfs.vfs.inode import (
     BRIEFLY,
     FOREVER,
+    NEW_TEXT_SIZE,
     ROOT_INO,
     Attributes,
     Caller,
@@ -32,30 +32,42 @@ from ktaskfs.vfs.inode import (
     Inode,
     InodeNumbers,
     Link,
+    Look,
     OpenFile,
     StaticDirectory,
 )
+from ktaskfs.vfs.notices import Notices
+from ktaskfs.vfs.open_texts import OpenTexts
 from ktaskfs.vfs.patience import Patience
-from ktaskfs.vfs.refusals import TooMuchText
+from ktaskfs.vfs.pieces import COMMAND_MAX
+from ktaskfs.vfs.portions import Portions
+from ktaskfs.vfs.refusals import AccessDenied, TooMuchText
+from ktaskfs.vfs.splices import Splices
 from ktaskfs.vfs.stream import Stream, StreamFile
-from ktaskfs.vfs.text import COMMAND_MAX, OpenTexts, TextFile
+from ktaskfs.vfs.text import TextFile
 
 __all__ = [
     "BRIEFLY",
     "COMMAND_MAX",
     "FOREVER",
+    "NEW_TEXT_SIZE",
     "ROOT_INO",
+    "AccessDenied",
     "Attributes",
     "Caller",
     "Change",
     "Directory",
     "File",
-    "InodeNumbers",
     "Inode",
+    "InodeNumbers",
     "Link",
+    "Look",
+    "Notices",
     "OpenFile",
     "OpenTexts",
     "Patience",
+    "Portions",
+    "Splices",
     "StaticDirectory",
     "Stream",
     "StreamFile",

@@ -63,7 +63,7 @@ class WatchedChange(Change):
     somebody reads or polls, and by ``watcher`` while somebody waits. ``notify`` works as in Change.
     """
 
-    __slots__ = ("_mark", "_seen", "_woken_at", "_watcher")
+    __slots__ = ("_mark", "_seen", "_watcher", "_woken_at")
 
     def __init__(self, mark: Callable[[], object], watcher: Watcher) -> None:
         super().__init__()

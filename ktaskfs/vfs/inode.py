@@ -6,7 +6,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.vfs.change import READABLE, WRITABLE
@@ -21,12 +21,14 @@ ROOT_INO: Final = 1
 FOREVER: Final = 86400.0
 """Seconds for which the kernel may cache what never changes. To ask again after that does no harm."""
 
+NEW_TEXT_SIZE: Final = 4096
+"""st_size of a text that was not made for the one who asks, as sysfs says for every attribute."""
+
 BRIEFLY: Final = 0.01
 """Seconds for the several system calls that one program makes about one name: ``ls -l`` makes three."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The process that makes a request; for a read or a write, the process that opened the file (``f_cred``).
 
     ``pid`` is 0 when the caller lives in a pid namespace that this process cannot see. It must not be used to decide
@@ -46,6 +48,16 @@ class Attributes:
     uid: int = 0
     gid: int = 0
     time_ns: int = 0
+
+
+class Look(NamedTuple):
+    """What stat(2) shows of a file's content: its size in bytes, and since when it is so (ns since the epoch).
+
+    The kernel keeps pages of the content for splice(2), whoever reads it, and drops them when one of the two differs.
+    """
+
+    size: int
+    changed_ns: int
 
 
 class InodeNumbers:
@@ -91,16 +103,20 @@ class Inode(ABC):
 
 
 class Directory(Inode):
-    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it has them.
-
-    ``entry_timeout`` is the seconds for which the kernel may cache a name in it. With the default, 0, every path walk
-    asks again: right for names that not every caller may see. BRIEFLY is right for names that come and go.
-    """
+    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it has them."""
 
     __slots__ = ()
 
     kind = stat.S_IFDIR
-    entry_timeout: float = 0.0
+
+    @property
+    def entry_timeout(self) -> float:
+        """Seconds for which the kernel may cache a name in it. A subclass may have a plain value.
+
+        With the default, 0, every path walk asks again: right for names that not every caller may see. BRIEFLY is
+        right for names that come and go.
+        """
+        return 0.0
 
     @abstractmethod
     def lookup(self, name: str, caller: Caller) -> Inode | None:
@@ -183,6 +199,18 @@ class OpenFile:
         """The number of bytes taken. Must return within about a second: the caller cannot be killed before."""
         raise AccessDenied("this file is not written")
 
+    @property
+    def pending(self) -> bool:
+        """Whether ``closed`` may have something to do."""
+        return False
+
+    async def closed(self, *, last: bool) -> None:
+        """A descriptor was closed, in whatever process; with ``last`` there is none left.
+
+        What it raises is the error of that close(2), but nobody hears of it if it is the ``last``. Must return within
+        about a second.
+        """
+
     def poll(self, wake: Callable[[], None] | None) -> int:
         """The poll(2) events that hold now.
 
@@ -196,11 +224,24 @@ class OpenFile:
 
 
 class File(Inode):
-    """Something that can be opened."""
+    """Something that can be opened. Its content is the same for all callers: the kernel keeps pages of it.
+
+    Its name is looked up each time, whatever its directory says, and so its size is known before it is opened.
+    """
 
     __slots__ = ()
 
     kind = stat.S_IFREG
+    attr_timeout = BRIEFLY
+    seekable: bool = True
+
+    @abstractmethod
+    async def look(self, caller: Caller, *, anew: bool) -> Look:
+        """What ``caller`` is told of the content; the opening that follows reads just that.
+
+        Unless ``anew``, it is that of an opening by ``caller`` which was not read yet, if there is one: fstat(2) after
+        open(2). Must not block.
+        """
 
     @abstractmethod
     async def open(self, caller: Caller, flags: int) -> OpenFile:

@@ -19,6 +19,12 @@ class Gone(KtaskfsError):
     default_errno = errno.ENODEV
 
 
+class Stale(KtaskfsError):
+    """The file was opened while another server had the mount, which is dead (ESTALE): it can be opened again."""
+
+    default_errno = errno.ESTALE
+
+
 class NotADirectory(KtaskfsError):
     """A directory's operation on something else (ENOTDIR)."""
 
@@ -48,7 +54,13 @@ class NameTooLong(KtaskfsError):
 
 
 class BadWrite(KtaskfsError):
-    """A write that is not a command: empty, not text, or not at the start of the file (EINVAL)."""
+    """A write that is not a command: empty, with a NUL byte, or not at the start of the file (EINVAL)."""
+
+
+class Incomplete(KtaskfsError):
+    """A command of which the last piece never came (EINTR)."""
+
+    default_errno = errno.EINTR
 
 
 class NothingYet(KtaskfsError):
@@ -61,6 +73,10 @@ class TooMuchText(KtaskfsError):
     """The files that a user has open hold too much text (ENOMEM, as open(2) where the kernel has no memory left)."""
 
     default_errno = errno.ENOMEM
+
+
+class NotSpliced(KtaskfsError):
+    """splice(2) of a stream (EINVAL, as where a file does not support it)."""
 
 
 class Interrupted(KtaskfsError):

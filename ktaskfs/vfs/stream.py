@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.vfs.change import READABLE, Change
-from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_write
+from ktaskfs.vfs.inode import Attributes, Caller, File, Look, OpenFile, wants_write
 from ktaskfs.vfs.patience import Patience
 from ktaskfs.vfs.refusals import AccessDenied, Interrupted, NothingYet
+from ktaskfs.vfs.splices import SHOWN_SIZE, Reads, Splices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +31,6 @@ PATIENCE: Final = 2.0
 Until a read is answered its caller cannot be killed. EINTR is the last resort: cat, dd, bash, perl and Python just
 read again, but for programs that read through stdio (awk, sed, sort, od) it is an error.
 """
-
-HISTORY: Final = 4096
-"""Bytes that a reader may go back."""
 
 
 class Stream(ABC):
@@ -62,12 +61,15 @@ class Stream(ABC):
 class StreamFile(File):
     """A file whose readers each get a stream of their own, from the moment of opening.
 
-    ``change`` must be notified whenever some stream may have become ready, or have ended. ``patience`` is what all
-    streams of a mount share. ``quota`` limits how many streams a user has open: each reader that waits wakes the event
-    loop once a second.
+    ``change`` must be notified whenever some stream may have become ready, or have ended. ``patience`` and ``splices``
+    are what all streams of a mount share. ``quota`` limits how many streams a user has open: each reader that waits
+    wakes the event loop once a second.
     """
 
-    __slots__ = ("_change", "_open_stream", "_patience", "_quota")
+    __slots__ = ("_change", "_open_stream", "_patience", "_quota", "_splices")
+
+    attr_timeout = 0.0
+    seekable = False
 
     def __init__(
         self,
@@ -78,12 +80,18 @@ class StreamFile(File):
         change: Change | None = None,
         patience: Patience | None = None,
         quota: Quota | None = None,
+        splices: Splices | None = None,
     ) -> None:
         super().__init__(ino, attributes)
         self._quota = quota
         self._open_stream = open_stream
         self._change = change
         self._patience = patience or Patience()
+        self._splices = splices or Splices()
+
+    async def look(self, caller: Caller, *, anew: bool) -> Look:
+        # Always changed: pages that the kernel tried to read for another reader must not be tried again.
+        return Look(SHOWN_SIZE, time.time_ns())
 
     async def open(self, caller: Caller, flags: int) -> OpenStream:
         if wants_write(flags):
@@ -96,7 +104,7 @@ class StreamFile(File):
             stream.close()
             raise
         reader = Reader(caller.uid, not flags & os.O_NONBLOCK, self._patience, self._quota)
-        return OpenStream(stream, reader, self._change)
+        return OpenStream(stream, reader, self._change, Reads(self.ino, self._splices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,61 +118,48 @@ class Reader:
 
 
 class OpenStream(OpenFile):
-    """One reader of a stream.
+    """One reader of a stream."""
 
-    It keeps the last of what it gave, because programs go back a little in what looks like a regular file: bash's
-    ``read`` and head(1) to the end of the line they wanted, less(1) to the start.
-    """
+    __slots__ = ("_change", "_ended", "_held", "_lock", "_reader", "_reads", "_stream")
 
-    __slots__ = ("_change", "_ended", "_given_to", "_held", "_held_from", "_lock", "_reader", "_stream")
-
-    def __init__(self, stream: Stream, reader: Reader, change: Change | None) -> None:
+    def __init__(self, stream: Stream, reader: Reader, change: Change | None, reads: Reads) -> None:
         self._stream = stream
         self._reader = reader
         self._change = change
-        self._lock = trio.Lock()  # over _held, _held_from and _ended while a chunk is awaited
+        self._reads = reads
+        self._lock = trio.Lock()  # over _held and _ended while a chunk is awaited
         self._held = b""
-        self._held_from = 0
+        """What has come and was not given yet."""
         self._ended = False
-        self._given_to = 0
-
-    @property
-    def _held_to(self) -> int:
-        return self._held_from + len(self._held)
 
     async def read(self, offset: int, size: int) -> bytes:
+        self._reads.check(offset, size)
         with self._reader.patience.wait(self._reader.uid, PATIENCE):
             async with self._lock:
-                # Past the end of what there is, reading goes on from there, whatever the offset.
-                start = min(max(offset, self._held_from), self._held_to)
-                if start == self._held_to and not self._ended:
+                if not self._held and not self._ended:
                     await self._hold_next()
-                given = self._held[start - self._held_from :][:size]
-                self._given_to = max(self._given_to, start + len(given))
-                return given
+                return self._give(size)
         idle = b"" if self._ended else self._stream.idle()
         if not idle:
             raise Interrupted("nothing to read yet")
-        self._hold(idle)
-        self._given_to = self._held_to
-        return idle[:size]
+        self._held += idle
+        return self._give(size)
+
+    def _give(self, size: int) -> bytes:
+        given, self._held = self._held[:size], self._held[size:]
+        return given
 
     async def _hold_next(self) -> None:
         if not self._reader.blocking and not self._stream.ready():
             raise NothingYet("nothing to read yet")
         chunk = await self._stream.next_chunk()
-        self._hold(chunk)
+        self._held += chunk
         self._ended = not chunk
-
-    def _hold(self, chunk: bytes) -> None:
-        kept = self._held[-HISTORY:]
-        self._held_from = self._held_to - len(kept)
-        self._held = kept + chunk
 
     def poll(self, wake: Callable[[], None] | None) -> int:
         if self._change is not None and wake is not None:
             self._change.await_next(self, wake)
-        ready = self._given_to < self._held_to or self._ended or self._stream.ready()
+        ready = bool(self._held) or self._ended or self._stream.ready()
         return READABLE | select.POLLPRI if ready else 0
 
     def release(self) -> None:

@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections import Counter
+import stat
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError, TooBig
+import trio
+
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
-from ktaskfs.vfs.inode import Attributes, Caller, File, OpenFile, wants_read, wants_write
-from ktaskfs.vfs.refusals import AccessDenied, BadWrite
+from ktaskfs.vfs.inode import NEW_TEXT_SIZE, Attributes, Caller, File, Look, OpenFile, wants_read, wants_write
+from ktaskfs.vfs.open_texts import OpenTexts
+from ktaskfs.vfs.opener import Opener
+from ktaskfs.vfs.pieces import COMMAND_MAX, Pieces
+from ktaskfs.vfs.refusals import AccessDenied, BadWrite, Incomplete
 
 if TYPE_CHECKING:
-    from ktaskfs.quota import Quota
-
-COMMAND_MAX: Final = 64 * 1024
-"""Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer
-one is seen to be too long before any of it is acted upon."""
+    from ktaskfs.vfs.open_texts import Snapshot
 
 REPLY_MAX: Final = 64 * 1024
 """Bytes of replies that a descriptor keeps; the oldest go first."""
-
-OPENING_SIZE: Final = 1024
-"""Bytes that an open file takes besides its text; about what it takes in Python."""
 
 Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
 Write = Callable[[Caller, str], Awaitable[str | None]]
 Refused = Callable[[Caller, str, KtaskfsError], None]
 
 
-class OpenTexts:
-    """The text that open files hold. For each user in ``quota``, bytes that several openings share count once."""
-
-    def __init__(self, quota: Quota) -> None:
-        self._quota = quota
-        self._openings: Counter[tuple[int, int]] = Counter()
-        """By user and id of the bytes."""
-
-    def hold(self, user: int, text: bytes) -> None:
-        """One more opening of ``user`` holds ``text``; raises the quota's refusal."""
-        key = user, id(text)
-        self._quota.take(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
-        self._openings[key] += 1
-
-    def let_go(self, user: int, text: bytes) -> None:
-        """An opening of ``user`` holds ``text`` no longer."""
-        key = user, id(text)
-        self._openings[key] -= 1
-        if not self._openings[key]:
-            del self._openings[key]
-        self._quota.give_back(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
-
-
 class TextFile(File):
-    """A file of text, made by ``render`` for each caller that opens it.
+    """A file of text, made by ``render`` for each look at its size, and for each opening that no look went before.
 
-    ``write`` gets the text of one write(2), stripped; an error that it raises is the error of that write. A text that
-    it returns is a reply, which a descriptor open for reading and writing then reads instead of the file.
+    ``write`` gets the text of one command, stripped; an error that it raises is the error of the write(2) that made the
+    command whole, or of the close(2). A text that it returns is a reply, which a descriptor open for reading and
+    writing then reads instead of the file. Text is what the filesystem encoding makes of the bytes, and back.
     ``change`` is what poll(2) on the file reports. ``refused`` is called for a write that never reaches ``write``,
     with as much of the command as was legible. ``texts`` limits what the openings hold: an open(2), or a read at the
     beginning, fails then.
@@ -78,11 +53,34 @@ class TextFile(File):
         texts: OpenTexts | None = None,
     ) -> None:
         super().__init__(ino, attributes)
-        self.texts = texts
+        self.texts = texts or OpenTexts()
         self.render = render
         self.write = write
         self.change = change
         self.refused = refused
+
+    async def make(self, caller: Caller) -> Snapshot:
+        """The text of this moment. Raises AccessDenied, and whatever ``render`` does."""
+        if self.render is None:
+            raise AccessDenied("this file cannot be read")
+        # The count is taken first: a change while the text is being made must wake the reader again.
+        version = 0 if self.change is None else self.change.count
+        text = self.render(caller)
+        if not isinstance(text, (str, bytes)):
+            text = await text
+        return self.texts.made(self.ino, os.fsencode(text) if isinstance(text, str) else text, version)
+
+    async def look(self, caller: Caller, *, anew: bool) -> Look:
+        attributes = self.attributes()
+        if self.render is None:
+            return Look(0, attributes.time_ns)
+        if not _may_read(attributes, caller):
+            return Look(NEW_TEXT_SIZE, attributes.time_ns)
+        snapshot = None if anew else self.texts.unread(self.ino, caller)
+        if snapshot is None:
+            snapshot = await self.make(caller)
+            self.texts.looked(self.ino, caller, snapshot)
+        return Look(len(snapshot.text), snapshot.changed_ns)
 
     async def open(self, caller: Caller, flags: int) -> OpenText:
         # The mode bits do not hold root back; sysfs refuses it just so (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK).
@@ -90,82 +88,81 @@ class TextFile(File):
             raise AccessDenied("this file cannot be read")
         if wants_write(flags) and self.write is None:
             raise AccessDenied("this file cannot be written")
-        opened = OpenText(self, caller, flags)
-        try:
-            if wants_read(flags):
-                await opened.draw()
-        except BaseException:
-            opened.release()
-            raise
-        return opened
+        snapshot = None
+        if wants_read(flags):
+            snapshot = self.texts.take_look(self.ino, caller) or await self.make(caller)
+        return CommandText(self, caller, snapshot, flags) if wants_write(flags) else OpenText(self, caller, snapshot)
 
 
 class OpenText(OpenFile):
     """One opening of a text file."""
 
-    __slots__ = (
-        "_append",
-        "_base",
-        "_caller",
-        "_change",
-        "_drawn_at",
-        "_file",
-        "_next",
-        "_reply",
-        "_seen",
-        "_text",
-        "_unread",
-        "_written_to",
-    )
+    __slots__ = ("_caller", "_file", "_seen", "_text", "_unread")
 
-    def __init__(self, file: TextFile, caller: Caller, flags: int) -> None:
+    def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None) -> None:
+        """It shows ``snapshot``, if it is open for reading. Raises the refusal of ``file.texts``."""
         self._file = file
         self._caller = caller
-        self._change = file.change
-        # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
-        self._append = bool(flags & os.O_APPEND)
-        self._text = b""
-        if file.texts is not None:
-            file.texts.hold(caller.uid, self._text)
-        self._unread = False
-        self._drawn_at = 0
         # As in kernfs, a file that was not read yet counts as changed.
         self._seen: int | None = None
+        self._text = b"" if snapshot is None else snapshot.text
+        file.texts.hold(caller.uid, self._text)
+        self._unread = snapshot
+        if snapshot is not None:
+            file.texts.opened(file.ino, caller, snapshot)
+
+    def _begun(self) -> None:
+        if self._unread is not None:
+            self._file.texts.read(self._file.ino, self._caller, self._unread)
+            self._unread = None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if offset == 0:
+            snapshot = self._unread
+            if snapshot is None:
+                snapshot = await self._file.make(self._caller)
+                self._file.texts.hold(self._caller.uid, snapshot.text)
+                self._file.texts.let_go(self._caller.uid, self._text)
+                self._text = snapshot.text
+            self._seen = snapshot.version
+            self._begun()
+        return self._text[offset : offset + size]
+
+    def poll(self, wake: Callable[[], None] | None) -> int:
+        change = self._file.change
+        if change is None:
+            return READABLE | WRITABLE
+        if wake is not None:
+            change.await_next(self, wake)
+        changed = CHANGED if self._seen != change.count else 0
+        return READABLE | WRITABLE | changed
+
+    def release(self) -> None:
+        if self._file.change is not None:
+            self._file.change.forget(self)
+        self._begun()
+        self._file.texts.let_go(self._caller.uid, self._text)
+
+
+class CommandText(OpenText):
+    """One opening of a text file for writing."""
+
+    __slots__ = ("_base", "_opener", "_passed_on", "_pieces", "_reply", "_written_to")
+
+    def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None, flags: int) -> None:
+        super().__init__(file, caller, snapshot)
+        self._opener = Opener(caller.pid, file.ino)
+        # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
+        self._pieces = Pieces(append=bool(flags & os.O_APPEND))
+        self._passed_on = True
         self._reply: bytes | None = None
         self._base: int | None = None
         self._written_to = 0
-        # The offset at which a further command may follow: bash writes "{ echo a; echo b; } > file" line by line. A
-        # write without a newline at its end is a piece of a command that was too long for a buffer: nothing follows.
-        self._next = 0
-
-    async def draw(self) -> None:
-        """Render the text again."""
-        render = self._file.render
-        if render is None:
-            raise AccessDenied("this file cannot be read")
-        # The count is taken first: a change while the text is being made must wake the reader again.
-        drawn_at = 0 if self._change is None else self._change.count
-        text = render(self._caller)
-        if inspect.isawaitable(text):
-            text = await text
-        drawn = text.encode() if isinstance(text, str) else text
-        texts = self._file.texts
-        if texts is not None:
-            texts.hold(self._caller.uid, drawn)
-            texts.let_go(self._caller.uid, self._text)
-        self._text = drawn
-        self._drawn_at = drawn_at
-        self._unread = True
 
     async def read(self, offset: int, size: int) -> bytes:
-        if self._reply is not None:
-            return self._read_reply(self._reply, offset, size)
-        if offset == 0:
-            if not self._unread:
-                await self.draw()
-            self._unread = False
-            self._seen = self._drawn_at
-        return self._text[offset : offset + size]
+        if self._reply is None:
+            return await super().read(offset, size)
+        return self._read_reply(self._reply, offset, size)
 
     def _read_reply(self, reply: bytes, offset: int, size: int) -> bytes:
         """The reply begins where the last write left the file position, and at offset 0 as well."""
@@ -177,48 +174,101 @@ class OpenText(OpenFile):
         return reply[start : start + size]
 
     async def write(self, offset: int, data: bytes) -> int:
-        carry_out = self._file.write
-        if carry_out is None:
-            raise AccessDenied("this file cannot be written")
+        before = self._pieces.held
         try:
-            command = self._command(offset, data)
+            whole = self._pieces.take(offset, data)
+            if whole is None:
+                self._hold(offset, data)
         except KtaskfsError as error:
-            if self._file.refused is not None:
-                self._file.refused(self._caller, data[:COMMAND_MAX].decode(errors="replace"), error)
+            self._tell_refused(before + data, error)
+            raise
+        finally:
+            self._let_go(before)
+        if whole is None:
+            if not before:
+                self._passed_on = await trio.to_thread.run_sync(self._opener.has_it_open) is not True
+            return len(data)
+        try:
+            await self._carry_out(whole)
+        except BaseException:
+            self._pieces.refused(offset, data)
+            raise
+        self._pieces.done(offset, data)
+        self._base = None
+        self._written_to = offset + len(data)
+        return len(data)
+
+    def _hold(self, offset: int, data: bytes) -> None:
+        """Count what is held now as text of this opening. Raises the quota's refusal."""
+        try:
+            self._file.texts.hold(self._caller.uid, self._pieces.held)
+        except KtaskfsError:
+            self._pieces.refused(offset, data)
+            raise
+
+    def _let_go(self, text: bytes) -> None:
+        if text:
+            self._file.texts.let_go(self._caller.uid, text)
+
+    def _tell_refused(self, command: bytes, error: KtaskfsError) -> None:
+        if self._file.refused is not None:
+            self._file.refused(self._caller, os.fsdecode(command[:COMMAND_MAX]), error)
+
+    async def _carry_out(self, whole: bytes) -> None:
+        carry_out = self._file.write
+        assert carry_out is not None
+        try:
+            command = _text_of(whole)
+        except KtaskfsError as error:
+            self._tell_refused(whole, error)
             raise
         reply = await carry_out(self._caller, command)
         if reply is not None:
-            self._reply = ((self._reply or b"") + reply.encode())[-REPLY_MAX:]
-        self._base = None
-        self._written_to = offset + len(data)
-        self._next = self._written_to if data.endswith(b"\n") else 0
-        return len(data)
+            self._reply = ((self._reply or b"") + os.fsencode(reply))[-REPLY_MAX:]
 
-    def _command(self, offset: int, data: bytes) -> str:
-        if len(data) > COMMAND_MAX:
-            raise TooBig(f"a command is at most {COMMAND_MAX} bytes")
-        if offset and not self._append and offset != self._next:
-            raise BadWrite(f"one write is one command, at offset 0 and not {offset}")
-        stripped = data.strip()
-        if not stripped:
-            raise BadWrite("the command is empty")
-        if b"\0" in stripped:
-            raise BadWrite("the command has a NUL byte in it")
-        try:
-            return stripped.decode()
-        except UnicodeDecodeError as error:
-            raise BadWrite(f"byte {error.start} of the command is not UTF-8") from error
+    @property
+    def pending(self) -> bool:
+        return bool(self._pieces.held)
 
-    def poll(self, wake: Callable[[], None] | None) -> int:
-        if self._change is None:
-            return READABLE | WRITABLE
-        if wake is not None:
-            self._change.await_next(self, wake)
-        changed = CHANGED if self._seen != self._change.count else 0
-        return READABLE | WRITABLE | changed
+    async def closed(self, *, last: bool) -> None:
+        """Carry out what is held, if nobody can add to it: at the last close(2), or when the opener has closed it.
+
+        If the opener had passed the file on to others before that, only the last close counts. What an opener held that
+        a signal ends is dropped.
+        """
+        held = self._pieces.held
+        if not last and (self._passed_on or await trio.to_thread.run_sync(self._opener.has_it_open) is not False):
+            return
+        killed = await trio.to_thread.run_sync(self._opener.was_killed)
+        if not held or self._pieces.held is not held:  # another close, or a write, came first
+            return
+        whole = self._pieces.finish()
+        self._let_go(whole)
+        if killed:
+            error = Incomplete("its writer was killed before the command was whole")
+            self._tell_refused(whole, error)
+            raise error
+        await self._carry_out(whole)
 
     def release(self) -> None:
-        if self._change is not None:
-            self._change.forget(self)
-        if self._file.texts is not None:
-            self._file.texts.let_go(self._caller.uid, self._text)
+        self._let_go(self._pieces.held)
+        super().release()
+
+
+def _may_read(attributes: Attributes, caller: Caller) -> bool:
+    """Whether the mode bits let ``caller`` read, as far as its ids tell: of its groups only the first is known."""
+    if caller.uid == 0:
+        return True
+    if caller.uid == attributes.uid:
+        return bool(attributes.mode & stat.S_IRUSR)
+    return bool(attributes.mode & (stat.S_IRGRP if caller.gid == attributes.gid else stat.S_IROTH))
+
+
+def _text_of(command: bytes) -> str:
+    """The text of a whole command. Raises BadWrite."""
+    stripped = command.strip()
+    if not stripped:
+        raise BadWrite("the command is empty")
+    if b"\0" in stripped:
+        raise BadWrite("the command has a NUL byte in it")
+    return os.fsdecode(stripped)

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from tests.support import filesystems
+from tests.support.poll import DEADLINE
 from tests.support.shell import environment
 from tests.support.users import User
 
@@ -26,7 +27,7 @@ FIRST_UID = 4_000_000_000
 """Beyond the ids of accounts and of subordinate ids, which begin at 100,000 and 524,288."""
 
 
-SOON = 5.0
+SOON = DEADLINE / 6
 """Seconds within which a command that takes milliseconds is over on a busy machine."""
 
 
@@ -45,6 +46,13 @@ class Attack:
         self._attackers.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() != b"", "the attack has begun"
+
+    def calls(self) -> int:
+        """How many system calls of the last attack, one of flood.py, were answered."""
+        process = self._attackers[-1]
+        assert process.stdout is not None
+        process.send_signal(signal.SIGUSR1)
+        return int(process.stdout.readline())
 
     def begin(self, mount: Mount, script: str, *arguments: str, user: User | None = None) -> subprocess.Popen[bytes]:
         """Start ``script`` of bash with the mount as its working directory."""

@@ -1,16 +1,23 @@
 """An attacker: asks for one file again and again, from many threads, whatever the answer is.
 
     python flood.py open FILE THREADS    open, read to the end, close
-    python flood.py hold FILE THREADS    read from one descriptor that all threads share
+    python flood.py hold FILE THREADS    read a stream, from as many openings as the threads need and the user may have
 
-Prints ``flooding`` when all threads are at it.
+Prints ``flooding`` when all threads are at it, and for each SIGUSR1 how many system calls the mount has answered.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
+import signal
 import sys
 import threading
+
+CALLS = itertools.count()
+"""``next`` of it is atomic."""
 
 
 def opening(path: str) -> None:
@@ -19,33 +26,47 @@ def opening(path: str) -> None:
             fd = os.open(path, os.O_RDONLY)
         except BlockingIOError:  # too many requests at a time
             continue
-        try:
+        next(CALLS)
+        with contextlib.suppress(BlockingIOError):
             while os.read(fd, 65536):
-                pass
-        except BlockingIOError:
-            pass
+                next(CALLS)
         os.close(fd)
 
 
 def holding(fd: int) -> None:
     while True:
         try:
-            os.pread(fd, 4096, 1 << 40)  # not read(2), in which only one thread at a time may be
+            os.read(fd, 4096)  # of one opening one thread at a time: the kernel lets the others wait
         except BlockingIOError:
             continue
+        next(CALLS)
+
+
+def openings(path: str, most: int) -> list[int]:
+    """Openings of a file, until one is refused."""
+    held: list[int] = []
+    try:
+        while len(held) < most:
+            held.append(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    return held
 
 
 def main() -> None:
     what, path, count = sys.argv[1:]
     threading.stack_size(65536)
-    held = os.open(path, os.O_RDONLY) if what == "hold" else -1
-    for _ in range(int(count)):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    held = openings(path, int(count)) if what == "hold" else []
+    for number in range(int(count)):
         if what == "hold":
-            threading.Thread(target=holding, args=(held,), daemon=True).start()
+            threading.Thread(target=holding, args=(held[number % len(held)],), daemon=True).start()
         else:
             threading.Thread(target=opening, args=(path,), daemon=True).start()
     print("flooding", flush=True)
-    threading.Event().wait()
+    while signal.sigwait({signal.SIGUSR1}):
+        print(next(CALLS), flush=True)
 
 
 main()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktaskfs.control.limits import STREAMS_MAX
+from ktaskfs.control.limits import MEMORY_MAX, STREAMS_MAX
 from ktaskfs.errors import TooManyOpen
 from ktaskfs.quota import FEW_PART, ROOT_PART, Quota
 from ktaskfs.tasks.table import DESCRIPTORS_PART
 from tests.support.poll import until
 from tests.support.shell import run
+from tests.support.slow import start_slow, stop
 from tests.support.users import User
 
 if TYPE_CHECKING:
-
+    from collections.abc import Iterator
 
     from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
 
 HOLD = """
 import os, resource, sys
@@ -42,9 +46,7 @@ sys.stdin.read()
 """Opens a file as often as may be and holds it; prints how often, the errno, and MiB by which the daemon grew."""
 
 
-def test_a_large_result_is_in_memory_once(
-    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
-) -> None:
+def test_a_large_result_is_in_memory_once(mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]) -> None:
     mounted = mount_maker("mode=0666")
     user, _ = two_users
     holes = 12_000
@@ -60,6 +62,32 @@ def test_a_large_result_is_in_memory_once(
     held, number, grown = map(int, opened.out.split())
     assert (held, number) == (600, 0)
     assert grown < 600 * size / 8 / (1 << 20)
+
+
+def test_open_texts_of_one_user_are_limited(mount_maker: MountMaker, attacker: User, victim: User) -> None:
+    """Each opening has a text of its own here: a path of 4 KiB."""
+    mounted = mount_maker("mode=0666")
+    for user, task in ((attacker, "own"), (victim, "hers")):
+        script = 'mkdir tasks/$1 && echo clear > tasks/$1/op && echo "$2" > tasks/$1/path'
+        assert mounted.shell(script, task, "/" + "x/" * 2047, user=user).status == 0
+    most = MEMORY_MAX // 4096
+    command = [sys.executable, "-I", "-c", HOLD, str(mounted.path / "tasks/own/path"), "0", str(most), str(mounted.pid)]
+    with holding(command, attacker) as (held, number, _):
+        assert number == errno.ENOMEM
+        assert held < most
+        for reader, task in ((victim, "hers"), (None, "own")):
+            assert len(mounted.read(f"tasks/{task}/path", user=reader)) == 4096
+    assert len(mounted.read("tasks/own/path", user=attacker)) == 4096
+
+
+@contextlib.contextmanager
+def holding(command: list[str], user: User) -> Iterator[list[int]]:
+    """What HOLD prints, while it holds."""
+    ids: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", **ids) as holder:
+        assert holder.stdout is not None
+        yield [int(each) for each in holder.stdout.readline().split()]
+        holder.kill()
 
 
 @pytest.mark.parametrize("name", ["events", "tasks/own/wait"])
@@ -97,6 +125,17 @@ def test_many_uids_do_not_take_all_descriptors(mount_maker: MountMaker, two_user
         for holder in holders:
             holder.communicate()
     until(lambda: len(list(descriptors.iterdir())) <= before + 4, "the daemon has let go of them")
+
+
+def test_a_task_at_work_takes_two_descriptors(mounted: Mount, memory: Path) -> None:
+    """The limit on tasks counts on that."""
+    descriptors = Path(f"/proc/{mounted.pid}/fd")
+    start_slow(mounted, memory, "first")
+    before = len(list(descriptors.iterdir()))
+    for number in range(4):
+        start_slow(mounted, memory, f"t{number}")
+    until(lambda: len(list(descriptors.iterdir())) <= before + 2 * 4, "two for each")
+    stop(mounted, "first", *(f"t{number}" for number in range(4)))
 
 
 def test_groups_of_callers_do_not_take_the_daemons_memory(mount_maker: MountMaker, attacker: User) -> None:

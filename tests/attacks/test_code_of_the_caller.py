@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from tests.conftest import MountMaker
@@ -85,7 +86,7 @@ def test_no_code_of_its_own_runs_when_memory_runs_out(
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
     extra = (DEFAULT_STACK if stack == resource.RLIM_INFINITY else stack) + LITTLE
     command = [sys.executable, "-I", "-c", CALLER, str(area), str(two_users[0].uid), str(extra)]
-    outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
     assert outcome.stderr == ""
     assert outcome.stdout.startswith("failed\n")
     assert "MemoryError" in outcome.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,43 +15,35 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
-TIMES = 30
-SLOWER = 100
-"""A request may take so many times as long as before the flood. Without turns it takes some 600 times as long."""
+TIMES = 300
+OF_THE_OTHER = 40
+"""Answers to the attacker while the victim reads a file once. With turns there are some five, without them 200."""
 
 
-def typical(mount: Mount, user: User) -> float:
-    """How long ``user`` takes to open, read and close a file, in seconds; the median, as some wait for a processor."""
+def calls_meanwhile(attack: Attack, mount: Mount, user: User) -> float:
+    """Answers to the attacker for each time that ``user`` opens, reads and closes a file."""
     path = mount.path / "version"
 
-    def measure() -> list[float]:
+    def read() -> int:
         os.setgroups([])
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
-        took = []
-        for _ in range(TIMES):
-            begun = time.monotonic()
-            path.read_bytes()
-            took.append(time.monotonic() - begun)
-            if sum(took) > 20:
-                break
-        return took
+        return sum(len(path.read_bytes()) > 0 for _ in range(TIMES))
 
-    took: list[float] = run_forked(measure)
-    return statistics.median(took)
+    before = attack.calls()
+    assert run_forked(read) == TIMES
+    return (attack.calls() - before) / TIMES
 
 
 @pytest.mark.parametrize("file", ["version", "metrics"])
 def test_a_flood_of_openings(mount_maker: MountMaker, attack: Attack, victim: User, file: str) -> None:
     mount = mount_maker("mode=0666")
-    before = typical(mount, victim)
     attack("flood.py", "open", str(mount.path / file), "800")
-    assert typical(mount, victim) < before * SLOWER
+    assert calls_meanwhile(attack, mount, victim) < OF_THE_OTHER
 
 
 def test_a_flood_of_readers_who_wait(mount_maker: MountMaker, attack: Attack, attacker: User, victim: User) -> None:
     mount = mount_maker("mode=0666")
     assert mount.shell("mkdir tasks/mine", user=attacker).status == 0
-    before = typical(mount, victim)
     attack("flood.py", "hold", str(mount.path / "tasks/mine/wait"), "4500")
-    assert typical(mount, victim) < before * SLOWER
+    assert attack.answered(mount, "cat version && mkdir tasks/yours && head -c 1 tasks/yours/wait", user=victim)

@@ -1,21 +1,26 @@
-"""Tasks that hold on to helper threads which they cannot use."""
+"""Tasks that hold on to helper threads which they cannot use, or that are many."""
 
 from __future__ import annotations
 
 import functools
 import os
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktaskfs.host.topology import usable_cpus
+from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.thread_sharing import helper_limit
 from tests.tasks.conftest import house, memory, workers
-from tests.tasks.house import until
+from tests.tasks.house import OPERATIONS, me, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
     from ktaskfs.tasks.task import Task
+    from tests.support.users import User
     from tests.tasks.house import House
 
 __all__ = ["house", "memory", "workers"]
@@ -70,3 +75,26 @@ async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(house: 
     await until(lambda: (greedy.requests.threads, hungry.requests.threads) == (1, WANTED), "the helpers go over")
     os.kill(greedy.worker.pid, signal.SIGCONT)
     await until(lambda: greedy.worker is None, "the end")
+
+
+async def run_as(house: House, user: User, path: Path) -> Task:
+    """A task of ``user`` that goes on for ever."""
+    caller = me()
+    identity = replace(caller.identity, uid=user.uid, gid=user.gid, groups=(), effective=0, permitted=0, bounding=0)
+    caller = replace(caller, identity=identity)
+    spec = parse_spec(f"fallocate path={path} length=1M chunk=4096 rate_max=1", OPERATIONS)
+    (task,) = await house.service.run_specs(caller, [spec])
+    return task
+
+
+async def test_many_tasks_of_one_user_leave_another_users_task_its_share(
+    house: House, memory: Path, attacker: User, victim: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ktaskfs.tasks.helper_watch.INTERVAL", 1e6)  # none gives helpers back
+    os.chmod(memory, 0o1777)
+    house.set("max_threads", CPUS)
+    house.set("cpu_percent", 100)
+    many = [await run_as(house, attacker, memory / f"many{number}") for number in range(3)]
+    one = await run_as(house, victim, memory / "one")
+    helpers = sum(task.requests.threads - 1 for task in many)
+    assert abs(helpers - (one.requests.threads - 1)) <= 1

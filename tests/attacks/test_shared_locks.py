@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,9 +84,7 @@ def test_a_listing_that_hangs_keeps_no_daemon_from_its_end(
     mount.process.send_signal(number)
     try:
         mount.process.wait(SOON)
-        begun = time.monotonic()
         assert mount_maker(statedir=mount.statedir).read("version")
-        assert time.monotonic() - begun < SOON
     finally:
         attack.end()
         mount.kill()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.containers.conftest import HUGE, INSIDE
+from tests.support import filesystems
 from tests.support.daemon import ROOT, interpreter
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, environment, run, shell
@@ -122,7 +124,7 @@ def test_a_daemon_in_a_container_serves_others(
     podman: Podman, huge: tuple[Path, TestPool], daemon: subprocess.Popen[bytes]
 ) -> None:
     """Others are containers, with a user namespace or without, and the host."""
-    directory, pool = huge
+    directory, _pool = huge
     options = (f"--workdir={INSIDE}/mount", "--user=1000:1000")
     for mapped, base in (((), 0), (MAPPED, BASE)):
         outcome = podman.sh(JOB, *options, *mapped, owner=base)
@@ -133,3 +135,23 @@ def test_a_daemon_in_a_container_serves_others(
     outcome = shell(JOB.replace(INSIDE, str(podman.area)), cwd=podman.area / "mount")
     assert outcome == Outcome(0, f"done\n0 {SIZE // 512}\n", "")
     (directory / "a").unlink()
+
+
+def test_the_containers_limit_on_memory_holds(podman: Podman, shared_mount: Mount) -> None:
+    """Up to it a task is done, past it it is refused, with the container's group and its limit; nobody is killed."""
+    script = f"""
+    sleep infinity & neighbour=$!
+    echo "fallocate path={INSIDE}/memory/a length=256M" > tasks/control
+    cat info/last_cmd_status
+    echo "fallocate path={INSIDE}/memory/a length=128M name=a" > tasks/control
+    tail -n 1 tasks/a/wait
+    kill $neighbour
+    """
+    with filesystems.tmpfs(podman.area / "memory", 512 << 20) as memory:
+        outcome = podman.sh(script, at(shared_mount), "--memory=200m")
+        assert outcome.status == 0, outcome
+        assert outcome.errname == "ENOMEM"
+        said, end = outcome.out.splitlines()
+        assert end == "done"
+        assert re.search(rf"group \S+ may have \d+ more: memory\.\w+ is {200 << 20}, \d+ in use", said), said
+        (memory / "a").unlink()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ktaskfs.control.command_log import KEPT, SHOWN_MAX, USERS_MAX, CommandLog
+from ktaskfs.control.command_log import BYTES_MAX, KEPT, SHOWN_MAX, USERS_MAX, CommandLog
 from ktaskfs.errors import InvalidValue, KtaskfsError, NameTaken, SpecError
 from ktaskfs.vfs import Caller
 
@@ -47,16 +47,16 @@ def test_a_refused_write_is_shown_with_a_caret_under_its_token(log: CommandLog) 
 
 
 def test_a_caret_stays_under_its_token_whatever_stands_before_it(log: CommandLog) -> None:
-    line = "clear\tpath=a\x1b[31m x=\u00e9"
-    log.refused("tasks/control", ME, line, wrong(line, line.index("x="), len(line)))
+    line = "clear\tpath=caf\udce9\x1b[31m x=\u00e9\udce9 y=1"
+    log.refused("tasks/control", ME, line, wrong(line, line.index("x="), line.index(" y")))
     shown, carets = log.errors(ME).splitlines()[1:]
-    assert shown == "  Command: clear?path=a?[31m x=\u00e9"
-    assert shown[carets.index("^") :] == "x=\u00e9"
+    assert shown == "  Command: clear\\011path=caf\\351\\033[31m x=\u00e9\\351 y=1"
+    assert shown[carets.index("^") :][: carets.count("^")] == "x=\u00e9\\351"
 
 
 def test_an_error_without_a_place_has_no_caret(log: CommandLog) -> None:
     log.refused("tasks/control", ME, "a\nb", NameTaken("a task a exists"))
-    assert log.errors(ME).splitlines()[1:] == ["  Command: a?b"]
+    assert log.errors(ME).splitlines()[1:] == ["  Command: a\\012b"]
     assert log.status(ME) == "tasks/control: EEXIST: a task a exists\n"
 
 
@@ -107,3 +107,22 @@ async def test_a_recorded_write_notes_its_outcome_and_changes_nothing_else(log: 
     assert log.status(ME) == "f: EINVAL: no\n"
     assert await recorded(ME, "good") == "1 good"
     assert log.status(ME) == "ok\n"
+
+
+def test_what_is_kept_is_bounded_and_roots_is_not_forgotten(log: CommandLog) -> None:
+    root, text = caller(0), "\N{GRINNING FACE}" * SHOWN_MAX
+    log.refused("tasks/control", root, "mine", InvalidValue("no"))
+    users = [caller(uid) for uid in range(1, 200)]
+    for user in users:
+        for _ in range(KEPT):
+            log.refused("tasks/control", user, text, InvalidValue("no"))
+    kept = [user for user in users if log.errors(user)]
+    assert users[-1] in kept
+    assert users[0] not in kept
+    assert BYTES_MAX // 2 < sum(4 * len(log.errors(user)) for user in kept) <= BYTES_MAX
+    assert "mine" in log.errors(root)
+    for user in kept:
+        log.clear(user)
+    for user in users[:10]:
+        log.refused("tasks/control", user, text, InvalidValue("no"))
+    assert all(log.errors(user) for user in users[:10])

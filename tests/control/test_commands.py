@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.control.callers import Callers
 from ktaskfs.control.command_log import CommandLog
 from ktaskfs.control.commands import CommandFile, Commands
 from ktaskfs.control.limits import Limits
@@ -34,8 +35,9 @@ class Recorder:
             2,
             Attributes(0o660, 0, 0, 0),
             Commands("f", lambda caller: "usage\n", self.run),
-            self.log,
-            Limits(),
+            log=self.log,
+            limits=Limits(),
+            callers=Callers(),
         )
 
     async def run(self, caller: CallerProcess, text: str) -> str | None:

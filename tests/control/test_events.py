@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from ktaskfs.control.access import Access
-from ktaskfs.control.events import EventFeed
+from ktaskfs.control.events import BACKLOG_TOTAL, CHUNK, EventFeed
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.tasks.table import TaskTable
 from ktaskfs.tasks.task import State, Task
 from ktaskfs.tasks.tunables import Settings
-from ktaskfs.vfs import Caller
-
-if TYPE_CHECKING:
-    import trio
+from ktaskfs.vfs import Caller, Portions
 
 ROOT, ANNE, BERT = Caller(0, 0, 1), Caller(1001, 1001, 2), Caller(1002, 1002, 3)
 SECOND = 10**9
@@ -28,7 +26,7 @@ class House:
     def __init__(self, hidepid: int = 0, backlog: int = 100) -> None:
         clock = itertools.count(SECOND, SECOND)
         self.table = TaskTable(Settings({}))
-        self.feed = EventFeed(Access(0, 0, hidepid=hidepid), lambda: next(clock), backlog)
+        self.feed = EventFeed(Access(0, 0, hidepid=hidepid), Portions(), now_ns=lambda: next(clock), backlog=backlog)
         Transitions(self.table).observers.append(self.feed.publish)
         self._numbers = itertools.count(1)
 
@@ -103,6 +101,45 @@ async def test_a_reader_that_does_not_keep_up_is_told_how_much_it_lost() -> None
     assert [line.split()[1] for line in (await other.next_chunk()).decode().splitlines()] == ["t3", "t4"]
     house.add("t5", ANNE)
     assert b"lost" not in await slow.next_chunk()
+
+
+async def test_a_reader_who_waits_gets_the_line_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    house = House()
+    stream = house.feed.open_stream(ROOT)
+    before = autojump_clock.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            assert b" a - new " in await stream.next_chunk()
+
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        house.add("a", ANNE)
+    assert autojump_clock.current_time() == before
+
+
+async def test_what_one_read_gives_is_bounded_and_the_rest_comes_next() -> None:
+    house = House()
+    stream = house.feed.open_stream(ROOT)
+    names = [f"{number:0>100}" for number in range(100)]
+    for name in names:
+        house.add(name, ANNE)
+    got = b""
+    while stream.ready():
+        chunk = await stream.next_chunk()
+        assert len(chunk) < CHUNK + 250
+        got += chunk
+    assert [line.split()[1] for line in got.decode().splitlines()] == names
+
+
+async def test_many_readers_have_a_smaller_backlog_each() -> None:
+    house = House(backlog=1024)
+    streams = [house.feed.open_stream(ROOT) for _ in range(BACKLOG_TOTAL // 4)]
+    for number in range(6):
+        house.add(f"t{number}", ANNE)
+    lines = (await streams[0].next_chunk()).decode().splitlines()
+    assert lines[0].endswith("lost=2")
+    assert len(lines) == 1 + 4
 
 
 async def test_nothing_is_kept_for_a_stream_that_is_closed() -> None:

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client import parser as prometheus
+from prometheus_client.openmetrics import parser as openmetrics
 
+from ktaskfs.control.exposition import render_prometheus
 from ktaskfs.control.facts import Load
-from ktaskfs.control.metrics import MAX_AGE, UNITS_PER_SECOND, Metrics
-from ktaskfs.control.openmetrics import render
+from ktaskfs.control.metrics import MAX_AGE, UNITS_PER_SECOND, Exposition, Metrics
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.tasks.task import EMPTY, ENDED, State, Task
 from ktaskfs.tasks.tunables import Settings
 from ktaskfs.units import Nid
 from tests.support.tasks import change_history
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ktaskfs.progress import Snapshot
 
 
-def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample by name and labels; ValueError where the text is not OpenMetrics."""
-    families: Any = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+def samples(
+    text: str, form: Exposition = Exposition.PROMETHEUS
+) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample by name and labels; ValueError where the text is not of that form."""
+    parser = openmetrics if form is Exposition.OPENMETRICS else prometheus
+    families: Any = parser.text_string_to_metric_families(text)
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -47,7 +53,7 @@ def worked(units: int, *, undone: bool = False) -> Snapshot:
 class House:
     def __init__(self) -> None:
         self.table = TaskTable(Settings({}))
-        self.metrics = Metrics(self.table, Kernel.open(), lambda: Load(3))
+        self.metrics = Metrics(find_operations(), Kernel.open(), lambda: Load(3))
 
     def follow(self) -> None:
         Transitions(self.table).observers.append(self.metrics.count)
@@ -60,17 +66,57 @@ class House:
         return task
 
 
-async def test_what_is_read_is_openmetrics() -> None:
+def some(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
+    """The counts without those that are 0, as nearly all are."""
+    return {key: count for key, count in counts.items() if count}
+
+
+@pytest.mark.parametrize("form", Exposition)
+async def test_both_texts_are_what_they_say_and_say_the_same(form: Exposition) -> None:
     house = House()
     house.follow()
     house.add(1)
-    found = samples((await house.metrics.text()).decode())
+    found = samples((await house.metrics.text(form)).decode(), form)
     assert found["ktaskfs_tasks", (("operation", "clear"), ("state", "new"))] == 1
     assert found["ktaskfs_open_handles", ()] == 3
-    assert found["process_resident_memory_bytes", ()] > 1 << 20
-    assert found["process_open_fds", ()] > 2
+    assert found["ktaskfs_process_resident_memory_bytes", ()] > 1 << 20
+    assert found["ktaskfs_process_open_fds", ()] > 2
     assert 0 <= found["ktaskfs_event_loop_lag_seconds", ()] < 60
     assert {labels[0][0] for name, labels in found if name == "ktaskfs_build_info"} == {"version"}
+    assert all(name.startswith("ktaskfs_") for name, _ in found), "no name is another exporter's"
+    other = next(each for each in Exposition if each is not form)
+    same = samples((await house.metrics.text(other)).decode(), other)
+    process = "ktaskfs_process_"  # read anew for each text
+    assert {key: same[key] for key in same if not key[0].startswith(process)} == {
+        key: found[key] for key in found if not key[0].startswith(process)
+    }
+    assert set(same) == set(found)
+
+
+async def test_every_series_is_there_before_anything_has_happened() -> None:
+    """Where one appears with its first event, an alert on its increase does not see that."""
+    house = House()
+    house.follow()
+    before = samples((await house.metrics.text(Exposition.PROMETHEUS)).decode())
+    for number, end in enumerate(sorted(ENDED), 1):
+        task = house.add(number)
+        house.table.move(task, State.STARTING)
+        house.table.move(task, State.RUNNING)
+        change_history(task, final=worked(100))
+        house.table.move(task, end)
+    refused = house.add(9)
+    house.table.move(refused, State.STARTING)
+    house.table.drop(refused)
+    house.table.add(Task(10, "empty", 1000, 1000))
+    facts = await house.metrics.facts()
+    after = samples(render_prometheus(facts).decode())
+    assert set(after) == set(before)
+    outcomes = [after["ktaskfs_tasks_ended_total", (("operation", "clear"), ("outcome", end))] for end in ENDED]
+    assert outcomes == [1] * len(ENDED)
+    assert before["ktaskfs_tasks_ended_total", (("operation", "copy"), ("outcome", "failed"))] == 0
+    assert after["ktaskfs_tasks", (("operation", "none"), ("state", "new"))] == 1
+    for operation in find_operations():
+        assert ("ktaskfs_tasks_refused_total", (("operation", operation),)) in before
 
 
 async def test_ends_and_units_are_counted_once() -> None:
@@ -88,10 +134,10 @@ async def test_ends_and_units_are_counted_once() -> None:
         house.table.move(task, end)
         house.table.drop(task)
     facts = await house.metrics.facts()
-    assert facts.started == Counter({clear: 3})
-    assert facts.ended == Counter({("clear", "done"): 2, ("clear", "cancelled"): 1})
-    assert facts.units == Counter({("clear", "bytes"): 600})
-    assert facts.tasks == {}
+    assert some(facts.started) == {clear: 3}
+    assert some(facts.ended) == {("clear", "done"): 2, ("clear", "cancelled"): 1}
+    assert some(facts.units) == {("clear", "bytes"): 600}
+    assert some(facts.tasks) == {}
 
 
 async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
@@ -113,7 +159,8 @@ async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> 
     house.table.drop(refused)
     facts = await house.metrics.facts()
     assert (facts.started["clear",], facts.refused["clear",]) == (1, 4)
-    assert (facts.ended, facts.units) == (Counter({("clear", "interrupted"): 1}), Counter({("clear", "bytes"): 300}))
+    assert some(facts.ended) == {("clear", "interrupted"): 1}
+    assert some(facts.units) == {("clear", "bytes"): 300}
 
 
 async def test_work_that_is_taken_back_was_work_all_the_same() -> None:
@@ -132,23 +179,32 @@ async def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
     adopted = house.add(2, State.RUNNING)
     house.table.move(adopted, State.PAUSED)
     facts = await house.metrics.facts()
-    assert (facts.started, facts.ended, facts.units) == (Counter(), Counter(), Counter({("clear", "bytes"): 0}))
-    assert facts.tasks == {("clear", "done"): 1, ("clear", "paused"): 1}
+    assert (some(facts.started), some(facts.ended), some(facts.units)) == ({}, {}, {})
+    assert some(facts.tasks) == {("clear", "done"): 1, ("clear", "paused"): 1}
 
 
-async def test_pools_by_size_and_node() -> None:
+async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own() -> None:
     facts = await House().metrics.facts()
-    pools = (Pool(2 << 20, None, 8, 6, 4, 1, 2), Pool(2 << 20, Nid(1), 5, 3, 0, 1, 0))
-    found = samples(render(replace(facts, pools=pools)))
-    machine, node = (("node", ""), ("page_size", "2097152")), (("node", "1"), ("page_size", "2097152"))
-    assert [found[f"ktaskfs_hugepages_{name}", machine] for name in ("total", "free", "reserved", "surplus")] == [
-        8,
-        6,
-        4,
-        1,
-    ]
-    assert found["ktaskfs_hugepages_free", node] == 3
-    assert ("ktaskfs_hugepages_reserved", node) not in found
+    pools = (
+        Pool(2 << 20, None, 8, 6, 4, 1, 2),
+        Pool(2 << 20, Nid(0), 3, 3, 0, 0, 0),
+        Pool(2 << 20, Nid(1), 5, 3, 0, 1, 0),
+    )
+    found = samples(render_prometheus(replace(facts, pools=pools)).decode())
+    shown = {key: value for key, value in found.items() if "hugepages" in key[0]}
+    machine, nodes = (("page_size", "2097152"),), [(("node", node), ("page_size", "2097152")) for node in "01"]
+    assert shown == {
+        ("ktaskfs_hugepages", machine): 8,
+        ("ktaskfs_hugepages_free", machine): 6,
+        ("ktaskfs_hugepages_reserved", machine): 4,
+        ("ktaskfs_hugepages_surplus", machine): 1,
+        ("ktaskfs_node_hugepages", nodes[0]): 3,
+        ("ktaskfs_node_hugepages", nodes[1]): 5,
+        ("ktaskfs_node_hugepages_free", nodes[0]): 3,
+        ("ktaskfs_node_hugepages_free", nodes[1]): 3,
+        ("ktaskfs_node_hugepages_surplus", nodes[0]): 0,
+        ("ktaskfs_node_hugepages_surplus", nodes[1]): 1,
+    }
 
 
 async def test_a_crowd_of_readers_shares_one_text() -> None:
@@ -156,14 +212,14 @@ async def test_a_crowd_of_readers_shares_one_text() -> None:
     texts: list[bytes] = []
 
     async def read() -> None:
-        texts.append(await house.metrics.text())
+        texts.append(await house.metrics.text(Exposition.PROMETHEUS))
 
     async with trio.open_nursery() as nursery:
         for _ in range(800):
             nursery.start_soon(read)
     assert len({id(text) for text in texts}) <= 2  # the second, if that took longer than a second
     await trio.sleep(MAX_AGE)
-    assert await house.metrics.text() is not texts[-1]
+    assert await house.metrics.text(Exposition.PROMETHEUS) is not texts[-1]
 
 
 async def test_forged_numbers_add_no_more_than_the_total_and_never_fall() -> None:

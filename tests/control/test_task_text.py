@@ -8,25 +8,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
-from ktaskfs.control import task_text
+from ktaskfs.control import figures, task_text
 from ktaskfs.control.manual import manual
-from ktaskfs.control.task_directory import TaskFiles
+from ktaskfs.control.task_directory import task_files
 from ktaskfs.control.wait import INTERVAL, WaitStream
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState, read_snapshot
 from ktaskfs.tasks.history import History
 from ktaskfs.tasks.task import EMPTY, State, Task
-from ktaskfs.units import PAGES
+from ktaskfs.units import PAGES, table
+from ktaskfs.vfs import Change, Portions
 from tests.support.tasks import change_history, change_texts
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
 OPERATIONS = find_operations()
-FILES = TaskFiles.of(OPERATIONS)
+FILES = task_files(OPERATIONS)
 THREAD = ThreadProgress(0, 71, -1, ThreadState.RUNNING, 3, 30, 1500, 0, 30, 40)
 HALF = Snapshot(
     phase=Phase.RUNNING,
@@ -55,18 +58,23 @@ def status(task: Task) -> str:
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "rate", "line"),
+    ("done", "total", "seconds", "line"),
     [
-        (0, 100, 0.0, "[>...................]   0.0% (0/100) finish=unknown speed=0B/s"),
-        (50, 100, 10.0, "[==========>.........]  50.0% (50/100) finish=5.0s speed=10B/s"),
-        (99, 100, 2.0**30, "[===================>]  99.0% (99/100) finish=0.0s speed=1.0GiB/s"),
-        (100, 100, 1.0, "[====================] 100.0% (100/100) finish=0.0s speed=1B/s"),
-        (0, 0, 0.0, "[>...................]   0.0% (0/0) finish=unknown speed=0B/s"),
+        (0, 100, 1, "[>...................]   0.0% (0/100) finish=unknown speed=0B/s"),
+        (50, 100, 5, "[==========>.........]  50.0% (50/100) finish=5.0s speed=10B/s"),
+        (99 << 30, 100 << 30, 99, f"[===================>]  99.0% ({99 << 30}/{100 << 30}) finish=1.0s speed=1.0GiB/s"),
+        (100, 100, 100, "[====================] 100.0% (100/100) finish=0.0s speed=1B/s"),
+        (0, 0, 1, "[>...................]   0.0% (0/0) finish=unknown speed=0B/s"),
     ],
 )
-def test_a_line_of_progress(done: int, total: int, rate: float, line: str) -> None:
-    snapshot = replace(HALF, total=total, nodes=(NodeProgress(0, total, -1, done),), threads=())
-    assert task_text.progress_line(make(snapshot), snapshot, rate) == line + "\n"
+def test_a_line_of_progress(done: int, total: int, seconds: int, line: str) -> None:
+    nodes = (NodeProgress(0, total, -1, done),)
+    snapshot = replace(HALF, total=total, nodes=nodes, threads=(), started_ns=10**9, ended_ns=(1 + seconds) * 10**9)
+    assert task_text.progress_line(make(snapshot), snapshot) == line + "\n"
+
+
+def test_nobody_knows_when_a_paused_task_is_done() -> None:
+    assert "finish=unknown speed=25B/s" in task_text.progress_line(make(state=State.PAUSED), HALF)
 
 
 def test_an_empty_task_that_is_done_is_done_wholly() -> None:
@@ -129,10 +137,11 @@ def test_no_path_is_a_command_to_the_terminal() -> None:
 
 
 def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
-    lines = [line.split(" ") for line in task_text.stat(make()).splitlines()]
+    lines = [line.split(" ") for line in figures.stat(make()).splitlines()]
     assert all(len(line) == 2 for line in lines)
-    assert [key for key, _ in lines][:18] == (
-        ["state", "operation", "uid", "gid", "pid", "threads", "max_threads", "nice", "rate_max", "chunks", "done"]
+    assert [key for key, _ in lines][:19] == (
+        ["state", "operation", "uid", "gid", "pid", "threads", "threads_found", "max_threads", "nice", "rate_max"]
+        + ["chunks", "done"]
         + ["total", "units", "busy_usec", "created_usec", "elapsed_usec", "errno", "error_position"]
     )
     values = dict(lines)
@@ -143,7 +152,7 @@ def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
 
 def test_every_file_of_an_empty_task_can_be_read() -> None:
     task = Task(1, "t", 0, 0)
-    for render in (status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+    for render in (status, figures.stat, task_text.progress, task_text.threads, task_text.error):
         assert render(task)
     assert task_text.progress(task) == "0 / 0\n"
 
@@ -158,14 +167,14 @@ def test_a_scribbled_page_is_shown_without_harm(words: list[int]) -> None:
     finally:
         os.close(fd)
     task = make(snapshot)
-    for render in (status, task_text.stat, task_text.progress, task_text.threads, task_text.error):
+    for render in (status, figures.stat, task_text.progress, task_text.threads, task_text.error):
         assert render(task).endswith("\n")
-    assert task_text.progress_line(task, snapshot, task_text.speed(snapshot))
+    assert task_text.progress_line(task, snapshot)
 
 
 async def test_wait_ends_with_a_line_for_the_whole_and_the_state(autojump_clock: MockClock) -> None:
     task = make(replace(HALF, ended_ns=0))
-    stream = WaitStream(task)
+    stream = WaitStream(task, 0, Change(), Portions())
     began = autojump_clock.current_time()
     assert (await stream.next_chunk()).startswith(b"[==========>.........]  50.0% (50/100)")
     assert autojump_clock.current_time() - began == pytest.approx(INTERVAL)
@@ -180,9 +189,28 @@ async def test_wait_ends_with_a_line_for_the_whole_and_the_state(autojump_clock:
 
 async def test_wait_on_a_task_that_ends_says_so_at_once(autojump_clock: MockClock) -> None:
     task = make(EMPTY, State.FAILED)
-    stream = WaitStream(task)
+    stream = WaitStream(task, 0, Change(), Portions())
     assert await stream.next_chunk() == b"failed\n"
     assert await stream.next_chunk() == b""
+
+
+async def test_wait_tells_of_the_end_as_soon_as_it_is_there(autojump_clock: MockClock) -> None:
+    task, change = make(replace(HALF, ended_ns=0)), Change()
+    stream = WaitStream(task, 0, change, Portions())
+    began = autojump_clock.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            assert (await stream.next_chunk()).endswith(b"cancelled\n")
+
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        change_history(task, final=replace(HALF, phase=Phase.CANCELLED))
+        task.to(State.CANCELLED)
+        change.notify()
+    assert autojump_clock.current_time() == began
+    stream.close()
+    assert change.waiting == 0
 
 
 def test_the_manual_is_a_screen_and_a_line_for_each_operation() -> None:
@@ -195,5 +223,5 @@ def test_the_manual_is_a_screen_and_a_line_for_each_operation() -> None:
 
 
 def test_a_table_is_aligned_and_has_no_trailing_blanks() -> None:
-    text = task_text.table(("a", "long name"), [(1, 2), ("much longer", "")])
+    text = table(("a", "long name"), [(1, 2), ("much longer", "")])
     assert text == "a            long name\n1            2\nmuch longer\n"

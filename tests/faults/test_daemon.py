@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.attacks.callers import wait_for_worker
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.poll import until
 from tests.support.shell import Outcome, run
@@ -80,6 +81,7 @@ def test_mounting_where_nothing_can_be_mounted(area: Path) -> None:
         assert outcome.err.startswith("ktaskfs: ")
         assert words in outcome.err
         assert len(outcome.err.splitlines()) == 1
+        assert not (area / "state").exists()
     outcome = ktaskfs("mount", "-o", "frobnicate", str(area))
     assert outcome.err == "ktaskfs: option 'frobnicate': unknown option\n"
 
@@ -165,7 +167,7 @@ def test_a_pid_that_is_anothers_by_now(mount_maker: MountMaker, area: Path, tmpf
     state = area / "kept"
     first = mount_maker(statedir=state)
     start(first, "t", tmpfs / "f")
-    pid = int(dict(line.split(" ", 1) for line in first.read("tasks/t/stat").splitlines())["pid"])
+    pid = wait_for_worker(first, "t")
     first.kill()
     os.kill(pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{pid}/root").exists(), "the worker is dead")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.daemon import ROOT, interpreter
 from tests.support.leftovers import none_left
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, environment, run, shell
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Example:
 
     def end(self) -> dict[str, int]:
         """Wait for the server's own end, which must be a success; what was left over when the mount was gone."""
-        assert self.process.wait(30) == 0, self.log.read_text()
+        assert self.process.wait(DEADLINE) == 0, self.log.read_text()
         left: dict[str, int] = json.loads(self.report.read_text())
         return left
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ktaskfs.vfs import Inode
+    from ktaskfs.vfs.text import Write
 
 MANY = 10_000
 
@@ -195,14 +196,17 @@ class ExampleTree:
         self.numbers = InodeNumbers()
         self.change = Change()
         self.number = 7
+        self.sized = ""
         self.commands: list[str] = []
         self.requests: Counter[str] = Counter()
         self.streams = 0
         self.renders = 0
         self.root = StaticDirectory(ROOT_INO, Attributes(0o755), self._children())
 
-    def _file(self, mode: int, render: Callable[[Caller], str], **extra: object) -> TextFile:
-        return TextFile(self.numbers.take(), Attributes(mode), render, **extra)  # type: ignore[arg-type]
+    def _file(
+        self, mode: int, render: Callable[[Caller], str], write: Write | None = None, change: Change | None = None
+    ) -> TextFile:
+        return TextFile(self.numbers.take(), Attributes(mode), render, write, change=change)
 
     def _children(self) -> dict[str, Inode]:
         return {
@@ -212,20 +216,29 @@ class ExampleTree:
             "secret": self._file(0o440, lambda caller: "secret\n"),
             "whoami": self._file(0o444, lambda caller: f"{caller.uid} {caller.gid} {caller.pid}\n"),
             "renders": self._file(0o444, self._count_render),
-            "broken": self._file(0o444, self._break),
             "number": self._file(0o644, lambda caller: f"{self.number}\n", write=self._set, change=self.change),
+            "sized": self._file(0o666, lambda caller: self.sized, write=self._set_size),
             "commands": self._file(0o666, lambda caller: "\n".join(self.commands), write=self._command),
             "counts": self._file(0o444, self._counts),
             "requests": self._file(0o644, self._requests, write=self._clear_requests),
-            "dir": StaticDirectory(self.numbers.take(), Attributes(0o755), {
-                "inner": self._file(0o444, lambda caller: "inner\n"),
-            }),
+            "dir": StaticDirectory(
+                self.numbers.take(),
+                Attributes(0o755),
+                {
+                    "inner": self._file(0o444, lambda caller: "inner\n"),
+                },
+            ),
+            "faults": StaticDirectory(
+                self.numbers.take(),
+                Attributes(0o755),
+                {
+                    "broken": self._file(0o444, self._break),
+                },
+            ),
             "items": Items(self),
             "many": Many(self),
             "lines": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Lines(self)),
-            "ticks": StreamFile(
-                self.numbers.take(), Attributes(0o444), lambda caller: Ticks(self), change=self.change
-            ),
+            "ticks": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Ticks(self), change=self.change),
             "slow": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Slow(self)),
             "silence": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Silence(self)),
         }
@@ -242,6 +255,14 @@ class ExampleTree:
             raise InvalidValue(text)
         self.number = int(text)
         self.change.notify()
+
+    async def _set_size(self, caller: Caller, text: str) -> None:
+        """``SIZE FILL``, or ``text SIZE FILL``, which is in lines."""
+        *lines, size, fill = text.split()
+        line = fill * 79 + "\n" if lines else fill
+        self.sized = (line * int(size))[: int(size)]
+        if lines and self.sized:
+            self.sized = self.sized[:-1] + "\n"
 
     async def _command(self, caller: Caller, text: str) -> str:
         self.commands.append(text)
@@ -265,11 +286,11 @@ class ExampleTree:
         }
 
 
-async def serve(session: Session) -> None:
-    """Until the mount is gone, or SIGTERM."""
+async def serve(session: Session, earlier: str, memory: Path | None) -> None:
+    """Until the mount is gone, or SIGTERM; in the place of an earlier server, whose words are in ``memory``."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_terminate_on_signal, session)
-        await session.serve()
+        await session.serve(earlier, memory.write_text if memory is not None else str)
         nursery.cancel_scope.cancel()
 
 
@@ -282,6 +303,7 @@ async def _terminate_on_signal(session: Session) -> None:
 def _count_requests(counter: Counter[str]) -> None:
     """pyfuse3 looks a handler up at each request for it."""
     handlers = {name for name, _ in inspect.getmembers(TreeOperations, inspect.iscoroutinefunction)}
+    handlers -= {name for name in handlers if name.startswith("_")}
 
     class Counting(TreeOperations):
         def __getattribute__(self, name: str) -> Any:
@@ -289,7 +311,7 @@ def _count_requests(counter: Counter[str]) -> None:
                 counter[name] += 1
             return super().__getattribute__(name)
 
-    setattr(session_module, "TreeOperations", Counting)  # noqa: B010 -- the module does not export the name
+    vars(session_module)["TreeOperations"] = Counting
 
 
 def main(mountpoint: str, report: str, *options: str) -> None:
@@ -299,7 +321,9 @@ def main(mountpoint: str, report: str, *options: str) -> None:
     path, _, device = mountpoint.partition("=")
     with mounted(tree.root, path, name="example", options=options, device=device or None) as session:
         held.append(session)
-        trio.run(serve, session)
+        memory = Path(f"{report}.memory") if device else None
+        earlier = memory.read_text() if memory is not None and memory.exists() else ""
+        trio.run(serve, session, earlier, memory)
     Path(report).write_text(json.dumps(tree.leftovers()))
 
 

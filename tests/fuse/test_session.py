@@ -7,10 +7,8 @@ import ctypes
 import errno
 import os
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,10 +51,10 @@ def blocked_readers(example: Example, number: int) -> Iterator[None]:
             readers.stdin.close()
 
 
-def seconds_of_a_read(example: Example) -> float:
-    start = time.perf_counter()
-    assert (example.path / "hello").read_text() == "hello, world\n"
-    return time.perf_counter() - start
+def close_severed(file: int) -> None:
+    """close(2) asks the server (FUSE_FLUSH), which nobody reaches any more; the descriptor is gone all the same."""
+    with pytest.raises(OSError, match="not connected|connection abort"):
+        os.close(file)
 
 
 def test_umount_ends_the_server_with_success(example: Example) -> None:
@@ -82,11 +80,12 @@ def test_sigterm_ends_the_server_and_the_mount_while_readers_wait(example: Examp
 
 
 def test_a_lazy_unmount_ends_the_server_and_open_files_with_it(example: Example) -> None:
-    with (example.path / "hello").open() as hello:
-        example.unmount("-l")
-        assert example.end() == NOTHING_LEFT
-        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-            hello.read()
+    hello = os.open(example.path / "hello", os.O_RDONLY)
+    example.unmount("-l")
+    assert example.end() == NOTHING_LEFT
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        os.read(hello, 10)
+    close_severed(hello)
 
 
 def test_a_mount_that_is_moved_or_covered_is_served(example: Example, area: Path) -> None:
@@ -114,7 +113,7 @@ def test_a_severed_connection_closes_all_that_was_open(example: Example, area: P
     with contextlib.ExitStack() as stack:
         stack.callback(example.abandon)
         stack.enter_context(blocked_readers(example, 10))
-        stack.callback(os.close, os.open(example.path / "number", os.O_RDONLY))
+        stack.callback(close_severed, os.open(example.path / "number", os.O_RDONLY))
         assert run("mount", "-t", "fusectl", "none", str(connections)).status == 0
         stack.callback(run, "umount", str(connections))
         (connections / str(connection) / "abort").write_text("1")
@@ -124,10 +123,8 @@ def test_a_severed_connection_closes_all_that_was_open(example: Example, area: P
 
 
 def test_many_blocked_readers_of_a_stream_do_not_keep_others_waiting(example: Example) -> None:
-    alone = statistics.median(seconds_of_a_read(example) for _ in range(200))
     with blocked_readers(example, READERS):
-        beside = statistics.median(seconds_of_a_read(example) for _ in range(200))
-    assert beside < 10 * alone
+        assert example.run("cat", *["hello"] * 200).out == "hello, world\n" * 200
     until(lambda: example.counts()["streams"] == 0, "the streams of readers who ended are closed")
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ktaskfs.fuse.turns import BYTES_OF_ONE_MAX, HEARD_MAX, IN_ALL_MAX, OF_ONE_MAX, TooManyRequests, Turns
+from ktaskfs.fuse.turns import (
+    HEARD_MAX,
+    IN_ALL_MAX,
+    OF_ONE_MAX,
+    WRITES_IN_ALL_MAX,
+    WRITES_OF_ONE_MAX,
+    TooManyRequests,
+    Turns,
+)
+from ktaskfs.quota import FEW_PART
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,9 +34,9 @@ class Server:
         self.served: list[str] = []
         self.refused: list[str] = []
 
-    async def request(self, uid: int, name: str, *, lookup: bool = False, size: int = 0) -> None:
+    async def request(self, uid: int, name: str, *, lookup: bool = False) -> None:
         try:
-            await self.turns.take(uid, lookup=lookup, size=size)
+            await self.turns.take(uid, lookup=lookup)
         except TooManyRequests:
             self.refused.append(name)
         else:
@@ -89,14 +100,38 @@ async def test_the_user_who_has_most_makes_room_for_others() -> None:
     assert len(server.served) == IN_ALL_MAX
 
 
-async def test_what_waits_to_be_written_is_bounded() -> None:
+async def test_root_waits_for_one_user_however_many_there_are() -> None:
     server = Server()
-    size = BYTES_OF_ONE_MAX // 4
-    await server.serve(*(functools.partial(server.request, 7, f"w{n}", size=size) for n in range(6)))
-    assert (server.served, server.refused) == ([f"w{n}" for n in range(4)], ["w4", "w5"])
+    many = [functools.partial(server.request, uid, f"u{uid}") for uid in range(1, 1001)]
+    roots = [functools.partial(server.request, 0, f"root{n}") for n in range(3)]
+    await server.serve(*many, *roots)
+    assert server.served[:7] == ["root0", "u1", "root1", "u2", "root2", "u3", "u4"]
+    assert server.served[-1] == "u1000"
+
+
+async def test_the_users_do_not_wait_for_more_than_every_second_request_of_root() -> None:
     server = Server()
-    await server.serve(*(functools.partial(server.request, 0, f"w{n}", size=size) for n in range(6)))
-    assert server.refused == []
+    roots = [functools.partial(server.request, 0, f"root{n}") for n in range(6)]
+    users = [functools.partial(server.request, uid, f"{name}{uid}") for name in "ab" for uid in (1, 2)]
+    await server.serve(*roots, *users)
+    assert server.served == ["root0", "a1", "root1", "a2", "root2", "b1", "root3", "b2", "root4", "root5"]
+
+
+def test_what_is_written_at_a_time_is_bounded_until_it_is_answered() -> None:
+    turns = Turns(lambda: False)
+    with contextlib.ExitStack() as others:
+        with contextlib.ExitStack() as own:
+            for _ in range(4):
+                own.enter_context(turns.writing(7, WRITES_OF_ONE_MAX // 4))
+            with pytest.raises(TooManyRequests):
+                own.enter_context(turns.writing(7, 1))
+            others.enter_context(turns.writing(8, WRITES_OF_ONE_MAX))
+        with turns.writing(7, WRITES_OF_ONE_MAX):
+            pass
+        others.enter_context(turns.writing(0, WRITES_IN_ALL_MAX // 2))
+        with pytest.raises(TooManyRequests):
+            others.enter_context(turns.writing(9, WRITES_OF_ONE_MAX))
+        others.enter_context(turns.writing(9, WRITES_IN_ALL_MAX // FEW_PART))
 
 
 async def test_requests_that_cannot_be_read_do_not_stop_the_turns() -> None:
@@ -131,4 +166,3 @@ async def test_a_request_that_was_cancelled_takes_no_turn() -> None:
     assert server.turns.waiting == 0
     await server.serve(functools.partial(server.request, 1, "a"))
     assert server.served == ["a"]
-

@@ -12,8 +12,9 @@ import pytest
 from ktaskfs.units import parse_cpulist
 from tests.attacks.callers import wait_for_worker
 from tests.support import filesystems, hugepages
-from tests.support.cgroups import ENTER, LEAVE, group, groups_of, hierarchies, own_group
+from tests.support.cgroups import ENTER, LEAVE, distinct, group, groups_of, hierarchies, own_group
 from tests.support.poll import until
+from tests.support.refusals import Refusal, refusal
 from tests.support.shell import shell
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def start_in(mount: Mount, where: Path, spec: str) -> Outcome:
     return mount.shell(ENTER + START, spec, str(where))
 
 
-def status(mount: Mount) -> str:
-    return mount.read("info/last_cmd_status")
+def refused_in(mount: Mount, where: Path, spec: str, script: str = ENTER + START) -> Refusal:
+    """How a start is refused to a process in the group ``where``; ``script`` has the spec as $1, the group as $2."""
+    return refusal(mount, lambda named: mount.shell(script, named, str(where)), spec)
 
 
 def test_the_worker_is_in_all_its_callers_groups(mounted: Mount, memory: Path) -> None:
@@ -95,7 +97,7 @@ def test_memory_is_charged_to_the_caller(mounted: Mount, memory: Path) -> None:
 def test_a_limit_on_processes_holds(mounted: Mount, memory: Path) -> None:
     """One for the caller's shell, one for the worker, and none for the worker's control thread."""
     with group("pids", {"pids.max": "2"}) as where:
-        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=1M").errname == "EAGAIN"
+        assert refused_in(mounted, where, f"fallocate path={memory}/f length=1M").errname == "EAGAIN"
         assert not (memory / "f").exists()
 
 
@@ -109,27 +111,37 @@ def test_a_cpuset_holds(mounted: Mount, memory: Path) -> None:
         assert mounted.cat("tasks/t/wait").status == 0
 
 
-@pytest.mark.parametrize("controller", ["", "memory"])
+@pytest.mark.parametrize("controller", distinct("", "memory"))
 def test_a_group_that_was_removed_after_the_open_is_missed(mounted: Mount, memory: Path, controller: str) -> None:
     with group(controller) as where:
         script = ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"; rmdir "$2"; echo "$1" >&3\n'
-        outcome = mounted.shell(script, f"fallocate path={memory}/f length=1M", str(where))
-    assert outcome.errname == "ENOENT"
-    assert where.name in status(mounted)
+        refused = refused_in(mounted, where, f"fallocate path={memory}/f length=1M", script)
+    assert refused.errname == "ENOENT"
+    assert where.name in refused.words
     assert not (memory / "f").exists()
+
+
+@pytest.mark.parametrize("controller", distinct("", "memory"))
+def test_a_group_cannot_be_removed_while_a_worker_is_in_it(mounted: Mount, memory: Path, controller: str) -> None:
+    with group(controller) as where:
+        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=1M chunk=4096 rate_max=1").status == 0
+        wait_for_worker(mounted, "t")
+        with pytest.raises(OSError, match="Device or resource busy"):
+            where.rmdir()
+        mounted.write("tasks/t/control", "cancel")
+        assert mounted.cat("tasks/t/wait").status == 0
 
 
 def test_a_group_that_may_have_no_processes_is_refused(mounted: Mount, memory: Path) -> None:
     with group("", {"hugetlb.2MB.max": str(PAGE)}) as where:
-        script = (
-            ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"\n'
-            'echo +hugetlb > "$2/cgroup.subtree_control"; echo "$1" >&3; echo -hugetlb > "$2/cgroup.subtree_control"\n'
-        )
-        assert mounted.shell(script, f"fallocate path={memory}/f length=1M", str(where)).errname == "EBUSY"
-    assert where.name in status(mounted)
+        script = ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"\n'
+        script += 'echo +hugetlb > "$2/cgroup.subtree_control"; echo "$1" >&3\n'
+        refused = refused_in(mounted, where, f"fallocate path={memory}/f length=1M", script)
+    assert refused.errname == "EBUSY"
+    assert where.name in refused.words
 
 
-@pytest.mark.parametrize("controller", ["", "freezer"])
+@pytest.mark.parametrize("controller", distinct("", "freezer"))
 def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Path, controller: str) -> None:
     with group(controller) as where:
         file, freeze, thaw = "cgroup.freeze", "1", "0"

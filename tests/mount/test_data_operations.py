@@ -101,7 +101,7 @@ def test_refusals_are_errors_of_the_write(mounted: Mount, plain: Path, tmpfs: Pa
         (f"copy path={file} source={plain} keep_size=1", "EINVAL"),
         (f"checksum path={file} algorithm=md5", "EINVAL"),
         (f"checksum path={file} expect=1", "EINVAL"),
-        (f"checksum path={tmpfs}", "EISDIR"),
+        (f"verify path={tmpfs} pattern=00", "EISDIR"),
         (f"compare path={file} source={plain} length=8193", "EINVAL"),
         (f"free path={plain}", "EOPNOTSUPP"),
         (f"free path={file} offset=1", "EINVAL"),

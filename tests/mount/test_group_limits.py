@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.attacks.callers import wait_for_worker
-from tests.mount.test_control_groups import PAGE, huge, start_in
+from tests.mount.test_control_groups import PAGE, huge, refused_in, start_in
 from tests.support.cgroups import group, mount_point
 from tests.support.poll import until
 
@@ -37,19 +38,31 @@ def test_more_huge_pages_than_the_group_may_have_are_refused(
     with group("", {file: str(20 * MIB), "cgroup.subtree_control": "+hugetlb" if above else ""}) as limited:
         if above:
             with group("", below=limited) as inner:
-                outcome = start_in(mounted, inner, f"fallocate path={huge}/f length=100M")
+                refused = refused_in(mounted, inner, f"fallocate path={huge}/f length=100M")
         else:
-            outcome = start_in(mounted, limited, f"fallocate path={huge}/f length=100M")
-        assert outcome.errname == "ENOMEM"
-        said = mounted.read("info/last_cmd_status")
-        assert f"v2:/{limited.name} " in said
-        assert f"{file} is {20 * MIB}, 0 in use" in said
+            refused = refused_in(mounted, limited, f"fallocate path={huge}/f length=100M")
+        assert refused.errname == "ENOMEM"
+        assert f"v2:/{limited.name} " in refused.words
+        assert f"{file} is {20 * MIB}, 0 in use" in refused.words
         assert not (huge / "f").exists()
         if not above:  # and no less
             assert start_in(mounted, limited, f"fallocate name=t path={huge}/f length=20M").status == 0
             assert mounted.cat("tasks/t/wait").status == 0
             assert mounted.read("tasks/t/state") == "done\n"
             (huge / "f").unlink()
+
+
+@pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
+def test_whatever_takes_pages_is_refused_past_the_limit(mounted: Mount, huge: Path, memory: Path, file: str) -> None:
+    source = memory / "source"
+    source.write_bytes(bytes(40 * MIB))
+    specs = (f"copy source={source}", "fallocate length=40M", "fallocate length=40M keep_size=1")
+    with group("", {file: str(20 * MIB)}) as where:
+        for spec, plan in itertools.product(specs, (0, 1)):
+            refused = refused_in(mounted, where, f"{spec} path={huge}/f plan={plan}")
+            assert refused.errname == "ENOMEM", spec
+            assert f"{file} is {20 * MIB}, 0 in use" in refused.words
+            assert not (huge / "f").exists()
 
 
 def test_a_limit_on_huge_pages_that_is_met_at_work_is_named(mounted: Mount, huge: Path) -> None:
@@ -73,10 +86,10 @@ def test_more_memory_than_the_group_may_have_is_refused(mounted: Mount, memory: 
         for spec in (f"fallocate path={memory}/f length=100M", f"copy path={memory}/f source={memory}/source"):
             with (memory / "source").open("wb") as source:
                 source.write(bytes(100 * MIB))
-            assert start_in(mounted, where, spec).errname == "ENOMEM"
-            said = mounted.read("info/last_cmd_status")
-            assert where.name in said
-            assert f"{MEMORY_MAX} is {64 * MIB}" in said
+            refused = refused_in(mounted, where, spec)
+            assert refused.errname == "ENOMEM"
+            assert where.name in refused.words
+            assert f"{MEMORY_MAX} is {64 * MIB}" in refused.words
             assert not (memory / "f").exists()
         assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=32M").status == 0
         assert mounted.cat("tasks/t/wait").status == 0
@@ -149,3 +162,15 @@ def test_a_worker_whose_group_is_killed_is_interrupted_and_can_be_resumed(mounte
     assert mounted.write("tasks/t/control", "resume") == (0, None)
     assert mounted.cat("tasks/t/wait").status == 0
     assert mounted.read("tasks/t/state") == "done\n"
+
+
+def test_a_frozen_worker_can_be_killed(mounted: Mount, memory: Path) -> None:
+    """In version 2; in version 1 it dies after the thaw."""
+    with group("") as where:
+        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=8M chunk=4096 rate_max=1").status == 0
+        wait_for_worker(mounted, "t")
+        (where / "cgroup.freeze").write_text("1")
+        until(lambda: "is frozen)" in mounted.read("tasks/t/status"), "it is frozen")
+        assert mounted.write("tasks/t/control", "kill") == (0, None)
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "interrupted\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.attacks.callers import wait_for_worker
 from tests.support.hugepages import reserved
 from tests.support.poll import until
 from tests.support.shell import run
@@ -141,7 +142,7 @@ def test_a_worker_is_its_caller_and_has_a_name(
     user = two_users[0]
     mount = mount_maker("mode=0666")
     start(mount, f"fallocate path={tmpfs}/f length=128M rate_max=16M name=mine", user)
-    pid = stat(mount, "mine")["pid"]
+    pid = str(wait_for_worker(mount, "mine"))
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert status["Uid"].split() == [str(user.uid)] * 4
     assert status["Gid"].split() == [str(user.gid)] * 4
@@ -192,7 +193,7 @@ def test_pause_holds_and_resume_goes_on(mounted: Mount, tmpfs: Path) -> None:
 
 
 def test_a_killed_worker_is_interrupted_and_its_rest_can_be_done(mounted: Mount, tmpfs: Path) -> None:
-    start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=8M chunk=1M name=t")
+    start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=1M chunk=128K name=t")
     assert mounted.write("tasks/t/control", "kill") == (0, None)
     finish(mounted, "t", "interrupted")
     assert "SIGKILL" in mounted.read("tasks/t/error")
@@ -213,10 +214,10 @@ def test_tunables_hold(mounted: Mount, tmpfs: Path) -> None:
 def test_tasks_go_on_when_the_daemon_is_killed(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
     state = area / "kept"
     first = mount_maker(statedir=state)
-    start(first, f"fallocate path={tmpfs}/f length=64M rate_max=8M chunk=1M name=t")
+    start(first, f"fallocate path={tmpfs}/f length=64M rate_max=1M chunk=128K name=t")
     start(first, f"fallocate path={tmpfs}/g length=1M name=ended")
     finish(first, "ended")
-    pid = stat(first, "t")["pid"]
+    pid = str(wait_for_worker(first, "t"))
     first.kill()
     second = mount_maker(statedir=state)
     assert stat(second, "t")["pid"] == pid

@@ -1,4 +1,4 @@
-"""survey, fill, verify, reserve, evict and migrate as a person uses them: with echo and cat."""
+"""survey, fill, verify, reserve, evict, prefetch and migrate as a person uses them: with echo and cat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support import filesystems, hugepages
 from tests.support.memory_files import allocated
 from tests.support.poll import until
-from tests.support.shell import run
+from tests.support.shell import run, shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,23 +112,99 @@ def test_reserving(mounted: Mount) -> None:
     assert "no huge pages of 3M" in refused(mounted, "reserve pages=1 size=3M")
 
 
-def test_evicting_and_its_ordinals(mounted: Mount) -> None:
+def test_evicting_in_two_runs(mounted: Mount) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         for number in range(60):
             Path(name, f"f{number}").write_bytes(os.urandom(4096))
-        assert mounted.write("tasks/control", f"evict path={name} chunk=1 rate_max=4 max_threads=1 name=e") == (0, None)
-        assert mounted.read("tasks/e/progress").endswith(" / 60\n")
+        slow = "chunk=8K rate_max=32K max_threads=1"
+        assert mounted.write("tasks/control", f"evict path={name} {slow} name=e") == (0, None)
+        assert mounted.read("tasks/e/progress").endswith(f" / {60 * 8192}\n")
         mounted.write("tasks/e/control", "cancel")
         assert mounted.read("tasks/e/wait").splitlines()[-1] == "cancelled"
-        done = int(fields(mounted.read("tasks/e/stat"))["done"])
+        done = int(fields(mounted.read("tasks/e/stat"))["done"]) // 8192
         assert done < 60
         mounted.write("tasks/e/rate_max", "max")
+        extra = Path(name, "extra")
+        extra.touch()
+        assert mounted.write("tasks/e/control", "resume") == (1, "ESTALE")
+        extra.unlink()
         assert mounted.write("tasks/e/control", "resume") == (0, None)
         assert mounted.read("tasks/e/wait").splitlines()[-1] == "done"
-        assert mounted.read("tasks/e/progress") == "60 / 60\n"
+        assert mounted.read("tasks/e/progress") == f"{60 * 8192} / {60 * 8192}\n"
         assert fields(mounted.read("tasks/e/result"))["files"] == str(60 - done)
         found = run("fincore", "--bytes", "--noheadings", "-o", "RES", *map(str, Path(name).iterdir())).out.split()
         assert found == ["0"] * 60
+
+
+def test_prefetching_as_two_users(mount_maker: MountMaker, disk: Path, two_users: tuple[User, User]) -> None:
+    """Each brings in what the user may read, and is told of the rest."""
+    mount = mount_maker("mode=0666")
+    for number, user in enumerate(two_users):
+        file = disk / f"f\n{number}"
+        file.write_bytes(os.urandom(1 << 20))
+        file.chmod(0o400)
+        os.chown(file, user.uid, user.gid)
+    do(mount, f"evict path={disk}")
+    for number, user in enumerate(two_users):
+        result = do(mount, f"prefetch path={disk}", user=user)
+        assert fields(result)["files"] == fields(result)["skipped_EACCES"] == "1"
+        assert result.endswith(f"reason path\nEACCES f\\012{1 - number}\n")
+    found = run("fincore", "--bytes", "--noheadings", "-o", "RES", *map(str, disk.iterdir())).out.split()
+    assert found == [str(1 << 20)] * 2
+
+
+def test_the_lists_of_two_users(mount_maker: MountMaker, disk: Path, two_users: tuple[User, User]) -> None:
+    """Relative to where the writer is, written as the writer, and checked by the tool and by the other user."""
+    mount = mount_maker("mode=0666")
+    first, second = two_users
+    tree = disk / "tree"
+    for name in ("a", "b/c\nd"):
+        (tree / name).parent.mkdir(exist_ok=True, parents=True)
+        (tree / name).write_bytes(os.urandom(3 << 20))
+    os.chown(disk, first.uid, first.gid)
+    spec = "checksum path=tree algorithm=sha256sum out=SUMS name=sums"
+    assert shell('cd "$1" && echo "$2" > "$3"/tasks/control', str(disk), spec, str(mount.path), user=first).status == 0
+    assert mount.read("tasks/sums/wait").splitlines()[-1] == "done"
+    assert mount.read("tasks/sums/out") == f"{disk}/SUMS\n"
+    assert (disk / "SUMS").stat().st_uid == first.uid
+    assert run("sha256sum", "-c", "--strict", str(disk / "SUMS"), cwd=tree).status == 0
+    assert "EACCES" in refused(mount, f"checksum path={tree} out={disk}/MORE", user=second)
+    assert "\ndiffer 0\nmissing 0\n" in do(mount, f"checksum path={tree} manifest={disk}/SUMS", user=second)
+    (tree / "a").write_bytes(b"")
+    assert mount.write("tasks/control", f"checksum path={tree} manifest={disk}/SUMS name=bad") == (0, None)
+    assert mount.read("tasks/bad/wait").splitlines()[-1] == "failed"
+    assert mount.read("tasks/bad/error").startswith("EBADMSG at 0: 1 differ from the manifest")
+    assert mount.read("tasks/bad/result").endswith("what path\ndiffers a\n")
+
+
+def test_a_copy_of_a_directory_in_two_runs(
+    mount_maker: MountMaker, disk: Path, plain_tmpfs: Path, two_users: tuple[User, User]
+) -> None:
+    """Cancelled and resumed; refused to resume when the source is not the same any more; nobody else can read it."""
+    mount = mount_maker("mode=0666")
+    first, second = two_users
+    source, copy = disk / "source", plain_tmpfs / "copy"
+    for number in range(40):
+        file = source / f"d{number % 4}" / f"f{number}"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes(os.urandom(60 << 10))
+    slow = "chunk=64K rate_max=256K max_threads=1"
+    spec = f"copy source={source} path={copy} {slow} name=c"
+    assert mount.write("tasks/control", spec, user=first) == (0, None)
+    until(lambda: len(list(copy.rglob("f*"))) > 2, "the first files")
+    mount.write("tasks/c/control", "cancel", user=first)
+    assert mount.read("tasks/c/wait").splitlines()[-1] == "cancelled"
+    assert copy.stat().st_mode & 0o777 == 0o700
+    mount.write("tasks/c/rate_max", "max")
+    (source / "extra").touch()
+    assert mount.write("tasks/c/control", "resume", user=first) == (1, "ESTALE")
+    (source / "extra").unlink()
+    assert mount.write("tasks/c/control", "resume", user=first) == (0, None)
+    assert mount.read("tasks/c/wait").splitlines()[-1] == "done"
+    assert run("diff", "-r", str(source), str(copy)).status == 0
+    assert copy.stat().st_uid == first.uid
+    assert "EACCES" in refused(mount, f"copy source={source} path={copy}", user=second)
+    assert "EINVAL" in refused(mount, f"copy source={source} path={plain_tmpfs}/new offset=4096", user=second)
 
 
 def test_an_ordinary_user(mount_maker: MountMaker, plain_tmpfs: Path, two_users: tuple[User, User]) -> None:

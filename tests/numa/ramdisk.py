@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MODULES: Final = ("virtio_pci", "virtiofs", "overlay")
+MODULES: Final = ("virtio_pci", "virtiofs", "overlay", "autofs4")
 """What is not built into Debian's kernel; the modules they depend on come with them. virtiofs brings FUSE."""
 
 INIT: Final = """#!/bin/busybox sh
@@ -30,6 +30,9 @@ $B mkdir -p /root/dev/pts /root/dev/shm
 $B mount -t devpts devpts /root/dev/pts
 $B mount -t tmpfs tmpfs /root/dev/shm
 $B mount -t tmpfs tmpfs /root/run
+$B mount -t securityfs securityfs /root/sys/kernel/security
+$B mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
+echo "+cpu +cpuset +hugetlb +memory +pids" > /root/sys/fs/cgroup/cgroup.subtree_control
 $B cp /bin/busybox /root/run/busybox
 $B ip link set lo up
 exec $B switch_root /root /bin/sh -c '

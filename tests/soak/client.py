@@ -33,7 +33,7 @@ FOLLOWING: Final = {
     "running": {"paused", *ENDED},
     "paused": {"running", *ENDED},
     "done": {"-"},
-    **dict.fromkeys(_RETRY, {"starting", "-"}),
+    **{key: {"starting", "-"} for key in _RETRY},
 }
 """What state a task may go to from each; "-" is a task that is not there, as in ``events``."""
 

@@ -107,7 +107,8 @@ class Reader(Client):
             os.close(fd)
 
     def read_metrics(self) -> None:
-        assert self.read("metrics").endswith("# EOF\n")
+        assert self.read("metrics").endswith("\n")
+        assert self.read("metrics.openmetrics").endswith("# EOF\n")
 
     def read_a_task(self) -> None:
         """Every file of a task once, without waiting for the streams."""

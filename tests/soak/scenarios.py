@@ -99,7 +99,8 @@ class Player(Actor):
         try:
             for number in range(3):
                 (directory / str(number)).write_bytes(bytes(8192))
-            assert self.run(f"evict path={directory}").splitlines()[:3] == ["files 3", "bytes 24576", "skipped 0"]
+            found = dict(line.split() for line in self.run(f"evict path={directory}").splitlines())
+            assert (found["files"], found["bytes"], found["skipped"]) == ("3", "24576", "0")
         finally:
             shutil.rmtree(directory)
 

@@ -15,6 +15,7 @@ from tests.soak.kills import Kills
 from tests.soak.samples import Sample, is_flat, samples_table
 from tests.soak.scenarios import Player
 from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def soak(*arguments: str) -> Outcome:
-    return run(sys.executable, "-m", "tests.soak", "--seed", "1", *arguments, cwd=ROOT, timeout=240)
+    return run(sys.executable, "-m", "tests.soak", "--seed", "1", *arguments, cwd=ROOT, timeout=4 * DEADLINE)
 
 
 def check(outcome: Outcome) -> str:

@@ -35,6 +35,11 @@ def mount_point(controller: str) -> Path:
     return known.get(controller) or known[""]
 
 
+def distinct(*controllers: str) -> list[str]:
+    """One of ``controllers`` for each hierarchy that they are in: with version 2 alone, the first."""
+    return list({mount_point(each): each for each in reversed(controllers)}.values())[::-1]
+
+
 @contextlib.contextmanager
 def group(
     controller: str, limits: dict[str, str] | None = None, *, below: Path | None = None, name: str = "kt-group"
@@ -44,13 +49,21 @@ def group(
     path = (below or own_group(controller)) / f"{name}-{os.getpid()}"
     if controller == "cpuset" and point != mount_point(""):
         limits = {name: (path.parent / name).read_text() for name in ("cpuset.cpus", "cpuset.mems")} | (limits or {})
+    if below is None and point == mount_point(""):
+        count_huge_pages(path.parent)
     path.mkdir()
     try:
-        for name, value in (limits or {}).items():
-            (path / name).write_text(value)
+        for file, value in (limits or {}).items():
+            (path / file).write_text(value)
         yield path
     finally:
-        until(lambda: removed(path), f"{path} is empty", deadline=10.0)
+        until(lambda: removed(path), f"{path} is empty")
+
+
+def count_huge_pages(above: Path) -> None:
+    """Have the groups below one of version 2 count huge pages. It stays so: another run of the tests may rely on it."""
+    if "hugetlb" in (above / "cgroup.controllers").read_text().split():
+        (above / "cgroup.subtree_control").write_text("+hugetlb")
 
 
 def removed(path: Path) -> bool:

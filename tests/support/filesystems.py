@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+EXT4: Final = ("mke2fs", "-t", "ext4")
+DISK_SIZE: Final = 320 << 20
+"""Bytes of a filesystem in a file: mkfs.xfs(8) makes no smaller one."""
 
 
 def page_sizes() -> list[int]:
@@ -37,6 +44,24 @@ def hugetlbfs(where: Path, page_size: int, options: str = "mode=1777") -> contex
 def tmpfs(where: Path, size: int, options: str = "mode=1777") -> contextlib.AbstractContextManager[Path]:
     """A tmpfs of ``size`` bytes; ``options`` may say ``huge=always``."""
     return filesystem("tmpfs", where, f"size={size},{options}")
+
+
+@contextlib.contextmanager
+def disk_image(area: Path, *command: str) -> Iterator[Path]:
+    """A new filesystem in a file, which ``command`` makes (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8))."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    image = area / "image"
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    subprocess.run([*command, "-q", str(image)], check=True)
+    where = area / "image mounted"
+    where.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
 
 
 @contextlib.contextmanager

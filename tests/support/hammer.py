@@ -28,13 +28,19 @@ STATIC: Final = (
     "README",
     "version",
     "metrics",
+    "metrics.openmetrics",
+    "info/tasks",
+    "info/tasks.json",
     "info/nodes",
     "info/hugepages",
     "info/last_cmd_status",
     "info/error_log",
 )
 STATIC_DIRECTORIES: Final = (".", "debug", "info", "operations", "operations/clear", "tasks")
-STATUS: Final = ("state", "status", "stat", "progress", "threads", "result", "error", "control", "path", "op")
+STATUS: Final = (
+    *("state", "status", "stat", "stat.json", "progress", "threads", "result", "error"),
+    *("control", "path", "op"),
+)
 SHARED: Final = ("shared-1", "shared-2", "shared-3")
 SIZE: Final = 1 << 20
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCK: Final = Path("/run/ktaskfs-test-pool.lock")
-"""Held while a pool is changed and used, so that tests of several runs do not take each other's pages."""
+"""Held while a pool is changed and used, so that tests of several processes do not take each other's pages."""
 
 
 smallest_pages = pytest.mark.parametrize(
@@ -70,9 +70,24 @@ def _directory(page_size: int) -> Path:
 
 
 def resize(page_size: int, by: int) -> None:
-    """Add pages to the pool, or take them off; for a test that holds LOCK. The kernel may find no memory for more."""
+    """Add pages to the pool, or take them off; for a test that is ``alone``. The kernel may find no memory for more."""
     file = _directory(page_size) / "nr_hugepages"
     file.write_text(str(max(0, int(file.read_text()) + by)))
+
+
+def queue_for(lock: Path) -> Path:
+    """The file that is locked by the one who is next to have ``lock``."""
+    return lock.with_suffix(".queue")
+
+
+@contextlib.contextmanager
+def alone(file: Path = LOCK) -> Iterator[None]:
+    """No other test changes a pool meanwhile. Who has just had it cannot have it again before one who waits."""
+    with queue_for(file).open("w") as queue, file.open("w") as lock:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
 
 
 @contextlib.contextmanager
@@ -84,8 +99,7 @@ def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
     """
     if os.geteuid() != 0:
         pytest.skip("only root can reserve huge pages")
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone():
         pool = TestPool(page_size, pages)
         total, taken, added = pool.total, pool.taken, 0
         try:

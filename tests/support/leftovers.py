@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 @contextlib.contextmanager
-def none_left(deadline: float = 10) -> Iterator[None]:
+def none_left(deadline: float = DEADLINE) -> Iterator[None]:
     """Every process started in the body, however detached, has ended soon after it; kills those and fails.
 
     This process becomes the subreaper, so that an orphan becomes its child instead of vanishing below PID 1.

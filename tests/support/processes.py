@@ -1,8 +1,9 @@
-"""Finding a process among the children of another."""
+"""What there is to know of a process, and finding one among the children of another."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import psutil
 
@@ -35,3 +36,9 @@ def child_called(parent: int, word: str) -> psutil.Process:
     until(look, f"a child of {parent} that is called {word}")
     (only,) = found
     return only
+
+
+def status_of(pid: int | str) -> dict[str, list[str]]:
+    """The words of each line of /proc/PID/status."""
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {key: value.split() for key, _, value in lines}

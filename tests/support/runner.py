@@ -42,18 +42,20 @@ class Runner:
     operations: Mapping[str, Operation[Any]]
 
     def prepare(self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object) -> Plan:
-        """The plan for a spec; the values are written as in a spec."""
-        found = self.operations[operation]
+        """The plan for a spec; the values are written as in a spec. What follows an @ in the name says the family."""
+        found = self.operations[operation.partition("@")[0]]
         parameters = parse_parameters(found.parameters, {key: str(value) for key, value in texts.items()})
         return found.plan(self.kernel, parameters, remaining)
 
-    def refused(
-        self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object
-    ) -> KtaskfsError:
-        """Why there is no plan for a spec; no descriptor may be left open."""
+    def refused(self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object) -> KtaskfsError:
+        """Why there is no plan for a spec; no descriptor may be left open. With plan=1 it is refused just so."""
         before = os.listdir("/proc/self/fd")
         with pytest.raises(KtaskfsError) as caught:
             self.prepare(operation, remaining, **texts)
+        if remaining is None:
+            with pytest.raises(KtaskfsError) as told:
+                self.prepare(operation, **texts, plan=1)
+            assert (told.value.errno, type(told.value)) == (caught.value.errno, type(caught.value)), told.value
         assert os.listdir("/proc/self/fd") == before
         return caught.value
 

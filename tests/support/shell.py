@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tests.support.poll import DEADLINE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -42,7 +44,7 @@ def run(
     stdin: str | bytes = "",
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 4 * DEADLINE,
 ) -> Outcome:
     """Run ``command`` to its end, as ``user`` with no other groups if given; never raises for its status."""
     done = subprocess.run(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.support.poll import until
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,13 +18,17 @@ SIZE = 64 << 20
 def start_slow(
     mount: Mount, directory: Path, name: str, *, rate: str = "64K", chunk: str = "4K", user: User | None = None
 ) -> Path:
-    """Start the task ``name``, which clears a file of its own at ``rate`` in small chunks; returns the file."""
+    """Start the task ``name``, which clears a file of its own at ``rate`` in small chunks; returns the file.
+
+    The task is running then: on a busy machine a start is answered before.
+    """
     file = directory / f"slow-{name}"
     with file.open("wb") as stream:
         stream.truncate(SIZE)
     file.chmod(0o666)
     spec = f"clear path={file} name={name} rate_max={rate} chunk={chunk}"
     assert mount.write("tasks/control", spec, user=user) == (0, None), mount.read("info/last_cmd_status", user=user)
+    until(lambda: mount.read(f"tasks/{name}/state", user=user) != "starting\n", f"{name} begins")
     return file
 
 

@@ -17,17 +17,23 @@ TIERS: Final = {
     "attacks": MOUNT,
     "bench": FAST,
     "cli": MOUNT,
+    "cli/fleet": FAST,
+    "clients": MOUNT,
     "containers": MACHINE,
     "control": FAST,
+    "docs": FAST,
     "faults": MOUNT,
+    "fleet": MACHINE,
     "fuse": MOUNT,
     "host": FAST,
+    "hypervisors": MOUNT,
     "ktask": FAST,
     "memory": MOUNT,
     "mount": MOUNT,
     "numa": MACHINE,
     "operations": MOUNT,
     "operations/base": FAST,
+    "packaging": MACHINE,
     "setup": MOUNT,
     "soak": MOUNT,
     "systemd": MACHINE,
@@ -36,6 +42,9 @@ TIERS: Final = {
     "worker": FAST,
 }
 """The tier of each folder of tests; a folder that is not named has that of the folder around it."""
+
+LONGEST: Final = "numa"
+"""The folder whose tests take longest: they wait for a virtual machine."""
 
 ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
 """A test of a fast folder that uses one of these is of the tier ``mount``."""
@@ -52,3 +61,14 @@ def tier_of(path: Path, *, needs_root: bool = False) -> str | None:
         named = (TIERS.get(str(folder)) for folder in inside.parents if str(folder) != ".")
         tier = next((each for each in named if each is not None), None)
     return MOUNT if tier == FAST and needs_root else tier
+
+
+def turn_of(path: Path) -> tuple[bool, int, str]:
+    """A key to sort files by, for several processes that share them: those that take long come first.
+
+    Then neighbours are of different folders: tests of one folder often wait for each other, for the pool of huge pages.
+    Only the files of a systemd that is booted for all of them stay together.
+    """
+    tier = tier_of(path)
+    name = "" if tier == MACHINE else path.name
+    return not path.is_relative_to(TESTS / LONGEST), [MACHINE, MOUNT, FAST, None].index(tier), name

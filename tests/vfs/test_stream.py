@@ -1,4 +1,4 @@
-"""Streams: chunks in order, whatever the sizes of the reads; the end; patience; going back."""
+"""Streams: chunks in order, whatever the sizes of the reads; the end; patience; splices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ktaskfs.errors import KtaskfsError, TooManyOpen
 from ktaskfs.quota import Quota
 from ktaskfs.vfs import Attributes, Caller, Change, Stream, StreamFile
-from ktaskfs.vfs.stream import HISTORY, PATIENCE, OpenStream
+from ktaskfs.vfs.splices import LATELY, PAGE, SHOWN_SIZE, SPLICE_SIZE, Splices
+from ktaskfs.vfs.stream import PATIENCE, OpenStream
 
 ALICE = Caller(1000, 1000, 42)
 
@@ -24,7 +25,7 @@ class Chunks(Stream):
     """Gives what is sent to it."""
 
     def __init__(self, *chunks: bytes) -> None:
-        self._send, self._receive = trio.open_memory_channel[bytes](100)
+        self._send, self._receive = trio.open_memory_channel[bytes](1000)
         for chunk in chunks:
             self.send(chunk)
         self.closed = 0
@@ -127,26 +128,48 @@ async def test_without_blocking_a_read_is_refused_until_there_is_something() -> 
     assert await file.read(0, 100) == b"x"
 
 
-async def test_a_reader_goes_back_within_the_history() -> None:
-    file = await opened(Chunks(b"one\ntwo\n", b"three\n"))
-    assert await file.read(0, 128) == b"one\ntwo\n"
-    assert await file.read(4, 128) == b"two\n"
-    assert await file.read(8, 128) == b"three\n"
-    assert await file.read(0, 4) == b"one\n"
+async def test_what_the_kernel_reads_for_a_splice_is_refused_and_loses_nothing() -> None:
+    file = await opened(Chunks(b"one\n", b""))
+    for size in (SPLICE_SIZE, PAGE):  # ahead, and after the error the first page again
+        with pytest.raises(KtaskfsError) as refused:
+            await file.read(0, size)
+        assert refused.value.errno == errno.EINVAL
+    assert [await file.read(0, PAGE), await file.read(4, PAGE)] == [b"one\n", b""]
 
 
-async def test_a_reader_who_goes_back_too_far_gets_the_oldest_that_is_kept() -> None:
-    file = await opened(Chunks(b"a" * HISTORY, b"b" * HISTORY, b"c"))
-    await file.read(0, HISTORY)
-    await file.read(HISTORY, HISTORY)
-    await file.read(2 * HISTORY, 1)
-    assert await file.read(0, 4 * HISTORY) == b"b" * HISTORY + b"c"
+async def test_a_page_that_is_left_from_the_splice_of_another_is_refused_once() -> None:
+    now = 0.0
+    splices = Splices(lambda: now)
+    streams = iter([Chunks(), *(Chunks(b"one\n") for _ in range(3))])
+    file = StreamFile(2, Attributes(0o444), lambda caller: next(streams), splices=splices)
+    other = StreamFile(3, Attributes(0o444), lambda caller: next(streams), splices=splices)
+    splicer, before = [await file.open(ALICE, os.O_RDONLY) for _ in range(2)]
+    with pytest.raises(KtaskfsError):
+        await splicer.read(0, SPLICE_SIZE)
+    with pytest.raises(KtaskfsError):
+        await before.read(0, PAGE)
+    assert await before.read(0, PAGE) == b"one\n"
+    assert await (await other.open(ALICE, os.O_RDONLY)).read(0, PAGE) == b"one\n"
+    now += 2 * LATELY
+    assert await (await file.open(ALICE, os.O_RDONLY)).read(0, PAGE) == b"one\n"
 
 
-async def test_a_reader_who_seeks_ahead_gets_what_comes_next() -> None:
-    file = await opened(Chunks(b"one\n", b"two\n"))
-    assert await file.read(1000, 128) == b"one\n"
-    assert await file.read(1004, 128) == b"two\n"
+async def test_a_program_that_reads_a_page_at_a_time_reads_on() -> None:
+    lines = [b"x" * 79 + b"\n"] * 300
+    file = await opened(Chunks(*lines, b""))
+    assert [await file.read(80 * number, PAGE) for number in range(301)] == [*lines, b""]
+
+
+async def test_a_program_that_takes_the_size_for_true_learns_that_it_is_not() -> None:
+    lines = [b"x" * 79 + b"\n"] * 300
+    file = await opened(Chunks(*lines, b""))
+    taken = 0
+    while taken <= SHOWN_SIZE // 2:
+        taken += len(await file.read(taken, SHOWN_SIZE - taken))
+    with pytest.raises(KtaskfsError):
+        await file.read(taken, SHOWN_SIZE - taken)
+    short = await opened(Chunks(b"one\n", b""))
+    assert [await short.read(0, SHOWN_SIZE), await short.read(4, SHOWN_SIZE - 4)] == [b"one\n", b""]
 
 
 async def test_poll_says_whether_a_read_would_wait() -> None:

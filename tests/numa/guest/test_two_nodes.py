@@ -7,7 +7,8 @@ import itertools
 import mmap
 import os
 import re
-import tempfile
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs import ktask
+from tests.mount.test_control_groups import refused_in, start_in
 from tests.support import filesystems
-from tests.support.daemon import Mount
-from tests.support.leftovers import none_left
-from tests.support.poll import until
+from tests.support.cgroups import group
+from tests.support.poll import DEADLINE, until
+from tests.support.refusals import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.daemon import Mount
 
 HUGE = 2 << 20
 CPUS = {0: {0, 1}, 1: {2, 3}}
@@ -43,11 +47,11 @@ def mapped_pages(path: Path) -> dict[int, int]:
 
 
 def do(mount: Mount, spec: str, state: str = "done") -> str:
-    """Run a task to its end; its result."""
-    name = f"t{next(NUMBERS)}"
-    assert mount.write("tasks/control", f"{spec} name={name}") == (0, None), mount.read("info/last_cmd_status")
-    assert mount.read(f"tasks/{name}/wait").splitlines()[-1] == state, mount.read(f"tasks/{name}/error")
-    return mount.read(f"tasks/{name}/result")
+    """Run a task to its end; its result. Without a program of its own for each file: they are emulated too."""
+    task = mount.path / f"tasks/t{next(NUMBERS)}"
+    (mount.path / "tasks/control").write_text(f"{spec} name={task.name}\n")
+    assert (task / "wait").read_text().splitlines()[-1] == state, (task / "error").read_text()
+    return (task / "result").read_text()
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -65,18 +69,6 @@ def pages() -> Iterator[None]:
     yield
     for file in files:
         file.write_text("0")
-
-
-@pytest.fixture(scope="module")
-def mounted() -> Iterator[Mount]:
-    """One daemon for all: an emulated processor takes ten seconds to start one."""
-    with none_left(), tempfile.TemporaryDirectory() as name:
-        point, state = Path(name, "mount"), Path(name, "state")
-        point.mkdir()
-        state.mkdir()
-        mount = Mount(point, statedir=state, log=Path(name, "log"))
-        yield mount
-        mount.close()
 
 
 @pytest.fixture
@@ -120,8 +112,10 @@ def test_reserve_more_than_there_is(mounted: Mount, undo: int) -> None:
 
 
 def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) -> None:
-    assert mounted.write("tasks/control", "reserve pages=100000 nodes=1") == (1, "ENOMEM")
-    assert "force=1 tries all the same" in mounted.read("info/last_cmd_status")
+    begin = 'echo "$1" > tasks/control'
+    refused = refusal(mounted, lambda spec: mounted.shell(begin, spec), "reserve pages=100000 nodes=1")
+    assert refused.errname == "ENOMEM"
+    assert "force=1 tries all the same" in refused.words
     assert (pool(0), pool(1)) == (40, 40)
 
 
@@ -188,7 +182,7 @@ def test_threads_work_on_their_node_and_help_out_on_the_other() -> None:
             is_first = thread not in first_of
             first_of.setdefault(thread, node)
         if is_first:
-            both.wait(60)
+            both.wait(DEADLINE)
         for _ in range(2000):
             getcpu()
         with lock:
@@ -280,3 +274,35 @@ def test_migrate_tmpfs_and_what_another_maps(mounted: Mount, area: Path) -> None
             result = rows(do(mounted, f"migrate path={file} nodes=1"))
         assert result["failed"] == ["0"], "root may move what others have mapped"
         assert mapped_pages(file) == {1: 2048}
+
+
+def test_what_a_process_has_goes_to_the_other_node(mounted: Mount) -> None:
+    size = 24 << 20
+    program = f"import mmap, sys; m = mmap.mmap(-1, {size}); m.madvise(15); m[:] = bytes(len(m)); print(flush=True)"
+    command = ["taskset", "--cpu-list", "0-1", sys.executable, "-c", f"{program}; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        least = size // 4096
+        found = rows(do(mounted, f"survey pid={process.pid}").partition("start end ")[0])
+        assert int(found["node0"][0]) >= least > int(found["node1"][0])
+        moved = rows(do(mounted, f"migrate pid={process.pid} nodes=1").partition("outcome node ")[0])
+        assert int(moved["moved"][0]) >= least
+        found = rows(do(mounted, f"survey pid={process.pid}").partition("start end ")[0])
+        assert int(found["node1"][0]) >= least > int(found["node0"][0])
+        counted = re.findall(r" N1=(\d+)", Path(f"/proc/{process.pid}/numa_maps").read_text())
+        assert sum(map(int, counted)) >= least, "the kernel counts them there, too"
+        process.kill()
+
+
+def test_a_caller_that_may_use_one_node_only(mounted: Mount, huge: Path) -> None:
+    """More pages than there are on it are refused, by a plan too, with words; what fits is allocated there."""
+    with group("cpuset", {"cpuset.mems": "1"}) as where:
+        for plan in (0, 1):
+            refused = refused_in(mounted, where, f"fallocate path={huge}/file length=120M plan={plan}")
+            assert refused.errname == "ENOMEM"
+            assert "60 huge pages are wanted, and on the memory nodes that you may use (1) 40 are free" in refused.words
+        assert start_in(mounted, where, f"fallocate path={huge}/file length=80M name=t").status == 0
+        assert mounted.cat("tasks/t/wait").out.splitlines()[-1] == "done"
+        assert mapped_pages(huge / "file") == {1: 40}
+        (huge / "file").unlink()

@@ -1,4 +1,7 @@
-"""The facts of ``metrics`` as OpenMetrics text, by the prometheus_client library with a registry of our own."""
+"""The facts of ``metrics`` as text, by the prometheus_client library with a registry of our own.
+
+A file is scraped as Prometheus text, by node_exporter's textfile collector above all. OpenMetrics is for who wants it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import exposition as prometheus
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from ktaskfs.version import VERSION
@@ -19,18 +23,36 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.facts import Facts
 
-PREFIX: Final = "ktaskfs_"
+NAMESPACE: Final = "ktaskfs"
 F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
 Values = Mapping[tuple[str, ...], float]
 
+POOL_COUNTS: Final = (
+    ("", "total", "Huge pages in the pool{of}."),
+    ("_free", "free", "Huge pages{of} that are free, reserved ones included."),
+    ("_reserved", "reserved", "Free huge pages{of} promised to mappings."),
+    ("_surplus", "surplus", "Huge pages{of} beyond the set size of the pool."),
+)
+"""What ends the metric's name, the field of Pool, and the help."""
 
-def render(facts: Facts) -> str:
-    """The whole file. The metrics ``process_*`` are the library's own, read from /proc/self."""
+
+def render_prometheus(facts: Facts) -> bytes:
+    """The whole file in the Prometheus text format, version 0.0.4."""
+    return prometheus.generate_latest(_registry(facts))
+
+
+def render_openmetrics(facts: Facts) -> bytes:
+    """The same as OpenMetrics 1.0."""
+    text: bytes = openmetrics.generate_latest(_registry(facts))
+    return text
+
+
+def _registry(facts: Facts) -> CollectorRegistry:
+    """The facts, and what the library itself reads of this process, under names that are no other exporter's."""
     registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
+    ProcessCollector(namespace=NAMESPACE, registry=registry)
     registry.register(_FactsCollector(facts))
-    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
-    return text.decode()
+    return registry
 
 
 class _FactsCollector(Collector):
@@ -39,7 +61,7 @@ class _FactsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         facts = self._facts
-        yield InfoMetricFamily(f"{PREFIX}build", "What runs here.", {"version": VERSION})
+        yield InfoMetricFamily(f"{NAMESPACE}_build", "What runs here.", {"version": VERSION})
         yield _family(GaugeMetricFamily, "tasks", "Tasks in the mount now.", ("operation", "state"), facts.tasks)
         yield _family(
             CounterMetricFamily, "tasks_started", "Tasks set to work since the mount.", ("operation",), facts.started
@@ -61,18 +83,17 @@ class _FactsCollector(Collector):
         yield _family(
             CounterMetricFamily, "units_done", "Units of work done since the mount.", ("operation", "unit"), facts.units
         )
-        for name, help in (
-            ("total", "Huge pages in the pool."),
-            ("free", "Huge pages that are free, reserved ones included."),
-            ("reserved", "Free huge pages promised to mappings; the kernel counts them for the whole machine only."),
-            ("surplus", "Huge pages beyond the set size of the pool."),
-        ):
-            values: Values = {
-                (str(pool.size), "" if pool.node is None else str(pool.node)): getattr(pool, name)
-                for pool in facts.pools
-                if name != "reserved" or pool.node is None
-            }
-            yield _family(GaugeMetricFamily, f"hugepages_{name}", help, ("page_size", "node"), values)
+        # Two families: a sum over one that had the machine's pools and the nodes' would count each page twice.
+        for suffix, field, help in POOL_COUNTS:
+            machine: Values = {(str(p.size),): getattr(p, field) for p in facts.pools if p.node is None}
+            yield _family(GaugeMetricFamily, f"hugepages{suffix}", help.format(of=""), ("page_size",), machine)
+        for suffix, field, help in POOL_COUNTS:
+            if field != "reserved":  # the kernel counts them for the whole machine only
+                nodes: Values = {
+                    (str(p.size), str(p.node)): getattr(p, field) for p in facts.pools if p.node is not None
+                }
+                of = help.format(of=" of the node")
+                yield _family(GaugeMetricFamily, f"node_hugepages{suffix}", of, ("page_size", "node"), nodes)
         yield _family(
             GaugeMetricFamily,
             "open_handles",
@@ -91,7 +112,7 @@ class _FactsCollector(Collector):
 
 def _family(kind: type[F], name: str, help: str, labels: tuple[str, ...], values: Values) -> F:
     """A family of samples: ``values`` by the values of ``labels``, the empty tuple where there are no labels."""
-    family = kind(PREFIX + name, help, labels=labels)
+    family = kind(f"{NAMESPACE}_{name}", help, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)
     return family

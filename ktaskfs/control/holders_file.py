@@ -1,0 +1,42 @@
+"""``info/holders`` and ``info/holders.json``: who holds the huge pages, as the reader may see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.vfs import NEW_TEXT_SIZE, AccessDenied, Attributes, Caller, Look, TextFile
+
+if TYPE_CHECKING:
+    from ktaskfs.control.filesystem import Filesystem
+
+PATIENCE: Final = 0.9
+"""Seconds for which a request waits for the look, so that it is answered within the second."""
+
+
+class HoldersFile(TextFile):
+    """The file of one user, whose processes alone can make its text: root would see more, and the user then too."""
+
+    __slots__ = ("_fs", "_json")
+
+    def __init__(self, ino: int, attributes: Attributes, fs: Filesystem, *, as_json: bool) -> None:
+        super().__init__(ino, attributes, self._text, texts=fs.limits.texts)
+        self._fs = fs
+        self._json = as_json
+
+    async def look(self, caller: Caller, *, anew: bool) -> Look:
+        if caller.uid == self.attributes().uid:
+            try:
+                return await super().look(caller, anew=anew)
+            except KtaskfsError:  # the open(2) that follows will say why
+                pass
+        return Look(NEW_TEXT_SIZE, self.attributes().time_ns)
+
+    async def _text(self, caller: Caller) -> str:
+        if caller.uid != self.attributes().uid:
+            raise AccessDenied("this file is for its owner alone")
+        deadline = trio.current_time() + PATIENCE
+        found = await self._fs.service.looks.find(await self._fs.callers.find(caller), deadline)
+        return found.json if self._json else found.table

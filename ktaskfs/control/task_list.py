@@ -1,0 +1,220 @@
+"""``info/tasks`` and ``info/tasks.json``: how all tasks stand, as far as the reader may see them.
+
+A text of many tasks is made in slices, between which others have their turn, and all who read it at a time share it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
+
+import trio
+
+from ktaskfs.control.figures import Figures
+from ktaskfs.control.task_text import format_speed, units_of
+from ktaskfs.tasks.task import ENDED, State
+from ktaskfs.vfs import Change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ktaskfs.control.access import Access
+    from ktaskfs.control.transitions import Transition
+    from ktaskfs.tasks.history import History
+    from ktaskfs.tasks.table import TaskTable
+    from ktaskfs.tasks.task import Task
+
+HEADER: Final = ("name", "operation", "state", "percent", "done", "total", "speed", "finish", "uid", "age")
+ORDER: Final = (
+    State.RUNNING,
+    State.PAUSED,
+    State.STARTING,
+    State.QUEUED,
+    State.NEW,
+    State.FAILED,
+    State.INTERRUPTED,
+    State.CANCELLED,
+    State.PLANNED,
+    State.DONE,
+)
+"""Of the rows: those at work, those to come, those that somebody may have to look into. Of one state: by creation."""
+MAX_AGE: Final = 0.1
+"""Seconds for which a text is kept while no task changes its state. A person sees it move all the same."""
+SLICE: Final = 200
+"""Rows that are looked through, or put into lines, at a time: about a millisecond."""
+MADE: Final = 20
+"""A row that has to be made counts for so many: its task's page is read."""
+
+
+class Form(StrEnum):
+    """How the tasks are shown."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A task without its age. Of one that has ended it holds as long as ``history`` and ``requests`` are these."""
+
+    cells: tuple[str, ...]
+    json: str
+    created_ns: int
+    history: History
+    requests: object
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """A text as the readers of one user share it. ``changes`` is how many there had been when it was begun."""
+
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    text: bytes = b""
+    changes: int = -1
+    begun: float = 0.0
+
+
+class _Followed(Change):
+    """What all openings of one user wait for; it goes with the user's view and the last of them."""
+
+    __slots__ = ("__weakref__",)
+
+
+class TaskList:
+    """The tasks of one mount as its users see them together."""
+
+    def __init__(self, table: TaskTable, access: Access, changed: Callable[[], None]) -> None:
+        self._table = table
+        self._changed = changed
+        self._access = access
+        self._changes = 0
+        self._rows: dict[Task, _Row] = {}
+        """Of tasks that have ended."""
+        self._texts: dict[tuple[int, Form], _Text] = {}
+        self._making = trio.Lock()
+        """One text is made at a time: of many, all would have a slice before others have their turn."""
+        self._followed: WeakValueDictionary[int, _Followed] = WeakValueDictionary()
+        """By uid."""
+
+    def observe(self, transition: Transition) -> None:
+        """An observer of transitions."""
+        task = transition.task
+        self._changes += 1
+        self._changed()
+        self._rows.pop(task, None)
+        comes_or_goes = transition.old is None or transition.new is None
+        for uid, followed in self._followed.items():
+            if _may_read(uid, task) or (comes_or_goes and self._access.may_know(uid, task.uid)):
+                followed.notify()
+
+    def follow(self, uid: int) -> Change:
+        """What poll(2) on an opening of ``uid`` waits for."""
+        followed = self._followed.get(uid)
+        if followed is None:
+            followed = self._followed[uid] = _Followed()
+        return followed
+
+    async def text(self, uid: int, form: Form) -> bytes:
+        """A file as ``uid`` sees it: no state of before the call, and progress of at most MAX_AGE before."""
+        asked, changes = trio.current_time(), self._changes
+        shared = self._texts.setdefault((uid, form), _Text())
+        async with shared.lock:
+            if shared.changes < changes or shared.begun < asked - MAX_AGE:
+                async with self._making:
+                    self._drop_old_texts()
+                    begun, changes = trio.current_time(), self._changes
+                    rows = await self._shown(uid)
+                    shared.text = await _table(rows) if form is Form.TABLE else await _array(rows)
+                    shared.begun, shared.changes = begun, changes
+            return shared.text
+
+    def _drop_old_texts(self) -> None:
+        old = trio.current_time() - MAX_AGE
+        for key, each in list(self._texts.items()):
+            if each.begun < old and not each.lock.locked():
+                del self._texts[key]
+
+    async def _shown(self, uid: int) -> list[_Row]:
+        by_state: dict[State | None, list[_Row]] = {state: [] for state in (*ORDER, None)}
+        looked_through = 0
+        for task in self._table:  # a snapshot, in order of creation
+            looked_through += 1
+            if looked_through >= SLICE:
+                looked_through = 0
+                await trio.lowlevel.checkpoint()
+            if task.forgotten or not self._access.may_know(uid, task.uid):
+                continue
+            row = self._kept(task) if _may_read(uid, task) else _row_of(Figures.outline(task), task)
+            if row is None:
+                row = self._made(task)
+                looked_through += MADE
+            by_state[task.state if _may_read(uid, task) else None].append(row)
+        return list(itertools.chain.from_iterable(by_state.values()))
+
+    def _kept(self, task: Task) -> _Row | None:
+        """The row of a task that has ended, if nothing was set since it was made."""
+        row = self._rows.get(task)
+        return row if row is not None and row.history is task.history and row.requests is task.requests else None
+
+    def _made(self, task: Task) -> _Row:
+        row = _row_of(Figures.of(task), task)
+        if task.state in ENDED:
+            self._rows[task] = row
+        return row
+
+
+def _may_read(uid: int, task: Task) -> bool:
+    """Whether ``uid`` may read the files of ``task``, whatever its groups."""
+    return uid in (0, task.uid)
+
+
+def _row_of(figures: Figures, task: Task) -> _Row:
+    left = None if figures.finish_usec is None else f"{figures.finish_usec / 1e6:.1f}s"
+    rate = None if figures.speed is None else format_speed(units_of(task), figures.speed)
+    shown = (
+        figures.name,
+        figures.operation,
+        figures.state,
+        figures.percent,
+        figures.done,
+        figures.total,
+        rate,
+        left,
+        figures.uid,
+    )
+    cells = tuple("-" if each is None else str(each) for each in shown)
+    return _Row(cells, figures.json, task.created_ns, task.history, task.requests)
+
+
+async def _table(rows: Sequence[_Row]) -> bytes:
+    now = time.time_ns()
+    parts: list[list[tuple[str, ...]]] = [[HEADER]]
+    widths = [len(name) for name in HEADER]
+    for part in _parts(rows):
+        await trio.lowlevel.checkpoint()
+        lines = [(*row.cells, f"{max(0, now - row.created_ns) // 10**9}s") for row in part]
+        widths = [max(width, *map(len, cells)) for width, cells in zip(widths, zip(*lines, strict=True), strict=True)]
+        parts.append(lines)
+    shape = "  ".join(f"{{:{width}}}" for width in widths[:-1]) + "  {}\n"
+    texts = []
+    for lines in parts:
+        await trio.lowlevel.checkpoint()
+        texts.append("".join(shape.format(*cells) for cells in lines).encode())
+    return b"".join(texts)
+
+
+async def _array(rows: Sequence[_Row]) -> bytes:
+    """A JSON array, with a task on each line."""
+    texts = []
+    for part in _parts(rows):
+        await trio.lowlevel.checkpoint()
+        texts.append(",\n".join(row.json for row in part).encode())
+    return b"[" + b",\n".join(texts) + b"]\n"
+
+
+def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    return (rows[first : first + SLICE] for first in range(0, len(rows), SLICE))

@@ -1,0 +1,58 @@
+"""Open directories, and how much of them each user may have."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.quota import Quota
+from ktaskfs.vfs.refusals import TooMuchText
+
+if TYPE_CHECKING:
+    from ktaskfs.vfs import Caller, Directory, Inode
+
+LISTING_SIZE: Final = 1024
+CHILD_SIZE: Final = 160
+"""Bytes that an open directory takes, and each child that it has listed; about what they take in Python."""
+LISTINGS_OF_ONE_MAX: Final = 2 << 20
+LISTINGS_IN_ALL_MAX: Final = 8 << 20
+"""Bytes that the open directories of one user, and of all users, may take."""
+
+
+def listings_quota() -> Quota:
+    """The bytes of open directories of one mount."""
+    return Quota("bytes of directories open", each=LISTINGS_OF_ONE_MAX, total=LISTINGS_IN_ALL_MAX, refusal=TooMuchText)
+
+
+class Listing:
+    """An open directory: the children as they were at the last opendir(3) or rewinddir(3).
+
+    It counts its bytes in ``quota``, whose refusal ``__init__`` and ``children`` raise.
+    """
+
+    __slots__ = ("_children", "_quota", "_rest", "caller", "directory")
+
+    def __init__(self, directory: Directory, caller: Caller, quota: Quota) -> None:
+        quota.take(caller.uid, LISTING_SIZE)
+        self.directory = directory
+        self.caller = caller
+        self._quota = quota
+        self._children: list[tuple[str, Inode]] = []
+        self.take()
+
+    def take(self) -> None:
+        """Begin anew."""
+        self._quota.give_back(self.caller.uid, CHILD_SIZE * len(self._children))
+        self._children = []
+        self._rest = iter(self.directory.entries(self.caller))
+
+    def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
+        """Some of them. Those that nobody has asked for are not made."""
+        more = list(itertools.islice(self._rest, max(0, start + count - len(self._children))))
+        self._quota.take(self.caller.uid, CHILD_SIZE * len(more))
+        self._children += more
+        return self._children[start : start + count]
+
+    def close(self) -> None:
+        """Once, at the end."""
+        self._quota.give_back(self.caller.uid, LISTING_SIZE + CHILD_SIZE * len(self._children))

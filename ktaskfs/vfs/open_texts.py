@@ -1,0 +1,108 @@
+"""The texts of a mount's files between a look at them, their opening, and the first read."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ktaskfs.quota import Quota
+    from ktaskfs.vfs.inode import Caller
+
+OPENING_SIZE: Final = 1024
+"""Bytes that an open file takes besides its text; about what it takes in Python."""
+LOOKS_MAX: Final = 256
+"""Looks that wait for an opening. Most never come to one: ls(1) and test(1) only look."""
+LOOKS_SIZE: Final = 4 << 20
+"""Bytes that these may have together."""
+KNOWN_MAX: Final = 1024
+"""Files of which it is known since when they have their text. One that was forgotten is taken to have changed."""
+
+
+class Snapshot(NamedTuple):
+    """The text of a file at one moment.
+
+    version:    how many changes of the file were counted before.
+    changed_ns: since when the file has this text, as far as it was looked at; ns since the epoch.
+    """
+
+    text: bytes
+    version: int
+    changed_ns: int
+
+
+class OpenTexts:
+    """What was looked at and what is open. For each user in ``quota``, bytes that several openings share count once."""
+
+    def __init__(self, quota: Quota | None = None, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._quota = quota
+        self._now_ns = now_ns
+        self._openings: dict[tuple[int, int], int] = {}
+        """By user and id of the bytes."""
+        self._known: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        """By inode number: a hash of the text, and since when."""
+        self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()
+        self._looks_size = 0
+        self._unread: dict[tuple[int, int, int], Snapshot] = {}
+        """Both by inode number, user and pid."""
+
+    def hold(self, user: int, text: bytes) -> None:
+        """One more opening of ``user`` holds ``text``; raises the quota's refusal."""
+        key = user, id(text)
+        if self._quota is not None:
+            self._quota.take(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
+        self._openings[key] = self._openings.get(key, 0) + 1
+
+    def let_go(self, user: int, text: bytes) -> None:
+        """An opening of ``user`` holds ``text`` no longer."""
+        key = user, id(text)
+        others = self._openings.pop(key) - 1
+        if others:
+            self._openings[key] = others
+        if self._quota is not None:
+            self._quota.give_back(user, OPENING_SIZE + (0 if others else len(text)))
+
+    def made(self, ino: int, text: bytes, version: int) -> Snapshot:
+        """The snapshot of a text that was made just now."""
+        mark = hash(text)
+        known, changed_ns = self._known.get(ino, (None, 0))
+        if known != mark:
+            changed_ns = max(self._now_ns(), changed_ns + 1)
+            self._known[ino] = mark, changed_ns
+            if len(self._known) > KNOWN_MAX:
+                self._known.popitem(last=False)
+        self._known.move_to_end(ino)
+        return Snapshot(text, version, changed_ns)
+
+    def looked(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+        """Keep for an opening by ``caller`` what its size was told of."""
+        self.take_look(ino, caller)
+        self._looks[ino, caller.uid, caller.pid] = snapshot
+        self._looks_size += len(snapshot.text)
+        while self._looks_size > LOOKS_SIZE or len(self._looks) > LOOKS_MAX:
+            _, dropped = self._looks.popitem(last=False)
+            self._looks_size -= len(dropped.text)
+
+    def take_look(self, ino: int, caller: Caller) -> Snapshot | None:
+        """What ``caller`` has looked at last, if it has not been opened since."""
+        snapshot = self._looks.pop((ino, caller.uid, caller.pid), None)
+        if snapshot is not None:
+            self._looks_size -= len(snapshot.text)
+        return snapshot
+
+    def opened(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+        """``caller`` has opened the file, and will read ``snapshot``."""
+        self._unread[ino, caller.uid, caller.pid] = snapshot
+
+    def unread(self, ino: int, caller: Caller) -> Snapshot | None:
+        """What ``caller`` has opened last, if it has not been read yet."""
+        return self._unread.get((ino, caller.uid, caller.pid))
+
+    def read(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+        """``snapshot`` was read, or closed."""
+        key = ino, caller.uid, caller.pid
+        if self._unread.get(key) is snapshot:
+            del self._unread[key]

@@ -1,0 +1,65 @@
+"""The process that opened a file, as far as /proc tells: has it closed the file, and did a signal end it?
+
+FUSE tells of each close(2) and not of who does it. A fork that shares the descriptor may close its copy at any moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Final
+
+FDS_MAX: Final = 256
+"""Descriptors of a process that are looked at: each takes some microseconds of the event loop."""
+PF_EXITING: Final = 0x4
+"""A flag in field 9 of /proc/PID/stat (include/linux/sched.h)."""
+_FLAGS: Final = 9
+_EXIT_CODE: Final = 52
+_SIGNAL: Final = 0x7F
+"""The bits of a wait status that name the signal."""
+
+
+class Opener:
+    """Process (or thread) ``pid``, which has opened the inode ``ino``; pid 0 for one that cannot be seen from here."""
+
+    __slots__ = ("_ino", "_pid")
+
+    def __init__(self, pid: int, ino: int) -> None:
+        self._pid = pid
+        self._ino = ino
+
+    def has_it_open(self) -> bool | None:
+        """Whether it has the inode open. None if that cannot be known: it has too many files open, may not be seen, or
+        is gone: a thread whose process may have it open.
+
+        An inode of another filesystem that has the same number counts, too.
+        """
+        if not self._pid:
+            return None
+        wanted = b"ino:\t%d" % self._ino  # Linux 5.14 or later
+        try:
+            with os.scandir(f"/proc/{self._pid}/fdinfo") as entries:
+                names = [entry.path for entry in itertools.islice(entries, FDS_MAX + 1)]
+        except OSError:
+            return None
+        if len(names) > FDS_MAX:
+            return None
+        return any(wanted in _read(name).splitlines() for name in names)
+
+    def was_killed(self) -> bool:
+        """Whether it is about to end by a signal; False once it is gone, and where it may not be asked."""
+        stat = _read(f"/proc/{self._pid}/stat")
+        fields = stat[stat.rfind(b")") + 1 :].split()  # from field 3 on
+        if len(fields) <= _EXIT_CODE - 3:
+            return False
+        exiting = int(fields[_FLAGS - 3]) & PF_EXITING
+        return bool(exiting and int(fields[_EXIT_CODE - 3]) & _SIGNAL)
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc, empty if it is gone or may not be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(4096) or b""
+    except OSError:
+        return b""

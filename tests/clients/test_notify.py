@@ -1,0 +1,101 @@
+"""inotify(7) on files of the mount, with inotifywait: a task's state, in every view, and the table of all tasks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.inotify import watching
+from tests.support.poll import DEADLINE, until
+from tests.support.slow import start_slow, stop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+    from tests.support.users import User
+
+
+STATE = "tasks/slow/state"
+
+
+@pytest.mark.parametrize("command", ["pause", "cancel"])
+def test_a_change_of_state_is_told(mounted: Mount, memory: Path, area: Path, command: str) -> None:
+    """As of kernfs (IN_MODIFY), and as systemd's path units want it (IN_ATTRIB)."""
+    start_slow(mounted, memory, "slow")
+    with watching(mounted, area / "watch", STATE) as watch:
+        mounted.write("tasks/slow/control", command)
+        watch.until(f"{STATE}:MODIFY", f"{STATE}:ATTRIB")
+    if command == "pause":
+        stop(mounted, "slow")
+
+
+def test_progress_is_not_told(mounted: Mount, memory: Path, area: Path) -> None:
+    start_slow(mounted, memory, "slow", rate="1M")
+    with watching(mounted, area / "watch", STATE, "info/tasks") as watch:
+        done = int(mounted.read("tasks/slow/progress").split()[0])
+        until(lambda: int(mounted.read("tasks/slow/progress").split()[0]) > done, "it goes on")
+        mounted.shell("mkdir tasks/other")
+        watch.until("info/tasks:MODIFY", "info/tasks:ATTRIB")
+        assert not any(each.startswith(f"{STATE}:M") for each in watch.events)
+    stop(mounted, "slow")
+
+
+@pytest.mark.parametrize("hidepid", [0, 2])
+def test_the_owner_is_told_in_the_own_view(
+    mount_maker: MountMaker, memory: Path, area: Path, two_users: tuple[User, User], hidepid: int
+) -> None:
+    mount = mount_maker(f"mode=0666,hidepid={hidepid}")
+    ann, _ = two_users
+    start_slow(mount, memory, "slow", user=ann)
+    with watching(mount, area / "watch", STATE, user=ann) as watch:
+        mount.write("tasks/slow/control", "pause")
+        watch.until(f"{STATE}:MODIFY", f"{STATE}:ATTRIB")
+    assert os.stat(mount.path / STATE).st_ino == int(mount.shell(f"stat -c %i {STATE}", user=ann).out)
+    stop(mount, "slow")
+
+
+def test_the_table_of_all_tasks_tells_of_tasks_to_come(mounted: Mount, memory: Path, area: Path) -> None:
+    with watching(mounted, area / "watch", "info/tasks") as watch:
+        start_slow(mounted, memory, "slow")
+        watch.until("info/tasks:MODIFY", "info/tasks:ATTRIB")
+    stop(mounted, "slow")
+
+
+def helpers(mount: Mount) -> list[psutil.Process]:
+    """The processes that touch files for this daemon."""
+    return [each for each in psutil.Process(mount.pid).children() if touches(each)]
+
+
+def touches(process: psutil.Process) -> bool:
+    try:
+        return any(word.endswith("touch.py") for word in process.cmdline())
+    except psutil.NoSuchProcess:  # or it has ended, and nobody has asked for its status yet
+        return False
+
+
+def test_the_process_that_tells_is_there_while_something_changes(mounted: Mount, memory: Path) -> None:
+    start_slow(mounted, memory, "slow")
+    stop(mounted, "slow")
+    until(lambda: len(helpers(mounted)) == 1, "it is there")
+    (one,) = helpers(mounted)
+    assert one.num_fds() <= 5, "its standard streams, its socket is one of them, and the root of the mount"
+    until(lambda: helpers(mounted) == [], "it ends")
+
+
+def test_one_that_is_killed_is_replaced(mounted: Mount, memory: Path, area: Path) -> None:
+    start_slow(mounted, memory, "slow")
+    with watching(mounted, area / "watch", STATE) as watch:
+        mounted.write("tasks/slow/control", "pause")
+        watch.until(f"{STATE}:ATTRIB")
+        for each in helpers(mounted):
+            each.kill()
+            each.wait(DEADLINE)
+        told = len(watch.text)
+        mounted.write("tasks/slow/control", "resume")
+        until(lambda: f"{STATE}:MODIFY" in watch.text[told:], "it is told")
+    stop(mounted, "slow")

@@ -1,0 +1,114 @@
+"""Looks at callers: one that hangs holds nobody but its user."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from ktaskfs.control.callers import IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, Callers, NoLook
+from ktaskfs.errors import NotPermitted, TargetError
+from ktaskfs.host.credentials import read_caller
+from ktaskfs.vfs import Caller
+from tests.support.poll import DEADLINE, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.credentials import CallerProcess
+
+HANGS = 7
+"""The uid of a user whose working directory does not answer."""
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Looks:
+    """Looks at this process; those for some users hang until ``answer`` is set."""
+
+    def __init__(self, *hanging: int) -> None:
+        self.answer = threading.Event()
+        self.begun = 0
+        self._hanging = hanging
+        self.callers = Callers(self._look)
+
+    def _look(self, pid: int, uid: int, gid: int) -> CallerProcess:
+        self.begun += 1
+        if uid in self._hanging:
+            self.answer.wait(DEADLINE)
+        return read_caller(os.getpid(), os.geteuid(), os.getegid())
+
+    async def find(self, uid: int) -> None:
+        (await self.callers.find(Caller(uid, uid, os.getpid()))).close()
+
+    async def find_late(self, uid: int) -> None:
+        with pytest.raises(NoLook) as refused:
+            await self.find(uid)
+        assert refused.value.errno == errno.ETIMEDOUT
+
+
+@pytest.fixture
+def looks() -> Iterator[Looks]:
+    made = Looks(HANGS)
+    yield made
+    made.answer.set()
+
+
+async def test_the_caller_is_found() -> None:
+    found = await Callers().find(Caller(os.geteuid(), os.getegid(), os.getpid()))
+    assert found.identity.pid == os.getpid()
+    found.close()
+    with pytest.raises(NotPermitted, match="pid namespace"):
+        await Callers().find(Caller(1, 1, 0))
+    effective, permitted = await Callers().capabilities(Caller(os.geteuid(), os.getegid(), os.getpid()))
+    assert (effective, permitted) == (found.identity.effective, found.identity.permitted)
+    assert await Callers().capabilities(Caller(12345, 12345, os.getpid())) == (0, 0)
+
+
+async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Looks) -> None:
+    before = open_files()
+    async with trio.open_nursery() as nursery:
+        for _ in range(OF_ONE_MAX + 3):
+            nursery.start_soon(looks.find_late, HANGS)
+        for uid in (0, 8, 9):
+            await looks.find(uid)
+    assert looks.begun == OF_ONE_MAX + 3  # of the one who hangs so many, and no more; and the three others
+    looks.answer.set()
+    await looks.find(HANGS)
+    assert looks.begun == OF_ONE_MAX + 4
+    await trio.to_thread.run_sync(functools.partial(until, lambda: open_files() <= before, "what came late is closed"))
+
+
+async def test_without_a_thread_the_request_is_refused_and_the_daemon_goes_on(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_thread(*arguments: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", no_thread)
+        with pytest.raises(TargetError) as refused:
+            await looks.find(8)
+    assert refused.value.errno == errno.EAGAIN
+    await looks.find(8)
+
+
+async def test_users_who_hang_leave_root_its_looks() -> None:
+    users = range(1, IN_ALL_MAX + 10)
+    looks = Looks(*users)
+    try:
+        async with trio.open_nursery() as nursery:
+            for uid in users:
+                nursery.start_soon(looks.find_late, uid)
+            for _ in range(OF_ROOT_MAX):
+                await looks.find(0)
+        assert looks.begun == IN_ALL_MAX + OF_ROOT_MAX
+    finally:
+        looks.answer.set()

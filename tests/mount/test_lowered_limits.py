@@ -1,0 +1,123 @@
+"""Limits of the caller's control groups that are lowered while a task is at work."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.attacks.callers import wait_for_worker
+from tests.mount.test_control_groups import MIB, PAGE, huge, start_in
+from tests.support.cgroups import group
+from tests.support.hugepages import TestPool
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import MountMaker
+    from tests.support.daemon import Mount
+
+__all__ = ["huge"]
+
+pytestmark = pytest.mark.usefixtures("root")
+
+SLOW = "chunk=2M rate_max=2M"
+
+
+@pytest.fixture
+def mount(mount_maker: MountMaker) -> Mount:
+    """With a helper thread for whoever wants one."""
+    return mount_maker("cpu_percent=100")
+
+
+@pytest.fixture
+def where() -> Iterator[Path]:
+    """A group of version 2, where huge pages are limited."""
+    with group("") as path:
+        yield path
+
+
+def at_work(mount: Mount, where: Path, spec: str) -> int:
+    """The pid of the worker of task ``t``, which has done something."""
+    assert start_in(mount, where, f"{spec} name=t").status == 0
+    pid = wait_for_worker(mount, "t")
+    until(lambda: not mount.read("tasks/t/progress").startswith("0 "), "a chunk is done")
+    return pid
+
+
+def end(mount: Mount) -> str:
+    """How it ends at full speed."""
+    mount.write("tasks/t/rate_max", "max")
+    assert mount.cat("tasks/t/wait").status == 0
+    return mount.read("tasks/t/state").strip()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("existed", [False, True])
+def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed: bool) -> None:
+    """The task says which limit it has met, and nothing stays set aside for pages that it has not got.
+
+    But if one thread has done a chunk after that in which the other has met the limit, the limit keeps it from giving
+    back what is before; then the result says so.
+    """
+    pool = TestPool(PAGE, 0)
+    reserved, free = pool.reserved, pool.free
+    if existed:
+        with (huge / "f").open("w") as file:
+            os.truncate(file.fileno(), 64 * MIB)
+    at_work(mount, where, f"fallocate path={huge}/f length=64M max_threads={threads} {SLOW}")
+    (where / "hugetlb.2MB.max").write_text(str(4 * PAGE))
+    assert end(mount) == "failed"
+    error = mount.read("tasks/t/error")
+    assert error.startswith("ENOMEM at ")
+    assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.max is {4 * PAGE}" in error
+    result = mount.read("tasks/t/result")
+    stays = int(result.removeprefix("reserved ")) if result else 0
+    assert pool.reserved == reserved + stays // PAGE
+    assert stays < 4 * PAGE if threads == 2 else stays == 0
+    there = (huge / "f").stat()
+    assert (there.st_size, there.st_blocks * 512) == (64 * MIB, (free - pool.free) * PAGE)
+    (where / "hugetlb.2MB.max").write_text("max")
+    mount.write("tasks/t/control", "resume")
+    assert mount.cat("tasks/t/wait").status == 0
+    assert mount.read("tasks/t/state") == "done\n"
+    (huge / "f").unlink()
+
+
+def test_what_is_reserved_already_stays_so(mount: Mount, where: Path, huge: Path) -> None:
+    """The kernel refuses a limit below it."""
+    at_work(mount, where, f"fallocate path={huge}/f length=64M {SLOW}")
+    (where / "hugetlb.2MB.rsvd.max").write_text(str(64 * MIB))
+    assert end(mount) == "done"
+    outcome = start_in(mount, where, f"fallocate path={huge}/g length=2M")
+    assert outcome.errname == "ENOMEM"
+    assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.rsvd.max is {64 * MIB}" in mount.read("info/last_cmd_status")
+    (huge / "f").unlink()
+
+
+def test_processes(mount: Mount, memory: Path) -> None:
+    """A task that gets no helper thread any more goes on without."""
+    with group("pids") as where:
+        pid = at_work(mount, where, f"fallocate path={memory}/f length=64M max_threads=1 {SLOW}")
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        (where / "pids.max").write_text("0")
+        mount.write("tasks/t/max_threads", "2")
+        assert end(mount) == "done"
+        assert threads == 2  # the first, and the one that takes commands
+        assert start_in(mount, where, f"fallocate path={memory}/g length=1M").status != 0
+        assert not (memory / "g").exists()
+        (memory / "f").unlink()
+
+
+def test_cpus(mount: Mount, memory: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with group("cpuset") as where:
+        pid = at_work(mount, where, f"fallocate path={memory}/f length=64M {SLOW}")
+        (where / "cpuset.cpus").write_text(str(cpu))
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            assert os.sched_getaffinity(int(thread)) == {cpu}
+        assert end(mount) == "done"
+        (memory / "f").unlink()

@@ -1,0 +1,260 @@
+"""Commands that are longer than the buffer of the program that writes them: each arrives whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.vfs.pieces import BLOCK
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.daemon import Mount
+
+CONTROL = "tasks/control"
+ECHO = 'echo a terminal; echo "$1" > tasks/control && echo success'
+PROGRAMS = {
+    "bash": ["bash", "-c", ECHO, "-"],
+    "bash without a newline": ["bash", "-c", 'echo a; printf %s "$1" > tasks/control && echo success', "-"],
+    "bash in a subshell": ["bash", "-c", 'echo a; ( echo "$1" ) > tasks/control && echo success', "-"],
+    "bash in a group": ["bash", "-c", 'echo a; { echo "$1"; } > tasks/control && echo success', "-"],
+    "bash appends": ["bash", "-c", 'echo a; echo "$1" >> tasks/control && echo success', "-"],
+    "dash": ["dash", "-c", ECHO, "-"],
+    "dash without a newline": ["dash", "-c", 'echo a; printf %s "$1" > tasks/control && echo success', "-"],
+    "busybox": ["busybox", "sh", "-c", ECHO, "-"],
+    "sed": ["bash", "-c", 'echo "$1" | sed -n "w tasks/control" && echo success', "-"],
+    "mawk": ["bash", "-c", 'echo "$1" | mawk "{ print > \\"tasks/control\\" }" && echo success', "-"],
+    "perl": ["perl", "-e", 'open F, ">tasks/control"; print F $ARGV[0]; close F or die; print "success"'],
+    "jq": ["bash", "-c", 'jq -rn --arg x "$1" "\\$x" > tasks/control && echo success', "-"],
+    "jq, JSON": ["bash", "-c", 'jq -n --arg x "$2" "{op: \\"fallocate\\", length: 4096, path: \\$x}" > tasks/control'
+                 " && echo success", "-"],
+    "tee": ["bash", "-c", 'echo "$1" | tee tasks/control > /dev/null && echo success', "-"],
+    "dd": ["bash", "-c", 'echo "$1" | dd of=tasks/control status=none && echo success', "-"],
+    "dd bs=1k": ["bash", "-c", 'printf %s "$1" | dd of=tasks/control bs=1k status=none && echo success', "-"],
+    "python": [sys.executable, "-c", "import sys, pathlib; pathlib.Path('tasks/control').write_text(sys.argv[1])"
+               "; print('success')"],
+    "python, small buffer": [
+        sys.executable,
+        "-c",
+        "import sys; f = open('tasks/control', 'wb', buffering=1024); f.write(sys.argv[1].encode()); f.close();"
+        "print('success')",
+    ],
+}  # fmt: skip
+LENGTHS = (1024, 2048, 3000)
+
+
+@pytest.fixture
+def deep(mounted: Mount, memory: Path) -> Iterator[Path]:
+    """A directory through which a path can be made as long as one likes."""
+    (memory / ("d" * 100)).mkdir()
+    yield memory
+    mounted.shell("for each in tasks/*/; do [ $(cat $each/state) = new ] || cat $each/wait; done")
+
+
+def spec(directory: Path, length: int, name: str) -> tuple[str, str]:
+    """A spec of ``length`` bytes, or with the longest path that there is, whose path ends in ``name``; and the path."""
+    head, path, most = "fallocate length=4096 path=", f"{directory}/", 4095
+    size = min(length - len(head), most)
+    while size - len(path) > 200 + len(name):
+        path += "d" * 100 + "/../"
+    path += "f" * (size - len(path) - len(name)) + name
+    return head + path, path
+
+
+def at_a_terminal(mount: Mount, argv: list[str]) -> tuple[int, str]:
+    """Run a program whose standard output is a terminal; its status, and what it printed."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.chdir(mount.path)
+            os.execvpe(argv[0], argv, dict(os.environ, LC_ALL="C"))
+        finally:
+            os._exit(127)
+    said = b""
+    try:
+        while data := os.read(terminal, 65536):
+            said += data
+    except OSError:  # EIO: the other side is gone
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), said.decode(errors="replace")
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def test_programs_at_a_terminal_write_long_commands(mounted: Mount, deep: Path) -> None:
+    """Each is carried out, whole and once, or its program hears why not."""
+    made: set[str] = set()
+    for name, program in PROGRAMS.items():
+        for length in LENGTHS:
+            line, path = spec(deep, length, f"{len(made)}")
+            status, said = at_a_terminal(mounted, [*program, line, path])
+            assert (status, "success" in said) == (0, True), (name, length, said, mounted.read("info/last_cmd_status"))
+            made.add(os.path.basename(path))
+            assert files(deep) == made, (name, length)
+            line, path = spec(deep / "none", length, "x")
+            status, said = at_a_terminal(mounted, [*program, line, path])
+            refusal = mounted.read("info/last_cmd_status")
+            assert refusal.startswith("tasks/control: ENOENT: "), (name, length, refusal)
+            if "without a newline" in name and length % BLOCK == 0:
+                assert status == 0, "shells do not look at what close(2) says"
+            else:
+                assert (status != 0, "success" in said) == (True, False), (name, length, said)
+            assert files(deep) == made, (name, length)
+
+
+@pytest.fixture
+def control(mounted: Mount) -> Iterator[int]:
+    """A descriptor of tasks/control."""
+    fd = os.open(mounted.path / CONTROL, os.O_WRONLY)
+    yield fd
+    os.close(fd)
+
+
+def test_close_carries_out_and_says_what_came_of_it(mounted: Mount, deep: Path) -> None:
+    for directory, number in ((deep, 0), (deep / "none", errno.ENOENT)):
+        fd = os.open(mounted.path / CONTROL, os.O_WRONLY)
+        line, path = spec(directory, 2048, "x")
+        for piece in (line[:1024], line[1024:]):
+            assert os.write(fd, piece.encode()) == 1024
+        assert not os.path.exists(path)
+        if number:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                os.close(fd)
+        else:
+            os.close(fd)
+            assert os.path.exists(path)
+
+
+def test_complete_lines_are_held_with_the_one_that_is_not(mounted: Mount, deep: Path, control: int) -> None:
+    lines = f"fallocate length=4096 path={deep}/first\n" + spec(deep / "none", 1500, "x")[0] + "\n"
+    os.write(control, lines[:1024].encode())
+    assert files(deep) == set()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+        os.write(control, lines[1024:].encode())
+    assert files(deep) == set()
+
+
+def test_a_fork_that_closes_its_copy_carries_nothing_out(mounted: Mount, deep: Path, control: int) -> None:
+    line, path = spec(deep, 1500, "x")
+    os.write(control, line[:1024].encode())
+    for _ in range(20):
+        pid = os.fork()
+        if pid == 0:
+            os.close(control)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    os.close(os.dup(control))
+    assert files(deep) == set()
+    os.write(control, line[1024:].encode() + b"\n")
+    assert files(deep) == {os.path.basename(path)}
+
+
+def test_children_of_a_shell_that_end_meanwhile_carry_nothing_out(mounted: Mount, deep: Path) -> None:
+    """Each closes the descriptor that it has inherited, in the middle of one command or another."""
+    line, path = spec(deep, 3000, "x")
+    script = 'exec 3> tasks/control; for i in {1..100}; do true & echo "$1" >&3 || exit; done; wait'
+    mounted.write("debug/ktask_max_tasks", "200")
+    status, said = at_a_terminal(mounted, ["bash", "-c", f"echo a; {script}", "-", line])
+    assert status == 0, (said, mounted.read("info/last_cmd_status"))
+    assert files(deep) == {os.path.basename(path)}
+
+
+def test_of_a_file_that_was_passed_on_the_last_close_counts(mounted: Mount, deep: Path) -> None:
+    """The opener is gone, and two others have it: one of them closes it while the other is in the middle."""
+    line, path = spec(deep, 1024, "x")
+    fd = os.open(mounted.path / CONTROL, os.O_WRONLY)
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(ready, 1)
+        os.write(fd, line.encode())
+        other = os.fork()
+        if other == 0:
+            os._exit(0)  # closes it
+        os.waitpid(other, 0)
+        os._exit(len(os.listdir(deep)) - 1)
+    os.close(fd)
+    os.write(go, b"g")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    until(lambda: files(deep) == {os.path.basename(path)}, "it is carried out after the last close")
+    os.close(ready)
+    os.close(go)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_writer_had_begun_is_dropped(mounted: Mount, deep: Path, number: signal.Signals) -> None:
+    line, _ = spec(deep, 1024, "x")
+    ready, done = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the test run handles it, and would miss it just before pause()
+        fd = os.open(mounted.path / CONTROL, os.O_WRONLY)
+        os.write(fd, line.encode())
+        os.write(done, b"d")
+        signal.pause()
+    os.read(ready, 1)
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    until(lambda: mounted.read("info/last_cmd_status") != "ok\n", "the log says so")
+    assert mounted.read("info/last_cmd_status") == (
+        "tasks/control: EINTR: its writer was killed before the command was whole\n"
+    )
+    assert f"Command: {line}\n" in mounted.read("info/error_log")
+    assert files(deep) == set()
+    os.close(ready)
+    os.close(done)
+
+
+def test_a_writer_that_just_ends_is_carried_out(mounted: Mount, deep: Path) -> None:
+    line, path = spec(deep, 1024, "x")
+    pid = os.fork()
+    if pid == 0:
+        os.write(os.open(mounted.path / CONTROL, os.O_WRONLY), line.encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert files(deep) == {os.path.basename(path)}
+
+
+def test_two_writers_each_have_their_own(mounted: Mount, deep: Path) -> None:
+    first, second = (os.open(mounted.path / CONTROL, os.O_WRONLY | os.O_APPEND) for _ in range(2))
+    (one, path), (two, other) = spec(deep, 1500, "x"), spec(deep, 1600, "y")
+    for fd, piece in ((first, one[:1024]), (second, two[:1024]), (first, one[1024:] + "\n"), (second, two[1024:])):
+        os.write(fd, piece.encode())
+    os.close(first)
+    os.close(second)
+    assert files(deep) == {os.path.basename(path), os.path.basename(other)}
+
+
+def test_too_long_a_command_is_refused_whole(mounted: Mount, deep: Path, control: int) -> None:
+    line = f"fallocate length=4096 path={deep}/x\n"
+    block = line.encode() * 20 + b" " * 1024
+    block = block[:1024]
+    for _ in range(64):
+        assert os.write(control, block) == 1024
+    for data in (block, block, b"x\n"):
+        with pytest.raises(OSError, match="Argument list too long|Invalid argument"):
+            os.write(control, data)
+    assert files(deep) == set()
+    os.write(control, line.encode())
+    until(lambda: files(deep) == {"x"}, "the next command is carried out")
+
+
+def test_a_parameter_can_be_as_long_as_a_path(mounted: Mount, deep: Path) -> None:
+    _, path = spec(deep, 3000, "x")
+    script = 'echo a; mkdir tasks/t; echo fallocate > tasks/t/op; echo "$1" > tasks/t/path && echo success'
+    status, said = at_a_terminal(mounted, ["bash", "-c", script, "-", path])
+    assert (status, "success" in said) == (0, True), said
+    assert mounted.read("tasks/t/path") == f"{path}\n"
