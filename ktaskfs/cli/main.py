@@ -2,45 +2,104 @@
 
 from __future__ import annotations
 
-import argparse
+import io
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
 
-from ktaskfs.version import VERSION
+from ktaskfs.cli.arguments import HOST_OPTIONS, parser
+from ktaskfs.cli.complain import complain
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; imports nothing heavy, so that help and completion are quick."""
-    top = argparse.ArgumentParser(
-        prog="ktaskfs", description="Chunked, multithreaded work on huge-page memory, through a filesystem like /proc."
-    )
-    top.add_argument("--version", action="version", version=f"ktaskfs {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u ends it")
-    mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
-    mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and end")
-    mount.add_argument("--store", action="store_true", help="mount, and leave it with systemd for the daemon to come")
-    mount.add_argument(
-        "--fd", type=int, metavar="N", help="serve the open /dev/fuse N, which is mounted on MOUNTPOINT already"
-    )
-    mount.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="comma-separated: uid= gid= mode= hidepid= statedir= config= max_threads= cpu_percent= nice= ...",
-    )
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="a directory")
-    return top
+if TYPE_CHECKING:
+    import argparse
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    given = parser().parse_args(arguments)
-    from ktaskfs.cli.mount import mount
+    given = parser(os.environ).parse_args(arguments)
+    if given.command == "mount":
+        from ktaskfs.cli.mount import mount
 
-    return mount(given, os.environ)
+        return mount(given, os.environ)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as head(1) expects of what it reads from
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _client(given)
+    except KtaskfsError as error:
+        complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _client(given: argparse.Namespace) -> int:
+    """Run a command that uses the mounted files; each imports what it needs. Raises KtaskfsError."""
+    if getattr(given, "hosts", None) is not None:
+        return _on_hosts(given)
+    for option in HOST_OPTIONS:
+        if getattr(given, option, None) is not None:
+            raise InvalidValue(f"--{option.replace('_', '-')} is of use with --hosts alone")
+    match given.command:
+        case "run" | "wait":
+            from ktaskfs.cli import run
+
+            return run.run(given) if given.command == "run" else run.wait(given)
+        case "ls" | "show":
+            from ktaskfs.cli import listing
+
+            return listing.ls(given) if given.command == "ls" else listing.show(given)
+        case "events":
+            from ktaskfs.cli.events import events
+
+            return events(given)
+        case "completion":
+            from ktaskfs.cli.completion import completion
+
+            return completion(given, parser(os.environ))
+        case "doctor":
+            from ktaskfs.cli.doctor import doctor
+
+            return doctor(given)
+        case "pool":
+            from ktaskfs.cli.pool import save
+
+            return save(given)
+        case "top":
+            return _top(given.mount)
+        case "set":
+            from ktaskfs.cli.act import assign
+
+            return assign(given)
+        case _:  # a verb
+            from ktaskfs.cli.act import act
+
+            return act(given)
+
+
+def _on_hosts(given: argparse.Namespace) -> int:
+    try:
+        from ktaskfs.cli.fleet import ask, watch
+    except ModuleNotFoundError as error:
+        raise NotSupported(f"--hosts needs {error.name}: pip install 'ktaskfs[fleet]'") from error
+    match given.command:
+        case "run":
+            return watch.run(given)
+        case "ls":
+            return ask.ls(given)
+        case _:
+            return ask.doctor(given)
+
+
+def _top(mount: str) -> int:
+    try:
+        from ktaskfs.cli.top import top
+    except ModuleNotFoundError as error:
+        raise NotSupported(f"ktaskfs top needs {error.name}: pip install 'ktaskfs[top]'") from error
+    return top(mount)
 
 
 if __name__ == "__main__":

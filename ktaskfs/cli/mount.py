@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
-from ktaskfs.config import MountConfig, parse_options
+from ktaskfs.config import NAME, MountConfig, parse_options
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
-"""Bytes of a log that is written on; a larger one is kept as ``log.old``, in place of the one before."""
+"""Bytes of a log that is written on; those of a larger one are moved to ``log.old``, in place of what is there."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -29,18 +29,20 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Mount as the command line says; returns the exit status, in the background as soon as the mount answers."""
     _fill_standard_descriptors()
     try:
-        config = parse_options(given.mountpoint, given.options, environment, fd=given.fd)
+        manager = Manager(environment)
+        fd = manager.kept(NAME) if given.keep and given.fd is None else given.fd
+        config = parse_options(given.mountpoint, given.options, environment, fd=fd, keep=given.keep)
         if given.fd is not None:
             os.set_inheritable(given.fd, False)  # or a child would keep the mount alive that nobody serves
         if given.fake:
             config.file_tunables()
             return 0
         if given.store:
-            return _store(config, Manager(environment))
+            return _store(config, manager)
         if not given.foreground:
             return _run_behind(config, environment)
         _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler())
-        _run(config, config.open_statedir(), lambda: None, Manager(environment))
+        _run(config, _open_statedir(config), lambda: None, manager)
     except KtaskfsError as error:
         _complain(error.message)
         return 1
@@ -53,7 +55,10 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 class LogFile(logging.StreamHandler[TextIO]):
-    """Logs to standard error, which is the file ``log``, so that whatever else is said there is in it too."""
+    """Logs to standard error, which is the file ``log``, so that whatever else is said there is in it too.
+
+    The spawner of workers writes to the same open file, so a log that is full is copied and then emptied.
+    """
 
     def __init__(self, directory: PrivateDirectory) -> None:
         """Open the file, made if missing, as standard output and error. Raises OSError."""
@@ -63,24 +68,40 @@ class LogFile(logging.StreamHandler[TextIO]):
         self._open()
 
     def _open(self) -> None:
-        log = self._directory.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = self._directory.open(LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        if os.fstat(2).st_size > LOG_MAX:
-            with contextlib.suppress(OSError):  # the next line tries again, and until then the old file has them all
-                with contextlib.suppress(FileNotFoundError):  # somebody has removed it, or the last try came this far
-                    self._directory.rename(LOG_NAME, f"{LOG_NAME}.old")
+        status = os.fstat(2)
+        with contextlib.suppress(OSError):  # the next line tries again, and until then the file has them all
+            if not status.st_nlink:  # somebody has removed it
                 self._open()
+            elif status.st_size > LOG_MAX:
+                self._keep(status.st_size)
+
+    def _keep(self, size: int) -> None:
+        """Move ``size`` bytes of the log to ``log.old``. Raises OSError."""
+        old = self._directory.open(f"{LOG_NAME}.old", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(old, "wb") as file:
+            file.write(os.pread(2, size, 0))
+        os.ftruncate(2, 0)
 
 
 def _log_to(handler: logging.Handler) -> None:
     if not isinstance(handler, JournalHandler):
         handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _open_statedir(config: MountConfig) -> PrivateDirectory:
+    """The state directory, which is not made for a mount that cannot be."""
+    from ktaskfs.daemon import check_place
+
+    check_place(config)
+    return config.open_statedir()
 
 
 def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
@@ -92,7 +113,7 @@ def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], N
 def _store(config: MountConfig, manager: Manager) -> int:
     from ktaskfs.daemon import mount_for_manager
 
-    mount_for_manager(config, manager)
+    os.close(mount_for_manager(config, manager))
     return 0
 
 
@@ -118,7 +139,7 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
 
     try:
         _leave()
-        directory = config.open_statedir()
+        directory = _open_statedir(config)
         _log_to(_log_behind(directory, environment))
         _run(config, directory, ready, Manager({}))
     except KtaskfsError as error:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +17,10 @@ from ktaskfs.cli.mount import LOG_MAX
 from ktaskfs.fuse.mountpoint import filesystems_at
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run, shell
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import MountMaker
 
 COMMAND = [sys.executable, "-m", "ktaskfs.cli.main", "mount"]
@@ -29,6 +28,14 @@ COMMAND = [sys.executable, "-m", "ktaskfs.cli.main", "mount"]
 
 def mount(*arguments: str | Path) -> Outcome:
     return run(*COMMAND, *map(str, arguments), cwd=ROOT)
+
+
+def shown(descriptor: Path) -> str:
+    """What /proc says that a descriptor is; empty if its process has ended."""
+    try:
+        return os.readlink(descriptor)
+    except OSError:
+        return ""
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_a_signal_as_soon_as_it_is_mounted_unmounts_it(area: Path, point: Path) 
             with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
                 until(lambda: filesystems_at(str(point)) != [], "it is mounted")
                 daemon.send_signal(number)
-                _, said = daemon.communicate(timeout=30)
+                _, said = daemon.communicate(timeout=DEADLINE)
             assert (daemon.returncode, filesystems_at(str(point))) == (0, []), said
             assert "Traceback" not in said
 
@@ -103,14 +110,20 @@ def test_the_log_in_the_state_directory_does_not_grow_for_ever(area: Path, point
         work("t0")
         work("t1")
         assert old.read_bytes().startswith(b"x" * LOG_MAX)
-        assert "t1 is done" in log.read_text()
+        assert f"t1: checksum {area}/file 1 done in" in log.read_text()
         assert log.stat().st_size < LOG_MAX
 
         log.write_bytes(b"x" * LOG_MAX)
-        log.unlink()  # by somebody who wanted room
         work("t2")
+        assert " by user " not in log.read_text()
+        names = [shown(error) for error in Path("/proc").glob("[0-9]*/fd/2")]
+        assert names.count(str(log)) >= 2  # the daemon's and the spawner's
+        assert not {str(old), f"{log} (deleted)"} & set(names)
+
+        log.unlink()  # by somebody who wanted room
         work("t3")
-        assert "t3 is done" in log.read_text()
+        work("t4")
+        assert "t4: checksum" in log.read_text()
         assert run("umount", str(point)).status == 0
 
 
@@ -226,7 +239,9 @@ while sock.recv(1 << 12) != b"WATCHDOG=1":
 
 def test_no_sign_of_life_without_an_answer(area: Path, point: Path) -> None:
     """The mount is covered by another one, so that nobody can read from it."""
-    script = WATCHED + """
+    script = (
+        WATCHED
+        + """
 subprocess.run(["mount", "-t", "tmpfs", "none", sys.argv[-1]], check=True)
 while "does not answer" not in daemon.stderr.readline():
     pass
@@ -247,6 +262,7 @@ daemon.terminate()
 daemon.stderr.read()
 sys.exit(daemon.wait())
 """
+    )
     command = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
     with none_left():
         done = run("unshare", "--mount", sys.executable, "-c", script, str(area), *command, cwd=ROOT)
@@ -259,7 +275,7 @@ def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, po
     log = area / "log"
     with none_left(), log.open("w") as stream, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(area / "notify"))
-        manager.settimeout(30)
+        manager.settimeout(DEADLINE)
         with subprocess.Popen(words, cwd=ROOT, stderr=stream, env=environment) as daemon:
             while manager.recv(1 << 12) != b"WATCHDOG=1":
                 pass
@@ -267,7 +283,7 @@ def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, po
             warning = "does not answer: no child can look: Too many open files"
             until(lambda: log.read_text().count(warning) > 1, "two warnings")
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(30) == 0, log.read_text()
+            assert daemon.wait(DEADLINE) == 0, log.read_text()
     assert filesystems_at(str(point)) == []
     assert "Traceback" not in log.read_text()
 

@@ -1,0 +1,99 @@
+"""``ktaskfs cancel``, ``pause``, ``resume``, ``kill`` and ``set``: verbs and parameters for tasks by name or glob."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.mounted import Mounted
+from ktaskfs.cli.names import GLOB, matching
+from ktaskfs.cli.orders import ASSIGNMENT
+from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, TargetError, WrongState
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping
+
+FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
+
+
+def act(given: argparse.Namespace) -> int:
+    """Write the verb ``given.command`` to the control files of tasks; 1 if one of them does not take it."""
+    verb = given.command
+    mounted = Mounted(given.mount)
+    targets = _targets(mounted, given.name, lambda verbs: verb in verbs, f"takes {verb}")
+    return _each(given, targets, lambda name: mounted.write(f"tasks/{name}/control", verb))
+
+
+def assign(given: argparse.Namespace) -> int:
+    """Set parameters of tasks; 1 if one of them cannot be set."""
+    patterns = [given.name[0], *(word for word in given.name[1:] if ASSIGNMENT.fullmatch(word) is None)]
+    matches = (ASSIGNMENT.fullmatch(word) for word in given.name[1:])
+    values = {match[1]: match[2] for match in matches if match is not None}
+    if not values:
+        raise InvalidValue("nothing to set: write KEY=VALUE after the names")
+    if "control" in values:
+        raise InvalidValue("control is no parameter: ktaskfs cancel, pause, resume and kill write to it")
+    mounted = Mounted(given.mount)
+    targets = _targets(mounted, patterns, lambda verbs: verbs != [], "can be set")
+    return _each(given, targets, lambda name: _set(mounted, name, values))
+
+
+def _set(mounted: Mounted, name: str, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        mounted.write(f"tasks/{name}/{key}", value)
+
+
+def _targets(
+    mounted: Mounted, patterns: list[str], fits: Callable[[list[str]], bool], what: str
+) -> Iterator[tuple[str, KtaskfsError | None]]:
+    """The names, or why there is none for a pattern. Of what a glob matches only tasks whose present verbs fit."""
+    present = mounted.directories("tasks")
+    seen: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = matching(present, pattern)
+        except NoSuchTask as error:
+            yield pattern, error
+            continue
+        if GLOB.search(pattern):
+            found = [name for name in found if fits(_verbs(mounted, name))]
+            if not found:
+                yield pattern, WrongState(f"no task that matches {pattern} {what} now")
+        yield from ((name, None) for name in found if name not in seen)
+        seen.update(found)
+
+
+def _verbs(mounted: Mounted, name: str) -> list[str]:
+    """What the task's control takes now; nothing if it is another user's, or was removed."""
+    try:
+        return mounted.read(f"tasks/{name}/control").split()
+    except TargetError as error:
+        if error.errno in (*FORBIDDEN, errno.ENOENT, errno.ENODEV):
+            return []
+        raise
+
+
+def _each(
+    given: argparse.Namespace, targets: Iterator[tuple[str, KtaskfsError | None]], do: Callable[[str], None]
+) -> int:
+    """Do it to each, print the names of those it worked with, complain of the others, and go on."""
+    status = 0
+    for name, wrong in targets:
+        error = wrong
+        if error is None:
+            try:
+                do(name)
+            except KtaskfsError as refused:
+                error = refused
+        if given.json:
+            found = {"errno": error and error.errno, "error": error and error.message}
+            print(json.dumps({"name": name, "command": given.command, **found}))
+        elif error is None:
+            print(name)
+        else:
+            print(f"ktaskfs: {given.command} {name}: {error.message}", file=sys.stderr)
+        status = status if error is None else 1
+    return status

@@ -1,0 +1,137 @@
+"""Checks of what limits memory: overcommit, control groups, transparent huge pages."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.units import format_size, human_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STRICT: Final = 2
+"""Of vm.overcommit_memory: what all processes may have together is limited."""
+COMMITTED_MOST: Final = 0.9
+"""Of that limit."""
+ROOM_LEAST: Final = 256 << 20
+"""Bytes that a control group should leave on tmpfs."""
+UNLIMITED: Final = 1 << 60
+"""Version 1 shows about 2**63 where there is no limit."""
+THP: Final = "sys/kernel/mm/transparent_hugepage"
+
+
+def check_overcommit(machine: Machine) -> Iterator[Finding]:
+    """Whether workers may be started, and files of tmpfs may grow."""
+    mode = machine.number("proc/sys/vm/overcommit_memory")
+    if mode is None:
+        yield Finding("overcommit", UNKNOWN, "/proc/sys/vm/overcommit_memory cannot be read")
+        return
+    limit, committed = machine.meminfo("CommitLimit"), machine.meminfo("Committed_AS")
+    words = f"vm.overcommit_memory is {mode}"
+    if mode == STRICT:
+        words += f"; {human_size(committed)} of {human_size(limit)} are promised"
+    if mode == STRICT and committed > COMMITTED_MOST * limit:
+        text = f"{words}, as huge pages make the limit smaller"
+        yield Finding("overcommit", WRONG, text, "sysctl -w vm.overcommit_memory=0")
+    else:
+        yield Finding("overcommit", OK, words)
+
+
+class _Files(NamedTuple):
+    """The files of a controller in one version: its limit, its use, and cache that gives way (memory.stat)."""
+
+    limit: str
+    usage: str
+    cache: tuple[str, str]
+
+
+MEMORY: Final = {
+    2: _Files("memory.max", "memory.current", ("file", "shmem")),
+    1: _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_cache", "total_shmem")),
+}
+
+
+def _hugetlb(version: int, size: int) -> _Files:
+    unit = next(f"{size >> shift}{name}" for shift, name in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
+    limit, usage = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+    return _Files(f"hugetlb.{unit}.{limit}", f"hugetlb.{unit}.{usage}", ("", ""))
+
+
+def check_groups(machine: Machine) -> Iterator[Finding]:
+    """Whether the caller's control groups, in which the caller's tasks run, leave room."""
+    room, file = _least_room(machine, "memory", MEMORY)
+    if room is None:
+        yield Finding("control groups", OK, "no limit on memory")
+    else:
+        text, is_wrong = f"{file} leaves {human_size(room)} of memory", room < ROOM_LEAST
+        yield Finding("control groups", WRONG if is_wrong else OK, text, _lift(file, is_wrong))
+    for size in machine.page_sizes():
+        free = max(0, machine.pool(size, "free_hugepages") - machine.pool(size, "resv_hugepages")) * size
+        room, file = _least_room(machine, "hugetlb", {version: _hugetlb(version, size) for version in (1, 2)})
+        if room is not None:
+            text = f"{file} leaves {human_size(room)} of the {human_size(free)} that are free in the pool"
+            is_wrong = room < free
+            yield Finding("control groups", WRONG if is_wrong else OK, text, _lift(file, is_wrong))
+
+
+def _lift(file: str, is_wrong: bool) -> str | None:
+    return f"echo {'-1' if file.endswith('_bytes') else 'max'} > {file}" if is_wrong else None
+
+
+def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> tuple[int | None, str]:
+    """The least that the groups of this process, and those above them, leave of a controller; and the limit's file."""
+    least: int | None = None
+    where = ""
+    for version, directory in _groups(machine, controller):
+        names = files[version]
+        limit, usage = (machine.number(f"{directory}/{name}") for name in (names.limit, names.usage))
+        if limit is None or usage is None or limit >= UNLIMITED:  # "max" is no number
+            continue
+        stat = machine.read(f"{directory}/memory.stat") or ""
+        cache, kept = (_of_stat(stat, key) for key in names.cache)
+        room = max(0, limit - usage + max(0, cache - kept))
+        if least is None or room < least:
+            least, where = room, f"/{directory}/{names.limit}"
+    return least, where
+
+
+def _of_stat(stat: str, key: str) -> int:
+    match = re.search(rf"^{key} (\d+)$", stat, re.MULTILINE) if key else None
+    return int(match[1]) if match is not None else 0
+
+
+def _groups(machine: Machine, controller: str) -> Iterator[tuple[int, str]]:
+    """The version and directory of each group of this process, from its own to the root, for a controller."""
+    for line in (machine.read("proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 1 if controllers else 2
+        if controllers and controller not in controllers.split(","):
+            continue
+        kind = "cgroup" if controllers else "cgroup2"
+        for mounted in machine.filesystems():
+            if mounted.kind == kind and (not controllers or controller in mounted.options):
+                parts = [part for part in path.split("/") if part]
+                for count in range(len(parts), -1, -1):
+                    yield version, "/".join((mounted.point[1:], *parts[:count]))
+                break
+
+
+def check_thp(machine: Machine) -> Iterator[Finding]:
+    """Whether small pages may become huge ones: for collapse, and for tmpfs with huge=."""
+    for name, bad, mended, what in (
+        ("enabled", "never", "madvise", "no process gets transparent huge pages"),
+        ("shmem_enabled", "deny", "never", "no tmpfs gets huge pages, whatever its option huge= says"),
+    ):
+        match = re.search(r"\[(\w+)\]", machine.read(f"{THP}/{name}") or "")
+        if match is None:
+            yield Finding("transparent huge pages", UNKNOWN, f"/{THP}/{name} cannot be read")
+        elif match[1] == bad:
+            text = f"{name} is {bad}: {what}"
+            yield Finding("transparent huge pages", WRONG, text, f"echo {mended} > /{THP}/{name}")
+        else:
+            yield Finding("transparent huge pages", OK, f"{name} is {match[1]}")
+    size = machine.number(f"{THP}/hpage_pmd_size")
+    if size is not None:
+        yield Finding("transparent huge pages", OK, f"a huge page is {format_size(size)}")

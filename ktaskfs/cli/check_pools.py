@@ -1,0 +1,156 @@
+"""Checks of the pools of huge pages: what was asked for, where they lie, and what can reach them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.units import format_cpulist, format_size, human_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SETTINGS: Final = ("usr/lib", "run", "etc")
+"""Where sysctl.d(5) and tmpfiles.d(5) are. A file of a later one replaces that of the same name in an earlier one."""
+WRITTEN: Final = re.compile(
+    r"^w[!+-]*\s+/sys/(?:kernel/mm|devices/system/node/(node)\d+)/hugepages/hugepages-(\d+)kB/nr_hugepages"
+    r"(?:\s+-){4}\s+(\d+)\s*$",
+    re.MULTILINE,
+)
+"""A line of tmpfiles.d(5) that makes a pool, as ``ktaskfs pool save`` writes it."""
+LEAST_IN_BLOCKS: Final = 0.05
+"""Of the free memory, in blocks of a huge page or more: with less, each new huge page has to wait for compaction."""
+IMBALANCE: Final = 0.1
+"""Of the mean of all nodes."""
+
+
+def asked_at_boot(machine: Machine) -> dict[int, int]:
+    """Pages by size, in bytes: of the kernel's command line, then of sysctl.d(5), then of tmpfiles.d(5)."""
+    default = machine.meminfo("Hugepagesize")
+    asked: dict[int, int] = {}
+    size = default
+    for word in (machine.read("proc/cmdline") or "").split():
+        key, _, value = word.partition("=")
+        if key == "hugepagesz":
+            size = parse_size(value)
+        elif key == "hugepages":
+            asked[size] = sum(int(part.rpartition(":")[2]) for part in value.split(","))  # N, or NODE:N,NODE:N
+    for text in (*_settings(machine, "sysctl.d"), machine.read("etc/sysctl.conf") or ""):
+        for match in re.finditer(r"^\s*-?vm[./]nr_hugepages\s*=\s*(\d+)", text, re.MULTILINE):
+            asked[default] = int(match[1])
+    written: dict[int, int] = {}
+    for match in _written(machine):
+        written[int(match[2]) << 10] = int(match[3]) + (written.get(int(match[2]) << 10, 0) if match[1] else 0)
+    return asked | written
+
+
+def _settings(machine: Machine, directory: str) -> Iterator[str]:
+    """The texts of the files that count, by name."""
+    files = {}
+    for place in SETTINGS:
+        names = machine.names(f"{place}/{directory}")
+        files.update({name: f"{place}/{directory}/{name}" for name in names if name.endswith(".conf")})
+    for name in sorted(files):
+        yield machine.read(files[name]) or ""
+
+
+def _written(machine: Machine) -> list[re.Match[str]]:
+    return [match for text in _settings(machine, "tmpfiles.d") for match in WRITTEN.finditer(text)]
+
+
+def check_pools(machine: Machine) -> Iterator[Finding]:
+    """Whether each pool has what was asked for at boot, and any pages at all."""
+    if not machine.page_sizes():
+        yield Finding("pools", WRONG, "the kernel has no huge pages", "boot a kernel with CONFIG_HUGETLBFS=y")
+        return
+    asked = asked_at_boot(machine)
+    for size in machine.page_sizes():
+        total, surplus = machine.pool(size, "nr_hugepages"), machine.pool(size, "surplus_hugepages")
+        free, name = machine.pool(size, "free_hugepages"), format_size(size)
+        wanted, persistent = asked.get(size, 0), max(0, total - surplus)
+        if persistent < wanted:
+            text = f"{name}: {persistent} pages are there, and {wanted} were asked for at boot"
+            yield Finding("pools", WRONG, text, f"ktaskfs run reserve size={name} pages={wanted}")
+        elif total or wanted:
+            more = f", {surplus} of them surplus" if surplus else ""
+            yield Finding("pools", OK, f"{name}: {total} pages, {free} of them free{more}")
+    if not any(machine.pool(size, "nr_hugepages") or _overcommit(machine, size) for size in machine.page_sizes()):
+        name = format_size(machine.meminfo("Hugepagesize") or machine.page_sizes()[0])
+        yield Finding(
+            "pools", WRONG, "there is no huge page in any pool", f"ktaskfs run reserve size={name} pages=NUMBER"
+        )
+
+
+def _overcommit(machine: Machine, size: int) -> int:
+    return machine.pool(size, "nr_overcommit_hugepages")
+
+
+def check_fragmentation(machine: Machine) -> Iterator[Finding]:
+    """Whether free memory lies in blocks from which the default huge pages can be made."""
+    text, size = machine.read("proc/buddyinfo"), machine.meminfo("Hugepagesize")
+    if text is None or not size:
+        yield Finding("fragmentation", UNKNOWN, "/proc/buddyinfo cannot be read")
+        return
+    base = os.sysconf("SC_PAGE_SIZE")
+    rows = [[int(count) for count in line.split()[4:]] for line in text.splitlines()]
+    blocks = [(base << order, count) for row in rows for order, count in enumerate(row)]
+    free = sum(length * count for length, count in blocks)
+    largest = max(length for length, _ in blocks)  # a gigantic page is made of several, by moving what is between
+    whole = sum(length * count for length, count in blocks if length >= min(size, largest))
+    words = f"{human_size(whole)} of {human_size(free)} free memory lie in blocks of {format_size(size)} or more"
+    missing = asked_at_boot(machine).get(size, 0) - machine.pool(size, "nr_hugepages")
+    if whole < max(LEAST_IN_BLOCKS * free, min(free, missing * size)):
+        yield Finding("fragmentation", WRONG, words, "echo 1 > /proc/sys/vm/compact_memory")
+    else:
+        yield Finding("fragmentation", OK, words)
+
+
+def check_mounts(machine: Machine) -> Iterator[Finding]:
+    """Whether each pool that has pages can be reached through a hugetlbfs, and how that is mounted."""
+    mounted = [each for each in machine.filesystems() if each.kind == "hugetlbfs"]
+    reached = set()
+    for each in mounted:
+        size = machine.page_size_of(each)
+        limit = each.option("size")
+        point = shlex.quote(each.point)
+        words = f"{each.point}: pages of {format_size(size)}"
+        if "ro" in each.options:
+            text = f"{words}, mounted read-only"
+            yield Finding("hugetlbfs", WRONG, text, f"mount -o remount,rw {point}")
+            continue
+        reached.add(size)
+        pool = machine.pool(size, "nr_hugepages") * size
+        if limit is not None and parse_size(limit) < size:
+            text = f"{words}, with size={limit}, which is less than a page"
+            yield Finding("hugetlbfs", WRONG, text, f"mount -o remount,size={format_size(pool or size)} {point}")
+        else:
+            yield Finding("hugetlbfs", OK, f"{words}{f', of which it may take {limit}' if limit else ''}")
+    for size in machine.page_sizes():
+        is_default = size == machine.meminfo("Hugepagesize")
+        if size not in reached and (machine.pool(size, "nr_hugepages") or (is_default and not mounted)):
+            name = format_size(size)
+            point = "/dev/hugepages" if is_default else f"/dev/hugepages-{name}"
+            mend = f"mkdir -p {point} && mount -t hugetlbfs -o pagesize={name} none {point}"
+            yield Finding("hugetlbfs", WRONG, f"no hugetlbfs that can be written has pages of {name}", mend)
+
+
+def check_balance(machine: Machine) -> Iterator[Finding]:
+    """Whether the nodes have about as many pages each, unless they were asked for by node."""
+    nodes = machine.nodes()
+    by_node = re.search(r"\bhugepages=\d+:", machine.read("proc/cmdline") or "") is not None
+    by_node = by_node or any(match[1] for match in _written(machine))
+    for size in machine.page_sizes():
+        counts = {nid: machine.pool(size, "nr_hugepages", nid) for nid in nodes}
+        total, name = sum(counts.values()), format_size(size)
+        if not total:
+            continue
+        words = f"{name}: " + ", ".join(f"node {nid} has {count}" for nid, count in counts.items())
+        spread = max(counts.values()) - min(counts.values())
+        if len(nodes) > 1 and not by_node and spread > max(1, IMBALANCE * total / len(nodes)):
+            mend = f"ktaskfs run reserve size={name} pages={total} nodes={format_cpulist(nodes)}"
+            yield Finding("balance", WRONG, words, mend)
+        else:
+            yield Finding("balance", OK, words)

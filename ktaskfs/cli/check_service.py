@@ -1,0 +1,149 @@
+"""Checks of ktaskfs itself: FUSE, the mount and its service, who may use it, threads, versions."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import re
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.errors import DaemonAway, KtaskfsError
+from ktaskfs.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ktaskfs.cli.mounted import Mounted
+
+KERNEL: Final = (5, 14)
+"""The first with MADV_POPULATE_WRITE."""
+THREADS_OF_NODE: Final = 16
+"""So many ask for all the bandwidth of a NUMA node's memory (docs/scaling.md)."""
+SERVICE: Final = ("systemctl", "show", "ktaskfs.service", "--property=LoadState,ActiveState,UnitFileState")
+SERVICE_TIMEOUT: Final = 5.0
+"""Seconds."""
+
+
+def check_fuse(machine: Machine) -> Iterator[Finding]:
+    """Whether the kernel serves filesystems in user space."""
+    known = any(line.split()[-1:] == ["fuse"] for line in (machine.read("proc/filesystems") or "").splitlines())
+    if known and machine.exists("dev/fuse"):
+        yield Finding("fuse", OK, "/dev/fuse is there")
+    else:
+        yield Finding("fuse", WRONG, "the kernel has no FUSE, or there is no /dev/fuse", "modprobe fuse")
+
+
+def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether a daemon answers at the mount, and is of the command's version; ``state`` is that of the service."""
+    has_service, place = state.get("LoadState") == "loaded", shlex.quote(mounted.path)
+    try:
+        version = mounted.read("version").strip()
+    except DaemonAway as error:
+        dead = error.errno != errno.ENOENT
+        text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
+        yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if has_service else f"ktaskfs mount {place}")
+        return
+    yield Finding("mount", OK, f"{mounted.path} answers")
+    if version == VERSION:
+        yield Finding("versions", OK, f"command and daemon are {VERSION}")
+    else:
+        text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
+        anew = f"umount {place} && ktaskfs mount {place}"
+        yield Finding("versions", WRONG, text, "systemctl restart ktaskfs" if has_service else anew)
+
+
+def check_system(machine: Machine) -> Iterator[Finding]:
+    """Whether the kernel is new enough."""
+    release = (machine.read("proc/sys/kernel/osrelease") or "").strip()
+    match = re.match(r"(\d+)\.(\d+)", release)
+    python = ".".join(map(str, sys.version_info[:3]))
+    if match is None:
+        yield Finding("versions", UNKNOWN, "/proc/sys/kernel/osrelease cannot be read")
+    elif (int(match[1]), int(match[2])) < KERNEL:
+        text = f"Linux {release} is older than {KERNEL[0]}.{KERNEL[1]}"
+        yield Finding("versions", WRONG, text, "install a newer kernel, and boot it")
+    else:
+        yield Finding("versions", OK, f"Linux {release}, Python {python}")
+
+
+def service_state(machine: Machine) -> Mapping[str, str]:
+    """What systemd says of the service; empty where there is no systemd, or it does not answer."""
+    if not machine.exists("run/systemd/system"):
+        return {}
+    try:
+        done = subprocess.run(SERVICE, capture_output=True, text=True, check=False, timeout=SERVICE_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether the service, where it is installed, is at work and comes back at boot."""
+    active, enabled = state.get("ActiveState"), state.get("UnitFileState")
+    if state.get("LoadState") != "loaded":
+        yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
+    elif active == "failed":
+        mend = "systemctl reset-failed ktaskfs && systemctl start ktaskfs"
+        yield Finding("service", WRONG, "ktaskfs.service has failed: journalctl -u ktaskfs says why", mend)
+    elif active == "active" and enabled == "disabled":
+        text = "ktaskfs.service is active, but does not start at boot"
+        yield Finding("service", WRONG, text, "systemctl enable ktaskfs")
+    else:
+        yield Finding("service", OK, f"ktaskfs.service is {active} and {enabled}")
+
+
+def check_access(mounted: Mounted) -> Iterator[Finding]:
+    """Whether the caller may start tasks."""
+    control = f"{mounted.path}/tasks/control"
+    try:
+        gid = os.stat(control).st_gid
+    except OSError:  # check_mount says so
+        return
+    user = _name(os.getuid())
+    if os.access(control, os.W_OK):
+        yield Finding("access", OK, f"{user} may start tasks")
+    elif gid == 0:
+        text = f"{user} may not start tasks, and no group may"
+        yield Finding("access", WRONG, text, f"ktaskfs mount -o gid=ktask,mode=0660 {shlex.quote(mounted.path)}")
+    else:
+        group = _group(gid)
+        text = f"{user} may not start tasks, as the group {group} may"
+        yield Finding("access", WRONG, text, f"usermod --append --groups {group} {user}")
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
+    """Whether one task may have the threads that memory and CPUs are good for."""
+    try:
+        cap, share = mounted.read("debug/ktask_max_threads").strip(), int(mounted.read("debug/ktask_cpu_percent"))
+    except KtaskfsError:  # check_mount says so
+        return
+    cpus, nodes = machine.cpus(), len(machine.nodes())
+    useful = max(1, min(cpus * share // 100, THREADS_OF_NODE * nodes))
+    most = cpus if cap == "max" else int(cap)
+    words = f"ktask_max_threads is {cap}, with {cpus} CPUs in NUMA nodes: {nodes}"
+    if most < useful / 2:
+        text = f"{words}: {useful} would still be faster"
+        mend = f"echo max > {shlex.quote(mounted.path)}/debug/ktask_max_threads"
+        yield Finding("threads", WRONG, text, f"{mend}  # and max_threads = max in /etc/ktaskfs.conf")
+    else:
+        yield Finding("threads", OK, words)

@@ -1,0 +1,19 @@
+"""What the command says of an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import Refused
+
+if TYPE_CHECKING:
+    from ktaskfs.errors import KtaskfsError
+
+
+def complain(error: KtaskfsError, place: str = "") -> None:
+    """Print it on standard error, with the ``place`` that it is about, and what was refused with a caret below."""
+    print(f"ktaskfs: {f'{place}: ' if place else ''}{error.message}", file=sys.stderr, flush=True)
+    if isinstance(error, Refused):
+        for line in filter(None, (error.command, error.caret)):
+            print(f"  {line}", file=sys.stderr, flush=True)

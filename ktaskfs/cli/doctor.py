@@ -1,0 +1,50 @@
+"""``ktaskfs doctor``: what stands between this machine and its work, each with the command that mends it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING
+
+from ktaskfs.cli import check_limits, check_pools, check_service
+from ktaskfs.cli.machine import Machine
+from ktaskfs.cli.mounted import Mounted
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from ktaskfs.cli.machine import Finding
+
+
+def doctor(given: argparse.Namespace) -> int:
+    """Print what is found; 0 only if nothing is wrong."""
+    found = list(findings(Machine(), Mounted(given.mount, patience=0)))
+    for each in found:
+        print(json.dumps({**each._asdict(), "level": each.level.name}) if given.json else _lines(each))
+    return int(any(each.level.is_wrong for each in found))
+
+
+def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
+    """What all checks find."""
+    service = check_service.service_state(machine)
+    return itertools.chain(
+        check_service.check_system(machine),
+        check_service.check_fuse(machine),
+        check_service.check_service(service),
+        check_service.check_mount(mounted, service),
+        check_service.check_access(mounted),
+        check_service.check_threads(machine, mounted),
+        check_pools.check_pools(machine),
+        check_pools.check_balance(machine),
+        check_pools.check_fragmentation(machine),
+        check_pools.check_mounts(machine),
+        check_limits.check_overcommit(machine),
+        check_limits.check_groups(machine),
+        check_limits.check_thp(machine),
+    )
+
+
+def _lines(finding: Finding) -> str:
+    mend = "" if finding.mend is None else f"\n{'':9}{finding.mend}"
+    return f"{finding.level.name:7}  {finding.check}: {finding.text}{mend}"

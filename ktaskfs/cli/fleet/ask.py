@@ -1,0 +1,153 @@
+"""``ktaskfs ls --hosts`` and ``ktaskfs doctor --hosts``: what many hosts say, put together."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from ktaskfs.cli import phrases
+from ktaskfs.cli.fleet.connections import Connections, Way, folded, names_of
+from ktaskfs.cli.fleet.hosts import Group, broken, parsed, text_of_line, without_name
+from ktaskfs.cli.fleet.summary import summary_line
+from ktaskfs.cli.fleet.watch import remote
+from ktaskfs.cli.follow import Standing
+from ktaskfs.units import table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+HEADER: Final = ("host", "name", "operation", "state", "percent", "progress", "speed", "finish", "uid")
+LEVELS: Final = ("wrong", "unknown")
+"""Of findings that are shown; where all is well a host has none."""
+PATIENCE: Final = 60
+"""Seconds that hosts have for their answers, unless --timeout says otherwise."""
+
+
+class Answers:
+    """The objects that each host has printed; of others how their connection ended."""
+
+    def __init__(self, names: Sequence[str], seconds: float) -> None:
+        self.objects: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        self._left = dict.fromkeys(names, "")
+        self._bad: dict[tuple[str, str], list[str]] = {}
+        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+        self._connections: Connections | None = None
+
+    def ask(self, connections: Connections) -> None:
+        """Return when all have answered, or had the time to."""
+        self._connections = connections
+        unreachable = connections.run()
+        self._connections = None
+        words = f"no answer within {self._seconds:g} s" if unreachable is None else unreachable
+        for name in self._left:
+            self._bad.setdefault(("timeout" if unreachable is None else "unreachable", words), []).append(name)
+
+    @property
+    def bad(self) -> list[Group]:
+        """The hosts that have not answered as they should, by why."""
+        return [Group(state, words, names) for (state, words), names in self._bad.items()]
+
+    def connecting(self, host: str) -> None:
+        """See Watcher."""
+
+    def said(self, host: str, line: bytes) -> None:
+        """See Watcher."""
+        if host not in self.objects:
+            print(f"{host}: {text_of_line(line)}", file=sys.stderr)
+        elif (told := parsed(line)) is not None:
+            self.objects[host].append(told)
+        else:
+            self._left[host] = text_of_line(line)
+
+    def ended(self, host: str, status: int | None) -> bool:
+        """See Watcher."""
+        heard = self._left.pop(host, "")
+        is_answer = status == 0 or (status == 1 and self.objects.get(host))  # doctor's, where something is wrong
+        if host in self.objects and not is_answer:
+            state, words = broken(status, heard, has_spoken=bool(self.objects[host]))
+            self._bad.setdefault((state, without_name(words, host)), []).append(host)
+        return True
+
+    def tick(self) -> None:
+        """See Watcher."""
+        if self._connections is not None and time.monotonic() > self._end:
+            self._connections.drop()
+
+
+def _answers(given: argparse.Namespace, words: Sequence[str]) -> Answers:
+    names = names_of(given.hosts)
+    answers = Answers(names, given.timeout or PATIENCE)
+    answers.ask(Connections(Way.of(given), remote(given, given.command, words), [names], answers))
+    return answers
+
+
+def _end(given: argparse.Namespace, answers: Answers) -> int:
+    """Tell of the hosts that have not answered; returns the exit status."""
+    for group in answers.bad:
+        if given.json:
+            for name in group.hosts:
+                print(json.dumps({"host": name, "state": group.state, "error": group.words}))
+        else:
+            print(f"ktaskfs: {summary_line(group)}", file=sys.stderr)
+    return int(bool(answers.bad))
+
+
+def _print_objects(answers: Answers) -> None:
+    for host, objects in answers.objects.items():
+        for each in objects:
+            print(json.dumps({"host": host, **each}))
+
+
+def ls(given: argparse.Namespace) -> int:
+    """List the tasks of all hosts, or those that match. Raises KtaskfsError."""
+    answers = _answers(given, given.name)
+    if given.json:
+        _print_objects(answers)
+    else:
+        rows = [(host, *_cells(each)) for host, objects in answers.objects.items() for each in objects]
+        print(table(HEADER, rows), end="")
+    return _end(given, answers)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    standing = Standing(str(figures.get("name")), str(figures.get("state") or "-"), figures)
+    words = (
+        standing.name,
+        figures.get("operation"),
+        standing.state,
+        phrases.percent(standing),
+        phrases.progress(standing).replace(" ", ""),
+        phrases.speed(standing).replace(" ", ""),
+        phrases.finish(standing),
+        figures.get("uid"),
+    )
+    return ["-" if each in (None, "") else str(each) for each in words]
+
+
+def doctor(given: argparse.Namespace) -> int:
+    """Print what is wrong, each with the hosts on which it is; 0 only if nothing is. Raises KtaskfsError."""
+    answers = _answers(given, [])
+    found: dict[tuple[str, str, str, str | None], list[str]] = {}
+    well = []
+    for host, objects in answers.objects.items():
+        for each in objects:
+            key = (str(each.get("level")), str(each.get("check")), str(each.get("text")), each.get("mend"))
+            if key[0] in LEVELS:
+                found.setdefault(key, []).append(host)
+        if objects and not any(each.get("level") == "wrong" for each in objects):
+            well.append(host)
+    if given.json:
+        _print_objects(answers)
+    else:
+        for key in sorted(found, key=lambda each: (LEVELS.index(each[0]), -len(found[each]))):
+            level, check, text, mend = key
+            more = "" if mend is None else f"\n{'':9}{mend}"
+            print(f"{level:7}  {folded(found[key])}: {check}: {text}{more}")
+        if well:
+            print(f"{'ok':7}  {folded(well)}")
+    status = _end(given, answers)
+    return int(status or any(level == "wrong" for level, *_ in found))

@@ -1,0 +1,234 @@
+"""Connections to hosts through ClusterShell: one command on all of them, a batch after another."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shlex
+import signal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from ClusterShell.Event import EventHandler
+from ClusterShell.NodeSet import NodeSet, NodeSetException
+from ClusterShell.Propagation import RouteResolvingError
+from ClusterShell.Task import task_self
+from ClusterShell.Topology import TopologyError
+from ClusterShell.Worker.Worker import WorkerError
+
+from ktaskfs.cli.arguments import FANOUT
+from ktaskfs.cli.fleet.workers import LocalWorker, SshWorker
+from ktaskfs.errors import InvalidValue
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+TICK: Final = 0.25
+"""Seconds between two calls of ``Watcher.tick``."""
+FILLING: Final = 0.1
+"""Seconds to begin with hosts before what they say is read."""
+CONNECT_TIMEOUT: Final = 5
+"""Seconds until a host that does not answer is given up."""
+SSH_OPTIONS: Final = "-oServerAliveInterval=5 -oServerAliveCountMax=2"
+"""After those of the user, of which ssh(1) takes the first."""
+APART: Final = "setsid"
+"""In a session of its own a connection does not get the terminal's ^C, which is for this program alone."""
+DESCRIPTORS: Final = 3
+"""For each connection, while it is made."""
+OWN_DESCRIPTORS: Final = 64
+
+
+class Watcher(Protocol):
+    """Is told what happens on hosts."""
+
+    def connecting(self, host: str) -> None:
+        """A connection is being made."""
+
+    def said(self, host: str, line: bytes) -> None:
+        """The command has written a line. The host may be a gateway."""
+
+    def ended(self, host: str, status: int | None) -> bool:
+        """The command has ended; returns whether further hosts may be begun with."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+
+class Way(NamedTuple):
+    """How hosts are reached, and how many at a time."""
+
+    fanout: int
+    ssh_options: str
+    topology: str | None
+    via: str | None
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> Way:
+        """As the command line says. Raises InvalidValue."""
+        if given.topology is not None and given.via is not None:
+            raise InvalidValue("--topology is of use with ssh alone, not with --via")
+        try:
+            shlex.split(given.ssh_options or "")
+        except ValueError as error:
+            raise InvalidValue(f"--ssh-options: {error}") from error
+        return cls(given.fanout or FANOUT, given.ssh_options or "", given.topology, given.via)
+
+
+def names_of(text: str) -> list[str]:
+    """The hosts that ``text`` names, each once, sorted. Raises InvalidValue."""
+    try:
+        found = [str(each) for each in NodeSet(text)]
+    except NodeSetException as error:
+        raise InvalidValue(f"--hosts: {error}") from error
+    if not found:
+        raise InvalidValue(f"--hosts: {text!r} names no host")
+    if bad := [each for each in found if each.startswith("-")]:
+        raise InvalidValue(f"--hosts: {bad[0]!r} is no name of a host")
+    return found
+
+
+def folded(names: Iterable[str]) -> str:
+    """``hv[001-003,007]``."""
+    return str(NodeSet.fromlist(list(names)))
+
+
+def raise_descriptors(fanout: int) -> int:
+    """Have this process open as many files as it may; returns the connections for which that is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = fanout * DESCRIPTORS + OWN_DESCRIPTORS
+    if soft < wanted:
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(fanout, (soft - OWN_DESCRIPTORS) // DESCRIPTORS))
+
+
+class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no types
+    """Runs ``command``, a line for a shell, on hosts in ``batches``, and tells ``watcher`` what comes of it."""
+
+    def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], watcher: Watcher) -> None:
+        super().__init__()
+        self._way = way._replace(fanout=raise_descriptors(way.fanout))
+        self._command = command
+        self._batches = deque(deque(each) for each in batches)
+        self._waiting: deque[str] = deque()
+        self._workers: dict[str, Any] = {}
+        self._watcher = watcher
+        self._is_filling = False
+        # EPIPE of a host that has just ended is no news.
+        logging.getLogger("ClusterShell").addHandler(logging.NullHandler())
+        self._task = task_self()
+        self._task.set_default("stdout_msgtree", False)  # every line would be kept
+        self._task.set_info("fanout", self._way.fanout)
+        self._task.set_info("connect_timeout", CONNECT_TIMEOUT)
+        self._task.set_info("ssh_path", f"{APART} ssh")
+        self._task.set_info("ssh_options", f"{self._way.ssh_options} {SSH_OPTIONS}")
+        if self._way.topology is not None:
+            try:
+                self._task.load_topology(self._way.topology)
+            except TopologyError as error:
+                raise InvalidValue(f"--topology: {error}") from error
+
+    def run(self) -> str | None:
+        """Return when all has ended, or was dropped; why the rest cannot be reached, if the last gateway is gone."""
+        self._timer = self._task.timer(0, self, interval=TICK)
+        handler = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # of a host that has just ended
+        try:
+            self._task.resume()
+        except RouteResolvingError:
+            return "no gateway that leads there is left"
+        except TopologyError as error:
+            return str(error)
+        except BrokenPipeError:  # nobody reads what this program prints
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGPIPE)
+            raise
+        finally:
+            self._task.abort(kill=True)
+            signal.signal(signal.SIGPIPE, handler)
+        return None
+
+    def tell(self, line: str) -> None:
+        """Write a line to the command on every host where it runs, or will soon."""
+        for worker in set(self._workers.values()):
+            worker.write(line.encode() + b"\n")
+
+    def begin_no_more(self) -> None:
+        """Leave out all hosts that were not begun with."""
+        self._batches.clear()
+        self._waiting.clear()
+
+    def drop(self) -> None:
+        """Cut all connections; ``run`` returns. What runs on the hosts is not told."""
+        self.begin_no_more()
+        self._task.abort()
+
+    def ev_timer(self, timer: Any) -> None:
+        """Called by ClusterShell."""
+        self._fill()
+        self._watcher.tick()
+
+    def ev_read(self, worker: Any, node: str, sname: str, msg: bytes) -> None:
+        """Called by ClusterShell."""
+        self._watcher.said(node, msg)
+
+    def ev_hup(self, worker: Any, node: str, rc: int | None) -> None:
+        """Called by ClusterShell."""
+        self._end(node, rc)
+        self._fill()
+
+    def _end(self, node: str, status: int | None) -> None:
+        self._workers.pop(node, None)
+        if not self._watcher.ended(node, status):
+            self.begin_no_more()
+
+    def _fill(self) -> None:
+        """Begin with hosts, as many as may be at work; stop the clock when there is none, and none to come.
+
+        With a thousand hosts it goes on with the next tick: those that were begun with are to be heard, and ^C.
+        """
+        if self._is_filling:  # a host that cannot be begun with ends at once
+            return
+        self._is_filling = True
+        end = time.monotonic() + FILLING
+        while (
+            (self._waiting or (self._batches and not self._workers))
+            and len(self._workers) < self._way.fanout
+            and time.monotonic() < end
+        ):
+            if not self._waiting:
+                self._waiting = self._batches.popleft()
+            if self._way.topology is not None:  # gateways have each as many as the fanout
+                self._begin(list(self._waiting))
+                self._waiting.clear()
+            else:
+                self._begin([self._waiting.popleft()])
+        self._is_filling = False
+        if not (self._workers or self._waiting or self._batches):
+            self._timer.invalidate()
+
+    def _begin(self, hosts: list[str]) -> None:
+        nodes = NodeSet.fromlist(hosts)
+        if self._way.topology is not None:
+            worker = self._task.shell(self._command, nodes=nodes, handler=self, tree=True)
+        else:
+            worker = self._worker(nodes)
+        self._workers.update(dict.fromkeys(hosts, worker))
+        for host in hosts:
+            self._watcher.connecting(host)
+        if self._way.topology is None:
+            try:
+                self._task.schedule(worker)
+            except (OSError, WorkerError) as error:  # no process, no descriptor; a percent sign that means nothing
+                worker.abort()
+                for host in hosts:
+                    self._watcher.said(host, str(error).encode())
+                    self._end(host, None)
+
+    def _worker(self, nodes: Any) -> Any:
+        if self._way.via is None:
+            return SshWorker(nodes, handler=self, timeout=None, command=self._command)
+        # Percent signs of the user are patterns of ClusterShell's; those of a specification are none.
+        command = f"exec {APART} {self._way.via} {self._command.replace('%', '%%')}"
+        return LocalWorker(nodes, handler=self, timeout=None, command=command)

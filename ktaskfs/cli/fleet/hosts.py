@@ -1,0 +1,235 @@
+"""How the hosts of a fleet stand, from what the command on each has said; knows no connection and no screen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ktaskfs.cli.follow import GRAVITY, STATUS_OF, Standing
+from ktaskfs.errors import errno_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+WAITING: Final = "waiting"
+"""The host has not been turned to."""
+CONNECTING: Final = "connecting"
+"""Nothing was heard of it yet."""
+STARTED: Final = "started"
+"""The task was left at work, as --detach asks."""
+LEFT: Final = "left"
+"""The task was left at work after a second ^C."""
+REFUSED: Final = "refused"
+"""The host's ktaskfs refuses the specification."""
+UNREACHABLE: Final = "unreachable"
+"""There was no connection."""
+LOST: Final = "lost"
+"""The connection ended before the task: the host hangs, or is dead."""
+TIMEOUT: Final = "timeout"
+"""It took longer than --timeout allows; the task goes on."""
+SKIPPED: Final = "skipped"
+"""The host was not turned to, since too many had failed, or after ^C or --timeout."""
+AT_THE_END: Final = frozenset({LEFT, TIMEOUT, SKIPPED})
+"""What hosts come to all at once, when the watching ends."""
+FINE: Final = frozenset({"done", "planned", STARTED})
+NO_CONNECTION: Final = 255
+"""What ssh(1) returns when it could not connect, or the connection was lost."""
+HEARD_MOST: Final = 300
+"""Characters of a line that is no object."""
+
+
+class Host(NamedTuple):
+    """One host: ``words`` say why it has no good end, ``heard`` is the last line that was no object."""
+
+    name: str
+    state: str = WAITING
+    tasks: Mapping[str, Standing] = {}
+    words: str = ""
+    heard: str = ""
+    has_ended: bool = False
+
+    @property
+    def standing(self) -> Standing:
+        """That of the task that counts, with the host's name: the least advanced at work, or the worst end."""
+        at_work = [each for each in self.tasks.values() if not each.has_ended]
+        if at_work:
+            found = min(at_work, key=percent)
+        else:
+            found = min(self.tasks.values(), key=_gravity, default=Standing(self.name, self.state, {}))
+        return found._replace(name=self.name, state=self.state, stale=found.stale and not self.has_ended)
+
+    @property
+    def own_words(self) -> str:
+        """``words`` with its name."""
+        return self.words.replace("%h", self.name)
+
+    @property
+    def status(self) -> int:
+        """What this host makes of the exit status."""
+        return 0 if self.state in FINE else STATUS_OF.get(self.state, 1)
+
+
+class Group(NamedTuple):
+    """Hosts that stand alike: in one state, for the same reason."""
+
+    state: str
+    words: str
+    hosts: Sequence[str]
+
+
+def percent(standing: Standing) -> float:
+    """The part that is done; 0 where nobody knows."""
+    return standing.figures.get("percent") or 0.0
+
+
+def _gravity(standing: Standing) -> int:
+    return GRAVITY.index(STATUS_OF[standing.state])
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object on a line; None for what is none: the words of ssh, of a shell, of a login script."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text_of_line(line: bytes) -> str:
+    """A line that is no object, to be shown."""
+    text = line.decode(errors="backslashreplace").strip()
+    return re.sub(r"[\x00-\x1f\x7f]", "?", text)[:HEARD_MOST]
+
+
+def without_name(words: str, host: str) -> str:
+    """``words`` with %h for the host: what differs by nothing but the host's name is one reason."""
+    return re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "%h", words)
+
+
+def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, str]:
+    """The state and the words for a connection that ended with ``status`` before what it was for."""
+    words = heard or f"exit status {status}"
+    if has_spoken:
+        return LOST, heard or "the connection ended"
+    return (UNREACHABLE if status == NO_CONNECTION else "failed"), words
+
+
+class Fleet:
+    """All hosts, in the order of their names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._hosts = {name: Host(name) for name in names}
+        self._results: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._hosts.values())
+
+    def __getitem__(self, name: str) -> Host:
+        return self._hosts[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._hosts
+
+    def connecting(self, name: str) -> None:
+        """The host is being turned to."""
+        self._hosts[name] = self._hosts[name]._replace(state=CONNECTING)
+
+    def heard(self, name: str, line: bytes) -> bool:
+        """Take a line that a host has said; returns whether it was an object of a task, or of a refusal."""
+        host = self._hosts[name]
+        told = parsed(line)
+        if told is None or not isinstance(told.get("state"), str):
+            if told is None:
+                self._hosts[name] = host._replace(heard=text_of_line(line))
+            return False
+        if told["state"] == REFUSED:
+            errno = told.get("errno")
+            words = f"{errno_name(errno) if isinstance(errno, int) else 'refused'}: {told.get('error')}"
+            self._hosts[name] = host._replace(state=REFUSED, words=words)
+            return True
+        task, result = told.get("name"), told.get("result")
+        if not isinstance(task, str):
+            return False
+        if isinstance(result, str):  # most hosts say the same: it is kept once
+            result = self._results.setdefault(result, result)
+        standing = Standing(task, told["state"], told, result, bool(told.get("stale")))
+        tasks = {**host.tasks, task: standing}
+        state = standing.state
+        if len(tasks) > 1:
+            at_work = [each for each in tasks.values() if not each.has_ended] or list(tasks.values())
+            state = min(at_work, key=percent).state
+        self._hosts[name] = Host(name, state, tasks, host.words)
+        return True
+
+    def ended(self, name: str, status: int | None) -> None:
+        """The connection to a host has ended."""
+        host = self._hosts[name]
+        if host.has_ended:
+            return
+        state, words = host.state, host.words
+        if host.tasks and all(each.has_ended for each in host.tasks.values()):
+            worst = min(host.tasks.values(), key=_gravity)
+            state, words = worst.state, _complaint(worst)
+        elif host.tasks and status == 0:
+            state = STARTED
+        elif state != REFUSED:
+            state, words = broken(status, host.heard, has_spoken=bool(host.tasks))
+        self.end(name, state, words)
+
+    def end(self, name: str, state: str, words: str = "") -> None:
+        """Nothing more will be heard of a host."""
+        words = without_name(words, name)
+        self._hosts[name] = self._hosts[name]._replace(state=state, words=words, has_ended=True)
+
+    @property
+    def failed(self) -> int:
+        """How many hosts have ended, and not well."""
+        return sum(each.has_ended and each.state not in FINE for each in self)
+
+    @property
+    def exit_status(self) -> int:
+        """That of the command."""
+        found = {each.status for each in self}
+        return next((each for each in GRAVITY if each in found), 0)
+
+    def counts(self) -> dict[str, int]:
+        """How many hosts are in which state, the most first."""
+        return dict(Counter(each.state for each in self).most_common())
+
+    def groups(self) -> list[Group]:
+        """The hosts that have ended, by how; first those that went well, then by number."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for each in self:
+            if each.has_ended:
+                found.setdefault((each.state, each.words), []).append(each.name)
+        groups = [Group(state, words, names) for (state, words), names in found.items()]
+        return sorted(groups, key=lambda each: (each.state not in FINE, -len(each.hosts)))
+
+    def results(self) -> dict[tuple[str, str], list[str]]:
+        """The hosts by task and result, which has something in it."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for host in self:
+            for task in host.tasks.values():
+                if task.result:
+                    found.setdefault((task.name, task.result), []).append(host.name)
+        return found
+
+    def speed(self) -> float:
+        """Bytes a second of all hosts."""
+        standings = [task for host in self if not host.has_ended for task in host.tasks.values()]
+        return sum(
+            each.figures.get("speed") or 0
+            for each in standings
+            if each.state == "running" and each.figures.get("units") == "bytes"
+        )
+
+
+def _complaint(standing: Standing) -> str:
+    """Why a task has no good end, without what differs from host to host."""
+    figures = standing.figures
+    if standing.state == "failed":
+        number = figures.get("errno")
+        return f"{errno_name(number) if isinstance(number, int) else 'failed'}: {figures.get('error')}"
+    return ""

@@ -1,0 +1,104 @@
+"""What ``ktaskfs run --hosts`` shows meanwhile: JSON, or lines for a log. ``table`` has the live one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ktaskfs.cli.fleet.connections import folded
+from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE
+from ktaskfs.cli.fleet.summary import WORDS_MOST, course, show_summary
+from ktaskfs.cli.reports import LINES_EVERY
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping
+
+    from ktaskfs.cli.fleet.hosts import Fleet, Host
+
+
+class FleetReport(Protocol):
+    """Shows how hosts stand."""
+
+    def heard(self, host: Host, line: bytes) -> None:
+        """A host has told of a task."""
+
+    def ended(self, host: Host) -> None:
+        """Nothing more will come of a host."""
+
+    def show(self, fleet: Fleet) -> None:
+        """Show what is new; called all the time."""
+
+    def note(self, words: str) -> None:
+        """Say a sentence to a person."""
+
+    def close(self, fleet: Fleet) -> None:
+        """All have ended."""
+
+
+def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
+    """The one that the options ask for, or that standard error suits."""
+    if given.json:
+        return FleetJson()
+    if not given.quiet and sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
+        from ktaskfs.cli.fleet.table import LiveTable
+
+        return LiveTable()
+    return FleetLines(quiet=given.quiet)
+
+
+class FleetJson:
+    """The objects of the hosts on standard output, each with ``host``; and the sums at the end."""
+
+    def heard(self, host: Host, line: bytes) -> None:
+        members = line.decode(errors="backslashreplace").strip()[1:]  # it was parsed, and is an object
+        print(f'{{"host": {json.dumps(host.name)}, {members}', flush=True)
+
+    def ended(self, host: Host) -> None:
+        told = host.state in ("refused", *(each.state for each in host.tasks.values()))
+        if not told:
+            found = {"host": host.name, "name": None, "state": host.state, "error": host.own_words or None}
+            print(json.dumps(found), flush=True)
+
+    def show(self, fleet: Fleet) -> None:
+        pass
+
+    def note(self, words: str) -> None:
+        print(f"ktaskfs: {words}", file=sys.stderr, flush=True)
+
+    def close(self, fleet: Fleet) -> None:
+        groups = [
+            {"state": each.state, "error": each.words or None, "count": len(each.hosts), "hosts": folded(each.hosts)}
+            for each in fleet.groups()
+        ]
+        print(json.dumps({"host": None, "summary": groups}), flush=True)
+
+
+class FleetLines:
+    """Lines on standard error: how all stand from time to time, a line for each bad end, and the sums at the end."""
+
+    def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet
+        self._clock = clock
+        self._said = clock()
+
+    def heard(self, host: Host, line: bytes) -> None:
+        pass
+
+    def ended(self, host: Host) -> None:
+        if host.state not in FINE | AT_THE_END and not self._quiet:
+            self.note(f"{host.name}: {host.state}{f': {host.own_words}' if host.words else ''}"[:WORDS_MOST])
+
+    def show(self, fleet: Fleet) -> None:
+        now = self._clock()
+        if not self._quiet and now - self._said >= LINES_EVERY:
+            self._said = now
+            self.note(course(fleet))
+
+    def note(self, words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
+    def close(self, fleet: Fleet) -> None:
+        show_summary(fleet, quiet=self._quiet)

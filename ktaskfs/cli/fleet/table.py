@@ -1,0 +1,86 @@
+"""One live table of all hosts on a terminal: the slowest on top, what has ended folded below."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from ktaskfs.cli import live
+from ktaskfs.cli.fleet.hosts import FINE, percent
+from ktaskfs.cli.fleet.summary import course, show_summary, summary_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+    from ktaskfs.cli.fleet.hosts import Fleet, Host
+
+EVERY: Final = 1.0
+"""Seconds between two pictures."""
+ROWS_MOST: Final = 24
+"""Hosts at work that have a line."""
+SHARE: Final = 0.01
+"""Of the time, to draw: one picture takes as long as hundreds of lines from hosts."""
+GROUPS_MOST: Final = 8
+"""Ways to end that are shown while others are at work."""
+
+
+class LiveTable:
+    """The table on standard error."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._clock = clock
+        self._next = 0.0
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def heard(self, host: Host, line: bytes) -> None:
+        pass
+
+    def ended(self, host: Host) -> None:
+        pass
+
+    def show(self, fleet: Fleet) -> None:
+        now = self._clock()
+        if now >= self._next:
+            begun = time.thread_time()
+            self._live.start()
+            self._live.update(self.picture(fleet), refresh=True)
+            self._next = now + max(EVERY, (time.thread_time() - begun) / SHARE)
+
+    def note(self, words: str) -> None:
+        self._console.print(words, markup=False)
+
+    def close(self, fleet: Fleet) -> None:
+        self._live.update(Text(""), refresh=True)
+        self._live.stop()
+        show_summary(fleet)
+
+    def picture(self, fleet: Fleet) -> RenderableType:
+        """What fits: the hosts at work from the slowest on, how the others have ended, and a line on all."""
+        ended = fleet.groups()
+        ended, folded = ended[:GROUPS_MOST], ended[GROUPS_MOST:]
+        below = [
+            Text(summary_line(each), style="" if each.state in FINE else "red", no_wrap=True, overflow="ellipsis")
+            for each in ended
+        ]
+        if folded:
+            below.append(Text(f"{sum(len(each.hosts) for each in folded)} more have ended in other ways"))
+        below.append(Text(course(fleet), style="bold", no_wrap=True, overflow="ellipsis"))
+        most = max(1, min(ROWS_MOST, self._console.height - 2 - len(below)))  # the cursor has the last line
+        at_work = sorted(
+            (host.standing for host in fleet if host.tasks and not host.has_ended),
+            key=lambda each: (percent(each), each.name),
+        )
+        wide = self._console.width >= live.SHORT
+        table = live.grid(wide=wide)
+        for each in at_work[:most]:
+            table.add_row(*live.row(each, wide=wide))
+        if hidden := at_work[most:]:
+            below.insert(0, Text(f"{len(hidden)} more from {percent(hidden[0]):.1f}% on", style="dim"))
+        return Group(table, *below)

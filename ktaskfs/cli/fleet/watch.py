@@ -1,0 +1,148 @@
+"""``ktaskfs run --hosts``: starts a specification on hosts, and watches it there to its ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.arguments import DEFAULT_MOUNT
+from ktaskfs.cli.fleet.connections import Connections, Way, names_of
+from ktaskfs.cli.fleet.hosts import LEFT, SKIPPED, TIMEOUT, UNREACHABLE, WAITING, Fleet
+from ktaskfs.cli.fleet.reports import report_for
+from ktaskfs.cli.fleet.summary import show_results
+from ktaskfs.cli.follow import INTERRUPTED, Interrupts
+from ktaskfs.cli.run import text_of
+from ktaskfs.cli.specs import read_specs
+from ktaskfs.cli.start import IfExists
+from ktaskfs.errors import InvalidValue
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from ktaskfs.cli.fleet.reports import FleetReport
+
+MOST: Final = 96 << 10
+"""Bytes of a specification: it is one word of a command line, which the kernel gives 128 KiB."""
+
+
+def run(given: argparse.Namespace) -> int:
+    """Start it on all hosts; returns the exit status. Raises KtaskfsError if nothing can be begun."""
+    names = names_of(given.hosts)
+    batches = batches_of(names, given.batch)
+    command = _command(given)
+    fleet = Fleet(names)
+    with Interrupts() as interrupts:
+        watch = Watch(fleet, report_for(given, os.environ), interrupts, given)
+        watch.run(Connections(Way.of(given), command, batches, watch))
+    if not given.json:
+        show_results(fleet)
+    return INTERRUPTED if interrupts.count else fleet.exit_status
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What a shell on each host is to run."""
+    text = "\n".join(each.named().text for each in read_specs(text_of(given.spec)))
+    if not text:
+        raise InvalidValue("there is no specification")
+    if len(text.encode(errors="surrogateescape")) > MOST:
+        raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent to hosts")
+    options = [f"--if-exists={given.if_exists or IfExists.RERUN.value}"]
+    options += ["--detach"] * given.detach + ["--plan"] * given.plan
+    return remote(given, "run", [*options, text])
+
+
+def remote(given: argparse.Namespace, command: str, words: Sequence[str]) -> str:
+    """The line for a shell that runs a command of ``ktaskfs`` on a host."""
+    place = [] if given.mount == DEFAULT_MOUNT else ["-m", given.mount]
+    return f"{given.remote or 'ktaskfs'} {shlex.join([command, '--json', *place, *words])}"
+
+
+def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:
+    """The hosts in batches of ``N``, or of ``P%`` of all. Raises InvalidValue."""
+    if text is None:
+        return [names]
+    match = re.fullmatch(r"(\d+)(%?)", text)
+    number = int(match[1]) if match is not None else 0
+    if match is None or number < 1 or (match[2] and number > 100):
+        raise InvalidValue(f"--batch: {text!r} is neither a number of hosts nor a part of all, as 10%")
+    size = max(1, len(names) * number // 100) if match[2] else number
+    return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+class Watch:
+    """Watches a fleet at work, and does what ^C and the options ask for."""
+
+    def __init__(self, fleet: Fleet, report: FleetReport, interrupts: Interrupts, given: argparse.Namespace) -> None:
+        self._fleet = fleet
+        self._report = report
+        self._interrupts = interrupts
+        self._max_failed = given.max_failed
+        self._timeout = given.timeout
+        self._end = None if given.timeout is None else time.monotonic() + given.timeout
+        self._told = False
+        self._connections: Connections | None = None
+
+    def run(self, connections: Connections) -> None:
+        """Return when all hosts have ended, or are no longer watched."""
+        self._connections = connections
+        try:
+            unreachable = connections.run()
+        except BaseException:
+            self._report.close(self._fleet)  # or the cursor would stay hidden
+            raise
+        self._connections = None
+        for host in self._fleet:
+            if host.has_ended:
+                continue
+            if host.state == WAITING:
+                self._ends(host.name, SKIPPED)
+            elif unreachable is not None:
+                self._ends(host.name, UNREACHABLE, unreachable)
+            elif self._interrupts.count > 1:
+                self._ends(host.name, LEFT)
+            else:
+                self._ends(host.name, TIMEOUT, f"not done after {self._timeout} s")
+        self._report.close(self._fleet)
+        at_work = [host for host in self._fleet if host.state in (LEFT, TIMEOUT)]
+        if at_work:
+            print("ktaskfs: left as they are: the same command follows them again", file=sys.stderr)
+
+    def _ends(self, name: str, state: str, words: str = "") -> None:
+        self._fleet.end(name, state, words)
+        self._report.ended(self._fleet[name])
+
+    def connecting(self, host: str) -> None:
+        """See Watcher."""
+        self._fleet.connecting(host)
+
+    def said(self, host: str, line: bytes) -> None:
+        """See Watcher."""
+        if host not in self._fleet:
+            self._report.note(f"{host}: {line.decode(errors='backslashreplace')}")
+        elif self._fleet.heard(host, line):
+            self._report.heard(self._fleet[host], line)
+
+    def ended(self, host: str, status: int | None) -> bool:
+        """See Watcher."""
+        if host in self._fleet:
+            self._fleet.ended(host, status)
+            self._report.ended(self._fleet[host])
+        return not self._told and (self._max_failed is None or self._fleet.failed < self._max_failed)
+
+    def tick(self) -> None:
+        """See Watcher."""
+        self._report.show(self._fleet)
+        if self._connections is None:
+            return
+        if self._interrupts.count > 1 or (self._end is not None and time.monotonic() > self._end):
+            self._connections.drop()
+        elif self._interrupts.count and not self._told:
+            self._told = True
+            self._report.note("cancelling on all hosts; ^C again leaves what is still at work")
+            self._connections.begin_no_more()
+            self._connections.tell("cancel")

@@ -1,0 +1,71 @@
+"""ClusterShell's workers, quicker where a thousand hosts say a line a second.
+
+ClusterShell forks, which copies the page tables of this process: 4 ms of CPU for each host, of which vfork(2), which
+subprocess uses, takes a tenth. And it looks at the signature of the handler's method anew for each line.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from ClusterShell.Engine.Engine import E_READ, E_WRITE
+from ClusterShell.Worker.Exec import ExecClient, ExecWorker
+from ClusterShell.Worker.Ssh import SshClient, WorkerSsh
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def _begin(
+    client: Any, command: str | Sequence[str], *, shell: bool, env: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    """Begin a process whose input, and output with errors, are streams of the client. Raises OSError."""
+    reading, writing = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    try:
+        environment = None if env is None else {**os.environ, **env}
+        process = subprocess.Popen(
+            command, stdin=reading[0], stdout=writing[1], stderr=subprocess.STDOUT, shell=shell, env=environment
+        )
+    except OSError:
+        os.close(reading[1])
+        os.close(writing[0])
+        raise
+    finally:
+        os.close(reading[0])
+        os.close(writing[1])
+    for fd in (reading[1], writing[0]):
+        os.set_blocking(fd, False)
+    client.streams.set_stream(client.worker.SNAME_STDOUT, writing[0], E_READ)
+    client.streams.set_stream(client.worker.SNAME_STDIN, reading[1], E_WRITE, retain=False)
+    return process
+
+
+class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
+    """Before a client of ClusterShell's: replaces two of its methods."""
+
+    def _exec_nonblock(
+        self, commandlist: str | Sequence[str], shell: bool = False, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        return _begin(self, commandlist, shell=shell, env=env)
+
+    def _handle_read(self, sname: str) -> None:
+        for line in self._readlines(sname):
+            self.worker.eh.ev_read(self.worker, self.key, sname, line)
+
+
+class _SshClient(_Client, SshClient):  # type: ignore[misc]  # ClusterShell has no types
+    pass
+
+
+class LocalWorker(ExecWorker):  # type: ignore[misc]  # ClusterShell has no types
+    """Runs a command of this machine for each host."""
+
+    SHELL_CLASS = _Client
+
+
+class SshWorker(WorkerSsh):  # type: ignore[misc]  # ClusterShell has no types
+    """Runs ssh(1) for each host."""
+
+    SHELL_CLASS = _SshClient

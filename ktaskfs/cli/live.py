@@ -1,0 +1,88 @@
+"""A live line for each task on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from ktaskfs.cli import phrases
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktaskfs.cli.follow import Standing
+
+LIVE_EVERY: Final = 0.25
+"""Seconds between two looks."""
+NAME_WIDTH: Final = 24
+BAR_WIDTH: Final = 20
+SHORT: Final = 60
+"""Columns of a terminal below which there is no bar."""
+STYLES: Final = {"done": "green", "planned": "green", "failed": "red", "interrupted": "red", "cancelled": "yellow"}
+
+
+def grid(*, wide: bool) -> Table:
+    """A table for rows, with a bar in each if it is ``wide``."""
+    return Table.grid(
+        Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis"),
+        *(Column(width=BAR_WIDTH) for _ in range(wide)),
+        *(Column(no_wrap=True, justify="right", overflow="ellipsis") for _ in range(4)),
+        Column(no_wrap=True),
+        padding=(0, 1),
+    )
+
+
+def row(standing: Standing, *, wide: bool) -> list[Text | ProgressBar]:
+    """The cells of a task."""
+    part = standing.figures.get("percent") or 0.0
+    state = "no daemon" if standing.stale else standing.state
+    cells: list[Text | ProgressBar] = [Text(standing.name)]
+    if wide:
+        cells.append(ProgressBar(total=100, completed=part, width=BAR_WIDTH))
+    left = phrases.finish(standing)
+    if standing.has_ended and standing.figures.get("elapsed_usec"):
+        left = phrases.duration(standing.figures["elapsed_usec"] / 1e6)
+    words = (phrases.percent(standing), phrases.progress(standing), phrases.speed(standing), left)
+    return [*cells, *map(Text, words), Text(state, style=STYLES.get(standing.state, ""))]
+
+
+class LiveReport:
+    """Bars on standard error, drawn anew by each ``show``."""
+
+    every = LIVE_EVERY
+    results = True
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._live.start()
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        self._live.update(self.table(standings), refresh=True)
+
+    def note(self, words: str) -> None:
+        self._console.print(words, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def table(self, standings: Sequence[Standing]) -> Table:
+        """One row for each task, as far as the console is high enough."""
+        most = max(1, self._console.height - 1)  # the cursor has the last line
+        wide = self._console.width >= SHORT
+        table = grid(wide=wide)
+        # At work first, and then what went wrong: those are of interest where there is no room for all.
+        ranked = sorted(standings, key=lambda each: (each.has_ended, each.state in ("done", "planned")))
+        shown = {each.name for each in (ranked if len(ranked) <= most else ranked[: most - 1])}
+        for each in standings:
+            if each.name in shown:
+                table.add_row(*row(each, wide=wide))
+        if hidden := [each for each in standings if each.name not in shown]:
+            ended = sum(each.has_ended for each in hidden)
+            table.add_row(Text(f"{len(hidden)} more, {ended} ended", style="dim"))
+        return table

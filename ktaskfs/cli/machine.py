@@ -1,0 +1,113 @@
+"""What /proc and /sys say of this machine, for ``ktaskfs doctor``; a test gives it a tree of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final, NamedTuple
+
+from ktaskfs.units import parse_cpulist, parse_size
+
+POOLS: Final = "sys/kernel/mm/hugepages"
+NODES: Final = "sys/devices/system/node"
+
+
+def _without_octal(path: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+class Level(NamedTuple):
+    """How a finding is to be taken."""
+
+    name: str
+    is_wrong: bool
+
+
+OK: Final = Level("ok", False)
+WRONG: Final = Level("wrong", True)
+UNKNOWN: Final = Level("unknown", False)
+
+
+class Finding(NamedTuple):
+    """What one check has found: ``mend`` is the command that mends what is wrong."""
+
+    check: str
+    level: Level
+    text: str
+    mend: str | None = None
+
+
+class Filesystem(NamedTuple):
+    """A line of /proc/self/mounts."""
+
+    point: str
+    kind: str
+    options: tuple[str, ...]
+
+    def option(self, name: str) -> str | None:
+        """The value of ``name=``."""
+        return next((each.partition("=")[2] for each in self.options if each.startswith(f"{name}=")), None)
+
+
+class Machine(NamedTuple):
+    """The files below ``root``, which is / but in tests. Paths are without the first slash."""
+
+    root: str = "/"
+
+    def read(self, path: str) -> str | None:
+        """The text of a file; None where it is not there, or may not be read."""
+        try:
+            with open(os.path.join(self.root, path), encoding="utf-8", errors="surrogateescape") as stream:
+                return stream.read()
+        except OSError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """The number that is all of a file."""
+        text = (self.read(path) or "").strip()
+        return int(text) if text.isdigit() else None
+
+    def names(self, directory: str) -> list[str]:
+        """What is in a directory, sorted; nothing where there is none."""
+        try:
+            return sorted(os.listdir(os.path.join(self.root, directory)))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(os.path.join(self.root, path))
+
+    def page_sizes(self) -> list[int]:
+        """Bytes of each size of huge pages, smallest first."""
+        matches = (re.fullmatch(r"hugepages-(\d+)kB", name) for name in self.names(POOLS))
+        return sorted(int(match[1]) << 10 for match in matches if match is not None)
+
+    def pool(self, size: int, count: str, nid: int | None = None) -> int:
+        """A count of a pool, ``nr_hugepages`` and so on, of the machine or of one node; 0 where it is not known."""
+        place = POOLS if nid is None else f"{NODES}/node{nid}/hugepages"
+        return self.number(f"{place}/hugepages-{size >> 10}kB/{count}") or 0
+
+    def meminfo(self, key: str) -> int:
+        """Bytes of a line of /proc/meminfo; 0 where there is none."""
+        match = re.search(rf"^{key}:\s+(\d+) kB$", self.read("proc/meminfo") or "", re.MULTILINE)
+        return int(match[1]) << 10 if match is not None else 0
+
+    def nodes(self) -> list[int]:
+        """The NUMA nodes that have memory."""
+        text = (self.read(f"{NODES}/has_memory") or "").strip()
+        return list(parse_cpulist(text)) if text else [0]
+
+    def cpus(self) -> int:
+        """How many CPUs are online."""
+        return len(parse_cpulist((self.read("sys/devices/system/cpu/online") or "0").strip()))
+
+    def filesystems(self) -> list[Filesystem]:
+        """What is mounted."""
+        lines = (line.split() for line in (self.read("proc/self/mounts") or "").splitlines())
+        return [Filesystem(_without_octal(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
+
+    def page_size_of(self, mounted: Filesystem) -> int:
+        """Bytes of a page of a hugetlbfs."""
+        text = mounted.option("pagesize")
+        return self.meminfo("Hugepagesize") if text is None else parse_size(text)

@@ -1,0 +1,184 @@
+"""The mounted files, as any program sees them: read, written, and with the words of ``info/error_log``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError, errno_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+AWAY: Final = (errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED)
+"""What a file answers whose daemon has died: on a dead mount, on a mount that lives on, and at that moment."""
+PATIENCE: Final = 5.0
+"""Seconds that a command waits for a daemon that is being started anew."""
+PAUSE: Final = 0.1
+"""Seconds between two tries."""
+READ_SIZE: Final = 1 << 16
+ENTRY: Final = re.compile(
+    r"^\[[^]]*\] (?P<file>.*?): (?P<errname>[A-Z0-9]+): (?P<message>.*)\n  Command: ", re.MULTILINE
+)
+"""The beginning of an entry of ``info/error_log``."""
+
+
+def let_go(fd: int) -> None:
+    """Close a file of the mount; the descriptor is free even where the daemon that close(2) asks has died."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+class Mounted(NamedTuple):
+    """A mount of ktaskfs at ``path``. Methods take paths below it.
+
+    They raise DaemonAway where no daemon answers, at ``open`` and ``read`` after ``patience`` seconds, and TargetError
+    with any other errno of the system.
+    """
+
+    path: str
+    patience: float = PATIENCE
+
+    def open(self, file: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of the file."""
+        return self._patiently(lambda: self._open(file, flags))
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """What ``call`` returns, once a daemon answers that was there before."""
+        end = time.monotonic() + self.patience
+        was_there = False
+        while True:
+            try:
+                return call()
+            except DaemonAway as error:
+                was_there = was_there or error.errno in AWAY  # the next daemon takes a dead mount away, and mounts anew
+                if not was_there or time.monotonic() > end:
+                    raise
+                time.sleep(PAUSE)
+
+    def _open(self, file: str, flags: int) -> int:
+        path = f"{self.path}/{file}"
+        try:
+            return os.open(path, flags | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if not self.is_there():
+                raise self._away(errno.ENOENT) from error
+        except OSError as error:
+            raise self.failed(error, file) from error
+        try:  # the mount may have come between the two looks
+            return os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.failed(error, file) from error
+
+    def is_there(self) -> bool:
+        """Whether a ktaskfs is mounted. Raises DaemonAway if its daemon is dead."""
+        try:
+            os.stat(f"{self.path}/tasks/control")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.failed(error, "tasks/control") from error
+        return True
+
+    def read(self, file: str) -> str:
+        """The whole text of a file that is no stream. A byte that is not UTF-8 becomes a surrogate escape."""
+        return self._patiently(lambda: self._read_whole(file))
+
+    def _read_whole(self, file: str) -> str:
+        fd = self._open(file, os.O_RDONLY)
+        try:
+            return self._read(fd, file)
+        finally:
+            let_go(fd)
+
+    def _read(self, fd: int, file: str) -> str:
+        pieces: list[bytes] = []
+        at = 0
+        try:
+            while piece := os.pread(fd, READ_SIZE, at):
+                pieces.append(piece)
+                at += len(piece)
+        except OSError as error:
+            raise self.failed(error, file) from error
+        return b"".join(pieces).decode(errors="surrogateescape")
+
+    def directories(self, directory: str) -> list[str]:
+        """The names of the directories in a directory, sorted."""
+        try:
+            with os.scandir(f"{self.path}/{directory}/") as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError as error:
+            raise (self.failed(error, directory) if self.is_there() else self._away(errno.ENOENT)) from error
+        except OSError as error:
+            raise self.failed(error, directory) from error
+
+    def has_task(self, name: str) -> bool:
+        """Whether there is a task of that name that the caller may know of."""
+        return os.path.isdir(f"{self.path}/tasks/{name}")
+
+    def write(self, file: str, text: str) -> None:
+        """One command, in one write(2). Raises Refused, too."""
+        fd = self.open(file, os.O_WRONLY)
+        try:
+            self._write(fd, file, text)
+        finally:
+            let_go(fd)
+
+    def start(self, text: str) -> list[str]:
+        """Write specs to ``tasks/control``; returns the names of the tasks. Raises Refused, too."""
+        fd = self.open("tasks/control", os.O_RDWR)
+        try:
+            self._write(fd, "tasks/control", text)
+            return self._read(fd, "tasks/control").split()
+        finally:
+            let_go(fd)
+
+    def _write(self, fd: int, file: str, text: str) -> None:
+        try:
+            os.write(fd, os.fsencode(f"{text}\n"))  # the newline says that the command is whole
+        except OSError as error:
+            number = error.errno or errno.EIO
+            if number in AWAY:
+                raise DaemonAway(
+                    f"the daemon of {self.path} ended during the command, which may have been carried out: "
+                    "look with ktaskfs ls",
+                    errno=errno.EIO,
+                ) from error
+            raise self._refused(number, file, text) from error
+
+    def _refused(self, number: int, file: str, text: str) -> Refused:
+        """The words of the last entry of the log that fits: another command of the user may have been refused since."""
+        from ktaskfs.units import printable
+
+        try:
+            log = self.read("info/error_log")
+        except KtaskfsError:  # words are a help, the errno is the answer
+            log = ""
+        written = printable(text)
+        found = list(ENTRY.finditer(log))
+        for begin, end in zip(reversed(found), [len(log), *(each.start() for each in reversed(found))], strict=False):
+            command, _, caret = log[begin.end() : end].partition("\n")
+            shift = len("  Command: ")
+            if (begin["file"], begin["errname"]) == (file, errno_name(number)) and command in written:
+                return Refused(begin["message"], errno=number, command=command, caret=caret[shift:].rstrip("\n"))
+        return Refused(f"{file}: {os.strerror(number)}", errno=number)
+
+    def failed(self, error: OSError, file: str) -> KtaskfsError:
+        """The error of the tree for one of the system about ``file``."""
+        if error.errno in AWAY:
+            return self._away(error.errno or errno.ENOTCONN)
+        return TargetError.from_os(error, f"{self.path}/{file}")
+
+    def _away(self, number: int) -> DaemonAway:
+        if number == errno.ENOENT:
+            return DaemonAway(
+                f"no ktaskfs is mounted on {self.path}: systemctl start ktaskfs, or name another mount with -m",
+                errno=number,
+            )
+        return DaemonAway(f"the daemon of {self.path} does not answer: {os.strerror(number)}", errno=number)

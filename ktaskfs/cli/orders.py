@@ -1,0 +1,97 @@
+"""Commands on the standard input of ``ktaskfs run --json``: with them it is what another program steers from afar."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import stat
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.arguments import VERBS
+from ktaskfs.errors import InvalidValue, KtaskfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ktaskfs.cli.mounted import Mounted
+
+DETACH: Final = "detach"
+"""The command that ends the program and leaves the tasks."""
+ASSIGNMENT: Final = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
+SHOWN: Final = 200
+"""Characters of a command that was not understood, in the answer."""
+LINE_MOST: Final = 4096
+"""Bytes; what is longer is no command."""
+
+
+class Orders:
+    """Lines from a descriptor, as they come; its end says nothing, as the end of a connection does not."""
+
+    def __init__(self, fd: int | None) -> None:
+        self.fd = fd
+        """What to poll for more, or None after the end."""
+        self._rest = b""
+
+    @classmethod
+    def of_standard_input(cls) -> Orders:
+        """From a pipe or a socket. A terminal is a person's, a file belongs to the loop that reads from it."""
+        try:
+            mode = os.fstat(0).st_mode
+        except OSError:  # closed
+            return cls(None)
+        return cls(0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None)
+
+    def take(self) -> Iterator[str]:
+        """The lines that have come since; does not wait for more."""
+        while self.fd is not None and _is_readable(self.fd):
+            try:
+                piece = os.read(self.fd, 1 << 16)
+            except OSError:  # a socket that was reset
+                piece = b""
+            if not piece:  # what has no newline was cut off
+                self.fd = None
+                return
+            *lines, self._rest = (self._rest + piece).split(b"\n")
+            if len(self._rest) > LINE_MOST:
+                lines, self._rest = [*lines, self._rest], b""
+            yield from (text for line in lines if (text := line.decode(errors="backslashreplace").strip()))
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def obey(mounted: Mounted, line: str, names: Sequence[str]) -> Iterator[str]:
+    """Carry out a command for each of the tasks; one JSON object for each, or one for what is no command."""
+    try:
+        file, text = _meaning(line)
+    except InvalidValue as error:
+        yield _answer(None, line[:SHOWN], error)
+        return
+    for name in names:
+        refusal = None
+        try:
+            mounted.write(f"tasks/{name}/{file}", text)
+        except KtaskfsError as error:
+            refusal = error
+        yield _answer(name, line, refusal)
+
+
+def _meaning(line: str) -> tuple[str, str]:
+    """The file of a task, and what to write to it. Raises InvalidValue."""
+    if line in VERBS:
+        return "control", line
+    match = ASSIGNMENT.fullmatch(line)
+    if match is None or match[1] == "control":
+        raise InvalidValue(f"{line[:SHOWN]!r} is no command: write one of {', '.join(VERBS)}, {DETACH}, KEY=VALUE")
+    return match[1], match[2]
+
+
+def _answer(name: str | None, line: str, error: KtaskfsError | None) -> str:
+    number = None if error is None else error.errno or errno.EINVAL
+    return json.dumps({"name": name, "command": line, "errno": number, "error": error and error.message})

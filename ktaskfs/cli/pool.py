@@ -1,0 +1,66 @@
+"""``ktaskfs pool save``: the next boot makes the pools of huge pages that there are now.
+
+As a file for systemd-tmpfiles(8), which writes to a file of sysfs for each size of page and each NUMA node; a line for
+sysctl(8) knows one size and no node. Lines with ``!`` take effect at boot alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.mounted import Mounted
+from ktaskfs.errors import TargetError
+from ktaskfs.units import parse_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+HEAD: Final = (
+    "# The pools of huge pages that the next boot makes, as ktaskfs pool save found them. See tmpfiles.d(5).\n"
+)
+_OF_MACHINE: Final = "/sys/kernel/mm/hugepages"
+_OF_NODE: Final = "/sys/devices/system/node/node{}/hugepages"
+
+
+def save(given: argparse.Namespace) -> int:
+    """Write the file, and print it. Returns the exit status; raises KtaskfsError."""
+    found = pools(Mounted(given.mount).read("info/hugepages"))
+    text = HEAD + "".join(f"w! {path} - - - - {pages}\n" for path, pages in found)
+    if given.output != "-":
+        _replace(Path(given.output), text)
+    print(text, end="")
+    return 0
+
+
+def pools(table: str) -> Iterator[tuple[str, int]]:
+    """The file of sysfs, and the pages, of each pool that has any, from the text of ``info/hugepages``.
+
+    Surplus pages are left out: they go when they are freed. Pools of single nodes where there are such.
+    """
+    header, *lines = (line.split() for line in table.splitlines())
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    with_nodes = {row["size"] for row in rows if row["node"] != "-"}
+    for row in rows:
+        pages = int(row["total"]) - int(row["surplus"])
+        if pages > 0 and (row["node"] == "-") != (row["size"] in with_nodes):
+            directory = _OF_MACHINE if row["node"] == "-" else _OF_NODE.format(row["node"])
+            yield f"{directory}/hugepages-{parse_size(row['size']) >> 10}kB/nr_hugepages", pages
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whoever reads the file finds the old text or the new one, whole. Raises TargetError."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with new.open("w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise TargetError.from_os(error, f"write {path}") from error

@@ -1,0 +1,159 @@
+"""What a command that follows tasks shows meanwhile: JSON, lines for a log, or nothing. ``live`` has the bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ktaskfs.cli.follow import Standing
+
+JSON_EVERY: Final = 1.0
+"""Seconds between two objects of a task at work."""
+SIGN_OF_LIFE: Final = 4.0
+"""Seconds after which an object comes in any case with the next look, so that there is one in five."""
+RESULT_LINES: Final = 20
+"""Of a result on a terminal."""
+LINES_EVERY: Final = 5.0
+"""Seconds between two lines of a task at work."""
+
+
+class Report(Protocol):
+    """Shows how tasks stand, of which it wants to know ``every`` so many seconds; ``results`` are shown at the end."""
+
+    every: float
+    results: bool
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        """Show what is new."""
+
+    def note(self, words: str) -> None:
+        """Say a sentence to a person."""
+
+    def close(self) -> None:
+        """The last of them was shown."""
+
+
+def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Report:
+    """The one that the options ask for, or that standard error suits."""
+    if given.json:
+        return JsonReport()
+    if given.quiet:
+        return Silence()
+    if sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
+        from ktaskfs.cli.live import LiveReport
+
+        return LiveReport()
+    return Lines()
+
+
+def as_json(standing: Standing) -> str:
+    """One object on one line: the figures of stat.json, with ``result`` and ``stale``."""
+    more = {"name": standing.name, "state": standing.state, "result": standing.result, "stale": standing.stale}
+    return json.dumps({**standing.figures, **more})
+
+
+class JsonReport:
+    """Objects on standard output."""
+
+    every = JSON_EVERY
+    results = False
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[Standing, float]] = {}
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        now = self._clock()
+        for each in standings:
+            before, when = self._said.get(each.name, (None, 0.0))
+            if before is not None and (before.has_ended or (each == before and now - when < SIGN_OF_LIFE)):
+                continue
+            news = before is None or (each.state, each.stale) != (before.state, before.stale)
+            if news or now - when >= JSON_EVERY / 2:
+                print(as_json(each), flush=True)
+                self._said[each.name] = (each, now)
+
+    def note(self, words: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Silence:
+    """Nothing but results."""
+
+    every = LINES_EVERY
+    results = True
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        pass
+
+    def note(self, words: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    """A line on standard error for each change of state, and for each task at work from time to time."""
+
+    every = LINES_EVERY
+    results = True
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[str, bool, float]] = {}
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        from ktaskfs.cli.phrases import line
+
+        now = self._clock()
+        for each in standings:
+            state, stale, when = self._said.get(each.name, ("", False, 0.0))
+            at_work = not each.has_ended and not each.stale
+            if (each.state, each.stale) != (state, stale) or (at_work and now - when >= LINES_EVERY - 0.5):
+                print(line(each), file=sys.stderr, flush=True)
+                self._said[each.name] = (each.state, each.stale, now)
+
+    def note(self, words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def show_end(standings: Sequence[Standing], report: Report) -> None:
+    """Results on standard output, complaints on standard error."""
+    several = len(standings) > 1
+    for each in standings:
+        if each.result and report.results:
+            heading = f"==> {each.name} <==\n" if several else ""
+            text, left_out = beginning(each.result) if os.isatty(1) else (each.result, 0)
+            sys.stdout.flush()
+            write_all(1, os.fsencode(heading + text))
+            if left_out:
+                print(f"{left_out} more lines are in tasks/{each.name}/result", file=sys.stderr)
+        if each.state not in ("done", "planned"):
+            from ktaskfs.cli.phrases import complaint
+
+            print(f"ktaskfs: {complaint(each)}", file=sys.stderr)
+
+
+def beginning(text: str) -> tuple[str, int]:
+    """What a person looks at of a long text, and how many lines more there are."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[:RESULT_LINES]), max(0, len(lines) - RESULT_LINES)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

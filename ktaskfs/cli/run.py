@@ -1,0 +1,167 @@
+"""``ktaskfs run``: starts tasks and stays with them to their ends. ``ktaskfs wait`` stays with those that are there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.arguments import DEFAULT_MOUNT
+from ktaskfs.cli.complain import complain
+from ktaskfs.cli.follow import INTERRUPTED, Interrupts, exit_status, follow, gravest
+from ktaskfs.cli.mounted import Mounted
+from ktaskfs.cli.orders import DETACH, Orders, obey
+from ktaskfs.cli.reports import as_json, report_for, show_end
+from ktaskfs.cli.spec_files import read_lines, spec_files
+from ktaskfs.cli.specs import of_words
+from ktaskfs.cli.start import IfExists, start
+from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from ktaskfs.cli.follow import Standing
+    from ktaskfs.cli.reports import Report
+
+OVER: Final = (errno.EBUSY, errno.ENODEV, errno.ENOENT)
+"""What a cancel comes to for a task that has ended meanwhile, or was removed."""
+
+
+def run(given: argparse.Namespace) -> int:
+    """Start the specs of the command line; returns the exit status. Raises KtaskfsError for what is refused."""
+    if given.files:
+        return _run_files(given)
+    return _run_text(given, text_of(given.spec))
+
+
+def _run_files(given: argparse.Namespace) -> int:
+    """Carry out each file, even after one in which something went wrong, but not after ^C."""
+    statuses: list[int] = []
+    for file in spec_files(given.spec):
+        statuses.append(_run_file(given, file))
+        if statuses[-1] == INTERRUPTED:
+            break
+    return gravest(statuses)
+
+
+def _run_file(given: argparse.Namespace, file: str) -> int:
+    """Carry out a file up to the first line that does not get done. Raises DaemonAway."""
+    place = ""
+    try:
+        for place, text in read_lines(file):
+            if status := _run_text(given, text):
+                print(f"ktaskfs: {place}: this did not get done; the lines after it are left out", file=sys.stderr)
+                return status
+    except DaemonAway:
+        raise
+    except KtaskfsError as error:
+        complain(error, place)
+        return 1
+    return 0
+
+
+def _run_text(given: argparse.Namespace, text: str) -> int:
+    """Start the specs in ``text`` together, and follow them as the options ask. Raises KtaskfsError."""
+    mounted = Mounted(given.mount)
+    with Interrupts() as interrupts:
+        try:
+            names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+        except KtaskfsError as error:
+            if not given.json:
+                raise
+            print(_refusal(error), flush=True)
+            return 1
+        if given.detach:
+            if given.json:
+                standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
+                print(*map(as_json, standings), sep="\n", flush=True)
+            else:
+                print(*names, sep="\n")
+            return 0
+        orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
+        return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)
+
+
+def text_of(words: Sequence[str]) -> str:
+    """The specs of the command line, or of standard input."""
+    return os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+
+
+def wait(given: argparse.Namespace) -> int:
+    """Follow the tasks of these names to their ends; ^C leaves them at work."""
+    from ktaskfs.cli.names import chosen
+
+    mounted = Mounted(given.mount)
+    names = chosen(mounted, given.name)
+    with Interrupts() as interrupts:
+        return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
+
+
+def _refusal(error: KtaskfsError) -> str:
+    command, caret = (error.command, error.caret) if isinstance(error, Refused) else ("", "")
+    found = {"name": None, "state": "refused", "errno": error.errno, "error": error.message}
+    return json.dumps({**found, "command": command or None, "caret": caret or None})
+
+
+def _stay(
+    mounted: Mounted,
+    names: Sequence[str],
+    report: Report,
+    interrupts: Interrupts,
+    orders: Orders,
+    *,
+    cancels: bool,
+) -> int:
+    """Show how they stand until all have ended, or ^C was pressed once more than it ``cancels`` them, or "detach"."""
+    to_cancel = set(names) if cancels else set()
+    told = False
+    standings: Sequence[Standing] = []
+    try:
+        for standings in follow(mounted, names, report.every, interrupts, orders):
+            report.show(standings)
+            if _obeys(mounted, standings, orders):
+                return 0
+            if interrupts.count > cancels:
+                break
+            if interrupts.count:
+                if not told:
+                    report.note("cancelling; ^C again leaves what is still at work")
+                    told = True
+                to_cancel -= _cancel(mounted, [each for each in standings if each.name in to_cancel])
+    finally:
+        report.close()
+    show_end([each for each in standings if each.has_ended], report)
+    if at_work := [each.name for each in standings if not each.has_ended]:
+        place = "" if mounted.path == DEFAULT_MOUNT else f" -m {shlex.quote(mounted.path)}"
+        print(f"ktaskfs: left as they are: follow them with: ktaskfs wait{place} {' '.join(at_work)}", file=sys.stderr)
+    return INTERRUPTED if interrupts.count else exit_status(standings)
+
+
+def _obeys(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> bool:
+    """Carry out the commands that have come; whether one of them is to leave the tasks."""
+    for line in orders.take():
+        if line == DETACH:
+            return True
+        for answer in obey(mounted, line, [each.name for each in standings if not each.has_ended]):
+            print(answer, flush=True)
+    return False
+
+
+def _cancel(mounted: Mounted, standings: Sequence[Standing]) -> set[str]:
+    """Cancel those that have not ended; returns the names of those that need not be asked again."""
+    asked = set()
+    for each in standings:
+        try:
+            if not each.has_ended:
+                mounted._replace(patience=0).write(f"tasks/{each.name}/control", "cancel")
+        except DaemonAway:  # asked again when there is a daemon
+            continue
+        except (Refused, TargetError) as error:
+            if error.errno not in OVER:
+                raise
+        asked.add(each.name)
+    return asked

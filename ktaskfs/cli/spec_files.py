@@ -1,0 +1,47 @@
+"""Files of specs, as ``ktaskfs run --files`` carries them out: one line after another."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ktaskfs.errors import TargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SUFFIX: Final = ".tasks"
+
+
+class Line(NamedTuple):
+    """A line of a file with specs that start together: one in words, or JSON. ``place`` is FILE:NUMBER."""
+
+    place: str
+    text: str
+
+
+def spec_files(paths: Sequence[str]) -> Iterator[str]:
+    """The files at ``paths``; of a directory those that end in SUFFIX and are not hidden, in the order of their names.
+
+    Raises TargetError for a directory that cannot be read.
+    """
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise TargetError.from_os(error, path) from error
+        yield from (os.path.join(path, each) for each in names if each.endswith(SUFFIX) and not each.startswith("."))
+
+
+def read_lines(path: str) -> list[Line]:
+    """The lines of a file that say something: empty ones, and those that begin with #, do not. Raises TargetError."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            texts = [line.strip() for line in stream]
+    except OSError as error:
+        raise TargetError.from_os(error, path) from error
+    numbered = enumerate(texts, 1)
+    return [Line(f"{path}:{number}", text) for number, text in numbered if text and not text.startswith("#")]

@@ -1,0 +1,89 @@
+"""Job specs as the command takes them: split as the daemon does, so that a key can be added to each."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import zlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ktaskfs.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+BLANKS: Final = " \t\r\n"
+
+
+class Spec(NamedTuple):
+    """One job spec: ``text`` as it is sent, ``values`` as texts by key, with the operation as ``op``."""
+
+    text: str
+    values: Mapping[str, str]
+
+    @property
+    def name(self) -> str | None:
+        """The name that it gives the task, if any."""
+        return self.values.get("name")
+
+    def adding(self, key: str, value: str | int = 1) -> Spec:
+        """The spec with ``key=value``; the daemon refuses it where it has another value."""
+        if self.values.get(key) == str(value):
+            return self
+        values = {**self.values, key: str(value)}
+        if self.text.startswith("{"):
+            comma = "," if self.values else ""
+            return Spec(f'{self.text[:-1]}{comma}"{key}": {json.dumps(value)}}}', values)
+        return Spec(f"{self.text} {key}={shlex.quote(str(value))}", values)
+
+    def named(self) -> Spec:
+        """The spec with a name, the same for the same text: by it the task is found again."""
+        if self.name is not None:
+            return self
+        digest = zlib.crc32(self.text.encode(errors="surrogateescape"))
+        return self.adding("name", f"{self.values.get('op', 'task')}-{digest:08x}")
+
+
+def of_words(words: Sequence[str]) -> str:
+    """One spec of several words of a shell; a single word is the whole text."""
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def read_specs(text: str) -> list[Spec]:
+    """The specs in ``text``. Raises InvalidValue for what cannot be split."""
+    try:
+        return list(_specs(text))
+    except ValueError as error:
+        raise InvalidValue(f"the spec cannot be read: {error}") from error
+
+
+def _specs(text: str) -> Iterator[Spec]:
+    rest = text.lstrip(BLANKS)
+    while rest:
+        if rest[0] in "{[":
+            value, end = json.JSONDecoder(object_pairs_hook=_members).raw_decode(rest)
+            for each in value if isinstance(value, list) else [value]:
+                if not isinstance(each, dict):
+                    raise ValueError(f"{each!r} is no object")
+                yield Spec(json.dumps(each), {key: _text(member) for key, member in each.items()})
+            rest = rest[end:].lstrip(BLANKS)
+        else:
+            line, _, rest = rest.partition("\n")
+            words = shlex.split(line)
+            pairs = (word.partition("=") for word in words[1:])
+            # Joined anew: after a backslash at its end the line would swallow what is added to it.
+            yield Spec(shlex.join(words), {"op": words[0], **{key: value for key, _, value in pairs}})
+            rest = rest.lstrip(BLANKS)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key is given twice")
+    return members
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,50 @@
+"""``ktaskfs run --hosts`` on hosts that are processes of this machine, which say what their names tell."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AGENT: Final = Path(__file__).with_name("agent.sh")
+SPEC: Final = "fallocate path=/x length=1G"
+
+
+class Hosts:
+    """The command, and what its hosts were told."""
+
+    def __init__(self, directory: Path) -> None:
+        self._log = directory / "log"
+        self._log.touch()
+
+    def words(self, hosts: str, *options: str, spec: str = SPEC) -> list[str]:
+        """The command line."""
+        via = f"{AGENT} {shlex.quote(str(self._log))} %h"
+        return [sys.executable, "-m", "ktaskfs.cli.main", "run", "--hosts", hosts, "--via", via, *options, spec]
+
+    def __call__(self, hosts: str, *options: str, spec: str = SPEC, env: Mapping[str, str] | None = None) -> Outcome:
+        return run(*self.words(hosts, *options, spec=spec), cwd=ROOT, env=env)
+
+    def log(self) -> list[str]:
+        """What the hosts have written down."""
+        return self._log.read_text().splitlines()
+
+    def events(self) -> list[tuple[str, str]]:
+        """Begins and ends with the hosts, in their order."""
+        found = [line.split()[:2] for line in self.log()]
+        return [(what, host) for what, host in found if what in ("begin", "end")]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Hosts:
+    """Hosts on this machine."""
+    return Hosts(tmp_path)

@@ -1,0 +1,91 @@
+"""How hosts stand, from what they say and from how their connections end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ktaskfs.cli.fleet.hosts import Fleet, Group
+
+
+def told(state: str, *, task: str = "vm", percent: float | None = None, **more: object) -> bytes:
+    return json.dumps({"name": task, "state": state, "percent": percent, "stale": False, **more}).encode()
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet(["hv1", "hv2"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "state", "words"),
+    [
+        ([], 255, "unreachable", "exit status 255"),
+        ([b"hv1: no route"], 255, "unreachable", "%h: no route"),
+        ([b"hv11 and my-hv1 are others, hv1 is not"], 255, "unreachable", "hv11 and my-hv1 are others, %h is not"),
+        ([b"no ktaskfs"], 127, "failed", "no ktaskfs"),
+        ([b"\x1b[31mred\xff\r"], 1, "failed", "?[31mred\\xff"),
+        ([b"x" * 5000], 1, "failed", "x" * 300),
+        ([told("running")], 255, "lost", "the connection ended"),
+        ([b"Welcome", told("running")], 255, "lost", "the connection ended"),
+        ([told("running"), b"Timeout, server hv1 not responding."], 255, "lost", "Timeout, server %h not responding."),
+        ([told("running")], None, "lost", "the connection ended"),
+        ([told("running")], 0, "started", ""),
+        ([told("done")], 0, "done", ""),
+        ([told("done"), b"logout"], 255, "done", ""),
+        ([told("planned")], 0, "planned", ""),
+        ([told("cancelled")], 3, "cancelled", ""),
+        ([told("failed", errno=5, error="bad on hv1")], 1, "failed", "EIO: bad on %h"),
+        ([told("refused", task="", errno=28, error="full")], 1, "refused", "ENOSPC: full"),
+        ([told("refused", errno="x", error=None)], 1, "refused", "refused: None"),
+        ([told("done", task="a"), told("cancelled", task="b")], 3, "cancelled", ""),
+        ([told("done", task="a"), told("running", task="b")], 255, "lost", "the connection ended"),
+        ([b"7", b"[]", b'"done"', b'{"state": "done"}', b'{"name": "vm"}'], 1, "failed", '"done"'),
+        ([b'{"name": "vm", "command": "cancel", "errno": 16, "error": "over"}'], 1, "failed", "exit status 1"),
+    ],
+)
+def test_the_end_of_a_host(fleet: Fleet, lines: list[bytes], status: int | None, state: str, words: str) -> None:
+    fleet.connecting("hv1")
+    for line in lines:
+        fleet.heard("hv1", line)
+    fleet.ended("hv1", status)
+    host = fleet["hv1"]
+    assert (host.state, host.words, host.has_ended) == (state, words, True)
+    assert fleet.groups() == [Group(state, words, ["hv1"])]
+    fleet.ended("hv1", 255)
+    assert fleet["hv1"] == host
+
+
+def test_the_status_is_that_of_the_worst(fleet: Fleet) -> None:
+    fleet.heard("hv1", told("done"))
+    fleet.ended("hv1", 0)
+    assert fleet.failed == 0
+    for state, status in (("interrupted", 4), ("cancelled", 3), ("failed", 1), ("done", 0)):
+        fleet.heard("hv2", told(state))
+        fleet.end("hv2", state)
+        assert fleet.exit_status == status
+    fleet.end("hv2", "skipped")
+    assert (fleet.exit_status, fleet.failed) == (1, 1)
+
+
+def test_the_task_at_work_that_is_least_advanced_counts(fleet: Fleet) -> None:
+    for task, state, percent in (
+        ("a", "done", 100.0),
+        ("b", "running", 70.0),
+        ("c", "paused", 20.0),
+        ("d", "running", 90.0),
+    ):
+        fleet.heard("hv1", told(state, task=task, percent=percent))
+    standing = fleet["hv1"].standing
+    assert (standing.name, standing.state, standing.figures["percent"]) == ("hv1", "paused", 20.0)
+    assert fleet.counts() == {"paused": 1, "waiting": 1}
+
+
+def test_equal_results_are_one(fleet: Fleet) -> None:
+    for host, result in (("hv1", "same\n"), ("hv2", "same\n")):
+        fleet.heard(host, told("done", result=result))
+    fleet.heard("hv2", told("done", task="other", result=""))
+    assert fleet.results() == {("vm", "same\n"): ["hv1", "hv2"]}
+    first, second = (fleet[host].tasks["vm"].result for host in ("hv1", "hv2"))
+    assert first is second

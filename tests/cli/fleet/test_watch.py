@@ -1,0 +1,240 @@
+"""``ktaskfs run --hosts``: how hosts are begun with, watched and left, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.fleet.conftest import SPEC, Hosts
+from tests.support.daemon import ROOT
+from tests.support.poll import until
+from tests.support.terminal import CONTROL_C, Terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NO_ROOM = "refused (1): full1: ENOSPC: no room on %h"
+
+
+def begun(hosts: Hosts) -> int:
+    return sum(what == "begin" for what, _ in hosts.events())
+
+
+def started(words: list[str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_a_summary_by_state_and_words(hosts: Hosts) -> None:
+    outcome = hosts("good[1-3],banner1,full[1-2],failed1,dead[1-2],lost1,bare1,odd1")
+    assert outcome.status == 1
+    summary = outcome.err.splitlines()[-7:]
+    assert summary[0] == "done (4): banner1,good[1-3]"
+    assert set(summary[1:]) == {
+        "refused (2): full[1-2]: ENOSPC: no room on %h",
+        "unreachable (2): dead[1-2]: ssh: connect to host %h port 22: No route to host",
+        "failed (1): failed1: ENOSPC: no room",
+        "failed (1): bare1: bash: line 1: ktaskfs: command not found",
+        "lost (1): lost1: Timeout, server %h not responding.",
+        "failed (1): odd1: null",
+    }
+    assert "full1: refused: ENOSPC: no room on full1" in outcome.err
+    assert outcome.out == "==> good[1-3] <==\ndigest\n"
+
+
+@pytest.mark.parametrize(("names", "status"), [("good[1-2]", 0), ("good1,full1", 1), ("dead1", 1), ("lost1,good1", 1)])
+def test_the_exit_status(hosts: Hosts, names: str, status: int) -> None:
+    assert hosts(names, "--quiet").status == status
+
+
+def test_quiet_tells_results_and_what_went_wrong(hosts: Hosts) -> None:
+    outcome = hosts("good1,full1", "--quiet")
+    assert (outcome.out, outcome.err) == ("==> good1 <==\ndigest\n", f"{NO_ROOM}\n")
+
+
+def test_json_has_the_objects_of_all_hosts_and_a_summary(hosts: Hosts) -> None:
+    outcome = hosts("good1,dead1,full1", "--json")
+    found = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [each["state"] for each in found if each["host"] == "good1"] == ["running", "done"]
+    assert [each for each in found if each["host"] == "dead1"] == [
+        {
+            "host": "dead1",
+            "name": None,
+            "state": "unreachable",
+            "error": "ssh: connect to host dead1 port 22: No route to host",
+        }
+    ]
+    assert [each["errno"] for each in found if each["host"] == "full1"] == [28]
+    assert found[-1]["host"] is None
+    assert [(each["state"], each["count"], each["hosts"]) for each in found[-1]["summary"]] == [
+        ("done", 1, "good1"),
+        ("unreachable", 1, "dead1"),
+        ("refused", 1, "full1"),
+    ]
+
+
+def test_the_specification_comes_as_it_was_written(hosts: Hosts) -> None:
+    """With a name that is the same each time, by which the same command finds the task again."""
+    spec = "fill path='/a b/100%h %%' pattern=\"it's\" $HOME"
+    assert hosts("good1", spec=spec).status == 0
+    options = ["--detach", "--plan", "-m", "/other place", "--if-exists=join"]
+    assert hosts("good1", *options, spec="free path=/x name=mine").status == 0
+    first, second = [shlex.split(line) for line in hosts.log() if line.startswith("begin")]
+    assert first[2:-1] == ["ktaskfs", "run", "--json", "--if-exists=rerun"]
+    *words, name = shlex.split(first[-1])
+    assert words == shlex.split(spec)
+    assert name.startswith("name=fill-")
+    assert second[3:] == [
+        *("run", "--json", "-m", "/other place", "--if-exists=join", "--detach", "--plan"),
+        "free path=/x name=mine",
+    ]
+
+
+@pytest.mark.parametrize(("batch", "size"), [("2", 2), ("40%", 2), ("1%", 1), ("100%", 5)])
+def test_a_batch_begins_when_the_last_one_is_done(hosts: Hosts, batch: str, size: int) -> None:
+    assert hosts("quick[1-5]", "--batch", batch).status == 0
+    names = [f"quick{number}" for number in range(1, 6)]
+    events = hosts.events()
+    for at in range(0, 5, size):
+        batch_events, events = events[: 2 * size], events[2 * size :]
+        assert {host for _, host in batch_events} == set(names[at : at + size])
+
+
+def test_no_more_than_the_fanout_at_a_time(hosts: Hosts) -> None:
+    assert hosts("quick[1-7]", "--fanout", "3").status == 0
+    at_work, most = 0, 0
+    for what, _ in hosts.events():
+        at_work += 1 if what == "begin" else -1
+        most = max(most, at_work)
+    assert (most, at_work) == (3, 0)
+
+
+def test_too_many_failures_end_the_beginning(hosts: Hosts) -> None:
+    outcome = hosts("failed[1-4],good[1-2]", "--batch", "3", "--max-failed", "2")
+    assert outcome.status == 1
+    assert "skipped (3): failed4,good[1-2]" in outcome.err
+    assert begun(hosts) == 3
+
+
+def test_few_descriptors_are_enough(hosts: Hosts) -> None:
+    words = hosts.words("quick[1-40]")
+    outcome = subprocess.run(
+        ["bash", "-c", 'ulimit -n 100; exec "$@"', "-", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (outcome.returncode, outcome.stderr.splitlines()[-1]) == (0, "done (40): quick[1-40]")
+
+
+def test_the_timeout_ends_the_watching_only(hosts: Hosts) -> None:
+    outcome = hosts("slow1,good1", "--timeout", "1")
+    assert outcome.status == 1
+    assert "timeout (1): slow1: not done after 1 s" in outcome.err
+    assert "the same command follows them again" in outcome.err
+    assert "slow1 cancel" not in hosts.log()
+
+
+def test_control_c_cancels_everywhere(hosts: Hosts) -> None:
+    """At a terminal, whose ^C goes to all processes of the command, so that it must not reach the connections."""
+    with Terminal(*hosts.words("slow[1-3]", "--fanout", "2"), columns=100) as terminal:
+        terminal.sees("slow1 ", "slow2 ", "running")
+        terminal.type(CONTROL_C)
+        assert terminal.end() == 130
+        assert "cancelling on all hosts" in terminal.text
+        assert "cancelled (2): slow[1-2]" in terminal.text
+        assert "skipped (1): slow3" in terminal.text
+    assert {"slow1 cancel", "slow2 cancel"} <= set(hosts.log())
+
+
+def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
+    """To write to it is no end of this program."""
+    with started(hosts.words("mute1,slow1")) as command:
+        until(lambda: begun(hosts) == 2, "both have begun")
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 130
+    assert {"done (1): mute1", "cancelled (1): slow1"} <= set(err.splitlines())
+
+
+def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:
+    with started(hosts.words("good[1-3],slow1", "--json")) as command:
+        assert command.stdout is not None
+        command.stdout.close()
+        assert command.wait(30) == -signal.SIGPIPE
+        assert command.stderr is not None
+        assert command.stderr.read() == ""
+
+
+def test_a_second_control_c_leaves_the_tasks(hosts: Hosts) -> None:
+    with started(hosts.words("deaf1,good1")) as command:
+        until(lambda: "end good1" in hosts.log() and begun(hosts) == 2, "both have begun")
+        command.send_signal(signal.SIGINT)
+        until(lambda: "deaf1 cancel" in hosts.log(), "it is told to cancel")
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=30)
+        assert command.returncode == 130
+    assert "left (1): deaf1" in err
+    assert err.endswith("ktaskfs: left as they are: the same command follows them again\n")
+
+
+def test_a_terminal_shows_the_slowest_first(hosts: Hosts) -> None:
+    names = ",".join(f"slow{number:02}" for number in range(10, 90, 5))
+    with Terminal(*hosts.words(f"good1,full1,{names}"), rows=12, columns=90) as terminal:
+        terminal.sees("16 running", NO_ROOM, "done (1): good1", "more from", "slowest slow10 at 10.0%")
+        picture = terminal.text
+        terminal.type(CONTROL_C)
+        assert terminal.end() == 130
+    last = picture[picture.rindex("\rslow10 ") :]
+    assert last.index("slow10 ") < last.index("slow15 ") < last.index("slow20 ") < last.index("more from")
+    assert "slow85 " not in last
+
+
+def test_what_cannot_be_begun(hosts: Hosts) -> None:
+    for options, words in (
+        (["--batch", "0"], "--batch: '0' is neither"),
+        (["--batch", "101%"], "--batch: '101%' is neither"),
+        (["--topology", "/none"], "--topology is of use with ssh alone"),
+        (["--ssh-options", "-F '"], "--ssh-options: No closing quotation"),
+    ):
+        outcome = hosts("good1", *options)
+        assert (outcome.status, words in outcome.err) == (1, True), outcome
+    for names in ("hv[1", "", "hv[3-1]"):
+        outcome = hosts(names)
+        assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (1, True), outcome
+    assert hosts("good1", spec="").err == "ktaskfs: there is no specification\n"
+    assert "more than 96 KiB" in hosts("good1", spec=f"free path=/{'x' * 100_000}").err
+    assert hosts.log() == []
+    assert "is not a valid pattern" in hosts("good1", "--via", "/bin/echo %x %h").err
+
+
+def test_a_terminal_is_left_alone_by_what_cannot_be_begun() -> None:
+    words = [sys.executable, "-m", "ktaskfs.cli.main", "run", "--hosts", "good1", "--topology", "/none", SPEC]
+    with Terminal(*words) as terminal:
+        assert terminal.end() == 1
+        assert terminal.raw.startswith("ktaskfs: --topology: ")
+
+
+def test_an_option_for_hosts_alone(hosts: Hosts) -> None:
+    words = hosts.words("good1", "--fanout", "3")
+    del words[4:6]
+    outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr) == (1, "ktaskfs: --fanout is of use with --hosts alone\n")
+
+
+def test_without_clustershell(hosts: Hosts, tmp_path: Path) -> None:
+    (tmp_path / "ClusterShell").mkdir()
+    (tmp_path / "ClusterShell/__init__.py").write_text("raise ModuleNotFoundError('none', name='ClusterShell')\n")
+    outcome = hosts("good1", env={"PYTHONPATH": os.fspath(tmp_path)})
+    assert (outcome.status, outcome.err) == (1, "ktaskfs: --hosts needs ClusterShell: pip install 'ktaskfs[fleet]'\n")
+
+
+def test_the_same_command_has_the_same_name(hosts: Hosts) -> None:
+    for _ in range(2):
+        assert hosts("good1", spec=SPEC).status == 0
+    first, second = [line.partition("name=")[2] for line in hosts.log() if line.startswith("begin")]
+    assert first == second != ""

@@ -1,0 +1,35 @@
+"""The pictures of README can be drawn anew, and show tasks at work."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from tests.support.daemon import ROOT
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+
+NAMES = ("guest", "database", "weights")
+
+
+def words(picture: Path) -> str:
+    """All text of an SVG. Raises ParseError where it is none."""
+    return " ".join(ElementTree.fromstring(picture.read_text()).itertext()).replace("\xa0", " ")
+
+
+def test_they_are_drawn_from_tasks_at_work(command: Command, tmp_path: Path) -> None:
+    script = str(ROOT / "docs/pictures.py")
+    done = run(sys.executable, script, str(command.mount.path), str(tmp_path), cwd=ROOT, timeout=200)
+    assert done.status == 0, done
+    for name in ("run", "top"):
+        drawn, shown = words(tmp_path / f"{name}.svg"), words(ROOT / f"docs/pictures/{name}.svg")
+        for each in (*NAMES, "running", f"ktaskfs {name}"):
+            assert each in drawn
+            assert each in shown, "the picture of README"
+    for name in NAMES:
+        assert command.mount.read(f"tasks/{name}/state") in ("cancelled\n", "done\n"), "none is left at work"

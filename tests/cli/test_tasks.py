@@ -1,0 +1,202 @@
+"""``ktaskfs ls``, ``show``, ``cancel``, ``pause``, ``resume``, ``kill``, ``set`` and ``events``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.cli.events import as_object
+from ktaskfs.cli.tables import rows
+from tests.support.daemon import ROOT, Mount
+from tests.support.poll import DEADLINE, until
+from tests.support.shell import Outcome, run
+from tests.support.slow import start_slow, stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+    from tests.conftest import MountMaker
+    from tests.support.users import User
+
+
+@pytest.fixture
+def tasks(command: Command, memory: Path) -> Iterator[Mount]:
+    """Two tasks at work, vm0 and vm1, one that is done, and one that is new."""
+    mount = command.mount
+    for name in ("vm0", "vm1"):
+        start_slow(mount, memory, name)
+    assert command("run", "--quiet", "checksum", f"path={memory}/file", "name=sum").status == 0
+    (mount.path / "tasks/empty").mkdir()
+    yield mount
+    stop(mount, *(name for name in ("vm0", "vm1") if mount.read(f"tasks/{name}/state") in ("running\n", "paused\n")))
+
+
+def state(mount: Mount, name: str) -> str:
+    return mount.read(f"tasks/{name}/state").strip()
+
+
+@pytest.mark.usefixtures("tasks")
+def test_ls(command: Command) -> None:
+    def names(*patterns: str) -> list[str]:
+        header, *lines = command("ls", *patterns).out.splitlines()
+        assert header.split()[:3] == ["name", "operation", "state"]
+        found = [line.split()[0] for line in lines]
+        objects = [json.loads(line) for line in command("ls", "--json", *patterns).out.splitlines()]
+        assert [each["name"] for each in objects] == found
+        return found
+
+    assert names() == ["vm0", "vm1", "empty", "sum"]
+    assert names("vm*") == ["vm0", "vm1"]
+    assert names("sum", "?m1") == ["vm1", "sum"]
+    assert command("ls", "vm0", "none") == Outcome(1, "", "ktaskfs: there is no task none\n")
+
+
+def test_ls_of_nothing(command: Command) -> None:
+    assert command("ls").out.count("\n") == 1
+    assert command("ls", "--json") == Outcome(0, "", "")
+
+
+def test_show(command: Command, tasks: Mount) -> None:
+    outcome = command("show", "sum", "empty")
+    assert outcome.status == 0
+    both = outcome.out.split("\nName:")
+    assert both[0].startswith("Name:\tsum\n")
+    assert tasks.read("tasks/sum/threads") in both[0]
+    assert both[0].endswith(f"\n{tasks.read('tasks/sum/result')}")
+    assert both[1].startswith("\tempty\n")
+    found, empty = (json.loads(line) for line in command("show", "--json", "sum", "empty").out.splitlines())
+    assert json.loads(tasks.read("tasks/sum/stat.json")).items() <= found.items()
+    assert found["parameters"].items() >= {"max_threads": "max", "rate_max": "max", "nodes": None}.items()
+    assert found["result"] == tasks.read("tasks/sum/result")
+    assert sum(each["done"] for each in found["thread_list"]) == found["done"]
+    assert (empty["parameters"], empty["thread_list"]) == ({}, [])
+
+
+def test_verbs_by_name_and_by_glob(command: Command, tasks: Mount) -> None:
+    assert command("pause", "vm0") == Outcome(0, "vm0\n", "")
+    assert (state(tasks, "vm0"), state(tasks, "vm1")) == ("paused", "running")
+    assert command("pause", "*") == Outcome(0, "vm1\n", "")
+    assert command("resume", "vm*", "vm1") == Outcome(0, "vm0\nvm1\n", "")
+    assert (state(tasks, "vm0"), state(tasks, "vm1")) == ("running", "running")
+    assert command("kill", "vm0").status == 0
+    until(lambda: state(tasks, "vm0") == "interrupted", "it is killed")
+    assert command("cancel", "*") == Outcome(0, "vm1\n", "")
+    assert command("wait", "--quiet", "vm1").status == 3
+    nothing = command("cancel", "vm*")
+    assert nothing == Outcome(1, "", "ktaskfs: cancel vm*: no task that matches vm* takes cancel now\n")
+
+
+def test_what_does_not_fit_is_said_and_the_rest_is_done(command: Command, tasks: Mount) -> None:
+    outcome = command("pause", "sum", "none", "vm0")
+    assert (outcome.status, outcome.out) == (1, "vm0\n")
+    assert outcome.err.splitlines() == [
+        "ktaskfs: pause sum: pause does not fit: task sum is done",
+        "ktaskfs: pause none: there is no task none",
+    ]
+    found = [json.loads(line) for line in command("resume", "--json", "sum", "vm0").out.splitlines()]
+    assert [(each["name"], each["command"], each["errno"]) for each in found] == [
+        ("sum", "resume", 16),
+        ("vm0", "resume", None),
+    ]
+    assert state(tasks, "vm0") == "running"
+
+
+def test_set(command: Command, tasks: Mount) -> None:
+    assert command("set", "vm0", "rate_max=2M", "max_threads=1") == Outcome(0, "vm0\n", "")
+    assert (tasks.read("tasks/vm0/rate_max"), tasks.read("tasks/vm0/max_threads")) == ("2M\n", "1\n")
+    assert command("set", "*", "nice=7") == Outcome(0, "empty\nvm0\nvm1\n", "")
+    assert tasks.read("tasks/vm1/nice") == "7\n"
+    for words, complaint in (
+        (["vm0"], "nothing to set: write KEY=VALUE after the names"),
+        (["vm0", "control=cancel"], "control is no parameter"),
+        (["vm0", "nice=20"], "set vm0: '20' is above the greatest value, 19"),
+        (["sum", "nice=2"], "set sum: "),
+        (["vm0", "nonesuch=2"], "No such file or directory"),
+    ):
+        outcome = command("set", *words)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert complaint in outcome.err
+    assert state(tasks, "vm0") == "running"
+
+
+def test_tasks_of_others(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], public_root: Path, command: Command
+) -> None:
+    """A glob leaves out what the caller may not touch, a name does not."""
+    mount = mount_maker("mode=0666")
+    start_slow(mount, memory, "roots")
+    start_slow(mount, memory, "anns", user=two_users[0])
+
+    def as_ann(*words: str) -> Outcome:
+        all_words = command.words(*words)
+        all_words[5] = str(mount.path)
+        return run(*all_words, user=two_users[0], cwd=public_root)
+
+    assert "roots" in as_ann("ls").out
+    assert as_ann("pause", "*") == Outcome(0, "anns\n", "")
+    refused = as_ann("pause", "roots")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("ktaskfs: pause roots: ")
+    assert mount.read("tasks/roots/state") == "running\n"
+    stop(mount, "roots", "anns")
+
+
+def test_events(command: Command, memory: Path, area: Path) -> None:
+    mount = command.mount
+    plain = subprocess.Popen(command.words("events"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    some = subprocess.Popen(command.words("events", "--json", "vm*"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert plain.stdout is not None
+    assert some.stdout is not None
+
+    def is_open(process: subprocess.Popen[str]) -> bool:
+        return "events" in run("bash", "-c", f"readlink /proc/{process.pid}/fd/*").out
+
+    try:
+        until(lambda: is_open(plain) and is_open(some), "both read")
+        for name in ("other", "vm0"):
+            (mount.path / f"tasks/{name}").mkdir()
+        assert [plain.stdout.readline().split()[1:4] for _ in range(2)] == [["other", "-", "new"], ["vm0", "-", "new"]]
+        event = json.loads(some.stdout.readline())
+        assert event | {"time": 0} == {"time": 0, "task": "vm0", "old": None, "new": "new", "op": None, "uid": 0}
+        assert event["time"] > 1e9
+
+        mount.process.kill()
+        mount.process.wait()
+        again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
+        until(lambda: is_open(plain), "it reads again")
+        (mount.path / "tasks/vm1").mkdir()
+        line = plain.stdout.readline().split()
+        while line[1] != "vm1":  # what was there before comes again
+            line = plain.stdout.readline().split()
+        assert line[2:4] == ["-", "new"]
+    finally:
+        for process in (plain, some):
+            process.send_signal(2)
+            assert process.wait(DEADLINE) == 130
+            process.communicate()
+    again.close()
+    mount.kill()
+
+
+def test_an_event_as_an_object() -> None:
+    assert as_object("1795380200.373948 vm0 starting running op=fallocate uid=0 new_key=x=y") == {
+        "time": 1795380200.373948,
+        "task": "vm0",
+        "old": "starting",
+        "new": "running",
+        "op": "fallocate",
+        "uid": 0,
+        "new_key": "x=y",
+    }
+    assert as_object("1.000000 - - - lost=12") == {"time": 1.0, "task": None, "old": None, "new": None, "lost": 12}
+
+
+def test_rows_of_a_table() -> None:
+    table = "name  meaning\nundo  take back what this run did\nx     y\n"
+    assert rows(table) == [{"name": "undo", "meaning": "take back what this run did"}, {"name": "x", "meaning": "y"}]
+    assert rows("tid  node\n") == []

@@ -1,0 +1,193 @@
+"""Hosts with ktaskfs and sshd, each in namespaces of its own, and the place from which they are reached."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.poll import until
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+INIT: Final = Path(__file__).with_name("host.sh")
+NEEDED: Final = ("/usr/sbin/sshd", "ssh", "ssh-keygen", "ip", "unshare", "nsenter", "setsid")
+NET: Final = "198.18.77"
+"""Of RFC 2544: no real network has it."""
+SPACES: Final = ("--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--kill-child=KILL")
+SSHD: Final = """
+HostKey {directory}/host_key
+AuthorizedKeysFile {directory}/key.pub
+AuthenticationMethods publickey
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+PidFile none
+"""
+CLIENT: Final = """
+Host hv*
+ User root
+ IdentityFile {directory}/key
+ IdentitiesOnly yes
+ UserKnownHostsFile {directory}/known_hosts
+"""
+
+
+class Place:
+    """A network of its own, with a bridge to which hosts are joined. Commands that use hosts are run in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # Ends with its standard input: nothing is left of the network when these tests are killed.
+        self._holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+        self._net = Path(f"/proc/{self._holder.pid}/ns/net")
+        own = os.readlink("/proc/self/ns/net")
+        until(lambda: os.readlink(self._net) != own, "a network of its own")
+        for words in (
+            "link set lo up",
+            "link add bridge0 type bridge",
+            f"address add {NET}.1/24 dev bridge0",
+            "link set bridge0 up",
+        ):
+            self.ip(words)
+        for name in ("key", "host_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
+        (directory / "sshd_config").write_text(SSHD.format(directory=directory))
+        (directory / "ssh_config").write_text(CLIENT.format(directory=directory))
+        host_key = (directory / "host_key.pub").read_text().split()[:2]
+        (directory / "known_hosts").write_text(f"hv*,{NET}.* {' '.join(host_key)}\n")
+
+    @property
+    def prefix(self) -> list[str]:
+        """Before a command that is to run here."""
+        return ["nsenter", f"--net={self._net}", "--"]
+
+    def ip(self, words: str) -> None:
+        """Run ip(8) here."""
+        subprocess.run([*self.prefix, "ip", *words.split()], check=True)
+
+    def command(self, name: str, hosts: str, *words: str) -> list[str]:
+        """``ktaskfs NAME --hosts HOSTS ...``, by the ssh configuration of this place."""
+        python = [sys.executable, "-m", "ktaskfs.cli.main"]
+        options = ["--hosts", hosts, "--ssh-options", f"-F {self.directory}/ssh_config", "--remote", " ".join(python)]
+        return [*self.prefix, *python, name, *options, *words]
+
+    def __call__(self, name: str, hosts: str, *words: str, env: Mapping[str, str] | None = None) -> Outcome:
+        return run(*self.command(name, hosts, *words), cwd=ROOT, env=env)
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._holder.communicate()
+
+
+class Host:
+    """One of them: ``hvN`` at NET.10+N."""
+
+    def __init__(self, place: Place, number: int, *, memory: str) -> None:
+        """Boot it; ``memory`` is the size of its /dev/shm. Call ``wait`` before it is used."""
+        self.name = f"hv{number}"
+        self._place = place
+        self._log = place.directory / f"{self.name}.log"
+        reading, writing = os.pipe()
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["unshare", *SPACES, "bash", "-c", f'exec "$@" 3>&{writing}', "-"]
+                + [str(INIT), self.name, str(place.directory), memory, sys.executable],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writing],
+                cwd=ROOT,
+            )
+        os.close(writing)
+        self._ready = reading
+        own = os.readlink("/proc/self/ns/net")
+        until(lambda: os.readlink(f"/proc/{self._process.pid}/ns/net") != own, "the host has its network")
+        place.ip(f"link add {self.name} type veth peer name eth0 netns {self._process.pid}")
+        place.ip(f"link set {self.name} master bridge0 up")
+        self.inside("ip", "address", "add", f"{NET}.{10 + number}/24", "dev", "eth0")
+        self.inside("ip", "link", "set", "eth0", "up")
+        with (place.directory / "ssh_config").open("a") as stream:
+            stream.write(f"Host {self.name}\n HostName {NET}.{10 + number}\n")
+
+    def wait(self) -> None:
+        """Return when it can be reached."""
+        with open(self._ready, "rb") as stream:
+            assert stream.readline() == b"ready\n", self._log.read_text()
+        words = ["ssh", "-F", str(self._place.directory / "ssh_config"), self.name, "true"]
+        until(lambda: run(*self._place.prefix, *words).status == 0, f"{self.name} lets one in")
+
+    @property
+    def _init(self) -> str:
+        return Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0]
+
+    def inside(self, *words: str) -> Outcome:
+        """Run a command in its network."""
+        outcome = run("nsenter", f"--net=/proc/{self._process.pid}/ns/net", "--", *words)
+        assert outcome.status == 0, outcome
+        return outcome
+
+    def sh(self, script: str) -> str:
+        """Run a script of bash there, without ssh; returns what it prints."""
+        outcome = run("nsenter", f"--target={self._init}", "--all", "--", "bash", "-euc", script)
+        assert outcome.status == 0, outcome
+        return outcome.out
+
+    def state(self, task: str) -> str:
+        """That of a task; nothing if there is none."""
+        return self.sh(f"cat /run/ktaskfs/tasks/{task}/state 2>/dev/null || :").strip()
+
+    def clear(self) -> None:
+        """No task is left, and no file."""
+        self.sh(
+            "cd /run/ktaskfs/tasks; echo cancel >control; rm -f /dev/shm/*; shopt -s nullglob\n"
+            "for task in */; do cat $task/wait >/dev/null; rmdir $task; done"
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was not killed."""
+        return self._process.poll() is None
+
+    def freeze(self) -> None:
+        """Stop all that runs there; its kernel goes on to answer."""
+        run("nsenter", f"--target={self._init}", "--pid", "--mount", "--", "bash", "-c", "kill -STOP -1")
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        run("nsenter", f"--target={self._init}", "--pid", "--mount", "--", "bash", "-c", "kill -CONT -1")
+
+    def kill(self) -> None:
+        """It is dead at once."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+@contextlib.contextmanager
+def three_hosts(directory: Path) -> Iterator[tuple[Place, list[Host]]]:
+    """hv1, hv2 and hv3, and the place from which they are reached; skips where that cannot be had."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    with contextlib.ExitStack() as stack:
+        place = Place(directory)
+        stack.callback(place.close)
+        hosts = []
+        for number, memory in ((1, "64M"), (2, "4M"), (3, "64M")):
+            host = Host(place, number, memory=memory)
+            stack.callback(host.kill)
+            hosts.append(host)
+        for host in hosts:
+            host.wait()
+        yield place, hosts
