@@ -4,23 +4,29 @@
 test test-fast: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
 
 PREFIX ?= /usr/local
+TEST_PROCESSES ?= 0
 
-.PHONY: setup lint test-fast test demo bench install uninstall clean
+.PHONY: setup program lint test-fast test demo bench docs install uninstall deb clean
 
-setup: ## install what is missing and make .venv
-	@scripts/setup.sh
+setup: ## what the program and its tests need: install what is missing, and make .venv
+	@scripts/setup.sh tests
+
+program: ## what the program alone needs; what only its build needs is removed again
+	@scripts/setup.sh program
 
 lint: setup ## style and types
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy -p ktaskfs -p bench -p tests
+	for each in docs/*.py docs/*/*.py packaging/*.py; do .venv/bin/mypy --no-error-summary $$each || exit; done
 
 test-fast: lint ## lint, then the tests that need neither root nor a mount nor another machine
 	.venv/bin/python -m pytest -m fast
 
-test: lint ## lint, then every test
-	.venv/bin/python -m pytest
+test: lint ## lint, then every test; TEST_PROCESSES=3 has three processes share them, one of which waits for the virtual machines
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-demo: setup ## the main job, shown with the commands a reader would type
+demo: program ## the main job, shown with the commands a reader would type
 	@scripts/demo.sh
 
 # The benchmarks are the modules that call main("NAME", ...); those that read the results of others come after them.
@@ -32,12 +38,19 @@ bench: setup ## install the peers, measure beside them, draw; writes bench/RESUL
 	done
 	.venv/bin/python -m bench.plots
 
-install: setup ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
+docs: setup ## the documents as a site: build/site/index.html
+	.venv/bin/python docs/site.py
+	@echo build/site/index.html
+
+install: program ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
 	.venv/bin/python packaging/install.py install "$(PREFIX)" "$(DESTDIR)"
 
-uninstall: setup ## remove what install has put there, with the same PREFIX and DESTDIR
-	.venv/bin/python packaging/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
+uninstall: ## remove what install has put there, with the same PREFIX and DESTDIR
+	PYTHONPATH=. python3 packaging/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
+
+deb: ## the Debian package for the release that this machine runs, into dist/
+	@packaging/deb.sh dist
 
 clean: ## remove what was built
-	rm -rf .venv *.egg-info bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv *.egg-info build dist bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

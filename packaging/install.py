@@ -8,6 +8,7 @@ before every path that is written to, and into none of the files. Nothing of the
 from __future__ import annotations
 
 import compileall
+import contextlib
 import filecmp
 import os
 import re
@@ -18,6 +19,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from ktaskfs.cli.completion import SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,17 +43,28 @@ class Installation:
             "/usr/sbin/mount.ktaskfs": "mount/mount.ktaskfs",
             f"{units}/ktaskfs.service": "systemd/ktaskfs.service",
             f"{units}/ktaskfs-confined.service": "systemd/ktaskfs-confined.service",
+            f"{units}/ktaskfs-boot.service": "systemd/ktaskfs-boot.service",
+            f"{units}/postgresql@.service.d/ktaskfs.conf": "systemd/postgresql-after-ktaskfs.conf",
             f"{units}/run-ktaskfs.mount": "systemd/run-ktaskfs.mount",
             f"{units}/run-ktaskfs.automount": "systemd/run-ktaskfs.automount",
             f"{prefix}/lib/systemd/system-preset/90-ktaskfs.preset": "systemd/ktaskfs.preset",
             f"{prefix}/lib/sysusers.d/ktaskfs.conf": "systemd/ktaskfs.sysusers",
             f"{prefix}/lib/tmpfiles.d/ktaskfs.conf": "systemd/ktaskfs.tmpfiles",
             f"{prefix}/share/doc/ktaskfs/fstab.example": "packaging/fstab.example",
+            f"{prefix}/share/doc/ktaskfs/libvirt_hook.py": "packaging/libvirt_hook.py",
             f"{prefix}/share/doc/ktaskfs/README.md": "README.md",
         }
         self._links = {"/usr/sbin/mount.fuse.ktaskfs": "mount.ktaskfs"}
+        if not any(is_one_directory(f"{root}{prefix}/bin", f"{root}{prefix}/sbin") for root in (destdir, "")):
+            self._links[f"{prefix}/bin/ktaskfs"] = "../sbin/ktaskfs"  # ordinary users have no sbin in their PATH
+        completions = (
+            ("bash", "bash-completion/completions/ktaskfs"),
+            ("zsh", "zsh/site-functions/_ktaskfs"),
+            ("fish", "fish/vendor_completions.d/ktaskfs.fish"),
+        )
         pages = runpy.run_path(str(SOURCE / "docs/man/generate.py"))["pages"]()
         self._texts = {f"{prefix}/share/man/man{name[-1]}/{name}": text for name, text in pages.items()}
+        self._texts |= {f"{prefix}/share/{place}": SCRIPTS[shell] for shell, place in completions}
 
     def _at(self, path: str) -> Path:
         return Path(self._destdir + path)
@@ -68,6 +82,7 @@ class Installation:
         for path, text in self._texts.items():
             self._write(path, text, 0o644)
         for path, target in self._links.items():
+            self._at(path).parent.mkdir(parents=True, exist_ok=True)
             self._remove(path)
             self._at(path).symlink_to(target)
         if not self._at(self._conf).exists():
@@ -93,7 +108,8 @@ class Installation:
         self._at(f"{self._lib}/bin/python").symlink_to(base)
         self._write(f"{self._lib}/pyvenv.cfg", f"home = {base.parent}\nversion = {version}\n", 0o644)
         shutil.copytree(SOURCE / "ktaskfs", packages / "ktaskfs", ignore=shutil.ignore_patterns("__pycache__"))
-        requirements = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]["dependencies"]
+        project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+        requirements = [*project["dependencies"], *project["optional-dependencies"]["top"]]
         for distribution in needed(requirements):
             for file in distribution.files or ():
                 if ".." not in file.parts and "__pycache__" not in file.parts:  # no scripts
@@ -108,8 +124,9 @@ class Installation:
         """Remove everything; /etc/ktaskfs.conf only as it was installed."""
         for path in (self._lib, self._command, *self._files, *self._texts, *self._links):
             self._remove(path)
-            if path.endswith("README.md"):
-                self._at(path).parent.rmdir()
+            if path.endswith(("README.md", "postgresql@.service.d/ktaskfs.conf")):
+                with contextlib.suppress(OSError):  # it is gone already, or others have files in it
+                    self._at(path).parent.rmdir()
         if self._at(self._conf).exists():
             if filecmp.cmp(self._at(self._conf), SOURCE / "systemd/ktaskfs.conf", shallow=False):
                 self._remove(self._conf)
@@ -121,6 +138,11 @@ class Installation:
             shutil.rmtree(self._at(path))
         else:
             self._at(path).unlink(missing_ok=True)
+
+
+def is_one_directory(one: str, other: str) -> bool:
+    """Whether two paths lead to the same, as /usr/bin and /usr/sbin do on some distributions."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def needed(requirements: list[str]) -> Iterator[metadata.Distribution]:

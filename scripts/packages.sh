@@ -35,6 +35,23 @@ install_packages() {
         apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 }
 
+# Installs packages, and starts none of their services now: policy-rc.d(8) forbids it to the package scripts. sshd is not
+# started at the next boot either, if this brought it.
+install_unstarted() {
+    policy=/usr/sbin/policy-rc.d
+    [ ! -e $policy ] || policy= # somebody else's is left as it is
+    # shellcheck disable=SC2016 # for the other shell
+    [ -z "$policy" ] || as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >$0 && chmod 755 $0' $policy
+    trap '[ -z "$policy" ] || as_root rm -f $policy' EXIT
+    trap 'exit 130' HUP INT TERM
+    install_packages "$@"
+    trap - EXIT HUP INT TERM
+    [ -z "$policy" ] || as_root rm -f $policy
+    case " $* " in
+        *" openssh-server "*) ! command -v systemctl >/dev/null || as_root systemctl --quiet disable ssh.service ssh.socket || : ;;
+    esac
+}
+
 # Under sudo, give the owner of the clone what was made in it.
 give_to_owner() {
     [ "$(id -u)" != 0 ] || chown -R --reference=. .venv ./*.egg-info

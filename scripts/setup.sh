@@ -1,15 +1,22 @@
 #!/bin/sh
-# Makes a clone ready to run: installs the Debian packages that are missing, makes .venv with the newest suitable
-# Python, and installs ktaskfs in it, editable, with what the tests need.
-# Needs root or sudo only for missing packages. A second run finds everything there and needs no network.
-# PYTHON=/path/to/python3 chooses the interpreter.
+# Makes a clone ready: `setup.sh program` for what ktaskfs itself needs, `setup.sh tests` for what its tests need, too.
+# Installs the Debian packages that are missing, makes .venv with the newest suitable Python, and installs ktaskfs in
+# it, editable. What only the build needs is removed again by `program`, if it was not there before.
+# Needs root or sudo only for packages. A second run finds everything there and needs no network.
+# `setup.sh list KIND...` prints packages: program, build, tests. PYTHON=/path/to/python3 chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
 
-# pyfuse3 is built from its source: hence the compiler, the headers and pkg-config. The tests read the mount with
-# busybox and less, boot a systemd of their own, start containers, and give a daemon a clock that goes back (faketime).
-packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv busybox less'
-packages="$packages systemd dbus man-db procps faketime podman runc"
+program='fuse3 python3'
+# pyfuse3 is built from its source.
+build='libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv'
+# The tests read the mount with busybox, less, rsync, node and inotifywait, write to it with jq, mawk and perl, complete
+# the command in zsh and fish, watch it in tmux, boot a systemd of their own, start containers and guests, make
+# filesystems, and give a daemon a clock that goes back (faketime).
+tests='busybox less systemd dbus man-db procps faketime podman runc rsync jq mawk nodejs perl inotify-tools zsh fish tmux'
+tests="$tests e2fsprogs xfsprogs btrfs-progs libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86"
+# Debian 13 has some of util-linux in a package of its own.
+tests="$tests util-linux-extra openssh-server openssh-client iproute2"
 
 me=setup
 . scripts/packages.sh
@@ -40,20 +47,76 @@ make_venv() {
     "$python" -m venv --clear .venv
 }
 
-# shellcheck disable=SC2046,SC2086 # lists of words
-set -- $(missing $packages) # where it is not a Debian, what is missing will say so itself
-if [ $# -gt 0 ]; then
-    update_lists
-    install_packages "$@"
-fi
+have() { # PACKAGE...: where it is not a Debian, what is missing will say so itself
+    # shellcheck disable=SC2046 # a list of words
+    set -- $(missing "$@")
+    if [ $# -gt 0 ]; then
+        update_lists
+        install_unstarted "$@"
+    fi
+}
+
+have_for_now() { # PACKAGE...: as have; $added becomes what apt says that it installs for that
+    # shellcheck disable=SC2046 # a list of words
+    set -- $(missing "$@")
+    if [ $# -gt 0 ]; then
+        update_lists
+        added=$(apt-get -s -q --no-install-recommends install "$@" | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }')
+        install_packages "$@"
+    fi
+}
+
+remove_added() { # by dpkg, which unlike apt leaves what something else needs by now
+    if [ -n "$added" ]; then
+        # shellcheck disable=SC2086 # a list of words
+        echo "setup: removing what only the build needed:" $added
+        # shellcheck disable=SC2086 # a list of words
+        as_root dpkg --purge $added >/dev/null || :
+    fi
+}
+
+# shellcheck disable=SC2086 # lists of words
+case ${1-} in
+    program)
+        extra=top
+        have $program
+        ;;
+    tests)
+        extra=dev
+        have $program $build $tests
+        ;;
+    list)
+        shift
+        for kind in "$@"; do
+            case $kind in
+                program) echo $program ;;
+                build) echo $build ;;
+                tests) echo $tests ;;
+                *) fail "$kind is neither program, build nor tests" ;;
+            esac
+        done
+        exit
+        ;;
+    *) fail 'usage: setup.sh program|tests|list KIND...' ;;
+esac
 wanted="$(pwd) $(sha256sum <pyproject.toml)"
 installed=$(cat .venv/installed 2>/dev/null || :)
-if [ "$installed" != "$wanted" ] || ! .venv/bin/python -c '' 2>/dev/null; then
-    case $installed in
-        "$(pwd) "*) .venv/bin/python -c '' 2>/dev/null || make_venv ;; # other dependencies: add them
-        *) make_venv ;;                                                # its scripts hold the path of another place
-    esac
-    .venv/bin/python -m pip install --quiet --editable '.[dev]'
-    echo "$wanted" >.venv/installed
-    give_to_owner
+for sufficient in "$wanted $extra" "$wanted dev"; do # the tests need all that the program does
+    if [ "$installed" = "$sufficient" ] && .venv/bin/python -c '' 2>/dev/null; then
+        exit
+    fi
+done
+if [ $extra = top ]; then
+    added=''
+    trap remove_added EXIT
+    trap 'exit 130' HUP INT TERM
+    # shellcheck disable=SC2086 # a list of words
+    have_for_now $build
 fi
+case $installed in
+    "$(pwd) "*) .venv/bin/python -c '' 2>/dev/null || make_venv ;; # other dependencies: add them
+    *) make_venv ;;                                                # its scripts hold the path of another place
+esac
+.venv/bin/python -m pip install --quiet --editable ".[$extra]"
+echo "$wanted $extra" >.venv/installed
+give_to_owner

@@ -36,7 +36,7 @@ cat >"$root/tmp/inside.sh" <<'INSIDE'
 set -eu
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export DEBIAN_FRONTEND=noninteractive
-packages=$(sed -n "s/^packages='\(.*\)'/\1/p" "$source/scripts/setup.sh")
+packages=$("$source/scripts/setup.sh" list program build tests)
 removable=''
 for package in $packages; do
     [ "$package" = python3 ] || removable="$removable $package" # half of Debian hangs on python3

@@ -13,20 +13,27 @@ from ktaskfs.config import parse_options
 from ktaskfs.tasks.tunables import TUNABLES
 from ktaskfs.version import VERSION
 from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FIXED = {"/etc/ktaskfs.conf", "/usr/sbin/mount.ktaskfs", "/usr/sbin/mount.fuse.ktaskfs"}
+MANUAL_PAGES = ("ktaskfs.1", "ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.d.5", "ktaskfs.8", "mount.ktaskfs.8")
 BELOW_PREFIX = {
     "sbin/ktaskfs",
-    *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "ktaskfs-confined.service")),
+    "bin/ktaskfs",
+    *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "ktaskfs-confined.service", "ktaskfs-boot.service")),
     *(f"lib/systemd/system/{unit}" for unit in ("run-ktaskfs.mount", "run-ktaskfs.automount")),
+    "lib/systemd/system/postgresql@.service.d/ktaskfs.conf",
     "lib/systemd/system-preset/90-ktaskfs.preset",
     "lib/sysusers.d/ktaskfs.conf",
     "lib/tmpfiles.d/ktaskfs.conf",
-    *(f"share/man/man{page[-1]}/{page}" for page in ("ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.8", "mount.ktaskfs.8")),
+    *(f"share/man/man{page[-1]}/{page}" for page in MANUAL_PAGES),
+    "share/bash-completion/completions/ktaskfs",
+    "share/zsh/site-functions/_ktaskfs",
+    "share/fish/vendor_completions.d/ktaskfs.fish",
     "share/doc/ktaskfs/fstab.example",
     "share/doc/ktaskfs/README.md",
 }
@@ -84,15 +91,48 @@ def test_pip_gives_the_command(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
-    assert run(*pip, timeout=300).status == 0
+    assert run(*pip, timeout=5 * DEADLINE).status == 0
     done = run(str(target / "bin/ktaskfs"), "--version", env={"PYTHONPATH": str(target)}, cwd=tmp_path)
     assert done == Outcome(0, f"ktaskfs {VERSION}\n", "")
     installed = {path.relative_to(target / "ktaskfs") for path in (target / "ktaskfs").rglob("*.py")}
     assert installed == {path.relative_to(ROOT / "ktaskfs") for path in (ROOT / "ktaskfs").rglob("*.py")}
 
 
-@pytest.mark.parametrize("verb", ["install", "uninstall"])
-def test_make_has_the_usual_variables(verb: str) -> None:
+@pytest.mark.parametrize(("verb", "python"), [("install", ".venv/bin/python"), ("uninstall", "PYTHONPATH=. python3")])
+def test_make_has_the_usual_variables(verb: str, python: str) -> None:
     for variables, arguments in (((), '"/usr/local" ""'), (("PREFIX=/usr", "DESTDIR=/d"), '"/usr" "/d"')):
         done = run("make", "--no-print-directory", "--dry-run", verb, *variables, cwd=ROOT)
-        assert done.out.splitlines()[-1] == f".venv/bin/python packaging/install.py {verb} {arguments}"
+        assert done.out.splitlines()[-1] == f"{python} packaging/install.py {verb} {arguments}"
+        assert done.err == ""
+
+
+def test_uninstall_needs_nothing_that_was_built(tmp_path: Path) -> None:
+    """The clone may be a new one; and nothing to remove is no error."""
+    install("install", tmp_path)
+    uninstall = (
+        "/usr/bin/python3",
+        "-S",
+        "-B",
+        str(ROOT / "packaging/install.py"),
+        "uninstall",
+        "/usr/local",
+        str(tmp_path),
+    )
+    for _ in range(2):
+        assert run(*uninstall, env={"PYTHONPATH": str(ROOT)}) == Outcome(0, "", "")
+        assert files(tmp_path) == set()
+
+
+def test_set_up_lists_what_each_kind_needs() -> None:
+    """Of what only developers have, nothing is among what the program needs, or what it is built with."""
+
+    def listed(*kinds: str) -> set[str]:
+        done = run(str(ROOT / "scripts/setup.sh"), "list", *kinds)
+        assert done.status == 0, done
+        return set(done.out.split())
+
+    assert listed("program") == {"fuse3", "python3"}
+    assert {"gcc", "libfuse3-dev", "pkg-config"} <= listed("build")
+    assert {"busybox", "podman", "zsh"} <= listed("tests")
+    assert not listed("tests") & listed("program", "build")
+    assert run(str(ROOT / "scripts/setup.sh"), "list", "other").status == 1

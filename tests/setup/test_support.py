@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.daemon import ROOT, interpreter
 from tests.support.filesystems import public_view
+from tests.support.hugepages import alone, queue_for
 from tests.support.leftovers import none_left
+from tests.support.poll import until
 from tests.support.shell import run, shell
 
 if TYPE_CHECKING:
@@ -32,6 +36,18 @@ def test_in_fixture(broken): ...
 @pytest.mark.xfail(reason="known")
 def test_expected_failure():
     assert False
+"""
+
+LONG = """
+import pathlib, time
+import pytest
+@pytest.fixture(scope="session")
+def thing():
+    yield
+    pathlib.Path(__file__).with_suffix(".put-back").touch()
+def test_long(thing):
+    pathlib.Path(__file__).with_suffix(".begun").touch()
+    time.sleep(600)
 """
 
 
@@ -81,6 +97,31 @@ def test_a_detached_process_is_found() -> None:
         subprocess.run(["sh", "-c", "sleep 600 <&- >/dev/null 2>&1 &"], check=True)
 
 
+def test_who_waits_for_the_pool_is_before_who_has_just_had_it(tmp_path: Path) -> None:
+    had, lock = list[str](), tmp_path / "lock"
+
+    def wait() -> None:
+        with alone(lock):
+            had.append("the other")
+
+    def is_next() -> bool:
+        with queue_for(lock).open("w") as queue:
+            try:
+                fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    with ThreadPoolExecutor(1) as threads:
+        with alone(lock):
+            other = threads.submit(wait)
+            until(is_next, "the other is next")
+        with alone(lock):
+            had.append("the first again")
+        other.result()
+    assert had == ["the other", "the first again"]
+
+
 def test_hugetlbfs_has_the_page_size(hugetlbfs: Path, page_size: int) -> None:
     assert os.statvfs(hugetlbfs).f_bsize == page_size
 
@@ -102,15 +143,16 @@ def test_a_public_view_of_a_private_directory(tmp_path: Path, two_users: tuple[U
         assert run("cat", str(view / "file"), user=two_users[0]).out == "text"
 
 
-def test_a_run_told_to_end_puts_everything_back(tmp_path: Path) -> None:
-    (tmp_path / "test_long.py").write_text(
-        "import time\nimport pytest\n"
-        "@pytest.fixture\ndef thing():\n    yield\n    print('put back')\n"
-        "def test_long(thing):\n    print('begun', flush=True)\n    time.sleep(600)\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull]
-    with subprocess.Popen([*command, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        assert any("begun" in line for line in running.stdout)
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_run_told_to_end_puts_everything_back(tmp_path: Path, processes: int) -> None:
+    """In each of its processes."""
+    files = [tmp_path / f"test_{number}.py" for number in range(max(1, processes))]
+    for file in files:
+        file.write_text(LONG)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull]
+    command += ["-n", str(processes), "--dist", "loadfile", *map(str, files)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:
+        until(lambda: len(list(tmp_path.glob("*.begun"))) == len(files), "the tests are at work")
         running.terminate()
-        assert "put back" in running.stdout.read()
+    assert running.returncode == pytest.ExitCode.INTERRUPTED
+    assert len(list(tmp_path.glob("*.put-back"))) == len(files)

@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="package")
 def machine(root: None) -> Iterator[Machine]:
-    """A machine just booted, for all the tests here; the last of them removes ktaskfs from it."""
+    """A machine just booted, for all the tests here."""
     with booted() as machine:
         yield machine

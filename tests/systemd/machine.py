@@ -17,7 +17,7 @@ from tests.support.poll import until
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BOOT: Final = Path(__file__).with_name("boot.sh")
 NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
@@ -49,14 +49,14 @@ class Machine:
     def root(self) -> Path:
         return Path("/proc", (self._directory / "init").read_text().strip(), "root")
 
-    def run(self, *command: str, user: str | None = None) -> Outcome:
-        """Run ``command`` in there to its end, as ``user`` if given."""
+    def run(self, *command: str, user: str | None = None, timeout: float = 60) -> Outcome:
+        """Run ``command`` in there to its end, as ``user`` if given; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
-        return run(str(BOOT), "exec", str(self._directory), *as_user, *command)
+        return run(str(BOOT), "exec", str(self._directory), *as_user, *command, timeout=timeout)
 
-    def sh(self, script: str, *, user: str | None = None) -> Outcome:
+    def sh(self, script: str, *, user: str | None = None, timeout: float = 60) -> Outcome:
         """Run a script of bash in there."""
-        return self.run("bash", "-c", script, user=user)
+        return self.run("bash", "-c", script, user=user, timeout=timeout)
 
     def out(self, *command: str, user: str | None = None) -> str:
         """What ``command`` prints, which must succeed."""
@@ -83,9 +83,9 @@ class Machine:
         found = self.run("pgrep", "--list-full", "--full", "ktaskfs mount").out.splitlines()
         return [line for line in found if "pgrep" not in line]
 
-    def start_slow_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
+    def start_slow_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs", rate: str = "1M") -> None:
         """A task that goes on until ``finish_task``."""
-        spec = f"fallocate path=/dev/shm/{name} length=64M rate_max=1M chunk=1M name={name}"
+        spec = f"fallocate path=/dev/shm/{name} length=64M rate_max={rate} chunk=1M name={name}"
         outcome = self.sh(f'echo "{spec}" > {mount}/tasks/control', user=user)
         assert outcome.status == 0, outcome
 
@@ -102,8 +102,22 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted() -> Iterator[Machine]:
-    """Install ktaskfs with PREFIX=/usr, enable its service, and boot; skips where that cannot be done."""
+def booted(setup: str = SETUP) -> Iterator[Machine]:
+    """Install ktaskfs with PREFIX=/usr, run ``setup``, and boot; skips where that cannot be done."""
+
+    def install(layer: Path) -> None:
+        subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", layer], check=True)
+
+    with booted_with(install, setup) as machine:
+        yield machine
+
+
+@contextlib.contextmanager
+def booted_with(fill: Callable[[Path], object], setup: str, system: Path = Path("/")) -> Iterator[Machine]:
+    """Boot ``system`` after ``setup`` in there, with the files that ``fill`` puts into a directory for its root.
+
+    Skips where that cannot be done.
+    """
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")
@@ -112,8 +126,9 @@ def booted() -> Iterator[Machine]:
         Path(path).chmod(0o755)
         directory.mkdir()
         layer.mkdir()
-        subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", layer], check=True)
-        with subprocess.Popen([BOOT, "start", directory, layer, SETUP], stderr=subprocess.PIPE, text=True) as boot:
+        fill(layer)
+        command = [str(BOOT), "start", str(directory), str(layer), setup, str(system)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as boot:
             assert boot.stderr is not None
             said = boot.stderr.read()
         assert boot.returncode == 0, said

@@ -88,6 +88,26 @@ def test_a_task_is_interrupted_when_its_callers_unit_stops(service: Machine, uni
     finish(service)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_worker_sees_its_limits_and_can_write_to_no_control_group(service: Machine, unit: str) -> None:
+    assert service.run("systemctl", "start", unit).status == 0
+    service.until_mounted()
+    start_in_a_unit(service)
+    (worker,) = service.workers()
+    script = f"""
+    for fd in /proc/{worker}/fd/*; do
+        if [ -e $fd/cgroup.procs ]; then echo seen; ! test -w $fd/cgroup.procs || echo $fd; fi
+    done | sort -u
+    """
+    assert service.sh(script) == Outcome(0, "seen\n", "")
+    assert service.run("systemctl", "stop", "caller").status == 0
+    assert service.sh("tail -n 1 /run/ktaskfs/tasks/slow/wait; rmdir /run/ktaskfs/tasks/slow").status == 0
+    more = "echo 'fallocate path=/dev/shm/slow length=100M' > /run/ktaskfs/tasks/control"
+    limited = ("systemd-run", "--quiet", "--scope", "--property=MemoryMax=64M", "bash", "-c", more)
+    assert service.run(*limited).errname == "ENOMEM"
+    assert service.run("rm", "/dev/shm/slow").status == 0
+
+
 def test_with_cgroup_daemon_a_task_outlives_its_callers_unit(service: Machine) -> None:
     assert service.run("systemctl", "start", UNITS[0]).status == 0
     service.until_mounted()

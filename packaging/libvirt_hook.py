@@ -1,0 +1,204 @@
+#!/usr/bin/python3
+"""A hook of libvirt: the huge pages of a domain come before it starts, and go when it has ended.
+
+Install it as /etc/libvirt/hooks/qemu.d/ktaskfs (libvirt 6.5 or later). libvirt calls it with the domain's name, what
+happens to the domain, and two more words, and writes the domain's XML to its standard input (libvirt.org/hooks.html). A
+domain with ``<memoryBacking><hugepages>`` gets what its nodes lack in free pages; what was added is taken off again. If
+there is no memory for them, the domain does not start, and libvirt shows why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATE = Path("/run/libvirt/ktaskfs")
+"""A file for each domain with pages that were added: NODE, bytes of a page, and how many, of each pool."""
+NODES = Path("/sys/devices/system/node")
+POOLS = Path("/sys/kernel/mm/hugepages")
+UNITS = {"b": 1, "bytes": 1, "KB": 1000, "k": 1024, "KiB": 1024, "MB": 1000**2, "M": 1024**2, "MiB": 1024**2}
+UNITS |= {"GB": 1000**3, "G": 1024**3, "GiB": 1024**3, "TB": 1000**4, "T": 1024**4, "TiB": 1024**4}
+
+
+@dataclass(frozen=True)
+class Want:
+    """Pages of ``page_size`` bytes that a cell of the domain needs on ``nodes`` of the host."""
+
+    page_size: int
+    pages: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The huge pages of one size on one node."""
+
+    node: int
+    page_size: int
+
+    @property
+    def _directory(self) -> Path:
+        return NODES / f"node{self.node}/hugepages/hugepages-{self.page_size >> 10}kB"
+
+    def read(self, name: str) -> int:
+        """``nr_hugepages`` or ``free_hugepages``."""
+        return int((self._directory / name).read_text())
+
+    @property
+    def available(self) -> int:
+        """Pages that nobody has a promise of. The kernel counts promises for all nodes together."""
+        promised = int((POOLS / self._directory.name / "resv_hugepages").read_text())
+        return max(0, self.read("free_hugepages") - promised)
+
+    def grow(self, pages: int, name: str) -> None:
+        """Add pages, or take them off. Raises CalledProcessError after ``ktaskfs`` has said why."""
+        spec = f"reserve size={self.page_size} nodes={self.node} pages={self.read('nr_hugepages') + pages}"
+        spec += f" reclaim=1 name=libvirt-{name}-{self.page_size >> 10}kB-{self.node}"
+        command = ["ktaskfs", "run", "--quiet", "--if-exists=replace", spec]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as ``0-2,4``; ``^1`` takes one away again."""
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, _, last = part.strip().removeprefix("^").partition("-")
+        each = range(int(first), int(last or first) + 1)
+        if part.strip().startswith("^"):
+            found = {number: None for number in found if number not in each}
+        else:
+            found |= dict.fromkeys(each)
+    return tuple(found)
+
+
+def size(element: ET.Element, value: str, default_unit: str = "KiB") -> int:
+    """Bytes."""
+    return int(value) * UNITS[element.get("unit", default_unit)]
+
+
+def default_page_size() -> int:
+    """Bytes of the machine's default huge page."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Hugepagesize:"))
+
+
+def wants(domain: ET.Element) -> list[Want]:
+    """What the domain needs; nothing if it does not ask for huge pages."""
+    backing = domain.find("memoryBacking/hugepages")
+    if backing is None:
+        return []
+    pages = backing.findall("page")
+    host = tuple(sorted(int(path.name.removeprefix("node")) for path in NODES.glob("node[0-9]*")))
+    everywhere = domain.find("numatune/memory")
+    nodes = host if everywhere is None or "nodeset" not in everywhere.attrib else numbers(everywhere.attrib["nodeset"])
+    own = {int(each.attrib["cellid"]): numbers(each.attrib["nodeset"]) for each in domain.iter("memnode")}
+    cells = [(int(each.attrib["id"]), size(each, each.attrib["memory"])) for each in domain.iterfind("cpu/numa/cell")]
+    if not cells:
+        memory = domain.find("memory")
+        assert memory is not None
+        cells = [(0, size(memory, memory.text or "0"))]
+    found = []
+    for cell, length in cells:
+        of_it = [each for each in pages if cell in numbers(each.get("nodeset", str(cell)))]
+        of_it.sort(key=lambda each: "nodeset" not in each.attrib)
+        page_size = size(of_it[0], of_it[0].attrib["size"]) if of_it else default_page_size()
+        if not pages or of_it:  # else this cell has ordinary pages
+            found.append(Want(page_size, -(-length // page_size), own.get(cell, nodes)))
+    return found
+
+
+def memory_free(node: int) -> int:
+    """Bytes of the node that are free or can be taken back at once."""
+    words = [line.split() for line in (NODES / f"node{node}/meminfo").read_text().splitlines()]
+    values = {word[2]: int(word[3]) << 10 for word in words}
+    return values["MemFree:"] + values["Active(file):"] + values["Inactive(file):"]
+
+
+def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
+    """How many pages to add to which pool. ``taken`` are free pages for other cells; those for this one come to them.
+
+    The node with most free memory gives first; what is too much for all of them is asked of the last one, and refused.
+    """
+    pools = [Pool(node, want.page_size) for node in want.nodes]
+    missing, added = want.pages, {}
+    for pool in pools:
+        there = min(missing, max(0, pool.available - taken.get(pool, 0)))
+        taken[pool] = taken.get(pool, 0) + there
+        missing -= there
+    pools.sort(key=lambda pool: -memory_free(pool.node))
+    for pool in pools:
+        most = missing if pool is pools[-1] else min(missing, memory_free(pool.node) // want.page_size)
+        if most:
+            added[pool] = most
+            missing -= most
+    return added
+
+
+def prepare(domain: ET.Element, file: Path, name: str) -> None:
+    """Add what is missing, and remember it. Raises CalledProcessError, after all was taken off again."""
+    done: list[tuple[Pool, int]] = []
+    taken: dict[Pool, int] = {}
+    try:
+        for want in wants(domain):
+            for pool, pages in shares(want, taken).items():
+                pool.grow(pages, name)
+                done.append((pool, pages))
+                taken[pool] = taken.get(pool, 0) + pages
+                file.write_text(json.dumps([(each.node, each.page_size, count) for each, count in done]))
+    except subprocess.CalledProcessError:
+        release(file, name)
+        raise
+
+
+def release(file: Path, name: str) -> None:
+    """Take off what was added, as far as it is not in use. Raises CalledProcessError."""
+    with contextlib.suppress(FileNotFoundError):
+        for node, page_size, pages in json.loads(file.read_text()):
+            pool = Pool(node, page_size)
+            pool.grow(-min(pages, pool.available), name)
+        file.unlink()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other domain changes the pools meanwhile."""
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = os.open(STATE, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def main() -> int:
+    """Exit status 1 keeps the domain from starting."""
+    _, _, operation, part, *_ = sys.argv
+    if (operation, part) not in {("prepare", "begin"), ("release", "end")}:
+        return 0
+    domain = ET.fromstring(sys.stdin.read())
+    name = domain.findtext("uuid", "")
+    try:
+        with alone():
+            if operation == "prepare":
+                prepare(domain, STATE / name, name)
+            else:
+                release(STATE / name, name)
+    except subprocess.CalledProcessError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
