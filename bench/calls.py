@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -125,32 +125,14 @@ def reading(files: dict[str, Path], count: int) -> Kind:
     peers = [name for name in (MINIMAL, MINIMAL_C) if name in files]
     goals = [Goal(f"{name} against the {peer}", name, peer) for name in names for peer in peers]
     note = (
-        "The kernel keeps the names of the minimal filesystems' only directory, and asks ktaskfs each time whether the "
-        "task is still there: four requests instead of three. Where the kernel puts the filesystem's process decides "
-        "over much, for to wake another CPU takes longer than a request: hence both placements in the last tables."
+        "Seven requests instead of three: each time the kernel asks where `tasks` leads this user, whether the task is "
+        "still there, and how long the file is now, and it tells of the close(2); of the minimal filesystems it keeps "
+        "the answers. Where the kernel puts the filesystem's process decides over much, for to wake another CPU takes "
+        "longer than a request: `bench.reads` has both placements."
     )
     missing = [what for what, there in ((MINIMAL_C, MINIMAL_C in files), ("cgroup v2", CGROUP in files)) if not there]
     note += f" Left out, for it is not to be had here: {', '.join(missing)}." if missing else ""
     return Kind("Open, read, close", calls, count, RUN, goals=goals, note=note)
-
-
-@contextlib.contextmanager
-def placed(processes: Sequence[psutil.Process], ours: int, theirs: int) -> Iterator[None]:
-    """We run on the CPU ``ours`` and they on ``theirs``, with all their threads."""
-    threads = [thread.id for process in processes for thread in process.threads()]
-    before = {tid: os.sched_getaffinity(tid) for tid in (0, *threads)}
-    try:
-        for tid in before:
-            _bind(tid, {theirs if tid else ours})
-        yield
-    finally:
-        for tid, cpus in before.items():
-            _bind(tid, cpus)
-
-
-def _bind(tid: int, cpus: set[int]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # a thread of a pool has ended
-        os.sched_setaffinity(tid, cpus)
 
 
 def listing(directories: dict[str, Path], count: int) -> Kind:
@@ -285,11 +267,10 @@ def busy_with(mount: Ktaskfs, targets: Sequence[Path]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Places:
-    """What is read and listed, by name, ours first; and the processes that serve it, where there are any."""
+    """What is read and listed, by name, ours first."""
 
     files: dict[str, Path]
     directories: dict[str, Path]
-    servers: list[psutil.Process]
 
 
 def places(stack: ExitStack, where: Path, mount: Ktaskfs) -> Places:
@@ -300,16 +281,14 @@ def places(stack: ExitStack, where: Path, mount: Ktaskfs) -> Places:
     files = {f"ktaskfs, `{name}`": task / name for name in ("state", "status", "progress")}
     files[MINIMAL] = minimal.path / "status"
     directories = {"ktaskfs, `tasks/NAME`": task, "ktaskfs, `tasks`": mount.path / "tasks"}
-    servers = [mount.processes()[0], minimal.process]
     if available("fuse3"):
         in_c = stack.enter_context(MinimalFsInC(where / "minimal-c", size, len(os.listdir(task))))
         files[MINIMAL_C], directories[MINIMAL_C] = in_c.path / "status", in_c.path
-        servers.append(in_c.process)
     files["procfs, `status`"], directories["procfs, a process"] = process / "status", process
     group = stack.enter_context(cgroup2(where / "cgroup"))
     if group is not None:
         files[CGROUP], directories["cgroup v2, a group"] = group / "cgroup.stat", group
-    return Places(files, directories, servers)
+    return Places(files, directories)
 
 
 def measure(settings: Settings) -> list[Section]:
@@ -336,11 +315,6 @@ def measure(settings: Settings) -> list[Section]:
             with busy_with(mount, targets[:busy]):
                 for kind in kinds:
                     sections += measured(kind, settings.rounds, busy)
-        cpus = sorted(os.sched_getaffinity(0))
-        for which, theirs in (("the same CPU", cpus[0]), ("another CPU", cpus[-1])):
-            with placed(there.servers, cpus[0], theirs):
-                title = f"{kinds[0].title}, the filesystem kept on {which}"
-                sections += measured(replace(kinds[0], title=title, note=""), settings.rounds, 0)
     return sections
 
 

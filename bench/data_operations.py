@@ -32,8 +32,8 @@ COLD: Final = (
 )
 
 NOTES: Final = {
-    "blake3": " b3sum works in a mapping of the file; a worker touches none, so that no truncation can kill it, and "
-    "reads every byte into a buffer first: 60 ms a GiB here.",
+    "blake3": " b3sum works in a mapping of the file. So do the hands of a worker, children that a truncation may "
+    "kill, where a task is large; a small one reads every byte into a buffer first: 60 ms a GiB here.",
 }
 """What is to be said of an algorithm beside its figures."""
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from bench.harness import Contender, Goal, Section, Series, Settings, alternate, main
 from bench.peers import build, inner_times
-from bench.simulate import PEERS, SPREADS, nothing
+from bench.thread_peers import PEERS, SPREADS, nothing
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.simulate import Work
+    from bench.thread_peers import Work
 
 C_POOL: Final = "C pool"
 IDEAL: Final = "ideal"

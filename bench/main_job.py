@@ -101,8 +101,8 @@ def clearing(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
     ]
     title = f"`clear`, {human_size(settings.size)} of 2 MiB pages, {THREADS} threads"
     note = (
-        "memset dies with SIGBUS where the file is truncated meanwhile, so a worker has the kernel write the zeros: "
-        "from the hole of a huge-page file, which it zeroes by huge pages; /dev/zero goes by pages of 4 KiB."
+        "memset dies with SIGBUS where the file is truncated meanwhile, so children of the worker (hands) call it. "
+        "What they cannot do the kernel does, as from the hole of a huge-page file."
     )
     return Section(title, series, work=settings.size, goals=goals, note=note)
 
@@ -181,9 +181,9 @@ def reading(mount: Ktaskfs, minimal: MinimalFs, task: str, settings: Settings) -
             unit="us",
             goals=[Goal(goal.text, goal.left, goal.right)],
             note=(
-                "Without a process around it: six requests against five (a task's name is looked up anew each time, "
-                "for it may be gone), some 25 µs for the text, and above all where the scheduler has put the daemon: "
-                "`bench.calls` measures it on the reader's CPU and on another."
+                "Without a process around it: seven requests against five (where `tasks` leads this user, whether the "
+                "task is still there, how long its text is now), some 25 µs for the text, and above all where the "
+                "scheduler has put the daemon: `bench.calls` measures it on the reader's CPU and on another."
             ),
         ),
         Section("`cat status`, the whole process", whole, unit="us", goals=[goal]),

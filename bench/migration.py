@@ -27,7 +27,7 @@ from ktaskfs.host.kernel import Kernel
 from ktaskfs.host.topology import read_nodes
 from ktaskfs.units import human_size
 from tests.numa import machine
-from tests.numa.packages import Unavailable
+from tests.support.packages import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,11 +103,15 @@ def measured(nodes: tuple[int, int], size: int, settings: Settings) -> list[Seri
         return alternate(contenders, settings.rounds, calm=not settings.smoke)
 
 
+def command_inside(size: int, settings: Settings) -> str:
+    """What a virtual machine runs: ``inside``."""
+    call = f"import bench.migration as b; b.inside({size}, {settings.rounds}, {settings.smoke})"
+    return f"cd {shlex.quote(str(HERE.parent))} && {shlex.join([sys.executable, '-c', call])}"
+
+
 def emulated(size: int, settings: Settings) -> list[Series]:
     """The same in a virtual machine; Unavailable where there can be none, RuntimeError if it went wrong there."""
-    call = f"import bench.migration as b; b.inside({size}, {settings.rounds}, {settings.smoke})"
-    command = f"cd {shlex.quote(str(HERE.parent))} && {shlex.join([sys.executable, '-c', call])}"
-    status, output = machine.run(command)
+    status, output = machine.run(command_inside(size, settings))
     printed = re.search(r"^series (.*)$", output, re.MULTILINE)
     if status != 0 or printed is None:
         raise RuntimeError(f"in the virtual machine:\n{output}")

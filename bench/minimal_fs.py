@@ -1,6 +1,6 @@
 """The least filesystem that pyfuse3 can serve: one file, ``status``. What ktaskfs's own files are compared with.
 
-Usage: python -m bench.minimal_fs MOUNTPOINT BYTES
+Usage: python -m bench.minimal_fs MOUNTPOINT BYTES [--exact]
 """
 
 from __future__ import annotations
@@ -43,19 +43,32 @@ class MinimalFs(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self._attributes(FILE)
 
-    async def open(
-        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.FileInfo:
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         return self.content[off : off + size]
 
 
+class ExactFs(MinimalFs):
+    """Its sizes are never old, so the kernel keeps no name of a file; and it hears of each close(2), which can fail."""
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        entry = await super().lookup(parent_inode, name, ctx)
+        entry.entry_timeout = 0.0
+        return entry
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Nothing was held back."""
+
+
 def main() -> None:
     mountpoint, size = sys.argv[1], int(sys.argv[2])
+    kind = ExactFs if "--exact" in sys.argv else MinimalFs
     options = set(pyfuse3.default_options) | {"fsname=minimal", "default_permissions"}
-    pyfuse3.init(MinimalFs((b"Key:\tvalue\n" * (size // 11 + 1))[:size]), mountpoint, options)
+    pyfuse3.init(kind((b"Key:\tvalue\n" * (size // 11 + 1))[:size]), mountpoint, options)
     try:
         trio.run(pyfuse3.main)
     finally:

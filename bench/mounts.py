@@ -67,7 +67,7 @@ class Ktaskfs:
         self.version = self.read("version").strip()
         self.ready_seconds = time.perf_counter() - start
         self._marker = str(path)
-        self._control = os.open(path / "tasks/control", os.O_WRONLY)
+        self._control: int | None = None
 
     def __enter__(self) -> Ktaskfs:
         return self
@@ -78,16 +78,21 @@ class Ktaskfs:
     def close(self) -> None:
         """Unmount, and wait until the daemon has ended."""
         processes = self.processes()
-        os.close(self._control)
-        subprocess.run(["umount", str(self.path)], check=True)
+        if self._control is not None:
+            os.close(self._control)
         end = time.monotonic() + DEADLINE
+        # An attacker with thousands of threads that was killed may still be about to close its files.
+        while subprocess.run(["umount", str(self.path)], capture_output=True, check=False).returncode:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.path} is busy")
+            time.sleep(0.01)
         while any(map(_runs, processes)):
             if time.monotonic() > end:
                 raise RuntimeError(f"still there after the unmount: {processes}")
             time.sleep(0.001)
         self.path.rmdir()
         # A worker that was forked in advance since they were counted may still be about to end.
-        while subprocess.run(["umount", str(self._statedir)], stderr=subprocess.DEVNULL).returncode:
+        while subprocess.run(["umount", str(self._statedir)], stderr=subprocess.DEVNULL, check=False).returncode:
             if time.monotonic() > end:
                 raise RuntimeError(f"{self._statedir} is still in use after the unmount")
             time.sleep(0.001)
@@ -98,7 +103,9 @@ class Ktaskfs:
         return (self.path / name).read_text()
 
     def submit(self, spec: str) -> None:
-        """Write one job spec; returns when the task has started."""
+        """Write one job spec, the first opens ``tasks/control``; returns when the task has started."""
+        if self._control is None:  # not before: each fork of its holder asks the daemon to close a copy
+            self._control = os.open(self.path / "tasks/control", os.O_WRONLY)
         try:
             os.pwrite(self._control, spec.encode(), 0)
         except OSError as error:
@@ -145,10 +152,10 @@ class Served:
 
 
 class MinimalFs(Served):
-    """A mounted ``bench.minimal_fs`` whose file ``status`` has ``size`` bytes."""
+    """A mounted ``bench.minimal_fs`` whose file ``status`` has ``size`` bytes; ``options`` are words of its usage."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        super().__init__(path, [sys.executable, "-m", "bench.minimal_fs", str(path), str(size)])
+    def __init__(self, path: Path, size: int, *options: str) -> None:
+        super().__init__(path, [sys.executable, "-m", "bench.minimal_fs", str(path), str(size), *options])
 
 
 class MinimalFsInC(Served):
@@ -168,7 +175,7 @@ def cgroup2(where: Path) -> Iterator[Path | None]:
             return
     where.mkdir()
     try:
-        if subprocess.run(["mount", "-t", "cgroup2", "none", str(where)], capture_output=True).returncode:
+        if subprocess.run(["mount", "-t", "cgroup2", "none", str(where)], capture_output=True, check=False).returncode:
             yield None
             return
         try:

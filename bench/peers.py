@@ -33,7 +33,7 @@ def available(library: str) -> bool:
 
 
 def _pkg_config(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["pkg-config", *arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.run(["pkg-config", *arguments], stdout=subprocess.PIPE, text=True, check=False)
 
 
 def inner_times(program: Path, *arguments: object) -> list[float]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.harness import GIB, HERE, UNITS, Line, Section, Series
+from bench.harness import HERE, Line
+from bench.report import GIB, UNITS, Section, Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

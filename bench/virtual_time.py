@@ -34,7 +34,7 @@ def costs(workload: str, chunks: int) -> list[float]:
 
 def ideal(seconds: Sequence[float], threads: int) -> float:
     """The makespan that no schedule of these chunks can beat."""
-    return max(sum(seconds) / threads, max(seconds))
+    return max(sum(seconds) / threads, *seconds)
 
 
 def in_order(workload: str, threads: int) -> float:

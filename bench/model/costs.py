@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from bench.harness import Series
 from bench.mounts import directory, hugetlbfs
 from bench.pool import reserved
-from bench.simulate import TwoNodes, nothing
+from bench.thread_peers import TwoNodes, nothing
 from ktaskfs import ktask
 from ktaskfs.host import syscalls
 from ktaskfs.host.kernel import Kernel
@@ -117,6 +117,7 @@ def start_seconds(threads: int) -> float:
             min_chunk_size=1,
             max_chunk_size=1,
             max_threads=count,
+            threads="fixed",
             cpu_percent=100,
             machine=TwoNodes(count),
         )

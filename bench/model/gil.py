@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bench.model.fit import gil_throughput
-from bench.simulate import TwoNodes
+from bench.thread_peers import TwoNodes
 from ktaskfs import ktask
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def run(threads: int, chunks: int, loops: int, sleep: float) -> float:
         min_chunk_size=1,
         max_chunk_size=1,
         max_threads=threads,
+        threads="fixed",
         cpu_percent=100,
         nice=0,
         machine=TwoNodes(threads),

@@ -21,7 +21,7 @@ from bench.model.gil import GilCheck, check, handoff_seconds
 from bench.model.page import document, plot
 from bench.model.published import fit_all
 from bench.model.tables import CORES, SIZES, Report
-from bench.simulate import gil_time
+from bench.thread_peers import gil_time
 from ktaskfs.units import format_size, human_size, parse_size
 
 if TYPE_CHECKING:
@@ -191,4 +191,3 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
             each: {key: asdict(one) for key, one in getattr(report, each).items()} for each in ("servers", "costs")
         }
         (output / "bench" / "results" / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-

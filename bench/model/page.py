@@ -79,7 +79,7 @@ pages of 2 MiB, and a spec with `nodes=`, so that threads work on their own node
 
 {tables}
 
-*threads*: as many as 80 % of the CPUs allow, once `max_threads` is raised; as shipped it is 4. *speedup*: against one
+*threads*: as many as 80 % of the CPUs allow, if so many help, which is found while a task runs. *speedup*: against one
 thread, at 16 TiB. *GIL*: how much of the time the worker's Python threads hold it. *limit*: what one more thread would
 wait for; *cores* means that it would help.
 
@@ -138,8 +138,10 @@ def _changes(report: Report) -> str:
 
 {variants(report)}
 
-- **Ours, and first: the end.** Let the threads unmap what they have done, or a worker for each node its own part.
-- **One worker process for each node** divides the end, the GIL and the lock of the address space.
+- **Ours, and first: the end.** A worker for each node takes down its own part. To release what is done chunk by chunk
+  (MADV_DONTNEED) is not the way: 26 µs a page with two threads, where one munmap takes 0.7.
+- **One worker process for each node** divides the end, the GIL and the lock of the address space. The hands of `clear`
+  divide the end and that lock already: each maps and unmaps its own chunks. The tables are of a worker without hands.
 - **Free-threaded Python** buys little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
   which would stay.
 - **Larger chunks** spare a GIL that is not the limit, and make cancel and pause slower.
@@ -163,8 +165,9 @@ def _method(report: Report) -> str:
 
 Assumed, and to be replaced by what your server has:
 
-- `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main job](../bench/RESULTS.md) with one
-  thread ({report.other}). The commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
+- `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main
+  job](../bench/results/main_job.md) with one thread ({report.other}). The
+  commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
   for an EPYC of the third generation, which is much the same. What a thread of this run's own machine does,
   stands below.
 - `--node-bandwidth`, `--cores-per-node`: about half the peak of eight channels of DDR5-4800, and

@@ -159,7 +159,6 @@ def variants(report: Report) -> str:
             costs=lambda old: replace(old, chunk_gil=report.locked),
         ),
         row(f"a worker process for each of the {nodes} nodes", shape=lambda name: replace(plain, workers=nodes)),
-        row("each thread unmaps its own part at the end", costs=lambda old: replace(old, page_unmap=0)),
         row("pages of 1 GiB", shape=gigantic),
         row(
             "a kernel that clears a huge page in one go",

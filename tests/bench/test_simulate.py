@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("joblib", reason="bench/simulate.py measures joblib beside ktask")
-from bench import simulate, virtual_time
+from bench import simulate, thread_peers, virtual_time
 
 
 def test_costs_have_the_mean_they_claim() -> None:
@@ -46,11 +50,18 @@ def test_every_peer_does_the_same_work_in_the_smoke_run(
     def doze(seconds: float) -> None:
         done.setdefault(measured, []).append(seconds)
 
-    monkeypatch.setattr(simulate, "doze", doze)
-    for measured in simulate.PEERS:
-        simulate.RUNNERS[measured]("uniform", 40, 4)
-    assert [sorted(done[peer]) for peer in simulate.PEERS] == [sorted(virtual_time.costs("uniform", 40))] * 3
+    monkeypatch.setattr(thread_peers, "doze", doze)
+    for measured in thread_peers.PEERS:
+        thread_peers.RUNNERS[measured]("uniform", 40, 4)
+    assert [sorted(done[peer]) for peer in thread_peers.PEERS] == [sorted(virtual_time.costs("uniform", 40))] * 3
     simulate.main(["--smoke"])
     page = capsys.readouterr().out
     for workload in virtual_time.WORKLOADS:
         assert f"| {workload} | 4 |" in page
+
+
+def test_it_runs_as_a_file_wherever_it_is_called(tmp_path: Path) -> None:
+    """Isolated, so that neither the environment nor the directory helps it to find its siblings."""
+    command = [sys.executable, "-I", str(Path(simulate.__file__).resolve()), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--smoke" in done.stdout) == (0, True), done.stderr

@@ -1,0 +1,154 @@
+"""What it costs to start a task, from the daemon's control groups and from others: time, and CPU time of all processes.
+
+Usage: python -m bench.starts [--smoke] [--rounds N] (as root)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from bench.calls import BURST, Call, Kind, Starter, measured
+from bench.groups import Writer, groups_beside
+from bench.harness import Goal, Section, Series, Settings, main
+from bench.interface import tmpfs
+from bench.mounts import Ktaskfs, cgroup2, directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import psutil
+
+WRITE_MOST: Final = 2e-3
+DONE_MOST: Final = 3e-3
+BURST_MOST: Final = 40e-3
+CPU_MOST: Final = 4e-3
+PARTS: Final = ("daemon", "spawner", "worker")
+
+
+class Burst:
+    """A task on each of the files, with one write."""
+
+    def __init__(self, mount: Ktaskfs, files: list[Path]) -> None:
+        self._mount = mount
+        self._lines = [f"clear path={file} name=burst{number}" for number, file in enumerate(files)]
+
+    def start(self) -> None:
+        """Returns when the write has returned."""
+        self._mount.submit("\n".join(self._lines))
+
+    def wait(self) -> None:
+        """Until all are done."""
+        for number in range(len(self._lines)):
+            self._mount.wait(f"burst{number}")
+
+    def job(self) -> None:
+        """From the write to the last end."""
+        self.start()
+        self.wait()
+
+    def forget(self) -> None:
+        """Wait for them, and take them out of the mount."""
+        self.wait()
+        for number in range(len(self._lines)):
+            (self._mount.path / f"tasks/burst{number}").rmdir()
+
+
+def kinds(mount: Ktaskfs, starter: Starter, small: Path, writers: dict[str, Writer], count: int) -> list[Kind]:
+    """One task at a time: the write alone, and until it is done."""
+    spec = f"clear path={small} name=start"
+
+    def forget() -> None:
+        mount.wait("start")
+        (mount.path / "tasks/start").rmdir()
+
+    def job(writer: Writer) -> None:
+        writer.start(spec)
+        mount.wait("start")
+
+    titles: list[tuple[str, Callable[[Writer], Callable[[], object]], float]] = [
+        ("The write that starts a task of one page", lambda writer: functools.partial(writer.start, spec), WRITE_MOST),
+        ("A task of one page, from start to done", lambda writer: functools.partial(job, writer), DONE_MOST),
+    ]
+    found = []
+    for title, action, most in titles:
+        calls = [Call(name, action(writer), starter.spare, forget) for name, writer in writers.items()]
+        goals = [Goal(name, name, None, most=most) for name in writers]
+        found.append(Kind(title, calls, count, unit="ms", goals=goals))
+    return found
+
+
+def bursts(mount: Ktaskfs, starter: Starter, where: Path, count: int, lines: int) -> Kind:
+    """Many lines in one write, each with a file of its own."""
+    files = [where / f"burst{number}" for number in range(lines)]
+    for file in files:
+        file.write_bytes(bytes(4096))
+    burst = Burst(mount, files)
+    calls = [
+        Call(name, action, starter.spare, burst.forget)
+        for name, action in (("until it returns", burst.start), ("until all are done", burst.job))
+    ]
+    goals = [Goal(calls[0].name, calls[0].name, None, most=BURST_MOST)]
+    note = "With one file for all, each worker looks through /proc for who else has it open: `bench.calls` has that."
+    title = f"{lines} lines of one page in one write"
+    return Kind(title, calls, count, unit="ms", rare=False, goals=goals, note=note)
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> list[float]:
+    """CPU time of the daemon, of the spawner, and of all workers that have ended."""
+    daemon, spawner = (process.cpu_times() for process in processes[:2])
+    own = [times.user + times.system for times in (daemon, spawner)]
+    return [*own, spawner.children_user + spawner.children_system]
+
+
+def cpu(mount: Ktaskfs, starter: Starter, writers: dict[str, Writer], small: Path, count: int, rounds: int) -> Section:
+    """CPU time of a task in all processes of the daemon; the first round is the warm-up."""
+    processes = mount.processes()
+    values: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for name, writer in writers.items():
+            starter.spare()
+            before = cpu_seconds(processes)
+            for task in range(count):
+                starter.spare()
+                writer.start(f"clear path={small} name=cpu{task}")
+                mount.wait(f"cpu{task}")
+            starter.spare()
+            spent = [(after - each) / count for after, each in zip(cpu_seconds(processes), before, strict=True)]
+            for task in range(count):
+                (mount.path / f"tasks/cpu{task}").rmdir()
+            if number:
+                rows = zip((name, *(f"{name}: {part}" for part in PARTS)), (sum(spent), *spent), strict=True)
+                for row, value in rows:
+                    values.setdefault(row, []).append(value)
+    series = [Series(name, found) for name, found in values.items()]
+    goals = [Goal(name, name, None, most=CPU_MOST) for name in writers]
+    note = "The worker's share has the end of its process in it, and what a worker that waits for a task did before."
+    return Section(f"CPU time of a task of one page, mean of {count}", series, unit="ms", goals=goals, note=note)
+
+
+def measure(settings: Settings) -> list[Section]:
+    count, burst, lines, tasks = (4, 2, 3, 2) if settings.smoke else (100, 5, BURST, 50)
+    sections = []
+    with ExitStack() as stack:
+        where = stack.enter_context(directory())
+        memory = stack.enter_context(tmpfs(where / "memory"))
+        small = memory / "small"
+        small.write_bytes(bytes(4096))
+        mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
+        starter = Starter(mount, small)
+        places = stack.enter_context(groups_beside(stack.enter_context(cgroup2(where / "cgroup"))))
+        writers = {
+            name: stack.enter_context(contextlib.closing(Writer(mount, groups))) for name, groups in places.items()
+        }
+        for kind in [*kinds(mount, starter, small, writers, count), bursts(mount, starter, memory, burst, lines)]:
+            sections += measured(kind, settings.rounds, 0)
+        sections.append(cpu(mount, starter, writers, small, tasks, settings.rounds))
+    return sections
+
+
+if __name__ == "__main__":
+    main("starts", "Starts of short tasks", measure)

@@ -1,0 +1,334 @@
+"""The search for the number of threads, in virtual time: chunks that share the bandwidth of their NUMA node's memory.
+
+No thread is run and nobody waits: the framework's own Work, TaskThread and Finder are led through the time that the
+model says, beside the best fixed number, which is found by trying.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from ktaskfs.ktask.arithmetic import chunk_size, tail_chunk_size
+from ktaskfs.ktask.finder import Finder
+from ktaskfs.ktask.task_thread import TaskThread
+from ktaskfs.ktask.work import Work
+from ktaskfs.span import NO_NODE, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+CHUNK: Final = 0.008
+"""Seconds of a chunk on a thread that waits for no memory: 64 MiB at 8 GiB/s."""
+UNITS: Final = 16
+"""Units of the largest chunk, 64 MiB: a unit is 4 MiB."""
+START: Final = 0.0002
+"""Seconds until a new thread takes its first chunk."""
+ARITHMETIC: Final = 4
+"""Threads to begin with."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How many threads the memory of one NUMA node serves at their full speed: changes at times, in seconds."""
+
+    threads: float
+    changes: tuple[tuple[float, float], ...] = ()
+
+    def at(self, time: float) -> float:
+        return next((threads for when, threads in reversed(self.changes) if time >= when), self.threads)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Threads of another task on a NUMA node, from one time to another."""
+
+    nid: int
+    threads: int
+    begin: float
+    end: float = inf
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task of ``chunks`` chunks, in shares of ``memory``'s nodes, on a machine of ``cpus`` CPUs."""
+
+    name: str
+    cpus: int
+    memory: tuple[Memory, ...]
+    chunks: int
+    noise: float = 0.0
+    loads: tuple[Load, ...] = ()
+    shares: tuple[float, ...] = ()
+    caps: tuple[tuple[float, int], ...] = ()
+    """Other caps on the threads of the task, from a time on, as other tasks come and go."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        shares = self.shares or (1.0,) * len(self.memory)
+        one = len(self.memory) == 1
+        sizes = [round(self.chunks * share / sum(shares)) * UNITS for share in shares]
+        return [Node(0, size, NO_NODE if one else nid) for nid, size in enumerate(sizes)]
+
+    def cap(self, time: float) -> int:
+        return next((cap for when, cap in reversed(self.caps) if time >= when), self.cpus)
+
+
+@dataclass
+class Place:
+    """The chunks at work on one NUMA node. ``progress`` is what each of them has done since the beginning of time."""
+
+    memory: Memory
+    progress: float = 0.0
+    ends: list[tuple[float, int, TaskThread]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """``threads`` is the mean over the time, ``last`` the number when most of the work was done."""
+
+    seconds: float
+    threads: float
+    last: int
+
+
+class Simulation:
+    """One run of ``case``, with ``fixed`` threads, or with as many as the search finds."""
+
+    def __init__(self, case: Case, fixed: int | None, seed: int = 1) -> None:
+        self._case = case
+        self._rng = random.Random(seed)
+        self._work = Work(case.nodes, lambda nid: frozenset())
+        self._finder = None if fixed else Finder(self._work.nodes)
+        self._fixed = fixed or 0
+        self._cap = case.cap(0.0)
+        self._places = [Place(memory) for memory in case.memory]
+        self._threads: list[TaskThread] = []
+        self._starting: list[tuple[float, int, TaskThread]] = []
+        self._sizes: dict[TaskThread, int] = {}
+        self._begun: dict[TaskThread, float] = {}
+        self._time = 0.0
+        self._count = 0
+        self._due = True
+        least = fixed or self._cap
+        self._chunk = chunk_size(self._work.size, 1, least, max_chunk_size=UNITS)
+
+    def run(self) -> Run:
+        changes = sorted(
+            {when for memory in self._case.memory for when, _ in memory.changes}
+            | {when for load in self._case.loads for when in (load.begin, load.end)}
+            | {when for when, _ in self._case.caps}
+        )
+        if self._finder is None:
+            for slot in range(self._fixed):
+                self._start(slot % len(self._work.nodes))
+        else:
+            self._finder.begin(min(ARITHMETIC, self._cap), self._cap, self._work.size, 0)
+            self._hire()
+        total, last = 0.0, 0
+        while any(thread.live for thread in self._threads):
+            speeds = [self._speed(place, nid) for nid, place in enumerate(self._places)]
+            ends = [
+                self._time + (place.ends[0][0] - place.progress) / speed if place.ends else inf
+                for place, speed in zip(self._places, speeds, strict=True)
+            ]
+            change = next((when for when in changes if when > self._time), inf)
+            starts = self._starting[0][0] if self._starting else inf
+            now = min(*ends, change, starts)
+            live = sum(thread.live for thread in self._threads)
+            total += live * (now - self._time)
+            if self._work.left > self._work.size / 10:
+                last = live
+            for place, speed in zip(self._places, speeds, strict=True):
+                place.progress += speed * (now - self._time)
+            self._time = now
+            if now == change:
+                self._change_cap()
+            elif now == starts:
+                self._begin(heapq.heappop(self._starting)[2])
+            else:
+                place = self._places[ends.index(now)]
+                _, _, thread = heapq.heappop(place.ends)
+                self._finish(thread)
+        return Run(self._time, total / self._time, last)
+
+    def _speed(self, place: Place, nid: int) -> float:
+        loads = (load for load in self._case.loads if load.nid == nid and load.begin <= self._time < load.end)
+        others = sum(load.threads for load in loads)
+        return min(1.0, place.memory.at(self._time) / max(len(place.ends) + others, 1))
+
+    def _change_cap(self) -> None:
+        cap = self._case.cap(self._time)
+        if cap != self._cap and self._finder is not None:
+            self._cap = cap
+            self._finder.limit(cap)
+            self._due = True
+            self._hire()
+
+    def _start(self, index: int) -> None:
+        before = next((thread for thread in self._threads if not thread.live), None)
+        slot = before.slot if before else len(self._threads)
+        thread = TaskThread(slot, index, before)
+        self._threads[slot : slot + 1] = [thread]
+        self._count += 1
+        heapq.heappush(self._starting, (self._time + (START if slot else 0.0), self._count, thread))
+
+    def _hire(self) -> None:
+        assert self._finder is not None
+        while sum(thread.live for thread in self._threads) < self._cap:
+            index = self._finder.place(self._threads)
+            if index is None:
+                break
+            self._start(index)
+
+    def _begin(self, thread: TaskThread) -> None:
+        thread.tid = 1
+        if self._finder is not None:
+            self._finder.join(thread)
+        self._take(thread)
+
+    def _finish(self, thread: TaskThread) -> None:
+        thread.busy_ns += round((self._time - self._begun[thread]) * 1e9)
+        thread.at_chunk = False
+        thread.chunks += 1
+        thread.units += self._sizes[thread]
+        self._take(thread)
+
+    def _take(self, thread: TaskThread) -> None:
+        work, finder = self._work, self._finder
+        if not work.left:
+            thread.live = False
+            return
+        if finder is not None and (self._due or not work.nodes[thread.index].left):
+            if not thread.is_first and finder.too_many(thread, self._threads):
+                index = finder.place(self._threads)
+                if index is None:
+                    thread.live = False
+                    return
+                thread.index = index
+            self._hire()
+        thread.index = work.choose(thread.index, self._rng.randrange)
+        node_work = work.nodes[thread.index]
+        size = self._chunk
+        live = sum(each.live for each in self._threads) if work.left < self._chunk * 2 * len(self._threads) else 1
+        if finder is not None and work.left < finder.look_at:
+            self._due |= finder.look(round(self._time * 1e9), self._threads, self._chunk, work.left)
+        if live > 1:
+            size = tail_chunk_size(work.left, size, 1, live)
+        size = min(size, node_work.left)
+        node_work.left -= size
+        work.left -= size
+        thread.at_chunk = True
+        self._sizes[thread] = size
+        self._begun[thread] = self._time
+        need = CHUNK * size / UNITS * (1 + self._case.noise * self._rng.uniform(-1, 1))
+        place = self._places[max(thread.index, 0)]
+        self._count += 1
+        heapq.heappush(place.ends, (place.progress + need, self._count, thread))
+
+
+def best_fixed(case: Case) -> tuple[int, Run]:
+    """The smallest number of threads that is as quick as the quickest, but for half of a percent."""
+    numbers = sorted({number for number in _candidates(case) if 1 <= number <= case.cpus})
+    runs = {number: Simulation(case, number).run() for number in numbers}
+    quickest = min(run.seconds for run in runs.values())
+    best = next(number for number in numbers if runs[number].seconds <= quickest * 1.005)
+    return best, runs[best]
+
+
+def _candidates(case: Case) -> Iterable[int]:
+    number = 1.0
+    while number < case.cpus:
+        yield round(number)
+        number = max(number + 1, number * 1.15)
+    yield case.cpus
+    for memory in case.memory:
+        for threads in (memory.threads, *(threads for _, threads in memory.changes)):
+            yield from (int(threads), int(threads) * len(case.memory))
+
+
+def cases() -> list[Case]:
+    """All that is judged."""
+    found = []
+    for cpus in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        for threads in (3, 12, 18, 64):
+            chunks = 256 * max(min(threads, cpus), 8)
+            for noise in (0.0, 0.2):
+                name = f"{threads} threads' bandwidth" + (", noise" if noise else "")
+                found.append(Case(name, cpus, (Memory(threads),), chunks, noise))
+    for cpus in (16, 64, 256):
+        for noise in (0.0, 0.2):
+            suffix = ", noise" if noise else ""
+            two, four = (Memory(12), Memory(12)), (Memory(12),) * 4
+            found += [
+                Case(f"two nodes{suffix}", cpus, two, 256 * 24, noise),
+                Case(f"two nodes, uneven{suffix}", cpus, (Memory(18), Memory(6)), 256 * 24, noise, shares=(3, 1)),
+                Case(f"four nodes{suffix}", cpus, four, 256 * 48, noise),
+                Case(
+                    f"four nodes, uneven{suffix}",
+                    cpus,
+                    (Memory(18), Memory(12), Memory(12), Memory(6)),
+                    256 * 48,
+                    noise,
+                    shares=(3, 2, 2, 1),
+                ),
+            ]
+    for cpus in (32, 128):
+        for noise in (0.0, 0.2):
+            suffix = ", noise" if noise else ""
+            time = 512 * 16 / 16 * CHUNK  # about that of 8192 chunks on 16 threads
+            found += [
+                Case(f"bandwidth halves{suffix}", cpus, (Memory(16, ((time / 2, 8.0),)),), 6144, noise),
+                Case(f"bandwidth doubles{suffix}", cpus, (Memory(8, ((time / 2, 16.0),)),), 6144, noise),
+                Case(f"another task comes{suffix}", cpus, (Memory(16),), 6144, noise, (Load(0, 16, time / 2),)),
+                Case(f"another task goes{suffix}", cpus, (Memory(16),), 6144, noise, (Load(0, 16, 0.0, time / 2),)),
+                Case(
+                    f"others come and go{suffix}",
+                    cpus,
+                    (Memory(24),),
+                    8192,
+                    noise,
+                    (Load(0, 8, time / 4, time / 2), Load(0, 16, time * 0.6, time * 0.9)),
+                ),
+            ]
+    return found
+
+
+def page(rows: Sequence[Sequence[object]]) -> str:
+    """The page in docs/."""
+    header = ("memory serves", "CPUs", "best fixed", "speed", "threads", "threads / best", "at the end")
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    table = "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+    return f"""# The number of threads that is found
+
+Written by `python -m bench.simulate --threads`, in virtual time: chunks of {CHUNK * 1000:.0f} ms that share the
+bandwidth of their NUMA node's memory, which serves so many threads at full speed; each of two or four nodes serves 12,
+or, uneven, from 6 to 18. *noise*: a chunk takes up to a fifth more or less. *best fixed* is the smallest fixed number
+that is as quick as any. *speed* is that of the search over that of the best fixed number, all of the searching
+included; *threads* is the mean over the run. 1024 chunks are 64 GiB; the cases have 1,536 to 16,384.
+
+{table}
+"""
+
+
+def judge(chosen: Sequence[Case]) -> list[tuple[object, ...]]:
+    """Rows: the case, CPUs, the best fixed number, and of what was found the speed, the mean of threads, the last."""
+    rows: list[tuple[object, ...]] = []
+    for case in chosen:
+        number, best = best_fixed(case)
+        run = Simulation(case, None).run()
+        rows.append(
+            (
+                case.name,
+                case.cpus,
+                number,
+                f"{best.seconds / run.seconds:.3f}",
+                f"{run.threads:.1f}",
+                f"{run.threads / number:.2f}",
+                run.last,
+            )
+        )
+    return rows
