@@ -13,13 +13,25 @@ ROOT = Path(ktaskfs.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 SHARED_PAGE = ROOT / "progress" / "worker_page.py"
 """Maps the one page that a worker shares with its daemon, which is no target."""
+IN_HANDS = ROOT / "memory" / "touch.py"
+"""What only hands call, which may die: ``open_hands`` alone is for the worker."""
+FOR_THE_WORKER = {"TouchedFile", "open_hands"}
 TOUCHING = {"memset", "memmove", "string_at", "wstring_at", "from_buffer"}
+
+LINES_MAX = 350
+REPOSITORY = ROOT.parent
+
+
+def test_every_file_is_short() -> None:
+    files = [path for folder in ("ktaskfs", "tests", "bench") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    assert len(files) > 100
+    assert [str(path) for path in files if len(path.read_text().splitlines()) >= LINES_MAX] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_mapping_is_touched_from_user_code(path: Path) -> None:
     """A touch can end in SIGBUS. The address of a mapping is made into memory in one file, and there only passed on."""
-    if path == SHARED_PAGE:
+    if path in (SHARED_PAGE, IN_HANDS):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -32,6 +44,27 @@ def test_no_mapping_is_touched_from_user_code(path: Path) -> None:
                 assert node.value.id == "syscalls", f"line {node.lineno}"
             if node.attr == "from_address":
                 assert path == ROOT / "host" / "mapping.py", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_touches_is_called_in_hands_only(path: Path) -> None:
+    """In classes named ``_Toucher``, which are made for ``open_hands`` and for nothing else."""
+    tree = ast.parse(path.read_text())
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ktaskfs.memory.touch"]
+    touching = {alias.name for n in imported for alias in n.names} - FOR_THE_WORKER | {"mapped"}
+    if not imported:
+        return
+    touchers = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "_Toucher"]
+    assert len(touchers) == 1
+    inside = {id(n) for n in ast.walk(touchers[0])}
+    for node in ast.walk(tree):
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        assert name not in touching or id(node) in inside, f"line {getattr(node, 'lineno', 0)}: {name}"
+    made = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and "_Toucher(" in ast.unparse(n.value)]
+    assert [ast.unparse(n.targets[0]) for n in made] == ["touch"]
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "touch" and isinstance(n.ctx, ast.Load)]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "open_hands"]
+    assert [use in call.args for use, call in zip(uses, calls, strict=True)] == [True]
 
 
 def test_the_view_of_a_mapping_is_only_sliced_for_a_system_call() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.tiers import FAST, MACHINE, MOUNT, TESTS, TIERS, tier_of
+from tests.support.tiers import FAST, LONGEST, MACHINE, MOUNT, TESTS, TIERS, tier_of, turn_of
 
 FILES = sorted(TESTS.rglob("test_*.py"))
 
@@ -31,6 +31,16 @@ def test_the_nearest_folder_counts() -> None:
     assert tier_of(TESTS / "test_x.py") == FAST
     assert tier_of(TESTS / "nowhere/test_x.py") is None
     assert tier_of(Path("/tmp/test_x.py")) is None
+
+
+def test_several_processes_begin_with_what_takes_long() -> None:
+    folders = [LONGEST, "systemd", "mount", "ktask"]
+    mixed = ["ktask", "systemd", LONGEST, "mount"]
+    assert sorted(mixed, key=lambda folder: turn_of(TESTS / folder / "test_x.py")) == folders
+    assert turn_of(TESTS / "ktask/test_x.py") < turn_of(Path("/tmp/test_x.py"))
+    near = [turn_of(TESTS / path) for path in ("mount/test_a.py", "attacks/test_b.py", "mount/test_c.py")]
+    assert near == sorted(near)
+    assert turn_of(TESTS / "systemd/test_a.py") == turn_of(TESTS / "systemd/test_b.py")
 
 
 def test_the_markers_are_declared() -> None:

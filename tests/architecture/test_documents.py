@@ -1,0 +1,53 @@
+"""What the documents say of the tests is so."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.cli.arguments import parser
+from tests.support.daemon import ROOT
+from tests.support.documents import PAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_it_names_exist(page: Path) -> None:
+    for file, name in NAMED.findall(page.read_text()):
+        if "NAME" not in file:  # stands for any
+            source = (ROOT / file).read_text()
+            assert not name or re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{file}::{name}"
+
+
+def test_tests_are_named_in_the_way_that_is_looked_for() -> None:
+    assert sum(len(NAMED.findall(page.read_text())) for page in PAGES) > 60
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The commands of ``ktaskfs`` that ktaskfs(1) describes."""
+    actions = parser({})._actions
+    found = next(each for each in actions if isinstance(each, argparse._SubParsersAction)).choices
+    return {name: each for name, each in found.items() if name != "mount"}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_manual_page_has_each_option_of_a_command(name: str) -> None:
+    page = (ROOT / "docs/man/ktaskfs.1.in").read_text().replace("\\-", "-")
+    options = {option for action in commands()[name]._actions for option in action.option_strings}
+    missing = {option for option in options - {"-h", "--help"} if not re.search(rf"(?<![\w-]){option}(?![\w-])", page)}
+    assert missing == set()
+    assert re.search(rf"\b{name}\b", page)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_a_command_says_what_each_option_is(name: str) -> None:
+    for action in commands()[name]._actions:
+        assert action.help, action
+        assert action.option_strings == [] or action.option_strings[-1] in commands()[name].format_help()
