@@ -25,8 +25,16 @@ missing() {
     done
 }
 
+# apt-get waits for dpkg's lock, but not for that of the lists, which apt-daily.service takes after a boot.
 update_lists() {
-    as_root apt-get -q -o DPkg::Lock::Timeout=300 update
+    left=60
+    until words=$(as_root apt-get -q update 2>&1); do
+        case $words in
+            *'Could not get lock'*) [ $((left -= 1)) -gt 0 ] || fail "$words" ;;
+            *) fail "$words" ;;
+        esac
+        sleep 5
+    done
 }
 
 install_packages() {

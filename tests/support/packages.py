@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 CACHE: Final = Path(os.environ.get("KTASKFS_TEST_CACHE", "/var/cache/ktaskfs-test"))
 """Where packages are unpacked; whoever removes it gets them downloaded again."""
 APT: Final = ("-q", "-y", "-o", "DPkg::Lock::Timeout=300")
+
+LISTS_PATIENCE: Final = 300
+"""Seconds to wait while another apt-get has the lists."""
 
 
 class Unavailable(Exception):
@@ -76,8 +80,15 @@ def known(package: str) -> bool:
 
 
 def apt_get(*arguments: str) -> None:
-    """Run apt-get; raises CalledProcessError."""
-    _run("apt-get", *APT, *arguments)
+    """Run apt-get; raises CalledProcessError. apt-get waits for dpkg's lock, and this for the lock of the lists."""
+    deadline = time.monotonic() + LISTS_PATIENCE
+    while True:
+        try:
+            return _run("apt-get", *APT, *arguments)
+        except subprocess.CalledProcessError as error:
+            if "/lists/lock" not in error.stderr or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _run(*command: str, cwd: Path | None = None) -> None:
