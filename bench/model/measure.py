@@ -174,7 +174,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
         measured="\n\n".join(table(part) for part in measured),
     )
     page = document(report)
-    print(f"## Scaling\n\n{report.about}.\n\n{page}")
+    print(f"{page}\n{report.about}.")
     if output is not None:
         plot(report, output / "docs" / "plots" / "scaling.svg")
         (output / "docs" / "scaling.md").write_text(page, encoding="utf-8")
