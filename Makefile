@@ -4,7 +4,8 @@
 test test-fast: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
 
 PREFIX ?= /usr/local
-TEST_PROCESSES ?= 0
+# 2: one process runs the tests that wait for other machines, one runs all others; 0: one process runs all.
+TEST_PROCESSES ?= 2
 
 .PHONY: setup program lint test-fast test demo bench docs install uninstall deb clean
 
@@ -23,8 +24,8 @@ lint: setup ## style and types
 test-fast: lint ## lint, then the tests that need neither root nor a mount nor another machine
 	.venv/bin/python -m pytest -m fast
 
-test: lint ## lint, then every test; TEST_PROCESSES=3 has three processes share them, one of which waits for the virtual machines
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: lint ## lint, then every test; TEST_PROCESSES=0 runs them in one process
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 demo: program ## the main job, shown with the commands a reader would type
 	@scripts/demo.sh

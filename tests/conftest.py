@@ -23,7 +23,7 @@ from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE
 from tests.support.shell import run
-from tests.support.tiers import ROOT_FIXTURES, tier_of, turn_of
+from tests.support.tiers import ROOT_FIXTURES, process_of, tier_of
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test the marker of its tier. Several processes share the files in the order of their turns."""
+    """Give each test the marker of its tier, and the one of its process if there are two."""
     for item in items:
         names = item.fixturenames if isinstance(item, pytest.Function) else ()
         if (tier := tier_of(item.path, needs_root=not ROOT_FIXTURES.isdisjoint(names))) is not None:
             item.add_marker(tier)
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: turn_of(item.path))
+        if hasattr(config, "workerinput"):
+            item.add_marker(pytest.mark.xdist_group(process_of(item.path)))
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

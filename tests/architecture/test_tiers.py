@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.tiers import FAST, LONGEST, MACHINE, MOUNT, TESTS, TIERS, tier_of, turn_of
+from tests.support.tiers import FAST, MACHINE, MOUNT, TESTS, TIERS, process_of, tier_of
 
 FILES = sorted(TESTS.rglob("test_*.py"))
 
@@ -33,14 +33,10 @@ def test_the_nearest_folder_counts() -> None:
     assert tier_of(Path("/tmp/test_x.py")) is None
 
 
-def test_several_processes_begin_with_what_takes_long() -> None:
-    folders = [LONGEST, "systemd", "mount", "ktask"]
-    mixed = ["ktask", "systemd", LONGEST, "mount"]
-    assert sorted(mixed, key=lambda folder: turn_of(TESTS / folder / "test_x.py")) == folders
-    assert turn_of(TESTS / "ktask/test_x.py") < turn_of(Path("/tmp/test_x.py"))
-    near = [turn_of(TESTS / path) for path in ("mount/test_a.py", "attacks/test_b.py", "mount/test_c.py")]
-    assert near == sorted(near)
-    assert turn_of(TESTS / "systemd/test_a.py") == turn_of(TESTS / "systemd/test_b.py")
+def test_those_that_wait_for_machines_have_a_process_of_their_own() -> None:
+    assert {process_of(TESTS / folder / "test_x.py") for folder in ("systemd", "numa", "fleet")} == {MACHINE}
+    assert {process_of(TESTS / folder / "test_x.py") for folder in ("mount", "ktask", "cli/fleet")} == {MOUNT}
+    assert process_of(Path("/tmp/test_x.py")) == MOUNT
 
 
 def test_the_markers_are_declared() -> None:

@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="soak", description="A long run of ktaskfs under load and faults.")
     parser.add_argument("--minutes", type=float, required=True, help="how long")
     parser.add_argument("--kill-daemon", action="store_true", help="kill the daemon at random moments instead")
+    parser.add_argument("--adoptions", type=int, default=0, help="of tasks at work after kills, at least")
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFFFFFF, help="of all that is random")
     parser.add_argument("--pace", type=float, default=8, help="tasks a second, at most, of all together (not of kills)")
     options = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> int:
         print(f"seed {options.seed} in {there.area}", flush=True)
         run: Soak | Kills
         if options.kill_daemon:
-            run = Kills(there, options.minutes * 60, options.seed)
+            run = Kills(there, options.minutes * 60, options.seed, options.adoptions)
         else:
             run = Soak(there, options.minutes * 60, options.seed, options.pace)
         report = run.run()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WHO: Final = ("root", "a")
 KILL_WITHIN: Final = 0.5
+ADOPTED: Final = "adopted at work"
 """Seconds from the beginning of the activity to the death of the daemon, at most."""
 
 
@@ -51,13 +52,22 @@ class Known:
 
 
 class Kills:
-    """Kills and mounts again for ``seconds``. ``meanwhile`` is called with the state directory while no daemon is."""
+    """Kills and mounts again for ``seconds``, and until ``adoptions`` tasks were adopted at work.
+
+    ``meanwhile`` is called with the state directory while no daemon is.
+    """
 
     def __init__(
-        self, ground: Ground, seconds: float, seed: int, meanwhile: Callable[[Path], None] = lambda state: None
+        self,
+        ground: Ground,
+        seconds: float,
+        seed: int,
+        adoptions: int = 0,
+        meanwhile: Callable[[Path], None] = lambda state: None,
     ) -> None:
         self._ground = ground
         self._seconds = seconds
+        self._adoptions = adoptions
         self._seed = seed
         self._random = random.Random(seed)
         self._meanwhile = meanwhile
@@ -75,7 +85,7 @@ class Kills:
         begin = next_word = time.monotonic()
         mount = self._mount()
         try:
-            while (now := time.monotonic()) < begin + self._seconds:
+            while (now := time.monotonic()) < begin + self._seconds or self.counts[ADOPTED] < self._adoptions:
                 if now >= next_word:
                     next_word += WORD_EVERY
                     print(f"{(now - begin) / 60:.0f} minutes; {dict(self.counts)}", flush=True)
@@ -210,7 +220,7 @@ class Kills:
         if known.asked == "pause" and not known.doubt:
             assert state in ENDED | {"paused"}, f"{name} was paused and is {state}"
         if state in ("running", "paused"):
-            self.counts["adopted at work"] += 1
+            self.counts[ADOPTED] += 1
             assert stat["pid"] != "0", f"{name}: {stat}"
         if known.asked in ("cancel", "kill") and not known.doubt:
             until(lambda: _stat(mount, name)["state"] in ENDED, f"{name}, that was told to {known.asked}, has ended")

@@ -46,7 +46,7 @@ def test_everything_at_once() -> None:
 
 
 def test_the_daemon_is_killed_at_random() -> None:
-    report = check(soak("--minutes", "0.1", "--kill-daemon"))
+    report = check(soak("--minutes", "0.1", "--kill-daemon", "--adoptions", "1"))
     assert "lost: nothing" in report
     assert "| adopted at work | " in report
 
@@ -61,7 +61,7 @@ def test_what_is_lost_between_two_daemons_is_noticed(what: str) -> None:
                 record.write_text("{")
 
     with ground() as there:
-        kills = Kills(there, 60, 1, meanwhile)
+        kills = Kills(there, 60, 1, meanwhile=meanwhile)
         report = kills.run()
     assert len(kills.broken) == 1
     assert "see below" in report

@@ -43,9 +43,6 @@ TIERS: Final = {
 }
 """The tier of each folder of tests; a folder that is not named has that of the folder around it."""
 
-LONGEST: Final = "numa"
-"""The folder whose tests take longest: they wait for a virtual machine."""
-
 ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
 """A test of a fast folder that uses one of these is of the tier ``mount``."""
 
@@ -63,12 +60,10 @@ def tier_of(path: Path, *, needs_root: bool = False) -> str | None:
     return MOUNT if tier == FAST and needs_root else tier
 
 
-def turn_of(path: Path) -> tuple[bool, int, str]:
-    """A key to sort files by, for several processes that share them: those that take long come first.
+def process_of(path: Path) -> str:
+    """Which of two processes runs the tests of a file.
 
-    Then neighbours are of different folders: tests of one folder often wait for each other, for the pool of huge pages.
-    Only the files of a systemd that is booted for all of them stay together.
+    Tests that wait for other machines have one of their own. All others would wait for each other, for the pool of huge
+    pages, or see the load of each other.
     """
-    tier = tier_of(path)
-    name = "" if tier == MACHINE else path.name
-    return not path.is_relative_to(TESTS / LONGEST), [MACHINE, MOUNT, FAST, None].index(tier), name
+    return MACHINE if tier_of(path) == MACHINE else MOUNT
