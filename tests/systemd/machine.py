@@ -89,10 +89,17 @@ class Machine:
         outcome = self.sh(f'echo "{spec}" > {mount}/tasks/control', user=user)
         assert outcome.status == 0, outcome
 
+    def start(self, unit: str) -> None:
+        """Start a unit, however often other tests have just started it."""
+        self.run("systemctl", "reset-failed", unit)
+        done = self.run("systemctl", "start", unit)
+        assert done.status == 0, done
+
     def finish_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
         """Let it run, and see it done."""
         script = f"echo max > {mount}/tasks/{name}/rate_max && tail -n 1 {mount}/tasks/{name}/wait"
-        assert self.sh(script, user=user) == Outcome(0, "done\n", "")
+        done = self.sh(script, user=user)
+        assert done == Outcome(0, "done\n", ""), done
         assert self.sh(f"stat -c '%U %b %B' /dev/shm/{name}").out.split()[0] == user
         assert self.sh(f"rm /dev/shm/{name}").status == 0
 

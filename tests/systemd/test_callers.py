@@ -41,7 +41,8 @@ def service(machine: Machine) -> Iterator[Machine]:
     """The machine with the service at work, and huge pages."""
     with reserved(HUGE, 2 * PAGES):
         mount = "mount -t hugetlbfs -o pagesize=2M,mode=1777 none /dev/hugepages"
-        assert machine.sh(f"systemctl start {UNITS[0]} && {mount}").status == 0
+        machine.start(UNITS[0])
+        assert machine.sh(mount).status == 0
         yield machine
         assert machine.run("umount", "/dev/hugepages").status == 0
 
@@ -75,7 +76,7 @@ def finish(machine: Machine) -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_task_is_interrupted_when_its_callers_unit_stops(service: Machine, unit: str) -> None:
     """The worker is in the control group of the unit, and systemd ends all that is in there."""
-    assert service.run("systemctl", "start", unit).status == 0
+    service.start(unit)
     service.until_mounted()
     start_in_a_unit(service)
     (worker,) = service.workers()
@@ -90,7 +91,7 @@ def test_a_task_is_interrupted_when_its_callers_unit_stops(service: Machine, uni
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_worker_sees_its_limits_and_can_write_to_no_control_group(service: Machine, unit: str) -> None:
-    assert service.run("systemctl", "start", unit).status == 0
+    service.start(unit)
     service.until_mounted()
     start_in_a_unit(service)
     (worker,) = service.workers()
@@ -109,7 +110,7 @@ def test_a_worker_sees_its_limits_and_can_write_to_no_control_group(service: Mac
 
 
 def test_with_cgroup_daemon_a_task_outlives_its_callers_unit(service: Machine) -> None:
-    assert service.run("systemctl", "start", UNITS[0]).status == 0
+    service.start(UNITS[0])
     service.until_mounted()
     tunable = "/run/ktaskfs/debug/ktask_cgroup"
     assert service.sh(f"echo daemon > {tunable}").status == 0

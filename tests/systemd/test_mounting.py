@@ -73,7 +73,7 @@ def test_fake_mounts_nothing(idle: Machine) -> None:
 
 
 def test_the_mount_unit(idle: Machine) -> None:
-    assert idle.run("systemctl", "start", "run-ktaskfs.mount").status == 0
+    idle.start("run-ktaskfs.mount")
     assert idle.is_mounted()
     assert "mounted on /run/ktaskfs" in idle.out("journalctl", "-u", "run-ktaskfs.mount")
     idle.start_slow_task("unit")
@@ -81,13 +81,13 @@ def test_the_mount_unit(idle: Machine) -> None:
     assert idle.run("systemctl", "stop", "run-ktaskfs.mount").status == 0
     until(lambda: idle.daemons() == [], "the end of the daemon")
     assert idle.workers() == workers
-    assert idle.run("systemctl", "start", "run-ktaskfs.mount").status == 0
+    idle.start("run-ktaskfs.mount")
     idle.finish_task("unit")
     assert idle.run("systemctl", "stop", "run-ktaskfs.mount").status == 0
 
 
 def test_a_mount_unit_whose_daemon_was_killed(idle: Machine) -> None:
-    assert idle.run("systemctl", "start", "run-ktaskfs.mount").status == 0
+    idle.start("run-ktaskfs.mount")
     idle.start_slow_task("dead")
     assert idle.run("pkill", "--signal", "KILL", "--full", f"ktaskfs mount .*{POINT}").status == 0
     until(lambda: idle.run("ls", POINT).errname == "ENOTCONN", "the end of the connection")
@@ -97,7 +97,7 @@ def test_a_mount_unit_whose_daemon_was_killed(idle: Machine) -> None:
 
 
 def test_the_automount_unit(idle: Machine) -> None:
-    assert idle.run("systemctl", "start", "run-ktaskfs.automount").status == 0
+    idle.start("run-ktaskfs.automount")
     try:
         assert idle.daemons() == []
         assert "tasks" in idle.out("ls", POINT, user="bob").split()
@@ -109,8 +109,8 @@ def test_the_automount_unit(idle: Machine) -> None:
 
 
 def test_the_service_and_the_automount_exclude_each_other(idle: Machine) -> None:
-    assert idle.run("systemctl", "start", "run-ktaskfs.automount").status == 0
-    assert idle.run("systemctl", "start", "ktaskfs.service").status == 0
+    idle.start("run-ktaskfs.automount")
+    idle.start("ktaskfs.service")
     assert idle.show("run-ktaskfs.automount", "ActiveState") == "inactive"
     assert idle.is_mounted()
     assert idle.run("systemctl", "stop", "ktaskfs.service").status == 0
@@ -124,7 +124,7 @@ def fstab(machine: Machine, options: str, *, kind: str = "ktaskfs", where: str =
 @pytest.mark.parametrize("kind", ["ktaskfs", "fuse.ktaskfs"])
 def test_a_line_of_fstab(idle: Machine, kind: str) -> None:
     fstab(idle, "defaults,gid=ktask,mode=0660,nofail,_netdev,x-systemd.requires-mounts-for=/run", kind=kind)
-    assert idle.run("systemctl", "start", "mnt-k.mount").status == 0
+    idle.start("mnt-k.mount")
     assert idle.is_mounted("/mnt/k")
     assert idle.run("systemctl", "stop", "mnt-k.mount").status == 0
     until(lambda: idle.daemons() == [], "the end of the daemon")
@@ -136,7 +136,7 @@ def test_a_line_of_fstab(idle: Machine, kind: str) -> None:
 
 def test_a_line_of_fstab_with_automount(idle: Machine) -> None:
     fstab(idle, "gid=ktask,noauto,x-systemd.automount,x-systemd.idle-timeout=1min")
-    assert idle.run("systemctl", "start", "mnt-k.automount").status == 0
+    idle.start("mnt-k.automount")
     try:
         assert idle.run("cat", "/mnt/k/version", user="bob").status == 0
         assert idle.is_mounted("/mnt/k")

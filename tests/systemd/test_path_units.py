@@ -21,7 +21,7 @@ START = "fallocate path=/dev/shm/watched length=64M rate_max=1M chunk=1M name=wa
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Machine]:
     """The machine with the service and a task at work."""
-    assert machine.run("systemctl", "start", UNIT).status == 0
+    machine.start(UNIT)
     machine.until_mounted()
     assert machine.sh(f"echo '{START}' > {MOUNT}/tasks/control").status == 0
     until(lambda: machine.sh("pgrep --full fuse/touch.py").status == 1, "watchers of earlier changes were told")

@@ -99,10 +99,11 @@ def test_install_takes_nothing_that_a_user_does_not_need(new_machine: Machine) -
 @pytest.fixture
 def service(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """The service with no task, and an empty hugetlbfs on /dev/hugepages with what the recipes need in the pool."""
-    fresh = "systemctl stop ktaskfs; rm -rf /run/ktaskfs-state; systemctl start ktaskfs"
+    clear = "systemctl stop ktaskfs; rm -rf /run/ktaskfs-state"
     reserves = "ktaskfs run reserve" in request.node.callspec.params["block"].text
     with reserved(PAGE, 0 if reserves else RECIPE_PAGES):
-        assert machine.sh(fresh).status == 0
+        assert machine.sh(clear).status == 0
+        machine.start("ktaskfs")
         machine.until_mounted()
         if not reserves:
             assert machine.sh("mount -t hugetlbfs none /dev/hugepages").status == 0

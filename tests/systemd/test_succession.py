@@ -60,7 +60,7 @@ def test_stop_ends_it_everywhere(machine: Machine, unit: str) -> None:
     assert machine.show(unit, "Result") == "success"
     assert machine.out("ls", POINT) == ""
     assert machine.run("ls", BOUND).errname == "ENOTCONN"
-    assert machine.run("systemctl", "start", unit).status == 0
+    machine.start(unit)
     assert machine.is_mounted()
 
 
@@ -70,7 +70,7 @@ def test_umount_of_all_ends_the_service(machine: Machine, unit: str) -> None:
     until(lambda: machine.show(unit, "ActiveState") == "inactive", "the end of the service")
     assert machine.show(unit, "Result") == "success"
     assert machine.show(unit, "NFileDescriptorStore") == "0"
-    assert machine.run("systemctl", "start", unit).status == 0
+    machine.start(unit)
     assert machine.is_mounted()
 
 

@@ -28,7 +28,7 @@ MIB: Final = 1 << 20
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Machine]:
     """The machine with the service at work; no unit, task or file of the test is left."""
-    assert machine.run("systemctl", "start", UNIT).status == 0
+    machine.start(UNIT)
     machine.until_mounted()
     yield machine
     machine.sh(f"systemctl stop caller work.scope; tail -n 1 {TASK}/wait; rmdir {TASK}; rm /dev/shm/slow")
