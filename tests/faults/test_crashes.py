@@ -123,6 +123,7 @@ def die_at(step: int, mount_maker: MountMaker, area: Path, tmpfs: Path) -> str:
     return said
 
 
+@pytest.mark.timeout(1800)  # it starts 160 daemons, each of which imports for 0.7 s of CPU time
 @pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 def test_the_daemon_dies_at_every_step(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
     steps, found, done = itertools.count(1), dict[int, str](), threading.Event()
