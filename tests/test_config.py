@@ -172,7 +172,7 @@ def test_every_line_that_is_wrong_is_named(tmp_path: Path) -> None:
         tunables_in(path, "\n".join(lines).encode(errors="surrogateescape"))
     said = refusal.value.message.splitlines()
     assert [line.partition(": ")[0] for line in said] == [f"{path}:{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)]
-    assert "20 is above the greatest value, 19" in said[0].replace("'", "")
+    assert "20 is above the maximum, 19" in said[0].replace("'", "")
     assert all(line.isprintable() for line in said)
 
 

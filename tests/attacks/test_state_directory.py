@@ -119,7 +119,7 @@ def test_only_files_of_ours_are_opened_and_swept(area: Path, secret: Path, two_u
             ["00000001.page", "00000002.json.new", "00000003.page", "00000005.page", "lock", "x.page"]
         )
         for task in (1, 3, 5):
-            with pytest.raises(OSError, match="Too many levels|Is a directory|not a regular file of ours"):
+            with pytest.raises(OSError, match="Too many levels|Is a directory|not a regular file of this user"):
                 state.open_page(task)
     finally:
         state.close()

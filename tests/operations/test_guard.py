@@ -137,7 +137,7 @@ def test_a_holder_that_the_caller_may_not_see(
         return body
 
     with used(texts["path"], "maps"):
-        unseen = f"EBUSY {texts['path']} is held by a process that you may not see: {FORCE}"
+        unseen = f"EBUSY {texts['path']} is held by a process that you cannot see: {FORCE}"
         assert run_forked(attempt(two_users[0])) == unseen
         assert run_forked(attempt(two_users[1])) == ""
     assert run_forked(attempt(two_users[0])) == ""

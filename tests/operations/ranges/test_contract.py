@@ -67,7 +67,7 @@ def test_a_rest_alone_is_done_or_refused_with_the_declared_reason(
     before = state(ground, name)
     if reason := OPERATIONS[name].no_resume:
         error = runner.refused(name, rest, **texts)
-        assert said(error) == (NotSupported.__name__, "EOPNOTSUPP", f"resume: {reason}; start the task anew")
+        assert said(error) == (NotSupported.__name__, "EOPNOTSUPP", f"resume: {reason}; start a new task")
         assert state(ground, name) == before
     else:
         open_ones = descriptors()
@@ -93,7 +93,7 @@ def test_a_directory_or_a_descriptor_of_the_worker_itself(
         assert refused is None or refused.errno in (errno.ENOTDIR, errno.ENOTEMPTY, errno.EINVAL)
     else:
         assert said(refused) == ("TargetError", "EISDIR", f"open {ground}: Is a directory")
-    own = "/proc/self/fd/0 would be the worker's own: write /proc/PID/fd/N with the number of your process"
+    own = "/proc/self/fd/0 would be the worker's own: write your process's number, as in /proc/PID/fd/N"
     assert said(refusal(runner, name, texts | {parameter: "/proc/self/fd/0"})) == ("InvalidValue", "EINVAL", own)
     assert state(ground, name) == before
 

@@ -151,7 +151,7 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
         assert isinstance(several, InvalidValue)
         assert f"mapping={mapped(pid, '/memfd:other')} (2M of /memfd:other (deleted))" in several.message
         for mapping, words in {
-            "0x1000": f"process {pid} has nothing mapped at 0x1000",
+            "0x1000": f"process {pid} has no mapping at 0x1000",
             mapped(pid, "[stack]", "rw-p"): "is memory without a file",
             mapped(pid, "/memfd:other", "rw-p"): "is a private mapping",
         }.items():
@@ -159,8 +159,8 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
             assert isinstance(error, InvalidValue)
             assert words in error.message
         wrong: list[tuple[dict[str, object], str]] = [
-            ({"pid": pid, "path": "/dev/shm/x"}, "path and pid both name a file: give one of them"),
-            ({"path": "/dev/shm/x", "mapping": "0x1000"}, "mapping is of a process: pid is missing"),
+            ({"pid": pid, "path": "/dev/shm/x"}, "path and pid both name a file: give only one"),
+            ({"path": "/dev/shm/x", "mapping": "0x1000"}, "mapping needs pid"),
             ({}, "parameter path is missing"),
         ]
         for texts, words in wrong:
