@@ -96,7 +96,7 @@ def require_place(path: str, kind: str, *, nonempty: bool) -> None:
         answer = _look(path)
         if answer not in DEAD:
             alive = "does not answer" if answer is None else "answers"
-            raise ConfigError(f"{path}: {kind} is mounted there already and {alive}", errno=errno.EBUSY)
+            raise ConfigError(f"{path}: {kind} is mounted there already, and {alive}", errno=errno.EBUSY)
     else:
         _require_directory(path, nonempty=nonempty)
 

@@ -93,7 +93,7 @@ def test_what_is_right_is_not_wrong(make: MachineMaker) -> None:
 )
 def test_a_pool_with_less_than_was_asked_for(make: MachineMaker, cmdline: str, sysctl: str, asked: int) -> None:
     machine = make({"proc/cmdline": cmdline or "quiet", "etc/sysctl.d/10-pages.conf": sysctl})
-    text = f"2M: 100 pages are there, and {asked} were asked for at boot"
+    text = f"2M: 100 pages exist, but the boot asked for {asked}"
     assert wrong(check_pools.check_pools(machine)) == [(text, f"ktaskfs run reserve size=2M pages={asked}")]
 
 
@@ -170,7 +170,7 @@ def test_hugetlbfs(make: MachineMaker) -> None:
     assert wrong(found)[0] == ("/b c: pages of 2M, mounted read-only", "mount -o remount,rw '/b c'")
     small = "none /a hugetlbfs rw,pagesize=2M,size=1024K 0 0\n"
     assert wrong(check_pools.check_mounts(make({"proc/self/mounts": small, f"{GIANT}/nr_hugepages": "0"}))) == [
-        ("/a: pages of 2M, with size=1024K, which is less than a page", "mount -o remount,size=200M /a")
+        ("/a: pages of 2M, with size=1024K, less than one page", "mount -o remount,size=200M /a")
     ]
 
 

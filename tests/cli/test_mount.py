@@ -166,7 +166,7 @@ def test_fake_checks_and_mounts_nothing(area: Path, point: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [("--fd=99", "--fd 99: Bad file descriptor"), ("--store", "there is no service manager")]
+    ("option", "words"), [("--fd=99", "--fd 99: Bad file descriptor"), ("--store", "no service manager")]
 )
 def test_a_mount_that_cannot_be_handed_over(area: Path, point: Path, option: str, words: str) -> None:
     outcome = mount(option, "--foreground", "-o", f"statedir={area / 'state'}", point)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.users import User
 
 GUARDED: Final = [name for name in RANGES if declares(name, "force")]
-FORCE: Final = "force=1 works on it all the same"
+FORCE: Final = "force=1 works on it anyway"
 every_guarded = pytest.mark.parametrize("name", GUARDED)
 every_use = pytest.mark.parametrize("use", [use for use in USES if use != "has inherited"])
 both_memfds = pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB], ids=["small", "huge"])

@@ -198,7 +198,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
     for options, words in (
         (["--batch", "0"], "--batch: '0' is neither"),
         (["--batch", "101%"], "--batch: '101%' is neither"),
-        (["--topology", "/none"], "--topology is of use with ssh alone"),
+        (["--topology", "/none"], "--topology needs ssh"),
         (["--ssh-options", "-F '"], "--ssh-options: No closing quotation"),
     ):
         outcome = hosts("good1", *options)

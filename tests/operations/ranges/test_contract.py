@@ -136,7 +136,7 @@ def test_a_range_that_begins_at_the_end_and_has_no_length(
     offset = SIZE + beyond
     error = refusal(runner, name, texts | {"offset": str(offset)})
     if declares(name, "mode") and "source" not in texts:
-        words = f"length is missing: {ground / 'path'} has {SIZE} bytes and the range begins at {offset}"
+        words = f"length is missing: {ground / 'path'} has {SIZE} bytes, but the range begins at {offset}"
         assert said(error) == ("InvalidValue", "EINVAL", words)
     elif beyond == 0 or ("source" in texts and name in PAST_THE_END):
         assert error is None
@@ -164,7 +164,7 @@ def test_a_file_that_is_truncated_meanwhile(
     plan = runner.prepare(name, **texts)
     os.truncate(texts[parameter], unit)
     error = ending(runner, plan)
-    words = f"{texts[parameter]} was truncated to {unit} bytes meanwhile"
+    words = f"{texts[parameter]} was truncated to {unit} bytes during the work"
     assert said(error) == (None if name == "free" else ("TargetError", "ENXIO", words))
     assert os.stat(texts[parameter]).st_size == unit
     if name == "free":
