@@ -9,10 +9,10 @@ TEST_PROCESSES ?= 2
 
 .PHONY: setup program lint test-fast test demo bench docs install uninstall deb clean
 
-setup: ## what the program and its tests need: install what is missing, and make .venv
+setup: ## install the dependencies of the program and its tests, and make .venv
 	@scripts/setup.sh tests
 
-program: ## what the program alone needs; what only its build needs is removed again
+program: ## install the dependencies of the program; remove build dependencies afterwards
 	@scripts/setup.sh program
 
 lint: setup ## style and types
@@ -27,11 +27,11 @@ test-fast: lint ## lint, then the tests that need neither root nor a mount nor a
 test: lint ## lint, then every test; TEST_PROCESSES=0 runs them in one process
 	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
-demo: program ## the main job, shown with the commands a reader would type
+demo: program ## show the main job, with its commands
 	@scripts/demo.sh
 
 # The benchmarks are the modules that call main("NAME", ...); those that read the results of others come after them.
-bench: setup ## install the peers, measure beside them, draw; writes bench/RESULTS.md, bench/results/ and docs/plots/
+bench: setup ## install the peers, measure, draw plots; write bench/RESULTS.md, bench/results/ and docs/plots/
 	@bench/peers.sh
 	files=$$(grep -lE '^ *main\("' bench/*.py bench/*/__main__.py); \
 	for each in $$(grep -L '"results"' $$files) $$(grep -l '"results"' $$files); do \
@@ -39,19 +39,19 @@ bench: setup ## install the peers, measure beside them, draw; writes bench/RESUL
 	done
 	.venv/bin/python -m bench.plots
 
-docs: setup ## the documents as a site: build/site/index.html
+docs: setup ## build the documents as a site: build/site/index.html
 	.venv/bin/python docs/site.py
 	@echo build/site/index.html
 
-install: program ## into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR goes before all paths
+install: program ## install into PREFIX (/usr/local), and the helpers of mount(8) into /usr/sbin; DESTDIR is a prefix of all paths
 	.venv/bin/python packaging/install.py install "$(PREFIX)" "$(DESTDIR)"
 
-uninstall: ## remove what install has put there, with the same PREFIX and DESTDIR
+uninstall: ## remove the installed files; use the same PREFIX and DESTDIR
 	PYTHONPATH=. python3 packaging/install.py uninstall "$(PREFIX)" "$(DESTDIR)"
 
-deb: ## the Debian package for the release that this machine runs, into dist/
+deb: ## build the Debian package for this machine's release, into dist/
 	@packaging/deb.sh dist
 
-clean: ## remove what was built
+clean: ## remove built files
 	rm -rf .venv *.egg-info build dist bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

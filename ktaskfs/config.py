@@ -128,7 +128,7 @@ def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) 
         return os.path.join(STATE_ROOT, state_name(mountpoint))
     runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     if not os.path.isdir(runtime):
-        raise ConfigError("no runtime directory (XDG_RUNTIME_DIR): say where to keep state with -o statedir=DIR")
+        raise ConfigError("no runtime directory (XDG_RUNTIME_DIR): choose a state directory with -o statedir=DIR")
     return os.path.join(runtime, "ktaskfs", state_name(mountpoint))
 
 
@@ -169,7 +169,7 @@ def parse_options(
         values |= {"statedir": default_statedir(path, uid, environment), "passing": True}
     for name in ("statedir", "config"):  # in the mount itself: the daemon would wait for itself
         if values.get(name) is not None and _is_below(values[name], path):
-            raise ConfigError(f"option {name}: {values[name]} is in the mount itself")
+            raise ConfigError(f"option {name}: {values[name]} lies inside the mount")
     device = None if fd is None else f"/dev/fd/{fd}"
     return MountConfig(mountpoint=path, tunables=tunables, device=device, keep=keep, **values)
 

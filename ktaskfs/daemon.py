@@ -129,7 +129,7 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> int:
     """
     clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
     if not manager.listens:
-        raise ConfigError("there is no service manager to keep the mount (NOTIFY_SOCKET)")
+        raise ConfigError("no service manager (NOTIFY_SOCKET) can keep the mount")
     fd = mount_device(config.mountpoint, NAME, allow_other=config.allow_other)
     try:
         manager.store(fd, NAME)
@@ -188,12 +188,12 @@ def _succession(state: StateDirectory) -> tuple[str, Callable[[str], None]]:
         try:
             state.remember_session(text)
         except OSError as error:
-            LOG.error("the next daemon cannot take this mount over: %s", error.strerror)
+            LOG.error("the next daemon cannot take over this mount: %s", error.strerror)
 
     try:
         return state.session(), remember
     except OSError as error:
-        LOG.error("what an earlier daemon has left cannot be read: %s", error.strerror)
+        LOG.error("cannot read the state of an earlier daemon: %s", error.strerror)
         return "", remember
 
 
@@ -254,7 +254,7 @@ async def _tell_status(table: TaskTable, manager: Manager) -> None:
 
 def _status(table: TaskTable) -> str:
     tasks = list(table)
-    return f"STATUS={len(tasks)} tasks, {sum(task.state in ACTIVE for task in tasks)} at work"
+    return f"STATUS={len(tasks)} tasks, {sum(task.state in ACTIVE for task in tasks)} unfinished"
 
 
 async def _show_life(mountpoint: str, manager: Manager, within: float) -> None:
@@ -290,5 +290,5 @@ def _reload(daemon: _Daemon) -> None:
     else:
         daemon.settings.update(tunables)
         texts = [f"{each.name}={each.format(tunables[each.name])}" for each in TUNABLES if each.name in tunables]
-        LOG.info("configuration read again: %s", " ".join(texts) or "empty")
+        LOG.info("configuration reloaded: %s", " ".join(texts) or "empty")
     manager.tell("READY=1")

@@ -47,7 +47,7 @@ class Quota:
         held = self.held(user) + amount
         most = self._total // 2 if user == ROOT else self._each
         if held > most:
-            self._refuse(user, f"you hold {self.held(user)} {self._what}, and a user may hold {most}")
+            self._refuse(user, f"you hold {self.held(user)} {self._what}; the limit of a user is {most}")
         if self._used + amount > room(self._total, user, held):
             all_users = f"all users together {self._used} of {self._total}"
             self._refuse(user, f"you hold {self.held(user)} {self._what}, {all_users}: the rest is for others")

@@ -66,7 +66,7 @@ class Manager:
                 sock.settimeout(PATIENCE)
                 sock.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            LOG.warning("the service manager cannot be told %s: %s", assignments[0], error)
+            LOG.warning("cannot notify the service manager of %s: %s", assignments[0], error)
 
     def store(self, fd: int, name: str) -> None:
         """Have the manager keep ``fd`` and hand it to the service's next process; returns when it has it.

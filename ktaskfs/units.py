@@ -65,14 +65,14 @@ def _size_hint(text: str) -> str:
     size, rest = divmod(int(fraction[1] + fraction[2]) << shift, 10 ** len(fraction[2]))
     if rest and shift > 10:  # not even whole bytes: rounded to the next smaller unit
         size = size >> shift - 10 << shift - 10
-    return f": fractions are not read; write {format_size(size)}"
+    return f": fractions are not allowed; write {format_size(size)}"
 
 
 def _checked(text: str, value: int, least: int, most: int) -> int:
     if value < least:
-        raise InvalidValue(f"{shown(text)} is below the least value, {least}")
+        raise InvalidValue(f"{shown(text)} is below the minimum, {least}")
     if value > most:
-        raise InvalidValue(f"{shown(text)} is above the greatest value, {most}")
+        raise InvalidValue(f"{shown(text)} is above the maximum, {most}")
     return value
 
 

@@ -94,7 +94,7 @@ def test_the_mountpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("below", ["", "/a", "/a/../b"])
 def test_nothing_that_the_daemon_needs_is_in_its_own_mount(tmp_path: Path, name: str, below: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    with pytest.raises(ConfigError, match="in the mount itself"):
+    with pytest.raises(ConfigError, match="lies inside the mount"):
         parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/link{below}"], {"XDG_RUNTIME_DIR": str(tmp_path)})
     assert parse_options(f"{tmp_path}/there", [f"{name}={tmp_path}/there2,statedir=/s"], {}).statedir == "/s"
 
@@ -172,7 +172,7 @@ def test_every_line_that_is_wrong_is_named(tmp_path: Path) -> None:
         tunables_in(path, "\n".join(lines).encode(errors="surrogateescape"))
     said = refusal.value.message.splitlines()
     assert [line.partition(": ")[0] for line in said] == [f"{path}:{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)]
-    assert "20 is above the greatest value, 19" in said[0].replace("'", "")
+    assert "20 is above the maximum, 19" in said[0].replace("'", "")
     assert all(line.isprintable() for line in said)
 
 

@@ -93,11 +93,11 @@ def test_a_negative_number_is_called_so() -> None:
     [
         ("2MB", "MB has powers of 1000 or of 1024; write 2M or 2MiB for 1024"),
         ("64gb", "GB has powers of 1000 or of 1024; write 64G or 64GiB for 1024"),
-        ("1.5G", "fractions are not read; write 1536M"),
-        ("1.5GiB", "fractions are not read; write 1536M"),
-        (".5T", "fractions are not read; write 512G"),
-        ("0.1G", "fractions are not read; write 102M"),
-        ("1.0", "fractions are not read; write 1"),
+        ("1.5G", "fractions are not allowed; write 1536M"),
+        ("1.5GiB", "fractions are not allowed; write 1536M"),
+        (".5T", "fractions are not allowed; write 512G"),
+        ("0.1G", "fractions are not allowed; write 102M"),
+        ("1.0", "fractions are not allowed; write 1"),
     ],
 )
 def test_a_size_that_can_be_guessed_is_refused_with_what_to_write(text: str, hint: str) -> None:

@@ -102,7 +102,7 @@ PANELS: Final = (
             "{{instance}} {{page_size}} reserved": f"ktaskfs_hugepages_reserved{{{HOST}}}",
             "{{instance}} {{page_size}} surplus": f"ktaskfs_hugepages_surplus{{{HOST}}}",
         },
-        description="info/holders in the mount says who has them.",
+        description="info/holders in the mount shows the holders.",
     ),
     Panel(
         "huge pages free, by NUMA node",

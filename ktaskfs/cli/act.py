@@ -35,7 +35,7 @@ def assign(given: argparse.Namespace) -> int:
     if not values:
         raise InvalidValue("nothing to set: write KEY=VALUE after the names")
     if "control" in values:
-        raise InvalidValue("control is no parameter: ktaskfs cancel, pause, resume and kill write to it")
+        raise InvalidValue("control is not a parameter: use ktaskfs cancel, pause, resume or kill")
     mounted = Mounted(given.mount)
     targets = _targets(mounted, patterns, lambda verbs: verbs != [], "can be set")
     return _each(given, targets, lambda name: _set(mounted, name, values))
@@ -61,7 +61,7 @@ def _targets(
         if GLOB.search(pattern):
             found = [name for name in found if fits(_verbs(mounted, name))]
             if not found:
-                yield pattern, WrongState(f"no task that matches {pattern} {what} now")
+                yield pattern, WrongState(f"no task that matches {pattern} {what}")
         yield from ((name, None) for name in found if name not in seen)
         seen.update(found)
 

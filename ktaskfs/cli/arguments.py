@@ -18,9 +18,9 @@ SAVED_POOLS: Final = "/etc/tmpfiles.d/ktaskfs-pools.conf"
 """What systemd-tmpfiles(8) reads at boot."""
 MOUNT_VARIABLE: Final = "KTASKFS"
 VERBS: Final = {
-    "cancel": "end tasks after the chunks at work",
-    "pause": "have tasks begin no further chunk until they are resumed",
-    "resume": "have paused tasks go on, and tasks that ended early do the rest",
+    "cancel": "end tasks after their current chunks",
+    "pause": "stop tasks from starting chunks until they are resumed",
+    "resume": "continue paused tasks, and finish tasks that ended early",
     "kill": "kill the workers of tasks, even in the middle of a chunk",
 }
 FANOUT: Final = 1024
@@ -30,7 +30,7 @@ HOST_OPTIONS: Final = ("fanout", "timeout", "ssh_options", "remote", "topology",
 NAMES: Final = "name of a task, or a glob such as 'vm*'"
 STATUSES: Final = (
     "exit status: 0 done; 1 failed or refused; 2 wrong command line; 3 cancelled; 4 interrupted; 130 after ^C. "
-    "Of several tasks the first of 1, 4, 3, 0 that one of them has."
+    "With several tasks: the first of 1, 4, 3, 0 that applies."
 )
 
 
@@ -43,31 +43,31 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands, environment)
     _add_wait(commands, environment)
-    listed = _client(commands, environment, "ls", "list tasks, those at work first")
+    listed = _client(commands, environment, "ls", "list tasks, unfinished ones first")
     listed.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
     _add_hosts(listed)
-    _add_names(_client(commands, environment, "show", "tell all of tasks: status, threads, result"))
+    _add_names(_client(commands, environment, "show", "show the status, threads and result of tasks"))
     for verb, text in VERBS.items():
         _add_names(_client(commands, environment, verb, text))
     assigned = _client(commands, environment, "set", "set parameters of tasks")
     assigned.add_argument("name", nargs="+", metavar="NAME... KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
-    followed = _client(commands, environment, "events", "show changes of state of tasks as they come, until ^C")
+    followed = _client(commands, environment, "events", "show state changes of tasks until ^C")
     followed.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
     examined = _client(
         commands,
         environment,
         "doctor",
-        "tell what stands between this machine and its work, and what mends it",
-        "exit status: 0 nothing is wrong; 1 something is",
+        "find problems of this machine, and print commands that fix them",
+        "exit status: 0 no problem found; 1 a problem found",
     )
     _add_hosts(examined)
     _add_pool(commands, environment)
-    completed = commands.add_parser("completion", help="print what makes a shell complete the command line")
+    completed = commands.add_parser("completion", help="print the completion script of a shell")
     completed.add_argument(
         "shell",
         choices=("bash", "zsh", "fish", "words"),
         metavar="bash|zsh|fish",
-        help="the shell; `words WORD...` prints what may stand for the last word, for shells to come",
+        help="the shell; `words WORD...` prints candidates for the last word, for other shells",
     )
     completed.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     shown = commands.add_parser("top", help="show all tasks on a screen, with keys to change them")
@@ -102,25 +102,27 @@ def _add_hosts(added: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--fanout", type=_positive, metavar="N", help=f"connections at a time ({FANOUT})")
     group.add_argument("--timeout", type=_positive, metavar="S", help="watch for S seconds; the tasks go on")
     group.add_argument("--ssh-options", metavar="OPTIONS", help="options of ssh(1), in one word: '-F FILE -l USER'")
-    group.add_argument("--remote", metavar="COMMAND", help="the command there, as 'sudo -n ktaskfs' (ktaskfs)")
-    group.add_argument("--topology", metavar="FILE", help="go through the gateways in a topology.conf of ClusterShell")
-    group.add_argument("--via", metavar="COMMAND", help="reach host %%h by this instead of ssh: 'podman exec -i %%h'")
+    group.add_argument("--remote", metavar="COMMAND", help="command on the hosts, such as 'sudo -n ktaskfs' (ktaskfs)")
+    group.add_argument("--topology", metavar="FILE", help="use the gateways of a ClusterShell topology.conf")
+    group.add_argument(
+        "--via", metavar="COMMAND", help="command instead of ssh, as 'podman exec -i %%h'; %%h is the host"
+    )
     return group
 
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
 
 
 def _add_pool(commands: Commands, environment: Mapping[str, str]) -> None:
-    text = "save: have the next boot make the pools of huge pages that there are now"
+    text = "save: make the next boot create the current pools of huge pages"
     added = commands.add_parser("pool", help=text, description=f"{text[0].upper()}{text[1:]}.")
     added.add_argument("verb", choices=("save",), metavar="save", help="write the file, and print it")
     _add_place(added, environment)
     added.add_argument(
-        "--output", default=SAVED_POOLS, metavar="FILE", help=f"what to write; - for nothing ({SAVED_POOLS})"
+        "--output", default=SAVED_POOLS, metavar="FILE", help=f"the file to write; - writes none ({SAVED_POOLS})"
     )
 
 
@@ -132,40 +134,38 @@ def _add_run(commands: Commands, environment: Mapping[str, str]) -> None:
     added = _client(commands, environment, "run", "start tasks and follow them to their ends", STATUSES)
     _add_quiet(added)
     how = added.add_mutually_exclusive_group()
-    how.add_argument("--detach", action="store_true", help="print the names of the tasks and end")
+    how.add_argument("--detach", action="store_true", help="print the names of the tasks and exit")
     how.add_argument(
         "--files",
         action="store_true",
-        help="each SPEC is a file of specs, or a directory of files *.tasks: carry out one line after another",
+        help="each SPEC is a file of specs, or a directory of *.tasks files: run them line by line",
     )
     added.add_argument(
         "--if-exists",
         choices=("fail", "join", "resume", "replace", "rerun"),
-        help="if there is a task of that name: fail; follow it; follow it, and do the rest if it ended early; "
-        "replace it if it has ended; or follow it if it is at work, and replace it if it has ended "
+        help="if a task of that name exists: fail; join: follow it; resume: follow it, and do the rest if it ended "
+        "early; replace: replace it if it has ended; rerun: follow it if it is unfinished, else replace it "
         "(default: fail, and rerun with --hosts)",
     )
-    added.add_argument("--plan", action="store_true", help="only check, and tell what there is to do")
+    added.add_argument("--plan", action="store_true", help="only check, and show what would be done")
     hosts = _add_hosts(added)
     hosts.add_argument(
         "--batch",
         metavar="N|P%",
-        help="do so many hosts, or this part of all, and begin with the next when these are done",
+        help="start N hosts, or P%% of them, at a time; start the next batch when these are done",
     )
-    hosts.add_argument(
-        "--max-failed", type=_positive, metavar="N", help="begin with no further host once N have failed"
-    )
+    hosts.add_argument("--max-failed", type=_positive, metavar="N", help="start no more hosts after N failures")
     added.add_argument(
         "spec",
         nargs="+",
         metavar="SPEC",
         help="OPERATION KEY=VALUE ..., in words or as one; - reads specs, one a line, from standard input. "
-        "operations/ of the mount says what there is",
+        "operations/ in the mount lists them",
     )
 
 
 def _add_wait(commands: Commands, environment: Mapping[str, str]) -> None:
-    added = _client(commands, environment, "wait", "follow tasks to their ends; ^C leaves them at work", STATUSES)
+    added = _client(commands, environment, "wait", "follow tasks to their ends; ^C does not stop them", STATUSES)
     _add_quiet(added)
     _add_names(added)
 
@@ -175,15 +175,13 @@ def _add_names(added: argparse.ArgumentParser) -> None:
 
 
 def _add_mount(commands: Commands) -> None:
-    mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u ends it")
+    mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u unmounts it")
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
-    mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and end")
-    mount.add_argument("--store", action="store_true", help="mount, and leave it with systemd for the daemon to come")
+    mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and exit")
+    mount.add_argument("--store", action="store_true", help="mount, and give the mount to systemd for a later daemon")
+    mount.add_argument("--keep", action="store_true", help="let systemd keep the mount for the next daemon")
     mount.add_argument(
-        "--keep", action="store_true", help="have systemd keep the mount for the next daemon, which takes it over"
-    )
-    mount.add_argument(
-        "--fd", type=int, metavar="N", help="serve the open /dev/fuse N, which is mounted on MOUNTPOINT already"
+        "--fd", type=int, metavar="N", help="serve descriptor N, an open /dev/fuse that is mounted on MOUNTPOINT"
     )
     mount.add_argument(
         "-o",

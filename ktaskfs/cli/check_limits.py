@@ -31,9 +31,9 @@ def check_overcommit(machine: Machine) -> Iterator[Finding]:
     limit, committed = machine.meminfo("CommitLimit"), machine.meminfo("Committed_AS")
     words = f"vm.overcommit_memory is {mode}"
     if mode == STRICT:
-        words += f"; {human_size(committed)} of {human_size(limit)} are promised"
+        words += f"; {human_size(committed)} of {human_size(limit)} are committed"
     if mode == STRICT and committed > COMMITTED_MOST * limit:
-        text = f"{words}, as huge pages make the limit smaller"
+        text = f"{words}; huge pages lower the limit"
         yield Finding("overcommit", WRONG, text, "sysctl -w vm.overcommit_memory=0")
     else:
         yield Finding("overcommit", OK, words)
@@ -63,7 +63,7 @@ def check_groups(machine: Machine) -> Iterator[Finding]:
     """Whether the caller's control groups, in which the caller's tasks run, leave room."""
     room, file = _least_room(machine, "memory", MEMORY)
     if room is None:
-        yield Finding("control groups", OK, "no limit on memory")
+        yield Finding("control groups", OK, "no memory limit")
     else:
         text, is_wrong = f"{file} leaves {human_size(room)} of memory", room < ROOM_LEAST
         yield Finding("control groups", WRONG if is_wrong else OK, text, _lift(file, is_wrong))

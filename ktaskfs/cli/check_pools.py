@@ -72,15 +72,15 @@ def check_pools(machine: Machine) -> Iterator[Finding]:
         free, name = machine.pool(size, "free_hugepages"), format_size(size)
         wanted, persistent = asked.get(size, 0), max(0, total - surplus)
         if persistent < wanted:
-            text = f"{name}: {persistent} pages are there, and {wanted} were asked for at boot"
+            text = f"{name}: {persistent} pages exist, but the boot asked for {wanted}"
             yield Finding("pools", WRONG, text, f"ktaskfs run reserve size={name} pages={wanted}")
         elif total or wanted:
-            more = f", {surplus} of them surplus" if surplus else ""
-            yield Finding("pools", OK, f"{name}: {total} pages, {free} of them free{more}")
+            more = f", {surplus} surplus" if surplus else ""
+            yield Finding("pools", OK, f"{name}: {total} pages, {free} free{more}")
     if not any(machine.pool(size, "nr_hugepages") or _overcommit(machine, size) for size in machine.page_sizes()):
         name = format_size(machine.meminfo("Hugepagesize") or machine.page_sizes()[0])
         yield Finding(
-            "pools", WRONG, "there is no huge page in any pool", f"ktaskfs run reserve size={name} pages=NUMBER"
+            "pools", WRONG, "all pools of huge pages are empty", f"ktaskfs run reserve size={name} pages=NUMBER"
         )
 
 
@@ -124,17 +124,17 @@ def check_mounts(machine: Machine) -> Iterator[Finding]:
         reached.add(size)
         pool = machine.pool(size, "nr_hugepages") * size
         if limit is not None and parse_size(limit) < size:
-            text = f"{words}, with size={limit}, which is less than a page"
+            text = f"{words}, with size={limit}, less than one page"
             yield Finding("hugetlbfs", WRONG, text, f"mount -o remount,size={format_size(pool or size)} {point}")
         else:
-            yield Finding("hugetlbfs", OK, f"{words}{f', of which it may take {limit}' if limit else ''}")
+            yield Finding("hugetlbfs", OK, f"{words}{f', of which it may use {limit}' if limit else ''}")
     for size in machine.page_sizes():
         is_default = size == machine.meminfo("Hugepagesize")
         if size not in reached and (machine.pool(size, "nr_hugepages") or (is_default and not mounted)):
             name = format_size(size)
             point = "/dev/hugepages" if is_default else f"/dev/hugepages-{name}"
             mend = f"mkdir -p {point} && mount -t hugetlbfs -o pagesize={name} none {point}"
-            yield Finding("hugetlbfs", WRONG, f"no hugetlbfs that can be written has pages of {name}", mend)
+            yield Finding("hugetlbfs", WRONG, f"no writable hugetlbfs has pages of {name}", mend)
 
 
 def check_balance(machine: Machine) -> Iterator[Finding]:

@@ -34,9 +34,9 @@ def check_fuse(machine: Machine) -> Iterator[Finding]:
     """Whether the kernel serves filesystems in user space."""
     known = any(line.split()[-1:] == ["fuse"] for line in (machine.read("proc/filesystems") or "").splitlines())
     if known and machine.exists("dev/fuse"):
-        yield Finding("fuse", OK, "/dev/fuse is there")
+        yield Finding("fuse", OK, "/dev/fuse exists")
     else:
-        yield Finding("fuse", WRONG, "the kernel has no FUSE, or there is no /dev/fuse", "modprobe fuse")
+        yield Finding("fuse", WRONG, "the kernel has no FUSE, or /dev/fuse is missing", "modprobe fuse")
 
 
 def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
     elif active == "failed":
         mend = "systemctl reset-failed ktaskfs && systemctl start ktaskfs"
-        yield Finding("service", WRONG, "ktaskfs.service has failed: journalctl -u ktaskfs says why", mend)
+        yield Finding("service", WRONG, "ktaskfs.service failed: see journalctl -u ktaskfs", mend)
     elif active == "active" and enabled == "disabled":
         text = "ktaskfs.service is active, but does not start at boot"
         yield Finding("service", WRONG, text, "systemctl enable ktaskfs")
@@ -109,11 +109,11 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
     if os.access(control, os.W_OK):
         yield Finding("access", OK, f"{user} may start tasks")
     elif gid == 0:
-        text = f"{user} may not start tasks, and no group may"
+        text = f"{user} may not start tasks, and neither may any group"
         yield Finding("access", WRONG, text, f"ktaskfs mount -o gid=ktask,mode=0660 {shlex.quote(mounted.path)}")
     else:
         group = _group(gid)
-        text = f"{user} may not start tasks, as the group {group} may"
+        text = f"{user} may not start tasks; the group {group} may"
         yield Finding("access", WRONG, text, f"usermod --append --groups {group} {user}")
 
 

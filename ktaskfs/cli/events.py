@@ -28,7 +28,7 @@ def events(given: argparse.Namespace) -> int:
                 if _is_wanted(line, given.name):
                     print(json.dumps(as_object(line)) if given.json else line, flush=True)
         except DaemonAway:
-            print("ktaskfs: the daemon does not answer; what happens until it does is not seen", file=sys.stderr)
+            print("ktaskfs: the daemon does not answer; events until it answers are lost", file=sys.stderr)
         finally:
             let_go(fd)
 

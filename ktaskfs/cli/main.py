@@ -42,7 +42,7 @@ def _client(given: argparse.Namespace) -> int:
         return _on_hosts(given)
     for option in HOST_OPTIONS:
         if getattr(given, option, None) is not None:
-            raise InvalidValue(f"--{option.replace('_', '-')} is of use with --hosts alone")
+            raise InvalidValue(f"--{option.replace('_', '-')} needs --hosts")
     match given.command:
         case "run" | "wait":
             from ktaskfs.cli import run

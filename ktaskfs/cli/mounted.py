@@ -146,8 +146,8 @@ class Mounted(NamedTuple):
             number = error.errno or errno.EIO
             if number in AWAY:
                 raise DaemonAway(
-                    f"the daemon of {self.path} ended during the command, which may have been carried out: "
-                    "look with ktaskfs ls",
+                    f"the daemon of {self.path} ended during the command; it may have taken effect: check "
+                    "with ktaskfs ls",
                     errno=errno.EIO,
                 ) from error
             raise self._refused(number, file, text) from error

@@ -88,7 +88,7 @@ def _meaning(line: str) -> tuple[str, str]:
         return "control", line
     match = ASSIGNMENT.fullmatch(line)
     if match is None or match[1] == "control":
-        raise InvalidValue(f"{line[:SHOWN]!r} is no command: write one of {', '.join(VERBS)}, {DETACH}, KEY=VALUE")
+        raise InvalidValue(f"{line[:SHOWN]!r} is not a command: write one of {', '.join(VERBS)}, {DETACH}, KEY=VALUE")
     return match[1], match[2]
 
 

@@ -58,7 +58,7 @@ def complaint(standing: Standing) -> str:
         where = f" at {figures['error_position']}" if figures["error_position"] else ""
         return f"{standing.name} failed: {errno_name(figures['errno'])}{where}: {figures['error']}"
     if state == "forgotten":
-        return f"{standing.name} was removed before its end was seen"
+        return f"{standing.name} was removed before its end"
     done = progress(standing)
     return f"{standing.name} was {state}{f' at {done}' if done else ''}"
 
@@ -66,7 +66,7 @@ def complaint(standing: Standing) -> str:
 def line(standing: Standing) -> str:
     """One line for a log."""
     if standing.stale:
-        return f"{standing.name}: the daemon does not answer; it is tried again"
+        return f"{standing.name}: the daemon does not answer; trying again"
     if standing.state == "done":
         took = duration(standing.figures["elapsed_usec"] / 1e6)
         total = standing.figures.get("total")

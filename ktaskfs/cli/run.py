@@ -54,7 +54,7 @@ def _run_file(given: argparse.Namespace, file: str) -> int:
     try:
         for place, text in read_lines(file):
             if status := _run_text(given, text):
-                print(f"ktaskfs: {place}: this did not get done; the lines after it are left out", file=sys.stderr)
+                print(f"ktaskfs: {place}: not done; the following lines are skipped", file=sys.stderr)
                 return status
     except DaemonAway:
         raise
@@ -129,7 +129,7 @@ def _stay(
                 break
             if interrupts.count:
                 if not told:
-                    report.note("cancelling; ^C again leaves what is still at work")
+                    report.note("cancelling; ^C again leaves the rest running")
                     told = True
                 to_cancel -= _cancel(mounted, [each for each in standings if each.name in to_cancel])
     finally:
@@ -137,7 +137,7 @@ def _stay(
     show_end([each for each in standings if each.has_ended], report)
     if at_work := [each.name for each in standings if not each.has_ended]:
         place = "" if mounted.path == DEFAULT_MOUNT else f" -m {shlex.quote(mounted.path)}"
-        print(f"ktaskfs: left as they are: follow them with: ktaskfs wait{place} {' '.join(at_work)}", file=sys.stderr)
+        print(f"ktaskfs: the tasks go on; follow them with: ktaskfs wait{place} {' '.join(at_work)}", file=sys.stderr)
     return INTERRUPTED if interrupts.count else exit_status(standings)
 
 

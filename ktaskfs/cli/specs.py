@@ -54,7 +54,7 @@ def read_specs(text: str) -> list[Spec]:
     try:
         return list(_specs(text))
     except ValueError as error:
-        raise InvalidValue(f"the spec cannot be read: {error}") from error
+        raise InvalidValue(f"cannot read the spec: {error}") from error
 
 
 def _specs(text: str) -> Iterator[Spec]:
@@ -64,7 +64,7 @@ def _specs(text: str) -> Iterator[Spec]:
             value, end = json.JSONDecoder(object_pairs_hook=_members).raw_decode(rest)
             for each in value if isinstance(value, list) else [value]:
                 if not isinstance(each, dict):
-                    raise ValueError(f"{each!r} is no object")
+                    raise ValueError(f"{each!r} is not an object")
                 yield Spec(json.dumps(each), {key: _text(member) for key, member in each.items()})
             rest = rest[end:].lstrip(BLANKS)
         else:

@@ -37,7 +37,7 @@ class IfExists(StrEnum):
 def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> list[str]:
     """The names of the tasks of the specs in ``text``. Raises KtaskfsError; then nothing was started."""
     if text.split() == [ALL]:
-        raise InvalidValue(f"{ALL} is no spec: ktaskfs {ALL} NAME ends a task, ktaskfs {ALL} '*' all")
+        raise InvalidValue(f"{ALL} is not a spec: use ktaskfs {ALL} NAME for one task, ktaskfs {ALL} '*' for all")
     if if_exists is IfExists.FAIL and not plan:
         return mounted.start(text)  # as it was written: so the caret is under what was written
     specs = [each.adding("plan") if plan else each for each in read_specs(text)]
@@ -101,11 +101,11 @@ def _require_the_same(mounted: Mounted, spec: Spec) -> None:
     wanted = {"plan": "0", **{key: value for key, value in spec.values.items() if key not in CHANGEABLE}}
     operation = mounted.read(f"tasks/{spec.name}/op").strip()
     if operation != spec.values["op"]:
-        raise NameTaken(f"the task {spec.name} is there already, with the operation {operation}")
+        raise NameTaken(f"the task {spec.name} exists already, with the operation {operation}")
     for key, value in wanted.items():
         has = mounted.read(f"tasks/{spec.name}/{key}").rstrip("\n")
         if not _alike(has, value):
-            raise NameTaken(f"the task {spec.name} is there already, with {key}={has}")
+            raise NameTaken(f"the task {spec.name} exists already, with {key}={has}")
 
 
 def _alike(one: str, other: str) -> bool:

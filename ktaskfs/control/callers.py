@@ -32,7 +32,7 @@ IN_ALL_MAX: Final = 64
 """Threads that look at processes of all users but root."""
 PATIENCE: Final = 0.9
 """Seconds for which a request waits for the look, so that it is answered within the second."""
-UNSEEN: Final = "your process is in a pid namespace that the daemon cannot see: write from outside of it"
+UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
 
 
 class NoLook(KtaskfsError):
@@ -70,7 +70,7 @@ class Callers:
         if isinstance(found, Exception):
             raise found
         if found is None:
-            message = f"process {caller.pid}, which wrote, cannot be looked at: its working directory or root may hang"
+            message = f"process {caller.pid}, the writer, cannot be examined: its working directory or root may hang"
             raise NoLook(message)
         return found
 
@@ -94,7 +94,7 @@ class Callers:
                 try:
                     await trio.to_thread.run_sync(look.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
                 except RuntimeError:  # a limit on processes: an error here would end the daemon
-                    look.fail(TargetError("the daemon can start no thread to look at your process", errno=errno.EAGAIN))
+                    look.fail(TargetError("the daemon cannot start a thread to see your process", errno=errno.EAGAIN))
         look.over.set()
 
 

@@ -30,8 +30,8 @@ Values = Mapping[tuple[str, ...], float]
 POOL_COUNTS: Final = (
     ("", "total", "Huge pages in the pool{of}."),
     ("_free", "free", "Huge pages{of} that are free, reserved ones included."),
-    ("_reserved", "reserved", "Free huge pages{of} promised to mappings."),
-    ("_surplus", "surplus", "Huge pages{of} beyond the set size of the pool."),
+    ("_reserved", "reserved", "Free huge pages{of} that mappings have reserved."),
+    ("_surplus", "surplus", "Huge pages{of} beyond the configured size of the pool."),
 )
 """What ends the metric's name, the field of Pool, and the help."""
 
@@ -61,22 +61,26 @@ class _FactsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         facts = self._facts
-        yield InfoMetricFamily(f"{NAMESPACE}_build", "What runs here.", {"version": VERSION})
+        yield InfoMetricFamily(f"{NAMESPACE}_build", "The version.", {"version": VERSION})
         yield _family(GaugeMetricFamily, "tasks", "Tasks in the mount now.", ("operation", "state"), facts.tasks)
         yield _family(
-            CounterMetricFamily, "tasks_started", "Tasks set to work since the mount.", ("operation",), facts.started
+            CounterMetricFamily,
+            "tasks_started",
+            "Tasks that began work since the mount.",
+            ("operation",),
+            facts.started,
         )
         yield _family(
             CounterMetricFamily,
             "tasks_refused",
-            "Starts since the mount that came to nothing, told to the writer or only in the task's error.",
+            "Starts that failed since the mount, reported to the writer or in the task's error.",
             ("operation",),
             facts.refused,
         )
         yield _family(
             CounterMetricFamily,
             "tasks_ended",
-            "Tasks whose end was seen since the mount.",
+            "Tasks that ended since the mount.",
             ("operation", "outcome"),
             facts.ended,
         )
@@ -97,14 +101,14 @@ class _FactsCollector(Collector):
         yield _family(
             GaugeMetricFamily,
             "open_handles",
-            "Files and directories of the mount that are open.",
+            "Open files and directories of the mount.",
             (),
             {(): facts.load.open_handles},
         )
         yield _family(
             GaugeMetricFamily,
             "event_loop_lag_seconds",
-            "How long the daemon's loop took to come round.",
+            "Delay of the daemon's event loop.",
             (),
             {(): facts.lag},
         )

@@ -36,7 +36,7 @@ class HoldersFile(TextFile):
 
     async def _text(self, caller: Caller) -> str:
         if caller.uid != self.attributes().uid:
-            raise AccessDenied("this file is for its owner alone")
+            raise AccessDenied("only its owner may use this file")
         deadline = trio.current_time() + PATIENCE
         found = await self._fs.service.looks.find(await self._fs.callers.find(caller), deadline)
         return found.json if self._json else found.table

@@ -15,21 +15,21 @@ Large work on huge pages, in chunks, on several threads. Everything here is read
 
   echo 'fallocate path=/dev/hugepages/vm0 length=64G name=vm0' > tasks/control     starts a task
   cat tasks/vm0/progress                                                           done / total
-  cat tasks/vm0/wait                                                               follows it to its end
+  cat tasks/vm0/wait                                                               follows the task to its end
   cat tasks/vm0/error                                                              0, or why it failed
-  echo cancel > tasks/vm0/control                                                  ends it early
-  rmdir tasks/vm0                                                                  forgets one that has ended
+  echo cancel > tasks/vm0/control                                                  ends the task early
+  rmdir tasks/vm0                                                                  removes an ended task
 
-A write that fails has done nothing; info/last_cmd_status says why, info/error_log shows where.
-A task runs as whoever wrote it, in a process of its own. It goes on if this filesystem is unmounted.
+A write that fails changes nothing; info/last_cmd_status says why, info/error_log shows where.
+A task runs with the writer's rights, in its own process. It continues after an unmount.
 
   tasks/NAME/     state status stat stat.json progress threads result error wait, and the parameters; control
-                  takes cancel, kill, pause, resume, start (after mkdir); tasks leads to your users/UID/tasks
+                  takes cancel, kill, pause, resume, start (after mkdir); tasks is a link to users/UID/tasks
   debug/          tunables: threads for each task, the share of the CPUs, the nice value of helpers, limits
-  info/           info/tasks: how all tasks stand; huge page pools, NUMA nodes, your last commands
-  events          a line for each change of state of a task, from the opening on
+  info/           a table of all tasks, huge page pools, NUMA nodes, your last commands
+  events          a line for each state change of a task, from open on
   metrics         counters for Prometheus; metrics.openmetrics has the same as OpenMetrics
-  operations/     what there is to do; operations/NAME/parameters says with which words, among them plan=1:
+  operations/     the operations; operations/NAME/parameters lists their parameters, such as plan=1:
 
 """
 

@@ -58,9 +58,9 @@ def _progress_changes(shown: ShownTask) -> Change:
 
 STATUS_FILES: Final = (
     StatusFile("state", _of_task(lambda task: f"{task.state}\n"), "the state, one word", _state_changes),
-    StatusFile("status", _status_text, "everything, for people", _progress_changes),
-    StatusFile("stat", _of_task(figures.stat), "everything, for programs", _progress_changes),
-    StatusFile("stat.json", _of_task(figures.stat_json), "the same and more as JSON", _progress_changes),
+    StatusFile("status", _status_text, "status for people", _progress_changes),
+    StatusFile("stat", _of_task(figures.stat), "status for programs", _progress_changes),
+    StatusFile("stat.json", _of_task(figures.stat_json), "status as JSON", _progress_changes),
     StatusFile("progress", _of_task(task_text.progress), "done / total, in the operation's units", _progress_changes),
     StatusFile("threads", _of_task(task_text.threads), "a row for each worker thread"),
     StatusFile("result", _of_task(lambda task: task.history.result), "what the operation found; empty before the end"),

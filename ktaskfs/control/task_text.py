@@ -123,13 +123,13 @@ def _found(snapshot: Snapshot) -> str:
     if not snapshot.found:
         return ""
     if snapshot.found_why is FoundWhy.MOST:
-        why = "there may be no more"
+        why = "the limit is reached"
     elif snapshot.found_why is FoundWhy.TRYING:
-        why = "others are tried"
+        why = "trying others"
     elif snapshot.found_nid >= 0:
-        why = f"memory of node {snapshot.found_nid} gives no more"
+        why = f"the memory bandwidth of node {snapshot.found_nid} is used up"
     else:
-        why = "more bring nothing"
+        why = "more do not help"
     return f" ({snapshot.found} help: {why})"
 
 

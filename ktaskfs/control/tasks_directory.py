@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 USAGE: Final = """\
 One job spec a line: OPERATION key=value ..., or {"op": "OPERATION", "key": "value", ...}. Each creates a task and
-starts it. The operations and what they take: operations/*/parameters. "cancel" cancels all of your tasks.
+starts it. operations/*/parameters lists operations and parameters. "cancel" cancels all of your tasks.
   echo 'fallocate path=/dev/hugepages/vm0 length=64G name=vm0' > control
   cat vm0/wait
 """

@@ -48,12 +48,12 @@ def _simple(act: Callable[[TaskService, Task], None]) -> Callable[[TaskService, 
 
 
 VERBS: Final[Mapping[str, Verb]] = {
-    "start": Verb(frozenset({State.NEW}), _start, "run a task that was made with mkdir", owner_only=True),
-    "pause": Verb(frozenset({State.RUNNING}), _simple(lambda s, t: s.pause(t)), "begin no further chunk until resume"),
+    "start": Verb(frozenset({State.NEW}), _start, "start a task made with mkdir", owner_only=True),
+    "pause": Verb(frozenset({State.RUNNING}), _simple(lambda s, t: s.pause(t)), "start no new chunk until resume"),
     "resume": Verb(
-        RESUMABLE | {State.PAUSED}, _resume, "go on; a task that ended early does the rest", owner_only=True
+        RESUMABLE | {State.PAUSED}, _resume, "continue; a task that ended early does the rest", owner_only=True
     ),
-    "cancel": Verb(CANCELLABLE, _simple(lambda s, t: s.cancel(t)), "end after the chunks at work"),
+    "cancel": Verb(CANCELLABLE, _simple(lambda s, t: s.cancel(t)), "end after the current chunks"),
     "kill": Verb(CANCELLABLE, _simple(lambda s, t: s.kill(t)), "kill the worker, even in the middle of a chunk"),
 }
 
@@ -75,7 +75,7 @@ async def command(service: TaskService, task: Task, caller: CallerProcess, text:
         await _run_spec(service, task, caller, text)
     elif verb.owner_only and caller.identity.uid != task.uid and task.state is not State.PAUSED:
         caller.close()
-        raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the writer's rights")
+        raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the owner's rights")
     else:
         try:
             identity = caller.identity
@@ -92,7 +92,7 @@ async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, tex
             message = f"unknown verb {text!a}; there are {', '.join(VERBS)}"
             raise SpecError(message, line=text, start=0, end=len(text))
         if caller.identity.uid != task.uid:
-            raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the writer's rights")
+            raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the owner's rights")
         spec = await service.specs.read_one(caller.identity.uid, text)
         if spec.parameters.name not in (None, task.name):
             raise InvalidValue(f"the task's name is {task.name}")

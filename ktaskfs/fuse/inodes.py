@@ -55,7 +55,7 @@ class Inodes:
         for directory in self._others:
             if (inode := directory.find(ino)) is not None:
                 return inode
-        raise Gone("it is not there any more")
+        raise Gone("it does not exist any more")
 
     def for_opening(self, ino: int, caller: Caller) -> Inode:
         """The inode with this number, which ``caller`` opens; raises Gone, AccessDenied."""

@@ -146,7 +146,7 @@ def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
         abort(there[-1])
         detach(path)
         if len(filesystems_at(path)) >= len(there):
-            raise ConfigError(f"{path}: the old mount cannot be taken away", errno=errno.EBUSY)
+            raise ConfigError(f"{path}: cannot remove the old mount", errno=errno.EBUSY)
     _require_directory(path, nonempty=nonempty)
 
 
@@ -166,7 +166,7 @@ def abort(filesystem: MountedFilesystem) -> None:
         finally:
             os.close(connections)
     except OSError as error:
-        log.warning("the connection of the old mount cannot be severed: %s", error.strerror)
+        log.warning("cannot abort the connection of the old mount: %s", error.strerror)
 
 
 def _write(path: str, directory: int | None) -> None:

@@ -101,9 +101,9 @@ async def negotiate(device: int, tree: str, earlier: Agreement | None) -> Agreem
             return agreement
         try:
             if earlier is None or not earlier.resends:
-                raise CannotTakeOver("the mount has had another server, of which too little is known to take its place")
+                raise CannotTakeOver("cannot take over the mount: its previous server is unknown")
             if earlier.tree != tree or await _answer(device, earlier.request) != earlier.answer:
-                raise CannotTakeOver("the mount has had a server of another version, or with other options")
+                raise CannotTakeOver("cannot take over the mount: its server had another version or other options")
             return earlier
         finally:  # what has just been read, too: until it is sent again, or all is over, nobody can kill its caller
             with contextlib.suppress(OSError):  # an older kernel

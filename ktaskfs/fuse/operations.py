@@ -45,7 +45,7 @@ LISTED_MAX: Final = 100
 NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
 """The errors of a notification after the end of the mount, when nobody is left to wake."""
 
-OF_A_DEAD_SERVER: Final = "it was opened at a server that is dead"
+OF_A_DEAD_SERVER: Final = "it was opened at a daemon that died: open it again"
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class TreeOperations(FixedNames):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         if fields.update_mode or fields.update_uid or fields.update_gid:
-            raise NotPermitted("modes and owners are not changed here")
+            raise NotPermitted("modes and owners cannot be changed here")
         # A new size (O_TRUNC) or new times are accepted and mean nothing, so that redirections and touch(1) work.
         node = self._inodes[inode]
         return entry_of(node, look=await self._look(node, caller_of(ctx), anew=False))
@@ -342,4 +342,4 @@ def _wake(handle: pyfuse3.PollHandle) -> None:
         handle.notify()
     except OSError as error:
         if error.errno not in NOBODY:
-            log.exception("a poll could not be woken")
+            log.exception("cannot wake a poll")

@@ -46,7 +46,7 @@ async def probe(mountpoint: str, file: str, names: Sequence[str] = ()) -> list[i
             await trio.lowlevel.checkpoint_if_cancelled()  # it may have answered just before it was unmounted
             pins = _received(ours)
     except OSError as error:  # there is no descriptor left, no memory, or no Python
-        raise NoAnswer(f"no child can look: {error.strerror}") from error
+        raise NoAnswer(f"cannot start a child to check the mount: {error.strerror}") from error
     if done.returncode:
         for each in pins:
             os.close(each)

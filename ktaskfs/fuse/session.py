@@ -187,7 +187,7 @@ def _require_mounted(device: str) -> None:
     fd = int(device.removeprefix(DESCRIPTOR))
     try:
         if os.fstat(fd).st_rdev != DEV_FUSE:
-            raise MountFailed(f"cannot serve {device}: it is no /dev/fuse")
+            raise MountFailed(f"cannot serve {device}: it is not /dev/fuse")
         os.read(fd, 1)  # never enough for a request: EINVAL, and nothing is taken
     except OSError as error:
         if error.errno == errno.EPERM:
@@ -242,7 +242,7 @@ def _unmount(mountpoint: str, ours: list[MountedFilesystem]) -> None:
     there = filesystems_at(mountpoint, ours)
     pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if our mount is the uppermost
     if ours and ours[0] in there[:-1]:
-        log.warning("something else is mounted on %s: what is left of this mount is below it", mountpoint)
+        log.warning("another mount covers %s: the rest of this mount lies below it", mountpoint)
     elif ours and filesystems_at(mountpoint)[-1:] == ours:
         detach(mountpoint)  # the connection was severed, by umount -f or in fusectl: libfuse leaves such a mount
 

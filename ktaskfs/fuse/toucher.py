@@ -41,7 +41,7 @@ async def tell_watchers(root: int, notices: Notices) -> None:
         try:
             await _with_child(root, notices)
         except OSError as error:  # there is no descriptor left, no memory, or no Python
-            log.warning("inotify is not told of changes: %s", error.strerror)
+            log.warning("inotify reports no changes: %s", error.strerror)
             notices.take()
 
 
@@ -66,7 +66,7 @@ async def _with_child(root: int, notices: Notices) -> None:
                             notices.add(each)
                         return
                     else:
-                        raise ConnectionResetError(errno.ECONNRESET, "the child that touches files has ended")
+                        raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
         finally:
             for end in (child.close, process.kill):
                 end()

@@ -81,7 +81,7 @@ class Turns:
         self._over = False
         self._any = trio.Event()
         self._writes = Quota(
-            "bytes of writes under way", each=WRITES_OF_ONE_MAX, total=WRITES_IN_ALL_MAX, refusal=TooManyRequests
+            "bytes of pending writes", each=WRITES_OF_ONE_MAX, total=WRITES_IN_ALL_MAX, refusal=TooManyRequests
         )
 
     @property
@@ -124,7 +124,7 @@ class Turns:
                 self._settle(uid, request)
             raise
         if request.refused:
-            raise TooManyRequests("you have too many requests under way")
+            raise TooManyRequests("you have too many pending requests")
 
     def _make_room(self, uid: int) -> None:
         """Raise TooManyRequests if ``uid`` has the most, or refuse a request of the user who has."""
@@ -134,7 +134,7 @@ class Turns:
         others = (each for each in self._users if each != ROOT)
         greatest = max(others, key=lambda each: len(self._users[each]), default=uid)
         if own >= OF_ONE_MAX or greatest == uid or greatest not in self._users:
-            raise TooManyRequests("you have too many requests under way")
+            raise TooManyRequests("you have too many pending requests")
         refused = self._users[greatest].newest()
         refused.refused = True
         self._settle(greatest, refused)

@@ -122,7 +122,7 @@ def _join(user_namespace: int) -> None:
 
 
 def _not_joined() -> NotPermitted:
-    text = "you are in a user namespace of your own, and this daemon may not join it: write from outside of it"
+    text = "this daemon may not join your user namespace: write from outside of it"
     return NotPermitted(text, errno=errno.EACCES)
 
 
@@ -147,7 +147,7 @@ def _require_same_user(identity: Identity, root: int) -> None:
         raise NotPermitted(f"this mount is user {os.geteuid()}'s: its tasks cannot run as user {identity.uid}")
     theirs, ours = os.fstat(root), os.stat("/")
     if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-        raise NotPermitted("this mount's daemon may not change its root directory to the caller's")
+        raise NotPermitted("this daemon may not change its root directory to the caller's")
 
 
 def _limit_file_size(most: int) -> None:

@@ -100,7 +100,7 @@ class GroupMounts:
         root = mount.root.rstrip("/")
         below = group.path[len(root) :]
         if not f"{group.path}/".startswith(f"{root}/") or ".." in below.split("/"):
-            raise OSError(errno.EXDEV, "it lies outside of what is mounted here")
+            raise OSError(errno.EXDEV, "it lies outside the mounted hierarchy")
         return os.open(f".{below}", _DIRECTORY | os.O_NOFOLLOW, dir_fd=mount.fd)
 
     def read(self, group: Group, name: str) -> str:

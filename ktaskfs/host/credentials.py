@@ -153,7 +153,7 @@ def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
                 kept.callback(os.close, user_namespace)
             identity = _identity(process, pid, ours=user_namespace is None)
             if (identity.uid, identity.gid) != (uid, gid):
-                raise NotPermitted(f"process {pid} is not the one that wrote: its user or group is another")
+                raise NotPermitted(f"process {pid} is not the writer: its user or group differs")
             root = _open_path("root", process, pid)
             kept.callback(os.close, root)
             caller = CallerProcess(identity, root, _open_path("cwd", process, pid), user_namespace)
@@ -166,9 +166,9 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
     text = _read(process, "status", pid, _STATUS_MAX + 1)
     status = _fields(text)
     if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
-        raise NotPermitted(f"process {pid}, which wrote, has ended")
+        raise NotPermitted(f"process {pid}, the writer, has ended")
     if len(status["Groups"]) > GROUPS_MAX or len(text) > _STATUS_MAX:
-        raise NotPermitted(f"process {pid}, which wrote, is in more than {GROUPS_MAX} groups")
+        raise NotPermitted(f"process {pid}, the writer, is in more than {GROUPS_MAX} groups")
     effective, permitted, bounding = (int(status[key][0], 16) for key in ("CapEff", "CapPrm", "CapBnd"))
     inside = None
     if not ours:
@@ -228,8 +228,8 @@ def _read(process: int, name: str, pid: int, most: int = _READ_MAX) -> bytes:
 
 def _unseen(pid: int, error: OSError) -> KtaskfsError:
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # it is we who lack something
-        return TargetError.from_os(error, f"look at process {pid}, which wrote")
-    return NotPermitted(f"process {pid}, which wrote, cannot be seen: {error.strerror}")
+        return TargetError.from_os(error, f"examine process {pid}, the writer")
+    return NotPermitted(f"process {pid}, the writer, cannot be seen: {error.strerror}")
 
 
 def _fields(status: bytes) -> dict[str, list[str]]:

@@ -102,7 +102,7 @@ class Headroom:
 
     def __str__(self) -> str:
         state = f"{self.file} is {self.limit}, {self.used} in use"
-        return f"your control group {self.group} may have {self.left} more: {state}"
+        return f"your control group {self.group} has {self.left} left: {state}"
 
 
 def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | None:

@@ -81,14 +81,14 @@ class Process:
         except OSError:
             same = False
         if not same:
-            raise OSError(errno.ENOTSUP, "your /proc does not show the processes that ktaskfs sees")
+            raise OSError(errno.ENOTSUP, "your /proc belongs to another pid namespace than ktaskfs")
         try:
             directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
         try:
             if syscalls.filesystem_magic(directory) != syscalls.PROC_SUPER_MAGIC:
-                raise OSError(errno.ENOTSUP, "your /proc is no procfs")
+                raise OSError(errno.ENOTSUP, "your /proc is not procfs")
             pidfd = os.pidfd_open(pid)
             process = cls(pid, directory, pidfd)
             try:

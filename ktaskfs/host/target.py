@@ -157,7 +157,7 @@ def size_of(fd: int) -> int:
 def refuse_own_descriptors(path: str) -> None:
     """Raises InvalidValue for a name that would mean a descriptor of the worker's own."""
     if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
-        raise InvalidValue(f"{path} would be the worker's own: write /proc/PID/fd/N with the number of your process")
+        raise InvalidValue(f"{path} would be the worker's own: write your process's number, as in /proc/PID/fd/N")
 
 
 def _open_existing(kernel: Kernel, handle: int, path: str, kinds: Collection[FilesystemType], write: bool) -> Target:
@@ -182,7 +182,7 @@ def _reopen(kernel: Kernel, handle: int, path: str, flags: int) -> int:
     try:
         return kernel.reopen_file(handle, flags)
     except BlockingIOError as error:
-        text = f"open {path}: another process has a lease on it, and does not give it back"
+        text = f"open {path}: another process holds a lease on it"
         raise TargetError(text, errno=errno.EAGAIN) from error
 
 
@@ -235,7 +235,7 @@ def _require_regular(handle: int, path: str) -> None:
 def _filesystem_of(handle: int, path: str, kinds: Collection[FilesystemType]) -> FilesystemType:
     magic = syscalls.filesystem_magic(handle)
     if magic == syscalls.PROC_SUPER_MAGIC:  # a link can lead to the worker's own /proc, where more may show
-        raise NotSupported(f"{path} is a file of /proc, which is no memory")
+        raise NotSupported(f"{path} is a file of /proc, not of memory")
     filesystem = _BY_MAGIC.get(magic, FilesystemType.OTHER)
     if filesystem not in kinds:
         names = " or ".join(sorted(each.value for each in kinds))
@@ -258,7 +258,7 @@ def _is_swap_file(fd: int) -> bool:
         syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, SIZE_MAX, 1)
     except OSError as error:
         return error.errno == errno.ETXTBSY
-    raise AssertionError("no file has a byte at the largest offset")
+    raise AssertionError("no file has a byte at offset 2^63 - 1")
 
 
 def _page_size(fd: int, filesystem: FilesystemType) -> int:

@@ -265,7 +265,7 @@ class Walk:
 
     def _go_on(self) -> None:
         if self.kernel.abandoned():
-            raise TargetError("nobody waits any more for the walk through the tree", errno=errno.ECANCELED)
+            raise TargetError("the walk through the tree was given up", errno=errno.ECANCELED)
 
     def _count(self, error: OSError, path: str) -> None:
         if error.errno == errno.EXDEV:

@@ -28,7 +28,7 @@ Three more guard no fields, so they have no place in the order:
 
 - ``TaskThread.gate``, one for each thread. Its thread waits there and holds no lock meanwhile. A thread that
   holds the scheduler's lock opens it, which never waits.
-- ``Job._claimed`` is taken once, without waiting, and never released: a job runs once.
+- ``Job._claimed`` is taken once, without waiting, and never released: a job runs only once.
 - ``came`` in ``Job._start``, one for each helper. The helper releases it as it begins; the interpreter's exit waits for
   it, for a second at most, and holds no lock meanwhile.
 

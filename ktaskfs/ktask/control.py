@@ -124,4 +124,4 @@ class Control:
         if self.max_chunk_size is not None:
             object.__setattr__(self, "max_chunk_size", index(self.max_chunk_size))
             if self.max_chunk_size < batch_size(self.min_chunk_size, self.align):
-                raise ValueError(f"max_chunk_size {self.max_chunk_size} is below the least chunk")
+                raise ValueError(f"max_chunk_size {self.max_chunk_size} is below the smallest chunk")

@@ -50,7 +50,7 @@ class Job:
         base = machine.placement() if any(node.nid != NO_NODE for node in self._nodes) else None
         ending = Ending(self._scheduler, self._ctl, base, nice)
         if not self._claimed.acquire(blocking=False):
-            raise RuntimeError("a job runs once")
+            raise RuntimeError("a job runs only once")
         try:
             ending.reach(self._lead(base))
         except BaseException as error:  # raised between the two calls

@@ -207,7 +207,7 @@ def digest_maker(algorithm: str) -> Callable[[], Digest]:
 def require_digest(text: str, algorithm: str) -> None:
     """Raises InvalidValue for a digest that is no value of the algorithm."""
     if len(text) != _SHORT[algorithm]:
-        raise InvalidValue(f"a digest of {algorithm} has {_SHORT[algorithm]} hexadecimal digits, and this {len(text)}")
+        raise InvalidValue(f"a digest of {algorithm} has {_SHORT[algorithm]} hexadecimal digits, not {len(text)}")
 
 
 def labelled(algorithm: str, value: str) -> str:

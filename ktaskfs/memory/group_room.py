@@ -31,14 +31,14 @@ def group_refusal(kernel: Kernel, target: Target, pages: int, *, reserve: bool) 
     if headroom is None or pages * target.page_size <= headroom.left:
         return None
     missing = pages * target.page_size
-    return OutOfHugePages(f"{target.path}: {missing} bytes of huge pages are missing, and {headroom}")
+    return OutOfHugePages(f"{target.path}: {missing} bytes of huge pages are missing, but {headroom}")
 
 
 def require_group_memory(kernel: Kernel, target: Target, missing: int) -> None:
     """Raises TargetError (ENOMEM) if a control group cannot have so many more bytes of memory; OSError."""
     headroom = memory_headroom(kernel)
     if headroom is not None and missing + SPARE > headroom.left:
-        raise TargetError(f"{target.path}: {missing} bytes are missing, and {headroom}", errno=errno.ENOMEM)
+        raise TargetError(f"{target.path}: {missing} bytes are missing, but {headroom}", errno=errno.ENOMEM)
 
 
 class GroupRoom:
@@ -74,7 +74,7 @@ class GroupRoom:
                 if self._taking + size + SPARE <= headroom.left:
                     break
                 if not self._taking:
-                    text = f"{self._target.path}: {size} bytes of this chunk are missing, and {headroom}"
+                    text = f"{self._target.path}: {size} bytes of this chunk are missing, but {headroom}"
                     raise TargetError(text, errno=errno.ENOMEM)
                 self._ended.wait()
             self._taking += size

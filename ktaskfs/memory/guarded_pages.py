@@ -34,7 +34,7 @@ def require_guard(target: Target) -> HoleGuard:
         return HoleGuard()
     except OSError as error:
         raise NotSupported(
-            f"without userfaultfd ({error.strerror}) looking at {target.path} could fill its holes"
+            f"without userfaultfd ({error.strerror}) reading {target.path} could fill its holes"
         ) from error
 
 
@@ -69,5 +69,5 @@ def _guard(target: Target) -> HoleGuard | None:
         if target.allocated() >= target.size():
             return None
         raise NotSupported(
-            f"{target.path} has holes, and without userfaultfd ({error.strerror}) they would be filled"
+            f"{target.path} has holes, which reads would fill without userfaultfd ({error.strerror})"
         ) from error

@@ -38,20 +38,18 @@ def mount_room(target: Target) -> int | None:
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
     """The refusal, with the limit that was hit: the mount's (its option ``size=``), the pool's, or the caller's own."""
     size = format_size(target.page_size)
-    wanted = f"{target.path}: {pages} huge pages of {size} are wanted, less those it has already"
+    wanted = f"{target.path}: {pages} huge pages of {size} are needed, minus those it has"
     pool, room = pool_of(kernel, target.page_size), mount_room(target)
     left = None if room is None else room // target.page_size
     if left is not None and left < pages and (pool is None or pool.available > left):
-        return OutOfSpace(f"{wanted}, and its filesystem has {left} left (its option size=)")
+        return OutOfSpace(f"{wanted}, but its filesystem has {left} left (its option size=)")
     if pool is None:
         return OutOfHugePages(wanted)
     if pages <= pool.available:
         refusal = group_refusal(kernel, target, pages, reserve=True) or nodes_refusal(kernel, target, pages)
-        text = f"{wanted}; the pool has enough, so it was a limit on the worker's address space (RLIMIT_AS)"
+        text = f"{wanted}; the pool has enough, so the limit on the worker's address space (RLIMIT_AS) stopped it"
         return refusal or TargetError(text, errno=errno.ENOMEM)
-    return OutOfHugePages(
-        f"{wanted}, and of the pool's {pool.total} there are {pool.free} free, {pool.reserved} of those reserved"
-    )
+    return OutOfHugePages(f"{wanted}, but the pool has {pool.free} free of {pool.total}, with {pool.reserved} reserved")
 
 
 def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages | None:
@@ -68,7 +66,7 @@ def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages 
         return None
     if pages <= free + pool.obtainable - pool.available:
         return None
-    text = f"{pages} huge pages are wanted, and on the memory nodes that you may use ({nodes}) {free} are free"
+    text = f"{pages} huge pages are needed, but your memory nodes ({nodes}) have {free} free"
     return OutOfHugePages(f"{target.path}: {text}")
 
 
@@ -201,10 +199,10 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
         # Bytes allocated and never written, wherever they are; counted as in range, so that no refusal is wrong.
         missing -= max(0, target.allocated() - data)
     if missing > space:
-        raise OutOfSpace(f"{target.path}: {missing} bytes are missing, and its filesystem has {space} left")
+        raise OutOfSpace(f"{target.path}: {missing} bytes are missing, but its filesystem has {space} left")
     if missing > memory:
         require_group_memory(kernel, target, missing)
         raise TargetError(
-            f"{target.path}: {missing} bytes are missing, and {memory} bytes of memory are available",
+            f"{target.path}: {missing} bytes are missing, but {memory} bytes of memory are available",
             errno=errno.ENOMEM,
         )

@@ -67,7 +67,7 @@ class Sink(ABC):
             syscalls.punch_hole(self._target.fd, extent.start, extent.end)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                raise TargetError.from_os(error, f"make a hole in {self._target.path}") from error
+                raise TargetError.from_os(error, f"punch a hole in {self._target.path}") from error
             self.copy(extent, digest)
         else:
             if digest is not None:

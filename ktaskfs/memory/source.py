@@ -58,7 +58,7 @@ class Source:
     def _require_true_size(self) -> None:
         try:
             if self.file.filesystem is FilesystemType.OTHER and self.file.size() == 0 and os.pread(self.file.fd, 1, 0):
-                raise NotSupported(f"{self.file.path} has data, and says that its size is 0: only cat(1) can read that")
+                raise NotSupported(f"{self.file.path} has data but reports size 0: use cat(1)")
         except OSError as error:
             raise TargetError.from_os(error, f"read {self.file.path}") from error
 
@@ -106,7 +106,7 @@ class Source:
             else:
                 yield from data_extents(self.file.fd, start, end)
         except OSError as error:
-            raise TargetError.from_os(error, f"look for holes of {self.file.path}") from error
+            raise TargetError.from_os(error, f"find holes of {self.file.path}") from error
         if self.file.size() < end:
             raise truncated(self.file)
 
@@ -204,4 +204,4 @@ def require_source_range(source: Source, extent: Span) -> None:
     """Raises InvalidValue unless the source has the bytes."""
     size = source.file.size()
     if extent.end > size:
-        raise InvalidValue(f"the range ends at {extent.end}, past the end of {source.file.path}: it has {size} bytes")
+        raise InvalidValue(f"the range ends at {extent.end}, past the end of {source.file.path} ({size} bytes)")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def truncated(target: Target) -> TargetError:
     """The file became shorter than the range while the task was at work (ENXIO, as lseek(2) past the end)."""
-    return TargetError(f"{target.path} was truncated to {target.size()} bytes meanwhile", errno=errno.ENXIO)
+    return TargetError(f"{target.path} was truncated to {target.size()} bytes during the work", errno=errno.ENXIO)
 
 
 def ended(target: Target, position: int) -> TargetError:
@@ -44,8 +44,8 @@ def page_unavailable(kernel: Kernel, target: Target, error: OSError, end: int) -
             if room is not None and room < target.page_size and pool is not None and pool.available:
                 text = f"{target.path}: its filesystem has no huge page left (its option size=)"
                 return TargetError(text, errno=errno.ENOSPC)
-            return TargetError(f"{target.path}: the pool has no free huge page of {size} any more", errno=errno.ENOMEM)
-        return TargetError(f"{target.path}: the filesystem has no free page any more", errno=errno.ENOSPC)
+            return TargetError(f"{target.path}: the pool has no free huge page of {size} left", errno=errno.ENOMEM)
+        return TargetError(f"{target.path}: the filesystem has no free page left", errno=errno.ENOSPC)
     return TargetError.from_os(error, f"allocate pages of {target.path}")
 
 

@@ -72,7 +72,7 @@ class Adopter:
         try:
             page = self._state.open_page(task.number)
         except OSError as error:
-            message = f"the daemon ended, and the worker's page cannot be read: {error.strerror}"
+            message = f"the daemon ended, and its successor cannot read the worker's page: {error.strerror}"
             self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
             return
         shape = record.shape or _NO_SHAPE
@@ -101,7 +101,7 @@ class Adopter:
             self._queue.put(task)
             return
         task.caller = None
-        message = "the daemon ended while the task was queued, and the root directory of its caller is known no more"
+        message = "the daemon ended while the task was queued, and the caller's root directory is lost"
         self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
 
     async def _end_start(self, task: Task) -> None:

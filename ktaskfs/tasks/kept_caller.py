@@ -52,8 +52,8 @@ class KeptCaller:
             if root is not None:
                 return CallerProcess(self.identity, root, os.dup(root))
         except OSError as error:
-            raise TargetError.from_os(error, "open the root directory of who queued the task") from error
-        raise TargetError("the root directory of who queued the task is not known any more", errno=errno.ESTALE)
+            raise TargetError.from_os(error, "open the root directory of the task's writer") from error
+        raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
 
     def close(self) -> None:
         """Give it up."""

@@ -89,11 +89,11 @@ class Launcher:
             await child.answered.wait()
             answer = child.answer
             if answer is None:
-                raise WorkerLost("no worker could be started: the spawner died")
+                raise WorkerLost("cannot start a worker: the spawner died")
             # EMFILE: this process has no descriptor left, so the kernel dropped the pidfd.
             number = answer.errno or (0 if child.pidfd >= 0 else errno.EMFILE)
             if number:
-                raise WorkerLost(f"no worker could be started: {os.strerror(number)}", errno=number)
+                raise WorkerLost(f"cannot start a worker: {os.strerror(number)}", errno=number)
         except BaseException:
             del self._children[ticket]
             if child.pidfd >= 0:
@@ -113,10 +113,10 @@ class Launcher:
                 if self._sock is child.spawner:
                     self._sock = None
             except OSError as error:
-                raise WorkerLost(f"the spawner cannot be asked: {error.strerror}", errno=error.errno) from error
+                raise WorkerLost(f"cannot reach the spawner: {error.strerror}", errno=error.errno) from error
             else:
                 return
-        raise WorkerLost("the spawner dies as soon as it starts")
+        raise WorkerLost("the spawner dies at its start")
 
     async def exit_status(self, ticket: int | None) -> int | None:
         """The waitpid(2) status of the worker of ``ticket``; None if its spawner ended before it.
@@ -145,7 +145,7 @@ class Launcher:
                 self._sock = None
             sock.close()
             status = await _reap(process)
-        LOG.warning("the spawner ended with status %s; running tasks go on, the next start makes a new one", status)
+        LOG.warning("the spawner ended with status %s; running tasks go on; the next start forks another", status)
         for child in self._children.values():
             if child.spawner is sock:
                 child.answered.set()
@@ -155,7 +155,7 @@ class Launcher:
         try:
             message = protocol.decode(data)
         except (ValueError, TypeError, KeyError) as error:
-            LOG.error("the spawner said what nobody understands (%s): %r", error, data[:200])
+            LOG.error("the spawner sent an invalid message (%s): %r", error, data[:200])
             for fd in fds:
                 os.close(fd)
         else:

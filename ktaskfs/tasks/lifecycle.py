@@ -45,7 +45,7 @@ class Lifecycle:
         try:
             self._state.write(Record.of(task))
         except OSError as error:
-            LOG.error("the record of task %s cannot be written: %s", task.name, error)
+            LOG.error("cannot write the record of task %s: %s", task.name, error)
             return False
         return True
 
@@ -60,7 +60,7 @@ class Lifecycle:
         try:
             self._state.forget(task.number)
         except OSError as error:
-            LOG.error("the record of task %s cannot be removed: %s", task.name, error)
+            LOG.error("cannot remove the record of task %s: %s", task.name, error)
 
     def drop_overdue(self) -> None:
         """Remove ended tasks beyond those that are kept."""
@@ -106,7 +106,7 @@ class Lifecycle:
             final = read_snapshot(worker.page, worker.shape)
             result = read_result(worker.page, worker.shape, final).encode()
         except OSError as error:
-            LOG.error("the page of task %s cannot be read: %s", task.name, error)
+            LOG.error("cannot read the page of task %s: %s", task.name, error)
             final, result = EMPTY, b""
         state = PHASE_STATES.get(final.phase, State.INTERRUPTED)
         if state is State.DONE and task.only_plans:
@@ -131,7 +131,7 @@ class Lifecycle:
             try:
                 self._state.forget_page(task.number)
             except OSError as error:
-                LOG.error("the page of task %s cannot be removed: %s", task.name, error)
+                LOG.error("cannot remove the page of task %s: %s", task.name, error)
         log_end(LOG, task, state, final)
         self.drop_overdue()
 

@@ -53,7 +53,7 @@ class Looks:
         self._settings = context.table.settings
         self._looks: dict[object, _Look] = {}
         """By the rights of their callers, until they are old."""
-        self._quota = Quota("looks at the pools", each=OF_ONE_MAX, total=IN_ALL_MAX, refusal=TooManyLooks)
+        self._quota = Quota("scans of the pools", each=OF_ONE_MAX, total=IN_ALL_MAX, refusal=TooManyLooks)
 
     async def find(self, caller: CallerProcess, deadline: float) -> protocol.Found:
         """Who holds pages, as far as ``caller`` may see it, whose descriptors are closed; at most MAX_AGE old.
@@ -76,7 +76,7 @@ class Looks:
         if isinstance(look.found, KtaskfsError):
             raise look.found
         if look.found is None:
-            raise TargetError("to look at all processes takes longer than a second: read again", errno=errno.ETIMEDOUT)
+            raise TargetError("the scan of all processes takes longer than a second: read again", errno=errno.ETIMEDOUT)
         return look.found
 
     async def _carry_out(self, key: object, look: _Look, caller: CallerProcess) -> None:
@@ -85,7 +85,7 @@ class Looks:
             with trio.move_on_after(TIMEOUT):
                 look.found = await self._made(caller)
             if look.found is None:
-                look.found = WorkerLost(f"the look took longer than {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
+                look.found = WorkerLost(f"the scan took longer than {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
         except KtaskfsError as error:
             look.found = error
         finally:
@@ -115,11 +115,11 @@ class Looks:
         try:
             message = protocol.decode(data)
         except (ValueError, TypeError, KeyError) as error:
-            raise WorkerLost("the process that looked died, or said something that nobody understands") from error
+            raise WorkerLost("the scanning process died or sent an invalid answer") from error
         if isinstance(message, protocol.Refused):
             raise message.error()
         if not isinstance(message, protocol.Found):
-            raise WorkerLost("the process that looked said something that is no answer")
+            raise WorkerLost("the scanning process sent an invalid answer")
         return message
 
 
@@ -134,7 +134,7 @@ def _pipe() -> tuple[int, int]:
     try:
         return os.pipe2(os.O_CLOEXEC)
     except OSError as error:
-        raise TargetError.from_os(error, "make a pipe to the process that looks") from error
+        raise TargetError.from_os(error, "make a pipe to the scanning process") from error
 
 
 def _rights(caller: CallerProcess) -> object:

@@ -92,7 +92,7 @@ class WorkerMaker:
     async def _fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
             return await self._launcher.fork(request, fds)
-        raise WorkerLost(f"no worker could be started within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
+        raise WorkerLost(f"cannot start a worker within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
 
     def _make_page(self, task: Task) -> tuple[int, Shape]:
         slots = len(usable_cpus())
@@ -125,7 +125,7 @@ class WorkerMaker:
         if not data:
             status = await self._launcher.exit_status(new.worker.ticket)
             if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == protocol.UNHEARD:
-                text = f"your {new.label} keeps the worker from using a unix socket, by which it answers"
+                text = f"your {new.label} keeps the worker from answering on its unix socket"
                 raise NotPermitted(text, errno=errno.EACCES)
             raise WorkerLost(f"the worker died before it could begin{new.worker.ending_text(status)}")
         try:
@@ -135,10 +135,10 @@ class WorkerMaker:
                     new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet, but may be one that cannot be woken
                 return answer.total, Baseline.from_fields(answer.baseline)
         except (ValueError, TypeError, KeyError) as error:
-            raise WorkerLost("the worker said something that nobody understands") from error
+            raise WorkerLost("the worker sent an invalid message") from error
         if isinstance(answer, protocol.Refused):
             raise answer.error()
-        raise WorkerLost("the worker said something that is no answer")
+        raise WorkerLost("the worker sent an invalid answer")
 
     async def _answer(self, new: NewWorker) -> bytes:
         """The worker's first message, empty if it died. Raises WorkerLost if it hangs."""

@@ -48,7 +48,7 @@ class PrivateDirectory:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             os.close(fd)
-            raise PermissionError(errno.EPERM, "not a regular file of ours", name)
+            raise PermissionError(errno.EPERM, "not a regular file of this user", name)
         return fd
 
     def names(self) -> list[str]:
@@ -87,7 +87,7 @@ def _open(path: str) -> int:
                 os.close(above)
         found = os.fstat(at)
         if found.st_uid != os.geteuid() or found.st_mode & _OTHERS:
-            message = f"state directory {path}: it must be yours, and nobody else may write in it"
+            message = f"state directory {path}: it must be yours, and nobody else may be able to write to it"
             raise TargetError(message, errno=errno.EPERM)
     except BaseException:
         os.close(at)
@@ -116,5 +116,5 @@ def _check_above(above: os.stat_result, entry: os.stat_result, trusted: set[int]
     open_to_others = above.st_mode & _OTHERS
     sticky = above.st_mode & stat.S_ISVTX and entry.st_uid in trusted
     if above.st_uid not in trusted or (open_to_others and not sticky):
-        message = f"state directory: others may put another in its place, as they may write in {path}"
+        message = f"state directory: others can replace it, because they can write to {path}"
         raise TargetError(message, errno=errno.EPERM)

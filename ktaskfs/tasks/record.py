@@ -119,7 +119,7 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
     """
     version = fields.pop("version")
     if version not in range(1, VERSION + 1):
-        raise ValueError("of another version")
+        raise ValueError("it has another version")
     if version < 2:
         fields["baseline"] = fields.pop("basis")
     if version < 3:
@@ -132,7 +132,7 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
         if not isinstance(fields[name], kind):
             raise TypeError(f"{name} is of the wrong type")
     if unknown := fields.keys() - _TYPES.keys():
-        raise ValueError(f"there is no field {min(unknown)}")
+        raise ValueError(f"unknown field {min(unknown)}")
     if fields["task"] != task or (fields["pid"] is not None and fields["pid"] <= 0):
         raise ValueError("a number is out of its range")
     return Record(
@@ -172,14 +172,14 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
 
 def _node(numbers: Any) -> Node:
     if len(numbers) != 3 or not all(isinstance(each, int) for each in numbers):
-        raise ValueError("remaining is no list of ranges")
+        raise ValueError("remaining is not a list of ranges")
     start, end, nid = numbers
     return Node(start, end - start, nid)
 
 
 def _shape(numbers: list[Any]) -> Shape:
     if not (len(numbers) == 2 and all(0 <= each < _MOST for each in numbers)):
-        raise ValueError("shape is no pair of sizes")
+        raise ValueError("shape is not a pair of sizes")
     return Shape(*numbers)
 
 

@@ -170,7 +170,7 @@ class Starter:
         except Exception:
             # A bug must not end the daemon, which others' tasks depend on.
             LOG.exception("starting %s", batch.tasks)
-            return WorkerLost("the start failed in an unforeseen way; the log has more")
+            return WorkerLost("the start failed unexpectedly; see the log")
         finally:
             batch.caller.close()
         return None
@@ -191,7 +191,7 @@ class Starter:
             try:
                 self._state.forget_page(task.number)
             except OSError as page_error:  # the next start makes a new page, or the next daemon sweeps it away
-                LOG.error("the page of task %s cannot be removed: %s", task.name, page_error)
+                LOG.error("cannot remove the page of task %s: %s", task.name, page_error)
             if late:
                 self._lifecycle.refuse_late(task, _reason(task, batch, error))
 
@@ -209,10 +209,10 @@ class Starter:
         with trio.CancelScope(shield=True):
             for each in batch.workers:
                 worker = each.task.worker = replace(each.worker, begun=True)
-                self._state.crash_point("let the worker go")
+                self._state.crash_point("send GO")
                 try:
                     await each.channel.send(protocol.GO)
-                    self._state.crash_point("the worker was let go")
+                    self._state.crash_point("GO was sent")
                 except OSError as error:  # it has just died, as its watcher will find out
                     LOG.debug("task %s: %s", each.task.name, error)
                 self._lifecycle.begin(each.task, worker)

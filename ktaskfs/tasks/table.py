@@ -110,7 +110,7 @@ class TaskTable:
         """Raise TooManyTasks unless ``uid`` may have ``wanted`` more unfinished tasks."""
         limit, own = self.settings["max_tasks"], self._unfinished[uid]
         if own + wanted > limit:
-            raise TooManyTasks(f"you have {own} unfinished tasks, and the limit is {limit} (debug/ktask_max_tasks)")
+            raise TooManyTasks(f"you have {own} unfinished tasks; the limit is {limit} (debug/ktask_max_tasks)")
         used = self._unfinished.total()
         if used + wanted > room(self._most, uid, own + wanted):
             all_users = f"all users together {used} of {self._most}"
@@ -128,7 +128,7 @@ class TaskTable:
         """Raise TooManyTasks unless ``wanted`` more tasks of ``uid`` may be QUEUED."""
         limit, own = self.settings["max_queued"], self._queued[uid]
         if own + wanted > limit:
-            raise TooManyTasks(f"you have {own} queued tasks, and the limit is {limit} (debug/ktask_max_queued)")
+            raise TooManyTasks(f"you have {own} queued tasks; the limit is {limit} (debug/ktask_max_queued)")
         used, most = self._queued.total(), self._most // QUEUED_PART
         if used + wanted > room(most, uid, own + wanted):
             all_users = f"all users together {used} of {most}"

@@ -142,7 +142,7 @@ class Task:
         more = permitted & ~self.history.rights
         if more:
             raise NotPermitted(
-                f"task {self.name} was defined without capabilities that you have ({more:#x}): write a spec of your own"
+                f"task {self.name} was defined without some of your capabilities ({more:#x}): write a new spec"
             )
 
     def parameter_text(self, parameter: Parameter) -> str:

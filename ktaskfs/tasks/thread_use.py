@@ -1,5 +1,5 @@
 """How many threads the tasks at work can use: fewer than they want while a signal or a rate limit holds them back, or
-if more bring nothing."""
+if more do not help."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ThreadUse:
             snapshot = task.snapshot()
             stopped = is_stopped(task.worker.pid)
         except OSError as error:
-            LOG.error("what task %s does cannot be seen: %s", task.name, error)
+            LOG.error("cannot see the work of task %s: %s", task.name, error)
             return
         now, before = time.monotonic(), self._looks.get(task)
         usable: int | None = None

@@ -55,19 +55,19 @@ class Tunable:
 
 
 CGROUP: Final = Tunable(
-    "cgroup", 0, 1, 0, "whose control groups a task runs in, with their limits", words=("caller", "daemon")
+    "cgroup", 0, 1, 0, "control groups of a task: its caller's or the daemon's", words=("caller", "daemon")
 )
 LABEL: Final = Tunable(
-    "label", 0, 1, 0, "whose SELinux or AppArmor label, with its limits, a task has", words=("caller", "ignore")
+    "label", 0, 1, 0, "SELinux or AppArmor label of a task: its caller's or the daemon's", words=("caller", "ignore")
 )
 TUNABLES: Final = (
-    Tunable("max_threads", 1, 2**31 - 1, 2**31 - 1, "cap on the threads of any one task", top="max"),
-    Tunable("cpu_percent", 1, 100, 80, "share of the online CPUs that the helper threads of all tasks may take"),
+    Tunable("max_threads", 1, 2**31 - 1, 2**31 - 1, "maximum threads of one task", top="max"),
+    Tunable("cpu_percent", 1, 100, 80, "percentage of the online CPUs for the helper threads of all tasks"),
     Tunable("nice", 0, 19, 19, "nice value of helper threads"),
     Tunable("load_bal_shift", 0, 16, 2, "chunks per thread, as a power of two"),
-    Tunable("max_tasks", 1, 65536, 64, "unfinished tasks that one user may have"),
-    Tunable("max_queued", 0, 65536, 256, "tasks with queue=1 that wait for one user"),
-    Tunable("keep_finished", 0, 1048576, 1024, "finished tasks kept for reading; who has the most loses the oldest"),
+    Tunable("max_tasks", 1, 65536, 64, "maximum unfinished tasks of one user"),
+    Tunable("max_queued", 0, 65536, 256, "maximum queued tasks (queue=1) of one user"),
+    Tunable("keep_finished", 0, 1048576, 1024, "finished tasks that are kept; the user with the most loses the oldest"),
     CGROUP,
     LABEL,
 )

@@ -66,7 +66,7 @@ def _words(line: str) -> Iterator[Word]:
             pieces.append(_text(piece))
             at = piece.end()
         if at < len(line) and end_of_blanks(line, at) == at:
-            raise SpecError("a quotation or an escape has no end", line=line, start=start, end=len(line))
+            raise SpecError("a quotation or an escape is not closed", line=line, start=start, end=len(line))
         yield Word("".join(pieces), start, at)
         at = end_of_blanks(line, at)
 

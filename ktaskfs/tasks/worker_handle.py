@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.group_limits import OomKills
     from ktaskfs.progress import Shape
 
-_BY_A_MANAGER: Final = ", as systemd ends what is left of a unit: resume does the rest"
+_BY_A_MANAGER: Final = ", as when systemd stops a unit: resume does the rest"
 
 
 @dataclass(frozen=True)

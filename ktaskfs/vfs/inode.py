@@ -130,7 +130,7 @@ class Directory(Inode):
         """
 
     def find(self, ino: int) -> Inode | None:
-        """The inode with this number, below a directory that is not static; None if it is not there any more.
+        """The inode with this number, below a directory that is not static; None if it does not exist any more.
 
         The kernel names an inode that it knows by its number alone. Must be O(1) and must not block.
         """
@@ -193,11 +193,11 @@ class OpenFile:
 
     async def read(self, offset: int, size: int) -> bytes:
         """At most ``size`` bytes; nothing is the end of the file. Must return within about a second."""
-        raise AccessDenied("this file is not read")
+        raise AccessDenied("this file cannot be read")
 
     async def write(self, offset: int, data: bytes) -> int:
         """The number of bytes taken. Must return within about a second: the caller cannot be killed before."""
-        raise AccessDenied("this file is not written")
+        raise AccessDenied("this file cannot be written")
 
     @property
     def pending(self) -> bool:

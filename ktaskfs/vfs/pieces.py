@@ -55,12 +55,12 @@ class Pieces:
         self._skipping = False
         if held and not self._append and offset != self._next:
             self._next = 0
-            raise BadWrite(f"{len(held)} bytes of another command came before, without an end: neither is carried out")
+            raise BadWrite(f"{len(held)} bytes of an unfinished command came before: neither is carried out")
         if not (self._append or begins_anew or offset == self._next):
-            raise BadWrite(f"one write is one command, at offset 0 and not {offset}")
+            raise BadWrite(f"a command is one write at offset 0, not {offset}")
         if len(held) + len(data) > COMMAND_MAX:
             self.refused(offset, data)
-            raise TooBig(f"a command is at most {COMMAND_MAX} bytes")
+            raise TooBig(f"a command has at most {COMMAND_MAX} bytes")
         if not is_piece(data):
             return held + data
         self.held = held + data

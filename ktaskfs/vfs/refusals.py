@@ -14,7 +14,7 @@ class NoSuchEntry(KtaskfsError):
 
 
 class Gone(KtaskfsError):
-    """The kernel still knows the inode, but it is not there any more (ENODEV)."""
+    """The kernel still knows the inode, but it does not exist any more (ENODEV)."""
 
     default_errno = errno.ENODEV
 

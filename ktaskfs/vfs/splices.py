@@ -64,7 +64,7 @@ class Reads:
         self._first, self._last = first or size, size
         if offset == 0 and (size == SPLICE_SIZE or (size == PAGE and self._left_over(first, last))):
             self._splices.refused(self._ino)
-            raise NotSpliced("a stream is not spliced")
+            raise NotSpliced("a stream cannot be spliced")
         if first == SHOWN_SIZE and offset + size == SHOWN_SIZE and size <= SHOWN_SIZE // 2:
             raise NotSpliced("a stream has no size: read it to its end")
 

@@ -245,7 +245,7 @@ class CommandText(OpenText):
         whole = self._pieces.finish()
         self._let_go(whole)
         if killed:
-            error = Incomplete("its writer was killed before the command was whole")
+            error = Incomplete("its writer was killed before the command was complete")
             self._tell_refused(whole, error)
             raise error
         await self._carry_out(whole)
@@ -270,5 +270,5 @@ def _text_of(command: bytes) -> str:
     if not stripped:
         raise BadWrite("the command is empty")
     if b"\0" in stripped:
-        raise BadWrite("the command has a NUL byte in it")
+        raise BadWrite("the command has a NUL byte")
     return os.fsdecode(stripped)

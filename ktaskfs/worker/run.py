@@ -179,7 +179,7 @@ class Worker:
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and its control thread: at the limit of threads this fails before any work."""
         if len(plan.nodes) > self._page.shape.nodes:
-            raise NotSupported(f"{len(plan.nodes)} ranges are more than the shared page has room for")
+            raise NotSupported(f"{len(plan.nodes)} ranges do not fit the shared page")
         control = dataclasses.replace(
             plan.control,
             # The daemon shares the CPUs out among all tasks, through the number of threads that it asks for.
@@ -192,7 +192,7 @@ class Worker:
         try:
             _thread.start_new_thread(self._listen, (job,))  # threading.Thread would wait until the new thread runs
         except RuntimeError as error:
-            raise TargetError(f"no thread can be started: {error}", errno=errno.EAGAIN) from error
+            raise TargetError(f"cannot start a thread: {error}", errno=errno.EAGAIN) from error
         return job
 
     def _work(self, plan: Plan, job: ktask.Job) -> None:
@@ -228,7 +228,7 @@ class Worker:
         """The control thread: sleeps in sigwait(3) until the daemon sends SIGUSR1, or anybody SIGTERM.
 
         The daemon never sends SIGTERM. A service manager does when the caller's unit stops, and so may a person with
-        kill(1). The task is interrupted after the chunks at work: nothing is taken back, and it can be resumed.
+        kill(1). The task is interrupted after the current chunks: nothing is taken back, and it can be resumed.
         """
         while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGUSR1:
             self._apply(job)
@@ -275,4 +275,4 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno:
         return error.errno, os.strerror(error.errno) + notes
     report(error)
-    return errno.EIO, f"unforeseen {type(error).__name__}: {error}{notes}"
+    return errno.EIO, f"unexpected {type(error).__name__}: {error}{notes}"

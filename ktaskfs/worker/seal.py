@@ -126,7 +126,7 @@ def _lines(error: BaseException | None) -> list[str]:
     for _ in range(_CAUSES_MAX):
         if error is None:
             break
-        lines.append("Traceback (most recent call last):" if not lines else "which came of:")
+        lines.append("Traceback (most recent call last):" if not lines else "caused by:")
         trace = error.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code

@@ -123,7 +123,7 @@ class Spawner:
         try:
             request = protocol.decode(data)
         except (ValueError, TypeError, KeyError) as error:
-            print(f"the spawner was asked for nothing that it knows ({error}): {data[:200]!r}", file=sys.stderr)
+            print(f"unknown request to the spawner ({error}): {data[:200]!r}", file=sys.stderr)
             return
         if not isinstance(request, protocol.ForkRequest):
             print(f"the spawner takes no {type(request).__name__}", file=sys.stderr)
@@ -161,7 +161,7 @@ class Spawner:
         try:
             self._spare = self._fork(warm=warm)
         except OSError as error:
-            print(f"no worker could be forked in advance: {error.strerror}", file=sys.stderr)
+            print(f"cannot fork a spare worker: {error.strerror}", file=sys.stderr)
             self._poll.poll()  # wait for the next event before another try
         else:
             # This process, too, has to copy each page to which it writes now: here, and not when it is asked.
@@ -225,7 +225,7 @@ def _open_warm_up() -> WarmUp | None:
     try:
         return WarmUp.open()
     except (OSError, KtaskfsError) as error:
-        print(f"workers cannot warm up, so starts are slower: {error}", file=sys.stderr)
+        print(f"workers cannot warm up; starts are slower: {error}", file=sys.stderr)
         return None
 
 

@@ -135,7 +135,7 @@ async def test_a_lie_on_the_channel_is_refused(house: House, monkeypatch: pytest
     for name, lie in LIES.items():
         error = await refused(house, monkeypatch, lie)
         assert (name, error.errno) == (name, errno.EIO)
-        assert "the worker said" in error.message
+        assert "the worker sent an invalid" in error.message
 
 
 async def test_a_refusal_is_passed_on_as_an_error_that_can_be(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

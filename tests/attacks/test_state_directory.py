@@ -49,10 +49,10 @@ def test_a_planted_link_as_the_log_overwrites_nothing(area: Path, secret: Path, 
     assert run("bash", "-c", script, "bash", str(home), str(secret), user=two_users[0]).status == 0
     status, words = mount(area, home / "state")
     assert status == 1
-    assert f"they may write in {home}" in words
+    assert f"they can write to {home}" in words
     assert secret.read_text() == SECRET
     status, words = mount(area, home / "state/deeper")
-    assert (status, f"they may write in {home}" in words) == (1, True)
+    assert (status, f"they can write to {home}" in words) == (1, True)
     assert os.listdir(home / "state") == ["log", "lock"] or sorted(os.listdir(home / "state")) == ["lock", "log"]
 
 
@@ -90,7 +90,7 @@ def test_a_directory_of_another_in_a_sticky_one_is_refused(
     sticky.chmod(0o1777)
     assert run("mkdir", str(sticky / "theirs"), user=two_users[0]).status == 0
     status, words = mount(area, sticky / "theirs/state")
-    assert (status, f"they may write in {sticky}" in words) == (1, True)
+    assert (status, f"they can write to {sticky}" in words) == (1, True)
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
@@ -119,7 +119,7 @@ def test_only_files_of_ours_are_opened_and_swept(area: Path, secret: Path, two_u
             ["00000001.page", "00000002.json.new", "00000003.page", "00000005.page", "lock", "x.page"]
         )
         for task in (1, 3, 5):
-            with pytest.raises(OSError, match="Too many levels|Is a directory|not a regular file of ours"):
+            with pytest.raises(OSError, match="Too many levels|Is a directory|not a regular file of this user"):
                 state.open_page(task)
     finally:
         state.close()

@@ -93,7 +93,7 @@ def test_what_is_right_is_not_wrong(make: MachineMaker) -> None:
 )
 def test_a_pool_with_less_than_was_asked_for(make: MachineMaker, cmdline: str, sysctl: str, asked: int) -> None:
     machine = make({"proc/cmdline": cmdline or "quiet", "etc/sysctl.d/10-pages.conf": sysctl})
-    text = f"2M: 100 pages are there, and {asked} were asked for at boot"
+    text = f"2M: 100 pages exist, but the boot asked for {asked}"
     assert wrong(check_pools.check_pools(machine)) == [(text, f"ktaskfs run reserve size=2M pages={asked}")]
 
 
@@ -129,7 +129,7 @@ def test_surplus_pages_do_not_count_and_no_page_at_all(make: MachineMaker) -> No
     assert len(wrong(check_pools.check_pools(make(asked)))) == 1
     empty = {"proc/cmdline": "quiet", f"{POOL}/nr_hugepages": "0", f"{POOL}/surplus_hugepages": "0"}
     assert wrong(check_pools.check_pools(make(empty))) == [
-        ("there is no huge page in any pool", "ktaskfs run reserve size=2M pages=NUMBER")
+        ("all pools of huge pages are empty", "ktaskfs run reserve size=2M pages=NUMBER")
     ]
     assert wrong(check_pools.check_pools(make(empty | {f"{POOL}/nr_overcommit_hugepages": "5"}))) == []
 
@@ -155,7 +155,7 @@ def test_fragmentation(make: MachineMaker) -> None:
 
 
 def test_hugetlbfs(make: MachineMaker) -> None:
-    none = "no hugetlbfs that can be written has pages of {0}"
+    none = "no writable hugetlbfs has pages of {0}"
     at = "mkdir -p {1} && mount -t hugetlbfs -o pagesize={0} none {1}"
     two, one = ("2M", "/dev/hugepages"), ("1G", "/dev/hugepages-1G")
     assert wrong(check_pools.check_mounts(make({"proc/self/mounts": "none / ext4 rw 0 0\n"}))) == [
@@ -170,7 +170,7 @@ def test_hugetlbfs(make: MachineMaker) -> None:
     assert wrong(found)[0] == ("/b c: pages of 2M, mounted read-only", "mount -o remount,rw '/b c'")
     small = "none /a hugetlbfs rw,pagesize=2M,size=1024K 0 0\n"
     assert wrong(check_pools.check_mounts(make({"proc/self/mounts": small, f"{GIANT}/nr_hugepages": "0"}))) == [
-        ("/a: pages of 2M, with size=1024K, which is less than a page", "mount -o remount,size=200M /a")
+        ("/a: pages of 2M, with size=1024K, less than one page", "mount -o remount,size=200M /a")
     ]
 
 
@@ -179,7 +179,7 @@ def test_overcommit(make: MachineMaker) -> None:
     assert wrong(check_limits.check_overcommit(make(strict))) == []
     full = {"proc/meminfo": "CommitLimit: 1000 kB\nCommitted_AS: 950 kB\n"}
     ((text, mend),) = wrong(check_limits.check_overcommit(make(strict | full)))
-    assert "950.0KiB of 1000.0KiB are promised" in text
+    assert "950.0KiB of 1000.0KiB are committed" in text
     assert mend == "sysctl -w vm.overcommit_memory=0"
 
 

@@ -166,7 +166,7 @@ def test_fake_checks_and_mounts_nothing(area: Path, point: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [("--fd=99", "--fd 99: Bad file descriptor"), ("--store", "there is no service manager")]
+    ("option", "words"), [("--fd=99", "--fd 99: Bad file descriptor"), ("--store", "no service manager")]
 )
 def test_a_mount_that_cannot_be_handed_over(area: Path, point: Path, option: str, words: str) -> None:
     outcome = mount(option, "--foreground", "-o", f"statedir={area / 'state'}", point)
@@ -207,10 +207,10 @@ heard = []
 def hear(what):
     while what not in (heard[-1] if heard else ""):
         heard.append(sock.recv(1 << 12).decode())
-hear("READY=1\\nSTATUS=0 tasks, 0 at work")
+hear("READY=1\\nSTATUS=0 tasks, 0 unfinished")
 hear("WATCHDOG=1")
 os.mkdir(sys.argv[-1] + "/tasks/one")
-hear("STATUS=1 tasks, 0 at work")
+hear("STATUS=1 tasks, 0 unfinished")
 daemon.send_signal(1)
 hear("RELOADING=1\\nMONOTONIC_USEC=")
 hear("READY=1")
@@ -280,7 +280,7 @@ def test_without_a_descriptor_there_is_no_sign_of_life_and_no_end(area: Path, po
             while manager.recv(1 << 12) != b"WATCHDOG=1":
                 pass
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 3))
-            warning = "does not answer: no child can look: Too many open files"
+            warning = "does not answer: cannot start a child to check the mount: Too many open files"
             until(lambda: log.read_text().count(warning) > 1, "two warnings")
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(DEADLINE) == 0, log.read_text()

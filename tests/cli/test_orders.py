@@ -71,7 +71,9 @@ def test_what_is_no_command_is_answered_too(command: Command, steered: Process) 
     found = answers(steered, 5)
     assert [each["errno"] for each in found] == [22, 22, 22, 2, 22]
     assert [each["name"] for each in found] == [None, None, "slow", "slow", None]
-    assert found[0]["error"] == ("'pasue' is no command: write one of cancel, pause, resume, kill, detach, KEY=VALUE")
+    assert found[0]["error"] == (
+        "'pasue' is not a command: write one of cancel, pause, resume, kill, detach, KEY=VALUE"
+    )
     assert command.mount.read("tasks/slow/state") == "running\n"
 
 

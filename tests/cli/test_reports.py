@@ -70,7 +70,7 @@ def test_lines_come_with_each_state_and_from_time_to_time(capsys: pytest.Capture
 def test_sentences() -> None:
     assert line(running(461)) == "a: running 46.1% 461 pages/1000 pages 5 pages/s finish 3m20s"
     assert line(Standing("a", "queued", {"total": None})) == "a: queued"
-    assert line(running(1)._replace(stale=True)) == "a: the daemon does not answer; it is tried again"
+    assert line(running(1)._replace(stale=True)) == "a: the daemon does not answer; trying again"
     done = {"units": "bytes", "total": 1 << 36, "speed": 1 << 34, "elapsed_usec": 4_000_000}
     assert line(Standing("a", "done", done)) == "a: done 64.0GiB in 4.0s, 16.0GiB/s"
     failed = {"errno": 12, "error_position": 4096, "error": "no pages"}
@@ -116,7 +116,7 @@ def test_a_key_is_added_to_each_spec_of_any_form() -> None:
 
 @pytest.mark.parametrize("text", ["clear path='x", '{"op": ', '{"op": 1, "op": 2}', "[1]", "clear path=x\\"])
 def test_what_cannot_be_split_is_refused(text: str) -> None:
-    with pytest.raises(InvalidValue, match="the spec cannot be read"):
+    with pytest.raises(InvalidValue, match="cannot read the spec"):
         read_specs(text)
 
 

@@ -113,8 +113,8 @@ def test_set(command: Command, tasks: Mount) -> None:
     assert tasks.read("tasks/vm1/nice") == "7\n"
     for words, complaint in (
         (["vm0"], "nothing to set: write KEY=VALUE after the names"),
-        (["vm0", "control=cancel"], "control is no parameter"),
-        (["vm0", "nice=20"], "set vm0: '20' is above the greatest value, 19"),
+        (["vm0", "control=cancel"], "control is not a parameter"),
+        (["vm0", "nice=20"], "set vm0: '20' is above the maximum, 19"),
         (["sum", "nice=2"], "set sum: "),
         (["vm0", "nonesuch=2"], "No such file or directory"),
     ):
@@ -197,6 +197,6 @@ def test_an_event_as_an_object() -> None:
 
 
 def test_rows_of_a_table() -> None:
-    table = "name  meaning\nundo  take back what this run did\nx     y\n"
-    assert rows(table) == [{"name": "undo", "meaning": "take back what this run did"}, {"name": "x", "meaning": "y"}]
+    table = "name  meaning\nundo  undo this run\nx     y\n"
+    assert rows(table) == [{"name": "undo", "meaning": "undo this run"}, {"name": "x", "meaning": "y"}]
     assert rows("tid  node\n") == []

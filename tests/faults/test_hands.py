@@ -131,7 +131,7 @@ def test_a_file_that_is_truncated(mounted: Mount, file: Path) -> None:
     finish(mounted, "failed")
     error = mounted.read("tasks/t/error")
     assert error.startswith("ENXIO at ")
-    assert f"{file} was truncated to {HUGE} bytes meanwhile" in error
+    assert f"{file} was truncated to {HUGE} bytes during the work" in error
 
 
 def test_a_second_task_on_the_file_is_no_stranger(mounted: Mount, file: Path) -> None:

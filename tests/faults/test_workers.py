@@ -85,7 +85,7 @@ def test_sigterm_ends_a_worker_after_its_chunks(mounted: Mount, tmpfs: Path, und
     finish(mounted, "t", "interrupted")
     error = mounted.read("tasks/t/error")
     assert error.startswith("EINTR at ")
-    words = "as systemd ends what is left of a unit: resume does the rest"
+    words = "as when systemd stops a unit: resume does the rest"
     assert error.endswith(f"the worker died, killed by signal 15 (SIGTERM), {words}\n")
     done = int(stat(mounted, "t")["done"])
     # The file's last page is there from the start, and where pages are huge, the one that it stopped in is there whole.

@@ -153,7 +153,7 @@ def test_through_a_gateway(place: Place, hosts: list[Host]) -> None:
     finally:
         hosts[0].thaw()
     assert outcome.status == 1
-    assert "unreachable (2): hv[2-3]: no gateway that leads there is left\n" in outcome.err
+    assert "unreachable (2): hv[2-3]: no gateway to it is left\n" in outcome.err
 
 
 def test_a_dead_host_holds_nobody_up(place: Place, hosts: list[Host]) -> None:

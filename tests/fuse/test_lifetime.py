@@ -77,7 +77,7 @@ def test_what_was_mounted_over_it_stays(example: Example) -> None:
         example.process.send_signal(signal.SIGTERM)
         example.end()
         assert run("findmnt", "-n", "-o", "SOURCE", str(example.path)).out.splitlines()[-1] == "above"
-        assert "something else is mounted on" in example.log.read_text()
+        assert "another mount covers" in example.log.read_text()
     finally:
         assert run("umount", str(example.path)).status == 0
         assert run("umount", "-l", str(example.path)).status == 0  # what the server has left

@@ -206,7 +206,7 @@ def test_a_mount_that_fails_says_so(area: Path, options: list[str]) -> None:
 @pytest.mark.parametrize(
     ("opened", "why"),
     [
-        ("9</dev/null", "it is no /dev/fuse"),
+        ("9</dev/null", "it is not /dev/fuse"),
         ("9<>/dev/fuse", "it is not mounted"),
         ("9<&-", "Bad file descriptor"),
     ],

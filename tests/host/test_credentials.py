@@ -50,7 +50,7 @@ def test_own_identity_is_complete() -> None:
 
 def test_a_pid_of_another_user_is_not_trusted() -> None:
     for uid, gid in ((NOBODY, os.getegid()), (os.geteuid(), NOBODY)):
-        with pytest.raises(NotPermitted, match="not the one that wrote"):
+        with pytest.raises(NotPermitted, match="is not the writer"):
             read_caller(os.getpid(), uid, gid)
 
 

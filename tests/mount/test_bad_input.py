@@ -53,7 +53,7 @@ def test_specs_that_cannot_be_understood(mount: Mount) -> None:
         ("fallocate path=/x path=/y", ["twice"]),
         ("fallocate path=/x length=12Q", ["'12Q'"]),
         ("fallocate path=/x length=-1", ["negative"]),
-        ("fallocate path=/x length=0", ["below the least"]),
+        ("fallocate path=/x length=0", ["below the minimum"]),
         ("fallocate path=/x length=9223372036854775808", ["above"]),
         ("fallocate path=/x length=8E", ["above"]),
         ("fallocate path=/x offset=7E length=7E", ["2^63"]),

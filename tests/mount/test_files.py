@@ -83,7 +83,7 @@ def test_a_size_of_0_is_not_taken_for_the_truth(mounted: Mount, disk: Path) -> N
     source = next(files)
     assert source.stat().st_size == 0
     for spec in (f"copy source={source} path={disk}/file", f"checksum path={source}"):
-        assert f"{source} has data, and says that its size is 0" in refusal(mounted, spec, "EOPNOTSUPP")
+        assert f"{source} has data but reports size 0" in refusal(mounted, spec, "EOPNOTSUPP")
     assert not (disk / "file").exists()
 
 
@@ -257,7 +257,7 @@ def test_pages_that_the_mount_itself_has_reserved(
                     f"fallocate path={huge}/more length={page_size}",
                 ):
                     said = refusal(mounted, spec, "ENOSPC" if limit and pool.available else "ENOMEM")
-                    assert ("has 0 left (its option size=)" if limit and pool.available else "of the pool's") in said
+                    assert ("has 0 left (its option size=)" if limit and pool.available else "but the pool has") in said
                 assert not (huge / "more").exists()
 
 

@@ -72,6 +72,6 @@ def test_several_tasks_on_one_file(
     with used(file, "maps") as guest:
         assert mount.write("tasks/control", f"free path={file}", user=user) == (1, "EBUSY")
         status = mount.read("info/last_cmd_status", user=user)
-        assert ("held by a process that you may not see" if ordinary else f"({guest.pid})") in status
+        assert ("held by a process that you cannot see" if ordinary else f"({guest.pid})") in status
         assert mount.write("tasks/control", f"free path={file} force=1 name=forced", user=user) == (0, None)
         assert mount.read("tasks/forced/wait", user=user).splitlines()[-1] == "done"

@@ -210,7 +210,7 @@ def test_what_a_killed_writer_had_begun_is_dropped(mounted: Mount, deep: Path, n
     os.waitpid(pid, 0)
     until(lambda: mounted.read("info/last_cmd_status") != "ok\n", "the log says so")
     assert mounted.read("info/last_cmd_status") == (
-        "tasks/control: EINTR: its writer was killed before the command was whole\n"
+        "tasks/control: EINTR: its writer was killed before the command was complete\n"
     )
     assert f"Command: {line}\n" in mounted.read("info/error_log")
     assert files(deep) == set()

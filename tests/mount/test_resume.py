@@ -60,7 +60,7 @@ def test_another_file(mount_maker: MountMaker, tmpfs: Path, source: Path, name: 
     assert (number, path.exists()) == ("ENOENT", False)
     path.write_bytes(bytes(SIZE))
     number, words = resume(mount)
-    assert (number, "not the file any more" in words) == ("ESTALE", True)
+    assert (number, "is not the file of the task's start" in words) == ("ESTALE", True)
     assert path.read_bytes() == bytes(SIZE)
     (tmpfs / "old").rename(path)
     assert resume(mount) == (None, "ok\n")
@@ -74,7 +74,7 @@ def test_a_file_that_was_cut(mounted: Mount, tmpfs: Path, source: Path, operatio
     cancelled(mounted, f"{operation.format(source=source)} path={path}")
     os.truncate(path, 1 << 20)
     number, words = resume(mounted)
-    assert (number, "start the task anew" in words) == ("ENXIO", True)
+    assert (number, "start a new task" in words) == ("ENXIO", True)
     assert path.stat().st_size == 1 << 20
 
 

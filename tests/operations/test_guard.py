@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.users import User
 
 GUARDED: Final = [name for name in RANGES if declares(name, "force")]
-FORCE: Final = "force=1 works on it all the same"
+FORCE: Final = "force=1 works on it anyway"
 every_guarded = pytest.mark.parametrize("name", GUARDED)
 every_use = pytest.mark.parametrize("use", [use for use in USES if use != "has inherited"])
 both_memfds = pytest.mark.parametrize("flags", [0, os.MFD_HUGETLB], ids=["small", "huge"])
@@ -137,7 +137,7 @@ def test_a_holder_that_the_caller_may_not_see(
         return body
 
     with used(texts["path"], "maps"):
-        unseen = f"EBUSY {texts['path']} is held by a process that you may not see: {FORCE}"
+        unseen = f"EBUSY {texts['path']} is held by a process that you cannot see: {FORCE}"
         assert run_forked(attempt(two_users[0])) == unseen
         assert run_forked(attempt(two_users[1])) == ""
     assert run_forked(attempt(two_users[0])) == ""

@@ -44,7 +44,7 @@ class Count(RangeOperation[CountParameters]):
     description = "Count the zero bytes of the range of any file."
     parameters = CountParameters
     no_undo = "counting changes nothing"
-    no_resume = "the sum of what was counted has not been kept"
+    no_resume = "the earlier sum is lost"
 
     def prepare(self, preparation: Preparation[CountParameters]) -> Plan:
         """Open for reading; raises InvalidValue past the end of the file, TargetError."""

@@ -188,7 +188,7 @@ def test_what_only_root_may_ask_the_kernel(ready: Machine, holder: str, unit: st
     with running(ready, unit):
         clear = f"echo 'clear path=/dev/shm/held' > {POINT}/tasks/control"
         assert ready.sh(clear).errname == "EBUSY"
-        assert "held by a process that you may not see" in ready.out("cat", f"{POINT}/info/last_cmd_status")
+        assert "held by a process that you cannot see" in ready.out("cat", f"{POINT}/info/last_cmd_status")
         survey = f"echo 'survey path={holder} name=shared' > {POINT}/tasks/control"
         assert ready.sh(survey) == Outcome(0, "", "")
         assert ready.sh(f"tail -n 1 {POINT}/tasks/shared/wait; rmdir {POINT}/tasks/shared") == Outcome(0, "done\n", "")

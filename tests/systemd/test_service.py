@@ -56,7 +56,7 @@ def test_a_member_of_the_group_runs_a_task(service: Machine) -> None:
     service.start_slow_task("ann1")
     (worker,) = service.workers()
     assert service.out("ps", "-o", "user=,args=", worker).split() == ["ann", "ktask/ann1"]
-    assert service.show(UNIT, "StatusText").endswith("at work")
+    assert service.show(UNIT, "StatusText").endswith("unfinished")
     service.finish_task("ann1")
 
 

@@ -57,7 +57,7 @@ def until_ended(machine: Machine, name: str) -> None:
 def test_what_a_oneshot_unit_leaves_is_interrupted_and_can_be_resumed(service: Machine) -> None:
     assert unit(service, START).status == 0
     assert service.out("tail", "-n", "1", f"{TASK}/wait") == "interrupted\n"
-    assert "as systemd ends what is left of a unit" in service.out("cat", f"{TASK}/error")
+    assert "as when systemd stops a unit" in service.out("cat", f"{TASK}/error")
     assert service.sh(f"echo max > {TASK}/rate_max && echo resume > {TASK}/control").status == 0
     assert service.out("tail", "-n", "1", f"{TASK}/wait") == "done\n"
 

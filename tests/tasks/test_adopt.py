@@ -201,7 +201,7 @@ async def test_a_task_whose_page_is_gone_is_interrupted(statedir: Path, memory: 
     async with open_house(statedir) as house:
         task = adopted(house, "t")
         assert task.state is State.INTERRUPTED
-        assert "page cannot be read: No such file" in task.snapshot().message
+        assert "cannot read the worker's page: No such file" in task.snapshot().message
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff" * 100_000, b"x"])

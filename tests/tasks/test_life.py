@@ -303,7 +303,7 @@ async def test_a_bug_in_starting_one_task_is_its_own_error(
 
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
         patch.setattr(credentials, "start_time", fail)
-        with pytest.raises(KtaskfsError, match="unforeseen") as error:
+        with pytest.raises(KtaskfsError, match="unexpectedly") as error:
             await house.run(f"fallocate path={memory}/file length=64K")
     assert error.value.errname == "EIO"
     assert "ZeroDivisionError" in caplog.text

@@ -144,9 +144,9 @@ async def test_a_look_that_takes_long_is_asked_for_again_and_given_up_at_last(
     [
         (protocol.encode(protocol.Refused(errno.EACCES, "your group")), errno.EACCES, "your group"),
         (b"", errno.EIO, "died"),
-        (b"[1", errno.EIO, "nobody understands"),
-        (b'["Found", {"table": 1, "json": ""}]', errno.EIO, "nobody understands"),
-        (protocol.encode(protocol.Ready(0, {})), errno.EIO, "no answer"),
+        (b"[1", errno.EIO, "sent an invalid answer"),
+        (b'["Found", {"table": 1, "json": ""}]', errno.EIO, "sent an invalid answer"),
+        (protocol.encode(protocol.Ready(0, {})), errno.EIO, "process sent an invalid answer"),
     ],
 )
 async def test_what_is_no_find_is_an_error(

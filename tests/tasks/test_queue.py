@@ -61,7 +61,7 @@ async def test_who_comes_later_does_not_begin_earlier(house: House, memory: Path
 async def test_without_the_word_a_full_house_is_full(house: House, memory: Path) -> None:
     await busy(house, memory)
     for lines in ([("a", "queue=1"), ("b", "")], [("a", "")]):
-        with pytest.raises(TooManyTasks, match="you have 1 unfinished tasks, and the limit is 1"):
+        with pytest.raises(TooManyTasks, match="you have 1 unfinished tasks; the limit is 1"):
             await house.run(*(line(memory / name, more) for name, more in lines))
     assert [task.name for task in house.table] == ["busy"]
 
@@ -71,7 +71,7 @@ async def test_the_queue_has_a_limit_of_its_own(house: House, memory: Path) -> N
     house.set("max_queued", 2)
     await house.run(line(memory / "a"))
     before = house.files(), open_files()
-    with pytest.raises(TooManyTasks, match="you have 1 queued tasks, and the limit is 2") as refusal:
+    with pytest.raises(TooManyTasks, match="you have 1 queued tasks; the limit is 2") as refusal:
         await house.run(line(memory / "b"), line(memory / "c"))
     assert refusal.value.errno == errno.EAGAIN
     assert ([task.name for task in house.table], (house.files(), open_files())) == (["busy", "a"], before)
@@ -176,7 +176,7 @@ async def test_in_a_root_of_its_own_one_waits_as_long_as_the_daemon_lives(tmp_pa
         house.service.adopt()
         last = house.table.require("last")
         assert last.state is State.INTERRUPTED
-        assert "root directory of its caller is known no more" in last.snapshot().message
+        assert "the caller's root directory is lost" in last.snapshot().message
     held.close()
     await until(lambda: open_files() == before, "all descriptors are closed")
 

@@ -127,7 +127,7 @@ def test_the_lock_ends_with_close_and_is_not_inherited(tmp_path: Path) -> None:
 
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
     def refusal() -> KtaskfsError:
-        with pytest.raises(KtaskfsError, match="nobody else may write") as caught:
+        with pytest.raises(KtaskfsError, match="nobody else may be able to write") as caught:
             StateDirectory(PrivateDirectory(str(tmp_path)))
         assert os.listdir(tmp_path) == []
         return caught.value

@@ -94,7 +94,7 @@ def test_each_user_has_a_limit_of_unfinished_tasks() -> None:
     first = add(table, "a")
     add(table, "b")
     table.check_room(1, 1)
-    with pytest.raises(TooManyTasks, match="2 unfinished tasks, and the limit is 3"):
+    with pytest.raises(TooManyTasks, match="2 unfinished tasks; the limit is 3"):
         table.check_room(1, 2)
     table.check_room(2, 3)
     table.move(first, State.DONE)

@@ -33,7 +33,7 @@ def by_shlex(line: str) -> list[str] | None:
 def test_the_words_are_those_of_shlex(line: str) -> None:
     expected = by_shlex(line)
     if expected is None:
-        with pytest.raises(SpecError, match="no end"):
+        with pytest.raises(SpecError, match="not closed"):
             split_words(line)
     else:
         assert [word.text for word in split_words(line)] == expected

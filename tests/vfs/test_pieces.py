@@ -86,7 +86,7 @@ def test_the_rest_of_a_command_that_was_refused_is_refused_too() -> None:
 def test_another_command_in_the_middle_of_one_is_refused_and_so_is_that_one() -> None:
     pieces = Pieces(append=False)
     assert pieces.take(0, b"x" * BLOCK) is None
-    with pytest.raises(BadWrite, match="512 bytes of another command"):
+    with pytest.raises(BadWrite, match="512 bytes of an unfinished command"):
         pieces.take(0, b"cancel\n")
     assert not pieces.held
     assert pieces.take(0, b"cancel\n") == b"cancel\n"

@@ -236,7 +236,7 @@ def test_a_report_names_places_and_causes(capfd: pytest.CaptureFixture[str]) -> 
     assert [line for line in lines if not line.startswith(" ")] == [
         "Traceback (most recent call last):",
         "KeyError: 'second'",
-        "which came of:",
+        "caused by:",
         "ValueError: first",
     ]
     assert any(f'File "{__file__}"' in line for line in lines)

@@ -200,7 +200,7 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
         worker = spawner.send(spawner.request("fallocate", parameters, identity=fields), Requests())
         refusal = worker.answer()
     assert isinstance(refusal, protocol.Refused)
-    assert (refusal.errno, refusal.message) == (errno.EAGAIN, "no thread can be started: can't start new thread")
+    assert (refusal.errno, refusal.message) == (errno.EAGAIN, "cannot start a thread: can't start new thread")
     assert spawner.exited(worker) == 0
     assert [each.name for each in memory.iterdir()] == ["after"]
 

@@ -68,7 +68,7 @@ class Way(NamedTuple):
     def of(cls, given: argparse.Namespace) -> Way:
         """As the command line says. Raises InvalidValue."""
         if given.topology is not None and given.via is not None:
-            raise InvalidValue("--topology is of use with ssh alone, not with --via")
+            raise InvalidValue("--topology needs ssh: leave out --via")
         try:
             shlex.split(given.ssh_options or "")
         except ValueError as error:
@@ -85,7 +85,7 @@ def names_of(text: str) -> list[str]:
     if not found:
         raise InvalidValue(f"--hosts: {text!r} names no host")
     if bad := [each for each in found if each.startswith("-")]:
-        raise InvalidValue(f"--hosts: {bad[0]!r} is no name of a host")
+        raise InvalidValue(f"--hosts: {bad[0]!r} is not a host name")
     return found
 
 
@@ -137,7 +137,7 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
         try:
             self._task.resume()
         except RouteResolvingError:
-            return "no gateway that leads there is left"
+            return "no gateway to it is left"
         except TopologyError as error:
             return str(error)
         except BrokenPipeError:  # nobody reads what this program prints

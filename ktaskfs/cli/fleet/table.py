@@ -70,7 +70,7 @@ class LiveTable:
             for each in ended
         ]
         if folded:
-            below.append(Text(f"{sum(len(each.hosts) for each in folded)} more have ended in other ways"))
+            below.append(Text(f"{sum(len(each.hosts) for each in folded)} more ended in other ways"))
         below.append(Text(course(fleet), style="bold", no_wrap=True, overflow="ellipsis"))
         most = max(1, min(ROWS_MOST, self._console.height - 2 - len(below)))  # the cursor has the last line
         at_work = sorted(

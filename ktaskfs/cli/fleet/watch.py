@@ -50,7 +50,7 @@ def _command(given: argparse.Namespace) -> str:
     if not text:
         raise InvalidValue("there is no specification")
     if len(text.encode(errors="surrogateescape")) > MOST:
-        raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent to hosts")
+        raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent")
     options = [f"--if-exists={given.if_exists or IfExists.RERUN.value}"]
     options += ["--detach"] * given.detach + ["--plan"] * given.plan
     return remote(given, "run", [*options, text])
@@ -69,7 +69,7 @@ def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:
     match = re.fullmatch(r"(\d+)(%?)", text)
     number = int(match[1]) if match is not None else 0
     if match is None or number < 1 or (match[2] and number > 100):
-        raise InvalidValue(f"--batch: {text!r} is neither a number of hosts nor a part of all, as 10%")
+        raise InvalidValue(f"--batch: {text!r} is neither a number of hosts nor a percentage such as 10%")
     size = max(1, len(names) * number // 100) if match[2] else number
     return [names[at : at + size] for at in range(0, len(names), size)]
 
@@ -110,7 +110,7 @@ class Watch:
         self._report.close(self._fleet)
         at_work = [host for host in self._fleet if host.state in (LEFT, TIMEOUT)]
         if at_work:
-            print("ktaskfs: left as they are: the same command follows them again", file=sys.stderr)
+            print("ktaskfs: the tasks go on; the same command follows them again", file=sys.stderr)
 
     def _ends(self, name: str, state: str, words: str = "") -> None:
         self._fleet.end(name, state, words)
@@ -143,6 +143,6 @@ class Watch:
             self._connections.drop()
         elif self._interrupts.count and not self._told:
             self._told = True
-            self._report.note("cancelling on all hosts; ^C again leaves what is still at work")
+            self._report.note("cancelling on all hosts; ^C again leaves the rest running")
             self._connections.begin_no_more()
             self._connections.tell("cancel")

@@ -30,9 +30,7 @@ _THROUGH_PROCESS: Final = re.compile(r"/proc/(\d+)(/task/\d+)?/(fd|map_files)/[^
 class GuardedParameters(TaskParameters):
     """What every operation takes that overwrites or frees what is in a file."""
 
-    force: bool = parameter(
-        FLAG, "work on the file even if other processes have it open or mapped (0: EBUSY)", default=False
-    )
+    force: bool = parameter(FLAG, "work even if other processes have the file open or mapped (0: EBUSY)", default=False)
 
 
 P = TypeVar("P", bound=GuardedParameters)
@@ -53,7 +51,7 @@ def guard(preparation: Preparation[P], target: Target) -> None:
         holders = _holders(preparation.kernel, target)
         if holders is None:
             return
-    raise TargetError(f"{target.path} is {holders}: force=1 works on it all the same", errno=errno.EBUSY)
+    raise TargetError(f"{target.path} is {holders}: force=1 works on it anyway", errno=errno.EBUSY)
 
 
 def _holders(kernel: Kernel, target: Target) -> str | None:
@@ -70,4 +68,4 @@ def _holders(kernel: Kernel, target: Target) -> str | None:
         if rest := len(others) - len(names):
             names.append(f"{rest} others" if rest > 1 else "1 other")
         return f"in use by {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
-    return "held by a process that you may not see" if held and not expected else None
+    return "held by a process that you cannot see" if held and not expected else None

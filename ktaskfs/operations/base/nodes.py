@@ -36,13 +36,13 @@ def make_nodes(
     known = {node.nid for node in read_nodes(kernel) if node.total} if nodes else set()
     for nid in nodes or ():
         if nid not in known:
-            raise InvalidValue(f"node {nid} is not there, or has no memory")
+            raise InvalidValue(f"node {nid} does not exist or has no memory")
     if remaining is not None:
         for each in remaining:
             if not extent.start <= each.start <= each.end <= extent.end:
                 raise TargetError(
-                    f"{each.start} to {each.end} was left to do, and the range is {extent.start} to {extent.end} now: "
-                    "start the task anew",
+                    f"{each.start} to {each.end} is left to do, but the range is now {extent.start} to {extent.end}: "
+                    "start a new task",
                     errno=errno.ENXIO,
                 )
         return tuple(Node(each.start, each.end - each.start, each.nid) for each in remaining)

@@ -91,7 +91,7 @@ class Operation(ABC, Generic[P]):
         whole = self._prepared(kernel, parameters, None)
         if sum(each.size for each in remaining) < sum(node.size for node in whole.nodes):
             whole.abort()
-            raise NotSupported(f"resume: {lacking}; start the task anew")
+            raise NotSupported(f"resume: {lacking}; start a new task")
         return whole
 
     def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:

@@ -105,21 +105,21 @@ def _parse_path(text: str) -> str:
     try:
         path = os.fsencode(text)
     except UnicodeEncodeError:  # JSON can write one; no file name can hold it
-        raise InvalidValue("the path has half of a surrogate pair") from None
+        raise InvalidValue("the path has half a surrogate pair") from None
     if len(path) >= PATH_MAX:
-        raise InvalidValue(f"the path has {len(path)} bytes, and may have {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
+        raise InvalidValue(f"the path has {len(path)} bytes; the limit is {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
     return os.fsdecode(path)  # JSON can write the bytes of a character one by one
 
 
 def _parse_word(text: str) -> str:
     if len(text) > WORD_MAX:
-        raise InvalidValue(f"{shown(text)} has {len(text)} characters, and may have {WORD_MAX}")
+        raise InvalidValue(f"{shown(text)} has {len(text)} characters; the limit is {WORD_MAX}")
     return text
 
 
 def _parse_nodes(text: str) -> tuple[int, ...]:
     if len(text) > CPULIST_MAX:
-        raise InvalidValue(f"the list has {len(text)} characters, and may have {CPULIST_MAX}")
+        raise InvalidValue(f"the list has {len(text)} characters; the limit is {CPULIST_MAX}")
     return parse_cpulist(text, most=1023)
 
 
@@ -182,15 +182,15 @@ class TaskParameters:
     """What every operation takes, whatever it works on."""
 
     name: str | None = parameter(WORD, "name of the task (default OPERATION-N)", default=None)
-    max_threads: int | None = parameter(THREADS, "threads at most (max: only the tunables limit it)", default=None)
+    max_threads: int | None = parameter(THREADS, "maximum of threads (max: only tunables limit them)", default=None)
     nice: int | None = parameter(NICE, "nice value of helper threads (default: debug/ktask_nice)", default=None)
     nodes: tuple[int, ...] | None = parameter(NODES, "NUMA nodes to use (default: any)", default=None)
-    chunk: int | None = parameter(LENGTH, "least chunk size (default: the operation's own)", default=None)
-    rate_max: int | None = parameter(RATE, "units a second at most, over all threads", default=None)
-    undo: bool = parameter(FLAG, "take back what this run did if it fails or is cancelled", default=False)
-    plan: bool = parameter(FLAG, "only check, and tell in result what there is to do; touch nothing", default=False)
-    queue: bool = parameter(FLAG, "wait if you have as many tasks as you may, instead of EAGAIN", default=False)
-    replace: bool = parameter(FLAG, "forget your ended task of that name when this one starts", default=False)
+    chunk: int | None = parameter(LENGTH, "smallest chunk size (default: the operation's own)", default=None)
+    rate_max: int | None = parameter(RATE, "maximum units per second, over all threads", default=None)
+    undo: bool = parameter(FLAG, "undo this run if it fails or is cancelled", default=False)
+    plan: bool = parameter(FLAG, "only check, and write into result what would be done", default=False)
+    queue: bool = parameter(FLAG, "wait instead of EAGAIN at your limit of unfinished tasks", default=False)
+    replace: bool = parameter(FLAG, "remove your ended task of the same name at the start", default=False)
 
     def check(self) -> None:
         """Raises InvalidValue for values that contradict each other."""

@@ -33,12 +33,12 @@ def areas_of(process: Process, mapping: int | None) -> list[Area]:
     try:
         areas = list(process.areas())
     except OSError as error:
-        raise TargetError.from_os(error, f"look at the mappings of process {process.pid}") from error
+        raise TargetError.from_os(error, f"read the mappings of process {process.pid}") from error
     if mapping is None:
         return areas
     there = [each for each in areas if each.start <= mapping < each.end]
     if not there:
-        raise InvalidValue(f"process {process.pid} has nothing mapped at {mapping:#x}")
+        raise InvalidValue(f"process {process.pid} has no mapping at {mapping:#x}")
     return there
 
 
@@ -55,12 +55,12 @@ def shared_area(process: Process, mapping: int | None) -> Area:
             return area
         if not area.inode:
             raise InvalidValue(f"{where} is memory without a file")
-        raise InvalidValue(f"{where} is a private mapping: what the process writes there is not in the file")
+        raise InvalidValue(f"{where} is a private mapping: the process's writes do not reach the file")
     areas = [each for each in areas if each.is_shared and "w" in each.permissions]
     if not areas:
         raise InvalidValue(f"process {process.pid} has no shared mapping of a file to write to")
     if len({(each.device, each.inode) for each in areas}) > 1:
-        raise InvalidValue(f"process {process.pid} shares several files, so name one of them: {_shown(areas)}")
+        raise InvalidValue(f"process {process.pid} shares several files; choose one: {_shown(areas)}")
     return areas[0]
 
 
@@ -77,6 +77,6 @@ def open_mapped(process: Process, area: Area) -> int:
     except OSError as error:
         where = f"reach the file that process {process.pid} has mapped at {area.start:#x}"
         if error.errno == errno.EPERM:
-            text = f"{where}: the process has it open no more, and no path leads to it; so you need "
+            text = f"{where}: the process has closed it, and no path leads to it; you need "
             raise TargetError(f"{text}CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN)", errno=errno.EPERM) from error
         raise TargetError.from_os(error, where) from error

@@ -43,7 +43,7 @@ class FileState:
             # Inode numbers of removed files are given to new ones (ext4, at once); the time of birth differs.
             return cls((status.st_dev, status.st_ino, statx.birth_time(path)), status.st_size)
         except OSError as error:
-            raise TargetError.from_os(error, f"look at {path}") from error
+            raise TargetError.from_os(error, f"examine {path}") from error
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Baseline:
     def require_tree(self, tree: int) -> None:
         """Raises TargetError (ESTALE) unless ``tree``, that of the plan for a resume, is the same."""
         if tree != self.tree:
-            text = "files came, went or changed since the task began, and its positions mean others: start it anew"
+            text = "files were added, removed or changed since the task began: start a new task"
             raise TargetError(text, errno=errno.ESTALE)
 
     def require(self, parameters: TaskParameters) -> None:
@@ -74,19 +74,17 @@ class Baseline:
         for name, pid in values_of(parameters, PID):
             if process_identity(pid) != self.files.get(name):
                 raise TargetError(
-                    f"process {pid} is not the one any more that the task began with: start it anew", errno=errno.ESTALE
+                    f"process {pid} is not the process of the task's start: start a new task", errno=errno.ESTALE
                 )
         for name, path in values_of(parameters, PATH):
             if name not in self.files:  # it stands for many
                 continue
             now = FileState.of(path)
             if now.identity != self.files.get(name):
-                raise TargetError(
-                    f"{path} is not the file any more that the task began with: start it anew", errno=errno.ESTALE
-                )
+                raise TargetError(f"{path} is not the file of the task's start: start a new task", errno=errno.ESTALE)
             if name == "path" and now.size < self.size:
                 raise TargetError(
-                    f"{path} was truncated to {now.size} bytes, and some of what was done is gone: start the task anew",
+                    f"{path} was truncated to {now.size} bytes, so finished work is lost: start a new task",
                     errno=errno.ENXIO,
                 )
 

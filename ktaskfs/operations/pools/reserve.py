@@ -47,20 +47,14 @@ HEADROOM_BYTES: Final = 512 << 20
 class ReserveParameters(TaskParameters):
     """How many pages, of what size; ``nodes`` says where."""
 
-    pages: int = parameter(COUNT, "pages that the pool shall have on all of the nodes together, shared evenly")
+    pages: int = parameter(COUNT, "total pages of the pool on all of the nodes, shared evenly")
     size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
-    undo: bool = parameter(
-        FLAG, "if it fails or is cancelled, bring the pools back to what they were; 0: keep what it got", default=True
-    )
-    reclaim: bool = parameter(
-        FLAG, "if that is too few, have the nodes give up page cache, where the kernel can (Linux 6.18)", default=False
-    )
+    undo: bool = parameter(FLAG, "if it fails or is cancelled, restore the pools; 0: keep the pages", default=True)
+    reclaim: bool = parameter(FLAG, "if too few, reclaim page cache of the nodes (Linux 6.18)", default=False)
     drop_caches: bool = parameter(
-        FLAG, "if that is still too few, drop all clean caches of the machine, at everybody's cost", default=False
+        FLAG, "if still too few, drop all clean caches of the machine, which slows all processes", default=False
     )
-    force: bool = parameter(
-        FLAG, "try even if it takes the memory that the machine needs itself (0: ENOMEM)", default=False
-    )
+    force: bool = parameter(FLAG, "try even if the machine needs the memory itself (0: ENOMEM)", default=False)
 
 
 class Reserve(Operation[ReserveParameters]):
@@ -73,13 +67,12 @@ class Reserve(Operation[ReserveParameters]):
 
     name = "reserve"
     description = (
-        "Bring the pool of huge pages on the nodes to so many pages, growing or shrinking it. "
-        "Your own /sys decides whether you may. "
-        "Refused with ENOMEM if it would leave the machine less than 5 % of its memory, or less than 512 MiB, unless "
-        "force=1. Where the kernel gives too few it is asked again while it gives more; then reclaim=1, and after that "
-        "drop_caches=1, make room. The task fails with ENOMEM where the kernel finds no memory for more, or somebody "
-        "else takes pages away meanwhile; then the pools become what they were, unless undo=0. The result says how "
-        "many are there, and how many each of these steps gave."
+        "Grow or shrink the pool of huge pages on the nodes to the given number of pages. The rights in your own /sys "
+        "apply. Refused with ENOMEM if it would leave the machine less than 5 % of its memory, or less than 512 MiB, "
+        "unless force=1. If the kernel gives too few, the task asks again while the number grows; then reclaim=1 and "
+        "drop_caches=1 make room, in this order. The task fails with ENOMEM if the kernel finds no memory for more, "
+        "or if somebody else takes pages away; it then restores the pools, unless undo=0. The result has the number "
+        "of pages, and how many each step added."
     )
     units = PAGES
     parameters = ReserveParameters
@@ -115,7 +108,7 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
     try:
         for index, nid in enumerate(nids):
             if nid not in known:
-                raise InvalidValue(f"node {nid} is not there, or has no memory")
+                raise InvalidValue(f"node {nid} does not exist or has no memory")
             wanted = parameters.pages * (index + 1) // len(nids) - parameters.pages * index // len(nids)
             shares.append(_Share(preparation.keep(open_node_pool(size, nid)), nid, size, wanted, rooms[nid]))
     except OSError as error:
@@ -141,7 +134,7 @@ def _open_rooms(preparation: Preparation[ReserveParameters], nids: Sequence[int]
             for each in rooms.values():
                 each[DROP_CACHES] = caches
     except OSError as error:
-        raise TargetError.from_os(error, "open what makes room for pages, as your /sys and /proc have it") from error
+        raise TargetError.from_os(error, "open the reclaim files of your /sys and /proc") from error
     return rooms
 
 
@@ -152,7 +145,7 @@ def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -
     if missing and missing > memory.available - headroom:
         raise TargetError(
             f"the pool needs {human_size(missing)} more; {human_size(memory.available)} of memory is available, and "
-            f"{human_size(headroom)} of it is left to the machine: force=1 tries all the same",
+            f"the machine keeps {human_size(headroom)}: force=1 tries anyway",
             errno=errno.ENOMEM,
         )
     nodes = {node.nid: node for node in read_nodes(kernel)}
@@ -160,8 +153,8 @@ def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -
         has = nodes[Nid(share.nid)].free + nodes[Nid(share.nid)].reclaimable
         if share.missing > has:
             raise TargetError(
-                f"the pool of node {share.nid} needs {human_size(share.missing)} more, and the node has "
-                f"{human_size(has)} free or reclaimable: force=1 tries all the same",
+                f"the pool of node {share.nid} needs {human_size(share.missing)} more, but the node has "
+                f"{human_size(has)} free or reclaimable: force=1 tries anyway",
                 errno=errno.ENOMEM,
             )
 
@@ -216,7 +209,7 @@ class _Share:
 
     def describe(self, pages: int, aim: int) -> str:
         """How many pages there are and how many are wanted, in words."""
-        return f"node {self.nid} has {pages} huge pages of {format_size(self.size)} and {aim} are wanted"
+        return f"node {self.nid} has {pages} huge pages of {format_size(self.size)}, not {aim}"
 
 
 class _Reserver:
@@ -285,7 +278,7 @@ class _Reserver:
         if missed:
             share, pages = missed[0]
             raise Finding(
-                f"{share.describe(pages, share.wanted)}: somebody else has changed the pool meanwhile",
+                f"{share.describe(pages, share.wanted)}: somebody else changed the pool",
                 position=next((node.start for node, each in self._nodes if each is share), 0),
                 result=result,
                 errno=errno.ENOMEM if pages < share.wanted else errno.EBUSY,

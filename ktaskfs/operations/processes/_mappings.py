@@ -28,7 +28,7 @@ class ProcessParameters(TaskParameters):
     """A process, and which of its mappings."""
 
     pid: int = parameter(PID, "the process")
-    mapping: int | None = parameter(ADDRESS, "an address in the one mapping to work on (all: every one)", default=None)
+    mapping: int | None = parameter(ADDRESS, "an address in the mapping to work on (all: every mapping)", default=None)
 
 
 P = TypeVar("P", bound=ProcessParameters)
@@ -112,5 +112,5 @@ def open_pages(preparation: Preparation[P]) -> MappedPages:
     try:
         table = preparation.keep(PageTable(process))
     except OSError as error:
-        raise TargetError.from_os(error, f"look at the pages of process {process.pid}") from error
+        raise TargetError.from_os(error, f"examine the pages of process {process.pid}") from error
     return MappedPages(process, areas, table)

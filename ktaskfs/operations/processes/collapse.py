@@ -43,14 +43,14 @@ class Collapse(Operation[CollapseParameters]):
     name = "collapse"
     target = "a process"
     description = (
-        "Make huge pages of what a process has in small ones: memory without a file, and shared memory. "
-        "The caller needs CAP_SYS_NICE and the right to look at the process (ptrace(2)). The result says how many "
-        "bytes are in huge pages now, and how many are not, with the kernel's reason."
+        "Move a process's small pages, anonymous or shared, into huge pages. The caller needs CAP_SYS_NICE and the "
+        "right to look at the process (ptrace(2)). The result has the bytes in huge pages, and the other bytes with "
+        "the kernel's reason."
     )
     units = BYTES
     parameters = CollapseParameters
-    no_undo = "the memory holds what it held before, and the kernel splits a huge page where it has to"
-    no_resume = "the process may have changed its mappings meanwhile"
+    no_undo = "it does not change the contents of the memory"
+    no_resume = "the process may have changed its mappings"
 
     def means(self, parameters: Any) -> bool:
         return parameters.pid is not None
@@ -66,7 +66,7 @@ class Collapse(Operation[CollapseParameters]):
         ranges = [Span(-(-each.start // huge) * huge, each.end // huge * huge) for each in chosen]
         line = Line([each for each in ranges if each.size > 0])
         if not len(line):
-            raise InvalidValue(f"process {process.pid} has no memory there in which a huge page fits")
+            raise InvalidValue(f"process {process.pid} has no memory there that a huge page fits")
         collapser = _Collapser(process, line, huge)
         nodes = preparation.nodes(line.whole, huge)
         control = preparation.control(collapser.collapse, least=LEAST_BYTES, most=MOST_BYTES, align=huge)
@@ -82,7 +82,7 @@ def _require_possible(process: Process) -> None:
             text = f"collapse memory of process {process.pid}: you need CAP_SYS_NICE"
             raise TargetError(text, errno=errno.EPERM) from error
         if error.errno in (errno.ENOSYS, errno.EINVAL):
-            raise NotSupported("this kernel cannot collapse the memory of another process: Linux 6.1 can") from error
+            raise NotSupported("collapsing the memory of another process takes Linux 6.1") from error
         raise TargetError.from_os(error, f"collapse memory of process {process.pid}") from error
     if "THP_enabled:\t0" in process.read("status"):
         raise NotSupported(f"process {process.pid} has no transparent huge pages: prctl(2), PR_SET_THP_DISABLE")

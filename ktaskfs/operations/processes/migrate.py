@@ -41,15 +41,14 @@ class Migrate(Operation[MigrateParameters]):
     name = "migrate"
     target = "a process"
     description = (
-        "Move the pages that a process has in memory to NUMA nodes: each node gets an even share of the mappings. "
-        "Pages that cannot be moved are counted, with the reason; what comes into memory later goes where the "
-        "process's own policy says. Pages that other processes have mapped too move only for a caller with "
-        "CAP_SYS_NICE."
+        "Move the pages of a process to NUMA nodes; each node gets an even share of the mappings. The result counts "
+        "the pages that cannot move, with the reason. New pages follow the process's own policy. Pages that several "
+        "processes map move only if the caller has CAP_SYS_NICE."
     )
     units = PAGES
     parameters = MigrateParameters
-    no_undo = "the process may have moved, freed or shared its pages meanwhile"
-    no_resume = "the process may have changed its mappings meanwhile"
+    no_undo = "the process may have moved, freed or shared its pages"
+    no_resume = "the process may have changed its mappings"
 
     def means(self, parameters: Any) -> bool:
         return parameters.pid is not None
@@ -58,7 +57,7 @@ class Migrate(Operation[MigrateParameters]):
         """Find the mappings; raises InvalidValue without ``nodes`` or mappings, TargetError (ESRCH, EACCES)."""
         parameters = preparation.parameters
         if not parameters.nodes:
-            raise InvalidValue("nodes is missing: where the pages are to go")
+            raise InvalidValue("nodes is missing: the destination of the pages")
         pages = open_pages(preparation)
         nodes = preparation.nodes(pages.line.whole, 1)
         mover = _Mover(pages, nodes)

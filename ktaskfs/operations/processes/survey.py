@@ -44,15 +44,14 @@ class Survey(Operation[SurveyParameters]):
     name = "survey"
     target = "a process"
     description = (
-        "Find what a process has in memory, without holding it up: pages that are present, in huge mappings, swapped "
-        "out, of files or shared memory, anonymous, and on each NUMA node. "
-        "The result has the sums, then a row for each mapping. The caller needs the right to look at the process "
-        "(ptrace(2))."
+        "Count a process's pages without stopping it: present, in huge mappings, swapped out, of files or shared "
+        "memory, anonymous, and on each NUMA node. The result has the sums, then a row for each mapping. The caller "
+        "needs the right to look at the process (ptrace(2))."
     )
     units = PAGES
     parameters = SurveyParameters
-    no_undo = "a survey changes nothing that could be taken back"
-    no_resume = "the table of what was looked at has not been kept"
+    no_undo = "a survey changes nothing"
+    no_resume = "the earlier part of the table is lost"
 
     def means(self, parameters: Any) -> bool:
         return parameters.pid is not None

@@ -111,7 +111,7 @@ def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, w
     """
     parameters = preparation.parameters
     if parameters.offset or parameters.length is not None:
-        raise InvalidValue(f"{parameters.path} stands for many files: they go without offset and length")
+        raise InvalidValue(f"{parameters.path} stands for many files: leave out offset and length")
     found = list[One]()
     pages = Counter[int]()
     for path, status in _found(preparation.kernel, parameters.path):
@@ -126,9 +126,11 @@ def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, w
         found.append(One(path, _identity(status), length, -(-length // page_size) * page_size))
     if len(pages) > 1:
         sizes = " and ".join(map(format_size, sorted(pages)))
-        raise InvalidValue(f"{parameters.path} stands for files with pages of {sizes}: one task takes one size")
+        raise InvalidValue(
+            f"{parameters.path} stands for files with pages of {sizes}: one task takes files of one page size"
+        )
     if not found and glob.has_magic(parameters.path):
-        raise TargetError(f"no file is named {parameters.path}", errno=errno.ENOENT)
+        raise TargetError(f"no file matches {parameters.path}", errno=errno.ENOENT)
     return ManyFiles(preparation.kernel, found, next(iter(pages), 1), write=write)
 
 

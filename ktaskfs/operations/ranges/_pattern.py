@@ -26,7 +26,7 @@ def _parse(text: str) -> bytes:
     if not digits or digits.strip("0123456789abcdefABCDEF") or len(digits) % 2:
         raise InvalidValue(f"{shown(text)} is not a pattern: two hexadecimal digits for each byte, such as deadbeef")
     if len(digits) > 2 * LONGEST:
-        raise InvalidValue(f"a pattern has at most {LONGEST} bytes, and this one {len(digits) // 2}")
+        raise InvalidValue(f"a pattern has at most {LONGEST} bytes, not {len(digits) // 2}")
     return bytes.fromhex(digits)
 
 
@@ -39,8 +39,8 @@ class PatternParameters(FileParameters):
 
     pattern: bytes | None = parameter(
         HEX,
-        "bytes, as hexadecimal digits, repeated from the beginning of the file (default: 4093 fixed random bytes; "
-        "of a prime length, so that memory that shows up at a wrong address holds the wrong ones)",
+        "hexadecimal digits of the bytes to repeat from the start of the file (default: 4093 fixed random bytes; "
+        "the prime length reveals memory at a wrong address)",
         default=None,
     )
 

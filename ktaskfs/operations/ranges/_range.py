@@ -49,11 +49,13 @@ class FileParameters(RangeParameters):
     """
 
     path: str = parameter(PATH, "the file", default=None)
-    pid: int | None = parameter(PID, "a process, instead of path: the file behind a shared mapping of it", default=None)
+    pid: int | None = parameter(
+        PID, "a process, instead of path: the file behind one of its shared mappings", default=None
+    )
     mapping: int | None = parameter(
         ADDRESS,
-        "with pid: an address in that mapping; without offset and length the range is what is mapped there "
-        "(all: the whole of the only file that the process shares)",
+        "with pid: an address in that mapping; the default range is the mapped part (all: the whole of the "
+        "only file that the process shares)",
         default=None,
     )
 
@@ -61,15 +63,15 @@ class FileParameters(RangeParameters):
         super().check()
         if self.pid is None:
             if self.mapping is not None:
-                raise InvalidValue("mapping is of a process: pid is missing")
+                raise InvalidValue("mapping needs pid")
             if self.path is None:
                 raise InvalidValue("parameter path is missing")
         elif self.path is not None:
-            raise InvalidValue("path and pid both name a file: give one of them")
+            raise InvalidValue("path and pid both name a file: give only one")
 
 
-NO_RESUME: Final = "which of the files were done has not been kept"
-NO_RESUME_MAPPED: Final = "the process may have changed its mappings meanwhile"
+NO_RESUME: Final = "the list of finished files is lost"
+NO_RESUME_MAPPED: Final = "the process may have changed its mappings"
 
 P = TypeVar("P", bound=RangeParameters)
 
@@ -186,19 +188,19 @@ def resolve_extent(parameters: RangeParameters, size: int, *, may_grow: bool) ->
     """
     if parameters.length is None:
         if may_grow and parameters.offset >= size:
-            where = f"{parameters.path} has {size} bytes and the range begins at {parameters.offset}"
+            where = f"{parameters.path} has {size} bytes, but the range begins at {parameters.offset}"
             raise InvalidValue(f"length is missing: {where}")
         require_start(parameters.path, parameters.offset, size)
     extent = Span(parameters.offset, size if parameters.length is None else parameters.offset + parameters.length)
     if extent.end > size and not may_grow:
-        raise InvalidValue(f"the range ends at {extent.end}, past the end of {parameters.path}: it has {size} bytes")
+        raise InvalidValue(f"the range ends at {extent.end}, past the end of {parameters.path} ({size} bytes)")
     return extent
 
 
 def require_start(path: str, offset: int, size: int) -> None:
     """Raises InvalidValue if a range begins past the end of a file of ``size`` bytes."""
     if offset > size:
-        raise InvalidValue(f"the range begins at {offset}, past the end of {path}: it has {size} bytes")
+        raise InvalidValue(f"the range begins at {offset}, past the end of {path} ({size} bytes)")
 
 
 def require_whole_pages(extent: Span, page_size: int, path: str) -> None:

@@ -43,7 +43,7 @@ class Undo:
         data = sum(run.size for run in data_extents(target.fd, 0, target.size()))
         if data + target.page_size <= target.allocated():  # data may end before its page, with the file
             raise NotSupported(
-                f"undo=1: {target.path} has pages that were allocated and never written; tmpfs does not tell which"
+                f"undo=1: {target.path} has pages that were allocated but never written, and tmpfs does not say which"
             )
 
     def add(self, made: Span) -> None:

@@ -44,9 +44,9 @@ class ChecksumParameters(FileParameters):
     """A range, how it is digested, and what should come of it."""
 
     algorithm: str = parameter(
-        choice(*ALGORITHMS), "crc32 as zlib has it; the others over a tree, unlike sha256sum or b3sum", default="crc32"
+        choice(*ALGORITHMS), "crc32 as in zlib; the others are tree digests, unlike sha256sum or b3sum", default="crc32"
     )
-    expect: str | None = parameter(DIGEST, "fail with EBADMSG unless this is the digest", default=None)
+    expect: str | None = parameter(DIGEST, "fail with EBADMSG if the digest differs from this", default=None)
 
 
 class Checksum(RangeOperation[ChecksumParameters]):
@@ -55,12 +55,12 @@ class Checksum(RangeOperation[ChecksumParameters]):
     name = "checksum"
     target = "a range of one file"
     description = (
-        "The digest of the range of any file, the same whatever the threads and chunks: crc32 is that of zlib, the "
-        "others are trees over leaves of 1 MiB. With expect, the task fails if it is another one."
+        "Compute the digest of a range of any file. Threads and chunks do not change it: crc32 is zlib's, the "
+        "others are trees over leaves of 1 MiB. With expect, the task fails if the digest differs."
     )
     parameters = ChecksumParameters
-    no_undo = "a digest changes nothing that could be taken back"
-    no_resume = "the digest of what was done has not been kept"
+    no_undo = "a digest changes nothing"
+    no_resume = "the digest of the finished part is lost"
 
     def prepare(self, preparation: Preparation[ChecksumParameters]) -> Plan:
         """Open for reading.
@@ -141,7 +141,7 @@ class _Digester:
         result = labelled(self._parameters.algorithm, value)
         if expected not in (None, value):
             where = f"bytes {self._extent.start} to {self._extent.end} of {self._source.file.path}"
-            message = f"{self._parameters.algorithm} of {where} is {value} and not {expected}"
+            message = f"{self._parameters.algorithm} of {where} is {value}, not {expected}"
             raise Finding(message, position=self._extent.start, result=result, errno=errno.EBADMSG)
         return result
 

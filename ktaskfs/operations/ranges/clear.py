@@ -18,18 +18,18 @@ class Clear(RangeOperation[OverwriteParameters]):
 
     name = "clear"
     description = (
-        "Write zeros over what is there, in place: no page is freed, and a hole stays a hole. "
-        "Several threads share even one gigantic page. path may be a directory of huge pages or a quoted pattern, for "
-        "all files of memory there."
+        "Overwrite existing pages with zeros, in place: no page is freed, and holes stay holes. Several threads share "
+        "even one gigantic page. path may be a directory on hugetlbfs or a quoted pattern, for all files of memory "
+        "there."
     )
     parameters = OverwriteParameters
     takes_many = True
-    no_undo = "what was overwritten with zeros cannot be brought back"
+    no_undo = "overwritten data is lost"
 
     def prepare(self, preparation: Preparation[OverwriteParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         try:
             zeros = preparation.keep(Zeros.open(preparation.kernel))
         except OSError as error:
-            raise TargetError.from_os(error, "open a source of zeros") from error
+            raise TargetError.from_os(error, "open /dev/zero") from error
         return prepare_overwrite(preparation, Content(zeros.fd, zeros.length), report=lambda written: "")

@@ -36,13 +36,13 @@ class Collapse(RangeOperation[RangeParameters]):
     name = "collapse"
     target = "a file"
     description = (
-        "Make huge pages of what a file of tmpfs has in small ones. The option huge= of its mount must allow them. "
-        "Only whole huge pages of the range are made, and none of holes. Files of a disk can have them in the page "
-        "cache if the kernel is made for it (CONFIG_READ_ONLY_THP_FOR_FS) and nobody has the file open to write. The "
-        "result says in bytes what was collapsed, was huge already, is holes, and is left, with the kernel's reason."
+        "Move the small pages of a tmpfs file into huge pages. The option huge= of its mount must allow them. Only "
+        "whole huge pages of the range count; holes stay holes. For a file on a disk this takes a kernel with "
+        "CONFIG_READ_ONLY_THP_FOR_FS, and nobody may have the file open for writing. The result has the bytes that "
+        "were collapsed, already huge, holes, and left, with the kernel's reason."
     )
     parameters = RangeParameters
-    no_undo = "the file holds what it held before, and the kernel splits a huge page where it has to"
+    no_undo = "it does not change the contents of the file"
 
     def prepare(self, preparation: Preparation[RangeParameters]) -> Plan:
         """Open; raises InvalidValue past the end of the file, NotSupported without such pages, TargetError."""
@@ -105,9 +105,9 @@ class _Collapser:
 
     def _require_possible(self, error: OSError) -> None:
         if error.errno == errno.EINVAL and self._target.filesystem is FilesystemType.OTHER:
-            text = "the kernel makes no huge pages of such a file: that takes CONFIG_READ_ONLY_THP_FOR_FS, and nobody"
+            text = "the kernel makes no huge pages of such a file: it takes CONFIG_READ_ONLY_THP_FOR_FS, and nobody"
             raise TargetError(
-                f"{self._target.path}: {text} who has it open to write", errno=errno.EOPNOTSUPP
+                f"{self._target.path}: {text} may have it open for writing", errno=errno.EOPNOTSUPP
             ) from error
 
     def _enter(self, size: int, left: Counter[int], **found: int) -> None:

@@ -40,7 +40,7 @@ class CompareParameters(RangeParameters):
     """
 
     source: str = parameter(PATH, "the file to compare with")
-    source_offset: int = parameter(SIZE, "first byte of it to compare", default=0)
+    source_offset: int = parameter(SIZE, "first byte of source to compare", default=0)
 
 
 class Compare(RangeOperation[CompareParameters]):
@@ -49,13 +49,13 @@ class Compare(RangeOperation[CompareParameters]):
     name = "compare"
     target = "two files"
     description = (
-        "Compare a range of path with one of source, any files. The result says equal, or at which byte of path the "
-        "first difference is and how many bytes differ; the task ends as done either way. "
-        "Without length, zeros that only fill up the last page of a longer file of hugetlbfs are no difference."
+        "Compare a range of path with a range of source, of any files. The result is 'equal', or the first differing "
+        "byte of path and the number of differing bytes; the task is done in both cases. Without length, zeros that "
+        "fill the last page of a longer hugetlbfs file do not count as a difference."
     )
     parameters = CompareParameters
-    no_undo = "a comparison changes nothing that could be taken back"
-    no_resume = "the result of what was done has not been kept"
+    no_undo = "a comparison changes nothing"
+    no_resume = "the result of the finished part is lost"
 
     def prepare(self, preparation: Preparation[CompareParameters]) -> Plan:
         """Open both for reading.

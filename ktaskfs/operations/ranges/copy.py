@@ -52,12 +52,12 @@ class CopyParameters(RangeParameters, GuardedParameters):
 
     length: int | None = parameter(LENGTH, "bytes to copy (default: to the end of source)", default=None)
     source: str = parameter(PATH, "the file to copy from")
-    source_offset: int = parameter(SIZE, "first byte to copy", default=0)
+    source_offset: int = parameter(SIZE, "first byte of source to copy", default=0)
     mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
-    keep_size: bool = parameter(FLAG, "do not extend path: a range past its end is refused", default=False)
-    sparse: bool = parameter(FLAG, "a hole of the source becomes a hole; 0: zeros in pages", default=True)
+    keep_size: bool = parameter(FLAG, "do not extend path: refuse a range past its end", default=False)
+    sparse: bool = parameter(FLAG, "keep holes of the source as holes; 0: write zeros", default=True)
     direct: bool = parameter(FLAG, "read past the page cache (O_DIRECT)", default=False)
-    digest: str | None = parameter(choice("crc32"), "put the digest of what was copied into result", default=None)
+    digest: str | None = parameter(choice("crc32"), "write the digest of the copied data into result", default=None)
 
 
 class Copy(RangeOperation[CopyParameters]):
@@ -66,15 +66,15 @@ class Copy(RangeOperation[CopyParameters]):
     name = "copy"
     target = "a file"
     description = (
-        "Copy source into path: into hugetlbfs, which knows no write, and out of it too. Creates path, and extends it. "
-        "Huge pages are reserved before the first is touched; holes stay holes."
+        "Copy source into path, also to and from hugetlbfs, which has no write(2). Creates and extends path. Reserves "
+        "all huge pages before it touches the first; holes stay holes."
     )
     parameters = CopyParameters
-    no_undo = "what was overwritten with a copy cannot be brought back"
+    no_undo = "overwritten data is lost"
 
     def resume_refusal(self, parameters: CopyParameters) -> str:
         """A copy can go on, a digest of it cannot."""
-        return "the digest of what was done has not been kept" if parameters.digest is not None else ""
+        return "the digest of the finished part is lost" if parameters.digest is not None else ""
 
     def prepare(self, preparation: Preparation[CopyParameters]) -> Plan:
         """Open both, create, check, reserve, extend.
@@ -225,7 +225,7 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
         if data > min(space, available_memory(kernel)):
             require_space(kernel, target, route.extent)
     elif data > space + target.allocated():
-        raise OutOfSpace(f"{target.path}: {data} bytes are to be written, and its filesystem has {space} left")
+        raise OutOfSpace(f"{target.path}: {data} bytes must be written, but its filesystem has {space} left")
 
 
 class _Copier:

@@ -52,7 +52,7 @@ class FallocateParameters(FileParameters):
     """A range, the file's mode, and what becomes of its size."""
 
     mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
-    keep_size: bool = parameter(FLAG, "leave the file's size as it is, even if pages come past its end", default=False)
+    keep_size: bool = parameter(FLAG, "keep the file's size, even with pages past its end", default=False)
 
 
 class Fallocate(RangeOperation[FallocateParameters]):
@@ -63,10 +63,10 @@ class Fallocate(RangeOperation[FallocateParameters]):
 
     name = "fallocate"
     description = (
-        "Allocate and zero the missing pages of the range. Creates the file, and extends it. "
-        "Huge pages are all reserved before the first is touched. What undo=1 takes back are pages that read as zeros; "
-        "if others have written to some, the result says how many bytes were kept. If it ends early, what was reserved "
-        "and not touched goes back to the pool, unless others have the file open: then the result says reserved BYTES."
+        "Allocate and zero the missing pages of the range. Creates and extends the file. Reserves all huge pages "
+        "before it touches the first. undo=1 frees only pages that read as zeros; the result has the bytes of pages "
+        "that others have written to and that were kept. A task that ends early returns untouched reserved pages to "
+        "the pool, unless others have the file open: then the result has reserved BYTES."
     )
     parameters = FallocateParameters
 
@@ -87,7 +87,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         require_unsealed(target, SEAL_GROW if grows else 0)
         nodes = preparation.nodes(wanted.extent, target.page_size)
         if parameters.undo and wanted.past_end and not growth.is_empty():
-            raise NotSupported(f"undo=1: {target.path} has pages past its end; hugetlbfs does not tell which")
+            raise NotSupported(f"undo=1: {target.path} has pages past its end, and hugetlbfs does not say which")
         undoable = parameters.undo and not isinstance(target, AbsentTarget)  # which has no pages, in a plan
         undo = preparation.keep(Undo(target, wanted.extent)) if undoable else None
         preparation.before_changes(nodes, lambda: _told(kernel, growth, wanted))

@@ -28,13 +28,13 @@ class Fill(RangeOperation[FillParameters]):
 
     name = "fill"
     description = (
-        "Write a repeated pattern over what is there, in place: no page is allocated, and a hole stays a hole. "
-        "With verify, a test of the memory. The result says how many bytes were written; "
-        "after a resume, by the last run alone."
+        "Overwrite existing pages with a repeated pattern, in place: no page is allocated, and holes stay holes. "
+        "Together with verify it tests memory. The result has the bytes written; after a resume, those of the last "
+        "run."
     )
     parameters = FillParameters
     takes_many = True
-    no_undo = "what was overwritten with a pattern cannot be brought back"
+    no_undo = "overwritten data is lost"
 
     def prepare(self, preparation: Preparation[FillParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""

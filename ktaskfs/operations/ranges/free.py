@@ -40,12 +40,12 @@ class FreeParameters(FileParameters, GuardedParameters):
     """A range, and what becomes of the file afterwards."""
 
     shrink: bool = parameter(FLAG, "then truncate the file to offset; the range must reach its end", default=False)
-    unlink: bool = parameter(FLAG, "then remove the file; only without offset and length", default=False)
+    unlink: bool = parameter(FLAG, "then remove the file; excludes offset and length", default=False)
 
     def check(self) -> None:
         super().check()
         if self.unlink and self.path is None:
-            raise InvalidValue("unlink=1 removes a name: give the path")
+            raise InvalidValue("unlink=1 needs path")
 
 
 class Free(RangeOperation[FreeParameters]):
@@ -53,14 +53,14 @@ class Free(RangeOperation[FreeParameters]):
 
     name = "free"
     description = (
-        "Give the pages of the range back to the pool or the system; the file keeps its size and reads as zeros there. "
-        "Can then shorten or remove the file: only shrink=1 and unlink=1 give back huge pages that were set aside for "
-        "it and never touched, as a fallocate that was killed leaves them. path may be a directory of huge "
-        "pages or a quoted pattern: then all files of memory there are meant."
+        "Return the pages of the range to the pool or the system; the file keeps its size and reads as zeros there. "
+        "Can then shorten or remove the file: only shrink=1 and unlink=1 return huge pages that were reserved for it "
+        "but never touched, as after a killed fallocate. path may be a directory on hugetlbfs or a quoted pattern, "
+        "for all files of memory there."
     )
     parameters = FreeParameters
     takes_many = True
-    no_undo = "pages that were given back cannot be brought back with what they held"
+    no_undo = "the contents of freed pages are lost"
 
     def prepare(self, preparation: Preparation[FreeParameters]) -> Plan:
         """Open and check; nothing is freed.
@@ -74,7 +74,7 @@ class Free(RangeOperation[FreeParameters]):
             return _prepare_many(preparation)
         length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
-            raise InvalidValue("unlink=1 is for the whole file: it goes without offset, length and shrink")
+            raise InvalidValue("unlink=1 removes the whole file: leave out offset, length and shrink")
         target = preparation.keep(open_range_target(preparation, kinds=MEMORY))
         guard(preparation, target)
         wanted, extent = _extents(parameters, target, rest=preparation.resumes)
@@ -90,7 +90,7 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
     """The same for many whole files; raises the same, of the first file that it is about."""
     parameters = preparation.parameters
     if parameters.unlink and parameters.shrink:
-        raise InvalidValue("unlink=1 goes without shrink")
+        raise InvalidValue("unlink=1 excludes shrink")
 
     def check(target: Target) -> None:
         guard(preparation, target)
@@ -143,7 +143,7 @@ def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple
     if parameters.shrink and end < size:
         if rest:
             raise _extended(target, size)
-        raise InvalidValue(f"shrink=1: the range ends at {end}, before the end of {target.path}: it has {size} bytes")
+        raise InvalidValue(f"shrink=1: the range ends at {end}, before the end of {target.path} ({size} bytes)")
     ends_with_file = end == size or rest  # a resumed range did so in the first run
     extent = Span(parameters.offset, -(-end // target.page_size) * target.page_size if ends_with_file else end)
     require_whole_pages(extent, target.page_size, target.path)
@@ -152,7 +152,7 @@ def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple
 
 def _extended(target: Target, size: int) -> TargetError:
     """The refusal to cut off what may be somebody's data."""
-    return TargetError(f"{target.path} was extended to {size} bytes meanwhile", errno=errno.EBUSY)
+    return TargetError(f"{target.path} was extended to {size} bytes during the work", errno=errno.EBUSY)
 
 
 class _Name:
@@ -198,9 +198,9 @@ class _Name:
         except OSError as error:
             raise TargetError.from_os(error, f"unlink {self._path}") from error
         if stat.S_ISLNK(named.st_mode):
-            raise InvalidValue(f"unlink=1: {self._path} is a link; give the name of the file itself")
+            raise InvalidValue(f"unlink=1: {self._path} is a link: give the path of the file itself")
         if not os.path.samestat(named, os.fstat(target.fd)):
-            raise TargetError(f"{self._path} is another file by now; it was not removed", errno=errno.ESTALE)
+            raise TargetError(f"{self._path} is now another file, and was not removed", errno=errno.ESTALE)
 
     def unlink(self, target: Target) -> None:
         """Remove the name if it still is the file's; a file that takes the name at this very moment goes instead."""

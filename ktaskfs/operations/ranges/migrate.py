@@ -54,9 +54,9 @@ class Migrate(PageRangeOperation[MigrateParameters]):
     name = "migrate"
     target = "a file of memory"
     description = (
-        "Move the pages of the range to NUMA nodes: each node gets an even share of the range. "
-        "Pages that cannot be moved are counted, with the reason; a hole stays a hole. "
-        "After a resume the result covers the last run alone."
+        "Move the pages of the range to NUMA nodes: each node gets an even share of the range. The result counts the "
+        "pages that cannot move, with the reason; holes stay holes. After a resume the result covers only the last "
+        "run."
     )
     parameters = MigrateParameters
 
@@ -67,7 +67,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
         """
         parameters = preparation.parameters
         if not parameters.nodes:
-            raise InvalidValue("nodes is missing: where the pages are to go")
+            raise InvalidValue("nodes is missing: the destination of the pages")
         target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
         nodes = self.nodes(preparation, target)
         require_unsealed(target, 0)
@@ -174,7 +174,7 @@ class _Mover:
                 for window in self._pages.windows(run.start, run.end):
                     stayed += self._move_back(window, nid)
         if stayed:
-            raise TargetError(f"{self._target.path}: {stayed} pages could not be moved back", errno=errno.EBUSY)
+            raise TargetError(f"{self._target.path}: {stayed} pages cannot be moved back", errno=errno.EBUSY)
 
     def _move_back(self, window: Span, nid: int) -> int:
         """Returns how many pages stayed."""

@@ -46,14 +46,14 @@ class Survey(PageRangeOperation[SurveyParameters]):
     name = "survey"
     target = "a file of memory"
     description = (
-        "Find which pages of the range exist and on which NUMA node they lie, without allocating any. "
-        "The result has the counts, then a row for each run of pages alike. path may be a directory of a hugetlbfs or "
-        "a quoted pattern, for all files of memory there: the result then has a row for each file."
+        "Find which pages of the range exist and on which NUMA node, without allocating any. The result has the "
+        "counts, then a row for each run of equal pages. path may be a directory on hugetlbfs or a quoted pattern, "
+        "for all files of memory there; the result then has a row for each file."
     )
     parameters = SurveyParameters
     takes_many = True
-    no_undo = "a survey changes nothing that could be taken back"
-    no_resume = "the table of what was looked at has not been kept"
+    no_undo = "a survey changes nothing"
+    no_resume = "the earlier part of the table is lost"
 
     def prepare(self, preparation: Preparation[SurveyParameters]) -> Plan:
         """Open; raises InvalidValue past the end of the file, and NotSupported without userfaultfd."""
@@ -119,7 +119,7 @@ class _Surveyor:
             for runs in self._runs(start, end):
                 self._table.add(runs)
         except OSError as error:
-            raise TargetError.from_os(error, f"look at {self._target.path}") from error
+            raise TargetError.from_os(error, f"examine {self._target.path}") from error
 
     @property
     def pages(self) -> Mapping[int, int]:

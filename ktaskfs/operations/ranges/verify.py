@@ -44,12 +44,12 @@ class Verify(RangeOperation[PatternParameters]):
 
     name = "verify"
     description = (
-        "Compare what is there with a repeated pattern, as fill writes it. The task fails if any byte differs; "
-        "the result counts them and says where the first are."
+        "Compare existing pages with a repeated pattern, as fill writes it. The task fails if a byte differs; "
+        "the result has the number of differing bytes and the first positions."
     )
     parameters = PatternParameters
-    no_undo = "a verification changes nothing that could be taken back"
-    no_resume = "what was found before has not been kept"
+    no_undo = "a verification changes nothing"
+    no_resume = "the earlier findings are lost"
 
     def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
@@ -195,7 +195,7 @@ class _Verifier:
         if findings.differing:
             first = findings.rows[0].offset
             raise Finding(
-                f"{self._target.path}: {findings.differing} bytes are not the pattern's, the first at {first}",
+                f"{self._target.path}: {findings.differing} bytes differ from the pattern, the first at {first}",
                 position=first,
                 result=findings.text(),
             )

@@ -43,8 +43,8 @@ class TreeParameters(TaskParameters):
     """A directory, or one file."""
 
     path: str = parameter(PATH, "the directory (or one regular file, or block device)")
-    cross_mounts: bool = parameter(FLAG, "go into other filesystems mounted below it", default=False)
-    links: bool = parameter(FLAG, "follow links, also out of the directory", default=False)
+    cross_mounts: bool = parameter(FLAG, "enter filesystems that are mounted below it", default=False)
+    links: bool = parameter(FLAG, "follow symbolic links, even out of the directory", default=False)
 
 
 P = TypeVar("P", bound=TreeParameters)
@@ -216,7 +216,7 @@ def list_files(
     path = preparation.parameters.path if path is None else path
     tree = open_tree(preparation, path)
     if not memory and _is_of_memory(tree.fd):
-        raise NotSupported(f"{path} is on a filesystem of memory: its pages have no other place to be")
+        raise NotSupported(f"{path} is on a memory filesystem: its pages exist nowhere else")
     return FileList(preparation.kernel, tree, path, which)
 
 
@@ -232,7 +232,7 @@ def open_tree(preparation: Preparation[P], path: str) -> Tree:
     preparation.callback(os.close, fd)
     mode = os.fstat(fd).st_mode
     if stat.S_ISLNK(mode):
-        text = f"{path} is a link, and links are not followed: links=1 follows them"
+        text = f"{path} is a link; links=1 follows links"
         raise TargetError(text, errno=errno.ELOOP)
     if not any(is_kind(mode) for is_kind in (stat.S_ISDIR, stat.S_ISREG, stat.S_ISBLK)):
         raise TargetError(f"{path} is neither a directory nor a regular file", errno=errno.EINVAL)

@@ -57,7 +57,7 @@ def make_output(
     target = open_target(preparation.kernel, path, kinds=frozenset(FilesystemType), create=0o666, look=look)
     if not target.created and not isinstance(target, AbsentTarget):
         target.close()
-        raise TargetError(f"{path} is there already: out makes a new file", errno=errno.EEXIST)
+        raise TargetError(f"{path} exists already; out must be a new file", errno=errno.EEXIST)
     if look:
         preparation.keep(target)
     preparation.before_changes(nodes, told or (lambda: {"creates": path}))

@@ -83,7 +83,7 @@ def list_text(lines: Iterable[bytes], remarks: str) -> str:
             left_out += 1
     comments = [f"# {line}\n" for line in remarks.splitlines()]
     if left_out:
-        comments.append(f"# {left_out} more, which out=FILE has room for\n")
+        comments.append(f"# {left_out} more; use out=FILE for all\n")
     return "".join([*kept, *comments])
 
 

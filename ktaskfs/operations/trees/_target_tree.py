@@ -191,10 +191,10 @@ def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> No
     try:
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
             number = errno.EROFS if os.fstatvfs(fd).f_flag & os.ST_RDONLY else errno.EACCES
-            raise TargetError(f"nothing can be made in {path}: {os.strerror(number)}", errno=number)
+            raise TargetError(f"cannot create anything in {path}: {os.strerror(number)}", errno=number)
         with os.scandir(fd) as entries:
             if empty and next(entries, None) is not None:
-                raise TargetError(f"{path} is not empty: a tree is copied into a new directory", errno=errno.ENOTEMPTY)
+                raise TargetError(f"{path} is not empty; a tree is copied into a new directory", errno=errno.ENOTEMPTY)
     finally:
         os.close(fd)
 
@@ -204,7 +204,7 @@ def require_apart(source: int, path: str) -> None:
     inner = os.fstat(source)
     for each in _above(path):
         if os.path.samestat(each, inner):
-            raise InvalidValue(f"{path} is in the directory that is to be copied")
+            raise InvalidValue(f"{path} lies inside the source directory")
 
 
 def _above(path: str) -> Iterator[os.stat_result]:
@@ -223,13 +223,13 @@ def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
     try:
         if target.filesystem is FilesystemType.HUGETLBFS:
             if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
-                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies what they lead to")
+                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
             pages = sum(-(-files.size(index) // target.page_size) for index in range(len(files)))
             require_reservable(kernel, target, pages)
         elif target.filesystem is FilesystemType.TMPFS:
             require_space(kernel, target, Span(0, files.allocated))
         elif (room := mount_room(target)) is not None and files.allocated > room:
-            words = f"{files.allocated} bytes are to be written, and its filesystem has {room} left"
+            words = f"{files.allocated} bytes must be written, but its filesystem has {room} left"
             raise OutOfSpace(f"{target.path}: {words}")
     except OSError as error:
-        raise TargetError.from_os(error, f"look for room in {target.path}") from error
+        raise TargetError.from_os(error, f"find the free space of {target.path}") from error

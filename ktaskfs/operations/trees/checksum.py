@@ -33,15 +33,15 @@ DIFFERS: Final = FIRST_OWN_MARK
 class ChecksumParameters(TreeParameters):
     """Files, how they are digested, and a list to compare with."""
 
-    algorithm: str = parameter(choice(*TOOLS), "the digest that this tool prints", default="sha256sum")
+    algorithm: str = parameter(choice(*TOOLS), "the digest of this tool", default="sha256sum")
     manifest: str | None = parameter(
-        FILE, "a list as the tool prints it: do its files, and fail if one differs or is missing", default=None
+        FILE, "a list that the tool printed: check its files, and fail if one differs or is missing", default=None
     )
-    out: str | None = parameter(FILE, "a new file for the list, which may be longer than a result", default=None)
+    out: str | None = parameter(FILE, "a new file for a list that is too long for result", default=None)
 
     def check(self) -> None:
         if self.manifest is not None and self.out is not None:
-            raise InvalidValue("out is for the list that is made where no manifest is given")
+            raise InvalidValue("out excludes manifest")
 
 
 class Checksum(Operation[ChecksumParameters]):
@@ -50,15 +50,15 @@ class Checksum(Operation[ChecksumParameters]):
     name = "checksum"
     target = "a directory, or a file with the digest of a tool"
     description = (
-        "The digest of every regular file under path, as sha256sum and its kin print it (algorithm); with links=1 of "
-        "those that links lead to, too. The result is what the tool prints in the directory, and its -c reads. "
-        "With manifest, such a list is compared instead; the task fails if a file differs or is missing, and result "
-        "names each. The task also fails if a file could not be read, or changed meanwhile."
+        "Compute the digest of every regular file under path with algorithm, in the format of sha256sum and similar "
+        "tools; links=1 also follows links. The tool prints the same list in that directory, and its -c accepts "
+        "the result. With manifest, the task checks such a list instead, fails if a file differs or is missing, and "
+        "names each in result. The task also fails if a file could not be read, or changed during the work."
     )
     units = BYTES
     parameters = ChecksumParameters
-    no_undo = "a digest changes nothing that could be taken back"
-    no_resume = "the digests of what was done have not been kept"
+    no_undo = "a digest changes nothing"
+    no_resume = "the digests of the finished files are lost"
 
     def means(self, parameters: Any) -> bool:
         return (

@@ -57,15 +57,15 @@ class Compare(Operation[CompareParameters]):
     name = "compare"
     target = "two directories"
     description = (
-        "Compare all that is in the directory source with what is in path: the contents of files, what links say, "
-        "which of them are there; not modes, times and owners. The result says how many differ, and names them; the "
-        "task ends as done either way, but fails if something could not be read. "
-        "Zeros that only fill up the last page of a file of hugetlbfs are no difference."
+        "Compare the directory source with the directory path: names, contents of files and targets of links, but not "
+        "modes, times or owners. The result counts and names the differences; the task is done in both cases, but "
+        "fails if it could not read something. Zeros that fill the last page of a hugetlbfs file do not count as a "
+        "difference."
     )
     units = BYTES
     parameters = CompareParameters
-    no_undo = "a comparison changes nothing that could be taken back"
-    no_resume = "the result of what was done has not been kept"
+    no_undo = "a comparison changes nothing"
+    no_resume = "the result of the finished part is lost"
 
     def means(self, parameters: Any) -> bool:
         return is_directory(parameters.source) or is_directory(parameters.path)

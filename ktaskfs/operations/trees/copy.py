@@ -58,17 +58,15 @@ class CopyParameters(TreeParameters):
     """A directory, and where its copy is to be."""
 
     source: str = parameter(PATH, "the directory to copy")
-    path: str = parameter(PATH, "the copy: a directory that is made, or that is empty")
+    path: str = parameter(PATH, "the copy: a new or empty directory")
     digest: str | None = parameter(
-        choice(*TOOLS), "make a list of the files as this tool prints it, while they are copied", default=None
+        choice(*TOOLS), "make a list of the files in the format of this tool during the copy", default=None
     )
-    out: str | None = parameter(
-        FILE, "with digest: a new file for the list, which may be longer than a result", default=None
-    )
+    out: str | None = parameter(FILE, "with digest: a new file for a list that is too long for result", default=None)
 
     def check(self) -> None:
         if self.out is not None and self.digest is None:
-            raise InvalidValue("out is for the list of digests: digest is missing")
+            raise InvalidValue("out needs digest")
 
 
 class Copy(Operation[CopyParameters]):
@@ -77,20 +75,20 @@ class Copy(Operation[CopyParameters]):
     name = "copy"
     target = "a directory"
     description = (
-        "Copy all that is in the directory source into path, which is made or is empty: files with their holes, "
-        "directories, and links as links (links=1 copies what they lead to). Modes and times are kept, owners, second "
-        "names (hard links), ACLs and extended attributes are not; FIFOs and devices are left out. On hugetlbfs each "
-        "file has whole pages. The result says how many there were, and what was skipped; the task fails if anything "
-        "else than FIFOs and devices was. With digest, it begins with a list that the tool's -c reads, and says the "
-        "rest as comments; or out has the list."
+        "Copy the contents of the directory source into path, a new or empty directory: files with their holes, "
+        "directories, and links as links (links=1 copies their targets). Keeps modes and times, but not owners, hard "
+        "links, ACLs and extended attributes; skips FIFOs and devices. On hugetlbfs each file has whole pages. The "
+        "result has the counts and the skipped files; the task fails if it skips anything but FIFOs and devices. With "
+        "digest, the result begins with a list for the tool's -c, and has the rest as comments; with out, that file "
+        "has the list."
     )
     units = BYTES
     parameters = CopyParameters
-    no_undo = "what was copied is removed with rm -r"
+    no_undo = "rm -r removes the copy"
 
     def resume_refusal(self, parameters: CopyParameters) -> str:
         """A copy can go on, a list of digests cannot."""
-        return "the digests of what was done have not been kept" if parameters.digest is not None else ""
+        return "the digests of the finished files are lost" if parameters.digest is not None else ""
 
     def means(self, parameters: Any) -> bool:
         return is_directory(parameters.source) or is_directory(parameters.path)

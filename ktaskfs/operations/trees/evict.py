@@ -35,15 +35,14 @@ class Evict(Operation[EvictParameters]):
 
     name = "evict"
     description = (
-        "Write back, and drop, the cached pages of every regular file under path; with links=1 of those that links "
-        "lead to, too. "
-        "The result says how many files, of how many bytes, of how many of them pages stayed (mapped, locked, or read "
-        "again), and how many were skipped, why, and which; after a resume, in the last run alone. "
-        "The task fails if it evicts none and skips some."
+        "Write back and drop the cached pages of every regular file under path; links=1 also follows links. The "
+        "result has the number of files and bytes, the files with pages that stayed (mapped, locked, or read again), "
+        "and the skipped files with reasons; after a resume, those of the last run. The task fails if it evicts no "
+        "file and skips some."
     )
     units = BYTES
     parameters = EvictParameters
-    no_undo = "what was dropped from the cache comes back by itself when it is read"
+    no_undo = "the next read brings the pages back"
 
     def prepare(self, preparation: Preparation[EvictParameters]) -> Plan:
         """Open and list; raises as ``list_files``."""

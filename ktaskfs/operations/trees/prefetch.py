@@ -37,8 +37,8 @@ TOUCH: Final = 256 << 10
 class PrefetchParameters(TreeParameters):
     """A directory, or one file."""
 
-    touch: bool = parameter(FLAG, "read all of it through, also what is there (slower; pread(2))", default=False)
-    force: bool = parameter(FLAG, "even if it has more bytes than memory is available (0: ENOMEM)", default=False)
+    touch: bool = parameter(FLAG, "read all data with pread(2), even cached data (slower)", default=False)
+    force: bool = parameter(FLAG, "read even more bytes than memory is available (0: ENOMEM)", default=False)
 
 
 class Prefetch(Operation[PrefetchParameters]):
@@ -50,15 +50,14 @@ class Prefetch(Operation[PrefetchParameters]):
 
     name = "prefetch"
     description = (
-        "Bring every regular file under path into the page cache, and skip pages that are already there; links=1 also "
-        "follows links. "
-        "The result says how many files, how many bytes of them were there or on their way (cached), how many were "
-        "read, and how many files were skipped, why, and which; after a resume, in the last run alone. "
-        "The task fails if it reads none and skips some."
+        "Read every regular file under path into the page cache, except pages already there; links=1 also follows "
+        "links. The result has the number of files, the bytes that were cached or being read before, the bytes read, "
+        "and the skipped files with reasons; after a resume, those of the last run. The task fails if it reads no "
+        "file and skips some."
     )
     units = BYTES
     parameters = PrefetchParameters
-    no_undo = "what was read leaves the cache by itself when memory is short; evict drops it"
+    no_undo = "the kernel drops the pages when memory is short; evict drops them at once"
 
     def prepare(self, preparation: Preparation[PrefetchParameters]) -> Plan:
         """Open and list; raises as ``list_files``, and TargetError (ENOMEM) for more than there is memory for."""
@@ -79,7 +78,7 @@ def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> 
     if headroom is not None and headroom.left < available:
         available, why = headroom.left, str(headroom)
     if size > available:
-        text = f"{preparation.parameters.path} has {size} bytes, and {why}: force=1 reads it all the same"
+        text = f"{preparation.parameters.path} has {size} bytes, and {why}: force=1 reads it anyway"
         raise TargetError(text, errno=errno.ENOMEM)
 
 

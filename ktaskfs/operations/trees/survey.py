@@ -40,14 +40,13 @@ class Survey(Operation[SurveyParameters]):
     name = "survey"
     target = "a directory, or a file of a disk"
     description = (
-        "Find how much of every regular file under path is in the page cache, and how much of that has still to be "
-        "written; with links=1 of those that links lead to, too. Nothing is read. "
-        "The result has the sums, then a row for each file."
+        "Find how much of every regular file under path is in the page cache, and how much of that is dirty; links=1 "
+        "also follows links. Reads no data. The result has the sums, then a row for each file."
     )
     units = PAGES
     parameters = SurveyParameters
-    no_undo = "a survey changes nothing that could be taken back"
-    no_resume = "the table of what was looked at has not been kept"
+    no_undo = "a survey changes nothing"
+    no_resume = "the earlier part of the table is lost"
 
     def means(self, parameters: Any) -> bool:
         return is_ordinary(parameters.path)

@@ -179,7 +179,7 @@ def test_a_second_control_c_leaves_the_tasks(hosts: Hosts) -> None:
         _, err = command.communicate(timeout=30)
         assert command.returncode == 130
     assert "left (1): deaf1" in err
-    assert err.endswith("ktaskfs: left as they are: the same command follows them again\n")
+    assert err.endswith("ktaskfs: the tasks go on; the same command follows them again\n")
 
 
 def test_a_terminal_shows_the_slowest_first(hosts: Hosts) -> None:
@@ -198,7 +198,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
     for options, words in (
         (["--batch", "0"], "--batch: '0' is neither"),
         (["--batch", "101%"], "--batch: '101%' is neither"),
-        (["--topology", "/none"], "--topology is of use with ssh alone"),
+        (["--topology", "/none"], "--topology needs ssh"),
         (["--ssh-options", "-F '"], "--ssh-options: No closing quotation"),
     ):
         outcome = hosts("good1", *options)
@@ -223,7 +223,7 @@ def test_an_option_for_hosts_alone(hosts: Hosts) -> None:
     words = hosts.words("good1", "--fanout", "3")
     del words[4:6]
     outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (outcome.returncode, outcome.stderr) == (1, "ktaskfs: --fanout is of use with --hosts alone\n")
+    assert (outcome.returncode, outcome.stderr) == (1, "ktaskfs: --fanout needs --hosts\n")
 
 
 def test_without_clustershell(hosts: Hosts, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_profile_that_is_gone_is_missed(mounted: Mount, files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "words"), [("kt-deaf", "keeps it from getting SIGUSR1"), ("kt-mute", "keeps the worker from using")]
+    ("profile", "words"), [("kt-deaf", "keeps it from getting SIGUSR1"), ("kt-mute", "keeps the worker from answering")]
 )
 def test_a_label_that_parts_worker_and_daemon_is_refused(mounted: Mount, files: Path, profile: str, words: str) -> None:
     assert words in refused(mounted, profile, f"fallocate path={files}/open length=4096")

@@ -115,7 +115,7 @@ def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) ->
     begin = 'echo "$1" > tasks/control'
     refused = refusal(mounted, lambda spec: mounted.shell(begin, spec), "reserve pages=100000 nodes=1")
     assert refused.errname == "ENOMEM"
-    assert "force=1 tries all the same" in refused.words
+    assert "force=1 tries anyway" in refused.words
     assert (pool(0), pool(1)) == (40, 40)
 
 
@@ -301,7 +301,7 @@ def test_a_caller_that_may_use_one_node_only(mounted: Mount, huge: Path) -> None
         for plan in (0, 1):
             refused = refused_in(mounted, where, f"fallocate path={huge}/file length=120M plan={plan}")
             assert refused.errname == "ENOMEM"
-            assert "60 huge pages are wanted, and on the memory nodes that you may use (1) 40 are free" in refused.words
+            assert "60 huge pages are needed, but your memory nodes (1) have 40 free" in refused.words
         assert start_in(mounted, where, f"fallocate path={huge}/file length=80M name=t").status == 0
         assert mounted.cat("tasks/t/wait").out.splitlines()[-1] == "done"
         assert mapped_pages(huge / "file") == {1: 40}

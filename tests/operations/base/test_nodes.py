@@ -94,7 +94,7 @@ def test_what_is_left_of_an_earlier_run(runner: Runner) -> None:
     left = [Node(20, 10, 0), Node(10, 0, -1)]
     nodes = make_nodes(runner.kernel, Span(10, 30), None, 4096, left)
     assert [(node.start, node.size, node.nid) for node in nodes] == [(20, 10, 0), (10, 0, -1)]
-    with pytest.raises(TargetError, match="start the task anew") as caught:
+    with pytest.raises(TargetError, match="start a new task") as caught:
         make_nodes(runner.kernel, Span(10, 30), None, 4096, [Node(0, 20, 0)])
     assert caught.value.errno == errno.ENXIO
 

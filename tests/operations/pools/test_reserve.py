@@ -208,7 +208,7 @@ def test_more_than_there_is_memory_for(runner: Runner, spare: hugepages.TestPool
     assert (type(error), error.errno) == (TargetError, errno.ENOMEM)
     assert re.fullmatch(
         r"the pool needs [\d.]+GiB more; [\d.]+GiB of memory is available, and "
-        r"[\d.]+[GM]iB of it is left to the machine: force=1 tries all the same",
+        r"the machine keeps [\d.]+[GM]iB: force=1 tries anyway",
         error.message,
     )
     assert runner.refused("reserve", pages=pages, nodes="0").errno == errno.ENOMEM

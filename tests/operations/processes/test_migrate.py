@@ -33,9 +33,9 @@ def test_pages_that_are_there_already(runner: Runner, root: None, collapsed: boo
 def test_what_is_refused(runner: Runner, root: None) -> None:
     with victim(size=HUGE) as process:
         error = runner.refused("migrate", pid=process.pid)
-        assert (type(error), error.message) == (InvalidValue, "nodes is missing: where the pages are to go")
+        assert (type(error), error.message) == (InvalidValue, "nodes is missing: the destination of the pages")
         error = runner.refused("migrate", pid=process.pid, nodes=0, mapping="0x1000")
-        assert (type(error), error.message) == (InvalidValue, f"process {process.pid} has nothing mapped at 0x1000")
+        assert (type(error), error.message) == (InvalidValue, f"process {process.pid} has no mapping at 0x1000")
         error = runner.refused("migrate", [Node(0, 1)], pid=process.pid, nodes=0)
         assert isinstance(error, NotSupported)
 

@@ -67,7 +67,7 @@ def test_a_rest_alone_is_done_or_refused_with_the_declared_reason(
     before = state(ground, name)
     if reason := OPERATIONS[name].no_resume:
         error = runner.refused(name, rest, **texts)
-        assert said(error) == (NotSupported.__name__, "EOPNOTSUPP", f"resume: {reason}; start the task anew")
+        assert said(error) == (NotSupported.__name__, "EOPNOTSUPP", f"resume: {reason}; start a new task")
         assert state(ground, name) == before
     else:
         open_ones = descriptors()
@@ -93,7 +93,7 @@ def test_a_directory_or_a_descriptor_of_the_worker_itself(
         assert refused is None or refused.errno in (errno.ENOTDIR, errno.ENOTEMPTY, errno.EINVAL)
     else:
         assert said(refused) == ("TargetError", "EISDIR", f"open {ground}: Is a directory")
-    own = "/proc/self/fd/0 would be the worker's own: write /proc/PID/fd/N with the number of your process"
+    own = "/proc/self/fd/0 would be the worker's own: write your process's number, as in /proc/PID/fd/N"
     assert said(refusal(runner, name, texts | {parameter: "/proc/self/fd/0"})) == ("InvalidValue", "EINVAL", own)
     assert state(ground, name) == before
 
@@ -136,7 +136,7 @@ def test_a_range_that_begins_at_the_end_and_has_no_length(
     offset = SIZE + beyond
     error = refusal(runner, name, texts | {"offset": str(offset)})
     if declares(name, "mode") and "source" not in texts:
-        words = f"length is missing: {ground / 'path'} has {SIZE} bytes and the range begins at {offset}"
+        words = f"length is missing: {ground / 'path'} has {SIZE} bytes, but the range begins at {offset}"
         assert said(error) == ("InvalidValue", "EINVAL", words)
     elif beyond == 0 or ("source" in texts and name in PAST_THE_END):
         assert error is None
@@ -164,7 +164,7 @@ def test_a_file_that_is_truncated_meanwhile(
     plan = runner.prepare(name, **texts)
     os.truncate(texts[parameter], unit)
     error = ending(runner, plan)
-    words = f"{texts[parameter]} was truncated to {unit} bytes meanwhile"
+    words = f"{texts[parameter]} was truncated to {unit} bytes during the work"
     assert said(error) == (None if name == "free" else ("TargetError", "ENXIO", words))
     assert os.stat(texts[parameter]).st_size == unit
     if name == "free":

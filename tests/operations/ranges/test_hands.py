@@ -168,7 +168,7 @@ def test_a_hand_that_dies_at_work(
     if what == "truncate":
         error = runner.failure(plan)
         assert isinstance(error, TargetError)
-        assert (error.errno, str(error)) == (errno.ENXIO, f"{huge}/f was truncated to {HUGE} bytes meanwhile")
+        assert (error.errno, str(error)) == (errno.ENXIO, f"{huge}/f was truncated to {HUGE} bytes during the work")
     else:
         runner.work(plan)
         assert is_all(0, huge / "f", 0, SIZE)

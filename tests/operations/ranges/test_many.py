@@ -177,7 +177,7 @@ def test_the_rest_alone_is_refused(runner: Runner, place: Place, pattern: str) -
     runner.prepare("clear", [node], path=path).abort()
     refusal = runner.refused("clear", [Node(HUGE, node.size - HUGE, node.nid)], path=path)
     assert isinstance(refusal, NotSupported)
-    assert refusal.message == "resume: which of the files were done has not been kept; start the task anew"
+    assert refusal.message == "resume: the list of finished files is lost; start a new task"
 
 
 def test_pages_of_one_size(runner: Runner, area: Path) -> None:

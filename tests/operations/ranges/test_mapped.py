@@ -151,7 +151,7 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
         assert isinstance(several, InvalidValue)
         assert f"mapping={mapped(pid, '/memfd:other')} (2M of /memfd:other (deleted))" in several.message
         for mapping, words in {
-            "0x1000": f"process {pid} has nothing mapped at 0x1000",
+            "0x1000": f"process {pid} has no mapping at 0x1000",
             mapped(pid, "[stack]", "rw-p"): "is memory without a file",
             mapped(pid, "/memfd:other", "rw-p"): "is a private mapping",
         }.items():
@@ -159,8 +159,8 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
             assert isinstance(error, InvalidValue)
             assert words in error.message
         wrong: list[tuple[dict[str, object], str]] = [
-            ({"pid": pid, "path": "/dev/shm/x"}, "path and pid both name a file: give one of them"),
-            ({"path": "/dev/shm/x", "mapping": "0x1000"}, "mapping is of a process: pid is missing"),
+            ({"pid": pid, "path": "/dev/shm/x"}, "path and pid both name a file: give only one"),
+            ({"path": "/dev/shm/x", "mapping": "0x1000"}, "mapping needs pid"),
             ({}, "parameter path is missing"),
         ]
         for texts, words in wrong:
@@ -209,7 +209,7 @@ def test_no_other_process_is_taken_for_it_at_a_resume(runner: Runner, root: None
         assert isinstance(error, NotSupported)
         assert "may have changed its mappings" in error.message
         began = dict(baseline.files) | {"pid": (first.pid, second.pid, 0)}
-        with pytest.raises(TargetError, match="is not the one any more"):
+        with pytest.raises(TargetError, match="is not the process of"):
             type(baseline)(began, baseline.end, baseline.size, baseline.total).require(parameters)
     finally:
         ended(first)
@@ -230,7 +230,7 @@ def test_as_an_ordinary_user(runner: Runner, root: None) -> None:
         ours, no_path, not_mine = as_nobody(body)
         assert ours == expected
         assert no_path[0] == errno.EPERM
-        assert no_path[1].endswith("so you need CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN)")
+        assert no_path[1].endswith("you need CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN)")
         assert not_mine[0] == errno.EACCES
     finally:
         for each in (mine, segment, others):

@@ -112,7 +112,7 @@ def test_a_manifest_that_is_none(runner: Runner, tree: Path, disk: Path, text: s
 
 def test_a_long_list_goes_to_a_file(runner: Runner, tree: Path, disk: Path) -> None:
     (tree / "bad\udcff").touch()
-    assert digests(runner, path=tree).endswith("# 1 more, which out=FILE has room for\n")
+    assert digests(runner, path=tree).endswith("# 1 more; use out=FILE for all\n")
     out = disk / "out"
     plan = runner.prepare("checksum", path=tree, out=out)
     assert out.exists(), "the start fails if it cannot be made"

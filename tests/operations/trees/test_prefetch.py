@@ -95,13 +95,13 @@ def test_a_tree_larger_than_the_memory(runner: Runner, disk: Path, monkeypatch: 
     os.truncate(file, 2 * available)
     refused = runner.refused("prefetch", path=disk)
     assert refused.errno == errno.ENOMEM
-    assert refused.message.endswith(" are available: force=1 reads it all the same")
+    assert refused.message.endswith(" are available: force=1 reads it anyway")
     runner.prepare("prefetch", path=disk, force=1).abort()
     os.truncate(file, MIB)
     limit = Headroom(Group("memory", "/a"), "memory.max", 2 * MIB, MIB + 1)
     monkeypatch.setattr(prefetch, "memory_headroom", lambda kernel: limit)
     refused = runner.refused("prefetch", path=disk)
-    assert refused.message == f"{disk} has {MIB} bytes, and {limit}: force=1 reads it all the same"
+    assert refused.message == f"{disk} has {MIB} bytes, and {limit}: force=1 reads it anyway"
 
 
 def test_files_that_go_shrink_or_grow(runner: Runner, disk: Path) -> None:
