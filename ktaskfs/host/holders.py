@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host import statx
 from ktaskfs.host.files import list_directory, read_file
+from ktaskfs.host.maps import read_areas
 from ktaskfs.host.may_hang import answers_in_time
-from ktaskfs.host.process_memory import read_areas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

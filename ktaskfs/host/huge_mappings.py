@@ -5,29 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
-from ktaskfs.host import statx, syscalls
+from ktaskfs.host import maps, page_table, statx
 from ktaskfs.host.credentials import parse_start_time
 from ktaskfs.host.files import list_directory, read_file
 from ktaskfs.host.hugetlbfs import page_size_of
+from ktaskfs.host.page_table import PageTable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Set
+    from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 FileId = tuple[int, int, str]
 """Device, inode and, of a SysV segment, the IPC namespace: the inode there is the segment's number."""
 
-_LINE: Final = rb"^([0-9a-f]+)-([0-9a-f]+) ...([ps]) ([0-9a-f]+) (%s) ([0-9]+) *(.*)$"
-_UNKNOWN: Final = rb"^\S+ \S+ \S+ (?!(?:%s) )(\S+)"
 _AREA: Final = re.compile(rb"^([0-9a-f]+)-[0-9a-f]+ .*$", re.MULTILINE)
 _KERNEL_PAGE: Final = re.compile(rb"^KernelPageSize: +([0-9]+) kB$", re.MULTILINE)
 _FLAGS: Final = re.compile(rb"^VmFlags:(.*)$", re.MULTILINE)
-_ENTRY: Final = struct.Struct("=Q")
 NO_RESERVE: Final = b"nr"
 HUGETLB: Final = b"ht"
 SYSV: Final = "/SYSV"
@@ -76,39 +74,52 @@ class HugeProcess:
     files: Set[FileId]
 
 
+class HugeAreas(NamedTuple):
+    """The areas of a process that have huge pages, and one of each file with its name."""
+
+    areas: tuple[Area, ...]
+    names: dict[FileId, tuple[Area, str]]
+
+
 @dataclass
-class Devices:
-    """Filesystems by device: the size of page of those of huge pages, and the others that are known."""
+class Known:
+    """What was learned from the processes that were looked at.
+
+    page_sizes: of each filesystem of huge pages, by device.
+    others:     devices that are none.
+    files:      of huge pages, as some process has them.
+    areas:      by the lines of /proc/PID/maps and the IPC namespace: forks have the same ones.
+    """
 
     page_sizes: dict[int, int]
     others: set[int] = field(default_factory=set)
+    files: dict[FileId, SeenFile] = field(default_factory=dict)
+    areas: dict[tuple[bytes, str], HugeAreas] = field(default_factory=dict)
+    _patterns: dict[int, re.Pattern[bytes]] = field(default_factory=dict)
 
-    def pattern(self) -> re.Pattern[bytes]:
-        """Matches lines of /proc/PID/maps that are of a hugetlbfs."""
-        return re.compile(_LINE % b"|".join(map(_device_text, list(self.page_sizes))), re.MULTILINE)
+    def lines(self, text: bytes) -> bytes:
+        """The lines of a /proc/PID/maps that are not of a device in ``others``."""
+        others = frozenset(self.others)
+        pattern = self._patterns.get(len(others))  # none ever leaves the set
+        if pattern is None:
+            pattern = self._patterns[len(others)] = maps.all_except([*others, 0])  # 0: of no file
+        return b"".join(pattern.findall(text))
 
 
-def _device_text(device: int) -> bytes:
-    return b"%02x:%02x" % (os.major(device), os.minor(device))
-
-
-def look_at(proc: int, pid: int, devices: Devices, seen: dict[FileId, SeenFile]) -> HugeProcess | None:
+def look_at(proc: int, pid: int, known: Known) -> HugeProcess | None:
     """What the process has; None if it has none, has ended, or may not be looked at. It may hang.
 
-    Devices and files that are met for the first time are entered in ``devices`` and ``seen``.
+    What is met for the first time is entered in ``known``.
     """
     try:
-        maps = read_file(f"{pid}/maps", proc)
-        _new_devices(proc, pid, maps, devices)
-        files = set()
-        for file, opened in _opened(proc, pid, devices):
+        areas, names = areas_of(proc, str(pid), known)
+        files = set(names)
+        for file, opened in _opened(proc, pid, known):
             files.add(file)
-            seen[file] = opened
-        areas, names = areas_of(proc, str(pid), maps, devices)
+            known.files[file] = opened
         for file, (area, name) in names.items():
-            files.add(file)
-            if file not in seen:
-                seen[file] = SeenFile(name, _mapped_status(proc, pid, area))
+            if file not in known.files:
+                known.files[file] = SeenFile(name, _mapped_status(proc, pid, area))
         if not files:
             return None
         status = dict(line.partition(b":")[::2] for line in read_file(f"{pid}/status", proc).splitlines())
@@ -116,58 +127,47 @@ def look_at(proc: int, pid: int, devices: Devices, seen: dict[FileId, SeenFile])
         started = parse_start_time(read_file(f"{pid}/stat", proc))
     except (OSError, NotPermitted):
         return None
-    return HugeProcess(pid, os.fsdecode(status[b"Name"].strip()), uid, started, tuple(areas), files)
+    return HugeProcess(pid, os.fsdecode(status[b"Name"].strip()), uid, started, areas, files)
 
 
-def _new_devices(proc: int, pid: int, maps: bytes, devices: Devices) -> None:
-    """Enter the devices in ``maps`` that no mount has, such as those of a mount that was detached."""
-    known = [*devices.page_sizes, *devices.others, 0]  # 0: of no file
-    unknown = re.compile(_UNKNOWN % b"|".join(map(_device_text, known)), re.MULTILINE)
-    new = {_device(text) for text in set(unknown.findall(maps))}
+def areas_of(proc: int, process: str, known: Known) -> HugeAreas:
+    """The areas of ``process``, a name below /proc, that have huge pages. It may hang. Raises OSError."""
+    lines = known.lines(read_file(f"{process}/maps", proc))
+    namespace = os.readlink(f"{process}/ns/ipc", dir_fd=proc) if SYSV.encode() in lines else ""
+    found = known.areas.get((lines, namespace))
+    if found is None:
+        mapped = list(maps.parse(lines.splitlines(keepends=True)))
+        _learn_devices(proc, process, mapped, known)
+        found = known.areas[lines, namespace] = _huge_areas(mapped, namespace, known)
+    return found
+
+
+def _learn_devices(proc: int, process: str, mapped: Iterable[maps.Area], known: Known) -> None:
+    """Enter the devices that no mount has, such as those of a mount that was detached."""
+    new = {each.device for each in mapped} - known.page_sizes.keys() - known.others
     if not new:
         return
-    sizes = {start: size for start, size, flags in _details(proc, pid) if HUGETLB in flags}
-    for line in maps.splitlines():
-        addresses, _, _, text, _ = line.split(None, 4)
-        size = sizes.get(int(addresses.partition(b"-")[0], 16))
-        if size is not None and _device(text) in new:
-            devices.page_sizes[_device(text)] = size
-    devices.others.update(new - devices.page_sizes.keys())
+    sizes = {start: size for start, size, flags in _details(proc, process) if HUGETLB in flags}
+    known.page_sizes.update(
+        (each.device, sizes[each.start]) for each in mapped if each.device in new and each.start in sizes
+    )
+    known.others.update(new - known.page_sizes.keys())
 
 
-def areas_of(
-    proc: int, process: str, maps: bytes, devices: Devices
-) -> tuple[list[Area], dict[FileId, tuple[Area, str]]]:
-    """The areas of huge pages in the text of /proc/PID/maps of ``process``; and one of each file, with its name.
-
-    Raises OSError.
-    """
-    namespace = ""
-    areas, names = [], {}
-    files: dict[tuple[bytes, bytes], FileId] = {}  # most areas are of few files
-    for start, end, kind, offset, device, inode, name in devices.pattern().findall(maps):
-        file = files.get((device, inode))
-        is_new = file is None
-        if file is None:
-            text = os.fsdecode(name)
-            if text.startswith(SYSV) and not namespace:
-                namespace = os.readlink(f"{process}/ns/ipc", dir_fd=proc)
-            file = files[device, inode] = (_device(device), int(inode), namespace if text.startswith(SYSV) else "")
-        area = Area(int(start, 16), int(end, 16), int(offset, 16), kind == b"s", file)
-        areas.append(area)
-        if is_new:
-            names[file] = area, text
-    return areas, names
+def _huge_areas(mapped: Iterable[maps.Area], namespace: str, known: Known) -> HugeAreas:
+    areas, names = [], dict[FileId, tuple[Area, str]]()
+    for each in mapped:
+        if each.device in known.page_sizes:
+            file = (each.device, each.inode, namespace if each.name.startswith(SYSV) else "")
+            area = Area(each.start, each.end, each.offset, each.is_shared, file)
+            areas.append(area)
+            names.setdefault(file, (area, each.name))
+    return HugeAreas(tuple(areas), names)
 
 
-def _device(text: bytes) -> int:
-    major, _, minor = text.partition(b":")
-    return os.makedev(int(major, 16), int(minor, 16))
-
-
-def _details(proc: int, pid: int) -> Iterator[tuple[int, int, list[bytes]]]:
+def _details(proc: int, process: str) -> Iterator[tuple[int, int, list[bytes]]]:
     """Start, size of page and flags of each area. proc_pid_smaps(5). Raises OSError."""
-    text = read_file(f"{pid}/smaps", proc)
+    text = read_file(f"{process}/smaps", proc)
     starts, sizes, flags = _AREA.findall(text), _KERNEL_PAGE.findall(text), _FLAGS.findall(text)
     for start, size, words in zip(starts, sizes, flags, strict=True):
         yield int(start, 16), int(size) << 10, words.split()
@@ -181,7 +181,7 @@ def _mapped_status(proc: int, pid: int, area: Area) -> statx.FileStatus | None:
     return None
 
 
-def _opened(proc: int, pid: int, devices: Devices) -> Iterator[tuple[FileId, SeenFile]]:
+def _opened(proc: int, pid: int, known: Known) -> Iterator[tuple[FileId, SeenFile]]:
     for fd in list_directory(f"{pid}/fd", proc):
         path = f"{pid}/fd/{fd}"
         with contextlib.suppress(OSError):  # it was closed
@@ -190,17 +190,17 @@ def _opened(proc: int, pid: int, devices: Devices) -> Iterator[tuple[FileId, See
                 continue
             status = statx.file_status(proc, path)
             device = status.device
-            if device not in devices.others and device not in devices.page_sizes:
+            if device not in known.others and device not in known.page_sizes:
                 size = page_size_of(proc, path)
                 if size is not None:
-                    devices.page_sizes[device] = size
-            if device in devices.page_sizes:
+                    known.page_sizes[device] = size
+            if device in known.page_sizes:
                 yield (device, status.inode, ""), SeenFile(name, status)
 
 
 def reserving(proc: int, pid: int, areas: Iterable[Area]) -> set[Area]:
     """Those of the process's areas for which the kernel has set pages aside. It may hang. Raises OSError."""
-    flags = {start: words for start, _, words in _details(proc, pid)}
+    flags = {start: words for start, _, words in _details(proc, str(pid))}
     return {area for area in areas if NO_RESERVE not in flags.get(area.start, [NO_RESERVE])}
 
 
@@ -211,18 +211,36 @@ def present_pages(
 
     The number of the page (PFN) is 0 without CAP_SYS_ADMIN. ``page_sizes`` are by device. Raises OSError.
     """
-    found = {}
-    page, pread, unpack = syscalls.page_size(), os.pread, _ENTRY.unpack  # there may be very many
-    fd = os.open(f"{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        for area in areas:
-            present = {}
-            for address in range(area.start, area.end, page_sizes[area.file[0]]):
-                entry = pread(fd, 8, address // page * 8)
-                if entry and (bits := unpack(entry)[0]) & PRESENT:
-                    present[address] = bits
-            if present:
-                found[area] = present
-    finally:
-        os.close(fd)
+    found: dict[Area, dict[int, int]] = {}
+    table = PageTable(os.open(f"{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
+    with contextlib.closing(table):
+        for neighbours in _neighbours(areas):
+            for area, address, entry in _entries(table, neighbours, page_sizes):
+                found.setdefault(area, {})[address] = entry
     return found
+
+
+def _neighbours(areas: Iterable[Area]) -> Iterator[list[Area]]:
+    """The areas, in the order of addresses, in groups without a gap."""
+    group: list[Area] = []
+    for area in areas:
+        if group and group[-1].end != area.start:
+            yield group
+            group = []
+        group.append(area)
+    if group:
+        yield group
+
+
+def _entries(table: PageTable, areas: Sequence[Area], page_sizes: Mapping[int, int]) -> Iterator[tuple[Area, int, int]]:
+    """Each present page of neighbours: its area, its address, its entry. Raises OSError."""
+    runs = [Span(areas[0].start, areas[-1].end)]
+    if table.tells_huge:  # one call for all, most of which may be missing
+        runs = [Span(each.start, each.end) for each in table.runs(*runs[0]) if each.categories & page_table.PRESENT]
+    starts = [each.start for each in areas]
+    for address, end in runs:
+        for area in areas[bisect_right(starts, address) - 1 : bisect_left(starts, end)]:
+            step = page_sizes[area.file[0]]
+            for page in range(max(address, area.start), min(end, area.end), step):
+                if (entry := table.entry(page)) & PRESENT:
+                    yield area, page, entry

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -27,8 +26,10 @@ def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: flo
     it is answered or the process ends. ``ask`` must not raise.
     """
     left = list(questions)
-    answers: queue.SimpleQueue[tuple[Q, A]] = queue.SimpleQueue()
+    answers: list[tuple[Q, A]] = []
     threads: list[int] = []
+    complete = threading.Event()  # a wake-up for each answer would take longer than most answers
+    expected = len(left)
 
     def work() -> None:
         threads.append(threading.get_native_id())
@@ -37,20 +38,20 @@ def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: flo
                 question = left.pop()  # atomic
             except IndexError:
                 return
-            answers.put((question, ask(question)))
+            answers.append((question, ask(question)))
+            if len(answers) == expected:
+                complete.set()
 
-    expected = len(left)
-    found: list[tuple[Q, A]] = []
-    while len(found) < expected and patience > 0:
+    while len(answers) < expected and patience > 0:
         if left:
             threading.Thread(target=work, daemon=True).start()
-        try:
-            while len(found) < expected:
-                found.append(answers.get(timeout=STEP))
-        except queue.Empty:
-            if not any(_runs(proc, thread) for thread in list(threads)):
-                patience -= STEP
-    return found
+        before = -1
+        while len(answers) > before and not complete.is_set():
+            before = len(answers)
+            complete.wait(STEP)
+        if len(answers) < expected and not any(_runs(proc, thread) for thread in list(threads)):
+            patience -= STEP
+    return answers[:]
 
 
 def _runs(proc: int, thread: int) -> bool:

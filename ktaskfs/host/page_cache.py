@@ -17,8 +17,9 @@ WINDOW: Final = 1 << 30
 """Bytes of a file that one mincore(2) looks at."""
 _CACHESTAT: Final = 451
 """The same on every machine; since Linux 6.5."""
-_ANSWER_SIZE: Final = 40
-"""struct cachestat, which begins with the numbers of cached and of dirty pages, as u64."""
+_Answer = ctypes.c_uint64 * 5
+"""struct cachestat, which begins with the numbers of cached and of dirty pages."""
+_RANGE: Final = struct.Struct("=QQ")
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC.syscall.restype = ctypes.c_long
@@ -67,9 +68,9 @@ def _is_own(fd: int) -> bool:
 
 def _cachestat(fd: int, start: int, end: int) -> Cached:
     """cachestat(2): ``nr_cache`` and ``nr_dirty`` of struct cachestat."""
-    answer = ctypes.create_string_buffer(_ANSWER_SIZE)
-    _check(_LIBC.syscall(_CACHESTAT, fd, struct.pack("=QQ", start, end - start), answer, 0))
-    resident, dirty = struct.unpack_from("=QQ", answer)
+    answer = _Answer()
+    _check(_LIBC.syscall(_CACHESTAT, fd, _RANGE.pack(start, end - start), answer, 0))
+    resident, dirty, *_ = answer
     return Cached(resident * syscalls.page_size(), dirty * syscalls.page_size())
 
 

@@ -7,14 +7,13 @@ import ctypes
 import fcntl
 import os
 import struct
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from ktaskfs.host.process_memory import Process
 
 FILE: Final = 1 << 2
 PRESENT: Final = 1 << 3
@@ -27,6 +26,7 @@ _ARGUMENT: Final = struct.Struct("=12Q")
 _WALK_END_AT: Final = 32
 _REGION: Final = struct.Struct("=QQQ")
 _REGIONS_MAX: Final = 4096
+_ENTRY: Final = struct.Struct("=Q")
 _ENTRY_PRESENT: Final = 1 << 63
 _ENTRY_SWAPPED: Final = 1 << 62
 _ENTRY_FILE: Final = 1 << 61
@@ -44,10 +44,10 @@ class Run(NamedTuple):
 class PageTable:
     """Looks at the pages of a process. A page that is being moved looks swapped."""
 
-    def __init__(self, process: Process) -> None:
-        """Raises OSError if the caller may not look at the process."""
+    def __init__(self, fd: int) -> None:
+        """``fd`` is an open /proc/PID/pagemap, which ``close`` closes."""
         self._page = syscalls.page_size()
-        self._fd = process.open("pagemap")
+        self._fd = fd
         self.tells_huge = self._can_scan()
         """Whether HUGE is told: since Linux 6.7."""
 
@@ -95,6 +95,11 @@ class PageTable:
             run = Run(at, at + self._page, categories) if categories else None
         if run is not None:
             yield run
+
+    def entry(self, address: int) -> int:
+        """The entry of the page at an address, 0 where there is none. Raises OSError."""
+        text = os.pread(self._fd, _ENTRY.size, address // self._page * _ENTRY.size)
+        return int.from_bytes(text, sys.byteorder)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -21,9 +21,9 @@ from ktaskfs.host.huge_mappings import (
     OF_FILE,
     PFN,
     Area,
-    Devices,
     FileId,
     HugeProcess,
+    Known,
     SeenFile,
     look_at,
     present_pages,
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 A = TypeVar("A")
-_Areas = Mapping[FileId, Collection[tuple[int, Area]]]
+_Areas = Mapping[FileId, Collection[tuple[Sequence[int], Area]]]
+"""The areas of each file, each with the processes that have it, the oldest first: forks are together."""
 _Pages = Mapping[int, Mapping[Area, Mapping[int, int]]]
 
 PATIENCE: Final = 0.15
@@ -93,19 +94,19 @@ def find_holdings(kernel: Kernel, viewer: int) -> Report:
 
     What cannot be read is left out. It may attach SysV segments for a moment if pages are not explained otherwise.
     """
-    devices = Devices(unmounted_devices(kernel))
-    unmounted = frozenset(devices.page_sizes)
+    known = Known(unmounted_devices(kernel))
+    unmounted = frozenset(known.page_sizes)
     pids = sorted({int(name) for name in list_directory(".", kernel.proc) if name.isdecimal()} - {os.getpid()})
     mounted = find_mounted(kernel, viewer, pids)
-    devices.page_sizes.update({device: size for device, (_, size) in mounted.mounts.items()})
-    devices.others.update(mounted.others)
-    look = _Look(kernel, devices.page_sizes)
-    seen = {file: SeenFile(each.path, each.status) for file, each in mounted.files.items()}
-    found = look.ask(lambda pid: look_at(kernel.proc, pid, devices, seen), pids)
+    known.page_sizes.update({device: size for device, (_, size) in mounted.mounts.items()})
+    known.others.update(mounted.others - known.page_sizes.keys())
+    known.files.update({file: SeenFile(each.path, each.status) for file, each in mounted.files.items()})
+    look = _Look(kernel, known.page_sizes)
+    found = look.ask(lambda pid: look_at(kernel.proc, pid, known), pids)
     look.processes = {pid: each for pid, each in sorted(found.items()) if each is not None}
-    for file, each in list(seen.items()):
-        known = mounted.files.get(file)
-        look.files[file] = known or named(file, each, devices.page_sizes[file[0]], unmounted=file[0] in unmounted)
+    for file, each in list(known.files.items()):
+        page_size = known.page_sizes[file[0]]
+        look.files[file] = mounted.files.get(file) or named(file, each, page_size, unmounted=file[0] in unmounted)
     holdings = look.holdings()
     for device, (place, page_size) in mounted.mounts.items():
         inside = sum(each.used + each.reserved for each, of in holdings if of == device)
@@ -115,7 +116,7 @@ def find_holdings(kernel: Kernel, viewer: int) -> Report:
     pools = read_pools(kernel)
     report = [each for each, _ in holdings]
     if any(_unexplained(pool, report) > 0 for pool in pools):
-        for page_size, segment, used in detached_segments(kernel, devices.page_sizes):
+        for page_size, segment, used in detached_segments(kernel, known.page_sizes):
             reserved = max(0, -(-segment.size // page_size) - used)
             report.append(Holding(page_size, "sysv", segment.text, used, reserved, segment.uid))
     report.sort(key=lambda each: (each.page_size, -each.used - each.reserved, each.path))
@@ -133,7 +134,7 @@ class _Private:
     """Private areas by file and address: the oldest process that has each, since forks have it too; and all of them."""
 
     oldest: dict[tuple[FileId, int], tuple[int, Area]] = field(default_factory=dict)
-    processes: defaultdict[FileId, dict[int, None]] = field(default_factory=lambda: defaultdict(dict))
+    processes: defaultdict[FileId, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
 @dataclass
@@ -186,25 +187,36 @@ class _Look:
 
     def _areas(self) -> tuple[_Areas, _Private]:
         """The shared areas by file, with the process of each; and the private ones."""
-        shared = defaultdict[FileId, list[tuple[int, Area]]](list)
+        shared = defaultdict[FileId, list[tuple[Sequence[int], Area]]](list)
         private = _Private()
-        for pid, process in sorted(self.processes.items(), key=lambda item: (item[1].started, item[0])):
-            for area in process.areas:
+        for areas, pids in self._groups():
+            for area in areas:
                 if area.shared:
-                    shared[area.file].append((pid, area))
+                    shared[area.file].append((pids, area))
                 else:
-                    private.oldest.setdefault((area.file, area.start), (pid, area))
-                    private.processes[area.file][pid] = None
+                    private.oldest.setdefault((area.file, area.start), (pids[0], area))
+                    private.processes[area.file].update(pids)
         return shared, private
+
+    def _groups(self) -> list[tuple[tuple[Area, ...], list[int]]]:
+        """Processes with the same areas, the oldest first: a loop over the areas of each of many forks takes long."""
+        groups: dict[int, tuple[tuple[Area, ...], list[int]]] = {}
+        for pid in sorted(self.processes, key=self._age):
+            areas = self.processes[pid].areas  # one object for all forks (Known.areas)
+            groups.setdefault(id(areas), (areas, []))[1].append(pid)
+        return list(groups.values())
+
+    def _age(self, pid: int) -> tuple[int, int]:
+        return self.processes[pid].started, pid
 
     def _pages(self, shared: _Areas) -> dict[int, dict[Area, dict[int, int]]]:
         """The pages of private areas, and of files of which only that can be known; by process and area."""
         unknown = {file for file in shared if self.files[file].status is None}
         wanted = {}
-        for pid, process in self.processes.items():
-            areas = [area for area in process.areas if not area.shared or area.file in unknown]
-            if areas:
-                wanted[pid] = areas
+        for areas, pids in self._groups():
+            chosen = [area for area in areas if not area.shared or area.file in unknown]
+            if chosen:
+                wanted.update(dict.fromkeys(pids, chosen))
 
         def ask(pid: int) -> dict[Area, dict[int, int]]:
             try:
@@ -227,7 +239,8 @@ class _Look:
                 used[file] = len(
                     {
                         address - area.start + area.offset
-                        for pid, area in shared[file]
+                        for pids, area in shared[file]
+                        for pid in pids
                         for address in pages.get(pid, {}).get(area, ())
                     }
                 )
@@ -256,13 +269,17 @@ class _Look:
 
     @staticmethod
     def _needed(
-        areas: Collection[tuple[int, Area]], known: Mapping[int, set[Area]], asked: Collection[int], used: int
+        areas: Collection[tuple[Sequence[int], Area]],
+        known: Mapping[int, set[Area]],
+        asked: Collection[int],
+        used: int,
     ) -> set[int]:
         """Processes to ask whether pages of a file are reserved, of which ``used`` bytes are in use."""
         spans: dict[tuple[int, int], int] = {}
-        for pid, area in areas:
-            if pid not in asked or area in known.get(pid, ()):
-                spans.setdefault((area.offset, area.offset - area.start + area.end), pid)
+        for pids, area in areas:
+            pid = next((pid for pid in pids if pid not in asked or area in known.get(pid, ())), None)
+            if pid is not None:
+                spans.setdefault(area.span, pid)
         needed, reach = set[int](), 0
         if max((end for _, end in spans), default=0) <= used:  # no more is mapped
             return needed
@@ -290,7 +307,8 @@ class _Look:
         for file, processes in private.processes.items():
             if used[file] or reserved[file]:
                 path = "" if self.files[file].kind == "shared" else self.files[file].path
-                holding = self._holding(file, "private", path, len(used[file]), reserved[file], processes)
+                pids = sorted(processes, key=self._age)
+                holding = self._holding(file, "private", path, len(used[file]), reserved[file], pids)
                 found.append((holding, file[0]))
         return found
 

@@ -6,14 +6,16 @@ import contextlib
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from ktaskfs.host import statx, syscalls
 from ktaskfs.host.files import list_directory, read_file
+from ktaskfs.host.maps import read_areas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ktaskfs.host.maps import Area
 
 NOT_MEMORY: Final = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"})
 """Mappings that the kernel makes for itself."""
@@ -22,44 +24,6 @@ _HANDLE: Final = os.O_PATH | os.O_CLOEXEC
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """One mapping: addresses, ``end`` exclusive, the file behind it and where it begins there; proc_pid_maps(5).
-
-    ``permissions`` is such as ``rw-p``; ``inode`` is 0 and ``name`` empty, or in brackets, for memory without a file.
-    A SysV segment has its own number for an inode, which may be 0.
-    """
-
-    start: int
-    end: int
-    permissions: str
-    offset: int
-    device: int
-    inode: int
-    name: str
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether what is written there goes into the file."""
-        return self.permissions.endswith("s")
-
-
-def read_areas(directory: int, path: str) -> Iterator[Area]:
-    """The mappings in the file ``path``, a ``maps`` of /proc. Raises OSError. The process can make it hang."""
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
-        for line in file:
-            addresses, permissions, offset, device, inode, *name = line.split(None, 5)
-            start, end = (int(each, 16) for each in addresses.split(b"-"))
-            major, minor = (int(each, 16) for each in device.split(b":"))
-            text = os.fsdecode(name[0].rstrip(b"\n")) if name else ""
-            origin = int(offset, 16), os.makedev(major, minor), int(inode)
-            yield Area(start, end, permissions.decode(), *origin, text)
 
 
 class Process:

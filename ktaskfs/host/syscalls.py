@@ -105,7 +105,10 @@ _statx = _bind("statx", _int, _int, ctypes.c_char_p, _int, ctypes.c_uint, _ptr)
 _setns = _bind("setns", _int, _int, _int)
 _fstatfs = _bind("fstatfs", _int, _int, _ptr)
 _syscall = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, _ulong)
+_openat2 = _bind("syscall", _long, _long, _long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
 _clone = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, library=_LIBC_LOCKED)
+_HOW: Final = struct.Struct("=QQQ")
+"""struct open_how: flags, mode, resolve."""
 _MASK_BYTES: Final = 1024
 """A bit for each of as many CPUs as any kernel can have (CONFIG_NR_CPUS)."""
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -180,10 +183,8 @@ def punch_hole(fd: int, start: int, end: int) -> None:
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     """Open ``path`` from ``directory`` on, with limits to what it may lead through. openat2(2), since Linux 5.6."""
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    how = (ctypes.c_uint64 * 3)(flags, 0, resolve)
-    size = ctypes.sizeof(how)
-    return _completed(_syscall, _OPENAT2, directory, ctypes.addressof(name), ctypes.addressof(how), size, 0, 0)
+    how = _HOW.pack(flags, 0, resolve)
+    return _completed(_openat2, _OPENAT2, directory, os.fsencode(path), how, _HOW.size)
 
 
 def close_range(first: int, last: int) -> None:

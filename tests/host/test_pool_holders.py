@@ -14,6 +14,7 @@ import pytest
 
 from ktaskfs.host import pool_holders
 from ktaskfs.host.huge_mappings import look_at
+from ktaskfs.host.page_table import PageTable
 from ktaskfs.host.pool_holders import find_holdings
 from tests.support import filesystems, huge_holder
 from tests.support.forked import run_forked
@@ -23,7 +24,7 @@ from tests.support.hugepages import reserved, smallest_pages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ktaskfs.host.huge_mappings import Devices, FileId, HugeProcess, SeenFile
+    from ktaskfs.host.huge_mappings import HugeProcess, Known
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.pool_holders import Holding, Report
     from tests.support.daemon import Mount
@@ -92,6 +93,19 @@ def test_root_sees_each_kind(kernel: Kernel, hugetlbfs: Path, page_size: int, ho
         assert [each.pid for each in found.processes] == pids + [holder.number] * (how == "private, forked")
         assert found.path == path_of(how, holder, hugetlbfs)
         (hugetlbfs / FILE).unlink(missing_ok=True)
+
+
+@smallest_pages
+def test_private_pages_before_linux_6_7(
+    kernel: Kernel, hugetlbfs: Path, page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel does not find the pages, each is asked for."""
+    monkeypatch.setattr(PageTable, "_can_scan", lambda table: False)
+    with reserved(page_size, PAGES):
+        before = find_holdings(kernel, os.getpid())
+        with holding("private, forked", page_size, hugetlbfs / FILE):
+            (found,) = new(before, find_holdings(kernel, os.getpid()))
+    assert (found.kind, found.used, found.reserved) == EXPECTED["private, forked"]
 
 
 def path_of(how: str, holder: HugeHolder, hugetlbfs: Path) -> str:
@@ -224,10 +238,10 @@ def test_who_does_not_answer_is_named_and_keeps_nobody_waiting(
     """A process that can be asked nothing, and another one with a file of a filesystem whose server is stopped."""
     never = threading.Event()
 
-    def look(proc: int, pid: int, devices: Devices, seen: dict[FileId, SeenFile]) -> HugeProcess | None:
+    def look(proc: int, pid: int, known: Known) -> HugeProcess | None:
         if pid == silent.pid:
             never.wait()
-        return look_at(proc, pid, devices, seen)
+        return look_at(proc, pid, known)
 
     monkeypatch.setattr(pool_holders, "look_at", look)
     with (

@@ -49,7 +49,7 @@ def test_a_call_that_a_signal_ended_is_made_again(monkeypatch: pytest.MonkeyPatc
 
         return call
 
-    for number, name in enumerate(("_fallocate", "_fstatfs", "_syscall")):
+    for number, name in enumerate(("_fallocate", "_fstatfs", "_openat2")):
         monkeypatch.setattr(syscalls, name, interrupted(number, getattr(syscalls, name)))
     fd = memfd(0)
     syscalls.fallocate(fd, 0, 0, PAGE)

@@ -12,7 +12,7 @@ from ktaskfs.units import format_size, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ktaskfs.host.process_memory import Area
+    from ktaskfs.host.maps import Area
 
 SHOWN: Final = 3
 """Mappings that a refusal names."""

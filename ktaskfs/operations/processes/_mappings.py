@@ -19,7 +19,8 @@ from ktaskfs.span import Span
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ktaskfs.host.process_memory import Area, Process
+    from ktaskfs.host.maps import Area
+    from ktaskfs.host.process_memory import Process
     from ktaskfs.operations.base.plan import Preparation
 
 
@@ -110,7 +111,7 @@ def open_pages(preparation: Preparation[P]) -> MappedPages:
     if not areas:
         raise InvalidValue(f"process {process.pid} has no memory")
     try:
-        table = preparation.keep(PageTable(process))
+        table = preparation.keep(PageTable(process.open("pagemap")))
     except OSError as error:
         raise TargetError.from_os(error, f"examine the pages of process {process.pid}") from error
     return MappedPages(process, areas, table)

@@ -20,7 +20,8 @@ from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
-    from ktaskfs.host.process_memory import Area, Process
+    from ktaskfs.host.maps import Area
+    from ktaskfs.host.process_memory import Process
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 

@@ -188,7 +188,10 @@ class FileList:
             if begin >= end:
                 return
             size = self._sizes[index]
-            low, high = (_edge(each - begin, self._unit, size, align) for each in (start, end))
+            if start <= begin and self._ends[index] <= end:
+                low, high = 0, size
+            else:
+                low, high = (_edge(each - begin, self._unit, size, align) for each in (start, end))
             if low < high or (not size and start <= begin):
                 yield Piece(index, low, high, size)
             index += 1

@@ -45,7 +45,8 @@ class Report:
         """A piece is done: mark its file, and add to the sums of the result."""
         with self._lock:
             self._marks[piece.file] |= marks | (DONE if piece.is_last else 0)
-            self._sums.update(sums)
+            for name, count in sums.items():  # Counter.update takes twice as long, and there may be millions of files
+                self._sums[name] += count
 
     def skip_special(self, index: int) -> None:
         """A FIFO, a device or the like was skipped, of which there is nothing to do: it is no failure."""

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
-from ktaskfs.host.page_cache import OVERLAYFS_MAGIC, cached_bytes
+from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.host.target import size_of
-from ktaskfs.operations.base.operation import Operation
-from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, list_files, work_on
-from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
+from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
+from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
+from ktaskfs.operations.trees._report import FIRST_OWN_MARK
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
     from ktaskfs.ktask import Outcome
-    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.operations.base.plan import Preparation
 
-MIN_CHUNK: Final = 1 << 20
-MAX_CHUNK: Final = 16 << 20
-"""Bytes, of which each file takes 4 KiB more than it has: up to 4096 empty files, at some 12 µs each."""
 STAYED: Final = FIRST_OWN_MARK
 UNKNOWN: Final = FIRST_OWN_MARK << 1
 
@@ -30,7 +27,7 @@ class EvictParameters(TreeParameters):
     """A directory, or one file."""
 
 
-class Evict(Operation[EvictParameters]):
+class Evict(PieceOperation[EvictParameters]):
     """Pages that a process has mapped or locked stay (posix_fadvise(2)), so each piece is looked at again."""
 
     name = "evict"
@@ -42,58 +39,37 @@ class Evict(Operation[EvictParameters]):
     )
     units = BYTES
     parameters = EvictParameters
+    # In bytes, of which each file takes 4 KiB more than it has: up to 4096 empty files.
+    least, most = 1 << 20, 16 << 20
     no_undo = "the next read brings the pages back"
 
-    def prepare(self, preparation: Preparation[EvictParameters]) -> Plan:
-        """Open and list; raises as ``list_files``."""
-        files = list_files(preparation, memory=False)
-        evictor = _Evictor(files)
-        control = preparation.control(evictor.evict, least=MIN_CHUNK, most=MAX_CHUNK)
-        nodes = preparation.nodes(work_on(files), 1)
-        return preparation.plan(nodes, control, evictor.finish, tree=files.fingerprint)
+    def work(self, files: FileList, preparation: Preparation[EvictParameters]) -> PieceWork:
+        return _Evictor(files)
 
 
-class _Evictor:
-    """The chunk function, and what became of the files."""
+class _Evictor(PieceWork):
+    """Each piece is looked at again when it was dropped."""
 
-    def __init__(self, files: FileList) -> None:
-        self._files = files
-        self._report = Report(files)
-
-    def evict(self, start: int, end: int) -> None:
-        """Evict what lies between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
-        for piece in self._files.pieces(start, end):
-            try:
-                self._evict(piece)
-            except OSError as error:
-                self._report.skip(piece.file, error)
-
-    def _evict(self, piece: Piece) -> None:
-        fd = self._files.open(piece.file)
-        try:
-            # A file may have grown: its last piece goes to its end.
-            end = max(size_of(fd), piece.end) if piece.is_last else piece.end
-            length = 0 if piece.is_last else end - piece.start
-            # The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2)
-            # does, but has the device flush its cache even for a clean file: 74 µs here, and 1 µs the other way.
-            overlay = syscalls.filesystem_magic(fd) == OVERLAYFS_MAGIC
-            if overlay:
-                os.fdatasync(fd)
-            else:
-                syscalls.write_back(fd, piece.start, length)
-            os.posix_fadvise(fd, piece.start, length, os.POSIX_FADV_DONTNEED)
-            cached = cached_bytes(fd, piece.start, end, overlay=overlay)
-        finally:
-            os.close(fd)
+    def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
+        # A file may have grown: its last piece goes to its end.
+        end = max(size_of(fd), piece.end) if piece.is_last else piece.end
+        length = 0 if piece.is_last else end - piece.start
+        # The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2)
+        # does, but has the device flush its cache even for a clean file: 74 µs here, and 1 µs the other way.
+        if overlay:
+            os.fdatasync(fd)
+        else:
+            syscalls.write_back(fd, piece.start, length)
+        os.posix_fadvise(fd, piece.start, length, os.POSIX_FADV_DONTNEED)
+        cached = cached_bytes(fd, piece.start, end, overlay=overlay)
         if cached is None:
-            self._report.enter(piece, marks=UNKNOWN, bytes=end - piece.start)
+            self.report.enter(piece, marks=UNKNOWN, bytes=end - piece.start)
         else:
             marks = STAYED if cached.resident else 0
-            self._report.enter(piece, marks=marks, bytes=end - piece.start, stayed=cached.resident)
+            self.report.enter(piece, marks=marks, bytes=end - piece.start, stayed=cached.resident)
 
     def finish(self, outcome: Outcome) -> str:
-        """The result; raises Finding as ``Report.require_some``."""
-        report = self._report
+        report = self.report
         counts = {"bytes": report.sums["bytes"], "stayed": report.marked(STAYED)}
         counts |= {"stayed_bytes": report.sums["stayed"], "stayed_unknown": report.marked(UNKNOWN)}
         return report.require_some(report.text(counts), "evicted")

@@ -11,22 +11,18 @@ from ktaskfs.errors import TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.group_limits import memory_headroom
-from ktaskfs.host.page_cache import OVERLAYFS_MAGIC, cached_bytes
+from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.host.presence import data_extents
-from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FLAG, parameter
-from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, list_files, work_on
-from ktaskfs.operations.trees._report import Report
+from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
+from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
     from ktaskfs.ktask import Outcome
-    from ktaskfs.operations.base.plan import Plan, Preparation
+    from ktaskfs.operations.base.plan import Preparation
 
-MIN_CHUNK: Final = 1 << 20
-MAX_CHUNK: Final = 16 << 20
-"""Bytes, of which each file takes 4 KiB more than it has."""
 WINDOW: Final = 1 << 20
 """Bytes that are looked at, and read, in one go where some of a piece is in the cache: a disk is busy with so many."""
 TOUCH: Final = 256 << 10
@@ -41,7 +37,7 @@ class PrefetchParameters(TreeParameters):
     force: bool = parameter(FLAG, "read even more bytes than memory is available (0: ENOMEM)", default=False)
 
 
-class Prefetch(Operation[PrefetchParameters]):
+class Prefetch(PieceOperation[PrefetchParameters]):
     """sendfile(2) to a device that drops everything: it returns when the pages are there, and copies nothing.
 
     readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and say
@@ -57,17 +53,15 @@ class Prefetch(Operation[PrefetchParameters]):
     )
     units = BYTES
     parameters = PrefetchParameters
+    # In bytes, of which each file takes 4 KiB more than it has.
+    least, most = 1 << 20, 16 << 20
     no_undo = "the kernel drops the pages when memory is short; evict drops them at once"
 
-    def prepare(self, preparation: Preparation[PrefetchParameters]) -> Plan:
-        """Open and list; raises as ``list_files``, and TargetError (ENOMEM) for more than there is memory for."""
-        files = list_files(preparation, memory=False)
+    def work(self, files: FileList, preparation: Preparation[PrefetchParameters]) -> PieceWork:
+        """Raises TargetError, ENOMEM for more than there is memory for."""
         if not preparation.parameters.force:
             _require_memory(preparation, files.bytes)
-        nodes = preparation.nodes(work_on(files), 1)
-        prefetcher = _Prefetcher(files, preparation)
-        control = preparation.control(prefetcher.prefetch, least=MIN_CHUNK, most=MAX_CHUNK)
-        return preparation.plan(nodes, control, prefetcher.finish, tree=files.fingerprint)
+        return _Prefetcher(files, preparation)
 
 
 def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> None:
@@ -82,12 +76,11 @@ def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> 
         raise TargetError(text, errno=errno.ENOMEM)
 
 
-class _Prefetcher:
-    """The chunk function, and what became of the files."""
+class _Prefetcher(PieceWork):
+    """Reads what is missing."""
 
     def __init__(self, files: FileList, preparation: Preparation[PrefetchParameters]) -> None:
-        self._files = files
-        self._report = Report(files)
+        super().__init__(files)
         self._buffer = Buffer(TOUCH) if preparation.parameters.touch else None
         kernel = preparation.kernel
         try:
@@ -97,27 +90,14 @@ class _Prefetcher:
             raise TargetError.from_os(error, "open /dev/zero for writing") from error
         preparation.callback(os.close, self._sink)
 
-    def prefetch(self, start: int, end: int) -> None:
-        """Read what lies between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
-        for piece in self._files.pieces(start, end):
-            try:
-                fd = self._files.open(piece.file)
-                try:
-                    found, read = self._read(fd, piece)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                self._report.skip(piece.file, error)
-            else:
-                self._report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
-
-    def _read(self, fd: int, piece: Piece) -> tuple[int, int]:
-        """Returns how many bytes were there, and how many were read."""
+    def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         if self._buffer is not None:
-            return 0, _touch(fd, piece, self._buffer)
-        # All is looked at before anything is read, since pages count of which the kernel has just begun to read ahead.
-        found, missing = _look_at(fd, Span(piece.start, piece.end))
-        return found, sum(self._send(fd, start, end) for start, end in missing)
+            found, read = 0, _touch(fd, piece, self._buffer)
+        else:
+            # All is looked at before anything is read, since the kernel then reads ahead, and those pages would count.
+            found, missing = _look_at(fd, Span(piece.start, piece.end), overlay=overlay)
+            read = sum(self._send(fd, start, end) for start, end in missing)
+        self.report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
 
     def _send(self, fd: int, start: int, end: int) -> int:
         position = start
@@ -129,10 +109,9 @@ class _Prefetcher:
         return position - start
 
     def finish(self, outcome: Outcome) -> str:
-        """The result; raises Finding as ``Report.require_some``."""
-        sums = self._report.sums
-        text = self._report.text({name: sums[name] for name in ("bytes", "cached", "read")})
-        return self._report.require_some(text, "read")
+        sums = self.report.sums
+        text = self.report.text({name: sums[name] for name in ("bytes", "cached", "read")})
+        return self.report.require_some(text, "read")
 
 
 def _touch(fd: int, piece: Piece, buffer: Buffer) -> int:
@@ -145,9 +124,8 @@ def _touch(fd: int, piece: Piece, buffer: Buffer) -> int:
     return position - piece.start
 
 
-def _look_at(fd: int, extent: Span) -> tuple[int, list[Span]]:
+def _look_at(fd: int, extent: Span, *, overlay: bool) -> tuple[int, list[Span]]:
     """How many bytes of a piece of a file are in the cache, and which of its data are not, by windows."""
-    overlay = syscalls.filesystem_magic(fd) == OVERLAYFS_MAGIC
     if _is_there(fd, extent, overlay=overlay):
         return extent.size, []
     found, missing = 0, [Span(extent.start, extent.start)]

@@ -32,7 +32,10 @@ PAGE: Final = 4096
 @pytest.fixture(params=["scan", "entries"])
 def scans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the kernel looks at many pages in one call. Otherwise as before Linux 6.7."""
-    with contextlib.closing(Process.find(os.getpid())) as own, contextlib.closing(PageTable(own)) as table:
+    with (
+        contextlib.closing(Process.find(os.getpid())) as own,
+        contextlib.closing(PageTable(own.open("pagemap"))) as table,
+    ):
         scans = bool(request.param == "scan" and table.tells_huge)
     monkeypatch.setattr(PageTable, "_can_scan", lambda table: scans)
     return scans

@@ -1,0 +1,59 @@
+"""What a process has mapped: the lines of /proc/PID/maps. proc_pid_maps(5)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_EXCEPT: Final = rb"(?:^[^ ]+ [^ ]+ [^ ]+ (?!(?:%s) ).*\n)+"
+
+
+class Area(NamedTuple):
+    """One mapping: addresses, ``end`` exclusive, the file behind it and where it begins there.
+
+    ``permissions`` is such as ``rw-p``; ``inode`` is 0 and ``name`` empty, or in brackets, for memory without a file.
+    A SysV segment has its own number for an inode, which may be 0.
+    """
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: int
+    inode: int
+    name: str
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what is written there goes into the file."""
+        return self.permissions.endswith("s")
+
+
+def read_areas(directory: int, path: str) -> Iterator[Area]:
+    """The mappings in the file ``path``, a ``maps`` of /proc. Raises OSError. The process can make it hang."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+        yield from parse(file)
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[Area]:
+    """The mapping of each line."""
+    for line in lines:
+        addresses, permissions, offset, device, inode, *name = line.split(None, 5)
+        start, end = (int(each, 16) for each in addresses.split(b"-"))
+        major, minor = (int(each, 16) for each in device.split(b":"))
+        text = os.fsdecode(name[0].rstrip(b"\n")) if name else ""
+        yield Area(start, end, permissions.decode(), int(offset, 16), os.makedev(major, minor), int(inode), text)
+
+
+def all_except(devices: Iterable[int]) -> re.Pattern[bytes]:
+    """Matches the runs of lines that are not of these devices."""
+    texts = (b"%02x:%02x" % (os.major(each), os.minor(each)) for each in devices)
+    return re.compile(_EXCEPT % b"|".join(texts), re.MULTILINE)

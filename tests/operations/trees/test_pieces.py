@@ -1,0 +1,86 @@
+"""Threads that do small files in turn, and side by side where one of them would wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.operations.trees._files import Piece
+from ktaskfs.operations.trees._pieces import FEW, SMALL, Turns
+from tests.support.poll import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+THREADS = 3
+
+
+def pieces(size: int) -> list[Piece]:
+    return [Piece(number, 0, size, size) for number in range(FEW)]
+
+
+def in_threads(work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_small_pieces_are_done_by_one_thread_at_a_time() -> None:
+    turns, inside, most, done = Turns(), set[int](), 0, list[int]()
+
+    def work(piece: Piece) -> None:
+        nonlocal most
+        inside.add(threading.get_ident())
+        most = max(most, len(inside))
+        if piece.file == FEW - 1:
+            inside.remove(threading.get_ident())
+        done.append(piece.file)
+
+    def often() -> None:
+        for _ in range(20):
+            turns.do(pieces(SMALL), work)
+
+    in_threads(often)
+    assert (most, sorted(done)) == (1, sorted(list(range(FEW)) * THREADS * 20))
+
+
+def test_large_pieces_are_done_side_by_side() -> None:
+    together = threading.Barrier(THREADS)
+
+    def work(piece: Piece) -> None:
+        if piece.file == 0:
+            together.wait(DEADLINE)
+
+    turns = Turns()
+    in_threads(lambda: turns.do(pieces(SMALL + 1), work))
+    assert not together.broken
+
+
+def test_small_pieces_that_a_thread_waits_for_are_done_side_by_side() -> None:
+    turns = Turns()
+    turns.do(pieces(1), lambda piece: time.sleep(1e-4))  # as a disk would have it wait
+    together = threading.Barrier(THREADS)
+
+    def work(piece: Piece) -> None:
+        if piece.file == 0:
+            together.wait(DEADLINE)
+
+    in_threads(lambda: turns.do(pieces(1), work))
+    assert not together.broken
+
+
+def test_the_turn_passes_on_after_an_error() -> None:
+    def fail(piece: Piece) -> None:
+        raise ValueError(piece.file)
+
+    turns, done = Turns(), list[int]()
+    with pytest.raises(ValueError, match="^0$"):
+        turns.do(pieces(1), fail)
+    in_threads(lambda: turns.do(pieces(1), lambda piece: done.append(piece.file)))
+    assert len(done) == THREADS * FEW
