@@ -35,6 +35,8 @@ BELOW_PREFIX = {
     "share/zsh/site-functions/_ktaskfs",
     "share/fish/vendor_completions.d/ktaskfs.fish",
     "share/doc/ktaskfs/fstab.example",
+    "share/doc/ktaskfs/libvirt_hook.py",
+    "share/doc/ktaskfs/slurm_hook.sh",
     "share/doc/ktaskfs/README.md",
 }
 
