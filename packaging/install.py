@@ -52,6 +52,7 @@ class Installation:
             f"{prefix}/lib/tmpfiles.d/ktaskfs.conf": "systemd/ktaskfs.tmpfiles",
             f"{prefix}/share/doc/ktaskfs/fstab.example": "packaging/fstab.example",
             f"{prefix}/share/doc/ktaskfs/libvirt_hook.py": "packaging/libvirt_hook.py",
+            f"{prefix}/share/doc/ktaskfs/slurm_hook.sh": "packaging/slurm_hook.sh",
             f"{prefix}/share/doc/ktaskfs/README.md": "README.md",
         }
         self._links = {"/usr/sbin/mount.fuse.ktaskfs": "mount.ktaskfs"}

@@ -43,8 +43,8 @@ install_packages() {
         apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 }
 
-# Installs packages, and starts none of their services now: policy-rc.d(8) forbids it to the package scripts. sshd is not
-# started at the next boot either, if this brought it.
+# Installs packages, and starts none of their services now: policy-rc.d(8) forbids it to the package scripts. sshd and
+# munged are not started at the next boot either, if this brought them.
 install_unstarted() {
     policy=/usr/sbin/policy-rc.d
     [ ! -e $policy ] || policy= # somebody else's is left as it is
@@ -55,9 +55,9 @@ install_unstarted() {
     install_packages "$@"
     trap - EXIT HUP INT TERM
     [ -z "$policy" ] || as_root rm -f $policy
-    case " $* " in
-        *" openssh-server "*) ! command -v systemctl >/dev/null || as_root systemctl --quiet disable ssh.service ssh.socket || : ;;
-    esac
+    command -v systemctl >/dev/null || return 0
+    case " $* " in *" openssh-server "*) as_root systemctl --quiet disable ssh.service ssh.socket || : ;; esac
+    case " $* " in *" munge "*) as_root systemctl --quiet disable munge.service slurmctld.service slurmd.service || : ;; esac
 }
 
 # Under sudo, give the owner of the clone what was made in it.

@@ -136,9 +136,14 @@ class Host:
         assert outcome.status == 0, outcome
         return outcome
 
+    @property
+    def prefix(self) -> list[str]:
+        """Before a command that is to run there, without ssh."""
+        return ["nsenter", f"--target={self._init}", "--all", "--"]
+
     def sh(self, script: str) -> str:
         """Run a script of bash there, without ssh; returns what it prints."""
-        outcome = run("nsenter", f"--target={self._init}", "--all", "--", "bash", "-euc", script)
+        outcome = run(*self.prefix, "bash", "-euc", script)
         assert outcome.status == 0, outcome
         return outcome.out
 

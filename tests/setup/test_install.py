@@ -36,6 +36,7 @@ BELOW_PREFIX = {
     "share/fish/vendor_completions.d/ktaskfs.fish",
     "share/doc/ktaskfs/fstab.example",
     "share/doc/ktaskfs/libvirt_hook.py",
+    "share/doc/ktaskfs/slurm_hook.sh",
     "share/doc/ktaskfs/README.md",
 }
 

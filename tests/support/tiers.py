@@ -35,6 +35,7 @@ TIERS: Final = {
     "operations/base": FAST,
     "packaging": MACHINE,
     "setup": MOUNT,
+    "slurm": MACHINE,
     "soak": MOUNT,
     "systemd": MACHINE,
     "tasks": FAST,

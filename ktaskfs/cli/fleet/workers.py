@@ -1,21 +1,28 @@
 """ClusterShell's workers, quicker where a thousand hosts say a line a second.
 
 ClusterShell forks, which copies the page tables of this process: 4 ms of CPU for each host, of which vfork(2), which
-subprocess uses, takes a tenth. And it looks at the signature of the handler's method anew for each line.
+subprocess uses, takes a tenth. And it looks at the signature of the handler's method anew for each line. It
+keeps what has no newline yet, however much that is.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ClusterShell.Engine.Engine import E_READ, E_WRITE
+from ClusterShell.Worker.EngineClient import EngineClientEOF
 from ClusterShell.Worker.Exec import ExecClient, ExecWorker
 from ClusterShell.Worker.Ssh import SshClient, WorkerSsh
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+LINE_MOST: Final = 8 << 20
+"""Bytes of a line. A result of 1 MiB in JSON has at most six times as many."""
+TOO_LONG: Final = f"a line of more than {LINE_MOST >> 20} MiB"
 
 
 def _begin(
@@ -53,6 +60,12 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
     def _handle_read(self, sname: str) -> None:
         for line in self._readlines(sname):
             self.worker.eh.ev_read(self.worker, self.key, sname, line)
+        stream = self.streams[sname]
+        if len(stream.rbuf) > LINE_MOST:
+            stream.rbuf = b""
+            self.worker.eh.ev_read(self.worker, self.key, sname, TOO_LONG.encode())
+            self.popen.kill()
+            raise EngineClientEOF  # ClusterShell then closes the stream, and waits for the process
 
 
 class _SshClient(_Client, SshClient):  # type: ignore[misc]  # ClusterShell has no types

@@ -15,6 +15,7 @@ import pytest
 from tests.cli.fleet.conftest import SPEC, Hosts
 from tests.support.daemon import ROOT
 from tests.support.poll import until
+from tests.support.shell import run
 from tests.support.terminal import CONTROL_C, Terminal
 
 if TYPE_CHECKING:
@@ -159,6 +160,24 @@ def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
         _, err = command.communicate(timeout=30)
     assert command.returncode == 130
     assert {"done (1): mute1", "cancelled (1): slow1"} <= set(err.splitlines())
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_a_line_without_an_end_is_not_kept(hosts: Hosts, option: str) -> None:
+    """The host is given up; its task may go on."""
+    words = hosts.words("endless1,good1,noisy1", option)
+    outcome = run("bash", "-c", 'ulimit -v 262144; exec "$@"', "-", *words, cwd=ROOT)
+    assert outcome.status == 1, outcome
+    if option == "--json":
+        summary = json.loads(outcome.out.splitlines()[-1])["summary"]
+        found = {(each["state"], each["hosts"], each["error"]) for each in summary}
+        words_of_it = "a line of more than 8 MiB"
+        assert found == {("done", "good1", None), ("lost", "endless1", words_of_it), ("failed", "noisy1", words_of_it)}
+    else:
+        assert sorted(outcome.err.splitlines()) == [
+            "failed (1): noisy1: a line of more than 8 MiB",
+            "lost (1): endless1: a line of more than 8 MiB",
+        ]
 
 
 def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:

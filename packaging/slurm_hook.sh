@@ -1,0 +1,60 @@
+#!/bin/bash
+# A hook of Slurm: huge pages are allocated and zeroed before a job begins, and scrubbed and given back after it.
+#
+# Install it as /etc/slurm/ktaskfs on each node, and name it in slurm.conf as Prolog, Epilog and TaskProlog. A job with
+# --gres=hugepages:N gets N pages on each of its nodes, as a file of its user whose path is $HUGEPAGES_FILE.
+#
+# If the pages cannot be had, or cannot be scrubbed, the node is drained, and the reason says why (sinfo -R).
+set -u
+
+hugetlbfs=/dev/hugepages     # the size of its pages is the unit of the GRES
+directory=$hugetlbfs/slurm   # belongs to root, so that no user can put another file in the place of one
+file=$directory/$SLURM_JOB_ID
+task=slurm-$SLURM_JOB_ID
+
+drain() { # REASON
+    scontrol update "NodeName=$SLURMD_NODENAME" State=DRAIN "Reason=${1%%$'\n'*}"
+    exit 1
+}
+
+carry_out() { # SPEC...
+    local words
+    words=$(ktaskfs run --quiet --if-exists=replace "$@" 2>&1) && return
+    [ "$SLURM_SCRIPT_CONTEXT" != prolog_slurmd ] || rm -f "$file" # nobody has written to it
+    drain "$words"
+}
+
+asked_pages() { # squeue prints this field alone, so that no word of the user is taken for it
+    local asked count
+    asked=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%b) || return
+    count=$(tr , '\n' <<<"$asked" | sed -nE 's,^gres[:/]hugepages([:=]([0-9]+[A-Za-z]?))?$,=\2,p')
+    [ -z "$count" ] && echo 0 && return
+    count=${count#=}
+    numfmt --from=iec "$(tr a-z A-Z <<<"${count:-1}")" # without a number it is one, as for Slurm
+}
+
+prolog() {
+    local pages
+    pages=$(asked_pages) || drain "ktaskfs: how many huge pages does job $SLURM_JOB_ID ask for?"
+    [ "$pages" -gt 0 ] || return 0
+    [ "$(stat --file-system --format=%T $hugetlbfs)" = hugetlbfs ] || drain "ktaskfs: no hugetlbfs is mounted on $hugetlbfs"
+    mkdir -p -m 755 $directory
+    rm -f "$file" # of a job that had this number before, on a node that was drained
+    (umask 077 && : >"$file")
+    carry_out fallocate "path=$file" "length=$((pages * $(stat --file-system --format=%S $hugetlbfs)))" undo=1 "name=$task"
+    chown "$SLURM_JOB_UID" "$file"
+}
+
+epilog() {
+    [ -e "$file" ] || return 0
+    # Slurm may have ended a prolog that took too long. Then the task is still at work; however it ends, the file is scrubbed.
+    ktaskfs wait --quiet "$task" >/dev/null 2>&1
+    carry_out clear "path=$file" "name=$task-scrub"
+    carry_out free "path=$file" unlink=1 "name=$task-free"
+}
+
+case $SLURM_SCRIPT_CONTEXT in
+    prolog_slurmd) prolog ;;
+    epilog_slurmd) epilog ;;
+    prolog_task) [ ! -e "$file" ] || echo "export HUGEPAGES_FILE=$file" ;;
+esac
