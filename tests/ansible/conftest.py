@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ansible.tools import copy_collection
+from tests.ansible.tools import NEWEST, OLDEST, copy_collection, environment
+from tests.support.packages import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,3 +41,23 @@ def utilities(collections: Path) -> Iterator[Utilities]:
         yield Utilities()
     finally:
         sys.path.remove(str(collections))
+
+
+@pytest.fixture(scope="session")
+def newest(root: None) -> Path:
+    """The programs of the newest Ansible; skips where it cannot be installed."""
+    return programs(NEWEST)
+
+
+@pytest.fixture(scope="session")
+def oldest(root: None) -> Path:
+    """The programs of the oldest Ansible; skips where it cannot be installed."""
+    return programs(OLDEST)
+
+
+def programs(release: str) -> Path:
+    """Those of a release; skips where it cannot be installed."""
+    try:
+        return environment(release)
+    except Unavailable as error:
+        pytest.skip(str(error))

@@ -225,7 +225,7 @@ def test_a_failure_is_told_and_tried_again(
 
 
 def test_a_refusal_has_the_words_of_the_daemon(make: Make, utilities: Utilities, mounted: Mount, memory: Path) -> None:
-    table = {
+    table: dict[str, tuple[str, dict[str, Any], str]] = {
         "ENOENT": ("clear", {"path": memory / "none"}, "none: No such file"),
         "ENOSPC": ("fallocate", {"path": memory / "a", "length": "1G"}, "bytes are missing"),
         "EINVAL": ("fallocate", {"path": memory / "a", "length": "1G", "lenght": 1}, "lenght"),

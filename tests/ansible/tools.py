@@ -51,7 +51,15 @@ def environment(release: str) -> Path:
         with _alone(directory):
             if not made_from.exists() or made_from.read_text() != pins.read_text():
                 subprocess.run([sys.executable, "-m", "venv", "--clear", directory], capture_output=True, check=True)
-                pip = [directory / "bin/python", "-m", "pip", "install", "--quiet", "--requirement", pins]
+                pip: list[str | Path] = [
+                    directory / "bin/python",
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--requirement",
+                    pins,
+                ]
                 subprocess.run(pip, capture_output=True, text=True, check=True)
                 shutil.copy(pins, made_from)
     except subprocess.CalledProcessError as error:
