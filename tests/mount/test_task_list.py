@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ktaskfs.host.statx import birth_time
 from tests.support.poll import DEADLINE
 from tests.support.slow import SIZE, start_slow, stop
 
@@ -78,12 +79,27 @@ def test_a_row_for_each_task_and_those_at_work_first(mounted: Mount, memory: Pat
     assert rows(mounted) == []
 
 
+def test_a_task_tells_which_files_it_worked_on(mounted: Mount, memory: Path) -> None:
+    """So a program finds out whether a path still leads to the same file."""
+    run_one(mounted, memory, "first")
+    now = (memory / "f-first").stat()
+    (identity,) = json.loads(mounted.read("tasks/first/stat.json"))["files"].values()
+    assert identity == [now.st_dev, now.st_ino, birth_time(str(memory / "f-first"))]
+    (memory / "new").write_bytes(bytes(8192))
+    (memory / "new").replace(memory / "f-first")
+    assert identity[1] != (memory / "f-first").stat().st_ino
+    assert mounted.write("tasks/control", f"survey pid={os.getpid()} name=process") == (0, None)
+    assert mounted.read("tasks/process/wait").endswith("done\n")
+    assert list(json.loads(mounted.read("tasks/process/stat.json"))["files"]) == ["pid"]
+
+
 def test_jq_has_numbers_and_null_where_nothing_is_known(mounted: Mount, memory: Path) -> None:
     run_one(mounted, memory, "ended")
     mounted.shell("mkdir tasks/empty")
     start_slow(mounted, memory, "slow")
     for name in ("ended", "empty", "slow"):
         alone = json.loads(mounted.read(f"tasks/{name}/stat.json"))
+        assert list(alone.pop("files")) == ([] if name == "empty" else ["path"])
         (listed,) = [each for each in objects(mounted) if each["name"] == name]
         assert list(alone) == list(listed)
         moving = {"done", "percent", "speed", "finish_usec", "elapsed_usec", "busy_usec", "chunks", "threads"}

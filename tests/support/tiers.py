@@ -13,6 +13,7 @@ MACHINE: Final = "machine"
 
 TIERS: Final = {
     ".": FAST,
+    "ansible": MACHINE,
     "architecture": FAST,
     "attacks": MOUNT,
     "bench": FAST,

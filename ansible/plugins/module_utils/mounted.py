@@ -1,0 +1,212 @@
+# Copyright (c) 2026, The ktaskfs authors
+# SPDX-License-Identifier: MIT
+"""A mount of ktaskfs as a module sees it: its files are read and written, with the daemon's words for each refusal."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+AWAY = (errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED)
+"""What a file answers while its daemon is dead."""
+GONE = (errno.ENOENT, errno.ENODEV)
+"""What a file of a task answers that was removed."""
+ABSENT = "absent"
+"""The state of a task that is not there."""
+PATIENCE = 10.0
+"""Seconds to wait for a daemon that is being restarted."""
+PAUSE = 0.1
+"""Seconds between two tries."""
+LONGEST_POLL = 5.0
+"""Seconds after which a state is read again, even if poll(2) has not told of a change."""
+READ_SIZE = 1 << 16
+REFUSAL = re.compile(r"^\[[^]]*\] (?P<file>.*?): (?P<errname>[A-Z0-9]+): (?P<message>.*)$", re.MULTILINE)
+"""The first line of an entry of ``info/error_log``."""
+
+
+class Refused(Exception):
+    """The mount refused a command, or cannot be used; ``number`` is the errno."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        """The name of the errno, such as ENOSPC."""
+        return errno.errorcode.get(self.number, str(self.number))
+
+
+class NotMounted(Refused):
+    """There is no ktaskfs."""
+
+
+def file_of(name: str, file: str) -> str:
+    """The path of a file of a task below the mount."""
+    return f"tasks/{name}/{file}"
+
+
+class Mounted:
+    """A mount at ``path``. All methods raise Refused."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._was_there = False
+
+    def is_there(self) -> bool:
+        """Whether a ktaskfs is mounted. Waits for a daemon that is being restarted."""
+        self._was_there = bool(self._patiently(self._exists))
+        return self._was_there
+
+    def _exists(self) -> bool:
+        try:
+            os.stat(f"{self.path}/tasks/control")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def require(self) -> None:
+        """Raise NotMounted if no ktaskfs is mounted."""
+        if not self.is_there():
+            raise NotMounted(f"no ktaskfs is mounted on {self.path}", errno.ENOENT)
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """The result of ``call``, once a daemon answers."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return call()
+            except OSError as error:
+                number = error.errno or errno.EIO
+                if not self._is_away(number) or time.monotonic() > end:
+                    raise Refused(f"{error.filename or self.path}: {error.strerror}", number) from error
+            time.sleep(PAUSE)
+
+    def _is_away(self, number: int) -> bool:
+        """Whether a file answers so while the daemon is restarted: it takes the dead mount away and mounts anew."""
+        if number != errno.ENOENT or not self._was_there:
+            return number in AWAY
+        try:
+            return not self._exists()
+        except OSError:
+            return True
+
+    def read(self, file: str) -> str:
+        """The text of a file that is not a stream."""
+        return str(self._patiently(lambda: self._read(file)))
+
+    def _read(self, file: str) -> str:
+        fd = os.open(f"{self.path}/{file}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _text(fd)
+        finally:
+            os.close(fd)
+
+    def write(self, file: str, command: str) -> str:
+        """Write one command; returns what the file then reads back, if it can be read."""
+        fd: int = self._patiently(lambda: self._open_to_write(file))
+        try:
+            os.write(fd, os.fsencode(f"{command}\n"))  # the newline says that the command is whole
+            return _text(fd) if file == "tasks/control" else ""
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise Refused(self._words(file, number, command), number) from error
+        finally:
+            os.close(fd)
+
+    def _open_to_write(self, file: str) -> int:
+        flags = os.O_RDWR if file == "tasks/control" else os.O_WRONLY
+        return os.open(f"{self.path}/{file}", flags | os.O_CLOEXEC)
+
+    def _words(self, file: str, number: int, command: str) -> str:
+        """The daemon's message of the refusal. Other commands of the same user may have been refused since."""
+        try:
+            log = self.read("info/error_log")
+        except Refused:  # the errno is the answer, the message only helps
+            log = ""
+        found = [
+            entry["message"]
+            for entry in REFUSAL.finditer(log)
+            if (entry["file"], entry["errname"]) == (file, errno.errorcode.get(number))
+            and log[entry.end() :].lstrip("\n").partition("\n")[0].partition("Command: ")[2] in command
+        ]
+        return found[-1] if found else f"{file}: {os.strerror(number)}"
+
+    def start(self, spec: dict[str, str]) -> str:
+        """Start a task; returns its name."""
+        return self.write("tasks/control", json.dumps(spec)).strip()
+
+    def forget(self, name: str) -> None:
+        """Remove a task that has ended."""
+        self._patiently(lambda: os.rmdir(f"{self.path}/tasks/{name}"))
+
+    def state(self, name: str) -> str:
+        """The state of a task, or ABSENT."""
+        try:
+            return self.read(file_of(name, "state")).strip()
+        except Refused as error:
+            if error.number not in GONE:
+                raise
+            self.require()
+            return ABSENT
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """The figures of a task; none if it is not there."""
+        try:
+            figures: dict[str, Any] = json.loads(self.read(file_of(name, "stat.json")))
+        except Refused as error:
+            if error.number not in GONE:
+                raise
+            return {}
+        return figures
+
+    def wait_while(self, name: str, states: tuple[str, ...], end: float) -> str:
+        """Wait until a task has none of these states, or until ``end`` (of time.monotonic()); returns its state."""
+        while True:
+            state = self._wait_for_change(name, states, end)
+            if state not in states or time.monotonic() >= end:
+                return state
+
+    def _wait_for_change(self, name: str, states: tuple[str, ...], end: float) -> str:
+        """Follow one open file of the state while its daemon lives."""
+        state = self.state(name)
+        try:
+            fd = os.open(f"{self.path}/{file_of(name, 'state')}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # the task or the daemon is gone: the next look says which
+            return self.state(name)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            while (state := _text(fd).strip()) in states and (left := end - time.monotonic()) > 0:
+                poll.poll(1000 * min(left, LONGEST_POLL))
+        except OSError:
+            return self.state(name)
+        finally:
+            os.close(fd)
+        return state
+
+
+def _text(fd: int) -> str:
+    """The whole text of an open file, made anew."""
+    pieces: list[bytes] = []
+    at = 0
+    while piece := os.pread(fd, READ_SIZE, at):
+        pieces.append(piece)
+        at += len(piece)
+    return b"".join(pieces).decode(errors="surrogateescape")
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The rows of a table with a header, by column. Blanks stay in the last column."""
+    header, *lines = text.splitlines() or [""]
+    names = header.split()
+    return [dict(zip(names, line.split(None, len(names) - 1), strict=False)) for line in lines]

@@ -1,0 +1,86 @@
+# Copyright (c) 2026, The ktaskfs authors
+# SPDX-License-Identifier: MIT
+"""Values of parameters: from YAML to the text of a spec, and compared by what they mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
+NUMBER = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
+YES = ("1", "yes", "on", "true")
+NO = ("0", "no", "off", "false")
+
+
+def as_text(value: Any, kind: str) -> str:
+    """The text of a spec for a value of YAML; ``kind`` is the type in ``operations/NAME/parameters``."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (list, tuple)):
+        return ",".join(as_text(each, kind) for each in value)
+    if kind == "mode" and isinstance(value, int):
+        return f"{value:04o}"  # YAML reads 0600 without quotes as an octal number
+    text = str(value)
+    if kind == "0/1" and text.lower() in YES + NO:
+        return str(int(text.lower() in YES))
+    return text
+
+
+def alike(one: str, other: str, kind: str) -> bool:
+    """Whether two texts of a parameter mean the same."""
+    return one == other or _meaning(one, kind) == _meaning(other, kind)
+
+
+def _meaning(text: str, kind: str) -> object:
+    kinds = kind.split("|")
+    if not {"size", "number", "pid", "address"}.isdisjoint(kinds):
+        return number(text, hexadecimal="address" in kinds)
+    if kind == "cpulist":
+        return _cpus(text)
+    if kind == "path":
+        return os.path.abspath(text)
+    if kind == "hex":
+        return text.lower()
+    if kind == "mode" and re.fullmatch("[0-7]+", text):
+        return int(text, 8)
+    return text
+
+
+def number(text: str, *, hexadecimal: bool = False) -> int | str:
+    """The number that a size, a count or an address stands for; the text itself if it is none.
+
+    A suffix K M G T P E is a power of 1024. ``hexadecimal``: digits without 0x are so, too.
+    """
+    if hexadecimal and re.fullmatch("[0-9a-fA-F]+", text):
+        return int(text, 16)
+    match = NUMBER.fullmatch(text)
+    if match is None:
+        return text
+    digits, suffix = match[1].lower(), (match[2] or "").upper()
+    return int(digits, 16 if digits.startswith("0x") else 10) << SHIFTS[suffix]
+
+
+def _cpus(text: str) -> object:
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
+        if match is None:
+            return text
+        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return numbers
+
+
+def is_default(text: str, default: str) -> bool:
+    """Whether a file of a task shows that its parameter was not given; ``A|B`` stands for either."""
+    return text in ("-", default) or text in default.split("|")
+
+
+def given(params: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, str]:
+    """The parameters as texts of a spec; null means that a parameter is not given."""
+    return {key: as_text(value, kinds.get(key, "")) for key, value in params.items() if value is not None}

@@ -1,0 +1,32 @@
+"""A plugin of Ansible: prints what each task returned as a JSON object a line, and the counts at the end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: told
+type: stdout
+short_description: JSON for tests
+description: An object a line.
+"""
+
+
+class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no types
+    """What Ansible calls."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "told"
+
+    def _print(self, result: Any, **_: Any) -> None:
+        told = {"task": result._task.get_name(), "host": result._host.get_name(), "result": result._result}
+        print(json.dumps(told, default=str), flush=True)
+
+    v2_runner_on_ok = v2_runner_on_failed = v2_runner_on_unreachable = v2_runner_on_skipped = _print
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        print(json.dumps({"counts": {host: stats.summarize(host) for host in stats.processed}}), flush=True)

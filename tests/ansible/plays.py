@@ -1,0 +1,75 @@
+"""Runs playbooks with a release of Ansible."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.support.poll import DEADLINE
+from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SETTINGS: Final = {
+    "ANSIBLE_DEPRECATION_WARNINGS": "0",
+    "ANSIBLE_FORCE_COLOR": "0",
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_PIPELINING": "1",
+    "ANSIBLE_REMOTE_TMP": "/run/ansible",
+    "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callback")),
+    "ANSIBLE_STDOUT_CALLBACK": "told",
+    "LC_ALL": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a playbook ended.
+
+    counts:   of each host, by what was counted: ok, changed, failures, unreachable and so on.
+    returned: the name of a task, a host, and what the task returned there.
+    """
+
+    outcome: Outcome
+    counts: dict[str, dict[str, int]]
+    returned: list[tuple[str, str, dict[str, Any]]]
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """How many tasks have changed something, by host."""
+        return {host: counts["changed"] for host, counts in self.counts.items()}
+
+    def of(self, task: str) -> dict[str, dict[str, Any]]:
+        """What a task returned, by host."""
+        return {host: result for name, host, result in self.returned if name == task}
+
+
+class Ansible:
+    """Runs commands of Ansible with the collection. ``prefix`` comes before each command."""
+
+    def __init__(self, programs: Path, collections: Path, home: Path, prefix: Sequence[str] = ()) -> None:
+        self._programs, self._collections, self._home, self._prefix = programs, collections, home, prefix
+        self._env = {**SETTINGS, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_HOME": str(home)}
+        self._env["ANSIBLE_LOCAL_TEMP"] = str(home / "tmp")
+
+    def with_programs(self, programs: Path) -> Ansible:
+        """The same with another release."""
+        return Ansible(programs, self._collections, self._home, self._prefix)
+
+    def __call__(self, program: str, *words: str, cwd: Path | None = None) -> Outcome:
+        """Run a program of Ansible to its end."""
+        command = [*self._prefix, str(self._programs / program), *words]
+        return run(*command, env=self._env, cwd=cwd, timeout=4 * DEADLINE)
+
+    def play(self, inventory: str, playbook: str, *words: str, **variables: Any) -> Played:
+        """Run a playbook with variables."""
+        outcome = self("ansible-playbook", "-i", inventory, playbook, "-e", json.dumps(variables), *words)
+        told = [json.loads(line) for line in outcome.out.splitlines() if line.startswith("{")]
+        assert told, outcome
+        *results, last = told
+        returned = [(each["task"], each["host"], each["result"]) for each in results]
+        return Played(outcome, last["counts"], returned)

@@ -1,0 +1,151 @@
+"""The playbooks of the collection on three hosts, by OpenSSH."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ktaskfs.version import VERSION
+from tests.ansible.plays import Ansible
+from tests.fleet.hosts import Host, Place, three_hosts
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.ansible.plays import Played
+
+GUESTS: Final = [{"name": "vm0", "size": "2M"}]
+
+
+class Fleet:
+    """Three hosts, and Ansible beside them. hv2 has room for 4 MiB."""
+
+    def __init__(self, place: Place, hosts: list[Host], ansible: Ansible) -> None:
+        self.hosts = hosts
+        self.ansible = ansible
+        self._place = place
+        self.inventory = str(place.directory / "inventory")
+        self._ssh = ["-F", f"{place.directory}/ssh_config", "-o", f"ControlPath={place.directory}/%n.socket"]
+        shared = "-o ControlMaster=auto -o ControlPersist=600 -o ConnectTimeout=5"
+        Path(self.inventory).write_text(
+            "hv[1:3]\n[all:vars]\nansible_python_interpreter=/usr/bin/python3\n"
+            f"ansible_ssh_args={' '.join(self._ssh)} {shared}\nansible_host_key_checking=false\n"
+        )
+
+    def with_programs(self, programs: Path) -> Fleet:
+        """The same hosts, and another release of Ansible."""
+        return Fleet(self._place, self.hosts, self.ansible.with_programs(programs))
+
+    def hang_up(self) -> None:
+        """End the connections that the commands share."""
+        for host in self.hosts:
+            run(*self._place.prefix, "ssh", *self._ssh, "-O", "exit", host.name)
+
+    def play(self, playbook: str, *words: str, **variables: Any) -> Played:
+        """Run a playbook on all hosts."""
+        return self.ansible.play(self.inventory, playbook, *words, hosts="all", **variables)
+
+    def sh(self, script: str) -> list[str]:
+        """What a script prints on each host."""
+        return [host.sh(script) for host in self.hosts]
+
+
+@pytest.fixture(scope="module")
+def three(root: None, newest: Path, collections: Path) -> Iterator[Fleet]:
+    """The hosts, and the newest Ansible."""
+    with tempfile.TemporaryDirectory(prefix="kt-ansible-") as path, three_hosts(Path(path)) as (place, hosts):
+        fleet = Fleet(place, hosts, Ansible(newest, collections, Path(path), place.prefix))
+        yield fleet
+        fleet.hang_up()
+
+
+@pytest.fixture
+def fleet(three: Fleet) -> Iterator[Fleet]:
+    """The hosts without a task."""
+    yield three
+    for host in three.hosts:
+        if host.is_alive:
+            host.clear()
+
+
+def test_the_second_run_changes_nothing_that_is_there(fleet: Fleet) -> None:
+    variables = {"guests": GUESTS, "directory": "/dev/shm", "batch": 3}
+    planned = fleet.play("ktaskfs.host.hypervisors", "--check", **variables)
+    assert planned.outcome.status == 0, planned.outcome
+    assert planned.changed == {"hv1": 2, "hv2": 2, "hv3": 2}, "neither step finds the task"
+    assert fleet.sh("ls /dev/shm /run/ktaskfs/tasks/") == ["/dev/shm:\n\n/run/ktaskfs/tasks/:\ncontrol\n"] * 3
+
+    first = fleet.play("ktaskfs.host.hypervisors", **variables)
+    assert first.outcome.status == 0, first.outcome
+    assert first.changed == {"hv1": 1, "hv2": 1, "hv3": 1}
+    assert fleet.sh("stat --format=%s:%b /dev/shm/vm?") == ["2097152:4096\n"] * 3
+
+    fleet.hosts[1].sh("rm /dev/shm/vm0")
+    second = fleet.play("ktaskfs.host.hypervisors", **variables)
+    assert second.changed == {"hv1": 0, "hv2": 1, "hv3": 0}, "where the memory is gone it is allocated again"
+
+
+def test_a_scrub_and_its_proof(fleet: Fleet) -> None:
+    fleet.sh("head -c 1M /dev/urandom >/dev/shm/vm0")
+    first = fleet.play("ktaskfs.host.scrub", tenant=17, memory="/dev/shm/vm0")
+    assert first.outcome.status == 0, first.outcome
+    assert first.changed == {"hv1": 3, "hv2": 3, "hv3": 3}
+    assert fleet.sh("ls /dev/shm") == [""] * 3
+    fleet.hosts[0].sh("head -c 1M /dev/urandom >/dev/shm/vm0")  # the next one, with the same number
+    assert fleet.play("ktaskfs.host.scrub", tenant=17, memory="/dev/shm/vm0").changed == {"hv1": 3, "hv2": 0, "hv3": 0}
+
+
+def test_a_host_without_room_fails_and_a_batch_ends_the_play(fleet: Fleet) -> None:
+    """hv2 has no room. In batches of one it ends the play before hv3; in one batch the others are done."""
+    variables = {"guests": [{"name": "vm0", "size": "8M"}], "directory": "/dev/shm"}
+    rolling = fleet.play("ktaskfs.host.hypervisors", batch=1, **variables)
+    assert rolling.outcome.status != 0
+    assert (rolling.counts["hv1"]["changed"], rolling.counts["hv2"]["failures"]) == (1, 1)
+    assert "hv3" not in rolling.counts
+    (item,) = rolling.of("Start to allocate")["hv2"]["results"]
+    assert item["errno"] == "ENOSPC"
+    assert item["msg"].startswith("/dev/shm/vm0: ")
+    assert "bytes are missing" in item["msg"]
+    assert fleet.sh("ls /dev/shm") == ["vm0\n", "", ""]
+
+
+def test_the_oldest_release(fleet: Fleet, oldest: Path) -> None:
+    """It also reads what there is, and tells what differs."""
+    variables = {"guests": GUESTS, "directory": "/dev/shm"}
+    old = fleet.with_programs(oldest)
+    assert "core 2.1" in old.ansible("ansible", "--version").out
+    played = old.play("ktaskfs.host.hypervisors", "--limit=hv1", "--diff", **variables)
+    assert played.changed == {"hv1": 1}
+    (item,) = played.of("Start to allocate")["hv1"]["results"]
+    assert item["diff"]["before"] == {"state": "absent"}
+    after = {"op": "fallocate", "path": "/dev/shm/vm0", "length": "2M"}
+    assert item["diff"]["after"].items() > after.items()
+    told = old.ansible("ansible", "-i", old.inventory, "hv1", "--module-name=ktaskfs.host.info", "--args=name=guest-*")
+    answer = json.loads(told.out.partition("=>")[2])
+    assert [(task["name"], task["total"]) for task in answer["tasks"]] == [("guest-vm0", 2 << 20)]
+    assert (answer["mounted"], answer["version"]) == (True, VERSION)
+    assert {pool["node"] for pool in answer["pools"]} >= {None, 0}
+
+
+def test_weights_that_are_replaced_are_loaded_again(fleet: Fleet) -> None:
+    fleet.sh("head -c 1M /dev/urandom >/dev/shm/source")
+    variables = {"weights": "/dev/shm/source", "memory": "/dev/shm/weights"}
+    assert fleet.play("ktaskfs.host.weights", **variables).changed == {"hv1": 2, "hv2": 2, "hv3": 2}
+    fleet.hosts[2].sh("head -c 1M /dev/urandom >/dev/shm/new; mv /dev/shm/new /dev/shm/source")
+    assert fleet.play("ktaskfs.host.weights", **variables).changed == {"hv1": 0, "hv2": 0, "hv3": 2}
+    assert fleet.sh("cmp /dev/shm/source /dev/shm/weights") == [""] * 3
+
+
+def test_a_dead_host_is_unreachable_and_the_others_are_done(fleet: Fleet) -> None:
+    """The last of the tests, since it is dead for good."""
+    fleet.hang_up()
+    fleet.hosts[2].kill()
+    played = fleet.play("ktaskfs.host.hypervisors", guests=GUESTS, directory="/dev/shm", batch=3)
+    assert played.outcome.status != 0
+    assert played.counts["hv3"]["unreachable"] == 1
+    assert [played.counts[host]["failures"] for host in ("hv1", "hv2")] == [0, 0]

@@ -1,0 +1,69 @@
+"""The collection at a path where Ansible finds it, and releases of Ansible in the cache of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.support.daemon import ROOT
+from tests.support.packages import CACHE, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COLLECTION: Final = ROOT / "ansible"
+PLACE: Final = "ansible_collections/ktaskfs/host"
+OLDEST: Final = "oldest"
+NEWEST: Final = "newest"
+PINS: Final = Path(__file__).parent
+
+
+def copy_collection(directory: Path) -> Path:
+    """A copy of the collection, below ``directory`` where Ansible looks for it; returns its path."""
+    place = directory / PLACE
+    shutil.copytree(COLLECTION, place, ignore=shutil.ignore_patterns("__pycache__", ".ansible", "output"))
+    return place
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two runs of the tests do not make an environment at the same time."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def environment(release: str) -> Path:
+    """The directory with the programs of a release of Ansible, OLDEST or NEWEST; raises Unavailable.
+
+    Its packages are those of NAME.txt in this folder. They are installed once, and again if that file changes.
+    """
+    pins = PINS / f"{release}.txt"
+    directory = CACHE / f"ansible-{release}"
+    made_from = directory / pins.name
+    try:
+        with _alone(directory):
+            if not made_from.exists() or made_from.read_text() != pins.read_text():
+                subprocess.run([sys.executable, "-m", "venv", "--clear", directory], capture_output=True, check=True)
+                pip: list[str | Path] = [
+                    directory / "bin/python",
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--requirement",
+                    pins,
+                ]
+                subprocess.run(pip, capture_output=True, text=True, check=True)
+                shutil.copy(pins, made_from)
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(f"Ansible cannot be installed: {error.stderr or error.stdout}") from error
+    except OSError as error:
+        raise Unavailable(f"Ansible cannot be installed: {error}") from error
+    return directory / "bin"
