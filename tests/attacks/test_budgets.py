@@ -98,7 +98,7 @@ def test_streams_of_one_user_are_limited(mount_maker: MountMaker, two_users: tup
     outcome = run("python3", "-c", HOLD, str(mounted.path / name), "0", "1000", str(mounted.pid), user=mine)
     assert outcome.out.split()[:2] == [str(STREAMS_MAX), str(errno.EMFILE)]
     assert mounted.read("info/last_cmd_status", user=mine) == (
-        f"open: EMFILE: you hold {STREAMS_MAX} events and wait files open, and a user may hold {STREAMS_MAX}\n"
+        f"open: EMFILE: you hold {STREAMS_MAX} events and wait files open; the limit of a user is {STREAMS_MAX}\n"
     )
     until(
         lambda: run("timeout", "0.1", "cat", str(mounted.path / "events"), user=other).status == 124,

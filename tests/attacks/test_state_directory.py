@@ -98,7 +98,7 @@ def test_a_directory_above_that_others_may_write_is_refused(area: Path, mode: in
     above = area / "above"
     (above / "state").mkdir(parents=True)
     above.chmod(mode)
-    with pytest.raises(TargetError, match=f"write in {above}") as refusal:
+    with pytest.raises(TargetError, match=f"write to {above}") as refusal:
         PrivateDirectory(str(above / "state"))
     assert refusal.value.errname == "EPERM"
 
