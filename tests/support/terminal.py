@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CONTROL_C: Final = "\x03"
+SIZE: Final = frozenset({"LINES", "COLUMNS"})
+"""Variables that would be believed in place of the terminal; pytest-xdist sets one for its processes."""
 SEQUENCE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -26,7 +28,8 @@ class Terminal:
     def __init__(self, *command: str, rows: int = 24, columns: int = 80, env: Mapping[str, str] | None = None) -> None:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        environment = {**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm", **(env or {})}
+        inherited = {key: value for key, value in os.environ.items() if key not in SIZE}
+        environment = {**inherited, "LC_ALL": "C.UTF-8", "TERM": "xterm", **(env or {})}
         words = ["setsid", "--ctty", "--wait", *command]  # so that ^C reaches it
         self._process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
         os.close(slave)
