@@ -59,7 +59,7 @@ class Collapse(RangeOperation[RangeParameters]):
 
 
 class _Collapser:
-    """The chunk function, and what became of the huge pages."""
+    """The chunk function, and the results for huge pages."""
 
     def __init__(self, kernel: Kernel, target: Target, huge: int) -> None:
         self._kernel = kernel

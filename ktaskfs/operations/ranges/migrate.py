@@ -78,7 +78,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
 
 
 class _Mover:
-    """The chunk function, and what became of the pages. ``remember`` where each was, so that it can be moved back."""
+    """The chunk function, and the results for pages. ``remember`` where each was, so that it can be moved back."""
 
     def __init__(self, target: Target, pages: FilePages, nodes: Sequence[Node], *, remember: bool) -> None:
         self._target = target
@@ -89,7 +89,7 @@ class _Mover:
         self._remember = remember
         self._began = monotonic()
         self._turns = SharedLock()  # each first attempt together with others, each further one alone
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the next three fields
         self._counts: Counter[tuple[str, int]] = Counter()
         self._origins: dict[int, RunLog] = {}
         self._in_vain = 0.0
@@ -156,7 +156,7 @@ class _Mover:
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            states = [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
+            states = [-errno.ENOMEM] * len(addresses)  # the node is full: the kernel did not try the rest
         ends = zip(pages, states, numa_pages.page_nodes(addresses), strict=True)
         return {page: "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN") for page, state, now in ends}
 

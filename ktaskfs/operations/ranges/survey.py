@@ -104,7 +104,7 @@ def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
 
 
 class _Surveyor:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, target: Target, pages: FilePages) -> None:
         self._target = target

@@ -119,7 +119,7 @@ class _Buffer(threading.local):
 
 
 class _Verifier:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, target: Target, pages: GuardedPages | None, block: bytes, hands: Hands | None) -> None:
         self._target = target

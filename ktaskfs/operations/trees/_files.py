@@ -181,7 +181,7 @@ class FileList:
         return self.tree.open_regular(self.kernel, self.path(index))
 
     def pieces(self, start: int, end: int, align: int = ALIGN) -> Iterator[Piece]:
-        """What lies between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
+        """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
         index = bisect.bisect_right(self._ends, start)
         while index < len(self._ends):
             begin = self._ends[index - 1] if index else 0

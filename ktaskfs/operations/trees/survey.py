@@ -60,7 +60,7 @@ class Survey(Operation[SurveyParameters]):
 
 
 class _Surveyor:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, files: FileList) -> None:
         self._files = files
