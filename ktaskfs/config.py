@@ -39,11 +39,11 @@ CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 class MountConfig:
     """All options of a daemon.
 
-    statedir:    where tasks are remembered.
+    statedir:    the directory with the records of tasks.
     uid, gid, mode, hidepid: who may use ``tasks/control``, and see others' tasks.
     allow_other: whether users other than the daemon's may use the mount.
-    tunables:    those given, by name.
-    config:      the configuration file that was asked for, None for the usual one.
+    tunables:    the given values, by name.
+    config:      the given configuration file, None for the default.
     device:      ``/dev/fd/N``, an open /dev/fuse that is already mounted on ``mountpoint``; None to mount it.
     keep:        whether the service manager keeps the mount while no daemon serves it.
     nonempty:    whether the mount may cover a directory that is not empty.

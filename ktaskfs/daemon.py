@@ -68,10 +68,10 @@ class _Daemon:
 
     config:   its options.
     settings: the tunables in force.
-    state:    the state directory, which is locked.
+    state:    the locked state directory.
     manager:  the service manager, if there is one.
     ready:    called when the mount answers.
-    stop:     set when the mount is to end.
+    stop:     set to end the mount.
     """
 
     config: MountConfig

@@ -41,11 +41,11 @@ class StartRequest:
 
     parameters: canonical texts.
     remaining:  (start, size, nid) of each range of a resumed task, None for a new task.
-    baseline:   the one in the Ready of an earlier run.
+    baseline:   from the Ready of an earlier run.
     identity:   the fields of the caller's ``ktaskfs.host.credentials.Identity``.
-    ticket:     a number for each request, which the answers repeat. The task's name would not do: one worker of a task
-                may still be ending when the next one starts.
-    follows:    another request comes as soon as this worker is ready.
+    ticket:     a number for each request, repeated in the answers. The task's name would be ambiguous while an old
+                worker of the task ends.
+    follows:    another request follows as soon as this worker is ready.
     """
 
     name: str

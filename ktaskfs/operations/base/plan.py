@@ -26,7 +26,7 @@ class Plan:
 
     nodes:   the work, in the operation's units, one entry for each NUMA node or remaining range.
     control: the chunk function and its rules for ``ktask.run_numa``; the worker adds monitor and live limits.
-    abort:   takes back what ``prepare`` itself changed (a created file, a new size); called when the task never starts.
+    abort:   undoes the changes of ``prepare`` (a created file, a new size); called if the task never starts.
     finish:  called once after the last chunk, with the outcome of the job; returns the text for the ``result`` file.
              It may raise KtaskfsError (an unexpected digest).
     tree:    a digest of the list of files that the positions count; 0 without one.
@@ -65,9 +65,9 @@ class Preparation(Generic[P]):
     Kept resources are closed, and changes undone, in reverse order: at once if ``prepare`` raises (as a context
     manager), otherwise when the plan is aborted or finished.
 
-    kernel:     what was opened before this process took its caller's root.
+    kernel:     opened before this process took its caller's root.
     parameters: those of the spec.
-    remaining:  what an earlier run left to do; None for a new task.
+    remaining:  the rest of an earlier run; None for a new task.
     file:       an O_PATH descriptor of the file, if the spec names it without a path.
     """
 
