@@ -1,1 +1,1 @@
-"""ktaskfs: chunked, multithreaded work on huge-page memory, driven through a filesystem like /proc."""
+"""ktaskfs: chunked, multithreaded work on huge-page memory, controlled through a filesystem like /proc."""

@@ -1,4 +1,4 @@
-"""The options of a mount: read from the words after ``-o``, and frozen."""
+"""The options of a mount: parsed from the text after ``-o``, and frozen."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ GENERIC: Final = frozenset(
     | {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "dirsync", "lazytime", "nolazytime"}
     | {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime"}
 )
-"""Options of mount(8) that are taken and mean nothing here; the mount is always nosuid, nodev and noexec."""
+"""Options of mount(8) that are accepted without effect; the mount is always nosuid, nodev and noexec."""
 LINKS_MAX: Final = 40
 """Links in a row, as in the kernel (MAXSYMLINKS)."""
 NAME_MAX: Final = 255
 """Bytes in a name (linux/limits.h)."""
 NAME: Final = "ktaskfs"
-"""Of the filesystem, and of a mount that the service manager keeps."""
+"""Name of the filesystem, and of the mount in the service manager's store."""
 STATE_ROOT: Final = "/run/ktaskfs-state"
 CONFIG_FILE: Final = "/etc/ktaskfs.conf"
-"""Where the tunables at the start are read from, if it exists; the option ``config=`` names another, which must."""
+"""The file with the tunables at the start, if it exists; the file of the option ``config=`` must exist."""
 
 
 @dataclass(frozen=True)
 class MountConfig:
     """All options of a daemon.
 
-    statedir:    where tasks are remembered.
+    statedir:    the directory with the records of tasks.
     uid, gid, mode, hidepid: who may use ``tasks/control``, and see others' tasks.
     allow_other: whether users other than the daemon's may use the mount.
-    tunables:    those given, by name.
-    config:      the configuration file that was asked for, None for the usual one.
+    tunables:    the given values, by name.
+    config:      the given configuration file, None for the default.
     device:      ``/dev/fd/N``, an open /dev/fuse that is already mounted on ``mountpoint``; None to mount it.
     keep:        whether the service manager keeps the mount while no daemon serves it.
-    nonempty:    whether the mount may hide what is in its directory.
-    passing:     whether the state directory is there for this mount point alone, and goes when no task is left in it.
+    nonempty:    whether the mount may cover a directory that is not empty.
+    passing:     whether the state directory belongs to this mount point, and is removed when no task is left.
     """
 
     mountpoint: str
@@ -65,11 +65,11 @@ class MountConfig:
     passing: bool = False
 
     def open_statedir(self) -> PrivateDirectory:
-        """The state directory, made if missing. Raises TargetError, also if others may write in it or above it."""
+        """The state directory, created if missing. Raises TargetError, also if others can write to it or a parent."""
         return PrivateDirectory(self.statedir)
 
     def file_tunables(self) -> dict[str, int]:
-        """The tunables in the configuration file as it is now, without those that an option has given.
+        """The tunables in the current configuration file, without those set by an option.
 
         Raises ConfigError; its message has a line for each wrong line of the file.
         """
@@ -85,7 +85,7 @@ class MountConfig:
 
 
 def _parse_lines(path: str, lines: Iterable[str]) -> dict[str, int]:
-    """``NAME = VALUE`` a line, ``#`` before a comment. Raises ConfigError, which names every wrong line."""
+    """One ``NAME = VALUE`` per line, with ``#`` comments. Raises ConfigError, which names every wrong line."""
     values: dict[str, int] = {}
     errors: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -116,14 +116,14 @@ def escape_path(path: str) -> str:
 
 
 def state_name(path: str) -> str:
-    """``path`` escaped; what would be too long for a name ends in a digest, SHA-256 of the path."""
+    """``path`` escaped; if it is too long for a name, it ends in the SHA-256 digest of the path."""
     name = escape_path(path)
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()
     return name if len(name) <= NAME_MAX else f"{name[: NAME_MAX - 1 - len(digest)]}-{digest}"
 
 
 def default_statedir(mountpoint: str, uid: int, environment: Mapping[str, str]) -> str:
-    """Where the tasks of this mount are remembered; raises ConfigError for a user without a runtime directory."""
+    """The default state directory of this mount; raises ConfigError for a user without a runtime directory."""
     if uid == 0:
         return os.path.join(STATE_ROOT, state_name(mountpoint))
     runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
@@ -140,14 +140,15 @@ def parse_options(
     fd: int | None = None,
     keep: bool = False,
 ) -> MountConfig:
-    """Read ``options``, each a comma-separated list as after ``-o``; a later one wins. Raises ConfigError.
+    """Parse ``options``, each a comma-separated list as after ``-o``; a later one overrides an earlier one. Raises
+    ConfigError.
 
-    ``fd`` is an open /dev/fuse that is mounted there already; ``keep`` as the field.
+    ``fd`` is an open /dev/fuse that is mounted there already; ``keep`` is the field.
     """
-    if not mountpoint:  # of a variable that is not set; as a path it would be the working directory
+    if not mountpoint:  # from an unset variable; as a path it would mean the working directory
         raise ConfigError(f"the mount point is empty: {os.strerror(errno.ENOENT)}", errno=errno.ENOENT)
     uid = os.geteuid()
-    # A path of a mount that nobody serves yet is not looked at: that would wait for ever for an answer.
+    # Do not access a path of an unserved mount: that would wait forever.
     path = _resolved(mountpoint) if fd is None else os.path.abspath(mountpoint)
     values: dict[str, Any] = {"uid": uid, "gid": os.getegid(), "allow_other": uid == 0}
     tunables: dict[str, int] = {}
@@ -167,7 +168,7 @@ def parse_options(
     values.setdefault("statedir", None)
     if values["statedir"] is None:
         values |= {"statedir": default_statedir(path, uid, environment), "passing": True}
-    for name in ("statedir", "config"):  # in the mount itself: the daemon would wait for itself
+    for name in ("statedir", "config"):  # inside the mount the daemon would wait for itself
         if values.get(name) is not None and _is_below(values[name], path):
             raise ConfigError(f"option {name}: {values[name]} lies inside the mount")
     device = None if fd is None else f"/dev/fd/{fd}"
@@ -175,7 +176,7 @@ def parse_options(
 
 
 def _resolved(path: str) -> str:
-    """``path`` without links, but nothing is asked of what is mounted there: it may be a dead daemon's."""
+    """``path`` with links resolved, without accessing the mount there, whose daemon may be dead."""
     for _ in range(LINKS_MAX):
         directory, name = os.path.split(path.rstrip("/"))
         if name in ("", ".", ".."):
@@ -183,7 +184,7 @@ def _resolved(path: str) -> str:
         path = os.path.join(os.path.realpath(directory), name)
         try:
             path = os.path.join(os.path.dirname(path), os.readlink(path))
-        except OSError:  # no link, or nothing at all
+        except OSError:  # not a link, or missing
             return path
     return os.path.realpath(path)
 
@@ -232,4 +233,4 @@ _FLAGS: Final = {
     "noallow_other": ("allow_other", False),
     "nonempty": ("nonempty", True),
 }
-"""The field that each option without a value sets."""
+"""The field set by each option without a value."""

@@ -1,4 +1,4 @@
-"""The composition root: makes all the parts of one daemon and runs them until the mount is gone."""
+"""The composition root: makes the parts of a daemon and runs them until the mount is gone."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ LOG: Final = logging.getLogger(__name__)
 KIND: Final = f"fuse.{NAME}"
 """The type of the filesystem, as mounts show it."""
 PROBED: Final = "version"
-"""The file of the mount that is read to see whether it answers."""
+"""The file that is read to check whether the mount answers."""
 STATUS_INTERVAL: Final = 1.0
 """Seconds between two status lines for the service manager."""
 GARBAGE_INTERVAL: Final = 60.0
-"""Seconds between two looks at all objects for garbage that refers to itself; none has been seen at work."""
+"""Seconds between two full garbage collections; no cyclic garbage was ever seen at work."""
 YOUNG: Final = 2000
-"""New objects after which the newest are looked at for such garbage, which takes some 0.2 ms."""
+"""New objects between two collections of the youngest generation, which take some 0.2 ms."""
 SIGNS_OF_LIFE: Final = 3
-"""Signs of life in the time that the service manager allows for one, so that a slow one does no harm."""
+"""Watchdog pings per interval of the service manager, so that a slow one does no harm."""
 
 
 @dataclass(frozen=True)
 class _Daemon:
-    """What the parts of one daemon share.
+    """Shared by the parts of one daemon.
 
     config:   its options.
     settings: the tunables in force.
-    state:    the state directory, which is locked.
+    state:    the locked state directory.
     manager:  the service manager, if there is one.
     ready:    called when the mount answers.
-    stop:     set when the mount is to end.
+    stop:     set to end the mount.
     """
 
     config: MountConfig
@@ -83,31 +83,31 @@ class _Daemon:
 
 
 def check_place(config: MountConfig) -> None:
-    """Refuse a mount point before anything is made for it. Raises ConfigError, as ``require_place``."""
-    if config.device is None:  # otherwise it is mounted, and waits for us
+    """Refuse a bad mount point before any set-up. Raises ConfigError, like ``require_place``."""
+    if config.device is None:  # otherwise it is mounted, and waits for this server
         require_place(config.mountpoint, KIND, nonempty=config.nonempty)
 
 
 def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
-    """Mount and serve; returns after the unmount. ``ready`` is called when the mount answers; it may not block.
+    """Mount and serve; returns after the unmount. Calls ``ready`` when the mount answers; it must not block.
 
     ``directory`` is the state directory, which is closed at the end. Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
-    # Each task at work takes two descriptors, and so does each open control file: as many as we may have.
+    # Each running task takes two descriptors, and so does each open control file: raise the limit.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    state = StateDirectory(directory, crash_points(os.environ))  # locked: no rival can mount from now on
+    state = StateDirectory(directory, crash_points(os.environ))  # locked: no other daemon can mount from now on
     try:
         if config.device is None and config.keep:
             config = replace(config, device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
         elif config.device is None:
             clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
-        elif not config.keep:  # no copy may stay: requests then fail, and do not hang, if this daemon dies
+        elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies
             manager.forget(NAME)
         trio.run(_obey, _Daemon(config, settings, state, manager, ready, trio.Event()))
-        if config.passing and not config.keep:  # the next daemon of a mount that is kept needs what is remembered
+        if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
             state.remove_unused()
     except ExceptionGroup as group:
         error: BaseException = group
@@ -123,7 +123,7 @@ def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable
 
 
 def mount_for_manager(config: MountConfig, manager: Manager) -> int:
-    """Mount, and hand a copy of the open /dev/fuse to the service manager, for the daemon that it starts next.
+    """Mount, and pass a copy of the open /dev/fuse to the service manager, for the next daemon.
 
     Returns the descriptor. Raises KtaskfsError.
     """
@@ -140,7 +140,7 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> int:
 
 
 async def _obey(daemon: _Daemon) -> None:
-    """Serve, and obey signals from before the mount is made until all is over: none finds the daemon half-way."""
+    """Serve, and handle signals from before the mount until the end, so that none finds the daemon half-way."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, daemon, signals)
@@ -173,8 +173,8 @@ async def _serve(daemon: _Daemon) -> None:
                 await session.serve(*_succession(daemon.state))
             else:
                 await session.serve()
-            # The tasks that speak of the mount are cancelled here, and waited for when the mount is gone: one of them
-            # may have a child that waits for an answer of the mount.
+            # Cancel the tasks that report on the mount here, but wait for them after the unmount: one may have a child
+            # that waits for an answer of the mount.
             nursery.cancel_scope.cancel()
         daemon.manager.tell("STOPPING=1")
         left = [task.name for task in table if task.state in WORKING]
@@ -182,7 +182,7 @@ async def _serve(daemon: _Daemon) -> None:
 
 
 def _succession(state: StateDirectory) -> tuple[str, Callable[[str], None]]:
-    """What an earlier daemon has left to know for the one that takes its place, and how to leave it to the next."""
+    """The session data of an earlier daemon, and a function that stores it for the next."""
 
     def remember(text: str) -> None:
         try:
@@ -203,7 +203,7 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
 
 
 async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
-    """Say that the mount answers once it does; from then on keep the service manager informed, and those who watch."""
+    """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
     try:
         pins = await probe(mountpoint, PROBED, session.static_names if session.seen else ())
@@ -217,7 +217,7 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
     manager.tell("READY=1", _status(table))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
-        if pins:  # by another way a look would make the mount busy
+        if pins:  # another path would make the mount busy
             nursery.start_soon(tell_watchers, pins[0], fs.notices)
         if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
@@ -226,11 +226,11 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
 
 
 async def _collect_garbage() -> None:
-    """Look at all objects seldom: with thousands of requests under way that takes some 0.1 s.
+    """Collect all garbage rarely: with thousands of pending requests that takes some 0.1 s.
 
-    Python itself would do it as often as the objects that live long have become a quarter more.
+    By default Python does so whenever the long-lived objects have grown by a quarter.
     """
-    gc.freeze()  # what was made until now stays
+    gc.freeze()  # existing objects stay
     gc.set_threshold(YOUNG, 10, 1 << 30)
     while True:
         await trio.sleep(GARBAGE_INTERVAL)
@@ -238,7 +238,7 @@ async def _collect_garbage() -> None:
 
 
 async def _tell_status(table: TaskTable, manager: Manager) -> None:
-    """Keep the service manager's status line right, with one message a second at most."""
+    """Keep the service manager's status line current, with at most one message a second."""
     changed = trio.Event()
 
     def note(task: Task) -> None:
@@ -258,7 +258,7 @@ def _status(table: TaskTable) -> str:
 
 
 async def _show_life(mountpoint: str, manager: Manager, within: float) -> None:
-    """Tell the service manager that all is well, each time that the mount has answered."""
+    """Ping the service manager's watchdog each time the mount has answered."""
     while True:
         await trio.sleep(within / SIGNS_OF_LIFE)
         try:
@@ -279,7 +279,7 @@ async def _obey_signals(daemon: _Daemon, signals: AsyncIterator[int]) -> None:
 
 
 def _reload(daemon: _Daemon) -> None:
-    """Put the tunables of the configuration file in force; nothing changes if one of its lines is wrong."""
+    """Apply the tunables of the configuration file; nothing changes if one of its lines is wrong."""
     manager = daemon.manager
     manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:

@@ -1,7 +1,7 @@
-"""The one tree of errors: each has an errno for the system call and a sentence for the person.
+"""The tree of errors: each has an errno for the system call and a message for people.
 
-Domain code raises these; the FUSE adapter alone turns them into the errno of a reply, and the control
-layer keeps the sentence for ``info/last_cmd_status``.
+Only the FUSE adapter turns them into the errno of a reply; the control layer stores the message for
+``info/last_cmd_status``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 
 
 class KtaskfsError(Exception):
-    """Base of everything that ktaskfs refuses or reports.
+    """Base of all errors of ktaskfs.
 
-    ``errno`` is what the caller's system call returns, ``message`` is one sentence without a full stop.
+    ``errno`` is the result of the caller's system call, ``message`` is one sentence without a full stop.
     """
 
     default_errno: int = errno.EINVAL
@@ -30,21 +30,21 @@ class KtaskfsError(Exception):
 
 
 def errno_name(number: int) -> str:
-    """``ENOMEM`` for 12; the decimal number where the C library has no name."""
+    """``ENOMEM`` for 12; the decimal number without a name in the C library."""
     if number == errno.EOPNOTSUPP:  # on Linux ENOTSUP is the same number, and Python knows it by that name
         return "EOPNOTSUPP"
     return errno.errorcode.get(number, str(number))
 
 
 class InvalidValue(KtaskfsError):
-    """A number, size, list or word that cannot be read, or is out of its range (EINVAL)."""
+    """A number, size, list or word that cannot be parsed, or is out of its range (EINVAL)."""
 
 
 class SpecError(KtaskfsError):
-    """A command that cannot be understood (EINVAL, or what the value's own error says).
+    """A command that cannot be parsed (EINVAL, or the errno of the value's error).
 
-    ``line`` is the command as written; ``start`` and ``end`` are the character offsets of the token that is
-    wrong, for the caret of ``info/error_log``.
+    ``line`` is the command as written; ``start`` and ``end`` are the character offsets of the wrong token,
+    for the caret of ``info/error_log``.
     """
 
     def __init__(self, message: str, *, line: str, start: int, end: int, errno: int | None = None) -> None:
@@ -83,9 +83,9 @@ class TargetError(KtaskfsError):
 
 
 class Finding(KtaskfsError):
-    """The work was done, and what it found is a failure (EIO): memory that does not hold what was written.
+    """The work is done, but its finding is a failure (EIO): memory that lost its contents.
 
-    ``result`` is the text for the task's ``result`` all the same, ``position`` the first unit it is about.
+    ``result`` is still the text for the task's ``result``, ``position`` the first affected unit.
     """
 
     default_errno = errno.EIO
@@ -109,13 +109,13 @@ class NoSuchTask(KtaskfsError):
 
 
 class TaskForgotten(KtaskfsError):
-    """A file of the task is still open, but the task was removed (ENODEV, as kernfs has it)."""
+    """A file of the task is open, but the task was removed (ENODEV, as in kernfs)."""
 
     default_errno = errno.ENODEV
 
 
 class TooManyTasks(KtaskfsError):
-    """The caller, or all users together, have as many unfinished tasks as they may (EAGAIN)."""
+    """The caller, or all users together, are at the limit of unfinished tasks (EAGAIN)."""
 
     default_errno = errno.EAGAIN
 
@@ -145,15 +145,15 @@ class TooBig(KtaskfsError):
 
 
 class WorkerLost(KtaskfsError):
-    """The process that was to do the work could not be started, or died (EIO)."""
+    """The worker could not be started, or died (EIO)."""
 
     default_errno = errno.EIO
 
 
 class Refused(KtaskfsError):
-    """The mounted files refused a command; errno and words are theirs.
+    """The mounted files refused a command, with their errno and message.
 
-    ``command`` is the line that is wrong, ``caret`` the line below it that points to the token; each may be empty.
+    ``command`` is the wrong line, ``caret`` the line below it that points to the token; each may be empty.
     """
 
     def __init__(self, message: str, *, errno: int, command: str = "", caret: str = "") -> None:
@@ -163,10 +163,10 @@ class Refused(KtaskfsError):
 
 
 class DaemonAway(KtaskfsError):
-    """Nobody serves the mounted files at this moment: the daemon has ended, or was never there (ENOTCONN)."""
+    """Nobody serves the mounted files now: the daemon has ended, or was never started (ENOTCONN)."""
 
     default_errno = errno.ENOTCONN
 
 
 class ConfigError(KtaskfsError):
-    """An option of the mount, or a line of the configuration file, that cannot be used (EINVAL)."""
+    """An invalid option of the mount, or line of the configuration file (EINVAL)."""

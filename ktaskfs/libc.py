@@ -7,11 +7,11 @@ import os
 from typing import Final
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
-"""Its calls drop the interpreter's lock. ``LIBC["name"]`` is a new object each time, for types of its own."""
+"""Its calls drop the interpreter's lock. ``LIBC["name"]`` is a new object each time, with its own argument types."""
 
 
 def checked(result: int) -> int:
-    """``result`` of a call that has kept errno; raises OSError with that if the result is -1."""
+    """``result`` of a call; raises OSError with its errno if the result is -1."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -1,7 +1,7 @@
 """System calls on mounts that the standard library lacks. Each raises OSError with the kernel's errno.
 
-The numbers are the same on all architectures. All but mount(2) need CAP_SYS_ADMIN and Linux 5.2, or later where it says
-so, and return an O_PATH descriptor of a mount that is at no path.
+The numbers are the same on all architectures. All but mount(2) need CAP_SYS_ADMIN and Linux 5.2, or later as noted, and
+return an O_PATH descriptor of a detached mount.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 
 
 def clone_mount(path: str, attributes: int = 0) -> int:
-    """Copy the mount at ``path``, without those below it, and set MOUNT_ATTR_ ``attributes`` on the copy (Linux 5.12).
+    """Copy the mount at ``path``, without submounts, and set MOUNT_ATTR_ ``attributes`` on the copy (Linux 5.12).
 
     The copy does not make the first mount busy. open_tree(2), mount_setattr(2).
     """
@@ -70,7 +70,7 @@ def open_mount(path: str) -> int:
 
 
 def open_harmless(path: str) -> int:
-    """A HARMLESS copy of the mount at ``path``, or the mount itself where no copy can be made."""
+    """A HARMLESS copy of the mount at ``path``, or the mount itself if no copy is possible."""
     try:
         return clone_mount(path, HARMLESS)
     except OSError:

@@ -1,4 +1,4 @@
-"""How much of something scarce each user may hold: tasks, descriptors, streams, memory of open files."""
+"""Quotas of users for scarce resources: tasks, descriptors, streams, memory of open files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 ROOT: Final = 0
 FEW_PART: Final = 1024
-"""One part in so many of the total is a few. It then takes some 500 users to use up the half that is for few."""
+"""Divisor of the total for a small holding. Some 500 users then use up the half for small holdings."""
 ROOT_PART: Final = 16
-"""One part in so many of the total is kept for root."""
+"""Divisor of the total for root's reserve."""
 
 
 def room(total: int, user: int, held: int) -> int:
-    """How much of ``total`` all users together may hold, once ``user`` holds ``held``.
+    """The maximum of ``total`` for all users together, if ``user`` holds ``held``.
 
-    Half of the total is for users that hold a FEW_PART of it or less, so that many greedy users leave something for the
-    others, and a ROOT_PART is root's alone.
+    Half of the total is for users that hold a FEW_PART of it or less, so that many greedy users leave room for others,
+    and a ROOT_PART is only for root.
     """
     if user == ROOT:
         return total
@@ -28,9 +28,9 @@ def room(total: int, user: int, held: int) -> int:
 
 
 class Quota:
-    """Shares ``total`` of ``what`` out among users, as ``room`` says.
+    """Shares ``total`` of ``what`` among users, by ``room``.
 
-    A user may hold ``each`` at most, root half of the total. ``observers`` are called with the user and the refusal.
+    A user may hold at most ``each``, root half of the total. ``observers`` are called with the user and the refusal.
     """
 
     def __init__(self, what: str, *, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> None:
@@ -43,7 +43,7 @@ class Quota:
         self._used = 0
 
     def take(self, user: int, amount: int = 1) -> None:
-        """Count ``amount`` more for ``user``; raises the refusal, and then counts nothing."""
+        """Count ``amount`` more for ``user``; or raises the refusal, and counts nothing."""
         held = self.held(user) + amount
         most = self._total // 2 if user == ROOT else self._each
         if held > most:
@@ -68,5 +68,5 @@ class Quota:
             self._held[user] = held
 
     def held(self, user: int) -> int:
-        """What ``user`` holds now."""
+        """The current holding of ``user``."""
         return self._held.get(user, 0)

@@ -1,4 +1,4 @@
-"""Intervals of units, and the same with a place: what every layer cuts its work into."""
+"""Intervals of units, with or without a NUMA node: the parts of work in every layer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Span(NamedTuple):
         return self.end - self.start
 
     def widened(self, unit: int) -> Span:
-        """The least span of whole ``unit``s around it; an empty one around nothing."""
+        """The smallest span of whole ``unit``s around it; empty if it is empty."""
         start = self.start - self.start % unit
         return Span(start, -(-self.end // unit) * unit if self.size > 0 else start)
 
     def shifted(self, units: int) -> Span:
-        """The span that lies so many units further."""
+        """The span moved by a number of units."""
         return Span(self.start + units, self.end + units)
 
     def cut(self, other: Span) -> Span:
@@ -38,7 +38,7 @@ class Span(NamedTuple):
         return Span(max(self.start, other.start), min(self.end, other.end))
 
     def windows(self, size: int) -> Iterator[Span]:
-        """The pieces that multiples of ``size`` cut it into."""
+        """Its pieces between multiples of ``size``."""
         for position in range(self.start - self.start % size, self.end, size):
             yield Span(max(position, self.start), min(position + size, self.end))
 

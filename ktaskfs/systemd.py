@@ -1,6 +1,6 @@
-"""What systemd hears from the daemon: its state, as sd_notify(3), and its log, with fields, in the journal.
+"""Messages to systemd: the state of the daemon, as with sd_notify(3), and its log, with fields, in the journal.
 
-Both are one datagram to a socket that systemd names; small enough to need no library.
+Both are datagrams to a socket; small enough to need no library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.2
-"""Seconds that a word to systemd may take. It may be stopped, or its queue full; nobody else waits for it longer."""
+"""Maximum seconds for a message to systemd, which may be stopped, or have a full queue."""
 _LISTEN_FDS_START: Final = 3
 JOURNAL: Final = "/run/systemd/journal/socket"
 FIELDS: Final = (
@@ -33,13 +33,13 @@ FIELDS: Final = (
     "KTASK_TUNABLE",
     "ERRNO",
 )
-"""Fields of the journal that a log call may give with ``extra``; docs/how-to/monitoring.md says what they are."""
+"""Journal fields that a log call may pass in ``extra``; docs/how-to/monitoring.md describes them."""
 PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-"""Levels of logging as those of syslog(3)."""
+"""Levels of logging as priorities of syslog(3)."""
 
 
 class Manager:
-    """The service manager that started this process; nobody listens when it was none that asks for notifications."""
+    """The service manager of this process, if it asks for notifications."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -48,17 +48,17 @@ class Manager:
         meant = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "")
         self.watchdog = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None
-        """Seconds within which it wants a sign of life, or None."""
+        """The watchdog interval in seconds, or None."""
         ours = environment.get("LISTEN_PID") == str(os.getpid())
         self._kept = environment.get("LISTEN_FDNAMES", "").split(":") if ours else []
 
     @property
     def listens(self) -> bool:
-        """Whether anybody is told anything."""
+        """Whether the manager listens."""
         return bool(self._address)
 
     def tell(self, *assignments: str) -> None:
-        """Send ``NAME=value`` each; see sd_notify(3) for the names. What cannot be sent is logged."""
+        """Send assignments ``NAME=value``; see sd_notify(3) for the names. A failure is logged."""
         if not self._address:
             return
         try:
@@ -69,7 +69,7 @@ class Manager:
             LOG.warning("cannot notify the service manager of %s: %s", assignments[0], error)
 
     def store(self, fd: int, name: str) -> None:
-        """Have the manager keep ``fd`` and hand it to the service's next process; returns when it has it.
+        """Store ``fd`` in the manager for the service's next process; returns when the manager has it.
 
         Raises OSError. sd_notify(3), sd_notify_barrier(3).
         """
@@ -83,7 +83,7 @@ class Manager:
         os.close(done)
 
     def kept(self, name: str) -> int | None:
-        """The descriptor of that name that the manager has handed to this process, if any; sd_listen_fds(3)."""
+        """The stored descriptor of that name, if the manager passed it to this process; sd_listen_fds(3)."""
         if name not in self._kept:
             return None
         fd = _LISTEN_FDS_START + self._kept.index(name)
@@ -91,12 +91,12 @@ class Manager:
         return fd
 
     def forget(self, name: str) -> None:
-        """Have the manager close its copy of what was stored."""
+        """Remove the stored descriptor from the manager."""
         self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def stderr_is_journal(environment: Mapping[str, str]) -> bool:
-    """Whether what is written to standard error ends in the journal: systemd.exec(5), JOURNAL_STREAM."""
+    """Whether standard error leads to the journal: systemd.exec(5), JOURNAL_STREAM."""
     status = os.fstat(2)
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
@@ -106,7 +106,7 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, address: str = JOURNAL) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter())  # or logging.basicConfig() gives it one with the level in words
+        self.setFormatter(logging.Formatter())  # otherwise logging.basicConfig() adds the level in words
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(PATIENCE)
@@ -119,7 +119,7 @@ class JournalHandler(logging.Handler):
         try:
             self._socket.sendto(b"".join(_field(name, str(value)) for name, value in fields.items()), self._address)
         except TimeoutError:
-            return  # standard error ends there as well, and would wait for ever
+            return  # standard error leads there, too, and would wait forever
         except OSError:  # the journal is being restarted, or the text is longer than a datagram may be
             for line in text.splitlines():
                 print(f"<{priority}>{line}", file=sys.stderr, flush=True)
@@ -130,6 +130,6 @@ class JournalHandler(logging.Handler):
 
 
 def _field(name: str, text: str) -> bytes:
-    """A field in the form that may hold newlines: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/."""
+    """A field in the format for values with newlines: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/."""
     value = text.encode(errors="backslashreplace")
     return b"%s\n%s%s\n" % (name.encode(), struct.pack("<Q", len(value)), value)

@@ -21,10 +21,10 @@ SIZE_MAX: Final = 2**63 - 1
 
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
 _DECIMAL: Final = re.compile(r"([0-9]+)([KMGTPE])B", re.ASCII | re.IGNORECASE)
-"""``2MB``: to some two million, to others 2 MiB."""
+"""``2MB`` is ambiguous: two million, or 2 MiB."""
 _FRACTION: Final = re.compile(r"([0-9]*)\.([0-9]*)(?:([KMGTPE])(?:i?B?)?)?", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS: Final = 40
-"""Longer digit strings are out of every range here; refusing them first keeps int() from quadratic time."""
+"""Longer numbers are out of every range; refusing them first avoids the quadratic time of int()."""
 
 
 def parse_int(text: str, *, least: int = 0, most: int = SIZE_MAX) -> int:
@@ -35,8 +35,8 @@ def parse_int(text: str, *, least: int = 0, most: int = SIZE_MAX) -> int:
 def parse_size(text: str, *, least: int = 0, most: int = SIZE_MAX) -> int:
     """A number of bytes. A suffix K M G T P E stands for a power of 1024, and so does Ki or KiB, as elsewhere.
 
-    Raises InvalidValue for anything else, and outside ``least`` to ``most``. For what others may mean by it, KB and
-    fractions, the message says what to write.
+    Raises InvalidValue for anything else, and outside ``least`` to ``most``. For KB and fractions the message
+    suggests the correct form.
     """
     return _checked(text, _number(text, suffixed=True), least, most)
 
@@ -54,7 +54,7 @@ def _number(text: str, *, suffixed: bool) -> int:
 
 
 def _size_hint(text: str) -> str:
-    """What to write instead of a size that can be guessed."""
+    """A suggestion for a size with an obvious meaning."""
     if decimal := _DECIMAL.fullmatch(text):
         number, suffix = decimal[1], decimal[2].upper()
         return f": {suffix}B has powers of 1000 or of 1024; write {number}{suffix} or {number}{suffix}iB for 1024"
@@ -77,14 +77,14 @@ def _checked(text: str, value: int, least: int, most: int) -> int:
 
 
 def shown(text: str) -> str:
-    """``text`` as a message may hold it: quoted, shortened, and with nothing that a terminal would act on."""
+    """``text`` for a message: quoted, shortened, without terminal escapes."""
     return ascii(text if len(text) <= _MAX_DIGITS else text[: _MAX_DIGITS - 3] + "...")
 
 
 def printable(text: str) -> str:
-    """``text`` as a file for people may hold it: in octal what cannot be printed, and may be a command to the terminal.
+    """``text`` for a file for people: unprintable characters, which may be terminal escapes, in octal.
 
-    Bytes of a path that are not UTF-8 are such characters (surrogateescape). The kernel shows paths so (seq_path()).
+    Bytes of a path that are not UTF-8 count as such (surrogateescape). The kernel shows paths in this way (seq_path()).
     """
     return text if text.isprintable() else "".join(each if each.isprintable() else _octal(each) for each in text)
 
@@ -92,12 +92,12 @@ def printable(text: str) -> str:
 def _octal(character: str) -> str:
     try:
         return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
-    except UnicodeEncodeError:  # half of a surrogate pair, which no file name has
+    except UnicodeEncodeError:  # half a surrogate pair, which no file name has
         return "?"
 
 
 def format_size(number: int) -> str:
-    """The shortest exact text that ``parse_size`` reads back: ``64G``, ``1536M``, ``4097``."""
+    """The shortest exact text for ``parse_size``: ``64G``, ``1536M``, ``4097``."""
     for suffix, shift in reversed(SUFFIXES.items()):
         if number and shift and number % (1 << shift) == 0:
             return f"{number >> shift}{suffix}"
@@ -116,7 +116,7 @@ def human_size(number: float) -> str:
 
 @dataclass(frozen=True)
 class Units:
-    """What an operation's positions count: ``name`` in the plural, ``amount`` writes a number of them for people."""
+    """The unit of an operation's positions: ``name`` in the plural, ``amount`` formats a number of units for people."""
 
     name: str
     amount: Callable[[float], str]
@@ -126,7 +126,7 @@ class Units:
 
     @classmethod
     def counted(cls, name: str) -> Units:
-        """Things that are counted one by one: ``5120pages``."""
+        """Countable things: ``5120pages``."""
         return cls(name, lambda number: f"{number:.0f}{name}")
 
 
@@ -137,7 +137,7 @@ PAGES: Final = Units.counted("pages")
 def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:
     """The kernel's list format (``0-3,8``), sorted and without repetition; raises InvalidValue.
 
-    The format is described at bitmap_parselist() in lib/bitmap-str.c; strides (``0-9:2/4``) are not read.
+    The format is described at bitmap_parselist() in lib/bitmap-str.c; strides (``0-9:2/4``) are not supported.
     """
     ranges: list[tuple[int, int]] = []
     for part in text.split(","):
@@ -148,7 +148,7 @@ def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:
             raise InvalidValue(f"{shown(part)} runs backwards")
         ranges.append((low, high))
     found: list[int] = []
-    for low, high in sorted(ranges):  # each number once, however often it is named: a long line stays cheap
+    for low, high in sorted(ranges):  # each number once, so a long line stays cheap
         found.extend(range(max(low, found[-1] + 1 if found else 0), high + 1))
     return tuple(found)
 

@@ -1,3 +1,3 @@
-"""The version, in the one place that the package, the mount and the build read it from."""
+"""The version, for the package, the mount and the build."""
 
 VERSION = "0.2.0"

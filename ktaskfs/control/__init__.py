@@ -1,4 +1,4 @@
-"""What the mount contains: files and directories of ``vfs`` that show and change ``tasks``.
+"""The contents of the mount: files and directories of ``vfs`` that show and change ``tasks``.
 
 Imports ``vfs``, ``tasks``, ``operations`` and ``host``. It knows no FUSE.
 """

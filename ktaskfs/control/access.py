@@ -1,4 +1,4 @@
-"""Who may create tasks, and who may learn of other users' tasks."""
+"""The rights to create tasks, and to see other users' tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Access:
     hidepid: int = 0
 
     def may_follow(self, uid: int, owner: int) -> bool:
-        """Whether ``uid`` may follow a task of ``owner``, and see which files it has."""
+        """Whether ``uid`` may follow a task of ``owner``, and list its files."""
         return self.hidepid < 1 or uid in (0, owner)
 
     def may_know(self, uid: int, owner: int) -> bool:

@@ -1,8 +1,8 @@
-"""Looks at the processes behind requests, in threads: such a look may take long, or for ever.
+"""Examines the processes behind requests in threads, because that may take long, or forever.
 
-The kernel asks the filesystem whether a root or working directory is still good (d_weak_revalidate, fs/namei.c), also
-for a descriptor with O_PATH. A server of NFS or 9p that is gone does not answer. And for a process in 65536 groups the
-kernel writes for 20 ms. In a thread neither holds anybody but the user whose process it is.
+The kernel asks the filesystem whether a root or working directory is still valid (d_weak_revalidate, fs/namei.c), even
+for a descriptor with O_PATH, and a dead NFS or 9p server does not answer. For a process in 65536 groups the kernel
+needs 20 ms. In a thread this delays only the user of that process.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Caller
 
 OF_ONE_MAX: Final = 2
-"""Threads that look at processes of one user. Each takes some 50 KiB while it hangs."""
+"""Threads for processes of one user. A hanging one takes some 50 KiB."""
 OF_ROOT_MAX: Final = 16
 IN_ALL_MAX: Final = 64
-"""Threads that look at processes of all users but root."""
+"""Threads for processes of all users except root."""
 PATIENCE: Final = 0.9
-"""Seconds for which a request waits for the look, so that it is answered within the second."""
+"""Seconds for which a request waits for the thread, so that it is answered within a second."""
 UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
 
 
 class NoLook(KtaskfsError):
-    """The process behind a request could not be looked at in time (ETIMEDOUT)."""
+    """The process behind a request could not be examined in time (ETIMEDOUT)."""
 
     default_errno = errno.ETIMEDOUT
 
@@ -49,10 +49,10 @@ class Callers:
         self._read = read
         self._all = trio.CapacityLimiter(IN_ALL_MAX)
         self._users: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
-        """By uid, while processes of that user are looked at."""
+        """By uid, while that user's processes are examined."""
 
     async def find(self, caller: Caller) -> CallerProcess:
-        """The process behind a request, while that waits for the answer: its pid cannot be another's by then.
+        """The process behind a request, which waits for the answer, so its pid cannot be reused.
 
         Raises NotPermitted if this daemon cannot see the process, TargetError if it has no descriptor left, and NoLook.
         """
@@ -87,7 +87,7 @@ class Callers:
         return process.identity.effective, process.identity.permitted
 
     async def _carry_out(self, look: _Look, uid: int) -> None:
-        """It holds its place among the threads until the thread has ended, also if nobody waits for it any more."""
+        """It counts as a thread until its end, even if nobody waits for it."""
         own = self._users.setdefault(uid, trio.CapacityLimiter(OF_ROOT_MAX if uid == ROOT else OF_ONE_MAX))
         async with own, contextlib.nullcontext() if uid == ROOT else self._all:
             if look.wanted:
@@ -99,9 +99,9 @@ class Callers:
 
 
 class _Look:
-    """One look at a process, which a thread makes. ``over`` is set when it has ended.
+    """One examination of a process in a thread. ``over`` is set at its end.
 
-    What it found is closed if nobody waits for it any more: by the one of the two who comes last.
+    If nobody waits, the later of thread and waiter closes the result.
     """
 
     def __init__(self, read: Callable[[], CallerProcess]) -> None:
@@ -124,17 +124,17 @@ class _Look:
             self._close()
 
     def fail(self, error: KtaskfsError) -> None:
-        """There was no thread."""
+        """No thread could be started."""
         self._found = error
 
     def take(self) -> CallerProcess | Exception | None:
-        """What was found, for the one who waited; None if the thread still looks."""
+        """The result for the waiter; None if the thread still runs."""
         with self._lock:
             self.wanted = False
             return self._found
 
     def drop(self) -> None:
-        """Nobody waits for it any more."""
+        """The waiter gave up."""
         if self.take() is not None:
             self._close()
 

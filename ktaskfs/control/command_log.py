@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 KEPT: Final = 8
 """Refused writes kept for each user."""
 USERS_MAX: Final = 4096
-"""Users remembered; the user who wrote least recently is forgotten first."""
+"""Maximum users; the user who wrote least recently is dropped first."""
 BYTES_MAX: Final = 4 << 20
-"""Bytes that are kept of all users but root, who is not forgotten."""
+"""Maximum bytes of all users except root, who is never dropped."""
 SHOWN_MAX: Final = 4096
-"""Characters of a command, and of a message, that are kept."""
+"""Maximum characters of a command, and of a message."""
 
 
 @dataclass
@@ -34,11 +34,11 @@ class _UserLog:
     status: str = "ok"
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
     size: int = 0
-    """Bytes of these, as last counted."""
+    """Their bytes, at the last count."""
 
 
 class CommandLog:
-    """Remembers for each uid how the last write ended, and the last refused ones."""
+    """Stores for each uid the result of the last write, and the last refused ones."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -59,11 +59,11 @@ class CommandLog:
         self._weigh(caller.uid)
 
     def succeeded(self, caller: Caller) -> None:
-        """Note a write that was carried out."""
+        """Record a successful write."""
         self._of(caller.uid).status = "ok"
 
     def refused(self, file: str, caller: Caller, text: str, error: KtaskfsError) -> None:
-        """Note a write of ``text`` to ``file`` that was refused."""
+        """Record a refused write of ``text`` to ``file``."""
         log = self._of(caller.uid)
         log.status = f"{file}: {error.errname}: {printable(error.message[:SHOWN_MAX])}"
         line, start, end = (error.line, error.start, error.end) if isinstance(error, SpecError) else (text, 0, 0)
@@ -77,7 +77,7 @@ class CommandLog:
         self._weigh(caller.uid)
 
     def refused_opening(self, uid: int, error: KtaskfsError) -> None:
-        """Note that a user could not open a file, or read it anew."""
+        """Record that a user could not open or reread a file."""
         self._of(uid).status = f"open: {error.errname}: {error.message}"
         self._weigh(uid)
 
@@ -89,7 +89,7 @@ class CommandLog:
         return log
 
     def _weigh(self, uid: int) -> None:
-        """Count the bytes of a user's log anew, and forget others until all are few enough."""
+        """Update the bytes of a user's log, and drop others until the total fits."""
         log = self._users[uid]
         if uid != ROOT:
             self._size -= log.size
@@ -105,7 +105,7 @@ class CommandLog:
     def keeping(
         self, file: str, write: Callable[[Caller, str], Awaitable[str | None]]
     ) -> tuple[Callable[[Caller, str], Awaitable[str | None]], Callable[[Caller, str, KtaskfsError], None]]:
-        """``write`` with its outcome noted, and a function that notes a write of ``file`` that never reaches it."""
+        """``write`` that records its outcome, and a function that records a write of ``file`` that never reaches it."""
 
         async def recorded(caller: Caller, text: str) -> str | None:
             try:

@@ -1,4 +1,4 @@
-"""Files whose writes start work: each opening keeps its opener, with root and working directory."""
+"""Files whose writes start work: each open keeps the opener, with root and working directory."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ Run = Callable[["CallerProcess", str], Awaitable[str | None]]
 
 OPENER_SIZE: Final = 4096
 GROUP_SIZE: Final = 4
-"""Bytes that the opener of a command file takes, and each of the opener's groups; about what they take in Python."""
+"""Bytes for the opener of a command file, and for each of the opener's groups; about their size in Python."""
 POWERLESS_ROOT: Final = -1
-"""The user in whose name root without rights holds openings: it may not take what is kept for root."""
+"""The quota user of root without capabilities, which must not use root's reserve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
     """What a command file does.
 
-    file: its path in the mount, for the log.
-    text: what it shows.
+    file: its path in the mount, for the log. text: what it shows.
     run:  carries out a command. It gets a CallerProcess of its own for each write, and closes it.
     """
 
@@ -46,7 +45,7 @@ class Commands:
 class CommandFile(File):
     """A text file whose commands run as the process that opened it.
 
-    That process is identified while its open(2) waits for the answer: until then its pid cannot be another's.
+    That process is identified while its open(2) waits for the answer, so its pid cannot be reused.
     """
 
     __slots__ = ("_callers", "_commands", "_limits", "_log")
@@ -154,7 +153,7 @@ class _OpenCommandFile(OpenFile):
 
 
 def _copy(opener: CallerProcess) -> CallerProcess:
-    """``opener`` with descriptors of its own. Raises TargetError when there are none left."""
+    """A copy of ``opener`` with its own descriptors. Raises TargetError if none are left."""
     try:
         return opener.copy()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The stream ``events``: a line for each change of state of a task, from the moment of opening."""
+"""The stream ``events``: a line for each state change of a task, from open(2) on."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Caller, Portions
 
 BACKLOG: Final = 1024
-"""Events kept for a slow reader. The oldest are dropped first, and a line says how many."""
+"""Events kept for a slow reader. The oldest are dropped first, and a line has their number."""
 
 BACKLOG_TOTAL: Final = 32768
-"""Events kept for all readers together, if that is less. A line has 250 bytes at most; readers of the same tasks share
-it, and with hidepid those of different users do not."""
+"""Events kept for all readers together. A line has at most 250 bytes; readers of the same tasks share it, but with
+hidepid not those of different users."""
 
 CHUNK: Final = 4096
-"""Bytes after which no further line is added to what one read gives."""
+"""Bytes after which no further line is added to one read."""
 
 HEARTBEAT: Final = 0.95
 """Seconds without an event until a reader gets an empty line, within the second that a read may take."""
 
 NONE: Final = "-"
-"""The state of a task before it was made and after it was removed. No task can have this name."""
+"""The state of a task before its creation and after its removal. No task can have this name."""
 
 
 class EventFeed:
@@ -47,7 +47,7 @@ class EventFeed:
     ) -> None:
         """``portions`` wake the readers."""
         self.change = Change()
-        """Notified when a stream may have become ready."""
+        """Notified when a stream may be ready."""
         self._access = access
         self._portions = portions
         self._now_ns = now_ns
@@ -68,7 +68,7 @@ class EventFeed:
     def publish(self, transition: Transition) -> None:
         """An observer of transitions."""
         task = transition.task
-        if not self._streams or transition.replaced:  # a reader knows tasks by name only
+        if not self._streams or transition.replaced:  # a reader only knows the names of tasks
             return
         operation = NONE if task.operation is None else task.operation.name
         line = (
@@ -83,7 +83,7 @@ class EventFeed:
 
 
 class EventStream(Stream):
-    """What one reader has not read yet. ``portions`` wake the reader; ``closed`` is called with the stream."""
+    """The unread events of one reader. ``portions`` wake the reader; ``closed`` is called with the stream."""
 
     def __init__(
         self, uid: int, portions: Portions, now_ns: Callable[[], int], closed: Callable[[EventStream], object]
@@ -98,7 +98,7 @@ class EventStream(Stream):
         """Set when there is a line, while somebody waits for one."""
 
     def add(self, line: str, most: int) -> None:
-        """One more line; the oldest are lost if there are more than ``most``."""
+        """Add a line; drop the oldest beyond ``most``."""
         self._lines.append(line)
         while len(self._lines) > most:
             self._lines.popleft()

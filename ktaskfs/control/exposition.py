@@ -1,6 +1,6 @@
-"""The facts of ``metrics`` as text, by the prometheus_client library with a registry of our own.
+"""The facts of ``metrics`` as text, by the prometheus_client library with a private registry.
 
-A file is scraped as Prometheus text, by node_exporter's textfile collector above all. OpenMetrics is for who wants it.
+node_exporter's textfile collector reads Prometheus text. OpenMetrics is an alternative.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POOL_COUNTS: Final = (
     ("_reserved", "reserved", "Free huge pages{of} that mappings have reserved."),
     ("_surplus", "surplus", "Huge pages{of} beyond the configured size of the pool."),
 )
-"""What ends the metric's name, the field of Pool, and the help."""
+"""Suffix of the metric's name, field of Pool, and help."""
 
 
 def render_prometheus(facts: Facts) -> bytes:
@@ -48,7 +48,7 @@ def render_openmetrics(facts: Facts) -> bytes:
 
 
 def _registry(facts: Facts) -> CollectorRegistry:
-    """The facts, and what the library itself reads of this process, under names that are no other exporter's."""
+    """The facts, and the library's own metrics of this process, under unique names."""
     registry = CollectorRegistry()
     ProcessCollector(namespace=NAMESPACE, registry=registry)
     registry.register(_FactsCollector(facts))
@@ -87,7 +87,7 @@ class _FactsCollector(Collector):
         yield _family(
             CounterMetricFamily, "units_done", "Units of work done since the mount.", ("operation", "unit"), facts.units
         )
-        # Two families: a sum over one that had the machine's pools and the nodes' would count each page twice.
+        # Two families, because a sum over one with the pools of machine and nodes would count each page twice.
         for suffix, field, help in POOL_COUNTS:
             machine: Values = {(str(p.size),): getattr(p, field) for p in facts.pools if p.node is None}
             yield _family(GaugeMetricFamily, f"hugepages{suffix}", help.format(of=""), ("page_size",), machine)
@@ -115,7 +115,7 @@ class _FactsCollector(Collector):
 
 
 def _family(kind: type[F], name: str, help: str, labels: tuple[str, ...], values: Values) -> F:
-    """A family of samples: ``values`` by the values of ``labels``, the empty tuple where there are no labels."""
+    """A family of samples: ``values`` by the values of ``labels``, the empty tuple without labels."""
     family = kind(f"{NAMESPACE}_{name}", help, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)

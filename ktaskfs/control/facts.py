@@ -1,4 +1,4 @@
-"""The figures of one moment that ``metrics`` shows, as values."""
+"""The figures of ``metrics`` at one moment, as values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Load:
-    """What the kernel has of this filesystem: open files and directories."""
+    """The kernel's load on this filesystem: open files and directories."""
 
     open_handles: int
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that ``metrics`` shows, except the figures that every process has (CPU time, memory, descriptors).
+    """Everything in ``metrics``, except the figures of every process (CPU time, memory, descriptors).
 
     tasks:   by operation and state, now.
-    started: by operation, set to work since the mount.
+    started: by operation, since the mount.
     refused: by operation, starts since the mount that failed, with or without an error for the writer.
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
-    lag:     seconds that the event loop took to come round once.
+    lag:     delay of the event loop in seconds.
     """
 
     tasks: Mapping[tuple[str, ...], int]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Numbers in base units; None where nothing is known, or there is nothing.
+    """Numbers in base units; None if unknown or absent.
 
-    A field, once here, stays and keeps its meaning. ``done``, ``total`` and ``speed`` (a second) are in ``units``.
+    Fields are stable. ``done``, ``total`` and ``speed`` (a second) are in ``units``.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Figures:
 
     @classmethod
     def of(cls, task: Task) -> Figures:
-        """All that is known of ``task``."""
+        """All figures of ``task``."""
         snapshot = task.snapshot()
         total, requests, failed = task.total(snapshot), task.requests, snapshot.errno != 0
         rate = speed(task, snapshot)
@@ -81,7 +81,7 @@ class Figures:
 
     @classmethod
     def outline(cls, task: Task) -> Figures:
-        """What they may know of ``task`` who may list it, but not read its files."""
+        """The figures of ``task`` for users who may list it, but not read its files."""
         return cls(name=task.name, uid=task.uid, created_usec=task.created_ns // 1000)
 
     @property
@@ -95,7 +95,7 @@ _STAT_KEYS: Final = _STAT[_STAT.index("state") : _STAT.index("error")]
 
 
 def stat(task: Task) -> str:
-    """Flat-keyed as in cgroup v2; ``-`` or 0 where nothing is known."""
+    """Flat-keyed as in cgroup v2; ``-`` or 0 if unknown."""
     found = vars(Figures.of(task))
     return "".join(f"{key} {_stat_word(key, found[key])}\n" for key in _STAT_KEYS)
 

@@ -1,4 +1,4 @@
-"""What the inodes of one mount share."""
+"""Shared by the inodes of one mount."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Filesystem:
-    """One mount, as its inodes know it.
+    """One mount, as seen by its inodes.
 
     service: the tasks, the operations and the tunables.
     root:    the attributes of the root. Inodes that belong to no task have its owner and time.
-    watcher: looks for progress while somebody polls for it.
-    notices: the files of which inotify(7) is to tell.
+    watcher: checks progress while somebody polls for it.
+    notices: the files to report with inotify(7).
     """
 
     service: TaskService
@@ -45,5 +45,5 @@ class Filesystem:
         self.limits.observe(self.log.refused_opening)
 
     def attributes(self, mode: int) -> Attributes:
-        """Those of the root with another mode."""
+        """The root's attributes with another mode."""
         return replace(self.root, mode=mode)

@@ -1,4 +1,4 @@
-"""``info/holders`` and ``info/holders.json``: who holds the huge pages, as the reader may see it."""
+"""``info/holders`` and ``info/holders.json``: the holders of huge pages that the reader may see."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from ktaskfs.control.filesystem import Filesystem
 
 PATIENCE: Final = 0.9
-"""Seconds for which a request waits for the look, so that it is answered within the second."""
+"""Seconds for which a request waits for the thread, so that it is answered within a second."""
 
 
 class HoldersFile(TextFile):
-    """The file of one user, whose processes alone can make its text: root would see more, and the user then too."""
+    """The file of one user; only that user's processes can make its text. Root would see more, and then so would the
+    user."""
 
     __slots__ = ("_fs", "_json")
 
@@ -30,7 +31,7 @@ class HoldersFile(TextFile):
         if caller.uid == self.attributes().uid:
             try:
                 return await super().look(caller, anew=anew)
-            except KtaskfsError:  # the open(2) that follows will say why
+            except KtaskfsError:  # the next open(2) will report the reason
                 pass
         return Look(NEW_TEXT_SIZE, self.attributes().time_ns)
 

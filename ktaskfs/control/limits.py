@@ -1,4 +1,4 @@
-"""What each user may hold of a mount, so that the daemon stays below 200 MiB whatever users do.
+"""The limits of users in a mount, which keep the daemon below 200 MiB.
 
 MiB at the most, with the tunables as they are by default:
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from ktaskfs.errors import KtaskfsError
 
 OPENINGS_MAX: Final = 256
-"""Command files that one user may have open for writing."""
+"""Maximum command files of one user open for writing."""
 OPENINGS_TOTAL: Final = 2048
 STREAMS_MAX: Final = 128
-"""``events`` and ``wait`` that one user may have open: twice the tasks that one may have by default."""
+"""Maximum open ``events`` and ``wait`` files of one user: twice the default maximum of tasks."""
 STREAMS_TOTAL: Final = 1024
-"""A reader costs the event loop some 0.1 ms a second, and takes 10 KiB with what it may go back."""
+"""A reader costs the event loop some 0.1 ms a second, and takes 10 KiB with its backlog."""
 MEMORY_MAX: Final = 4 << 20
-"""Bytes that the open files of one user may hold: their text, and who opened a command file."""
+"""Maximum bytes of one user's open files: their text, and the openers of command files."""
 MEMORY_TOTAL: Final = 18 << 20
 
 
@@ -55,7 +55,7 @@ class Limits:
     """
 
     def __init__(self, descriptors: int | None = None) -> None:
-        """``descriptors`` are those that this process may have, RLIMIT_NOFILE if None."""
+        """``descriptors`` is the limit of this process, RLIMIT_NOFILE if None."""
         if descriptors is None:
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = min(descriptors // 4, OPENINGS_TOTAL)
@@ -65,7 +65,7 @@ class Limits:
         self.texts = OpenTexts(self.memory)
 
     def observe(self, refused: Callable[[int, KtaskfsError], None]) -> None:
-        """Have ``refused`` called with the uid and the error when a file cannot be opened or read for its limit."""
+        """Call ``refused`` with the uid and the error when a limit prevents an open or a read."""
         self.streams.observers.append(refused)
         self.memory.observers.append(refused)
 

@@ -38,7 +38,7 @@ def manual(operations: Mapping[str, Operation[Any]]) -> str:
     """The whole text."""
     width = max((len(name) for name in operations), default=0)
     lines = [
-        # As much of the description as says what it does; its own file has the whole.
+        # The first part of the description; its own file has the whole.
         f"  {name.ljust(width)}  {re.split('[.:;] ', each.description)[0].rstrip('.')}"
         for name, each in operations.items()
     ]

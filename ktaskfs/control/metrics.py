@@ -1,7 +1,7 @@
-"""What ``metrics`` counts: tasks by operation and state, ends by outcome, units, pools, and the daemon itself.
+"""The counters of ``metrics``: tasks by operation and state, ends by outcome, units, pools, and the daemon itself.
 
-No label has a task's name, a path or a user in it: anybody may read the file, and the number of series stays small. All
-series are there from the start: an alert on the increase of one that appears with its first event would not see that.
+No label contains a task's name, a path or a user: anybody may read the file, and the number of series stays small. All
+series exist from the start, so that an alert sees the increase at the first event.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Caller
 
 MAX_AGE: Final = 1.0
-"""Seconds for which the facts are kept, and the texts made of them."""
+"""Seconds for which the facts and their texts are kept."""
 UNITS_PER_SECOND: Final = 1 << 44
-"""No run is believed to do more, nor more than that in its first second: 16 TiB."""
+"""Maximum bytes per second that a run may report, and in its first second: 16 TiB."""
 NO_OPERATION: Final = "none"
 """The label of tasks without an operation."""
 
 
 class Exposition(StrEnum):
-    """The two texts that there are of the facts."""
+    """The two formats of the facts."""
 
     PROMETHEUS = "prometheus"
     OPENMETRICS = "openmetrics"
@@ -48,7 +48,7 @@ class Exposition(StrEnum):
 
 @dataclass
 class _Run:
-    """A task at work since ``began`` (time.monotonic()), and the units that were counted for it."""
+    """A task running since ``began`` (time.monotonic()), and its counted units."""
 
     began: float
     units: int = 0
@@ -66,7 +66,7 @@ class Metrics:
         self._ended: Counter[tuple[str, ...]] = Counter({(n, str(end)): 0 for n in names for end in sorted(ENDED)})
         self._units: Counter[tuple[str, ...]] = Counter({(n, str(operations[n].units)): 0 for n in names})
         self._kept: Counter[tuple[str, ...]] = Counter({(n, str(state)): 0 for n in names for state in State})
-        """Ended tasks that are still in the table, which may be very many."""
+        """Ended tasks that are still in the table, perhaps very many."""
         self._kept[NO_OPERATION, str(State.NEW)] = 0  # it can be in no other state
         self._unfinished: dict[Task, None] = {}
         self._runs: dict[Task, _Run] = {}
@@ -77,7 +77,7 @@ class Metrics:
         self._taken = 0.0
 
     def count(self, transition: Transition) -> None:
-        """Observe a transition. A task whose end an earlier daemon saw is not counted again."""
+        """Observe a transition. A task that ended under an earlier daemon is not counted again."""
         task, old, new = transition.task, transition.old, transition.new
         if old in ENDED:
             self._kept[_operation(task), str(old)] -= 1
@@ -98,10 +98,10 @@ class Metrics:
             (self._started if new in WORKING else self._refused)[_operation(task),] += 1
 
     def _sample(self, task: Task) -> None:
-        """Count the units that the threads of this run have done since the last look.
+        """Count the units that the threads of this run have done since the last call.
 
-        Unlike ``done`` they do not fall when a task is undone. The page is the owner's to forge, and everybody reads
-        the sum: it never falls, and no run adds more than its total, or than memory can give in the time.
+        Unlike ``done`` they do not fall at an undo. The owner can forge the page, and everybody reads the sum: so it
+        never falls, and no run adds more than its total, or than memory bandwidth allows.
         """
         run, snapshot = self._runs[task], task.snapshot()
         most = int(UNITS_PER_SECOND * max(1.0, time.monotonic() - run.began))
@@ -111,7 +111,7 @@ class Metrics:
         run.units = max(run.units, units)
 
     async def facts(self) -> Facts:
-        """The figures of this moment; others run while the pages of many tasks are read."""
+        """The current figures; other tasks of the event loop run while many pages are read."""
         for task in list(self._runs):
             await trio.lowlevel.checkpoint()
             if task in self._runs:
@@ -136,23 +136,23 @@ class Metrics:
         return (*read_pools(self._kernel), *read_node_pools(self._kernel))
 
     async def text(self, form: Exposition) -> bytes:
-        """A file, of facts that are at most MAX_AGE old. All who open it in that time share it."""
+        """A file with facts that are at most MAX_AGE old, shared by all opens in that time."""
         async with self._lock:
             if self._facts is None or trio.current_time() - self._taken >= MAX_AGE:
                 self._facts = await self.facts()
                 self._taken = trio.current_time()
                 self._texts.clear()
             if form not in self._texts:
-                # The library takes as long to import as a whole mount: on a thread, and at the first read only.
+                # The import of the library takes as long as a whole mount: do it in a thread, at the first read.
                 self._texts[form] = await trio.to_thread.run_sync(_render, self._facts, form)
             return self._texts[form]
 
 
 class MetricsFile(TextFile):
-    """A file whose text is of now whenever it is read, and whose modification time says so.
+    """A file whose text is always current, with the current time as modification time, because monitoring considers an
+    older file stale.
 
-    Monitoring takes a file for stale whose time does not move. The other times stay: tar compares st_ctime before and
-    after it reads a file.
+    The other times stay: tar compares st_ctime before and after it reads a file.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""What the mount contains, declared as one tree."""
+"""The contents of the mount, declared as one tree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
-    """The root directory. ``load`` tells what the kernel has of the mount, and is called while the mount is served."""
+    """The root directory. ``load`` returns the kernel's load on the mount, and is called while the mount is served."""
     operations = fs.service.operations
     events = EventFeed(fs.access, fs.portions)
     metrics = Metrics(operations, fs.kernel, load)

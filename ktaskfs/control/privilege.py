@@ -1,6 +1,6 @@
-"""What a caller may do beyond its own tasks: decided by capabilities in the daemon's user namespace, not by uid 0.
+"""Privileges beyond a caller's own tasks: capabilities in the daemon's user namespace decide, not uid 0.
 
-Only writes ask for it, once for each opening: names are seen by uid (hidepid), and files are read by mode bits.
+Only writes need them, checked once for each open; uid (hidepid) decides about names, and mode bits about reading.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CAP_SYS_ADMIN: Final = 1 << 21
 
 
 def require_power_over(uid: int, effective: int, owner: int, what: str) -> None:
-    """Raise NotPermitted unless ``uid`` with these capabilities may signal processes of ``owner``, as by kill(2)."""
+    """Raise NotPermitted unless ``uid`` with these capabilities may signal processes of ``owner``, as with kill(2)."""
     if uid != owner and not effective & CAP_KILL:
         raise NotPermitted(f"{what}: it is user {owner}'s, and you do not have the capability CAP_KILL")
 

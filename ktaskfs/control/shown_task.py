@@ -1,4 +1,4 @@
-"""A task as the mount shows it: what all views of it share."""
+"""A task in the mount: the state shared by all views."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 VIEW_BITS: Final = 32
-"""An inode number of a view is ``uid + 1`` above this many bits, and below them what it is in the view: block 0 has
-what belongs to no task, and each task has a block."""
+"""An inode number of a view is ``uid + 1`` above this many bits, and below them the number within the view: block 0
+is for files outside of tasks, and each task has a block."""
 LOCAL: Final = (1 << VIEW_BITS) - 1
 OF_THE_SPEC: Final = frozenset({"name", "queue", "replace"})
-"""Parameters without a file: they say how a task is made."""
+"""Parameters without a file, which affect only the creation of a task."""
 WATCHED: Final = "state"
-"""The file of a task that inotify(7) tells of. All views share its inode, and so who watches it in any view is told.
-Nobody can hold the lock of that inode: the file is never written."""
+"""The file of a task that inotify(7) reports. All views share its inode, so watchers in every view are notified.
+Nobody can hold the lock of that inode, because the file is never written."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TaskFiles:
 
     @classmethod
     def of(cls, operations: Mapping[str, Operation[Any]], fixed: Iterable[str]) -> TaskFiles:
-        """The files ``fixed``, which every task has, and those that ``operations`` declare."""
+        """The files ``fixed`` of every task, and those declared by ``operations``."""
         parameters: dict[str | None, Mapping[str, Parameter]] = {
             name: {each.name: each for each in operation.declared if each.name not in OF_THE_SPEC}
             for name, operation in operations.items()
@@ -54,7 +54,7 @@ class TaskFiles:
 
     @functools.cached_property
     def bits(self) -> int:
-        """Bits that tell the inodes of a task apart: 0 is its directory."""
+        """Bits for the inodes within a task; 0 is its directory."""
         return len(self.numbers).bit_length()
 
 
@@ -102,7 +102,7 @@ class ShownTask:
         return self.task
 
     def changed(self) -> None:
-        """The task's state has changed, or it was removed."""
+        """The task's state changed, or it was removed."""
         self.of_state.notify()
         self.of_progress.notify()
         if self._watchable:
@@ -113,7 +113,7 @@ class ShownTask:
                 self.fs.notices.add(path)
 
     def watch(self) -> int:
-        """``watched``. Somebody has looked for it, and may watch it from now on."""
+        """``watched``. Somebody has looked it up, and may watch it from now on."""
         self._watchable = True
         return self.watched
 
@@ -121,6 +121,6 @@ class ShownTask:
         return self.task.snapshot().done if self.task.state in ACTIVE else None
 
     def parameters(self) -> Mapping[str, Parameter]:
-        """The parameters that are files now."""
+        """The parameters that currently are files."""
         operation = self.task.operation
         return self.files.parameters[None if operation is None else operation.name]

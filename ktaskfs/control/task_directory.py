@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StatusFile:
-    """A file that shows something of a task; ``poll`` says on which of its changes poll(2) wakes."""
+    """A status file of a task; ``poll`` selects the changes that wake poll(2)."""
 
     name: str
     text: Callable[[ShownTask], str | bytes]
@@ -72,14 +72,14 @@ LIVE_PARAMETERS: Final = frozenset({"max_threads", "nice", "rate_max"})
 
 
 class TaskDirectory(Directory):
-    """The files of ``shown``. Directory and files are made anew at each request, and hold little: a listing of all
-    tasks makes all of them.
+    """The files of ``shown``. Directory and files are made for each request, and hold little, because a listing of
+    all tasks makes all of them.
     """
 
     __slots__ = ("_shown",)
 
     def __init__(self, ino: int, shown: ShownTask) -> None:
-        """``ino`` is the first of the numbers that ``shown.files`` needs."""
+        """``ino`` is the first of the numbers for ``shown.files``."""
         super().__init__(ino, shown.listed)
         self._shown = shown
 
@@ -94,7 +94,7 @@ class TaskDirectory(Directory):
 
 
 class _SettingFile(File):
-    """A file with one value of a task. A write sets the value, and records it."""
+    """A file with one value of a task. A write sets and records it."""
 
     __slots__ = ("_name", "_shown")
 
@@ -170,7 +170,7 @@ class _ParameterFile(_SettingFile):
     @property
     def _parameter(self) -> Parameter:
         parameter = self._shown.parameters().get(self._name)
-        if parameter is None:  # the operation was changed since the file was looked up
+        if parameter is None:  # the operation changed after the lookup of the file
             raise InvalidValue(f"the operation has no parameter {self._name}")
         return parameter
 
@@ -221,7 +221,7 @@ _FILES: Final[Mapping[str, Callable[[ShownTask, int], Inode]]] = {
     "wait": _wait,
     **{each.name: _status(each) for each in STATUS_FILES},
 }
-"""The maker of each file that is no parameter, in order of listing."""
+"""The factory of each file except parameters, in order of listing."""
 
 
 def _file(shown: ShownTask, name: str, ino: int) -> Inode | None:
@@ -232,7 +232,7 @@ def _file(shown: ShownTask, name: str, ino: int) -> Inode | None:
 
 
 def inode_of(shown: ShownTask, ino: int) -> Inode | None:
-    """The task's directory, or a file in it, in whatever view; None if it has no file of this number now."""
+    """The task's directory, or a file in it, in any view; None if it has no file of this number now."""
     number = ino & (1 << shown.files.bits) - 1
     if not number:
         return TaskDirectory(ino, shown)
@@ -241,5 +241,5 @@ def inode_of(shown: ShownTask, ino: int) -> Inode | None:
 
 
 def task_files(operations: Mapping[str, Operation[Any]]) -> TaskFiles:
-    """Which files tasks of ``operations`` can have."""
+    """The possible files of tasks of ``operations``."""
     return TaskFiles.of(operations, _FILES)

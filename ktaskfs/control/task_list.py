@@ -1,6 +1,6 @@
-"""``info/tasks`` and ``info/tasks.json``: how all tasks stand, as far as the reader may see them.
+"""``info/tasks`` and ``info/tasks.json``: the tasks that the reader may see.
 
-A text of many tasks is made in slices, between which others have their turn, and all who read it at a time share it.
+A long text is made in slices, between which other requests run, and concurrent readers share it.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ ORDER: Final = (
     State.PLANNED,
     State.DONE,
 )
-"""Of the rows: those at work, those to come, those that somebody may have to look into. Of one state: by creation."""
+"""The order of rows: running, waiting, failed, then the others. Within a state: by creation."""
 MAX_AGE: Final = 0.1
-"""Seconds for which a text is kept while no task changes its state. A person sees it move all the same."""
+"""Seconds for which a text is kept while no task changes its state; short enough for people."""
 SLICE: Final = 200
-"""Rows that are looked through, or put into lines, at a time: about a millisecond."""
+"""Rows that are checked or formatted at a time: about a millisecond."""
 MADE: Final = 20
-"""A row that has to be made counts for so many: its task's page is read."""
+"""Weight of a row that must be made, because its task's page is read."""
 
 
 class Form(StrEnum):
-    """How the tasks are shown."""
+    """The format of the tasks."""
 
     TABLE = "table"
     JSON = "json"
@@ -59,7 +59,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A task without its age. Of one that has ended it holds as long as ``history`` and ``requests`` are these."""
+    """A task without its age. For an ended task it stays valid while ``history`` and ``requests`` are the same."""
 
     cells: tuple[str, ...]
     json: str
@@ -70,7 +70,7 @@ class _Row:
 
 @dataclass(slots=True, eq=False)
 class _Text:
-    """A text as the readers of one user share it. ``changes`` is how many there had been when it was begun."""
+    """A text shared by the readers of one user. ``changes`` is the number of changes at its start."""
 
     lock: trio.Lock = field(default_factory=trio.Lock)
     text: bytes = b""
@@ -79,13 +79,13 @@ class _Text:
 
 
 class _Followed(Change):
-    """What all openings of one user wait for; it goes with the user's view and the last of them."""
+    """The change that all opens of one user wait for; it lives as long as the user's view and these opens."""
 
     __slots__ = ("__weakref__",)
 
 
 class TaskList:
-    """The tasks of one mount as its users see them together."""
+    """The task lists of one mount, by user."""
 
     def __init__(self, table: TaskTable, access: Access, changed: Callable[[], None]) -> None:
         self._table = table
@@ -96,7 +96,7 @@ class TaskList:
         """Of tasks that have ended."""
         self._texts: dict[tuple[int, Form], _Text] = {}
         self._making = trio.Lock()
-        """One text is made at a time: of many, all would have a slice before others have their turn."""
+        """One text is made at a time; otherwise the slices of many texts would delay other requests."""
         self._followed: WeakValueDictionary[int, _Followed] = WeakValueDictionary()
         """By uid."""
 
@@ -112,14 +112,14 @@ class TaskList:
                 followed.notify()
 
     def follow(self, uid: int) -> Change:
-        """What poll(2) on an opening of ``uid`` waits for."""
+        """The change that poll(2) on an open of ``uid`` waits for."""
         followed = self._followed.get(uid)
         if followed is None:
             followed = self._followed[uid] = _Followed()
         return followed
 
     async def text(self, uid: int, form: Form) -> bytes:
-        """A file as ``uid`` sees it: no state of before the call, and progress of at most MAX_AGE before."""
+        """The file for ``uid``: states are current, progress is at most MAX_AGE old."""
         asked, changes = trio.current_time(), self._changes
         shared = self._texts.setdefault((uid, form), _Text())
         async with shared.lock:
@@ -156,7 +156,7 @@ class TaskList:
         return list(itertools.chain.from_iterable(by_state.values()))
 
     def _kept(self, task: Task) -> _Row | None:
-        """The row of a task that has ended, if nothing was set since it was made."""
+        """The cached row of an ended task, if it is still valid."""
         row = self._rows.get(task)
         return row if row is not None and row.history is task.history and row.requests is task.requests else None
 
@@ -168,7 +168,7 @@ class TaskList:
 
 
 def _may_read(uid: int, task: Task) -> bool:
-    """Whether ``uid`` may read the files of ``task``, whatever its groups."""
+    """Whether ``uid`` may read the files of ``task`` in any group."""
     return uid in (0, task.uid)
 
 

@@ -1,4 +1,4 @@
-"""The text of a task's status files, made from the task when it is asked for."""
+"""The text of a task's status files, made on demand."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 BAR_WIDTH: Final = 20
 FAR: Final = 365 * 86400
-"""Seconds: a finish that is further off is unknown. The speed of work that stands still falls, but not to 0."""
+"""Maximum seconds of a known finish. The speed of stalled work falls, but not to 0."""
 
 
 def units_of(task: Task) -> Units:
-    """What the task's positions count."""
+    """The unit of the task's positions."""
     return BYTES if task.operation is None else task.operation.units
 
 
@@ -38,7 +38,7 @@ def seconds_at_work(snapshot: Snapshot) -> float:
 
 
 def percent(task: Task, snapshot: Snapshot) -> float:
-    """Percentage of the task that is done; 100 for a task without work that is done."""
+    """Percentage of the task that is done; 100 for a done task without work."""
     total = task.total(snapshot)
     if total:
         return 100 * task.done(snapshot) / total
@@ -46,12 +46,12 @@ def percent(task: Task, snapshot: Snapshot) -> float:
 
 
 def speed(task: Task, snapshot: Snapshot) -> float:
-    """Units a second: a moving average while it is at work, that of the whole run once it has ended."""
+    """Units a second: a moving average while the task runs, the mean of the whole run after its end."""
     return task.pace.speed(snapshot, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 def seconds_left(task: Task, snapshot: Snapshot, rate: float) -> float | None:
-    """Seconds until a task at work is done, at ``rate`` units a second; None where nobody can tell."""
+    """Remaining seconds of a running task at ``rate`` units a second; None if unknown."""
     left = task.total(snapshot) - task.done(snapshot)
     return left / rate if task.state is not State.PAUSED and rate > 0 and left < rate * FAR else None
 
@@ -110,7 +110,7 @@ def threads(task: Task) -> str:
 
 
 def _one_line(text: str) -> str:
-    """``text`` with backslashes and unprintable characters in octal, as the kernel shows paths (seq_path())."""
+    """``text`` with backslashes and unprintable characters in octal, as in the kernel's paths (seq_path())."""
     return printable(text.replace("\\", "\\134"))
 
 
@@ -119,7 +119,7 @@ def _when(nanoseconds: int) -> str:
 
 
 def _found(snapshot: Snapshot) -> str:
-    """How many of them were found to help, and why not more."""
+    """The number of threads that help, and the reason for that number."""
     if not snapshot.found:
         return ""
     if snapshot.found_why is FoundWhy.MOST:
@@ -136,7 +136,7 @@ def _found(snapshot: Snapshot) -> str:
 def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = None) -> str:
     """Everything for people, in the form of /proc/PID/status.
 
-    ``parameters`` are those that the task can have, ``frozen`` is the control group in which its worker is frozen.
+    ``parameters`` are those of the task, ``frozen`` is the control group in which its worker is frozen.
     """
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)

@@ -35,7 +35,7 @@ CONTROL: Final = 4
 
 
 class ShownTasks:
-    """The tasks of the table as all views show them. Each has a block of inode numbers, the same in every view."""
+    """The tasks of the table in all views. Each has a block of inode numbers, the same in every view."""
 
     def __init__(self, fs: Filesystem, listed: TaskList) -> None:
         self.listed = listed
@@ -43,8 +43,8 @@ class ShownTasks:
         self._fs = fs
         self._bits = self.files.bits
         self._blocks = LOCAL + 1 >> self._bits
-        # Who stands in a directory that an earlier daemon of the mount has shown must not get another task's files by
-        # its number: so each daemon begins at another one, some thousand further for each second.
+        # A process in a directory of an earlier daemon must not get another task's files by number, so each daemon
+        # begins at another number, some thousand further for each second.
         self._next = itertools.count(time.clock_gettime_ns(time.CLOCK_BOOTTIME) >> 20)
         self._by_block: dict[int, ShownTask] = {}
         self._by_task: dict[Task, ShownTask] = {}
@@ -59,7 +59,7 @@ class ShownTasks:
             self.of(task).changed()
 
     def of(self, task: Task) -> ShownTask:
-        """What the views show of ``task``, which is in the table."""
+        """The shown task of ``task``, which is in the table."""
         shown = self._by_task.get(task)
         if shown is None:
             numbers = (each % self._blocks for each in self._next)
@@ -69,24 +69,24 @@ class ShownTasks:
         return shown
 
     def holding(self, ino: int) -> ShownTask | None:
-        """The task in whose block the inode number is, in whatever view."""
+        """The task whose block contains the inode number, in any view."""
         return self._by_block.get((ino & LOCAL) >> self._bits)
 
     def sharing(self, ino: int) -> ShownTask | None:
-        """The task of which all views share the inode with this number."""
+        """The task whose shared inode has this number."""
         shown = self.holding(ino)
         return shown if shown is not None and ino == shown.watched else None
 
 
 class TasksDirectory(Directory):
-    """The tasks that the user of one view may know of, and the file that makes them."""
+    """The tasks visible to the user of one view, and the file that creates tasks."""
 
     __slots__ = ("_fs", "_tasks", "_uid", "_view", "control")
 
     def __init__(self, view: int, uid: int, fs: Filesystem, tasks: ShownTasks) -> None:
-        """``view`` is the inode number to which those of the view are added."""
+        """``view`` is the base of the view's inode numbers."""
         access = fs.access
-        # Who may write control may mkdir. Because of the sticky bit only its owner may remove a task's directory.
+        # Users who may write control may mkdir. Because of the sticky bit only its owner may remove a task's directory.
         mode = 0o1555 | access.mode & 0o222
         super().__init__(view | TASKS, Attributes(mode, access.uid, access.gid, fs.root.time_ns))
         self._fs = fs
@@ -148,7 +148,7 @@ class TasksDirectory(Directory):
         self._fs.log.succeeded(caller)
 
     async def _command(self, caller: CallerProcess, text: str) -> str | None:
-        """Specs, one a line, all or none; or ``cancel``."""
+        """Specs, one per line, all or none; or ``cancel``."""
         if text == CANCEL:
             caller.close()
             for task in self._service.table.of_user(caller.identity.uid):

@@ -1,4 +1,4 @@
-"""Every change of state of a task, told to observers."""
+"""Reports every state change of a task to observers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """``task`` went from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one.
+    """``task`` changed from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one.
 
     ``replaced``: it was removed, and another task has its name.
     """

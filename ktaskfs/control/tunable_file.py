@@ -1,4 +1,4 @@
-"""``debug/ktask_NAME``: a tunable, which only a caller with the daemon's rights may set."""
+"""``debug/ktask_NAME``: a tunable that only a caller with the daemon's rights may set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class TunableFile(File):
-    """The kernel checks the mode bits; for uid 0 they say nothing, so its capabilities are looked at here."""
+    """The kernel checks the mode bits, but they do not restrict uid 0, so this checks its capabilities."""
 
     __slots__ = ("_file", "_fs", "_name", "_tunable")
 

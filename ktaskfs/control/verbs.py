@@ -1,4 +1,4 @@
-"""The verbs and specs that ``tasks/NAME/control`` takes."""
+"""The verbs and specs that ``tasks/NAME/control`` accepts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Verb:
     """A word for a task's ``control`` file, accepted in ``states``.
 
-    ``owner_only``: only the task's owner may use it, not even root. It makes a worker run with the rights of the
-    writer, and the paths in another user's task could send root anywhere.
+    ``owner_only``: only the task's owner may use it, not even root. It starts a worker with the writer's rights,
+    and the paths in another user's task could mislead root.
     """
 
     states: Set[State]
@@ -59,12 +59,12 @@ VERBS: Final[Mapping[str, Verb]] = {
 
 
 def accepted(task: Task) -> str:
-    """The verbs that the task takes now, one a line."""
+    """The verbs that the task accepts now, one per line."""
     return "".join(f"{word}\n" for word, verb in VERBS.items() if task.state in verb.states)
 
 
 async def command(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
-    """A verb, or the spec of an empty task, which starts it. Takes ``caller`` over. Raises KtaskfsError."""
+    """Run a verb, or start an empty task with a spec. Takes ``caller`` over. Raises KtaskfsError."""
     try:
         task.require_known()
     except KtaskfsError:

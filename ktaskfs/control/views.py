@@ -1,8 +1,8 @@
-"""``users/``: a view of the tasks for each user. ``tasks`` is a link to the caller's own.
+"""``users/``: a view of the tasks for each user. ``tasks`` is a link to the caller's view.
 
-While a system call writes to a file, or lists a directory, the kernel holds the inode's lock. A caller can make that
-last for ever, with a buffer that never arrives (userfaultfd(2), or a file of another FUSE filesystem). So no two users
-share an inode that can be written, or a directory that can change; and no user gets into another's view.
+While a system call writes to a file, or lists a directory, the kernel holds the inode's lock. A caller can prolong that
+forever, with a buffer that never arrives (userfaultfd(2), or a file of another FUSE filesystem). So no two users share
+a writable inode or a changing directory, and no user can enter another's view.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UID_MAX: Final = 2**32 - 2
 RECENT_MAX: Final = 64
-"""Views that are kept, since every request in one asks for it; to make one anew costs little."""
+"""Cached views, because every request in a view needs it; making one costs little."""
 DIRECTORY: Final = 1
 ERROR_LOG: Final = 2
 LAST_CMD_STATUS: Final = 5
@@ -45,9 +45,9 @@ TEXTS: Final = {
     "holders": HOLDERS,
     "holders.json": HOLDERS_JSON,
 }
-"""The files of a view, which show each user something else."""
+"""The files of a view, which differ between users."""
 IN_INFO: Final = {name: name.replace("task_list", "tasks") for name in TEXTS}
-"""How the links in ``info/`` to these files are named."""
+"""The names of the links in ``info/`` to these files."""
 
 
 def own_view(ino: int, attributes: Attributes, path: str) -> Link:
@@ -56,7 +56,7 @@ def own_view(ino: int, attributes: Attributes, path: str) -> Link:
 
 
 class UsersDirectory(Directory):
-    """A view for each uid. Nobody but root can list it, and so make it wait; root finds the caller's own view."""
+    """A view for each uid. Only root can list it, so nobody else can block it; the list has root's own view."""
 
     __slots__ = ("_fs", "_recent", "_tasks")
 
@@ -77,7 +77,7 @@ class UsersDirectory(Directory):
         return view
 
     def lookup(self, name: str, caller: Caller) -> Inode | None:
-        # Every uid has one, for every caller: to find none for one caller would take the name from the others, too.
+        # Every uid has one, for every caller: a failed lookup by one caller would drop the name for the others, too.
         canonical = name.isascii() and name.isdecimal() and (name == "0" or not name.startswith("0"))
         return self._view(int(name)) if canonical and len(name) <= 10 and int(name) <= UID_MAX else None
 
@@ -85,8 +85,8 @@ class UsersDirectory(Directory):
         return [(str(caller.uid), self._view(caller.uid))]
 
     def admits(self, ino: int, caller: Caller) -> bool:
-        # A process that root started in root's view is in it with any uid. No lookup is refused: that would take the
-        # name from the view's user, too.
+        # A process that root started in root's view can have any uid. No lookup is refused, because that would drop
+        # the name for the view's user, too.
         if caller.uid in (0, (ino >> VIEW_BITS) - 1):
             return True
         shared = self._tasks.sharing(ino)
@@ -100,7 +100,7 @@ class UsersDirectory(Directory):
 
 
 class UserDirectory(Directory):
-    """``users/UID/``; only the user and root get in."""
+    """``users/UID/``; only the user and root can enter."""
 
     __slots__ = ("_names", "_numbers")
 
@@ -129,8 +129,8 @@ class UserDirectory(Directory):
 
 
 def _texts(uid: int, first: int, fs: Filesystem, listed: TaskList) -> Iterator[TextFile]:
-    """TEXTS, of what belongs to a user. One file for all users could not show that: the kernel keeps pages of each
-    file for splice(2), and gives them to whoever comes next.
+    """The TEXTS of one user. They are no shared files, because the kernel caches pages of each file for splice(2),
+    and shows them to the next reader.
     """
     log, user, texts = fs.log, Caller(uid, fs.root.gid, 0), fs.limits.texts
     readable = Attributes(0o400, uid, fs.root.gid, fs.root.time_ns)

@@ -22,7 +22,7 @@ INTERVAL: Final = 0.95
 class WaitStream(Stream):
     """A progress line each second; at the end one line with the average speed, and one with the final state.
 
-    It waits for a task that has not started, too. It raises TaskForgotten if the task is removed before its end.
+    It also waits for a task that has not started. Raises TaskForgotten if the task is removed before its end.
     """
 
     def __init__(self, task: Task, uid: int, change: Change, portions: Portions) -> None:

@@ -1,4 +1,4 @@
 """Serves a tree of ``vfs`` inodes through FUSE.
 
-Imports ``vfs`` only, and nothing else of the package imports pyfuse3. It knows no task.
+Imports only ``vfs``, and nothing else in the package imports pyfuse3. It knows no task.
 """

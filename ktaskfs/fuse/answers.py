@@ -1,4 +1,4 @@
-"""How inodes and errors look in a FUSE reply."""
+"""Inodes and errors in FUSE replies."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BLOCK_SIZE: Final = 4096
 SECTOR: Final = 512
 """The unit of st_blocks (stat(2))."""
 IO_SIZE: Final = 65536
-"""st_blksize. Most programs make their buffers that large, and hand a long command over in one write(2); bash and dash
-keep the smaller buffer of what they wrote to first (vfs.pieces)."""
+"""st_blksize. Most programs use buffers of this size, and pass a long command in one write(2); bash and dash keep the
+smaller buffer of their first output (vfs.pieces)."""
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 def answering(
     handler: Callable[P, Awaitable[T]], wait: Callable[P, Awaitable[None] | None] | None = None
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Turn the exceptions of ``handler`` into the errno of the reply: the only place that does so.
+    """Turn the exceptions of ``handler`` into the errno of the reply; nothing else does so.
 
-    An unforeseen exception is a bug: it is logged with its traceback, and the caller gets EIO. ``wait`` is called with
-    the same arguments before, and what it gives is waited for.
+    An unexpected exception is a bug: it is logged with its traceback, and the caller gets EIO. ``wait`` is called
+    first, with the same arguments, and awaited.
     """
 
     @functools.wraps(handler)
@@ -66,7 +66,7 @@ def caller_of(context: pyfuse3.RequestContext) -> Caller:
 def entry_of(inode: Inode, entry_timeout: float = 0.0, look: Look | None = None) -> pyfuse3.EntryAttributes:
     """The attributes of ``inode``, and the seconds for which the kernel may cache them and the name.
 
-    Those of a file that nobody has looked at, as in a listing, are not to be cached.
+    Those of a file without a lookup, as in a listing, are not cached.
     """
     attributes = inode.attributes()
     entry = pyfuse3.EntryAttributes()
@@ -81,7 +81,7 @@ def entry_of(inode: Inode, entry_timeout: float = 0.0, look: Look | None = None)
     if look is not None:
         entry.st_size = look.size
         entry.st_mtime_ns = look.changed_ns
-        # A file with fewer blocks than bytes would be sparse, and cp(1) would look for its holes.
+        # A file with fewer blocks than bytes looks sparse, and cp(1) would search for holes.
         entry.st_blocks = -(-look.size // SECTOR)
     elif inode.kind == File.kind:
         entry.st_size = NEW_TEXT_SIZE
@@ -91,7 +91,7 @@ def entry_of(inode: Inode, entry_timeout: float = 0.0, look: Look | None = None)
 
 
 def filesystem_totals() -> pyfuse3.StatvfsData:
-    """What statfs(2) says: nothing is stored here, as in simple_statfs (fs/libfs.c)."""
+    """The answer to statfs(2): nothing is stored here, as in simple_statfs (fs/libfs.c)."""
     totals = pyfuse3.StatvfsData()
     totals.f_bsize = totals.f_frsize = BLOCK_SIZE
     totals.f_namemax = NAME_MAX

@@ -1,4 +1,4 @@
-"""What becomes of the memory that libfuse frees."""
+"""The return of libfuse's freed memory to the kernel."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 
 _M_MMAP_THRESHOLD: Final = -3
 _THRESHOLD: Final = 128 << 10
-"""Bytes; what the C library begins with (mallopt(3))."""
+"""Bytes; the C library's initial value (mallopt(3))."""
 
 
 def give_back_what_is_freed() -> None:
-    """Have the C library give large buffers back to the kernel as soon as they are freed.
+    """Make the C library return large freed buffers to the kernel at once.
 
-    libfuse frees a buffer of 1 MiB. glibc then takes such sizes from the heap, where they stay in memory as far as
-    they were ever written to. A C library without this option is left as it is.
+    libfuse frees buffers of 1 MiB. glibc would then take such sizes from the heap, where written pages stay in memory.
+    Does nothing with a C library without this option.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

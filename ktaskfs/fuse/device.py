@@ -1,4 +1,4 @@
-"""A mount that another process will serve: mount(2) with an open /dev/fuse, which is then handed over."""
+"""A mount for another process to serve: mount(2) with an open /dev/fuse, which is then passed on."""
 
 from __future__ import annotations
 

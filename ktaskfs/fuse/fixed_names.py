@@ -1,4 +1,4 @@
-"""The requests that would make, remove or rename something other than a directory: all are refused."""
+"""Refuses all requests that make, remove or rename something other than a directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FixedNames(pyfuse3.Operations):
-    """Answers them at once, without a turn: to refuse a turn would take as long."""
+    """Answers them at once, without a turn: a refused turn would take as long."""
 
     @answering
     async def mknod(

@@ -18,9 +18,9 @@ def _kept(inode: Inode) -> tuple[int, int, int]:
 
 
 class Inodes:
-    """Holds what static directories have and what is open, and asks other directories for what is below them.
+    """Holds static inodes and open ones, and asks other directories for the inodes below them.
 
-    So the memory in use does not depend on how much of the tree the kernel knows.
+    So memory use does not depend on the inodes known to the kernel.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -28,11 +28,11 @@ class Inodes:
         self._others: list[Directory] = []
         self._open: dict[int, tuple[Inode, int]] = {}
         self.static_names: list[str] = []
-        """The paths of what static directories have."""
+        """The paths of static inodes."""
         self._enter(root, "")
 
     def digest(self) -> str:
-        """Of what the kernel may keep of the static ones for good: names, numbers, attributes."""
+        """A digest of the static data that the kernel may cache: names, numbers, attributes."""
         found = sorted((ino, each.kind, _kept(each)) for ino, each in self._static.items())
         return hashlib.sha256(repr((self.static_names, found)).encode()).hexdigest()
 
@@ -58,7 +58,7 @@ class Inodes:
         raise Gone("it does not exist any more")
 
     def for_opening(self, ino: int, caller: Caller) -> Inode:
-        """The inode with this number, which ``caller`` opens; raises Gone, AccessDenied."""
+        """The inode with this number, for an open by ``caller``; raises Gone, AccessDenied."""
         if (static := self._static.get(ino)) is not None:
             return static
         for directory in self._others:
@@ -67,12 +67,12 @@ class Inodes:
         return self[ino]
 
     def opened(self, inode: Inode) -> None:
-        """Keep ``inode``, which may go meanwhile, for as long as it is open: fstat(2) asks for it by its number."""
+        """Keep ``inode`` while it is open, even if it is removed: fstat(2) asks for it by number."""
         _, times = self._open.get(inode.ino, (inode, 0))
         self._open[inode.ino] = inode, times + 1
 
     def released(self, ino: int) -> None:
-        """One opening less."""
+        """One open less."""
         inode, times = self._open.pop(ino)
         if times > 1:
             self._open[ino] = inode, times - 1

@@ -1,4 +1,4 @@
-"""Open directories, and how much of them each user may have."""
+"""Open directories, and their quota."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 LISTING_SIZE: Final = 1024
 CHILD_SIZE: Final = 160
-"""Bytes that an open directory takes, and each child that it has listed; about what they take in Python."""
+"""Bytes for an open directory, and for each listed child; about their size in Python."""
 LISTINGS_OF_ONE_MAX: Final = 2 << 20
 LISTINGS_IN_ALL_MAX: Final = 8 << 20
-"""Bytes that the open directories of one user, and of all users, may take."""
+"""Maximum bytes of the open directories of one user, and of all users."""
 
 
 def listings_quota() -> Quota:
@@ -25,9 +25,9 @@ def listings_quota() -> Quota:
 
 
 class Listing:
-    """An open directory: the children as they were at the last opendir(3) or rewinddir(3).
+    """An open directory: its children at the last opendir(3) or rewinddir(3).
 
-    It counts its bytes in ``quota``, whose refusal ``__init__`` and ``children`` raise.
+    It counts its bytes in ``quota``; ``__init__`` and ``children`` raise the quota's refusal.
     """
 
     __slots__ = ("_children", "_quota", "_rest", "caller", "directory")
@@ -41,18 +41,18 @@ class Listing:
         self.take()
 
     def take(self) -> None:
-        """Begin anew."""
+        """Restart the listing."""
         self._quota.give_back(self.caller.uid, CHILD_SIZE * len(self._children))
         self._children = []
         self._rest = iter(self.directory.entries(self.caller))
 
     def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
-        """Some of them. Those that nobody has asked for are not made."""
+        """Some children. Others are not made."""
         more = list(itertools.islice(self._rest, max(0, start + count - len(self._children))))
         self._quota.take(self.caller.uid, CHILD_SIZE * len(more))
         self._children += more
         return self._children[start : start + count]
 
     def close(self) -> None:
-        """Once, at the end."""
+        """Call it once, at the end."""
         self._quota.give_back(self.caller.uid, LISTING_SIZE + CHILD_SIZE * len(self._children))

@@ -1,9 +1,9 @@
-"""A child of the daemon, which looks at the mount: ``python -m ktaskfs.fuse.look MOUNTPOINT FILE NAME...``
+"""A child of the daemon that checks the mount: ``python -m ktaskfs.fuse.look MOUNTPOINT FILE NAME...``
 
-It opens each NAME of the mount, sends the descriptors to its standard input, which is a socket, and reads FILE. So the
-kernel keeps these names, and walks to them without asking anybody and without a lock, while the daemon holds the
-descriptors. They belong to a second mount, which is at no path, so they do not make the first one busy. A user who may
-not make one sends nothing.
+It opens each NAME of the mount, sends the descriptors to its standard input, a socket, and reads FILE. While the daemon
+holds the descriptors, the kernel caches these names, and walks to them without a request and without a lock. They
+belong to a second, detached mount, so they do not make the first one busy. Without the right to make that mount it
+sends nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DESCRIPTORS_MAX: Final = 250
 
 
 def opened(mountpoint: str, names: list[str]) -> list[int]:
-    """Descriptors of a second mount of ``mountpoint`` and of all ``names`` in it; none where that is not permitted."""
+    """Descriptors of a second mount of ``mountpoint`` and of all ``names`` in it; none if that is not permitted."""
     try:
         root = clone_mount(mountpoint)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What is mounted at a path, and how to unmount it. Only a child looks into a mount, which may not answer."""
+"""Mounts at a path, and unmounting them. Only a child accesses a mount, because the mount may not answer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 MOUNTINFO: Final = "/proc/self/mountinfo"
 """The mounts of this namespace; see proc_pid_mountinfo(5)."""
 CONNECTIONS: Final = "/sys/fs/fuse/connections"
-"""Where fusectl is mounted (Documentation/filesystems/fuse/fuse.rst)."""
+"""The mount point of fusectl (Documentation/filesystems/fuse/fuse.rst)."""
 
 DEAD: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
-"""What a mount answers whose connection to its server is gone."""
+"""The errno of a mount whose connection to its server is gone."""
 PATIENCE: Final = 5.0
-"""Seconds for an answer; a server here takes about one at most."""
+"""Seconds for an answer; this server takes at most about one."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ class MountedFilesystem:
 
 
 def filesystems_at(path: str, otherwise: Sequence[MountedFilesystem] = ()) -> list[MountedFilesystem]:
-    """The filesystems mounted at ``path``, the uppermost last.
+    """The filesystems mounted at ``path``, the topmost last.
 
-    Returns ``otherwise`` if no descriptor is left to look with.
+    Returns ``otherwise`` if no descriptor is left.
     """
     try:
         with open(MOUNTINFO, "rb") as file:
@@ -69,11 +69,11 @@ def filesystems_at(path: str, otherwise: Sequence[MountedFilesystem] = ()) -> li
 async def until_gone(filesystem: MountedFilesystem) -> None:
     """Return when ``filesystem`` is not mounted anywhere in this mount namespace.
 
-    It may still be mounted in others: a user can make one and keep it. A mount that was moved or covered is there.
+    It may still be mounted in others, which a user can make and keep. A moved or covered mount counts as mounted.
     """
     device = f" {filesystem.device} ".encode()
     with _mounts() as mounts, select.epoll() as changes:
-        # trio waits for EPOLLIN alone, which always holds here.
+        # trio only waits for EPOLLIN, which is always set here.
         changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
         while device in mounts.readall():
             await trio.lowlevel.wait_readable(changes.fileno())
@@ -86,10 +86,10 @@ def _mounts() -> FileIO:
 
 
 def require_place(path: str, kind: str, *, nonempty: bool) -> None:
-    """Refuse a place where no filesystem of ``kind`` can be mounted, nor replace a dead one that is there.
+    """Refuse a place where a filesystem of ``kind`` can neither be mounted nor replace a dead one.
 
-    Raises ConfigError: ENOENT and the like, EBUSY for one that is alive, ENOTEMPTY for a directory with something in it
-    unless ``nonempty``. Do not call it when threads are running.
+    Raises ConfigError: ENOENT and the like, EBUSY for a live one, ENOTEMPTY for a directory that is not empty, unless
+    ``nonempty``. Do not call it when threads are running.
     """
     there = filesystems_at(path)
     if there and there[-1].kind == kind:
@@ -102,9 +102,9 @@ def require_place(path: str, kind: str, *, nonempty: bool) -> None:
 
 
 def _look(path: str) -> int | None:
-    """0 or the errno that the filesystem at ``path`` answers statfs(2) with; None if there is no answer in time.
+    """The result of statfs(2) at ``path``, 0 or an errno; None without an answer in time.
 
-    A child asks, in the same process group (see ``cli.mount``), which can be killed while it waits.
+    A child asks, in the same process group (see ``cli.mount``), because it can be killed while it waits.
     """
     child = os.fork()
     if child == 0:
@@ -137,10 +137,10 @@ def _require_directory(path: str, *, nonempty: bool) -> None:
 
 
 def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
-    """Take away what dead servers of ``kind`` left at ``path``. Raises ConfigError where nothing can be mounted.
+    """Remove mounts of dead servers of ``kind`` at ``path``. Raises ConfigError if nothing can be mounted there.
 
-    Call it after ``require_place``, or for a service manager, which runs one server at a time: no server of this mount
-    point is alive. Nothing looks at the old mount, because it may never answer.
+    Call it after ``require_place``, or under a service manager, which runs one server at a time: no server of this
+    mount point is alive. It does not access the old mount, which may never answer.
     """
     while (there := filesystems_at(path)) and there[-1].kind == kind:
         abort(there[-1])
@@ -151,9 +151,9 @@ def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
 
 
 def abort(filesystem: MountedFilesystem) -> None:
-    """Sever the connection of a FUSE filesystem to its server: requests fail at once, whoever waits for whom.
+    """Abort the connection of a FUSE filesystem to its server: all requests fail at once.
 
-    Where fusectl is not mounted that takes CAP_SYS_ADMIN. A failure is logged.
+    Without a mounted fusectl this needs CAP_SYS_ADMIN. A failure is logged.
     """
     file = f"{filesystem.device.partition(':')[2]}/abort"
     try:
@@ -178,6 +178,6 @@ def _write(path: str, directory: int | None) -> None:
 
 
 def detach(path: str) -> None:
-    """Unmount the uppermost filesystem at ``path``, served or not. The command prints its own errors."""
+    """Unmount the topmost filesystem at ``path``, served or not. The command prints its own errors."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
     subprocess.run([*command, path], check=False)

@@ -1,10 +1,10 @@
 """The first request of a mount, FUSE_INIT, with an answer that keeps the kernel's requests small.
 
-libfuse has a buffer of 1 MiB for each request under way, and neither it nor pyfuse3 has an option for less. What was
-written to a buffer stays in memory. So a user could make the daemon take gigabytes, by writes of 1 MiB.
+libfuse has a buffer of 1 MiB for each pending request, and neither it nor pyfuse3 has an option for less. Written parts
+of a buffer stay in memory. So a user could make the daemon take gigabytes by writes of 1 MiB.
 
-The kernel asks once. A server that takes a mount over has libfuse answer what the first server was asked, and keeps the
-answer to itself if it is the same as then.
+The kernel asks once. A server that takes over a mount lets libfuse answer the request to the first server, and
+withholds the answer if it is the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 PAGES_MAX: Final = 17
-"""Pages in one request: so many that the first request of a command shows whether it is longer than vfs.COMMAND_MAX."""
+"""Pages in one request: enough that the first request shows whether a command is longer than vfs.COMMAND_MAX."""
 REQUEST_MAX: Final = 1 << 20
 _MAX_WRITE: Final = 36
 _MAX_PAGES: Final = 44
@@ -43,17 +43,17 @@ _RESEND: Final = struct.pack("=IiQ", 16, 7, 0)
 
 
 class CannotTakeOver(KtaskfsError):
-    """The mount has had another server, in whose place this one cannot be (EBUSY)."""
+    """This server cannot take over the mount from its previous server (EBUSY)."""
 
     default_errno = errno.EBUSY
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the kernel asked when the filesystem was mounted, what it was answered, and what it knows since.
+    """The kernel's request at the mount, its answer, and the kernel's knowledge since.
 
-    Two servers whose ``tree`` is the same give the same numbers and attributes to the inodes that never change.
-    ``opened`` is how many files and directories have been opened at most.
+    Servers with the same ``tree`` give the same numbers and attributes to static inodes. ``opened`` is an upper bound
+    of opened files and directories.
     """
 
     request: bytes
@@ -76,7 +76,8 @@ class Agreement:
 
     @property
     def resends(self) -> bool:
-        """Whether the kernel can send again what a dead server had read and not answered. Otherwise that would hang."""
+        """Whether the kernel can resend requests that a dead server read but did not answer. Otherwise they would
+        hang."""
         if len(self.request) < _FLAGS2 + 4:
             return False
         flags, flags2 = struct.unpack_from("=II", self.request, _FLAGS)
@@ -84,13 +85,13 @@ class Agreement:
 
 
 async def negotiate(device: int, tree: str, earlier: Agreement | None) -> Agreement:
-    """Have libfuse answer FUSE_INIT, and pass the answer on with PAGES_MAX. Call it before ``pyfuse3.main``.
+    """Let libfuse answer FUSE_INIT, and pass the answer on with PAGES_MAX. Call it before ``pyfuse3.main``.
 
-    If another server has answered it already, according to ``earlier``, libfuse hears of it all the same, and the
-    kernel is told to send again what it had sent to that server in vain. Raises CannotTakeOver, also for another
-    ``tree``, and OSError.
+    If an ``earlier`` server has answered it already, libfuse still gets the request, and the kernel is told to resend
+    requests that the server left unanswered. Raises CannotTakeOver, also for another ``tree``, and OSError.
 
-    Meanwhile ``device``, which libfuse serves, is a socket. Its end ends ``pyfuse3.main``, which reports it as EIO.
+    During the call ``device``, which libfuse serves, is a socket. Its end ends ``pyfuse3.main``, which reports it as
+    EIO.
     """
     kernel = fcntl.fcntl(device, fcntl.F_DUPFD_CLOEXEC, 0)
     try:
@@ -105,7 +106,7 @@ async def negotiate(device: int, tree: str, earlier: Agreement | None) -> Agreem
             if earlier.tree != tree or await _answer(device, earlier.request) != earlier.answer:
                 raise CannotTakeOver("cannot take over the mount: its server had another version or other options")
             return earlier
-        finally:  # what has just been read, too: until it is sent again, or all is over, nobody can kill its caller
+        finally:  # nobody can kill the caller of a lost request, so resend even the one just read
             with contextlib.suppress(OSError):  # an older kernel
                 os.write(kernel, _RESEND)
     finally:
@@ -114,7 +115,7 @@ async def negotiate(device: int, tree: str, earlier: Agreement | None) -> Agreem
 
 
 def _read_pending(kernel: int) -> bytes:
-    """The next request, if there is one: its caller may have been killed meanwhile."""
+    """The next request, if any: its caller may have been killed."""
     os.set_blocking(kernel, False)
     try:
         return os.read(kernel, REQUEST_MAX)
@@ -125,7 +126,7 @@ def _read_pending(kernel: int) -> bytes:
 
 
 async def _answer(device: int, request: bytes) -> bytes:
-    """What libfuse answers, within our limits."""
+    """libfuse's answer with the limits of this module."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.send(request)

@@ -1,4 +1,4 @@
-"""The kernel's requests, handed to their inodes."""
+"""Passes the kernel's requests to their inodes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 UNKNOWN_INO: Final = 0xFFFFFFFF
-"""The d_ino of ``..``, as libfuse reports a number that it does not know; nothing resolves a path by it."""
+"""The d_ino of ``..``, as libfuse reports an unknown number; nothing resolves a path by it."""
 
 DOTS: Final = 2
 """Directory cookies 1 and 2 follow ``.`` and ``..``; the child at index i of the snapshot has cookie i + 3."""
 
 LISTED_MAX: Final = 100
-"""Children in one reply to a listing, so that a long one leaves others their turn. The kernel asks for the rest."""
+"""Maximum children in one reply to a listing, so that others get a turn. The kernel asks for the rest."""
 NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
-"""The errors of a notification after the end of the mount, when nobody is left to wake."""
+"""The errors of a notification after the end of the mount."""
 
 OF_A_DEAD_SERVER: Final = "it was opened at a daemon that died: open it again"
 
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class _Opened(NamedTuple):
-    """An open file, its inode, who opened it, and whether as a stream that is not waited for."""
+    """An open file: its inode, its opener, and whether it is a non-blocking stream."""
 
     file: OpenFile
     ino: int
@@ -62,7 +62,7 @@ class _Opened(NamedTuple):
 def in_turn(
     handler: Callable[Concatenate[TreeOperations, P], Awaitable[T]],
 ) -> Callable[Concatenate[TreeOperations, P], Coroutine[Any, Any, T]]:
-    """A handler that begins when it is its user's turn; see ``answering``."""
+    """A handler that begins at its user's turn; see ``answering``."""
     lookup = handler.__name__ == "lookup"
 
     def turn(operations: TreeOperations, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[None] | None:
@@ -72,7 +72,7 @@ def in_turn(
         try:
             await operations.turns.take(uid, lookup=lookup)
         except TooManyRequests as error:
-            # After any other error the kernel forgets the name, even if it is pinned (fuse_dentry_revalidate).
+            # After any other error the kernel drops the name, even if it is pinned (fuse_dentry_revalidate).
             raise (TooManyRequests(error.message, errno=errno.ENOMEM) if lookup else error) from None
 
     return answering(handler, turn)
@@ -82,7 +82,7 @@ class TreeOperations(FixedNames):
     """Serves the tree below ``root``, whose inode number is ROOT_INO.
 
     The base class answers fsync, access and extended attributes with ENOSYS. The kernel then never asks again, and
-    takes the first as done.
+    considers fsync done.
     """
 
     supports_dot_lookup = False  # only for export over NFS
@@ -92,23 +92,23 @@ class TreeOperations(FixedNames):
         self.turns = turns
         self.openings = Openings()
         self._inodes = Inodes(root)
-        # Numbers that no earlier server of the mount has given: what was opened there must not mean another file here.
+        # Unlike any number of an earlier server, so that files opened there never mean a file here.
         self._handles = itertools.count(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._files: dict[int, _Opened] = {}
         self._listings: dict[int, Listing] = {}
         self._listed = listings_quota()
         self._hasty: Counter[tuple[int, int]] = Counter()
-        """Streams that somebody has opened without wanting to wait, by inode number and pid: they are shown empty, so
-        that programs which copy whole trees, such as tar, pass them."""
+        """Non-blocking open streams, by inode number and pid: they are shown as empty, so that programs such as tar
+        pass them."""
 
     @property
     def static_names(self) -> list[str]:
-        """The paths of all inodes that are always there, below the root."""
+        """The paths of all static inodes, below the root."""
         return self._inodes.static_names
 
     @property
     def digest(self) -> str:
-        """Of what the kernel may keep for good; see ``Inodes.digest``."""
+        """The digest of static data; see ``Inodes.digest``."""
         return self._inodes.digest()
 
     @property
@@ -117,7 +117,7 @@ class TreeOperations(FixedNames):
         return len(self._files) + len(self._listings)
 
     def close(self) -> None:
-        """Release all files that are open when the mount is gone: a forced unmount sends no FUSE_RELEASE."""
+        """Release all open files at the end of the mount, because a forced unmount sends no FUSE_RELEASE."""
         self._listings.clear()
         while self._files:
             _, opened = self._files.popitem()
@@ -127,7 +127,7 @@ class TreeOperations(FixedNames):
                 log.exception("release failed")
 
     def uid_of(self, *args: object) -> int:
-        """The user behind a request with these arguments: of its context, or who opened the file or the directory."""
+        """The user of a request with these arguments: from its context, or the opener of the file or directory."""
         if isinstance(args[-1], pyfuse3.RequestContext):
             return args[-1].uid
         handle = args[0]
@@ -152,7 +152,7 @@ class TreeOperations(FixedNames):
         try:
             return await node.look(caller, anew=anew)
         except KtaskfsError:
-            # As with a file that may not be read, ls(1) goes on. The opening makes the text anew, and says why not.
+            # ls(1) goes on, as with an unreadable file. The open makes the text again, and reports the error.
             return None
 
     # Names
@@ -166,7 +166,7 @@ class TreeOperations(FixedNames):
         return entry_of(node, directory.entry_timeout, await self._look(node, caller, anew=True))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is held for what the kernel knows."""
+        """Nothing is held for inodes known to the kernel."""
 
     @in_turn
     async def mkdir(
@@ -185,7 +185,7 @@ class TreeOperations(FixedNames):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> NoReturn:
         self.openings.note()
-        # The VFS says so where a directory has no method to create a file, as in sysfs.
+        # The VFS returns this if a directory cannot create files, as in sysfs.
         raise AccessDenied("files cannot be made here")
 
     # Attributes
@@ -206,7 +206,7 @@ class TreeOperations(FixedNames):
     ) -> pyfuse3.EntryAttributes:
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise NotPermitted("modes and owners cannot be changed here")
-        # A new size (O_TRUNC) or new times are accepted and mean nothing, so that redirections and touch(1) work.
+        # A new size (O_TRUNC) or new times are accepted without effect, so that redirections and touch(1) work.
         node = self._inodes[inode]
         return entry_of(node, look=await self._look(node, caller_of(ctx), anew=False))
 
@@ -263,14 +263,14 @@ class TreeOperations(FixedNames):
     async def poll(
         self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext
     ) -> int:
-        # Every open file of the kernel has one wait queue, which one notification wakes whole; so the newest
-        # handle is as good as all that came before, and the older ones are freed when it takes their place.
+        # Every open file of the kernel has one wait queue, and one notification wakes all of it; so the
+        # newest handle replaces all earlier ones, which are freed.
         wake = None if poll_handle is None else functools.partial(_wake, poll_handle)
         return self._file(fh).poll(wake)
 
     @answering
     async def flush(self, fh: int) -> None:
-        opened = self._opened(fh)  # what a dead server held of a command is not carried out: close(2) must say so
+        opened = self._opened(fh)  # held pieces at a dead server are lost: close(2) must report that
         if opened.file.pending:
             await self.turns.take(opened.caller.uid)
             await opened.file.closed(last=False)
@@ -282,7 +282,7 @@ class TreeOperations(FixedNames):
             await self.turns.take(opened.caller.uid)
             with contextlib.suppress(KtaskfsError):  # nobody waits for this answer
                 await opened.file.closed(last=True)
-        if opened is None or self._files.pop(fh, None) is None:  # of a dead server, or the mount went meanwhile
+        if opened is None or self._files.pop(fh, None) is None:  # from a dead server, or the mount is gone
             return
         self._inodes.released(opened.ino)
         if opened.hasty:
@@ -327,7 +327,7 @@ class TreeOperations(FixedNames):
     @answering
     async def releasedir(self, fh: int) -> None:
         listing = self._listings.pop(fh, None)
-        if listing is not None:  # otherwise a dead server has opened it
+        if listing is not None:  # otherwise it was opened at a dead server
             listing.close()
 
 

@@ -1,7 +1,7 @@
-"""Those who wait in poll(2) for a file that they opened at a server which is dead: nothing else would wake them.
+"""Wakes waiters in poll(2) on files that were opened at a dead server.
 
-The kernel numbers what is opened from 1 on (fuse_file_alloc in fs/fuse/file.c). Told the number of a file
-(FUSE_NOTIFY_POLL) it asks again, which then fails: poll(2) reports POLLERR. An unknown number means nothing to it.
+The kernel numbers opened files from 1 on (fuse_file_alloc in fs/fuse/file.c). After FUSE_NOTIFY_POLL with such a number
+it polls the file again, which then fails: poll(2) reports POLLERR. It ignores an unknown number.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BLOCK: Final = 1 << 16
-"""Openings after which the bound is remembered anew; and how many may have failed before the server heard of them."""
+"""Opens after which the bound is stored again; and the allowance for opens that failed before the server saw them."""
 AT_ONCE: Final = 10_000
-"""Wakes in one go, which takes some 15 ms."""
+"""Wakes at a time, which take some 15 ms."""
 _NOTIFY_POLL: Final = 1
 
 
 class Openings:
-    """Counts what the kernel asks to be opened. ``remember`` gets a bound that is not exceeded before the next one."""
+    """Counts the kernel's opens. ``remember`` gets an upper bound, valid until the next call."""
 
     def __init__(self) -> None:
         self.bound = 0
@@ -32,7 +32,7 @@ class Openings:
         self._count = 0
 
     def begin(self, count: int) -> None:
-        """Go on from what earlier servers have counted at most."""
+        """Continue from the upper bound of earlier servers."""
         self._count = self.bound = count
         self.note()
 
@@ -45,7 +45,7 @@ class Openings:
 
 
 async def wake_all(device: int, bound: int) -> None:
-    """Wake whoever waits for a file with a number up to ``bound``, the newest first."""
+    """Wake waiters of all files with numbers up to ``bound``, the newest first."""
     for last in range(bound + BLOCK, 0, -AT_ONCE):
         await trio.to_thread.run_sync(_wake, device, max(last - AT_ONCE, 0), last)
 

@@ -1,7 +1,7 @@
-"""Looks whether the mount answers, and pins the names that are always there. Another process does it.
+"""Checks whether the mount answers, and pins the static names, in another process.
 
-If a thread of the daemon looked, and the answer never came, even SIGKILL could not end the daemon: the thread would
-wait for an answer that its own process owes (fs/fuse/dev.c, request_wait_answer).
+If a thread of the daemon did so and the answer never came, even SIGKILL could not end the daemon: the thread would wait
+for an answer of its own process (fs/fuse/dev.c, request_wait_answer).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NoAnswer(KtaskfsError):
 
 
 async def probe(mountpoint: str, file: str, names: Sequence[str] = ()) -> list[int]:
-    """Have ``file`` of the mount read; returns descriptors that pin ``names``, or none where that is not permitted.
+    """Have ``file`` of the mount read; returns descriptors that pin ``names``, or none if that is not permitted.
 
     The child is in our process group, on which an automount depends (autofs_oz_mode). Raises NoAnswer.
     """

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Directory
 
 MAX_REQUESTS: Final = 7296
-"""Requests under way at the same time: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
+"""Maximum pending requests: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
 (vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has 1 MiB of address space; 10 KiB are in use (measured), and
 after a large write as much as ``negotiation`` allows, until the request is answered."""
 
 END_OF_SOCKET: Final = "short read on fuse device"
-"""What libfuse says at the end of ``negotiate``."""
+"""libfuse's message at the end of ``negotiate``."""
 DESCRIPTOR: Final = "/dev/fd/"
 DEV_FUSE: Final = os.makedev(10, 229)
 """/dev/fuse (Documentation/admin-guide/devices.txt)."""
@@ -43,17 +43,17 @@ DEV_FUSE: Final = os.makedev(10, 229)
 log = logging.getLogger(__name__)
 
 _SAID_MAX: Final = 4096
-"""Bytes of libfuse's messages that are kept."""
+"""Maximum bytes of libfuse's messages."""
 
 
 class MountFailed(KtaskfsError):
-    """The mount could not be made, for the reason that libfuse or fusermount3 gave (EPERM)."""
+    """The mount failed, with the message of libfuse or fusermount3 (EPERM)."""
 
     default_errno = errno.EPERM
 
 
 TICK: Final = 2.0
-"""Seconds for which the event loop can sleep in a read of /dev/fuse. An idle daemon wakes as often."""
+"""Maximum seconds that the event loop sleeps in a read of /dev/fuse. An idle daemon wakes at this interval."""
 
 
 @contextmanager
@@ -79,7 +79,8 @@ class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
     def __init__(self, operations: TreeOperations, device: int, filesystem: MountedFilesystem | None) -> None:
-        """``device`` is the open /dev/fuse, ``filesystem`` what it serves, None if that cannot be seen from here."""
+        """``device`` is the open /dev/fuse, ``filesystem`` the mount that it serves, None if invisible to this
+        process."""
         self._operations = operations
         self._device = device
         self._filesystem = filesystem
@@ -89,12 +90,12 @@ class Session:
 
     @property
     def static_names(self) -> list[str]:
-        """The paths of all inodes that are always there, below the root."""
+        """The paths of all static inodes, below the root."""
         return self._operations.static_names
 
     @property
     def seen(self) -> bool:
-        """Whether this process sees the mount, and so notices when it is gone."""
+        """Whether this process sees the mount, and so notices its end."""
         return self._filesystem is not None
 
     @property
@@ -103,26 +104,26 @@ class Session:
         return self._operations.open_handles
 
     def hold(self, pins: Iterable[int]) -> None:
-        """Close the descriptors ``pins`` when the mount is over. They must not make it busy."""
+        """Close the descriptors ``pins`` at the end of the mount. They must not make it busy."""
         self._pins += pins
 
     def close(self) -> None:
-        """Release all open files, and close what ``hold`` was given."""
-        # Before pyfuse3 has destroyed its session: the poll handles of open files point into it.
+        """Release all open files, and close the descriptors given to ``hold``."""
+        # Before pyfuse3 destroys its session, because the poll handles of open files point into it.
         self._operations.close()
         while self._pins:
             os.close(self._pins.pop())
 
     async def serve(self, earlier: str = "", remember: Callable[[str], object] = str) -> None:
-        """Answer requests; returns after umount(8) or ``terminate``, when the requests under way were answered.
+        """Answer requests; returns after umount(8) or ``terminate``, when pending requests are answered.
 
-        The mount is over when it is gone from this mount namespace, also while files in it are open, or while another
-        namespace has it: those who still use it get ENOTCONN when the session is closed.
+        The mount ends when it is gone from this mount namespace, even if files in it are open, or another namespace has
+        it: remaining users get ENOTCONN when the session is closed.
 
-        ``earlier`` is what an earlier server of the same mount was given to ``remember`` when it began: so this one can
-        take its place. What was opened there then fails with ESTALE. Raises CannotTakeOver.
+        ``earlier`` is the text that an earlier server of this mount passed to ``remember``, so that this one can take
+        over. Files opened there then fail with ESTALE. Raises CannotTakeOver.
 
-        Call it on the main thread. It uses SIGALRM meanwhile.
+        Call it on the main thread. It uses SIGALRM.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._terminate_when_cancelled)
@@ -152,7 +153,7 @@ class Session:
         openings.begin(agreement.opened)
 
     async def _terminate_when_cancelled(self) -> None:
-        """Requests are answered to the last one, also when the nursery is cancelled."""
+        """All requests are answered, even when the nursery is cancelled."""
         try:
             await trio.sleep_forever()
         finally:
@@ -163,9 +164,9 @@ class Session:
         self.terminate()
 
     def terminate(self) -> None:
-        """Have ``serve`` return within the second that a blocked reader may take. Call it from the event loop.
+        """Make ``serve`` return within a second, the maximum of a blocked reader. Call it from the event loop.
 
-        Called before ``serve`` it has that return at once. After ``serve``, even after the unmount, it does nothing.
+        Before ``serve``, it makes that return at once. After ``serve``, even after the unmount, it does nothing.
         """
         self._told = True
         if self._serving:
@@ -205,9 +206,9 @@ def mounted(
     options: Iterable[str] = (),
     device: str | None = None,
 ) -> Iterator[Session]:
-    """Mount ``root``. At the end unmount it, if it is still mounted, and release all open files.
+    """Mount ``root``. At the end unmount it, if still mounted, and release all open files.
 
-    The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are further ones of mount.fuse3(8), such as
+    The mount shows as type ``fuse.NAME`` of ``NAME``. ``options`` are more options of mount.fuse3(8), such as
     ``allow_other``. ``device`` is ``/dev/fd/N`` for a /dev/fuse that another process has mounted on ``mountpoint``,
     perhaps in another mount namespace, with options of its own, and will unmount. Raises MountFailed.
     """
@@ -233,25 +234,25 @@ def mounted(
     finally:
         session.close()
         if device is not None:
-            pyfuse3.close(unmount=False)  # its copy of the descriptor goes; who mounted it takes it away
+            pyfuse3.close(unmount=False)  # close its copy of the descriptor; the mounting process unmounts
         else:
             _unmount(mountpoint, ours)
 
 
 def _unmount(mountpoint: str, ours: list[MountedFilesystem]) -> None:
     there = filesystems_at(mountpoint, ours)
-    pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if our mount is the uppermost
+    pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if this mount is the topmost
     if ours and ours[0] in there[:-1]:
         log.warning("another mount covers %s: the rest of this mount lies below it", mountpoint)
     elif ours and filesystems_at(mountpoint)[-1:] == ours:
-        detach(mountpoint)  # the connection was severed, by umount -f or in fusectl: libfuse leaves such a mount
+        detach(mountpoint)  # the connection was aborted, by umount -f or fusectl: libfuse leaves such a mount
 
 
 @contextmanager
 def _stderr_text() -> Iterator[Callable[[], str]]:
-    """Keep what C code and its children write to standard error; the function returns it as one line.
+    """Capture standard error of C code and its children; the function returns it as one line.
 
-    libfuse writes its reasons there. Text that is not asked for goes to standard error at the end.
+    libfuse writes its errors there. Text that is not fetched goes to standard error at the end.
     """
     kept = os.memfd_create("stderr")
     asked = False

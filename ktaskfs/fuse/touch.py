@@ -1,12 +1,12 @@
-"""A child of the daemon, which touches files of the mount: ``python -I -S touch.py ROOT``
+"""A child of the daemon that touches files of the mount: ``python -I -S touch.py ROOT``
 
-inotify(7) tells of what goes through the kernel. What a file of the mount says changes without that; so this process
-sets the file's times, which the daemon takes for nothing, and those who watch the file are told: IN_MODIFY, as of
-files of kernfs (kernfs_notify), and IN_ATTRIB, which systemd's PathChanged= wants.
+inotify(7) only reports changes through the kernel, but the text of a file of the mount changes without that. So this
+process sets the file's times, which the daemon ignores, and watchers get IN_MODIFY, as for files of kernfs
+(kernfs_notify), and IN_ATTRIB, which systemd's PathChanged= needs.
 
-Standard input is a socket: each message has paths below the directory that the descriptor ROOT stands for, with a NUL
-between two, and is answered when they were touched. The process ends with the socket. It may hang in a lock of the
-mount for as long as somebody holds it; then nobody is told, and nobody else waits.
+Standard input is a socket: each message has paths below the directory of the descriptor ROOT, separated by NUL, and is
+answered after the touch. The process ends with the socket. It may hang in a lock of the mount while somebody holds it;
+then watchers get no events, but nobody else waits.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Final
 MESSAGE_MAX: Final = 65536
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
-"""utimensat(2): the file's time becomes the present one, or stays."""
+"""utimensat(2): set the current time, or leave it."""
 MODIFY: Final = (UTIME_OMIT, UTIME_NOW)
 ATTRIB: Final = (UTIME_NOW, UTIME_NOW)
-"""Nanoseconds of access and modification time, by what they bring (fsnotify_change, include/linux/fsnotify.h)."""
+"""Nanoseconds of access and modification time, by the resulting event (fsnotify_change, include/linux/fsnotify.h)."""
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         while message := daemon.recv(MESSAGE_MAX):
             for path in message.split(b"\0"):
                 for each in times:
-                    utimensat(root, path, each, 0)  # it may fail: a task that was removed has no watchers to be told
+                    utimensat(root, path, each, 0)  # it may fail: a removed task has no watchers
             daemon.send(b".")
 
 

@@ -1,6 +1,6 @@
-"""Has files of the mount touched by another process, so that inotify(7) tells of their changes.
+"""Lets another process touch files of the mount, so that inotify(7) reports their changes.
 
-The daemon itself must not: a call into its own mount waits for an answer that it owes, and for locks that others hold.
+The daemon itself must not: a call into its own mount waits for its own answer, and for locks of others.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Notices
 
 TOGETHER: Final = 0.05
-"""Seconds after a change in which further ones are told together with it: a short task changes three times."""
+"""Seconds after a change in which further changes are combined: a short task changes three times."""
 IDLE: Final = 2.0
 """Seconds without a change after which the child ends."""
 FAREWELL: Final = 1.0
-"""Seconds that the child has to end by itself, and then when it was killed. It may hang in a lock of the mount."""
+"""Seconds for the child to end by itself, and again after a kill. It may hang in a lock of the mount."""
 PATHS_MAX: Final = 100
-"""Paths in a message; names of tasks are short enough for that (``touch.MESSAGE_MAX``)."""
+"""Paths in a message; names of tasks are short enough (``touch.MESSAGE_MAX``)."""
 
 log = logging.getLogger(__name__)
 
 
 async def tell_watchers(root: int, notices: Notices) -> None:
-    """Have what is in ``notices`` touched until cancelled; ``root`` is a descriptor of the root of the mount."""
+    """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount."""
     while True:
         await notices.some()
         try:
@@ -46,11 +46,11 @@ async def tell_watchers(root: int, notices: Notices) -> None:
 
 
 async def _with_child(root: int, notices: Notices) -> None:
-    """Have one child touch files until nothing has changed for some time. Raises OSError."""
+    """Let one child touch files until nothing has changed for some time. Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with trio.socket.from_stdlib_socket(ours) as child:
         with theirs:
-            # Only what the standard library itself needs is imported: it starts in a third of the time.
+            # The child imports only the standard library, so it starts in a third of the time.
             command = [sys.executable, "-I", "-S", touch.__file__, str(root)]
             null = subprocess.DEVNULL
             process = await trio.lowlevel.open_process(command, stdin=theirs, stdout=null, pass_fds=[root])
@@ -61,7 +61,7 @@ async def _with_child(root: int, notices: Notices) -> None:
                 for paths in _parts(notices.take()):
                     if await _touched(child, paths):
                         answered = True
-                    elif answered:  # somebody has killed it: another one does it
+                    elif answered:  # somebody has killed it: start another one
                         for each in paths:
                             notices.add(each)
                         return
@@ -77,7 +77,7 @@ async def _with_child(root: int, notices: Notices) -> None:
 
 
 async def _touched(child: trio.socket.SocketType, paths: Sequence[str]) -> bool:
-    """Whether the child has touched ``paths``. It has ended otherwise."""
+    """Whether the child has touched ``paths``; if not, it has ended."""
     try:
         await child.send(b"\0".join(map(os.fsencode, paths)))
         return bool(await child.recv(1))

@@ -1,7 +1,6 @@
-"""Turns: requests are read as fast as possible, and served in a circle of users, one request of each at a time.
+"""Turns: requests are read as fast as possible, and served round-robin by user, one request at a time.
 
-So what others have to wait for one user is the time of one request, however many that user makes. Root has every second
-turn, so that it waits for one user, however many there are.
+So each user delays others by only one request at a time. Root has every second turn, so it waits for only one user.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OF_ONE_MAX: Final = 4096
-"""Requests of one user that may wait for their turn. A thread whose request is refused can ask again at once, and the
-kernel then has a queue of such requests that the others wait behind; so it is many."""
+"""Maximum waiting requests of one user. It is large, because a refused thread retries at once, and would fill the
+kernel's queue in front of others."""
 IN_ALL_MAX: Final = 4608
-"""Requests of all users that may wait for their turn. Each holds a buffer."""
+"""Maximum waiting requests of all users. Each holds a buffer."""
 WRITES_OF_ONE_MAX: Final = 128 << 10
-"""Bytes of one user's writes that wait or are carried out. The kernel passes on one write at a time to each file."""
+"""Maximum bytes of one user's pending writes. The kernel sends one write at a time to each file."""
 WRITES_IN_ALL_MAX: Final = 1 << 20
-"""Bytes of all writes that wait or are carried out. A command that is read takes some sixteen times its size: what
-libfuse has read, the bytes, a text of four bytes a character, its lines, and what they say."""
+"""Maximum bytes of all pending writes. A parsed command takes some sixteen times its size: libfuse's buffer, the
+bytes, a text of four bytes per character, its lines, and the parsed values."""
 HEARD_MAX: Final = 16
-"""Requests that are read before the next turn, so that a user who was not heard yet is in the circle. Not more: each
-that is refused takes time of others, and no more are read while the session has as many under way as it may."""
+"""Requests to read before the next turn, so that new users enter the circle. Not more, because each refused one takes
+time of others, and the session reads no more at its limit of pending requests."""
 
 
 class TooManyRequests(KtaskfsError):
-    """The user has too many requests that wait for their turn (EAGAIN)."""
+    """The user has too many waiting requests (EAGAIN)."""
 
     default_errno = errno.EAGAIN
 
@@ -53,7 +52,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _User:
-    """The waiting requests of one user. The kernel holds a lock of the directory during a lookup: those go first."""
+    """The waiting requests of one user. Lookups go first, because the kernel holds a directory's lock during them."""
 
     lookups: deque[_Request] = field(default_factory=deque)
     others: deque[_Request] = field(default_factory=deque)
@@ -69,13 +68,13 @@ class _User:
 
 
 class Turns:
-    """Lets one request after the other begin. A request that sleeps does not keep others from their turn."""
+    """Lets one request after the other begin. A sleeping request does not delay others."""
 
     def __init__(self, unread: Callable[[], object]) -> None:
-        """``unread`` gives something true if there are requests that nobody has read yet."""
+        """``unread`` returns whether there are unread requests."""
         self._unread = unread
         self._users: dict[int, _User] = {}
-        """Those with waiting requests, in the order of their turns."""
+        """Users with waiting requests, in the order of their turns."""
         self._waiting = 0
         self._root_was_last = False
         self._over = False
@@ -91,7 +90,7 @@ class Turns:
 
     @contextlib.contextmanager
     def writing(self, uid: int, size: int) -> Iterator[None]:
-        """Around a write of ``size`` bytes, from before its turn until it is answered. Raises TooManyRequests."""
+        """A context for a write of ``size`` bytes, from before its turn until its answer. Raises TooManyRequests."""
         self._writes.take(uid, size)
         try:
             yield
@@ -99,13 +98,13 @@ class Turns:
             self._writes.give_back(uid, size)
 
     def free(self) -> bool:
-        """Whether a request may begin at once: there is no other, or all is over."""
+        """Whether a request may begin at once: there is no other, or the mount has ended."""
         return self._over or not (self._waiting or self._unread())
 
     async def take(self, uid: int, *, lookup: bool = False) -> None:
-        """Return when a request of ``uid`` may begin, which is at once if it is ``free``.
+        """Return when a request of ``uid`` may begin, at once if it is ``free``.
 
-        It is no checkpoint where nobody has to wait. Raises TooManyRequests, never for root.
+        Without a wait it is not a checkpoint. Raises TooManyRequests, never for root.
         """
         if self.free():
             return
@@ -127,7 +126,7 @@ class Turns:
             raise TooManyRequests("you have too many pending requests")
 
     def _make_room(self, uid: int) -> None:
-        """Raise TooManyRequests if ``uid`` has the most, or refuse a request of the user who has."""
+        """Raise TooManyRequests if ``uid`` has the most, else refuse a request of the user with the most."""
         own = len(self._users.get(uid, ()))
         if own < OF_ONE_MAX and self._waiting < IN_ALL_MAX:
             return
@@ -140,14 +139,14 @@ class Turns:
         self._settle(greatest, refused)
 
     def _settle(self, uid: int, request: _Request) -> None:
-        """``request``, which was taken out, waits no more."""
+        """``request`` was removed and no longer waits."""
         self._waiting -= 1
         if not self._users[uid]:
             del self._users[uid]
         request.decided.set()
 
     async def run(self) -> None:
-        """Give turns until cancelled. Those who then still wait begin at once."""
+        """Give turns until cancelled. Then all waiting requests begin at once."""
         try:
             while True:
                 if not self._waiting:
@@ -171,7 +170,7 @@ class Turns:
         self._settle(uid, user.next())
 
     def _next_user(self) -> int:
-        """The first of the circle, but root every second time."""
+        """The first of the circle, or root every second time."""
         alone = len(self._users) == 1
         self._root_was_last = ROOT in self._users and (alone or not self._root_was_last)
         return ROOT if self._root_was_last else next(uid for uid in self._users if uid != ROOT)

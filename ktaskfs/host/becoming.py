@@ -1,4 +1,4 @@
-"""Becoming a caller, in a process of its own and for good."""
+"""Become a caller, permanently, in a separate process."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _EXIT_SOFTWARE: Final = 70
 
 
 def become(identity: Identity, root: int, cwd: int, user_namespace: int | None = None) -> None:
-    """Turn this process into the caller for every check the kernel makes, for good. Call it in a new child.
+    """Turn this process permanently into the caller for all checks of the kernel. Call it in a new child.
 
-    With the capabilities to do so: root and working directory, groups, gid, uid, user namespace, then no capability
-    that the caller does not have. Without them (an ordinary user's daemon): the caller must be of the same user and
-    root, and only the working directory and the user namespace change. Both: nice value, OOM score, umask, file size
-    limit, label, no_new_privs, and not dumpable: only who has CAP_SYS_PTRACE in our user namespace may look into the
-    process, or at what it holds. Closes no descriptor.
+    With the capabilities to do so: root and working directory, groups, gid, uid, user namespace, then only the
+    caller's capabilities. Without them (an ordinary user's daemon): the caller must have the same user and root, and
+    only the working directory and the user namespace change. Both: nice value, OOM score, umask, file size
+    limit, label, no_new_privs, and not dumpable: only CAP_SYS_PTRACE in this user namespace gives access to the
+    process and its descriptors. Closes no descriptor.
 
-    Raises NotPermitted or TargetError when it cannot be done; the process is then neither one nor the other
-    and must end. Ends the process itself, status 70, if the kernel said yes and it did not hold.
+    Raises NotPermitted or TargetError on failure; the process is then half changed and must end. Ends the
+    process itself, with status 70, if the kernel reported success without effect.
     capabilities(7), credentials(7), path_resolution(7), user_namespaces(7).
     """
     if len(os.listdir("/proc/self/task")) != 1:
-        raise NotPermitted("a process with several threads cannot change who it is")  # capset(2) is for one thread
+        raise NotPermitted("a process with several threads cannot change who it is")  # capset(2) changes one thread
     if identity.inside is not None and user_namespace is None:
         raise _not_joined()
     needed = CAP_SETUID | CAP_SETGID | CAP_SETPCAP | CAP_SYS_CHROOT
@@ -46,7 +46,7 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
         _fare_alike(identity)
         new_label = None if identity.label is None else NewLabel.open(identity.label)
         if changes:
-            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # before the caller has as many capabilities as the process
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # while the process has more capabilities than the caller
             inside = _enter(root, cwd)
             _change_ids(identity)
             if not inside:
@@ -64,7 +64,8 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
         os.umask(identity.umask)
         _limit_file_size(identity.file_size_max)
         if new_label is not None:
-            new_label.take()  # not earlier, for it may refuse all that is above; with no_new_privs, it may be refused
+            # Last, because the label may forbid the calls above; but before no_new_privs, which may forbid the label.
+            new_label.take()
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     except OSError as error:
         raise TargetError.from_os(error, f"become user {identity.uid}") from error
@@ -81,7 +82,7 @@ def warm_up_becoming(identity: Identity) -> None:
 
 
 def _fare_alike(identity: Identity) -> None:
-    """Take over the caller's nice value and OOM score; an ordinary user's daemon may have to leave them higher."""
+    """Take over the caller's nice value and OOM score; an ordinary user's daemon may be unable to lower them."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, identity.nice)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
@@ -91,7 +92,7 @@ def _fare_alike(identity: Identity) -> None:
 def _enter(root: int, cwd: int) -> bool:
     """Chroot while still privileged, and only then go to the working directory, which may lie outside the root.
 
-    False if that is closed to us, as a FUSE filesystem of the caller's is even to root: the caller can go there itself.
+    False if this process may not enter it, like a FUSE filesystem of the caller; the caller can enter it later.
     """
     os.fchdir(root)
     os.chroot(".")
@@ -114,7 +115,8 @@ def _change_ids(identity: Identity) -> None:
 
 
 def _join(user_namespace: int) -> None:
-    """After the ids, which need no mapping out here, and before the capabilities, which come with the namespace."""
+    """After the ids, which need no mapping outside the namespace, and before the capabilities, which the namespace
+    grants."""
     try:
         syscalls.setns(user_namespace, syscalls.CLONE_NEWUSER)
     except PermissionError as error:
@@ -127,7 +129,7 @@ def _not_joined() -> NotPermitted:
 
 
 def _limit_capabilities(effective: int, permitted: int, bounding: int) -> None:
-    """Keep none but these, of which there may be fewer. The bounding set goes first: to change it needs CAP_SETPCAP."""
+    """Keep at most these capabilities. First the bounding set, because changing it needs CAP_SETPCAP."""
     for number in range(64):
         if bounding >> number & 1:
             continue
@@ -151,7 +153,7 @@ def _require_same_user(identity: Identity, root: int) -> None:
 
 
 def _limit_file_size(most: int) -> None:
-    """Take over the soft limit, so that the kernel refuses (EFBIG) what it would have refused the caller."""
+    """Take over the soft limit, so that the kernel refuses (EFBIG) the same writes as for the caller."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if most >= 0 and (hard == resource.RLIM_INFINITY or most < hard):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))

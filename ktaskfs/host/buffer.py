@@ -1,4 +1,4 @@
-"""Private memory to read into, which may be looked at: unlike a mapping of a file it never ends in SIGBUS."""
+"""Private memory for reads: unlike a mapping of a file it never causes SIGBUS."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ LARGEST: Final = 8 << 20
 
 
 class Buffer(threading.local):
-    """``size`` bytes for each thread that asks for them, gone when the thread ends.
-
-    They begin at a page, as O_DIRECT wants it (open(2)). Raises ValueError above LARGEST.
+    """``size`` bytes per thread, page-aligned for O_DIRECT (open(2)), freed at the end of the thread. Raises ValueError
+    above LARGEST.
     """
 
     def __init__(self, size: int) -> None:
@@ -27,4 +26,4 @@ class Buffer(threading.local):
         self.size = size
         self.address = ctypes.addressof(memory) + skip
         self.view = PickleBuffer(memory).raw()[skip : skip + size]
-        """Of plain bytes (format B), which ctypes alone does not make; it keeps the memory alive."""
+        """A memoryview of plain bytes (format B), which ctypes does not create directly; it keeps the memory alive."""

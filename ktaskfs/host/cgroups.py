@@ -1,4 +1,4 @@
-"""Control groups: which ones a process is in, where they are mounted, and how a process enters them.
+"""Control groups: those of a process, their mounts, and entering them.
 
 There is one hierarchy of version 2, and there may be several of version 1. cgroups(7), cgroup_namespaces(7).
 """
@@ -68,15 +68,16 @@ class GroupMounts:
 
     @classmethod
     def open(cls) -> GroupMounts:
-        """Open all of them now. One that cannot be opened counts as not mounted. Raises OSError without /proc."""
-        # Of several mounts of one hierarchy: one where a process can enter a group, and then the one that shows most.
+        """Open all of them now. A hierarchy that cannot be opened counts as not mounted. Raises OSError without
+        /proc."""
+        # Of several mounts of one hierarchy, prefer a writable one, then the one that shows most groups.
         return cls(_open_mounts(open_mount, sorted(_places(), key=lambda each: (each.read_only, len(each.root)))))
 
     @classmethod
     def open_read_only(cls) -> GroupMounts:
         """Open read-only copies of the mounts whose limits concern memory.
 
-        Without CAP_SYS_ADMIN, or before Linux 5.12: mounts that are read-only, if there are any, or else what is there.
+        Without CAP_SYS_ADMIN, or before Linux 5.12: read-only mounts, if there are any, or else the existing ones.
         Raises OSError without /proc.
         """
         wanted = [each for each in _places() if {V2, "memory", "hugetlb"}.intersection(each.controllers)]
@@ -141,12 +142,12 @@ def own_groups() -> dict[str, Group]:
 
 
 def frozen_group(mounts: GroupMounts, pid: int) -> Group | None:
-    """The group in which a process is frozen, by its own freezer or one above; None if it is not, or has ended.
+    """The group in which a process is frozen, by its own freezer or one above; None if it is not frozen, or has ended.
 
     Raises OSError.
     """
     for group in groups_of(pid):
-        with contextlib.suppress(OSError):  # it is not mounted here, or the root, which has no such file
+        with contextlib.suppress(OSError):  # it is not mounted here, or is the root, which has no such file
             if group.controllers == V2 and "frozen 1" in mounts.read(group, "cgroup.events").splitlines():
                 return group
             if "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n":
@@ -159,7 +160,7 @@ def enter_group(mounts: GroupMounts, group: Group) -> None:
 
     Raises OSError: ENOENT or ENODEV for a group that was removed, EBUSY for one that may hold groups but no processes.
     """
-    # Version 1 moves a single thread without the lock that waits for all other processes (percpu rwsem).
+    # Version 1 moves a single thread without waiting for all other processes (percpu rwsem).
     fd = mounts.open_file(group, "tasks" if group.controllers else "cgroup.procs", os.O_WRONLY)
     try:
         os.write(fd, b"0")
@@ -168,7 +169,7 @@ def enter_group(mounts: GroupMounts, group: Group) -> None:
 
 
 def _open_mounts(open_point: Callable[[str], int], places: Iterable[_Place]) -> dict[str, _Mount]:
-    """For each controller the first of the places that can be opened."""
+    """For each controller the first place that can be opened."""
     mounts: dict[str, _Mount] = {}
     for place in places:
         new = [name for name in place.controllers if name not in mounts]
@@ -202,7 +203,7 @@ def _places() -> list[_Place]:
         root, point = (
             os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), each)) for each in left.split()[3:5]
         )
-        if not root.startswith("/.."):  # outside of our namespace, names are not known
+        if not root.startswith("/.."):  # names outside this namespace are unknown
             names = os.fsdecode(options).split(",")
             controllers = (V2,) if kind == b"cgroup2" else tuple(name for name in names if name in known)
             places.append(_Place(controllers, root, point, b"ro" in left.split()[5].split(b",")))

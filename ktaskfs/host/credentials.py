@@ -1,8 +1,8 @@
-"""Who a caller is, read from /proc; ``ktaskfs.host.becoming`` turns a process into one.
+"""The identity of a caller, read from /proc; ``ktaskfs.host.becoming`` turns a process into one.
 
-A pid alone is never trusted: it may belong to another process by the time it is looked up. Everything is read
-through one descriptor of /proc/PID, which stays with that process and fails with ESRCH when it is gone, and its
-filesystem uid and gid must be those that the kernel put into the request.
+A pid alone is never trusted, because it may be reused before the lookup. Everything is read through one
+descriptor of /proc/PID, which stays with that process and fails with ESRCH after its end, and the filesystem uid
+and gid must equal those in the kernel's request.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 GROUPS_MAX: Final = 1024
-"""Supplementary groups that a caller may have: more than directory services give. Each opened control file keeps them,
-and root of a user namespace can have 65536."""
+"""Maximum supplementary groups of a caller: more than directory services give. Each open control file keeps them, and
+root of a user namespace can have 65536."""
 _READ_MAX: Final = 1 << 20
 _STATUS_MAX: Final = 64 << 10
-"""Bytes of /proc/PID/status that are read: for GROUPS_MAX groups it has a quarter of that."""
+"""Bytes read of /proc/PID/status: with GROUPS_MAX groups it has a quarter of that."""
 _INFINITY_TEXT: Final = b"unlimited"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the kernel's permission checks see of a process; plain numbers, fit for a message.
+    """The properties of a process that the kernel's permission checks use; plain numbers, for a message.
 
-    ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it names a process for
-    the length of the boot. The capabilities are bit masks that hold in our user namespace: none at all for a process
-    in another, whose ``inside`` has its effective, permitted and bounding capabilities there. ``file_size_max`` is the
-    soft RLIMIT_FSIZE, -1 for no limit. ``nice``, ``oom_score_adj``, the control groups and the CPUs are no matter of
-    permission, but a task shall not fare better than its caller. ``cpus`` is a list as 0-3,8. ``label`` is None if
-    none restricts it.
+    ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it identifies a process
+    until the next boot. The capabilities are bit masks for this user namespace: 0 for a process in another one,
+    whose ``inside`` has its effective, permitted and bounding capabilities there. ``file_size_max`` is the
+    soft RLIMIT_FSIZE, -1 for no limit. ``nice``, ``oom_score_adj``, the control groups and the CPUs are not
+    permissions, but a task must not be better off than its caller. ``cpus`` is a list as 0-3,8. ``label`` is None
+    without a restricting label.
     """
 
     pid: int
@@ -61,7 +61,7 @@ class Identity:
     label: Label | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """The fields as JSON can carry them."""
+        """The fields for JSON."""
         return {
             **vars(self),
             "groups": list(self.groups),
@@ -86,7 +86,8 @@ class Identity:
 
 @dataclass(frozen=True)
 class CallerProcess:
-    """A caller's identity, with descriptors of its root, its working directory and, if not ours, its user namespace."""
+    """A caller's identity, with descriptors of its root, its working directory and, if it differs, its user
+    namespace."""
 
     identity: Identity
     root: int
@@ -95,11 +96,11 @@ class CallerProcess:
 
     @property
     def descriptors(self) -> list[int]:
-        """All of them, in the order in which ``become`` takes them."""
+        """All descriptors, in the order of ``become``."""
         return [self.root, self.cwd, *([] if self.user_namespace is None else [self.user_namespace])]
 
     def copy(self) -> CallerProcess:
-        """The same with descriptors of its own; raises OSError."""
+        """A copy with its own descriptors; raises OSError."""
         copies: list[int] = []
         try:
             for fd in self.descriptors:
@@ -138,11 +139,11 @@ def start_time(pid: int) -> int | None:
 
 
 def read_caller(pid: int, uid: int, gid: int) -> CallerProcess:
-    """The caller behind a request that the kernel says came from ``pid`` with filesystem ids ``uid`` and ``gid``.
+    """The caller of a request from ``pid`` with filesystem ids ``uid`` and ``gid``, according to the kernel.
 
-    Raises NotPermitted when there is no such process any more, when its ids are others, when it is in more than
-    GROUPS_MAX groups, or when its root and working directory may not be seen (another user's process, seen by an
-    ordinary user's daemon); TargetError when this process has no descriptor or memory left.
+    Raises NotPermitted if the process has ended, has other ids, is in more than GROUPS_MAX groups, or if its root and
+    working directory are not accessible (another user's process, for an ordinary user's daemon); TargetError if this
+    process has no descriptor or memory left.
     """
     with contextlib.ExitStack() as undo:
         process = _open_path(f"/proc/{pid}", None, pid)
@@ -165,7 +166,7 @@ def _identity(process: int, pid: int, *, ours: bool) -> Identity:
     label = _label(process, pid)
     text = _read(process, "status", pid, _STATUS_MAX + 1)
     status = _fields(text)
-    if "Umask" not in status:  # the process is a zombie: killed between its request and this look at it
+    if "Umask" not in status:  # the process is a zombie: killed after its request
         raise NotPermitted(f"process {pid}, the writer, has ended")
     if len(status["Groups"]) > GROUPS_MAX or len(text) > _STATUS_MAX:
         raise NotPermitted(f"process {pid}, the writer, is in more than {GROUPS_MAX} groups")
@@ -227,7 +228,7 @@ def _read(process: int, name: str, pid: int, most: int = _READ_MAX) -> bytes:
 
 
 def _unseen(pid: int, error: OSError) -> KtaskfsError:
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # it is we who lack something
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # this process lacks a resource
         return TargetError.from_os(error, f"examine process {pid}, the writer")
     return NotPermitted(f"process {pid}, the writer, cannot be seen: {error.strerror}")
 
@@ -245,10 +246,10 @@ def _file_size_max(limits: bytes) -> int:
 
 
 def _open_user_namespace(process: int, pid: int) -> int | None:
-    """A descriptor of the process's user namespace; None if that is ours."""
+    """A descriptor of the process's user namespace; None if it is the same as this one's."""
     try:
         theirs = os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
-    except FileNotFoundError:  # a kernel without user namespaces: all processes share the one there is
+    except FileNotFoundError:  # a kernel without user namespaces: all processes share one
         return None
     except OSError as error:
         raise _unseen(pid, error) from error

@@ -12,7 +12,7 @@ _PIECE: Final = 1 << 16
 def read_file(path: str, directory: int | None = None, most: int = sys.maxsize) -> bytes:
     """The first ``most`` bytes of a file, below ``directory`` if that is given.
 
-    Files of /proc have no size, and may come in pieces.
+    Files of /proc have no size, and may return data in pieces.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:

@@ -1,4 +1,4 @@
-"""The limits of control groups: what stands between two groups, and what a group and those above it leave.
+"""The limits of control groups: those between two groups, and the room that a group and its parents leave.
 
 A limit counts for all processes in a group and in the groups below it. Documentation/admin-guide/cgroup-v2.rst, and
 hugetlb.rst, memory.rst and their neighbours in cgroup-v1/.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 _UNLIMITED: Final = 1 << 62
-"""Version 1, and hugetlb in version 2, show about 2**63 where there is no limit."""
+"""Version 1, and hugetlb in version 2, show about 2**63 without a limit."""
 _LIMIT_FILE: Final = re.compile(
     r".*\.(max|high|limit_in_bytes|cfs_quota_us)|cpuset\.(cpus|mems)|devices\.list|blkio\.throttle\.\w+_device"
 )
@@ -32,11 +32,11 @@ _LIMIT_V2: Final = re.compile(r"^\d+ |=\d|^(?!max )\S+ \d+$", re.MULTILINE)
 
 
 def enter_groups(mounts: GroupMounts, wanted: Collection[Group]) -> None:
-    """Move this process, which has one thread, into each of the ``wanted`` groups that it is not in.
+    """Move this process, which has one thread, into each of the ``wanted`` groups.
 
-    A group that cannot be entered is left out if no limit is set in it, nor above it up to the group that it shares
-    with ours: so an ordinary user's daemon serves all sessions of the user. Otherwise raises NotPermitted: ENOENT for a
-    group that was removed, EBUSY for one that may hold groups but no processes, else EACCES.
+    A group that cannot be entered is skipped if neither it nor its parents, up to the common one, have a limit: so an
+    ordinary user's daemon serves all sessions of the user. Otherwise raises NotPermitted: ENOENT for a group that was
+    removed, EBUSY for one that may hold groups but no processes, else EACCES.
     """
     ours = own_groups()
     for group in wanted:
@@ -54,7 +54,7 @@ def enter_groups(mounts: GroupMounts, wanted: Collection[Group]) -> None:
 
 
 def _limits_between(mounts: GroupMounts, theirs: Group, ours: Group) -> bool:
-    """Whether ``theirs``, or a group above it that is not above ``ours``, has a limit; also if that is not known."""
+    """Whether ``theirs``, or a parent of it that is not a parent of ``ours``, has a limit; True if unknown."""
     if theirs.controllers.startswith("name="):  # this hierarchy only names groups
         return False
     above_ours = set(ours.ancestors())
@@ -88,7 +88,8 @@ def _is_limit(mounts: GroupMounts, group: Group, name: str, shared: Group) -> bo
 
 @dataclass(frozen=True)
 class Headroom:
-    """What a limit of ``group`` leaves, in bytes: ``file`` says ``limit``, and ``used`` cannot be taken back."""
+    """The room under a limit of ``group``, in bytes: ``limit`` is the value of ``file``, and ``used`` is not
+    reclaimable."""
 
     group: Group
     file: str
@@ -97,7 +98,7 @@ class Headroom:
 
     @property
     def left(self) -> int:
-        """Bytes that may be charged until the limit is reached."""
+        """Bytes that can still be charged."""
         return max(0, self.limit - self.used)
 
     def __str__(self) -> str:
@@ -106,9 +107,9 @@ class Headroom:
 
 
 def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | None:
-    """What the tightest limit on huge pages of ``size`` bytes leaves to this process; None if there is no limit.
+    """The room of this process under the tightest limit on huge pages of ``size`` bytes; None without a limit.
 
-    With ``reserve``, the limits on reservations count too. Raises OSError if the limits cannot be read.
+    With ``reserve``, limits on reservations count, too. Raises OSError if the limits cannot be read.
     """
     shift, unit = next((shift, unit) for shift, unit in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
     name = f"hugetlb.{size >> shift}{unit}"
@@ -122,10 +123,9 @@ def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | Non
 
 
 def memory_headroom(kernel: Kernel) -> Headroom | None:
-    """What the tightest limit on memory leaves to this process; None if there is no limit.
+    """The room of this process under the tightest memory limit; None without a limit.
 
-    The page cache of files, which the kernel takes back when memory is short, counts as free; swap is not counted.
-    Raises OSError if the limits cannot be read.
+    Reclaimable page cache of files counts as free; swap is not counted. Raises OSError if the limits cannot be read.
     """
     return _tightest(
         kernel, "memory", [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")]
@@ -134,9 +134,9 @@ def memory_headroom(kernel: Kernel) -> Headroom | None:
 
 @dataclass(frozen=True)
 class OomKills:
-    """Counts the processes of ``group`` that the kernel kills as memory is short, from ``before`` on.
+    """Counts the processes of ``group`` that the OOM killer killed, from ``before`` on.
 
-    It holds no descriptor: the file is opened anew when the worker has ended.
+    It holds no descriptor: the file is opened again after the worker's end.
     """
 
     mounts: GroupMounts
@@ -145,14 +145,14 @@ class OomKills:
 
     @classmethod
     def of(cls, mounts: GroupMounts, groups: Iterable[Group]) -> OomKills | None:
-        """For that one of a process's groups in which its memory is charged; None if the number cannot be read."""
+        """The counter for the process's group with the memory controller; None if the number cannot be read."""
         group = _with_controller(groups, "memory")
         before = None if group is None else _oom_kills(mounts, group)
         return None if group is None or before is None else cls(mounts, group, before)
 
     @property
     def happened(self) -> bool:
-        """Whether there was one; False if the group was removed since."""
+        """Whether a process was killed; False if the group was removed."""
         return (_oom_kills(self.mounts, self.group) or 0) > self.before
 
 
@@ -170,7 +170,7 @@ def _with_controller(groups: Iterable[Group], controller: str) -> Group | None:
 
 
 def _tightest(kernel: Kernel, controller: str, pairs: Sequence[tuple[str, str]]) -> Headroom | None:
-    """What the tightest limit leaves, of those that the label of this process lets it read; the others hold, too."""
+    """The room under the tightest limit that the label of this process lets it read; the others still apply."""
     try:
         own = _with_controller(parse_groups(kernel.read_proc("self/cgroup")), controller)
     except NotPermitted:
@@ -195,7 +195,7 @@ def _headrooms(
 
 
 def _number(mounts: GroupMounts, group: Group, name: str) -> int | None:
-    """The number in a file; None without a limit, or if there is no such file or group here."""
+    """The number in a file; None without a limit, file or group."""
     try:
         text = mounts.read(group, name).strip()
     except OSError as error:
@@ -206,7 +206,7 @@ def _number(mounts: GroupMounts, group: Group, name: str) -> int | None:
 
 
 def _page_cache(mounts: GroupMounts, group: Group) -> int:
-    """Bytes of page cache that belong to files, also in the groups below; tmpfs is not among them."""
+    """Bytes of the page cache of files, including child groups, without tmpfs."""
     fields = dict(line.split(" ", 1) for line in mounts.read(group, "memory.stat").splitlines())
     prefix = "total_" if group.controllers else ""
     return sum(int(fields.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))

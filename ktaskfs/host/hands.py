@@ -1,14 +1,14 @@
-"""Hands: child processes that touch mappings, where a touch may end in SIGBUS, so that the worker itself never does.
+"""Hands: child processes that touch mappings, where a touch may end in SIGBUS, so that the worker never does.
 
-A hand is forked from the worker, and so is sealed as it is: the same user, capabilities, label, control groups, limits.
-It has the worker's memory as it was then, and of its descriptors only those that it is told to keep. A thread of the
-worker sends it a chunk over a socket and waits for the answer. A hand that dies ends nothing: the thread then does the
-chunk itself, in the kernel's way, which fails with the right error or does not fail at all.
+A hand is forked from the worker, so it is sealed in the same way: the same user, capabilities, label, control groups,
+limits. It has a copy of the worker's memory, and only selected descriptors. A thread of the
+worker sends it a chunk over a socket and waits for the answer. If a hand dies, the thread does the chunk itself through
+system calls, which succeed or fail with the right error.
 
-Only a process of one thread can be forked without the danger that a lock of some library stays taken for good. So
-``Hands`` are made before the worker starts threads. They begin with one child that does nothing but fork hands when it
-is asked for one. It makes them the worker's children (CLONE_PARENT), not its own. The kernel kills all of them when
-the worker's first thread ends, with which all of it ends (PR_SET_PDEATHSIG).
+Only a single-threaded process can fork without the risk that a lock of some library stays taken for good. So ``Hands``
+are made before the worker starts threads. They begin with one child that only forks hands on request. It makes them the
+worker's children (CLONE_PARENT), not its own. The kernel kills all of them when the worker's first thread ends, and
+with it the worker (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _DESCRIPTORS_MAX: Final = 1 << 16
 """More than a worker has ever open."""
 _ANSWER_MAX: Final = 16 << 10
 _MISSES_MAX: Final = 64
-"""Chunks that hands could not do, less those that they could, after which none is asked any more: the file has holes in
-most of its range, and a hand takes 0.1 ms to find one."""
+"""Failed minus successful chunks after which hands are no longer used: the file then consists mostly of holes, and a
+hand takes 0.1 ms to find one."""
 _DONE: Final = b"+"
 _NOT_DONE: Final = b"-"
 
 
 @dataclass
 class _Hand:
-    """A hand as the worker sees it; ``cpus`` and ``nice`` are those that it was last given."""
+    """A hand as the worker sees it; ``cpus`` and ``nice`` are its last settings."""
 
     pid: int
     sock: socket.socket
@@ -54,10 +54,11 @@ class _Hand:
     cpus: bytes = b""
 
     def ask(self, start: int, end: int, nice: int) -> bytes:
-        """Have a chunk done as the calling thread would be; the answer, nothing from one that died. Raises OSError."""
+        """Let the hand do a chunk with the CPUs and nice value of the calling thread; returns the answer, empty if the
+        hand died. Raises OSError."""
         cpus = syscalls.cpu_mask()
         if cpus != self.cpus:
-            with contextlib.suppress(OSError):  # a cpuset has none of them any more, or a label forbids it
+            with contextlib.suppress(OSError):  # the cpuset has none of them now, or a label forbids it
                 syscalls.set_cpu_mask(self.pid, cpus)
             self.cpus = cpus
         if nice != self.nice:
@@ -69,25 +70,25 @@ class _Hand:
 
 
 class Hands:
-    """The hands of one task: as many as threads use one at the same time.
+    """The hands of one task, one for each thread that uses one at the same time.
 
-    ``touch`` is what a hand does with a chunk, from one position to another; what it returns goes back to the worker,
-    and whatever it raises means that it cannot be done. ``descriptors`` are those that it needs. There are ``most``
-    hands at most. They stand in /proc, where they hold no disk.
+    A hand calls ``touch`` for a chunk, from one position to another; the worker gets its result, and any exception
+    means that the hand cannot do the chunk. It keeps ``descriptors``. There are at most ``most`` hands. Their working
+    directory is /proc, so that they block no unmount.
     """
 
     def __init__(
         self, kernel: Kernel, touch: Callable[[int, int], bytes], descriptors: Collection[int], most: int
     ) -> None:
-        """Make it while the process has one thread. Where no process can be forked, there are no hands."""
+        """Make it while the process has one thread. If no process can be forked, there are no hands."""
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._resources = contextlib.ExitStack()
         self._lock = threading.Lock()  # guards everything below
         self._idle: list[_Hand] = []
         self._pids: set[int] = set()
-        """Of all children that were not waited for yet."""
+        """Of all children that are not reaped yet."""
         self._more = 0
-        """How many hands may still be made: none after a fork has failed, or a hand has died."""
+        """How many more hands may be made: none after a failed fork or the death of a hand."""
         self._misses = 0
         worker = os.getpid()
         with contextlib.suppress(OSError):  # at the limit of processes, of memory or of descriptors
@@ -101,9 +102,9 @@ class Hands:
             self._more = most
 
     def do(self, start: int, end: int) -> bytes | None:
-        """What a hand answers for a chunk. None: there is no hand for it, or it could not do it, all of it or a part.
+        """A hand's answer for a chunk. None: there is no hand, or it could not do the whole chunk.
 
-        In either case nothing touches the chunk any more.
+        In both cases no hand touches the chunk afterwards.
         """
         nice = os.getpriority(os.PRIO_PROCESS, 0)
         hand = self._take(nice) if self._misses < _MISSES_MAX else None
@@ -125,7 +126,7 @@ class Hands:
         return answer[1:] if done else None
 
     def _take(self, nice: int) -> _Hand | None:
-        """An idle hand, or a new one; not one that is nicer already, since not everybody may take that back."""
+        """An idle hand, or a new one; not one with a higher nice value, because not every user may lower it."""
         with self._lock:
             for hand in self._idle:
                 if hand.nice <= nice:
@@ -159,13 +160,13 @@ class Hands:
         return _Hand(pid, ours, self._nice)
 
     def _end(self, pid: int) -> None:
-        """Wait for the end of one whose socket is closed."""
+        """Reap a hand whose socket is closed."""
         self._pids.remove(pid)
         _kill(pid)
         os.waitpid(pid, 0)
 
     def close(self) -> None:
-        """End them all, when no thread uses one any more, and wait until they have let go of everything."""
+        """End all hands and wait for them. No thread may use one."""
         self._resources.close()
         for hand in self._idle:
             hand.sock.close()
@@ -176,7 +177,7 @@ class Hands:
 
 
 def _kill(pid: int) -> None:
-    """Kill a child, which ends at the end of its socket, too, where the caller's label allows no signal."""
+    """Kill a child. If the caller's label forbids the signal, the child ends when its socket closes."""
     with contextlib.suppress(PermissionError):
         os.kill(pid, signal.SIGKILL)
 
@@ -207,9 +208,9 @@ def _fork_hands(
 
 
 def _settle(worker: int, descriptors: Collection[int], sock: int) -> None:
-    """In a new child: die with the worker, leave no core, have no descriptor but these and the standard ones.
+    """In a new child: die with the worker, leave no core, keep only these and the standard descriptors.
 
-    Record locks are not inherited, so it marks the files, as its worker does.
+    Record locks are not inherited, so it marks the files like its worker.
     """
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker:  # it died before
@@ -233,7 +234,7 @@ def _serve(sock: socket.socket, touch: Callable[[int, int], bytes]) -> NoReturn:
         while request := sock.recv(_CHUNK.size):
             try:
                 answer = _DONE + touch(*_CHUNK.unpack(request))
-            except Exception:  # the worker tries it in the kernel's way, and reports what is wrong
+            except Exception:  # the worker retries through system calls, and reports the error
                 answer = _NOT_DONE
             sock.send(answer if len(answer) <= _ANSWER_MAX else _NOT_DONE)
     finally:

@@ -1,8 +1,8 @@
-"""Which other processes have a file open or mapped, and which of them are workers of ktaskfs.
+"""Find other processes that have a file open or mapped, and the workers of ktaskfs among them.
 
-A worker marks the file it works on with a shared record lock on one byte that no file has. /proc/locks shows every
-lock with its process to everybody, while a worker's descriptors are hidden from other workers of the same user: it is
-not dumpable.
+A worker marks its file with a shared record lock on a byte past the end of every file. /proc/locks shows every lock
+with its process to everybody, while a worker's descriptors are hidden from other workers of the same user, because it
+is not dumpable.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
 
-_MARK: Final = 0x6B7461736B6673  # "ktaskfs": an offset of 27 PiB, which nobody else locks by chance
+_MARK: Final = 0x6B7461736B6673  # "ktaskfs": an offset of 27 PiB, that nobody else locks by chance
 PATIENCE: Final = 0.5
-"""Seconds that processes whose mappings cannot be read may delay a look at all of them."""
+"""Maximum delay in seconds by processes whose mappings cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Holder:
 
 
 def mark(fd: int) -> None:
-    """Show that this process is a worker at the file of ``fd``, until it closes any descriptor of the file.
+    """Mark this process as a worker on the file of ``fd``, until it closes any descriptor of the file.
 
-    Not if somebody else has a lock on the whole file, or the filesystem knows no locks.
+    Fails silently if somebody else locks the whole file, or the filesystem has no locks.
     """
     with contextlib.suppress(OSError):
         fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _MARK)
@@ -62,9 +62,9 @@ def workers_at(kernel: Kernel, fd: int) -> set[int]:
 
 
 def is_held(fd: int) -> bool | None:
-    """Whether anybody else has the file of ``fd`` open or mapped, seen by this process or not.
+    """Whether anybody else has the file of ``fd`` open or mapped, visible to this process or not.
 
-    None if the kernel does not tell: the caller neither owns the file nor has CAP_LEASE.
+    None if unknown: the caller neither owns the file nor has CAP_LEASE.
     """
     try:
         with _leased(fd):
@@ -75,9 +75,10 @@ def is_held(fd: int) -> bool | None:
 
 @contextlib.contextmanager
 def alone_with(fd: int) -> Iterator[bool]:
-    """Whether nobody else has the file of ``fd`` open or mapped, as far as the kernel tells.
+    """Whether nobody else has the file of ``fd`` open or mapped, as far as the kernel knows.
 
-    Until the end, then, whoever opens it has to wait (or gets EWOULDBLOCK); for /proc/sys/fs/lease-break-time at most.
+    If so, other opens wait (or get EWOULDBLOCK) until the end of this context, at most for
+    /proc/sys/fs/lease-break-time.
     """
     with contextlib.ExitStack() as stack:
         alone = False
@@ -104,16 +105,16 @@ def _leased(fd: int) -> Iterator[None]:
 
 
 def holders_of(kernel: Kernel, fd: int) -> list[Holder]:
-    """The other processes that have the file of ``fd`` open or mapped, as far as the caller may look at them.
+    """The other processes that have the file of ``fd`` open or mapped, as far as the caller may examine them (proc(5),
+    PTRACE_MODE_READ).
 
-    A process shows its descriptors and mappings to whoever may trace it (proc(5), PTRACE_MODE_READ). It can make a look
-    at its mappings hang, and is then not among them.
+    A process can make reads of its mappings hang, and is then left out.
     """
     file = os.fstat(fd)
     wanted = file.st_dev, file.st_ino
 
     def holder(pid: int) -> Holder | None:
-        with contextlib.suppress(OSError, NotPermitted):  # it has just ended, or may not be looked at
+        with contextlib.suppress(OSError, NotPermitted):  # it has ended, or may not be examined
             if wanted in _opened(kernel.proc, pid, file.st_ino) or wanted in _mapped(kernel.proc, pid):
                 stat = kernel.read_proc(f"{pid}/stat")
                 return Holder(pid, stat.partition("(")[2].rpartition(")")[0])

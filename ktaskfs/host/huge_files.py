@@ -1,4 +1,4 @@
-"""The files of huge pages that have a path, in all mount namespaces that this process may look into."""
+"""The files of huge pages that have a path, in all mount namespaces visible to this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.statx import FileStatus
 
 PATIENCE: Final = 0.1
-"""Seconds that mounts which do not answer may delay the look, for their tables and again for their files."""
+"""Maximum delay in seconds by mounts that do not answer, for their tables and again for their files."""
 DELETED: Final = " (deleted)"
 _MEMFD: Final = "/memfd:"
 _SYSV: Final = "/SYSV"
@@ -26,7 +26,7 @@ _SYSV: Final = "/SYSV"
 
 @dataclass(frozen=True)
 class HugeFile:
-    """A file of huge pages: ``kind`` and ``path`` are for people, ``status`` is None if it could not be asked."""
+    """A file of huge pages: ``kind`` and ``path`` are for people, ``status`` is None if unknown."""
 
     page_size: int
     kind: str
@@ -36,7 +36,7 @@ class HugeFile:
 
 @dataclass(frozen=True)
 class MountedFiles:
-    """All that has a path: files, and the mounts by device, each with its size of page; other devices that are known.
+    """Files with a path; mounts by device, each with its page size; other known devices.
 
     ``hung`` are the mount points that did not answer.
     """
@@ -48,7 +48,8 @@ class MountedFiles:
 
 
 def find_mounted(kernel: Kernel, viewer: int, pids: Iterable[int]) -> MountedFiles:
-    """What is mounted where ``viewer`` is, with paths as it sees them, then elsewhere, by the root of a process there.
+    """The files in the mount namespace of ``viewer``, with its paths, then those of other namespaces, below the root of
+    a process there.
 
     This process has the root directory of ``viewer``.
     """
@@ -61,7 +62,7 @@ def find_mounted(kernel: Kernel, viewer: int, pids: Iterable[int]) -> MountedFil
                 places[each.device] = (each, root)
 
     def content(device: int) -> Content | None:
-        with contextlib.suppress(OSError, RecursionError):  # gone, or closed to us
+        with contextlib.suppress(OSError, RecursionError):  # gone, or not accessible
             return read_content(kernel, *places[device])
         return None
 
@@ -109,7 +110,7 @@ def _tables(kernel: Kernel, viewer: int, pids: Iterable[int]) -> list[tuple[str,
 
 
 def named(file: FileId, seen: SeenFile, page_size: int, *, unmounted: bool) -> HugeFile:
-    """A file that no mount has shown, by the name that the kernel has for it. ``unmounted``: of a mount of its own."""
+    """A file outside the visible mounts, by the kernel's name. ``unmounted``: on a detached mount."""
     name = seen.name.removesuffix(DELETED)
     kind, path = "deleted" if seen.name.endswith(DELETED) else "file", name
     if unmounted:

@@ -1,4 +1,4 @@
-"""SysV segments of huge pages, of the IPC namespace of this process: what is in use of them."""
+"""SysV segments of huge pages in the IPC namespace of this process: their pages in use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGE_RESIDENT: Final = (6, 7)
 
 
 def resident_pages(kernel: Kernel, page_sizes: Mapping[int, int]) -> dict[FileId, int]:
-    """Pages in use by each segment, if it is one of huge pages: for each filesystem of ``page_sizes``, by device."""
+    """Pages in use by each segment of huge pages, for each filesystem of ``page_sizes``, by device."""
     with contextlib.suppress(OSError, NotPermitted):
         namespace = os.readlink("self/ns/ipc", dir_fd=kernel.proc)
         return {
@@ -43,9 +43,9 @@ def _release() -> tuple[int, ...]:
 
 
 def detached_segments(kernel: Kernel, page_sizes: Mapping[int, int]) -> Iterator[tuple[int, sysv.Segment, int]]:
-    """Size of page, segment and pages in use of each that nobody has attached, and this process may read.
+    """Page size, segment and pages in use of each segment that nobody has attached and this process may read.
 
-    The kernel tells the page size of attached segments only. So a large segment is attached for a moment.
+    The kernel reports the page size only of attached segments, so a large segment is attached for a moment.
     """
     with contextlib.suppress(OSError, NotPermitted):
         if not sysv.stay_when_detached(kernel):

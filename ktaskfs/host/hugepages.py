@@ -22,9 +22,9 @@ _NODES: Final = "devices/system/node"
 class Pool:
     """The huge pages of one size, in pages, of the whole machine (``node`` None) or of one node.
 
-    ``free`` counts the reserved ones too: ``free - reserved`` can be had by somebody new. The kernel keeps no
-    reservations for single nodes, so there ``reserved`` is 0. ``surplus`` pages are beyond the pool's set size, and
-    ``overcommit`` is how many of them there may be (of one node: 0).
+    ``free`` includes the reserved ones: ``free - reserved`` are available. The kernel keeps no reservations
+    for single nodes, so there ``reserved`` is 0. ``surplus`` pages exceed the configured size of the pool, and
+    ``overcommit`` is their maximum (for one node: 0).
     """
 
     size: int
@@ -37,17 +37,17 @@ class Pool:
 
     @property
     def available(self) -> int:
-        """Pages that nobody has and nobody was promised."""
+        """Pages that are neither used nor reserved."""
         return max(0, self.free - self.reserved)
 
     @property
     def obtainable(self) -> int:
-        """Pages that somebody new can have at most: if memory is there for all the surplus ones too."""
+        """Maximum available pages, if memory suffices for all surplus ones."""
         return self.available + max(0, self.overcommit - self.surplus)
 
 
 def read_pools(kernel: Kernel) -> tuple[Pool, ...]:
-    """The machine's pools, smallest pages first; empty where the kernel has no hugetlbfs."""
+    """The machine's pools, smallest pages first; empty on a kernel without hugetlbfs."""
     return _read_pools(kernel, _POOLS, None)
 
 
@@ -63,9 +63,9 @@ def pool_of(kernel: Kernel, size: int) -> Pool | None:
 
 
 def free_on_own_nodes(kernel: Kernel, size: int) -> tuple[str, int]:
-    """The nodes that this process may have memory of (cpuset.mems), as a list; and the free pages there.
+    """The memory nodes of this process (cpuset.mems), as a list, and the free pages there.
 
-    Raises OSError, or NotPermitted if the label of this process keeps it from knowing.
+    Raises OSError, or NotPermitted if the label of this process hides them.
     """
     lines = (line.partition(":") for line in kernel.read_proc("self/status").splitlines())
     nodes = next((text.strip() for key, _, text in lines if key == "Mems_allowed_list"), "")
@@ -74,29 +74,29 @@ def free_on_own_nodes(kernel: Kernel, size: int) -> tuple[str, int]:
 
 
 def default_size(kernel: Kernel) -> int:
-    """Bytes of the machine's default huge page; 0 where the kernel has none."""
+    """Bytes of the machine's default huge page; 0 on a kernel without huge pages."""
     lines = (line.split() for line in kernel.read_proc("meminfo").splitlines())
     return next((int(words[1]) << 10 for words in lines if words[0] == "Hugepagesize:"), 0)
 
 
 class NodePool:
-    """One node's pool, open to be changed: whoever may open it may change it. Methods raise OSError."""
+    """One node's pool, open for changes: the open(2) checks the permission. Methods raise OSError."""
 
     def __init__(self, directory: int, fd: int) -> None:
         self._directory = directory
         self._fd = fd
 
     def counts(self) -> NodeCounts:
-        """What it has now; the three numbers are read one after another."""
+        """The current numbers, read one after another."""
         return NodeCounts(*(self._read(key) for key in ("nr_hugepages", "free_hugepages", "surplus_hugepages")))
 
     def persistent(self) -> int:
-        """The pages it keeps: all but the surplus."""
+        """The persistent pages: all except surplus ones."""
         counts = self.counts()
         return counts.total - counts.surplus
 
     def resize(self, pages: int) -> None:
-        """Ask for so many persistent pages. The kernel gives what it can, and calls that a success."""
+        """Request this many persistent pages. The kernel gives what it can, and reports success."""
         os.pwrite(self._fd, str(pages).encode(), 0)
 
     def _read(self, key: str) -> int:
@@ -110,7 +110,8 @@ class NodePool:
 
 @dataclass(frozen=True)
 class NodeCounts:
-    """Pages of one node's pool; ``total`` and ``free`` include surplus pages, which go when they are freed."""
+    """Pages of one node's pool; ``total`` and ``free`` include surplus pages, which the kernel removes when they are
+    freed."""
 
     total: int
     free: int
@@ -118,9 +119,9 @@ class NodeCounts:
 
 
 def open_node_pool(size: int, node: int) -> NodePool:
-    """Open the pool of pages of ``size`` bytes on ``node`` through this process's own /sys, to be changed.
+    """Open the pool of pages of ``size`` bytes on ``node`` through this process's own /sys, for changes.
 
-    In a worker that is its caller's: what the caller may not change in there, the worker may not change.
+    In a worker that is the caller's /sys, so the worker can change only what the caller can.
     Raises OSError: EACCES, EROFS, ENOENT (also where /sys is not sysfs).
     """
     path = f"/sys/{_NODES}/node{node}/hugepages/hugepages-{size >> 10}kB"
@@ -134,7 +135,7 @@ def open_node_pool(size: int, node: int) -> NodePool:
 
 
 def _require_sysfs(fd: int) -> int:
-    """``fd``; it is closed, and OSError raised, if it is no file of sysfs."""
+    """``fd``; if it is not a file of sysfs, closes it and raises OSError."""
     if syscalls.filesystem_magic(fd) != syscalls.SYSFS_MAGIC:
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -1,4 +1,4 @@
-"""Where files of huge pages can be: the mounts of hugetlbfs, and the kernel's own, which are mounted nowhere."""
+"""The places of huge page files: the mounts of hugetlbfs, and the kernel's internal ones."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 DEPTH_MAX: Final = 32
-"""Directories below one another that are looked into."""
+"""Maximum depth of directories."""
 
 
 @dataclass(frozen=True)
 class Mounted:
     """A place where a hugetlbfs is mounted in some mount namespace.
 
-    ``device`` is the filesystem's number, and ``whole`` says whether all of it is there. ``least`` is the mount option
-    min_size in bytes, 0 without one.
+    ``device`` is the filesystem's number, and ``whole`` says whether the mount shows all of it. ``least`` is the mount
+    option min_size in bytes, 0 without one.
     """
 
     device: int
@@ -46,18 +46,18 @@ class Mounts:
 
 @dataclass(frozen=True)
 class Content:
-    """What a mounted hugetlbfs has: its size of page, and its files by path."""
+    """The contents of a mounted hugetlbfs: its page size, and its files by path."""
 
     page_size: int
     files: Mapping[str, statx.FileStatus]
 
 
 def unmounted_devices(kernel: Kernel) -> dict[int, int]:
-    """The size of page of each hugetlbfs that the kernel has for itself, by device: memfd, shared memory, anonymous."""
+    """The page size of each internal hugetlbfs of the kernel, by device: memfd, shared memory, anonymous."""
     found = {}
     for pool in read_pools(kernel):
         size = (pool.size.bit_length() - 1) << os.MFD_HUGE_SHIFT
-        with contextlib.suppress(OSError):  # a size that the kernel made no filesystem for
+        with contextlib.suppress(OSError):  # a size without such a filesystem
             fd = os.memfd_create("", os.MFD_CLOEXEC | os.MFD_HUGETLB | size)
             found[os.fstat(fd).st_dev] = pool.size
             os.close(fd)
@@ -86,7 +86,7 @@ def _plain(path: str) -> str:
 
 
 def read_content(kernel: Kernel, place: Mounted, root: str) -> Content | None:
-    """What is in ``place``, as far as it can be listed; None if another filesystem is there by now.
+    """The files of ``place``, as far as they can be listed; None if another filesystem is mounted there now.
 
     ``root`` is the root directory of the mount's namespace, a path below /proc, or "" for this process's own. It
     may hang. Raises OSError.
@@ -118,7 +118,7 @@ def _walk(above: int, name: str, path: str, depth: int) -> Iterator[tuple[str, s
 
 
 def page_size_of(proc: int, path: str) -> int | None:
-    """The size of page if the file at ``path`` below /proc is of a hugetlbfs. It may hang. Raises OSError."""
+    """The page size if the file at ``path`` below /proc is of a hugetlbfs. It may hang. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
     try:
         return os.fstatvfs(fd).f_bsize if syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC else None

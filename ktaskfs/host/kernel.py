@@ -1,7 +1,7 @@
 """The kernel's own files, held open.
 
-A worker changes its root to its caller's, where /proc, /sys and /dev may be missing or the caller's own making.
-So whoever will need them takes descriptors first, and reads by name below those afterwards.
+A worker changes its root to its caller's, where /proc, /sys and /dev may be missing or made by the caller. So it
+opens descriptors first, and later reads by name below them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEASE_BREAK_TIME: Final = 45
-"""Seconds after which the kernel usually takes a lease away (fs.lease-break-time); for where it never does (0)."""
+"""Seconds after which the kernel usually breaks a lease (fs.lease-break-time); used if it never does (0)."""
 _LEASE_GRACE: Final = 5
 _LEASE_PAUSE: Final = 0.01
 _LEASE_PAUSE_MAX: Final = 0.1
@@ -35,8 +35,8 @@ def _never() -> bool:
 class Kernel:
     """O_PATH descriptors of /proc and /sys, /dev/zero open for reading, and the mounts of control groups.
 
-    They stay right across fork(2): ``self`` below the descriptor of /proc means whoever looks it up.
-    ``abandoned`` says that nobody waits any more for what this process opens, so that it does not go on waiting itself.
+    They stay valid across fork(2): ``self`` below the descriptor of /proc means the process that
+    looks it up. ``abandoned`` returns whether the daemon gave up this start, so that the process stops waiting.
     """
 
     proc: int
@@ -53,9 +53,9 @@ class Kernel:
 
     @classmethod
     def open_read_only(cls) -> Kernel:
-        """Open read-only copies of these mounts, without those below each. Nothing can be changed there.
+        """Open read-only copies of these mounts, without submounts.
 
-        Without CAP_SYS_ADMIN, or before Linux 5.12, the mounts as they are. Raises OSError.
+        Without CAP_SYS_ADMIN, or before Linux 5.12, open the mounts themselves. Raises OSError.
         """
         zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
         proc, sys = (mounts.open_harmless(path) for path in ("/proc", "/sys"))
@@ -87,14 +87,14 @@ class Kernel:
             return []
 
     def reopen(self, fd: int, flags: int) -> int:
-        """Open the file behind an O_PATH descriptor for use, with the access checks of an ordinary open(2)."""
+        """Open the file of an O_PATH descriptor, with the access checks of an ordinary open(2)."""
         return os.open(f"self/fd/{fd}", flags | os.O_CLOEXEC, dir_fd=self.proc)
 
     def reopen_file(self, fd: int, flags: int, *, patience: float | None = None) -> int:
-        """As ``reopen``, for a regular file on which another process may have a lease (fcntl(2), F_SETLEASE).
+        """Like ``reopen``, for a regular file on which another process may have a lease (fcntl(2), F_SETLEASE).
 
-        The first try tells that process to give it back. Then wait, ``patience`` seconds at most, by default as long as
-        the kernel allows, and no longer than until ``abandoned``. Raises OSError, EAGAIN if the lease is still there.
+        The first try makes the kernel ask that process to release it. Then wait until ``abandoned``, at most
+        ``patience`` seconds, by default as long as the kernel allows. Raises OSError, EAGAIN if the lease still exists.
         """
         pause, deadline = _LEASE_PAUSE, None
         while True:
@@ -109,19 +109,19 @@ class Kernel:
             pause = min(2 * pause, _LEASE_PAUSE_MAX)
 
     def _lease_time(self) -> float:
-        """Seconds after which no lease is left: a little more than the kernel gives a process to return one."""
+        """Seconds after which no lease is left: a little more than the kernel's own limit."""
         return (int(self.read_proc("sys/fs/lease-break-time")) or LEASE_BREAK_TIME) + _LEASE_GRACE
 
     def available_memory(self, *, swap: bool = True) -> int:
-        """Bytes that can be had without killing anyone, free ``swap`` included (MemAvailable is itself an estimate)."""
+        """Available bytes, without any kill, including free ``swap`` (MemAvailable is an estimate)."""
         lines = (line.split() for line in self.read_proc("meminfo").splitlines())
         values = {words[0]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
         return values["MemAvailable:"] + (values["SwapFree:"] if swap else 0)
 
 
 def _read(directory: int, point: str, path: str) -> str:
-    """Bytes decoded as UTF-8, which the interpreter does itself: any other codec is a module to be found first."""
+    """Bytes decoded as UTF-8, which is built into the interpreter: other codecs need an import."""
     try:
         return read_file(path, directory).decode(errors="replace")
-    except PermissionError as error:  # these are for all to read: it is a matter of the process's label
+    except PermissionError as error:  # everybody may read these files, so the process's label forbids it
         raise NotPermitted(f"{point}/{path} cannot be read: {error.strerror}", errno=error.errno) from error

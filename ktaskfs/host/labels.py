@@ -1,6 +1,6 @@
-"""Labels: by what AppArmor or SELinux knows a process, and how a process takes over another's.
+"""Labels of AppArmor and SELinux, and taking over another process's label.
 
-The kernel has both, and runs one of them at a time. apparmor(7), aa_change_profile(2), setcon(3), proc_pid_attr(5).
+Only one of the two is active at a time. apparmor(7), aa_change_profile(2), setcon(3), proc_pid_attr(5).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ktaskfs.host.files import read_file
 
 APPARMOR: Final = "apparmor/current"
 OTHER: Final = "current"
-"""SELinux's, where that is active, and that of another module with labels, such as Smack."""
+"""The file of SELinux, if active, and of other modules with labels, such as Smack."""
 _READ_SIZE: Final = 1 << 16
-"""The kernel writes no longer text than a page."""
+"""The kernel writes at most a page."""
 _MODE: Final = re.compile(r" \(([a-z]+|-)\)$")
-"""What AppArmor appends: enforce, complain, kill, mixed, unconfined, and others in later versions."""
+"""The modes that AppArmor appends: enforce, complain, kill, mixed, unconfined, and others in later versions."""
 _STACK: Final = "//&"
 
 
@@ -33,10 +33,10 @@ class Label:
 
     @property
     def restrictions(self) -> frozenset[str]:
-        """What of the label restricts a process: the profiles of a stack, or the context; empty if nothing does.
+        """The restricting part of the label: the profiles of a stack, or the context; empty if nothing restricts.
 
-        Nothing does in AppArmor's unconfined, or in a profile whose mode is that; in SELinux's unconfined_t, and the
-        other domains whose names begin so, which by convention are allowed everything.
+        Unrestricted are AppArmor's unconfined, a profile in that mode, and SELinux domains whose names begin with
+        unconfined_, which by convention are allowed everything.
         """
         if self.module == OTHER:
             domain = f"{self.text}:::".split(":")[2]
@@ -48,15 +48,15 @@ class Label:
 
     @property
     def inside(self) -> frozenset[str]:
-        """``restrictions`` as a process with an AppArmor label sees its own: only those of the innermost namespace."""
+        """``restrictions`` as visible to the process itself under AppArmor: only those of the innermost namespace."""
         name = self._name
-        if f"{_STACK}{name}".count(f"{_STACK}:"):  # the kernel sorts outer ones first, and names each namespace once
+        if f"{_STACK}{name}".count(f"{_STACK}:"):  # the kernel lists outer ones first, and names each namespace once
             name = f"{_STACK}{name}".rpartition(f"{_STACK}:")[2].partition(":")[2]
         return Label(self.module, name).restrictions
 
     @property
     def request(self) -> bytes:
-        """What a process writes to take it over."""
+        """The text that a process writes to take it over."""
         text = self.text if self.module == OTHER else f"changeprofile {self._name}"
         return os.fsencode(text)
 
@@ -88,20 +88,20 @@ def read_label(process: int) -> Label | None:
 
 @dataclass(frozen=True)
 class NewLabel:
-    """A label that this process is to take over; ``attributes`` is an O_PATH descriptor of its /proc/PID/attr."""
+    """A label for this process to take over; ``attributes`` is an O_PATH descriptor of its /proc/PID/attr."""
 
     label: Label
     attributes: int
 
     @classmethod
     def open(cls, label: Label) -> NewLabel:
-        """To be called before the root directory changes. Raises OSError."""
+        """Call it before the root directory changes. Raises OSError."""
         return cls(label, os.open("/proc/self/attr", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def take(self) -> None:
-        """Take the label over for good, if it is not our own already, and close the descriptor.
+        """Take the label over permanently, if it differs, and close the descriptor.
 
-        The process has one thread. Raises NotPermitted (EACCES).
+        The process must have one thread. Raises NotPermitted (EACCES).
         """
         try:
             fd = self._open()
@@ -110,7 +110,7 @@ class NewLabel:
                     return
                 os.pwrite(fd, self.label.request, 0)
                 if self.label.module == OTHER:
-                    return  # SELinux takes just this context or none; from now on the file may be closed to us
+                    return  # SELinux accepts exactly this context or none; the file may be unreadable now
                 held = Label(APPARMOR, _read(fd))
             finally:
                 os.close(fd)
@@ -121,7 +121,7 @@ class NewLabel:
 
     def _open(self) -> int:
         try:
-            # The kernel takes a label only through a descriptor that this process has opened with the ids it has now.
+            # The kernel accepts a label only through a descriptor that was opened with the current ids.
             return os.open(self.label.module, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.attributes)
         finally:
             os.close(self.attributes)

@@ -1,4 +1,4 @@
-"""A range of a file, mapped for all threads of a task together."""
+"""A range of a file, mapped once for all threads of a task."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ class _Region:
 
 
 class MappedRange:
-    """Bytes ``start`` to ``end`` of ``fd``, multiples of ``page_size``; nothing is set aside, the size never changed.
+    """Bytes ``start`` to ``end`` of ``fd``, multiples of ``page_size``; reserves nothing, never changes the size.
 
-    To map and to unmap, a thread waits until no other has the kernel populate or copy (mmap_lock), and the others wait
-    for it: a mapping for each chunk took two threads a tenth of their speed, and more where calls were longer. So there
-    is one for all, or, of a range that is long, one for each region where somebody is at work. A window that no region
-    holds, or for which there are not the addresses (RLIMIT_AS), has a mapping of its own. With a ``guard`` all are
-    guarded. ``private`` as for a Mapping. Raises OSError.
+    Mapping and unmapping exclude population and copies by other threads (mmap_lock): a mapping for each chunk cost two
+    threads a tenth of their speed, and more with longer calls. So there is one mapping for all, or, for a long range,
+    one for each region in use. A window that crosses regions, or lacks addresses (RLIMIT_AS), has a separate mapping.
+    With a ``guard`` all are guarded. ``private`` as in Mapping. Raises OSError.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class MappedRange:
         self._regions: dict[int, _Region] = {}  # by number, with their users; guarded by _lock
         if start < end:
             with self.window(start, min(start + page_size, end)):
-                pass  # what cannot be mapped at all says so now
+                pass  # an unmappable file fails here
 
     def _map(self, start: int, end: int) -> Mapping:
         mapping = Mapping(self._fd, start, end - start, reserve=False, private=self._private)
@@ -69,7 +68,7 @@ class MappedRange:
 
     @contextlib.contextmanager
     def window(self, start: int, end: int) -> Iterator[Mapping]:
-        """A mapping that holds the bytes from ``start`` to ``end``; its ``offset`` says where it begins."""
+        """A mapping with the bytes from ``start`` to ``end``; ``offset`` is its start."""
         number, last = (start - self._start) // self._size, (max(end - 1, start) - self._start) // self._size
         region = self._enter(number) if number == last and end <= self._end else None
         if region is None:
@@ -84,7 +83,7 @@ class MappedRange:
                 region.users -= 1
 
     def _enter(self, number: int) -> _Region | None:
-        """Whoever comes to a new region unmaps those that nobody is in any more. None: there is no room for it."""
+        """Map a new region, and unmap unused ones. None: there is no room."""
         with self._lock:
             if number not in self._regions:
                 for idle in [each for each, region in self._regions.items() if region.users == 0]:
@@ -100,7 +99,7 @@ class MappedRange:
             return region
 
     def close(self) -> None:
-        """Unmap everything, when nobody uses it any more."""
+        """Unmap everything. No thread may use it."""
         with self._lock:
             while self._regions:
                 self._regions.popitem()[1].mapping.close()

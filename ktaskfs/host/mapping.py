@@ -1,9 +1,8 @@
-"""A mapping of a range of a file, that is never touched from user code of a worker.
+"""A mapping of a range of a file that user code of a worker never touches.
 
-A touch of a page that cannot be had (the file was truncated, the pool is empty) kills the process with SIGBUS.
-A system call that runs into the same page returns EFAULT instead, so here the kernel does all the reading and
-writing: madvise(2) populates, readv(2) and preadv(2) copy into the mapping. What a hand touches (``host.hands``) it
-maps by the same class.
+A touch of an unavailable page (the file was truncated, the pool is empty) kills the process with SIGBUS. A system call
+returns EFAULT instead, so the kernel does all reading and writing: madvise(2) populates, readv(2) and preadv(2) copy
+into the mapping. Hands (``host.hands``), which do touch memory, use the same class.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ RW_MAX: Final = 0x7FFFF000
 class Mapping:
     """Bytes ``offset`` to ``offset + length`` of ``fd``; both are multiples of the file's page size.
 
-    ``reserve`` sets aside, at once, every huge page that the range lacks: mmap(2) fails with ENOMEM if the pool
-    has too few, and what was set aside stays with the file when the mapping goes. A mapping made with
-    ``extend`` lets hugetlbfs grow a file that is shorter than the range, which it does in the same step
-    (hugetlbfs_file_mmap in fs/hugetlbfs/inode.c); without it the size is never changed. One that is ``private`` is for
-    reading alone, also of a file that is open for reading alone, and a HoleGuard can guard it all the same.
-    Use it from one thread at a time, or close it only after the others have finished. Raises OSError.
+    ``reserve`` reserves every missing huge page of the range at once: mmap(2) fails with ENOMEM if the pool has too
+    few, and the reservation stays with the file after the unmap. With ``extend`` hugetlbfs also extends a file that is
+    shorter than the range, in the same step (hugetlbfs_file_mmap in fs/hugetlbfs/inode.c); without it the size never
+    changes. A ``private`` mapping is read-only, works on a file that is open read-only, and can be guarded by a
+    HoleGuard. Use it from one thread at a time, or close it only after the others have finished. Raises OSError.
     """
 
     def __init__(
@@ -67,32 +65,32 @@ class Mapping:
     def populate_write(self, start: int, length: int) -> None:
         """Allocate, zero and map what is missing; ``start`` counts from the mapping's beginning.
 
-        Raises OSError: EFAULT for a page that cannot be had or lies past the end of the file, ENOMEM, EHWPOISON.
-        What was populated before the page that failed stays so.
+        Raises OSError: EFAULT for an unavailable page or one past the end of the file, ENOMEM, EHWPOISON. Pages
+        populated before the failed one stay.
         """
         self._advise(start, length, syscalls.MADV_POPULATE_WRITE)
 
     def populate_read(self, start: int, length: int) -> None:
-        """Map the pages for reading, as ``populate_write``; a hole gets a page too, unless a HoleGuard is there."""
+        """Map the pages for reading, like ``populate_write``; without a HoleGuard a hole gets a page, too."""
         self._advise(start, length, syscalls.MADV_POPULATE_READ)
 
     def read_ahead(self, start: int, length: int) -> None:
-        """Have what is not in the page cache read from where it is stored, without waiting for it. Raises OSError."""
+        """Start reading pages that are not in the page cache, without waiting. Raises OSError."""
         self._advise(start, length, syscalls.MADV_WILLNEED)
 
     def collapse(self, start: int, length: int) -> None:
-        """Have the range in huge pages, which the kernel makes of what is there; raises OSError."""
+        """Collapse the range into huge pages; raises OSError."""
         syscalls.madvise(self.address + start, length, syscalls.MADV_COLLAPSE)
 
     def let_go(self, start: int, length: int) -> None:
-        """Take the pages out of this mapping; the file keeps them. Raises OSError."""
+        """Unmap the pages; the file keeps them. Raises OSError."""
         self._advise(start, length, syscalls.MADV_DONTNEED)
 
     def _advise(self, start: int, length: int, advice: int) -> None:
         while True:
             try:
                 syscalls.madvise(self.address + start, length, advice)
-            except InterruptedError:  # the range is populated from the start again, past what is there already
+            except InterruptedError:  # populate restarts at the beginning and skips existing pages
                 continue
             return
 
@@ -100,8 +98,8 @@ class Mapping:
         """Let the kernel copy ``length`` bytes from ``fd`` to ``start``; returns how many were copied.
 
         ``file_offset`` None reads on from the descriptor's own position. Fewer than ``length`` bytes mean that
-        the source has ended, or that the next byte cannot be copied: asking for it alone raises its OSError
-        (EFAULT: no page there).
+        the source has ended, or that the next byte cannot be copied: a call for that byte raises its OSError
+        (EFAULT: no page).
         """
         done = 0
         while done < length:
@@ -121,7 +119,7 @@ class Mapping:
 class HoleGuard:
     """Makes holes visible: in a mapping it guards, a missing page is EFAULT instead of a new page.
 
-    A userfaultfd that nobody reads from, with the feature SIGBUS: a fault on a missing page fails at once, and the
+    A userfaultfd without a reader, with the feature SIGBUS: a fault on a missing page fails at once, and the
     kernel's copy turns that into EFAULT. Raises OSError if the kernel or a seccomp filter does not allow one.
     """
 
@@ -131,9 +129,9 @@ class HoleGuard:
         )
 
     def guard(self, mapping: Mapping) -> None:
-        """From now until it is closed, nothing done through ``mapping`` allocates a page, but UFFDIO_COPY."""
+        """Until it is closed, only UFFDIO_COPY allocates pages through ``mapping``."""
         userfaultfd.register(self.fd, mapping.address, mapping.length)
 
     def close(self) -> None:
-        """Close the descriptor; mappings it guarded become ordinary ones."""
+        """Close the descriptor; its mappings become ordinary ones."""
         os.close(self.fd)

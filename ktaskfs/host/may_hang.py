@@ -1,4 +1,4 @@
-"""Calls that another process can make hang, such as a look at its mappings while it holds their lock."""
+"""Calls that another process can block, such as a read of its mappings while it holds their lock."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 STEP: Final = 0.05
-"""Seconds without an answer after which another thread goes on with the next question."""
+"""Seconds without an answer after which another thread takes the next question."""
 
 
 def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: float, proc: int) -> list[tuple[Q, A]]:
-    """Each question with its answer, in no order, without those that hang.
+    """Each question with its answer, unordered, without those that hang.
 
-    ``patience`` is the time in seconds, in all, in which no answer comes while every thread that asks is asleep, as
-    ``proc`` (an open /proc) shows: one that waits for a CPU does not hang. A question that hangs keeps a thread until
-    it is answered or the process ends. ``ask`` must not raise.
+    ``patience`` is the total time in seconds without an answer while every asking thread sleeps, according to ``proc``
+    (an open /proc): a thread that waits for a CPU does not hang. A hanging question keeps a thread until its answer or
+    the end of the process. ``ask`` must not raise.
     """
     left = list(questions)
     answers: list[tuple[Q, A]] = []

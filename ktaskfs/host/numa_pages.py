@@ -1,4 +1,4 @@
-"""move_pages(2): on which NUMA node a page is, and moving it to another."""
+"""move_pages(2): the NUMA node of a page, and moving pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOVE_ALL: Final = 1 << 2
 def page_nodes(addresses: Sequence[int], pid: int = 0) -> list[int]:
     """The NUMA node of the page at each address; a negative errno where no page is mapped. move_pages(2).
 
-    ``pid`` is the process that the addresses are of, 0 for this one.
+    ``pid`` is the process of the addresses, 0 for this one.
     """
     count = len(addresses)
     pages = (ctypes.c_uint64 * count)(*addresses)
@@ -29,10 +29,10 @@ def page_nodes(addresses: Sequence[int], pid: int = 0) -> list[int]:
 
 
 def move_pages(addresses: Sequence[int], nodes: Sequence[int], *, shared: bool = False, pid: int = 0) -> list[int]:
-    """Move the page at each address to its node; returns where each is now, or a negative errno. move_pages(2).
+    """Move the page at each address to its node; returns the current node of each, or a negative errno.
 
-    -EAGAIN stands for a page of which the kernel says nothing: it gave up, as it does when a lock is busy.
-    ``shared``: even those that other processes have mapped too, which takes CAP_SYS_NICE. ``pid`` as in ``page_nodes``.
+    move_pages(2). -EAGAIN stands for a page without a result: the kernel gave up, for example because of a busy lock.
+    ``shared``: also pages that other processes map, which needs CAP_SYS_NICE. ``pid`` as in ``page_nodes``.
     """
     count = len(addresses)
     pages = (ctypes.c_uint64 * count)(*addresses)

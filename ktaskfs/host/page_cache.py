@@ -1,4 +1,4 @@
-"""How much of a file the page cache holds."""
+"""The part of a file in the page cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktaskfs.host.target import size_of
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
 WINDOW: Final = 1 << 30
-"""Bytes of a file that one mincore(2) looks at."""
+"""Bytes of a file for one mincore(2)."""
 _CACHESTAT: Final = 451
 """The same on every machine; since Linux 6.5."""
 _Answer = ctypes.c_uint64 * 5
@@ -28,20 +28,20 @@ _LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 class Cached(NamedTuple):
-    """Bytes of whole pages that the cache holds of a range, and of those that are dirty, where that is told."""
+    """Bytes of whole pages of a range in the cache, and of dirty ones, if known."""
 
     resident: int
     dirty: int | None
 
 
 def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | None:
-    """What the cache holds of a range of a file open for reading, maybe on an ``overlay``. Raises OSError.
+    """The cached part of a range of a file open for reading, maybe on an ``overlay``. Raises OSError.
 
-    None if it is not told: the kernel tells it of one's own files and those that one may write.
+    None if unknown: the kernel answers only for files that the user owns or may write.
 
-    cachestat(2) answers for a file's own pages alone, and counts those whose read is under way. The pages of an
-    overlay's file are those of the file below it, which only a mapping reaches (mincore(2), which says of a file that
-    it tells nothing of that all of it is there). So it is for older kernels, and where a filter forbids the other.
+    cachestat(2) covers only a file's own pages, including those being read. The pages of an overlay's file belong to
+    the file below it, which only a mapping reaches: mincore(2), which reports everything as cached for a file that it
+    may not examine. mincore(2) also serves older kernels, and filters that forbid cachestat(2).
     """
     if start >= end:
         return Cached(0, 0)
@@ -49,7 +49,7 @@ def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | No
         try:
             return _cachestat(fd, start, end)
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: not the caller's to know, or a filter
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: the caller may not know, or a filter
                 raise
     if not _is_own(fd):
         return None

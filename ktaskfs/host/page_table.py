@@ -1,4 +1,4 @@
-"""What a process has in memory at which addresses. Pages are those of the processor, of 4096 bytes mostly."""
+"""The pages of a process by address. Pages are the CPU's, usually of 4096 bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENTRY_FILE: Final = 1 << 61
 
 
 class Run(NamedTuple):
-    """Addresses whose pages are alike; ``categories`` is a sum of FILE, PRESENT, SWAPPED and HUGE."""
+    """Addresses with equal pages; ``categories`` is a sum of FILE, PRESENT, SWAPPED and HUGE."""
 
     start: int
     end: int
@@ -42,14 +42,14 @@ class Run(NamedTuple):
 
 
 class PageTable:
-    """Looks at the pages of a process. A page that is being moved looks swapped."""
+    """Finds the pages of a process. A page that is being moved looks swapped."""
 
     def __init__(self, fd: int) -> None:
         """``fd`` is an open /proc/PID/pagemap, which ``close`` closes."""
         self._page = syscalls.page_size()
         self._fd = fd
         self.tells_huge = self._can_scan()
-        """Whether HUGE is told: since Linux 6.7."""
+        """Whether HUGE is known: since Linux 6.7."""
 
     def _can_scan(self) -> bool:
         try:
@@ -59,7 +59,7 @@ class PageTable:
         return True
 
     def runs(self, start: int, end: int) -> Iterator[Run]:
-        """What is present or swapped of the pages between two addresses, in order; raises OSError."""
+        """The present or swapped pages between two addresses, in order; raises OSError."""
         return self._scanned(start, end) if self.tells_huge else self._read(start, end)
 
     def _scanned(self, start: int, end: int) -> Iterator[Run]:
@@ -70,7 +70,7 @@ class PageTable:
                 yield Run(*region)
 
     def _scan(self, start: int, end: int, regions: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
-        """One PAGEMAP_SCAN: how many regions it has found, and where it stopped."""
+        """One PAGEMAP_SCAN: the number of regions found, and the end of the scan."""
         most = len(regions) // _REGION.size
         wanted = PRESENT | SWAPPED
         told = wanted | FILE | HUGE
@@ -81,7 +81,7 @@ class PageTable:
         return count, stopped
 
     def _read(self, start: int, end: int) -> Iterator[Run]:
-        """The same from the entries of single pages."""
+        """The same from pagemap entries."""
         entries = array.array("Q", os.pread(self._fd, (end - start) // self._page * 8, start // self._page * 8))
         run: Run | None = None
         for at, entry in zip(range(start, end, self._page), entries, strict=False):

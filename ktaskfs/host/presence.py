@@ -1,7 +1,7 @@
-"""Which pages a file has, found without giving it any.
+"""Find the pages of a file without allocating any.
 
-tmpfs answers lseek(2) with SEEK_DATA and SEEK_HOLE. hugetlbfs knows neither, and mincore(2) sees page tables
-only; there each page is tried under a HoleGuard.
+tmpfs answers lseek(2) with SEEK_DATA and SEEK_HOLE. hugetlbfs supports neither, and mincore(2) only sees page
+tables; there each page is tested under a HoleGuard.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ktaskfs.host.mapping import Mapping
 
 LOOK: Final = 1 << 20
-"""Bytes that are looked at in one go."""
+"""Bytes to examine at a time."""
 HOLE: Final = -1
-"""In place of a page's node: there is no page."""
+"""Instead of a node: there is no page."""
 
 
 def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> Iterator[Span]:
@@ -37,7 +37,8 @@ def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> I
 
 
 def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[Span]:
-    """The runs of pages from ``start`` to ``end``, both multiples of ``page_size``, that read as zeros, as holes do."""
+    """The runs of pages from ``start`` to ``end``, both multiples of ``page_size``, that read as zeros, including
+    holes."""
     run = start
     for position in range(start, end, max(page_size, LOOK)):
         stop = min(position + max(page_size, LOOK), end)
@@ -56,16 +57,16 @@ def reads_as_zeros(fd: int, start: int, end: int) -> bool:
     """Whether all bytes from ``start`` to ``end``, or to the end of the file, are zeros."""
     zeros = bytes(LOOK)
     for position in range(start, end, LOOK):
-        data = os.pread(fd, min(LOOK, end - position), position)  # less at the end of the file: nobody can write there
+        data = os.pread(fd, min(LOOK, end - position), position)  # less at the end of the file
         if data != zeros[: len(data)]:
             return False
     return True
 
 
 def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:
-    """The first page at or after ``position`` that a guarded mapping of hugetlbfs has; ``end`` if there is none.
+    """The first existing page at or after ``position`` in a guarded mapping of hugetlbfs; ``end`` if there is none.
 
-    ``position`` and ``end`` are multiples of ``page_size``. Raises OSError for a page that is there and cannot be had.
+    ``position`` and ``end`` are multiples of ``page_size``. Raises OSError for an existing page that is not accessible.
     """
     at, stop = mapping.address - mapping.offset + position, mapping.address - mapping.offset + end
     while at < stop:
@@ -80,9 +81,9 @@ def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:
 
 
 def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> list[int]:
-    """The NUMA node of each page from ``start`` to ``end`` of a guarded mapping, HOLE where there is none.
+    """The NUMA node of each page from ``start`` to ``end`` of a guarded mapping, HOLE for a missing page.
 
-    Raises OSError for a page that is there and cannot be had. The list is made whole: ask for a few thousand pages.
+    Raises OSError for an existing page that is not accessible. It builds the whole list: ask for a few thousand pages.
     """
     count = (end - start) // page_size
     try:
@@ -97,7 +98,7 @@ def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> lis
             position = next_page(mapping, position + page_size, end, page_size)
     base = mapping.address - mapping.offset
     nodes = numa_pages.page_nodes(range(base + start, base + end, page_size))
-    return [max(node, HOLE) for node in nodes]  # -ENOENT: not mapped, since it is not there
+    return [max(node, HOLE) for node in nodes]  # -ENOENT: not mapped, because it does not exist
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
@@ -107,7 +108,7 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
         try:
             data = os.lseek(fd, position, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing more up to the end of the file, or the end lies before
+            if error.errno == errno.ENXIO:  # no more data, or past the end of the file
                 return
             if error.errno == errno.EINVAL:  # a block device, which has no holes
                 yield Span(position, end)
@@ -121,17 +122,17 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
             if error.errno == errno.ENXIO:  # truncated between the two calls
                 return
             raise
-        if data < position:  # otherwise what was there has been punched out between the two calls
+        if data < position:  # otherwise the data was punched out between the two calls
             yield Span(data, position)
 
 
 def hole_extents(fd: int, start: int, end: int) -> Iterator[Span]:
-    """The runs that ``data_extents`` leaves out."""
+    """The gaps between the runs of ``data_extents``."""
     return gaps(data_extents(fd, start, end), start, end)
 
 
 def gaps(runs: Iterator[Span], start: int, end: int) -> Iterator[Span]:
-    """What ``runs``, which are in order and may begin before ``start`` or end after ``end``, leave of a range."""
+    """The gaps in a range between ``runs``, which are in order and may begin before ``start`` or end after ``end``."""
     position = start
     for low, high in runs:
         if position < low:
@@ -142,7 +143,7 @@ def gaps(runs: Iterator[Span], start: int, end: int) -> Iterator[Span]:
 
 
 def union(*lists: list[Span]) -> Iterator[Span]:
-    """The runs that cover what the runs of any list cover, in order."""
+    """The union of the runs of all lists, in order."""
     runs = sorted(run for each in lists for run in each)
     while runs:
         low, high = runs.pop(0)

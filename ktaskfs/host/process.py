@@ -1,4 +1,4 @@
-"""What /proc tells of a living process or thread. proc(5), /proc/PID/stat."""
+"""Facts about a living process or thread from /proc. proc(5), /proc/PID/stat."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cpu_ticks(pid: int) -> int:
 def _stat(path: str) -> list[bytes]:
     """The fields from the third on: the second, the name, may hold spaces and parentheses.
 
-    Empty if it has ended, or if we have no descriptor left to look with.
+    Empty if it has ended, or if no descriptor is left.
     """
     try:
         with open(path, "rb") as file:

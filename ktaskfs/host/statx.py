@@ -1,4 +1,4 @@
-"""What statx(2) tells of a file beyond stat(2), and without asking its server."""
+"""Facts from statx(2) beyond stat(2), without asking a file server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STATX_MNT_ID_AT: Final = 144
 def birth_time(path: str) -> int:
     """When the file was made, in nanoseconds (statx(2), STATX_BTIME); raises OSError.
 
-    0 where its filesystem does not keep that (hugetlbfs), or a filter forbids to ask.
+    0 if its filesystem lacks it (hugetlbfs), or a filter forbids the call.
     """
     status = _read_statx(_AT_FDCWD, path, 0, _STATX_BTIME)
     known, *_ = struct.unpack_from("=I", status)
@@ -48,15 +48,15 @@ def birth_time(path: str) -> int:
 
 
 def attributes(fd: int) -> int:
-    """The STATX_ATTR_ bits of an open file or directory (statx(2)); raises OSError. 0 where a filter forbids to ask."""
+    """The STATX_ATTR_ bits of an open file or directory (statx(2)); raises OSError. 0 if a filter forbids the call."""
     bits: int = struct.unpack_from("=Q", _read_statx(fd, "", _AT_EMPTY_PATH, 0), _STATX_ATTRIBUTES_AT)[0]
     return bits
 
 
 def is_mount_root(fd: int) -> bool:
-    """Whether something is mounted at the place where ``fd`` was opened. statx(2), STATX_ATTR_MOUNT_ROOT.
+    """Whether ``fd`` is the root of a mount. statx(2), STATX_ATTR_MOUNT_ROOT.
 
-    Raises OSError: ENOSYS where a filter forbids to ask, or before Linux 5.8.
+    Raises OSError: ENOSYS if a filter forbids the call, or before Linux 5.8.
     """
     status = _read_statx(fd, "", _AT_EMPTY_PATH, 0)
     known: int = struct.unpack_from("=Q", status, _STATX_ATTRIBUTES_MASK_AT)[0]
@@ -78,9 +78,9 @@ class FileStatus(NamedTuple):
 
 
 def file_status(directory: int, path: str) -> FileStatus:
-    """Of the file at ``path``, which is not asked: a server of FUSE could never answer.
+    """The status of the file at ``path``, without asking its server, which may never answer (FUSE).
 
-    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros where that is forbidden (EPERM).
+    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros if that is forbidden (EPERM).
     """
     status = _read_statx(directory, path, _AT_STATX_DONT_SYNC, 0)
     uid, _, mode = struct.unpack_from("=IIH", status, _STATX_UID_AT)
@@ -91,7 +91,7 @@ def file_status(directory: int, path: str) -> FileStatus:
 def mount_id(fd: int) -> int:
     """The number of the mount through which ``fd`` was opened (statx(2), STATX_MNT_ID).
 
-    Raises OSError: ENOSYS where a filter forbids to ask, or before Linux 5.8.
+    Raises OSError: ENOSYS if a filter forbids the call, or before Linux 5.8.
     """
     status = _read_statx(fd, "", _AT_EMPTY_PATH, _STATX_MNT_ID)
     known, *_ = struct.unpack_from("=I", status)
@@ -102,11 +102,11 @@ def mount_id(fd: int) -> int:
 
 
 def _read_statx(directory: int, path: str, flags: int, mask: int) -> ctypes.Array[ctypes.c_char]:
-    """A struct statx, all zeros where a filter forbids the call: older container runtimes do not know it."""
+    """A struct statx, all zeros if a filter forbids the call, as in older container runtimes."""
     status = ctypes.create_string_buffer(_STATX_SIZE)
     try:
         syscalls.statx(directory, path, flags, mask, status)
     except PermissionError as error:
-        if error.errno != errno.EPERM:  # no file gives that, but links of /proc/PID/map_files
+        if error.errno != errno.EPERM:  # only links of /proc/PID/map_files return that
             raise
     return status

@@ -1,8 +1,8 @@
-"""System calls that the standard library lacks, or makes while it holds the interpreter's lock.
+"""System calls that the standard library lacks, or makes with the interpreter's lock held.
 
-Each wrapper drops the lock for the call and raises OSError with the kernel's errno. All symbols are looked up
-when this module is imported: a worker changes its user and root afterwards and can load nothing more.
-Linux on 64-bit machines with the generic system call table, or x86-64.
+Each wrapper drops the lock for the call and raises OSError with the kernel's errno. The import looks up all symbols,
+because a worker later changes its user and root and cannot load libraries. Linux on 64-bit machines with the generic
+system call table, or x86-64.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
 _CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
-"""The same on every machine, as all newer system calls."""
+"""The same on every machine, like all newer system calls."""
 _GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239, "process_madvise": 440, "clone": 220}
 _X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279, "process_madvise": 440, "clone": 56}
 _NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERIC_NUMBERS
 """The C library has no wrappers for these (libnuma has, for some); asm-generic/unistd.h."""
 
 _LIBC_LOCKED: Final = ctypes.PyDLL(None, use_errno=True)
-"""As LIBC, for calls that keep the interpreter's lock."""
+"""Like LIBC, for calls that keep the interpreter's lock."""
 
 
 def _bind(name: str, result: Any, *arguments: Any, library: ctypes.CDLL = LIBC) -> Any:
@@ -115,7 +115,7 @@ _PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
 def _completed(function: Any, *arguments: Any) -> int:
-    """What a call returns, made again each time a signal ended it, as the standard library does (PEP 475)."""
+    """The result of a call that is repeated after interrupts by signals, as in the standard library (PEP 475)."""
     while True:
         result: int = function(*arguments)
         if result != -1 or ctypes.get_errno() != errno.EINTR:
@@ -128,7 +128,7 @@ def page_size() -> int:
 
 
 def mmap(fd: int, offset: int, length: int, protection: int, flags: int) -> int:
-    """Map a file where the kernel likes; returns the address. mmap(2)."""
+    """Map a file at any address; returns the address. mmap(2)."""
     address = _mmap(None, length, protection, flags, fd, offset)
     if address is None or address == ctypes.c_void_p(-1).value:
         checked(-1)
@@ -161,13 +161,13 @@ def try_madvise(address: int, length: int, advice: int) -> int:
 def fork() -> int:
     """fork(2) of a process with one thread; returns 0 in the child. Raises OSError.
 
-    os.fork() puts right what other threads may have left half-done, for which it writes to 150 pages of the child.
+    os.fork() repairs what other threads may have left half-done, and writes to 150 pages of the child for that.
     """
     return checked(_fork())
 
 
 def same_bytes(first: int, second: int, length: int) -> bool:
-    """Whether two pieces of memory are alike; a mapping of a file is for hands alone. memcmp(3)."""
+    """Whether two pieces of memory are equal; only hands may pass a mapping of a file. memcmp(3)."""
     return bool(_memcmp(first, second, length) == 0)
 
 
@@ -182,7 +182,7 @@ def punch_hole(fd: int, start: int, end: int) -> None:
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
-    """Open ``path`` from ``directory`` on, with limits to what it may lead through. openat2(2), since Linux 5.6."""
+    """Open ``path`` below ``directory``, with limits on its resolution. openat2(2), since Linux 5.6."""
     how = _HOW.pack(flags, 0, resolve)
     return _completed(_openat2, _OPENAT2, directory, os.fsencode(path), how, _HOW.size)
 
@@ -220,19 +220,19 @@ def prctl(option: int, second: int = 0, third: int = 0) -> int:
 
 
 def cpu_mask() -> bytes:
-    """The CPUs of the calling thread as the kernel's mask: made in no time, unlike a set of hundreds of numbers."""
+    """The CPUs of the calling thread as the kernel's mask, which is faster than a set of numbers."""
     mask = (ctypes.c_ubyte * _MASK_BYTES)()
     checked(_getaffinity(0, _MASK_BYTES, mask))
     return bytes(mask)
 
 
 def set_cpu_mask(tid: int, mask: bytes) -> None:
-    """Let another thread or process run on the CPUs of ``cpu_mask`` alone. sched_setaffinity(2)."""
+    """Restrict another thread or process to the CPUs of ``cpu_mask``. sched_setaffinity(2)."""
     checked(_setaffinity(tid, len(mask), mask))
 
 
 def setns(fd: int, kind: int) -> None:
-    """Enter the namespace behind a descriptor; ``kind`` is its CLONE_NEW flag. setns(2)."""
+    """Enter the namespace of a descriptor; ``kind`` is its CLONE_NEW flag. setns(2)."""
     checked(_setns(fd, kind))
 
 
@@ -243,9 +243,9 @@ def set_thread_name(name: str) -> None:
 
 
 def clone_sibling() -> int:
-    """As fork(2), but the new process is a child of the caller's own parent; only for a process of one thread.
+    """Like fork(2), but the new process is a child of the caller's parent; only for a single-threaded process.
 
-    The C library does not hear of it, nor does the interpreter: neither keeps a process number. clone(2), CLONE_PARENT.
+    It bypasses the C library and the interpreter, which cache no process number. clone(2), CLONE_PARENT.
     """
     return checked(_clone(_NUMBERS["clone"], CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
 
@@ -267,5 +267,5 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def numbered(name: str, *arguments: int) -> int:
-    """What a system call returns for which the C library has no wrapper; ``name`` is one of ``_NUMBERS``."""
+    """The result of a system call without a wrapper in the C library; ``name`` is one of ``_NUMBERS``."""
     return checked(_syscall(_NUMBERS[name], *arguments, *[0] * (6 - len(arguments))))

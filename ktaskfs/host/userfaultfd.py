@@ -1,4 +1,4 @@
-"""userfaultfd(2): a descriptor that stands in the way of page faults. Names are those of linux/userfaultfd.h."""
+"""userfaultfd(2): a descriptor that intercepts page faults. Names are those of linux/userfaultfd.h."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REGISTER_MODE_MISSING: Final = 1
 def create(features: int) -> int:
     """A userfaultfd for faults of user mode only, which every user may have; returns the descriptor.
 
-    Raises EPERM where a seccomp filter forbids it, ENOSYS or EINVAL where the kernel lacks it or a feature.
+    Raises EPERM if a seccomp filter forbids it, ENOSYS or EINVAL if the kernel lacks it or a feature.
     userfaultfd(2), ioctl_userfaultfd(2).
     """
     fd = syscalls.numbered("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
@@ -38,7 +38,7 @@ def create(features: int) -> int:
 
 
 def register(fd: int, address: int, length: int) -> None:
-    """Let ``fd`` stand in the way of faults on missing pages of the range, until it is unmapped."""
+    """Let ``fd`` intercept faults on missing pages of the range, until it is unmapped."""
     request = struct.pack("=QQQQ", address, length, _REGISTER_MODE_MISSING, 0)
     fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(request))
 
@@ -46,8 +46,8 @@ def register(fd: int, address: int, length: int) -> None:
 def copy(fd: int, address: int, source: int, length: int) -> int:
     """Fill missing pages of a registered range, which are not zeroed first, with a copy of the memory at ``source``.
 
-    Returns how many bytes went in, whole pages, before one that could not: it was there already, lies past the end of
-    the file, no memory was to be had, or ``source`` has no page there. ioctl_userfaultfd(2), UFFDIO_COPY.
+    Returns the bytes of whole pages inserted before the first failure: the page exists already, lies past the end of
+    the file, memory is short, or ``source`` has no page there. ioctl_userfaultfd(2), UFFDIO_COPY.
     """
     request = bytearray(struct.pack("=QQQQq", address, source, length, _COPY_MODE_DONTWAKE, 0))
     try:

@@ -9,10 +9,10 @@ Concepts, each in the module of its name:
 - A Control says what a client wants, and a Job is one run of it. The calling thread is the first thread of the task;
   the others are helpers. A HelperBudget limits the helpers of one or several tasks.
 - The Scheduler is the state of a running task. Its Work hands out chunks, node by node (NodeWork). Its TaskThreads are
-  all threads (TaskThread). Sharing says how large chunks are for so many threads; Admission says when a chunk may
+  all threads (TaskThread). Sharing computes the chunk size for a number of threads; Admission says when a chunk may
   start, by the pause and the rate limit (TokenBucket).
-- Ending brings a run to its end however often a signal's handler raises. An Outcome says what was done, a Monitor is
-  told while it is done.
+- Ending completes a run even if signal handlers raise repeatedly. An Outcome has the finished work, a Monitor
+  observes the run.
 
 Locks, in the order in which they are taken:
 
@@ -32,9 +32,9 @@ Three more guard no fields, so they have no place in the order:
 - ``came`` in ``Job._start``, one for each helper. The helper releases it as it begins; the interpreter's exit waits for
   it, for a second at most, and holds no lock meanwhile.
 
-No lock may be taken by a signal's handler, which may have interrupted the thread that holds it. The first two are
-OwnedLocks, which are free again whatever a handler raises. Elsewhere an exception in the moment after an acquiring does
-no harm: a gate that has let its thread through is locked, as it is to be, and so is a job that was claimed.
+A signal handler must not take any lock, because it may have interrupted the holder. The first two are OwnedLocks, which
+are released whatever a handler raises. For the others an exception right after the acquisition is harmless: a gate that
+has let its thread through must be locked, and so must a claimed job.
 """
 
 from ktaskfs.ktask.arithmetic import DEFAULT_MAX_THREADS, chunk_size, helper_limit, nthreads

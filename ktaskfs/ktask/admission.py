@@ -1,4 +1,4 @@
-"""When a chunk may start: the pause, the rate limit, and which thread waits for how long."""
+"""Admission of chunks: the pause, the rate limit, and the waits of threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Admission:
         self._threads = threads
         self._paused = False
         self._keeper: TaskThread | None = None
-        """The one throttled thread that waits for the time to come; the others wait until they are woken."""
+        """The one throttled thread with a timed wait; the others wait until they are woken."""
         self._bucket = TokenBucket()
         self.set_rate(ctl.rate)
 
@@ -32,12 +32,12 @@ class Admission:
         self._paused = paused
 
     def set_rate(self, rate: float | None) -> None:
-        """Allow ``rate`` units in a second from now on, None: no limit; the caller wakes the threads."""
+        """Allow ``rate`` units per second from now on, None: no limit; the caller wakes the threads."""
         self._bucket.set_rate(rate, self._ctl.clock.monotonic_ns())
 
     @property
     def limited(self) -> bool:
-        """There is a rate limit."""
+        """Whether there is a rate limit."""
         return self._bucket.rate is not None
 
     def delay(self, thread: TaskThread) -> float | None:
@@ -64,7 +64,7 @@ class Admission:
         return seconds if self._keeper is thread else None
 
     def release(self, thread: TaskThread) -> None:
-        """The thread does not wait any more, as it has its chunk or leaves."""
+        """The thread no longer waits: it has its chunk or leaves."""
         thread.waits = ""
         if self._keeper is thread:
             self._keeper = next((each for each in self._threads.by_slot if each.waits == "throttled"), None)

@@ -1,4 +1,4 @@
-"""How many threads a task gets and how large its chunks are: the framework's arithmetic, as pure functions.
+"""The number of threads and the chunk size of a task: the framework's arithmetic, as pure functions.
 
 The rules are those of ``ktask_init_works`` and ``ktask_chunk_size`` (kernel/ktask.c, RFC v1 to v4), which have no
 alignment. The idea of alignment is from ``padata_do_multithreaded`` (kernel/padata.c), which rounds differently: its
@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Final
 
 DEFAULT_MAX_THREADS: Final = 4
-"""The most threads of one task if the client gives no number (KTASK_DEFAULT_MAX_THREADS)."""
+"""Default maximum of threads of one task (KTASK_DEFAULT_MAX_THREADS)."""
 DEFAULT_LOAD_BAL_SHIFT: Final = 2
 """Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
 DEFAULT_CPU_PERCENT: Final = 80
 """Share of the CPUs that helpers may take (KTASK_CPUFRAC_NUMER / KTASK_CPUFRAC_DENOM, since v2)."""
 
 _TAIL_SHARE: Final = 2
-"""A thread takes at most 1/this (a half) of its even share of what is left, so that the last chunks are small."""
+"""Divisor: a thread takes at most a half of its even share of the rest, so that the last chunks are small."""
 
 
 def batch_size(min_chunk_size: int, align: int = 1) -> int:
@@ -34,8 +34,8 @@ def helper_limit(cpus: int, cpu_percent: int = DEFAULT_CPU_PERCENT) -> int:
 def nthreads(size: int, min_chunk_size: int, cpus: int, max_threads: int = 0, *, align: int = 1) -> int:
     """The threads wanted for a task of ``size`` units, the calling thread included; at least 1.
 
-    At most one for each least chunk, one for each CPU, and ``max_threads`` (0: DEFAULT_MAX_THREADS). The HelperBudget
-    decides how many of them the task gets.
+    At most one for each smallest chunk, one for each CPU, and ``max_threads`` (0: DEFAULT_MAX_THREADS). The
+    HelperBudget decides how many of them the task gets.
     """
     chunks = -(-size // batch_size(min_chunk_size, align))
     return max(min(chunks, cpus, max_threads or DEFAULT_MAX_THREADS), 1)
@@ -62,17 +62,17 @@ def chunk_size(
 
 
 def tail_size(chunk: int, threads: int) -> int:
-    """With fewer units left than this, chunks are smaller than ``chunk``. Ours.
+    """With fewer units left, chunks are smaller than ``chunk``.
 
-    0 for one thread, as no other waits for it at the end.
+    Not in the kernel. 0 for one thread, because no other waits for it at the end.
     """
     return chunk * threads * _TAIL_SHARE if threads > 1 else 0
 
 
 def tail_chunk_size(left: int, chunk: int, min_chunk_size: int, threads: int, *, align: int = 1) -> int:
-    """``chunk``, or less when only ``left`` units are left to hand out to ``threads`` threads.
+    """``chunk``, or less when only ``left`` units remain for ``threads`` threads.
 
-    Ours: half of an even share of what is left, but no less than the least chunk (guided self-scheduling,
+    Not in the kernel: half of an even share of the rest, but at least the smallest chunk (guided self-scheduling,
     Polychronopoulos and Kuck 1987), so that the threads end together.
     """
     if left >= tail_size(chunk, threads):

@@ -1,4 +1,4 @@
-"""How many helper threads may run at one time, in all and for each NUMA node."""
+"""The limit of concurrent helper threads, in total and for each NUMA node."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class HelperBudget:
-    """Helper threads for all jobs that are given this budget (``ktask_rlim_*``, kernel/ktask.c, v2 to v4).
+    """The limit of helper threads for all jobs with this budget (``ktask_rlim_*``, kernel/ktask.c, v2 to v4).
 
     The number of helpers is limited to ``cpu_percent`` of the CPUs, and the number pinned to a NUMA node to the same
-    share of its CPUs; the others run anywhere. Only CPUs count that the thread which makes the budget may use. The
+    share of its CPUs; the others run anywhere. Only the CPUs of the creating thread count. The
     first thread of a job is not a helper and always runs. A budget does not survive a fork: make a new one in the
     child, because the copy still counts the parent's helpers, and its lock may be held. Raises ValueError if
     ``cpu_percent`` is not from 0 to 100.
@@ -38,8 +38,8 @@ class HelperBudget:
     def hire(self, helper: object) -> bool:
         """Count one more helper, which may be any object; False: the limit is reached, and it must not run.
 
-        The caller notes ``helper`` before it asks, so that it can be dismissed after an interrupt at any moment. To
-        hire the same one twice counts it once.
+        The caller notes ``helper`` before the call, so that it can be dismissed after an interrupt at any moment.
+        Hiring the same one twice counts once.
         """
         with self._lock:
             granted = helper in self._hired or len(self._hired) < self._limit
@@ -48,7 +48,7 @@ class HelperBudget:
             return granted
 
     def dismiss(self, helper: object) -> None:
-        """Count the helper and its pin no longer; nothing if it was not hired."""
+        """Stop counting the helper and its pin; does nothing if it was not hired."""
         with self._lock:
             self._hired.pop(helper, None)
 

@@ -1,4 +1,4 @@
-"""Time, as the scheduler sees it. Tests replace it, so that they need not wait."""
+"""The scheduler's clock. Tests replace it to avoid waiting."""
 
 from __future__ import annotations
 

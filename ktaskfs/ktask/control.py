@@ -1,4 +1,4 @@
-"""What a client wants of its task: the chunk function, the limits, and whom to tell."""
+"""The client's description of a task: the chunk function, the limits, and the monitor."""
 
 from __future__ import annotations
 
@@ -47,46 +47,48 @@ class Control:
     thread_func: Callable[[Any, Any], object]
     """Does the chunk from one position up to another; called without any lock; raises if it fails (kc_thread_func)."""
     min_chunk_size: int = field(kw_only=True)
-    """The least work that is worth a call, at least 1 (kc_min_chunk_size); chunks are multiples of it, rounded up to
+    """The smallest work worth a call, at least 1 (kc_min_chunk_size); chunks are multiples of it, rounded up to
     ``align``."""
     max_chunk_size: int | None = field(default=None, kw_only=True)
-    """Ours: the most work in one chunk; None: a single thread gets a whole node at once, as in the kernel."""
+    """Not in the kernel: the maximum work in one chunk; None: a single thread gets a whole node at once, as in the
+    kernel."""
     max_threads: int = field(default=0, kw_only=True)
-    """The most threads, the first included; 0: as many as there are CPUs, or, if they are ``fixed``, the framework's
+    """The maximum threads, including the first; 0: the number of CPUs, or, if they are ``fixed``, the framework's
     default (kc_max_threads, v3)."""
     threads: Literal["found", "fixed"] = field(default="found", kw_only=True)
-    """``fixed``: as many as the kernel's arithmetic gives. ``found``, ours: it begins with so many, and the number that
-    helps is found by measuring, in long tasks."""
+    """``fixed``: the number from the kernel's arithmetic. ``found``, not in the kernel: a long task begins with that
+    number, and measures how many help."""
     align: int = field(default=1, kw_only=True)
     """Chunks begin and end at multiples of this many units from their node's start (padata_mt_job.align)."""
     iter_func: Callable[[Any, int], Any] = field(default=iter_range, kw_only=True)
-    """Returns the position so many units after a position, as a new object (kc_iter_func).
+    """Returns the position after a number of units, as a new object (kc_iter_func).
 
     Called for every chunk, the last one too, so the end of a node must be a position. Called under the scheduler's
     lock: keep it short, and call no control of the job.
     """
     undo_func: Callable[[Any, Any], object] | None = field(default=None, kw_only=True)
-    """Takes back a finished range after a failure or cancel; must not fail (kc_undo_func, v4)."""
+    """Undoes a finished range after a failure or cancel; must not fail (kc_undo_func, v4)."""
     undo_failed: bool = field(default=False, kw_only=True)
-    """Ours: ``undo_func`` can also take back a chunk that failed midway, and gets each of those by itself."""
+    """Not in the kernel: ``undo_func`` can also undo a chunk that failed midway, and gets each in a separate call."""
     nice: int = field(default=19, kw_only=True)
     """The nice value of helper threads, -20 to 19 (MAX_NICE in v4)."""
     cpu_percent: int = field(default=DEFAULT_CPU_PERCENT, kw_only=True)
     """Percent of all CPUs, and of each NUMA node's CPUs, that this task's helpers may take; 0 to 100 (since v2)."""
     budget: HelperBudget | None = field(default=None, kw_only=True)
-    """A limit for the helpers of several tasks together, in place of ``cpu_percent`` (``ktask_rlim``, since v2)."""
+    """A limit for the helpers of several tasks together, instead of ``cpu_percent`` (``ktask_rlim``, since v2)."""
     load_bal_shift: int = field(default=DEFAULT_LOAD_BAL_SHIFT, kw_only=True)
     """Chunks for each thread, as a power of two (KTASK_LOAD_BAL_SHIFT)."""
     fixed_chunks: bool = field(default=False, kw_only=True)
     """Keep all chunks of one size, as the kernel does; otherwise the last ones shrink."""
     rate: float | None = field(default=None, kw_only=True)
-    """Ours: the most units in a second, over all threads, above 0 and finite; None: no limit."""
+    """Not in the kernel: the maximum units per second, over all threads, above 0 and finite; None: no limit."""
     monitor: Monitor | None = field(default=None, kw_only=True)
-    """Ours: told of every step."""
+    """Not in the kernel: observes every step."""
     thread_start: Callable[[int], object] | None = field(default=None, kw_only=True)
-    """Ours: called with its slot by each helper thread as it begins, on its NUMA node (to name it, for example)."""
+    """Not in the kernel: each helper thread calls it with its slot at its start, on its NUMA node (for example to set a
+    name)."""
     pick: Callable[[int], int] = field(default=random.SystemRandom().randrange, kw_only=True)
-    """Chooses one of so many nodes with work left; returns 0 to that number minus 1 (prandom_u32_max).
+    """Chooses one of a number of nodes with work left; returns 0 to that number minus 1 (prandom_u32_max).
 
     The default has no state, which all forked processes would share.
     """

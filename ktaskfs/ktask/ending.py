@@ -1,4 +1,4 @@
-"""The end of a run, whatever interrupts it: helpers have ended, the caller is put back, undo is done."""
+"""The end of a run despite interrupts: helpers end, the caller's placement is restored, undo is done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ending:
     """For the first thread. If it is the main thread, a signal's handler may raise at any moment, again and again.
 
     Each step can be done twice, so after an interrupt all steps are done again from the first.
-    ``base`` is where the calling thread was before the run, None if it is not moved; ``nice`` is its nice value.
+    ``base`` is the calling thread's placement before the run, None if it is not moved; ``nice`` is its nice value.
     """
 
     def __init__(self, scheduler: Scheduler, ctl: Control, base: Placement | None, nice: int) -> None:
@@ -68,14 +68,14 @@ class Ending:
                 raised = error
 
     def _await_helpers(self) -> None:
-        """Wait until all helpers have done their last chunk and ended."""
+        """Wait until all helpers have finished their last chunk and ended."""
         while self._scheduler.helper_at_work(self._nice):
             self._rounds -= 1  # an interrupted wait is not counted: no number of interrupts ends it
             self._ctl.clock.wait(self._scheduler.first.gate, None)
             self._rounds += 1
 
     def _take_back(self) -> None:
-        """Give what is to be taken back to ``undo_func``, each range once, if the task failed or was cancelled."""
+        """Pass the ranges to undo to ``undo_func``, each once, if the task failed or was cancelled."""
         undo_func = self._ctl.undo_func
         if undo_func is None:
             return

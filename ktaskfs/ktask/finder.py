@@ -1,4 +1,4 @@
-"""How many threads help: measured while the task runs, for each NUMA node by itself."""
+"""Measures how many threads help while the task runs, separately for each NUMA node."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ktaskfs.ktask.task_thread import TaskThread
 
 _PAUSE_NS: Final = 5_000_000
-"""Looks are at least 5 ms apart, so that they cost nothing beside short chunks."""
+"""Evaluations are at least 5 ms apart, so that their cost is negligible."""
 _LEAST_NS: Final = 20_000_000
-"""Nothing is decided of what was measured for less than 20 ms: the scheduler of the machine has its own slices."""
+"""Measurements below 20 ms decide nothing, because the machine's scheduler has its own time slices."""
 _STALLED: Final = 3
-"""A thread stalls if it has been at its chunk so many times longer than others take for one."""
+"""A thread stalls if its chunk takes this many times longer than others."""
 
 
 class Group:
@@ -31,7 +31,7 @@ class Group:
         """The nodes of the work that name this NUMA node."""
         self.search = Search(1, 1)
         self.round = object()
-        """Another one since the number of its threads changed."""
+        """A new measure after each change of its number of threads."""
         self.measure = Measure(1)
         self.began_ns = 0
         """When the measure began."""
@@ -41,7 +41,7 @@ class Group:
 
 
 class _Seen:
-    """What a thread had done at the last look."""
+    """The work of a thread at the last evaluation."""
 
     __slots__ = ("at_ns", "busy_ns", "chunks", "round", "units", "waits")
 
@@ -49,7 +49,7 @@ class _Seen:
         self.at_ns = at_ns
         self.round = round_
         self.waits = waits
-        """It is to end a chunk first that began with another number of threads."""
+        """Its current chunk began with another number of threads."""
         self.chunks = thread.chunks
         self.units = thread.units
         self.busy_ns = thread.busy_ns
@@ -58,8 +58,8 @@ class _Seen:
 class Finder:
     """Has no lock of its own: the scheduler's guards all of it.
 
-    A look is taken when some chunks were handed out. It adds to the measure of each group what its threads have done
-    since the number of threads changed, without the chunks that they were at.
+    It evaluates after some chunks were handed out. An evaluation adds to the measure of each group the work of its
+    threads since the last change of their number, without chunks in progress at that change.
     """
 
     def __init__(self, nodes: Sequence[NodeWork]) -> None:
@@ -74,7 +74,7 @@ class Finder:
         self._at_ns = 0
         self._spacing = 1
         self.look_at = 0
-        """A look is due when fewer units are left to hand out."""
+        """An evaluation is due when fewer units are left to hand out."""
 
     def begin(self, start: int, most: int, size: int, now_ns: int) -> None:
         """Begin with ``start`` threads, at least one for each group, if ``most`` allows it, and ``size`` units."""
@@ -100,7 +100,7 @@ class Finder:
             self._begin_round(group)
 
     def _share(self, group: Group) -> None:
-        """Let the group have what the others leave."""
+        """Give the group the threads that the others leave."""
         others = sum(other.search.claim for other in self._open() if other is not group)
         group.search.limit(max(group.search.claim, self._most - others))
 
@@ -113,7 +113,7 @@ class Finder:
         group.began_ns = self._at_ns
 
     def refused(self, threads: Iterable[TaskThread]) -> None:
-        """No more threads than these can be had."""
+        """No more threads than these are available."""
         self.count(threads)
         self.limit(max(1, sum(group.live for group in self.groups)))
 
@@ -146,22 +146,22 @@ class Finder:
         return None
 
     def too_many(self, thread: TaskThread, threads: Iterable[TaskThread]) -> bool:
-        """The thread's group has more threads than it is to have."""
+        """The thread's group has more threads than it should."""
         group = self._group_of[thread.index]
         self.count(threads)
         return group.live > (group.search.target if self._left(group) else 0)
 
     def even(self, threads: Iterable[TaskThread]) -> bool:
-        """No group has more threads than it is to have."""
+        """No group has more threads than it should."""
         self.count(threads)
         return all(group.live <= (group.search.target if self._left(group) else 0) for group in self.groups)
 
     def join(self, thread: TaskThread) -> None:
-        """The thread begins; what it does from now on counts."""
+        """The thread begins; its work counts from now on."""
         self._seen[thread] = _Seen(thread, self._group_of[thread.index].round, self._at_ns, waits=False)
 
     def look(self, now_ns: int, threads: Sequence[TaskThread], chunk: int, left: int) -> bool:
-        """Take a look, before a chunk is taken of ``left`` units; True: the number of threads is to change."""
+        """Evaluate, before a chunk of ``left`` units is taken; True: the number of threads must change."""
         live = [thread for thread in threads if thread.live]
         early = now_ns - self._at_ns < _PAUSE_NS
         self._spacing = self._spacing * 2 if early else max((len(live) + 1) // 2, self._spacing // 2)
@@ -199,7 +199,7 @@ class Finder:
         return sum(min(each, since) for each in waited if each > usual)
 
     def news(self) -> Iterator[tuple[int, int, str]]:
-        """NUMA node, threads, and why, of each group of which something else is to be told than the last time."""
+        """NUMA node, threads and reason of each group whose report has changed."""
         for group in self._open():
             search = group.search
             why = "trying"
@@ -210,7 +210,7 @@ class Finder:
                 yield group.nid, search.kept, why
 
     def _add(self, thread: TaskThread, group: Group) -> None:
-        """Add to the group's measure what the thread has done since the last look."""
+        """Add the thread's work since the last evaluation to the group's measure."""
         seen = self._seen.get(thread)
         if seen is None or seen.round is not group.round:
             self._seen[thread] = _Seen(thread, group.round, self._at_ns, waits=thread.at_chunk)

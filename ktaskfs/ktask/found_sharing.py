@@ -1,4 +1,4 @@
-"""Sharing among as many threads as are found to help."""
+"""Sharing among the number of threads that help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FoundSharing(Sharing):
-    """Begins as the arithmetic says. Then looks from time to time at what the threads have done, with a Finder."""
+    """Begins with the arithmetic's number. Then a Finder evaluates the threads' work from time to time."""
 
     __slots__ = ("_clock", "_finder", "_monitor", "_most", "_work")
 
@@ -51,7 +51,7 @@ class FoundSharing(Sharing):
         self.wanted = max(min(self._finder.total, self._most), 1)
 
     def _sharers(self, threads: TaskThreads) -> int:
-        # There are to be chunks for all that may come, and a single thread can be measured.
+        # Make chunks for the maximum of threads, so that a single thread can be measured, too.
         return max(super()._sharers(threads), self._most)
 
     def _tail(self) -> int:

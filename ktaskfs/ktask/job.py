@@ -25,10 +25,10 @@ _LATE: Final = 1.0
 
 
 class Job:
-    """A task that can be run once, and controlled from any other thread at any time.
+    """A task that runs once, and can be controlled from any other thread at any time.
 
     Controls that are called before the run apply from its start; after its end they do nothing. They act on a running
-    task before its next chunk is handed out: a chunk that runs is finished first. A signal's handler must call neither
+    task before its next chunk is handed out: a chunk that runs is finished first. A signal handler must call neither
     them nor ``outcome``: it may have interrupted the thread that holds the lock.
     """
 
@@ -41,8 +41,8 @@ class Job:
     def run(self) -> Outcome:
         """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
 
-        Raises TaskError if a chunk fails. What a signal's handler raises in the calling thread, at any moment, ends the
-        task like a failing chunk; KeyboardInterrupt, and all else that is not an Exception, passes through unchanged.
+        Raises TaskError if a chunk fails. An exception from a signal handler in the calling thread ends the task like a
+        failing chunk; KeyboardInterrupt, and others that are not an Exception, pass through unchanged.
         Raises RuntimeError if the job has been run before. (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
         """
         machine = self._ctl.machine
@@ -73,9 +73,9 @@ class Job:
         return None
 
     def cancel(self, *, undo: bool = True) -> None:
-        """Hand out no further chunk; what is finished is given to ``undo_func``, if there is one.
+        """Hand out no more chunks, and undo finished ones with ``undo_func``, if there is one.
 
-        With ``undo=False`` it stays, for a later job that does the rest. The first call decides.
+        With ``undo=False`` they stay, for a later job that does the rest. The first call decides.
         """
         self._scheduler.cancel(undo=undo)
 
@@ -90,7 +90,7 @@ class Job:
     def set_max_threads(self, most: int) -> None:
         """Use up to ``most`` threads, as far as the CPUs and the size of the task allow; 0: the default.
 
-        Threads that are too many end after their chunk; missing ones start at once, as children of the calling thread,
+        Surplus threads end after their chunk; missing ones start at once, as children of the calling thread,
         with its affinity and memory policy where the task's nodes name no NUMA node. Raises ValueError below 0.
         """
         most = index(most)
@@ -103,7 +103,7 @@ class Job:
             raise
 
     def set_rate(self, rate: float | None) -> None:
-        """Do up to ``rate`` units a second, over all threads; None: no limit. Raises as Control does."""
+        """Do up to ``rate`` units per second, over all threads; None: no limit. Raises as Control does."""
         self._scheduler.set_rate(checked_rate(rate))
 
     def set_nice(self, nice: int) -> None:
@@ -114,11 +114,11 @@ class Job:
         self._scheduler.set_nice(nice)
 
     def outcome(self) -> Outcome:
-        """What has been done so far."""
+        """The finished work so far."""
         return self._scheduler.outcome()
 
     def remaining(self) -> tuple[Node, ...]:
-        """The nodes of a later job that does the rest: what is not done now, exact at any time."""
+        """The nodes for a later job that does the rest, exact at any time."""
         return self.outcome().remaining()
 
     def _start(self, helpers: list[TaskThread]) -> None:

@@ -1,4 +1,4 @@
-"""The lock of the framework, which no interrupt leaves locked."""
+"""The framework's lock, which no interrupt leaves locked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 class OwnedLock(RLock):
-    """A lock that knows its owner, for ``with``: whatever a signal's handler raises at its entry, it is free then.
+    """A lock that knows its owner, for ``with``: it is free even if a signal handler raises at its entry.
 
     Python runs the handlers of signals at the return from a call, among other places. From 3.14 on it calls a lock's
     ``__enter__`` in that way, so an exception may come after the lock was taken and before the block whose end would

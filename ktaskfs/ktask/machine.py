@@ -1,4 +1,4 @@
-"""What the framework asks of the machine: CPUs, where a thread runs, where its memory comes from, its nice value."""
+"""The machine for the framework: CPUs, placement of threads and memory, nice values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SYSCALLS: Final = {  # (set_mempolicy, get_mempolicy), from the kernel's syscal
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a thread may run and where it prefers its memory; a ``policy`` of None is not known."""
+    """The CPUs and memory policy of a thread; a ``policy`` of None is unknown."""
 
     cpus: frozenset[int]
     policy: tuple[int, frozenset[int]] | None
 
 
 class Machine(Protocol):
-    """The machine under a task. No method raises if a permission or feature is missing: it does what it can."""
+    """The machine under a task. Missing permissions or features raise no errors: the methods do what they can."""
 
     def cpus(self) -> int:
         """The number of CPUs that threads may use."""
@@ -43,10 +43,10 @@ class Machine(Protocol):
         """The CPUs of a NUMA node; empty if the node, or NUMA, is not known."""
 
     def placement(self) -> Placement:
-        """Where the calling thread is now."""
+        """The placement of the calling thread."""
 
     def place(self, where: Placement) -> None:
-        """Put the calling thread there."""
+        """Move the calling thread there."""
 
     def nice(self) -> int:
         """The nice value of the calling thread."""
@@ -85,7 +85,7 @@ class LinuxMachine:
             mode, nids = where.policy
             nids = frozenset(nid for nid in nids if nid < _MASK_BITS)  # the kernel has no others
             mask = sum(1 << nid for nid in nids).to_bytes(_MASK_BITS // 8, "little")
-            # Fails if a container forbids it or the kernel has no NUMA; the work runs all the same.
+            # Fails if a container forbids it or the kernel has no NUMA; the work still runs.
             LIBC.syscall(self._set_mempolicy, mode, mask if nids else None, ctypes.c_ulong(_MASK_BITS if nids else 0))
 
     def nice(self) -> int:

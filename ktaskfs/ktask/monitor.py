@@ -1,4 +1,4 @@
-"""What a task reports while it runs."""
+"""The reports of a running task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Monitor(Protocol):
-    """Told of every step of a task as it happens, to follow the task and to know what it had done if its process dies.
+    """Observes every step of a task, to follow it, and to know its finished work if its process dies.
 
     Derive from it and override the methods of interest; the others do nothing. ``slot`` is a small number, unique among
     the threads that live at one time; 0 is the first thread. A later thread may get the slot of a thread that has
@@ -56,8 +56,8 @@ class Monitor(Protocol):
         return
 
     def threads_found(self, nid: int, threads: int, why: str) -> None:
-        """So many threads are to work on NUMA node ``nid``, or NO_NODE: as many as help (``enough``), as there may be
-        (``most``), or ``trying``: more or fewer are being tried. Under the lock.
+        """The number of threads for NUMA node ``nid``, or NO_NODE: as many as help (``enough``), the maximum
+        (``most``), or ``trying``: the search tries more or fewer. Under the lock.
         """
         return
 

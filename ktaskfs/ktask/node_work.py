@@ -1,4 +1,4 @@
-"""A node's work: chunks are handed out in order, and the chunks in flight tell what is done."""
+"""A node's work: chunks are handed out in order, so the chunks in flight define the finished work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NodeWork:
         return sorted((chunk for chunk in held if chunk.start < position), key=lambda chunk: chunk.start)
 
     def split(self, held: Iterable[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-        """What is finished and what is not, each in order and merged where chunks touch.
+        """The finished and the unfinished chunks, each in order and merged where they touch.
 
         ``held`` are the chunks that run or have failed. The last unfinished one may end at None: nobody knows a
         position that ``iter_func`` has not reached.

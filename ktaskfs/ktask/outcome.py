@@ -1,4 +1,4 @@
-"""What a task has done."""
+"""The finished work of a task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ThreadShare:
-    """What the threads of one slot did; slot 0 is the first thread, the caller of ``run``."""
+    """The work of the threads of one slot; slot 0 is the first thread, the caller of ``run``."""
 
     slot: int
     chunks: int
@@ -24,21 +24,21 @@ class ThreadShare:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What was done of one node, by whichever threads."""
+    """The finished work of one node, by all threads."""
 
     nid: int
     size: int
     units: int
-    """Units done and not taken back."""
+    """Units done and not undone."""
     chunks: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a task has done, at its end or at any moment before."""
+    """The finished work of a task, at its end or before."""
 
     units_done: int
-    """Units done and not taken back."""
+    """Units done and not undone."""
     units_undone: int
     """Units that were done and then given to ``undo_func``."""
     chunks: int
@@ -55,14 +55,14 @@ class Outcome:
     left: tuple[Node, ...]
 
     def remaining(self) -> tuple[Node, ...]:
-        """The ranges that are not done, for a later run; they include chunks that failed or still run, as a whole."""
+        """The unfinished ranges, for a later run, including failed and running chunks as a whole."""
         return self.left
 
 
 class TaskError(Exception):
     """A chunk failed. ``error``, also the cause, is the first exception; other threads finished their chunks first.
 
-    ``position`` is where the failed chunk starts; ``outcome`` says what was done nevertheless.
+    ``position`` is the start of the failed chunk; ``outcome`` has the finished work.
     """
 
     def __init__(self, error: BaseException, position: Any, outcome: Outcome) -> None:
@@ -73,7 +73,7 @@ class TaskError(Exception):
         self.__cause__ = error
 
     def __reduce__(self) -> tuple[type[TaskError], tuple[BaseException, Any, Outcome]]:
-        """For pickle, which a task in a process of a pool needs."""
+        """For pickle, as needed in a process pool."""
         return type(self), (self.error, self.position, self.outcome)
 
 

@@ -1,4 +1,4 @@
-"""Which thread does which chunk: the state of a running task under one lock, and the loop that each thread runs."""
+"""The scheduler: the state of a running task under one lock, and the loop of each thread."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from ktaskfs.span import Node
 
 _HIRE: Final = -1.0
-"""In place of the seconds that a thread must wait: it is to start helpers, and ask again."""
+"""Instead of seconds to wait: the thread must start helpers, and ask again."""
 _TOGETHER_NS: Final = 10_000_000
 """The first thread waits for the helpers to begin, but no longer than this (10 ms) on a busy machine."""
 
 
 class Scheduler:
-    """Hands out chunks, counts what is done, and obeys the controls.
+    """Hands out chunks, counts finished work, and obeys the controls.
 
-    A thread waits at its own gate, without the lock: a signal's handler that raises may interrupt the first thread
-    there, and it must be certain what that thread then holds. (``threading.Condition`` releases its lock and takes it
+    A thread waits at its own gate, without the lock: a raising signal handler may interrupt the first thread there,
+    and its locks must be known then. (``threading.Condition`` releases its lock and takes it
     again.)
     """
 
@@ -58,7 +58,7 @@ class Scheduler:
         self._ended_ns: int | None = None
         self._cancelled = False
         self.undoes = True
-        """Whether a cancelled task is taken back; set before ``_cancelled``, never afterwards."""
+        """Whether a cancelled task is undone; set before ``_cancelled``, never afterwards."""
         self.failed = False
         self._failure: tuple[BaseException, Any] | None = None
         self._units_undone: int | None = None
@@ -89,7 +89,7 @@ class Scheduler:
     # The life of a thread.
 
     def begin_task(self, tid: int, base: Placement | None) -> None:
-        """The first thread takes part; ``base`` is where threads may be, None: they are not moved."""
+        """The first thread takes part; ``base`` is the allowed placement, None: threads are not moved."""
         with self._lock:
             self._base, self._cpus = base, self._machine.cpus()
             began_ns = self._clock.monotonic_ns()
@@ -100,8 +100,7 @@ class Scheduler:
     def hire(self, max_threads: int | None = None) -> list[TaskThread]:
         """The helpers to start now; each must ``begin`` or be given up.
 
-        ``max_threads`` is a new limit, None: the limit is unchanged. Helpers that are too many end when they ask for a
-        chunk.
+        ``max_threads`` is a new limit, None: unchanged. Surplus helpers end when they ask for a chunk.
         """
         with self._lock:
             sharing, threads = self._sharing, self._threads
@@ -123,7 +122,7 @@ class Scheduler:
             return helpers
 
     def begin(self, helper: TaskThread, tid: int) -> bool:
-        """A helper thread has started, and is to ``move``; False: it came too late and must end, touching nothing."""
+        """A helper thread has started, and must ``move``; False: it is too late and must end without any work."""
         with self._lock:
             if helper.live:
                 self._threads.begin_helper(helper, tid, self._nid(helper))
@@ -144,7 +143,7 @@ class Scheduler:
             self._clock.wait(self.first.gate, left / 1e9)
 
     def give_up(self, helpers: Sequence[TaskThread] | None = None) -> None:
-        """Do without those of ``helpers`` (None: of all) that have not begun; a thread that comes late must end."""
+        """Give up those of ``helpers`` (None: of all) that have not begun; a late thread must end."""
         with self._lock:
             for helper in self._threads.missing():
                 if helpers is None or helper in helpers:
@@ -154,7 +153,7 @@ class Scheduler:
                 self._share()
 
     def work(self, thread: TaskThread, start_helpers: Callable[[list[TaskThread]], None]) -> None:
-        """The calling thread does chunks until there are none for it; raises what the chunk function raises.
+        """The calling thread does chunks until none are left for it; raises the chunk function's exceptions.
 
         ``start_helpers`` starts those that were hired, when more threads than before are to be measured.
 
@@ -237,7 +236,7 @@ class Scheduler:
                 raise
 
     def move(self, thread: TaskThread) -> None:
-        """The calling thread, which is ``thread``, goes where it is to work.
+        """Move the calling thread, ``thread``, to its node.
 
         Without the lock: no other thread changes what is read here.
         """
@@ -264,7 +263,7 @@ class Scheduler:
                 self._leave(thread)
 
     def helper_at_work(self, nice: int) -> bool:
-        """Must the first thread, which has nothing left to take, wait at its gate for a helper that has begun?
+        """Whether the first thread, with no chunk left, must wait at its gate for a helper that has begun.
 
         One helper at a time is raised to ``nice`` (v4's answer to starvation).
         """
@@ -276,10 +275,10 @@ class Scheduler:
                 self._ended_ns = self._clock.monotonic_ns()
             return helper is not None
 
-    # What is known of the task.
+    # The state of the task.
 
     def release_failure(self) -> tuple[BaseException, Any] | None:
-        """The first exception, and the position where its chunk starts; not kept, as its traceback refers here."""
+        """The first exception, and the start of its chunk; not kept, because its traceback refers to this object."""
         with self._lock:
             failure, self._failure = self._failure, None
             return failure
@@ -315,7 +314,7 @@ class Scheduler:
     # The lock is held below.
 
     def _disturb(self) -> None:
-        """A control has changed: every thread asks for its turn before its next chunk, and waiting threads ask now."""
+        """A control has changed: every thread asks for its turn before its next chunk, waiting threads at once."""
         self._sharing.steady = False
         self._threads.wake_all()
 
@@ -329,7 +328,7 @@ class Scheduler:
         self._sharing.share(self._threads)
 
     def _turn(self, thread: TaskThread) -> float | None:
-        """The thread asks for a chunk: it leaves, or waits as Admission.delay says, or is given a node with work."""
+        """The thread asks for a chunk: it leaves, waits by Admission.delay, or gets a node with work."""
         sharing, threads = self._sharing, self._threads
         if self._over() or (not thread.is_first and sharing.too_many(thread, threads)):
             self._leave(thread)

@@ -1,6 +1,6 @@
 """The search for the number of threads of one NUMA node: which number to measure next, and which one to keep.
 
-docs/explanation/threads.md explains it. Knows no thread and no clock: it is given what was measured.
+docs/explanation/threads.md explains it. It uses no threads and no clock, only measurements.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ GAIN: Final = 0.04
 LOSS: Final = 0.025
 """Fewer threads are kept if they cost at most this much, of the speed before the number was lowered."""
 _SLOPE: Final = 0.4
-"""And at most this part of what they would cost if each thread brought as much as the others."""
+"""And at most this part of the loss expected if each thread were equally fast."""
 _SURE: Final = 2.0
-"""A decision is made before the longest measurement if it is so many standard errors from its threshold."""
+"""Standard errors from the threshold that allow a decision before the longest measurement."""
 _LONGEST: Final = 12
-"""Chunks of each thread after which a measurement is decided in any case."""
+"""Chunks of each thread after which a measurement is always decided."""
 _FEW: Final = 8
-"""Chunks, over all threads, without which nothing is decided."""
+"""Minimum chunks, over all threads, for a decision."""
 _DRIFT: Final = 0.1
-"""The speed of the number that is kept has changed if it differs so much, twice one after the other."""
+"""Minimum change of the kept number's speed, twice in a row, that restarts the search."""
 _REST: Final = 12
-"""Measurements of the number that is kept between two tries of another one."""
+"""Measurements of the kept number between two trials of another one."""
 _RESTS_MOST: Final = 4
-"""Rests between two tries of fewer threads, which cost speed; doubled up to here by each that fails."""
+"""Maximum rests between two trials of fewer threads, which cost speed; each failure doubles the rests."""
 _WORTH: Final = 50
-"""Fewer threads are tried only if what that may cost is at most one part in so many of what is left."""
+"""Fewer threads are tried only if the possible loss is at most this fraction (1/n) of the rest."""
 _ENOUGH: Final = 6
-"""More threads are tried only if so many chunks are left for each of them."""
+"""Minimum chunks left for each thread to try more threads."""
 _CLOSE: Final = 1.1
-"""A number so close to one that is too small is not lowered any more."""
+"""A number this close to one that is too small is not lowered."""
 _LEAST_NOISE: Final = 0.02**2
-"""The least variance that a chunk's speed is taken to have."""
+"""Assumed minimum variance of a chunk's speed."""
 
 
 class Measure:
@@ -47,7 +47,7 @@ class Measure:
         self.units = 0
         self.busy_ns = 0
         self.stalled_ns = 0
-        """Time of threads that are at one chunk for very long: others may hold a lock that they wait for."""
+        """Time of stalled threads, which may wait for a lock of others."""
         self._pieces = 0
         self._mean = 0.0
         self._spread = 0.0
@@ -63,7 +63,7 @@ class Measure:
         self._spread += chunks * step * (speed - self._mean)
 
     def absorb(self, other: Measure) -> None:
-        """Add what was measured of the same number of threads at another time."""
+        """Add a measurement of the same number of threads at another time."""
         if other.chunks:
             self.chunks += other.chunks
             self.units += other.units
@@ -97,22 +97,22 @@ class Search:
 
     def __init__(self, threads: int, most: int) -> None:
         self.kept = threads
-        """The number that is the best one so far."""
+        """The best number so far."""
         self.tried = 0
-        """The number that is measured in its place, 0: none."""
+        """The number on trial, 0: none."""
         self.most = most
         self._noise = _LEAST_NOISE  # the variance of a chunk's speed, as a share of its square
         self._reference: Measure | None = None
-        """Of the number that is kept."""
+        """The measure of the kept number."""
         self._top: Measure | None = None
-        """The reference before the number was lowered."""
+        """The reference before a reduction."""
         self._drifted = False
-        self._aside: Measure | None = None  # of the number that is tried, while the kept one is measured for longer
-        self._check_at = 0  # chunks of a measure at which it is judged next
+        self._aside: Measure | None = None  # of the number on trial, while the kept one is measured again
+        self._check_at = 0  # chunks of a measure at its next evaluation
         self._forget()
 
     def _forget(self) -> None:
-        """Search anew in both directions, by doubling and halving."""
+        """Restart the search in both directions, by doubling and halving."""
         self._up, self._down = True, True  # more, fewer are still to be tried
         self._doubling = True
         self._too_few = 0  # a number that is too small, 0: none is known
@@ -129,16 +129,16 @@ class Search:
 
     @property
     def claim(self) -> int:
-        """The threads to be had for it, also while fewer are tried."""
+        """The threads to claim, even while fewer are on trial."""
         return max(self.kept, self.tried, self._aside.threads if self._aside else 0)
 
     @property
     def settled(self) -> bool:
-        """No more threads are of use, and no fewer will do, as far as is known."""
+        """As far as is known, more threads do not help, and fewer are not enough."""
         return not (self.tried or self._aside or self._up or self._down)
 
     def limit(self, most: int) -> None:
-        """Another number of threads is the most; if that held it back, see whether more help."""
+        """Set another maximum of threads; if the old one limited the search, try more."""
         if most > self.most <= self.kept:
             self._up = self._doubling = True
             self._rest = 0
@@ -151,7 +151,7 @@ class Search:
             self.kept, self.tried, self._reference, self._aside = most, 0, None, None
 
     def decide(self, measure: Measure, left: int) -> bool:
-        """Take note of ``measure``, made of the target; ``left``: chunks left to hand out. True: begin a new one."""
+        """Evaluate ``measure`` of the target; ``left``: chunks left to hand out. True: begin a new one."""
         if self.tried:
             if self._aside is not None:
                 measure.absorb(self._aside)
@@ -168,7 +168,7 @@ class Search:
             if measure.chunks < max(measure.threads * (1 if reference is None else 2), _FEW):
                 return False
             self._note(measure)
-            self._reference = self._top = measure  # as fresh as it can be when another number is tried
+            self._reference = self._top = measure  # as recent as possible for a trial of another number
             self._choose(left)
             return True
         if measure.chunks < 4 * max(measure.threads, _FEW):
@@ -185,7 +185,7 @@ class Search:
         return sqrt(max(self._noise, one.variance) * (1 / one.chunks + 1 / other.chunks))
 
     def _judge(self, measure: Measure, left: int) -> bool:
-        """Is the number that is tried better than the one that is kept?"""
+        """Whether the number on trial is better than the kept one."""
         reference, top = self._reference, self._top
         assert reference is not None
         assert top is not None
@@ -198,7 +198,7 @@ class Search:
             surplus = log(measure.rate / top.rate) + min(LOSS, _SLOPE * log(top.threads / measure.threads))
         sure = abs(surplus) >= _SURE * self._error(measure, reference)
         if not sure and measure.chunks < _LONGEST * max(measure.threads, _FEW):
-            # To judge at each look would find by chance, sooner or later, what is not there.
+            # Evaluating after every chunk would sooner or later find a difference by chance.
             self._check_at = 2 * measure.chunks
             if measure.chunks < 2 * reference.chunks:
                 return False
@@ -241,8 +241,8 @@ class Search:
         top, least = self._top, self._too_few + 1
         assert top is not None
         if self._best_each:
-            # So many threads reach the same speed if each is as quick as it was among few; fewer cannot.
-            # As their speeds are not certain, a smaller number is tried rather than left out.
+            # This many threads reach the same speed if each is as fast as among few; fewer cannot. Speeds
+            # are uncertain, so prefer to try a smaller number.
             least = max(least, ceil((1 - LOSS - self._best_error) * top.rate / self._best_each))
         self._down = self._down and least < self.kept and self.kept > _CLOSE * self._too_few
         if not self._down:
@@ -253,12 +253,12 @@ class Search:
             threads = least
         else:
             threads = min(max(round(sqrt(self._too_few * self.kept)), least), self.kept - 1)
-        # About so many chunks are not done meanwhile.
+        # The trial costs about this many chunks.
         cost = max(_FEW // 2, 2 * (self.kept - threads))
         return threads if left >= _WORTH * cost else 0
 
     def _watch(self, measure: Measure, reference: Measure) -> None:
-        """The kept number was measured once more: has its speed changed, is it time to try another?"""
+        """The kept number was measured again: check for a changed speed, or the time for a trial."""
         change = log(measure.rate / reference.rate)
         self._rest -= 1
         if abs(change) > max(_DRIFT, 3 * self._error(measure, reference)):

@@ -1,4 +1,4 @@
-"""How the threads of a task share its work: how many there are to be, and how large their chunks are."""
+"""How the threads of a task share its work: their number, and their chunk size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Sharing:
-    """All that a thread reads to take its next chunk, in one object that changes only when a control or a thread does.
+    """Everything that a thread reads to take its next chunk, in one object that changes only with a control or a
+    thread.
 
     The number of threads is the arithmetic's (``fixed``). Has no lock of its own: the scheduler's guards all of it.
     """
@@ -24,7 +25,7 @@ class Sharing:
         self._ctl = ctl
         self._size = size
         self.max_threads = ctl.max_threads
-        """The most threads, the first included; 0: the default of Control."""
+        """The maximum threads, including the first; 0: the default of Control."""
         self.wanted = 1
         """Threads that the task should have, if the budget allows them."""
         self.threads = 1
@@ -32,7 +33,7 @@ class Sharing:
         self.chunk = size
         """Units of one chunk."""
         self.tail = 0
-        """With fewer units left, the size of the next chunk is to be asked for: ``next_chunk``."""
+        """With fewer units left, ``next_chunk`` gives the size of the next chunk."""
         self.steady = False
         """No pause, rate limit or thread change is pending: a thread may take its next chunk without ``_turn``."""
 
@@ -65,9 +66,9 @@ class Sharing:
         self.steady = False
 
     def _sharers(self, threads: TaskThreads) -> int:
-        """Threads that chunks are made for."""
-        # As in the kernel, a task that only ever had one thread is one chunk. A thread that the others have left gets
-        # smaller chunks, so that controls can reach it.
+        """The number of threads for the chunk size."""
+        # As in the kernel, a task that always had one thread is one chunk. After a reduction to one thread, that
+        # thread gets smaller chunks, so that controls can reach it.
         return self.threads if threads.most <= 1 else max(self.threads, 2)
 
     def _tail(self) -> int:
@@ -85,16 +86,16 @@ class Sharing:
         return None
 
     def refused(self, threads: TaskThreads) -> None:
-        """There cannot be more threads than these."""
+        """There are no more threads than these."""
         self.wanted = threads.live
 
     def joined(self, thread: TaskThread) -> None:
         """The thread takes part from now on."""
 
     def too_many(self, thread: TaskThread, threads: TaskThreads) -> bool:
-        """``thread``, a helper that asks for a chunk, is to leave. It may be given another node instead."""
+        """Whether ``thread``, a helper that asks for a chunk, must leave. It may get another node instead."""
         return threads.live > self.threads
 
     def even(self, threads: TaskThreads) -> bool:
-        """No thread is to leave."""
+        """Whether no thread must leave."""
         return threads.live <= self.threads

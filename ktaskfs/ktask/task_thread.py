@@ -15,7 +15,7 @@ FIRST_SLOT: Final = 0
 class TaskThread:
     """The scheduler's lock guards all fields but ``gate``, and ``busy_ns`` and ``placed``, which its thread writes."""
 
-    __slots__ = (  # few objects, as each one that a chunk touches may cost a cache miss
+    __slots__ = (  # few objects, because each may cost a cache miss per chunk
         "at_chunk",
         "busy_ns",
         "chunks",
@@ -39,33 +39,33 @@ class TaskThread:
         self.index = index
         """The index of the node that it works on."""
         self.live = True
-        """It has not left; it may not have begun yet."""
+        """It has not left, and may not have begun."""
         self.tid = 0
         """The system's thread number; 0 until the thread has begun."""
         self.pinned = NO_NODE
-        """The NUMA node whose CPUs it is to run on."""
+        """The NUMA node on whose CPUs it must run."""
         self.at_chunk = False
-        """It does the chunk of the next four fields, which are as in Chunk, or failed at it. (To make a Chunk takes
-        longer.)"""
+        """Whether it does, or failed at, the chunk in the next four fields, which are as in Chunk. (Making a Chunk
+        takes longer.)"""
         self.start = 0
         self.end = 0
         self.first: Any = None
         self.last: Any = None
         self.waits = ""
-        """Why it waits: ``paused``, ``throttled``, or empty if it does not."""
+        """The reason of its wait: ``paused``, ``throttled``, or empty."""
         self.gate = Lock()
         """Not a guard: its thread waits for it, holding no lock, until ``wake`` releases it. Locked at all other
         times."""
         self.gate.acquire()
         self.placed: tuple[int, int] | None = None
-        """Where its thread has put itself: the NUMA node of its work, and the node that it is pinned to."""
-        # The counts are the slot's: they go on where the thread before ended.
+        """Its placement: the NUMA node of its work, and the node to which it is pinned."""
+        # The counts belong to the slot: they continue those of its previous thread.
         self.chunks: int = before.chunks if before else 0
         self.units: int = before.units if before else 0
         self.busy_ns: int = before.busy_ns if before else 0
 
     def wake(self) -> None:
-        """Open the gate: the thread that waits there, or comes there next, passes and shuts it.
+        """Open the gate: the thread that waits there, or arrives next, passes and closes it.
 
         The caller holds the scheduler's lock, so only one thread opens a gate at a time.
         """
@@ -74,7 +74,7 @@ class TaskThread:
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk that it does, or failed at."""
+        """Its current or failed chunk."""
         return Chunk(self.start, self.end, self.first, self.last) if self.at_chunk else None
 
     @property

@@ -1,4 +1,4 @@
-"""All threads of a task: which are hired, which have begun, which have left."""
+"""All threads of a task: hired, begun, and left."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TaskThreads:
         self._begin(self.first, tid, nid)
 
     def begin_helper(self, helper: TaskThread, tid: int, nid: int) -> None:
-        """A helper that is still live has started, to work on NUMA node ``nid``."""
+        """A live helper has started, to work on NUMA node ``nid``."""
         self._machine.set_nice(tid, self._nice)
         self._begin(helper, tid, nid)
         self.pin(helper, nid)
@@ -60,7 +60,7 @@ class TaskThreads:
         self._monitor.thread_started(thread.slot, tid, nid)
 
     def hire(self, index: int | None) -> TaskThread | None:
-        """One more helper, which is to be started, or None if the budget is spent.
+        """One more helper to start, or None if the budget is spent.
 
         It begins with the node of ``index``; None: helpers are spread evenly over the nodes.
         """
@@ -83,12 +83,12 @@ class TaskThreads:
         return self._budget
 
     def pin(self, thread: TaskThread, nid: int) -> None:
-        """``thread`` works on NUMA node ``nid`` now; a helper is pinned there only while the budget allows it."""
+        """``thread`` now works on NUMA node ``nid``; a helper is pinned there only if the budget allows it."""
         granted = thread.is_first or (self._budget is not None and self._budget.pin(thread, nid))
         thread.pinned = nid if granted else NO_NODE
 
     def leave(self, thread: TaskThread) -> None:
-        """The thread takes no further part; nothing if it has left already."""
+        """The thread leaves; does nothing if it has left already."""
         if not thread.live:
             return
         self.first.wake()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 _BURST_SECONDS: Final = 0.1
-"""Unused allowance of at most this long is kept, so that a thread that wakes late does not lower the rate."""
+"""Seconds of unused allowance that are kept, so that a late wake-up does not lower the rate."""
 _UNITS_MAX: Final = 1 << 1000
-"""The most units in one debt, which takes longer to pay than any clock counts; more would not fit a float."""
+"""Maximum units in one debt; more would not fit a float."""
 _SLICE_SECONDS: Final = 0.25
-"""The most time that one chunk may take at the rate, so that work is even and a change of the rate acts soon."""
+"""Maximum seconds of one chunk at the rate, so that work is even and a change of the rate acts soon."""
 
 
 class TokenBucket:

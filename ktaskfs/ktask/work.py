@@ -1,4 +1,4 @@
-"""The work of a task: its nodes, from which chunks are handed out."""
+"""The work of a task: its nodes, which are divided into chunks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Work:
         """Units in all."""
         self.left = self.size
         """Units not yet handed out."""
-        # The indexes of nodes with work left, and of some that were used up since the last look.
+        # The indexes of nodes with work left, and of some that were used up since the last check.
         self._open = [index for index, node_work in enumerate(self.nodes) if node_work.left]
         self._open_on: dict[int, list[int]] = {}  # the same by NUMA node
         for index in self._open:
@@ -50,7 +50,7 @@ class Work:
         return index
 
     def finished(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
-        """What is done, merged where chunks touch."""
+        """The finished work, merged where chunks touch."""
         return [done for index, node_work in enumerate(self.nodes) for done in node_work.split(held.get(index, ()))[0]]
 
     def begun(self, held: Mapping[int, list[Chunk]]) -> list[Chunk]:
@@ -58,7 +58,7 @@ class Work:
         return [chunk for index, node_work in enumerate(self.nodes) for chunk in node_work.begun(held.get(index, ()))]
 
     def shares(self, held: Mapping[int, list[Chunk]], *, undone: bool) -> tuple[list[NodeShare], list[Node]]:
-        """What is done of each node, and all that is not; ``undone``: nothing counts as done any more."""
+        """The finished work of each node, and all unfinished work; ``undone``: nothing counts as done."""
         shares, left = [], []
         for index, node_work in enumerate(self.nodes):
             node = node_work.node

@@ -1,4 +1,4 @@
-"""What files of memory have in common: growing, room, reading and writing without a touch, and words for trouble.
+"""Common code for files of memory: growth, room, reading and writing without a touch, and error messages.
 
-Imports ``host``. It knows open files and spans, no specs and no tasks.
+Imports ``host``. It knows open files and spans, but no specs and no tasks.
 """

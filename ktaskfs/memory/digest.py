@@ -1,4 +1,4 @@
-"""Digests that can be put together from pieces, in any order: docs/reference/digests.md defines them."""
+"""Digests that are combined from pieces, in any order: docs/reference/digests.md defines them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NODE_MARK: Final = b"\1"
 
 
 def _optional(name: str) -> ModuleType | None:
-    """A module that the algorithms using it are refused without. Now: a worker can load nothing any more."""
+    """Import an optional module now, because a worker cannot import later. Without it, its algorithms are refused."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -50,19 +50,20 @@ class Digest(ABC):
 
     @abstractmethod
     def add_zeros(self, start: int, end: int) -> None:
-        """Enter zeros, however many, without looking at them."""
+        """Enter any number of zeros without reading them."""
 
     @abstractmethod
     def to_bytes(self) -> bytes:
-        """What has been entered, for ``merge`` in another process."""
+        """The entered pieces, for ``merge`` in another process."""
 
     @abstractmethod
     def merge(self, other: bytes) -> None:
-        """Enter all that another digest of the same class holds, from its ``to_bytes``."""
+        """Enter the pieces of another digest of the same class, from its ``to_bytes``."""
 
     @abstractmethod
     def value(self) -> str:
-        """In hexadecimal digits, once the whole range has been entered. Of an empty one, that of one empty leaf."""
+        """The digest in hexadecimal digits, after the whole range was entered. An empty range has the digest of one
+        empty leaf."""
 
 
 class Crc32(Digest):
@@ -70,7 +71,7 @@ class Crc32(Digest):
 
     def __init__(self) -> None:
         self._runs: dict[int, tuple[int, int]] = {}
-        """By its start, each run that touches no other: its end and its CRC."""
+        """End and CRC of each separate run, by its start."""
         self._starts: dict[int, int] = {}
         """By its end, the start of each run."""
 
@@ -114,17 +115,17 @@ def _crc_of_zeros(count: int) -> int:
 
 
 class TreeDigest(Digest):
-    """A Merkle tree over leaves, of the shape of RFC 6962, section 2.1. Holds one node for each complete subtree.
+    """A Merkle tree over leaves, as in RFC 6962, section 2.1. Holds one node for each complete subtree.
 
-    ``new`` makes a hash object with ``update`` and ``digest`` from its first bytes. ``zero`` gives, by height above the
-    leaves, the subtree of nothing but zeros.
+    ``new`` makes a hash object with ``update`` and ``digest`` from its first bytes. ``zero`` returns the digest of an
+    all-zero subtree, by height above the leaves.
     """
 
     def __init__(self, new: Callable[[bytes], Any], zero: Callable[[int], bytes]) -> None:
         self._new = new
         self._zero = zero
         self._nodes: dict[tuple[int, int], bytes] = {}
-        """Complete subtrees without their sibling, by height above the leaves and number among those of that height."""
+        """Complete subtrees without their sibling, by height above the leaves and index at that height."""
 
     def add(self, position: int, data: memoryview | bytes) -> None:
         leaf = self._new(_LEAF_MARK)
@@ -173,7 +174,7 @@ class TreeDigest(Digest):
 
 
 def _tree_maker(new: Callable[[bytes], Any]) -> Callable[[], Digest]:
-    """What makes trees that share what they know of zeros: a task makes one for each of its chunks."""
+    """A maker of trees that share their digests of zeros: a task makes one tree for each chunk."""
 
     @functools.cache
     def zero(height: int) -> bytes:
@@ -193,11 +194,11 @@ _MAKERS: Final[Mapping[str, tuple[str, Callable[[], Callable[[], Digest]] | None
     "sha256": ("hashlib", lambda: _tree_maker(hashlib.sha256)),
     "blake3": ("blake3", _blake3 and (lambda: _tree_maker(_blake3.blake3))),
 }
-"""The package that each algorithm comes from, and what gives a maker of empty digests, if the package is there."""
+"""The package of each algorithm, and its maker of empty digests, if the package is installed."""
 
 
 def digest_maker(algorithm: str) -> Callable[[], Digest]:
-    """What makes the empty digests of one task; raises NotSupported where the algorithm's package is missing."""
+    """A maker of the empty digests of one task; raises NotSupported if the algorithm's package is missing."""
     package, make = _MAKERS[algorithm]
     if make is None:
         raise NotSupported(f"{algorithm} needs the Python package {package}, which is not installed here")
@@ -205,11 +206,11 @@ def digest_maker(algorithm: str) -> Callable[[], Digest]:
 
 
 def require_digest(text: str, algorithm: str) -> None:
-    """Raises InvalidValue for a digest that is no value of the algorithm."""
+    """Raises InvalidValue for text that is not a digest of the algorithm."""
     if len(text) != _SHORT[algorithm]:
         raise InvalidValue(f"a digest of {algorithm} has {_SHORT[algorithm]} hexadecimal digits, not {len(text)}")
 
 
 def labelled(algorithm: str, value: str) -> str:
-    """The line of a ``result``: a tree digest is not what a tool of the algorithm's name prints, and says so."""
+    """The line of a ``result``; it marks a tree digest, which differs from the output of the algorithm's tool."""
     return f"{algorithm}{'' if algorithm == 'crc32' else '-tree'} {value}\n"

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 WINDOW: Final = 1024
-"""Pages mapped at a time; 4 MiB of tmpfs, which count as the worker's resident memory while they are mapped."""
+"""Pages mapped at a time; 4 MiB of tmpfs, which count as the worker's resident memory."""
 
 
 class FilePages:
-    """Looks at pages of ``target`` in windows. A HoleGuard guards every mapping, so that no page is allocated.
+    """Examines pages of ``target`` in windows. A HoleGuard guards every mapping, so that no page is allocated.
 
-    ``private`` mappings are for reading alone, and work on a file that is open for reading alone. Raises NotSupported
+    ``private`` mappings are read-only, and work on a file that is open read-only. Raises NotSupported
     without userfaultfd.
     """
 
@@ -34,14 +34,14 @@ class FilePages:
         self._guard = require_guard(target)
 
     def require(self, end: int) -> None:
-        """Raises TargetError for a file that has become too short to have the last page before ``end``."""
+        """Raises TargetError if the file no longer has the last page before ``end``."""
         if self._target.size() <= (end - 1) * self._target.page_size:
             raise truncated(self._target)
 
     def windows(self, start: int, end: int) -> Iterator[Span]:
-        """The windows of pages from ``start`` to ``end`` in which there may be pages. Raises OSError."""
+        """The windows from page ``start`` to ``end`` that may contain pages. Raises OSError."""
         target, page = self._target, self._target.page_size
-        if target.filesystem is FilesystemType.HUGETLBFS:  # does not say where it has pages
+        if target.filesystem is FilesystemType.HUGETLBFS:  # the filesystem does not report its pages
             if target.allocated():
                 yield from Span(start, end).windows(WINDOW)
             return
@@ -50,7 +50,7 @@ class FilePages:
 
     @contextlib.contextmanager
     def mapped(self, window: Span) -> Iterator[tuple[Mapping, list[int]]]:
-        """The pages of a window, mapped, and the NUMA node of each, HOLE where there is none. Raises OSError."""
+        """The mapped pages of a window, and the NUMA node of each, HOLE for a missing page. Raises OSError."""
         page = self._target.page_size
         low, high = window.start * page, window.end * page
         with Mapping(self._target.fd, low, high - low, reserve=False, private=self._private) as mapping:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 SPARE: Final = 4 << 20
-"""Bytes that are left to the rest of the group, and to the worker itself. A guess: a worker takes 1 to 3 MiB."""
+"""Bytes reserved for the rest of the group and the worker itself. A guess: a worker takes 1 to 3 MiB."""
 
 
 def group_refusal(kernel: Kernel, target: Target, pages: int, *, reserve: bool) -> OutOfHugePages | None:
-    """The refusal if a control group cannot have so many more huge pages; with ``reserve``, cannot reserve them.
+    """The refusal if a control group cannot have this many more huge pages; with ``reserve``, cannot reserve them.
 
     Raises OSError.
     """
@@ -35,17 +35,17 @@ def group_refusal(kernel: Kernel, target: Target, pages: int, *, reserve: bool) 
 
 
 def require_group_memory(kernel: Kernel, target: Target, missing: int) -> None:
-    """Raises TargetError (ENOMEM) if a control group cannot have so many more bytes of memory; OSError."""
+    """Raises TargetError (ENOMEM) if a control group cannot have this many more bytes of memory; OSError."""
     headroom = memory_headroom(kernel)
     if headroom is not None and missing + SPARE > headroom.left:
         raise TargetError(f"{target.path}: {missing} bytes are missing, but {headroom}", errno=errno.ENOMEM)
 
 
 class GroupRoom:
-    """Keeps the threads of a task from taking more memory for a file of tmpfs than its control groups may have.
+    """Keeps the threads of a task within the memory limits of its control groups, for a file of tmpfs.
 
-    Past a limit on memory the kernel kills processes, perhaps others than the worker. Others can still take what was
-    free when a chunk began.
+    Past such a limit the kernel kills processes, perhaps others than the worker. Others can still take memory after the
+    start of a chunk.
     """
 
     def __init__(self, kernel: Kernel, target: Target) -> None:
@@ -53,13 +53,13 @@ class GroupRoom:
         self._target = target
         self._on_tmpfs = target.filesystem is FilesystemType.TMPFS
         self._ended = threading.Condition()
-        self._taking = 0  # bytes that chunks at work may still take, or have just taken; guarded by _ended
+        self._taking = 0  # bytes that running chunks may still take, or have just taken; guarded by _ended
 
     @contextlib.contextmanager
     def taking(self, start: int, end: int) -> Iterator[None]:
-        """The pages from ``start`` to ``end`` are allocated meanwhile. Raises TargetError (ENOMEM), OSError.
+        """The pages from ``start`` to ``end`` are allocated in this context. Raises TargetError (ENOMEM), OSError.
 
-        What does not fit beside the chunks at work waits for them: what they have taken counts twice until they end.
+        A chunk that does not fit beside the running ones waits for them: their pages count twice until they end.
         """
         if not self._on_tmpfs:
             yield

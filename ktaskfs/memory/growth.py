@@ -1,7 +1,7 @@
-"""The changes that ``prepare`` makes to a file, its creation and its size, and how they are taken back.
+"""The changes that ``prepare`` makes to a file, its creation and its size, and their undo.
 
-Others may use the same file at any time, so it is extended in ways that cannot shorten it, and taken back only if
-nobody else has put data there.
+Others may use the same file at any time, so a file is extended only with calls that cannot shorten it, and the
+extension undone only if nobody else has written data there.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 OWN_MAX: Final = 256 << 10
-"""The most bytes that a filesystem of a disk allocates for one byte: a block or a cluster, and its index."""
+"""The maximum that a disk filesystem allocates for one byte: a block or a cluster, and its index."""
 
 
 class Growth:
-    """One task's changes to its ``target``, from the moment it was opened. Every method but ``keep`` raises OSError."""
+    """One task's changes to its ``target``, from its open on. Every method but ``keep`` raises OSError."""
 
     def __init__(self, kernel: Kernel, target: Target) -> None:
         self._kernel = kernel
         self.target = target
         """The file."""
         self.room = GroupRoom(kernel, target)
-        """Where chunks say what they allocate."""
+        """The log of allocations by chunks."""
         self.old_size = target.size()
         """Bytes the file had when it was opened; 0 for a new one."""
-        self._made = self.old_size  # the file is not longer than this, unless somebody else has extended it
+        self._made = self.old_size  # upper bound of the file's size, unless somebody else has extended it
         self._before = target.allocated()  # bytes when ``extend`` began
-        self._grown = 0  # and by how many ``extend`` left more
-        self._last = Span(self.old_size, self.old_size)  # the block in which ``extend`` may have left them
+        self._grown = 0  # bytes that ``extend`` added
+        self._last = Span(self.old_size, self.old_size)  # the block with these bytes
         self._kept = False
         self._set_aside: list[Span] = []
 
     def reserve(self, extent: Span) -> Mapping:
-        """Map whole pages of hugetlbfs: what the extent lacks is set aside, and the file then ends no earlier.
+        """Map whole pages of hugetlbfs: this reserves the missing pages of the extent, and extends the file to its end.
 
         Raises OutOfHugePages or OutOfSpace too, and EFBIG past the caller's RLIMIT_FSIZE.
         """
@@ -71,10 +71,10 @@ class Growth:
     def extend(self, end: int, *, free_from: int | None = None) -> Span:
         """Make the file at least ``end`` bytes long, whole pages of hugetlbfs; EFBIG past RLIMIT_FSIZE.
 
-        Elsewhere the block before ``end`` (a huge page of tmpfs) is allocated for that. Freeing it again can destroy
-        what somebody else writes there, so that is done only in a range that the caller is about to overwrite, from
-        ``free_from`` to ``end``. Otherwise it stays, in tmpfs as if zeros had been written, and its place is returned,
-        or else an empty extent. Raises TargetError if tmpfs cannot keep it, as when the file is truncated meanwhile.
+        On other filesystems this allocates the block before ``end`` (a huge page of tmpfs). Freeing that block can
+        destroy data that somebody else writes there, so it is freed only in a range that the caller will overwrite,
+        from ``free_from`` to ``end``. Otherwise it stays, in tmpfs as if zeros had been written, and its extent is
+        returned, else an empty extent. Raises TargetError if tmpfs cannot keep it, for example after a truncation.
         """
         target = self.target
         nothing = Span(end, end)
@@ -82,7 +82,7 @@ class Growth:
         size = target.size()
         if size >= end:
             return nothing
-        if size <= self._made:  # otherwise somebody else has extended it beyond what we made
+        if size <= self._made:  # otherwise somebody else has extended it further
             self._made = max(self._made, end)
         if target.filesystem is FilesystemType.HUGETLBFS:
             Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
@@ -96,21 +96,21 @@ class Growth:
             self._grown = min(max(target.allocated() - self._before, 0), most)
 
     def _allocate_last(self, end: int, free_from: int | None) -> Span:
-        """ftruncate(2) would shorten a file that somebody else extends at this very moment; these calls do not."""
+        """ftruncate(2) could shorten a file that somebody else extends at the same time; these calls cannot."""
         target = self.target
         try:
             syscalls.fallocate(target.fd, 0, end - 1, 1)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            # Only for ``copy``, which writes this byte anyway. If somebody else has extended the file since its size
-            # was looked at, and has written just this byte, it is zero from now on: even if the copy never begins.
+            # Only for ``copy``, which writes this byte anyway. If somebody else has extended the file in between and
+            # written this byte, it becomes zero, even if the copy never begins.
             os.pwrite(target.fd, b"\0", end - 1)
             return Span(end, end)
         grown = target.allocated() - self._before
         if grown <= 0:
             return Span(end, end)
-        one = grown <= self._block() and grown & (grown - 1) == 0  # or else others allocate too
+        one = grown <= self._block() and grown & (grown - 1) == 0  # or others allocate, too
         last = Span(end - 1, end).widened(grown if one else target.page_size)
         overwritten = free_from is not None and max(free_from, self.old_size) <= last.start
         if overwritten and target.size() == end:
@@ -121,7 +121,7 @@ class Growth:
         return last
 
     def _write(self, start: int, end: int) -> None:
-        """A page that was never written would look preallocated by somebody else, and ``undo=1`` would be refused."""
+        """An unwritten page looks like somebody else's preallocation, so ``undo=1`` would be refused."""
         try:
             with Mapping(self.target.fd, start, self.target.page_size, reserve=False) as mapping:
                 mapping.populate_write(0, mapping.length)
@@ -129,10 +129,10 @@ class Growth:
             raise self.page_unavailable(error, end) from error
 
     def _free(self, last: Span) -> None:
-        """Free what was allocated in advance, unless it holds data by now.
+        """Free the block allocated in advance, unless it now has data.
 
-        Data written between the check and the call is lost. It lies in the range that is to be overwritten or, in
-        the same block, past the end that the file had just before, if somebody else extends it at this very moment.
+        Data written between the check and the call is lost: in the range that will be overwritten, or, in the same
+        block, past the old end of a file that somebody else extends at the same time.
         """
         if any(data_extents(self.target.fd, last.start, last.end)):
             return
@@ -143,20 +143,20 @@ class Growth:
                 raise
 
     def page_unavailable(self, error: OSError, end: int) -> KtaskfsError:
-        """What it means that a page before ``end`` could not be had."""
+        """The error for a page before ``end`` that could not be allocated."""
         return page_unavailable(self._kernel, self.target, error, end)
 
     def changes(self, size: int) -> dict[str, object]:
-        """What making the file at least ``size`` bytes long means, as lines of a plan."""
+        """The lines of a plan for extending the file to at least ``size`` bytes."""
         new: dict[str, object] = {"creates": self.target.path} if isinstance(self.target, AbsentTarget) else {}
         return new | ({"extends_to": size} if size > self.old_size else {})
 
     def keep(self) -> None:
-        """The task has done something: from now on ``take_back`` leaves the file as it is."""
+        """The task has done work: from now on ``take_back`` keeps the file."""
         self._kept = True
 
     def take_back(self) -> None:
-        """Remove a new file, give an old one its old size and what was set aside back.
+        """Remove a new file, or restore the size of an old one and release its reservation.
 
         Not if others use it (``_is_ours``, ``give_back``), or after ``keep``.
         """
@@ -172,7 +172,7 @@ class Growth:
         self.give_back(self._set_aside)
 
     def give_back(self, ranges: Iterable[Span]) -> int:
-        """Give back what was set aside in ranges that are not done; returns bytes that stay set aside for the file."""
+        """Release the reservation of unfinished ranges; returns the bytes that stay reserved for the file."""
         if not self._set_aside:
             return 0
         whole = _merged(each.widened(self.target.page_size) for each in ranges)
@@ -183,15 +183,15 @@ class Growth:
             return 0
         try:
             return give_back(self.target, ranges)
-        except OSError:  # where userfaultfd(2) is not to be had, nobody knows which pages are there
+        except OSError:  # without userfaultfd(2) the existing pages are unknown
             return sum(each.size for each in ranges)
 
     def _is_ours(self) -> bool:
-        """Whether the name still means this file, nobody made it longer, and nothing lies past its old end."""
+        """Whether the name still means this file, nobody extended it, and it has no data past its old end."""
         target = self.target
         try:
             named = os.stat(target.name or target.path, dir_fd=target.directory, follow_symlinks=not target.created)
-        except OSError:  # whatever the reason, it does not lead there any more
+        except OSError:  # whatever the reason, the name no longer means this file
             return False
         return (
             os.path.samestat(named, os.fstat(target.fd))
@@ -201,11 +201,11 @@ class Growth:
         )
 
     def is_empty(self) -> bool:
-        """Whether nobody has put anything past the old end; what ``extend`` allocated there itself does not count.
+        """Whether nobody has written past the old end; allocations by ``extend`` do not count.
 
         The rest of the page at the old end (or huge page of tmpfs), and the last block, must be zeros.
-        Neither hugetlbfs nor tmpfs tells of pages past the end of a file but in the sum of all, and tmpfs not of those
-        that were never written: only if the pages before the old end are as many as the file has, there are no others.
+        hugetlbfs and tmpfs report pages past the end of a file only in the total, and tmpfs does not show unwritten
+        ones: if the pages before the old end equal the file's total, there are no others.
         """
         target, block = self.target, self._block()
         if target.filesystem in MEMORY and target.allocated() == 0:
@@ -228,16 +228,16 @@ class Growth:
     def _is_as_left(self, data: Span | None, between: Span) -> bool:
         """Whether a file that is not memory has no more blocks than after ``extend``. If unsure, return False.
 
-        Blocks that somebody else has preallocated are holes for SEEK_DATA, so the sum of all blocks is compared.
-        ``data`` is the first data in the part ``between`` the old end and the last block. A filesystem without
-        SEEK_DATA calls all of it data, which means nothing if fewer bytes were allocated. Delayed allocation may add
-        blocks to the sum later, even for older writes; then the file is left as it is.
+        SEEK_DATA reports somebody else's preallocated blocks as holes, so the total of blocks is compared.
+        ``data`` is the first data ``between`` the old end and the last block. A filesystem without SEEK_DATA
+        reports all of it as data, which is wrong if fewer bytes were allocated. Delayed allocation may add
+        blocks to the sum later, even for older writes; then the file stays as it is.
         """
         unknown = data == between and self._grown < between.size
         return (data is None or unknown) and self.target.allocated() <= self._before + self._grown
 
     def _pages_before(self, edge: int) -> int:
-        """Bytes of the pages of hugetlbfs up to ``edge``; none where userfaultfd(2) is not to be had."""
+        """Bytes of the hugetlbfs pages up to ``edge``; none without userfaultfd(2)."""
         page = self.target.page_size
         with contextlib.ExitStack() as stack:
             if edge == 0:
@@ -252,12 +252,12 @@ class Growth:
             return edge - sum(end - start for start, end in missing_pages(pages, 0, edge, page))
 
     def _block(self) -> int:
-        """The most bytes that the filesystem allocates for one page."""
+        """The maximum that the filesystem allocates for one page."""
         return max(self.target.page_size, os.fstat(self.target.fd).st_blksize)
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
-    """The same units in order, with no two spans that touch."""
+    """The same units in order, with touching spans merged."""
     merged: list[Span] = []
     for span in sorted(spans):
         if merged and span.start <= merged[-1].end:

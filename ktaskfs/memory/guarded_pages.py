@@ -29,7 +29,7 @@ class GuardedPages:
 
 
 def require_guard(target: Target) -> HoleGuard:
-    """A guard for looking at pages one by one; raises NotSupported where a seccomp filter forbids it."""
+    """A guard for examining single pages; raises NotSupported if a seccomp filter forbids it."""
     try:
         return HoleGuard()
     except OSError as error:
@@ -39,9 +39,9 @@ def require_guard(target: Target) -> HoleGuard:
 
 
 def guarded_pages(target: Target, extent: Span, *, private: bool = False) -> GuardedPages:
-    """The pages of ``extent`` for writing, or with ``private`` for reading alone.
+    """The pages of ``extent``, writable, or with ``private`` read-only.
 
-    Raises NotSupported for a file with holes where a seccomp filter forbids a guard, and TargetError.
+    Raises NotSupported for a file with holes if a seccomp filter forbids a guard, and TargetError.
     """
     guard = _guard(target)
     try:
@@ -62,7 +62,7 @@ def map_guarded(target: Target, extent: Span, guard: HoleGuard | None, *, privat
 
 
 def _guard(target: Target) -> HoleGuard | None:
-    """A guard; None where a seccomp filter forbids it and the file has no holes."""
+    """A guard; None if a seccomp filter forbids it and the file has no holes."""
     try:
         return HoleGuard()
     except OSError as error:

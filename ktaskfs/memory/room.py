@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def mount_room(target: Target) -> int | None:
-    """Bytes that the filesystem still gives; None where it has no limit of its own. Raises OSError.
+    """Free bytes of the filesystem; None without a limit. Raises OSError.
 
-    hugetlbfs has one with the option ``size=``. With ``min_size=`` alone it says -1 (hugetlbfs_statfs in
-    fs/hugetlbfs/inode.c), and without either 0, as tmpfs does without a limit.
+    hugetlbfs has a limit with the option ``size=``. With only ``min_size=`` it reports -1 (hugetlbfs_statfs in
+    fs/hugetlbfs/inode.c), and without either 0, like tmpfs without a limit.
     """
     mount = os.fstatvfs(target.fd)
     return mount.f_bavail * mount.f_frsize if 0 < mount.f_blocks <= SIZE_MAX else None
@@ -53,7 +53,7 @@ def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
 
 
 def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages | None:
-    """The refusal if the pool has so many pages, but not on the nodes that the caller may have memory of (cpuset.mems).
+    """The refusal if the pool has enough pages, but not on the caller's memory nodes (cpuset.mems).
 
     Raises OSError.
     """
@@ -62,7 +62,7 @@ def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages 
         return None
     try:
         nodes, free = free_on_own_nodes(kernel, target.page_size)
-    except (NotPermitted, PermissionError):  # the label of the caller keeps the worker from knowing
+    except (NotPermitted, PermissionError):  # the caller's label hides them from the worker
         return None
     if pages <= free + pool.obtainable - pool.available:
         return None
@@ -71,7 +71,7 @@ def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages 
 
 
 def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) -> None:
-    """Check that so many pages are possible, where they cannot be reserved at once, or not be given back.
+    """Check that this many pages are possible, if they cannot be reserved now, or not released.
 
     Refuse only impossible requests: count all of the file's pages as in range and, where some may be ``promised`` to
     the file already, all reserved ones too. Raises OutOfHugePages, OutOfSpace or OSError.
@@ -89,9 +89,9 @@ def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) 
 
 
 def missing_bytes(target: Target, extent: Span) -> int:
-    """Bytes of whole pages of the extent for which the file has none. Those past its end count. Raises OSError.
+    """Bytes of the missing whole pages of the extent, including those past the end of the file.
 
-    For hugetlbfs an estimate, not too high, where userfaultfd(2) is not to be had.
+    Raises OSError. For hugetlbfs without userfaultfd(2) an estimate that is not too high.
     """
     if target.allocated() == 0:
         return extent.size
@@ -113,9 +113,9 @@ def missing_bytes(target: Target, extent: Span) -> int:
 
 
 def require_reservable(kernel: Kernel, target: Target, pages: int) -> None:
-    """Check that so many more huge pages could be reserved; raises OutOfHugePages, OutOfSpace, OSError.
+    """Check that this many more huge pages can be reserved; raises OutOfHugePages, OutOfSpace, OSError.
 
-    Those that are set aside for the file already are not known: the kernel does not tell of them.
+    The kernel does not report pages that are already reserved for the file.
     """
     pool, room = pool_of(kernel, target.page_size), mount_room(target)
     over = room is not None and pages > room // target.page_size
@@ -128,7 +128,7 @@ def require_reservable(kernel: Kernel, target: Target, pages: int) -> None:
 
 
 def _has_addresses(size: int) -> bool:
-    """Whether this process may map so many bytes more (RLIMIT_AS)."""
+    """Whether this process may map this many more bytes (RLIMIT_AS)."""
     try:
         if size:
             flags = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
@@ -141,9 +141,9 @@ def _has_addresses(size: int) -> bool:
 
 
 def _can_be_set_aside(target: Target, pages: int) -> bool:
-    """Whether the kernel would reserve so many huge pages now: a mount with ``min_size=`` has some of its own.
+    """Whether the kernel would reserve this many huge pages now: a mount with ``min_size=`` has its own.
 
-    A private mapping to read reserves all of its pages for itself, and gives them back; it does not extend the file.
+    A private read mapping reserves all of its pages, and releases them; it does not extend the file.
     """
     if isinstance(target, AbsentTarget):  # there is nothing to map
         return False
@@ -157,10 +157,10 @@ def _can_be_set_aside(target: Target, pages: int) -> bool:
 
 
 def require_group_pages(kernel: Kernel, target: Target, pages: int, *, reserve: bool = False) -> None:
-    """Raises OutOfHugePages if the control groups cannot have so many pages, less those that the file has.
+    """Raises OutOfHugePages if the control groups cannot have this many pages, minus those of the file.
 
-    The kernel itself would find out only when it charges the page past the limit, long after it has reserved all.
-    With ``reserve``, limits on reservations count too: the kernel finds those out when it reserves, if it does.
+    The kernel checks only when it charges the page past the limit, long after it has reserved all. With ``reserve``,
+    limits on reservations count, too, which the kernel checks when it reserves.
     """
     refusal = group_refusal(kernel, target, pages - target.allocated() // target.page_size, reserve=reserve)
     if refusal is not None:
@@ -168,9 +168,9 @@ def require_group_pages(kernel: Kernel, target: Target, pages: int, *, reserve: 
 
 
 def require_file_size(target: Target, end: int, *, written: bool = False) -> None:
-    """Raises OSError (EFBIG) past the caller's RLIMIT_FSIZE, as ftruncate(2) would: only if the file is shorter.
+    """Raises OSError (EFBIG) past the caller's RLIMIT_FSIZE, like ftruncate(2): only if the file is shorter.
 
-    With ``written``, as write(2) would: whatever its size. Extending a file of hugetlbfs by mapping it checks nothing.
+    With ``written``, like write(2): for any size. Extending a file of hugetlbfs by mapping it checks nothing.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and end > (limit if written else max(limit, target.size())):
@@ -187,7 +187,7 @@ def available_memory(kernel: Kernel) -> int:
 def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
     """Raises OutOfSpace or TargetError (ENOMEM) if the missing pages cannot fit.
 
-    Others may take the space meanwhile: tmpfs cannot reserve.
+    Others may take the space before the work: tmpfs cannot reserve.
     """
     room, memory = mount_room(target), available_memory(kernel)
     space = SIZE_MAX if room is None else room
@@ -196,7 +196,7 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
     missing = missing_bytes(target, extent)
     if target.allocated():
         data = sum(hole - data for data, hole in data_extents(target.fd, 0, target.size()))
-        # Bytes allocated and never written, wherever they are; counted as in range, so that no refusal is wrong.
+        # Bytes that were allocated but never written, anywhere; counted as in range, so that no refusal is wrong.
         missing -= max(0, target.allocated() - data)
     if missing > space:
         raise OutOfSpace(f"{target.path}: {missing} bytes are missing, but its filesystem has {space} left")

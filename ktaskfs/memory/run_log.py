@@ -1,4 +1,4 @@
-"""The positions that a task has to take back, kept as few runs."""
+"""The positions that a task must undo, merged into few runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_RUNS: Final = 1 << 18
-"""Runs in one log: 4 MiB. Adjacent runs are one, so a file with no more than so many separate holes fits."""
+"""Runs in one log: 4 MiB. Adjacent runs merge, so a file with up to this many separate holes fits."""
 
 
 class RunLog:
@@ -31,7 +31,7 @@ class RunLog:
         return len(self._starts)
 
     def add(self, start: int, end: int) -> None:
-        """Remember a run that overlaps none there is. Raises TargetError (ENOMEM) when the log is full."""
+        """Add a run that overlaps no other. Raises TargetError (ENOMEM) when the log is full."""
         with self._lock:
             index = bisect.bisect_left(self._starts, start)
             joins_left = index > 0 and self._ends[index - 1] == start

@@ -1,4 +1,4 @@
-"""A table of runs of pages and the NUMA node of each, kept small however large the file is."""
+"""A table of runs of pages with their NUMA nodes, of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 MAX_ROWS: Final = 1 << 15
-"""Rows that are kept, the first ones of the file: a result of 1 MiB has room for about as many."""
+"""Rows that are kept, the first ones of the file: about as many as fit into a result of 1 MiB."""
 RESULT_MAX: Final = 1 << 20
 """Bytes of a result that are kept (RESULT_MAX of the shared page)."""
 
@@ -33,11 +33,11 @@ class RunTable:
         """Rows from this page on are not kept."""
         self._rows = 0
         self._edges: dict[int, int] = {}
-        """Where a piece begins or ends and its neighbour is not known yet, with the piece's node there."""
+        """Open edges of pieces, whose neighbour is still unknown, with the node there."""
         self._pages: Counter[int] = Counter()
 
     def add(self, runs: Sequence[Node]) -> None:
-        """Enter a new piece of the file: runs in order that touch, each on another node than the one before.
+        """Enter a new piece of the file: touching runs in order, on alternating nodes.
 
         A run is on NUMA node ``nid``, or missing (HOLE).
         """
@@ -77,7 +77,7 @@ class RunTable:
 
     @property
     def rows(self) -> int:
-        """Rows of the whole table, those that are not kept included."""
+        """Rows of the whole table, including those not kept."""
         return self._rows
 
     @property

@@ -1,7 +1,7 @@
-"""Huge pages that were set aside for a file and never touched: how they are given back.
+"""Release huge pages that were reserved for a file and never touched.
 
-The kernel keeps them for the file when the mapping for which it has reserved them goes. It lets go of them only where
-the file is cut, or where a page that is there is freed (hugetlb_unreserve_pages in mm/hugetlb.c).
+The kernel keeps them for the file after the mapping that reserved them ends. It releases them only when the file is
+truncated, or an existing page freed (hugetlb_unreserve_pages in mm/hugetlb.c).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 SINGLY: Final = 1 << 30
-"""Bytes that are touched and freed at most, where the file cannot be cut: 0.2 s, while others wait to open the file."""
+"""Maximum bytes to touch and free if the file cannot be truncated: 0.2 s, in which others wait to open the file."""
 
 
 def give_back(target: Target, ranges: Sequence[Span]) -> int:
-    """Give back what is set aside in ``ranges``, whole pages in order; returns bytes for which that was impossible.
+    """Release the reservation of ``ranges``, whole pages in order; returns the bytes for which that was impossible.
 
-    Only while nobody else has the file open, for whom it could be. The end of the file is cut off after the last page
-    that is there, and the file then gets its size again. Of other ranges, and where there are pages past the end, each
-    missing page is touched and freed, if they are few, and as far as the control groups allow one more page. A page
-    that is there stays: nobody knows who has allocated it. Raises OSError.
+    Only while nobody else has the file open, who could own it. The file is truncated after its last existing page, and
+    extended again. In other ranges, or with pages past the end, each missing page is touched and freed, if they are
+    few, and if the control groups allow one more page. Existing pages stay, because their allocator is unknown. Raises
+    OSError.
     """
     with alone_with(target.fd) as alone:
         missing = [list(_missing(target, extent)) for extent in ranges]
-        # Of a memfd the kernel does not tell whether others have it.
+        # For a memfd the kernel does not report other users.
         if alone and os.fstat(target.fd).st_nlink:
             if ranges and ranges[-1].end == target.size() and not _has_pages_past_end(target):
                 missing[-1] = _cut(target, ranges[-1], missing[-1])
@@ -55,24 +55,24 @@ def _missing(target: Target, extent: Span) -> Iterator[Span]:
 
 
 def _has_pages_past_end(target: Target) -> bool:
-    """Whether there are more pages than the file's size has room for (``keep_size=1``): a cut would free them."""
+    """Whether the file has pages past its end (``keep_size=1``): truncation would free them."""
     size = target.size()
     return target.allocated() > size - sum(run.size for run in _missing(target, Span(0, size)))
 
 
 def _cut(target: Target, extent: Span, missing: list[Span]) -> list[Span]:
-    """Cut the file off after the last page in ``extent`` that is there, and extend it again; returns what is left."""
+    """Truncate the file after the last existing page in ``extent``, and extend it again; returns the rest."""
     end = max((run.end for run in gaps(iter(missing), extent.start, extent.end)), default=extent.start)
     if end < extent.end:
         page = target.page_size
-        with Mapping(target.fd, extent.end - page, page, reserve=False):  # so that there is room for the next one
+        with Mapping(target.fd, extent.end - page, page, reserve=False):  # to make room for the next one
             os.ftruncate(target.fd, end)
         Mapping(target.fd, extent.end - page, page, reserve=False, extend=True).close()
     return [run for run in missing if run.end <= end]
 
 
 def _touch(target: Target, missing: list[list[Span]]) -> list[list[Span]]:
-    """Have each page come and go, if they are few; returns what is left."""
+    """Touch and free each page, if they are few; returns the rest."""
     runs = [run for each in missing for run in each]
     if sum(run.size for run in runs) > SINGLY:
         return missing
@@ -82,7 +82,7 @@ def _touch(target: Target, missing: list[list[Span]]) -> list[list[Span]]:
             for position in range(run.start, run.end, page):
                 try:
                     mapping.populate_write(position - run.start, page)
-                except OSError:  # the limit of a control group is below what is in use
+                except OSError:  # the limit of a control group is below its use
                     return [[Span(position, run.end), *runs[number + 1 :]]]
                 syscalls.punch_hole(target.fd, position, position + page)
     return []

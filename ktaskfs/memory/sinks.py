@@ -1,4 +1,4 @@
-"""Sinks, the files that operations write: each takes data the fastest way that is free of SIGBUS on its filesystem."""
+"""Sinks, the files that operations write, each with the fastest way that cannot cause SIGBUS on its filesystem."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ktaskfs.memory.source import MappedSource, Source
 
 BUFFER: Final = 256 << 10
-"""Bytes on their way in a processor's own cache: at 1 MiB a thread was slower by a tenth."""
+"""Size of the copy buffer, which fits a CPU's own cache: with 1 MiB a thread was slower by a tenth."""
 FEW: Final = 64 << 10
-"""Bytes between two holes that are written rather than put in through mappings: a third of the time at 4 KiB."""
+"""Shorter runs between two holes are written instead of inserted through mappings: a third of the time at 4 KiB."""
 
 
 class Sink(ABC):
@@ -53,7 +53,7 @@ class Sink(ABC):
         """Copy to ``extent``, a range of the target; ``digest`` gets the data by its position there."""
 
     def clear(self, extent: Span, digest: Digest | None) -> None:
-        """Make a hole of a range, or write zeros where that is impossible, as in a part of a page of hugetlbfs."""
+        """Punch a hole, or write zeros where that is impossible, as in a part of a hugetlbfs page."""
         if self._target.filesystem is FilesystemType.HUGETLBFS:
             page = self._target.page_size
             first = min(-(-extent.start // page) * page, extent.end)
@@ -74,7 +74,7 @@ class Sink(ABC):
                 digest.add_zeros(extent.start, extent.end)
 
     def _zero(self, extent: Span, digest: Digest | None) -> None:
-        """Clear a part of a huge page, which Linux before 6.0 does not when it makes a hole. Allocates no page."""
+        """Clear a part of a huge page, which Linux before 6.0 omits when it punches a hole. Allocates no page."""
         for piece in extent.windows(BUFFER):
             try:
                 there = os.pread(self._target.fd, piece.size, piece.start)
@@ -91,14 +91,14 @@ class Sink(ABC):
 
 
 class WritingSink(Sink):
-    """Reads into a buffer and writes it with pwrite(2), which must not extend a file that was truncated meanwhile."""
+    """Reads into a buffer and writes it with pwrite(2), which must not extend a truncated file."""
 
     def copy(self, extent: Span, digest: Digest | None) -> None:
         for piece, view in self._pieces(extent, digest):
             self._write(view, piece.start)
 
     def _pieces(self, extent: Span, digest: Digest | None) -> Iterator[tuple[Span, memoryview]]:
-        """The extent piece by piece in the buffer, as ``digest`` has it by then. Raises TargetError."""
+        """The extent piece by piece in the buffer, after ``digest`` has it. Raises TargetError."""
         for piece in extent.windows(BUFFER):
             view = self._buffer.view[: piece.size]
             self._source.read(view, piece.start + self._shift)
@@ -118,19 +118,19 @@ class WritingSink(Sink):
 
 
 class PageSink(WritingSink):
-    """For tmpfs of ordinary pages: whole pages that are missing are put in by userfaultfd(2), UFFDIO_COPY.
+    """For tmpfs of ordinary pages: userfaultfd(2), UFFDIO_COPY, inserts missing whole pages.
 
-    The kernel copies once, right from the pages of a mapped source, and clears no page first. pwrite(2) holds the
+    The kernel copies once, directly from the pages of a mapped source, without clearing first. pwrite(2) holds the
     lock of the inode while it copies, so two threads are no faster with it; populating a mapping needs no lock but
-    clears each page first, and costs twice as much. What the kernel does not put in (a page exists already, or none is
-    free, or the source lacks it) is read and written instead, which reports the error if there is one.
+    clears each page first, and costs twice as much. If the kernel cannot insert a page (it exists, no page is free, or
+    the source lacks it), the page is read and written instead, which reports any error.
 
-    For huge pages it would save a quarter of the time, but if a file of hugetlbfs is truncated meanwhile, the kernel
-    miscounts its reserved pages (hugetlb_mfill_atomic_pte in mm/hugetlb.c; seen on Linux 6.18), for everybody.
+    For huge pages it would save a quarter of the time, but if a hugetlbfs file is truncated during the call, the
+    kernel miscounts its reserved pages (hugetlb_mfill_atomic_pte in mm/hugetlb.c; seen on Linux 6.18), for everybody.
     """
 
     def __init__(self, source: Source, target: Target, extent: Span, shift: int) -> None:
-        """Raises OSError where a filter forbids it."""
+        """Raises OSError if a filter forbids it."""
         super().__init__(source, target, extent.end, shift)
         whole = extent.widened(target.page_size)
         self._guard = HoleGuard()
@@ -157,11 +157,11 @@ class PageSink(WritingSink):
             for window, _ in mapped_windows(mapping, extent):
                 done = window.start if origin is None else self._put_from(origin, mapping, window)
                 if done == window.start and done % self._target.page_size == 0:
-                    origin = None  # the rest of the chunk is probably there too
+                    origin = None  # the rest of the chunk probably exists, too
                 self._copy_through_buffer(mapping, Span(done, window.end), digest)
 
     def _put_from(self, origin: MappedSource, mapping: Mapping, window: Span) -> int:
-        """Returns the position up to which the window was put in."""
+        """Returns the end of the inserted part of the window."""
         try:
             with origin.window(*window.shifted(self._shift)) as address:
                 return window.start + self._put(mapping, window, address)
@@ -169,7 +169,7 @@ class PageSink(WritingSink):
             return window.start
 
     def _put(self, mapping: Mapping, extent: Span, address: int) -> int:
-        """Put whole pages in from ``address``; returns how many bytes went in from the beginning."""
+        """Insert whole pages from ``address``; returns the number of bytes inserted from the start."""
         page = self._target.page_size
         size = extent.size - extent.size % page
         if not size or extent.start % page:
@@ -188,9 +188,9 @@ class PageSink(WritingSink):
 
 
 class MappingSink(Sink):
-    """For huge pages: the kernel reads from the source right into a mapping of the target.
+    """For huge pages: the kernel reads from the source directly into a mapping of the target.
 
-    A digest is made of the target's new data, read back while it is still in a processor's cache.
+    A digest covers the target's new data, read back while it is in a CPU cache.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class MappingSink(Sink):
             if digest is not None:
                 view = self._buffer.view[: piece.size]
                 if os.preadv(self._target.fd, [view], piece.start) != piece.size:
-                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))  # truncated just now, as the copy would say
+                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))  # truncated just now
                 digest.add(piece.start, view)
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ class MappingSink(Sink):
 def open_sink(kernel: Kernel, source: Source, target: Target, extent: Span, shift: int) -> Sink:
     """The sink for a target that already has its new size.
 
-    Raises TargetError if it cannot be mapped, OSError (EFBIG) if it has to be written past the caller's RLIMIT_FSIZE.
+    Raises TargetError if it cannot be mapped, OSError (EFBIG) for a write past the caller's RLIMIT_FSIZE.
     """
     on_tmpfs = target.filesystem is FilesystemType.TMPFS
     if target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target)):

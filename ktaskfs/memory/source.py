@@ -1,4 +1,4 @@
-"""A file that an operation reads: any regular file, its holes passed over where they show."""
+"""A file that an operation reads: any regular file, without its visible holes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ktaskfs.host.mapping import Mapping
 
 DIRECT_BLOCK: Final = 4096
-"""What O_DIRECT reads are aligned to: as much as any device in use asks for (STATX_DIOALIGN of statx(2) would tell)."""
+"""Alignment of O_DIRECT reads: enough for all current devices (STATX_DIOALIGN of statx(2) has the exact one)."""
 
 
 class Source:
-    """An open file and what shows its holes; reading it allocates no page.
+    """An open file and a way to find its holes; reading allocates no page.
 
-    Where a filter forbids userfaultfd(2), holes of hugetlbfs do not show: they read as zeros like everything else.
+    If a filter forbids userfaultfd(2), holes of hugetlbfs are invisible, and read as zeros.
     """
 
     def __init__(self, kernel: Kernel, path: str, *, direct: bool = False, handle: int | None = None) -> None:
-        """Open ``path``, or the file of ``handle`` (see ``open_target``); ``direct``: read whole blocks past the cache.
+        """Open ``path``, or the file of ``handle`` (see ``open_target``); ``direct``: bypass the cache.
 
-        Raises as ``open_target``, and NotSupported for a file that O_DIRECT cannot read, or that has data though
-        its size is 0, as many have that the kernel or a server makes up.
+        Raises as ``open_target``, and NotSupported for a file that O_DIRECT cannot read, or that has data but size 0,
+        like many virtual files.
         """
         self.file = open_target(kernel, path, kinds=frozenset(FilesystemType), write=False, handle=handle)
         self._resources = contextlib.ExitStack()
@@ -73,10 +73,10 @@ class Source:
         return fd
 
     def map(self) -> None:
-        """Map the file for ``mapped``, unless it can only be read. Not for several threads at once.
+        """Map the file for ``mapped``, unless it can only be read.
 
-        One of hugetlbfs that is not guarded would fill its holes. One of tmpfs is never mapped: to look at pages that
-        were allocated and never written makes zeros of them that count as data.
+        Not thread-safe. An unguarded mapping of hugetlbfs would fill its holes. tmpfs is never mapped: reading its
+        unwritten pages turns them into data.
         """
         if self._pages is not None or self._direct is not None or self.file.filesystem is FilesystemType.TMPFS:
             return
@@ -92,15 +92,15 @@ class Source:
             self._pages = pages
 
     def data(self, start: int, end: int) -> Iterator[Span]:
-        """The runs from ``start`` to ``end`` that may hold something else than zeros, in order.
+        """The runs from ``start`` to ``end`` that may contain non-zero bytes, in order.
 
-        Raises TargetError; ENXIO if the file has become shorter than ``end`` by the time the runs have ended.
+        Raises TargetError; ENXIO if the file is shorter than ``end`` after the last run.
         """
         try:
             if self._sparse and self._pages is not None:
                 yield from gaps(missing_pages(self._pages, *self._whole_pages(start, end)), start, end)
             elif self.file.filesystem in MEMORY and self.file.allocated() == 0:
-                pass  # other filesystems may keep a few bytes where no block is counted
+                pass  # other filesystems may store a few bytes without a block
             elif self.file.filesystem is FilesystemType.HUGETLBFS or self._is_full():
                 yield Span(start, end)
             else:
@@ -111,7 +111,7 @@ class Source:
             raise truncated(self.file)
 
     def _is_full(self) -> bool:
-        """Whether tmpfs has a page for every byte; it looks at each of them to find a hole, which takes 10 ms a GiB."""
+        """Whether tmpfs has a page for every byte; finding a hole examines each page, 10 ms per GiB."""
         if self.file.filesystem is not FilesystemType.TMPFS:
             return False
         status = os.fstat(self.file.fd)
@@ -123,7 +123,7 @@ class Source:
         return whole.start, whole.end, page
 
     def read(self, view: memoryview, position: int) -> None:
-        """Fill ``view`` from ``position`` on; raises TargetError, ENXIO for a file that has become too short."""
+        """Fill ``view`` from ``position`` on; raises TargetError, ENXIO for a file that is now too short."""
         done = 0
         while done < len(view):
             fd, length = self._reader(position + done, len(view) - done)
@@ -136,9 +136,9 @@ class Source:
             done += count
 
     def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
-        """As ``read``, into a mapping at ``at`` bytes from its beginning.
+        """Like ``read``, into a mapping at offset ``at``.
 
-        Raises OSError too, of EFAULT alone: the mapping has no page to be had.
+        Also raises OSError, only with EFAULT: the mapping can get no page.
         """
         done = 0
         while done < length:
@@ -155,7 +155,7 @@ class Source:
 
     @contextlib.contextmanager
     def mapped(self, start: int, end: int) -> Iterator[MappedSource | None]:
-        """A range as memory that the kernel can copy from; None where it has to be read."""
+        """A range as memory that the kernel can copy from; None if it must be read."""
         with contextlib.ExitStack() as stack:
             mapping = None
             if self._pages is not None:
@@ -165,7 +165,7 @@ class Source:
             yield None if mapping is None else MappedSource(mapping, cached=cached)
 
     def _reader(self, position: int, length: int) -> tuple[int, int]:
-        """The descriptor to read with and how much: the last partial block, and what follows it, is read as usual."""
+        """The descriptor and length of a read: the last partial block and the rest are read through the cache."""
         if self._direct is None or position % DIRECT_BLOCK or length < DIRECT_BLOCK:
             return self.file.fd, length
         return self._direct, length - length % DIRECT_BLOCK
@@ -176,7 +176,7 @@ class Source:
 
 
 class MappedSource:
-    """A range of a source, mapped; no code of ours looks at what is there. ``cached``: by the page cache."""
+    """A mapped range of a source; Python code never reads it. ``cached``: from the page cache."""
 
     def __init__(self, mapping: Mapping, *, cached: bool) -> None:
         self._mapping = mapping
@@ -186,12 +186,12 @@ class MappedSource:
     def window(self, start: int, end: int) -> Iterator[int]:
         """The address of the byte at ``start``, with the pages up to ``end`` in memory.
 
-        Raises OSError for a page that is not there, cannot be read, or lies past the end of the file.
+        Raises OSError for a page that is missing, unreadable, or past the end of the file.
         """
         whole = Span(start, end).widened(syscalls.page_size())
         at = whole.start - self._mapping.offset
         try:
-            if self._cached:  # faults alone read less ahead than pread(2): a cold file took up to twice as long
+            if self._cached:  # page faults read ahead less than pread(2): a cold file took up to twice as long
                 self._mapping.read_ahead(at, whole.size)
             self._mapping.populate_read(at, whole.size)
             yield self._mapping.address + start - self._mapping.offset

@@ -1,4 +1,4 @@
-"""The errors of a task that works on a file of memory, and what an errno means there."""
+"""The errors of a task on a file of memory, and the meaning of an errno there."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def truncated(target: Target) -> TargetError:
-    """The file became shorter than the range while the task was at work (ENXIO, as lseek(2) past the end)."""
+    """The file became shorter than the range during the work (ENXIO, like lseek(2) past the end)."""
     return TargetError(f"{target.path} was truncated to {target.size()} bytes during the work", errno=errno.ENXIO)
 
 
 def ended(target: Target, position: int) -> TargetError:
-    """The file ended at ``position`` of the range, maybe before its size, as files of sysfs do (ENXIO)."""
+    """The file ended at ``position`` of the range, maybe before its size, like files of sysfs (ENXIO)."""
     size = target.size()
     if size <= position:
         return truncated(target)
@@ -32,7 +32,8 @@ def ended(target: Target, position: int) -> TargetError:
 
 
 def page_unavailable(kernel: Kernel, target: Target, error: OSError, end: int) -> KtaskfsError:
-    """A page before ``end`` could not be had; the kernel's EFAULT has several reasons, told apart here."""
+    """The error for a page before ``end`` that could not be allocated: distinguishes the reasons for the kernel's
+    EFAULT."""
     if error.errno == errno.EFAULT and target.size() < end:
         return truncated(target)
     if error.errno in (errno.EFAULT, errno.ENOSPC):

@@ -1,4 +1,4 @@
-"""Using the pages of a file of tmpfs window by window, as they count as the worker's own memory while mapped."""
+"""Use the pages of a tmpfs file window by window, because mapped pages count as the worker's own memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from ktaskfs.span import Span
 
 WINDOW: Final = 4 << 20
-"""Bytes that a thread has mapped at a time. Taking pages out of a mapping interrupts the other processors: two threads
-that populate huge pages lose a tenth of their speed to that, and would lose less with larger windows."""
+"""Bytes that a thread maps at a time. Unmapping pages interrupts the other CPUs: two threads that populate huge pages
+lose a tenth of their speed to that, less with larger windows."""
 PATIENCE: Final = 2.0
-"""Seconds for which a full tmpfs is asked for room again. On two busy processors it took up to 0.07 s."""
+"""Seconds of retries on a full tmpfs. On two busy CPUs it took up to 0.07 s."""
 _PAUSE: Final = 0.001
 _PAUSE_MAX: Final = 0.05
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 def with_room(write: Callable[[], T]) -> T:
-    """What ``write`` returns; it is called again for a while if tmpfs says ENOSPC. Raises what it raises then.
+    """The result of ``write``, repeated for a while on ENOSPC from tmpfs. Raises its last error.
 
-    Where small files have huge pages (``huge=always``), a full tmpfs splits those that reach past the ends of files.
-    Whoever does that takes up to 128 files off the list of such files (shmem_unused_huge_shrink in mm/shmem.c), and
-    who wants a page meanwhile finds none there: ENOSPC, though there is room a moment later. Nothing tells when.
+    If small files have huge pages (``huge=always``), a full tmpfs splits those that extend past the ends of files. The
+    splitting process takes up to 128 files off their list (shmem_unused_huge_shrink in mm/shmem.c), and others then get
+    ENOSPC, although there is room a moment later. Nothing reports that moment.
     """
     pause, deadline = _PAUSE, time.monotonic() + PATIENCE
     while True:
@@ -46,7 +46,7 @@ def with_room(write: Callable[[], T]) -> T:
 
 
 def has_huge_pages(target: Target) -> bool:
-    """Whether a file of tmpfs is on a mount that gives it huge pages (shmem_getattr in mm/shmem.c)."""
+    """Whether a tmpfs file is on a mount that gives it huge pages (shmem_getattr in mm/shmem.c)."""
     return os.fstat(target.fd).st_blksize > page_size()
 
 

@@ -1,7 +1,7 @@
-"""What only a hand may do (``host.hands``): map a file, and touch what is there, without the kernel in between.
+"""Functions that only a hand may call (``host.hands``): they map a file and touch its memory directly.
 
-A touch can end in SIGBUS at any moment: somebody truncates the file, or punches a hole, or the memory is broken. The
-kernel says EFAULT instead, where it is asked to copy; but to copy takes its time.
+A touch can end in SIGBUS at any moment: somebody truncates the file or punches a hole, or the memory is broken. A copy
+by the kernel returns EFAULT instead, but takes longer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 WORTH: Final = 1 << 30
-"""Bytes of work for each process that is forked: to fork one and to end it takes a tenth of what it saves with them."""
+"""Bytes of work per forked process: its fork and end take a tenth of the time that it saves."""
 
 
 class TouchedFile:
-    """An open file of huge pages in a hand. All pages are there, and mapped, before one is touched; no hole is filled.
+    """An open file of huge pages in a hand. All pages exist and are mapped before a touch; no hole is filled.
 
-    Other files are not worth it: to map 4 KiB takes the kernel nearly as long as to copy them.
+    Other files do not pay off: mapping 4 KiB takes the kernel nearly as long as copying them.
     """
 
     def __init__(self, target: Target, *, write: bool) -> None:
@@ -51,7 +51,7 @@ class TouchedFile:
     def mapped(self, start: int, end: int) -> Iterator[int]:
         """The address of the byte at ``start``, with all pages up to ``end`` in memory.
 
-        Raises OSError where there is a hole, or the file has ended, or no userfaultfd can be had.
+        Raises OSError for a hole, past the end of the file, or without userfaultfd(2).
         """
         if self._guard is None:
             self._guard = HoleGuard()
@@ -68,7 +68,7 @@ class TouchedFile:
 def open_hands(
     kernel: Kernel, size: int, touch: Callable[[int, int], bytes], files: Sequence[TouchedFile]
 ) -> Hands | None:
-    """Hands for ``size`` bytes of work on ``files``; None where it is not worth it, or a file does not suit."""
+    """Hands for ``size`` bytes of work on ``files``; None if they do not pay off, or a file does not suit."""
     most = size // WORTH - 1  # one process forks the others
     if most < 1 or not all(file.suits for file in files):
         return None
@@ -81,7 +81,7 @@ def write_zeros(address: int, length: int) -> None:
 
 
 def write_repeated(address: int, length: int, block: int, period: int, at: int) -> None:
-    """Write the ``period`` bytes at ``block`` over and over, from the one at ``at`` on. memmove(3)."""
+    """Write the ``period`` bytes at ``block`` repeatedly, beginning with the byte at ``at``. memmove(3)."""
     done = 0
     while done < length:
         count = min(length - done, period - at)
@@ -90,7 +90,7 @@ def write_repeated(address: int, length: int, block: int, period: int, at: int) 
 
 
 def is_repeated(address: int, length: int, block: int, period: int, at: int) -> bool:
-    """Whether memory is what ``write_repeated`` writes there. memcmp(3)."""
+    """Whether memory equals the output of ``write_repeated``. memcmp(3)."""
     done = 0
     while done < length:
         count = min(length - done, period - at)

@@ -3,8 +3,8 @@
 Imports no other layer.
 
 The worker maps the file (``worker_page.py``). The daemon uses only pread and pwrite on it (``daemon_side.py``), and
-checks all that it reads, because the owner of the worker's uid may write to the page too. Every field is an aligned
-64-bit word with one writer; ``layout.py`` has the table of them. By word:
+checks everything that it reads, because the owner of the worker's uid may write to the page, too. Every field is an
+aligned 64-bit word with one writer; ``layout.py`` has the table of them. By word:
 
     0     identity    written once, at creation: magic, number of slots, number of ranges
     8     requests    written by the daemon: cancel, paused, threads, rate, nice
@@ -14,7 +14,7 @@ checks all that it reads, because the owner of the worker's uid may write to the
     ...   slots       16 words for each thread
     end   result      the text of ``result``, appended by the worker at its end with pwrite
 
-What is done survives a SIGKILL of the worker at any instruction. A slot holds two banks for the chunk in flight
+The finished work survives a SIGKILL of the worker at any instruction. A slot holds two banks for the chunk in flight
 and a sequence number whose lowest bit says which one counts; that number is one aligned 8-byte store. The chunk
 is put into a slot before its range's position moves past it, so a unit is at any time beyond the position, or in
 a slot, or both, until it is done. A reader that copies a slot while its bank flips sees the sequence number

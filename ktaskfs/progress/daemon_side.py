@@ -1,4 +1,4 @@
-"""The daemon's side of a page: makes it, asks, and reads what the worker reports."""
+"""The daemon's side of a page: creates it, writes requests, and reads the worker's reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SEQUENCE: Final = SLOT.word("sequence")
 
 
 def create_page(path: str, shape: Shape, requests: Requests, *, dir_fd: int | None = None) -> int:
-    """Make the file with all its blocks, so that no later store can meet a full filesystem; returns a descriptor.
+    """Make the file with all its blocks, so that no later store can fail on a full filesystem; returns a descriptor.
 
     ``path`` is below the directory ``dir_fd``, if that is given. Raises OSError (ENOSPC among them), and then leaves
     no file.
@@ -59,7 +59,7 @@ def write_requests(fd: int, requests: Requests) -> None:
 
 
 def read_requests(fd: int) -> Requests:
-    """The last requests, for a daemon that adopts a task of its predecessor. Raises OSError."""
+    """The last requests, for a daemon that adopts a task of an earlier one. Raises OSError."""
     size = REQUESTS.words * WORD
     words = memoryview(os.pread(fd, size, REQUESTS.at * WORD).ljust(size, b"\0")).cast("Q")
     return Requests(**REQUESTS.read(words, 0))
@@ -72,7 +72,7 @@ def read_snapshot(fd: int, shape: Shape) -> Snapshot:
 
 @functools.lru_cache(maxsize=1)
 def _checked(copy: bytes, shape: Shape) -> Snapshot:
-    """One is kept: a request asks for the text of a task, and whether it has changed."""
+    """One is kept, because a request asks for the text of a task and for its changes."""
     words = _words(copy)
     report = REPORT.read(words, REPORT.at)
     ranges = report.pop("ranges")
@@ -115,5 +115,5 @@ def _words(copy: bytes) -> memoryview[int]:
 
 
 def read_result(fd: int, shape: Shape, snapshot: Snapshot) -> str:
-    """The text that the worker left for ``result``. Raises OSError."""
+    """The worker's text for ``result``. Raises OSError."""
     return os.pread(fd, snapshot.result_size, shape.size).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Where everything is in the page: one table of fields, which the daemon's side and the worker's side both use.
+"""The layout of the page: one table of fields for the daemon's and the worker's side.
 
 The layout never changes within a boot: a new daemon adopts the pages of workers that an older one started.
 """
@@ -33,7 +33,7 @@ _THREAD_STATES: Final = {int(each): each for each in ThreadState}
 
 
 class Writer(Enum):
-    """The one side that writes a block."""
+    """The writer of a block."""
 
     DAEMON = "daemon"
     WORKER = "worker"
@@ -43,7 +43,7 @@ class Writer(Enum):
 class Field:
     """One word of a block: ``word`` counts from the start of the block.
 
-    ``checked`` makes a value of the number in the word. It takes any number, because anybody may have written it.
+    ``checked`` converts the number in the word. It accepts any number, because anybody may have written it.
     """
 
     name: str

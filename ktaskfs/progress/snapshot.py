@@ -1,4 +1,4 @@
-"""What a page says, as values: the daemon's requests, and the worker's report at one moment."""
+"""The contents of a page as values: the daemon's requests, and the worker's report at one moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktaskfs.span import NO_NODE, Node
 
 
 class Phase(IntEnum):
-    """How far the worker itself says it is; everything from DONE on is an end."""
+    """The phase reported by the worker; everything from DONE on is an end."""
 
     STARTING = 0
     RUNNING = 1
@@ -20,7 +20,7 @@ class Phase(IntEnum):
 
 
 class ThreadState(IntEnum):
-    """What a thread slot is doing."""
+    """The state of a thread slot."""
 
     UNUSED = 0
     RUNNING = 1
@@ -32,7 +32,7 @@ class ThreadState(IntEnum):
 
 
 class FoundWhy(IntEnum):
-    """Why a task has as many threads as it has."""
+    """The reason for a task's number of threads."""
 
     UNKNOWN = 0
     TRYING = 1
@@ -42,7 +42,7 @@ class FoundWhy(IntEnum):
 
 @dataclass(frozen=True)
 class Requests:
-    """What the daemon asks of the worker. ``threads`` 0 and ``rate`` 0 mean no limit of their own."""
+    """The daemon's requests to the worker. ``threads`` 0 and ``rate`` 0 mean no limit."""
 
     cancel: bool = False
     paused: bool = False
@@ -79,7 +79,7 @@ class ThreadProgress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything the worker reports, at one moment, already checked. Times are CLOCK_BOOTTIME nanoseconds."""
+    """The worker's whole report at one moment, checked. Times are CLOCK_BOOTTIME nanoseconds."""
 
     phase: Phase
     started_ns: int
@@ -93,16 +93,16 @@ class Snapshot:
     nodes: tuple[NodeProgress, ...]
     threads: tuple[ThreadProgress, ...]
     found: int = 0
-    """Threads that were found to help, on all nodes; 0: nothing was found yet."""
+    """Threads that help, on all nodes; 0: unknown."""
     found_nid: int = NO_NODE
     """The NUMA node of the last finding, or NO_NODE."""
     found_why: FoundWhy = FoundWhy.UNKNOWN
     """Of the last finding."""
 
     def remaining(self) -> tuple[Node, ...]:
-        """The ranges not known to be finished: chunks in flight or failed, and what was never handed out.
+        """The unfinished ranges: chunks in flight or failed, and units never handed out.
 
-        All ranges, once the worker has begun to undo its work.
+        All ranges, after the worker has begun to undo its work.
         """
         if self.undone:
             return tuple(Node(node.start, node.size, node.nid) for node in self.nodes)

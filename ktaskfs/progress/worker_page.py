@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.span import Node
 
-# From the table, once: the methods below run at every chunk.
+# Computed once, because the methods below run at every chunk.
 _RANGE_WORDS: Final = RANGE.words
 _POSITION_AT: Final = RANGE.at + RANGE.word("position")
 _SEQUENCE: Final = SLOT.word("sequence")
@@ -69,13 +69,13 @@ class WorkerPage:
         self._found: dict[int, int] = {}  # threads by NUMA node
 
     def requests(self) -> Requests:
-        """What the daemon asks now."""
+        """The daemon's current requests."""
         return Requests(**REQUESTS.read(self._words, REQUESTS.at))
 
     def begin(self, ranges: Sequence[Node], total: int) -> None:
         """Announce the work: its ranges (at most ``shape.nodes``) and the units of the whole task.
 
-        The total comes last: a total without its ranges would look like a task that is done.
+        The total comes last, because a total without ranges would look like a done task.
         """
         for at, node in zip(self.shape.ranges(len(ranges)), ranges, strict=True):
             RANGE.store(self._words, at, start=node.start, size=node.size, nid=node.nid, position=0)
@@ -83,7 +83,8 @@ class WorkerPage:
         self._report(ranges=len(ranges), total=total, phase=Phase.RUNNING)
 
     def end(self, phase: Phase, *, number: int = 0, position: int = 0, message: str = "", result: str = "") -> None:
-        """Write how it ended; ``number`` is an errno. The phase goes last: who sees it sees the rest.
+        """Write the outcome; ``number`` is an errno. The phase is stored last, so that a reader of the phase sees the
+        rest.
 
         A result that cannot be stored (ENOSPC, or EFBIG beyond the user's limit) makes DONE a failure.
         """
@@ -109,7 +110,7 @@ class WorkerPage:
             stored += os.pwrite(self._fd, data[stored:], self.shape.size + stored)
 
     def _flip(self, at: int, node: int, start: int, end: int) -> None:
-        """Put a chunk into the bank that does not count, and then let it count. ``at`` is the slot's first word."""
+        """Write a chunk into the inactive bank, and then activate it. ``at`` is the slot's first word."""
         words = self._words
         sequence = words[at + _SEQUENCE] + 1
         bank = at + _BANKS[sequence & 1]
@@ -147,7 +148,7 @@ class WorkerPage:
 
     def threads_found(self, nid: int, threads: int, why: str) -> None:
         self._found[nid] = threads
-        # The reason goes last: who sees it sees the rest.
+        # The reason is stored last, so that a reader of the reason sees the rest.
         self._report(found=sum(self._found.values()), found_nid=nid, found_why=FoundWhy[why.upper()])
 
     def undo_started(self) -> None:

@@ -1,4 +1,4 @@
-"""How a daemon takes over the tasks of an earlier one."""
+"""Adoption: a daemon takes over the tasks of an earlier one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_SHAPE: Final = Shape(0, 0)
 
 
 class Adopter:
-    """Brings the tasks that the state directory knows into the table, and watches those that are at work."""
+    """Enters the tasks of the state directory into the table, and watches running ones."""
 
     def __init__(self, context: TaskContext, lifecycle: Lifecycle, queue: TaskQueue) -> None:
         self._table = context.table
@@ -42,7 +42,7 @@ class Adopter:
         self._queue = queue
 
     def adopt(self) -> None:
-        """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
+        """Take over every task of the state directory. Raises OSError if it cannot be read."""
         self._state.sweep_pages()
         for record in self._state.records(self._operations):
             try:
@@ -61,11 +61,11 @@ class Adopter:
         self._lifecycle.drop_overdue()
 
     def _adopt_active(self, task: Task, record: Record) -> None:
-        """Adopt a task that was at work: its worker lives on, or has ended meanwhile, or had never begun."""
+        """Adopt a task that was running: its worker lives, has ended, or never began."""
         if task.state is State.STARTING:
             pidfd = _open_process(record)
             if pidfd is not None:
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which says nothing yet
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which is still empty
                 task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, null, _NO_SHAPE)
             self._nursery.start_soon(self._end_start, task)
             return
@@ -87,16 +87,16 @@ class Adopter:
         oom_kills = OomKills.of(self._cgroups, groups_of(pid))
         task.worker = WorkerHandle(pid, record.start_time or 0, pidfd, page, shape, oom_kills=oom_kills)
         try:
-            task.worker.wake()  # the daemon may have died after it wrote a request, and before it woke the worker
-        except NotPermitted as error:  # the label that the worker has was changed meanwhile
+            task.worker.wake()  # the daemon may have died between writing a request and waking the worker
+        except NotPermitted as error:  # the worker's label has changed
             LOG.warning("task %s: %s", task.name, error.message, extra=log_fields(task))
-        # It may also have died after it asked for a pause, or for its end, and before it wrote the record.
+        # It may also have died after a request for pause or cancel, before it wrote the record.
         self._table.move(task, State.PAUSED if task.requests.paused else State.RUNNING)
         LOG.info("task %s is adopted: process %d goes on", task.name, record.pid, extra=log_fields(task))
         self._lifecycle.watch(task, task.worker)
 
     def _adopt_queued(self, task: Task) -> None:
-        """A task that waits goes on waiting, if its worker can still become its caller."""
+        """A queued task stays queued, if a worker can still become its caller."""
         if task.caller is not None and task.caller.root is not None:
             self._queue.put(task)
             return
@@ -105,7 +105,7 @@ class Adopter:
         self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
 
     async def _end_start(self, task: Task) -> None:
-        """End a start that was still going on when the daemon ended: its worker has not begun."""
+        """End a start that was unfinished when the daemon ended: its worker has not begun."""
         worker = task.worker
         if worker is not None:
             await wait_for_end(worker)
@@ -116,13 +116,13 @@ class Adopter:
 
 
 def _open_process(record: Record) -> int | None:
-    """A pidfd of the worker in ``record``, or None if it has ended. Its pid may be another process's by now."""
+    """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused."""
     if record.pid is None:
         return None
     try:
         pidfd = os.pidfd_open(record.pid)
     except OSError as error:
-        # ESRCH: nobody has the number. EINVAL, and ENOENT since Linux 6.9: a thread has it.
+        # ESRCH: the number is unused. EINVAL, and ENOENT since Linux 6.9: it is a thread.
         if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise

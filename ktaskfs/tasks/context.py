@@ -1,4 +1,4 @@
-"""What the parts of the task service share."""
+"""Shared by the parts of the task service."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """The tasks of one daemon, and what it needs to run them.
+    """The tasks of one daemon, and the means to run them.
 
     table:      the tasks, and the tunables.
     launcher:   forks their workers.
     state:      keeps their records and pages.
     operations: what a task can do, by name.
-    nursery:    carries everything that goes on after a call.
-    cgroups:    where the control groups are mounted.
+    nursery:    for background work.
+    cgroups:    the mounts of control groups.
     """
 
     table: TaskTable

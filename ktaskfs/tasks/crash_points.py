@@ -1,8 +1,7 @@
-"""The points in a task's life at which a daemon might die, and a way to have it die there.
+"""Crash points: points in a task's life at which a daemon might die, and a way to make it die there.
 
-The next daemon must be able to go on from each of them; docs/explanation/reliability.md says what it then finds. The
-tests kill the daemon at each point in turn. Nothing else uses this: without the variable in its environment a daemon
-only calls a function that does nothing.
+The next daemon must recover from each of them; docs/explanation/reliability.md describes the result. Tests kill the
+daemon at each point. Without the environment variable a daemon calls a function that does nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 VARIABLE: Final = "KTASKFS_DIE_AT_STEP"
-"""The number of the crash point, from 1, at which a daemon with this in its environment ends itself with SIGKILL."""
+"""The number of the crash point, from 1, at which a daemon with this variable in its environment kills itself with
+SIGKILL."""
 
 
 def pass_on(name: str) -> None:
-    """A crash point of a daemon that is not under test: nothing happens."""
+    """A crash point outside of tests: does nothing."""
 
 
 def crash_points(environment: Mapping[str, str]) -> Callable[[str], None]:

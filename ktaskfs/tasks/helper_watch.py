@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.table import TaskTable
 
 INTERVAL: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class HelperWatch:
-    """Looks at each running task of ``table`` once a second while a task has fewer threads than it wants."""
+    """Checks each running task of ``table`` once a second while a task has fewer threads than it wants."""
 
     def __init__(self, table: TaskTable, nursery: trio.Nursery) -> None:
         self._table = table

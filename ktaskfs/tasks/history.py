@@ -1,4 +1,4 @@
-"""What a task is to do, and what its runs until now came to."""
+"""The work of a task, and the results of its runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from ktaskfs.span import Node
 
 ALL_CAPABILITIES: Final = (1 << 64) - 1
-"""Those of a task that nobody with fewer has defined."""
+"""The rights of a task whose authors all had full capabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One value, replaced whole: to take back a start that failed, assign the earlier one.
+    """One value, replaced as a whole: to undo a failed start, assign the earlier one.
 
     operation: None while an empty task (mkdir) has no operation.
     texts:     the given parameters, as canonical text.
-    remaining: the ranges that a resumed task was started with, None for a first run.
-    base:      units that earlier runs had done.
-    baseline:  what those units rest on; None before the first start.
-    planned:   units of this run, as its worker announced them before it began.
-    final:     the last snapshot of the worker, once it has ended.
-    result:    the text of ``result``, as the bytes that every opening of it shares.
-    rights:    the capabilities that everybody had who defined the task, a mask of bits.
+    remaining: the ranges of a resumed task at its start, None for a first run.
+    base:      units done by earlier runs.
+    baseline:  the files of those units; None before the first start.
+    planned:   units of this run, announced by its worker before it began.
+    final:     the last snapshot of the ended worker.
+    result:    the text of ``result``, as bytes shared by all opens.
+    rights:    the common capabilities of all who defined the task, a bit mask.
     """
 
     operation: Operation[Any] | None = None

@@ -1,4 +1,4 @@
-"""Job specs that are JSON: objects, each a spec, and lists of them. Places are kept for the caret."""
+"""Job specs that are JSON: objects, each a spec, and lists of them. Positions are kept for the caret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARRAY_MAX: Final = 4096
 
 
 def objects_of_value(text: str, at: int) -> Generator[str, None, int]:
-    """Each object of the JSON object, or list of objects, at ``at``; returns where that ends. Raises SpecError."""
+    """Each object of the JSON object, or list of objects, at ``at``; returns the end. Raises SpecError."""
     if text[at] == "{":
         return (yield from _object(text, at))
     at = end_of_blanks(text, at + 1)
@@ -39,7 +39,7 @@ def _object(text: str, at: int) -> Generator[str, None, int]:
 
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
-    """The value at ``at``, and where it ends. Raises SpecError."""
+    """The value at ``at``, and its end. Raises SpecError."""
     try:
         return json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -54,7 +54,7 @@ def _not_json(text: str, at: int, why: str) -> SpecError:
 
 
 def words_of_object(text: str) -> tuple[Word, dict[str, Word]]:
-    """The operation, and the other members by key, of the object that is all of ``text``. Raises SpecError."""
+    """The operation, and the other members by key, of the object that ``text`` consists of. Raises SpecError."""
     begin = end_of_blanks(text, 0)
     end = end_of_blanks(text, _decoded(text, begin)[1])
     if end < len(text):
@@ -73,7 +73,7 @@ def words_of_object(text: str) -> tuple[Word, dict[str, Word]]:
 
 
 def _members(text: str, begin: int) -> Iterator[tuple[str, Any, int, int]]:
-    """Key, value, start and end of each member of the object at ``begin``, which is known to be JSON."""
+    """Key, value, start and end of each member of the valid JSON object at ``begin``."""
     decoder = json.JSONDecoder()
     at = end_of_blanks(text, begin + 1)
     while text[at] != "}":
@@ -87,7 +87,7 @@ def _members(text: str, begin: int) -> Iterator[tuple[str, Any, int, int]]:
 
 
 def _value_text(value: Any, text: str, start: int, end: int) -> str:
-    """A JSON value as the text that key=value would have; a list of numbers is a cpulist."""
+    """A JSON value as text for key=value; a list of numbers is a cpulist."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""A caller whose task begins later, perhaps when the caller's process is gone, perhaps under another daemon."""
+"""A caller whose task begins later, perhaps after the end of its process, perhaps under another daemon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ktaskfs.errors import TargetError
 from ktaskfs.host.credentials import CallerProcess, Identity
 
 ROOTS: Final = ("/proc/self/root", "/proc/1/root")
-"""Where most callers' root is: this daemon's, or, if it has a mount namespace of its own, that of the machine."""
+"""The root of most callers: this daemon's, or, if it has its own mount namespace, that of the machine."""
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -20,7 +20,7 @@ class KeptCaller:
     """Who a worker is to become later.
 
     identity: as it was when the caller opened the file.
-    root:     the caller's root as (mount, device, inode), None if it is one that only its descriptors lead to.
+    root:     the caller's root as (mount, device, inode), None if only its descriptors lead there.
     held:     the caller's descriptors in that case, None in a later daemon.
     """
 
@@ -30,7 +30,7 @@ class KeptCaller:
 
     @classmethod
     def of(cls, caller: CallerProcess, *, paths_are_absolute: bool) -> KeptCaller:
-        """Keep ``caller``, and its descriptors only if they are needed: in a root of its own, or for relative paths.
+        """Keep ``caller``, with its descriptors only if needed: for a separate root, or for relative paths.
 
         Raises OSError.
         """
@@ -61,12 +61,12 @@ class KeptCaller:
             self.held.close()
 
     def to_fields(self) -> dict[str, Any]:
-        """What a later daemon needs, as JSON can carry it."""
+        """The data for a later daemon, for JSON."""
         return {"identity": self.identity.to_fields(), "root": self.root}
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> KeptCaller:
-        """The inverse; raises TypeError, KeyError or ValueError for what no daemon wrote."""
+        """The inverse; raises TypeError, KeyError or ValueError for invalid data."""
         root = fields["root"]
         if root is not None:
             mount, device, inode = map(int, root)
@@ -75,7 +75,7 @@ class KeptCaller:
 
 
 def _place(directory: int) -> tuple[int, int, int]:
-    """Mount, device and inode: the same only for one directory of one mount of one namespace."""
+    """Mount, device and inode: they identify a directory of a mount of a namespace."""
     with open(f"/proc/self/fdinfo/{directory}", "rb") as file:
         mount = next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
     status = os.fstat(directory)
@@ -83,7 +83,7 @@ def _place(directory: int) -> tuple[int, int, int]:
 
 
 def _open_root(place: tuple[int, int, int]) -> int | None:
-    """A descriptor of that of ROOTS which is at ``place``, None if neither is. Raises OSError."""
+    """A descriptor of the member of ROOTS at ``place``, or None. Raises OSError."""
     for path in ROOTS:
         try:
             fd = os.open(path, _DIRECTORY)

@@ -1,4 +1,5 @@
-"""The daemon's side of the spawner: asks it for workers and hears how they ended; starts it anew if it dies."""
+"""The daemon's side of the spawner: requests workers, receives reports of their ends, and restarts the spawner if it
+dies."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ END_PATIENCE: Final = 5.0
 
 @dataclass
 class _Child:
-    """A worker that ``spawner`` was asked for. The spawner's reports set both events, and so does its end."""
+    """A worker requested from ``spawner``. The spawner's reports set both events, and so does its end."""
 
     spawner: trio.socket.SocketType | None = None
     answer: protocol.Forked | None = None
@@ -41,7 +42,7 @@ class _Child:
 
 @dataclass(frozen=True)
 class ForkedWorker:
-    """A new worker: its pid, a pidfd for the receiver to close, and the ticket for ``exit_status``."""
+    """A new worker: its pid, a pidfd that the receiver must close, and the ticket for ``exit_status``."""
 
     pid: int
     pidfd: int
@@ -49,13 +50,13 @@ class ForkedWorker:
 
 
 class Launcher:
-    """Owns the spawner process. All of it runs on the trio thread; ``nursery`` carries the receiving task."""
+    """Owns the spawner process. It runs on the trio thread; ``nursery`` runs the receiving task."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._sock: trio.socket.SocketType | None = None
         self._children: dict[int, _Child] = {}
-        """By ticket, from the request until ``exit_status`` was asked."""
+        """By ticket, from the request until ``exit_status``."""
         self._tickets = itertools.count(1)
 
     def start(self) -> None:
@@ -66,8 +67,8 @@ class Launcher:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
         with theirs:
-            # Neither the working directory nor a user's site-packages may add a module to the spawner; nor may the
-            # environment, if it may not add one to the daemon.
+            # Neither the working directory nor a user's site-packages may add a module to the spawner, and the
+            # environment only if it may for the daemon.
             closed = ["-I"] if sys.flags.isolated else ["-P", "-s"]
             command = [sys.executable, *closed, "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
             try:
@@ -81,7 +82,7 @@ class Launcher:
         self._nursery.start_soon(self._receive, self._sock, process)
 
     async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
-        """Have a process forked with ``fds``, as the request says. Raises WorkerLost."""
+        """Request a fork with ``fds``. Raises WorkerLost."""
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
         try:
@@ -103,7 +104,7 @@ class Launcher:
 
     async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)
-        for _ in range(2):  # a killed spawner is noticed here, and replaced once
+        for _ in range(2):  # a killed spawner is detected here, and replaced once
             try:
                 self.start()
                 child.spawner = sock = self._sock
@@ -139,7 +140,7 @@ class Launcher:
                     break
                 self._hear(data, protocol.received_fds(ancillary))
         except ConnectionError:
-            pass  # it was killed before it read a request: the same as the end of the stream
+            pass  # it was killed before it read a request: same as the end of the stream
         finally:
             if self._sock is sock:
                 self._sock = None
@@ -164,7 +165,7 @@ class Launcher:
     def _take(self, message: protocol.Message, fds: list[int]) -> None:
         if isinstance(message, protocol.Forked):
             child = self._children.get(message.ticket)
-            if child is None:  # the start was given up: its channel is closed, and so the worker ends
+            if child is None:  # the start was given up: its channel is closed, so the worker ends
                 for fd in fds:
                     os.close(fd)
                 return

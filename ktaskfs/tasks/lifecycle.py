@@ -1,4 +1,4 @@
-"""The life of tasks at work: how each task ends, and what its record says."""
+"""The life of running tasks: their ends and their records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class StartCancelled(KtaskfsError):
-    """Somebody cancelled the task while its worker was preparing (ECANCELED)."""
+    """The task was cancelled during its preparation (ECANCELED)."""
 
     default_errno = errno.ECANCELED
 
@@ -68,7 +68,7 @@ class Lifecycle:
             self.drop(old)
 
     def begin(self, task: Task, worker: WorkerHandle) -> None:
-        """The worker of a task got its GO: log it, and watch the worker."""
+        """The worker of a task got GO: log it, and watch the worker."""
         assert task.operation is not None
         LOG.info(
             "task %s: %s by user %d, process %d",
@@ -81,26 +81,26 @@ class Lifecycle:
         self.watch(task, worker)
 
     def watch(self, task: Task, worker: WorkerHandle) -> None:
-        """Have somebody wait for the end of a worker."""
+        """Start a background task that waits for the end of a worker."""
         self._nursery.start_soon(self._watch, task, worker)
 
     async def _watch(self, task: Task, worker: WorkerHandle) -> None:
         await trio.lowlevel.wait_readable(worker.pidfd)
-        # The status says why a worker died. Where the page says how the work ended, nobody waits for the spawner.
+        # The exit status explains a worker's death. If the page has the outcome, do not wait for the spawner.
         ended = _tells_its_end(worker)
         status = None if ended else await self._launcher.exit_status(worker.ticket)
         try:
             self.conclude(task, worker, status)
         except Exception:
-            # A bug must not end the daemon, which others' tasks depend on.
+            # A bug must not end the daemon, because others' tasks depend on it.
             LOG.exception("the end of task %s", task.name)
             task.worker = None
-        worker.close()  # now that nothing shows it any more
+        worker.close()  # after nothing shows it
         if ended:
             await self._launcher.exit_status(worker.ticket)
 
     def conclude(self, task: Task, worker: WorkerHandle, status: int | None) -> None:
-        """Find out how a worker ended; ``status`` is that of waitpid(2), None if nobody knows it."""
+        """Find the outcome of a worker; ``status`` is from waitpid(2), None if unknown."""
         self._state.crash_point("the worker has ended")
         try:
             final = read_snapshot(worker.page, worker.shape)
@@ -124,7 +124,7 @@ class Lifecycle:
         self.end(task, state, final, result)
 
     def end(self, task: Task, state: State, final: Snapshot, result: bytes = b"") -> None:
-        """Note how a task ended, whether or not it had a worker."""
+        """Record the end of a task, with or without a worker."""
         task.history = replace(task.history, final=final, result=result)
         task.worker = None
         if self.move(task, state):  # otherwise the next daemon needs the page
@@ -136,15 +136,15 @@ class Lifecycle:
         self.drop_overdue()
 
     def refuse_late(self, task: Task, error: KtaskfsError) -> None:
-        """Note that the start of a task failed after its write was answered with success."""
+        """Record that the start of a task failed after its write had succeeded."""
         cancelled = isinstance(error, StartCancelled)
         final = replace(EMPTY, phase=Phase.FAILED, errno=error.errno, message=error.message)
         self.end(task, State.CANCELLED if cancelled else State.FAILED, final)
 
 
 def _tells_its_end(worker: WorkerHandle) -> bool:
-    """Whether the worker wrote into the page how its work ended."""
+    """Whether the page has the worker's outcome."""
     try:
         return read_snapshot(worker.page, worker.shape).phase in PHASE_STATES
-    except OSError:  # ``conclude`` says so in the log
+    except OSError:  # ``conclude`` logs it
         return False

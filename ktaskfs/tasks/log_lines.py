@@ -1,4 +1,4 @@
-"""What the log says of a task: what it does to what, how much, and how long it took; and the fields of the journal."""
+"""Log lines about a task: operation, target, amount and duration; and the fields of the journal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from ktaskfs.progress import Snapshot
 
 LEVELS: Final = {State.FAILED: logging.WARNING, State.INTERRUPTED: logging.WARNING}
-"""How grave an end is; any other is information."""
+"""Log levels of ends; the others are information."""
 WHAT: Final = ("path", "pid", "size")
-"""The parameters that say what a task works on: the first that it has."""
+"""The parameters that name a target: the first one present is used."""
 
 
 def log_fields(task: Task, **more: object) -> dict[str, object]:
-    """The fields of a line about ``task``, for a log that has fields (``ktaskfs.systemd.FIELDS``), and ``more``."""
+    """The fields of a line about ``task``, for a log with fields (``ktaskfs.systemd.FIELDS``), and ``more``."""
     fields: dict[str, object] = {
         "KTASK_NAME": task.name,
         "KTASK_OPERATION": task.operation.name if task.operation else "",
@@ -32,7 +32,7 @@ def log_fields(task: Task, **more: object) -> dict[str, object]:
 
 
 def subject(task: Task, snapshot: Snapshot = EMPTY) -> str:
-    """``clear /dev/hugepages/vm1 40M``: the operation, what it works on, and how much, as far as that is known."""
+    """``clear /dev/hugepages/vm1 40M``: the operation, its target, and the amount, if known."""
     words = [task.operation.name] if task.operation else []
     named = next((key for key in WHAT if key in task.texts), None)
     if named is not None:
@@ -49,7 +49,8 @@ def amount(task: Task, count: int) -> str:
 
 
 def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> None:
-    """``task vm1: clear /dev/hugepages/vm1 40M done in 0.2s``; where it ended early also how much is done, and why."""
+    """``task vm1: clear /dev/hugepages/vm1 40M done in 0.2s``; after an early end also the finished amount and the
+    reason."""
     taken = max(0, final.ended_ns - final.started_ns) if final.started_ns else 0
     done, total = task.done(final), task.total(final)
     part = "" if done == total else f", {amount(task, done)} done"
@@ -70,9 +71,9 @@ def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> N
 
 
 def log_refusal(log: logging.Logger, task: Task, error: KtaskfsError) -> None:
-    """``task vm1: fallocate /dev/hugepages/vm1 refused (ENOMEM): …``, for a start that came to nothing.
+    """``task vm1: fallocate /dev/hugepages/vm1 refused (ENOMEM): …``, for a failed start.
 
-    A plan only asks whether it would: that is information.
+    A refused plan is logged as information.
     """
     log.log(
         logging.INFO if task.only_plans else logging.WARNING,

@@ -1,4 +1,4 @@
-"""Looks at who holds huge pages: each is made by a process that is its caller, and kept for a second."""
+"""Scans of the holders of huge pages: a process with the caller's identity makes each, and it is kept for a second."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.context import TaskContext
 
 MAX_AGE: Final = 1.0
-"""Seconds for which a look is kept. All who ask meanwhile, with the same rights, get what it found."""
+"""Seconds for which a scan is kept, for all callers with the same rights."""
 OF_ONE_MAX: Final = 2
-"""Looks that one user may have under way, or kept."""
+"""Maximum scans of one user, running or kept."""
 IN_ALL_MAX: Final = 16
 TIMEOUT: Final = 10.0
-"""Seconds after which a process that looks is killed; on a large machine it may take longer than a request may."""
+"""Seconds after which a scanning process is killed; on a large machine a scan may take longer than a request may."""
 ANSWER_MAX: Final = 1 << 20
 _PIECE: Final = 1 << 16
 
 
 class TooManyLooks(KtaskfsError):
-    """The caller, or all users together, have as many looks under way as they may (EAGAIN)."""
+    """The caller, or all users together, are at the limit of scans (EAGAIN)."""
 
     default_errno = errno.EAGAIN
 
@@ -45,21 +45,21 @@ class _Look:
 
 
 class Looks:
-    """The looks of one daemon, on the trio thread."""
+    """The scans of one daemon, on the trio thread."""
 
     def __init__(self, context: TaskContext) -> None:
         self._launcher = context.launcher
         self._nursery = context.nursery
         self._settings = context.table.settings
         self._looks: dict[object, _Look] = {}
-        """By the rights of their callers, until they are old."""
+        """By the rights of their callers, while they are fresh."""
         self._quota = Quota("scans of the pools", each=OF_ONE_MAX, total=IN_ALL_MAX, refusal=TooManyLooks)
 
     async def find(self, caller: CallerProcess, deadline: float) -> protocol.Found:
-        """Who holds pages, as far as ``caller`` may see it, whose descriptors are closed; at most MAX_AGE old.
+        """The holders that ``caller`` may see, at most MAX_AGE old; closes the caller's descriptors.
 
-        Raises KtaskfsError: TooManyLooks, what prevented the look, or ETIMEDOUT if it is not over at ``deadline``
-        (trio's clock): it then goes on, and who asks again soon gets what it found.
+        Raises KtaskfsError: TooManyLooks, the error of the scan, or ETIMEDOUT if it is unfinished at ``deadline``
+        (trio's clock): the scan then goes on, for the next request.
         """
         try:
             key = _rights(caller)
@@ -97,7 +97,7 @@ class Looks:
             self._quota.give_back(uid)
 
     async def _made(self, caller: CallerProcess) -> protocol.Found:
-        """Have a process look. Raises KtaskfsError."""
+        """Let a process scan. Raises KtaskfsError."""
         reader, writer = _pipe()
         async with trio.lowlevel.FdStream(reader) as answer:
             try:
@@ -138,7 +138,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def _rights(caller: CallerProcess) -> object:
-    """What decides what a caller may see: alike for two processes that see the same."""
+    """The key of a caller's rights: equal for processes that see the same."""
     of = caller.identity
     root = file_status(caller.root, ".")[:2]
     namespace = None if caller.user_namespace is None else os.fstat(caller.user_namespace).st_ino

@@ -1,4 +1,4 @@
-"""A new worker for one task: its page, its process and its answer; and the end of a worker that may not begin."""
+"""A new worker for one task: its page, its process and its answer; and the end of a worker whose start was given up."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 TIMEOUT: Final = 60.0
-"""Seconds after which a worker that has neither answered nor used a CPU is killed: it hangs in its target. To count
-files, or to reserve from a pool that has to grow, may take long; a minute is a guess."""
+"""Seconds after which a worker that has neither answered nor used a CPU is killed: it hangs in its target. Counting
+files, or growing a pool, may take long; a minute is a guess."""
 KILL_WAIT: Final = 0.5
 """Seconds to wait for a worker that was killed."""
 SPARE_RANGES: Final = 64
-"""Ranges that a page has room for beyond those known before the operation makes its plan: one for each NUMA node."""
+"""Room in a page for ranges that the operation adds in its plan: one for each NUMA node."""
 
 
 @dataclass(frozen=True)
 class NewWorker:
-    """A worker of ``task`` that takes over ``label``, prepares itself, and then waits for GO on ``channel``."""
+    """A worker of ``task`` that takes over ``label``, prepares, and then waits for GO on ``channel``."""
 
     task: Task
     worker: WorkerHandle
@@ -63,9 +63,9 @@ class WorkerMaker:
         self._mounts = context.cgroups
 
     async def fork(self, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
-        """Start a worker, which prepares itself from now on; ``wait_until_ready`` is next. Raises KtaskfsError.
+        """Start a worker, which begins to prepare; call ``wait_until_ready`` next. Raises KtaskfsError.
 
-        ``follows``: so does another one, once this one is ready.
+        ``follows``: another one follows when this one is ready.
         """
         identity = taken_over(caller.identity, self._settings)
         with contextlib.ExitStack() as undo:
@@ -81,7 +81,7 @@ class WorkerMaker:
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
             began = credentials.start_time(forked.pid) or 0  # 0 if it already exited
             try:
-                write_requests(page, task.requests)  # they may have changed since the page was made
+                write_requests(page, task.requests)  # the requests may have changed since the page was made
             except OSError as error:
                 raise TargetError.from_os(error, "write to the page shared with the worker") from error
             oom_kills = OomKills.of(self._mounts, identity.cgroups or own_groups().values())
@@ -117,9 +117,9 @@ class WorkerMaker:
         )
 
     async def wait_until_ready(self, new: NewWorker) -> tuple[int, Baseline]:
-        """Wait until a worker is ready; returns the units it is to do, and their baseline.
+        """Wait until a worker is ready; returns its units, and their baseline.
 
-        Raises its refusal, or WorkerLost; NotPermitted if its label keeps it from the daemon, or the daemon from it.
+        Raises its refusal, or WorkerLost; NotPermitted if its label prevents communication with the daemon.
         """
         data = await self._answer(new)
         if not data:
@@ -132,7 +132,7 @@ class WorkerMaker:
             answer = protocol.decode(data)
             if isinstance(answer, protocol.Ready) and 0 <= answer.total <= NUMBER_MAX:
                 if new.label is not None:
-                    new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet, but may be one that cannot be woken
+                    new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet; this checks that it can be woken
                 return answer.total, Baseline.from_fields(answer.baseline)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker sent an invalid message") from error
@@ -158,9 +158,9 @@ class WorkerMaker:
 
 
 async def wait_for_end(worker: WorkerHandle) -> None:
-    """Return when a worker that may not begin has ended. It is killed if it hangs for TIMEOUT.
+    """Return when a worker whose start was given up has ended. Kills it if it hangs for TIMEOUT.
 
-    A worker that SIGKILL does not end (it waits for a device that does not answer), or may not be sent, is left behind.
+    Leaves a worker behind that survives SIGKILL (it waits for a device) or may not be signalled.
     """
     used = cpu_ticks(worker.pid)
     while not await _ends(worker.pidfd, TIMEOUT):
@@ -180,7 +180,7 @@ async def _ends(pidfd: int, seconds: float) -> bool:
 
 
 def _make_channel() -> tuple[trio.socket.SocketType, socket.socket]:
-    """Our end and the worker's; raises TargetError."""
+    """The daemon's and the worker's end; raises TargetError."""
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:

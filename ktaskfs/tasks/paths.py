@@ -1,4 +1,4 @@
-"""What a relative path in a spec means."""
+"""The meaning of relative paths in a spec."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ def are_absolute(operation: Operation[Any], texts: Mapping[str, str]) -> bool:
 
 
 def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: CallerProcess) -> dict[str, str]:
-    """``texts`` with relative paths put below the caller's working directory, as seen from the caller's root.
+    """``texts`` with relative paths made absolute below the caller's working directory, as seen from the caller's root.
 
-    So a task shows what it works on, and works on the same when it is resumed from elsewhere. Where the directory
-    has no such name (removed, outside the root, too deep) a path stays as it is, and the worker's own
-    directory counts.
+    So a task shows its target, and a resume from elsewhere uses the same one. If the directory has no such name
+    (removed, outside the root, too deep), a path stays relative to the worker's working directory.
     """
     try:
         root, cwd = (os.readlink(f"/proc/self/fd/{fd}") for fd in (caller.root, caller.cwd))

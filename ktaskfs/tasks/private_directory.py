@@ -1,8 +1,8 @@
-"""A directory that nobody else can change, and files in it, reached through descriptors only.
+"""A directory that nobody else can change, and its files, accessed only through descriptors.
 
-Whoever may write a directory above could put another in its place between two system calls, and have a daemon of root
-write or remove files that are not its own. So every directory on the way is opened by its name in the one above,
-without following links, and checked.
+Somebody with write access to a parent directory could replace it between two system calls, and make root's daemon write
+or remove other files. So every directory of the path is opened by name in its parent, without following links, and
+checked.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class PrivateDirectory:
-    """The directory ``path``, made (0700) if missing. ``fd`` is its descriptor, until ``close``.
+    """The directory ``path``, created (0700) if missing. ``fd`` is its descriptor, until ``close``.
 
-    Raises TargetError (EPERM) unless it is this user's and nobody else may write in it, and each directory above is
-    this user's or root's, and not writable by others either; a sticky one (/tmp) may be, if the next is ours or root's.
+    Raises TargetError (EPERM) unless it belongs to this user and only this user may write to it, and each parent
+    belongs to this user or root, and is not writable by others; a sticky one (/tmp) may be, if the next belongs to this
+    user or root.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,7 +53,7 @@ class PrivateDirectory:
         return fd
 
     def names(self) -> list[str]:
-        """What is in the directory. Raises OSError."""
+        """The names in the directory. Raises OSError."""
         return os.listdir(self.fd)
 
     def is_ours(self, name: str) -> bool:
@@ -64,7 +65,7 @@ class PrivateDirectory:
         return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file; one that is called ``new`` goes. Raises OSError."""
+        """Rename a file, replacing ``new``. Raises OSError."""
         os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def remove(self, name: str) -> None:
@@ -76,7 +77,7 @@ class PrivateDirectory:
 def _open(path: str) -> int:
     names = [name for name in path.split("/") if name]
     at = os.open("/", _ABOVE if names else _ITSELF)
-    trusted = {os.geteuid(), 0, os.fstat(at).st_uid}  # in a user namespace root of the host owns / by another number
+    trusted = {os.geteuid(), 0, os.fstat(at).st_uid}  # in a user namespace the host's root, who owns /, is not 0
     try:
         for number, name in enumerate(names, 1):
             above, last = at, number == len(names)

@@ -1,4 +1,4 @@
-"""Tasks with queue=1 that wait until their user may have one more; each user's begin in the order of their specs."""
+"""Tasks with queue=1 that wait for a free place of their user; each user's begin in the order of their specs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TaskQueue:
-    """The queued tasks of all users. ``start`` begins one, as the caller that was kept for it; it does not wait."""
+    """The queued tasks of all users. ``start`` begins one, with its kept caller, without waiting."""
 
     def __init__(
         self, context: TaskContext, lifecycle: Lifecycle, start: Callable[[Task, CallerProcess], None]
@@ -34,7 +34,7 @@ class TaskQueue:
         context.table.settings.observers.append(self.advance)
 
     def put(self, task: Task) -> None:
-        """Have a task, which is QUEUED and has its ``caller``, begin as soon as there is room."""
+        """Begin a QUEUED task with a ``caller`` as soon as there is room."""
         self._users.setdefault(task.uid, deque()).append(task)
         self.advance()
 
@@ -43,7 +43,7 @@ class TaskQueue:
         return uid in self._users
 
     def cancel(self, task: Task) -> None:
-        """End a QUEUED task, which then may be resumed."""
+        """End a QUEUED task, which can then be resumed."""
         caller, task.caller = task.caller, None
         if caller is not None:
             caller.close()
@@ -54,7 +54,7 @@ class TaskQueue:
             self.advance()
 
     def advance(self) -> None:
-        """See soon whether there is room for more: not now, in the middle of a change of the table."""
+        """Check for room soon, after the current change of the table."""
         if self._users and not self._coming:
             self._coming = True
             self._nursery.start_soon(self._advance)

@@ -1,4 +1,4 @@
-"""The record of a task: what a later daemon must know of it, and its form as JSON."""
+"""The record of a task for a later daemon, and its JSON format."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ VERSION: Final = 5
 
 @dataclass(frozen=True)
 class Record:
-    """What must be known of a task to show it, or to adopt it, after the daemon's death.
+    """The data needed to show or adopt a task after the daemon's death.
 
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
     shape:           slots and ranges of its page.
-    caller:          who its worker is to become, if it is queued.
+    caller:          the caller of its worker, if it is queued.
     """
 
     task: int
@@ -73,7 +73,7 @@ class Record:
         return task
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as they are written: ranges are (start, end, nid)."""
+        """The fields for writing: ranges are (start, end, nid)."""
         history = self.history
         return {
             "version": VERSION,
@@ -108,14 +108,14 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("baseline", "final", "caller"), dict | None),
 }
 _MOST: Final = 1 << 20
-"""Slots, and ranges, that a page never has."""
+"""Upper bounds of slots and ranges."""
 
 
 def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str, Operation[Any]]) -> Record:
     """The record of ``task`` from its fields, of any version until now.
 
-    Raises InvalidValue for an operation or a parameter that nobody knows any more, and ValueError, KeyError, TypeError
-    or AttributeError for what no daemon wrote.
+    Raises InvalidValue for an unknown operation or parameter, and ValueError, KeyError, TypeError or AttributeError for
+    invalid data.
     """
     version = fields.pop("version")
     if version not in range(1, VERSION + 1):

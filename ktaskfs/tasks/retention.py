@@ -1,4 +1,4 @@
-"""Ended tasks: how many are kept for reading, and which are dropped first."""
+"""Ended tasks: the number that is kept, and the order of dropping."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 RESULTS_MAX: Final = 4 << 20
-"""Bytes of results that are kept of one user's tasks. They are in this process and in the state directory, which
-is memory. Only surveys have results of more than a line or two."""
+"""Maximum bytes of results of one user's tasks. They are in this process and in the state directory, which is
+memory. Only surveys have results of more than a line or two."""
 RESULTS_TOTAL: Final = 8 << 20
-"""Bytes of results that are kept of all users' tasks."""
+"""Maximum bytes of results of all users' tasks."""
 
 
 class EndedTasks:
@@ -36,7 +36,7 @@ class EndedTasks:
         self._count += 1
 
     def remove(self, task: Task) -> bool:
-        """``task`` goes on, or is removed. False if it had not ended."""
+        """``task`` continues, or is removed. False if it had not ended."""
         tasks = self._users.get(task.uid, {})
         length = tasks.pop(task, None)
         if length is None:
@@ -48,9 +48,9 @@ class EndedTasks:
         return True
 
     def overdue(self, most: int) -> list[Task]:
-        """The tasks to drop, so that ``most`` are left, RESULTS_MAX of any user's results, and RESULTS_TOTAL of all.
+        """The tasks to drop to keep at most ``most``, RESULTS_MAX of a user's results, and RESULTS_TOTAL of all.
 
-        Each is the oldest task of the user who has the most: many tasks of one user cost no other user theirs.
+        Each is the oldest task of the user who has the most, so that one user cannot displace the tasks of others.
         """
         dropped: Counter[int] = Counter()
         for _ in range(self._count - most):
@@ -62,7 +62,7 @@ class EndedTasks:
         return [task for uid, count in dropped.items() for task in islice(self._users[uid], count)]
 
     def _results_of_each(self) -> int:
-        """Bytes of results that each user may have: less than RESULTS_MAX where the total is too much."""
+        """Maximum bytes of results per user: less than RESULTS_MAX if the total is too large."""
         left, users = RESULTS_TOTAL, len(self._lengths)
         for length in sorted(self._lengths.values()):
             if length * users > left:
@@ -72,7 +72,7 @@ class EndedTasks:
         return RESULTS_MAX
 
     def _excess(self, uid: int, length: int) -> int:
-        """How many of the oldest tasks have results of ``length`` in all."""
+        """The number of oldest tasks whose results add up to ``length``."""
         count = 0
         for each in self._users[uid].values():
             if length <= 0:

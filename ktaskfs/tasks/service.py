@@ -1,4 +1,4 @@
-"""What can be done to tasks: create, start, cancel, kill, pause, resume, forget and adopt."""
+"""The actions on tasks: create, start, cancel, kill, pause, resume, forget and adopt."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class TaskService:
-    """Everything that can be done to the tasks of ``context``. It all runs on the trio thread.
+    """The actions on the tasks of ``context``, on the trio thread.
 
-    A method that takes a CallerProcess takes it over, and closes its descriptors.
+    A method with a CallerProcess takes it over, and closes its descriptors.
     """
 
     def __init__(self, context: TaskContext) -> None:
@@ -48,14 +48,14 @@ class TaskService:
         HelperWatch(context.table, context.nursery)
 
     def adopt(self) -> None:
-        """Take over every task that the state directory knows. Raises OSError if it cannot be read."""
+        """Take over every task of the state directory. Raises OSError if it cannot be read."""
         self._adopter.adopt()
 
     async def run_specs(self, caller: CallerProcess, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
 
-        Those with queue=1 for which there is no room wait. Raises KtaskfsError: NameTaken, TooManyTasks, or the
-        target's own error; nothing is then left of them, and what they were to replace is there.
+        Those with queue=1 beyond the limit wait. Raises KtaskfsError: NameTaken, TooManyTasks, or the target's own
+        error; no new task is then left, and replaced tasks stay.
         """
         uid = caller.identity.uid
         try:
@@ -84,7 +84,7 @@ class TaskService:
             for task in tasks:
                 if task.caller is not None:
                     task.caller.close()
-                if not task.forgotten:  # one that waits can be cancelled and removed meanwhile
+                if not task.forgotten:  # a waiting task can be cancelled and removed in between
                     self._lifecycle.drop(task)
             for old in replaced:
                 self.table.put_back(old)
@@ -113,7 +113,7 @@ class TaskService:
     def _create(
         self, caller: CallerProcess, specs: Sequence[Spec], taken: set[str], now: Collection[int]
     ) -> list[Task]:
-        """A task for each spec, QUEUED unless its index is in ``now``. No name of ``taken`` is made up."""
+        """A task for each spec, QUEUED unless its index is in ``now``. Generated names avoid ``taken``."""
         tasks = []
         uid, gid = caller.identity.uid, caller.identity.gid
         for index, spec in enumerate(specs):
@@ -129,7 +129,7 @@ class TaskService:
         return tasks
 
     def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
-        """Keep ``caller`` for tasks that wait. Raises TargetError, and closes it then."""
+        """Keep ``caller`` for queued tasks. On TargetError closes it."""
         try:
             for task in tasks:
                 assert task.operation is not None
@@ -149,7 +149,7 @@ class TaskService:
         self._starter.start_queued(task, caller)
 
     def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
-        """Make a task that has no operation yet; ``rights`` are its maker's permitted capabilities.
+        """Make a task without an operation; ``rights`` are its maker's permitted capabilities.
 
         Raises NameTaken, InvalidValue, TooManyTasks.
         """
@@ -162,10 +162,10 @@ class TaskService:
         return task
 
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
-        """Start a new task, as ``spec`` says if there is one.
+        """Start a new task, with ``spec`` if given.
 
-        Raises WrongState, InvalidValue, NotPermitted for a caller with more capabilities than who defined the task, or
-        the target's error; the task is then as it was.
+        Raises WrongState, InvalidValue, NotPermitted for a caller with more capabilities than the task's authors, or
+        the target's error; the task then does not change.
         """
         before = task.history
         try:
@@ -182,9 +182,9 @@ class TaskService:
         await self._start_again(task, caller, before)
 
     async def resume(self, task: Task, caller: CallerProcess) -> None:
-        """Go on: a paused task at once; an ended task gets a new worker for the rest of the work.
+        """Continue a paused task, or give an ended task a new worker for the rest of its work.
 
-        Raises WrongState, NotPermitted as ``start``, or the target's error.
+        Raises WrongState, NotPermitted like ``start``, or the target's error.
         """
         if task.state is State.PAUSED:
             caller.close()
@@ -204,13 +204,13 @@ class TaskService:
         if final.nodes:
             remaining = final.remaining()
             planned = sum(node.size for node in remaining)
-        # From now on ``base`` counts what the earlier run did, and no longer ``final``.
+        # From now on ``base`` instead of ``final`` counts the earlier run's work.
         base = task.done(final)
         task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result=b"")
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:
-        """Start one task. If it may not begin it gets its state and its history from ``before`` back."""
+        """Start one task. If that fails, restore its state and its history ``before``."""
         state, history = task.state, task.history
         assert history.operation is not None
         task.history = replace(history, texts=absolute_paths(history.operation, history.texts, caller))
@@ -234,7 +234,7 @@ class TaskService:
         self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
-        """Have the work end after the chunks in flight. Raises WrongState."""
+        """End the work after the current chunks. Raises WrongState."""
         task.require(CANCELLABLE, "cancel")
         if task.state is State.QUEUED:
             self._queue.cancel(task)
@@ -260,13 +260,13 @@ class TaskService:
         self._lifecycle.move(task, State.PAUSED)
 
     def set_live(self, task: Task) -> None:
-        """Put changed values of ``max_threads``, ``nice`` and ``rate_max`` in force."""
+        """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``."""
         task.require_known()
         task.ask(replace(task.requests, rate=task.rate_limit()))
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:
-        """Remove a task that is neither at work nor starting, nor queued. Raises WrongState."""
+        """Remove a task that is not running, starting or queued. Raises WrongState."""
         if task.state in CANCELLABLE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
         self._lifecycle.drop(task)

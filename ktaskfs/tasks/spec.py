@@ -1,7 +1,7 @@
-"""The language of ``tasks/control``: one job spec, or one verb, a line.
+"""The language of ``tasks/control``: one job spec, or one verb, per line.
 
 A spec is ``OPERATION key=value ...``, split into words as the POSIX shell splits them, or one JSON object, which may
-take several lines. Every error names the place, so that ``info/error_log`` can put a caret under the wrong token.
+take several lines. Every error has the position, for the caret in ``info/error_log``.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 
 @dataclass(frozen=True)
 class Spec:
-    """A job spec that has been checked: the operation and its parsed parameters, and how it was written."""
+    """A checked job spec: the operation, its parsed parameters, and the original text."""
 
     operation: Operation[Any]
     parameters: TaskParameters
     text: str = field(compare=False)
 
     def refused(self, error: KtaskfsError, number: int, count: int) -> SpecError:
-        """``error`` as that of spec ``number`` of ``count`` in one write."""
+        """``error`` for spec ``number`` of ``count`` in one write."""
         line = self.text.partition("\n")[0]
         message = f"spec {number} of {count}: {error.message}"
         return SpecError(message, line=line, start=0, end=0, errno=error.errno)
 
 
 def check_name(name: str) -> str:
-    """``name`` if a task may be called that; raises InvalidValue."""
+    """``name`` if it is a valid task name; raises InvalidValue."""
     if NAME.fullmatch(name) is None:
         raise InvalidValue(
             f"{shown(name)} is not a task name: 1 to 128 of A-Z a-z 0-9 _.:@+=,~- that begin with a letter, digit or _"
@@ -51,9 +51,9 @@ def check_name(name: str) -> str:
 
 
 def split_specs(text: str) -> Iterator[str]:
-    """The job specs in ``text``, still to be parsed: lines that are not empty, JSON objects, and those in JSON lists.
+    """The unparsed job specs in ``text``: non-empty lines, JSON objects, and objects in JSON lists.
 
-    Raises SpecError for JSON that is none, or that does not end its line.
+    Raises SpecError for invalid JSON, or text after it on the line.
     """
     try:
         yield from _split(text)
@@ -76,7 +76,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _on_its_line(error: SpecError) -> SpecError:
-    """``error`` with the one line of the command in which the token begins."""
+    """``error`` with the line of the command where the token begins."""
     text = error.line
     begin = text.rfind("\n", 0, error.start) + 1
     line = text[begin : _end_of_line(text, error.start)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.tunables import Settings
 
 SPLIT_AT_ONCE: Final = 64
-"""Specs that are split off without a pause; each takes up to 30 us, a JSON object most."""
+"""Specs to split without a pause; each takes up to 30 us, JSON objects the most."""
 
 
 class SpecReader:
@@ -27,13 +27,13 @@ class SpecReader:
         self._operations = operations
         self._settings = settings
         self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
-        """By uid, while a write of that user is parsed or waits."""
+        """By uid, while that user's write is parsed or waits."""
 
     async def read(self, uid: int, text: str) -> list[Spec]:
         """The specs in ``text``, as ``split_specs`` finds them.
 
-        Raises SpecError, and TooBig for more specs than a user may have unfinished tasks: such a write never succeeds.
-        With queue=1 there may be as many more as may be queued.
+        Raises SpecError, and TooBig for more specs than a user may have unfinished tasks, plus queued ones with
+        queue=1: such a write never succeeds.
         """
         limit, queued = self._settings["max_tasks"], self._settings["max_queued"]
         async with self._lock(uid):
@@ -53,7 +53,7 @@ class SpecReader:
         return specs
 
     async def read_one(self, uid: int, text: str) -> Spec:
-        """The spec that is the whole of ``text``; raises SpecError."""
+        """The only spec in ``text``; raises SpecError."""
         async with self._lock(uid):
             await trio.lowlevel.checkpoint()
             return parse_spec(text, self._operations)

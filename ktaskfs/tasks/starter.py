@@ -1,4 +1,4 @@
-"""Starting workers: all tasks of one write have one ready, or none begins."""
+"""Starts workers: all tasks of one write get a ready worker, or none begins."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
-"""Seconds for which the write that starts a task waits for its target: no request may block for much longer."""
+"""Seconds for which a start waits for its target: no request may block much longer."""
 GRACE: Final = 0.5
-"""Seconds for which a write that is refused waits for the workers to take back what they prepared."""
+"""Seconds for which a refused write waits for the workers' undo."""
 
 
 class StartRefused(KtaskfsError):
-    """Why none of several tasks may begin: errno and message are those of ``task``, the one that failed."""
+    """None of several tasks may begin; errno and message are those of the failed ``task``."""
 
     def __init__(self, error: KtaskfsError, task: Task) -> None:
         super().__init__(error.message, errno=error.errno)
@@ -41,14 +41,14 @@ class StartRefused(KtaskfsError):
 
 @dataclass
 class _Batch:
-    """Tasks that start together. ``caller_waits`` until the write of their specs has been answered.
+    """Tasks that start together. ``caller_waits`` until the answer to their write.
 
     workers: the workers forked until now, in the order of their tasks.
     commit:  called before the first record is written.
-    error:   why no task begins, as soon as that is known.
-    failed:  the task that could not be prepared, if that is why.
+    error:   why no task begins, once known.
+    failed:  the task whose preparation failed, if any.
     decided: the tasks have begun, or there is an error.
-    over:    the tasks have begun, or nothing is left of their workers.
+    over:    the tasks have begun, or their workers are gone.
     """
 
     tasks: Sequence[Task]
@@ -66,7 +66,7 @@ class _Batch:
 class Starter:
     """Brings tasks from STARTING to RUNNING, and hands them over to ``lifecycle``.
 
-    A start that takes longer than its write may wait is answered with success. Its tasks then have a record, and an
+    A start that takes longer than its write may wait is answered with success; its tasks then have a record, and an
     error ends them.
     """
 
@@ -78,7 +78,7 @@ class Starter:
         self._lifecycle = lifecycle
         self._worker_maker = WorkerMaker(context)
         self._batches: dict[Task, _Batch] = {}
-        """By task, from its start until the batch is over."""
+        """By task, from its start until the end of the batch."""
 
     async def start(
         self, tasks: Sequence[Task], caller: CallerProcess, commit: Callable[[], None] = lambda: None
@@ -86,8 +86,8 @@ class Starter:
         """Start ``tasks``, which are STARTING; takes over ``caller``, whose descriptors it closes.
 
         Returns when all have begun, or after PATIENCE, when some are still STARTING. Raises KtaskfsError if none
-        may begin, StartRefused for several; the caller of this method then sets their states right. ``commit`` is
-        called when all are ready, or the write is about to be answered.
+        may begin, StartRefused for several; the caller of this method then restores their states. ``commit`` is
+        called when all are ready, or before the write is answered.
         """
         batch = _Batch(tasks, caller, commit=commit)
         self._begin(batch)
@@ -105,13 +105,13 @@ class Starter:
             if batch.failed is not None and len(tasks) > 1:
                 raise StartRefused(batch.error, batch.failed) from batch.error
             raise batch.error
-        if not batch.over.is_set():  # the write succeeds, so the next daemon must know of the tasks
+        if not batch.over.is_set():  # the write succeeds, so the next daemon must know the tasks
             batch.commit()
             for task in batch.tasks:
                 self._lifecycle.save(task)
 
     def start_queued(self, task: Task, caller: CallerProcess) -> None:
-        """Start a task, which is STARTING, that nobody waits for: an error ends it. Takes over ``caller``."""
+        """Start a STARTING task in the background: an error ends it. Takes over ``caller``."""
         self._begin(_Batch([task], caller, caller_waits=False))
 
     def _begin(self, batch: _Batch) -> None:
@@ -120,13 +120,13 @@ class Starter:
         self._nursery.start_soon(self._carry_out, batch, before)
 
     def cancel(self, task: Task) -> None:
-        """Give up the start of ``task`` and of its batch. Nothing happens if they have begun."""
+        """Give up the start of ``task`` and of its batch. Does nothing if they have begun."""
         batch = self._batches.get(task)
         if batch is not None:
             batch.scope.cancel()
 
     def kill(self, task: Task) -> None:
-        """As ``cancel``, and kill the worker at once; it then takes nothing back of what it prepared."""
+        """Like ``cancel``, but kill the worker at once, without undo of its preparation."""
         self.cancel(task)
         if task.worker is not None:
             task.worker.signal(signal.SIGKILL)
@@ -150,9 +150,9 @@ class Starter:
             batch.over.set()
 
     async def _prepare_all(self, batch: _Batch, before: Sequence[_Batch]) -> KtaskfsError | None:
-        """Have a worker ready for each task, and a record. Returns the error that prevents it, or None.
+        """Get a ready worker and a record for each task. Returns the error, or None.
 
-        ``before`` are earlier starts of the same tasks, whose workers may still be taking back what they prepared.
+        ``before`` are earlier starts of the same tasks, whose workers may still be undoing their preparation.
         """
         try:
             with batch.scope:
@@ -162,13 +162,13 @@ class Starter:
                     batch.failed = task
                     await self._prepare(task, batch)
             batch.failed = None
-            if batch.scope.cancel_called:  # perhaps only after the last worker became ready
+            if batch.scope.cancel_called:  # possibly after the last worker became ready
                 return StartCancelled("cancelled before the work began")
             self._write_records(batch)
         except KtaskfsError as refusal:
             return refusal
         except Exception:
-            # A bug must not end the daemon, which others' tasks depend on.
+            # A bug must not end the daemon, because others' tasks depend on it.
             LOG.exception("starting %s", batch.tasks)
             return WorkerLost("the start failed unexpectedly; see the log")
         finally:
@@ -176,13 +176,13 @@ class Starter:
         return None
 
     async def _give_up(self, batch: _Batch, error: KtaskfsError) -> None:
-        """End the workers, the last one first: each finds its target as it left it, and takes that back."""
+        """End the workers, last one first, so that each finds its target unchanged and undoes its preparation."""
         late = not batch.caller_waits
-        if not late:  # the tasks go back to what they were, without a worker
+        if not late:  # the tasks return to their old states, without a worker
             for each in batch.workers:
                 each.task.worker = None
         for each in reversed(batch.workers):
-            each.channel.close()  # which tells the worker to take back what it prepared, and to end
+            each.channel.close()  # so the worker undoes its preparation and ends
             await wait_for_end(each.worker)
             self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
             each.task.worker = None
@@ -190,7 +190,7 @@ class Starter:
         for task in batch.tasks:
             try:
                 self._state.forget_page(task.number)
-            except OSError as page_error:  # the next start makes a new page, or the next daemon sweeps it away
+            except OSError as page_error:  # the next start replaces the page, or the next daemon removes it
                 LOG.error("cannot remove the page of task %s: %s", task.name, page_error)
             if late:
                 self._lifecycle.refuse_late(task, _reason(task, batch, error))
@@ -205,7 +205,7 @@ class Starter:
             raise TargetError.from_os(error, "write the task's record") from error
 
     async def _let_go(self, batch: _Batch) -> None:
-        self._table.move_all(batch.tasks, State.RUNNING)  # before anything else can happen, such as a cancel
+        self._table.move_all(batch.tasks, State.RUNNING)  # before anything else, such as a cancel
         with trio.CancelScope(shield=True):
             for each in batch.workers:
                 worker = each.task.worker = replace(each.worker, begun=True)
@@ -213,7 +213,7 @@ class Starter:
                 try:
                     await each.channel.send(protocol.GO)
                     self._state.crash_point("GO was sent")
-                except OSError as error:  # it has just died, as its watcher will find out
+                except OSError as error:  # it has died; its watcher will notice
                     LOG.debug("task %s: %s", each.task.name, error)
                 self._lifecycle.begin(each.task, worker)
 
@@ -229,7 +229,7 @@ class Starter:
 
 
 def _reason(task: Task, batch: _Batch, error: KtaskfsError) -> KtaskfsError:
-    """Why ``task`` does not begin, as its own ``error`` says it."""
+    """The reason why ``task`` does not begin, for its ``error``."""
     if batch.failed is None or batch.failed is task:
         return error
     message = f"task {batch.failed.name} of the same write could not start: {error.message}"

@@ -1,7 +1,7 @@
-"""The state directory: a small record for each task, beside its page, that outlives the daemon.
+"""The state directory: for each task a page and a small record, which outlive the daemon.
 
-A record is JSON with a version, replaced whole by rename(2). One daemon at a time holds the directory's lock. The
-directory lives as long as the boot does (below /run), as huge pages do, so nothing is synced.
+A record is versioned JSON, replaced as a whole by rename(2). One daemon at a time holds the directory's lock. The
+directory lasts until the next boot (below /run), like huge pages, so nothing is synced.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _HALF_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json\.new", re.ASCII)
 _LOCK: Final = "lock"
 _SESSION: Final = "session"
 _OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
-"""What is in the directory without any task; the command makes the logs."""
+"""Files of a directory without tasks; the command makes the logs."""
 LOG: Final = logging.getLogger(__name__)
 
 
 class StateDirectory:
-    """The records and pages in ``directory``, which is locked and closed with this.
+    """The records and pages in ``directory``, which is locked, and closed with this object.
 
-    The records say which processes belong to the daemon, which signals them. Raises KtaskfsError (EBUSY if another
-    daemon has it). ``crash_point`` is called between any two changes that a successor could see (see
-    ``crash_points``).
+    The records name the processes that the daemon may signal. Raises KtaskfsError (EBUSY if another
+    daemon has it). ``crash_point`` is called between any two changes that the next daemon could see
+    (see ``crash_points``).
     """
 
     def __init__(self, directory: PrivateDirectory, crash_point: Callable[[str], None] = pass_on) -> None:
@@ -67,32 +67,32 @@ class StateDirectory:
             raise KtaskfsError(message, errno=errno.EBUSY)
 
     def close(self) -> None:
-        """Give the lock back, and close the directory."""
+        """Release the lock, and close the directory."""
         os.close(self._lock)
         self._directory.close()
 
     def remove_unused(self) -> None:
-        """Remove the directory if it has no record, and nothing that is not ours. Raises OSError."""
+        """Remove the directory if it has no record, and no foreign files. Raises OSError."""
         if set(self._directory.names()) <= _OF_DAEMON:
             for name in _OF_DAEMON:
                 self._directory.remove(name)
             os.rmdir(self.path)
 
     def session(self) -> str:
-        """What ``remember_session`` got last; empty if there is nothing. Raises OSError."""
+        """The last text of ``remember_session``; empty if none. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), os.fdopen(self._directory.open(_SESSION, os.O_RDONLY)) as file:
             return file.read()
         return ""
 
     def remember_session(self, text: str) -> None:
-        """Keep what a daemon must know that takes this one's place at the mount. Raises OSError."""
+        """Store the session data for the next daemon at this mount. Raises OSError."""
         fd = self._directory.open(f"{_SESSION}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(fd, "w") as file:
             file.write(text)
         self._directory.rename(f"{_SESSION}.new", _SESSION)
 
     def create_page(self, task: int, shape: Shape, requests: Requests) -> int:
-        """A descriptor of a new page for ``task``, in place of an old one. Raises OSError."""
+        """A descriptor of a new page for ``task``, replacing an old one. Raises OSError."""
         self.forget_page(task)
         return create_page(_name(task, "page"), shape, requests, dir_fd=self._directory.fd)
 
@@ -101,7 +101,7 @@ class StateDirectory:
         return self._directory.open(_name(task, "page"), os.O_RDWR)
 
     def write(self, record: Record) -> None:
-        """Replace the record of a task. Raises OSError, and then the old one stands."""
+        """Replace the record of a task. On OSError the old one stays."""
         name = _name(record.task, "json")
         data = json.dumps(record.to_json()).encode()
         self.crash_point(f"write the record: {record.state}")
@@ -129,12 +129,12 @@ class StateDirectory:
         self._directory.remove(_name(task, "page"))
 
     def highest_number(self) -> int:
-        """The highest number that any file here has, 0 if there is none."""
+        """The highest number of a file here, 0 if there is none."""
         numbers = (entry.partition(".")[0] for entry in self._directory.names())
         return max((int(each) for each in numbers if _NUMBER.fullmatch(each)), default=0)
 
     def sweep_pages(self) -> None:
-        """Remove pages without a record, whose tasks never began, and halves of records. Raises OSError."""
+        """Remove pages without a record, whose tasks never began, and partial records. Raises OSError."""
         names = set(self._directory.names())
         for name in names:
             page = _PAGE_NAME.fullmatch(name)
@@ -143,9 +143,9 @@ class StateDirectory:
                 self._directory.remove(name)
 
     def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
-        """Every record that can be read, oldest first; others are set aside as ``*.bad``, with a line in the log.
+        """Every readable record, oldest first; others are renamed to ``*.bad`` and logged.
 
-        ``operations`` are those that this daemon knows.
+        ``operations`` are those of this daemon.
         """
         for entry in sorted(self._directory.names()):
             if not _RECORD_NAME.fullmatch(entry):
@@ -160,7 +160,7 @@ class StateDirectory:
             yield record
 
     def set_aside(self, task: int, why: Exception) -> None:
-        """Rename a record that cannot be used, and say so in the log. Raises OSError."""
+        """Rename an unusable record, and log it. Raises OSError."""
         name = _name(task, "json")
         LOG.warning("setting aside the record %s: %s", os.path.join(self.path, name), why)
         self._directory.rename(name, f"{name}.bad")

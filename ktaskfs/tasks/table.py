@@ -1,4 +1,4 @@
-"""All tasks: their names, their owners, their order, and the limits that hold over them together."""
+"""All tasks: their names, owners, order, and common limits."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 RESERVED: Final = frozenset({"control"})
 USERS_MAX: Final = 4096
-"""Users whose last tasks are remembered."""
+"""Maximum users whose last tasks are remembered."""
 LAST_NAMES_MAX: Final = 8192
-"""Names that are remembered of them."""
+"""Maximum names remembered of each."""
 UNFINISHED_MAX: Final = 1024
-"""Unfinished tasks of all users, as many as that; each is a process, and takes up to 12 KiB here."""
+"""Maximum unfinished tasks of all users; each is a process, and takes up to 12 KiB here."""
 DESCRIPTORS_PART: Final = 8
-"""Unfinished tasks are at most one part in so many of this process's descriptors: each takes two at work, and six or
-seven while it starts. Each is also a process of some 5 MiB."""
+"""Descriptors of this process for each unfinished task: a running one takes two, a starting one six or seven. Each is
+also a process of some 5 MiB."""
 
 QUEUED_PART: Final = 2
-"""Queued tasks are at most half as many: the caller of one in a container takes three descriptors."""
+"""Divisor for the maximum of queued tasks: the caller of one in a container takes three descriptors."""
 
 
 class TaskTable:
     """The tasks by name, and in order of creation. Only the trio thread touches it.
 
-    ``observers`` are called with a task after each change of its state, and after it was added or dropped (its
-    ``name`` is then not in the table).
+    ``observers`` are called with a task after each change of its state, and after it was added or dropped
+    (without its ``name`` in the table).
     """
 
     def __init__(self, settings: Settings, *, private_names: bool = False, descriptors: int | None = None) -> None:
-        """``private_names``: names that are made here tell nothing of other users' tasks (hidepid=2).
+        """``private_names``: generated names reveal nothing about other users' tasks (hidepid=2).
 
-        ``descriptors`` are those that this process may have, RLIMIT_NOFILE if None.
+        ``descriptors``: the limit of this process, RLIMIT_NOFILE if None.
         """
         if descriptors is None:
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -71,11 +71,11 @@ class TaskTable:
         self._numbers = itertools.count(1)
         self._private_names = private_names
         self._own_numbers: dict[int, int] = {}
-        """For the USERS_MAX users who wrote last, how many private names each got."""
+        """Number of private names of each of the USERS_MAX users who wrote last."""
         self.short_of_threads = False
         """Whether a task has fewer threads than it wants."""
         self.shortage_observers: list[Callable[[], None]] = []
-        """Called when threads have been dealt, and some task has fewer than it wants."""
+        """Called after dealing threads, if a task has fewer than it wants."""
         self.thread_use = ThreadUse()
         settings.observers.append(self.rebalance)
 
@@ -100,7 +100,7 @@ class TaskTable:
         return task
 
     def number_from(self, first: int) -> None:
-        """Number new tasks from ``first`` on, as a predecessor's files use the numbers below."""
+        """Number new tasks from ``first`` on, because files of an earlier daemon use lower numbers."""
         self._numbers = itertools.count(first)
 
     def next_number(self) -> int:
@@ -140,7 +140,7 @@ class TaskTable:
         return [task for task in found if task is not None and task.uid == uid and task.state in ENDED]
 
     def set_aside(self, task: Task) -> None:
-        """Give the name of an ended task free; then ``put_back`` or ``drop`` it."""
+        """Free the name of an ended task; then ``put_back`` or ``drop`` it."""
         del self._tasks[task.name]
 
     def put_back(self, task: Task) -> None:
@@ -149,7 +149,7 @@ class TaskTable:
             self._tasks[task.name] = task
 
     def check_names(self, names: Sequence[str], replaced: Collection[Task] = ()) -> None:
-        """Raise NameTaken for a name in use, but by a task of ``replaced``, or used twice in ``names``."""
+        """Raise NameTaken for a name used by a task outside ``replaced``, or twice in ``names``."""
         seen: set[str] = set()
         for name in names:
             taken = name in self._tasks and self._tasks[name] not in replaced
@@ -175,20 +175,20 @@ class TaskTable:
         return number
 
     def note_last(self, uid: int, names: list[str]) -> None:
-        """Remember what the last write of ``uid`` created, for the users who wrote last."""
+        """Remember the tasks of the last write of ``uid``, for the users who wrote last."""
         self._last_names += len(names) - len(self.last_task.pop(uid, ()))
         self.last_task[uid] = names
         while len(self.last_task) > USERS_MAX or (self._last_names > LAST_NAMES_MAX and len(self.last_task) > 1):
             self._last_names -= len(self.last_task.pop(next(iter(self.last_task))))
 
     def add(self, task: Task) -> None:
-        """Put a task into the table, under a name that ``check_names`` has passed."""
+        """Add a task to the table, under a name that passed ``check_names``."""
         self._tasks[task.name] = task
         self._place(task)
         self._tell(task)
 
     def drop(self, task: Task) -> None:
-        """Take a task out for good. Its open files give nothing any more."""
+        """Remove a task permanently. Its open files fail afterwards."""
         if task in self:
             del self._tasks[task.name]
         self._displace(task)
@@ -197,11 +197,11 @@ class TaskTable:
         self.rebalance()
 
     def move(self, task: Task, state: State) -> None:
-        """Change the state of a task, update counts and threads, and tell the observers. Raises TaskForgotten."""
+        """Change the state of a task, update counts and threads, and call the observers. Raises TaskForgotten."""
         self.move_all([task], state)
 
     def move_all(self, tasks: Sequence[Task], state: State) -> None:
-        """As ``move`` for each of ``tasks``; threads are dealt once, since that looks at every task at work."""
+        """Like ``move`` for each of ``tasks``, but deal threads only once, because that visits every running task."""
         for task in tasks:
             task.require_known()
             self._displace(task)
@@ -211,7 +211,7 @@ class TaskTable:
         self.rebalance()
 
     def overdue(self) -> list[Task]:
-        """The ended tasks beyond ``debug/ktask_keep_finished``; see EndedTasks for whose."""
+        """The ended tasks beyond ``debug/ktask_keep_finished``; see EndedTasks for their order."""
         return self._ended.overdue(self.settings["keep_finished"])
 
     def of_user(self, uid: int) -> list[Task]:
@@ -219,7 +219,7 @@ class TaskTable:
         return [task for task in self._tasks.values() if task.uid == uid and task.state not in ENDED]
 
     def rebalance(self) -> None:
-        """Deal the helper threads anew among the running tasks, and put other live limits in force."""
+        """Deal the helper threads among the running tasks, and apply other live limits."""
         cpus = frozenset(usable_cpus())
         wanted: dict[Task, int] = {}
         claims: dict[Task, Claim] = {}
@@ -236,7 +236,7 @@ class TaskTable:
         for task, threads in dealt.items():
             try:
                 task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
-            except KtaskfsError as error:  # the page of one worker must not keep the others from their requests
+            except KtaskfsError as error:  # an error of one worker's page must not affect the others
                 LOG.error("%s", error.message)
 
     def running(self) -> list[Task]:
@@ -244,12 +244,12 @@ class TaskTable:
         return [task for task in self._active if task.state is State.RUNNING]
 
     def nice_of(self, task: Task) -> int:
-        """The nice value that the helpers of ``task`` are to have."""
+        """The nice value for the helpers of ``task``."""
         text = task.texts.get("nice")
         return self.settings["nice"] if text is None else parse_int(text)
 
     def _threads_wanted(self, task: Task, cpus: int) -> int:
-        if task.state is not State.RUNNING:  # other tasks may have its helpers meanwhile
+        if task.state is not State.RUNNING:  # other tasks may use its helpers
             return 1
         text = task.texts.get("max_threads", MAX)
         own = cpus if text == MAX else parse_int(text)

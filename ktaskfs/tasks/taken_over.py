@@ -1,4 +1,4 @@
-"""What a process that is to become a caller takes over of it."""
+"""The part of a caller's identity that its worker takes over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def taken_over(identity: Identity, settings: Settings) -> Identity:
-    """The caller's identity without the control groups or the label that the tunables leave to the caller."""
+    """The caller's identity without the control groups or the label, if the tunables exclude them."""
     groups = identity.cgroups if CGROUP.format(settings[CGROUP.name]) == "caller" else ()
     label = identity.label if LABEL.format(settings[LABEL.name]) == "caller" else None
     return replace(identity, cgroups=groups, label=label)

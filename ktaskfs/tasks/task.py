@@ -1,4 +1,4 @@
-"""One task as the daemon knows it: what was asked, what state it is in, and the page of its worker."""
+"""One task in the daemon: its parameters, its state, and the page of its worker."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CANCELLABLE: Final = ACTIVE | {State.QUEUED}
 ENDED: Final = frozenset({State.DONE, State.PLANNED, State.FAILED, State.CANCELLED, State.INTERRUPTED})
 RESUMABLE: Final = frozenset({State.FAILED, State.CANCELLED, State.INTERRUPTED})
 PHASE_STATES: Final = {Phase.DONE: State.DONE, Phase.FAILED: State.FAILED, Phase.CANCELLED: State.CANCELLED}
-"""The state of a task by the last phase of its worker. A worker that died in an earlier phase was interrupted."""
+"""The state of a task by the last phase of its worker. A worker that died in an earlier phase: interrupted."""
 
 EMPTY: Final = Snapshot(
     phase=Phase.STARTING,
@@ -60,18 +60,18 @@ EMPTY: Final = Snapshot(
     nodes=(),
     threads=(),
 )
-"""The snapshot of a task that has had no worker yet."""
+"""The snapshot of a task that never had a worker."""
 
 
 class Task:
     """A task. Only the trio thread touches it; everything that shows it asks it anew.
 
-    history:    what it is to do, and what its runs came to.
-    requests:   what its worker is asked.
-    pace:       how fast it works.
-    worker:     from the fork until the end is known.
-    caller:     who its worker is to become, while it is QUEUED.
-    forgotten:  it was removed from the table. Files of it that are still open give nothing any more.
+    history:    its work and the results of its runs.
+    requests:   those to its worker.
+    pace:       its speed.
+    worker:     from the fork until its end is known.
+    caller:     the caller of its worker, while it is QUEUED.
+    forgotten:  it was removed from the table, so its open files fail.
     """
 
     def __init__(self, number: int, name: str, uid: int, gid: int, *, created_ns: int | None = None) -> None:
@@ -102,9 +102,9 @@ class Task:
         return self.history.texts
 
     def define(self, operation: Operation[Any], texts: Mapping[str, str]) -> None:
-        """Give a task that has not started its operation and ``texts``.
+        """Set the operation and ``texts`` of a new task.
 
-        It keeps earlier texts that ``texts`` does not name, if the operation has such a parameter.
+        Earlier texts stay if ``texts`` does not name them and the operation has the parameter.
         """
         self.require({State.NEW}, "a spec")
         known = {each.name for each in operation.declared}
@@ -112,15 +112,15 @@ class Task:
         self.history = replace(self.history, operation=operation, texts={**kept, **texts})
 
     def set_parameter(self, parameter: Parameter, text: str) -> None:
-        """Set one parameter of a task that has not started; raises InvalidValue, WrongState."""
+        """Set one parameter of a new task; raises InvalidValue, WrongState."""
         self.require({State.NEW}, f"setting {parameter.name}")
         self.set_text(parameter, text)
 
     def set_text(self, parameter: Parameter, text: str) -> None:
         """Set a parameter. Writing the placeholder unsets it.
 
-        A task that ended early may be resumed with other values. One that is done never runs again, and its record,
-        which each write replaces, may hold a large result. Raises InvalidValue, and WrongState for a task that is done.
+        A task that ended early may be resumed with other values. A done task never runs again, and its record, which
+        each write replaces, may hold a large result. Raises InvalidValue, and WrongState for a done task.
         """
         self.require(set(State) - {State.DONE, State.PLANNED}, f"setting {parameter.name}")
         texts = dict(self.texts)
@@ -131,13 +131,13 @@ class Task:
         self.history = replace(self.history, texts=texts)
 
     def limit_rights(self, permitted: int) -> None:
-        """Note that a caller with these capabilities has defined something of the task."""
+        """Record that a caller with these capabilities has defined a part of the task."""
         self.history = replace(self.history, rights=self.history.rights & permitted)
 
     def require_rights(self, permitted: int) -> None:
-        """Raise NotPermitted for a starter with capabilities that somebody who defined the task did not have.
+        """Raise NotPermitted for a starter with capabilities that one of the task's authors lacked:
 
-        The paths may be a trap that only those capabilities fall into.
+        the paths may be a trap for these capabilities.
         """
         more = permitted & ~self.history.rights
         if more:
@@ -146,7 +146,7 @@ class Task:
             )
 
     def parameter_text(self, parameter: Parameter) -> str:
-        """The text of a parameter's file: what was given, or the default."""
+        """The text of a parameter's file: the given value, or the default."""
         return self.texts.get(parameter.name, parameter.default_text())
 
     def parsed(self) -> TaskParameters:
@@ -163,27 +163,27 @@ class Task:
             raise WrongState(f"{what} does not fit: task {self.name} is {self.state}")
 
     def require_known(self) -> None:
-        """Raise TaskForgotten for a task that was removed."""
+        """Raise TaskForgotten for a removed task."""
         if self.forgotten:
             raise TaskForgotten(f"task {self.name} was removed")
 
     def forget(self) -> None:
-        """Note that the task was removed."""
+        """Mark the task as removed."""
         self.forgotten = True
 
     def snapshot(self) -> Snapshot:
-        """The worker's report: of now, or the last one."""
+        """The worker's current or last report."""
         if self.worker is not None:
             return read_snapshot(self.worker.page, self.worker.shape)
         return self.history.final or EMPTY
 
     @property
     def only_plans(self) -> bool:
-        """Whether it is to check and to tell only (``plan=1``)."""
+        """Whether it only checks (``plan=1``)."""
         return self.texts.get("plan") == "1"
 
     def rate_limit(self) -> int:
-        """Units a second that it may do, 0 for no limit."""
+        """Maximum units per second, 0 for no limit."""
         text = self.texts.get("rate_max", MAX)
         return 0 if text == MAX else parse_size(text)
 
@@ -196,9 +196,9 @@ class Task:
         return self.history.base + snapshot.done
 
     def ask(self, requests: Requests) -> None:
-        """Put ``requests`` in force; a worker is woken only if there is a change.
+        """Apply ``requests``; wakes a worker only after a change.
 
-        Raises TargetError if its page cannot be written, and keeps the old requests then.
+        Raises TargetError if its page cannot be written, and then keeps the old requests.
         """
         if requests == self.requests:
             return

@@ -1,7 +1,7 @@
-"""How many helper threads each running task may have: the CPUs' share is dealt evenly, per user, then per task.
+"""Deal helper threads to running tasks: the share of the CPUs is divided evenly by user, then by task.
 
-The first thread of a task always runs, and is not counted. So it is in v3 of the kernel series, which caps the
-helpers of all tasks together at 80 % of the CPUs (ktask_rlim_max).
+The first thread of a task always runs, and does not count, as in v3 of the kernel series, which limits the helpers of
+all tasks together to 80 % of the CPUs (ktask_rlim_max).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ T = TypeVar("T", bound="Hashable")
 
 
 def helper_limit(cpus: int, percent: int) -> int:
-    """Helper threads that all tasks together may have on ``cpus`` CPUs."""
+    """Maximum helper threads of all tasks together on ``cpus`` CPUs."""
     return cpus * percent // 100
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a task asks for: whose it is, how many threads it can use, and the CPUs that they may run on."""
+    """The claim of a task: its user, the number of threads that it can use, and their CPUs."""
 
     user: Hashable
     threads: int
@@ -31,14 +31,14 @@ class Claim:
 
 
 def deal_threads(claims: Mapping[T, Claim], cpus: frozenset[int], percent: int) -> dict[T, int]:
-    """Threads for each task, at least 1 and at most what it claims.
+    """Threads for each task, at least 1 and at most its claim.
 
-    A task gets a helper only while every known set of CPUs that contains the task's has fewer helpers than its share:
-    a task that is confined to few CPUs leaves the helpers to those that may use the others. The sets are ``cpus``, all
-    that there are, and those of the tasks.
+    A task gets a helper only while every known CPU set that contains the task's has fewer helpers than its share, so a
+    task that is confined to few CPUs leaves the other helpers to other tasks. The sets are ``cpus``, all CPUs, and
+    those of the tasks.
 
-    The helpers are dealt evenly among users, and those of each user evenly among the user's tasks: many tasks of one
-    user leave another user's only task its share. Ties go to the earlier task.
+    The helpers are divided evenly among users, and each user's evenly among the user's tasks, so many tasks of one user
+    do not reduce another user's share. Ties go to the earlier task.
     """
     sets = {cpus, *(claim.cpus for claim in claims.values())}
     left = {each: helper_limit(len(each), percent) for each in sets}

@@ -1,5 +1,5 @@
-"""How many threads the tasks at work can use: fewer than they want while a signal or a rate limit holds them back, or
-if more do not help."""
+"""The number of threads that running tasks can use: fewer than they want while a signal or a rate limit holds them
+back, or if more do not help."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 SLACK: Final = 0.1
-"""Threads that a task gets beyond those that were busy on average, before rounding up: one that is busy all the time
-may have use for a second."""
+"""Extra threads beyond the average of busy ones, before rounding up: if one thread is always busy, a second may
+help."""
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What was seen of a task: when (time.monotonic()), its rate limit, the threads' work, and the threads it can use.
+    """One observation of a task: its time (time.monotonic()), rate limit, the threads' work, and the threads it can
+    use.
 
-    ``usable`` is None until there are two looks to compare.
+    ``usable`` is None before the second observation.
     """
 
     at: float
@@ -39,22 +40,22 @@ class _Look:
 
 
 class ThreadUse:
-    """What the last looks at the tasks at work have shown."""
+    """The last observations of running tasks."""
 
     def __init__(self) -> None:
         self._looks: dict[Task, _Look] = {}
 
     def usable(self, task: Task) -> int | None:
-        """Threads that ``task`` can use, None if nothing is known. A new rate limit makes the last look void."""
+        """Threads that ``task`` can use, None if unknown. A new rate limit invalidates the last observation."""
         look = self._looks.get(task)
         return None if look is None or look.rate != task.requests.rate else look.usable
 
     def forget_all_but(self, tasks: Collection[Task]) -> None:
-        """Forget tasks that are no longer at work."""
+        """Forget tasks that no longer run."""
         self._looks = {task: look for task, look in self._looks.items() if task in tasks}
 
     def look(self, task: Task) -> None:
-        """Find out how many threads ``task`` can use."""
+        """Observe how many threads ``task`` can use."""
         if task.worker is None:
             self._looks.pop(task, None)
             return
@@ -71,7 +72,7 @@ class ThreadUse:
         elif task.requests.rate and before is not None:
             usable = _busy_threads(snapshot, before, now)
         elif snapshot.found_why is FoundWhy.ENOUGH:
-            usable = snapshot.found + max(1, snapshot.found // 4)  # it goes on trying a quarter more
+            usable = snapshot.found + max(1, snapshot.found // 4)  # it keeps trying a quarter more
         self._looks[task] = _Look(
             at=now,
             rate=task.requests.rate,
@@ -82,7 +83,7 @@ class ThreadUse:
 
 
 def _busy_threads(snapshot: Snapshot, before: _Look, now: float) -> int:
-    """Threads that were at work since the look ``before``, at least 1: by their time in chunks, or still in one."""
+    """Threads that worked since the observation ``before``, at least 1: by their time in chunks, or still in one."""
     busy = (sum(each.busy_us for each in snapshot.threads) - before.busy_us) / 1e6 / max(now - before.at, 1e-3)
     in_one_chunk = sum(
         each.state is ThreadState.RUNNING

@@ -1,4 +1,4 @@
-"""The tunables of ``debug/``, each declared once: name, range, default, and the help that README and docs show."""
+"""The tunables of ``debug/``, each declared once: name, range, default, and help."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIX: Final = "ktask_"
 class Tunable:
     """``debug/ktask_NAME``: a whole number from ``least`` to ``most``, or one of ``words``, counted from 0.
 
-    ``top`` is a word for ``most``, where that is no limit.
+    ``top`` is a word for ``most``, if that means no limit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Tunable:
             raise InvalidValue(f"{self.file}: {error.message}") from error
 
     def format(self, value: int) -> str:
-        """The text of ``value``, as ``parse`` reads it."""
+        """The text of ``value`` for ``parse``."""
         if self.words:
             return self.words[value]
         return self.top if self.top and value == self.most else str(value)
@@ -74,7 +74,7 @@ TUNABLES: Final = (
 
 
 class Settings:
-    """The values in force; ``observers`` are called after each change, on the thread that made it."""
+    """The current values; ``observers`` are called after each change, on the same thread."""
 
     def __init__(self, values: Mapping[str, int]) -> None:
         self._values = {each.name: values.get(each.name, each.default) for each in TUNABLES}
@@ -84,11 +84,11 @@ class Settings:
         return self._values[name]
 
     def set(self, tunable: Tunable, text: str) -> None:
-        """Read ``text`` and put it in force; raises InvalidValue."""
+        """Parse ``text`` and apply it; raises InvalidValue."""
         self.update({tunable.name: tunable.parse(text)})
 
     def update(self, values: Mapping[str, int]) -> None:
-        """Put ``values``, by name, in force together; they have been checked."""
+        """Apply checked ``values``, by name, together."""
         self._values.update(values)
         for observer in self.observers:
             observer()

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORDS_MAX: Final = 256
-"""Words in one line. No operation takes nearly as many parameters; each costs the event loop some microseconds."""
+"""Maximum words in one line. No operation has nearly as many parameters; each costs the event loop some
+microseconds."""
 
 QUOTES_MAX: Final = 8192
-"""Quotes and backslashes in one line: two paths of PATH_MAX in which every character is escaped."""
+"""Maximum quotes and backslashes in one line: two paths of PATH_MAX with every character escaped."""
 
 BLANKS: Final = " \t\r\n"
 """White space to the shell and to JSON."""
@@ -28,12 +29,13 @@ _PIECE: Final = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _ESCAPE_IN_DOUBLE: Final = re.compile(r"\\([\"\\])")
-"""In double quotes a backslash stands for itself except before these two; ``$`` and the backquote mean nothing here."""
+"""In double quotes a backslash stands for itself except before these two; ``$`` and the backquote are ordinary
+characters."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A token and its place in the line, in characters; ``end`` is exclusive."""
+    """A token and its position in the line, in characters; ``end`` is exclusive."""
 
     text: str
     start: int
@@ -43,7 +45,7 @@ class Word:
 def split_words(line: str) -> list[Word]:
     """The words of ``line``, without their quotes.
 
-    Raises SpecError for a quotation or an escape without an end, and for more than WORDS_MAX words or QUOTES_MAX
+    Raises SpecError for an open quotation or escape, and for more than WORDS_MAX words or QUOTES_MAX
     quotes and backslashes, so that no line takes more than some milliseconds.
     """
     if sum(map(line.count, "'\"\\")) > QUOTES_MAX:
@@ -77,7 +79,7 @@ def _text(piece: re.Match[str]) -> str:
 
 
 def end_of_blanks(line: str, at: int) -> int:
-    """Where the white space that begins at ``at`` ends; ``at`` if there is none."""
+    """The end of the white space at ``at``; ``at`` if there is none."""
     match = _BLANKS.match(line, at)
     assert match is not None
     return match.end()

@@ -1,4 +1,4 @@
-"""The daemon's hold on the process that runs a task."""
+"""The daemon's handle of the process that runs a task."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BY_A_MANAGER: Final = ", as when systemd stops a unit: resume does the rest"
 
 @dataclass(frozen=True)
 class WorkerHandle:
-    """The process that runs a task: known by its pidfd, and by pid and start time (ticks) to a later daemon.
+    """The process that runs a task, identified by its pidfd, and by pid and start time (ticks) for a later daemon.
 
     ``page`` is a descriptor of the shared page. ``ticket`` is the launcher's number for the worker, None if an earlier
-    daemon launched it. ``oom_kills`` tells whether the kernel killed a process of its control group, None if not known.
-    ``begun``: it got its GO, at which it reads its requests.
+    daemon launched it. ``oom_kills`` tells whether the kernel killed a process of its control group, None if unknown.
+    ``begun``: it got GO, and then reads its requests.
     """
 
     pid: int
@@ -36,17 +36,17 @@ class WorkerHandle:
     begun: bool = True
 
     def wake(self) -> None:
-        """Have the worker read its requests. Nothing happens if it has ended, or not begun.
+        """Make the worker read its requests. Does nothing if it has ended, or not begun.
 
-        Raises NotPermitted, as ``signal``.
+        Raises NotPermitted like ``signal``.
         """
         if self.begun:
             self.signal(signal.SIGUSR1)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal through the pidfd. Nothing happens if the worker has ended.
+        """Send a signal through the pidfd. Does nothing if the worker has ended.
 
-        Raises NotPermitted (EACCES) if the label that the worker has lets it have none from us.
+        Raises NotPermitted (EACCES) if the worker's label forbids signals of this process.
         """
         try:
             signal.pidfd_send_signal(self.pidfd, number)
@@ -62,16 +62,16 @@ class WorkerHandle:
         os.close(self.page)
 
     def ending_text(self, status: int | None) -> str:
-        """Why it ended, as the end of a sentence: ``status`` is that of waitpid(2), None if nobody knows it."""
+        """The reason of its end, as the end of a sentence: ``status`` is from waitpid(2), None if unknown."""
         text = _ending_text(status)
         if status in (None, signal.SIGKILL) and self.oom_kills is not None and self.oom_kills.happened:
-            # A guess: another process of the group may have been killed so, and somebody then killed this one.
+            # A guess: the OOM killer may have killed another process of the group, and somebody else this one.
             text += f": killed by the memory limit of your control group {self.oom_kills.group}, or of one above it"
         return text
 
 
 def _ending_text(status: int | None) -> str:
-    """The status that waitpid(2) gave, as the end of a sentence; empty for None."""
+    """The status of waitpid(2), as the end of a sentence; empty for None."""
     if status is None:
         return ""
     if os.WIFSIGNALED(status):

@@ -1,4 +1,4 @@
-"""Change: what poll(2) waits for, by the rule of kernfs_generic_poll (fs/kernfs/file.c)."""
+"""Change: a condition for poll(2), by the rule of kernfs_generic_poll (fs/kernfs/file.c)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 CHANGED: Final = select.POLLPRI | select.POLLERR
 
 INTERVAL: Final = 0.25
-"""Seconds between two looks of a Watcher: a person sees it move, and a program is not woken for each chunk."""
+"""Seconds between two checks of a Watcher: fast enough for people, without waking a program for each chunk."""
 
 
 class Change:
-    """Counts the changes of something, and wakes the waiters for the next change. For one event loop's thread."""
+    """Counts changes, and wakes the waiters at the next one. Not thread-safe: for the event loop."""
 
     __slots__ = ("_count", "_wakes")
 
@@ -43,7 +43,7 @@ class Change:
             wake()
 
     def await_next(self, waiter: object, wake: Callable[[], None]) -> None:
-        """Have ``wake`` called at the next change; it replaces an earlier one of the same ``waiter``."""
+        """Call ``wake`` at the next change; it replaces an earlier one of the same ``waiter``."""
         self._wakes[waiter] = wake
 
     def forget(self, waiter: object) -> None:
@@ -52,15 +52,15 @@ class Change:
 
     @property
     def waiting(self) -> int:
-        """How many will be woken by the next change."""
+        """The number of waiters."""
         return len(self._wakes)
 
 
 class WatchedChange(Change):
-    """A change of something that does not report its changes, and so must be looked at.
+    """A change that must be polled.
 
-    ``mark`` returns a value that differs after each change, or None while nothing can change. It is called when
-    somebody reads or polls, and by ``watcher`` while somebody waits. ``notify`` works as in Change.
+    ``mark`` returns a value that differs after each change, or None while nothing can change. It is called at each read
+    or poll, and by ``watcher`` while somebody waits. ``notify`` works as in Change.
     """
 
     __slots__ = ("_mark", "_seen", "_watcher", "_woken_at")
@@ -78,7 +78,7 @@ class WatchedChange(Change):
         return self._count
 
     def _look(self) -> bool:
-        """Count a change if there was one. Returns whether another one may follow without a ``notify``."""
+        """Count a change if there was one. Returns whether another may follow without a ``notify``."""
         mark = self._mark()
         if mark != self._seen:
             self._seen = mark
@@ -94,7 +94,7 @@ class WatchedChange(Change):
         self._watcher.watch(self)
 
     def watched(self) -> bool:
-        """Wake the waiters if there was a change since the last wake. Returns whether to look again later."""
+        """Wake the waiters after a change since the last wake. Returns whether to check again later."""
         moves = self._look()
         if self._count != self._woken_at:
             self._wake()
@@ -102,7 +102,7 @@ class WatchedChange(Change):
 
 
 class Watcher:
-    """Looks every ``interval`` seconds at each WatchedChange that has a waiter, and sleeps while there is none."""
+    """Checks each WatchedChange with a waiter every ``interval`` seconds, and sleeps while there is none."""
 
     __slots__ = ("_interval", "_nursery", "_watched")
 
@@ -113,11 +113,11 @@ class Watcher:
 
     @property
     def watching(self) -> int:
-        """How many changes are looked at."""
+        """The number of watched changes."""
         return len(self._watched)
 
     def watch(self, change: WatchedChange) -> None:
-        """Look at ``change`` from now on, until it has no waiter or can change no more."""
+        """Watch ``change``, until it has no waiter or cannot change."""
         if not self._watched:
             self._nursery.start_soon(self._run)
         self._watched[change] = None

@@ -1,4 +1,4 @@
-"""Inodes: what every file and directory has, and what it refuses unless a subclass overrides it."""
+"""Inodes: common attributes of files and directories, and refusals that subclasses override."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ROOT_INO: Final = 1
 """The inode number of the root directory (FUSE_ROOT_ID)."""
 
 FOREVER: Final = 86400.0
-"""Seconds for which the kernel may cache what never changes. To ask again after that does no harm."""
+"""Seconds for which the kernel may cache static data."""
 
 NEW_TEXT_SIZE: Final = 4096
-"""st_size of a text that was not made for the one who asks, as sysfs says for every attribute."""
+"""st_size for a user without a text, as for every attribute of sysfs."""
 
 BRIEFLY: Final = 0.01
-"""Seconds for the several system calls that one program makes about one name: ``ls -l`` makes three."""
+"""Seconds of caching for several system calls of one program about one name: ``ls -l`` makes three."""
 
 
 class Caller(NamedTuple):
     """The process that makes a request; for a read or a write, the process that opened the file (``f_cred``).
 
-    ``pid`` is 0 when the caller lives in a pid namespace that this process cannot see. It must not be used to decide
-    on rights: by the time it is looked at, it may be another process's.
+    ``pid`` is 0 if this process cannot see the caller's pid namespace. It must not decide about rights, because it may
+    be reused.
     """
 
     uid: int
@@ -42,7 +42,7 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What stat(2) shows beside the type: permission bits, owner, and one time (ns since the epoch) for all three."""
+    """The attributes in stat(2): permission bits, owner, and one time (ns since the epoch) for all three."""
 
     mode: int
     uid: int = 0
@@ -51,9 +51,9 @@ class Attributes:
 
 
 class Look(NamedTuple):
-    """What stat(2) shows of a file's content: its size in bytes, and since when it is so (ns since the epoch).
+    """The content in stat(2): its size in bytes, and the time of its last change (ns since the epoch).
 
-    The kernel keeps pages of the content for splice(2), whoever reads it, and drops them when one of the two differs.
+    The kernel caches pages of the content for splice(2) by all readers, and drops them when one of the two differs.
     """
 
     size: int
@@ -61,7 +61,7 @@ class Look(NamedTuple):
 
 
 class InodeNumbers:
-    """Gives out inode numbers, each once. An inode keeps its number however often its object is made anew."""
+    """Gives out each inode number once. An inode keeps its number when its object is made again."""
 
     __slots__ = ("_next",)
 
@@ -78,8 +78,8 @@ class InodeNumbers:
 class Inode(ABC):
     """A file, a directory or a link.
 
-    Two objects with one number are one inode to the kernel, so inodes may be made anew at each request.
-    ``attributes`` returns those of the constructor. An inode whose attributes change overrides it, and lowers
+    Two objects with one number are one inode to the kernel, so inodes may be made for each request.
+    ``attributes`` returns those of the constructor. An inode with changing attributes overrides it, and lowers
     ``attr_timeout``, the seconds for which the kernel may cache them (it checks permissions with them).
     """
 
@@ -98,12 +98,12 @@ class Inode(ABC):
 
     @property
     def nlink(self) -> int:
-        """Number of links; 1 for a directory means that its subdirectories are not counted."""
+        """Number of links; 1 for a directory means that subdirectories are not counted."""
         return 1
 
 
 class Directory(Inode):
-    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it has them."""
+    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it supports them."""
 
     __slots__ = ()
 
@@ -113,8 +113,8 @@ class Directory(Inode):
     def entry_timeout(self) -> float:
         """Seconds for which the kernel may cache a name in it. A subclass may have a plain value.
 
-        With the default, 0, every path walk asks again: right for names that not every caller may see. BRIEFLY is
-        right for names that come and go.
+        With the default, 0, every path walk asks again, as needed for names that not every caller may see. BRIEFLY
+        suits temporary names.
         """
         return 0.0
 
@@ -124,27 +124,27 @@ class Directory(Inode):
 
     @abstractmethod
     def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        """All children that this caller may see, as they are now; called at each opendir(3) or rewinddir(3).
+        """All children that this caller may see now; called at each opendir(3) or rewinddir(3).
 
-        The inodes may be made as the listing goes on.
+        The inodes may be made during the listing.
         """
 
     def find(self, ino: int) -> Inode | None:
         """The inode with this number, below a directory that is not static; None if it does not exist any more.
 
-        The kernel names an inode that it knows by its number alone. Must be O(1) and must not block.
+        The kernel names known inodes by number. Must be O(1) and must not block.
         """
         return None
 
     def admits(self, ino: int, caller: Caller) -> bool:
-        """Whether ``caller`` may open the inode with this number below, which need not have been reached by its path.
+        """Whether ``caller`` may open the inode with this number, perhaps without walking its path:
 
-        Processes inherit working directories, and pass descriptors on. Must not block.
+        processes inherit working directories, and pass descriptors. Must not block.
         """
         return True
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
-        """Make the directory ``name`` and return it; the kernel has made sure that the name is free."""
+        """Make the directory ``name`` and return it; the kernel has checked that the name is free."""
         raise NotPermitted("directories cannot be made here")
 
     async def rmdir(self, name: str, caller: Caller) -> None:
@@ -153,7 +153,7 @@ class Directory(Inode):
 
 
 class StaticDirectory(Directory):
-    """A directory whose ``children`` stay the same."""
+    """A directory with constant ``children``."""
 
     __slots__ = ("children",)
 
@@ -175,7 +175,7 @@ class StaticDirectory(Directory):
 
 
 class Link(Inode):
-    """A symbolic link. ``target`` is evaluated each time that somebody follows it, and may differ between callers."""
+    """A symbolic link. ``target`` is evaluated at each use, and may differ between callers."""
 
     __slots__ = ("target",)
 
@@ -192,30 +192,31 @@ class OpenFile:
     __slots__ = ()
 
     async def read(self, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes; nothing is the end of the file. Must return within about a second."""
+        """At most ``size`` bytes; no bytes mean the end of the file. Must return within about a second."""
         raise AccessDenied("this file cannot be read")
 
     async def write(self, offset: int, data: bytes) -> int:
-        """The number of bytes taken. Must return within about a second: the caller cannot be killed before."""
+        """The number of bytes accepted. Must return within about a second, because the caller cannot be killed
+        before."""
         raise AccessDenied("this file cannot be written")
 
     @property
     def pending(self) -> bool:
-        """Whether ``closed`` may have something to do."""
+        """Whether ``closed`` must be called."""
         return False
 
     async def closed(self, *, last: bool) -> None:
-        """A descriptor was closed, in whatever process; with ``last`` there is none left.
+        """A descriptor was closed, in any process; ``last``: it was the last one.
 
-        What it raises is the error of that close(2), but nobody hears of it if it is the ``last``. Must return within
+        An exception becomes the error of that close(2), but nobody gets it for the ``last``. Must return within
         about a second.
         """
 
     def poll(self, wake: Callable[[], None] | None) -> int:
-        """The poll(2) events that hold now.
+        """The current poll(2) events.
 
-        ``wake`` is to be called once, from the event loop, when that may have changed; a later ``wake``
-        takes the place of an earlier one, and ``release`` drops it.
+        Call ``wake`` once, from the event loop, when they may have changed; a later ``wake`` replaces an earlier one,
+        and ``release`` drops it.
         """
         return READABLE | WRITABLE
 
@@ -224,9 +225,9 @@ class OpenFile:
 
 
 class File(Inode):
-    """Something that can be opened. Its content is the same for all callers: the kernel keeps pages of it.
+    """An inode that can be opened. Its content is the same for all callers, because the kernel caches pages of it.
 
-    Its name is looked up each time, whatever its directory says, and so its size is known before it is opened.
+    Its name is looked up each time, regardless of its directory, so its size is known before the open.
     """
 
     __slots__ = ()
@@ -237,10 +238,10 @@ class File(Inode):
 
     @abstractmethod
     async def look(self, caller: Caller, *, anew: bool) -> Look:
-        """What ``caller`` is told of the content; the opening that follows reads just that.
+        """The content for ``caller``; the next open reads exactly this.
 
-        Unless ``anew``, it is that of an opening by ``caller`` which was not read yet, if there is one: fstat(2) after
-        open(2). Must not block.
+        Unless ``anew``, it is that of an unread open by ``caller``, if there is one, for fstat(2) after open(2). Must
+        not block.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Notices: which files have changed, for inotify(7), which sees only what goes through the kernel."""
+"""Notices: changed files for inotify(7), which only sees changes through the kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import trio
 
 
 class Notices:
-    """Paths below the root of the mount, each once until somebody takes it."""
+    """Paths below the root of the mount, each once until it is taken."""
 
     def __init__(self) -> None:
         self._paths: dict[str, None] = {}
@@ -18,15 +18,15 @@ class Notices:
         self._any.set()
 
     def discard(self, path: str) -> None:
-        """The file is not there any more."""
+        """The file was removed."""
         self._paths.pop(path, None)
 
     async def some(self) -> None:
-        """Return when there is something to take."""
+        """Return when a path is available."""
         await self._any.wait()
 
     def take(self) -> list[str]:
-        """All that there are."""
+        """All available paths."""
         paths = list(self._paths)
         self._paths.clear()
         self._any = trio.Event()

@@ -1,4 +1,4 @@
-"""The texts of a mount's files between a look at them, their opening, and the first read."""
+"""The texts of a mount's files between lookup, open, and the first read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from ktaskfs.vfs.inode import Caller
 
 OPENING_SIZE: Final = 1024
-"""Bytes that an open file takes besides its text; about what it takes in Python."""
+"""Bytes for an open file besides its text; about its size in Python."""
 LOOKS_MAX: Final = 256
-"""Looks that wait for an opening. Most never come to one: ls(1) and test(1) only look."""
+"""Maximum texts that wait for an open after a lookup. Most never get one: ls(1) and test(1) only use stat(2)."""
 LOOKS_SIZE: Final = 4 << 20
-"""Bytes that these may have together."""
+"""Their maximum total bytes."""
 KNOWN_MAX: Final = 1024
-"""Files of which it is known since when they have their text. One that was forgotten is taken to have changed."""
+"""Maximum files with a known change time. A dropped one counts as changed."""
 
 
 class Snapshot(NamedTuple):
@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
 
 class OpenTexts:
-    """What was looked at and what is open. For each user in ``quota``, bytes that several openings share count once."""
+    """The looked-up and the open texts. Bytes shared by several opens of a user count once in ``quota``."""
 
     def __init__(self, quota: Quota | None = None, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._quota = quota
@@ -43,21 +43,21 @@ class OpenTexts:
         self._openings: dict[tuple[int, int], int] = {}
         """By user and id of the bytes."""
         self._known: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """By inode number: a hash of the text, and since when."""
+        """By inode number: a hash of the text, and its time."""
         self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()
         self._looks_size = 0
         self._unread: dict[tuple[int, int, int], Snapshot] = {}
         """Both by inode number, user and pid."""
 
     def hold(self, user: int, text: bytes) -> None:
-        """One more opening of ``user`` holds ``text``; raises the quota's refusal."""
+        """One more open of ``user`` holds ``text``; raises the quota's refusal."""
         key = user, id(text)
         if self._quota is not None:
             self._quota.take(user, OPENING_SIZE + (0 if key in self._openings else len(text)))
         self._openings[key] = self._openings.get(key, 0) + 1
 
     def let_go(self, user: int, text: bytes) -> None:
-        """An opening of ``user`` holds ``text`` no longer."""
+        """An open of ``user`` has released ``text``."""
         key = user, id(text)
         others = self._openings.pop(key) - 1
         if others:
@@ -66,7 +66,7 @@ class OpenTexts:
             self._quota.give_back(user, OPENING_SIZE + (0 if others else len(text)))
 
     def made(self, ino: int, text: bytes, version: int) -> Snapshot:
-        """The snapshot of a text that was made just now."""
+        """The snapshot of a new text."""
         mark = hash(text)
         known, changed_ns = self._known.get(ino, (None, 0))
         if known != mark:
@@ -78,7 +78,7 @@ class OpenTexts:
         return Snapshot(text, version, changed_ns)
 
     def looked(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
-        """Keep for an opening by ``caller`` what its size was told of."""
+        """Keep the text whose size ``caller`` got, for its next open."""
         self.take_look(ino, caller)
         self._looks[ino, caller.uid, caller.pid] = snapshot
         self._looks_size += len(snapshot.text)
@@ -87,7 +87,7 @@ class OpenTexts:
             self._looks_size -= len(dropped.text)
 
     def take_look(self, ino: int, caller: Caller) -> Snapshot | None:
-        """What ``caller`` has looked at last, if it has not been opened since."""
+        """The last text looked up by ``caller``, if not yet opened."""
         snapshot = self._looks.pop((ino, caller.uid, caller.pid), None)
         if snapshot is not None:
             self._looks_size -= len(snapshot.text)
@@ -98,7 +98,7 @@ class OpenTexts:
         self._unread[ino, caller.uid, caller.pid] = snapshot
 
     def unread(self, ino: int, caller: Caller) -> Snapshot | None:
-        """What ``caller`` has opened last, if it has not been read yet."""
+        """The last text opened by ``caller``, if not yet read."""
         return self._unread.get((ino, caller.uid, caller.pid))
 
     def read(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:

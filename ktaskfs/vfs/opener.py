@@ -1,6 +1,7 @@
-"""The process that opened a file, as far as /proc tells: has it closed the file, and did a signal end it?
+"""The process that opened a file, from /proc: has it closed the file, and did a signal end it? FUSE reports each
+close(2) but not its caller.
 
-FUSE tells of each close(2) and not of who does it. A fork that shares the descriptor may close its copy at any moment.
+A fork that shares the descriptor may close its copy at any moment.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from typing import Final
 
 FDS_MAX: Final = 256
-"""Descriptors of a process that are looked at: each takes some microseconds of the event loop."""
+"""Maximum descriptors of a process to check: each takes some microseconds of the event loop."""
 PF_EXITING: Final = 0x4
 """A flag in field 9 of /proc/PID/stat (include/linux/sched.h)."""
 _FLAGS: Final = 9
@@ -20,7 +21,7 @@ _SIGNAL: Final = 0x7F
 
 
 class Opener:
-    """Process (or thread) ``pid``, which has opened the inode ``ino``; pid 0 for one that cannot be seen from here."""
+    """Process (or thread) ``pid``, which has opened the inode ``ino``; pid 0 for an invisible one."""
 
     __slots__ = ("_ino", "_pid")
 
@@ -29,10 +30,10 @@ class Opener:
         self._ino = ino
 
     def has_it_open(self) -> bool | None:
-        """Whether it has the inode open. None if that cannot be known: it has too many files open, may not be seen, or
-        is gone: a thread whose process may have it open.
+        """Whether it has the inode open. None if unknown: it has too many files open, is invisible, or gone (a thread
+        whose process may have it open).
 
-        An inode of another filesystem that has the same number counts, too.
+        An inode of another filesystem with the same number counts, too.
         """
         if not self._pid:
             return None
@@ -47,7 +48,7 @@ class Opener:
         return any(wanted in _read(name).splitlines() for name in names)
 
     def was_killed(self) -> bool:
-        """Whether it is about to end by a signal; False once it is gone, and where it may not be asked."""
+        """Whether a signal is ending it; False if it is gone or invisible."""
         stat = _read(f"/proc/{self._pid}/stat")
         fields = stat[stat.rfind(b")") + 1 :].split()  # from field 3 on
         if len(fields) <= _EXIT_CODE - 3:

@@ -1,4 +1,4 @@
-"""Patience: how long a read of a stream may wait, shared out among the users."""
+"""Patience: the waiting time of stream reads, shared among users."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OF_ONE_MAX: Final = 2048
-"""Reads of one user that may wait. A thread whose wait was ended can read again at once; so it is many."""
+"""Maximum waiting reads of one user. It is large, because a thread whose wait was ended can read again at once."""
 IN_ALL_MAX: Final = 2560
-"""Reads of all users that may wait. Each holds a buffer."""
+"""Maximum waiting reads of all users. Each holds a buffer."""
 
 
 class Patience:
-    """Ends the oldest wait of the user who has most when there are too many. Waits of root are not ended."""
+    """Ends the oldest wait of the user with the most if there are too many. Root's waits are not ended."""
 
     def __init__(self, of_one: int = OF_ONE_MAX, in_all: int = IN_ALL_MAX) -> None:
         self._of_one = of_one
@@ -28,7 +28,7 @@ class Patience:
 
     @contextlib.contextmanager
     def wait(self, uid: int, seconds: float) -> Iterator[trio.CancelScope]:
-        """A scope that is cancelled after ``seconds``, or earlier when there are too many."""
+        """A scope that is cancelled after ``seconds``, or earlier if there are too many."""
         scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._waits.setdefault(uid, {})[scope] = None
         self._total += 1

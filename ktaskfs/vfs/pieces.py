@@ -1,7 +1,7 @@
-"""The pieces of a command that is longer than its writer's buffer, put together again.
+"""Joins the pieces of a command that is longer than its writer's buffer.
 
-stdio hands over what a buffer holds: 1024 bytes that began at a terminal, 4096 that began at a pipe, and so on; dd has
-blocks of 512. So a write that is a multiple of 512 bytes long, and does not end a line, is taken for a piece.
+stdio writes full buffers: 1024 bytes if allocated for a terminal, 4096 for a pipe, and so on; dd has blocks of 512. So
+a write of a multiple of 512 bytes that does not end a line counts as a piece.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from ktaskfs.errors import TooBig
 from ktaskfs.vfs.refusals import BadWrite
 
 COMMAND_MAX: Final = 64 * 1024
-"""Bytes that one command may have. The kernel hands a write(2) over in one piece up to 1 MiB, so a longer
-one is seen to be too long before any of it is acted upon."""
+"""Maximum bytes of one command. The kernel passes a write(2) of up to 1 MiB in one piece, so a longer
+command is refused before any part of it runs."""
 BLOCK: Final = 512
 """Every buffer and block size in use is a multiple of it: dd's, and BUFSIZ of musl and glibc."""
 
 
 def is_piece(data: bytes) -> bool:
-    """Whether a write with this data is only a part of a command."""
+    """Whether a write of this data is only a part of a command."""
     return len(data) % BLOCK == 0 and not data.endswith(b"\n")
 
 
 class Pieces:
-    """What was written on one descriptor, command by command.
+    """The writes of one descriptor, command by command.
 
-    For each write call ``take``, and if that gives a whole command either ``done`` or ``refused``.
+    For each write call ``take``, and after a whole command either ``done`` or ``refused``.
     """
 
     __slots__ = ("_append", "_next", "_skipping", "held")
 
     def __init__(self, *, append: bool) -> None:
-        """``append``: the kernel chooses the offsets of the writes, which mean nothing (O_APPEND)."""
+        """``append``: ignore the offsets, which the kernel chooses (O_APPEND)."""
         self.held = b""
-        """The pieces until now of a command that is not whole."""
+        """The pieces of an incomplete command."""
         self._append = append
         self._next = 0
-        """Where a further piece, or a further command, may begin: bash writes "{ echo a; echo b; } > file" line by
-        line, and one line after the other is at the next offset. After a command that ended no line nothing follows."""
+        """The offset for the next piece or command: bash writes "{ echo a; echo b; } > file" line by line, each at
+        the next offset. Nothing may follow a command without a newline."""
         self._skipping = False
-        """What comes is the rest of a command that was refused."""
+        """The next data is the rest of a refused command."""
 
     def take(self, offset: int, data: bytes) -> bytes | None:
-        """The whole command, if ``data`` completes it; None while more is to come.
+        """The whole command, if ``data`` completes it; else None.
 
-        Raises TooBig; BadWrite at a wrong offset, and for the rest of a refused command. All pieces are dropped then.
+        Raises TooBig; BadWrite at a wrong offset, and for the rest of a refused command; this drops all pieces.
         """
         held, self.held = self.held, b""
         begins_anew = offset == 0 and not self._append
@@ -68,17 +68,17 @@ class Pieces:
         return None
 
     def done(self, offset: int, data: bytes) -> None:
-        """The command that ``data`` completed was carried out."""
+        """The command that ``data`` completed has run."""
         self._next = offset + len(data) if data.endswith(b"\n") else 0
 
     def refused(self, offset: int, data: bytes) -> None:
-        """The command of which ``data`` was the last, or is one piece, was refused: the writer's position stays."""
+        """The command with ``data`` as last or only piece was refused: the writer's position stays."""
         self.held = b""
         self._skipping = is_piece(data)
         self._next = offset
 
     def finish(self) -> bytes:
-        """What is held, as the whole command that it is if no more comes; empty if there is nothing."""
+        """The held pieces as a whole command, if no more follow; empty if there are none."""
         held, self.held = self.held, b""
         self._next = 0
         return held

@@ -1,4 +1,4 @@
-"""Portions: those who wait for one thing are woken a few at a time, so that others have their turns in between."""
+"""Portions: waiters of one event are woken a few at a time, so that others run in between."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 import trio
 
 PORTION: Final = 8
-"""Readers that are woken at once. Each takes the event loop some 0.15 ms until it is answered."""
+"""Readers woken at a time. Each takes the event loop some 0.15 ms."""
 
 
 class Portions:
-    """Wakes tasks in portions, in a circle of users. For one event loop's thread."""
+    """Wakes tasks in portions, round-robin by user. Not thread-safe: for the event loop."""
 
     def __init__(self) -> None:
         self._users: dict[int, deque[trio.Event]] = {}
@@ -20,7 +20,7 @@ class Portions:
         self._awake = False
 
     def wake(self, uid: int, event: trio.Event) -> None:
-        """Set ``event``, for which a task of ``uid`` waits, when it is its turn."""
+        """Set ``event``, for which a task of ``uid`` waits, at its turn."""
         self._users.setdefault(uid, deque()).append(event)
         if not self._awake:
             self._awake = True

@@ -1,4 +1,4 @@
-"""The refusals of a filesystem itself, with the errno that kernfs (sysfs, cgroup v2) or the VFS gives."""
+"""The refusals of the filesystem itself, with the errno of kernfs (sysfs, cgroup v2) or the VFS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Gone(KtaskfsError):
 
 
 class Stale(KtaskfsError):
-    """The file was opened while another server had the mount, which is dead (ESTALE): it can be opened again."""
+    """The file was opened at an earlier, dead daemon (ESTALE): it can be opened again."""
 
     default_errno = errno.ESTALE
 
@@ -58,28 +58,28 @@ class BadWrite(KtaskfsError):
 
 
 class Incomplete(KtaskfsError):
-    """A command of which the last piece never came (EINTR)."""
+    """A command whose last piece never came (EINTR)."""
 
     default_errno = errno.EINTR
 
 
 class NothingYet(KtaskfsError):
-    """A stream opened with O_NONBLOCK has nothing to give now (EAGAIN)."""
+    """A stream opened with O_NONBLOCK has no data now (EAGAIN)."""
 
     default_errno = errno.EAGAIN
 
 
 class TooMuchText(KtaskfsError):
-    """The files that a user has open hold too much text (ENOMEM, as open(2) where the kernel has no memory left)."""
+    """The open files of a user hold too much text (ENOMEM, as for open(2) without kernel memory)."""
 
     default_errno = errno.ENOMEM
 
 
 class NotSpliced(KtaskfsError):
-    """splice(2) of a stream (EINVAL, as where a file does not support it)."""
+    """splice(2) of a stream (EINVAL, as for files that do not support it)."""
 
 
 class Interrupted(KtaskfsError):
-    """A stream had nothing to give for a while, and its reader may look at its signals now (EINTR)."""
+    """A stream had no data for a while, and its reader may handle signals now (EINTR)."""
 
     default_errno = errno.EINTR

@@ -1,4 +1,4 @@
-"""What the kernel reads when a program splices a stream, told from what programs read themselves."""
+"""Distinguishes the kernel's reads for splice(2) of a stream from a program's own reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 SHOWN_SIZE: Final = 2 * PAGE + 1
 """st_size of a stream."""
 SPLICE_SIZE: Final = 3 * PAGE
-"""What the kernel reads at first for splice(2): all pages of a file of that size, which is the least that it reads
-ahead. No program has a buffer of this size, not even one that takes st_size for it."""
+"""The kernel's first read for splice(2): all pages of a file of that size, its minimum readahead. No program has a
+buffer of this size, not even one that uses st_size."""
 LATELY: Final = 0.25
-"""Seconds between the look at a file's name and the first read, at most."""
+"""Maximum seconds between the lookup of a file and the first read."""
 
 
 class Splices:
@@ -29,7 +29,7 @@ class Splices:
         self._last: dict[int, float] = {}
 
     def refused(self, ino: int) -> None:
-        """A read for a splice of this stream has failed just now."""
+        """A read for a splice of this stream has just failed."""
         now = self.now()
         self._last = {each: when for each, when in self._last.items() if now - when <= LATELY}
         self._last[ino] = now
@@ -42,12 +42,12 @@ class Splices:
 class Reads:
     """The reads of one opening of a stream.
 
-    Since Linux 6.5 splice(2) reads a FUSE file through the page cache, which takes a short read for the end of the
-    file. Only an error makes programs read(2) instead. The kernel reads SPLICE_SIZE for it, and after an error the
-    first page once more. Where that page is left from somebody else's splice, the kernel reads it alone: after such
-    a splice a program that begins with one page is not believed. (A look at the name takes the page away.)
+    Since Linux 6.5 splice(2) reads a FUSE file through the page cache, which treats a short read as the end of the
+    file. Only an error makes programs use read(2) instead. The kernel reads SPLICE_SIZE for it, and after an error the
+    first page again. If that page remains from another splice, the kernel reads only this page:
 
-    A program that reads as much as st_size says gets an error before that comes to its end.
+    so after a splice, a first read of one page counts as a splice. (A lookup drops the page.) A program that reads
+    st_size bytes gets an error before the end.
     """
 
     __slots__ = ("_first", "_ino", "_last", "_opened", "_splices")
@@ -59,7 +59,7 @@ class Reads:
         self._first = self._last = 0
 
     def check(self, offset: int, size: int) -> None:
-        """Raise NotSpliced if the next read, of ``size`` at ``offset``, takes the stream for a file of SHOWN_SIZE."""
+        """Raise NotSpliced if the next read, of ``size`` at ``offset``, treats the stream as a file of SHOWN_SIZE."""
         first, last = self._first, self._last
         self._first, self._last = first or size, size
         if offset == 0 and (size == SPLICE_SIZE or (size == PAGE and self._left_over(first, last))):

@@ -1,6 +1,6 @@
-"""Streams: files that are read on and on, as trace_pipe of tracefs.
+"""Streams: files that are read continuously, like trace_pipe of tracefs.
 
-A stream opened with O_NONBLOCK answers EAGAIN when it has nothing, which is how ``grep -r`` gets past it.
+A stream opened with O_NONBLOCK answers EAGAIN without data, so ``grep -r`` passes it.
 """
 
 from __future__ import annotations
@@ -26,31 +26,30 @@ if TYPE_CHECKING:
     from ktaskfs.quota import Quota
 
 PATIENCE: Final = 2.0
-"""Seconds after which a read is answered if its stream has not given anything: with ``idle``, or else with EINTR.
+"""Seconds after which a read without data is answered, with ``idle``, or else with EINTR.
 
-Until a read is answered its caller cannot be killed. EINTR is the last resort: cat, dd, bash, perl and Python just
-read again, but for programs that read through stdio (awk, sed, sort, od) it is an error.
+Before the answer its caller cannot be killed. EINTR is the last resort: cat, dd, bash, perl and Python read again, but
+for programs with stdio (awk, sed, sort, od) it is an error.
 """
 
 
 class Stream(ABC):
-    """What one opening of a stream reads."""
+    """The data of one open of a stream."""
 
     @abstractmethod
     async def next_chunk(self) -> bytes:
-        """The next bytes, of any length. No bytes are the end, and it is not called again after that.
+        """The next bytes, of any length. No bytes mean the end, and the last call.
 
-        It returns within about a second; a stream that has nothing returns something harmless, such as an empty line.
-        If it does not return, it is cancelled after PATIENCE, or earlier where too many wait; it must lose nothing
-        then, and is called again.
+        It returns within about a second; without data it returns something harmless, such as an empty line. Otherwise
+        it is cancelled after PATIENCE, or earlier if too many wait; it must not lose data then, and is called again.
         """
 
     def idle(self) -> bytes:
-        """Something harmless for a reader who must not wait longer, such as an empty line; by default nothing."""
+        """Harmless data for a reader that must not wait longer, such as an empty line; by default nothing."""
         return b""
 
     def ready(self) -> bool:
-        """Whether ``next_chunk`` would return at once, also with the end. poll(2) and O_NONBLOCK depend on it."""
+        """Whether ``next_chunk`` would return at once, possibly with the end. poll(2) and O_NONBLOCK depend on it."""
         return True
 
     @abstractmethod
@@ -59,11 +58,11 @@ class Stream(ABC):
 
 
 class StreamFile(File):
-    """A file whose readers each get a stream of their own, from the moment of opening.
+    """A file whose readers each get a separate stream, from open(2) on.
 
-    ``change`` must be notified whenever some stream may have become ready, or have ended. ``patience`` and ``splices``
-    are what all streams of a mount share. ``quota`` limits how many streams a user has open: each reader that waits
-    wakes the event loop once a second.
+    ``change`` must be notified whenever a stream may be ready, or has ended. All streams of a mount share ``patience``
+    and ``splices``. ``quota`` limits the open streams of a user: each waiting reader wakes the event loop once a
+    second.
     """
 
     __slots__ = ("_change", "_open_stream", "_patience", "_quota", "_splices")
@@ -90,7 +89,7 @@ class StreamFile(File):
         self._splices = splices or Splices()
 
     async def look(self, caller: Caller, *, anew: bool) -> Look:
-        # Always changed: pages that the kernel tried to read for another reader must not be tried again.
+        # Always changed: the kernel must not reuse pages that it tried to read for another reader.
         return Look(SHOWN_SIZE, time.time_ns())
 
     async def open(self, caller: Caller, flags: int) -> OpenStream:
@@ -109,7 +108,7 @@ class StreamFile(File):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads a stream: a user, who waits for it or does not, and what limits the user's reads."""
+    """The reader of a stream: its user, whether it waits, and the limits of its reads."""
 
     uid: int
     blocking: bool
@@ -127,9 +126,9 @@ class OpenStream(OpenFile):
         self._reader = reader
         self._change = change
         self._reads = reads
-        self._lock = trio.Lock()  # over _held and _ended while a chunk is awaited
+        self._lock = trio.Lock()  # guards _held and _ended during a wait for a chunk
         self._held = b""
-        """What has come and was not given yet."""
+        """Received but undelivered bytes."""
         self._ended = False
 
     async def read(self, offset: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Text files: a snapshot for every opening, commands by write(2), replies on the same descriptor."""
+"""Text files: a snapshot for every open, commands by write(2), replies on the same descriptor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ktaskfs.vfs.open_texts import Snapshot
 
 REPLY_MAX: Final = 64 * 1024
-"""Bytes of replies that a descriptor keeps; the oldest go first."""
+"""Maximum bytes of replies of a descriptor; the oldest are dropped first."""
 
 Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
 Write = Callable[[Caller, str], Awaitable[str | None]]
@@ -29,14 +29,13 @@ Refused = Callable[[Caller, str, KtaskfsError], None]
 
 
 class TextFile(File):
-    """A file of text, made by ``render`` for each look at its size, and for each opening that no look went before.
+    """A file of text, made by ``render`` for each lookup, and for each open without a lookup.
 
-    ``write`` gets the text of one command, stripped; an error that it raises is the error of the write(2) that made the
-    command whole, or of the close(2). A text that it returns is a reply, which a descriptor open for reading and
-    writing then reads instead of the file. Text is what the filesystem encoding makes of the bytes, and back.
-    ``change`` is what poll(2) on the file reports. ``refused`` is called for a write that never reaches ``write``,
-    with as much of the command as was legible. ``texts`` limits what the openings hold: an open(2), or a read at the
-    beginning, fails then.
+    ``write`` gets the stripped text of one command; its exception is the error of the write(2) that completed the
+    command, or of the close(2). Its result is a reply, which a descriptor open for reading and writing reads instead of
+    the file. Text and bytes are converted with the filesystem encoding. ``change`` is reported by poll(2). ``refused``
+    is called for a write that never reaches ``write``, with the legible part of the command. ``texts`` limits the
+    memory of opens: beyond it an open(2), or a read at offset 0, fails.
     """
 
     __slots__ = ("change", "refused", "render", "texts", "write")
@@ -60,10 +59,10 @@ class TextFile(File):
         self.refused = refused
 
     async def make(self, caller: Caller) -> Snapshot:
-        """The text of this moment. Raises AccessDenied, and whatever ``render`` does."""
+        """The current text. Raises AccessDenied, and the errors of ``render``."""
         if self.render is None:
             raise AccessDenied("this file cannot be read")
-        # The count is taken first: a change while the text is being made must wake the reader again.
+        # Take the count first, so that a change during the rendering wakes the reader again.
         version = 0 if self.change is None else self.change.count
         text = self.render(caller)
         if not isinstance(text, (str, bytes)):
@@ -83,7 +82,7 @@ class TextFile(File):
         return Look(len(snapshot.text), snapshot.changed_ns)
 
     async def open(self, caller: Caller, flags: int) -> OpenText:
-        # The mode bits do not hold root back; sysfs refuses it just so (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK).
+        # The mode bits do not restrict root; sysfs refuses in the same way (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK).
         if wants_read(flags) and self.render is None:
             raise AccessDenied("this file cannot be read")
         if wants_write(flags) and self.write is None:
@@ -95,15 +94,15 @@ class TextFile(File):
 
 
 class OpenText(OpenFile):
-    """One opening of a text file."""
+    """One open of a text file."""
 
     __slots__ = ("_caller", "_file", "_seen", "_text", "_unread")
 
     def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None) -> None:
-        """It shows ``snapshot``, if it is open for reading. Raises the refusal of ``file.texts``."""
+        """It reads ``snapshot``, if it is open for reading. Raises the refusal of ``file.texts``."""
         self._file = file
         self._caller = caller
-        # As in kernfs, a file that was not read yet counts as changed.
+        # As in kernfs, an unread file counts as changed.
         self._seen: int | None = None
         self._text = b"" if snapshot is None else snapshot.text
         file.texts.hold(caller.uid, self._text)
@@ -145,14 +144,14 @@ class OpenText(OpenFile):
 
 
 class CommandText(OpenText):
-    """One opening of a text file for writing."""
+    """One open of a text file for writing."""
 
     __slots__ = ("_base", "_opener", "_passed_on", "_pieces", "_reply", "_written_to")
 
     def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None, flags: int) -> None:
         super().__init__(file, caller, snapshot)
         self._opener = Opener(caller.pid, file.ino)
-        # For O_APPEND the kernel chooses the offset, from a file size that it makes up itself after each write.
+        # For O_APPEND the kernel chooses the offset, from a file size that it computes after each write.
         self._pieces = Pieces(append=bool(flags & os.O_APPEND))
         self._passed_on = True
         self._reply: bytes | None = None
@@ -165,7 +164,7 @@ class CommandText(OpenText):
         return self._read_reply(self._reply, offset, size)
 
     def _read_reply(self, reply: bytes, offset: int, size: int) -> bytes:
-        """The reply begins where the last write left the file position, and at offset 0 as well."""
+        """The reply begins at the file position after the last write, and at offset 0 as well."""
         if offset == 0:
             self._base = 0
         elif self._base is None:
@@ -199,7 +198,7 @@ class CommandText(OpenText):
         return len(data)
 
     def _hold(self, offset: int, data: bytes) -> None:
-        """Count what is held now as text of this opening. Raises the quota's refusal."""
+        """Count the held pieces as text of this open. Raises the quota's refusal."""
         try:
             self._file.texts.hold(self._caller.uid, self._pieces.held)
         except KtaskfsError:
@@ -231,10 +230,10 @@ class CommandText(OpenText):
         return bool(self._pieces.held)
 
     async def closed(self, *, last: bool) -> None:
-        """Carry out what is held, if nobody can add to it: at the last close(2), or when the opener has closed it.
+        """Run the held command, if nobody can add to it: at the last close(2), or when the opener has closed the file.
 
-        If the opener had passed the file on to others before that, only the last close counts. What an opener held that
-        a signal ends is dropped.
+        If the opener passed the descriptor on before, only the last close counts. The pieces of an opener that a signal
+        ends are dropped.
         """
         held = self._pieces.held
         if not last and (self._passed_on or await trio.to_thread.run_sync(self._opener.has_it_open) is not False):
@@ -256,7 +255,7 @@ class CommandText(OpenText):
 
 
 def _may_read(attributes: Attributes, caller: Caller) -> bool:
-    """Whether the mode bits let ``caller`` read, as far as its ids tell: of its groups only the first is known."""
+    """Whether the mode bits let ``caller`` read, by its uid and primary group; its other groups are unknown."""
     if caller.uid == 0:
         return True
     if caller.uid == attributes.uid:

@@ -1,4 +1,4 @@
-"""A process that is its caller, and looks who holds the huge pages of the machine's pools."""
+"""A process with its caller's identity that finds the holders of the machine's huge pages."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 HEADER: Final = ("size", "kind", "used", "reserved", "uids", "processes", "path")
 SHOWN_MAX: Final = 500
-"""Holdings that are shown one by one: those of most bytes."""
+"""Maximum holdings shown one by one: the largest."""
 BYTES_MAX: Final = 128 << 10
-"""And bytes that they take as JSON."""
+"""Their maximum bytes as JSON."""
 PROCESSES_MAX: Final = 8
-"""Processes of one holding that are named."""
+"""Maximum processes named for one holding."""
 
 
 def look(request: protocol.LookRequest, kernel: Kernel, fds: Sequence[int], cgroups: GroupMounts) -> None:
-    """Become the caller, look, and write what was found, or why nothing was, into the first of ``fds``."""
+    """Become the caller, scan, and write the findings or the error into the first of ``fds``."""
     output, *callers = fds
     setproctitle.setproctitle("ktaskfs: look")
-    gc.disable()  # it makes many small objects, and ends soon
+    gc.disable()  # it makes many small objects and ends soon
     try:
         kernel = become_caller(request.identity, callers, cgroups, kernel)
         os.fchdir(kernel.proc)
@@ -52,7 +52,7 @@ def look(request: protocol.LookRequest, kernel: Kernel, fds: Sequence[int], cgro
 
 
 def shown(report: Report) -> Report:
-    """The report with the small holdings put together if there are too many."""
+    """The report, with small holdings combined if there are too many."""
     room, kept, left = BYTES_MAX, list[Holding](), defaultdict[int, list[Holding]](list)
     for each in sorted(report.holdings, key=lambda each: -(each.used + each.reserved) * each.page_size):
         room -= len(json.dumps(_fields(each)))
@@ -67,7 +67,7 @@ def shown(report: Report) -> Report:
 
 
 def as_table(report: Report) -> str:
-    """For people, and for awk: no column is empty."""
+    """The table for people and awk: no column is empty."""
     rows: list[Sequence[object]] = []
     for pool in report.pools:
         size = format_size(pool.size)
@@ -144,5 +144,5 @@ def _names(processes: Sequence[Process]) -> str:
 
 
 def _word(text: str) -> str:
-    """As one word of a list with commas between the words."""
+    """One word of a comma-separated list."""
     return printable(text).replace(" ", "\\040").replace(",", "\\054")

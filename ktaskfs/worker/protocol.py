@@ -1,8 +1,8 @@
 """The messages between the daemon, the spawner and a worker.
 
-Daemon and spawner speak over one SEQPACKET socket, a JSON object a message, descriptors beside it. A worker has a
-channel of its own to the daemon, until its work begins: it answers whether it can start, and waits for GO. The end
-of the channel instead of GO (the daemon died, or gave the start up) means that it must not begin.
+Daemon and spawner use one SEQPACKET socket, with one JSON object per message, and descriptors. A worker has its
+own channel to the daemon until its work begins: it reports whether it can start, and waits for GO. If the channel
+ends without GO (the daemon died, or gave the start up), it must not begin.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ GO: Final = b"g"
 MESSAGE_MAX: Final = 1 << 19
 """Bytes of one message. A command has at most 64 KiB, and JSON may need six bytes for one."""
 ANSWER_MAX: Final = 1 << 16
-"""Bytes of what a worker or the spawner answers. For a receiver to make room for more takes longer than the rest."""
+"""Bytes of an answer of a worker or the spawner. Allocating more takes the receiver longer than the rest."""
 FDS_MAX: Final = 8
 UNHEARD: Final = 77
 """Exit status of a worker whose caller's label keeps it from the channel (EX_NOPERM of sysexits.h)."""
 ERRNO_MAX: Final = 4096
 """Where the kernel's error numbers end (MAX_ERRNO)."""
 WORDS_MAX: Final = 4096
-"""Characters of a worker's refusal that are passed on."""
+"""Maximum characters of a worker's refusal."""
 
 
 @dataclass(frozen=True)
 class StartRequest:
-    """Fork a worker. Beside it travel the descriptors of the page, the channel, the caller's root and directory.
+    """Fork a worker. The message carries the descriptors of the page, the channel, the caller's root and directory.
 
     parameters: canonical texts.
     remaining:  (start, size, nid) of each range of a resumed task, None for a new task.
-    baseline:   the one in the Ready of an earlier run.
+    baseline:   from the Ready of an earlier run.
     identity:   the fields of the caller's ``ktaskfs.host.credentials.Identity``.
-    ticket:     a number for each request, which the answers repeat. The task's name would not do: one worker of a task
-                may still be ending when the next one starts.
-    follows:    another request comes as soon as this worker is ready.
+    ticket:     a number for each request, repeated in the answers. The task's name would be ambiguous while an old
+                worker of the task ends.
+    follows:    another request follows as soon as this worker is ready.
     """
 
     name: str
@@ -61,9 +61,11 @@ class StartRequest:
 
 @dataclass(frozen=True)
 class LookRequest:
-    """Fork a process that looks who holds huge pages. Beside it travel a pipe, and the caller's root and directory.
+    """Fork a process that finds the holders of huge pages. The message carries a pipe, and the caller's root and
+    directory.
 
-    It writes a Found or a Refused into the pipe, and ends. ``identity`` and ``ticket`` are as in a StartRequest.
+    The process writes a Found or a Refused into the pipe, and ends. ``identity`` and ``ticket`` are as in a
+    StartRequest.
     """
 
     identity: Mapping[str, Any]
@@ -72,7 +74,7 @@ class LookRequest:
 
 @dataclass(frozen=True)
 class Found:
-    """What a look found, as text for people and for programs. It is the caller's process that says it."""
+    """The findings of a scan, as text for people and for programs. They come from the caller's process."""
 
     table: str
     json: str
@@ -80,7 +82,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Forked:
-    """The answer to a request to fork; beside it travels a pidfd. ``errno`` is 0, or why there is no process."""
+    """The answer to a request to fork, with a pidfd. ``errno`` is 0, or the reason of the failure."""
 
     ticket: int
     pid: int
@@ -105,9 +107,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's answer: it cannot begin, nothing was touched, and it is about to end.
+    """A worker's answer: it cannot begin, has touched nothing, and ends.
 
-    The worker is its caller's process: its words are shown, and not trusted.
+    The caller controls the worker, so the text is shown but not trusted.
     """
 
     errno: int
@@ -152,9 +154,9 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
-    """The next message, empty at the end of the socket, its descriptors, and whether some are missing. Raises OSError.
+    """The next message, empty at the end of the socket, its descriptors, and whether some are missing.
 
-    It waits for a message first, so that only as much memory is taken as that needs.
+    Raises OSError. It allocates only after a message has arrived, and only its size.
     """
     size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     data, fds, flags, _ = socket.recv_fds(sock, min(size, MESSAGE_MAX), FDS_MAX)
@@ -167,7 +169,7 @@ def packed_fds(fds: Sequence[int]) -> bytes:
 
 
 def received_fds(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors that came beside a message, as recvmsg(2) gives them; they are close-on-exec."""
+    """The descriptors of a message from recvmsg(2); they are close-on-exec."""
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

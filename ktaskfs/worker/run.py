@@ -1,4 +1,4 @@
-"""The life of one worker process: become the caller, prepare, wait for GO, work, say how it ended."""
+"""The life of one worker process: become the caller, prepare, wait for GO, work, report the outcome."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan
 
 COMM_MAX = 15
-"""Characters that the kernel keeps of a thread's name (TASK_COMM_LEN less the NUL)."""
+"""Maximum characters of a thread's name (TASK_COMM_LEN less the NUL)."""
 NICE_MIN, NICE_MAX = -20, 19
 """The bounds of setpriority(2)."""
 
 
 @dataclass(frozen=True)
 class FinalReport:
-    """How the work ended, as the page reports it; ``number`` is an errno."""
+    """The outcome of the work for the page; ``number`` is an errno."""
 
     phase: Phase
     number: int = 0
@@ -51,9 +51,8 @@ class FinalReport:
 
 
 class Worker:
-    """One task in this process. ``run`` returns the exit status: 0, as the page or the channel says how it ended.
-
-    It is UNHEARD if the worker may not use the channel.
+    """One task in this process. ``run`` returns the exit status: 0, because the page or the channel has the outcome, or
+    UNHEARD if the worker may not use the channel.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Worker:
         fds: Sequence[int],
         cgroups: GroupMounts,
     ) -> None:
-        """``fds`` came with the request: the page, the channel, and what identifies the caller.
+        """``fds`` came with the request: the page, the channel, and the descriptors of the caller.
 
         ``cgroups`` are the mounts in which the worker enters the caller's groups.
         """
@@ -81,7 +80,7 @@ class Worker:
 
     def run(self) -> int:
         """Become the caller, prepare, wait for GO, work."""
-        # Named now: after the change of user the process may not write its own files in /proc.
+        # Set the name now: after the change of user the process may not write its own files in /proc.
         setproctitle.setproctitle(f"ktask/{self._request.name}")
         if self._given_up():
             return 0
@@ -96,7 +95,7 @@ class Worker:
         return 0
 
     def carry_out(self) -> None:
-        """All that comes after this process has become the caller."""
+        """The life after this process has become the caller."""
         try:
             parameters = parse_parameters(self._operation.parameters, self._request.parameters)
             remaining, baseline = self._earlier(parameters)
@@ -113,7 +112,8 @@ class Worker:
                 baseline = Baseline({}, end=0, size=0, total=0)
             baseline = baseline or dataclasses.replace(self._operation.baseline(parameters, plan.nodes), tree=plan.tree)
             job = self._make_job(plan)
-            # Out of the caller's directory, or its disk could not be unmounted: all is open, all paths are absolute.
+            # Leave the caller's directory, which would block an unmount: everything is open, and all paths are
+            # absolute.
             os.fchdir(self._kernel.proc)
         except Exception as error:
             plan.abort()
@@ -131,7 +131,7 @@ class Worker:
             protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
 
     def _given_up(self) -> bool:
-        """Whether the daemon gave up the start: another task may use the target by now."""
+        """Whether the daemon gave up the start: another task may use the target now."""
         if self._channel.fileno() < 0:  # the work has begun
             return False
         try:
@@ -150,7 +150,7 @@ class Worker:
         return True
 
     def _may_begin(self, total: int, baseline: Baseline) -> bool:
-        """Say that all is ready, and wait for GO; False if the daemon gave up the start, or died."""
+        """Report ready, and wait for GO; False if the daemon gave up the start, or died."""
         try:
             protocol.send(self._channel, protocol.Ready(total, vars(baseline)))
             return self._channel.recv(1) == protocol.GO
@@ -158,9 +158,9 @@ class Worker:
             return False
 
     def _earlier(self, parameters: TaskParameters) -> tuple[list[Node] | None, Baseline | None]:
-        """What an earlier run left to do, and its baseline. Raises TargetError if the files it worked on are gone.
+        """The rest of an earlier run, and its baseline. Raises TargetError if its files are gone.
 
-        If it had done nothing, the task restarts instead.
+        If that run did nothing, the task restarts instead.
         """
         if self._request.remaining is None:
             return None, None
@@ -182,7 +182,7 @@ class Worker:
             raise NotSupported(f"{len(plan.nodes)} ranges do not fit the shared page")
         control = dataclasses.replace(
             plan.control,
-            # The daemon shares the CPUs out among all tasks, through the number of threads that it asks for.
+            # The daemon shares the CPUs among all tasks by the requested number of threads.
             cpu_percent=100,
             load_bal_shift=self._request.load_bal_shift,
             monitor=self._page,
@@ -227,8 +227,8 @@ class Worker:
     def _listen(self, job: ktask.Job) -> None:
         """The control thread: sleeps in sigwait(3) until the daemon sends SIGUSR1, or anybody SIGTERM.
 
-        The daemon never sends SIGTERM. A service manager does when the caller's unit stops, and so may a person with
-        kill(1). The task is interrupted after the current chunks: nothing is taken back, and it can be resumed.
+        The daemon never sends SIGTERM, but a service manager does when the caller's unit stops, and a user may with
+        kill(1). The task is interrupted after the current chunks, without undo, and can be resumed.
         """
         while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGUSR1:
             self._apply(job)
@@ -257,18 +257,19 @@ class Worker:
 
 
 def _die_of_sigterm() -> None:
-    """End as by SIGTERM without a handler. The page has no ending then, and the daemon calls the task interrupted."""
+    """End as by SIGTERM without a handler. The page then has no outcome, and the daemon marks the task as
+    interrupted."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ordinal(position: Any) -> int:
-    """A position as a number for the page (``__index__``), or 0 if it has none."""
+    """A position as a number for the page (``__index__``), or 0 if it is not a number."""
     return position.__index__() if hasattr(position, "__index__") else 0
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The errno and the sentence, with its notes, for whatever a chunk raised; unforeseen errors are logged too."""
+    """The errno and message, with notes, for an exception from a chunk; unexpected errors are also logged."""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, KtaskfsError):
         return error.errno, error.message + notes

@@ -1,9 +1,8 @@
-"""What a worker gives up before it becomes its caller, so that it neither holds nor reaches more than its caller does.
+"""Sealing: what a worker gives up before it becomes its caller, so that it has no more access than its caller.
 
-The caller owns the worker's uid, and may own the root directory in which the worker then finds whatever it looks up by
-name. So nothing is looked up any more that could be the caller's code, and no descriptor is left but those that the
-work needs. Three steps: the spawner closes the way to further modules once; a worker that waits for a task keeps
-nothing of the spawner's; a worker that has one becomes the caller.
+The caller owns the worker's uid, and may own the root directory of its later lookups. So the worker looks up nothing
+that could be the caller's code, and keeps only the descriptors of its work. Three steps: the spawner disables imports
+once; a waiting worker closes the spawner's descriptors; a worker with a task becomes the caller.
 """
 
 from __future__ import annotations
@@ -35,21 +34,18 @@ if TYPE_CHECKING:
 _CODECS: Final = ("utf-8", "ascii", "latin-1", sys.getfilesystemencoding())
 _FD_MAX: Final = 2**32 - 1
 _CAUSES_MAX: Final = 4
-"""Exceptions of a chain that are reported."""
+"""Maximum exceptions reported of a chain."""
 
 
 def close_imports() -> None:
-    """From now on no module, codec, library or line of source is looked for: what is there is all there will be.
-
-    For good, and for all that is forked from here.
-    """
+    """Permanently disable the lookup of modules, codecs, libraries and source lines, for this process and its forks."""
     for name in _CODECS:
         codecs.lookup(name)
     with contextlib.suppress(OSError):  # glibc loads it when a thread ends by pthread_exit(3)
         ctypes.CDLL("libgcc_s.so.1")
     for state in (sys.meta_path, sys.path_hooks, sys.path, sys.path_importer_cache):
         state.clear()
-    # Tracebacks of the interpreter's own read the lines of source they show, and decode them as these say.
+    # The interpreter's own tracebacks read source lines, and decode them with their declared codec.
     sys.tracebacklimit = 0
     sys.excepthook = lambda _kind, error, _trace: report(error)
     sys.unraisablehook = lambda unraisable: report(unraisable.exc_value)
@@ -63,7 +59,8 @@ def _no_lines(filename: str, module_globals: dict[str, Any] | None = None) -> li
 
 
 def keep_only(descriptors: Collection[int], output: int) -> None:
-    """Close all descriptors but these and standard input; ``output`` becomes standard error, and nothing is printed."""
+    """Close all other descriptors except standard input; ``output`` becomes standard error, and standard output
+    /dev/null."""
     os.dup2(0, 1)  # /dev/null
     os.dup2(output, 2)
     try:
@@ -73,27 +70,26 @@ def keep_only(descriptors: Collection[int], output: int) -> None:
                 close_range(first, fd - 1)
             first = fd + 1
         close_range(first, _FD_MAX)
-    except OSError:  # an old kernel, or a filter that does not have it
+    except OSError:  # an old kernel, or a filter that does not know it
         _close_others(descriptors)
 
 
 def _close_others(descriptors: Collection[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in descriptors:
-            with contextlib.suppress(OSError):  # the one that the list was read from
+            with contextlib.suppress(OSError):  # the descriptor of the listing
                 os.close(int(name))
 
 
 def become_caller(
     fields: Mapping[str, Any], descriptors: Sequence[int], cgroups: GroupMounts, kernel: Kernel
 ) -> Kernel:
-    """Turn into the caller that ``fields`` describe, and close ``descriptors``, which came with them, and ``cgroups``.
+    """Become the caller of ``fields``, and close its ``descriptors``, and ``cgroups``.
 
-    Returns the kernel's files as they are to be used from now on. Raises NotPermitted or TargetError: the process must
-    then end.
+    Returns the kernel's files for further use. Raises NotPermitted or TargetError: the process must then end.
     """
     identity = Identity.from_fields(fields)
-    if identity.label is not None and identity.label.module == APPARMOR:  # it allows nothing below an unmounted copy
+    if identity.label is not None and identity.label.module == APPARMOR:  # it denies everything below a detached copy
         kernel.close()
         kernel = dataclasses.replace(Kernel.open(), abandoned=kernel.abandoned)
     daemons = os.sched_getaffinity(0)
@@ -107,16 +103,16 @@ def become_caller(
 
 
 def _take_cpus(callers: Set[int], daemons: Set[int]) -> None:
-    """Run on the CPUs of both, or if there are none on the daemon's; a cpuset that was entered limits them further."""
+    """Run on the common CPUs of caller and daemon, or else on the daemon's; the entered cpuset limits them further."""
     cpus = callers & daemons or daemons
     if cpus != os.sched_getaffinity(0):
-        with contextlib.suppress(OSError):  # the cpuset has none of them: all of the cpuset's are in use then
+        with contextlib.suppress(OSError):  # the cpuset has none of them, so the process runs on all of the cpuset's
             os.sched_setaffinity(0, cpus)
 
 
 def report(error: BaseException | None) -> None:
-    """Write an exception that nobody foresaw to standard error, with the places in the code and none of its lines."""
-    with contextlib.suppress(Exception):  # memory is short, or nobody reads: there is no other place to say it
+    """Write an unexpected exception to standard error, with code locations but without source lines."""
+    with contextlib.suppress(Exception):  # memory is short, or nobody reads: there is no other place to report
         text = "".join(f"{line}\n" for line in _lines(error))
         os.write(2, text.encode("utf-8", "replace"))
 

@@ -1,9 +1,9 @@
 """The spawner: a small single-threaded process that forks the workers.
 
-It has imported everything that a worker needs, since an unprivileged worker may not be able to read the
-installation. A fork of it takes a few milliseconds, and a new interpreter takes fifty. One worker is always forked in
-advance, so that nobody waits even for the fork. The spawner is the daemon's child, ends when the daemon does, and
-leaves its workers running: they then belong to init.
+It has imported everything that a worker needs, because an unprivileged worker may be unable to read the
+installation. A fork takes a few milliseconds, a new interpreter fifty. One spare worker is always forked in advance,
+so that nobody waits for the fork. The spawner is the daemon's child, ends with the daemon, and
+leaves its workers running, as children of init.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from ktaskfs.worker.seal import close_imports, keep_only, report
 from ktaskfs.worker.warm_up import WarmUp
 
 OUTPUT_MAX: Final = 8192
-"""Bytes that the log takes of the standard error of one worker."""
+"""Maximum bytes of one worker's standard error in the log."""
 QUIET_MS: Final = 8
-"""Milliseconds without a request, or the end of a worker, after which one is forked in advance: that takes a CPU from
-a task that has just been started, and from whoever waits for its end. Tasks are often started in bursts, too."""
+"""Milliseconds without a request or the end of a worker, after which a spare worker is forked: a fork takes a CPU from
+a new task, and from readers that wait for its end. Tasks also often start in bursts."""
 
 
 @dataclass(frozen=True)
 class _Spare:
-    """A worker that was forked in advance and waits on ``sock`` to be told its task; ``output`` has its last words."""
+    """A spare worker that waits on ``sock`` for its task; ``output`` is its standard error."""
 
     pid: int
     pidfd: int
@@ -50,7 +50,7 @@ class _Spare:
     output: int
 
     def discard(self) -> None:
-        """End it, and forget it."""
+        """End it and close its descriptors."""
         os.close(self.output)
         os.close(self.pidfd)
         os.kill(self.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ class _Child:
 
 
 class Spawner:
-    """Forks on request and tells how each worker ended; ``serve`` runs until the daemon is gone."""
+    """Forks on request and reports the end of each worker; ``serve`` runs until the daemon is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -96,7 +96,7 @@ class Spawner:
                         self._reap(fd)
                     elif not self._request():
                         return
-                except ConnectionError:  # the daemon died while it was being answered
+                except ConnectionError:  # the daemon died during the answer
                     return
 
     def _reap(self, pidfd: int) -> None:
@@ -142,7 +142,7 @@ class Spawner:
             self._fork_ahead(warm=False)  # that would take longer than the worker of this request
 
     def _tell_a_worker(self, data: bytes, fds: list[int]) -> _Spare:
-        """Give the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
+        """Pass the request to the spare worker, or to a new one if there is none or it has died. Raises OSError."""
         for last in (False, True):  # retry once; if that one dies too, give up
             spare, self._spare = self._spare or self._fork(), None
             try:
@@ -164,13 +164,13 @@ class Spawner:
             print(f"cannot fork a spare worker: {error.strerror}", file=sys.stderr)
             self._poll.poll()  # wait for the next event before another try
         else:
-            # This process, too, has to copy each page to which it writes now: here, and not when it is asked.
+            # This process, too, copies each page at its next write: do it now instead of at the next request.
             if self._warm_up is not None:
-                with contextlib.suppress(OSError):  # there is no descriptor left, as the request will tell
+                with contextlib.suppress(OSError):  # no descriptor is left; the request will report it
                     self._warm_up.pass_on()
 
     def _fork(self, *, warm: bool = False) -> _Spare:
-        """Fork a worker, which warms up by a start first if it is to. Raises OSError."""
+        """Fork a worker, which first warms up if asked. Raises OSError."""
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -191,7 +191,7 @@ class Spawner:
         return spare
 
     def _child(self, sock: socket.socket, output: int, *, warm: bool) -> None:
-        """In the new process: keep only the memory of the spawner, wait for a task, and never return."""
+        """In the new process: keep only the spawner's memory, wait for a task, and never return."""
         status = 70
         try:
             self._sock.close()
@@ -199,7 +199,7 @@ class Spawner:
             kept = {sock.fileno()} | self._kernel.descriptors | self._cgroups.descriptors
             keep_only(kept if warm_up is None else kept | warm_up.descriptors, output)
             if warm_up is not None:
-                with contextlib.suppress(Exception):  # the task will meet the same error, and can report it
+                with contextlib.suppress(Exception):  # the task will get the same error, and can report it
                     warm_up.run(self._operations, self._kernel, self._cgroups)
             setproctitle.setproctitle("ktaskfs: spare worker")
             data, fds, _ = protocol.receive(sock)
@@ -230,8 +230,8 @@ def _open_warm_up() -> WarmUp | None:
 
 
 def _pass_on(child: _Child) -> None:
-    """Put what a worker that has ended wrote to its standard error into ours, as lines that say whose they are."""
-    with contextlib.suppress(BlockingIOError):  # it is empty, and somebody still has the other end
+    """Copy the standard error of an ended worker to this process's, with the worker's name on each line."""
+    with contextlib.suppress(BlockingIOError):  # it is empty, and another process has the other end
         for line in os.read(child.output, OUTPUT_MAX).decode(errors="replace").splitlines():
             shown = "".join(each if each.isprintable() else "?" for each in line)
             print(f"process {child.pid}: {shown}", file=sys.stderr)
@@ -239,7 +239,7 @@ def _pass_on(child: _Child) -> None:
 
 
 def _open_child(pid: int) -> int:
-    """A pidfd of our child ``pid``. Raises OSError, after it has ended the child."""
+    """A pidfd of the child ``pid``. On failure ends the child and raises OSError."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -253,7 +253,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     setproctitle.setproctitle("ktaskfs: spawner")
-    # Workers inherit the blocked signals, and can be woken from their first instruction on; they use sigwait(3).
+    # Workers inherit the blocked signals, and wait for them with sigwait(3) from their first instruction on.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_IGN)

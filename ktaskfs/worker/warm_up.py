@@ -1,8 +1,8 @@
-"""A start to warm up, by a worker that was forked in advance, while nobody waits for it.
+"""A warm-up start in a spare worker, while nobody waits for it.
 
-A forked process shares all memory with its parent, and copies each page at its first write to it; to Python even a look
-at an object is a write (its count of references). So the first start in a process takes two to three times as long as
-the second (measured).
+A forked process shares its parent's memory, and copies each page at the first write; Python writes to an object even
+when it reads it (its reference count). So the first start in a process takes two to three times as long as the second
+(measured).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.operation import Operation
 
 _OPERATION: Final = "clear"
-"""It goes all the way that operations on ranges of files go."""
+"""An operation that uses the code of operations on ranges of files."""
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A task on a page of memory: descriptors of that and of the page shared with a daemon, and the request.
+    """A task on one page of memory: its descriptor, that of a shared page, and the request.
 
-    They are the spawner's, and all workers warm up with the same: nobody reads what they write.
+    The spawner owns them, and all workers use the same ones: nobody reads their data.
     """
 
     target: int
@@ -66,11 +66,11 @@ class WarmUp:
 
     @property
     def descriptors(self) -> frozenset[int]:
-        """All that it holds."""
+        """All its descriptors."""
         return frozenset({self.target, self.page})
 
     def pass_on(self) -> None:
-        """What the spawner does with a request: read it, understand it, and send it. Raises OSError."""
+        """The spawner's part of a start: read, decode and send a request. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             protocol.send(ours, self.request, [self.page])
@@ -80,7 +80,7 @@ class WarmUp:
                 os.close(fd)
 
     def run(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, cgroups: GroupMounts) -> None:
-        """Do all of a start but what cannot be taken back, and close the descriptors. Raises whatever a start may."""
+        """Do all reversible steps of a start, and close the descriptors. Raises the errors of a start."""
         parameters = {"path": f"/proc/{os.getpid()}/fd/{self.target}", "force": "1"}
         request = protocol.decode(protocol.encode(replace(self.request, parameters=parameters)))
         assert isinstance(request, protocol.StartRequest)
@@ -101,11 +101,11 @@ class WarmUp:
         with daemon:
             daemon.send(protocol.GO)
             Worker(request, operation, kernel, [self.page, channel.detach()], cgroups).carry_out()
-        if _threads() > 1:  # none, if it was refused: the signal would stay for the real task
-            os.kill(os.getpid(), signal.SIGTERM)  # ends the thread that waits for it
-        while _threads() > 1:  # only a process of one thread can become its caller
+        if _threads() > 1:  # none if the start was refused; the signal would otherwise stay pending for the real task
+            os.kill(os.getpid(), signal.SIGTERM)  # ends the thread that waits for the signal
+        while _threads() > 1:  # only a single-threaded process can become its caller
             os.sched_yield()
-        gc.collect()  # what is left of the worker holds a copy of the page's descriptor
+        gc.collect()  # the rest of the worker still has a copy of the page's descriptor
 
 
 def _threads() -> int:

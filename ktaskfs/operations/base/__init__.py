@@ -1,4 +1,4 @@
-"""What every operation is made of: its declaration, parameters, nodes, resume, and the registry.
+"""Common code of operations: declaration, parameters, nodes, resume, and the registry.
 
 Imports ``ktask`` and ``host``. It knows no family.
 """

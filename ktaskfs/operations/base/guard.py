@@ -1,4 +1,4 @@
-"""The guard of files that others use: what an operation would destroy under their hands needs ``force=1``."""
+"""The guard of files in use: an operation that would destroy their contents needs ``force=1``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOOKS: Final = 3
 PAUSE: Final = 0.02
-"""Seconds between two looks: by then a cat(1) is done, and a worker that has just opened the file has marked it."""
+"""Seconds between two checks: enough for a cat(1) to end, and for a new worker to mark its file."""
 SHOWN: Final = 2
 """Holders that the refusal names."""
 _THROUGH_PROCESS: Final = re.compile(r"/proc/(\d+)(/task/\d+)?/(fd|map_files)/[^/]+")
@@ -28,7 +28,7 @@ _THROUGH_PROCESS: Final = re.compile(r"/proc/(\d+)(/task/\d+)?/(fd|map_files)/[^
 
 @dataclass(frozen=True, kw_only=True)
 class GuardedParameters(TaskParameters):
-    """What every operation takes that overwrites or frees what is in a file."""
+    """Parameters of operations that overwrite or free the contents of a file."""
 
     force: bool = parameter(FLAG, "work even if other processes have the file open or mapped (0: EBUSY)", default=False)
 
@@ -39,8 +39,8 @@ P = TypeVar("P", bound=GuardedParameters)
 def guard(preparation: Preparation[P], target: Target) -> None:
     """Refuse a file that other processes hold, unless ``force=1``: TargetError (EBUSY) names them.
 
-    Call it when ``target`` is this process's only descriptor of the file: the kernel tells only whether there are
-    others. Other workers do not count, nor does a process that ``path`` leads through (/proc/PID/fd/N).
+    Call it when ``target`` is this process's only descriptor of the file: the kernel only reports whether there
+    are others. Other workers do not count, nor does a process in ``path`` (/proc/PID/fd/N).
     """
     if preparation.parameters.force or target.created:
         return
@@ -55,9 +55,11 @@ def guard(preparation: Preparation[P], target: Target) -> None:
 
 
 def _holders(kernel: Kernel, target: Target) -> str | None:
-    """Who holds the file, in words; None if nobody does who counts, as far as can be known."""
+    """The holders of the file, in words; None if none is known."""
     held = is_held(target.fd)
-    if held is False and os.fstat(target.fd).st_nlink:  # without a name it may be a memfd, whose first user is not told
+    if (
+        held is False and os.fstat(target.fd).st_nlink
+    ):  # a file without a name may be a memfd, for which the kernel does not report the first user
         return None
     expected = workers_at(kernel, target.fd)
     if through := _THROUGH_PROCESS.fullmatch(re.sub("^/+", "/", os.path.normpath(target.path))):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """The least and the greatest chunk in units; both are multiples of ``align``."""
+    """The smallest and largest chunk in units; both are multiples of ``align``."""
 
     least: int
     most: int
@@ -28,10 +28,10 @@ class ChunkSizes:
 def make_nodes(
     kernel: Kernel, extent: Span, nodes: Sequence[int] | None, unit: int, remaining: Sequence[Node] | None
 ) -> tuple[Node, ...]:
-    """The work as the framework takes it: all of the extent, shared evenly over ``nodes``, or what ``remaining`` says.
+    """The work for the framework: the whole extent, shared evenly over ``nodes``, or ``remaining``.
 
-    Shares are whole ``unit``s, except the last. Raises InvalidValue for a node that is not there or has no memory, and
-    TargetError (ENXIO) for a remaining range outside of the extent, which was larger in the earlier run.
+    Shares are whole ``unit``s, except the last. Raises InvalidValue for a node that does not exist or has no memory,
+    and TargetError (ENXIO) for a remaining range outside of the extent, which was larger in the earlier run.
     """
     known = {node.nid for node in read_nodes(kernel) if node.total} if nodes else set()
     for nid in nodes or ():
@@ -55,6 +55,7 @@ def make_nodes(
 
 
 def chunk_sizes(wanted: int | None, *, least: int, most: int, align: int) -> ChunkSizes:
-    """An operation's own chunk sizes, or the ``wanted`` least one (the parameter ``chunk``) rounded up to ``align``."""
+    """An operation's own chunk sizes, or the ``wanted`` smallest one (the parameter ``chunk``) rounded up to
+    ``align``."""
     lower = max(-(-(least if wanted is None else wanted) // align) * align, align)
     return ChunkSizes(lower, max(most // align * align, lower), align)

@@ -1,7 +1,7 @@
-"""What an operation is: a declaration of parameters and limits, and ``prepare``, which turns a spec into a Plan.
+"""An operation: a declaration of parameters and limits, and ``prepare``, which turns a spec into a Plan.
 
 ``prepare`` runs in the task's own worker process, as the caller. It opens, checks and reserves; it touches no
-page and leaves nothing changed when it raises. The plan's functions then run in the same process.
+page, and changes nothing if it raises. The plan's functions then run in the same process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Operation(ABC, Generic[P]):
     name: str
     """The word that starts a spec."""
     target: str = ""
-    """Where several operations have one name: what a spec must name to be for this one, in words (``SharedWord``)."""
+    """If operations share a name: the target of this one, in words (``SharedWord``)."""
     description: str
     """One or two sentences for ``operations/NAME/description``."""
     units: Units
@@ -43,9 +43,9 @@ class Operation(ABC, Generic[P]):
     parameters: type[Any]
     """The frozen dataclass P."""
     no_undo: str = ""
-    """Why ``undo=1`` is refused; empty if the operation can take back what it did."""
+    """Why ``undo=1`` is refused; empty if the operation can undo its work."""
     no_resume: str = ""
-    """What the rest alone would lack, for the refusal to resume; empty if the operation can resume."""
+    """Why a resume is refused; empty if the operation can resume."""
 
     @cached_property
     def declared(self) -> tuple[Parameter, ...]:
@@ -58,27 +58,28 @@ class Operation(ABC, Generic[P]):
         return (self,)
 
     def means(self, parameters: Any) -> bool:
-        """Whether a spec, with the parameters of all operations of this name, is for this one and not the general one.
+        """Whether a spec, with the parameters of all operations of this name, is for this operation instead of the
+        general one.
 
-        Called in the worker, which may look at the target.
+        Called in the worker, which may examine the target.
         """
         return False
 
     def baseline(self, parameters: P, nodes: Sequence[Node]) -> Baseline:
-        """What there is now, for work that is to be done on ``nodes``. Raises TargetError.
+        """The current state of the files, for work on ``nodes``. Raises TargetError.
 
-        A family with ranges adds where its range ends. Not called for plan=1: the files need not be there.
+        A family with ranges adds the end of its range. Not called for plan=1: the files need not exist.
         """
         return Baseline(identities_of(parameters), end=0, size=0, total=sum(node.size for node in nodes))
 
     def settled(self, parameters: P, baseline: Baseline) -> P:
-        """The parameters for a resume: defaults keep the meaning that they had in the first run."""
+        """The parameters for a resume: defaults keep their meaning of the first run."""
         return parameters
 
     def plan(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
-        """The plan for ``parameters``, or for what an earlier run left; raises as ``prepare``, and NotSupported.
+        """The plan for ``parameters``, or for the rest of an earlier run; raises as ``prepare``, and NotSupported.
 
-        ``kernel`` has what was opened before this process took its caller's root. Operations that cannot resume in
+        ``kernel`` was opened before this process took its caller's root. Operations that cannot resume in
         part restart, if nothing was done.
         """
         if parameters.undo and (refusal := self.undo_refusal(parameters)):
@@ -100,7 +101,7 @@ class Operation(ABC, Generic[P]):
             return self.prepare(preparation)
 
     def _told(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
-        """A plan without work, whose result is what there would be to do."""
+        """A plan without work, whose result lists the work of a real start."""
         changes: Mapping[str, object] = {}
         try:
             plan = self._prepared(kernel, parameters, remaining)
@@ -124,13 +125,13 @@ class Operation(ABC, Generic[P]):
         return self.no_resume
 
     def locate(self, preparation: Preparation[P]) -> None:
-        """Find what a spec names otherwise than by a path; called before ``prepare``, and raises as that."""
+        """Find a target that a spec names without a path; called before ``prepare``, and raises like it."""
 
     @abstractmethod
     def prepare(self, preparation: Preparation[P]) -> Plan:
         """Open, check and reserve the target; raises KtaskfsError with the errno of the caller's write.
 
-        What is kept in ``preparation`` is closed if this raises. Called by ``plan`` alone.
+        Resources kept in ``preparation`` are closed if this raises. Only ``plan`` calls it.
         """
 
 

@@ -1,8 +1,8 @@
-"""Declaring what an operation takes: one dataclass field is parser, default, help text and file at once.
+"""Declarations of parameters: one dataclass field is parser, default, help text and file at once.
 
 An operation's parameters are a frozen dataclass whose fields are made by ``parameter``. The registry reads the
 fields back as ``Parameter`` values, so the spec parser, ``operations/NAME/parameters``, the task directory's
-files and the worker all follow from the one declaration.
+files and the worker use one declaration.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PATH_MAX: Final = 4096
 """Bytes of a path with its closing NUL (linux/limits.h)."""
 WORD_MAX: Final = 255
 CPULIST_MAX: Final = 4096
-"""Characters of a list: more than all 1,024 nodes, named one by one, take."""
+"""Characters of a list: enough to name all 1,024 nodes one by one."""
 
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A type of value: how its text is read (InvalidValue if it cannot be) and written back.
+    """A type of value: how to parse its text (raises InvalidValue) and write it back.
 
     ``format(parse(text))`` is the canonical text; parsing that again gives an equal value. ``absent`` is the text
-    shown for a parameter that was not given and has no default value.
+    of a parameter without a value and a default.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Parameter:
     required: bool
 
     def default_text(self) -> str:
-        """The default in canonical text; the kind's ``absent`` where there is none."""
+        """The default as canonical text; the kind's ``absent`` without one."""
         return self.kind.absent if self.default is None else self.kind.format(self.default)
 
 
 def parameter(kind: Kind[T], help: str, **default: Any) -> Any:
-    """A dataclass field that is a parameter; pass ``default=`` or it must be given in every spec.
+    """A dataclass field for a parameter; without ``default=`` every spec must give it.
 
-    A default of None means "not given", and what that does stands in ``help``.
+    A default of None means "not given"; ``help`` explains the effect.
     """
     return dataclasses.field(metadata={"kind": kind, "help": help}, **default)
 
@@ -104,7 +104,7 @@ def _parse_path(text: str) -> str:
         raise InvalidValue("the path has a NUL byte")
     try:
         path = os.fsencode(text)
-    except UnicodeEncodeError:  # JSON can write one; no file name can hold it
+    except UnicodeEncodeError:  # possible in JSON, but not in a file name
         raise InvalidValue("the path has half a surrogate pair") from None
     if len(path) >= PATH_MAX:
         raise InvalidValue(f"the path has {len(path)} bytes; the limit is {PATH_MAX - 1}", errno=errno.ENAMETOOLONG)
@@ -147,7 +147,7 @@ OCTAL: Final[Kind[int]] = Kind("mode", _parse_octal, lambda value: f"{value:04o}
 PATH: Final[Kind[str]] = Kind("path", _parse_path, str)
 """What the task works on: a resume finds it again."""
 FILE: Final[Kind[str]] = Kind("path", _parse_path, str)
-"""Another file, which the task reads or makes."""
+"""Another file that the task reads or makes."""
 WORD: Final[Kind[str]] = Kind("word", _parse_word, str)
 NODES: Final[Kind[tuple[int, ...]]] = Kind("cpulist", _parse_nodes, format_cpulist)
 NICE: Final[Kind[int]] = Kind("number", lambda text: parse_int(text, most=19), str)
@@ -179,7 +179,7 @@ def choice(*words: str) -> Kind[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskParameters:
-    """What every operation takes, whatever it works on."""
+    """The parameters of every operation."""
 
     name: str | None = parameter(WORD, "name of the task (default OPERATION-N)", default=None)
     max_threads: int | None = parameter(THREADS, "maximum of threads (max: only tunables limit them)", default=None)
@@ -202,7 +202,7 @@ P = TypeVar("P", bound=TaskParameters)
 def parse_parameters(declaration: type[P], texts: Mapping[str, str]) -> P:
     """Build ``declaration`` from canonical or user-written texts; raises InvalidValue.
 
-    Names that are not declared, and required ones that are missing, are InvalidValue too.
+    Unknown names and missing required ones are InvalidValue, too.
     """
     declared = {each.name: each for each in parameters_of(declaration)}
     unknown = texts.keys() - declared.keys()
@@ -214,7 +214,7 @@ def parse_parameters(declaration: type[P], texts: Mapping[str, str]) -> P:
 def build_parameters(declaration: type[P], values: Mapping[str, Any]) -> P:
     """Build ``declaration`` from parsed values of declared names.
 
-    Raises InvalidValue for a required one that is missing, and for values that contradict each other.
+    Raises InvalidValue for a missing required one, and for values that contradict each other.
     """
     missing = [each.name for each in parameters_of(declaration) if each.required and each.name not in values]
     if missing:

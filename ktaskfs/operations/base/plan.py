@@ -1,4 +1,4 @@
-"""From a spec to a task that can start: its plan, and the preparation that makes one."""
+"""The plan of a task that can start, and the preparation that makes it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Plan:
 
     nodes:   the work, in the operation's units, one entry for each NUMA node or remaining range.
     control: the chunk function and its rules for ``ktask.run_numa``; the worker adds monitor and live limits.
-    abort:   takes back what ``prepare`` itself changed (a created file, a new size); called when the task never starts.
-    finish:  called once after the last chunk, with the outcome of the job, whatever the end; returns the text for the
-             ``result`` file. It may raise KtaskfsError (a digest that was not the expected one).
-    tree:    a number that stands for the list of files that the positions count; 0 if they count none.
+    abort:   undoes the changes of ``prepare`` (a created file, a new size); called if the task never starts.
+    finish:  called once after the last chunk, with the outcome of the job; returns the text for the ``result`` file.
+             It may raise KtaskfsError (an unexpected digest).
+    tree:    a digest of the list of files that the positions count; 0 without one.
     """
 
     nodes: Sequence[Node]
@@ -40,7 +40,8 @@ class Plan:
 
 
 class PlanToldError(Exception):
-    """Ends ``prepare`` before its first change, for plan=1: with the work, and what else is told. It is no failure."""
+    """Ends ``prepare`` before its first change, for plan=1; has the work and more lines for the result. Not a
+    failure."""
 
     def __init__(self, nodes: Sequence[Node], changes: Mapping[str, object]) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class PlanToldError(Exception):
 
 
 class Closable(Protocol):
-    """Anything that has to be closed."""
+    """Anything that must be closed."""
 
     def close(self) -> None: ...
 
@@ -59,15 +60,15 @@ C = TypeVar("C", bound=Closable)
 
 
 class Preparation(Generic[P]):
-    """What ``prepare`` works with, and everything that it has opened or changed so far.
+    """The input of ``prepare``, and everything that it has opened or changed so far.
 
-    Whatever was kept is closed, and whatever was changed is taken back, in reverse order: at once if ``prepare``
-    raises (as a context manager), otherwise when the plan is aborted or finished.
+    Kept resources are closed, and changes undone, in reverse order: at once if ``prepare`` raises (as a context
+    manager), otherwise when the plan is aborted or finished.
 
-    kernel:     what was opened before this process took its caller's root.
+    kernel:     opened before this process took its caller's root.
     parameters: those of the spec.
-    remaining:  what an earlier run left to do; None for a new task.
-    file:       an O_PATH descriptor of the file that ``path`` stands for, where the spec names it without a path.
+    remaining:  the rest of an earlier run; None for a new task.
+    file:       an O_PATH descriptor of the file, if the spec names it without a path.
     """
 
     def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
@@ -83,9 +84,9 @@ class Preparation(Generic[P]):
         return self.remaining is not None
 
     def before_changes(self, nodes: Sequence[Node], told: Callable[[], Mapping[str, object]]) -> None:
-        """``prepare`` calls it before its first change to anything: with plan=1 it goes no further.
+        """``prepare`` calls it before its first change; with plan=1 it raises.
 
-        ``told`` then makes the checks that otherwise come with the changes, and gives lines for ``result``, by key.
+        ``told`` then makes the checks that otherwise belong to the changes, and returns lines for ``result``, by key.
         """
         if self.parameters.plan:
             raise PlanToldError(nodes, told())
@@ -100,17 +101,17 @@ class Preparation(Generic[P]):
             self._resources.close()
 
     def keep(self, resource: C) -> C:
-        """Close ``resource`` in the end; returns it."""
+        """Close ``resource`` at the end; returns it."""
         self._resources.callback(resource.close)
         return resource
 
     def hands(self, nodes: Sequence[Node], make: Callable[[Kernel, int], Hands | None]) -> Hands | None:
-        """The hands of the task, if ``make`` finds them worth it for so much work; closed in the end. plan=1: none."""
+        """The hands of the task, if ``make`` finds them worthwhile for this work; closed at the end. plan=1: none."""
         made = None if self.parameters.plan else make(self.kernel, sum(node.size for node in nodes))
         return None if made is None else self.keep(made)
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call ``function`` in the end."""
+        """Call ``function`` at the end."""
         self._resources.callback(function, *arguments)
 
     def nodes(self, extent: Span, unit: int) -> tuple[Node, ...]:
@@ -128,7 +129,7 @@ class Preparation(Generic[P]):
     ) -> Control:
         """The control for an operation's chunk function and its own chunk sizes, with ``chunk`` and ``undo`` applied.
 
-        ``undo_func`` can also take back a chunk that failed midway.
+        ``undo_func`` can also undo a chunk that failed midway.
         """
         sizes = chunk_sizes(self.parameters.chunk, least=least, most=most, align=align)
         undo_func = undo_func if self.parameters.undo else None
@@ -142,7 +143,7 @@ class Preparation(Generic[P]):
         )
 
     def plan(self, nodes: Sequence[Node], control: Control, finish: Callable[[Outcome], str], *, tree: int = 0) -> Plan:
-        """The plan. Everything is still open when ``finish`` is called, and is closed afterwards."""
+        """The plan. Everything stays open until ``finish`` has returned."""
         close = self._resources.close
 
         def finish_and_close(outcome: Outcome) -> str:

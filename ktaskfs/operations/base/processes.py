@@ -1,4 +1,4 @@
-"""Finding a process that a spec names, what it has mapped, and the file behind a mapping."""
+"""Find a process that a spec names, its mappings, and the file behind a mapping."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def areas_of(process: Process, mapping: int | None) -> list[Area]:
 
 
 def shared_area(process: Process, mapping: int | None) -> Area:
-    """The shared mapping of a file at an address, or without one that of the only file that it may write to so.
+    """The shared mapping of a file at an address, or without an address that of the only file that the process maps
+    writable.
 
     Raises TargetError, and InvalidValue for memory without a file, a private mapping, and none or several files.
     """
@@ -51,7 +52,7 @@ def shared_area(process: Process, mapping: int | None) -> Area:
     if mapping is not None:
         (area,) = areas
         where = f"what process {process.pid} has mapped at {mapping:#x}"
-        if area.is_shared:  # a SysV segment has its number for an inode, which may be 0
+        if area.is_shared:  # a SysV segment's inode is its number, which may be 0
             return area
         if not area.inode:
             raise InvalidValue(f"{where} is memory without a file")

@@ -25,8 +25,8 @@ BASE: Final = "base"
 def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, Operation[Any]]:
     """All operations of the families in ``package`` by name, in alphabetical order.
 
-    Importing them is the cost, so call it once a process. Those of one name are one, a SharedWord. Raises TypeError for
-    a file that is no operation or more than one, and for operations of one name that a spec does not tell apart.
+    Importing them is slow, so call it once in a process. Operations of one name become a SharedWord. Raises TypeError
+    for a file without exactly one operation, and for operations of one name that a spec cannot distinguish.
     """
     found: dict[str, list[Operation[Any]]] = {}
     for module in _modules(package):

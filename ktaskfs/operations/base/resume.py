@@ -1,6 +1,6 @@
-"""What a resumed task relies on: its files are still those that an earlier run worked on.
+"""The check that a resumed task has the files of its earlier run.
 
-In a new file, or one that is too short, the earlier work is missing, and doing the rest would not complete it.
+A new file, or one that is too short, lacks the earlier work, so the rest would not complete it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 FILES_MAX: Final = 8
 NAME_MAX: Final = 64
 NUMBER_MAX: Final = 2**64 - 1
-"""A worker is its caller's process, so a baseline is kept only if it is short. No operation has so many paths."""
+"""The caller controls the worker, so only a short baseline is kept. No operation has so many paths."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class FileState:
 
     @classmethod
     def of(cls, path: str) -> FileState:
-        """The file that ``path`` leads to now. Raises TargetError."""
+        """The file that ``path`` names now. Raises TargetError."""
         try:
             status = os.stat(path)
-            # Inode numbers of removed files are given to new ones (ext4, at once); the time of birth differs.
+            # Filesystems reuse inode numbers of removed files (ext4 at once); the time of birth differs.
             return cls((status.st_dev, status.st_ino, statx.birth_time(path)), status.st_size)
         except OSError as error:
             raise TargetError.from_os(error, f"examine {path}") from error
@@ -48,13 +48,13 @@ class FileState:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a run found when it was ready to begin.
+    """The state at the start of a run.
 
     files: the identity of the file or process behind each parameter that is a path or a PID.
     end:   byte of ``path`` at which the range ends; 0 for an operation without a range.
     size:  the bytes of the file up to ``end``.
     total: units to do.
-    tree:  what stands for the list of files of a tree, as in ``Plan``; 0 for an operation without one.
+    tree:  the digest of the list of files of a tree, as in ``Plan``; 0 for an operation without one.
     """
 
     files: Mapping[str, tuple[int, int, int]]
@@ -70,14 +70,14 @@ class Baseline:
             raise TargetError(text, errno=errno.ESTALE)
 
     def require(self, parameters: TaskParameters) -> None:
-        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for one that is too short now."""
+        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for a file that is too short."""
         for name, pid in values_of(parameters, PID):
             if process_identity(pid) != self.files.get(name):
                 raise TargetError(
                     f"process {pid} is not the process of the task's start: start a new task", errno=errno.ESTALE
                 )
         for name, path in values_of(parameters, PATH):
-            if name not in self.files:  # it stands for many
+            if name not in self.files:  # the path stands for many files
                 continue
             now = FileState.of(path)
             if now.identity != self.files.get(name):
@@ -111,13 +111,13 @@ def _number(value: Any) -> int:
 
 
 def identities_of(parameters: TaskParameters) -> dict[str, tuple[int, int, int]]:
-    """The identity of what each parameter leads to that is a path or a process. Raises TargetError."""
+    """The identity of the file or process of each parameter that names one. Raises TargetError."""
     found = {name: FileState.of(path).identity for name, path in values_of(parameters, PATH)}
     return found | {name: process_identity(pid) for name, pid in values_of(parameters, PID)}
 
 
 def process_identity(pid: int) -> tuple[int, int, int]:
-    """Number of a process, and when it began: numbers are used again. Raises TargetError."""
+    """Number and start time of a process, because numbers are reused. Raises TargetError."""
     try:
         with contextlib.closing(Process.find(pid)) as process:
             return pid, process.began(), 0

@@ -1,4 +1,4 @@
-"""A lock for work that threads do together, except some that one thread does alone."""
+"""A lock for work that threads do together, except for parts that one thread does alone."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 class SharedLock:
-    """Held by many together or by one alone. A thread that waits to be alone goes before those that come later.
+    """Held by many together or by one alone. A thread that waits to be alone has precedence over later ones.
 
     One thread cannot take it twice.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the three below
+        self._changed = threading.Condition()  # guards the next three fields
         self._together = 0
         self._alone = False
         self._waiting = 0
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Held with others; waits while a thread is alone or waits to be."""
+        """Held together with others; waits while a thread is alone or waits to be alone."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone and not self._waiting)
             self._together += 1

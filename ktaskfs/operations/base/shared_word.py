@@ -1,4 +1,4 @@
-"""One word for several operations: what a spec names tells which of them it is for (``survey path=FILE|DIRECTORY``)."""
+"""One name for several operations: the target in a spec selects one (``survey path=FILE|DIRECTORY``)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ COMMON: frozenset[str] = frozenset(each.name for each in parameters_of(TaskParam
 
 
 class SharedWord(Operation[TaskParameters]):
-    """Takes the parameters of all ``meanings``. A spec is for the first that ``means`` it, or else for the general one.
+    """Has the parameters of all ``meanings``. A spec selects the first meaning whose ``means`` accepts it, or else the
+    general one.
 
-    Each meaning has its ``target`` in words; one of them, the general one, does not override ``means``. They count the
-    same units. Raises TypeError otherwise.
+    Each meaning has a ``target`` in words; only the general one does not override ``means``. All count the same units.
+    Raises TypeError otherwise.
     """
 
     def __init__(self, meanings: Sequence[Operation[Any]]) -> None:
@@ -52,7 +53,7 @@ class SharedWord(Operation[TaskParameters]):
         return (self._general, *self._particular)
 
     def _meant(self, parameters: TaskParameters) -> tuple[Operation[Any], Any]:
-        """The operation that a spec is for, and its parameters; raises InvalidValue for parameters that it has not."""
+        """The operation that a spec is for, and its parameters; raises InvalidValue for parameters that it lacks."""
         operation = next((each for each in self._particular if each.means(parameters)), self._general)
         return operation, _as_own(operation, parameters)
 
@@ -81,7 +82,7 @@ class SharedWord(Operation[TaskParameters]):
 
 
 def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
-    """The parameters of all. One that a spec of some meaning can do without has a default: the common one, or none."""
+    """The parameters of all. A parameter that is optional for one meaning has a default: the common one, or none."""
     found: dict[str, list[tuple[Operation[Any], Parameter]]] = {}
     for operation in meanings:
         for each in operation.declared:
@@ -90,7 +91,7 @@ def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
     fields = [(name, object, _merged(declared, len(meanings))) for name, declared in found.items()]
 
     def check(self: TaskParameters) -> None:
-        """Raises what the general meaning says, unless some meaning can take these values."""
+        """Raises the general meaning's error, unless some meaning accepts these values."""
         refusals = []
         for each in meanings:
             try:
@@ -126,7 +127,7 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
 
 
 def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:
-    """What any of these kinds takes, which all write values alike."""
+    """A kind that accepts the values of any of these kinds, which all write values in the same way."""
 
     def parse(text: str) -> Any:
         refusals = []
@@ -142,7 +143,7 @@ def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:
 
 
 def _as_own(operation: Operation[Any], shared: TaskParameters) -> Any:
-    """The parameters of one meaning; raises InvalidValue for those that it has not, or that it needs."""
+    """The parameters of one meaning; raises InvalidValue for unknown or missing ones."""
     declared = {each.name for each in operation.declared}
     texts = {}
     for each in parameters_of(type(shared)):

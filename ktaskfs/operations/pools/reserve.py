@@ -1,4 +1,4 @@
-"""``reserve``: bring the pool of huge pages on NUMA nodes to a number of pages."""
+"""``reserve``: set the size of the pool of huge pages on NUMA nodes."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 1 << 30
-"""What one chunk adds or takes away. From free memory 1 GiB comes in milliseconds; where the kernel has to move
-others' pages out of the way, in seconds."""
+"""Bytes that one chunk adds or removes. 1 GiB takes milliseconds from free memory, and seconds if the kernel
+must move other pages."""
 FIRST: Final = "first"
 AGAIN: Final = "again"
 RECLAIM: Final = "reclaim"
 DROP_CACHES: Final = "drop_caches"
 WAYS: Final = (FIRST, AGAIN, RECLAIM, DROP_CACHES)
-"""How a pool gets more pages, in the order in which that is tried: the next one only for what is still missing.
+"""Ways to get more pages for a pool, in this order, each for the still missing pages.
 
-A second request often gives what the first did not. To compact memory before gave nothing (measured).
+A second request often succeeds where the first failed. Compacting memory first did not help (measured).
 """
 HEADROOM_PERCENT: Final = 5
 HEADROOM_BYTES: Final = 512 << 20
-"""What the machine keeps of its memory, whichever is more: some programs, and the kernel, need more at times."""
+"""Memory that the machine keeps, whichever is more: some programs, and the kernel, need more at times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReserveParameters(TaskParameters):
-    """How many pages, of what size; ``nodes`` says where."""
+    """The number, size and ``nodes`` of the pages."""
 
     pages: int = parameter(COUNT, "total pages of the pool on all of the nodes, shared evenly")
     size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
@@ -58,11 +58,11 @@ class ReserveParameters(TaskParameters):
 
 
 class Reserve(Operation[ReserveParameters]):
-    """Steps of each node's ``nr_hugepages``, none beyond what is wanted: two tasks with one aim meet there.
+    """Changes each node's ``nr_hugepages`` in steps, never beyond the goal, so two tasks with the same goal agree.
 
     The kernel changes the pool of one page size for one caller at a time (``resize_lock`` of struct hstate), so
-    several nodes take turns. Pages in use are never taken: a pool that shrinks below them has them as surplus until
-    they are freed (Documentation/admin-guide/mm/hugetlbpage.rst).
+    nodes take turns. The kernel never removes pages in use: a pool that shrinks below them counts them as surplus
+    until they are freed (Documentation/admin-guide/mm/hugetlbpage.rst).
     """
 
     name = "reserve"
@@ -78,10 +78,10 @@ class Reserve(Operation[ReserveParameters]):
     parameters = ReserveParameters
 
     def prepare(self, preparation: Preparation[ReserveParameters]) -> Plan:
-        """Open each node's pool; raises InvalidValue for a node or page size there is not, TargetError (EACCES, EROFS,
-        and ENOMEM for more than there is memory for).
+        """Open each node's pool; raises InvalidValue for an unknown node or page size, TargetError (EACCES, EROFS, and
+        ENOMEM if memory is too small).
 
-        Of ``remaining`` only the nodes count: how far each pool is from what is wanted shows in the pool itself.
+        Of ``remaining`` only the nodes count: each pool itself shows its distance from the goal.
         """
         kernel, parameters, remaining = preparation.kernel, preparation.parameters, preparation.remaining
         size = default_size(kernel) if parameters.size is None else parameters.size
@@ -122,7 +122,7 @@ def _open_pools(preparation: Preparation[ReserveParameters], size: int) -> list[
 
 
 def _open_rooms(preparation: Preparation[ReserveParameters], nids: Sequence[int]) -> dict[int, dict[str, RoomMaker]]:
-    """What may make room on each node, by the column of the result, in order. Raises TargetError (EACCES, EROFS)."""
+    """The ways to make room on each node, by the column of the result, in order. Raises TargetError (EACCES, EROFS)."""
     parameters, rooms = preparation.parameters, {nid: dict[str, RoomMaker]() for nid in nids}
     try:
         for nid in nids if parameters.reclaim else ():
@@ -160,7 +160,7 @@ def _require_memory(kernel: Kernel, shares: Sequence[_Share], *, placed: bool) -
 
 
 class _Share:
-    """One node's part. Threads of this task take turns at its pool: each holds ``lock`` meanwhile."""
+    """One node's part. Threads of this task take turns at its pool, under ``lock``."""
 
     def __init__(self, pool: NodePool, nid: int, size: int, wanted: int, rooms: Mapping[str, RoomMaker]) -> None:
         self.pool = pool
@@ -169,18 +169,19 @@ class _Share:
         self.wanted = wanted
         self._rooms = rooms
         self.gained = dict.fromkeys(WAYS, 0)
-        """Pages that each way gave; guarded by lock."""
+        """Pages from each way; guarded by lock."""
         self.before = pool.persistent()
         self.lock = threading.Lock()
         self.moved: dict[int, int] = {}  # pages that a failed step moved, by its first position; guarded by lock
 
     @property
     def missing(self) -> int:
-        """Bytes that the pool needs from the machine; surplus pages are there already."""
+        """Bytes that the pool needs from the machine; surplus pages exist already."""
         return self.size * max(self.wanted - self.pool.counts().total, 0)
 
     def move(self, pages: int, aim: int) -> None:
-        """Go so many pages nearer to ``aim``, not past it; raises TargetError (ENOMEM) for too few, OSError."""
+        """Move the pool by this number of pages towards ``aim``, not past it; raises TargetError (ENOMEM) for too few,
+        OSError."""
         now = self.pool.persistent()
         step = min(now + pages, aim) if now < aim else max(now - pages, aim)
         if step == now:
@@ -194,7 +195,8 @@ class _Share:
         return self.pool.persistent()
 
     def _grow(self, now: int, pages: int) -> int:
-        """Ask for ``pages`` until they are there, or no way gives more; returns how many there are. Raises OSError."""
+        """Ask for ``pages`` until the pool has them, or no way gives more; returns the number of pages. Raises
+        OSError."""
         for way in WAYS:
             room, more = self._rooms.get(way), way in (FIRST, AGAIN) or way in self._rooms
             while more and now < pages:
@@ -208,7 +210,7 @@ class _Share:
         return now
 
     def describe(self, pages: int, aim: int) -> str:
-        """How many pages there are and how many are wanted, in words."""
+        """The current and the wanted number of pages, in words."""
         return f"node {self.nid} has {pages} huge pages of {format_size(self.size)}, not {aim}"
 
 
@@ -221,7 +223,7 @@ class _Reserver:
         self._nodes: list[tuple[Node, _Share]] = []
 
     def work(self, nids: set[int] | None) -> list[Node]:
-        """A range for each node (of ``nids``), as long as its pool is away from what is wanted."""
+        """A range for each node (of ``nids``), whose length is the pool's distance from the goal."""
         position = 0
         for share in self._shares:
             if nids is None or share.nid in nids:
@@ -234,7 +236,7 @@ class _Reserver:
         return next(share for node, share in self._nodes if node.start <= position < node.start + node.size)
 
     def step(self, start: int, end: int) -> None:
-        """Bring a node's pool ``end - start`` pages nearer to what is wanted; raises TargetError."""
+        """Move a node's pool by ``end - start`` pages towards the goal; raises TargetError."""
         share = self._share_at(start)
         with share.lock:
             before = share.pool.persistent()
@@ -248,7 +250,7 @@ class _Reserver:
                 raise
 
     def undo(self, start: int, end: int) -> None:
-        """The same number of pages back towards what there was."""
+        """Move it back by the same number of pages."""
         share = self._share_at(start)
         with share.lock:
             share.move(share.moved.get(start, end - start), share.before)
@@ -256,7 +258,7 @@ class _Reserver:
     def finish(self, outcome: Outcome) -> str:
         """The result: a row for each node, and one for all.
 
-        Raises Finding if all steps were taken and a pool is not what is wanted: ENOMEM below it, EBUSY above.
+        Raises Finding if all steps are done and a pool missed the goal: ENOMEM below it, EBUSY above.
         """
         missed = []
         if not outcome.remaining():

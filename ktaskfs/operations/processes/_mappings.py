@@ -1,4 +1,4 @@
-"""The mappings of a process as one line of positions, and how a spec names them."""
+"""The mappings of a process as one sequence of positions, and their parameters in a spec."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Line:
         return Span(0, self._begins[-1])
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """What lies between two positions."""
+        """The ranges between two positions."""
         while start < end:
             index = bisect_right(self._begins, start) - 1
             stop = min(end, self._begins[index + 1])
@@ -87,10 +87,10 @@ class MappedPages:
         self.line = Line([Span(each.start, each.end) for each in areas], self.page)
 
     def each(self, start: int, end: int, verb: str, work: Callable[[int, int], T]) -> Iterator[tuple[int, T]]:
-        """Number of each mapping that lies between two positions, and what ``work`` returns for its addresses there.
+        """The number of each mapping between two positions, and the result of ``work`` for its addresses there.
 
-        The process is there before and afterwards, so nothing else has had its number. Raises TargetError; ``verb`` is
-        for its words.
+        The process exists before and afterwards, so its number was not reused. Raises TargetError; its message has
+        ``verb``.
         """
         for piece in self.line.pieces(start, end):
             try:
@@ -105,7 +105,7 @@ class MappedPages:
 
 
 def open_pages(preparation: Preparation[P]) -> MappedPages:
-    """What the spec names. Raises TargetError (ESRCH, EACCES), NotSupported, or InvalidValue without any mapping."""
+    """The mappings of the spec. Raises TargetError (ESRCH, EACCES), NotSupported, or InvalidValue without a mapping."""
     process = preparation.keep(open_process(preparation.parameters.pid))
     areas = [each for each in areas_of(process, preparation.parameters.mapping) if each.name not in NOT_MEMORY]
     if not areas:

@@ -1,4 +1,4 @@
-"""``collapse`` of a process: make huge pages of the small ones that a process has."""
+"""``collapse`` of a process: move its small pages into huge pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 MOST_BYTES: Final = 64 << 20
-"""What one call does at most: the process's own mmap(2) waits for that, some 17 ms."""
+"""Bytes of one call: the process's own mmap(2) waits for it, some 17 ms."""
 LEAST_BYTES: Final = 16 << 20
 
 
@@ -38,7 +38,7 @@ class CollapseParameters(ProcessParameters):
 class Collapse(Operation[CollapseParameters]):
     """process_madvise(2) with MADV_COLLAPSE, for whole huge pages of one mapping at a time.
 
-    A position is a byte of the chosen mappings, which are laid end to end. Contents stay what they are.
+    A position is a byte of the chosen mappings, which are laid end to end. Contents do not change.
     """
 
     name = "collapse"
@@ -90,12 +90,12 @@ def _require_possible(process: Process) -> None:
 
 
 def _is_memory(area: Area) -> bool:
-    """Whether it is writable memory of no disk: private without a file, or shared (tmpfs, memfd, SysV)."""
+    """Whether it is writable memory without a file on a disk: private, or shared (tmpfs, memfd, SysV)."""
     return "w" in area.permissions and area.name not in NOT_MEMORY and not (area.inode and os.major(area.device))
 
 
 class _Collapser:
-    """The chunk function, and what became of the huge pages."""
+    """The chunk function, and the results for huge pages."""
 
     def __init__(self, process: Process, line: Line, huge: int) -> None:
         self._process = process
@@ -107,7 +107,7 @@ class _Collapser:
         """Huge pages, by errno; 0 is collapsed."""
 
     def collapse(self, start: int, end: int) -> None:
-        """Collapse what lies at the positions from ``start`` to ``end``; raises TargetError if the process ended."""
+        """Collapse the memory at positions ``start`` to ``end``; raises TargetError if the process ended."""
         for piece in self._line.pieces(start, end):
             counts = self._collapse(piece.start, piece.end - piece.start)
             with self._lock:
@@ -119,7 +119,7 @@ class _Collapser:
         return Counter(self._try(at, self._huge) for at in range(address, address + size, self._huge))
 
     def _try(self, address: int, size: int) -> int:
-        """The errno of one call, which the kernel gives if any huge page of the range was not to be had; 0 for none."""
+        """The errno of one call, which the kernel returns if any huge page of the range failed; 0 on success."""
         try:
             self._process.advise(address, size, syscalls.MADV_COLLAPSE)
         except ProcessLookupError as error:

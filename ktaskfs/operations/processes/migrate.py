@@ -1,4 +1,4 @@
-"""``migrate`` of a process: move the pages that it has in memory to NUMA nodes."""
+"""``migrate`` of a process: move its pages to NUMA nodes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MigrateParameters(ProcessParameters):
 
 
 class Migrate(Operation[MigrateParameters]):
-    """move_pages(2) for the pages that PageTable finds, as many at a time as a chunk has."""
+    """move_pages(2) for the pages that PageTable finds, one chunk at a time."""
 
     name = "migrate"
     target = "a process"
@@ -66,7 +66,7 @@ class Migrate(Operation[MigrateParameters]):
 
 
 class _Mover:
-    """The chunk function, and what became of the pages."""
+    """The chunk function, and the results for pages."""
 
     def __init__(self, pages: MappedPages, nodes: Sequence[Node]) -> None:
         self._pages = pages
@@ -76,7 +76,7 @@ class _Mover:
         self._counts: Counter[tuple[str, int]] = Counter()
 
     def move(self, start: int, end: int) -> None:
-        """Move what lies between two positions to its node; raises TargetError."""
+        """Move the pages between two positions to their node; raises TargetError."""
         nid = next(node.nid for node in self._nodes if node.start <= start < node.start + node.size)
         for _, counts in self._pages.each(start, end, "move", lambda low, high: self._move(low, high, nid)):
             with self._lock:
@@ -96,7 +96,7 @@ class _Mover:
             for address, state, now in zip(wrong, states, after, strict=True):
                 moved = now == nid
                 reason = "moved" if moved else errno.errorcode.get(-state, "EAGAIN")
-                if moved or now >= 0:  # else it went meanwhile
+                if moved or now >= 0:  # otherwise it is gone
                     counts[reason, now] += weights[address]
         return counts
 
@@ -107,10 +107,10 @@ class _Mover:
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            return [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
+            return [-errno.ENOMEM] * len(addresses)  # the node is full: the kernel did not try the rest
 
     def _heads(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The address of each page that is present, or of each piece of a huge page, and the pages it stands for."""
+        """The address of each present page, or of each piece of a huge page, and its number of pages."""
         for run in self._pages.table.runs(start, end):
             if run.categories & PRESENT:
                 yield from self._heads_of(run)

@@ -1,4 +1,4 @@
-"""``survey`` of a process: what it has in memory, by mapping and NUMA node."""
+"""``survey`` of a process: its pages by mapping and NUMA node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MIN_CHUNK: Final = 4 << 10
 MAX_CHUNK: Final = 16 << 10
-"""Pages. An mmap(2) of the process waits for the look at one chunk of 64 MiB, some milliseconds."""
+"""Pages. An mmap(2) of the process waits for the scan of one chunk of 64 MiB, some milliseconds."""
 MARGIN: Final = 4 << 10
 """Bytes of the result that the sums take."""
 COUNTS: Final = ("present", "huge", "swapped", "file", "anonymous")
@@ -36,9 +36,9 @@ class SurveyParameters(ProcessParameters):
 
 
 class Survey(Operation[SurveyParameters]):
-    """PAGEMAP_SCAN in chunks, or /proc/PID/pagemap before Linux 6.7, which does not tell huge pages.
+    """PAGEMAP_SCAN in chunks, or /proc/PID/pagemap before Linux 6.7, which does not show huge pages.
 
-    move_pages(2) tells the node of each page, where the machine has several.
+    move_pages(2) reports the node of each page, on a machine with several.
     """
 
     name = "survey"
@@ -66,7 +66,7 @@ class Survey(Operation[SurveyParameters]):
 
 
 class _Surveyor:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, pages: MappedPages, nids: Sequence[int]) -> None:
         self._pages = pages
@@ -76,7 +76,7 @@ class _Surveyor:
         """Pages, for each mapping."""
 
     def survey(self, start: int, end: int) -> None:
-        """Count what lies between two positions; raises TargetError."""
+        """Count the pages between two positions; raises TargetError."""
         for mapping, found in self._pages.each(start, end, "look at", self._count):
             with self._lock:
                 self._counts[mapping] += found

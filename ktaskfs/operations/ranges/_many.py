@@ -1,6 +1,7 @@
-"""Many whole files of memory as one line of positions: those of a directory of huge pages, or that match a pattern.
+"""Many whole files of memory as one sequence of positions: the files of a directory on hugetlbfs, or of a pattern.
 
-Each takes its size, in whole pages. It is opened again for each chunk, since there may be more files than descriptors.
+Each takes its size, in whole pages. It is opened again for each chunk, because there may be more files than
+descriptors.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class ManyFiles:
         return Span(0, self._ends[-1] if self._ends else 0)
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
-        """What lies between two positions: number and open file, and the bytes in it. Raises TargetError.
+        """The files between two positions: number, open file, and the bytes in it.
 
-        Removed and replaced files are left out. A file that became shorter ends where it ends now.
+        Raises TargetError. Skips removed and replaced files. A file that became shorter ends earlier.
         """
         index = bisect.bisect_right(self._ends, start)
         while index < len(self.files) and (begin := self._ends[index] - self.files[index].size) < end:
@@ -78,7 +79,7 @@ class ManyFiles:
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Target | None]:
-        """The file of that number, or None if its name is not its own any more. Raises TargetError."""
+        """The file of that number, or None if its name now means another file. Raises TargetError."""
         target = None
         try:
             target = open_target(self._kernel, self.files[index].path, kinds=MEMORY, write=self._write)
@@ -103,11 +104,11 @@ class ManyFiles:
 
 
 def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True) -> ManyFiles:
-    """The files of memory that ``path`` means; ``check`` is called with each, open.
+    """The files of memory for ``path``; ``check`` is called with each open file.
 
-    Of a directory those below it, on its own mount, and no links. Raises InvalidValue for files with pages of different
-    sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target`` and
-    ``check``.
+    For a directory those below it, on the same mount, without links. Raises InvalidValue for files with pages of
+    different sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target``
+    and ``check``.
     """
     parameters = preparation.parameters
     if parameters.offset or parameters.length is not None:

@@ -1,4 +1,4 @@
-"""Overwrite the pages that a file of memory has, in place, with an endlessly repeated content.
+"""Overwrite the existing pages of a file of memory, in place, with repeated content.
 
 Holes stay holes: the kernel copies into a mapping, and a HoleGuard makes it stop where there is no page.
 """
@@ -37,7 +37,7 @@ MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """Zeroing runs at 20 GiB/s a thread: chunks of 64 MiB take 3 ms, those of 16 MiB were a tenth slower."""
 ALIGN: Final = 2 << 20
-"""Where chunks end: within a gigantic page too, at what a processor maps as one."""
+"""Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Content:
 
 @dataclass(frozen=True, kw_only=True)
 class OverwriteParameters(FileParameters, GuardedParameters):
-    """A range, by default to the end of the file, in which nobody else's data is overwritten unasked."""
+    """A range, by default to the end of the file, with the guard of files in use."""
 
 
 P = TypeVar("P", bound=OverwriteParameters)
@@ -132,7 +132,7 @@ class _Overwriter:
         self.written = 0  # bytes; guarded by _lock
 
     def overwrite(self, start: int, end: int) -> None:
-        """Write over the bytes from ``start`` to ``end`` that exist; raises TargetError."""
+        """Overwrite the existing bytes from ``start`` to ``end``; raises TargetError."""
         if self._target.size() < end:
             raise truncated(self._target)
         if self._target.allocated() == 0:
@@ -166,7 +166,7 @@ class _Overwriter:
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
-            # A page was punched out just now: the write finds the hole and skips it.
+            # A page was punched out: the write finds the hole and skips it.
 
     def _write_guarded(self, mapping: Mapping, start: int, end: int) -> None:
         position, written = start, 0

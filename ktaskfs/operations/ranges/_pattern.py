@@ -16,7 +16,7 @@ from ktaskfs.units import shown
 LONGEST: Final = 4096
 """Bytes in a pattern at most."""
 BLOCK: Final = 512 << 10
-"""Whole patterns are laid one after another up to about so many bytes, which a processor's own cache holds."""
+"""Maximum bytes of repeated patterns in a block, which fits a CPU's own cache."""
 DEFAULT_LENGTH: Final = 4093
 """The largest prime number below LONGEST."""
 

@@ -1,4 +1,4 @@
-"""A range of one file: its parameters, what they mean on a file of some size."""
+"""A range of one file: its parameters, and their meaning for a file of a given size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeParameters(TaskParameters):
-    """What every operation on a range of one file takes."""
+    """The parameters of every operation on a range of one file."""
 
     path: str = parameter(PATH, "the file")
     offset: int = parameter(SIZE, "first byte of the range", default=0)
@@ -115,11 +115,11 @@ class RangeOperation(Operation[P]):
         return replace(found, end=end, size=min(size, end))
 
     def end_of_range(self, parameters: P, size: int, nodes: Sequence[Node]) -> int:
-        """The byte at which the range ends, for a file that has ``size`` bytes now."""
+        """The end of the range, for a file that now has ``size`` bytes."""
         return max((node.end for node in nodes), default=0)
 
     def settled(self, parameters: P, baseline: Baseline) -> P:
-        """A range that went to the end of the file still ends where the file did then."""
+        """A range to the end of the file keeps its old end."""
         if parameters.length is None and baseline.size > parameters.offset:
             return replace(parameters, length=baseline.size - parameters.offset)
         return parameters
@@ -153,26 +153,26 @@ def open_range_target(
     create: int | None = None,
     look: bool = False,
 ) -> Target:
-    """The file that a spec means, as ``open_target`` opens it."""
+    """The file of a spec, opened with ``open_target``."""
     path, handle = preparation.parameters.path, preparation.file
     return open_target(preparation.kernel, path, kinds=kinds, write=write, create=create, look=look, handle=handle)
 
 
 def open_range_source(preparation: Preparation[P]) -> Source:
-    """The same, to be read, as Source."""
+    """The same for reading, as a Source."""
     return Source(preparation.kernel, preparation.parameters.path, handle=preparation.file)
 
 
 def is_many(path: str) -> bool:
     """Whether ``path`` is a directory of a hugetlbfs, or a pattern as glob(7) has them that is not the name of a file.
 
-    No other directory stands for its files: in /dev/shm are semaphores and locks of everybody, which nobody holds open.
+    No other directory stands for its files: /dev/shm has semaphores and locks of all users, which nobody holds open.
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return glob.has_magic(path)
-    except OSError:  # whoever opens it says why it cannot be done
+    except OSError:  # the later open reports the error
         return False
     try:
         return stat.S_ISDIR(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC
@@ -181,7 +181,7 @@ def is_many(path: str) -> bool:
 
 
 def resolve_extent(parameters: RangeParameters, size: int, *, may_grow: bool) -> Span:
-    """The range that a spec means on a file of ``size`` bytes.
+    """The range of a spec on a file of ``size`` bytes.
 
     It is empty if it begins where the file ends, as it does in an empty file. Raises InvalidValue for a range past the
     end, unless the operation ``may_grow`` the file: then for an empty one.
@@ -211,7 +211,7 @@ def require_whole_pages(extent: Span, page_size: int, path: str) -> None:
 
 
 def source_length(source: Source, offset: int, parameters: RangeParameters) -> int:
-    """Bytes that a spec means: ``length``, or up to the end of the source. Raises InvalidValue past its end."""
+    """The bytes of a spec: ``length``, or up to the end of the source. Raises InvalidValue past its end."""
     if parameters.length is not None:
         require_source_range(source, Span(offset, offset + parameters.length))
         return parameters.length

@@ -1,4 +1,4 @@
-"""Taking back what fallocate allocated: the pages that were missing before."""
+"""The undo of fallocate: frees the pages that were missing before."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Undo:
     """Records which pages are missing before they are allocated, and frees those again."""
 
     def __init__(self, target: Target, extent: Span) -> None:
-        """Raises NotSupported where the missing pages cannot be told exactly."""
+        """Raises NotSupported if the missing pages cannot be determined exactly."""
         self._target = target
         self._extent = extent
         self._pages: GuardedPages | None = None
         self._missing = RunLog()
         self._lock = threading.Lock()
-        self.kept = 0  # bytes in pages not taken back, because somebody has written to them; guarded by _lock
+        self.kept = 0  # bytes in kept pages, to which somebody has written; guarded by _lock
         if target.filesystem is FilesystemType.HUGETLBFS:
             try:
                 self._pages = map_guarded(target, extent, HoleGuard())
@@ -47,7 +47,7 @@ class Undo:
             )
 
     def add(self, made: Span) -> None:
-        """Record what was missing and has been allocated already, as far as it lies in the range."""
+        """Record missing pages in the range that are already allocated."""
         made = made.cut(self._extent)
         if made.size > 0:
             self._missing.add(made.start, made.end)
@@ -60,14 +60,14 @@ class Undo:
         else:
             runs = missing_pages(self._pages.pages, start, end, page)
         for low, high in runs:
-            low = -(-low // page) * page  # a hole that begins with the end of the file begins inside a page
+            low = -(-low // page) * page  # a hole at the end of the file begins inside a page
             if low < high:
                 self._missing.add(low, high)
 
     def take_back(self, start: int, end: int) -> None:
-        """Free the pages from ``start`` to ``end`` that were missing before, except those that hold data by now.
+        """Free the pages from ``start`` to ``end`` that were missing before, except those with data.
 
-        What is written between the check and the call is lost. Raises OSError.
+        Data written between the check and the call is lost. Raises OSError.
         """
         page = self._target.page_size
         for run in self._missing.within(start, end):

@@ -1,4 +1,4 @@
-"""``checksum``: the digest of a range, the same whatever the threads and chunks."""
+"""``checksum``: the digest of a range, independent of threads and chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DIGEST: Final[Kind[str]] = Kind("hex", _parse, str, absent="none")
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksumParameters(FileParameters):
-    """A range, how it is digested, and what should come of it."""
+    """A range, its algorithm, and the expected digest."""
 
     algorithm: str = parameter(
         choice(*ALGORITHMS), "crc32 as in zlib; the others are tree digests, unlike sha256sum or b3sum", default="crc32"
@@ -50,7 +50,7 @@ class ChecksumParameters(FileParameters):
 
 
 class Checksum(RangeOperation[ChecksumParameters]):
-    """Each thread reads into a buffer of its own, leaf by leaf; pread(2) of a hole allocates nothing."""
+    """Each thread reads into its own buffer, leaf by leaf; pread(2) of a hole allocates nothing."""
 
     name = "checksum"
     target = "a range of one file"
@@ -114,7 +114,7 @@ class _Digester:
     def _digest(self, start: int, end: int) -> bytes:
         mine, base, position = self._maker(), self._extent.start, start
         for low, high in self._source.data(start, end):
-            first = low - (low - base) % LEAF  # data anywhere in a leaf is data all over it
+            first = low - (low - base) % LEAF  # data anywhere in a leaf makes the whole leaf data
             if position < first:
                 mine.add_zeros(position - base, first - base)
                 position = first
@@ -133,7 +133,7 @@ class _Digester:
     def finish(self, outcome: Outcome) -> str:
         """The digest, or nothing if the task did not finish.
 
-        Raises Finding (EBADMSG, as filesystems do for their own checksums) if it is not the expected one.
+        Raises Finding (EBADMSG, as in filesystems with checksums) if it differs from the expected one.
         """
         if outcome.remaining():
             return ""

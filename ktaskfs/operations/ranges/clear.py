@@ -1,4 +1,4 @@
-"""``clear``: write zeros over what a file of memory has, in place. No page is freed and none is allocated."""
+"""``clear``: overwrite the existing pages of a file of memory with zeros, in place. No page is freed or allocated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Clear(RangeOperation[OverwriteParameters]):
-    """The kernel reads zeros into a mapping where a HoleGuard makes it stop at holes."""
+    """The kernel reads zeros into a mapping; a HoleGuard makes it stop at holes."""
 
     name = "clear"
     description = (

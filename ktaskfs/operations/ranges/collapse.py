@@ -1,4 +1,4 @@
-"""``collapse`` of a file: make huge pages of the small ones that it has in memory."""
+"""``collapse`` of a file: move its small pages into huge pages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Collapse(RangeOperation[RangeParameters]):
 
 
 class _Collapser:
-    """The chunk function, and what became of the huge pages."""
+    """The chunk function, and the results for huge pages."""
 
     def __init__(self, kernel: Kernel, target: Target, huge: int) -> None:
         self._kernel = kernel
@@ -70,7 +70,7 @@ class _Collapser:
         self._left: Counter[int] = Counter()
 
     def collapse(self, start: int, end: int) -> None:
-        """Collapse what lies from ``start`` to ``end``; raises TargetError."""
+        """Collapse the pages from ``start`` to ``end``; raises TargetError."""
         if self._target.size() < end:
             raise truncated(self._target)
         try:
@@ -82,7 +82,7 @@ class _Collapser:
             raise TargetError.from_os(error, f"collapse {self._target.path}") from error
 
     def _collapse(self, start: int, end: int) -> None:
-        """Each huge page is looked at where it has data: a look at a hole of tmpfs would fill it."""
+        """Each huge page is read only where it has data: a read of a hole would fill it."""
         touched = dict[int, int]()
         page = self._target.page_size
         for run in data_extents(self._target.fd, start, end):

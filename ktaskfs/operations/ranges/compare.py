@@ -1,4 +1,4 @@
-"""``compare``: where two files differ, and in how many bytes."""
+"""``compare``: the first difference of two files, and the number of differing bytes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """At 4 GiB/s a thread 15 ms; 100 ms where every byte differs."""
 PIECE: Final = 256 << 10
-"""Bytes read of each file before they are compared, both in a processor's own cache."""
+"""Bytes read of each file before a comparison, so that both fit a CPU's own cache."""
 GRAIN: Final = 4096
-"""Bytes of a piece that are looked at closely if they differ."""
+"""Bytes of a piece that is counted byte by byte if it differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CompareParameters(RangeParameters):
 
 
 class Compare(RangeOperation[CompareParameters]):
-    """Both files are only read, and where both have holes not even that. A difference is a finding, not a failure."""
+    """Both files are only read, and common holes are skipped. A difference is a result, not a failure."""
 
     name = "compare"
     target = "two files"
@@ -77,10 +77,10 @@ class Compare(RangeOperation[CompareParameters]):
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be compared: ``extent`` of the file with what lies ``shift`` bytes further in the source.
+    """The comparison: ``extent`` of the file with the range ``shift`` bytes further in the source.
 
-    ``ends``: where the file and the source end, or the extent if that comes first; all are positions in the file.
-    After the extent the longer one has ``lacking`` bytes more, which all differ.
+    ``ends``: the ends of file and source, or of the extent if that is first; all are positions in the file. After the
+    extent the longer one has ``lacking`` more bytes, which all differ.
     """
 
     extent: Span
@@ -116,7 +116,7 @@ class _Side:
         self._end = end
 
     def data(self, start: int, end: int) -> Iterator[Span]:
-        """The runs that may hold something else than zeros; raises TargetError."""
+        """The runs that may have non-zero bytes; raises TargetError."""
         stop = min(end, self._end)
         if start < stop:
             for run in self._source.data(start + self._shift, stop + self._shift):
@@ -130,7 +130,7 @@ class _Side:
 
 
 class _Comparer:
-    """The chunk function, and what was found in the chunks that are finished."""
+    """The chunk function, and the findings in finished chunks."""
 
     def __init__(self, file: Source, source: Source, work: _Work, hands: Hands | None) -> None:
         self._hands = hands
@@ -158,7 +158,7 @@ class _Comparer:
                 self._first = first
 
     def _data(self, start: int, end: int) -> Iterator[Span]:
-        """The runs where one of the files may hold something else than zeros."""
+        """The runs where one of the files may have non-zero bytes."""
         return union(list(self._file.data(start, end)), list(self._source.data(start, end)))
 
     def _compare_piece(self, position: int, size: int) -> tuple[int, int] | None:
@@ -181,7 +181,7 @@ class _Comparer:
         return first, differing
 
     def finish(self, outcome: Outcome) -> str:
-        """What was found, or nothing if the task did not finish."""
+        """The findings, or nothing if the task did not finish."""
         if outcome.remaining():
             return ""
         return "equal\n" if self._first is None else f"first {self._first}\ndiffering {self._differing}\n"

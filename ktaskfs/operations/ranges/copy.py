@@ -1,4 +1,4 @@
-"""``copy``: from any file into a file of memory, where write(2) may be missing, or out of one into any file."""
+"""``copy``: from any file into a file of memory, which may lack write(2), or from one into any file."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ MAX_CHUNK: Final = 64 << 20
 """At 4 GiB/s a thread, 15 ms; to or from a disk a fraction of a second."""
 KINDS: Final = frozenset(FilesystemType)
 ALIGN: Final = 2 << 20
-"""Where chunks end: within a gigantic page too, at what a processor maps as one."""
+"""Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyParameters(RangeParameters, GuardedParameters):
-    """A range of ``path``, and what is copied there; without ``length`` all that the source has."""
+    """A range of ``path``, and the source; without ``length`` the whole source."""
 
     length: int | None = parameter(LENGTH, "bytes to copy (default: to the end of source)", default=None)
     source: str = parameter(PATH, "the file to copy from")
@@ -61,7 +61,7 @@ class CopyParameters(RangeParameters, GuardedParameters):
 
 
 class Copy(RangeOperation[CopyParameters]):
-    """What ``path`` has outside of the range stays, as with dd conv=notrunc. An empty source leaves all as it is."""
+    """Data outside of the range stays, as with dd conv=notrunc. An empty source changes nothing."""
 
     name = "copy"
     target = "a file"
@@ -118,7 +118,7 @@ def _existing_target(preparation: Preparation[CopyParameters]) -> Target | None:
 
 
 def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
-    """The range of the target. Raises InvalidValue, for a ``rest`` TargetError, if the source is too short."""
+    """The range of the target. If the source is too short, raises InvalidValue, or TargetError for a ``rest``."""
     if rest and source.file.size() < parameters.source_offset + (parameters.length or 0):
         raise truncated(source.file)
     extent = Span(parameters.offset, parameters.offset + source_length(source, parameters.source_offset, parameters))
@@ -129,7 +129,7 @@ def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
 
 @dataclass(frozen=True)
 class _Route:
-    """What is copied: to ``extent`` of the target, from ``shift`` bytes further in the source.
+    """The copy: to ``extent`` of the target, from ``shift`` bytes further in the source.
 
     ``sparse``: holes of the source become holes.
     """
@@ -141,7 +141,7 @@ class _Route:
     sparse: bool
 
     def data(self, extent: Span) -> Iterator[Span]:
-        """What is to be copied to a range of the target; the rest are holes. Raises TargetError."""
+        """The runs to copy to a range of the target; the rest are holes. Raises TargetError."""
         file, there = self.source.file, extent.shifted(self.shift)
         if not self.sparse:
             yield extent
@@ -152,7 +152,7 @@ class _Route:
             yield run.shifted(-self.shift)
 
     def whole_pages(self) -> Iterator[Span]:
-        """What is to be copied, as runs of whole pages of the target."""
+        """The runs to copy, in whole pages of the target."""
         end = 0
         for each in self.data(self.extent):
             run = each.widened(self.target.page_size)
@@ -183,7 +183,7 @@ def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
     try:
         if huge:
             pages = sum(run.size for run in route.whole_pages()) // target.page_size
-            # If there is too little for a later run, what is reserved for one stays with a file that had its size.
+            # If a later run cannot be reserved, earlier reservations stay with a file that had its size.
             require_pool(kernel, target, pages, promised=growth.old_size > 0)
             for run in route.whole_pages():
                 growth.reserve(run).close()
@@ -197,7 +197,7 @@ def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
 
 
 def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
-    """What a plan tells, when there is room; raises as ``prepare``."""
+    """The lines of a plan, if there is room; raises as ``prepare``."""
     target, end = route.target, route.extent.end
     huge = target.filesystem is FilesystemType.HUGETLBFS
     try:
@@ -214,7 +214,7 @@ def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
 
 
 def _require_space(kernel: Kernel, route: _Route) -> None:
-    """As well as can be known: only tmpfs is asked what the target already has in the range."""
+    """An estimate: only on tmpfs the existing pages of the target are known."""
     target = route.target
     data = sum(run.size for run in route.data(route.extent))
     room = mount_room(target)
@@ -240,7 +240,7 @@ class _Copier:
         self._digest = Crc32() if digest else None  # guarded by _lock
 
     def copy(self, start: int, end: int) -> None:
-        """Copy what belongs at ``start`` to ``end`` of the target; raises TargetError."""
+        """Copy the data for ``start`` to ``end`` of the target; raises TargetError."""
         mine = Crc32() if self._digest is not None else None
         position = start
         for run in self._route.data(Span(start, end)):
@@ -256,7 +256,7 @@ class _Copier:
     def _clear(self, start: int, end: int, digest: Crc32 | None) -> None:
         """Past the old end of the file only its last page needs clearing.
 
-        tmpfs shows what somebody has put there through a mapping once the file is longer.
+        On tmpfs, data that somebody has written there through a mapping appears when the file grows.
         """
         old = min(max(start, self._old_end), end)
         if start < old:
@@ -267,7 +267,7 @@ class _Copier:
     def finish(self, outcome: Outcome) -> str:
         """The digest, if one was asked for and the task finished; ``reserved BYTES`` as of fallocate if it did not.
 
-        Raises TargetError (ENXIO) for a target that was truncated meanwhile.
+        Raises TargetError (ENXIO) for a truncated target.
         """
         self._growth.keep()
         if outcome.remaining():

@@ -1,4 +1,4 @@
-"""``fallocate``: allocate and zero the pages that a range of a file of memory lacks.
+"""``fallocate``: allocate and zero the missing pages of a range of a file of memory.
 
 fallocate(2) does this for hugetlbfs under the lock of the inode, one thread at a time. Populating a shared mapping
 needs no such lock (madvise(2), MADV_POPULATE_WRITE), and mapping it reserves all the missing pages at once.
@@ -49,7 +49,7 @@ MAX_CHUNK: Final = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FallocateParameters(FileParameters):
-    """A range, the file's mode, and what becomes of its size."""
+    """A range, the file's mode, and whether it grows."""
 
     mode: int = parameter(OCTAL, "permissions of a file that is created (the umask applies)", default=0o600)
     keep_size: bool = parameter(FLAG, "keep the file's size, even with pages past its end", default=False)
@@ -58,7 +58,7 @@ class FallocateParameters(FileParameters):
 class Fallocate(RangeOperation[FallocateParameters]):
     """Reserve in ``prepare``, populate in the chunks.
 
-    Pages of hugetlbfs that were reserved and not populated (a cancelled task) are given back: memory/set_aside.py.
+    Reserved but unpopulated pages of hugetlbfs (a cancelled task) are released: memory/set_aside.py.
     """
 
     name = "fallocate"
@@ -132,7 +132,7 @@ def _wanted(parameters: FallocateParameters, growth: Growth, *, rest: bool) -> _
 
 
 def _told(kernel: Kernel, growth: Growth, wanted: _Wanted) -> dict[str, object]:
-    """What a plan tells, when there is room; raises as ``prepare``."""
+    """The lines of a plan, if there is room; raises as ``prepare``."""
     target, extent = growth.target, wanted.extent
     try:
         require_file_size(target, extent.end if wanted.past_end else wanted.size)
@@ -199,7 +199,7 @@ class _Filler:
         self._growth = growth
         self._allocator = allocator
         self._undo = undo
-        self._end = min(wanted.size, wanted.extent.end)  # a file that ends before was truncated meanwhile
+        self._end = min(wanted.size, wanted.extent.end)  # a file that ends earlier was truncated
 
     def fill(self, start: int, end: int) -> None:
         """Allocate the missing pages from ``start`` to ``end``; raises TargetError."""
@@ -212,10 +212,10 @@ class _Filler:
             raise self._growth.page_unavailable(error, self._end) from error
 
     def finish(self, outcome: Outcome) -> str:
-        """Keep the file, unless all was undone, and nothing set aside for what was not done.
+        """Keep the file, unless everything was undone, and release the reservation of unfinished ranges.
 
-        The result is empty, or has ``kept BYTES`` where others had written to pages that were to be taken back, and
-        ``reserved BYTES`` of huge pages that nobody can give back before the file is cut or removed.
+        The result is empty, or has ``kept BYTES`` of pages that undo kept because others had written to them, and
+        ``reserved BYTES`` of huge pages that stay reserved until the file is truncated or removed.
         """
         if self._undo is None or outcome.units_done:
             self._growth.keep()

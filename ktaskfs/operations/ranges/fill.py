@@ -1,4 +1,5 @@
-"""``fill``: write a repeated pattern over what a file of memory has, in place; ``verify`` looks at it again."""
+"""``fill``: overwrite the existing pages of a file of memory with a repeated pattern, in place; ``verify`` checks
+it."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FillParameters(PatternParameters, OverwriteParameters):
-    """A range, and what is written all over it."""
+    """A range, and its new content."""
 
 
 class Fill(RangeOperation[FillParameters]):
-    """As ``clear``, from a file in memory that holds the pattern some hundred times.
+    """Like ``clear``, from a file in memory with the pattern some hundred times.
 
     Holes stay holes, as with ``clear``: to test fresh memory, allocate it first, with ``fallocate``.
     """

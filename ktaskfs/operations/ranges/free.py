@@ -1,4 +1,4 @@
-"""``free``: give the pages of a range back, chunk by chunk, so that nobody waits long for the inode's lock."""
+"""``free``: free the pages of a range, chunk by chunk, so that nobody waits long for the inode's lock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAX_CHUNK: Final = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FreeParameters(FileParameters, GuardedParameters):
-    """A range, and what becomes of the file afterwards."""
+    """A range, and the fate of the file afterwards."""
 
     shrink: bool = parameter(FLAG, "then truncate the file to offset; the range must reach its end", default=False)
     unlink: bool = parameter(FLAG, "then remove the file; excludes offset and length", default=False)
@@ -49,7 +49,7 @@ class FreeParameters(FileParameters, GuardedParameters):
 
 
 class Free(RangeOperation[FreeParameters]):
-    """fallocate(2) with FALLOC_FL_PUNCH_HOLE. What a page had is lost to all who map it: they find zeros."""
+    """fallocate(2) with FALLOC_FL_PUNCH_HOLE. Its contents are lost for all mappings, which then read zeros."""
 
     name = "free"
     description = (
@@ -119,7 +119,7 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
                 with files.opened(index) as target:
                     if target is not None:
                         end_of(target, files.files[index].length)
-            except TargetError as error:  # the others go all the same
+            except TargetError as error:  # the others are still removed
                 errors.append(error)
         if errors:
             errors[0].add_note(f"{len(errors)} of {len(files.files)} files are left")
@@ -151,12 +151,12 @@ def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple
 
 
 def _extended(target: Target, size: int) -> TargetError:
-    """The refusal to cut off what may be somebody's data."""
+    """The refusal to truncate data of others."""
     return TargetError(f"{target.path} was extended to {size} bytes during the work", errno=errno.EBUSY)
 
 
 class _Name:
-    """The name by which a file was opened, to be taken away once the file is empty. Raises TargetError."""
+    """The name of an opened file, to be removed when the file is empty. Raises TargetError."""
 
     def __init__(self, target: Target) -> None:
         parent, self._name = os.path.split(target.path)
@@ -203,7 +203,8 @@ class _Name:
             raise TargetError(f"{self._path} is now another file, and was not removed", errno=errno.ESTALE)
 
     def unlink(self, target: Target) -> None:
-        """Remove the name if it still is the file's; a file that takes the name at this very moment goes instead."""
+        """Remove the name if it still belongs to the file; a file that takes the name at this moment is removed
+        instead."""
         self._require(target)
         try:
             os.unlink(self._name, dir_fd=self._directory)
@@ -224,10 +225,10 @@ class _Freer:
         self._shrink = shrink
 
     def free(self, start: int, end: int) -> None:
-        """Give back the pages from ``start`` to ``end``; raises TargetError."""
+        """Free the pages from ``start`` to ``end``; raises TargetError."""
         if self._target.allocated() == 0:
             return
-        # Data appended meanwhile, to the last page too, is somebody's; data that arrives at this very moment is lost.
+        # Data appended during the work, even to the last page, is kept; data that arrives at this moment is lost.
         last = min(end, self._extent.end) if self._target.size() > self._extent.end else end
         try:
             syscalls.punch_hole(self._target.fd, start, last)
@@ -235,10 +236,10 @@ class _Freer:
             raise TargetError.from_os(error, f"free pages of {self._target.path}") from error
 
     def finish(self, outcome: Outcome) -> str:
-        """If all is free, shorten or remove the file as asked; nothing to report.
+        """If everything is free, shorten or remove the file as asked; the result is empty.
 
-        Raises TargetError: EBUSY for a file that was extended meanwhile (what is new may be somebody's data), ESTALE
-        if the name belongs to another file by now, ENOENT if it is gone.
+        Raises TargetError: EBUSY for a file that was extended (the new part may be somebody's data), ESTALE if the name
+        now belongs to another file, ENOENT if it is gone.
         """
         if not outcome.remaining():
             if self._shrink:
@@ -248,7 +249,7 @@ class _Freer:
         return ""
 
     def truncate(self) -> None:
-        """Shorten the file to where the range begins; raises TargetError (EBUSY) if it was extended meanwhile."""
+        """Truncate the file to the start of the range; raises TargetError (EBUSY) if it was extended."""
         size = self._target.size()
         if size > self._extent.end:
             raise _extended(self._target, size)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 64 << 20
 """Copying from node to node runs at a few GiB/s: some 20 ms."""
 PAUSES: Final = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
-"""Seconds before each further call for busy pages; the kernel itself tries ten times in each. It announces nothing to
-wait for, and the thread that holds a lock may have no processor meanwhile."""
+"""Seconds before each further call for busy pages; the kernel itself tries ten times in each. There is no event to
+wait for, and the holder of the lock may have no CPU."""
 GRACE: Final = 1.0
 """Seconds that all windows of a task together may wait without moving a page; pages may be pinned for good."""
 SHARE: Final = 4
-"""One part in so many of the task's time is added to GRACE."""
+"""GRACE plus this fraction (1/n) of the task's time is the limit."""
 BUSY: Final = frozenset({"EAGAIN", "EBUSY"})
 
 
@@ -78,7 +78,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
 
 
 class _Mover:
-    """The chunk function, and what became of the pages. ``remember`` where each was, so that it can be moved back."""
+    """The chunk function, and the results for pages. ``remember``: record old nodes, for the undo."""
 
     def __init__(self, target: Target, pages: FilePages, nodes: Sequence[Node], *, remember: bool) -> None:
         self._target = target
@@ -89,7 +89,7 @@ class _Mover:
         self._remember = remember
         self._began = monotonic()
         self._turns = SharedLock()  # each first attempt together with others, each further one alone
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the next three fields
         self._counts: Counter[tuple[str, int]] = Counter()
         self._origins: dict[int, RunLog] = {}
         self._in_vain = 0.0
@@ -114,7 +114,7 @@ class _Mover:
             self._counts += counts
 
     def _bring(self, window: Span, nid: int, *, remember: bool) -> tuple[list[int], dict[int, str]]:
-        """Move the pages of a window to ``nid``; returns where each was, and what became of those on other nodes.
+        """Move the pages of a window to ``nid``; returns their old nodes, and the results for pages on other nodes.
 
         Each move of a huge page tries for the lock of the file's mappings (hugetlb_page_mapping_lock_write in
         mm/hugetlb.c), which mapping takes too. Threads can keep each other from it, so they try a second time alone.
@@ -140,7 +140,7 @@ class _Mover:
         return before, reasons
 
     def _may_wait(self) -> bool:
-        """Whether the time waited in vain is still small enough to wait again."""
+        """Whether the time of vain waiting allows another wait."""
         with self._lock:
             return self._in_vain < GRACE + (monotonic() - self._began) / SHARE
 
@@ -156,7 +156,7 @@ class _Mover:
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            states = [-errno.ENOMEM] * len(addresses)  # the node is full: the rest were not tried
+            states = [-errno.ENOMEM] * len(addresses)  # the node is full: the kernel did not try the rest
         ends = zip(pages, states, numa_pages.page_nodes(addresses), strict=True)
         return {page: "moved" if now == nid else errno.errorcode.get(-state, "EAGAIN") for page, state, now in ends}
 
@@ -165,7 +165,7 @@ class _Mover:
             return self._origins.setdefault(nid, RunLog())
 
     def undo(self, start: int, end: int) -> None:
-        """Move what was moved from ``start`` to ``end`` back to where it was; raises TargetError if a page stays."""
+        """Move the moved pages from ``start`` to ``end`` back; raises TargetError if a page stays."""
         stayed = 0
         with self._lock:
             origins = list(self._origins.items())
@@ -186,7 +186,7 @@ class _Mover:
     def finish(self, outcome: Outcome) -> str:
         """The result: counts, then a row for each kind of result and node.
 
-        The node is where the pages are now: where they were moved to, were already, or stayed.
+        The node is the current one.
         """
         counts = sorted(self._counts.items())
         sums: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""``survey``: which pages a file of memory has, and on which NUMA node each lies. No page is allocated."""
+"""``survey``: the pages of a file of memory, and their NUMA nodes. No page is allocated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_CHUNK: Final = {FilesystemType.HUGETLBFS: 64 * WINDOW, FilesystemType.TMPFS:
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyParameters(RangeParameters):
-    """A range, by default to the end of the file; pages that lie in it partly are looked at."""
+    """A range, by default to the end of the file; pages partly in it count."""
 
 
 class Survey(PageRangeOperation[SurveyParameters]):
@@ -104,7 +104,7 @@ def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
 
 
 class _Surveyor:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, target: Target, pages: FilePages) -> None:
         self._target = target
@@ -123,11 +123,11 @@ class _Surveyor:
 
     @property
     def pages(self) -> Mapping[int, int]:
-        """How many pages were found on each node."""
+        """The number of pages on each node."""
         return self._table.pages
 
     def _runs(self, start: int, end: int) -> Iterator[Sequence[Node]]:
-        """What there is from ``start`` to ``end``, window by window."""
+        """The pages from ``start`` to ``end``, window by window."""
         self._pages.require(end)
         allocated = self._target.allocated()
         if self._table.present * self._page >= allocated == self._allocated:

@@ -1,4 +1,4 @@
-"""``verify``: whether a file of memory holds the pattern that ``fill`` wrote."""
+"""``verify``: check that a file of memory has the pattern that ``fill`` wrote."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """Reading and comparing runs at some 5 GiB/s a thread: 64 MiB take 13 ms."""
 GRAIN: Final = 4096
-"""Bytes that make one row of the result if any of them differs."""
+"""Bytes of one row of the result."""
 MAX_ROWS: Final = 1000
 SHOWN: Final = 8
-"""Bytes of what was expected and what was found in a row."""
+"""Bytes of expected and found data in a row."""
 
 
 class Verify(RangeOperation[PatternParameters]):
-    """A hand compares in place. What it cannot, a thread reads into a buffer of its own (pread(2) fills no hole).
+    """A hand compares in place. Otherwise a thread reads into its own buffer (pread(2) fills no hole).
 
     Holes are skipped and counted; on tmpfs, pages that were allocated and never written count as holes.
     """
@@ -57,7 +57,7 @@ class Verify(RangeOperation[PatternParameters]):
         target = preparation.keep(open_range_target(preparation, kinds=MEMORY, write=False))
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         nodes = preparation.nodes(extent, target.page_size)
-        pages = None  # tmpfs says where it has data
+        pages = None  # tmpfs reports its data
         if target.filesystem is not FilesystemType.TMPFS:
             pages = preparation.keep(guarded_pages(target, extent, private=True))
         block = repeated(parameters.pattern)
@@ -71,7 +71,7 @@ class Verify(RangeOperation[PatternParameters]):
 
 
 class _Difference(NamedTuple):
-    """The first byte of a grain that differs, how many do, and the bytes from there on."""
+    """The first differing byte of a grain, the number of differing bytes, and the bytes from there on."""
 
     offset: int
     differing: int
@@ -119,7 +119,7 @@ class _Buffer(threading.local):
 
 
 class _Verifier:
-    """The chunk function, and what it has found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, target: Target, pages: GuardedPages | None, block: bytes, hands: Hands | None) -> None:
         self._target = target

@@ -1,6 +1,6 @@
-"""The files of a tree as one line of positions: what every operation on a tree is cut by.
+"""The files of a tree as one sequence of positions, for all operations on trees.
 
-Each file takes its size and a constant, so that small files come many to a chunk and empty ones have a place.
+Each file takes its size and a constant, so that a chunk has many small files, and empty ones have a place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Preparation
 
 COST: Final = 4 << 10
-"""Bytes that a file takes beside its size: what it costs to open one, in bytes of a large file, is more."""
+"""Bytes for a file besides its size; the cost of an open, in bytes of a large file, is higher."""
 FILES_MAX: Final = 1 << 24
 """Files that one task takes: the list has some 60 bytes of each."""
 ALIGN: Final = 2 << 20
@@ -181,7 +181,7 @@ class FileList:
         return self.tree.open_regular(self.kernel, self.path(index))
 
     def pieces(self, start: int, end: int, align: int = ALIGN) -> Iterator[Piece]:
-        """What lies between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
+        """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
         index = bisect.bisect_right(self._ends, start)
         while index < len(self._ends):
             begin = self._ends[index - 1] if index else 0
@@ -213,8 +213,8 @@ def list_files(
 ) -> FileList:
     """The files below ``path``, by default the parameter, as FileList.
 
-    Raises as that, TargetError (ELOOP for a link that is not to be followed), NotSupported for files of memory unless
-    ``memory``.
+    Raises as FileList, TargetError (ELOOP for a link that is not to be followed), NotSupported for files of memory
+    unless ``memory``.
     """
     path = preparation.parameters.path if path is None else path
     tree = open_tree(preparation, path)
@@ -243,7 +243,7 @@ def open_tree(preparation: Preparation[P], path: str) -> Tree:
 
 
 def _is_of_memory(fd: int) -> bool:
-    """Whether a file is memory; a block device is not, though its name is on a tmpfs."""
+    """Whether a file is memory; a block device is not, even if its name is on a tmpfs."""
     return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in MEMORY
 
 
@@ -251,7 +251,7 @@ def is_ordinary(path: str) -> bool:
     """Whether ``path`` is a directory, but not of huge pages, a block device, or a regular file that is not memory."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # whoever opens it says why it cannot be done
+    except OSError:  # the later open reports the error
         return False
     try:
         mode = os.fstat(fd).st_mode

@@ -1,4 +1,4 @@
-"""What became of the files of a tree, as the result of a task tells it."""
+"""The outcome for the files of a tree, for the result of a task."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DONE: Final = 1
 """The end of the file was reached."""
 SKIPPED: Final = 2
 SPECIAL: Final = 0
-"""In place of an errno: a FIFO, a device or the like."""
+"""Instead of an errno: a FIFO, a device or the like."""
 FIRST_OWN_MARK: Final = 4
-"""From here on marks mean what the operation says."""
+"""First mark with a meaning of the operation's own."""
 SKIPPED_ROOM: Final = 256 << 10
 MARGIN: Final = 1 << 10
 """Bytes of a result: for the table of what was skipped, and what is left free."""
@@ -49,11 +49,11 @@ class Report:
                 self._sums[name] += count
 
     def skip_special(self, index: int) -> None:
-        """A FIFO, a device or the like was skipped, of which there is nothing to do: it is no failure."""
+        """A FIFO, a device or the like was skipped, which is not a failure."""
         self._skip(index, SPECIAL)
 
     def skip(self, index: int, error: OSError) -> None:
-        """A file, or the rest of it, was skipped. Raises TargetError for what no file answers: a call is missing."""
+        """A file, or its rest, was skipped. Raises TargetError if a system call is missing for all files."""
         number = error.errno or errno.EIO
         if number == errno.ENOSYS:  # all other files would be skipped as well
             raise TargetError.from_os(error, self._files.path(index)) from error
@@ -84,7 +84,7 @@ class Report:
         return self._sums
 
     def done(self) -> Iterator[tuple[int, int]]:
-        """Number and marks of each file of which the end was reached, and nothing was skipped."""
+        """Number and marks of each complete file."""
         return ((index, marks) for index, marks in enumerate(self._marks) if marks & DONE and not marks & SKIPPED)
 
     @property
@@ -109,14 +109,15 @@ class Report:
         return text + why
 
     def why(self) -> str:
-        """A table of the first of those that were skipped; nothing if there are none."""
+        """A table of the first skipped files; empty if there are none."""
         left = [f"{_name(number)} {printable(path)}" for number, path in [*self._files.walk.left, *self._skipped]]
         return _table("reason path", left, SKIPPED_ROOM)[0] if left else ""
 
     def require_some(self, text: str, done: str) -> str:
-        """The result ``text``; raises Finding if no file was done and some were skipped that are not simply gone.
+        """The result ``text``; raises Finding if no file was done and some were skipped for a reason other than
+        removal.
 
-        ``done`` says what should have become of them.
+        ``done`` is the verb for the message.
         """
         if not self.marked(DONE):
             self._require_none_but({SPECIAL, errno.ENOENT}, text, f"nothing was {done}, ")
@@ -135,7 +136,7 @@ class Report:
 
 
 def _table(header: str, rows: Iterable[str], room: int) -> tuple[str, int]:
-    """A table of no more than ``room`` bytes, and how many rows were left out."""
+    """A table of at most ``room`` bytes, and the number of rows left out."""
     lines, left_out = [header], 0
     for row in rows:
         room -= len(row.encode()) + 1

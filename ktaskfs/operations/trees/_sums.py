@@ -1,4 +1,4 @@
-"""Lists of digests as ``sha256sum`` and its kin write and read them."""
+"""Lists of digests in the format of ``sha256sum`` and similar tools."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TOOLS: Final[Mapping[str, Callable[[], Any]]] = {
     "sha1sum": lambda: hashlib.sha1(usedforsecurity=False),
     "md5sum": lambda: hashlib.md5(usedforsecurity=False),
 }
-"""By the tool that prints it, what makes a digest."""
+"""The maker of a digest, by tool."""
 MANIFEST_MAX: Final = 64 << 20
-"""Bytes of a list that is read."""
+"""Maximum bytes of a list."""
 WHOLE_FILE: Final = 64 << 10
 """Bytes that a file takes beside its size in a list whose files are done whole, each by one thread."""
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{32,128}) [ *](.+)", re.DOTALL)

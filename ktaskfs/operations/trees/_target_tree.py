@@ -1,4 +1,4 @@
-"""The directory that a tree is copied into: everything is made below it, and nothing that was there is written to."""
+"""The target directory of a copied tree: everything is created below it, and nothing existing is written to."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TargetTree:
         self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS
 
     def keep(self) -> None:
-        """Something was copied: the directory stays."""
+        """Something was copied: keep the directory."""
         self.made = False
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class TargetTree:
             try:
                 os.rmdir(self._name, dir_fd=self._parent)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # somebody else uses it, or has removed it
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # somebody else uses it or has removed it
                     raise
         if hasattr(self, "fd"):
             os.close(self.fd)
@@ -92,7 +92,7 @@ class TargetTree:
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
-            with contextlib.suppress(FileExistsError):  # another thread has made it just now
+            with contextlib.suppress(FileExistsError):  # another thread has just made it
                 os.mkdir(name, 0o700, dir_fd=parent)
             return self._checked(os.open(name, _DIRECTORY, dir_fd=parent))
         finally:

@@ -37,7 +37,7 @@ MIN_CHUNK: Final = 1 << 20
 MAX_CHUNK: Final = 8 << 20
 """Bytes, of which each file takes 4 KiB more than it has: up to 2048 empty files, at some 60 µs each."""
 PIECE: Final = 256 << 10
-"""Bytes read of each file before they are compared, both in a processor's own cache."""
+"""Bytes read of each file before a comparison, so that both fit a CPU's own cache."""
 DIFFERS: Final = FIRST_OWN_MARK
 MISSING: Final = FIRST_OWN_MARK << 1
 OTHER_KIND: Final = FIRST_OWN_MARK << 2

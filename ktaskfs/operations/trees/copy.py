@@ -123,7 +123,7 @@ class Copy(Operation[CopyParameters]):
 
 
 def _told(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
-    """What a plan tells, when there is room; raises as ``prepare``."""
+    """The lines of a plan, if there is room; raises as ``prepare``."""
     told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

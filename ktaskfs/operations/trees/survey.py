@@ -56,7 +56,7 @@ class Survey(PieceOperation[SurveyParameters]):
 
 
 class _Surveyor(PieceWork):
-    """What is in the cache of each file."""
+    """The chunk function, and its findings."""
 
     def __init__(self, files: FileList) -> None:
         super().__init__(files)
