@@ -153,5 +153,5 @@ def test_the_containers_limit_on_memory_holds(podman: Podman, shared_mount: Moun
         assert outcome.errname == "ENOMEM"
         said, end = outcome.out.splitlines()
         assert end == "done"
-        assert re.search(rf"group \S+ may have \d+ more: memory\.\w+ is {200 << 20}, \d+ in use", said), said
+        assert re.search(rf"group \S+ has \d+ left: memory\.\w+ is {200 << 20}, \d+ in use", said), said
         (memory / "a").unlink()
