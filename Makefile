@@ -25,7 +25,7 @@ test-fast: lint ## lint, then the tests that need neither root nor a mount nor a
 	.venv/bin/python -m pytest -m fast
 
 test: lint ## lint, then every test; TEST_PROCESSES=0 runs them in one process
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
 
 demo: program ## show the main job, with its commands
 	@scripts/demo.sh

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
@@ -23,7 +23,7 @@ from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE
 from tests.support.shell import run
-from tests.support.tiers import ROOT_FIXTURES, process_of, tier_of
+from tests.support.tiers import ROOT_FIXTURES, tier_of
 from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
@@ -72,15 +72,22 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the mark that names the process
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test the marker of its tier, and the one of its process if there are two."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the marker of its tier."""
     for item in items:
         names = item.fixturenames if isinstance(item, pytest.Function) else ()
         if (tier := tier_of(item.path, needs_root=not ROOT_FIXTURES.isdisjoint(names))) is not None:
             item.add_marker(tier)
-        if hasattr(config, "workerinput"):
-            item.add_marker(pytest.mark.xdist_group(process_of(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadscope``, a scope is what belongs into one process."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from tests.support.scheduling import ByProcess  # not every interpreter that runs tests has pytest-xdist
+
+    return ByProcess(config, log)
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -44,13 +44,9 @@ def test_the_markers_are_declared() -> None:
     assert {marker.partition(":")[0] for marker in options["markers"]} == {FAST, MOUNT, MACHINE} == set(TIERS.values())
 
 
-def tiers_of(test: pytest.Item) -> list[str]:
-    return [mark.name for mark in test.iter_markers() if mark.name in {FAST, MOUNT, MACHINE}]
-
-
 def test_this_test_is_fast(request: pytest.FixtureRequest) -> None:
-    assert tiers_of(request.node) == [FAST]
+    assert [mark.name for mark in request.node.iter_markers()] == [FAST]
 
 
 def test_a_fixture_that_needs_root_lifts_a_test(request: pytest.FixtureRequest, root: None) -> None:
-    assert tiers_of(request.node) == [MOUNT]
+    assert [mark.name for mark in request.node.iter_markers()] == [MOUNT]

@@ -1,0 +1,14 @@
+"""Which of several processes of pytest-xdist runs a test."""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.tiers import process_of
+
+
+class ByProcess(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """All tests for which ``process_of`` says the same run in one process, in their order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return process_of(self.config.rootpath / nodeid.partition("::")[0])
