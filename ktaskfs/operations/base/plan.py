@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.hands import Hands
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.processes import MappedFiles
     from ktaskfs.span import Node, Span
 
 
@@ -68,6 +69,7 @@ class Preparation(Generic[P]):
     parameters: those of the spec.
     remaining:  what an earlier run left to do; None for a new task.
     file:       an O_PATH descriptor of the file that ``path`` stands for, where the spec names it without a path.
+    mapped:     where it so names several files: these.
     """
 
     def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
@@ -75,6 +77,7 @@ class Preparation(Generic[P]):
         self.parameters = parameters
         self.remaining = remaining
         self.file: int | None = None
+        self.mapped: MappedFiles | None = None
         self._resources = ExitStack()
 
     @property

@@ -1,11 +1,10 @@
-"""Many whole files of memory as one line of positions: those of a directory of huge pages, or that match a pattern.
+"""Many whole files of memory as one line of positions: of a directory of huge pages, of a pattern, or of a process.
 
 Each takes its size, in whole pages. It is opened again for each chunk, since there may be more files than descriptors.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import glob
@@ -19,6 +18,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.target import MEMORY, Target, open_target
 from ktaskfs.host.tree import Tree, Walk
+from ktaskfs.memory.target_errors import truncated
+from ktaskfs.operations.base.line import Line
+from ktaskfs.operations.base.processes import map_file, open_mapped
 from ktaskfs.operations.ranges._range import RangeParameters
 from ktaskfs.span import Span
 from ktaskfs.units import format_size
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.plan import Preparation
+    from ktaskfs.operations.base.processes import MappedFiles
 
 FILES_MAX: Final = 1 << 16
 """Files that one task takes; the list has some 400 bytes of each."""
@@ -36,54 +39,59 @@ P = TypeVar("P", bound=RangeParameters)
 
 
 class One(NamedTuple):
-    """A file of the list: its path, device and inode, its length in bytes, and that in whole pages."""
+    """A file of the list: its name, device and inode, its length in bytes, and that in whole pages.
+
+    ``mapped``: the number that it has among those that a process shares; None: the name is a path.
+    """
 
     path: str
     identity: tuple[int, int]
     length: int
     size: int
+    mapped: int | None = None
 
 
 class ManyFiles:
     """The files of one task, all with pages of ``page_size`` bytes."""
 
-    def __init__(self, kernel: Kernel, files: Sequence[One], page_size: int, *, write: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, files: Sequence[One], page_size: int, mapped: MappedFiles | None, *, write: bool
+    ) -> None:
         self.files = files
         self.page_size = page_size
+        self.line = Line(list(accumulate(each.size for each in files)))
         self._kernel = kernel
+        self._mapped = mapped
         self._write = write
-        self._ends = list(accumulate(each.size for each in files))
         self._lock = threading.Lock()
         self._gone = set[int]()  # guarded by _lock
 
     @property
     def extent(self) -> Span:
         """All positions, in bytes."""
-        return Span(0, self._ends[-1] if self._ends else 0)
+        return self.line.whole
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
         """What lies between two positions: number and open file, and the bytes in it. Raises TargetError.
 
-        Removed and replaced files are left out. A file that became shorter ends where it ends now.
+        Removed and replaced files are left out, and those that the process has not mapped any more. A file that became
+        shorter ends where it ends now.
         """
-        index = bisect.bisect_right(self._ends, start)
-        while index < len(self.files) and (begin := self._ends[index] - self.files[index].size) < end:
+        for index, low, high in self.line.pieces(start, end):
             with self.opened(index) as target:
                 if target is not None:
-                    size = -(-target.size() // self.page_size) * self.page_size
-                    piece = Span(max(start - begin, 0), min(end - begin, self.files[index].size, size))
+                    piece = Span(low, min(high, -(-target.size() // self.page_size) * self.page_size))
                     if piece.size > 0:
                         yield index, target, piece
-            index += 1
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Target | None]:
         """The file of that number, or None if its name is not its own any more. Raises TargetError."""
         target = None
         try:
-            target = open_target(self._kernel, self.files[index].path, kinds=MEMORY, write=self._write)
+            target = _open(self._kernel, self.files[index], self._mapped, write=self._write)
         except TargetError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH):
                 raise
         try:
             if target is None or _identity(os.fstat(target.fd)) != self.files[index].identity:
@@ -96,15 +104,36 @@ class ManyFiles:
             if target is not None:
                 target.close()
 
+    def whole_pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
+        """As ``pieces``, to the byte. Raises TargetError (ENXIO) for a file that became shorter."""
+        for index, target, piece in self.pieces(start, end):
+            within = Span(piece.start, min(piece.end, self.files[index].length))
+            if target.size() < within.end:
+                raise truncated(target)
+            if within.size > 0:
+                yield index, target, within
+
+    def is_gone(self, index: int) -> bool:
+        """Whether the file of that number was left out."""
+        return index in self._gone
+
+    @property
+    def text(self) -> str:
+        """The counts as lines of the result."""
+        return "".join(f"{key} {value}\n" for key, value in self.counts.items())
+
     @property
     def counts(self) -> dict[str, int]:
         """For the result."""
         return {"files": len(self.files), "gone": len(self._gone), "page_size": self.page_size}
 
 
-def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True) -> ManyFiles:
-    """The files of memory that ``path`` means; ``check`` is called with each, open.
+def open_many(
+    preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True, unit: int = 1
+) -> ManyFiles:
+    """The files of memory that ``path`` means, or that a process shares; ``check`` is called with each, open.
 
+    Each begins at a multiple of ``unit`` and of its size of page, one of which is a multiple of the other.
     Of a directory those below it, on its own mount, and no links. Raises InvalidValue for files with pages of different
     sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target`` and
     ``check``.
@@ -114,25 +143,47 @@ def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, w
         raise InvalidValue(f"{parameters.path} stands for many files: they go without offset and length")
     found = list[One]()
     pages = Counter[int]()
-    for path, status in _found(preparation.kernel, parameters.path):
+    for one in _found(preparation):
         if len(found) == FILES_MAX:
             raise TargetError(f"{parameters.path} stands for more than {FILES_MAX} files", errno=errno.E2BIG)
-        with contextlib.closing(open_target(preparation.kernel, path, kinds=MEMORY, write=write)) as target:
-            if _identity(os.fstat(target.fd)) != _identity(status):  # replaced just now
+        with contextlib.closing(_open(preparation.kernel, one, preparation.mapped, write=write)) as target:
+            if _identity(os.fstat(target.fd)) != one.identity:  # replaced just now
                 continue
             check(target)
             pages[target.page_size] += 1
-            length, page_size = target.size(), target.page_size
-        found.append(One(path, _identity(status), length, -(-length // page_size) * page_size))
+            length, step = target.size(), max(target.page_size, unit)
+        found.append(one._replace(length=length, size=-(-length // step) * step))
     if len(pages) > 1:
         sizes = " and ".join(map(format_size, sorted(pages)))
         raise InvalidValue(f"{parameters.path} stands for files with pages of {sizes}: one task takes one size")
     if not found and glob.has_magic(parameters.path):
         raise TargetError(f"no file is named {parameters.path}", errno=errno.ENOENT)
-    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), write=write)
+    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), preparation.mapped, write=write)
 
 
-def _found(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
+def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:
+    """A file of the list; raises TargetError, ENOENT or ESRCH for a mapping that is gone."""
+    if mapped is None or one.mapped is None:
+        return open_target(kernel, one.path, kinds=MEMORY, write=write)
+    handle = open_mapped(mapped.process, mapped.areas[one.mapped])
+    try:
+        return open_target(kernel, one.path, kinds=MEMORY, write=write, handle=handle)
+    finally:
+        os.close(handle)
+
+
+def _found(preparation: Preparation[P]) -> Iterator[One]:
+    """The files, which have no length yet. Raises TargetError."""
+    mapped = preparation.mapped
+    if mapped is None:
+        for path, status in _named(preparation.kernel, preparation.parameters.path):
+            yield One(path, _identity(status), 0, 0)
+        return
+    for number, area in enumerate(mapped.areas):
+        yield One(map_file(mapped.process.pid, area), (area.device, area.inode), 0, 0, number)
+
+
+def _named(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(path):
         for name in sorted(glob.iglob(path)):
             with contextlib.suppress(FileNotFoundError):

@@ -23,7 +23,7 @@ class Clear(RangeOperation[OverwriteParameters]):
         "all files of memory there."
     )
     parameters = OverwriteParameters
-    takes_many = True
+    takes_many = takes_many_mapped = True
     no_undo = "what was overwritten with zeros cannot be brought back"
 
     def prepare(self, preparation: Preparation[OverwriteParameters]) -> Plan:

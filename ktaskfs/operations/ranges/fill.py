@@ -33,7 +33,7 @@ class Fill(RangeOperation[FillParameters]):
         "after a resume, by the last run alone."
     )
     parameters = FillParameters
-    takes_many = True
+    takes_many = takes_many_mapped = True
     no_undo = "what was overwritten with a pattern cannot be brought back"
 
     def prepare(self, preparation: Preparation[FillParameters]) -> Plan:
