@@ -69,7 +69,7 @@ class Preparation(Generic[P]):
     parameters: those of the spec.
     remaining:  what an earlier run left to do; None for a new task.
     file:       an O_PATH descriptor of the file that ``path`` stands for, where the spec names it without a path.
-    mapped:     where it so names several files: these.
+    files:      where it so names several files: these.
     """
 
     def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
@@ -77,7 +77,7 @@ class Preparation(Generic[P]):
         self.parameters = parameters
         self.remaining = remaining
         self.file: int | None = None
-        self.mapped: MappedFiles | None = None
+        self.files: MappedFiles | None = None
         self._resources = ExitStack()
 
     @property

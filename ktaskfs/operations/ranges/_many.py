@@ -146,7 +146,7 @@ def open_many(
     for one in _found(preparation):
         if len(found) == FILES_MAX:
             raise TargetError(f"{parameters.path} stands for more than {FILES_MAX} files", errno=errno.E2BIG)
-        with contextlib.closing(_open(preparation.kernel, one, preparation.mapped, write=write)) as target:
+        with contextlib.closing(_open(preparation.kernel, one, preparation.files, write=write)) as target:
             if _identity(os.fstat(target.fd)) != one.identity:  # replaced just now
                 continue
             check(target)
@@ -158,7 +158,7 @@ def open_many(
         raise InvalidValue(f"{parameters.path} stands for files with pages of {sizes}: one task takes one size")
     if not found and glob.has_magic(parameters.path):
         raise TargetError(f"no file is named {parameters.path}", errno=errno.ENOENT)
-    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), preparation.mapped, write=write)
+    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), preparation.files, write=write)
 
 
 def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:
@@ -174,7 +174,7 @@ def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) 
 
 def _found(preparation: Preparation[P]) -> Iterator[One]:
     """The files, which have no length yet. Raises TargetError."""
-    mapped = preparation.mapped
+    mapped = preparation.files
     if mapped is None:
         for path, status in _named(preparation.kernel, preparation.parameters.path):
             yield One(path, _identity(status), 0, 0)

@@ -104,7 +104,7 @@ class RangeOperation(Operation[P]):
     def _locate_many(self, preparation: Preparation[P], files: MappedFiles) -> None:
         if not self.takes_many_mapped:
             raise several(files.process, files.areas)
-        preparation.mapped = files
+        preparation.files = files
         preparation.parameters = replace(preparation.parameters, path=f"/proc/{files.process.pid}/map_files")
 
     def resume_refusal(self, parameters: P) -> str:
@@ -173,7 +173,7 @@ def open_range_source(preparation: Preparation[P]) -> Source:
 
 def stands_for_many(preparation: Preparation[P]) -> bool:
     """Whether a spec means many files: by ``path`` (``is_many``), or several that a process shares."""
-    return preparation.mapped is not None or is_many(preparation.parameters.path)
+    return preparation.files is not None or is_many(preparation.parameters.path)
 
 
 def is_many(path: str) -> bool:

@@ -76,7 +76,7 @@ class Checksum(RangeOperation[ChecksumParameters]):
         if parameters.expect is not None:
             require_digest(parameters.expect, parameters.algorithm)
         maker = digest_maker(parameters.algorithm)
-        if preparation.mapped is not None:
+        if preparation.files is not None:
             return _prepare_many(preparation, maker)
         source = preparation.keep(open_range_source(preparation))
         extent = resolve_extent(parameters, source.file.size(), may_grow=False)

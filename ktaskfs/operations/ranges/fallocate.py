@@ -85,7 +85,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         for a sealed file, EFBIG past the caller's RLIMIT_FSIZE, ENOMEM for more tmpfs than there is memory.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
-        if preparation.mapped is not None:
+        if preparation.files is not None:
             return _prepare_many(preparation)
         target = preparation.keep(
             open_range_target(preparation, kinds=MEMORY, create=parameters.mode, look=parameters.plan)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
-from ktaskfs.host.hugepages import read_pools
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.operations.base.parameters import build_parameters
 from tests.operations.contract import descriptors
 from tests.operations.trees.ground import as_nobody
 from tests.support import filesystems
 from tests.support.holding import holding, used
-from tests.support.memory_files import HUGE, allocated, is_all, write_bytes
+from tests.support.memory_files import HUGE
+from tests.support.programs import ended, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,9 +35,6 @@ HOW = {
 """How huge pages are held, and what the file is called in maps, proc_pid_maps(5)."""
 NOBODY = 65534
 CLONE_NEWUSER = 0x10000000
-BEGIN = """
-import mmap, os, sys
-"""
 TWO_FILES = """
 memory = mmap.mmap(-1, 1 << 20)
 memory[:] = b"a" * len(memory)
@@ -47,15 +43,6 @@ os.ftruncate(fd, 8 << 20)
 part = mmap.mmap(fd, 2 << 20, offset=4 << 20)
 part[:] = b"b" * len(part)
 private = mmap.mmap(fd, 1 << 20, flags=mmap.MAP_PRIVATE)
-"""
-SEVERAL = """
-kept = []
-for name, pages in (("one", 2), ("two", 3), ("empty", 0)):
-    fd = os.memfd_create(name, os.MFD_HUGETLB | 21 << 26)
-    os.ftruncate(fd, pages << 21)
-    kept += [mmap.mmap(fd, pages << 21) for _ in range(2) if pages]
-small = mmap.mmap(-1, 1 << 20)
-small[:] = b"s" * len(small)
 """
 SYSV = """
 import ctypes
@@ -73,33 +60,11 @@ memory[:] = b"m" * len(memory)
 """
 
 
-def running(program: str, uid: int = 0) -> subprocess.Popen[bytes]:
-    """A process that has done ``program``, and waits."""
-    command = ["/usr/bin/python3", "-I", "-c", f"{BEGIN}{program}\nprint(flush=True); sys.stdin.read()"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", user=uid, group=uid, extra_groups=[]
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"\n"
-    return process
-
-
-def ended(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
-
-
 def mapped(pid: int, name: str, permissions: str = "rw-s") -> str:
     """The address of the mapping of a file whose name has ``name`` in it."""
     with open(f"/proc/{pid}/maps") as file:
         (line,) = [each for each in file if name in each and each.split()[1] == permissions]
     return f"0x{line.partition('-')[0]}"
-
-
-def opened(pid: int, name: str) -> str:
-    """A descriptor of the file whose name has ``name`` in it, as a path."""
-    paths = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-    return next(path for path in paths if name in os.readlink(path))
 
 
 def planned(runner: Runner, **texts: object) -> dict[str, str]:
@@ -133,28 +98,6 @@ def test_huge_pages_that_no_path_names(runner: Runner, pool_2m: TestPool, area: 
         assert descriptors() == before
 
 
-def test_a_plan_where_all_pages_are_reserved_for_the_process(runner: Runner, pool_2m: TestPool, root: None) -> None:
-    """As those of a database are, from its start on."""
-    (pool,) = [each for each in read_pools(runner.kernel) if each.size == HUGE]
-    free = pool.free - pool.reserved
-    for files in (1, 2):
-        process = running(
-            f"""
-for number in range({files}):
-    fd = os.memfd_create("one", os.MFD_HUGETLB | 21 << 26)
-    os.ftruncate(fd, ({free} - number) // {files} << 21)
-    globals()[f"memory{{number}}"] = mmap.mmap(fd, 0)
-"""
-        )
-        try:
-            total = sum((free - number) // files for number in range(files))
-            assert planned(runner, pid=process.pid)["allocates"] == str(total * HUGE)
-            runner.run("fallocate", pid=process.pid)
-            assert planned(runner, pid=process.pid)["allocates"] == "0"
-        finally:
-            ended(process)
-
-
 def test_a_deleted_file(runner: Runner, place: Place) -> None:
     path = place.directory / "held"
     path.touch()
@@ -179,80 +122,6 @@ def test_the_range_is_what_is_mapped(runner: Runner, root: None) -> None:
             assert not any(file.read())
     finally:
         ended(process)
-
-
-def counts(result: str) -> dict[str, str]:
-    """The lines of two words."""
-    return dict(words for line in result.splitlines() if len(words := line.split()) == 2)
-
-
-def test_all_files_in_huge_pages_are_one_task(runner: Runner, pool_2m: TestPool, root: None) -> None:
-    """What the process shares in small pages is left alone."""
-    process = running(SEVERAL)
-    try:
-        pid = process.pid
-        memory = [opened(pid, "/memfd:one"), opened(pid, "/memfd:two")]
-        assert planned(runner, pid=pid) == {
-            "operation": "fallocate",
-            "total": str(5 * HUGE),
-            "units": "bytes",
-            "files": "2",
-            "allocates": str(5 * HUGE),
-        }
-        result = runner.result(runner.prepare("fallocate", pid=pid, mapping="all"))
-        assert counts(result) == {"files": "2", "gone": "0", "page_size": str(HUGE)}
-        assert [allocated(path) for path in memory] == [2 * HUGE, 3 * HUGE]
-        assert planned(runner, pid=pid)["allocates"] == "0"
-        runner.run("fill", pid=pid, pattern="a7")
-        write_bytes(memory[1], b"\xa7" * 5 + b"x" + b"\xa7" * (HUGE - 6), HUGE)
-        with pytest.raises(Finding) as caught:
-            runner.result(runner.prepare("verify", pid=pid, pattern="a7"))
-        assert caught.value.position in (HUGE + 5, 3 * HUGE + 5)
-        assert counts(caught.value.result)["compared"] == str(5 * HUGE)
-        offset, differing, *_, path = caught.value.result.splitlines()[-1].split()
-        assert (offset, differing) == (str(HUGE + 5), "1")
-        assert os.path.samefile(path, memory[1])
-        sums = runner.result(runner.prepare("checksum", pid=pid, chunk="3M"))
-        alone = [runner.result(runner.prepare("checksum", path=path)).split() for path in memory]
-        assert sorted(line.split()[:2] for line in sums.splitlines()[3:]) == sorted(alone)
-        runner.run("clear", pid=pid)
-        assert all(is_all(0, path, 0, 2 * HUGE) for path in memory)
-        runner.run("free", pid=pid)
-        assert [allocated(path) for path in memory] == [0, 0]
-    finally:
-        ended(process)
-
-
-def test_what_several_files_are_refused_for(runner: Runner, pool_2m: TestPool, root: None) -> None:
-    process = running(SEVERAL)
-    try:
-        for operation, texts, words in (
-            ("fallocate", {"undo": 1}, "undo=1 is for one file, and these are several"),
-            ("fallocate", {"keep_size": 1}, "keep_size=1 is for one file, and these are several"),
-            ("checksum", {"expect": "0" * 8}, "expect is the digest of one file, and the process shares several"),
-            ("clear", {"offset": HUGE}, "stands for many files: they go without offset and length"),
-        ):
-            error = runner.refused(operation, pid=process.pid, **texts)
-            assert isinstance(error, InvalidValue)
-            assert words in error.message
-        with used(opened(process.pid, "/memfd:two"), "maps") as other:
-            error = runner.refused("free", pid=process.pid)
-            assert error.errno == errno.EBUSY
-            assert f"({other.pid})" in error.message
-    finally:
-        ended(process)
-
-
-@pytest.mark.parametrize("operation", ["fallocate", "fill", "verify", "checksum", "free"])
-def test_files_that_a_process_has_no_more_are_counted(
-    runner: Runner, pool_2m: TestPool, root: None, operation: str
-) -> None:
-    process = running(SEVERAL)
-    plan = runner.prepare(operation, pid=process.pid)
-    ended(process)
-    result = runner.result(plan)
-    # fallocate has mapped them itself by then.
-    assert counts(result)["gone"] == ("0" if operation == "fallocate" else "2")
 
 
 def test_what_is_refused(runner: Runner, root: None) -> None:
