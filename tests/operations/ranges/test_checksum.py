@@ -21,7 +21,6 @@ from tests.support.memory_files import HUGE, TIB, allocated, content, is_all, pu
 from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
-
     from tests.support.runner import Place, Runner
 
 

@@ -124,6 +124,23 @@ def test_the_range_is_what_is_mapped(runner: Runner, root: None) -> None:
         ended(process)
 
 
+def test_memory_is_compared_with_a_file(runner: Runner, area: Path, root: None) -> None:
+    process = running(TWO_FILES)
+    source = area / "source"
+    source.write_bytes(b"b" * (2 << 20))
+    try:
+        part = {"pid": process.pid, "mapping": mapped(process.pid, "/memfd:other"), "source": source}
+        assert runner.result(runner.prepare("compare", **part)) == "equal\n"
+        with source.open("r+b") as file:
+            file.seek(7)
+            file.write(b"xyz")
+        assert runner.result(runner.prepare("compare", **part)) == f"first {(4 << 20) + 7}\ndiffering 3\n"
+        assert isinstance(runner.refused("compare", pid=process.pid, source=source), InvalidValue)
+        assert runner.refused("copy", pid=process.pid, source=source).message == "unknown parameter 'pid'"
+    finally:
+        ended(process)
+
+
 def test_what_is_refused(runner: Runner, root: None) -> None:
     process = running(TWO_FILES)
     pid = process.pid
