@@ -190,6 +190,10 @@ class FileList:
             if low < high or (not size and not first):
                 yield Piece(index, low, high, size)
 
+    def whole_files(self, start: int, end: int) -> Iterator[Piece]:
+        """The whole files that begin between two positions."""
+        return (Piece(index, 0, self._sizes[index], self._sizes[index]) for index in self.begun(start, end))
+
     def begun(self, start: int, end: int) -> range:
         """The files that begin between two positions."""
         first, last = (bisect.bisect_left(self._ends, each) + 1 if each else 0 for each in (start, end))
