@@ -17,7 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 source=$work/ktaskfs-$version
 mkdir "$source"
-tar --exclude=__pycache__ -c LICENSE README.md pyproject.toml ktaskfs mount systemd packaging docs/abi docs/man |
+tar --exclude=__pycache__ -c LICENSE README.md pyproject.toml ktaskfs mount systemd packaging docs/abi docs/man docs/reference |
     tar -x -C "$source"
 mv "$source/packaging/debian" "$source/debian"
 made=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}

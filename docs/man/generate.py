@@ -1,4 +1,4 @@
-"""Makes the manual pages: what stands in docs/abi is taken from there, the rest is in the .in files beside this one.
+"""Makes the manual pages from docs/abi, the tables of docs/reference, and the .in files in this directory.
 
 ``python docs/man/generate.py DIRECTORY`` writes them there.
 """
@@ -13,7 +13,11 @@ from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
 ABI: Final = HERE.parent / "abi"
+REFERENCE: Final = HERE.parent / "reference"
 SECTIONS: Final = ("top", "debug", "operations", "info", "tasks")
+GENERATED: Final = re.compile(r"<!-- from the declarations.*?-->(.*)<!-- written by hand", re.DOTALL)
+CELL: Final = re.compile(r"(?<!\\)\|")
+LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
 VERSION: Final = re.compile(r'VERSION\b.*"(.+)"')
 
 
@@ -77,6 +81,39 @@ def _tunables() -> str:
     return "\n".join(out)
 
 
+def _operations() -> str:
+    """The parameters of each operation, for each kind of target, from docs/reference."""
+    parts = [_markdown(_generated(page)) for page in sorted((REFERENCE / "operations").glob("*.md"))]
+    common = _generated(REFERENCE / "README.md").partition("## Parameters of every operation\n")[2]
+    return "\n".join([*parts, '.SS "Parameters of every operation"', _markdown(common)])
+
+
+def _generated(page: Path) -> str:
+    match = GENERATED.search(page.read_text(encoding="utf-8"))
+    if match is None:
+        raise ValueError(f"{page}: no generated part")
+    return match[1]
+
+
+def _markdown(text: str) -> str:
+    """Headings, paragraphs and tables of parameters as roff."""
+    out = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        heading = re.fullmatch(r"#+ (.*)", block)
+        if heading is not None:
+            name = _escape(heading[1])
+            out.append(f'.SS "{name}"' if block.startswith("# ") else f".PP\n.B {name}")
+        elif block.startswith("|"):
+            rows = [[cell.strip().replace("\\|", "|") for cell in CELL.split(row)[1:-1]] for row in block.split("\n")]
+            for name, kind, default, meaning in rows[2:]:
+                of = kind if default == "`-`" else f"{kind}; {default}"
+                out.append(f'.TP\n.BR {_escape(name)} " ({_escape(of)})"\n{_escape(meaning)}')
+        else:
+            plain = LINK.sub(r"\1", block)
+            out.append(f".PP\n{_escape(plain)}")
+    return "\n".join(out)
+
+
 def _version() -> str:
     match = VERSION.search((HERE.parents[1] / "ktaskfs/version.py").read_text(encoding="utf-8"))
     if match is None:
@@ -86,7 +123,7 @@ def _version() -> str:
 
 def pages() -> dict[str, str]:
     """The text of each page by its file name."""
-    texts = {"@FILES@": _files(), "@TUNABLES@": _tunables(), "@VERSION@": _version()}
+    texts = {"@FILES@": _files(), "@OPERATIONS@": _operations(), "@TUNABLES@": _tunables(), "@VERSION@": _version()}
     made = {}
     for source in sorted(HERE.glob("*.in")):
         text = source.read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,16 +17,12 @@ from ktaskfs.host.page_table import PageTable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 FileId = tuple[int, int, str]
 """Device, inode and, of a SysV segment, the IPC namespace: the inode there is the segment's number."""
 
-_AREA: Final = re.compile(rb"^([0-9a-f]+)-[0-9a-f]+ .*$", re.MULTILINE)
-_KERNEL_PAGE: Final = re.compile(rb"^KernelPageSize: +([0-9]+) kB$", re.MULTILINE)
-_FLAGS: Final = re.compile(rb"^VmFlags:(.*)$", re.MULTILINE)
-NO_RESERVE: Final = b"nr"
-HUGETLB: Final = b"ht"
 SYSV: Final = "/SYSV"
 """How the kernel's names of SysV segments begin."""
 PRESENT: Final = 1 << 63
@@ -147,7 +142,7 @@ def _learn_devices(proc: int, process: str, mapped: Iterable[maps.Area], known: 
     new = {each.device for each in mapped} - known.page_sizes.keys() - known.others
     if not new:
         return
-    sizes = {start: size for start, size, flags in _details(proc, process) if HUGETLB in flags}
+    sizes = {each.start: each.page_size for each in maps.read_details(proc, f"{process}/smaps") if each.is_huge}
     known.page_sizes.update(
         (each.device, sizes[each.start]) for each in mapped if each.device in new and each.start in sizes
     )
@@ -163,14 +158,6 @@ def _huge_areas(mapped: Iterable[maps.Area], namespace: str, known: Known) -> Hu
             areas.append(area)
             names.setdefault(file, (area, each.name))
     return HugeAreas(tuple(areas), names)
-
-
-def _details(proc: int, process: str) -> Iterator[tuple[int, int, list[bytes]]]:
-    """Start, size of page and flags of each area. proc_pid_smaps(5). Raises OSError."""
-    text = read_file(f"{process}/smaps", proc)
-    starts, sizes, flags = _AREA.findall(text), _KERNEL_PAGE.findall(text), _FLAGS.findall(text)
-    for start, size, words in zip(starts, sizes, flags, strict=True):
-        yield int(start, 16), int(size) << 10, words.split()
 
 
 def _mapped_status(proc: int, pid: int, area: Area) -> statx.FileStatus | None:
@@ -200,8 +187,8 @@ def _opened(proc: int, pid: int, known: Known) -> Iterator[tuple[FileId, SeenFil
 
 def reserving(proc: int, pid: int, areas: Iterable[Area]) -> set[Area]:
     """Those of the process's areas for which the kernel has set pages aside. It may hang. Raises OSError."""
-    flags = {start: words for start, _, words in _details(proc, str(pid))}
-    return {area for area in areas if NO_RESERVE not in flags.get(area.start, [NO_RESERVE])}
+    keeping = {each.start for each in maps.read_details(proc, f"{pid}/smaps") if each.reserves}
+    return {area for area in areas if area.start in keeping}
 
 
 def present_pages(

@@ -6,9 +6,14 @@ import os
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ktaskfs.host.files import read_file
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_START: Final = re.compile(rb"^([0-9a-f]+)-[0-9a-f]+ .*$", re.MULTILINE)
+_KERNEL_PAGE: Final = re.compile(rb"^KernelPageSize: +([0-9]+) kB$", re.MULTILINE)
+_FLAGS: Final = re.compile(rb"^VmFlags:(.*)$", re.MULTILINE)
 _EXCEPT: Final = rb"(?:^[^ ]+ [^ ]+ [^ ]+ (?!(?:%s) ).*\n)+"
 
 
@@ -51,6 +56,32 @@ def parse(lines: Iterable[bytes]) -> Iterator[Area]:
         major, minor = (int(each, 16) for each in device.split(b":"))
         text = os.fsdecode(name[0].rstrip(b"\n")) if name else ""
         yield Area(start, end, permissions.decode(), int(offset, 16), os.makedev(major, minor), int(inode), text)
+
+
+class Details(NamedTuple):
+    """A mapping in /proc/PID/smaps: its start, its page size in bytes, and the kernel's flags."""
+
+    start: int
+    page_size: int
+    flags: list[bytes]
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether the mapping has huge pages of a pool."""
+        return b"ht" in self.flags
+
+    @property
+    def reserves(self) -> bool:
+        """Whether the kernel has reserved pages for the mapping."""
+        return b"nr" not in self.flags
+
+
+def read_details(directory: int, path: str) -> Iterator[Details]:
+    """The mappings in the file ``path``, an ``smaps`` of /proc; proc_pid_smaps(5). Raises OSError. May hang."""
+    text = read_file(path, directory)
+    starts, sizes, flags = _START.findall(text), _KERNEL_PAGE.findall(text), _FLAGS.findall(text)
+    for start, size, words in zip(starts, sizes, flags, strict=True):
+        yield Details(int(start, 16), int(size) << 10, words.split())
 
 
 def all_except(devices: Iterable[int]) -> re.Pattern[bytes]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ktaskfs.host import statx, syscalls
 from ktaskfs.host.files import list_directory, read_file
-from ktaskfs.host.maps import read_areas
+from ktaskfs.host.maps import read_areas, read_details
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,10 @@ class Process:
     def areas(self) -> Iterator[Area]:
         """Its mappings, in the order of addresses; raises OSError."""
         return read_areas(self._directory, "maps")
+
+    def huge_areas(self) -> Iterator[int]:
+        """The start of each mapping with huge pages of a pool; raises OSError."""
+        return (each.start for each in read_details(self._directory, "smaps") if each.is_huge)
 
     def counts(self, name: str) -> dict[str, int]:
         """The lines ``Key: N kB`` of a file such as ``smaps_rollup``, in bytes; raises OSError."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,8 +54,12 @@ class Digest(ABC):
         """Enter any number of zeros without reading them."""
 
     @abstractmethod
+    def add_part(self, position: int, data: memoryview | bytes) -> None:
+        """Enter a part of one leaf. The parts of a leaf must follow each other, with nothing else in between."""
+
+    @abstractmethod
     def to_bytes(self) -> bytes:
-        """The entered pieces, for ``merge`` in another process."""
+        """The entered pieces, for ``merge`` in another process. Ends a leaf that is incomplete."""
 
     @abstractmethod
     def merge(self, other: bytes) -> None:
@@ -80,6 +85,9 @@ class Crc32(Digest):
 
     def add_zeros(self, start: int, end: int) -> None:
         self._enter(start, end, _crc_of_zeros(end - start))
+
+    def add_part(self, position: int, data: memoryview | bytes) -> None:
+        self._enter(position, position + len(data), _isal.crc32(data))
 
     def _enter(self, start: int, end: int, crc: int) -> None:
         if start in self._starts:
@@ -126,6 +134,8 @@ class TreeDigest(Digest):
         self._zero = zero
         self._nodes: dict[tuple[int, int], bytes] = {}
         """Complete subtrees without their sibling, by height above the leaves and index at that height."""
+        self._leaf: tuple[int, Any] | None = None
+        """The index and the hash object of a leaf that is incomplete."""
 
     def add(self, position: int, data: memoryview | bytes) -> None:
         leaf = self._new(_LEAF_MARK)
@@ -143,6 +153,21 @@ class TreeDigest(Digest):
         if end % LEAF:
             self.add(last * LEAF, bytes(end % LEAF))
 
+    def add_part(self, position: int, data: memoryview | bytes) -> None:
+        index, at = divmod(position, LEAF)
+        if self._leaf is None or self._leaf[0] != index:
+            self._end_leaf()
+            self._leaf = index, self._new(_LEAF_MARK)
+        self._leaf[1].update(data)
+        if at + len(data) == LEAF:
+            self._end_leaf()
+
+    def _end_leaf(self) -> None:
+        if self._leaf is not None:
+            index, leaf = self._leaf
+            self._leaf = None
+            self._enter(0, index, leaf.digest())
+
     def _join(self, left: bytes, right: bytes) -> bytes:
         digest: bytes = self._new(_NODE_MARK + left + right).digest()
         return digest
@@ -154,6 +179,7 @@ class TreeDigest(Digest):
         self._nodes[height, index] = digest
 
     def to_bytes(self) -> bytes:
+        self._end_leaf()
         return b"".join(_NODE.pack(*place, len(digest)) + digest for place, digest in self._nodes.items())
 
     def merge(self, other: bytes) -> None:
@@ -171,6 +197,41 @@ class TreeDigest(Digest):
         while rest:
             digest = self._join(self._nodes[rest.pop()], digest)
         return digest.hex()
+
+
+class Parts:
+    """Passes the bytes of one chunk to ``digest``. They come in order, in pieces of any size.
+
+    Positions are those of a file; the positions of ``digest`` count from ``base``.
+    """
+
+    def __init__(self, digest: Digest, base: int) -> None:
+        self._digest = digest
+        self._base = base
+
+    def add(self, position: int, data: memoryview | bytes) -> None:
+        """Enter the next bytes."""
+        for part in Span(position, position + len(data)).shifted(-self._base).windows(LEAF):
+            first = part.start + self._base - position
+            self._digest.add_part(part.start, data[first : first + part.size])
+
+    def add_zeros(self, start: int, end: int) -> None:
+        """Enter any number of zeros as the next bytes, without reading those of whole leaves."""
+        extent = Span(start, end).shifted(-self._base)
+        first = min(-(-extent.start // LEAF) * LEAF, extent.end)
+        last = max(extent.end // LEAF * LEAF, first)
+        self._add_few_zeros(Span(extent.start, first))
+        if first < last:
+            self._digest.add_zeros(first, last)
+        self._add_few_zeros(Span(last, extent.end))
+
+    def _add_few_zeros(self, part: Span) -> None:
+        if part.size:
+            self._digest.add_part(part.start, bytes(part.size))
+
+    def to_bytes(self) -> bytes:
+        """``to_bytes`` of the digest."""
+        return self._digest.to_bytes()
 
 
 def _tree_maker(new: Callable[[bytes], Any]) -> Callable[[], Digest]:

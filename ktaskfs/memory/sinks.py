@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.mapping import Mapping
     from ktaskfs.host.target import Target
-    from ktaskfs.memory.digest import Digest
+    from ktaskfs.memory.digest import Parts
     from ktaskfs.memory.source import MappedSource, Source
 
 BUFFER: Final = 256 << 10
@@ -49,18 +49,22 @@ class Sink(ABC):
         self._buffer = Buffer(BUFFER)
 
     @abstractmethod
-    def copy(self, extent: Span, digest: Digest | None) -> None:
-        """Copy to ``extent``, a range of the target; ``digest`` gets the data by its position there."""
+    def copy(self, extent: Span, digest: Parts | None) -> None:
+        """Copy to ``extent``, a range of the target; ``digest`` gets the data in order, by its position there."""
 
-    def clear(self, extent: Span, digest: Digest | None) -> None:
+    def clear(self, extent: Span, digest: Parts | None) -> None:
         """Punch a hole, or write zeros where that is impossible, as in a part of a hugetlbfs page."""
         if self._target.filesystem is FilesystemType.HUGETLBFS:
             page = self._target.page_size
             first = min(-(-extent.start // page) * page, extent.end)
             last = max(extent.end // page * page, first)
             self._zero(Span(extent.start, first), digest)
+            self._make_hole(Span(first, last), digest)
             self._zero(Span(last, extent.end), digest)
-            extent = Span(first, last)
+        else:
+            self._make_hole(extent, digest)
+
+    def _make_hole(self, extent: Span, digest: Parts | None) -> None:
         if extent.size == 0:
             return
         try:
@@ -73,7 +77,7 @@ class Sink(ABC):
             if digest is not None:
                 digest.add_zeros(extent.start, extent.end)
 
-    def _zero(self, extent: Span, digest: Digest | None) -> None:
+    def _zero(self, extent: Span, digest: Parts | None) -> None:
         """Clear a part of a huge page, which Linux before 6.0 omits when it punches a hole. Allocates no page."""
         for piece in extent.windows(BUFFER):
             try:
@@ -93,11 +97,11 @@ class Sink(ABC):
 class WritingSink(Sink):
     """Reads into a buffer and writes it with pwrite(2), which must not extend a truncated file."""
 
-    def copy(self, extent: Span, digest: Digest | None) -> None:
+    def copy(self, extent: Span, digest: Parts | None) -> None:
         for piece, view in self._pieces(extent, digest):
             self._write(view, piece.start)
 
-    def _pieces(self, extent: Span, digest: Digest | None) -> Iterator[tuple[Span, memoryview]]:
+    def _pieces(self, extent: Span, digest: Parts | None) -> Iterator[tuple[Span, memoryview]]:
         """The extent piece by piece in the buffer, after ``digest`` has it. Raises TargetError."""
         for piece in extent.windows(BUFFER):
             view = self._buffer.view[: piece.size]
@@ -141,7 +145,7 @@ class PageSink(WritingSink):
             raise
         source.map()
 
-    def copy(self, extent: Span, digest: Digest | None) -> None:
+    def copy(self, extent: Span, digest: Parts | None) -> None:
         """With a digest the data passes through a buffer; a few pages are written, which takes fewer calls."""
         if extent.size < FEW:
             super().copy(extent, digest)
@@ -176,7 +180,7 @@ class PageSink(WritingSink):
             return 0
         return userfaultfd.copy(self._guard.fd, mapping.address + extent.start - mapping.offset, address, size)
 
-    def _copy_through_buffer(self, mapping: Mapping, extent: Span, digest: Digest | None) -> None:
+    def _copy_through_buffer(self, mapping: Mapping, extent: Span, digest: Parts | None) -> None:
         for piece, view in self._pieces(extent, digest):
             placed = self._put(mapping, piece, self._buffer.address)
             if placed < piece.size:
@@ -200,7 +204,7 @@ class MappingSink(Sink):
         self._kernel = kernel
         self._pages = pages
 
-    def copy(self, extent: Span, digest: Digest | None) -> None:
+    def copy(self, extent: Span, digest: Parts | None) -> None:
         try:
             with self._pages.window(extent.start, extent.end) as mapping:
                 if self._target.filesystem is FilesystemType.TMPFS:
@@ -210,12 +214,12 @@ class MappingSink(Sink):
         except OSError as error:
             raise page_unavailable(self._kernel, self._target, error, self._end) from error
 
-    def _populate(self, mapping: Mapping, extent: Span, digest: Digest | None) -> None:
+    def _populate(self, mapping: Mapping, extent: Span, digest: Parts | None) -> None:
         for window, pages in mapped_windows(mapping, extent):
             mapping.populate_write(pages.start - mapping.offset, pages.size)
             self._read_into(mapping, window, digest)
 
-    def _read_into(self, mapping: Mapping, extent: Span, digest: Digest | None) -> None:
+    def _read_into(self, mapping: Mapping, extent: Span, digest: Parts | None) -> None:
         for piece in extent.windows(WINDOW if digest is None else BUFFER):
             self._source.read_into(mapping, piece.start - mapping.offset, piece.start + self._shift, piece.size)
             if digest is not None:

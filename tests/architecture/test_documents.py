@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.cli.arguments import parser
+from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.registry import find_operations
 from tests.support.daemon import ROOT
 from tests.support.documents import PAGES
 
@@ -51,3 +54,14 @@ def test_the_help_of_a_command_says_what_each_option_is(name: str) -> None:
     for action in commands()[name]._actions:
         assert action.help, action
         assert action.option_strings == [] or action.option_strings[-1] in commands()[name].format_help()
+
+
+def test_the_manual_page_has_each_parameter_of_an_operation() -> None:
+    page = runpy.run_path(str(ROOT / "docs/man/generate.py"))["pages"]()["ktaskfs.5"].replace("\\-", "-")
+    of_every = {each.name for each in parameters_of(TaskParameters)}
+    for name, operation in find_operations().items():
+        part = page.partition(f'.SS "{name}"\n')[2].partition("\n.SS")[0]
+        own = {each.name for meaning in operation.meanings for each in meaning.declared}
+        assert set(re.findall(r"^\.BR (\w+) ", part, re.MULTILINE)) >= own - of_every
+    common = page.partition('.SS "Parameters of every operation"\n')[2].partition("\n.SH")[0]
+    assert set(re.findall(r"^\.BR (\w+) ", common, re.MULTILINE)) == of_every

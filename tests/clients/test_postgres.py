@@ -120,24 +120,24 @@ def as_root(*lines: str) -> str:
 
 def test_its_shared_buffers_are_there_before_they_are_used(cluster: Cluster, mounted: Mount) -> None:
     (wanted, _), find = commands(cluster, mounted, "$"), commands(cluster, mounted, "#")
-    pid, mapping, fallocate, plan, survey = find[:5]
+    pid, fallocate, plan, _, _, survey = find[:6]
     with reserved(HUGE, PAGES):
         pages = int(shell(wanted, user=cluster.user, cwd=cluster.user.home).out)
         assert 16 < pages < PAGES
         with cluster.started(huge_pages="on"):
-            told = as_root(pid, mapping, plan)
+            told = as_root(pid, plan)
             assert f"\ntotal {pages * HUGE}\n" in told
             assert "\nallocates 0\n" not in told
-            as_root(pid, mapping, fallocate)
-            assert "\nallocates 0\n" in as_root(pid, mapping, plan)
+            as_root(pid, fallocate)
+            assert "\nallocates 0\n" in as_root(pid, plan)
             assert cluster.sql("select count(*), sum(n) from t") == "100000|5000050000\n"
             assert "page_size 4096\n" in as_root(pid, survey)
 
 
 def test_a_segment_of_small_pages(cluster: Cluster, mounted: Mount) -> None:
     """PostgreSQL has no huge pages in SysV segments; no path leads to them either."""
-    pid, mapping, fallocate, plan = commands(cluster, mounted, "#")[:4]
-    mapping = mapping.replace("anon_hugepage", "SYSV")
+    pid, _, _, mapping, fallocate = commands(cluster, mounted, "#")[:5]
+    plan = f"{fallocate} plan=1"
     with cluster.started(huge_pages="off", shared_memory_type="sysv"):
         assert "\nallocates 0\n" not in as_root(pid, mapping, plan)
         as_root(pid, mapping, fallocate)

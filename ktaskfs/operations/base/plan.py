@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.hands import Hands
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
+    from ktaskfs.operations.base.processes import MappedFiles
     from ktaskfs.span import Node, Span
 
 
@@ -69,6 +70,7 @@ class Preparation(Generic[P]):
     parameters: those of the spec.
     remaining:  the rest of an earlier run; None for a new task.
     file:       an O_PATH descriptor of the file, if the spec names it without a path.
+    files:      the files, if the spec names several without a path.
     """
 
     def __init__(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> None:
@@ -76,6 +78,7 @@ class Preparation(Generic[P]):
         self.parameters = parameters
         self.remaining = remaining
         self.file: int | None = None
+        self.files: MappedFiles | None = None
         self._resources = ExitStack()
 
     @property

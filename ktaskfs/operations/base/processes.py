@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
@@ -10,7 +11,7 @@ from ktaskfs.host.process_memory import Process
 from ktaskfs.units import format_size, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ktaskfs.host.maps import Area
 
@@ -42,27 +43,58 @@ def areas_of(process: Process, mapping: int | None) -> list[Area]:
     return there
 
 
-def shared_area(process: Process, mapping: int | None) -> Area:
-    """The shared mapping of a file at an address, or without an address that of the only file that the process maps
-    writable.
+@dataclass(frozen=True)
+class MappedFiles:
+    """Several files that a process shares: one mapping of each. ``process`` stays open."""
 
-    Raises TargetError, and InvalidValue for memory without a file, a private mapping, and none or several files.
+    process: Process
+    areas: Sequence[Area]
+
+
+def map_file(pid: int, area: Area) -> str:
+    """The path of the file behind a mapping, while the mapping exists; proc_pid_map_files(5)."""
+    return f"/proc/{pid}/map_files/{area.start:x}-{area.end:x}"
+
+
+def shared_areas(process: Process, mapping: int | None) -> list[Area]:
+    """The shared mapping of a file at an address. Without an address, one mapping of each file that the process maps
+    writable; of several files, only those in huge pages.
+
+    Raises TargetError, and InvalidValue for memory without a file, a private mapping, no file, or several files
+    without huge pages.
     """
     areas = areas_of(process, mapping)
     if mapping is not None:
         (area,) = areas
         where = f"what process {process.pid} has mapped at {mapping:#x}"
         if area.is_shared:  # a SysV segment's inode is its number, which may be 0
-            return area
+            return [area]
         if not area.inode:
             raise InvalidValue(f"{where} is memory without a file")
         raise InvalidValue(f"{where} is a private mapping: the process's writes do not reach the file")
     areas = [each for each in areas if each.is_shared and "w" in each.permissions]
     if not areas:
         raise InvalidValue(f"process {process.pid} has no shared mapping of a file to write to")
-    if len({(each.device, each.inode) for each in areas}) > 1:
-        raise InvalidValue(f"process {process.pid} shares several files; choose one: {_shown(areas)}")
-    return areas[0]
+    files = _one_of_each_file(areas)
+    if len(files) == 1:
+        return files
+    try:
+        huge = set(process.huge_areas())
+    except OSError as error:
+        raise TargetError.from_os(error, f"read the mappings of process {process.pid}") from error
+    files = _one_of_each_file(each for each in areas if each.start in huge)
+    if not files:
+        raise several(process, areas)
+    return files
+
+
+def several(process: Process, areas: Sequence[Area]) -> InvalidValue:
+    """The refusal of a spec that does not choose one of several files of a process."""
+    return InvalidValue(f"process {process.pid} shares several files; choose one: {_shown(areas)}")
+
+
+def _one_of_each_file(areas: Iterable[Area]) -> list[Area]:
+    return list({(each.device, each.inode): each for each in reversed(list(areas))}.values())[::-1]
 
 
 def _shown(areas: Sequence[Area]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -12,6 +11,7 @@ from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.page_table import PageTable
 from ktaskfs.host.process_memory import NOT_MEMORY
+from ktaskfs.operations.base.line import Line
 from ktaskfs.operations.base.parameters import ADDRESS, PID, TaskParameters, parameter
 from ktaskfs.operations.base.processes import areas_of, open_process
 from ktaskfs.span import Span
@@ -49,14 +49,13 @@ class Piece(NamedTuple):
     end: int
 
 
-class Line:
+class Addresses:
     """Ranges of addresses laid end to end; a position counts units of ``unit`` bytes."""
 
     def __init__(self, ranges: Sequence[Span], unit: int = 1) -> None:
         self._ranges = ranges
         self._unit = unit
-        self._begins = [0, *accumulate(each.size // unit for each in ranges)]
-        """The position at which each range begins; the last is the end of all."""
+        self._line = Line(list(accumulate(each.size // unit for each in ranges)))
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -64,16 +63,13 @@ class Line:
     @property
     def whole(self) -> Span:
         """All positions."""
-        return Span(0, self._begins[-1])
+        return self._line.whole
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The ranges between two positions."""
-        while start < end:
-            index = bisect_right(self._begins, start) - 1
-            stop = min(end, self._begins[index + 1])
-            first = self._ranges[index].start - self._begins[index] * self._unit
-            yield Piece(index, first + start * self._unit, first + stop * self._unit)
-            start = stop
+        for index, low, high in self._line.pieces(start, end):
+            first = self._ranges[index].start
+            yield Piece(index, first + low * self._unit, first + high * self._unit)
 
 
 class MappedPages:
@@ -84,7 +80,7 @@ class MappedPages:
         self.areas = areas
         self.table = table
         self.page = syscalls.page_size()
-        self.line = Line([Span(each.start, each.end) for each in areas], self.page)
+        self.addresses = Addresses([Span(each.start, each.end) for each in areas], self.page)
 
     def each(self, start: int, end: int, verb: str, work: Callable[[int, int], T]) -> Iterator[tuple[int, T]]:
         """The number of each mapping between two positions, and the result of ``work`` for its addresses there.
@@ -92,7 +88,7 @@ class MappedPages:
         The process exists before and afterwards, so its number was not reused. Raises TargetError; its message has
         ``verb``.
         """
-        for piece in self.line.pieces(start, end):
+        for piece in self.addresses.pieces(start, end):
             try:
                 self.process.read("stat")
                 found = work(piece.start, piece.end)

@@ -15,7 +15,7 @@ from ktaskfs.host.process_memory import NOT_MEMORY
 from ktaskfs.host.transparent import COUNTS, huge_page_size
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.processes import areas_of, open_process
-from ktaskfs.operations.processes._mappings import Line, ProcessParameters, ended
+from ktaskfs.operations.processes._mappings import Addresses, ProcessParameters, ended
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
@@ -65,11 +65,11 @@ class Collapse(Operation[CollapseParameters]):
         areas = areas_of(process, parameters.mapping)
         chosen = areas if parameters.mapping is not None else filter(_is_memory, areas)
         ranges = [Span(-(-each.start // huge) * huge, each.end // huge * huge) for each in chosen]
-        line = Line([each for each in ranges if each.size > 0])
-        if not len(line):
+        addresses = Addresses([each for each in ranges if each.size > 0])
+        if not len(addresses):
             raise InvalidValue(f"process {process.pid} has no memory there that a huge page fits")
-        collapser = _Collapser(process, line, huge)
-        nodes = preparation.nodes(line.whole, huge)
+        collapser = _Collapser(process, addresses, huge)
+        nodes = preparation.nodes(addresses.whole, huge)
         control = preparation.control(collapser.collapse, least=LEAST_BYTES, most=MOST_BYTES, align=huge)
         return preparation.plan(nodes, control, collapser.finish)
 
@@ -97,9 +97,9 @@ def _is_memory(area: Area) -> bool:
 class _Collapser:
     """The chunk function, and the results for huge pages."""
 
-    def __init__(self, process: Process, line: Line, huge: int) -> None:
+    def __init__(self, process: Process, addresses: Addresses, huge: int) -> None:
         self._process = process
-        self._line = line
+        self._addresses = addresses
         self._huge = huge
         self._before = self._in_huge_pages()
         self._lock = threading.Lock()  # guards the counts
@@ -108,7 +108,7 @@ class _Collapser:
 
     def collapse(self, start: int, end: int) -> None:
         """Collapse the memory at positions ``start`` to ``end``; raises TargetError if the process ended."""
-        for piece in self._line.pieces(start, end):
+        for piece in self._addresses.pieces(start, end):
             counts = self._collapse(piece.start, piece.end - piece.start)
             with self._lock:
                 self._counts += counts
@@ -141,7 +141,7 @@ class _Collapser:
         left = {number: pages * self._huge for number, pages in sorted(self._counts.items()) if number}
         after = self._in_huge_pages()
         facts = {
-            "mappings": len(self._line),
+            "mappings": len(self._addresses),
             "collapsed": self._counts[0] * self._huge,
             "left": sum(left.values()),
             "huge_before": "-" if self._before is None else self._before,

@@ -59,7 +59,7 @@ class Migrate(Operation[MigrateParameters]):
         if not parameters.nodes:
             raise InvalidValue("nodes is missing: the destination of the pages")
         pages = open_pages(preparation)
-        nodes = preparation.nodes(pages.line.whole, 1)
+        nodes = preparation.nodes(pages.addresses.whole, 1)
         mover = _Mover(pages, nodes)
         control = preparation.control(mover.move, least=MIN_CHUNK, most=MAX_CHUNK)
         return preparation.plan(nodes, control, mover.finish)

@@ -62,7 +62,7 @@ class Survey(Operation[SurveyParameters]):
         nids = [node.nid for node in read_nodes(preparation.kernel) if node.total]
         surveyor = _Surveyor(pages, nids)
         control = preparation.control(surveyor.survey, least=MIN_CHUNK, most=MAX_CHUNK)
-        return preparation.plan(preparation.nodes(pages.line.whole, 1), control, surveyor.finish)
+        return preparation.plan(preparation.nodes(pages.addresses.whole, 1), control, surveyor.finish)
 
 
 class _Surveyor:

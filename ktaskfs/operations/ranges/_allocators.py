@@ -27,6 +27,13 @@ class Allocator(ABC):
         return
 
 
+class NoPages(Allocator):
+    """Allocates nothing: for a file that is empty or gone."""
+
+    def populate(self, start: int, end: int) -> None:
+        return
+
+
 class ReservedPages(Allocator):
     """Pages of hugetlbfs, through a mapping for which the missing ones are reserved."""
 

@@ -1,4 +1,5 @@
-"""Many whole files of memory as one sequence of positions: the files of a directory on hugetlbfs, or of a pattern.
+"""Many whole files of memory as one sequence of positions: the files of a directory on hugetlbfs, of a pattern, or of
+a process.
 
 Each takes its size, in whole pages. It is opened again for each chunk, because there may be more files than
 descriptors.
@@ -6,7 +7,6 @@ descriptors.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import glob
@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.target import MEMORY, Target, open_target
 from ktaskfs.host.tree import Tree, Walk
+from ktaskfs.memory.target_errors import truncated
+from ktaskfs.operations.base.line import Line
+from ktaskfs.operations.base.processes import map_file, open_mapped
 from ktaskfs.operations.ranges._range import RangeParameters
 from ktaskfs.span import Span
 from ktaskfs.units import format_size
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.plan import Preparation
+    from ktaskfs.operations.base.processes import MappedFiles
 
 FILES_MAX: Final = 1 << 16
 """Files that one task takes; the list has some 400 bytes of each."""
@@ -37,54 +41,59 @@ P = TypeVar("P", bound=RangeParameters)
 
 
 class One(NamedTuple):
-    """A file of the list: its path, device and inode, its length in bytes, and that in whole pages."""
+    """A file of the list: its name, device and inode, its length in bytes, and its size in whole pages or units.
+
+    ``mapped``: its index in ``MappedFiles.areas``. None: the task opens the file by ``path``.
+    """
 
     path: str
     identity: tuple[int, int]
     length: int
     size: int
+    mapped: int | None = None
 
 
 class ManyFiles:
     """The files of one task, all with pages of ``page_size`` bytes."""
 
-    def __init__(self, kernel: Kernel, files: Sequence[One], page_size: int, *, write: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, files: Sequence[One], page_size: int, mapped: MappedFiles | None, *, write: bool
+    ) -> None:
         self.files = files
         self.page_size = page_size
+        self.line = Line(list(accumulate(each.size for each in files)))
         self._kernel = kernel
+        self._mapped = mapped
         self._write = write
-        self._ends = list(accumulate(each.size for each in files))
         self._lock = threading.Lock()
         self._gone = set[int]()  # guarded by _lock
 
     @property
     def extent(self) -> Span:
         """All positions, in bytes."""
-        return Span(0, self._ends[-1] if self._ends else 0)
+        return self.line.whole
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
         """The files between two positions: number, open file, and the bytes in it.
 
-        Raises TargetError. Skips removed and replaced files. A file that became shorter ends earlier.
+        Raises TargetError. Skips removed and replaced files, and files that the process no longer maps. A file that
+        became shorter ends earlier.
         """
-        index = bisect.bisect_right(self._ends, start)
-        while index < len(self.files) and (begin := self._ends[index] - self.files[index].size) < end:
+        for index, low, high in self.line.pieces(start, end):
             with self.opened(index) as target:
                 if target is not None:
-                    size = -(-target.size() // self.page_size) * self.page_size
-                    piece = Span(max(start - begin, 0), min(end - begin, self.files[index].size, size))
+                    piece = Span(low, min(high, -(-target.size() // self.page_size) * self.page_size))
                     if piece.size > 0:
                         yield index, target, piece
-            index += 1
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Target | None]:
         """The file of that number, or None if its name now means another file. Raises TargetError."""
         target = None
         try:
-            target = open_target(self._kernel, self.files[index].path, kinds=MEMORY, write=self._write)
+            target = _open(self._kernel, self.files[index], self._mapped, write=self._write)
         except TargetError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH):
                 raise
         try:
             if target is None or _identity(os.fstat(target.fd)) != self.files[index].identity:
@@ -97,15 +106,36 @@ class ManyFiles:
             if target is not None:
                 target.close()
 
+    def whole_pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
+        """As ``pieces``, without bytes past the end of a file. Raises TargetError (ENXIO) if a file became shorter."""
+        for index, target, piece in self.pieces(start, end):
+            within = Span(piece.start, min(piece.end, self.files[index].length))
+            if target.size() < within.end:
+                raise truncated(target)
+            if within.size > 0:
+                yield index, target, within
+
+    def is_gone(self, index: int) -> bool:
+        """Whether the file of that number was skipped."""
+        return index in self._gone
+
+    @property
+    def text(self) -> str:
+        """The counts as lines of the result."""
+        return "".join(f"{key} {value}\n" for key, value in self.counts.items())
+
     @property
     def counts(self) -> dict[str, int]:
         """For the result."""
         return {"files": len(self.files), "gone": len(self._gone), "page_size": self.page_size}
 
 
-def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True) -> ManyFiles:
-    """The files of memory for ``path``; ``check`` is called with each open file.
+def open_many(
+    preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True, unit: int = 1
+) -> ManyFiles:
+    """The files of memory for ``path``, or those that a process shares; ``check`` is called with each open file.
 
+    Each begins at a multiple of ``unit`` and of its page size; one of these must be a multiple of the other.
     For a directory those below it, on the same mount, without links. Raises InvalidValue for files with pages of
     different sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target``
     and ``check``.
@@ -115,16 +145,16 @@ def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, w
         raise InvalidValue(f"{parameters.path} stands for many files: leave out offset and length")
     found = list[One]()
     pages = Counter[int]()
-    for path, status in _found(preparation.kernel, parameters.path):
+    for one in _found(preparation):
         if len(found) == FILES_MAX:
             raise TargetError(f"{parameters.path} stands for more than {FILES_MAX} files", errno=errno.E2BIG)
-        with contextlib.closing(open_target(preparation.kernel, path, kinds=MEMORY, write=write)) as target:
-            if _identity(os.fstat(target.fd)) != _identity(status):  # replaced just now
+        with contextlib.closing(_open(preparation.kernel, one, preparation.files, write=write)) as target:
+            if _identity(os.fstat(target.fd)) != one.identity:  # replaced just now
                 continue
             check(target)
             pages[target.page_size] += 1
-            length, page_size = target.size(), target.page_size
-        found.append(One(path, _identity(status), length, -(-length // page_size) * page_size))
+            length, step = target.size(), max(target.page_size, unit)
+        found.append(one._replace(length=length, size=-(-length // step) * step))
     if len(pages) > 1:
         sizes = " and ".join(map(format_size, sorted(pages)))
         raise InvalidValue(
@@ -132,10 +162,32 @@ def open_many(preparation: Preparation[P], check: Callable[[Target], None], *, w
         )
     if not found and glob.has_magic(parameters.path):
         raise TargetError(f"no file matches {parameters.path}", errno=errno.ENOENT)
-    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), write=write)
+    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), preparation.files, write=write)
 
 
-def _found(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
+def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:
+    """Open a file of the list. Raises TargetError: ENOENT or ESRCH if the mapping is gone."""
+    if mapped is None or one.mapped is None:
+        return open_target(kernel, one.path, kinds=MEMORY, write=write)
+    handle = open_mapped(mapped.process, mapped.areas[one.mapped])
+    try:
+        return open_target(kernel, one.path, kinds=MEMORY, write=write, handle=handle)
+    finally:
+        os.close(handle)
+
+
+def _found(preparation: Preparation[P]) -> Iterator[One]:
+    """The files, without their lengths and sizes. Raises TargetError."""
+    mapped = preparation.files
+    if mapped is None:
+        for path, status in _named(preparation.kernel, preparation.parameters.path):
+            yield One(path, _identity(status), 0, 0)
+        return
+    for number, area in enumerate(mapped.areas):
+        yield One(map_file(mapped.process.pid, area), (area.device, area.inode), 0, 0, number)
+
+
+def _named(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(path):
         for name in sorted(glob.iglob(path)):
             with contextlib.suppress(FileNotFoundError):

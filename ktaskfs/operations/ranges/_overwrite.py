@@ -21,7 +21,7 @@ from ktaskfs.memory.tmpfs import mapped_windows
 from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated, write_zeros
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._many import open_many
-from ktaskfs.operations.ranges._range import FileParameters, is_many, open_range_target, resolve_extent
+from ktaskfs.operations.ranges._range import FileParameters, open_range_target, resolve_extent, stands_for_many
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     Raises InvalidValue past the end of the file, NotSupported where holes hide, TargetError (EBUSY as ``guard``).
     """
     parameters = preparation.parameters
-    if is_many(parameters.path):
+    if stands_for_many(preparation):
         return _prepare_many(preparation, source, report=report)
     target = preparation.keep(open_range_target(preparation, kinds=MEMORY))
     guard(preparation, target)
@@ -107,8 +107,7 @@ def _prepare_many(preparation: Preparation[P], source: Content, *, report: Calla
                 written["bytes"] += writer.written
 
     def finish(outcome: Outcome) -> str:
-        counts = "".join(f"{key} {value}\n" for key, value in files.counts.items())
-        return report(written["bytes"]) + counts
+        return report(written["bytes"]) + files.text
 
     nodes = preparation.nodes(files.extent, files.page_size)
     align = min(files.page_size, ALIGN)

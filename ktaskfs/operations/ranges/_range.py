@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import stat
@@ -15,7 +14,7 @@ from ktaskfs.host.target import open_target
 from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import ADDRESS, LENGTH, PATH, PID, SIZE, TaskParameters, parameter
-from ktaskfs.operations.base.processes import open_mapped, open_process, shared_area
+from ktaskfs.operations.base.processes import MappedFiles, map_file, open_mapped, open_process, several, shared_areas
 from ktaskfs.operations.base.resume import Baseline, FileState
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES, PAGES, SIZE_MAX, format_size
@@ -54,8 +53,8 @@ class FileParameters(RangeParameters):
     )
     mapping: int | None = parameter(
         ADDRESS,
-        "with pid: an address in that mapping; the default range is the mapped part (all: the whole of the "
-        "only file that the process shares)",
+        "with pid: an address in that mapping; the default range is the mapped part (all: the whole file, if the "
+        "process shares only one; otherwise each of its files in huge pages)",
         default=None,
     )
 
@@ -82,22 +81,33 @@ class RangeOperation(Operation[P]):
     units = BYTES
     takes_many: ClassVar[bool] = False
     """Whether ``path`` may be a directory of a hugetlbfs, or a pattern."""
+    takes_many_mapped: ClassVar[bool] = False
+    """Whether ``pid`` may stand for several files."""
 
     def locate(self, preparation: Preparation[P]) -> None:
         """The file behind a mapping. Raises TargetError (ESRCH, EACCES, EPERM), NotSupported, InvalidValue."""
         parameters: RangeParameters = preparation.parameters
         if not isinstance(parameters, FileParameters) or parameters.pid is None:
             return
-        with contextlib.closing(open_process(parameters.pid)) as process:
-            area = shared_area(process, parameters.mapping)
-            preparation.file = open_mapped(process, area)
+        process = preparation.keep(open_process(parameters.pid))
+        area, *others = areas = shared_areas(process, parameters.mapping)
+        if others:
+            self._locate_many(preparation, MappedFiles(process, areas))
+            return
+        preparation.file = open_mapped(process, area)
         preparation.callback(os.close, preparation.file)
         offset, length = parameters.offset, parameters.length
         if parameters.mapping is not None and not offset and length is None:
             reaches_end = area.offset + area.size >= os.fstat(preparation.file).st_size
             offset, length = area.offset, None if reaches_end else area.size
-        path = f"/proc/{parameters.pid}/map_files/{area.start:x}-{area.end:x}"
+        path = map_file(parameters.pid, area)
         preparation.parameters = replace(preparation.parameters, path=path, offset=offset, length=length)
+
+    def _locate_many(self, preparation: Preparation[P], files: MappedFiles) -> None:
+        if not self.takes_many_mapped:
+            raise several(files.process, files.areas)
+        preparation.files = files
+        preparation.parameters = replace(preparation.parameters, path=f"/proc/{files.process.pid}/map_files")
 
     def resume_refusal(self, parameters: P) -> str:
         if is_mapped(parameters):
@@ -161,6 +171,11 @@ def open_range_target(
 def open_range_source(preparation: Preparation[P]) -> Source:
     """The same for reading, as a Source."""
     return Source(preparation.kernel, preparation.parameters.path, handle=preparation.file)
+
+
+def stands_for_many(preparation: Preparation[P]) -> bool:
+    """Whether a spec names many files: by ``path`` (``is_many``), or by a process that shares several."""
+    return preparation.files is not None or is_many(preparation.parameters.path)
 
 
 def is_many(path: str) -> bool:

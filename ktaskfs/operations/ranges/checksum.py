@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Digest, digest_maker, labelled, require_digest
+from ktaskfs.memory.source import Source
 from ktaskfs.memory.touch import TouchedFile, memory_at, open_hands
 from ktaskfs.operations.base.parameters import Kind, choice, parameter
+from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import FileParameters, RangeOperation, open_range_source, resolve_extent
 from ktaskfs.span import Span
 from ktaskfs.units import shown
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
-    from ktaskfs.memory.source import Source
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 MIN_CHUNK: Final = 16 << 20
@@ -56,9 +58,11 @@ class Checksum(RangeOperation[ChecksumParameters]):
     target = "a range of one file"
     description = (
         "Compute the digest of a range of any file. Threads and chunks do not change it: crc32 is zlib's, the "
-        "others are trees over leaves of 1 MiB. With expect, the task fails if the digest differs."
+        "others are trees over leaves of 1 MiB. With expect, the task fails if the digest differs. If a process shares "
+        "several files, the result has a line for each."
     )
     parameters = ChecksumParameters
+    takes_many_mapped = True
     no_undo = "a digest changes nothing"
     no_resume = "the digest of the finished part is lost"
 
@@ -72,6 +76,8 @@ class Checksum(RangeOperation[ChecksumParameters]):
         if parameters.expect is not None:
             require_digest(parameters.expect, parameters.algorithm)
         maker = digest_maker(parameters.algorithm)
+        if preparation.files is not None:
+            return _prepare_many(preparation, maker)
         source = preparation.keep(open_range_source(preparation))
         extent = resolve_extent(parameters, source.file.size(), may_grow=False)
         nodes = preparation.nodes(extent, LEAF)
@@ -81,6 +87,35 @@ class Checksum(RangeOperation[ChecksumParameters]):
         digester = _Digester(source, extent, parameters, maker, hands)
         control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
         return preparation.plan(nodes, control, digester.finish)
+
+
+def _prepare_many(preparation: Preparation[ChecksumParameters], maker: Callable[[], Digest]) -> Plan:
+    """A plan for several whole files of a process, with a digest of each. Raises as ``prepare``; refuses ``expect``."""
+    parameters = preparation.parameters
+    if parameters.expect is not None:
+        raise InvalidValue("expect is the digest of one file, but the process shares several")
+    files = open_many(preparation, lambda target: None, write=False, unit=LEAF)
+    lock, digests = threading.Lock(), [maker() for _ in files.files]
+
+    def digest(start: int, end: int) -> None:
+        for index, target, piece in files.whole_pieces(start, end):
+            source = Source(preparation.kernel, target.path, handle=target.fd)
+            with contextlib.closing(source):
+                whole = Span(0, files.files[index].length)
+                found = _Digester(source, whole, parameters, maker, None).read(piece.start, piece.end)
+            with lock:
+                digests[index].merge(found)
+
+    def finish(outcome: Outcome) -> str:
+        if outcome.remaining():
+            return ""
+        there = [index for index in range(len(digests)) if not files.is_gone(index)]
+        lines = [(labelled(parameters.algorithm, digests[index].value()), files.files[index].path) for index in there]
+        return files.text + "".join(f"{line.rstrip()} {path}\n" for line, path in lines)
+
+    nodes = preparation.nodes(files.extent, LEAF)
+    control = preparation.control(digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
+    return preparation.plan(nodes, control, finish)
 
 
 class _Digester:
@@ -107,11 +142,12 @@ class _Digester:
         """Enter the bytes from ``start``, which begins a leaf, to ``end``; raises TargetError."""
         found = None if self._hands is None else self._hands.do(start, end)
         if found is None:
-            found = self._digest(start, end)
+            found = self.read(start, end)
         with self._lock:
             self._whole.merge(found)
 
-    def _digest(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> bytes:
+        """Read these bytes and return their digest; raises TargetError."""
         mine, base, position = self._maker(), self._extent.start, start
         for low, high in self._source.data(start, end):
             first = low - (low - base) % LEAF  # data anywhere in a leaf makes the whole leaf data

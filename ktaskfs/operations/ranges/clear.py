@@ -23,7 +23,7 @@ class Clear(RangeOperation[OverwriteParameters]):
         "there."
     )
     parameters = OverwriteParameters
-    takes_many = True
+    takes_many = takes_many_mapped = True
     no_undo = "overwritten data is lost"
 
     def prepare(self, preparation: Preparation[OverwriteParameters]) -> Plan:

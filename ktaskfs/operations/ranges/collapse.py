@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import TargetError, errno_name
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
-from ktaskfs.host.target import FilesystemType, open_target
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.host.transparent import bytes_in_huge_pages, huge_page_size
+from ktaskfs.memory.source import Source
 from ktaskfs.memory.target_errors import truncated
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.target import Target
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -48,12 +48,13 @@ class Collapse(RangeOperation[RangeParameters]):
         """Open; raises InvalidValue past the end of the file, NotSupported without such pages, TargetError."""
         kernel, parameters = preparation.kernel, preparation.parameters
         huge = huge_page_size(kernel)
-        target = preparation.keep(open_target(kernel, parameters.path, kinds=frozenset(FilesystemType), write=False))
+        source = preparation.keep(Source(kernel, parameters.path))
+        target = source.file
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         start = -(-extent.start // huge) * huge
         whole = Span(start, max(extent.end // huge * huge, start))
         nodes = preparation.nodes(whole, huge)
-        collapser = _Collapser(kernel, target, huge)
+        collapser = _Collapser(kernel, source, huge)
         control = preparation.control(collapser.collapse, least=LEAST_BYTES, most=MOST_BYTES, align=huge)
         return preparation.plan(nodes, control, collapser.finish)
 
@@ -61,9 +62,10 @@ class Collapse(RangeOperation[RangeParameters]):
 class _Collapser:
     """The chunk function, and the results for huge pages."""
 
-    def __init__(self, kernel: Kernel, target: Target, huge: int) -> None:
+    def __init__(self, kernel: Kernel, source: Source, huge: int) -> None:
         self._kernel = kernel
-        self._target = target
+        self._source = source
+        self._target = source.file
         self._huge = huge
         self._lock = threading.Lock()  # guards the two below
         self._bytes: Counter[str] = Counter()
@@ -75,7 +77,8 @@ class _Collapser:
             raise truncated(self._target)
         try:
             if self._target.filesystem is FilesystemType.HUGETLBFS:
-                self._enter(end - start, Counter(), already=end - start)
+                there = sum(each.size for each in self._source.data(start, end))
+                self._enter(end - start, Counter(), already=there)
             else:
                 self._collapse(start, end)
         except OSError as error:

@@ -13,7 +13,7 @@ from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.memory.touch import TouchedFile, open_hands
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, require_start
+from ktaskfs.operations.ranges._range import FileParameters, RangeOperation, open_range_source, require_start
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ GRAIN: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareParameters(RangeParameters):
+class CompareParameters(FileParameters):
     """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
 
     The size of a file of hugetlbfs is whole pages, so a copy there ends in zeros that its source lacks.
@@ -63,7 +63,7 @@ class Compare(RangeOperation[CompareParameters]):
         Raises InvalidValue for a range past the end of one of them, TargetError.
         """
         parameters = preparation.parameters
-        file = preparation.keep(Source(preparation.kernel, parameters.path))
+        file = preparation.keep(open_range_source(preparation))
         source = preparation.keep(Source(preparation.kernel, parameters.source))
         work = _work(parameters, file, source)
         nodes = preparation.nodes(work.extent, PIECE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
-from ktaskfs.memory.digest import Crc32, digest_maker, labelled
+from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import (
     available_memory,
@@ -57,7 +57,9 @@ class CopyParameters(RangeParameters, GuardedParameters):
     keep_size: bool = parameter(FLAG, "do not extend path: refuse a range past its end", default=False)
     sparse: bool = parameter(FLAG, "keep holes of the source as holes; 0: write zeros", default=True)
     direct: bool = parameter(FLAG, "read past the page cache (O_DIRECT)", default=False)
-    digest: str | None = parameter(choice("crc32"), "write the digest of the copied data into result", default=None)
+    digest: str | None = parameter(
+        choice(*ALGORITHMS), "write the digest of the copied data into result, as checksum does", default=None
+    )
 
 
 class Copy(RangeOperation[CopyParameters]):
@@ -88,19 +90,19 @@ class Copy(RangeOperation[CopyParameters]):
         target = _existing_target(preparation)
         source = preparation.keep(Source(kernel, parameters.source, direct=parameters.direct))
         extent = _extent(parameters, source, rest=preparation.resumes)
-        if parameters.digest is not None:
-            digest_maker(parameters.digest)
+        digest = None if parameters.digest is None else _Copied(parameters.digest, extent.start)
         if target is None:
             path, mode = parameters.path, parameters.mode
             target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
-        nodes = preparation.nodes(extent, target.page_size)
+        unit = 1 if digest is None else LEAF
+        nodes = preparation.nodes(extent, max(target.page_size, unit))
         route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
         _require_copyable(route, growth, keep_size=parameters.keep_size)
         preparation.before_changes(nodes, lambda: _told(kernel, route, growth))
-        copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), parameters.digest)
-        align = min(target.page_size, ALIGN)
+        copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), digest)
+        align = max(min(target.page_size, ALIGN), unit)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
         return preparation.plan(nodes, control, copier.finish)
 
@@ -228,20 +230,44 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
         raise OutOfSpace(f"{target.path}: {data} bytes must be written, but its filesystem has {space} left")
 
 
-class _Copier:
-    """The chunk function, and the digest of the chunks that are finished."""
+class _Copied:
+    """The digest of the finished chunks. Its positions count from ``base`` of the target."""
 
-    def __init__(self, route: _Route, growth: Growth, sink: Sink, digest: str | None) -> None:
+    def __init__(self, algorithm: str, base: int) -> None:
+        """Raises NotSupported as ``digest_maker``."""
+        self._algorithm = algorithm
+        self._base = base
+        self._maker = digest_maker(algorithm)
+        self._lock = threading.Lock()
+        self._whole = self._maker()  # guarded by _lock
+
+    def of_chunk(self) -> Parts:
+        """An empty digest for one chunk. A chunk begins with a leaf."""
+        return Parts(self._maker(), self._base)
+
+    def merge(self, chunk: Parts) -> None:
+        """Enter a finished chunk."""
+        with self._lock:
+            self._whole.merge(chunk.to_bytes())
+
+    def result(self) -> str:
+        """The line of the result, after the whole copy."""
+        return labelled(self._algorithm, self._whole.value())
+
+
+class _Copier:
+    """The chunk function. ``digest`` is that of the copied data."""
+
+    def __init__(self, route: _Route, growth: Growth, sink: Sink, digest: _Copied | None) -> None:
         self._route = route
         self._growth = growth
         self._sink = sink
         self._old_end = Span(0, growth.old_size).widened(route.target.page_size).end
-        self._lock = threading.Lock()
-        self._digest = Crc32() if digest else None  # guarded by _lock
+        self._digest = digest
 
     def copy(self, start: int, end: int) -> None:
         """Copy the data for ``start`` to ``end`` of the target; raises TargetError."""
-        mine = Crc32() if self._digest is not None else None
+        mine = None if self._digest is None else self._digest.of_chunk()
         position = start
         for run in self._route.data(Span(start, end)):
             self._clear(position, run.start, mine)
@@ -250,10 +276,9 @@ class _Copier:
             position = run.end
         self._clear(position, end, mine)
         if self._digest is not None and mine is not None:
-            with self._lock:
-                self._digest.merge(mine.to_bytes())
+            self._digest.merge(mine)
 
-    def _clear(self, start: int, end: int, digest: Crc32 | None) -> None:
+    def _clear(self, start: int, end: int, digest: Parts | None) -> None:
         """Past the old end of the file only its last page needs clearing.
 
         On tmpfs, data that somebody has written there through a mapping appears when the file grows.
@@ -276,4 +301,4 @@ class _Copier:
         extent = self._route.extent
         if extent.size and self._route.target.size() < extent.end:
             raise truncated(self._route.target)
-        return "" if self._digest is None else labelled("crc32", self._digest.value())
+        return "" if self._digest is None else self._digest.result()

@@ -7,10 +7,12 @@ needs no such lock (madvise(2), MADV_POPULATE_WRITE), and mapping it reserves al
 from __future__ import annotations
 
 import contextlib
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.target import MEMORY, SEAL_GROW, AbsentTarget, FilesystemType
 from ktaskfs.ktask import NO_NODE, LinuxMachine
 from ktaskfs.ktask.machine import place_on_node
@@ -18,16 +20,20 @@ from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.room import (
     missing_bytes,
     require_file_size,
+    require_group_pages,
     require_pool,
     require_reservable,
     require_space,
+    too_few_pages,
 )
-from ktaskfs.memory.target_errors import require_unsealed
+from ktaskfs.memory.target_errors import page_unavailable, require_unsealed
 from ktaskfs.operations.base.parameters import FLAG, OCTAL, parameter
-from ktaskfs.operations.ranges._allocators import Allocator, PagesPastEnd, ReservedPages, TmpfsPages
+from ktaskfs.operations.ranges._allocators import Allocator, NoPages, PagesPastEnd, ReservedPages, TmpfsPages
+from ktaskfs.operations.ranges._many import ManyFiles, open_many
 from ktaskfs.operations.ranges._range import (
     FileParameters,
     RangeOperation,
+    is_mapped,
     open_range_target,
     require_whole_pages,
     resolve_extent,
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -69,6 +76,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         "the pool, unless others have the file open: then the result has reserved BYTES."
     )
     parameters = FallocateParameters
+    takes_many_mapped = True
 
     def prepare(self, preparation: Preparation[FallocateParameters]) -> Plan:
         """Open or create, check, reserve, extend.
@@ -77,6 +85,8 @@ class Fallocate(RangeOperation[FallocateParameters]):
         for a sealed file, EFBIG past the caller's RLIMIT_FSIZE, ENOMEM for more tmpfs than there is memory.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
+        if preparation.files is not None:
+            return _prepare_many(preparation)
         target = preparation.keep(
             open_range_target(preparation, kinds=MEMORY, create=parameters.mode, look=parameters.plan)
         )
@@ -90,7 +100,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
             raise NotSupported(f"undo=1: {target.path} has pages past its end, and hugetlbfs does not say which")
         undoable = parameters.undo and not isinstance(target, AbsentTarget)  # which has no pages, in a plan
         undo = preparation.keep(Undo(target, wanted.extent)) if undoable else None
-        preparation.before_changes(nodes, lambda: _told(kernel, growth, wanted))
+        preparation.before_changes(nodes, lambda: _told(kernel, growth, wanted, mapped=is_mapped(parameters)))
         with _near(nodes[-1].nid if nodes else NO_NODE):  # extending tmpfs allocates the last page
             made = _make_room(kernel, growth, wanted)
         if undo is not None:
@@ -105,6 +115,64 @@ class Fallocate(RangeOperation[FallocateParameters]):
             undo_func=None if undo is None else undo.take_back,
         )
         return preparation.plan(nodes, control, filler.finish)
+
+
+def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
+    """A plan for several whole files of huge pages that a process shares. They keep their sizes. Raises as ``prepare``.
+
+    Pages reserved for them stay reserved if the task ends early: they belong to the process while it maps the files.
+    """
+    kernel, parameters = preparation.kernel, preparation.parameters
+    if parameters.undo or parameters.keep_size:
+        word = "undo" if parameters.undo else "keep_size"
+        raise InvalidValue(f"{word}=1 works on one file, but the process shares several")
+    missing = list[int]()
+
+    def check(target: Target) -> None:
+        require_unsealed(target, 0)
+        missing.append(missing_bytes(target, Span(0, target.size()).widened(target.page_size)))
+
+    files = open_many(preparation, check)
+    nodes = preparation.nodes(files.extent, files.page_size)
+    preparation.before_changes(nodes, lambda: _told_of_many(kernel, files, sum(missing)))
+    pages = [preparation.keep(_reserved(kernel, files, index)) for index in range(len(files.files))]
+
+    def fill(start: int, end: int) -> None:
+        for index, low, high in files.line.pieces(start, end):
+            try:
+                pages[index].populate(low, high)
+            except OSError as error:
+                with files.opened(index) as target:
+                    if target is None:
+                        raise TargetError.from_os(error, f"allocate {files.files[index].path}") from error
+                    raise page_unavailable(kernel, target, error, high) from error
+
+    control = preparation.control(fill, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)
+    return preparation.plan(nodes, control, lambda outcome: files.text)
+
+
+def _told_of_many(kernel: Kernel, files: ManyFiles, missing: int) -> dict[str, object]:
+    """As ``_told``, for several files that a process maps."""
+    with files.opened(0) as target:
+        if target is not None:
+            there = target.allocated()
+            require_pool(kernel, target, (missing + there) // target.page_size, promised=True)
+    return {"files": len(files.files), "allocates": missing}
+
+
+def _reserved(kernel: Kernel, files: ManyFiles, index: int) -> Allocator:
+    """Reserve the missing pages of a file, unless it is gone or empty. Raises as ``prepare``."""
+    with files.opened(index) as target:
+        size = files.files[index].size
+        if target is None or not size:
+            return NoPages()
+        try:
+            require_group_pages(kernel, target, size // files.page_size)
+            return ReservedPages(Mapping(target.fd, 0, size, reserve=True))
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise too_few_pages(kernel, target, size // files.page_size) from error
+            raise TargetError.from_os(error, f"allocate {target.path}") from error
 
 
 @dataclass(frozen=True)
@@ -131,14 +199,19 @@ def _wanted(parameters: FallocateParameters, growth: Growth, *, rest: bool) -> _
     return _Wanted(extent, size, extent.end > Span(0, size).widened(page).end)
 
 
-def _told(kernel: Kernel, growth: Growth, wanted: _Wanted) -> dict[str, object]:
-    """The lines of a plan, if there is room; raises as ``prepare``."""
+def _told(kernel: Kernel, growth: Growth, wanted: _Wanted, *, mapped: bool) -> dict[str, object]:
+    """The lines of a plan, if there is room; raises as ``prepare``.
+
+    A process has reserved most pages of ``mapped`` memory; the kernel does not report which.
+    """
     target, extent = growth.target, wanted.extent
     try:
         require_file_size(target, extent.end if wanted.past_end else wanted.size)
         missing = missing_bytes(target, extent)
         if target.filesystem is FilesystemType.TMPFS:
             require_space(kernel, target, extent)
+        elif mapped:
+            require_pool(kernel, target, extent.size // target.page_size, promised=True)
         else:
             require_reservable(kernel, target, missing // target.page_size)
         return growth.changes(wanted.size) | {"allocates": missing}

@@ -34,7 +34,7 @@ class Fill(RangeOperation[FillParameters]):
         "run."
     )
     parameters = FillParameters
-    takes_many = True
+    takes_many = takes_many_mapped = True
     no_undo = "overwritten data is lost"
 
     def prepare(self, preparation: Preparation[FillParameters]) -> Plan:

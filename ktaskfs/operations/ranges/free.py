@@ -19,10 +19,10 @@ from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import (
     FileParameters,
     RangeOperation,
-    is_many,
     open_range_target,
     require_start,
     require_whole_pages,
+    stands_for_many,
 )
 from ktaskfs.span import Span
 
@@ -59,7 +59,7 @@ class Free(RangeOperation[FreeParameters]):
         "for all files of memory there."
     )
     parameters = FreeParameters
-    takes_many = True
+    takes_many = takes_many_mapped = True
     no_undo = "the contents of freed pages are lost"
 
     def prepare(self, preparation: Preparation[FreeParameters]) -> Plan:
@@ -70,7 +70,7 @@ class Free(RangeOperation[FreeParameters]):
         with ``unlink`` what unlink(2) would say.
         """
         parameters = preparation.parameters
-        if is_many(parameters.path):
+        if stands_for_many(preparation):
             return _prepare_many(preparation)
         length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
@@ -124,7 +124,7 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
         if errors:
             errors[0].add_note(f"{len(errors)} of {len(files.files)} files are left")
             raise errors[0]
-        return "".join(f"{key} {value}\n" for key, value in files.counts.items())
+        return files.text
 
     nodes = preparation.nodes(files.extent, files.page_size)
     control = preparation.control(free, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)

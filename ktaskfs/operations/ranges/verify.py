@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import os
 import threading
@@ -15,12 +16,14 @@ from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.target_errors import truncated
 from ktaskfs.memory.touch import TouchedFile, is_repeated, open_hands
+from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
-from ktaskfs.operations.ranges._range import RangeOperation, open_range_target, resolve_extent
+from ktaskfs.operations.ranges._range import RangeOperation, open_range_target, resolve_extent, stands_for_many
 from ktaskfs.span import Span
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
@@ -45,34 +48,81 @@ class Verify(RangeOperation[PatternParameters]):
     name = "verify"
     description = (
         "Compare existing pages with a repeated pattern, as fill writes it. The task fails if a byte differs; "
-        "the result has the number of differing bytes and the first positions."
+        "the result has the number of differing bytes and the first positions. path may be a directory on hugetlbfs or "
+        "a quoted pattern, for all files of memory there."
     )
     parameters = PatternParameters
+    takes_many = takes_many_mapped = True
     no_undo = "a verification changes nothing"
     no_resume = "the earlier findings are lost"
 
     def prepare(self, preparation: Preparation[PatternParameters]) -> Plan:
         """Open and map; raises InvalidValue past the end of the file, NotSupported where holes hide."""
         parameters = preparation.parameters
+        block = repeated(parameters.pattern)
+        if stands_for_many(preparation):
+            return _prepare_many(preparation, block)
         target = preparation.keep(open_range_target(preparation, kinds=MEMORY, write=False))
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         nodes = preparation.nodes(extent, target.page_size)
-        pages = None  # tmpfs reports its data
-        if target.filesystem is not FilesystemType.TMPFS:
-            pages = preparation.keep(guarded_pages(target, extent, private=True))
-        block = repeated(parameters.pattern)
+        pages = preparation.keep(_Pages(target, extent))
         file = TouchedFile(target, write=False)
         touch = _Toucher(file, block).verify
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
-        verifier = _Verifier(target, pages, block, hands)
+        findings = _Findings()
+        verifier = _Verifier(target, pages.guarded, block, findings, hands)
+
+        def finish(outcome: Outcome) -> str:
+            return findings.result(lambda row: target.path, lambda row: row.offset)
+
         align = min(target.page_size, MIN_CHUNK)
         control = preparation.control(verifier.verify, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
-        return preparation.plan(nodes, control, verifier.finish)
+        return preparation.plan(nodes, control, finish)
+
+
+def _prepare_many(preparation: Preparation[PatternParameters], block: bytes) -> Plan:
+    """A plan for many whole files. Each row has its file. Raises as ``prepare``, for the first refused file."""
+    files = open_many(preparation, lambda target: _Pages(target, Span(0, target.size())).close(), write=False)
+    findings = _Findings()
+
+    def verify(start: int, end: int) -> None:
+        for index, target, piece in files.whole_pieces(start, end):
+            with contextlib.closing(_Pages(target, piece)) as pages:
+                verifier = _Verifier(target, pages.guarded, block, findings, file=index)
+                verifier.verify(piece.start, piece.end)
+
+    def finish(outcome: Outcome) -> str:
+        def name(row: _Difference) -> str:
+            return files.files[row.file].path
+
+        return files.text + findings.result(name, lambda row: files.line.begin(row.file) + row.offset, many=True)
+
+    nodes = preparation.nodes(files.extent, files.page_size)
+    align = min(files.page_size, MIN_CHUNK)
+    control = preparation.control(verify, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
+    return preparation.plan(nodes, control, finish)
+
+
+class _Pages:
+    """A mapping of a range of hugetlbfs, which shows the existing pages. tmpfs reports its data without one."""
+
+    def __init__(self, target: Target, extent: Span) -> None:
+        """Raises NotSupported where holes hide, and TargetError."""
+        self.guarded = None
+        if target.filesystem is not FilesystemType.TMPFS:
+            self.guarded = guarded_pages(target, extent, private=True)
+
+    def close(self) -> None:
+        """Unmap."""
+        if self.guarded is not None:
+            self.guarded.close()
 
 
 class _Difference(NamedTuple):
-    """The first differing byte of a grain, the number of differing bytes, and the bytes from there on."""
+    """The first differing byte of a grain, the number of differing bytes, and the bytes from there on. ``file`` is
+    the number of its file."""
 
+    file: int
     offset: int
     differing: int
     expected: bytes
@@ -102,12 +152,29 @@ class _Findings:
             bisect.insort(self.rows, difference)
             del self.rows[MAX_ROWS:]
 
-    def text(self) -> str:
+    def result(
+        self, name: Callable[[_Difference], str], position: Callable[[_Difference], int], *, many: bool = False
+    ) -> str:
+        """The result. Raises Finding if any byte differs.
+
+        With ``many``, each row has the ``name`` of its file. ``position`` returns the position of a row in the task.
+        """
+        text = self._text(name if many else None)
+        if self.differing:
+            first = self.rows[0]
+            where = f"{self.differing} bytes differ from the pattern, the first at {first.offset}"
+            raise Finding(f"{name(first)}: {where}", position=position(first), result=text)
+        return text
+
+    def _text(self, name: Callable[[_Difference], str] | None) -> str:
         """The counts, then the table."""
         counts = {"compared": self.compared, "holes": self.holes, "differing": self.differing, "rows": self.grains}
         counts |= {"left_out": self.grains - len(self.rows)}
-        lines = [f"{key} {value}\n" for key, value in counts.items()] + ["offset differing expected found\n"]
-        lines += [f"{row.offset} {row.differing} {row.expected.hex()} {row.found.hex()}\n" for row in self.rows]
+        lines = [f"{key} {value}\n" for key, value in counts.items()]
+        lines.append(f"offset differing expected found{' path' if name else ''}\n")
+        for row in self.rows:
+            path = f" {printable(name(row))}" if name else ""
+            lines.append(f"{row.offset} {row.differing} {row.expected.hex()} {row.found.hex()}{path}\n")
         return "".join(lines)
 
 
@@ -121,14 +188,23 @@ class _Buffer(threading.local):
 class _Verifier:
     """The chunk function, and its findings."""
 
-    def __init__(self, target: Target, pages: GuardedPages | None, block: bytes, hands: Hands | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        pages: GuardedPages | None,
+        block: bytes,
+        findings: _Findings,
+        hands: Hands | None = None,
+        file: int = 0,
+    ) -> None:
         self._target = target
+        self._file = file
         self._pages = pages
         self._hands = hands
         self._block = block
         self._expected = ctypes.create_string_buffer(block, len(block))
         self._buffer = _Buffer(len(block))
-        self._findings = _Findings()
+        self._findings = findings
 
     def verify(self, start: int, end: int) -> None:
         """Compare the bytes from ``start`` to ``end`` that exist; raises TargetError."""
@@ -182,24 +258,13 @@ class _Verifier:
             different = (int.from_bytes(mine) ^ int.from_bytes(true)).to_bytes(len(mine))
             first = len(mine) - len(different.lstrip(b"\0"))
             row = _Difference(
+                self._file,
                 position + low + first,
                 len(mine) - different.count(0),
                 true[first : first + SHOWN],
                 mine[first : first + SHOWN],
             )
             self._findings.add(row)
-
-    def finish(self, outcome: Outcome) -> str:
-        """The result. Raises Finding if any byte differs."""
-        findings = self._findings
-        if findings.differing:
-            first = findings.rows[0].offset
-            raise Finding(
-                f"{self._target.path}: {findings.differing} bytes differ from the pattern, the first at {first}",
-                position=first,
-                result=findings.text(),
-            )
-        return findings.text()
 
 
 class _Toucher:

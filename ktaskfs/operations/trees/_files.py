@@ -18,6 +18,7 @@ from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
+from ktaskfs.operations.base.line import Line
 from ktaskfs.operations.base.parameters import FLAG, PATH, TaskParameters, parameter
 from ktaskfs.span import Span
 
@@ -93,6 +94,7 @@ class FileList:
         self.kernel = kernel
         self._unit = which.unit
         self._ends = array("Q")
+        self._line = Line(self._ends)
         self._sizes = array("Q")
         self._times = array("q")
         self._kinds = bytearray()
@@ -182,19 +184,15 @@ class FileList:
 
     def pieces(self, start: int, end: int, align: int = ALIGN) -> Iterator[Piece]:
         """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
-        index = bisect.bisect_right(self._ends, start)
-        while index < len(self._ends):
-            begin = self._ends[index - 1] if index else 0
-            if begin >= end:
-                return
+        for index, first, last in self._line.pieces(start, end):
             size = self._sizes[index]
-            if start <= begin and self._ends[index] <= end:
-                low, high = 0, size
-            else:
-                low, high = (_edge(each - begin, self._unit, size, align) for each in (start, end))
-            if low < high or (not size and start <= begin):
+            low, high = _edge(first, self._unit, size, align), _edge(last, self._unit, size, align)
+            if low < high or (not size and not first):
                 yield Piece(index, low, high, size)
-            index += 1
+
+    def whole_files(self, start: int, end: int) -> Iterator[Piece]:
+        """The whole files that begin between two positions."""
+        return (Piece(index, 0, self._sizes[index], self._sizes[index]) for index in self.begun(start, end))
 
     def begun(self, start: int, end: int) -> range:
         """The files that begin between two positions."""
@@ -204,7 +202,7 @@ class FileList:
 
 def _edge(units: int, unit: int, size: int, align: int) -> int:
     """A place in a file, rounded down to where a piece may begin or end."""
-    place = max(units, 0) * unit
+    place = units * unit
     return size if place >= size else place - place % align
 
 

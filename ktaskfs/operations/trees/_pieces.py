@@ -16,7 +16,7 @@ from ktaskfs.operations.trees._files import TreeParameters, Which, list_files, w
 from ktaskfs.operations.trees._report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FEW: Final = 64
 """Pieces that a thread does in one turn: some 2 ms."""
 SMALL: Final = 64 << 10
-"""Bytes of a small piece: up to there the system calls count, and not the data."""
+"""Bytes of a small piece, for work that does not read its data."""
+SMALL_READ: Final = 8 << 10
+"""Bytes of a small piece, for work that reads its data."""
 _WAITS: Final = 0.125
 """Turns help only while a thread sleeps less often than this for each piece."""
 _TOGETHER: Final = 16
@@ -40,15 +42,23 @@ class Turns:
     A system call on a small file that is in the cache is shorter than the hand-over of the interpreter's lock, for
     which a second thread asks at each call: two threads took up to 1.7 times as long as one (measured). A thread that
     waits for a disk or a server is different, and shows it by voluntary switches; getrusage(2).
+
+    ``small``: up to this mean size in bytes, the pieces' system calls take longer than the work on their data.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, small: int = SMALL) -> None:
+        self._small = small
         self._turn = threading.Lock()
         self._together = 0  # a decrement that two threads make as one does no harm
 
-    def do(self, pieces: Sequence[Piece], work: Callable[[Piece], None]) -> None:
+    def do(self, pieces: Iterable[Piece], work: Callable[[Piece], None]) -> None:
         """Call ``work`` for each piece. Raises what it raises."""
-        if self._together or sum(each.end - each.start for each in pieces) > SMALL * len(pieces):
+        left = iter(pieces)
+        while few := list(islice(left, FEW)):
+            self._do(few, work)
+
+    def _do(self, pieces: Sequence[Piece], work: Callable[[Piece], None]) -> None:
+        if self._together or sum(each.end - each.start for each in pieces) > self._small * len(pieces):
             self._together = max(0, self._together - 1)
             for piece in pieces:
                 work(piece)
@@ -77,9 +87,7 @@ class PieceWork(ABC):
 
     def chunk(self, start: int, end: int) -> None:
         """Do what lies between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
-        pieces = self.files.pieces(start, end)
-        while few := list(islice(pieces, FEW)):
-            self._turns.do(few, self._do)
+        self._turns.do(self.files.pieces(start, end), self._do)
 
     def _do(self, piece: Piece) -> None:
         try:

@@ -13,6 +13,7 @@ from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, choice, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_directory, list_files, work_on
 from ktaskfs.operations.trees._output import Output, make_output
+from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
 from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text, read_manifest
 from ktaskfs.units import BYTES, printable
@@ -101,20 +102,22 @@ class _Digester:
         self._expected = expected
         self._output = output
         self._report = Report(files)
+        self._turns = Turns(SMALL_READ)
         self._buffer = Buffer(PIECE)
 
     def digest(self, start: int, end: int) -> None:
         """Enter the files that begin between two positions."""
-        for index in self._files.begun(start, end):
-            try:
-                digest = self._digest(index)
-            except OSError as error:
-                self._report.skip(index, error)
-                continue
-            self._sums.enter(index, digest)
-            size = self._files.size(index)
-            differs = self._expected is not None and self._expected[self._files.name(index)] != digest
-            self._report.enter(Piece(index, 0, size, size), marks=DIFFERS if differs else 0, bytes=size)
+        self._turns.do(self._files.whole_files(start, end), self._digest_file)
+
+    def _digest_file(self, file: Piece) -> None:
+        try:
+            digest = self._digest(file.file)
+        except OSError as error:
+            self._report.skip(file.file, error)
+            return
+        self._sums.enter(file.file, digest)
+        differs = self._expected is not None and self._expected[self._files.name(file.file)] != digest
+        self._report.enter(file, marks=DIFFERS if differs else 0, bytes=file.size)
 
     def _digest(self, index: int) -> bytes:
         """Raises OSError: EBUSY for a file that changed meanwhile."""

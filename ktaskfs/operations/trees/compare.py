@@ -24,6 +24,7 @@ from ktaskfs.operations.trees._files import (
     require_directory,
     work_on,
 )
+from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
 from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
 from ktaskfs.units import BYTES, printable
 
@@ -91,6 +92,7 @@ class _Comparer:
         self._files = files
         self._others = others
         self._report = Report(files)
+        self._turns = Turns(SMALL_READ)
         self._buffer = Buffer(2 * PIECE)
         magic = syscalls.filesystem_magic
         self._page = max(
@@ -100,13 +102,15 @@ class _Comparer:
 
     def compare(self, start: int, end: int) -> None:
         """Compare what lies between two positions."""
-        for piece in self._files.pieces(start, end):
-            try:
-                marks = self._compare(piece)
-            except OSError as error:
-                self._report.skip(piece.file, error)
-            else:
-                self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
+        self._turns.do(self._files.pieces(start, end), self._compare_piece)
+
+    def _compare_piece(self, piece: Piece) -> None:
+        try:
+            marks = self._compare(piece)
+        except OSError as error:
+            self._report.skip(piece.file, error)
+        else:
+            self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
 
     def _compare(self, piece: Piece) -> int:
         """The marks of a piece's file."""

@@ -173,8 +173,7 @@ class _Copier:
         """What lies between two positions; with digests, which cannot be put together, the whole files that begin."""
         if self._sums is None:
             return self._files.pieces(start, end, self._align)
-        begun = self._files.begun(start, end)
-        return (Piece(index, 0, self._files.size(index), self._files.size(index)) for index in begun)
+        return self._files.whole_files(start, end)
 
     def _copy(self, piece: Piece) -> None:
         kind, path = self._files.kind(piece.file), self._files.path(piece.file)

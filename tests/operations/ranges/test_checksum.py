@@ -9,44 +9,19 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import blake3
 import pytest
-import xxhash
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.ktask import TaskError
 from ktaskfs.memory import digest
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, digest_maker
+from tests.operations.ranges.digests import digest_of
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, is_all, punch, write_bytes
 from tests.support.runner import not_begun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.runner import Place, Runner
-
-HASHES: dict[str, Callable[[bytes], Any]] = {
-    "xxh3": xxhash.xxh3_128,
-    "sha256": hashlib.sha256,
-    "blake3": blake3.blake3,
-}
-
-
-def tree(new: Callable[[bytes], Any], data: bytes) -> bytes:
-    """docs/reference/digests.md, as short as it can be said."""
-    if len(data) <= 1 << 20:
-        return bytes(new(b"\0" + data).digest())
-    left = 1 << 20
-    while 2 * left < len(data):
-        left *= 2
-    return bytes(new(b"\1" + tree(new, data[:left]) + tree(new, data[left:])).digest())
-
-
-def reference(algorithm: str, data: bytes | bytearray) -> str:
-    if algorithm == "crc32":
-        return f"crc32 {zlib.crc32(data):08x}\n"
-    return f"{algorithm}-tree {tree(HASHES[algorithm], bytes(data)).hex()}\n"
 
 
 def checksum(runner: Runner, *, threads: int = 2, **texts: object) -> str:
@@ -60,7 +35,7 @@ def test_any_memory(runner: Runner, place: Place, algorithm: str) -> None:
     write_bytes(path, data)
     before = os.listdir("/proc/self/fd")
     for threads in (1, 2, 5):
-        assert checksum(runner, path=path, algorithm=algorithm, threads=threads) == reference(algorithm, data)
+        assert checksum(runner, path=path, algorithm=algorithm, threads=threads) == digest_of(data, algorithm)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -68,7 +43,7 @@ def test_any_memory(runner: Runner, place: Place, algorithm: str) -> None:
 @pytest.mark.parametrize("size", [1, LEAF - 1, LEAF, LEAF + 1, 3 * LEAF, 7 * LEAF + 5, 8 * LEAF])
 def test_odd_sizes_on_any_filesystem(runner: Runner, area: Path, algorithm: str, size: int) -> None:
     (area / "file").write_bytes(data := content(size))
-    assert checksum(runner, path=area / "file", algorithm=algorithm) == reference(algorithm, data)
+    assert checksum(runner, path=area / "file", algorithm=algorithm) == digest_of(data, algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -79,7 +54,7 @@ def test_a_range_and_any_chunks(runner: Runner, area: Path, algorithm: str) -> N
             found = checksum(
                 runner, path=area / "file", algorithm=algorithm, offset=offset, length=length, chunk=chunk, threads=3
             )
-            assert found == reference(algorithm, data[offset : offset + length])
+            assert found == digest_of(data[offset : offset + length], algorithm)
 
 
 def test_other_programs_agree(runner: Runner, area: Path) -> None:
@@ -108,15 +83,15 @@ def test_holes_are_zeros_and_stay_holes(runner: Runner, any_place: Place, algori
         assert checksum(runner, path=path, algorithm=algorithm) == empty
         assert allocated(path) == unit
         return
-    assert empty == reference(algorithm, bytes(pages * unit))
+    assert empty == digest_of(bytes(pages * unit), algorithm)
     data = bytearray(content(pages * unit))
     write_bytes(path, data)
     for page in (0, 3, 4, 15):
         punch(path, page * unit, unit)
         data[page * unit : (page + 1) * unit] = bytes(unit)
-    assert checksum(runner, path=path, algorithm=algorithm) == reference(algorithm, data)
-    assert checksum(runner, path=path, algorithm=algorithm, offset=77, length=12 * unit) == reference(
-        algorithm, data[77 : 77 + 12 * unit]
+    assert checksum(runner, path=path, algorithm=algorithm) == digest_of(data, algorithm)
+    assert checksum(runner, path=path, algorithm=algorithm, offset=77, length=12 * unit) == digest_of(
+        data[77 : 77 + 12 * unit], algorithm
     )
     assert allocated(path) == (pages - 4) * unit
 
@@ -131,21 +106,21 @@ def test_holes_of_somebody_elses_file(runner: Runner, place: Place) -> None:
     def work() -> str:
         return checksum(runner, path="/file") + checksum(runner, path="/file", algorithm="sha256")
 
-    assert as_nobody(place.directory, work) == reference("crc32", data) + reference("sha256", data)
+    assert as_nobody(place.directory, work) == digest_of(data, "crc32") + digest_of(data, "sha256")
     assert allocated(path) == HUGE
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_expected(runner: Runner, area: Path, algorithm: str) -> None:
     (area / "file").write_bytes(data := content(2 * LEAF))
-    right = reference(algorithm, data).split()[1]
+    right = digest_of(data, algorithm).split()[1]
     found = checksum(runner, path=area / "file", algorithm=algorithm, expect=right.upper())
-    assert found == reference(algorithm, data)
+    assert found == digest_of(data, algorithm)
     wrong = f"{int(right[0], 16) ^ 1:x}{right[1:]}"
     with pytest.raises(Finding) as caught:
         checksum(runner, path=area / "file", algorithm=algorithm, expect=wrong, offset=0)
     assert caught.value.errno == errno.EBADMSG
-    assert caught.value.result == reference(algorithm, data)
+    assert caught.value.result == digest_of(data, algorithm)
     assert f"is {right} and not {wrong}" in caught.value.message
 
 
@@ -189,7 +164,7 @@ def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
     write_bytes(path, data := content(HUGE), last)
     for algorithm in ALGORITHMS:
         found = checksum(runner, path=path, algorithm=algorithm, offset=last - 4 * HUGE + 5)
-        assert found == reference(algorithm, bytes(4 * HUGE - 5) + data)
+        assert found == digest_of(bytes(4 * HUGE - 5) + data, algorithm)
     if place.unit == 4096:  # finding the holes of so much hugetlbfs takes a minute
         assert checksum(runner, path=path, chunk=TIB) == f"crc32 {zeros_then(last, data):08x}\n"
         checksum(runner, path=path, chunk=TIB, algorithm="sha256")
@@ -249,4 +224,4 @@ def test_pieces_in_any_order(algorithm: str) -> None:
             else:
                 piece.add_zeros(start, start + len(part))
             whole.merge(piece.to_bytes())
-        assert whole.value() == reference(algorithm, data).split()[1]
+        assert whole.value() == digest_of(data, algorithm).split()[1]

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import filesystems
-from tests.support.memory_files import HUGE
+from tests.support.hugepages import smallest_pages
+from tests.support.memory_files import HUGE, allocated, dirty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
 SIZE = 40 * HUGE
@@ -63,6 +65,18 @@ def test_holes_stay_holes(runner: Runner, small: Path) -> None:
     found = collapsed(runner, small)
     assert found == {"collapsed": HUGE, "already": 0, "holes": SIZE - HUGE, "left": 0}
     assert small.stat().st_blocks * 512 == HUGE
+
+
+@smallest_pages
+def test_holes_of_a_file_in_huge_pages(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    page = max(pool.page_size, HUGE)
+    file = hugetlbfs / "file"
+    file.touch()
+    os.truncate(file, 3 * page)
+    assert collapsed(runner, file) == {"collapsed": 0, "already": 0, "holes": 3 * page, "left": 0}
+    dirty(file, page, 2 * page)
+    assert collapsed(runner, file) == {"collapsed": 0, "already": page, "holes": 2 * page, "left": 0}
+    assert allocated(file) == page
 
 
 def test_a_mount_that_gives_none(runner: Runner, small: Path) -> None:

@@ -17,6 +17,7 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
+from tests.operations.ranges.digests import digest_of
 from tests.support import filesystems
 from tests.support.as_caller import NOBODY, as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, is_all, make_dirty, punch, same, write_bytes
@@ -56,7 +57,7 @@ def test_between_files_of_memory(runner: Runner, place: Place) -> None:
     assert same(first, second, SIZE)
 
 
-@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}, {"digest": "sha256"}], ids=["", "crc32", "sha256"])
 def test_a_part_to_an_odd_place(runner: Runner, place: Place, plain: Path, digest: dict[str, str]) -> None:
     path = place.directory / "file"
     make_dirty(path, 24 * HUGE)
@@ -68,7 +69,7 @@ def test_a_part_to_an_odd_place(runner: Runner, place: Place, plain: Path, diges
     assert is_all(0xFF, path, start + length, 24 * HUGE)
     assert path.stat().st_size == 24 * HUGE
     if digest:
-        assert found == f"crc32 {zlib.crc32(plain.read_bytes()[999 : 999 + length]):08x}\n"
+        assert found == digest_of(plain.read_bytes()[999 : 999 + length], digest["digest"])
 
 
 def test_past_the_end_of_the_target(runner: Runner, place: Place, plain: Path) -> None:
@@ -89,15 +90,15 @@ def test_a_few_bytes(runner: Runner, place: Place, plain: Path) -> None:
     assert is_all(0, path, 4097, path.stat().st_size)
 
 
-@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
+@pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}, {"digest": "blake3"}], ids=["", "crc32", "blake3"])
 def test_holes_stay_holes(runner: Runner, place: Place, area: Path, digest: dict[str, str]) -> None:
     first, second, third = place.directory / "first", place.directory / "second", area / "third"
     write_bytes(first, content(SIZE))
     holes = (0, 3, 4, 7, 17)
     for page in holes:
         punch(first, page * HUGE, HUGE)
-    crc = zlib.crc32(subprocess.run(["cat", str(first)], capture_output=True, check=True).stdout)
-    expected = f"crc32 {crc:08x}\n" if digest else ""
+    data = subprocess.run(["cat", str(first)], capture_output=True, check=True).stdout
+    expected = digest_of(data, digest["digest"]) if digest else ""
     make_dirty(second, 12 * HUGE)  # holes are made in what is there, too
     for source, path in ((first, second), (second, third)):
         assert runner.result(runner.prepare("copy", source=source, path=path, **digest)) == expected
@@ -147,8 +148,8 @@ def test_holes_where_the_kernel_frees_whole_pages_only(
     punch(plain, 0, 3 * HUGE + 4096)
     punch(plain, 5 * HUGE - 4096, 8192)
     make_dirty(path, SIZE + HUGE)
-    crc = f"crc32 {zlib.crc32(plain.read_bytes()):08x}\n"
-    assert runner.result(runner.prepare("copy", source=plain, path=path, offset=offset, digest="crc32")) == crc
+    found = runner.result(runner.prepare("copy", source=plain, path=path, offset=offset, digest="sha256"))
+    assert found == digest_of(plain.read_bytes(), "sha256")
     assert same(plain, path, SIZE, (0, offset))
     assert is_all(0xFF, path, 0, offset)
     assert is_all(0xFF, path, offset + SIZE, SIZE + HUGE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ktaskfs.errors import InvalidValue, NotSupported, TargetError
+from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.ranges import _many
 from ktaskfs.span import Node
@@ -94,6 +94,13 @@ def test_a_pattern_written_into_all(runner: Runner, place: Place) -> None:
     first, second, *_ = files_in(place)
     runner.run("fill", path=place.directory / "rtemap_*", pattern="a55a")
     assert {file.read_bytes()[:4] for file in (first, second)} == {bytes.fromhex("a55aa55a")}
+    found = counts(runner.result(runner.prepare("verify", path=place.directory / "rtemap_*", pattern="a55a")))
+    both = first.stat().st_size + second.stat().st_size
+    assert (found["files"], found["compared"], found["differing"]) == (2, both, 0)
+    with pytest.raises(Finding) as caught:
+        runner.result(runner.prepare("verify", path=place.directory / "rtemap_*", pattern="5a"))
+    header, row = caught.value.result.splitlines()[-1001:][0::1000]
+    assert (header.split()[-1], row.split()[-1] in {str(first), str(second)}) == ("path", True)
 
 
 @smallest

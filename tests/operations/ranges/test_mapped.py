@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from tests.operations.trees.ground import as_nobody
 from tests.support import filesystems
 from tests.support.holding import holding, used
 from tests.support.memory_files import HUGE
+from tests.support.programs import ended, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,9 +35,6 @@ HOW = {
 """How huge pages are held, and what the file is called in maps, proc_pid_maps(5)."""
 NOBODY = 65534
 CLONE_NEWUSER = 0x10000000
-BEGIN = """
-import mmap, os, sys
-"""
 TWO_FILES = """
 memory = mmap.mmap(-1, 1 << 20)
 memory[:] = b"a" * len(memory)
@@ -61,22 +58,6 @@ os.ftruncate(fd, 1 << 20)
 memory = mmap.mmap(fd, 0)
 memory[:] = b"m" * len(memory)
 """
-
-
-def running(program: str, uid: int = 0) -> subprocess.Popen[bytes]:
-    """A process that has done ``program``, and waits."""
-    command = ["/usr/bin/python3", "-I", "-c", f"{BEGIN}{program}\nprint(flush=True); sys.stdin.read()"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", user=uid, group=uid, extra_groups=[]
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"\n"
-    return process
-
-
-def ended(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
 
 
 def mapped(pid: int, name: str, permissions: str = "rw-s") -> str:
@@ -139,6 +120,23 @@ def test_the_range_is_what_is_mapped(runner: Runner, root: None) -> None:
         runner.run("clear", **part)
         with open(f"/proc/{process.pid}/fd/3", "rb") as file:
             assert not any(file.read())
+    finally:
+        ended(process)
+
+
+def test_memory_is_compared_with_a_file(runner: Runner, area: Path, root: None) -> None:
+    process = running(TWO_FILES)
+    source = area / "source"
+    source.write_bytes(b"b" * (2 << 20))
+    try:
+        part = {"pid": process.pid, "mapping": mapped(process.pid, "/memfd:other"), "source": source}
+        assert runner.result(runner.prepare("compare", **part)) == "equal\n"
+        with source.open("r+b") as file:
+            file.seek(7)
+            file.write(b"xyz")
+        assert runner.result(runner.prepare("compare", **part)) == f"first {(4 << 20) + 7}\ndiffering 3\n"
+        assert isinstance(runner.refused("compare", pid=process.pid, source=source), InvalidValue)
+        assert runner.refused("copy", pid=process.pid, source=source).message == "unknown parameter 'pid'"
     finally:
         ended(process)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -48,6 +49,22 @@ def test_small_pieces_are_done_by_one_thread_at_a_time() -> None:
 
     in_threads(often)
     assert (most, sorted(done)) == (1, sorted(list(range(FEW)) * THREADS * 20))
+
+
+def test_many_pieces_are_done_by_a_few_at_a_time() -> None:
+    """So no thread waits for all pieces of another thread."""
+    turns, order, began = Turns(), list[int](), threading.Barrier(THREADS)
+
+    def often() -> None:
+        began.wait(DEADLINE)
+        turns.do(
+            (Piece(threading.get_ident(), 0, 1, 1) for _ in range(40 * FEW)), lambda piece: order.append(piece.file)
+        )
+
+    in_threads(often)
+    assert len(order) == THREADS * 40 * FEW
+    runs = [len(list(run)) for _, run in itertools.groupby(order)]
+    assert all(run % FEW == 0 for run in runs)
 
 
 def test_large_pieces_are_done_side_by_side() -> None:
