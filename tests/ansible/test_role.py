@@ -116,10 +116,7 @@ def test_from_a_package(controlled: Controlled) -> None:
         "service_config": {"max_threads": 3, "cpu_percent": 50},
         "service_members": ["ann"],
     }
-    checked = controlled.play("--check", **variables)
-    assert checked.outcome.status == 0, checked.failures
     assert machine.run("test", "-e", "/usr/sbin/ktaskfs").status != 0
-
     first = controlled.play(**variables)
     assert first.outcome.status == 0, first.failures
     assert machine.show(UNIT, "ActiveState") == "active"
