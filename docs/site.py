@@ -18,9 +18,9 @@ from mkdocs.config import load_config
 ROOT: Final = Path(__file__).resolve().parents[1]
 SOURCE: Final = "build/site-source"
 SECTIONS: Final = {
-    "Home": ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    "Home": ("README.md", "CHANGELOG.md", "ansible/CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     "Tutorial": ("docs/tutorial/*.md",),
-    "How to": ("docs/how-to/README.md", "docs/how-to/*.md"),
+    "How to": ("docs/how-to/README.md", "docs/how-to/*.md", "ansible/README.md", "ansible/roles/*/README.md"),
     "Reference": ("docs/reference/README.md", "docs/reference/*.md", "docs/reference/operations/*.md", "docs/abi/*.md"),
     "Explanation": (
         "docs/explanation/README.md",

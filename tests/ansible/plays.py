@@ -43,6 +43,11 @@ class Played:
         """How many tasks have changed something, by host."""
         return {host: counts["changed"] for host, counts in self.counts.items()}
 
+    @property
+    def failures(self) -> list[tuple[str, str, object]]:
+        """What has failed, and was not ignored: the name of the task, the host, and the message."""
+        return [(task, host, result.get("msg")) for task, host, result in self.returned if result["failed"]]
+
     def of(self, task: str) -> dict[str, dict[str, Any]]:
         """What a task returned, by host."""
         return {host: result for name, host, result in self.returned if name == task}

@@ -76,12 +76,12 @@ def fleet(three: Fleet) -> Iterator[Fleet]:
 def test_the_second_run_changes_nothing_that_is_there(fleet: Fleet) -> None:
     variables = {"guests": GUESTS, "directory": "/dev/shm", "batch": 3}
     planned = fleet.play("ktaskfs.host.hypervisors", "--check", **variables)
-    assert planned.outcome.status == 0, planned.outcome
+    assert planned.outcome.status == 0, planned.failures
     assert planned.changed == {"hv1": 2, "hv2": 2, "hv3": 2}, "neither step finds the task"
     assert fleet.sh("ls /dev/shm /run/ktaskfs/tasks/") == ["/dev/shm:\n\n/run/ktaskfs/tasks/:\ncontrol\n"] * 3
 
     first = fleet.play("ktaskfs.host.hypervisors", **variables)
-    assert first.outcome.status == 0, first.outcome
+    assert first.outcome.status == 0, first.failures
     assert first.changed == {"hv1": 1, "hv2": 1, "hv3": 1}
     assert fleet.sh("stat --format=%s:%b /dev/shm/vm?") == ["2097152:4096\n"] * 3
 
@@ -93,7 +93,7 @@ def test_the_second_run_changes_nothing_that_is_there(fleet: Fleet) -> None:
 def test_a_scrub_and_its_proof(fleet: Fleet) -> None:
     fleet.sh("head -c 1M /dev/urandom >/dev/shm/vm0")
     first = fleet.play("ktaskfs.host.scrub", tenant=17, memory="/dev/shm/vm0")
-    assert first.outcome.status == 0, first.outcome
+    assert first.outcome.status == 0, first.failures
     assert first.changed == {"hv1": 3, "hv2": 3, "hv3": 3}
     assert fleet.sh("ls /dev/shm") == [""] * 3
     fleet.hosts[0].sh("head -c 1M /dev/urandom >/dev/shm/vm0")  # the next one, with the same number

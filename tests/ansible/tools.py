@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import shutil
 import subprocess
 import sys
@@ -67,3 +68,25 @@ def environment(release: str) -> Path:
     except OSError as error:
         raise Unavailable(f"Ansible cannot be installed: {error}") from error
     return directory / "bin"
+
+
+BOOTSTRAP: Final = """import ensurepip, subprocess, sys
+ensurepip.bootstrap()
+options = [each for each in sys.argv[1:] if each not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *options]))
+"""
+"""Does what get-pip.py does for ansible-test, which would download it from a host of Ansible's."""
+
+
+def sanity_home(programs: Path) -> Path:
+    """The home directory for ansible-test, which keeps environments in it; raises Unavailable."""
+    home = CACHE / "ansible-home"
+    scripts = home / ".ansible/test/cache"
+    scripts.mkdir(parents=True, exist_ok=True)
+    (requirements,) = programs.parent.glob("lib/python*/site-packages/ansible_test/_internal/python_requirements.py")
+    versions = re.findall(r"\bpip='([\d.]+)'", requirements.read_text())
+    if not versions:
+        raise Unavailable(f"{requirements} does not say which pip ansible-test installs")
+    for version in versions:
+        (scripts / f"get_pip_{version.replace('.', '_')}.py").write_text(BOOTSTRAP)
+    return home

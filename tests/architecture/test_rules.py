@@ -23,7 +23,11 @@ REPOSITORY = ROOT.parent
 
 
 def test_every_file_is_short() -> None:
-    files = [path for folder in ("ktaskfs", "tests", "bench") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    files = [
+        path
+        for folder in ("ktaskfs", "tests", "bench", "ansible")
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    ]
     assert len(files) > 100
     assert [str(path) for path in files if len(path.read_text().splitlines()) >= LINES_MAX] == []
 

@@ -25,7 +25,8 @@ def copy(tmp_path: Path) -> Path:
     (root / "bench/results").mkdir(parents=True)
     shutil.copytree(ROOT / "docs", root / "docs")
     measured = [*ROOT.glob("bench/*.md"), *ROOT.glob("bench/results/*.md")]
-    for path in [*ROOT.glob("*.md"), ROOT / "mkdocs.yml", ROOT / "LICENSE", *measured]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("ansible/**/*.md"), ROOT / "mkdocs.yml", ROOT / "LICENSE", *measured]:
+        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / path.relative_to(ROOT))
     return root
 

@@ -11,7 +11,9 @@ from tests.support.daemon import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
+PAGES: Final = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("ansible/**/*.md"), *ROOT.glob(".github/**/*.md")]
+)
 """Every page of the project; those of bench/ are written by the benchmarks."""
 _PART: Final = re.compile(
     r"^(?:#+ (?P<heading>[^\n]*)|```(?P<language>\w*)\n(?P<text>.*?)^```)$", re.MULTILINE | re.DOTALL

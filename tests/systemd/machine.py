@@ -49,10 +49,15 @@ class Machine:
     def root(self) -> Path:
         return Path("/proc", (self._directory / "init").read_text().strip(), "root")
 
+    @property
+    def prefix(self) -> list[str]:
+        """Before a command that is to run in there."""
+        return [str(BOOT), "exec", str(self._directory)]
+
     def run(self, *command: str, user: str | None = None, timeout: float = 60) -> Outcome:
         """Run ``command`` in there to its end, as ``user`` if given; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
-        return run(str(BOOT), "exec", str(self._directory), *as_user, *command, timeout=timeout)
+        return run(*self.prefix, *as_user, *command, timeout=timeout)
 
     def sh(self, script: str, *, user: str | None = None, timeout: float = 60) -> Outcome:
         """Run a script of bash in there."""

@@ -22,11 +22,18 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "told"
 
-    def _print(self, result: Any, **_: Any) -> None:
-        told = {"task": result._task.get_name(), "host": result._host.get_name(), "result": result._result}
+    def _print(self, result: Any, *, failed: bool = False) -> None:
+        returned = {**result._result, "failed": failed}
+        told = {"task": result._task.get_name(), "host": result._host.get_name(), "result": returned}
         print(json.dumps(told, default=str), flush=True)
 
-    v2_runner_on_ok = v2_runner_on_failed = v2_runner_on_unreachable = v2_runner_on_skipped = _print
+    v2_runner_on_ok = v2_runner_on_skipped = _print
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        self._print(result, failed=not ignore_errors)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        self._print(result, failed=True)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         print(json.dumps({"counts": {host: stats.summarize(host) for host in stats.processed}}), flush=True)

@@ -1,0 +1,160 @@
+"""The role service on a machine with systemd, that has no ktaskfs: and how it is changed later."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ktaskfs.version import VERSION
+from tests.ansible.plays import Ansible
+from tests.support.daemon import ROOT
+from tests.support.hugepages import TestPool, reserved
+from tests.systemd.machine import Machine, booted_with
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.ansible.plays import Played
+
+ROLE: Final = "ktaskfs.host.service"
+UNIT: Final = "ktaskfs.service"
+TUNABLE: Final = "/run/ktaskfs/debug/ktask_max_threads"
+SIZE: Final = 2 << 20
+PAGES: Final = 2
+CONTROL: Final = """Package: ktaskfs
+Version: {version}
+Architecture: all
+Maintainer: The ktaskfs authors <ktaskfs@ktaskfs.invalid>
+Description: what make install puts onto a machine, for a test
+"""
+PLAYBOOK: Final = """
+- hosts: all
+  gather_facts: false
+  roles: [ktaskfs.host.service]
+"""
+SETUP: Final = """
+useradd ann
+rm -rf /var/lib/apt/lists/* /etc/apt/sources.list*
+mkdir -p /var/lib/apt/periodic
+touch /var/lib/apt/periodic/update-success-stamp
+"""
+"""apt knows what is installed and nothing else, which makes it quick, and finds its lists new enough."""
+PLACE: Final = "/opt/collections"
+"""Where the machine has the collection, the playbook and the package."""
+
+
+def make_package(path: Path) -> None:
+    """A package with all that ``make install`` puts onto a machine; tests/packaging tests the real one."""
+    with tempfile.TemporaryDirectory(prefix="kt-deb-") as name:
+        tree = Path(name)
+        tree.chmod(0o755)
+        subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", tree], check=True)
+        (tree / "DEBIAN").mkdir()
+        (tree / "DEBIAN/control").write_text(CONTROL.format(version=VERSION))
+        (tree / "DEBIAN/conffiles").write_text("/etc/ktaskfs.conf\n")
+        after = tree / "DEBIAN/postinst"
+        after.write_text("#!/bin/sh\nset -e\nsystemd-sysusers\nsystemd-tmpfiles --create\nsystemctl daemon-reload\n")
+        after.chmod(0o755)
+        subprocess.run(["dpkg-deb", "-Zgzip", "-z1", "--build", tree, path], check=True, capture_output=True)
+
+
+@pytest.fixture
+def pool(root: None) -> Iterator[TestPool]:
+    """The machine's pool, as the tests find it; nobody else changes it meanwhile."""
+    with reserved(SIZE, 0) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def bare(root: None, collections: Path) -> Iterator[Machine]:
+    """A machine without ktaskfs, that has the collection."""
+
+    def fill(layer: Path) -> None:
+        place = layer / PLACE.removeprefix("/")
+        place.mkdir(parents=True)
+        subprocess.run(["cp", "-r", f"{collections}/.", place], check=True)
+        (place / "role.yml").write_text(PLAYBOOK)
+        make_package(place / "ktaskfs.deb")
+
+    with booted_with(fill, SETUP) as machine:
+        yield machine
+
+
+class Controlled:
+    """A machine that configures itself."""
+
+    def __init__(self, machine: Machine, programs: Path) -> None:
+        self.machine = machine
+        self._ansible = Ansible(programs, Path(PLACE), Path("/run/ansible"), machine.prefix)
+
+    def play(self, *words: str, **variables: Any) -> Played:
+        """Run the role with variables."""
+        given = {"ansible_python_interpreter": "/usr/bin/python3", **variables}
+        return self._ansible.play("localhost,", f"{PLACE}/role.yml", "--connection=local", *words, **given)
+
+    def facts(self) -> dict[str, Any]:
+        """What the host tells of ktaskfs."""
+        found: dict[str, Any] = json.loads(self.machine.out("/etc/ansible/facts.d/ktaskfs.fact"))
+        return found
+
+
+@pytest.fixture
+def controlled(bare: Machine, newest: Path) -> Controlled:
+    return Controlled(bare, newest)
+
+
+def test_from_a_package(controlled: Controlled) -> None:
+    machine = controlled.machine
+    variables = {
+        "service_package": f"{PLACE}/ktaskfs.deb",
+        "service_config": {"max_threads": 3, "cpu_percent": 50},
+        "service_members": ["ann"],
+    }
+    assert machine.run("test", "-e", "/usr/sbin/ktaskfs").status != 0
+    first = controlled.play(**variables)
+    assert first.outcome.status == 0, first.failures
+    assert machine.show(UNIT, "ActiveState") == "active"
+    assert machine.out("systemctl", "is-enabled", UNIT) == "enabled\n"
+    assert machine.out("cat", TUNABLE) == "3\n"
+    assert "ktask" in machine.out("id", "--name", "--groups", "ann").split()
+    facts = controlled.facts()
+    assert (facts["mounted"], facts["version"], facts["tasks"]) == (True, VERSION, {})
+    assert {pool["size"] for pool in facts["pools"]} >= {"2M"}
+
+    invocation = machine.show(UNIT, "InvocationID")
+    second = controlled.play(**{**variables, "service_config": {"max_threads": 5, "cpu_percent": 50}})
+    assert second.outcome.status == 0, second.failures
+    assert {task for task, _, result in second.returned if result.get("changed")} == {
+        f"{ROLE} : Write the tunables",
+        f"{ROLE} : Reload ktaskfs",
+    }, "what is as it should be is not changed"
+    assert machine.out("cat", TUNABLE) == "5\n"
+    assert machine.show(UNIT, "InvocationID") == invocation, "it was not restarted"
+
+
+def test_tunables_are_checked_before_they_are_written(controlled: Controlled) -> None:
+    before = controlled.machine.out("cat", "/etc/ktaskfs.conf")
+    played = controlled.play("--start-at-task=Write the tunables", service_config={"max_thread": 3})
+    ((task, _, _),) = played.failures
+    assert task == f"{ROLE} : Write the tunables"
+    assert "there is no tunable 'max_thread'" in str(played.of(task))
+    assert controlled.machine.out("cat", "/etc/ktaskfs.conf") == before
+
+
+def test_pools_last_over_a_boot(controlled: Controlled, pool: TestPool) -> None:
+    pages = pool.total + PAGES
+    words = ["--start-at-task=Make the pools"]
+    variables = {"service_pools": [{"size": "2M", "pages": pages}]}
+    first = controlled.play(*words, **variables)
+    assert first.outcome.status == 0, first.failures
+    assert pool.total == pages
+    saved = controlled.machine.out("cat", "/etc/tmpfiles.d/ktaskfs-pools.conf")
+    assert f"hugepages-2048kB/nr_hugepages - - - - {pages}\n" in saved
+    second = controlled.play(*words, **variables)
+    assert (second.outcome.status, second.changed) == (0, {"localhost": 0}), second.returned
