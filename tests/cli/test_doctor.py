@@ -166,7 +166,7 @@ def test_hugetlbfs(make: MachineMaker) -> None:
     ]
     mounts = "none /a hugetlbfs rw,pagesize=1024M,size=1048576K 0 0\nnone /b\\040c hugetlbfs ro,pagesize=2M 0 0\n"
     found = list(check_pools.check_mounts(make({"proc/self/mounts": mounts})))
-    assert found[0].text == "/a: pages of 1G, of which it may take 1048576K"
+    assert found[0].text == "/a: pages of 1G, of which it may use 1048576K"
     assert wrong(found)[0] == ("/b c: pages of 2M, mounted read-only", "mount -o remount,rw '/b c'")
     small = "none /a hugetlbfs rw,pagesize=2M,size=1024K 0 0\n"
     assert wrong(check_pools.check_mounts(make({"proc/self/mounts": small, f"{GIANT}/nr_hugepages": "0"}))) == [
