@@ -1,4 +1,4 @@
-"""``evict``: write back and drop what the page cache holds of every regular file below a directory."""
+"""``evict``: write back and drop the cached pages of every regular file below a directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EvictParameters(TreeParameters):
 
 
 class Evict(Operation[EvictParameters]):
-    """Pages that a process has mapped or locked stay (posix_fadvise(2)), so each piece is looked at again."""
+    """Pages that a process has mapped or locked stay (posix_fadvise(2)), so each piece is checked again."""
 
     name = "evict"
     description = (
@@ -54,14 +54,14 @@ class Evict(Operation[EvictParameters]):
 
 
 class _Evictor:
-    """The chunk function, and what became of the files."""
+    """The chunk function, and the results for the files."""
 
     def __init__(self, files: FileList) -> None:
         self._files = files
         self._report = Report(files)
 
     def evict(self, start: int, end: int) -> None:
-        """Evict what lies between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
+        """Evict the files between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
         for piece in self._files.pieces(start, end):
             try:
                 self._evict(piece)
@@ -75,7 +75,7 @@ class _Evictor:
             end = max(size_of(fd), piece.end) if piece.is_last else piece.end
             length = 0 if piece.is_last else end - piece.start
             # The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2)
-            # does, but has the device flush its cache even for a clean file: 74 µs here, and 1 µs the other way.
+            # does, but makes the device flush its cache even for a clean file: 74 µs here instead of 1 µs.
             overlay = syscalls.filesystem_magic(fd) == OVERLAYFS_MAGIC
             if overlay:
                 os.fdatasync(fd)

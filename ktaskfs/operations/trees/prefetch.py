@@ -1,4 +1,4 @@
-"""``prefetch``: bring every regular file below a directory into the page cache."""
+"""``prefetch``: read every regular file below a directory into the page cache."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class PrefetchParameters(TreeParameters):
 
 
 class Prefetch(Operation[PrefetchParameters]):
-    """sendfile(2) to a device that drops everything: it returns when the pages are there, and copies nothing.
+    """sendfile(2) to a device that drops everything: it returns when the pages are cached, and copies nothing.
 
-    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and say
-    nothing of the rest. A hole is left alone: it has nothing on the disk to wait for.
+    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and do
+    not report that. A hole is skipped: it has no data on the disk.
     """
 
     name = "prefetch"
@@ -60,7 +60,7 @@ class Prefetch(Operation[PrefetchParameters]):
     no_undo = "the kernel drops the pages when memory is short; evict drops them at once"
 
     def prepare(self, preparation: Preparation[PrefetchParameters]) -> Plan:
-        """Open and list; raises as ``list_files``, and TargetError (ENOMEM) for more than there is memory for."""
+        """Open and list; raises as ``list_files``, and TargetError (ENOMEM) for more than the available memory."""
         files = list_files(preparation, memory=False)
         if not preparation.parameters.force:
             _require_memory(preparation, files.bytes)
@@ -71,7 +71,7 @@ class Prefetch(Operation[PrefetchParameters]):
 
 
 def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> None:
-    """Raises TargetError: what is read last would push out what was read first."""
+    """Raises TargetError if the last pages would displace the first ones."""
     headroom = memory_headroom(preparation.kernel)
     available = preparation.kernel.available_memory(swap=False)
     why = f"{available} are available"
@@ -83,7 +83,7 @@ def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> 
 
 
 class _Prefetcher:
-    """The chunk function, and what became of the files."""
+    """The chunk function, and the results for the files."""
 
     def __init__(self, files: FileList, preparation: Preparation[PrefetchParameters]) -> None:
         self._files = files
@@ -91,14 +91,14 @@ class _Prefetcher:
         self._buffer = Buffer(TOUCH) if preparation.parameters.touch else None
         kernel = preparation.kernel
         try:
-            # As /dev/null: what is written to it is dropped.
+            # Like /dev/null: it drops its input.
             self._sink = kernel.reopen(kernel.zero, os.O_WRONLY)
         except OSError as error:
             raise TargetError.from_os(error, "open /dev/zero for writing") from error
         preparation.callback(os.close, self._sink)
 
     def prefetch(self, start: int, end: int) -> None:
-        """Read what lies between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
+        """Read the files between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
         for piece in self._files.pieces(start, end):
             try:
                 fd = self._files.open(piece.file)
@@ -112,10 +112,10 @@ class _Prefetcher:
                 self._report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
 
     def _read(self, fd: int, piece: Piece) -> tuple[int, int]:
-        """Returns how many bytes were there, and how many were read."""
+        """Returns the bytes cached before, and the bytes read."""
         if self._buffer is not None:
             return 0, _touch(fd, piece, self._buffer)
-        # All is looked at before anything is read, since pages count of which the kernel has just begun to read ahead.
+        # Check everything before reading, because pages in readahead already count as cached.
         found, missing = _look_at(fd, Span(piece.start, piece.end))
         return found, sum(self._send(fd, start, end) for start, end in missing)
 

@@ -1,4 +1,4 @@
-"""``survey`` of ordinary files: how much of each the page cache has."""
+"""``survey`` of ordinary files: the cached bytes of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CHUNK: Final = 8 << 10
 """Pages, of which each file takes one more than it has: up to 8192 empty files, at some 10 µs each."""
 UNKNOWN: Final = FIRST_OWN_MARK
 NOT_TOLD: Final = 2**64 - 1
-"""Stands for the dirty bytes of a file of which they are not told."""
+"""Stands for unknown dirty bytes of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class SurveyParameters(TreeParameters):
 
 
 class Survey(Operation[SurveyParameters]):
-    """cachestat(2), or mincore(2) where that is not to be had, which tells no dirty pages."""
+    """cachestat(2), or else mincore(2), which does not report dirty pages."""
 
     name = "survey"
     target = "a directory, or a file of a disk"
@@ -70,7 +70,7 @@ class _Surveyor:
         self._dirty = array("Q", bytes(8 * len(files)))  # guarded by _lock
 
     def survey(self, start: int, end: int) -> None:
-        """Enter what lies between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
+        """Enter the files between two positions. Raises TargetError (ENOSYS) if a filter forbids a call."""
         for piece in self._files.pieces(start, end):
             try:
                 self._look_at(piece)
