@@ -61,7 +61,7 @@ def _targets(
         if GLOB.search(pattern):
             found = [name for name in found if fits(_verbs(mounted, name))]
             if not found:
-                yield pattern, WrongState(f"no task that matches {pattern} {what}")
+                yield pattern, WrongState(f"no task that matches {pattern} {what} now")
         yield from ((name, None) for name in found if name not in seen)
         seen.update(found)
 

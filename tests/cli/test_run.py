@@ -107,7 +107,7 @@ def test_a_refusal_as_json(command: Command, memory: Path) -> None:
 def test_what_is_no_spec_cancels_nothing(command: Command, slow: str) -> None:
     outcome = command("run", "cancel")
     assert outcome.status == 1
-    assert outcome.err.startswith("ktaskfs: cancel is no spec")
+    assert outcome.err.startswith("ktaskfs: cancel is not a spec")
     assert command.mount.read(f"tasks/{slow}/state") == "running\n"
 
 
