@@ -69,8 +69,8 @@ def _expectations(report: Report) -> str:
     return f"""# How far it scales: a prediction
 
 Written by `python -m bench.model`. **Predicted, not measured**: nobody has run ktaskfs on more than a few cores yet.
-What Python costs is measured, how memory saturates is fitted to the figures that the kernel series published, and what
-memory the server has is an assumption, to be changed on the command line.
+Python's costs are measured, the saturation of memory is fitted to the published figures of the kernel series, and the
+server's memory is an assumption that the command line can change.
 
 ## What to expect
 
@@ -79,17 +79,17 @@ pages of 2 MiB, and a spec with `nodes=`, so that threads work on their own node
 
 {tables}
 
-*threads*: as many as 80 % of the CPUs allow, if so many help, which is found while a task runs. *speedup*: against one
-thread, at 16 TiB. *GIL*: how much of the time the worker's Python threads hold it. *limit*: what one more thread would
-wait for; *cores* means that it would help.
+*threads*: up to 80 % of the CPUs, as far as they help. *speedup*: against one
+thread, at 16 TiB. *GIL*: the part of the time that the worker's Python threads hold it. *limit*: the resource that one
+more thread would wait for; *cores* means that it would help.
 
 - **Memory is the limit, not Python.** {enough["fallocate"]:.0f} threads of `fallocate`, or {enough["clear"]:.0f} of
-  `clear`, ask for all that one node gives. Set `max_threads` to about twice that for each node; the rest of the cores
-  can do something else.
+  `clear`, use up the bandwidth of one node. Set `max_threads` to about twice that for each node; the other cores stay
+  free.
 - **The GIL is held {fallocate.gil_share:.0%} (`fallocate`) and {clear.gil_share:.0%} (`clear`) of the time** on
   {CORES[-1]} cores.
 - **The kernel's locks are the unknown.** In 2017 the series' fallocate never came beyond {min(spread)} to
-  {max(spread)} on its Xeon. ktaskfs goes another way into the kernel, without the inode's lock. On {CORES[-1]} cores
+  {max(spread)} on its Xeon. ktaskfs uses another path in the kernel, without the inode's lock. On {CORES[-1]} cores
   all threads together have {budget * 1e6:.1f} µs for a page; freeing one, which passes the same locks, takes
   {costs.page_lock * 1e6:.1f} µs here alone. If sockets that fetch a lock from each other make it
   {budget / costs.page_lock:.0f} times as long, locks are the limit. Expect something between the table above and the
@@ -102,10 +102,10 @@ wait for; *cores* means that it would help.
 
 
 def _limits(report: Report) -> str:
-    return f"""## Where each resource gives no more
+    return f"""## Where each resource is used up
 
-Threads that use it fully, were it the only one, on {CORES[-1]} cores; for the GIL by the size of the chunks. *locks*:
-the time that all threads together have for a page; a lock that is held longer for each page becomes the limit.
+Number of threads that would use up each resource alone, on {CORES[-1]} cores; for the GIL by the size of the chunks.
+*locks*: the time that all threads together have for a page; a lock that is held longer for each page becomes the limit.
 
 {stops(report)}
 """
@@ -114,10 +114,10 @@ the time that all threads together have for a page; a lock that is held longer f
 def _series(report: Report) -> str:
     worst = max(report.fits, key=lambda fit: fit.error)
     sources = "\n".join(f"- {name}: <{address}>" for name, address in SOURCES.items())
-    return f"""## Beside the kernel series
+    return f"""## Compared with the kernel series
 
-Daniel Jordan's *ktask*, RFC v2 to v4; figures that appear in several are the same. Each row is fitted with the
-bandwidth of a thread and that of all together, and one exponent for all rows ({report.knee:g}); *residual* is the root
+Daniel Jordan's *ktask*, RFC v2 to v4; figures that appear in several are the same. The fit of each row has the
+bandwidth of a thread and of all together, and one exponent for all rows ({report.knee:g}); *residual* is the root
 of the mean square.
 
 {published(report)}
@@ -138,16 +138,16 @@ def _changes(report: Report) -> str:
 
 {variants(report)}
 
-- **Ours, and first: the end.** A worker for each node takes down its own part. To release what is done chunk by chunk
-  (MADV_DONTNEED) is not the way: 26 µs a page with two threads, where one munmap takes 0.7.
+- **First, in ktaskfs: the end.** A worker for each node takes down its own part. Releasing finished chunks
+  (MADV_DONTNEED) does not help: 26 µs a page with two threads, where one munmap takes 0.7.
 - **One worker process for each node** divides the end, the GIL and the lock of the address space. The hands of `clear`
   divide the end and that lock already: each maps and unmaps its own chunks. The tables are of a worker without hands.
-- **Free-threaded Python** buys little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
+- **Free-threaded Python** gains little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
   which would stay.
-- **Larger chunks** spare a GIL that is not the limit, and make cancel and pause slower.
+- **Larger chunks** relieve the GIL, which is not the limit, and make cancel and pause slower.
 - **The kernel**: since January 2026 it clears a huge page in one go instead of 512 steps (`clear_pages`, Ankur Arora),
-  which brings a thread of `fallocate` near one of `clear`. That helps with few threads; with many, memory ends it all
-  the same.
+  which brings a thread of `fallocate` near one of `clear`. That helps with few threads; with many, memory is still the
+  limit.
 """
 
 
@@ -155,7 +155,7 @@ def _method(report: Report) -> str:
     lock = report.costs["fallocate"].page_lock
     handoff = report.costs["fallocate"].gil_handoff
     bandwidths = ", ".join(f"{each.core_bandwidth / GIB:.1f} GiB/s ({name})" for name, each in report.servers.items())
-    return f"""## How it was got
+    return f"""## Method
 
 1. **A chunk** holds the GIL for a fixed time (measured with the operation's own chunk function on next to no memory;
    the overhead of its system calls is counted as GIL, so it is an upper bound), and zeroes without it.
@@ -163,17 +163,17 @@ def _method(report: Report) -> str:
 3. **GIL and zeroing** form a closed queue, solved by mean value analysis. Start, threads, half a least chunk at the
    end, and the unmapping are added.
 
-Assumed, and to be replaced by what your server has:
+Assumptions, to replace by your server's figures:
 
 - `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main
   job](../bench/results/main_job.md) with one thread ({report.other}). The
   commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
-  for an EPYC of the third generation, which is much the same. What a thread of this run's own machine does,
-  stands below.
+  for an EPYC of the third generation, which is about the same. The figures of this run's own machine are
+  below.
 - `--node-bandwidth`, `--cores-per-node`: about half the peak of eight channels of DDR5-4800, and
   {report.cores_per_node} cores.
 - `--page-lock-ns`: {lock * 1e9:.0f}, what freeing a page takes here, which passes the same locks and zeroes nothing.
-  That is without anybody else; between sockets, where the lock's cache line must travel, it is several times as long.
+  That is without contention; between sockets, where the lock's cache line must move, it is several times as long.
 
 Measured here, as CPU time, because other work ran beside: {report.about}.
 
@@ -211,12 +211,12 @@ def _agreement(report: Report) -> str:
 
 
 def _doubts() -> str:
-    return """## What this cannot know
+    return """## What the model does not cover
 
-- Two virtual CPUs on one node say nothing about many: beyond two threads, all that is said here of memory comes from
-  machines of 2015 and from data sheets.
+- Two virtual CPUs on one node say nothing about many: beyond two threads, all figures of memory come from machines of
+  2015 and from data sheets.
 - There is no term for far memory. Without `nodes=`, `clear` on N nodes has (N - 1)/N of its pages on the wrong one.
-- There is none for the locks of the address space: all threads of a worker fault in one mapping.
+- There is no term for the locks of the address space: all threads of a worker fault in one mapping.
 - All pages are in the pool, evenly on all nodes, and were touched before: the first touch of a virtual machine's
   memory is 20 to 50 times slower.
 - Other work takes bandwidth as well as CPUs, and helpers run at nice 19.

@@ -20,7 +20,7 @@ FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
 
 
 def act(given: argparse.Namespace) -> int:
-    """Write the verb ``given.command`` to the control files of tasks; 1 if one of them does not take it."""
+    """Write the verb ``given.command`` to the control files of tasks; 1 if one does not accept it."""
     verb = given.command
     mounted = Mounted(given.mount)
     targets = _targets(mounted, given.name, lambda verbs: verb in verbs, f"takes {verb}")
@@ -49,7 +49,7 @@ def _set(mounted: Mounted, name: str, values: Mapping[str, str]) -> None:
 def _targets(
     mounted: Mounted, patterns: list[str], fits: Callable[[list[str]], bool], what: str
 ) -> Iterator[tuple[str, KtaskfsError | None]]:
-    """The names, or why there is none for a pattern. Of what a glob matches only tasks whose present verbs fit."""
+    """The names, or the error for a pattern without one. A glob selects only tasks whose current verbs fit."""
     present = mounted.directories("tasks")
     seen: set[str] = set()
     for pattern in patterns:
@@ -61,13 +61,13 @@ def _targets(
         if GLOB.search(pattern):
             found = [name for name in found if fits(_verbs(mounted, name))]
             if not found:
-                yield pattern, WrongState(f"no task that matches {pattern} {what}")
+                yield pattern, WrongState(f"no task that matches {pattern} {what} now")
         yield from ((name, None) for name in found if name not in seen)
         seen.update(found)
 
 
 def _verbs(mounted: Mounted, name: str) -> list[str]:
-    """What the task's control takes now; nothing if it is another user's, or was removed."""
+    """The verbs that the task accepts now; none if it is another user's, or was removed."""
     try:
         return mounted.read(f"tasks/{name}/control").split()
     except TargetError as error:
@@ -79,7 +79,7 @@ def _verbs(mounted: Mounted, name: str) -> list[str]:
 def _each(
     given: argparse.Namespace, targets: Iterator[tuple[str, KtaskfsError | None]], do: Callable[[str], None]
 ) -> int:
-    """Do it to each, print the names of those it worked with, complain of the others, and go on."""
+    """Apply it to each, print the names of successes, report failures, and go on."""
     status = 0
     for name, wrong in targets:
         error = wrong

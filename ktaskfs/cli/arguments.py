@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_MOUNT: Final = "/run/ktaskfs"
 """Where the service mounts."""
 SAVED_POOLS: Final = "/etc/tmpfiles.d/ktaskfs-pools.conf"
-"""What systemd-tmpfiles(8) reads at boot."""
+"""The file that systemd-tmpfiles(8) reads at boot."""
 MOUNT_VARIABLE: Final = "KTASKFS"
 VERBS: Final = {
     "cancel": "end tasks after their current chunks",
@@ -35,7 +35,7 @@ STATUSES: Final = (
 
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The whole command line; the mount is that of ``environment`` where none is given."""
+    """The parser of the command line; the default mount comes from ``environment``."""
     top = argparse.ArgumentParser(
         prog="ktaskfs", description="Chunked, multithreaded work on huge-page memory, through a filesystem like /proc."
     )
@@ -96,7 +96,7 @@ def _add_place(added: argparse.ArgumentParser, environment: Mapping[str, str]) -
 
 
 def _add_hosts(added: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The options with which the command is done on other hosts; None where they are not given."""
+    """The options for other hosts; None if not given."""
     group = added.add_argument_group("on other hosts (needs the Python package ClusterShell)")
     group.add_argument("--hosts", metavar="HOSTS", help="the hosts: hv1,hv7 or hv[001-512] or @GROUP of ClusterShell")
     group.add_argument("--fanout", type=_positive, metavar="N", help=f"connections at a time ({FANOUT})")

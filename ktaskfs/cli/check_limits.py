@@ -1,4 +1,4 @@
-"""Checks of what limits memory: overcommit, control groups, transparent huge pages."""
+"""Checks of memory limits: overcommit, control groups, transparent huge pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STRICT: Final = 2
-"""Of vm.overcommit_memory: what all processes may have together is limited."""
+"""The value of vm.overcommit_memory that limits the memory of all processes together."""
 COMMITTED_MOST: Final = 0.9
 """Of that limit."""
 ROOM_LEAST: Final = 256 << 20
@@ -60,7 +60,7 @@ def _hugetlb(version: int, size: int) -> _Files:
 
 
 def check_groups(machine: Machine) -> Iterator[Finding]:
-    """Whether the caller's control groups, in which the caller's tasks run, leave room."""
+    """Whether the control groups of the caller, and so of its tasks, leave room."""
     room, file = _least_room(machine, "memory", MEMORY)
     if room is None:
         yield Finding("control groups", OK, "no memory limit")
@@ -81,7 +81,7 @@ def _lift(file: str, is_wrong: bool) -> str | None:
 
 
 def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> tuple[int | None, str]:
-    """The least that the groups of this process, and those above them, leave of a controller; and the limit's file."""
+    """The smallest room in the groups of this process and their parents, for a controller; and the limit's file."""
     least: int | None = None
     where = ""
     for version, directory in _groups(machine, controller):

@@ -1,4 +1,4 @@
-"""Checks of the pools of huge pages: what was asked for, where they lie, and what can reach them."""
+"""Checks of the pools of huge pages: configured sizes, nodes, and hugetlbfs mounts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SETTINGS: Final = ("usr/lib", "run", "etc")
-"""Where sysctl.d(5) and tmpfiles.d(5) are. A file of a later one replaces that of the same name in an earlier one."""
+"""The directories of sysctl.d(5) and tmpfiles.d(5). A file in a later one overrides one of the same name in an earlier
+one."""
 WRITTEN: Final = re.compile(
     r"^w[!+-]*\s+/sys/(?:kernel/mm|devices/system/node/(node)\d+)/hugepages/hugepages-(\d+)kB/nr_hugepages"
     r"(?:\s+-){4}\s+(\d+)\s*$",
     re.MULTILINE,
 )
-"""A line of tmpfiles.d(5) that makes a pool, as ``ktaskfs pool save`` writes it."""
+"""A line of tmpfiles.d(5) for a pool, as written by ``ktaskfs pool save``."""
 LEAST_IN_BLOCKS: Final = 0.05
 """Of the free memory, in blocks of a huge page or more: with less, each new huge page has to wait for compaction."""
 IMBALANCE: Final = 0.1
@@ -48,7 +49,7 @@ def asked_at_boot(machine: Machine) -> dict[int, int]:
 
 
 def _settings(machine: Machine, directory: str) -> Iterator[str]:
-    """The texts of the files that count, by name."""
+    """The texts of the effective files, by name."""
     files = {}
     for place in SETTINGS:
         names = machine.names(f"{place}/{directory}")
@@ -62,7 +63,7 @@ def _written(machine: Machine) -> list[re.Match[str]]:
 
 
 def check_pools(machine: Machine) -> Iterator[Finding]:
-    """Whether each pool has what was asked for at boot, and any pages at all."""
+    """Whether each pool has the configured pages, and any pages at all."""
     if not machine.page_sizes():
         yield Finding("pools", WRONG, "the kernel has no huge pages", "boot a kernel with CONFIG_HUGETLBFS=y")
         return
@@ -89,7 +90,7 @@ def _overcommit(machine: Machine, size: int) -> int:
 
 
 def check_fragmentation(machine: Machine) -> Iterator[Finding]:
-    """Whether free memory lies in blocks from which the default huge pages can be made."""
+    """Whether free memory lies in blocks that are large enough for default huge pages."""
     text, size = machine.read("proc/buddyinfo"), machine.meminfo("Hugepagesize")
     if text is None or not size:
         yield Finding("fragmentation", UNKNOWN, "/proc/buddyinfo cannot be read")
@@ -109,7 +110,7 @@ def check_fragmentation(machine: Machine) -> Iterator[Finding]:
 
 
 def check_mounts(machine: Machine) -> Iterator[Finding]:
-    """Whether each pool that has pages can be reached through a hugetlbfs, and how that is mounted."""
+    """Whether each pool with pages has a hugetlbfs, and how that is mounted."""
     mounted = [each for each in machine.filesystems() if each.kind == "hugetlbfs"]
     reached = set()
     for each in mounted:
@@ -138,7 +139,7 @@ def check_mounts(machine: Machine) -> Iterator[Finding]:
 
 
 def check_balance(machine: Machine) -> Iterator[Finding]:
-    """Whether the nodes have about as many pages each, unless they were asked for by node."""
+    """Whether the nodes have about equal numbers of pages, unless they were configured by node."""
     nodes = machine.nodes()
     by_node = re.search(r"\bhugepages=\d+:", machine.read("proc/cmdline") or "") is not None
     by_node = by_node or any(match[1] for match in _written(machine))

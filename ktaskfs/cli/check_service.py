@@ -1,4 +1,4 @@
-"""Checks of ktaskfs itself: FUSE, the mount and its service, who may use it, threads, versions."""
+"""Checks of ktaskfs itself: FUSE, the mount and its service, rights, threads, versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KERNEL: Final = (5, 14)
 """The first with MADV_POPULATE_WRITE."""
 THREADS_OF_NODE: Final = 16
-"""So many ask for all the bandwidth of a NUMA node's memory (docs/scaling.md)."""
+"""Threads that use up the memory bandwidth of a NUMA node (docs/scaling.md)."""
 SERVICE: Final = ("systemctl", "show", "ktaskfs.service", "--property=LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
@@ -40,7 +40,7 @@ def check_fuse(machine: Machine) -> Iterator[Finding]:
 
 
 def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether a daemon answers at the mount, and is of the command's version; ``state`` is that of the service."""
+    """Whether a daemon of the command's version answers at the mount; ``state`` is that of the service."""
     has_service, place = state.get("LoadState") == "loaded", shlex.quote(mounted.path)
     try:
         version = mounted.read("version").strip()
@@ -73,7 +73,7 @@ def check_system(machine: Machine) -> Iterator[Finding]:
 
 
 def service_state(machine: Machine) -> Mapping[str, str]:
-    """What systemd says of the service; empty where there is no systemd, or it does not answer."""
+    """systemd's state of the service; empty without systemd, or without an answer."""
     if not machine.exists("run/systemd/system"):
         return {}
     try:
@@ -84,7 +84,7 @@ def service_state(machine: Machine) -> Mapping[str, str]:
 
 
 def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether the service, where it is installed, is at work and comes back at boot."""
+    """Whether the installed service is active and starts at boot."""
     active, enabled = state.get("ActiveState"), state.get("UnitFileState")
     if state.get("LoadState") != "loaded":
         yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
@@ -132,7 +132,7 @@ def _group(gid: int) -> str:
 
 
 def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
-    """Whether one task may have the threads that memory and CPUs are good for."""
+    """Whether one task may use as many threads as memory and CPUs allow."""
     try:
         cap, share = mounted.read("debug/ktask_max_threads").strip(), int(mounted.read("debug/ktask_cpu_percent"))
     except KtaskfsError:  # check_mount says so

@@ -1,4 +1,4 @@
-"""What the command says of an error."""
+"""Error messages of the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def complain(error: KtaskfsError, place: str = "") -> None:
-    """Print it on standard error, with the ``place`` that it is about, and what was refused with a caret below."""
+    """Print it on standard error, with its ``place``, and the refused command with a caret below."""
     print(f"ktaskfs: {f'{place}: ' if place else ''}{error.message}", file=sys.stderr, flush=True)
     if isinstance(error, Refused):
         for line in filter(None, (error.command, error.caret)):

@@ -1,4 +1,4 @@
-"""``ktaskfs completion``: what may come next on the command line, asked of the live mount; a script for each shell."""
+"""``ktaskfs completion``: candidates for the command line from the live mount, and a script for each shell."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ STATES_FOR: Final[Mapping[str, Sequence[str]]] = {
     "resume": ("paused", "failed", "cancelled", "interrupted"),
     "set": ("new", *BEFORE_END, "failed", "cancelled", "interrupted"),
 }
-"""The states in which a command is of use; other commands take all tasks."""
+"""The states in which a command applies; other commands apply to all tasks."""
 CHANGEABLE: Final = ("max_threads=", "nice=", "rate_max=")
-"""What can be set while a task is at work."""
+"""Parameters that can be set while a task runs."""
 
 
 def completion(given: argparse.Namespace, top: argparse.ArgumentParser) -> int:
-    """Print the script of a shell, or what may stand for the last of ``given.words``, one a line."""
+    """Print the script of a shell, or the candidates for the last of ``given.words``, one per line."""
     if given.shell in SCRIPTS:
         print(SCRIPTS[given.shell], end="")
         return 0
@@ -76,7 +76,7 @@ def completion(given: argparse.Namespace, top: argparse.ArgumentParser) -> int:
 
 
 def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
-    """What may stand for the last of the words after ``ktaskfs``; one that is not finished ends in = or /."""
+    """The candidates for the last of the words after ``ktaskfs``; an unfinished one ends in = or /."""
     *before, current = words
     commands = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
     if not before:
@@ -104,7 +104,7 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
     ]
     try:
         return _of_mount(Mounted(_mount(before, options), patience=0), before[0], given, current)
-    except KtaskfsError:  # nothing is mounted there, so that nothing can be known
+    except KtaskfsError:  # nothing is mounted there
         return []
 
 
@@ -122,7 +122,7 @@ def _of_option(option: argparse.Action, current: str) -> list[str]:
 
 
 def _known_hosts() -> list[str]:
-    """The hosts that ssh(1) is configured for, or has met, as far as their names can be read."""
+    """The configured and known hosts of ssh(1), as far as their names are readable."""
     home = os.path.expanduser("~/.ssh")
     names: dict[str, None] = {}
     for path in (f"{home}/config", "/etc/ssh/ssh_config"):
@@ -145,7 +145,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _mount(before: Sequence[str], options: Mapping[str, argparse.Action]) -> str:
-    """The mount that the words name, or that the command has without them."""
+    """The mount in the words, or the default."""
     for word, after in zip(before, [*before[1:], ""], strict=True):
         if word in ("-m", "--mount"):
             return after
@@ -155,7 +155,7 @@ def _mount(before: Sequence[str], options: Mapping[str, argparse.Action]) -> str
 
 
 def _of_mount(mounted: Mounted, command: str, given: Sequence[str], current: str) -> list[str]:
-    """What the mount knows, after the words ``given`` that are no options. This host's stands for those of --hosts."""
+    """Candidates from the mount, after the words ``given`` without options. With --hosts this host's mount is used."""
     if command == "run":
         return _of_spec(mounted, given, current)
     if command == "set" and given and "=" not in current:
@@ -185,7 +185,7 @@ def _of_spec(mounted: Mounted, given: Sequence[str], current: str) -> list[str]:
 
 
 def _values(mounted: Mounted, key: str, kind: str) -> list[str]:
-    """The values of a parameter, as far as its type names them, or the machine has only some."""
+    """The values of a parameter, if its type or the machine limits them."""
     if key == "size":
         return list(dict.fromkeys(row["size"] for row in rows(mounted.read("info/hugepages"))))
     if kind == "cpulist":

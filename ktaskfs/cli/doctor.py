@@ -1,4 +1,4 @@
-"""``ktaskfs doctor``: what stands between this machine and its work, each with the command that mends it."""
+"""``ktaskfs doctor``: problems of this machine, each with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(given: argparse.Namespace) -> int:
-    """Print what is found; 0 only if nothing is wrong."""
+    """Print the findings; 0 only without problems."""
     found = list(findings(Machine(), Mounted(given.mount, patience=0)))
     for each in found:
         print(json.dumps({**each._asdict(), "level": each.level.name}) if given.json else _lines(each))
@@ -26,7 +26,7 @@ def doctor(given: argparse.Namespace) -> int:
 
 
 def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
-    """What all checks find."""
+    """The findings of all checks."""
     service = check_service.service_state(machine)
     return itertools.chain(
         check_service.check_system(machine),

@@ -1,4 +1,4 @@
-"""``ktaskfs events``: changes of state of tasks as they come."""
+"""``ktaskfs events``: state changes of tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def events(given: argparse.Namespace) -> int:
-    """Print them until ^C; after a daemon that has died, those of the next. Raises KtaskfsError."""
+    """Print them until ^C; if the daemon dies, continue with the next one. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
     while True:
         fd = mounted.open("events")

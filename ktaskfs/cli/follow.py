@@ -1,4 +1,4 @@
-"""Follows tasks to their ends, whatever becomes of the daemon meanwhile."""
+"""Follows tasks to their ends, even if the daemon dies in between."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from ktaskfs.cli.orders import Orders
 
 STATUS_OF: Final = {"done": 0, "planned": 0, "failed": 1, "forgotten": 1, "cancelled": 3, "interrupted": 4}
-"""The exit status for each state at which the following ends."""
+"""The exit status for each final state."""
 INTERRUPTED: Final = 130
 """The exit status after ^C."""
 GRAVITY: Final = (INTERRUPTED, 1, 4, 3, 0)
-"""Of several statuses the first of these is that of all."""
+"""The order of precedence of several statuses."""
 RETRY: Final = 0.25
 """Seconds until a daemon that does not answer is tried again."""
 GONE: Final = (errno.ENOENT, errno.ENODEV)
 
 
 class Standing(NamedTuple):
-    """How a task stands.
+    """The status of a task.
 
-    ``state`` is "forgotten" for one that was removed. ``figures`` are those of its stat.json, ``result`` is there when
-    it has ended. They are old if ``stale``: the daemon does not answer.
+    ``state`` is "forgotten" for a removed one. ``figures`` are from its stat.json, ``result`` exists after its end.
+    They are old if ``stale``: the daemon does not answer.
     """
 
     name: str

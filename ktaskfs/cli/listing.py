@@ -1,4 +1,4 @@
-"""``ktaskfs ls`` and ``ktaskfs show``: how tasks stand at this moment."""
+"""``ktaskfs ls`` and ``ktaskfs show``: the current status of tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _wanted(names: list[str], patterns: list[str]) -> set[str]:
 
 
 def show(given: argparse.Namespace) -> int:
-    """Tell all of each task. Raises KtaskfsError."""
+    """Show each task in full. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
     for number, name in enumerate(chosen(mounted, given.name)):
         if given.json:

@@ -76,7 +76,7 @@ class LiveReport:
         most = max(1, self._console.height - 1)  # the cursor has the last line
         wide = self._console.width >= SHORT
         table = grid(wide=wide)
-        # At work first, and then what went wrong: those are of interest where there is no room for all.
+        # Running tasks first, then failed ones, because there may not be room for all.
         ranked = sorted(standings, key=lambda each: (each.has_ended, each.state in ("done", "planned")))
         shown = {each.name for each in (ranked if len(ranked) <= most else ranked[: most - 1])}
         for each in standings:

@@ -1,4 +1,4 @@
-"""What /proc and /sys say of this machine, for ``ktaskfs doctor``; a test gives it a tree of its own."""
+"""Facts from /proc and /sys for ``ktaskfs doctor``; a test passes another tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _without_octal(path: str) -> str:
 
 
 class Level(NamedTuple):
-    """How a finding is to be taken."""
+    """The level of a finding."""
 
     name: str
     is_wrong: bool
@@ -29,7 +29,7 @@ UNKNOWN: Final = Level("unknown", False)
 
 
 class Finding(NamedTuple):
-    """What one check has found: ``mend`` is the command that mends what is wrong."""
+    """A finding of a check: ``mend`` is the command that fixes the problem."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""``ktaskfs mount``: becomes the daemon, in the foreground or behind the caller's back."""
+"""``ktaskfs mount``: becomes the daemon, in the foreground or in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    """Mount as the command line says; returns the exit status, in the background as soon as the mount answers."""
+    """Mount by the command line; returns the exit status, in the background as soon as the mount answers."""
     _fill_standard_descriptors()
     try:
         manager = Manager(environment)
@@ -55,9 +55,9 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 class LogFile(logging.StreamHandler[TextIO]):
-    """Logs to standard error, which is the file ``log``, so that whatever else is said there is in it too.
+    """Logs to standard error, which is the file ``log``, so that other messages there are in it, too.
 
-    The spawner of workers writes to the same open file, so a log that is full is copied and then emptied.
+    The spawner writes to the same open file, so a full log is copied and then emptied.
     """
 
     def __init__(self, directory: PrivateDirectory) -> None:
@@ -118,7 +118,7 @@ def _store(config: MountConfig, manager: Manager) -> int:
 
 
 def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
-    """Fork the daemon and wait until it says that the mount answers, or why not."""
+    """Fork the daemon and wait until it reports that the mount answers, or an error."""
     readable, writable = os.pipe()
     if os.fork():
         os.close(writable)
@@ -164,7 +164,8 @@ def _leave() -> None:
 
 
 def _log_behind(directory: PrivateDirectory, environment: Mapping[str, str]) -> logging.Handler:
-    """Where a daemon in the background logs: the journal if standard error is, else a file in the state directory.
+    """The log of a daemon in the background: the journal if standard error leads there, else a file in the state
+    directory.
 
     Raises TargetError.
     """

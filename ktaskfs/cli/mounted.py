@@ -1,4 +1,4 @@
-"""The mounted files, as any program sees them: read, written, and with the words of ``info/error_log``."""
+"""The mounted files, as any program sees them: reads, writes, and messages from ``info/error_log``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 AWAY: Final = (errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED)
-"""What a file answers whose daemon has died: on a dead mount, on a mount that lives on, and at that moment."""
+"""The errno of a file whose daemon has died: on a dead mount, on a surviving mount, and at that moment."""
 PATIENCE: Final = 5.0
-"""Seconds that a command waits for a daemon that is being started anew."""
+"""Seconds that a command waits for a restarted daemon."""
 PAUSE: Final = 0.1
 """Seconds between two tries."""
 READ_SIZE: Final = 1 << 16
@@ -38,7 +38,7 @@ def let_go(fd: int) -> None:
 class Mounted(NamedTuple):
     """A mount of ktaskfs at ``path``. Methods take paths below it.
 
-    They raise DaemonAway where no daemon answers, at ``open`` and ``read`` after ``patience`` seconds, and TargetError
+    They raise DaemonAway if no daemon answers, at ``open`` and ``read`` after ``patience`` seconds, and TargetError
     with any other errno of the system.
     """
 
@@ -87,7 +87,7 @@ class Mounted(NamedTuple):
         return True
 
     def read(self, file: str) -> str:
-        """The whole text of a file that is no stream. A byte that is not UTF-8 becomes a surrogate escape."""
+        """The whole text of a file that is not a stream. A byte that is not UTF-8 becomes a surrogate escape."""
         return self._patiently(lambda: self._read_whole(file))
 
     def _read_whole(self, file: str) -> str:
@@ -158,7 +158,7 @@ class Mounted(NamedTuple):
 
         try:
             log = self.read("info/error_log")
-        except KtaskfsError:  # words are a help, the errno is the answer
+        except KtaskfsError:  # the message is optional, the errno is the answer
             log = ""
         written = printable(text)
         found = list(ENTRY.finditer(log))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ktaskfs.cli.mounted import Mounted
 
 GLOB: Final = re.compile(r"[*?[]")
-"""What no name of a task has in it."""
+"""Characters that no task name has."""
 
 
 def chosen(mounted: Mounted, patterns: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands on the standard input of ``ktaskfs run --json``: with them it is what another program steers from afar."""
+"""Commands on the standard input of ``ktaskfs run --json``, for control by another program, perhaps remote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASSIGNMENT: Final = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
 SHOWN: Final = 200
 """Characters of a command that was not understood, in the answer."""
 LINE_MOST: Final = 4096
-"""Bytes; what is longer is no command."""
+"""Maximum bytes of a command."""
 
 
 class Orders:
@@ -51,7 +51,7 @@ class Orders:
                 piece = os.read(self.fd, 1 << 16)
             except OSError:  # a socket that was reset
                 piece = b""
-            if not piece:  # what has no newline was cut off
+            if not piece:  # a line without a newline was cut off
                 self.fd = None
                 return
             *lines, self._rest = (self._rest + piece).split(b"\n")

@@ -1,4 +1,4 @@
-"""How a task stands, in words for people."""
+"""The status of a task in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``ktaskfs top`` shows, read from the mount at one moment; knows no screen."""
+"""The contents of ``ktaskfs top``, read from the mount at one moment; it uses no screen."""
 
 from __future__ import annotations
 

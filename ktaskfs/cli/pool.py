@@ -1,4 +1,4 @@
-"""``ktaskfs pool save``: the next boot makes the pools of huge pages that there are now.
+"""``ktaskfs pool save``: the next boot creates the current pools of huge pages.
 
 As a file for systemd-tmpfiles(8), which writes to a file of sysfs for each size of page and each NUMA node; a line for
 sysctl(8) knows one size and no node. Lines with ``!`` take effect at boot alone.

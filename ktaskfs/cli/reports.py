@@ -1,4 +1,4 @@
-"""What a command that follows tasks shows meanwhile: JSON, lines for a log, or nothing. ``live`` has the bars."""
+"""The reports of a command that follows tasks: JSON, lines for a log, or nothing. ``live`` has the bars."""
 
 from __future__ import annotations
 

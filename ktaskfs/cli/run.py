@@ -1,4 +1,4 @@
-"""``ktaskfs run``: starts tasks and stays with them to their ends. ``ktaskfs wait`` stays with those that are there."""
+"""``ktaskfs run``: starts tasks and follows them to their ends. ``ktaskfs wait`` follows existing ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _run_files(given: argparse.Namespace) -> int:
-    """Carry out each file, even after one in which something went wrong, but not after ^C."""
+    """Run each file, even after a failed one, but not after ^C."""
     statuses: list[int] = []
     for file in spec_files(given.spec):
         statuses.append(_run_file(given, file))
@@ -49,7 +49,7 @@ def _run_files(given: argparse.Namespace) -> int:
 
 
 def _run_file(given: argparse.Namespace, file: str) -> int:
-    """Carry out a file up to the first line that does not get done. Raises DaemonAway."""
+    """Run a file up to the first line that fails. Raises DaemonAway."""
     place = ""
     try:
         for place, text in read_lines(file):
@@ -92,7 +92,7 @@ def text_of(words: Sequence[str]) -> str:
 
 
 def wait(given: argparse.Namespace) -> int:
-    """Follow the tasks of these names to their ends; ^C leaves them at work."""
+    """Follow the tasks of these names to their ends; ^C does not stop them."""
     from ktaskfs.cli.names import chosen
 
     mounted = Mounted(given.mount)

@@ -1,4 +1,4 @@
-"""Files of specs, as ``ktaskfs run --files`` carries them out: one line after another."""
+"""Files of specs for ``ktaskfs run --files``, which runs them line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job specs as the command takes them: split as the daemon does, so that a key can be added to each."""
+"""Job specs of the command line: split like in the daemon, so that a key can be added to each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts tasks, or finds those of the same names that are there already."""
+"""Starts tasks, or finds existing ones of the same names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TRIES: Final = 10
 CHANGEABLE: Final = frozenset({"op", "name", "queue", "replace", "max_threads", "nice", "rate_max"})
 """Keys that say nothing of the work, or may have been changed since the start."""
 ALL: Final = "cancel"
-"""What ``tasks/control`` takes beside specs: it would cancel all tasks of the user."""
+"""A command of ``tasks/control`` that is not a spec: it cancels all tasks of the user."""
 TO_RESUME: Final = frozenset({"paused", "failed", "cancelled", "interrupted"})
 AT_WORK: Final = frozenset({"queued", "starting", "running", "paused"})
 
 
 class IfExists(StrEnum):
-    """What becomes of a spec whose name a task has."""
+    """The handling of a spec whose name exists."""
 
     FAIL = "fail"
     JOIN = "join"

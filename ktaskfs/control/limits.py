@@ -48,7 +48,7 @@ class Limits:
 
     openings: command files open for writing, each of which takes two descriptors of this process, and three
               if the opener is in another user namespace. Together they are at most a quarter of the descriptors in
-              number: tasks at work and starts need the rest (``tasks.table.DESCRIPTORS_PART``).
+              number: running tasks and starts need the rest (``tasks.table.DESCRIPTORS_PART``).
     streams:  readers of ``events`` and ``wait``.
     memory:   bytes that open files hold.
     texts:    the part of it that is text.

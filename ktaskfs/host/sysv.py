@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 SHM_RDONLY: Final = 0o10000
 SHM_DEST: Final = 0o1000
-"""In the mode of a segment: it goes when the last process detaches it."""
+"""In the mode of a segment: removed at the last detach."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment: its number, its key, its size and how much of it is in memory (bytes), and its creator's uid.
+    """A segment: its number, key, size and resident bytes, and its creator's uid.
 
-    For one of huge pages Linux 6.7 and later make ``resident`` too large: by the number of pages in a huge page.
+    For huge pages Linux 6.7 and later multiply ``resident`` by the number of pages in a huge page.
     """
 
     number: int
@@ -36,12 +36,12 @@ class Segment:
 
     @property
     def text(self) -> str:
-        """How people know it: ipcs(1) shows number and key."""
+        """Its name for people: number and key, as in ipcs(1)."""
         return f"shmid {self.number} key 0x{self.key & 0xFFFFFFFF:08x}"
 
 
 def segments(kernel: Kernel) -> list[Segment]:
-    """The segments of this process's IPC namespace; none where the kernel has no such thing. Raises OSError."""
+    """The segments of this process's IPC namespace; none on a kernel without them. Raises OSError."""
     try:
         lines = kernel.read_proc("sysvipc/shm").splitlines()[1:]
     except FileNotFoundError:
@@ -54,13 +54,13 @@ def segments(kernel: Kernel) -> list[Segment]:
 
 
 def stay_when_detached(kernel: Kernel) -> bool:
-    """Whether a segment that nobody has attached lives on (kernel.shm_rmid_forced is off). Raises OSError."""
+    """Whether a segment survives without attached processes (kernel.shm_rmid_forced is off). Raises OSError."""
     return kernel.read_proc("sys/kernel/shm_rmid_forced").strip() == "0"
 
 
 @contextlib.contextmanager
 def attached(number: int) -> Iterator[int]:
-    """The address of a segment that this process has attached, to read, until the end. Raises OSError."""
+    """The address of a segment, attached read-only within this context. Raises OSError."""
     attach = LIBC["shmat"]
     attach.restype = ctypes.c_void_p
     address = attach(number, None, SHM_RDONLY)

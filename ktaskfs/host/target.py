@@ -1,8 +1,8 @@
-"""Opening the file a task works on, as the caller, without ever opening anything but a regular file.
+"""Opens the target of a task, as the caller, and never opens anything but a regular file:
 
-A FIFO would block, a device would act. So a path is first opened with O_PATH, which does nothing to the file;
-once fstat(2) has shown a regular file, that very file is opened for use through /proc/self/fd, with the kernel's
-ordinary checks. The path is looked up once: replacing it meanwhile changes nothing.
+a FIFO would block, a device would act. So a path is first opened with O_PATH, which does nothing to the file;
+once fstat(2) has shown a regular file, the same file is opened through /proc/self/fd, with the kernel's ordinary
+checks. The path is looked up once, so a replacement has no effect.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OWN_DESCRIPTORS: Final = re.compile(r"/proc/(self|thread-self)(/|$)|/dev/(fd(/|
 
 
 class FilesystemType(Enum):
-    """The filesystem a file is on, as far as it matters here; the value is its name for messages."""
+    """The kind of a file's filesystem; the value is its name for messages."""
 
     HUGETLBFS = "hugetlbfs"
     TMPFS = "tmpfs"
@@ -73,7 +73,7 @@ class Target:
         return size_of(self.fd)
 
     def allocated(self) -> int:
-        """Bytes the file has pages for now, wherever they lie."""
+        """Bytes of the file's existing pages, anywhere."""
         return os.fstat(self.fd).st_blocks * 512
 
     def seals(self) -> int:
@@ -94,7 +94,7 @@ class Target:
 
 @dataclass(frozen=True)
 class AbsentTarget(Target):
-    """Stands for a file that could be made. ``fd`` is its directory's, and tells of the filesystem only."""
+    """A file that could be created. ``fd`` is its directory's, for facts about the filesystem."""
 
     def size(self) -> int:
         return 0
@@ -118,17 +118,15 @@ def open_target(
 ) -> Target:
     """Open ``path`` for reading and, unless ``write`` is false, writing.
 
-    ``handle`` is an O_PATH descriptor of the file, if it was found already: then ``path`` is its name for messages.
+    ``handle`` is an O_PATH descriptor of the file, if it is already known: then ``path`` is its name for messages.
 
-    ``create`` is the mode of a file to make if there is none (the umask applies); only on a filesystem of ``kinds``.
-    With ``look`` none is made, and an AbsentTarget is returned if it could be.
-    The file is marked as one that a worker uses (``host.holders``), unless it is only read from a disk.
-    A block device can be read (``write`` false), as a file of another filesystem.
-    A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for a directory,
-    EINVAL for a FIFO, socket or device, ETXTBSY for a swap file that is to be written, EAGAIN for a lease that another
-    process does not give back), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and
-    InvalidValue for names such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to
-    one is not noticed.
+    ``create`` is the mode of a new file if it is missing (the umask applies); only on a filesystem of ``kinds``. With
+    ``look`` an AbsentTarget is returned instead of a new file. The file is marked as in use by a worker
+    (``host.holders``), unless it is only read from a disk. A block device can be read (``write`` false), as a file of
+    another filesystem. A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for
+    a directory, EINVAL for a FIFO, socket or device, ETXTBSY for writing to a swap file, EAGAIN for a lease that
+    another process keeps), NotSupported for a filesystem not of ``kinds`` and for files of procfs, and InvalidValue for
+    names such as /proc/self/fd/N, which would mean the worker's own descriptors; a symbolic link to one is not noticed.
     """
     refuse_own_descriptors(path)
     try:
@@ -141,7 +139,7 @@ def open_target(
                     raise
             try:
                 return _look(path, kinds) if look else _create(path, kinds, create)
-            except FileExistsError:  # somebody else made it just now, or it is a link to nothing: ENOENT in the end
+            except FileExistsError:  # somebody else has just made it, or it is a dangling link: ENOENT in the end
                 continue
     except OSError as error:
         raise TargetError.from_os(error, f"open {path}") from error
@@ -149,13 +147,13 @@ def open_target(
 
 
 def size_of(fd: int) -> int:
-    """Bytes of a file that is open, or of a block device that is open for reading, which fstat(2) does not tell."""
+    """Bytes of a file that is open, or of a block device that is open for reading, which fstat(2) does not report."""
     status = os.fstat(fd)
     return os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else status.st_size
 
 
 def refuse_own_descriptors(path: str) -> None:
-    """Raises InvalidValue for a name that would mean a descriptor of the worker's own."""
+    """Raises InvalidValue for a name of one of the worker's descriptors."""
     if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):
         raise InvalidValue(f"{path} would be the worker's own: write your process's number, as in /proc/PID/fd/N")
 
@@ -187,7 +185,7 @@ def _reopen(kernel: Kernel, handle: int, path: str, flags: int) -> int:
 
 
 def _open_directory(path: str) -> tuple[int, str]:
-    """The directory of a file that is to be made, and its name there."""
+    """The directory of a new file, and its name there."""
     parent, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -195,13 +193,13 @@ def _open_directory(path: str) -> tuple[int, str]:
 
 
 def _look(path: str, kinds: Collection[FilesystemType]) -> Target:
-    """Whether a file could be made, as ``_create`` would find out."""
+    """Whether ``_create`` would succeed."""
     directory, name = _open_directory(path)
     try:
         filesystem = _filesystem_of(directory, path, kinds)
         with contextlib.suppress(FileNotFoundError):
             os.stat(name, dir_fd=directory, follow_symlinks=False)
-            raise FileExistsError  # made just now, or a link to nothing
+            raise FileExistsError  # just made, or a dangling link
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
             read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
@@ -234,7 +232,7 @@ def _require_regular(handle: int, path: str) -> None:
 
 def _filesystem_of(handle: int, path: str, kinds: Collection[FilesystemType]) -> FilesystemType:
     magic = syscalls.filesystem_magic(handle)
-    if magic == syscalls.PROC_SUPER_MAGIC:  # a link can lead to the worker's own /proc, where more may show
+    if magic == syscalls.PROC_SUPER_MAGIC:  # a link can lead to the worker's own /proc, which may show more
         raise NotSupported(f"{path} is a file of /proc, not of memory")
     filesystem = _BY_MAGIC.get(magic, FilesystemType.OTHER)
     if filesystem not in kinds:
@@ -250,9 +248,9 @@ def directory_as_target(fd: int, path: str) -> AbsentTarget:
 
 
 def _is_swap_file(fd: int) -> bool:
-    """Whether the system swaps to the file, which is open for writing: every write then fails with ETXTBSY.
+    """Whether the file, open for writing, is swap space: every write then fails with ETXTBSY.
 
-    vfs_fallocate() in fs/open.c looks at that, for every filesystem, before it refuses a range past the largest offset.
+    vfs_fallocate() in fs/open.c checks that, for every filesystem, before it refuses a range past the largest offset.
     """
     try:
         syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, SIZE_MAX, 1)
@@ -262,5 +260,5 @@ def _is_swap_file(fd: int) -> bool:
 
 
 def _page_size(fd: int, filesystem: FilesystemType) -> int:
-    """hugetlbfs gives its huge page as the block size; tmpfs allocates ordinary pages, or several at once."""
+    """hugetlbfs reports its huge page as the block size; tmpfs allocates ordinary pages, or several at once."""
     return os.fstatvfs(fd).f_bsize if filesystem is FilesystemType.HUGETLBFS else syscalls.page_size()

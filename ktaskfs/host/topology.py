@@ -18,7 +18,7 @@ _NODES: Final = "devices/system/node"
 class NumaNode:
     """A NUMA node: its online CPUs (none, for memory alone), and its memory in bytes (none, for CPUs alone).
 
-    ``reclaimable`` is what the kernel can take back from files and its own caches.
+    ``reclaimable`` is memory that the kernel can reclaim from files and its own caches.
     """
 
     nid: Nid
@@ -43,7 +43,7 @@ def read_memory(kernel: Kernel) -> MachineMemory:
 
 
 def usable_cpus(pid: int = 0) -> tuple[int, ...]:
-    """The CPUs that a process may run on, 0 for this one: online, and not taken from it by taskset or a cpuset.
+    """The CPUs of a process, 0 for this one: online, and allowed by its affinity and cpuset.
 
     Empty if there is no such process.
     """

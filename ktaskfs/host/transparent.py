@@ -1,4 +1,4 @@
-"""Transparent huge pages: their size, and how much of the own memory is in them."""
+"""Transparent huge pages: their size, and the memory of this process in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ADDRESSES: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
 def huge_page_size(kernel: Kernel) -> int:
-    """Bytes of one; raises NotSupported where the kernel has none."""
+    """Bytes of one; raises NotSupported on a kernel without them."""
     try:
         return int(kernel.read_sys("kernel/mm/transparent_hugepage/hpage_pmd_size"))
     except OSError as error:
@@ -24,7 +24,7 @@ def huge_page_size(kernel: Kernel) -> int:
 
 
 def bytes_in_huge_pages(kernel: Kernel, start: int, end: int) -> int:
-    """How much of this process's mappings that begin between two addresses is in huge pages; raises OSError."""
+    """Bytes in huge pages of this process's mappings that begin between two addresses; raises OSError."""
     total, inside = 0, False
     for line in kernel.read_proc("self/smaps").splitlines():
         if addresses := _ADDRESSES.match(line):

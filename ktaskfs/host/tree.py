@@ -1,6 +1,6 @@
-"""The regular files below a directory, found one by one: memory for one path and one open directory a level.
+"""Walks the regular files below a directory one by one, with memory for one path and one open directory per level.
 
-Where links are followed, also a number for each directory and for each file that has several names.
+With links followed, also a number for each directory and for each file with several names.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 DEPTH_MAX: Final = 200
-"""Levels of directories; each keeps a descriptor open, and a process usually has 1024."""
+"""Maximum depth; each level keeps a descriptor open, and a process usually has 1024."""
 LOOK: Final = 1024
-"""Entries between two looks at whether anybody still waits for the walk."""
+"""Entries between two checks whether the walk was given up."""
 LEFT_MAX: Final = 1000
-"""Directories that could not be read and are named."""
+"""Maximum unreadable directories that are named."""
 LEASE_PATIENCE: Final = 0.5
-"""Seconds for which one of many files is waited for if another process has a lease on it."""
+"""Seconds to wait for a lease on one of many files."""
 _OPEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_beneath(directory: int, path: str, *, cross_mounts: bool) -> int:
-    """An O_PATH descriptor of ``path`` below ``directory``, reached through no link and never out of the directory.
+    """An O_PATH descriptor of ``path`` below ``directory``, without following links or leaving the directory.
 
-    The last component may itself be a link, which the descriptor then refers to. Raises OSError: EXDEV for a path that
-    leads out, or into another mount unless ``cross_mounts``; ELOOP for a link on the way.
+    If the last component is a link, the descriptor refers to the link. Raises OSError: EXDEV for a path that leads out,
+    or into another mount unless ``cross_mounts``; ELOOP for a link in the path.
 
-    openat2(2) does it in one call. A seccomp filter that looks at open flags refuses that call (systemd's
-    RestrictSUIDSGID=: ENOSYS), since it cannot see flags in memory. Then each component is opened by itself.
+    openat2(2) does this in one call. A seccomp filter on open flags refuses that call (systemd's RestrictSUIDSGID=:
+    ENOSYS), because it cannot read flags in memory. Then each component is opened separately.
     """
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
     if not cross_mounts:
@@ -53,9 +53,9 @@ def open_beneath(directory: int, path: str, *, cross_mounts: bool) -> int:
 
 
 def open_by_components(directory: int, path: str, *, cross_mounts: bool) -> int:
-    """As ``open_beneath``, without openat2(2), and ``..`` is always refused (EXDEV).
+    """Like ``open_beneath``, without openat2(2); ``..`` is always refused (EXDEV).
 
-    Each component is looked up in the directory that is already open, so a rename meanwhile cannot lead elsewhere.
+    Each component is looked up in its open parent, so a rename cannot lead elsewhere.
     """
     if not path:
         raise _error(errno.ENOENT)
@@ -92,9 +92,8 @@ def _error(number: int) -> OSError:
 class Tree:
     """Everything below ``fd``, the descriptor of a directory, of one regular file, or of one block device.
 
-    ``cross_mounts``: go into other filesystems that are mounted there.
-    ``links``: follow links, also out of the tree; those of /proc that stand for open files (magic links) are refused.
-    Otherwise no link is followed, and no path leads out of the tree.
+    ``cross_mounts``: enter other filesystems that are mounted there. ``links``: follow links, even out of the tree, but
+    not magic links of /proc. Otherwise no link is followed, and no path leads out of the tree.
     """
 
     fd: int
@@ -107,7 +106,7 @@ class Tree:
         return not stat.S_ISDIR(os.fstat(self.fd).st_mode)
 
     def open(self, path: str) -> int:
-        """An O_PATH descriptor of what has that path in the tree; raises OSError: EXDEV for another mount, ELOOP."""
+        """An O_PATH descriptor of that path in the tree; raises OSError: EXDEV for another mount, ELOOP."""
         if path == "." and self.is_file:
             return os.dup(self.fd)
         if not self.links:
@@ -122,10 +121,9 @@ class Tree:
         return handle
 
     def open_regular(self, kernel: Kernel, path: str) -> int:
-        """A regular file of the tree, or the device that it is, open for reading.
+        """A regular file of the tree, or its block device, open for reading.
 
-        Raises OSError: EINVAL for what is not a regular file any more, EAGAIN for one on which another process keeps a
-        lease.
+        Raises OSError: EINVAL if it is no longer a regular file, EAGAIN if another process keeps a lease on it.
         """
         handle = self.open(path)
         try:
@@ -147,7 +145,7 @@ def _open_following(directory: int, path: str) -> int:
 
 
 class Found(NamedTuple):
-    """What was found: its directory, as the beginning of its path, its name there, and what stat(2) says."""
+    """An entry: its directory as a path prefix, its name there, and its status from stat(2)."""
 
     directory: str
     name: str
@@ -156,14 +154,12 @@ class Found(NamedTuple):
 
 @dataclass
 class Walk:
-    """One way through a tree, in the order in which the directories list their entries.
+    """One walk through a tree, in the order of the directory listings.
 
-    ``everything``: also directories, each before what is in it, links that are not followed, FIFOs and the like.
-    Where links are followed a directory is walked once, however many links lead to it; with ``everything`` the others
-    are errors (ELOOP). ``once``: so it is with files,
-    also those with several names.
-    ``errors`` counts the directories that could not be read, by errno, and links that lead nowhere; ``left`` names the
-    first of them. ``mounts`` counts those left out because another filesystem is mounted there.
+    ``everything``: also directories, each before what is in it, links that are not followed, FIFOs and the like. With
+    links followed, a directory is walked once; with ``everything`` further links to it are errors (ELOOP). ``once``:
+    the same for files, including those with several names. ``errors`` counts the directories that could not be read, by
+    errno, and dangling links; ``left`` names the first of them. ``mounts`` counts skipped mount points.
     """
 
     kernel: Kernel
@@ -179,9 +175,9 @@ class Walk:
         self._seen: set[int] = set()
 
     def __iter__(self) -> Iterator[Found]:
-        """The regular files, from the tree's own directory on. To be gone through once.
+        """The regular files, from the tree's own directory on. Iterate once.
 
-        Raises TargetError if nobody waits for them any more.
+        Raises TargetError if the walk was given up.
         """
         if self.tree.is_file:
             yield Found("", ".", os.fstat(self.tree.fd))
@@ -207,7 +203,7 @@ class Walk:
 
     def _entries(self, fd: int, prefix: str, path: str, depth: int) -> Generator[Found, None, None]:
         try:
-            entries = os.scandir(fd)  # which has a descriptor of its own, but stat(2) of an entry takes this one
+            entries = os.scandir(fd)  # which has its own descriptor, but stat(2) of an entry uses this one
         except OSError as error:
             self._count(error, path)
             return
@@ -215,7 +211,7 @@ class Walk:
             for number in itertools.count(1):
                 try:
                     entry = next(entries, None)
-                except OSError as error:  # the directory cannot be read to its end
+                except OSError as error:  # the rest of the directory is unreadable
                     self._count(error, path)
                     return
                 if entry is None:
@@ -225,7 +221,7 @@ class Walk:
                 below = prefix + entry.name
                 try:
                     status = self._look_at(below, entry)
-                except OSError as error:  # it is gone, or leads nowhere
+                except OSError as error:  # it is gone, or a dangling link
                     self._count(error, below)
                     continue
                 if self.everything or (stat.S_ISREG(status.st_mode) and not self._again(status)):
@@ -234,12 +230,12 @@ class Walk:
                     yield from self._below(f"{below}/", below, depth + 1)
 
     def _look_at(self, path: str, entry: os.DirEntry[str]) -> os.stat_result:
-        """What stat(2) says of an entry."""
+        """The status of an entry from stat(2)."""
         status = entry.stat(follow_symlinks=False)
         return self._at_end_of(path) if self.tree.links and stat.S_ISLNK(status.st_mode) else status
 
     def _at_end_of(self, path: str) -> os.stat_result:
-        """What a link leads to."""
+        """The target of a link."""
         handle = self.tree.open(path)
         try:
             return os.fstat(handle)
@@ -253,7 +249,7 @@ class Walk:
         return not _added(self._seen, status)
 
     def _open_directory(self, path: str) -> int | None:
-        """A directory, open for reading; None if it has been walked already, by way of a link."""
+        """A directory, open for reading; None if it was already walked through a link."""
         self._go_on()
         handle = self.tree.open(path)
         try:
@@ -278,7 +274,7 @@ class Walk:
 
 
 def _added(known: set[int], status: os.stat_result) -> bool:
-    """Enter a file or directory, as one number, which takes half of the memory that a tuple does; False if it is in."""
+    """Enter a file or directory, as one number, which takes half of the memory of a tuple; False if it is in."""
     number = status.st_dev << 64 | status.st_ino
     if number in known:
         return False

@@ -128,7 +128,7 @@ class Job:
         for number, helper in enumerate(helpers):
             came = Lock()  # guards nothing; the helper releases it as it begins
             came.acquire()
-            # The thread of a helper that was given up before it has begun comes all the same. CPython 3.11 crashes if
+            # The thread of a helper that was given up before its start still comes. CPython 3.11 crashes if
             # the interpreter has ended by then, so the interpreter's exit waits for threads that are due. (Job is only
             # an object that lives until then.)
             due = finalize(Job, came.acquire, timeout=_LATE)

@@ -49,8 +49,8 @@ class NodeWork:
     def split(self, held: Iterable[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         """The finished and the unfinished chunks, each in order and merged where they touch.
 
-        ``held`` are the chunks that run or have failed. The last unfinished one may end at None: nobody knows a
-        position that ``iter_func`` has not reached.
+        ``held`` are the chunks that run or have failed. The last unfinished one may end at None: a position that
+        ``iter_func`` has not reached is unknown.
         """
         finished: list[Chunk] = []
         unfinished: list[Chunk] = []

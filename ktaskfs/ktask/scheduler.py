@@ -286,7 +286,7 @@ class Scheduler:
     def start_undo(self) -> list[Chunk]:
         """The ranges to undo: the finished ones, which no longer count as done, then, if asked, the failed chunks.
 
-        Called when no thread is at work, so that every chunk still held has failed.
+        Called when no thread works, so that every chunk still held has failed.
         """
         with self._lock:
             held = self._threads.held()

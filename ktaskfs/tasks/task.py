@@ -64,7 +64,7 @@ EMPTY: Final = Snapshot(
 
 
 class Task:
-    """A task. Only the trio thread touches it; everything that shows it asks it anew.
+    """A task. Used only on the trio thread; files read it at each request.
 
     history:    its work and the results of its runs.
     requests:   those to its worker.

@@ -215,10 +215,10 @@ def test_verbs_that_do_not_fit_the_state(mount: Mount, tmpfs: Path) -> None:
 
 def test_tunables_keep_their_value(mount: Mount) -> None:
     for text, words in (
-        ("0", "least"),
+        ("0", "minimum"),
         ("-1", "negative"),
         ("x", "number"),
-        ("2147483648", "greatest"),
+        ("2147483648", "maximum"),
         ("1K", "number"),
         ("", "empty"),
     ):

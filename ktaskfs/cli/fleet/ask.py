@@ -1,4 +1,4 @@
-"""``ktaskfs ls --hosts`` and ``ktaskfs doctor --hosts``: what many hosts say, put together."""
+"""``ktaskfs ls --hosts`` and ``ktaskfs doctor --hosts``: the combined answers of many hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADER: Final = ("host", "name", "operation", "state", "percent", "progress", "s
 LEVELS: Final = ("wrong", "unknown")
 """Of findings that are shown; where all is well a host has none."""
 PATIENCE: Final = 60
-"""Seconds that hosts have for their answers, unless --timeout says otherwise."""
+"""Seconds for the answers of hosts, without --timeout."""
 
 
 class Answers:

@@ -1,4 +1,4 @@
-"""Connections to hosts through ClusterShell: one command on all of them, a batch after another."""
+"""Connections to hosts through ClusterShell: one command on all of them, batch by batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN_DESCRIPTORS: Final = 64
 
 
 class Watcher(Protocol):
-    """Is told what happens on hosts."""
+    """Observes events of hosts."""
 
     def connecting(self, host: str) -> None:
         """A connection is being made."""

@@ -1,4 +1,4 @@
-"""How the hosts of a fleet stand, from what the command on each has said; knows no connection and no screen."""
+"""The states of the hosts of a fleet, from the output of the command on each; it uses no connection and no screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 WAITING: Final = "waiting"
-"""The host has not been turned to."""
+"""The host's turn has not come."""
 CONNECTING: Final = "connecting"
 """Nothing was heard of it yet."""
 STARTED: Final = "started"
@@ -37,11 +37,11 @@ FINE: Final = frozenset({"done", "planned", STARTED})
 NO_CONNECTION: Final = 255
 """What ssh(1) returns when it could not connect, or the connection was lost."""
 HEARD_MOST: Final = 300
-"""Characters of a line that is no object."""
+"""Maximum characters of a line that is not an object."""
 
 
 class Host(NamedTuple):
-    """One host: ``words`` say why it has no good end, ``heard`` is the last line that was no object."""
+    """One host: ``words`` explain a failure, ``heard`` is the last line that was not an object."""
 
     name: str
     state: str = WAITING
@@ -72,7 +72,7 @@ class Host(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Hosts that stand alike: in one state, for the same reason."""
+    """Hosts in the same state, for the same reason."""
 
     state: str
     words: str

@@ -1,4 +1,4 @@
-"""What ``ktaskfs run --hosts`` shows meanwhile: JSON, or lines for a log. ``table`` has the live one."""
+"""The reports of ``ktaskfs run --hosts``: JSON, or lines for a log. ``table`` has the live one."""
 
 from __future__ import annotations
 

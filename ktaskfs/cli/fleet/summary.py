@@ -1,4 +1,4 @@
-"""Many hosts in few lines: how all of them stand, how they have ended, and what the results are."""
+"""Many hosts in few lines: their states, ends, and results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One live table of all hosts on a terminal: the slowest on top, what has ended folded below."""
+"""A live table of all hosts on a terminal: the slowest on top, ended ones folded below."""
 
 from __future__ import annotations
 

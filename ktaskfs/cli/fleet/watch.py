@@ -1,4 +1,4 @@
-"""``ktaskfs run --hosts``: starts a specification on hosts, and watches it there to its ends."""
+"""``ktaskfs run --hosts``: starts a specification on hosts, and follows it there to the end."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:
 
 
 class Watch:
-    """Watches a fleet at work, and does what ^C and the options ask for."""
+    """Watches a running fleet, and handles ^C and the options."""
 
     def __init__(self, fleet: Fleet, report: FleetReport, interrupts: Interrupts, given: argparse.Namespace) -> None:
         self._fleet = fleet

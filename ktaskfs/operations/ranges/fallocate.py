@@ -82,7 +82,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         """Open or create, check, reserve, extend.
 
         Raises OutOfHugePages, OutOfSpace, InvalidValue for a range that is not whole pages, and TargetError: EPERM
-        for a sealed file, EFBIG past the caller's RLIMIT_FSIZE, ENOMEM for more tmpfs than there is memory.
+        for a sealed file, EFBIG past the caller's RLIMIT_FSIZE, ENOMEM for more tmpfs than available memory.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
         if preparation.files is not None:
@@ -185,7 +185,7 @@ class _Wanted:
 
 
 def _wanted(parameters: FallocateParameters, growth: Growth, *, rest: bool) -> _Wanted:
-    """What the parameters mean for the file. Raises InvalidValue.
+    """The meaning of the parameters for the file. Raises InvalidValue.
 
     A range to the end of the file, or, for a ``rest``, to where that was in the first run, has all of its last page,
     and leaves the size as it is.
@@ -221,7 +221,7 @@ def _told(kernel: Kernel, growth: Growth, wanted: _Wanted, *, mapped: bool) -> d
 
 @contextlib.contextmanager
 def _near(nid: int) -> Iterator[None]:
-    """Allocate this thread's memory on a node meanwhile, as the threads of the task do."""
+    """Allocate this thread's memory on a node within this context, like the threads of the task."""
     if nid == NO_NODE:
         yield
         return

@@ -108,7 +108,7 @@ class TargetTree:
     def file(self, path: str, size: int) -> int:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
-        EEXIST for what cannot be the copy's own: a link to elsewhere, another user's file, one with other names.
+        EEXIST for a foreign entry: a link to another place, another user's file, a file with several names.
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
@@ -140,11 +140,11 @@ class TargetTree:
         except PermissionError:
             if not self._filled:
                 raise
-        os.unlink(name, dir_fd=parent)  # an earlier run completed it and was killed before it could say so
+        os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
-        """A symbolic link; one that says the same may be there. Raises OSError."""
+        """A symbolic link; an equal one may exist. Raises OSError."""
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
@@ -183,7 +183,7 @@ def _times(status: os.stat_result) -> tuple[int, int]:
 
 
 def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
-    """Raises TargetError for a directory in which nothing can be made, or, if it should be ``empty``, that is not."""
+    """Raises TargetError for an unwritable directory, or one that should be ``empty`` but is not."""
     try:
         fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -208,10 +208,10 @@ def require_apart(source: int, path: str) -> None:
 
 
 def _above(path: str) -> Iterator[os.stat_result]:
-    """The directories above what is, or could be made, at ``path``, from there up to the root."""
+    """The parents of an existing or new ``path``, up to the root."""
     here = os.path.realpath(path)
     while True:
-        with contextlib.suppress(OSError):  # it is missing, or whoever opens it says what is wrong
+        with contextlib.suppress(OSError):  # it is missing, or a later open reports the error
             yield os.stat(here)
         if here == "/":
             return
@@ -219,7 +219,7 @@ def _above(path: str) -> Iterator[os.stat_result]:
 
 
 def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
-    """As well as can be known; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
+    """An estimate; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
     try:
         if target.filesystem is FilesystemType.HUGETLBFS:
             if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):

@@ -1,4 +1,4 @@
-"""``checksum`` of whole files: the digests that sha256sum and its kin print, and whether they are those of a list."""
+"""``checksum`` of whole files: the digests of sha256sum and similar tools, or a check of a list."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIFFERS: Final = FIRST_OWN_MARK
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksumParameters(TreeParameters):
-    """Files, how they are digested, and a list to compare with."""
+    """Files, the algorithm, and a list to compare with."""
 
     algorithm: str = parameter(choice(*TOOLS), "the digest of this tool", default="sha256sum")
     manifest: str | None = parameter(
@@ -46,7 +46,7 @@ class ChecksumParameters(TreeParameters):
 
 
 class Checksum(Operation[ChecksumParameters]):
-    """Such a digest cannot be put together from pieces: each file is done by one thread, several side by side."""
+    """Such a digest cannot be combined from pieces: one thread does a file, several files at the same time."""
 
     name = "checksum"
     target = "a directory, or a file with the digest of a tool"
@@ -120,7 +120,7 @@ class _Digester:
         self._report.enter(file, marks=DIFFERS if differs else 0, bytes=file.size)
 
     def _digest(self, index: int) -> bytes:
-        """Raises OSError: EBUSY for a file that changed meanwhile."""
+        """Raises OSError: EBUSY for a changed file."""
         fd = self._files.open(index)
         try:
             before = os.fstat(fd)
@@ -144,7 +144,7 @@ class _Digester:
     def finish(self, outcome: Outcome) -> str:
         """The result; nothing if the task did not finish.
 
-        Raises Finding: EBADMSG if files differ from the manifest or are missing, or why some could not be read.
+        Raises Finding: EBADMSG if files differ from the manifest or are missing, or the errno of unreadable files.
         """
         if outcome.remaining():
             return ""
@@ -153,7 +153,7 @@ class _Digester:
         return self._compare(self._expected)
 
     def _list(self) -> str:
-        """The lines, and what else there is to say as comments; or what ``out`` has got."""
+        """The lines with remarks as comments; or the counts, with ``out``."""
         report = self._report
         lines = self._sums.lines(report, self._path)
         if self._output is not None:

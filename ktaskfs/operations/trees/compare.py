@@ -1,4 +1,4 @@
-"""``compare`` of two directories: what differs, and what only one of them has."""
+"""``compare`` of two directories: differences, and files in only one of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CompareParameters(TreeParameters):
 
 
 class Compare(Operation[CompareParameters]):
-    """Goes through ``source``, and looks for each file in ``path``; then what only ``path`` has is left."""
+    """Walks ``source``, and finds each file in ``path``; the rest is only in ``path``."""
 
     name = "compare"
     target = "two directories"
@@ -86,7 +86,7 @@ class Compare(Operation[CompareParameters]):
 
 
 class _Comparer:
-    """The chunk function, and what was found."""
+    """The chunk function, and its findings."""
 
     def __init__(self, files: FileList, others: FileList) -> None:
         self._files = files
@@ -101,7 +101,7 @@ class _Comparer:
         )
 
     def compare(self, start: int, end: int) -> None:
-        """Compare what lies between two positions."""
+        """Compare the files between two positions."""
         self._turns.do(self._files.pieces(start, end), self._compare_piece)
 
     def _compare_piece(self, piece: Piece) -> None:
@@ -153,7 +153,7 @@ class _Comparer:
             os.close(mine)
 
     def _same(self, mine: int, other: int, start: int, end: int) -> bool:
-        """Whether both have the same from ``start`` to ``end``; past its end a file has zeros. Holes are not read."""
+        """Whether both are equal from ``start`` to ``end``; past its end a file has zeros. Holes are not read."""
         buffer = self._buffer
         for run in union(list(data_extents(mine, start, end)), list(data_extents(other, start, end))):
             for position in range(run.start, run.end, PIECE):

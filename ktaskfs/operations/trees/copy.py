@@ -1,4 +1,4 @@
-"""``copy`` of a directory: everything below it into a new one, on any filesystem, hugetlbfs too."""
+"""``copy`` of a directory: its contents into a new one, on any filesystem, including hugetlbfs."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ MAX_CHUNK: Final = 8 << 20
 """Bytes, of which each file takes 4 KiB more than it has: up to 2048 empty files, at some 80 µs each."""
 BUFFER: Final = 256 << 10
 FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EFBIG})
-"""What the next file would meet, too."""
+"""Errors that the next file would get, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyParameters(TreeParameters):
-    """A directory, and where its copy is to be."""
+    """A directory, and the place of its copy."""
 
     source: str = parameter(PATH, "the directory to copy")
     path: str = parameter(PATH, "the copy: a new or empty directory")
@@ -144,7 +144,7 @@ def _told(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
 
 
 class _Copier:
-    """The chunk function, and what became of everything."""
+    """The chunk function, and the results for all files."""
 
     def __init__(self, files: FileList, target: TargetTree, digest: str | None, output: Output | None) -> None:
         self._files = files
@@ -156,7 +156,7 @@ class _Copier:
         self._output = output
 
     def copy(self, start: int, end: int) -> None:
-        """Copy what lies between two positions. Raises TargetError for what the next file would meet, too."""
+        """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
         for piece in self._pieces(start, end):
             try:
                 if self._target.kind.filesystem is FilesystemType.TMPFS:
@@ -170,7 +170,8 @@ class _Copier:
                 self._report.skip(piece.file, error)
 
     def _pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """What lies between two positions; with digests, which cannot be put together, the whole files that begin."""
+        """The ranges between two positions; with digests, which cannot be combined, the whole files that begin
+        there."""
         if self._sums is None:
             return self._files.pieces(start, end, self._align)
         return self._files.whole_files(start, end)
@@ -248,7 +249,7 @@ class _Copier:
                 try:
                     count = os.sendfile(target, source, position, run.end - position)
                 except OSError as error:
-                    if error.errno != errno.EINVAL:  # hugetlbfs, and others, have only read(2)
+                    if error.errno != errno.EINVAL:  # hugetlbfs and others only have read(2)
                         raise
                     count = self._read_and_write(source, target, position, run.end)
                 if not count:
@@ -293,7 +294,7 @@ class _Copier:
         return report.require_all(text, gone=False)
 
     def _dress(self, index: int) -> None:
-        """What could not be done before all that belongs to it was there, perhaps in an earlier run."""
+        """The steps after the last piece of a file or directory, perhaps of an earlier run."""
         kind = self._files.kind(index)
         if kind == stat.S_IFDIR:
             self._dress_directory(self._files.path(index))
@@ -321,7 +322,7 @@ class _Copier:
 
 
 def _copy_to_huge_pages(source: int, target: int, piece: Span, page: int) -> None:
-    """The kernel reads right into a mapping of the target, for which pages are reserved before they are touched."""
+    """The kernel reads directly into a mapping of the target, whose pages are reserved before a touch."""
     for run in data_extents(source, piece.start, piece.end):
         whole = run.widened(page)
         with Mapping(target, whole.start, whole.size, reserve=True) as mapping:

@@ -1,4 +1,4 @@
-"""``evict``: write back and drop what the page cache holds of every regular file below a directory."""
+"""``evict``: write back and drop the cached pages of every regular file below a directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvictParameters(TreeParameters):
 
 
 class Evict(PieceOperation[EvictParameters]):
-    """Pages that a process has mapped or locked stay (posix_fadvise(2)), so each piece is looked at again."""
+    """Pages that a process has mapped or locked stay (posix_fadvise(2)), so each piece is checked again."""
 
     name = "evict"
     description = (
@@ -48,14 +48,14 @@ class Evict(PieceOperation[EvictParameters]):
 
 
 class _Evictor(PieceWork):
-    """Each piece is looked at again when it was dropped."""
+    """Checks each piece after dropping it."""
 
     def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         # A file may have grown: its last piece goes to its end.
         end = max(size_of(fd), piece.end) if piece.is_last else piece.end
         length = 0 if piece.is_last else end - piece.start
         # The pages of an overlay's file are the lower file's, which sync_file_range(2) does not reach. fdatasync(2)
-        # does, but has the device flush its cache even for a clean file: 74 µs here, and 1 µs the other way.
+        # does, but makes the device flush its cache even for a clean file: 74 µs here instead of 1 µs.
         if overlay:
             os.fdatasync(fd)
         else:

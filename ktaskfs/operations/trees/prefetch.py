@@ -1,4 +1,4 @@
-"""``prefetch``: bring every regular file below a directory into the page cache."""
+"""``prefetch``: read every regular file below a directory into the page cache."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class PrefetchParameters(TreeParameters):
 
 
 class Prefetch(PieceOperation[PrefetchParameters]):
-    """sendfile(2) to a device that drops everything: it returns when the pages are there, and copies nothing.
+    """sendfile(2) to a device that drops everything: it returns when the pages are cached, and copies nothing.
 
-    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and say
-    nothing of the rest. A hole is left alone: it has nothing on the disk to wait for.
+    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and do
+    not report that. A hole is skipped: it has no data on the disk.
     """
 
     name = "prefetch"
@@ -65,7 +65,7 @@ class Prefetch(PieceOperation[PrefetchParameters]):
 
 
 def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> None:
-    """Raises TargetError: what is read last would push out what was read first."""
+    """Raises TargetError if the last pages would displace the first ones."""
     headroom = memory_headroom(preparation.kernel)
     available = preparation.kernel.available_memory(swap=False)
     why = f"{available} are available"
@@ -84,7 +84,7 @@ class _Prefetcher(PieceWork):
         self._buffer = Buffer(TOUCH) if preparation.parameters.touch else None
         kernel = preparation.kernel
         try:
-            # As /dev/null: what is written to it is dropped.
+            # Like /dev/null: it drops its input.
             self._sink = kernel.reopen(kernel.zero, os.O_WRONLY)
         except OSError as error:
             raise TargetError.from_os(error, "open /dev/zero for writing") from error

@@ -1,4 +1,4 @@
-"""``survey`` of ordinary files: how much of each the page cache has."""
+"""``survey`` of ordinary files: the cached bytes of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = FIRST_OWN_MARK
 NOT_TOLD: Final = 2**64 - 1
-"""Stands for the dirty bytes of a file of which they are not told."""
+"""Stands for unknown dirty bytes of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ def test_more_than_a_node_has(runner: Runner, spare: hugepages.TestPool, monkeyp
     runner.prepare("reserve", pages=before + 10, nodes="0").abort()
     error = runner.refused("reserve", pages=before + 11, nodes="0")
     assert error.errno == errno.ENOMEM
-    assert "node 0 needs 22.0MiB more, and the node has 20.0MiB free or reclaimable" in error.message
+    assert "node 0 needs 22.0MiB more, but the node has 20.0MiB free or reclaimable" in error.message
     runner.prepare("reserve", pages=before + 11, nodes="0", force=1).abort()
     runner.prepare("reserve", pages=there() + 11).abort()
 
