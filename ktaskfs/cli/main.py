@@ -43,6 +43,11 @@ def _client(given: argparse.Namespace) -> int:
     for option in HOST_OPTIONS:
         if getattr(given, option, None) is not None:
             raise InvalidValue(f"--{option.replace('_', '-')} needs --hosts")
+    if (
+        given.command not in ("run", "wait", "events", "top")
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends even while it waits for a stopped daemon
     match given.command:
         case "run" | "wait":
             from ktaskfs.cli import run
