@@ -63,13 +63,13 @@ def test_plain_lines_where_the_terminal_is_dumb(command: Command, memory: Path) 
 
 
 def test_nothing_heavy_is_imported(command: Command, memory: Path) -> None:
-    """A library that draws would take as much CPU as all else of a short command."""
+    """rich draws the bars; nothing else that takes long to import is needed for them."""
     python, *words = command.words("run", "checksum", f"path={memory}/file")
     with Terminal(python, "-X", "importtime", *words, columns=500) as terminal:
         assert terminal.end() == 0
         imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
     assert "ktaskfs.cli.live" in imported
-    assert {"rich", "textual", "asyncio", "threading", "ClusterShell"} & imported == set()
+    assert {"textual", "asyncio", "trio", "psutil", "ClusterShell"} & imported == set()
 
 
 def test_no_colour(command: Command, memory: Path) -> None:
