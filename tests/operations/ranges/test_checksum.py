@@ -121,7 +121,7 @@ def test_expected(runner: Runner, area: Path, algorithm: str) -> None:
         checksum(runner, path=area / "file", algorithm=algorithm, expect=wrong, offset=0)
     assert caught.value.errno == errno.EBADMSG
     assert caught.value.result == digest_of(data, algorithm)
-    assert f"is {right} and not {wrong}" in caught.value.message
+    assert f"is {right}, not {wrong}" in caught.value.message
 
 
 def test_refusals(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:

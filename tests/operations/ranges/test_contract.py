@@ -120,7 +120,7 @@ def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Pat
         if name in PAST_THE_END:
             short = "source" if "source" in texts and length > SIZE else ""
         end = offset + length
-        words = f"the range ends at {end}, past the end of {ground / short}: it has {SIZE} bytes"
+        words = f"the range ends at {end}, past the end of {ground / short} ({SIZE} bytes)"
         error = refusal(runner, name, texts | {"offset": str(offset), "length": str(length)})
         assert said(error) == (("InvalidValue", "EINVAL", words) if short else None)
         assert state(ground, name) == before
@@ -141,7 +141,7 @@ def test_a_range_that_begins_at_the_end_and_has_no_length(
     elif beyond == 0 or ("source" in texts and name in PAST_THE_END):
         assert error is None
     else:
-        words = f"the range begins at {offset}, past the end of {ground / 'path'}: it has {SIZE} bytes"
+        words = f"the range begins at {offset}, past the end of {ground / 'path'} ({SIZE} bytes)"
         assert said(error) == ("InvalidValue", "EINVAL", words)
     assert state(ground, name) == before
 

@@ -163,7 +163,7 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
         ]
         for texts, words in wrong:
             assert runner.refused("fallocate", length=HUGE, **texts).message == words
-        assert "give the path" in runner.refused("free", pid=pid, unlink=1).message
+        assert runner.refused("free", pid=pid, unlink=1).message == "unlink=1 needs path"
         assert "is not for" in runner.refused("checksum", pid=pid, manifest="/x").message
     finally:
         ended(process)
