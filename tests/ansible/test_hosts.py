@@ -91,7 +91,7 @@ def test_the_second_run_changes_nothing_that_is_there(fleet: Fleet) -> None:
 
 
 def test_a_scrub_and_its_proof(fleet: Fleet) -> None:
-    two = "--limit=hv[1:2]"
+    two = "--limit=hv1,hv2"
     fleet.sh("head -c 1M /dev/urandom >/dev/shm/vm0")
     first = fleet.play("ktaskfs.host.scrub", two, tenant=17, memory="/dev/shm/vm0")
     assert first.outcome.status == 0, first.failures
@@ -136,9 +136,9 @@ def test_the_oldest_release(fleet: Fleet, oldest: Path) -> None:
 def test_weights_that_are_replaced_are_loaded_again(fleet: Fleet) -> None:
     fleet.sh("head -c 1M /dev/urandom >/dev/shm/source")
     variables = {"weights": "/dev/shm/source", "memory": "/dev/shm/weights"}
-    assert fleet.play("ktaskfs.host.weights", "--limit=hv[2:3]", **variables).changed == {"hv2": 2, "hv3": 2}
+    assert fleet.play("ktaskfs.host.weights", "--limit=hv2,hv3", **variables).changed == {"hv2": 2, "hv3": 2}
     fleet.hosts[2].sh("head -c 1M /dev/urandom >/dev/shm/new; mv /dev/shm/new /dev/shm/source")
-    assert fleet.play("ktaskfs.host.weights", "--limit=hv[2:3]", **variables).changed == {"hv2": 0, "hv3": 2}
+    assert fleet.play("ktaskfs.host.weights", "--limit=hv2,hv3", **variables).changed == {"hv2": 0, "hv3": 2}
     assert fleet.hosts[2].sh("cmp /dev/shm/source /dev/shm/weights") == ""
 
 
