@@ -18,7 +18,6 @@ SETTINGS: Final = {
     "ANSIBLE_FORCE_COLOR": "0",
     "ANSIBLE_NOCOLOR": "1",
     "ANSIBLE_PIPELINING": "1",
-    "ANSIBLE_REMOTE_TMP": "/run/ansible",
     "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callback")),
     "ANSIBLE_STDOUT_CALLBACK": "told",
     "LC_ALL": "C.UTF-8",
@@ -60,6 +59,8 @@ class Ansible:
         self._programs, self._collections, self._home, self._prefix = programs, collections, home, prefix
         self._env = {**SETTINGS, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_HOME": str(home)}
         self._env["ANSIBLE_LOCAL_TEMP"] = str(home / "tmp")
+        # Hosts have no more of this machine's files to themselves than what is in memory.
+        self._env["ANSIBLE_REMOTE_TMP"] = "/run/ansible" if prefix else str(home / "remote")
 
     def with_programs(self, programs: Path) -> Ansible:
         """The same with another release."""

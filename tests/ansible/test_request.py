@@ -13,6 +13,7 @@ from tests.support import filesystems
 from tests.support.daemon import Mount
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
+from tests.support.shell import shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,6 +148,32 @@ def test_cancelled_and_the_rest(settled: Make, mounted: Mount, memory: Path) -> 
     assert created(mounted) == before
     assert settled("cancelled") == []
     assert mounted.read("tasks/t/state") == "done\n"
+
+
+@pytest.mark.parametrize("change", ["mv new a", "rm a", "truncate --size=0 a"])
+def test_the_rest_is_not_enough_if_the_file_has_changed(
+    make: Make, settled: Make, mounted: Mount, memory: Path, change: str
+) -> None:
+    """The resume is refused (ESTALE, ENOENT, ENXIO), and all of the work is done."""
+    settled("started", "fallocate", **slow(memory / "a"))
+    until(lambda: not mounted.read("tasks/t/progress").startswith("0 /"), "a part is done")
+    settled("cancelled")
+    (memory / "new").touch()
+    assert shell(f"cd {memory}; {change}").status == 0
+    before = created(mounted)
+    assert settled("done", "fallocate", **slow(memory / "a", rate_max="max")) == ["resume"]
+    assert created(mounted) != before
+    assert (memory / "a").stat().st_blocks * 512 == 4 * MIB
+
+
+def test_two_calls_at_the_same_time_start_one_task(make: Make, mounted: Mount, memory: Path) -> None:
+    def call(_: int) -> tuple[list[str], str]:
+        request = make("done", "fallocate", path=memory / "a", length="1M")
+        return request.carry_out(), request.settle()
+
+    with ThreadPoolExecutor(8) as executor:
+        answers = list(executor.map(call, range(8)))
+    assert sorted(answers) == [([], "done")] * 7 + [(["start"], "done")]
 
 
 def test_absent(settled: Make, mounted: Mount, memory: Path) -> None:

@@ -162,7 +162,8 @@ class Request:
         try:
             self.mounted.write(file_of(self.wanted.name, "control"), "resume")
         except Refused as error:
-            if not ended or error.number == errno.EBUSY or error.number in AWAY:
+            # ESTALE says that the file is another one now. A dead daemon may say it, too: then the start decides.
+            if not ended or (error.number in (errno.EBUSY, *AWAY) and error.number != errno.ESTALE):
                 raise
             self.mounted.start({**self.spec, "replace": "1"})
 
@@ -238,14 +239,11 @@ class Request:
         found = values.number(self.values.get(key, "0"))
         return found if isinstance(found, int) else 0
 
-    def result(self) -> str:
-        """What the task has found; nothing if it is not there."""
-        return self._value("result")
-
 
 def _is_race(action: str, error: Refused) -> bool:
     """Whether the task may have changed between the look and the act, or the daemon ended meanwhile."""
     if error.number in AWAY:
         return True
-    races = {START: (errno.EEXIST,), REPLACE: (errno.EEXIST,), FORGET: (*GONE, errno.EBUSY)}
-    return error.number in races.get(action, (*GONE, errno.EBUSY))
+    start, change = (errno.EEXIST,), (*GONE, errno.EBUSY)
+    races = {START: start, REPLACE: start, RESUME: (*start, *change)}
+    return error.number in races.get(action, change)
