@@ -7,24 +7,22 @@ import errno
 import json
 import os
 import select
-import signal
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ktaskfs.cli.interrupts import INTERRUPTED
 from ktaskfs.cli.mounted import let_go
 from ktaskfs.errors import DaemonAway, TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from types import FrameType
 
+    from ktaskfs.cli.interrupts import Interrupts
     from ktaskfs.cli.mounted import Mounted
     from ktaskfs.cli.orders import Orders
 
 STATUS_OF: Final = {"done": 0, "planned": 0, "failed": 1, "forgotten": 1, "cancelled": 3, "interrupted": 4}
 """The exit status for each state at which the following ends."""
-INTERRUPTED: Final = 130
-"""The exit status after ^C."""
 GRAVITY: Final = (INTERRUPTED, 1, 4, 3, 0)
 """Of several statuses the first of these is that of all."""
 RETRY: Final = 0.25
@@ -59,33 +57,6 @@ def exit_status(standings: Sequence[Standing]) -> int:
 def gravest(statuses: Collection[int]) -> int:
     """The exit status of a command that has come to all of these."""
     return next((each for each in GRAVITY if each in statuses), 0)
-
-
-class Interrupts:
-    """Counts ^C while it is entered; ``fd`` becomes readable with each."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.fd, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def __enter__(self) -> Interrupts:
-        self._handler = signal.signal(signal.SIGINT, self._note)
-        self._wakeup = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        signal.signal(signal.SIGINT, self._handler)
-        os.close(self.fd)
-        os.close(self._writable)
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
-
-    def drain(self) -> None:
-        """Make ``fd`` wait for the next one."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 4096)
 
 
 class _Followed:

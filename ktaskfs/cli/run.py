@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
 from ktaskfs.cli.complain import complain
-from ktaskfs.cli.follow import INTERRUPTED, Interrupts, exit_status, follow, gravest
+from ktaskfs.cli.follow import exit_status, follow, gravest
+from ktaskfs.cli.interrupts import INTERRUPTED
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.orders import DETACH, Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
 from ktaskfs.cli.spec_files import read_lines, spec_files
 from ktaskfs.cli.specs import of_words
 from ktaskfs.cli.start import IfExists, start
+from ktaskfs.cli.watcher import fork_watched
 from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError
 
 if TYPE_CHECKING:
@@ -26,34 +28,39 @@ if TYPE_CHECKING:
 
     from ktaskfs.cli.follow import Standing
     from ktaskfs.cli.reports import Report
+    from ktaskfs.cli.watcher import PassedInterrupts
 
+LAST: Final = 2
+"""The ^C that leaves the tasks: the first one cancels them."""
 OVER: Final = (errno.EBUSY, errno.ENODEV, errno.ENOENT)
 """What a cancel comes to for a task that has ended meanwhile, or was removed."""
 
 
 def run(given: argparse.Namespace) -> int:
     """Start the specs of the command line; returns the exit status. Raises KtaskfsError for what is refused."""
+    text = "" if given.files else text_of(given.spec)
+    interrupts = fork_watched(LAST, "what was asked for may be carried out all the same: look with ktaskfs ls")
     if given.files:
-        return _run_files(given)
-    return _run_text(given, text_of(given.spec))
+        return _run_files(given, interrupts)
+    return _run_text(given, text, interrupts)
 
 
-def _run_files(given: argparse.Namespace) -> int:
+def _run_files(given: argparse.Namespace, interrupts: PassedInterrupts) -> int:
     """Carry out each file, even after one in which something went wrong, but not after ^C."""
     statuses: list[int] = []
     for file in spec_files(given.spec):
-        statuses.append(_run_file(given, file))
+        statuses.append(_run_file(given, file, interrupts))
         if statuses[-1] == INTERRUPTED:
             break
     return gravest(statuses)
 
 
-def _run_file(given: argparse.Namespace, file: str) -> int:
+def _run_file(given: argparse.Namespace, file: str, interrupts: PassedInterrupts) -> int:
     """Carry out a file up to the first line that does not get done. Raises DaemonAway."""
     place = ""
     try:
         for place, text in read_lines(file):
-            if status := _run_text(given, text):
+            if status := _run_text(given, text, interrupts):
                 print(f"ktaskfs: {place}: this did not get done; the lines after it are left out", file=sys.stderr)
                 return status
     except DaemonAway:
@@ -64,26 +71,25 @@ def _run_file(given: argparse.Namespace, file: str) -> int:
     return 0
 
 
-def _run_text(given: argparse.Namespace, text: str) -> int:
+def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts) -> int:
     """Start the specs in ``text`` together, and follow them as the options ask. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
-    with Interrupts() as interrupts:
-        try:
-            names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
-        except KtaskfsError as error:
-            if not given.json:
-                raise
-            print(_refusal(error), flush=True)
-            return 1
-        if given.detach:
-            if given.json:
-                standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
-                print(*map(as_json, standings), sep="\n", flush=True)
-            else:
-                print(*names, sep="\n")
-            return 0
-        orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
-        return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)
+    try:
+        names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+    except KtaskfsError as error:
+        if not given.json:
+            raise
+        print(_refusal(error), flush=True)
+        return 1
+    if given.detach:
+        if given.json:
+            standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
+            print(*map(as_json, standings), sep="\n", flush=True)
+        else:
+            print(*names, sep="\n")
+        return 0
+    orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
+    return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)
 
 
 def text_of(words: Sequence[str]) -> str:
@@ -96,9 +102,9 @@ def wait(given: argparse.Namespace) -> int:
     from ktaskfs.cli.names import chosen
 
     mounted = Mounted(given.mount)
+    interrupts = fork_watched(1, "what is at work stays so")
     names = chosen(mounted, given.name)
-    with Interrupts() as interrupts:
-        return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
+    return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
 
 
 def _refusal(error: KtaskfsError) -> str:
@@ -111,12 +117,13 @@ def _stay(
     mounted: Mounted,
     names: Sequence[str],
     report: Report,
-    interrupts: Interrupts,
+    interrupts: PassedInterrupts,
     orders: Orders,
     *,
     cancels: bool,
 ) -> int:
     """Show how they stand until all have ended, or ^C was pressed once more than it ``cancels`` them, or "detach"."""
+    interrupts.at_the_end(_follow_again(mounted, names))
     to_cancel = set(names) if cancels else set()
     told = False
     standings: Sequence[Standing] = []
@@ -136,9 +143,13 @@ def _stay(
         report.close()
     show_end([each for each in standings if each.has_ended], report)
     if at_work := [each.name for each in standings if not each.has_ended]:
-        place = "" if mounted.path == DEFAULT_MOUNT else f" -m {shlex.quote(mounted.path)}"
-        print(f"ktaskfs: left as they are: follow them with: ktaskfs wait{place} {' '.join(at_work)}", file=sys.stderr)
+        print(f"ktaskfs: {_follow_again(mounted, at_work)}", file=sys.stderr)
     return INTERRUPTED if interrupts.count else exit_status(standings)
+
+
+def _follow_again(mounted: Mounted, names: Sequence[str]) -> str:
+    place = "" if mounted.path == DEFAULT_MOUNT else f" -m {shlex.quote(mounted.path)}"
+    return f"left as they are: follow them with: ktaskfs wait{place} {' '.join(names)}"
 
 
 def _obeys(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from tests.support.daemon import ROOT, Mount
@@ -163,11 +164,12 @@ def test_a_task_that_is_removed_meanwhile(command: Command, slow: str) -> None:
         assert f"{slow}: running" in str(follower.stderr and follower.stderr.readline())
         command.mount.write(f"tasks/{slow}/control", "pause")
         assert f"{slow}: paused" in str(follower.stderr and follower.stderr.readline())
-        follower.send_signal(signal.SIGSTOP)
+        (looking,) = psutil.Process(follower.pid).children()
+        looking.suspend()
         stop(command.mount, slow)
         (command.mount.path / f"tasks/{slow}").rmdir()
         (command.mount.path / f"tasks/{slow}").mkdir()  # another, of the same name
-        follower.send_signal(signal.SIGCONT)
+        looking.resume()
         assert follower.wait(DEADLINE) == 1
         assert "was removed before its end was seen" in follower.communicate()[1]
     (command.mount.path / f"tasks/{slow}").rmdir()

@@ -14,7 +14,7 @@ from ktaskfs.cli.fleet.connections import Connections, Way, names_of
 from ktaskfs.cli.fleet.hosts import LEFT, SKIPPED, TIMEOUT, UNREACHABLE, WAITING, Fleet
 from ktaskfs.cli.fleet.reports import report_for
 from ktaskfs.cli.fleet.summary import show_results
-from ktaskfs.cli.follow import INTERRUPTED, Interrupts
+from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
 from ktaskfs.cli.run import text_of
 from ktaskfs.cli.specs import read_specs
 from ktaskfs.cli.start import IfExists
@@ -36,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
     batches = batches_of(names, given.batch)
     command = _command(given)
     fleet = Fleet(names)
-    with Interrupts() as interrupts:
+    with OwnInterrupts() as interrupts:
         watch = Watch(fleet, report_for(given, os.environ), interrupts, given)
         watch.run(Connections(Way.of(given), command, batches, watch))
     if not given.json:
@@ -77,7 +77,7 @@ def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:
 class Watch:
     """Watches a fleet at work, and does what ^C and the options ask for."""
 
-    def __init__(self, fleet: Fleet, report: FleetReport, interrupts: Interrupts, given: argparse.Namespace) -> None:
+    def __init__(self, fleet: Fleet, report: FleetReport, interrupts: OwnInterrupts, given: argparse.Namespace) -> None:
         self._fleet = fleet
         self._report = report
         self._interrupts = interrupts

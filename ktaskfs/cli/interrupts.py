@@ -1,0 +1,56 @@
+"""^C in commands that do more than to end by it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED: Final = 130
+"""The exit status after ^C."""
+
+
+class Interrupts(Protocol):
+    """^C as a command that follows tasks sees it."""
+
+    @property
+    def fd(self) -> int:
+        """Readable after ^C, until ``drain``."""
+
+    @property
+    def count(self) -> int:
+        """How often it was pressed."""
+
+    def drain(self) -> None:
+        """Make ``fd`` wait for the next one."""
+
+
+class OwnInterrupts:
+    """Counts ^C while it is entered, as this process hears it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fd, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> OwnInterrupts:
+        self._handler = signal.signal(signal.SIGINT, self._note)
+        self._wakeup = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        signal.signal(signal.SIGINT, self._handler)
+        os.close(self.fd)
+        os.close(self._writable)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+    def drain(self) -> None:
+        """See Interrupts."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)

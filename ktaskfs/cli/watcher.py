@@ -1,0 +1,129 @@
+"""A process that hears ^C while the one that uses the mount waits for a daemon that does not answer.
+
+The kernel keeps a process that waits for an answer until it comes, and one that has a file of the mount open cannot
+even be killed before. So the command forks: the child uses the mount, the parent has nothing of it open, and can leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+from typing import Final, NoReturn
+
+from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
+
+GRACE: Final = 1.0
+"""Seconds after which a child that has not looked at ^C is taken to wait for the daemon."""
+SHOW_CURSOR: Final = "\r\n\x1b[?25h"
+
+
+class PassedInterrupts:
+    """^C in the child: the parent writes a byte for each, and is told when it was looked at."""
+
+    def __init__(self, fd: int, tell: int) -> None:
+        self.fd = fd
+        self._tell = tell
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """See Interrupts."""
+        self.drain()
+        return self._count
+
+    def drain(self) -> None:
+        """See Interrupts. Ends the process if the parent has ended."""
+        try:
+            pressed = os.read(self.fd, 4096)
+        except BlockingIOError:
+            return
+        if not pressed:
+            os._exit(INTERRUPTED)
+        self._count += len(pressed)
+        os.write(self._tell, b"\n" * len(pressed))
+
+    def at_the_end(self, words: str) -> None:
+        """Have the parent say this, if it leaves before this process does."""
+        os.write(self._tell, json.dumps(words).encode() + b"\n")
+
+
+def fork_watched(last: int, words: str) -> PassedInterrupts:
+    """Fork; return in the child. The parent ends as the child does, or leaves it and the tasks.
+
+    It leaves at the ``last`` ^C, or at a later one, if the child does not look at it. ``words`` are then said, unless
+    the child has told others.
+    """
+    presses, press = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Entered before the fork: a ^C at this moment is heard by the one or the other.
+    interrupts = OwnInterrupts().__enter__()
+    child = os.fork()
+    if child:
+        os.close(presses)
+        os.close(tell)
+        _watch(child, interrupts, press, told, last, words)
+    os.close(press)
+    os.close(told)
+    interrupts.__exit__()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return PassedInterrupts(presses, tell)
+
+
+def _watch(child: int, interrupts: OwnInterrupts, press: int, told: int, last: int, words: str) -> NoReturn:
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    pidfd = os.pidfd_open(child)
+    poll = select.poll()
+    for fd in (pidfd, interrupts.fd, told):
+        poll.register(fd, select.POLLIN)
+    passed, seen, hinted, rest = 0, 0, False, b""
+    while True:
+        ready = {fd for fd, _ in poll.poll(GRACE * 1000 if seen < passed else None)}
+        if pidfd in ready:
+            _end_as(child)
+        if told in ready:
+            if not (piece := os.read(told, 1 << 16)):
+                poll.unregister(told)
+            *lines, rest = (rest + piece).split(b"\n")
+            seen += lines.count(b"")
+            words = next((json.loads(line) for line in reversed(lines) if line), words)
+        if interrupts.fd in ready:
+            interrupts.drain()
+            pressed = interrupts.count
+            with contextlib.suppress(BrokenPipeError):  # it is about to end
+                os.write(press, bytes(pressed - passed))
+            passed = pressed
+        if ready or seen == passed:
+            continue
+        if passed >= last:
+            _leave(child, words)
+        if not hinted:
+            _say("the daemon does not answer yet; ^C again ends this command alone")
+            hinted = True
+
+
+def _end_as(child: int) -> NoReturn:
+    """End with the child's status, or by the signal that ended it."""
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _leave(child: int, words: str) -> NoReturn:
+    os.kill(child, signal.SIGKILL)  # what it asks for now is not carried out later, unless the daemon has it already
+    _say(f"{SHOW_CURSOR if os.isatty(2) else ''}ktaskfs: the daemon does not answer; {words}")
+    os._exit(INTERRUPTED)
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens
+        os.write(2, os.fsencode(f"{words}\n"))

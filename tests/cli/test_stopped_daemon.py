@@ -1,0 +1,138 @@
+"""^C while the daemon is stopped: it answers nothing, and nobody waits for it longer than a person wants."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE, until
+from tests.support.slow import start_slow, stop
+from tests.support.terminal import CONTROL_C, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.cli.conftest import Command
+    from tests.support.daemon import Mount
+
+
+@contextlib.contextmanager
+def stopped(mount: Mount) -> Iterator[None]:
+    """The daemon does nothing meanwhile."""
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command at work; ended at the end, if it has not."""
+    words = command.words(*arguments)
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def waits_for_the_daemon(process: subprocess.Popen[str]) -> bool:
+    """Whether it is in a system call that the daemon has to answer."""
+    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    return any(Path(f"/proc/{each.pid}/wchan").read_text() == "request_wait_answer" for each in processes)
+
+
+@pytest.fixture
+def slow(command: Command, memory: Path) -> Iterator[str]:
+    """The name of a task at work that does not end by itself."""
+    start_slow(command.mount, memory, "slow")
+    yield "slow"
+    stop(command.mount, "slow")
+
+
+def test_run_says_so_and_a_second_control_c_leaves_the_task(command: Command, memory: Path, slow: str) -> None:
+    spec = f"clear path={memory}/slow-{slow} name={slow}"
+    with started(command, "run", "--if-exists=join", spec) as follower:
+        assert follower.stderr is not None
+        assert follower.stderr.readline().startswith(f"{slow}: running")
+        with stopped(command.mount):
+            until(lambda: waits_for_the_daemon(follower), "it looks at the task")
+            follower.send_signal(signal.SIGINT)
+            line = follower.stderr.readline()
+            assert line == "the daemon does not answer yet; ^C again ends this command alone\n"
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(DEADLINE) == 130
+        words = f"left as they are: follow them with: ktaskfs wait -m {command.mount.path} {slow}\n"
+        assert follower.stderr.read() == f"ktaskfs: the daemon does not answer; {words}"
+    assert command.mount.read(f"tasks/{slow}/state") == "running\n"
+
+
+def test_a_cancel_that_the_daemon_does_not_take_can_be_left(command: Command, memory: Path, slow: str) -> None:
+    """It hears the first ^C as it waits for news, and stays in the write."""
+    spec = f"clear path={memory}/slow-{slow} name={slow}"
+    with started(command, "run", "--if-exists=join", spec) as follower:
+        assert follower.stderr is not None
+        assert follower.stderr.readline().startswith(f"{slow}: running")
+        with stopped(command.mount):
+            follower.send_signal(signal.SIGINT)
+            until(lambda: waits_for_the_daemon(follower), "it cancels the task")
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(DEADLINE) == 130
+        assert "the daemon does not answer; left as they are" in follower.stderr.read()
+
+
+def test_the_daemon_goes_on_after_the_first_one(command: Command, memory: Path) -> None:
+    """Then the tasks are cancelled, as at any time."""
+    spec = f"clear path={memory}/file rate_max=1K chunk=4K name=cancelled"
+    with started(command, "run", spec) as follower:
+        assert follower.stderr is not None
+        assert follower.stderr.readline().startswith("cancelled: ")
+        with stopped(command.mount):
+            until(lambda: waits_for_the_daemon(follower), "it looks at the task")
+            follower.send_signal(signal.SIGINT)
+            assert follower.stderr.readline().startswith("the daemon does not answer yet; ")
+        assert follower.wait(DEADLINE) == 130
+    assert command.mount.read("tasks/cancelled/state") == "cancelled\n"
+
+
+def test_a_terminal_is_put_in_order(command: Command, memory: Path, slow: str) -> None:
+    words = command.words("run", "--if-exists=join", f"clear path={memory}/slow-{slow} name={slow}")
+    with Terminal(*words, columns=100, env={"PYTHONPATH": str(ROOT)}) as terminal:
+        terminal.sees(slow, "running")
+        with stopped(command.mount):
+            terminal.type(CONTROL_C)
+            terminal.sees("^C again")
+            terminal.type(CONTROL_C)
+            assert terminal.end() == 130
+        assert "follow them with: ktaskfs wait" in terminal.text
+        assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")
+
+
+def test_a_start_that_is_not_answered(command: Command, memory: Path) -> None:
+    with stopped(command.mount), started(command, "run", f"checksum path={memory}/file") as starter:
+        assert starter.stderr is not None
+        until(lambda: waits_for_the_daemon(starter), "it waits")
+        starter.send_signal(signal.SIGINT)
+        assert starter.stderr.readline().startswith("the daemon does not answer yet; ")
+        starter.send_signal(signal.SIGINT)
+        assert starter.wait(DEADLINE) == 130
+        assert "what was asked for may be carried out all the same: look with ktaskfs ls" in starter.stderr.read()
+
+
+@pytest.mark.parametrize("words", [["wait", "slow"], ["ls"], ["show", "slow"], ["set", "slow", "nice=5"], ["doctor"]])
+def test_one_is_enough_for_the_others(command: Command, slow: str, words: list[str]) -> None:
+    with stopped(command.mount), started(command, *words) as process:
+        until(lambda: waits_for_the_daemon(process), "it waits")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) in (130, -signal.SIGINT)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
