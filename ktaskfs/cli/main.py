@@ -43,7 +43,10 @@ def _client(given: argparse.Namespace) -> int:
     for option in HOST_OPTIONS:
         if getattr(given, option, None) is not None:
             raise InvalidValue(f"--{option.replace('_', '-')} is of use with --hosts alone")
-    if given.command not in ("run", "wait", "events", "top") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if (
+        given.command not in ("run", "wait", "events", "top")
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it also while it waits for a daemon that is stopped
     match given.command:
         case "run" | "wait":

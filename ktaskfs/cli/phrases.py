@@ -43,6 +43,13 @@ def finish(standing: Standing) -> str:
     return "" if left is None else duration(left / 1e6)
 
 
+def time(standing: Standing) -> str:
+    """``finish``, or how long it took."""
+    if standing.has_ended and standing.figures.get("elapsed_usec"):
+        return duration(standing.figures["elapsed_usec"] / 1e6)
+    return finish(standing)
+
+
 def duration(seconds: float) -> str:
     """``1.9s``, ``3m20s``, ``2h05m``."""
     if round(seconds, 1) < 60:

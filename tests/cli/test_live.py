@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.console import Console
 
 from ktaskfs.cli.follow import Standing
 from ktaskfs.cli.live import LiveReport
 from tests.support.poll import until
 from tests.support.slow import start_slow, stop
-from tests.support.terminal import CONTROL_C, Terminal
+from tests.support.terminal import CONTROL_C, SEQUENCE, Terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,17 +92,11 @@ def test_a_pipe_gets_the_result_alone(command: Command, memory: Path) -> None:
     until(lambda: command.mount.read("tasks/sum/state") == "done\n", "it is done")
 
 
-def drawn(standings: list[Standing], *, width: int, height: int) -> list[str]:
+def drawn(standings: list[Standing], *, width: int, height: int, coloured: bool = True) -> list[str]:
     """The lines of one picture."""
-    out = io.StringIO()
-    console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None, _environ={})
-    report = LiveReport(console)
-    out.truncate(0)
-    out.seek(0)
-    report.show(standings)
-    said = out.getvalue()
-    report.close()
-    return [line.replace("\x1b[2K", "").replace("\r", "").rstrip() for line in said.splitlines()]
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    report = LiveReport(out, lambda: (width, height), coloured=coloured)
+    return [SEQUENCE.sub("", line).rstrip() for line in report.lines(standings)]
 
 
 def standing(number: int, state: str = "running", name: str = "task") -> Standing:
@@ -130,8 +124,54 @@ def test_a_thousand_tasks_fit(width: int, height: int) -> None:
 
 def test_what_stands_on_a_line() -> None:
     (line,) = drawn([standing(1)], width=80, height=24)
-    assert line.split() == ["task-1", *line.split()[1:2], "46.1%", "29.5GiB/64.0GiB", "20.0GiB/s", "1.9s", "running"]
+    assert line == f"task-1 {9 * '━'}╺{10 * '━'} 46.1% 29.5GiB/64.0GiB 20.0GiB/s 1.9s running"
+    (line,) = drawn([standing(1)], width=80, height=24, coloured=False)
+    assert line == f"task-1 {9 * '━'}{12 * ' '}46.1% 29.5GiB/64.0GiB 20.0GiB/s 1.9s running"
     (line,) = drawn([standing(1)._replace(stale=True)], width=80, height=24)
     assert line.endswith("no daemon")
-    (line,) = drawn([Standing("new", "queued", {})], width=80, height=24)
+    (line,) = drawn([Standing("new", "queued", {})], width=80, height=24, coloured=False)
     assert line.split() == ["new", "queued"]
+
+
+def test_columns_are_as_wide_as_what_is_in_them() -> None:
+    short, long = standing(1)._replace(name="a"), standing(2, "done", "longer")
+    first, second = drawn([short, long], width=80, height=24)
+    assert first.index("46.1%") == second.index("46.1%")
+    assert first.endswith("1.9s running")
+    assert second.endswith("5.0s done")
+
+
+def test_an_encoding_without_such_signs(command: Command, memory: Path) -> None:
+    words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
+    with Terminal(*words, env={"PYTHONIOENCODING": "ascii"}) as terminal:
+        assert terminal.end() == 0
+        assert f"sum {'#' * 20} 100.0% 64.0KiB/64.0KiB" in terminal.text
+
+
+def test_lines_are_drawn_over_those_before() -> None:
+    """And what is said in between stays above them."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
+    report = LiveReport(out, lambda: (80, 24), coloured=False)
+    report.show([standing(1), standing(2)])
+    report.note("words")
+    report.show([standing(1, "done"), standing(2)])
+    report.close()
+    out.seek(0)
+    screen: list[str] = []
+    at = 0
+    for piece in re.split(r"(\n|\r|\x1b\[[0-9?]*[A-Za-z])", out.read()):
+        match piece[-1:], piece:
+            case "\n", _:
+                at += 1
+            case "A", _:
+                at -= int(piece[2:-1])
+            case "J", _:
+                del screen[at + 1 :]
+            case "", _:
+                pass
+            case _, "\r" | "\x1b[K" | "\x1b[?25l" | "\x1b[?25h":
+                pass
+            case _:
+                screen[at:] = [piece, *screen[at + 1 :]]
+    assert [line.split()[0] for line in screen] == ["words", "task-1", "task-2"]
+    assert [line.split()[-1] for line in screen] == ["words", "done", "running"]

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
-from ktaskfs.cli import live
+from ktaskfs.cli import phrases
 from ktaskfs.cli.fleet.hosts import FINE, percent
 from ktaskfs.cli.fleet.summary import course, show_summary, summary_line
+from ktaskfs.cli.live import BAR_WIDTH, NAME_WIDTH, SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ktaskfs.cli.fleet.hosts import Fleet, Host
+    from ktaskfs.cli.follow import Standing
 
 EVERY: Final = 1.0
 """Seconds between two pictures."""
@@ -28,6 +32,30 @@ SHARE: Final = 0.01
 """Of the time, to draw: one picture takes as long as hundreds of lines from hosts."""
 GROUPS_MOST: Final = 8
 """Ways to end that are shown while others are at work."""
+
+
+STYLES: Final = {"done": "green", "planned": "green", "failed": "red", "interrupted": "red", "cancelled": "yellow"}
+
+
+def grid(*, wide: bool) -> Table:
+    """A table for rows, with a bar in each if it is ``wide``."""
+    return Table.grid(
+        Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis"),
+        *(Column(width=BAR_WIDTH) for _ in range(wide)),
+        *(Column(no_wrap=True, justify="right", overflow="ellipsis") for _ in range(4)),
+        Column(no_wrap=True),
+        padding=(0, 1),
+    )
+
+
+def row(standing: Standing, *, wide: bool) -> list[Text | ProgressBar]:
+    """The cells of a task."""
+    state = "no daemon" if standing.stale else standing.state
+    cells: list[Text | ProgressBar] = [Text(standing.name)]
+    if wide:
+        cells.append(ProgressBar(total=100, completed=percent(standing), width=BAR_WIDTH))
+    words = (phrases.percent(standing), phrases.progress(standing), phrases.speed(standing), phrases.time(standing))
+    return [*cells, *map(Text, words), Text(state, style=STYLES.get(standing.state, ""))]
 
 
 class LiveTable:
@@ -77,10 +105,10 @@ class LiveTable:
             (host.standing for host in fleet if host.tasks and not host.has_ended),
             key=lambda each: (percent(each), each.name),
         )
-        wide = self._console.width >= live.SHORT
-        table = live.grid(wide=wide)
+        wide = self._console.width >= SHORT
+        table = grid(wide=wide)
         for each in at_work[:most]:
-            table.add_row(*live.row(each, wide=wide))
+            table.add_row(*row(each, wide=wide))
         if hidden := at_work[most:]:
             below.insert(0, Text(f"{len(hidden)} more from {percent(hidden[0]):.1f}% on", style="dim"))
         return Group(table, *below)
