@@ -142,8 +142,8 @@ def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
     most = cpus if cap == "max" else int(cap)
     words = f"ktask_max_threads is {cap}, with {cpus} CPUs in NUMA nodes: {nodes}"
     if most < useful / 2:
-        text = f"{words}: {useful} would still be faster"
+        text = f"{words}: a task could use {useful} threads"
         mend = f"echo max > {shlex.quote(mounted.path)}/debug/ktask_max_threads"
-        yield Finding("threads", WRONG, text, f"{mend}  # and max_threads = max in /etc/ktaskfs.conf")
+        yield Finding("threads", WRONG, text, f"{mend}  # and take max_threads out of /etc/ktaskfs.conf")
     else:
         yield Finding("threads", OK, words)

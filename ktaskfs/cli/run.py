@@ -20,7 +20,7 @@ from ktaskfs.cli.spec_files import read_lines, spec_files
 from ktaskfs.cli.specs import of_words
 from ktaskfs.cli.start import IfExists, start
 from ktaskfs.cli.watcher import fork_watched
-from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError
+from ktaskfs.errors import DaemonAway, InvalidValue, KtaskfsError, Refused, TargetError
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +78,8 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
         names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
     except KtaskfsError as error:
         if not given.json:
+            if error.errno == errno.EEXIST and given.if_exists is None:
+                raise _with_a_way_out(error) from error
             raise
         print(_refusal(error), flush=True)
         return 1
@@ -93,8 +95,11 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
 
 
 def text_of(words: Sequence[str]) -> str:
-    """The specs of the command line, or of standard input."""
-    return os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    """The specs of the command line, or of standard input. Raises InvalidValue if there is none."""
+    text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    if not text.strip():
+        raise InvalidValue("there is no specification")
+    return text
 
 
 def wait(given: argparse.Namespace) -> int:
@@ -105,6 +110,15 @@ def wait(given: argparse.Namespace) -> int:
     interrupts = fork_watched(1, "what is at work stays so")
     names = chosen(mounted, given.name)
     return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
+
+
+def _with_a_way_out(error: KtaskfsError) -> KtaskfsError:
+    """The refusal of a name that a task has, with what a person may do."""
+    words = (
+        f"{error.message}: follow it with --if-exists=join, do it again with --if-exists=rerun, or choose another name="
+    )
+    command, caret = (error.command, error.caret) if isinstance(error, Refused) else ("", "")
+    return Refused(words, errno=errno.EEXIST, command=command, caret=caret)
 
 
 def _refusal(error: KtaskfsError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -16,7 +17,7 @@ from textual.widgets import DataTable, Footer, Sparkline, Static
 from ktaskfs.cli import phrases
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.picture import Picture, holders, next_rate, next_threads, take
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, NotSupported
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
@@ -242,8 +243,10 @@ class Top(App[None]):
 
 
 def top(mount: str) -> int:
-    """Show the screen until a person leaves it."""
+    """Show the screen until a person leaves it. Raises KtaskfsError."""
     mounted = Mounted(mount, patience=0)
     mounted.read("version")  # or it says at once that nothing is mounted
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise NotSupported("ktaskfs top needs a terminal; ktaskfs ls and events print what it shows")
     Top(mounted).run()
     return 0

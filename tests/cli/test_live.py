@@ -62,6 +62,16 @@ def test_plain_lines_where_the_terminal_is_dumb(command: Command, memory: Path) 
         assert "sum: done 64.0KiB in " in terminal.text
 
 
+def test_nothing_heavy_is_imported(command: Command, memory: Path) -> None:
+    """A library that draws would take as much CPU as all else of a short command."""
+    python, *words = command.words("run", "checksum", f"path={memory}/file")
+    with Terminal(python, "-X", "importtime", *words, columns=500) as terminal:
+        assert terminal.end() == 0
+        imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
+    assert "ktaskfs.cli.live" in imported
+    assert {"rich", "textual", "asyncio", "threading", "ClusterShell"} & imported == set()
+
+
 def test_no_colour(command: Command, memory: Path) -> None:
     words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
     for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):

@@ -112,6 +112,11 @@ def test_what_is_no_spec_cancels_nothing(command: Command, slow: str) -> None:
     assert command.mount.read(f"tasks/{slow}/state") == "running\n"
 
 
+@pytest.mark.parametrize("words", [["-"], [""], [" "]])
+def test_no_specification(command: Command, words: list[str]) -> None:
+    assert command("run", *words, stdin="\n") == Outcome(1, "", "ktaskfs: there is no specification\n")
+
+
 def test_no_mount(command: Command, area: Path) -> None:
     for words in (["run", "checksum", "path=/x"], ["wait", "x"]):
         outcome = run(*command.words(*words)[:4], "-m", str(area), *words[1:], cwd=ROOT)
@@ -197,7 +202,8 @@ def test_a_plan_touches_nothing(command: Command, memory: Path) -> None:
 
 def test_an_existing_name(command: Command, memory: Path, slow: str) -> None:
     spec = [f"path={memory}/slow-{slow}", f"name={slow}", "rate_max=max", "chunk=0x1000"]
-    assert "a task slow exists" in command("run", "clear", *spec).err
+    refused = command("run", "clear", *spec).err
+    assert refused.startswith("ktaskfs: a task slow exists: follow it with --if-exists=join, ")
     assert "a task slow exists" in command("run", "--if-exists=replace", "clear", *spec).err
     for other in (["fill", *spec, "pattern=00"], ["clear", *spec, "length=4096"], ["clear", *spec[1:], "path=/other"]):
         outcome = command("run", "--if-exists=join", *other)

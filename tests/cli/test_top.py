@@ -16,7 +16,7 @@ from ktaskfs.cli.picture import Picture, holders, next_rate, next_threads, take
 from ktaskfs.cli.top import Top
 from tests.support.daemon import ROOT
 from tests.support.poll import until
-from tests.support.shell import run
+from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
@@ -260,3 +260,10 @@ def test_a_look_that_ends_after_the_screen_is_no_error(place: Path) -> None:
             app.look()
 
     asyncio.run(look())
+
+
+def test_it_needs_a_terminal(command: Command) -> None:
+    """Or it would write a screen into a file, and wait for keys."""
+    assert command("top") == Outcome(
+        1, "", "ktaskfs: ktaskfs top needs a terminal; ktaskfs ls and events print what it shows\n"
+    )
