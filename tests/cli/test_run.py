@@ -265,6 +265,17 @@ def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Pat
     command.mount.read("tasks/twice/wait")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_another_signal_ends_the_command_alone(command: Command, slow: str, number: signal.Signals) -> None:
+    with started(command, "wait", slow) as follower:
+        assert follower.stderr is not None
+        assert follower.stderr.readline().startswith(f"{slow}: running")
+        follower.send_signal(number)
+        assert follower.wait(DEADLINE) == -number
+        assert follower.stderr.read() == ""  # its end: both processes have ended
+    assert command.mount.read(f"tasks/{slow}/state") == "running\n"
+
+
 def test_control_c_in_wait_leaves_the_task(command: Command, slow: str) -> None:
     with started(command, "wait", slow) as follower:
         assert follower.stderr is not None
