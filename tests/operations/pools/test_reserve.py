@@ -178,7 +178,7 @@ def test_a_pool_that_another_changes_meanwhile(
     with pytest.raises(Finding) as caught:
         plan.finish(outcome)
     assert caught.value.errno == number
-    assert f"node 0 has {before} huge pages of 2M and {wanted} are wanted" in caught.value.message
+    assert f"node 0 has {before} huge pages of 2M, not {wanted}" in caught.value.message
     assert parsed(caught.value.result)["0"]["pages"] == before
     result_of(runner.prepare("reserve", pages=before - 40))
     assert there() == before - 40
