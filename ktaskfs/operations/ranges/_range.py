@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
@@ -89,12 +90,14 @@ class RangeOperation(Operation[P]):
         parameters: RangeParameters = preparation.parameters
         if not isinstance(parameters, FileParameters) or parameters.pid is None:
             return
-        process = preparation.keep(open_process(parameters.pid))
-        area, *others = areas = shared_areas(process, parameters.mapping)
-        if others:
-            self._locate_many(preparation, MappedFiles(process, areas))
-            return
-        preparation.file = open_mapped(process, area)
+        with contextlib.ExitStack() as stack:
+            process = stack.enter_context(contextlib.closing(open_process(parameters.pid)))
+            area, *others = areas = shared_areas(process, parameters.mapping)
+            if others:
+                self._locate_many(preparation, MappedFiles(process, areas))
+                preparation.callback(stack.pop_all().close)  # it leads to the files for as long as the task runs
+                return
+            preparation.file = open_mapped(process, area)
         preparation.callback(os.close, preparation.file)
         offset, length = parameters.offset, parameters.length
         if parameters.mapping is not None and not offset and length is None:

@@ -153,10 +153,11 @@ def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
 
 def _told_of_many(kernel: Kernel, files: ManyFiles, missing: int) -> dict[str, object]:
     """As ``_told``, for several files that a process maps."""
-    with files.opened(0) as target:
-        if target is not None:
-            there = target.allocated()
-            require_pool(kernel, target, (missing + there) // target.page_size, promised=True)
+    if files.files:  # none is left if the process has just unmapped them
+        with files.opened(0) as target:
+            if target is not None:
+                pages = (missing + target.allocated()) // target.page_size
+                require_pool(kernel, target, pages, promised=True)
     return {"files": len(files.files), "allocates": missing}
 
 

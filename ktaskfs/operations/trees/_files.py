@@ -186,7 +186,10 @@ class FileList:
         """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
         for index, first, last in self._line.pieces(start, end):
             size = self._sizes[index]
-            low, high = _edge(first, self._unit, size, align), _edge(last, self._unit, size, align)
+            if not first and last * self._unit >= size:  # all of it, as of most small files
+                low, high = 0, size
+            else:
+                low, high = _edge(first, self._unit, size, align), _edge(last, self._unit, size, align)
             if low < high or (not size and not first):
                 yield Piece(index, low, high, size)
 
