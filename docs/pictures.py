@@ -15,7 +15,8 @@ from typing import Final
 
 from rich.console import Console
 
-from ktaskfs.cli.follow import Interrupts, follow
+from ktaskfs.cli.follow import follow
+from ktaskfs.cli.interrupts import OwnInterrupts
 from ktaskfs.cli.live import LiveReport
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.orders import Orders
@@ -33,7 +34,7 @@ PART: Final = 25.0
 
 def run_picture(mounted: Mounted, names: list[str]) -> str:
     """The bars of ``ktaskfs run`` when the first task is at PART."""
-    with open(os.devnull, "w") as nowhere, Interrupts() as interrupts:
+    with open(os.devnull, "w") as nowhere, OwnInterrupts() as interrupts:
         console = Console(record=True, width=COLUMNS, height=ROWS, force_terminal=True, file=nowhere)
         for standings in follow(mounted, names, 0.25, interrupts, Orders(None)):
             if standings[0].has_ended or (standings[0].figures.get("percent") or 0) >= PART:
@@ -66,7 +67,7 @@ def draw(mount: str, directory: Path) -> None:
                 lines = (line.rstrip() for line in text.splitlines())
                 (directory / f"{name}.svg").write_text("\n".join(lines) + "\n", encoding="utf-8")
         finally:
-            with Interrupts() as interrupts:
+            with OwnInterrupts() as interrupts:
                 for name in names:
                     if not mounted.read(f"tasks/{name}/state").startswith("done"):
                         mounted.write(f"tasks/{name}/control", "cancel")
