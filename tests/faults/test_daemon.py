@@ -107,7 +107,7 @@ def test_an_outcome_that_could_not_be_recorded_is_found_in_the_page(
     start(first, "t", tmpfs / "f")
     run("dd", "if=/dev/zero", f"of={small}/filler", "bs=4096")
     finish(first, "t")
-    assert "the record of task t cannot be written" in first.log.read_text()
+    assert "cannot write the record of task t: " in first.log.read_text()
     first.kill()
     (small / "filler").unlink()
     second = mount_maker(statedir=small)
