@@ -22,14 +22,15 @@ class Refusal:
     words: str
 
 
-def refusal(mount: Mount, start: Callable[[str], Outcome], spec: str) -> Refusal:
+def refusal(mount: Mount, start: Callable[[str], Outcome], spec: str, prefix: str = "") -> Refusal:
     """What is said when ``start`` writes ``spec``, which has no name: at once, by the write.
 
-    On a slow machine the write is answered first, and the task says it. The task is removed.
+    On a slow machine the write is answered first, and the task says it. The task is removed. ``prefix`` are words before
+    a command that make it the user of ``start``, whose last error is read.
     """
     outcome = start(f"{spec} name={NAME}")
     if outcome.status != 0:
-        return Refusal(outcome.errname, mount.read("info/last_cmd_status"))
+        return Refusal(outcome.errname, mount.shell(f"{prefix} cat info/last_cmd_status").out)
     assert mount.cat(f"tasks/{NAME}/wait").out.splitlines()[-1] == "failed"
     error = mount.read(f"tasks/{NAME}/error")
     assert mount.shell(f"rmdir tasks/{NAME}").status == 0

@@ -48,7 +48,7 @@ def start(mount: Mount, caller: str, spec: str, prefix: str = "") -> Outcome:
 
 def refused(mount: Mount, caller: str, spec: str, prefix: str = "") -> str:
     """The words with which a start is refused to a process with this context."""
-    found = refusal(mount, lambda named: start(mount, caller, named, prefix), spec)
+    found = refusal(mount, lambda named: start(mount, caller, named, prefix), spec, prefix)
     assert found.errname == "EACCES"
     return found.words
 
