@@ -77,7 +77,7 @@ def test_a_limit_on_huge_pages_that_is_met_at_work_is_named(mounted: Mount, huge
         assert mounted.read("tasks/t/state") == "failed\n"
         error = mounted.read("tasks/t/error")
         assert error.startswith("ENOMEM at ")
-        assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.max is {2 * PAGE}" in error
+        assert f"v2:/{where.name} has 0 left: hugetlb.2MB.max is {2 * PAGE}" in error
         (huge / "f").unlink()
 
 

@@ -73,7 +73,7 @@ def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed
     assert end(mount) == "failed"
     error = mount.read("tasks/t/error")
     assert error.startswith("ENOMEM at ")
-    assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.max is {4 * PAGE}" in error
+    assert f"v2:/{where.name} has 0 left: hugetlb.2MB.max is {4 * PAGE}" in error
     result = mount.read("tasks/t/result")
     stays = int(result.removeprefix("reserved ")) if result else 0
     assert pool.reserved == reserved + stays // PAGE
@@ -94,7 +94,7 @@ def test_what_is_reserved_already_stays_so(mount: Mount, where: Path, huge: Path
     assert end(mount) == "done"
     outcome = start_in(mount, where, f"fallocate path={huge}/g length=2M")
     assert outcome.errname == "ENOMEM"
-    assert f"v2:/{where.name} may have 0 more: hugetlb.2MB.rsvd.max is {64 * MIB}" in mount.read("info/last_cmd_status")
+    assert f"v2:/{where.name} has 0 left: hugetlb.2MB.rsvd.max is {64 * MIB}" in mount.read("info/last_cmd_status")
     (huge / "f").unlink()
 
 

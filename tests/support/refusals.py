@@ -25,8 +25,8 @@ class Refusal:
 def refusal(mount: Mount, start: Callable[[str], Outcome], spec: str, prefix: str = "") -> Refusal:
     """What is said when ``start`` writes ``spec``, which has no name: at once, by the write.
 
-    On a slow machine the write is answered first, and the task says it. The task is removed. ``prefix`` are words before
-    a command that make it the user of ``start``, whose last error is read.
+    On a slow machine the write is answered first, and the task says it. The task is removed. With ``prefix`` before
+    it, a command runs as the user of ``start``, whose last error is read.
     """
     outcome = start(f"{spec} name={NAME}")
     if outcome.status != 0:
