@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HUGETLBFS = Path("/dev/hugepages")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster(root: None, two_users: tuple[User, User]) -> Iterator[Cluster]:
     """Slurm, and the pages for all of its nodes."""
     missing = [name for name in NEEDED if shutil.which(name) is None]

@@ -7,7 +7,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 import pytest
 
@@ -80,10 +80,23 @@ def queue_for(lock: Path) -> Path:
     return lock.with_suffix(".queue")
 
 
+def _holds(lock: TextIO) -> bool:
+    """Whether this process has the file locked, by whichever descriptor; proc_locks(5)."""
+    own = f"{os.getpid()} {os.major(os.fstat(lock.fileno()).st_dev):02x}:"
+    inode = f":{os.fstat(lock.fileno()).st_ino} "
+    return any(
+        own in line and inode in line and "->" not in line for line in Path("/proc/locks").read_text().splitlines()
+    )
+
+
 @contextlib.contextmanager
 def alone(file: Path = LOCK) -> Iterator[None]:
-    """No other test changes a pool meanwhile. Who has just had it cannot have it again before one who waits."""
+    """No other test changes a pool meanwhile. Who has just had it cannot have it again before one who waits.
+
+    Raises AssertionError if this process has the pool's lock already: it would wait for itself.
+    """
     with queue_for(file).open("w") as queue, file.open("w") as lock:
+        assert file != LOCK or not _holds(lock), "a fixture of this process has the pool already"
         fcntl.flock(queue, fcntl.LOCK_EX)
         fcntl.flock(lock, fcntl.LOCK_EX)
         fcntl.flock(queue, fcntl.LOCK_UN)
