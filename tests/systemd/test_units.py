@@ -173,7 +173,7 @@ def test_the_unit_in_the_documentation_can_be_started_again_and_again(service: M
 def test_a_unit_that_fails_has_another_tell_of_it(service: Machine) -> None:
     """Both units are those of the page on monitoring."""
     page = (ROOT / "docs/how-to/monitoring.md").read_text()
-    told, told_of = re.findall(r"((?:    [^\n]*\n)+)", page.partition("## Be told of a failure")[2])[:2]
+    told, told_of = re.findall(r"((?:    [^\n]*\n)+)", page.partition("## Notify on failure")[2])[:2]
     units = service.root / "run/systemd/system"
     (units / "ktaskfs-trouble@.service").write_text(textwrap.dedent(told))
     refused = f"/bin/sh -c 'echo clear path=/etc/hostname name=refused > {MOUNT}/tasks/control'"
