@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.tiers import FAST, MACHINE, MOUNT, TESTS, TIERS, process_of, tier_of
+from tests.support.tiers import BESIDE, FAST, MACHINE, MOUNT, TESTS, TIERS, process_of, tier_of
 
 FILES = sorted(TESTS.rglob("test_*.py"))
 
@@ -34,7 +34,7 @@ def test_the_nearest_folder_counts() -> None:
 
 
 def test_those_that_wait_for_machines_have_a_process_of_their_own() -> None:
-    assert {process_of(TESTS / folder / "test_x.py") for folder in ("systemd", "numa", "fleet")} == {MACHINE}
+    assert {process_of(TESTS / folder / "test_x.py") for folder in ("systemd", "numa", "fleet", *BESIDE)} == {MACHINE}
     assert {process_of(TESTS / folder / "test_x.py") for folder in ("mount", "ktask", "cli/fleet")} == {MOUNT}
     assert process_of(Path("/tmp/test_x.py")) == MOUNT
 

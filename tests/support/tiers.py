@@ -45,6 +45,9 @@ TIERS: Final = {
 }
 """The tier of each folder of tests; a folder that is not named has that of the folder around it."""
 
+BESIDE: Final = frozenset({"bench", "setup"})
+"""Folders whose tests run in the process of the machines, so that both processes take the same time."""
+
 ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
 """A test of a fast folder that uses one of these is of the tier ``mount``."""
 
@@ -65,7 +68,8 @@ def tier_of(path: Path, *, needs_root: bool = False) -> str | None:
 def process_of(path: Path) -> str:
     """Which of two processes runs the tests of a file.
 
-    Tests that wait for other machines have one of their own. All others would wait for each other, for the pool of huge
-    pages, or see the load of each other.
+    Tests that wait for other machines have one of their own, with BESIDE. All others would wait for each other, for the
+    pool of huge pages, or see the load of each other.
     """
-    return MACHINE if tier_of(path) == MACHINE else MOUNT
+    beside = path.is_relative_to(TESTS) and path.relative_to(TESTS).parts[0] in BESIDE
+    return MACHINE if beside or tier_of(path) == MACHINE else MOUNT
