@@ -23,7 +23,16 @@ $B mount -t devtmpfs dev /dev
 for module in {modules}; do $B insmod /modules/$module || $B poweroff -f; done
 $B mount -t virtiofs -o ro root /host || $B poweroff -f
 $B mount -t tmpfs tmpfs /above
-$B mkdir /above/files /above/work
+$B mkdir -p /above/files/etc /above/work
+# Other tests make and remove users on the host, and the overlay cannot copy a file that was replaced there.
+for name in passwd group shadow gshadow subuid subgid; do
+  for each in $name $name-; do
+    tries=0
+    while [ -e /host/etc/$each ] && ! $B cp -p /host/etc/$each /above/files/etc; do
+      [ $((tries += 1)) -lt 100 ] || $B poweroff -f
+    done
+  done
+done
 $B mount -t overlay -o lowerdir=/host,upperdir=/above/files,workdir=/above/work overlay /root || $B poweroff -f
 for name in proc sys dev; do $B mount --move /$name /root/$name; done
 $B mkdir -p /root/dev/pts /root/dev/shm
