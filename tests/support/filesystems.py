@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+IN_MEMORY: Final = frozenset({"hugetlbfs", "tmpfs"})
 EXT4: Final = ("mke2fs", "-t", "ext4")
 DISK_SIZE: Final = 320 << 20
 """Bytes of a filesystem in a file: mkfs.xfs(8) makes no smaller one."""
@@ -27,12 +28,18 @@ def page_sizes() -> list[int]:
 
 @contextlib.contextmanager
 def filesystem(kind: str, where: Path, options: str) -> Iterator[Path]:
-    """Mount a new ``kind`` on the directory ``where`` (made if missing); unmounted at the end."""
+    """Mount a new ``kind`` on the directory ``where`` (made if missing); unmounted at the end.
+
+    Files in memory are removed first: a mount namespace that another test has made meanwhile has a copy of the mount,
+    which would keep their pages.
+    """
     where.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", kind, "-o", options, "none", str(where)], check=True)
     try:
         yield where
     finally:
+        if kind in IN_MEMORY:
+            subprocess.run(["find", str(where), "-xdev", "-mindepth", "1", "-delete"], capture_output=True, check=False)
         subprocess.run(["umount", str(where)], check=True)
 
 
