@@ -1,7 +1,7 @@
-"""A process that hears ^C while the one that uses the mount waits for a daemon that does not answer.
+"""Two processes for a command: the child uses the mount, and the parent hears ^C even if the daemon does not answer.
 
-The kernel keeps a process that waits for an answer until it comes, and one that has a file of the mount open cannot
-even be killed before. So the command forks: the child uses the mount, the parent has nothing of it open, and can leave.
+The kernel does not interrupt a process that waits for an answer of the daemon. It does not even kill a process that has
+a file of the mount open, before the daemon answers. The parent has no such file open, so it can leave.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Final, NoReturn
 from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
 
 GRACE: Final = 1.0
-"""Seconds after which a child that has not looked at ^C is taken to wait for the daemon."""
+"""Seconds without an answer to ^C after which the child counts as waiting for the daemon."""
 SHOW_CURSOR: Final = "\r\n\x1b[?25h"
 
 
 class PassedInterrupts:
-    """^C in the child: the parent writes a byte for each, and is told when it was looked at."""
+    """^C in the child: the parent writes a byte for each, and the child tells the parent when it has read it."""
 
     def __init__(self, fd: int, tell: int) -> None:
         self.fd = fd
@@ -47,7 +47,7 @@ class PassedInterrupts:
         os.write(self._tell, b"\n" * len(pressed))
 
     def at_the_end(self, words: str) -> None:
-        """Have the parent say this, if it leaves before this process does."""
+        """Tell the parent the words to print if it leaves before this process ends."""
         os.write(self._tell, json.dumps(words).encode() + b"\n")
 
 
@@ -119,11 +119,11 @@ def _end_as(child: int) -> NoReturn:
 
 
 def _leave(child: int, words: str) -> NoReturn:
-    os.kill(child, signal.SIGKILL)  # what it asks for now is not carried out later, unless the daemon has it already
+    os.kill(child, signal.SIGKILL)  # withdraws its request, unless the daemon has read it already
     _say(f"{SHOW_CURSOR if os.isatty(2) else ''}ktaskfs: the daemon does not answer; {words}")
     os._exit(INTERRUPTED)
 
 
 def _say(words: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens
+    with contextlib.suppress(OSError):  # standard error is closed
         os.write(2, os.fsencode(f"{words}\n"))

@@ -23,10 +23,10 @@ class Refusal:
 
 
 def refusal(mount: Mount, start: Callable[[str], Outcome], spec: str, prefix: str = "") -> Refusal:
-    """What is said when ``start`` writes ``spec``, which has no name: at once, by the write.
+    """Write ``spec``, which has no name, by ``start``; return the refusal, from the write or from the task.
 
-    On a slow machine the write is answered first, and the task says it. The task is removed. With ``prefix`` before
-    it, a command runs as the user of ``start``, whose last error is read.
+    On a slow machine the write succeeds before the refusal, and the task has the error. The task is removed. A command
+    after ``prefix`` runs as the user of ``start``: info/last_cmd_status shows each user their own last command.
     """
     outcome = start(f"{spec} name={NAME}")
     if outcome.status != 0:

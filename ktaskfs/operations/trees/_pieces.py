@@ -1,4 +1,4 @@
-"""Operations that do something to one piece of a file after the other, with the page cache of a tree."""
+"""Operations on the page cache of a tree, one piece of a file after another."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ P = TypeVar("P", bound=TreeParameters)
 
 
 class Turns:
-    """Has one thread at a time do small pieces, unless it sleeps: then others are of use meanwhile.
+    """Lets only one thread at a time do small pieces, unless that thread sleeps: then other threads help.
 
     A system call on a small file that is in the cache is shorter than the hand-over of the interpreter's lock, for
-    which a second thread asks at each call: two threads took up to 1.7 times as long as one (measured). A thread that
-    waits for a disk or a server is different, and shows it by voluntary switches; getrusage(2).
+    which a second thread asks at each call: two threads took up to 1.7 times as long as one. A thread that waits for a
+    disk or a server has voluntary context switches; getrusage(2).
 
     ``small``: up to this mean size in bytes, the pieces' system calls take longer than the work on their data.
     """
@@ -77,7 +77,7 @@ def _sleeps() -> int:
 
 
 class PieceWork(ABC):
-    """The chunk function of a task, and what became of the files."""
+    """The chunk function of a task, and the results for the files."""
 
     def __init__(self, files: FileList) -> None:
         self.files = files
@@ -86,7 +86,7 @@ class PieceWork(ABC):
         self._overlay = None if files.tree.cross_mounts else _is_overlay(files.tree.fd)  # else each file's own
 
     def chunk(self, start: int, end: int) -> None:
-        """Do what lies between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
+        """Do the files between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
         self._turns.do(self.files.pieces(start, end), self._do)
 
     def _do(self, piece: Piece) -> None:
@@ -103,7 +103,7 @@ class PieceWork(ABC):
     def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         """Do one piece of the open file ``fd``, and report it. ``overlay``: the file is on an overlayfs.
 
-        Raises OSError for a file that is to be skipped.
+        Raises OSError to skip the file.
         """
 
     @abstractmethod
@@ -136,4 +136,4 @@ class PieceOperation(Operation[P]):
 
     @abstractmethod
     def work(self, files: FileList, preparation: Preparation[P]) -> PieceWork:
-        """What is to be done to the files. Raises KtaskfsError if it cannot be done."""
+        """The work of this operation on the files. Raises KtaskfsError if it is impossible."""
