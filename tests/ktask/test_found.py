@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+ENOUGH = 40_000
+"""Units of a task that ends as soon as it has shown what it should; never done to the end otherwise."""
+
+
+class Turns:
+    """A semaphore that serves threads in the order of their calls, as memory does: none starves on a busy machine."""
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()  # guards both fields below
+        self._free = most
+        self._waiting = deque[threading.Lock]()
+
+    def __enter__(self) -> None:
+        mine = threading.Lock()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            mine.acquire()
+            self._waiting.append(mine)
+        assert mine.acquire(timeout=TIMEOUT)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+
 class Memory:
     """Serves ``most`` chunks at a time, on each node; the others wait."""
 
@@ -23,12 +54,12 @@ class Memory:
         self._seconds = seconds
         self._node_units = node_units
         self._lock = threading.Lock()
-        self._serves: dict[int, threading.Semaphore] = {}
+        self._serves: dict[int, Turns] = {}
         self.done: set[int] = set()
 
     def __call__(self, start: int, end: int) -> None:
         with self._lock:
-            serve = self._serves.setdefault(start // self._node_units, threading.Semaphore(self._most))
+            serve = self._serves.setdefault(start // self._node_units, Turns(self._most))
         with serve:
             time.sleep(self._seconds)
         with self._lock:
@@ -41,33 +72,52 @@ def found(thread_func: Callable[[Any, Any], object], cpus: int, **fields: Any) -
     return control(thread_func, threads="found", max_chunk_size=1, machine=FakeMachine(cpus=cpus), **fields)
 
 
-def test_more_threads_take_part_where_they_help() -> None:
-    memory, ledger = Memory(16), Ledger()
-    outcome = Job([Node(0, 4000)], found(memory, 16, monitor=ledger)).run()
-    assert memory.done == set(range(4000))
-    assert 4 < outcome.threads <= 16
+class Until(Ledger):
+    """Sets ``met`` when the numbers found so far, by NUMA node, are as ``shown`` wants them."""
+
+    def __init__(self, shown: Callable[[dict[int, int]], bool]) -> None:
+        super().__init__()
+        self.met = threading.Event()
+        self._shown = shown
+        self._found: dict[int, int] = {}
+
+    def threads_found(self, nid: int, threads: int, why: str) -> None:
+        super().threads_found(nid, threads, why)
+        self._found[nid] = threads
+        if self._shown(self._found):
+            self.met.set()
+
+
+def run_until(shown: Callable[[dict[int, int]], bool], memory: Memory, cpus: int, nodes: list[Node]) -> Until:
+    """Run the task until the numbers of threads are as ``shown``; fail if the task is done before."""
+    ledger = Until(shown)
+
+    def each(start: int, end: int) -> None:
+        memory(start, end)
+        if ledger.met.is_set():
+            job.cancel()
+
+    job = Job(nodes, found(each, cpus, monitor=ledger))
+    outcome = job.run()
+    assert outcome.cancelled
+    assert outcome.units_done == len(memory.done)
     assert ledger.live == {}
-    assert max(threads for _, threads, _ in ledger.named("threads_found")) == 16
+    return ledger
+
+
+def test_more_threads_take_part_where_they_help() -> None:
+    run_until(lambda threads: threads == {-1: 16}, Memory(16), 16, [Node(0, ENOUGH)])
 
 
 def test_threads_that_bring_nothing_are_given_back() -> None:
-    memory, ledger = Memory(1), Ledger()
-    outcome = Job([Node(0, 2000)], found(memory, 16, monitor=ledger)).run()
-    assert memory.done == set(range(2000))
-    assert outcome.threads > ledger.named("threads_found")[-1][1]
+    ledger = run_until(lambda threads: threads == {-1: 1}, Memory(1), 16, [Node(0, ENOUGH)])
     assert len(ledger.named("thread_ended")) == len(ledger.named("thread_started"))
+    assert len(ledger.named("thread_started")) > 1
 
 
 def test_each_numa_node_has_its_own_number() -> None:
-    size = 3000
-    memory, ledger = Memory(8, node_units=size), Ledger()
-    nodes = [Node(0, size, 0), Node(size, size, 1)]
-    job = Job(nodes, found(memory, 32, monitor=ledger))
-    outcome = job.run()
-    assert memory.done == set(range(2 * size))
-    assert outcome.threads > 4
-    assert {nid for nid, _, _ in ledger.named("threads_found")} == {0, 1}
-    assert ledger.live == {}
+    nodes = [Node(0, ENOUGH, 0), Node(ENOUGH, ENOUGH, 1)]
+    run_until(lambda threads: len(threads) == 2 and sum(threads.values()) > 4, Memory(8, node_units=ENOUGH), 32, nodes)
 
 
 @pytest.mark.parametrize("size", [1, 3, 20, 40])
