@@ -3,6 +3,9 @@
 # Where everything must be able to run, a skipped test is a failure.
 test test-fast: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL))
 
+# Tests and benchmarks start many interpreters, each of which would otherwise compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PREFIX ?= /usr/local
 # 2: one process runs the tests that wait for other machines, one runs all others; 0: one process runs all.
 TEST_PROCESSES ?= 2
