@@ -218,7 +218,7 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy
-            nursery.start_soon(tell_watchers, pins[0], fs.notices)
+            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers)
         if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:

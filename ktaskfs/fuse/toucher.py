@@ -34,18 +34,21 @@ PATHS_MAX: Final = 100
 log = logging.getLogger(__name__)
 
 
-async def tell_watchers(root: int, notices: Notices) -> None:
-    """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount."""
+async def tell_watchers(root: int, notices: Notices, touchers: set[int]) -> None:
+    """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount.
+
+    ``touchers`` has the pid of the child while there is one: the daemon makes no text for it.
+    """
     while True:
         await notices.some()
         try:
-            await _with_child(root, notices)
+            await _with_child(root, notices, touchers)
         except OSError as error:  # there is no descriptor left, no memory, or no Python
             log.warning("inotify reports no changes: %s", error.strerror)
             notices.take()
 
 
-async def _with_child(root: int, notices: Notices) -> None:
+async def _with_child(root: int, notices: Notices, touchers: set[int]) -> None:
     """Let one child touch files until nothing has changed for some time. Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with trio.socket.from_stdlib_socket(ours) as child:
@@ -54,6 +57,7 @@ async def _with_child(root: int, notices: Notices) -> None:
             command = [sys.executable, "-I", "-S", touch.__file__, str(root)]
             null = subprocess.DEVNULL
             process = await trio.lowlevel.open_process(command, stdin=theirs, stdout=null, pass_fds=[root])
+        touchers.add(process.pid)
         answered = False
         try:
             while await _something_soon(notices):
@@ -68,6 +72,7 @@ async def _with_child(root: int, notices: Notices) -> None:
                     else:
                         raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
         finally:
+            touchers.discard(process.pid)
             for end in (child.close, process.kill):
                 end()
                 with trio.move_on_after(FAREWELL, shield=True) as patience:

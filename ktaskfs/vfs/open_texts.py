@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ktaskfs.vfs.inode import Look
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,8 +44,10 @@ class OpenTexts:
         self._now_ns = now_ns
         self._openings: dict[tuple[int, int], int] = {}
         """By user and id of the bytes."""
-        self._known: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """By inode number: a hash of the text, and its time."""
+        self.touchers: set[int] = set()
+        """Processes that only set times: their requests need no new text."""
+        self._known: OrderedDict[int, tuple[int, Look]] = OrderedDict()
+        """By inode number: a hash of the last text, and its size and time."""
         self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()
         self._looks_size = 0
         self._unread: dict[tuple[int, int, int], Snapshot] = {}
@@ -68,14 +72,19 @@ class OpenTexts:
     def made(self, ino: int, text: bytes, version: int) -> Snapshot:
         """The snapshot of a new text."""
         mark = hash(text)
-        known, changed_ns = self._known.get(ino, (None, 0))
+        known, look = self._known.get(ino, (None, Look(0, 0)))
         if known != mark:
-            changed_ns = max(self._now_ns(), changed_ns + 1)
-            self._known[ino] = mark, changed_ns
+            look = Look(len(text), max(self._now_ns(), look.changed_ns + 1))
+            self._known[ino] = mark, look
             if len(self._known) > KNOWN_MAX:
                 self._known.popitem(last=False)
         self._known.move_to_end(ino)
-        return Snapshot(text, version, changed_ns)
+        return Snapshot(text, version, look.changed_ns)
+
+    def last(self, ino: int) -> Look | None:
+        """The last text of the file, if it is known."""
+        known = self._known.get(ino)
+        return None if known is None else known[1]
 
     def looked(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
         """Keep the text whose size ``caller`` got, for its next open."""

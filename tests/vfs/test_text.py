@@ -275,3 +275,17 @@ async def test_a_further_command_may_follow_a_line_on_the_same_descriptor() -> N
     with pytest.raises(KtaskfsError):
         await file.write(4, b"five")
     assert commands == ["one", "two", "four"]
+
+
+async def test_a_process_that_only_sets_times_gets_the_last_look() -> None:
+    counter = Counter()
+    file = counter.file()
+    toucher = ALICE._replace(pid=ALICE.pid + 1)
+    file.texts.touchers.add(toucher.pid)
+    first = await file.look(toucher, anew=True)  # nobody has seen any text, so it is made
+    assert await file.look(toucher, anew=True) == first
+    look = await file.look(ALICE, anew=True)
+    assert look != first
+    assert await file.look(toucher, anew=False) == look
+    file.texts.touchers.remove(toucher.pid)
+    assert await file.look(toucher, anew=True) != look
