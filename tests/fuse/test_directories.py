@@ -112,10 +112,10 @@ def test_only_the_owner_removes_in_a_sticky_directory(example: Example, two_user
 
 def test_what_the_kernel_knows_takes_no_memory_of_the_server(example: Example) -> None:
     grown = []
-    for _ in range(6):
+    for _ in range(8):
         assert example.shell("ls -lR many > /dev/null").status == 0
         grown.append(resident(example.process.pid))
         # 2: dentries and inodes that nobody uses (Documentation/admin-guide/sysctl/vm.rst)
         Path("/proc/sys/vm/drop_caches").write_text("2")
     # What requests under way take at that moment comes and goes; what is kept for names would grow with each listing.
-    assert min(grown[4:]) - max(grown[:2]) < 3 * MANY * 50, "less than an object for each name and listing"
+    assert min(grown[6:]) - max(grown[:2]) < 5 * MANY * 50, "less than an object for each name and listing"
