@@ -44,9 +44,13 @@ def test_a_change_in_the_code_is_found() -> None:
 
 def test_quotes_are_recognised() -> None:
     pages = {quote.page for quote in QUOTES}
-    assert {"README.md", "docs/how-to/boot.md", "docs/how-to/slurm.md", "docs/abi/tasks"} <= pages
+    assert {"docs/how-to/boot.md", "docs/how-to/slurm.md", "docs/abi/tasks"} <= pages
     assert len([quote for quote in QUOTES if quote.page == "docs/how-to/troubleshooting.md"]) >= 10
     assert len([quote for quote in QUOTES if quote.page == "docs/how-to/monitoring.md"]) >= 4
+
+
+def test_each_message_of_another_program_is_quoted() -> None:
+    assert {part for quote in QUOTES for part in MESSAGES.unknown(quote.text)} == FOREIGN
 
 
 def test_a_block_is_divided_into_what_is_typed_and_what_is_shown() -> None:

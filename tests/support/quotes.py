@@ -34,16 +34,8 @@ PROGRAMS: Final = re.compile(
     r"|python|rmdir|scontrol|ssh|systemctl|systemd-run|tail|usermod) "
 )
 """A text that begins with one of these words is a command."""
-FOREIGN: Final = frozenset(
-    {
-        "active (exited)",
-        "failed to open /dev/fuse",
-        "connect to host %h port 22",
-        "write error",
-        "Hook script execution failed",
-    }
-)
-"""Words of systemd, libfuse, ssh, bash and libvirt."""
+FOREIGN: Final = frozenset({"active (exited)", "failed to open /dev/fuse", "connect to host %h port 22"})
+"""Words of systemd, libfuse and ssh."""
 
 
 @dataclass(frozen=True)
