@@ -190,10 +190,12 @@ def test_an_alert_on_the_first_failure(
 
 
 def expressions() -> dict[str, str]:
-    """Every query of the dashboard and of the alerts, by where it stands."""
+    """Every query of the dashboard, the alerts and the page about monitoring, by its place."""
     panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     found = {f"{each['title']}/{one['refId']}": one["expr"] for each in panels for one in each["targets"]}
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    page = (ROOT / "docs/how-to/monitoring.md").read_text()
+    (found["page"],) = re.findall(r"((?:^    .*\bktaskfs_\w+\{.*\n)+)", page, re.MULTILINE)
     return found | {each["alert"]: each["expr"] for each in rules}
 
 
