@@ -24,7 +24,7 @@ def strange(text: str, messages: Messages = MESSAGES) -> set[str]:
 
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: f"{quote.page}-{quote.text[:40]}")
 def test_the_code_has_the_words_of_a_quote(quote: Quote) -> None:
-    assert strange(quote.text) == set(), "quote the message as the code has it, or add a program to PROGRAMS or FOREIGN"
+    assert strange(quote.text) == set(), "quote the words of the code, or name the program in tests/support/quotes.py"
 
 
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: f"{quote.page}-{quote.text[:40]}")

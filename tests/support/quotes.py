@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.manual import manual
@@ -23,19 +24,22 @@ _BLOCK: Final = re.compile(
     re.MULTILINE,
 )
 _FENCED: Final = re.compile(r"^```\w*\n(?:.*\n)*?```$", re.MULTILINE)
+_PASTED: Final = re.compile(r"^```sh\n((?:.*\n)*?)```$", re.MULTILINE)
+_PROMPTED: Final = re.compile(r"^ {4}[#$] ([a-z][\w-]*) ", re.MULTILINE)
+_FIRST: Final = re.compile(r"^([a-z][\w-]*) ", re.MULTILINE)
 _PROMPT: Final = re.compile(r"[#$] ")
 _LOG: Final = re.compile(r"^ *(?:task [\w-]+|error|ktaskfs|[a-z]+ \(\d+\)): ", re.MULTILINE)
 _SPAN: Final = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _MARKED: Final = re.compile(r'"([^"]+)"')
-_MESSAGE: Final = re.compile(r"(?:[\w/ ]+: )?[A-Za-z][a-z]+(?: [a-z\d/(),.'%-]+)+")
-"""Words without the marks of a command, and without names in capitals that stand for a value."""
-PROGRAMS: Final = re.compile(
-    r"(?:apt|cat|cd|chmod|copy|cp|dd|echo|find|findmnt|from|grep|journalctl|ktaskfs|ls|make|mount|mypy|pip|pool|promtool"
-    r"|python|rmdir|scontrol|ssh|systemctl|systemd-run|tail|usermod) "
+_MESSAGE: Final = re.compile(
+    r"(?:[\w/ ]+: )?(?:[A-Z][a-z]+|[a-z]+ [a-z\d/(.%][a-z\d/),.'%-]*)(?: [a-z\d/(.%][a-z\d/),.'%-]*)+"
 )
-"""A text that begins with one of these words is a command."""
-FOREIGN: Final = frozenset({"active (exited)", "failed to open /dev/fuse", "connect to host %h port 22"})
-"""Words of systemd, libfuse and ssh."""
+"""Words without the marks of a command, and without names in capitals that stand for a value: at least three, or two if
+the first has a capital."""
+_OTHERS: Final = frozenset({"chmod", "from", "mount", "promtool", "python", "ssh"})
+"""Commands that no block has."""
+FOREIGN: Final = frozenset({"failed to open /dev/fuse", "connect to host %h port 22"})
+"""Words of libfuse and ssh."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +90,13 @@ def output(block: str) -> list[str]:
 
 def is_message(text: str) -> bool:
     """Whether a text in marks is a sentence of ktaskfs or of the C library, and not a command, a name or a value."""
-    return bool(_MESSAGE.fullmatch(text)) and not PROGRAMS.match(text)
+    return bool(_MESSAGE.fullmatch(text)) and text.split(maxsplit=1)[0] not in programs()
+
+
+@cache
+def programs() -> frozenset[str]:
+    """The commands of all blocks, after a prompt or at the beginning of a line to paste."""
+    texts = [path.read_text() for path in PAGES]
+    typed = [word for text in texts for word in _PROMPTED.findall(text)]
+    typed += [word for text in texts for block in _PASTED.findall(text) for word in _FIRST.findall(block)]
+    return _OTHERS | set(typed)
