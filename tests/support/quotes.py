@@ -1,4 +1,4 @@
-"""What the pages quote of the program's words: lines of output, and messages in backquotes or quotation marks."""
+"""The program's words in pages: lines of output, and messages in backquotes or quotation marks."""
 
 from __future__ import annotations
 
