@@ -1,4 +1,4 @@
-"""``metrics`` as the library's own parser reads it, and what the counters count."""
+"""``metrics`` as the library's own parser reads it, and the counters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def samples(
 
 
 def worked(units: int, *, undone: bool = False) -> Snapshot:
-    """What a worker reports whose two threads have done ``units`` together."""
+    """The page of a worker whose two threads have done ``units`` together."""
     threads = tuple(ThreadProgress(n, 100 + n, 0, ThreadState.ENDED, 1, units // 2, 5, 0, 0, 0) for n in range(2))
     node = NodeProgress(0, 1000, 0, 1000)
     return replace(EMPTY, phase=Phase.DONE, total=1000, nodes=(node,), threads=threads, undone=undone)
