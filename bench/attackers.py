@@ -1,7 +1,7 @@
-"""What one unprivileged user can do to a mount, as hard as it can: ``python -m bench.attackers ATTACK MOUNT [FEWER]``.
+"""The attacks of one unprivileged user on a mount: ``python -m bench.attackers ATTACK MOUNT [FEWER]``.
 
-Each prints a line when it is at work, and goes on until it is killed. FEWER divides the users, threads and open files
-of those on the daemon's memory.
+Each prints a line when it has begun, and runs until it is killed. FEWER divides the numbers of users, threads and open
+files of attacks on the daemon's memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What share of the memory's bandwidth each operation uses: from the figures of the other benchmarks.
+"""The share of the memory's bandwidth that each operation uses, from the figures of the other benchmarks.
 
 Usage: python -m bench.bandwidth [--smoke] (nothing is measured; the others must have been run on this machine)
 """

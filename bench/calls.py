@@ -81,9 +81,9 @@ class Kind:
 
 
 def measured(kind: Kind, rounds: int, busy: int) -> list[Section]:
-    """The median and the 99th percentile of each round, of calls that take turns, ``kind.run`` at a time.
+    """The median and the 99th percentile of each round, of calls in turns, ``kind.run`` at a time.
 
-    What a percentile is worth shows only beside others of its kind: hence one from each round, and their quartiles.
+    One percentile of each round, so that their quartiles show the spread.
     """
     order = random.Random(2017)  # in a fixed order, each would always follow the same other one
     percentiles: dict[str, list[list[float]]] = {call.name: [] for call in kind.calls}
@@ -113,7 +113,7 @@ def measured(kind: Kind, rounds: int, busy: int) -> list[Section]:
 
 
 def open_read_close(path: Path) -> None:
-    """What a program does that knows how short the file is."""
+    """A program that knows how short the file is."""
     fd = os.open(path, os.O_RDONLY)
     os.read(fd, 65536)
     os.close(fd)
@@ -204,7 +204,7 @@ class Starter:
         self.wait()
 
     def forget(self) -> None:
-        """Wait for what was started, and take it out of the mount."""
+        """Wait for the started tasks, and remove them from the mount."""
         self.wait()
         for name in self._names:
             (self._mount.path / "tasks" / name).rmdir()
@@ -249,7 +249,7 @@ def starting(starter: Starter, target: Path, count: int, burst: int) -> list[Kin
 
 @contextlib.contextmanager
 def busy_with(mount: Ktaskfs, targets: Sequence[Path]) -> Iterator[None]:
-    """Each file is cleared over and over meanwhile, by a task with one thread."""
+    """Meanwhile a task with one thread clears each file again and again."""
     with ExitStack() as stack:
         clearers = []
         for number, target in enumerate(targets):
@@ -267,7 +267,7 @@ def busy_with(mount: Ktaskfs, targets: Sequence[Path]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Places:
-    """What is read and listed, by name, ours first."""
+    """The files and directories to read and list, by name, those of ktaskfs first."""
 
     files: dict[str, Path]
     directories: dict[str, Path]

@@ -33,7 +33,7 @@ for line in sys.stdin:
     memory.madvise(mmap.MADV_HUGEPAGE)
     print(flush=True)
 """
-"""For each line that it reads, has all of its memory anew in small pages, and writes a line."""
+"""For each line of input: replace all memory by new small pages, then write a line."""
 WATCHED: Final = 12.0
 """Seconds for which khugepaged is watched: it sleeps for ten between two looks."""
 
@@ -112,7 +112,7 @@ def measure(settings: Settings) -> list[Section]:
 
 
 def watch_khugepaged(process: Process) -> Table:
-    """What khugepaged makes of the same memory by itself, with its settings as they are."""
+    """The result of khugepaged alone on the same memory, with its current settings."""
     process.renew()
     before = process.huge()
     time.sleep(WATCHED)

@@ -1,7 +1,7 @@
-"""The operations on data beside what a person would use otherwise: copy, checksum, compare, free.
+"""The operations on data compared with the usual tools: copy, checksum, compare, free.
 
 Usage: python -m bench.data_operations [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
-Takes xxh128sum and b3sum in where they are installed (Debian: xxhash, b3sum). Needs five times the size in memory.
+Includes xxh128sum and b3sum if they are installed (Debian: xxhash, b3sum). Needs five times the size in memory.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NOTES: Final = {
     "blake3": " b3sum works in a mapping of the file. So do the hands of a worker, children that a truncation may "
     "kill, where a task is large; a small one reads every byte into a buffer first: 60 ms a GiB here.",
 }
-"""What is to be said of an algorithm beside its figures."""
+"""A note on an algorithm, beside its figures."""
 
 
 DISK: Final = Path("/var/tmp")
-"""What is copied lies there, cached: as a model's weights or a guest's image do."""
+"""The sources, cached like the weights of a model or the image of a guest."""
 INTO_HUGETLBFS: Final = "the page cache into hugetlbfs"
 INTO_TMPFS: Final = "the page cache into tmpfs"
 FROM_TMPFS: Final = "tmpfs into tmpfs"
@@ -54,7 +54,7 @@ WHY: Final = {
     "killer: to take pages out of a mapping interrupts the other processor. C does that only at the end. Against cat: "
     "each page is zeroed before it is read into, for no call puts in a huge page of tmpfs.",
 }
-"""Why a copy is as fast as it is, by what it goes into."""
+"""Why a copy has this speed, by its target."""
 
 
 def ours(
@@ -86,7 +86,7 @@ def tmpfs(stack: ExitStack, where: Path, options: str) -> Path:
 
 
 def warm(unused: Path, size: int) -> None:
-    """Have so much free memory just used, lest the host of a virtual machine has taken it; no file stays."""
+    """Use that much free memory once, in case the host of a virtual machine has taken it; no file stays."""
     inner_seconds(build("populate"), unused, size, THREADS, PEER_CHUNK)
     unused.unlink()
 

@@ -1,4 +1,4 @@
-"""What the others notice while one unprivileged user does its worst: ``python -m bench.fairness`` (as root)."""
+"""The effects of one unprivileged user's attacks on other users: ``python -m bench.fairness`` (as root)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bench.harness import Settings
 
 FIRST_UID: Final = 4_000_000_000
-"""Users without an account, whom nobody else has."""
+"""Users without an account and without other processes."""
 ATTACKER, VICTIM, ROOT = FIRST_UID, FIRST_UID + 1, 0
 FUSE_DEVICE: Final = Path(f"/dev/fuse-of-fairness-{os.getpid()}")
 READ_GOAL: Final = 0.010
@@ -48,7 +48,7 @@ HELD: Final = {
 
 
 def as_user(uid: int, function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a forked child of user ``uid``, through JSON."""
+    """The result of ``function`` in a forked child of user ``uid``, passed as JSON."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -113,7 +113,7 @@ def fuse_for_all() -> Iterator[None]:
 
 @contextlib.contextmanager
 def attacked(mount: Path, attack: str, *more: str, uid: int = ATTACKER) -> Iterator[None]:
-    """The attacker is at work meanwhile, with ``more`` arguments; it is killed at the end."""
+    """Run the attacker, with ``more`` arguments, until the end of the block; then kill it."""
     if attack in HELD:
         what, where = HELD[attack]
         command = [sys.executable, "-I", str(HERE.parent / "tests/attacks/never.py"), what, str(mount / where)]
@@ -140,7 +140,7 @@ def attacked(mount: Path, attack: str, *more: str, uid: int = ATTACKER) -> Itera
 
 
 def kill_tasks(mount: Path) -> None:
-    """End what the attacker has left at work."""
+    """End the tasks that the attacker has left."""
     for task in (mount / "tasks").iterdir():
         if task.name != "control" and (task / "state").read_text().strip() in ("running", "starting"):
             (task / "control").write_text("kill")
@@ -153,7 +153,7 @@ def percentile(values: list[float]) -> float:
 
 
 def measure(attack: str | None, settings: Settings) -> dict[str, list[float]]:
-    """Seconds by what was done and by whom, and the bytes of the daemon, on a mount of its own."""
+    """Seconds by action and user, and the bytes of the daemon, on a separate mount."""
     times, few = (20, 2) if settings.smoke else (500, 20)
     with contextlib.ExitStack() as stack:
         where = stack.enter_context(directory())
@@ -190,7 +190,7 @@ def most_memory(attack: str, settings: Settings) -> float:
 
 
 def first_mount() -> float:
-    """Seconds until a daemon answers that succeeds nobody."""
+    """Seconds until a daemon without a predecessor answers."""
     with directory() as where, Ktaskfs(where / "mount", where / "state") as mount:
         return mount.ready_seconds
 
@@ -251,7 +251,7 @@ def measured(settings: Settings) -> list[Section]:
 
 
 def memory(found: dict[str | None, dict[str, list[float]]], settings: Settings) -> Section:
-    """What the daemon has in memory: after each attack on others' time, and the most under those on its memory."""
+    """The memory of the daemon: after each attack on others' time, and its maximum under attacks on its memory."""
     rows = [[shown(name), f"{values['daemon'][0] / (1 << 20):.0f}"] for name, values in found.items()]
     most = [Series(shown(each), [most_memory(each, settings)]) for each in ON_MEMORY]
     goals = [Goal(f"the most while {each.name}", each.name, None, most=MEMORY_GOAL) for each in most]

@@ -1,7 +1,8 @@
-"""What ``ktaskfs run --hosts`` costs where it runs: CPU and memory, for a minute with a line a second of each host.
+"""The cost of ``ktaskfs run --hosts`` on the controlling host: CPU and memory, in a minute with a line a second from
+each host.
 
-The hosts are processes of this machine, begun by ClusterShell's worker for local commands, each of which says a line as
-long as a real one every second. Counted is the controlling process alone, not its children.
+The hosts are processes of this machine, started by ClusterShell's worker for local commands. Each prints a line of
+realistic length every second. Only the controlling process counts, not its children.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ for ((i = 0; i <= $1; i++)); do
     ((i == $1)) || read -rt 1 -u 3
 done
 """
-"""What a host says in so many seconds; bash has no sleep of its own, and a read that times out makes no process."""
+"""The output of a host for so many seconds. bash has no sleep of its own; a read that times out starts no process."""
 
 
 def _cost(count: int, seconds: int, *, live: bool) -> tuple[float, float]:
@@ -68,7 +69,7 @@ def _cost(count: int, seconds: int, *, live: bool) -> tuple[float, float]:
             stderr=terminal if live else subprocess.DEVNULL,
             env={**os.environ, "TERM": "xterm"},
         ) as process:
-            while process.poll() is None:  # what has ended keeps its figures until this has seen it
+            while process.poll() is None:  # an ended process keeps its figures until this reads them
                 now, peak = _now(process.pid)
                 used, resident = now, max(resident, peak)
                 if select.select([master], [], [], 0.1)[0]:

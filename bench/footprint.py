@@ -1,6 +1,7 @@
-"""What the processes take: memory and CPU time by size of job and by number of tasks.
+"""Memory and CPU time of the processes, by size of job and by number of tasks.
 
-Usage: python -m bench.footprint [--smoke] [--rounds N] [--size BYTES] (as root; the largest job that has its pages)
+Usage: python -m bench.footprint [--smoke] [--rounds N] [--size BYTES] (as root; the largest job for which there are
+pages)
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ class Family:
         self.daemon, self.spawner = mount.processes()[:2]
 
     def workers(self) -> list[psutil.Process]:
-        """Those that work on a task, and those that have ended and were not reaped yet."""
+        """The workers of tasks, and ended ones that were not reaped yet."""
         return [each for each in self.spawner.children() if _title(each) != SPARE]
 
     def settle(self, working: int) -> None:
-        """Wait until just so many workers are there, and one is forked ahead."""
+        """Wait until exactly so many workers exist, and one is forked ahead."""
         end = time.monotonic() + DEADLINE
         while len(self.workers()) != working or len(self.spawner.children()) != working + 1:
             if time.monotonic() > end:
@@ -146,7 +147,8 @@ def sizes(settings: Settings) -> list[int]:
 
 
 def by_tasks(mount: Ktaskfs, memory: Path, settings: Settings) -> list[Section]:
-    """Memory with more and more tasks in the table, and what the processes use for each that comes and goes."""
+    """Memory with an increasing number of tasks in the table, and the processes' use for each task that starts and
+    ends."""
     ended, running, batch = ((0, 3), (0, 2), 3) if settings.smoke else (ENDED, RUNNING, 50)
     for tunable, value in (("keep_finished", 2 * ended[-1]), ("max_tasks", 2 * running[-1])):
         (mount.path / f"debug/ktask_{tunable}").write_text(str(value))
@@ -208,7 +210,7 @@ def by_tasks(mount: Ktaskfs, memory: Path, settings: Settings) -> list[Section]:
 
 
 def share(family: Family, settings: Settings) -> float:
-    """CPU seconds a second of daemon and spawner while nobody asks anything."""
+    """CPU seconds per second of daemon and spawner without requests."""
     start, before = time.perf_counter(), family.cpu()
     time.sleep(0.1 if settings.smoke else 5)  # the stretch that is looked at
     after = family.cpu()

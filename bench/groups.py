@@ -1,4 +1,4 @@
-"""What a start costs whose worker has to enter a control group of its caller.
+"""The cost of a start whose worker must enter its caller's control group.
 
 Usage: python -m bench.groups [--smoke] [--rounds N] (as root)
 """
@@ -39,7 +39,7 @@ for line in sys.stdin:
 
 
 class Writer:
-    """A process in groups of its own that writes specs."""
+    """A process in separate groups that writes specs."""
 
     def __init__(self, mount: Ktaskfs, groups: list[Path]) -> None:
         command = [sys.executable, "-c", WRITER, str(mount.path / "tasks/control"), *map(str, groups)]

@@ -1,6 +1,6 @@
-"""What every benchmark is made of: contenders measured in alternation, and their figures written down.
+"""The common code of all benchmarks: measures contenders in turns, and writes their figures.
 
-A benchmark is a module ``bench/NAME.py`` that builds ``Section`` objects and hands them to ``main``.
+A benchmark is a module ``bench/NAME.py`` that builds ``Section`` objects and passes them to ``main``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["GIB", "Goal", "Section", "Series", "Table", "ratio", "table"]
-"""What benchmarks hand over, from ``bench.report``."""
+"""The results of benchmarks, from ``bench.report``."""
 
 HERE: Final = Path(__file__).parent
 
@@ -38,12 +38,13 @@ class Contender:
     work: int | None = None
     """Bytes that one measurement handles, where that differs from contender to contender."""
     group: str = ""
-    """What contenders that differ only in their work have in common: the line of a plot that they are points of."""
+    """The common name of contenders that differ only in the amount of work: the line of a plot that has them as points.
+    """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line chose."""
+    """The options of the command line."""
 
     rounds: int
     size: int
@@ -51,7 +52,7 @@ class Settings:
 
 
 SMOKE: Final = Settings(rounds=2, size=16 << 20, smoke=True)
-"""Those of ``--smoke``."""
+"""The options of ``--smoke``."""
 
 
 def settle(patience: float = 3.0) -> None:

@@ -1,4 +1,4 @@
-"""Who holds the huge pages: how long ``info/holders`` takes to open and read, with many processes that hold some.
+"""The time to open and read ``info/holders``, with many processes that hold huge pages.
 
 Usage: python -m bench.holders [--smoke] [--rounds N] (as root: it adds huge pages to the pool)
 """

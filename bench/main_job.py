@@ -1,4 +1,4 @@
-"""The main job: allocating and clearing a file of huge pages, and what the mount itself costs.
+"""The main job: allocating and clearing a file of huge pages, and the cost of the mount itself.
 
 Usage: python -m bench.main_job [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
 """
@@ -206,7 +206,7 @@ def mounting(settings: Settings) -> Section:
 
 
 def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
-    """What the processes hold themselves; pages of the target do not count in RSS."""
+    """The memory of the processes themselves; pages of the target do not count in RSS."""
     target = huge / "target"
     idle = mount.processes()
     daemon = "daemon, RSS idle"
@@ -214,7 +214,7 @@ def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
     series += [Series("its spawner, RSS idle", [float(process.memory_info().rss)]) for process in idle[1:]]
     sizes = [size for size in (64 << 20, 512 << 20, 1 << 30, 4 << 30) if size <= settings.size] or [settings.size]
     goals = [Goal("the daemon idle", daemon, None, most=60 << 20)]
-    jobs = [("fallocate", size) for size in sizes] + [("clear", 1 << 40)]  # of the last, next to nothing is there
+    jobs = [("fallocate", size) for size in sizes] + [("clear", 1 << 40)]  # of the last chunk almost nothing is left
     for operation, size in jobs:
         name = f"worker, own memory, {operation} of {format_size(size)}"
         largest = [worker_memory(mount, target, operation, size) for _ in range(settings.rounds)]
@@ -225,7 +225,7 @@ def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
 
 
 def private_memory(pid: int) -> int:
-    """What the process shares with no other, without its huge pages (psutil's USS counts those)."""
+    """The memory that the process shares with no other, without its huge pages (psutil's USS counts those)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.findall(r"^Private_(?:Clean|Dirty): *(\d+) kB", rollup, re.MULTILINE)
     return sum(map(int, found)) << 10

@@ -1,8 +1,8 @@
-"""``migrate`` beside migratepages(8), which moves what a process has mapped.
+"""``migrate`` compared with migratepages(8), which moves the mapped pages of a process.
 
 Usage: python -m bench.migration [--smoke] [--rounds N] [--size BYTES] (as root)
-Where there is only one NUMA node, it is measured in the tests' virtual machine, whose processors are emulated.
-Takes migratepages in where it is installed (Debian: numactl).
+With only one NUMA node it runs in the tests' virtual machine, whose processors are emulated.
+Includes migratepages if it is installed (Debian: numactl).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MIGRATEPAGES: Final = "migratepages"
 EMULATED_SIZE: Final = 128 << 20
-"""What fits on either node of the virtual machine twice."""
+"""Fits twice on either node of the virtual machine."""
 HOLDER: Final = """
 import mmap, sys
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
@@ -43,7 +43,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
     print("mapped", flush=True)
     sys.stdin.read()
 """
-"""Maps a file and touches its pages, as whoever uses it would have."""
+"""Maps a file and touches its pages, like a user of the file."""
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def measured(nodes: tuple[int, int], size: int, settings: Settings) -> list[Seri
 
 
 def command_inside(size: int, settings: Settings) -> str:
-    """What a virtual machine runs: ``inside``."""
+    """The script of a virtual machine: ``inside``."""
     call = f"import bench.migration as b; b.inside({size}, {settings.rounds}, {settings.smoke})"
     return f"cd {shlex.quote(str(HERE.parent))} && {shlex.join([sys.executable, '-c', call])}"
 

@@ -1,4 +1,4 @@
-"""What is measured: a mounted ktaskfs and a minimal filesystem, and memory for them to work on."""
+"""The objects of measurements: a mounted ktaskfs, a minimal filesystem, and memory for their work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hugetlbfs(where: Path, page_size: int) -> Iterator[Path]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """False for one that has ended, even if nobody has asked for its status yet."""
+    """False for an ended process, even if its status was not read yet."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -126,7 +126,7 @@ class Ktaskfs:
 
 
 class Served:
-    """A filesystem with a file ``status``, served by a process of its own until it is unmounted."""
+    """A filesystem with a file ``status``, served by a separate process until it is unmounted."""
 
     def __init__(self, path: Path, command: Sequence[str]) -> None:
         """Run ``command``, which mounts on the new directory ``path``; ``ready_seconds`` as for Ktaskfs."""

@@ -1,4 +1,4 @@
-"""The operations on pages beside what a person would use otherwise: survey, fill, verify, reserve, evict.
+"""The operations on pages compared with the usual tools: survey, fill, verify, reserve, evict.
 
 Usage: python -m bench.page_operations [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
 """
@@ -131,7 +131,7 @@ def evicting(mount: Ktaskfs, settings: Settings) -> Section:
 
         contenders = [Contender(each.name, each.measure, read) for each in both(mount, "evict", tree)]
         command = ["vmtouch", "-q", "-e", name]
-        if shutil.which("vmtouch") is None:  # what the manual of dd(1) gives for dropping a file's cache
+        if shutil.which("vmtouch") is None:  # the manual of dd(1) has this to drop the cache of a file
             dd = ["dd", "of={}", "oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"]
             command = ["find", name, "-type", "f", "-exec", *dd, ";"]
         contenders.append(

@@ -37,7 +37,7 @@ def _pkg_config(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def inner_times(program: Path, *arguments: object) -> list[float]:
-    """Run a program that prints the seconds of its own work: what it printed, number by number."""
+    """Run a program that prints the seconds of its own work; the printed numbers."""
     command = [str(program), *map(str, arguments)]
     return list(map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()))
 

@@ -190,7 +190,7 @@ def load(path: Path) -> list[Section]:
 
 
 def write(plot: Plot, results: Path, output: Path) -> str:
-    """Draw one plot, if there is anything to draw; says in words what was done."""
+    """Draw one plot, if it has data; returns a sentence for the reader."""
     data = results / f"{plot.source}.json"
     if not data.exists():
         return f"{plot.name}: no {data}"

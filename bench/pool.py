@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LOCK: Final = Path("/run/ktaskfs-test-pool.lock")
-"""Whoever changes the pool for a test or a measurement holds this, so that they do not disturb each other."""
+"""Hold this to change the pool for a test or a measurement, so that they do not disturb each other."""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Allocating and zeroing memory beforehand, beside everything a person would use for it instead.
+"""Allocating and zeroing memory in advance, compared with the usual tools.
 
 Usage: python -m bench.preallocation [--smoke] [--rounds N] [--size BYTES] (as root: it reserves huge pages)
-Takes QEMU in where it is installed (bench/peers.sh does that). The pool has pages for twice the size.
+Includes QEMU if it is installed (bench/peers.sh installs it). The pool has pages for twice the size.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ QEMU: Final = f"qemu-system-{platform.machine()}"
 
 @dataclass(frozen=True)
 class Place:
-    """A file of memory to be made: ``page`` is the size (bytes) of its pages, ``what`` the kind of memory.
+    """A file of memory to create: ``page`` is the size (bytes) of its pages, ``what`` the kind of memory.
 
-    ``tmpfs``: fallocate(2) allocates only, and a page is zeroed when it is touched first. Nor is there a pool to keep
-    the memory: what is freed goes back to the system, whose host may take it back, to give it again slowly.
+    ``tmpfs``: fallocate(2) allocates only, and the first touch zeroes a page. No pool keeps the memory: freed pages
+    return to the system, and a virtual machine's host may take them and return them slowly.
     """
 
     target: Path
@@ -76,7 +76,7 @@ def limit(place: Place, size: int, threads: int) -> Contender:
 
 
 def fallocate(place: Place, size: int) -> Contender:
-    """fallocate(1), and where that leaves the pages to be zeroed by whoever touches them, somebody who does."""
+    """fallocate(1); if it leaves the pages to be zeroed at the first touch, also a program that touches them."""
     command = ["fallocate", "-l", str(size), str(place.target)]
     touch = limit(place, size, 1)
 
@@ -89,7 +89,7 @@ def fallocate(place: Place, size: int) -> Contender:
 
 
 def qemu(place: Place, size: int, threads: int) -> Contender:
-    """What QEMU takes longer with preallocation than without: the rest is its own start and end."""
+    """The additional time of QEMU with preallocation: the rest is its own start and end."""
 
     def once(preallocation: str) -> float:
         memory = f"memory-backend-file,id=m,size={size},mem-path={place.target},share=on,{preallocation}"
@@ -128,7 +128,7 @@ def preallocating(mount: Ktaskfs, place: Place, size: int, settings: Settings) -
 
 
 def explanation(place: Place) -> str:
-    """What is counted, what is left out, and why some are slower than they could be."""
+    """Notes: the counted and omitted times, and the reasons of slow contenders."""
     text = "ktaskfs: from the write of the spec until `wait` ends. fallocate(1): the whole process. "
     text += "C: from the open until the last join; this is the limit. "
     text += "The start and the end of a task take some 7 ms, which are counted; those of QEMU are not. "

@@ -1,4 +1,4 @@
-"""What it costs to look at a task: the requests of the kernel, and the time with the daemon on either CPU.
+"""The cost of a look at a task: requests of the kernel, and time with the daemon on the same or the other CPU.
 
 Usage: python -m bench.reads [--smoke] [--rounds N] (as root: it mounts a tmpfs)
 """
@@ -52,7 +52,7 @@ class Looked:
         return cls(name, path, *opened, server)
 
     def by_path(self) -> None:
-        """What a program does that looks once."""
+        """A program that looks once."""
         open_read_close(self.path)
 
     def in_directory(self) -> None:
@@ -62,7 +62,7 @@ class Looked:
         os.close(fd)
 
     def again(self) -> None:
-        """What a program does that looks often: at offset 0 the text is made anew."""
+        """A program that looks often: a read at offset 0 makes a new text."""
         os.pread(self.fd, 65536, 0)
 
 
@@ -107,7 +107,7 @@ def _bind(tid: int, cpus: set[int]) -> None:
 
 
 def kinds(files: list[Looked], count: int, most: float) -> Iterator[Kind]:
-    """``most`` is what the first may take at most, compared with the bare filesystem."""
+    """``most``: the maximum ratio to the bare filesystem."""
     ours = [file.name for file in files if file.name.startswith("ktaskfs")]
     for title, way in WAYS.items():
         wanted = ((MINIMAL, most if way is Looked.by_path else None), (EXACT, None))

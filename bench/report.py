@@ -37,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Goal:
-    """``left`` against ``right``: the ratio of their medians, and what it should be. ``right`` None: the median."""
+    """``left`` divided by ``right``: the ratio of their medians, and its goal. Without ``right``, the median."""
 
     text: str
     left: str
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One table of results; without series, a note on why there are none."""
+    """One table of results; without series, a note with the reason."""
 
     title: str
     series: list[Series]
@@ -71,7 +71,7 @@ class Section:
     goals: list[Goal] = field(default_factory=list)
     note: str = ""
     tables: list[Table] = field(default_factory=list)
-    """What was worked out from the series, printed between the goals and the note."""
+    """Results computed from the series, printed between the goals and the note."""
 
 
 def table(section: Section, *, judge: bool = True) -> str:
@@ -124,7 +124,7 @@ def is_met(goal: Goal, section: Section) -> bool:
 
 
 def verdict(goal: Goal, section: Section, *, judge: bool = True) -> str:
-    """The goal's figure; ``judge`` adds what was wanted, and whether it is that."""
+    """The goal's figure; ``judge`` adds the goal, and whether it is reached."""
     factor, unit = UNITS[section.unit] if goal.right is None else (1.0, "")
     wanted = [f"at least {shown(goal.least * factor)}"] if goal.least is not None else []
     wanted += [f"at most {shown(goal.most * factor)}"] if goal.most is not None else []

@@ -1,4 +1,5 @@
-"""What it costs to start a task, from the daemon's control groups and from others: time, and CPU time of all processes.
+"""The cost of the start of a task, from the daemon's control groups and from others: time, and CPU time of all
+processes.
 
 Usage: python -m bench.starts [--smoke] [--rounds N] (as root)
 """
@@ -58,7 +59,7 @@ class Burst:
 
 
 def kinds(mount: Ktaskfs, starter: Starter, small: Path, writers: dict[str, Writer], count: int) -> list[Kind]:
-    """One task at a time: the write alone, and until it is done."""
+    """One task at a time: only the write, and until the task is done."""
     spec = f"clear path={small} name=start"
 
     def forget() -> None:
@@ -82,7 +83,7 @@ def kinds(mount: Ktaskfs, starter: Starter, small: Path, writers: dict[str, Writ
 
 
 def bursts(mount: Ktaskfs, starter: Starter, where: Path, count: int, lines: int) -> Kind:
-    """Many lines in one write, each with a file of its own."""
+    """Many lines in one write, each with a separate file."""
     files = [where / f"burst{number}" for number in range(lines)]
     for file in files:
         file.write_bytes(bytes(4096))

@@ -1,7 +1,7 @@
 """Writes bench/RESULTS.md, and a page for each benchmark, from bench/results/NAME.json: ``python -m bench.summary``.
 
-RESULTS.md is one table of what is measured in bytes a second, and the goals that were missed. Names of contenders say
-what they are: ``ktaskfs…`` is ours, ``C,…`` does the same work in C, all others are what a person would use otherwise.
+RESULTS.md has a table of all speeds in bytes a second, and the missed goals. The name of a contender shows its kind:
+``ktaskfs…`` is ktaskfs, ``C,…`` does the same work in C, all others are the usual tools.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pages are of different days and machines: compare ratios only."""
 
 @dataclass(frozen=True)
 class Results:
-    """What one benchmark has written."""
+    """The output of one benchmark."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""The table of all tasks: what it costs to make, and 512 who read it at once.
+"""The table of all tasks: the cost of making it, and 512 concurrent readers.
 
 Usage: python -m bench.task_list [--smoke] [--rounds N] (as root: it mounts a tmpfs)
 """
@@ -60,7 +60,7 @@ def python(source: str, *arguments: object, user: int = 0) -> subprocess.Popen[s
 
 
 def crowded(mount: Path, file: str, readers: int, rounds: int) -> tuple[Series, Series]:
-    """How long a crowd takes, and what another user waits meanwhile."""
+    """The time of a crowd of readers, and the waiting time of another user meanwhile."""
     with python(OTHER, mount / "version", user=NOBODY) as other:
         with python(CROWD, mount / file, readers, rounds) as threads:
             taken = [float(line) for line in threads.communicate()[0].splitlines()]

@@ -1,7 +1,7 @@
 """The search for the number of threads, in virtual time: chunks that share the bandwidth of their NUMA node's memory.
 
-No thread is run and nobody waits: the framework's own Work, TaskThread and Finder are led through the time that the
-model says, beside the best fixed number, which is found by trying.
+No thread runs and nothing waits: the framework's own Work, TaskThread and Finder run in the time of the model. The best
+fixed number is found by trying all.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Simulation:
 
 
 def best_fixed(case: Case) -> tuple[int, Run]:
-    """The smallest number of threads that is as quick as the quickest, but for half of a percent."""
+    """The smallest number of threads that is at most half a percent slower than the fastest."""
     numbers = sorted({number for number in _candidates(case) if 1 <= number <= case.cpus})
     runs = {number: Simulation(case, number).run() for number in numbers}
     quickest = min(run.seconds for run in runs.values())
@@ -315,7 +315,7 @@ included; *threads* is the mean over the run. 1024 chunks are 64 GiB; the cases 
 
 
 def judge(chosen: Sequence[Case]) -> list[tuple[object, ...]]:
-    """Rows: the case, CPUs, the best fixed number, and of what was found the speed, the mean of threads, the last."""
+    """Rows: case, CPUs, best fixed number; of the search: speed, mean and last number of threads."""
     rows: list[tuple[object, ...]] = []
     for case in chosen:
         number, best = best_fixed(case)

@@ -1,4 +1,4 @@
-"""Operations on trees of ordinary files beside what a person would use otherwise.
+"""Operations on trees of ordinary files compared with the usual tools.
 
 Usage: python -m bench.trees [--smoke] [--rounds N] [--size BYTES] (as root: it mounts; vmtouch: bench/peers.sh)
 """
@@ -26,7 +26,7 @@ MANY: Final = 20_000
 
 
 def make_files(top: Path, size: int) -> None:
-    """FILES files of ``size`` bytes in all, in ten directories, on the disk for good."""
+    """FILES files of ``size`` bytes in all, in ten directories, synced to the disk."""
     for number in range(FILES):
         file = top / f"d{number % 10}" / f"f{number}"
         file.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""The workloads of the simulation, and what a schedule of their chunks reaches in exact virtual time.
+"""The workloads of the simulation, and the time of a schedule of their chunks in exact virtual time.
 
-No thread is run: to start a thread, to hand out a chunk and to wake up cost nothing.
+No thread runs: starting a thread, handing out a chunk and waking up cost nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the pictures of README from tasks at work: ``python docs/pictures.py MOUNT [DIRECTORY]``.
+"""Draws the pictures of the pages from tasks at work: ``python docs/pictures.py MOUNT [DIRECTORY]``.
 
 ``run.svg`` shows the bars of ``ktaskfs run``, ``top.svg`` the screen of ``ktaskfs top``. The tasks read files of
 tmpfs that are removed again, each at a rate of its own, so that the bars differ. DIRECTORY is docs/pictures by default.

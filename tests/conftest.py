@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class MountMaker(Protocol):
-    """Makes one more mount; ``options`` as after ``-o``. The same ``statedir`` again adopts what is there."""
+    """Makes one more mount; ``options`` as after ``-o``. The same ``statedir`` again adopts existing tasks."""
 
     def __call__(
         self,
@@ -44,10 +44,10 @@ class MountMaker(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A run that is told to end (SIGTERM, as by timeout(1)) puts everything back first, as after ^C.
+    """At SIGTERM, as from timeout(1), a run restores everything before it ends, as after ^C.
 
-    So does each of several processes: the first tells the others and waits for them. pytest-xdist alone would have them
-    killed after ten seconds.
+    So does each of several processes: the first signals the others and waits for them. pytest-xdist alone would kill
+    them after ten seconds.
     """
     here = os.getpid()
 
@@ -114,14 +114,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session")
 def root() -> None:
-    """Mounts, users and pools are for root alone: the test is skipped for others, and is not of the tier ``fast``."""
+    """Mounts, users and pools need root: skip the test for others, and take it out of the tier ``fast``."""
     if os.geteuid() != 0:
         pytest.skip("only root may do this")
 
 
 @pytest.fixture
 def area() -> Iterator[Path]:
-    """An empty directory with a short path that every user may search (``tmp_path`` is its owner's alone)."""
+    """An empty directory with a short path that every user may search (only its owner may search ``tmp_path``)."""
     path = Path(tempfile.mkdtemp(prefix="kt-"))
     path.chmod(0o755)
     yield path
@@ -172,7 +172,7 @@ def mount_maker(area: Path, request: pytest.FixtureRequest) -> Iterator[MountMak
 
 @pytest.fixture
 def mounted(mount_maker: MountMaker) -> Mount:
-    """A fresh daemon with default options on a mount of its own."""
+    """A new daemon with default options on a separate mount."""
     return mount_maker()
 
 

@@ -151,7 +151,7 @@ def test_names_are_those_of_systemd(path: str) -> None:
 
 
 def tunables_in(path: Path, text: str | bytes, options: str = "") -> dict[str, int]:
-    """What the configuration file ``path`` with that text says."""
+    """The options of the configuration file ``path`` with that text."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return parse_options("/mnt", [f"statedir=/s,config={path},{options}"], {}).file_tunables()
 

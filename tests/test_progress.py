@@ -1,4 +1,4 @@
-"""The page that a daemon and a worker share: what a reader may conclude, whatever happens to the writer."""
+"""The page that a daemon and a worker share: the conclusions of a reader at any state of the writer."""
 
 from __future__ import annotations
 

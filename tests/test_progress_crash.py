@@ -93,7 +93,7 @@ class Model:
             return
         if chunk is not None:
             node, start, end = chunk
-            # The chunk function has returned: from here on the units are done, whoever knows it.
+            # The chunk function has returned: from here on the units are done, even if nobody knows it yet.
             self.finished |= set(range(NODES[node].start + start, NODES[node].start + end))
             self.monitor.chunk_done(step.slot, node, start, end, 1000)
         if step.what == "wait":

@@ -1,4 +1,4 @@
-"""What systemd hears, against sockets of our own: the protocols of sd_notify(3) and of the journal."""
+"""The messages to systemd, received by sockets of the test: the protocols of sd_notify(3) and of the journal."""
 
 from __future__ import annotations
 

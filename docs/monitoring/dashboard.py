@@ -95,6 +95,19 @@ PANELS: Final = (
         },
     ),
     Panel(
+        "duration of done tasks, 95th percentile, by operation",
+        {
+            "{{operation}}": "histogram_quantile(0.95, "
+            + _sum(_rate("ktaskfs_task_duration_seconds_bucket"), "operation, le")
+            + ")"
+        },
+        "s",
+    ),
+    Panel(
+        "tasks done a second, by operation",
+        {"{{operation}}": _sum(_rate("ktaskfs_task_duration_seconds_count"), "operation")},
+    ),
+    Panel(
         "huge pages of the machine",
         {
             "{{instance}} {{page_size}} total": f"ktaskfs_hugepages{{{HOST}}}",

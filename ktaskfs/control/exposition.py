@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client import exposition as prometheus
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from ktaskfs.control.durations import BOUNDS
 from ktaskfs.version import VERSION
 
 if TYPE_CHECKING:
@@ -87,6 +93,7 @@ class _FactsCollector(Collector):
         yield _family(
             CounterMetricFamily, "units_done", "Units of work done since the mount.", ("operation", "unit"), facts.units
         )
+        yield _durations(facts)
         # Two families, because a sum over one with the pools of machine and nodes would count each page twice.
         for suffix, field, help in POOL_COUNTS:
             machine: Values = {(str(p.size),): getattr(p, field) for p in facts.pools if p.node is None}
@@ -112,6 +119,18 @@ class _FactsCollector(Collector):
             (),
             {(): facts.lag},
         )
+
+
+def _durations(facts: Facts) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(
+        f"{NAMESPACE}_task_duration_seconds",
+        "Time from the start of work to its end, pauses included, of tasks that became done since the mount.",
+        labels=("operation",),
+    )
+    for name, durations in facts.durations.items():
+        buckets = [(str(bound), float(count)) for bound, count in zip(BOUNDS, durations.up_to(), strict=False)]
+        family.add_metric((name,), [*buckets, ("+Inf", float(sum(durations.counts)))], durations.total)
+    return family
 
 
 def _family(kind: type[F], name: str, help: str, labels: tuple[str, ...], values: Values) -> F:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ktaskfs.control.durations import Durations
     from ktaskfs.host.hugepages import Pool
 
 
@@ -27,6 +28,7 @@ class Facts:
     refused: by operation, starts since the mount that failed, with or without an error for the writer.
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
+    durations: by operation, of tasks that became done since the mount: from the start of the work to its end.
     lag:     delay of the event loop in seconds.
     """
 
@@ -35,6 +37,7 @@ class Facts:
     refused: Mapping[tuple[str, ...], int]
     ended: Mapping[tuple[str, ...], int]
     units: Mapping[tuple[str, ...], int]
+    durations: Mapping[str, Durations]
     pools: tuple[Pool, ...]
     load: Load
     lag: float

@@ -1,4 +1,4 @@
-"""The counters of ``metrics``: tasks by operation and state, ends by outcome, units, pools, and the daemon itself.
+"""The counters of ``metrics``: tasks by operation and state, ends by outcome, units, durations, pools, the daemon.
 
 No label contains a task's name, a path or a user: anybody may read the file, and the number of series stays small. All
 series exist from the start, so that an alert sees the increase at the first event.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ktaskfs.control.durations import Durations
 from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
@@ -48,9 +49,13 @@ class Exposition(StrEnum):
 
 @dataclass
 class _Run:
-    """A task running since ``began`` (time.monotonic()), and its counted units."""
+    """A task running since ``began`` (time.monotonic()), and its counted units.
+
+    ``whole``: this daemon saw the beginning; an adopted task began at an unknown time.
+    """
 
     began: float
+    whole: bool
     units: int = 0
 
 
@@ -65,6 +70,7 @@ class Metrics:
         self._refused = self._started.copy()
         self._ended: Counter[tuple[str, ...]] = Counter({(n, str(end)): 0 for n in names for end in sorted(ENDED)})
         self._units: Counter[tuple[str, ...]] = Counter({(n, str(operations[n].units)): 0 for n in names})
+        self._durations = {name: Durations() for name in names}
         self._kept: Counter[tuple[str, ...]] = Counter({(n, str(state)): 0 for n in names for state in State})
         """Ended tasks that are still in the table, perhaps very many."""
         self._kept[NO_OPERATION, str(State.NEW)] = 0  # it can be in no other state
@@ -88,10 +94,13 @@ class Metrics:
         else:
             self._unfinished[task] = None
         if new in WORKING:
-            self._runs.setdefault(task, _Run(time.monotonic()))
+            self._runs.setdefault(task, _Run(time.monotonic(), whole=old is State.STARTING))
         elif task in self._runs:
             self._sample(task)
-            del self._runs[task]
+            run = self._runs.pop(task)
+            if run.whole and new is State.DONE:
+                name = _operation(task)
+                self._durations[name] = self._durations[name].plus(time.monotonic() - run.began)
         if old in WORKING and new in ENDED:
             self._ended[_operation(task), str(new)] += 1
         elif old is State.STARTING:
@@ -127,6 +136,7 @@ class Metrics:
             refused=self._refused.copy(),
             ended=self._ended.copy(),
             units=self._units.copy(),
+            durations=self._durations.copy(),
             pools=pools,
             load=self._load(),
             lag=trio.current_time() - before,

@@ -41,8 +41,8 @@ EXCEPTIONS = {
     ("cli/mount.py", "tasks"),
     *(("cli/mount.py", layer) for layer in ("daemon", "config", "systemd")),
 }
-"""Types for mypy alone: the text of a task is made from a snapshot, and the log is in the state directory. And of the
-command, ``mount`` alone becomes the daemon: the rest uses what any program has, the mounted files."""
+"""Types for mypy only: the text of a task is made from a snapshot, and the log is in the state directory. Of the
+command, only ``mount`` becomes the daemon; the rest uses only the mounted files, like any program."""
 
 ONLY_HERE = {
     "pyfuse3": {"fuse"},
@@ -98,7 +98,7 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
 
 
 def test_the_command_knows_nothing_but_the_mounted_files() -> None:
-    """But for ``mount``, which others of its modules may not import to get past this, save ``main``, which runs it."""
+    """Except ``mount``, which no other module may import to bypass this, save ``main``, which runs it."""
     for path in sorted((PACKAGE / "cli").rglob("*.py")):
         others = {name for name in imported(path) if name.startswith("ktaskfs.")}
         allowed = {f"ktaskfs.{each}" for each in ("errors", "units", "version")}
@@ -117,7 +117,7 @@ def test_every_layer_is_known() -> None:
 
 
 def test_no_module_state() -> None:
-    """Module level holds definitions and constants only: what is assigned there is never a mutable display."""
+    """Module level holds only definitions and constants: no assigned value is a mutable display."""
     for path in MODULES:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.List | ast.Set):

@@ -14,7 +14,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 SHARED_PAGE = ROOT / "progress" / "worker_page.py"
 """Maps the one page that a worker shares with its daemon, which is no target."""
 IN_HANDS = ROOT / "memory" / "touch.py"
-"""What only hands call, which may die: ``open_hands`` alone is for the worker."""
+"""Functions that only hands call, because the process may die; only ``open_hands`` is for the worker."""
 FOR_THE_WORKER = {"TouchedFile", "open_hands"}
 TOUCHING = {"memset", "memmove", "string_at", "wstring_at", "from_buffer"}
 
@@ -52,7 +52,7 @@ def test_no_mapping_is_touched_from_user_code(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_touches_is_called_in_hands_only(path: Path) -> None:
-    """In classes named ``_Toucher``, which are made for ``open_hands`` and for nothing else."""
+    """Only in classes named ``_Toucher``, which are only made for ``open_hands``."""
     tree = ast.parse(path.read_text())
     imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ktaskfs.memory.touch"]
     touching = {alias.name for n in imported for alias in n.names} - FOR_THE_WORKER | {"mapped"}

@@ -17,7 +17,7 @@ WEAK_ROOT: Final = (
 )
 """Put before a command: uid 0 without a capability, and read-only views of the host's /proc and /sys."""
 OWN_USER_NAMESPACE: Final = ("unshare", "--user", "--map-root-user")
-"""Put before a command: uid 0 in a user namespace of its own, with the host's files and pids."""
+"""Put before a command: uid 0 in a new user namespace, with the host's files and pids."""
 
 
 def wait_for_worker(mount: Mount, task: str) -> int:

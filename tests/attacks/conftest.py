@@ -84,7 +84,7 @@ class Attack:
         )
 
     def end(self) -> None:
-        """Kill the attackers, and with them ends what they hold; then what hung for it."""
+        """Kill the attackers, which ends what they hold; then kill the processes that hung."""
         for process in (*self._attackers, *self._commands):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -119,7 +119,7 @@ def victim() -> User:
 
 @pytest.fixture
 def attack(attacker: User, fuse_for_all: None) -> Iterator[Attack]:
-    """At the end of the test the attackers are killed, and with them ends what they hold."""
+    """At the end of the test the attackers are killed, which ends what they hold."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     begun = Attack(attacker)

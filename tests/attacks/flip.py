@@ -1,4 +1,4 @@
-"""An attacker: has the link LINK lead to each TARGET in turn, as fast as it can.
+"""An attacker: points the link LINK to each TARGET in turn, as fast as possible.
 
 python flip.py LINK TARGET TARGET
 """

@@ -1,4 +1,4 @@
-"""An attacker: holds what a system call locks, for its buffer is a page that never arrives.
+"""An attacker: holds the lock of a system call, because its buffer is a page that never arrives.
 
     python never.py write FILE       write(2) from such a page
     python never.py getdents DIR     getdents64(2) into such a page
@@ -62,7 +62,7 @@ def serve(fd: int, asked: int) -> None:
 def page_that_never_arrives(asked: int) -> mmap.mmap:
     """A writable page that the kernel waits for; ``asked`` gets a line when it begins to."""
     uid, gid = os.getuid(), os.getgid()
-    point = "/tmp"  # in a mount namespace of its own
+    point = "/tmp"  # in a new mount namespace
     check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         Path(f"/proc/self/{name}").write_text(text)

@@ -21,7 +21,7 @@ def start(control: str, spec: bytes) -> None:
 
 
 def workers() -> list[int]:
-    """Their directories in /proc are root's, as they are not dumpable; what is in them says whose they are."""
+    """Their directories in /proc belong to root, because they are not dumpable; the files there show the user."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/status") as file:

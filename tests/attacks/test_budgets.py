@@ -65,7 +65,7 @@ def test_a_large_result_is_in_memory_once(mount_maker: MountMaker, memory: Path,
 
 
 def test_open_texts_of_one_user_are_limited(mount_maker: MountMaker, attacker: User, victim: User) -> None:
-    """Each opening has a text of its own here: a path of 4 KiB."""
+    """Each opening has a separate text here: a path of 4 KiB."""
     mounted = mount_maker("mode=0666")
     for user, task in ((attacker, "own"), (victim, "hers")):
         script = 'mkdir tasks/$1 && echo clear > tasks/$1/op && echo "$2" > tasks/$1/path'
@@ -82,7 +82,7 @@ def test_open_texts_of_one_user_are_limited(mount_maker: MountMaker, attacker: U
 
 @contextlib.contextmanager
 def holding(command: list[str], user: User) -> Iterator[list[int]]:
-    """What HOLD prints, while it holds."""
+    """The output of HOLD, while it holds."""
     ids: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", **ids) as holder:
         assert holder.stdout is not None

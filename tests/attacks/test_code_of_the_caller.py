@@ -1,4 +1,4 @@
-"""A caller whose root directory holds a library of its own, and a worker that comes upon something unforeseen there."""
+"""A caller plants a library in its root directory, and the worker has an unforeseen error there."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WANTED = min(CPUS, 1 + helper_limit(CPUS, -(-100 // CPUS)))
 
 
 def set_rate(house: House, task: Task, text: str) -> None:
-    """What a write to ``rate_max`` does."""
+    """The effect of a write to ``rate_max``."""
     assert task.operation is not None
     task.set_text(next(each for each in task.operation.declared if each.name == "rate_max"), text)
     house.service.set_live(task)

@@ -1,4 +1,4 @@
-"""Callers whose ids are not all the same: a worker has one uid, one gid and no more rights than that user."""
+"""Callers whose ids differ: a worker has one uid, one gid and no more rights than that user."""
 
 from __future__ import annotations
 

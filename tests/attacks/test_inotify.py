@@ -1,4 +1,4 @@
-"""Nobody keeps others from being told of changes by inotify(7), and nobody is told of what is hidden."""
+"""Nobody can keep inotify(7) from reporting changes to others, and nobody gets reports of hidden files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_listing_that_hangs(
     held: str,
     who: str,
 ) -> None:
-    """With somebody behind it who wants the same lock for himself alone."""
+    """Another process waits for the same lock, exclusively."""
     mount = mount_maker("mode=0666")
     user = victim if who == "victim" else None
     start_slow(mount, memory, "hers", user=user)

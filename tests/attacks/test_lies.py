@@ -117,7 +117,7 @@ class Liar:
 
 
 async def refused(house: House, monkeypatch: pytest.MonkeyPatch, lie: bytes) -> KtaskfsError:
-    """What a start is refused with whose worker says ``lie``; nothing may be left of it."""
+    """The refusal of a start whose worker sends ``lie``; nothing of the task may remain."""
     before = open_files()
     liar = Liar(lie, Shape(2, 2))
     monkeypatch.setattr(WorkerMaker, "fork", lambda *given, follows: liar.fork(*given, follows=follows))

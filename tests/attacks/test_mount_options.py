@@ -1,4 +1,4 @@
-"""What an ordinary user gets by options and by the name of a mount point: nothing that root did not give."""
+"""An ordinary user gains no rights by mount options or by the name of a mount point."""
 
 from __future__ import annotations
 

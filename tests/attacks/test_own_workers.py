@@ -1,4 +1,4 @@
-"""A user who starts tasks and stops or kills their workers without end holds nobody else, and leaves nothing."""
+"""A user who starts tasks and endlessly stops or kills their workers delays nobody else, and leaves nothing."""
 
 from __future__ import annotations
 

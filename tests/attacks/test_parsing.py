@@ -1,4 +1,4 @@
-"""Specs that are made to be slow to read: nobody else may wait for them."""
+"""Specs that are slow to parse: nobody else may wait for them."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 POWERLESS: Final = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 CONTAINER: Final = ("setpriv", "--bounding-set=-all,+dac_override,+fowner", "--inh-caps=-all")
-"""May write files whatever their mode, but signal nobody else's process."""
+"""May write any file, but signal no process of another user."""
 
 
 def as_root_with(prefix: tuple[str, ...], mount: Mount, script: str, *arguments: str) -> Outcome:
-    """What a script comes to in the mount, run as root with few capabilities."""
+    """The result of a script in the mount, run as root with few capabilities."""
     return run(*prefix, "bash", "-c", script, "bash", *arguments, cwd=mount.path)
 
 

@@ -1,4 +1,4 @@
-"""What one user makes the kernel hold, by a buffer that never arrives, holds nobody else."""
+"""A lock that one user holds in the kernel, by a buffer that never arrives, delays nobody else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_listing_of_the_tasks_that_hangs_keeps_nobody_from_them(
 def test_a_listing_that_hangs_keeps_no_daemon_from_its_end(
     mount_maker: MountMaker, memory: Path, attack: Attack, number: signal.Signals
 ) -> None:
-    """The daemon drops a task meanwhile; a successor with its state then mounts at once."""
+    """Meanwhile the daemon drops a task; then a successor with its state mounts at once."""
     mount = mount_maker("mode=0666,keep_finished=0")
     events = os.open(mount.path / "events", os.O_RDONLY)
     assert attack.answered(mount, "ls tasks; cat tasks/control")

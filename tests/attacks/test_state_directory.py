@@ -34,7 +34,7 @@ def mount(area: Path, statedir: Path) -> tuple[int, str]:
 
 @pytest.fixture
 def secret(root: None, area: Path) -> Path:
-    """A file of root's that nobody else may read."""
+    """A file that only root may read."""
     path = area / "secret"
     path.write_text(SECRET)
     path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""A user changes what a path leads to while tasks on it start: no task reaches more than its user may."""
+"""A user changes the path of tasks while they start: no task accesses more than its user may."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SECRET = b"secret" * 1000
 OWN = b"own" * 1000
 EACH = 3
-"""Times that each outcome is to be seen."""
+"""Required number of each outcome."""
 
 
 @pytest.fixture

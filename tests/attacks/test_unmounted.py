@@ -1,4 +1,4 @@
-"""After umount(8) the daemon ends, and after the daemon's end the next one mounts, whoever holds what."""
+"""After umount(8) the daemon ends, and after its end the next daemon mounts, even if users hold parts of the mount."""
 
 from __future__ import annotations
 

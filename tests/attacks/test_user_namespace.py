@@ -1,4 +1,4 @@
-"""A caller in a user namespace of its own that sees the host's processes."""
+"""A caller in its own user namespace that sees the host's processes."""
 
 from __future__ import annotations
 

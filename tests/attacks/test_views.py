@@ -1,4 +1,4 @@
-"""What one user does with their view of the tasks reaches nobody else's."""
+"""One user's actions in a view of the tasks do not affect the other views."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_lease_on_ones_own_file_does_not_keep_root_from_ending_the_task(
 def test_names_that_are_always_there_are_found_while_the_root_is_held(
     mount_maker: MountMaker, attack: Attack, attacker: User, victim: User
 ) -> None:
-    """The daemon pins them, so that the kernel asks for none of them even when it was short of memory."""
+    """The daemon pins them, so the kernel asks for none of them, even after a shortage of memory."""
     mount = mount_maker("mode=0666")
     attack("never.py", "getdents", str(mount.path))
     change = attack.begin(mount, "exec mkdir none", user=attacker)

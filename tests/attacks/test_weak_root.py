@@ -49,7 +49,7 @@ print(*sorted(set(gained)))
 
 
 def break_in(pid: int) -> list[str]:
-    """What the weak root gets at in the process ``pid``."""
+    """The access of the weak root to the process ``pid``."""
     outcome = run(*WEAK_ROOT, sys.executable, "-I", "-c", BREAK_IN, str(pid))
     assert outcome.status == 0, outcome.err
     return outcome.out.split()

@@ -1,4 +1,4 @@
-"""What the tests of real programs need: the newest ones, and files of any size."""
+"""Fixtures for tests of real programs: the newest ones, and files of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs that read a file, each as a command of the shell that prints what it has read."""
+"""Programs that read a file, each as a shell command that prints the contents."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def helpers(mount: Mount) -> list[psutil.Process]:
 def touches(process: psutil.Process) -> bool:
     try:
         return any(word.endswith("touch.py") for word in process.cmdline())
-    except psutil.NoSuchProcess:  # or it has ended, and nobody has asked for its status yet
+    except psutil.NoSuchProcess:  # or it has ended, and its status was not read yet
         return False
 
 

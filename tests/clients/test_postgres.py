@@ -48,7 +48,7 @@ class Cluster:
     user: User
 
     def run(self, program: str, *arguments: str) -> str:
-        """What one of PostgreSQL's programs prints."""
+        """The output of one of PostgreSQL's programs."""
         done = run(str(self.programs / program), *arguments, user=self.user, cwd=self.user.home)
         assert done.status == 0, done.err
         return done.out

@@ -120,7 +120,7 @@ def scraped(exporter: str) -> dict[str, float]:
 
 
 def fail_one(mount: Mount, memory: Path) -> None:
-    """Have a task fail: what it copies gets shorter when it has begun."""
+    """Let a task fail: its source is truncated after its start."""
     source = memory / "source"
     source.write_bytes(bytes(1 << 20))
     spec = f"copy source={source} path={memory}/target name=failing rate_max=4K chunk=4K"
@@ -166,7 +166,7 @@ def test_an_alert_on_the_first_failure(
     two_users: tuple[User, User],
     programs: Programs,
 ) -> None:
-    """Where a series appears with its first event, its increase is 0 then, and nobody is told."""
+    """If a series appears only with its first event, its increase is 0 then, and no alert fires."""
     (area / "prometheus.yml").write_text(CONFIG.format(rules=MONITORING / "alerts.yml", target=exporter))
     data = area / "data"
     data.mkdir()
@@ -190,10 +190,12 @@ def test_an_alert_on_the_first_failure(
 
 
 def expressions() -> dict[str, str]:
-    """Every query of the dashboard and of the alerts, by where it stands."""
+    """Every query of the dashboard, the alerts and the page about monitoring, by its place."""
     panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     found = {f"{each['title']}/{one['refId']}": one["expr"] for each in panels for one in each["targets"]}
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    page = (ROOT / "docs/how-to/monitoring.md").read_text()
+    (found["page"],) = re.findall(r"((?:^    .*\bktaskfs_\w+\{.*\n)+)", page, re.MULTILINE)
     return found | {each["alert"]: each["expr"] for each in rules}
 
 

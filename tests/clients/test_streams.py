@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def test_every_program_waits(mounted: Mount, newest: Utilities, memory: Path, area: Path) -> None:
-    """Also one beside another, and more than once: what the kernel has tried to keep of the stream is gone."""
+    """Also beside another program, and repeatedly: the kernel's cached pages of the stream are gone."""
     start_slow(mounted, memory, "slow")
     wait = str(mounted.path / "tasks/slow/wait")
     readers: dict[str, subprocess.Popen[str]] = {}

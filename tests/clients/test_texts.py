@@ -1,4 +1,4 @@
-"""Whatever program reads a file of the mount, and by whatever system call: it reads the whole text."""
+"""Each program reads the whole text of a file of the mount, by any system call."""
 
 from __future__ import annotations
 

@@ -37,10 +37,11 @@ class Podman:
     """Where podman has its own: outside of ``area``, since runc makes the mount of a root directory private."""
 
     def command(self, *options: str, owner: int = 0, propagation: str = "rslave") -> list[str]:
-        """What runs a container; the command to run in there follows.
+        """The command that runs a container; the command inside follows.
 
-        Its root directory is the user's ``owner``. ``propagation``: with ``rshared``, mounts that are made in there are
-        seen outside (Bidirectional of Kubernetes); with ``rslave``, only the other way (HostToContainer).
+        The container's root directory belongs to user ``owner``. ``propagation``: with ``rshared``, the host sees mounts
+        made inside (Bidirectional of Kubernetes); with ``rslave``, only the container sees mounts of the host
+        (HostToContainer).
         """
         places = [f"--{each}={self.storage / each}" for each in ("root", "runroot", "tmpdir")]
         # In a container there may be no systemd that makes control groups, and no right to raise limits.
@@ -69,7 +70,7 @@ class Podman:
 
 @pytest.fixture
 def podman(root: None, area: Path) -> Iterator[Podman]:
-    """``area`` is a shared mount: what is mounted there later is seen in the containers, too."""
+    """``area`` is a shared mount: containers see later mounts in it, too."""
     missing = [name for name in ("podman", "runc") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")

@@ -138,7 +138,8 @@ def test_a_daemon_in_a_container_serves_others(
 
 
 def test_the_containers_limit_on_memory_holds(podman: Podman, shared_mount: Mount) -> None:
-    """Up to it a task is done, past it it is refused, with the container's group and its limit; nobody is killed."""
+    """Up to the limit a task is done. Past it the start is refused, with the container's group and limit; nothing is
+    killed."""
     script = f"""
     sleep infinity & neighbour=$!
     echo "fallocate path={INSIDE}/memory/a length=256M" > tasks/control

@@ -1,4 +1,4 @@
-"""Looks at callers: one that hangs holds nobody but its user."""
+"""Examination of callers: a caller that hangs delays only its user."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Look
             nursery.start_soon(looks.find_late, HANGS)
         for uid in (0, 8, 9):
             await looks.find(uid)
-    assert looks.begun == OF_ONE_MAX + 3  # of the one who hangs so many, and no more; and the three others
+    assert looks.begun == OF_ONE_MAX + 3  # all places of the user who hangs, and the three others
     looks.answer.set()
     await looks.find(HANGS)
     assert looks.begun == OF_ONE_MAX + 4

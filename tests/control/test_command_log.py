@@ -1,4 +1,4 @@
-"""What became of each user's last commands."""
+"""The results of each user's last commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The feed of ``events``: who gets which line, and what a slow reader is told."""
+"""The feed of ``events``: the lines of each reader, and the notice to a slow reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``metrics`` as the library's own parser reads it, and what the counters count."""
+"""``metrics`` as the library's own parser reads it, and the counters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import trio
 from prometheus_client import parser as prometheus
 from prometheus_client.openmetrics import parser as openmetrics
 
-from ktaskfs.control.exposition import render_prometheus
+from ktaskfs.control.durations import Durations
+from ktaskfs.control.exposition import render_openmetrics, render_prometheus
 from ktaskfs.control.facts import Load
 from ktaskfs.control.metrics import MAX_AGE, UNITS_PER_SECOND, Exposition, Metrics
 from ktaskfs.control.transitions import Transitions
@@ -44,7 +45,7 @@ def samples(
 
 
 def worked(units: int, *, undone: bool = False) -> Snapshot:
-    """What a worker reports whose two threads have done ``units`` together."""
+    """The page of a worker whose two threads have done ``units`` together."""
     threads = tuple(ThreadProgress(n, 100 + n, 0, ThreadState.ENDED, 1, units // 2, 5, 0, 0, 0) for n in range(2))
     node = NodeProgress(0, 1000, 0, 1000)
     return replace(EMPTY, phase=Phase.DONE, total=1000, nodes=(node,), threads=threads, undone=undone)
@@ -138,6 +139,8 @@ async def test_ends_and_units_are_counted_once() -> None:
     assert some(facts.ended) == {("clear", "done"): 2, ("clear", "cancelled"): 1}
     assert some(facts.units) == {("clear", "bytes"): 600}
     assert some(facts.tasks) == {}
+    assert sum(facts.durations["clear"].counts) == 2, "only done tasks"
+    assert facts.durations["copy"] == Durations()
 
 
 async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
@@ -181,6 +184,31 @@ async def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
     facts = await house.metrics.facts()
     assert (some(facts.started), some(facts.ended), some(facts.units)) == ({}, {}, {})
     assert some(facts.tasks) == {("clear", "done"): 1, ("clear", "paused"): 1}
+    house.table.move(adopted, State.DONE)
+    assert set((await house.metrics.facts()).durations.values()) == {Durations()}, "its beginning is unknown"
+
+
+async def test_the_histogram_counts_each_duration_at_its_bound_and_at_all_above() -> None:
+    durations = Durations()
+    for seconds in (0.05, 1.0, 1.5, 299.0, 1e6):
+        durations = durations.plus(seconds)
+    facts = replace(await House().metrics.facts(), durations={"clear": durations})
+    for form, text in (
+        (Exposition.PROMETHEUS, render_prometheus(facts)),
+        (Exposition.OPENMETRICS, render_openmetrics(facts)),
+    ):
+        found = samples(text.decode(), form)
+        assert {dict(labels)["le"]: count for (name, labels), count in found.items() if name.endswith("_bucket")} == {
+            "0.1": 1,
+            "1.0": 2,
+            "10.0": 3,
+            "60.0": 3,
+            "300.0": 4,
+            "1800.0": 4,
+            "+Inf": 5,
+        }
+        assert found["ktaskfs_task_duration_seconds_count", (("operation", "clear"),)] == 5
+        assert found["ktaskfs_task_duration_seconds_sum", (("operation", "clear"),)] == pytest.approx(1000301.55)
 
 
 async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own() -> None:

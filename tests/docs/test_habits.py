@@ -1,4 +1,4 @@
-"""The files of the house: what they name is there, and the changes speak of this version."""
+"""The files about the project: their names exist, and the changes begin with this version."""
 
 from __future__ import annotations
 

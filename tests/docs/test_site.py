@@ -20,7 +20,7 @@ NOT_IN_THE_SITE = {".github"}
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The documents in a place of their own."""
+    """A copy of the documents."""
     root = tmp_path / "copy"
     (root / "bench/results").mkdir(parents=True)
     shutil.copytree(ROOT / "docs", root / "docs")

@@ -1,4 +1,4 @@
-"""The daemon is killed at every step of a task's life in turn; its successor must find everything, once."""
+"""The daemon is killed at every step of a task's life in turn; its successor must find each task exactly once."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ LIFE = """
     tail -n 1 tasks/slow$2/wait || exit
     rmdir tasks/first$2
 """
-"""What is done to tasks below the directory $1, whose names end in $2."""
+"""Actions on tasks below the directory $1, whose names end in $2."""
 SIZES = {"first": 4 * MIB, "queued": 4 * MIB, "slow": 16 * MIB, "made": 4 * MIB}
 LANES = 2
-"""Steps that are tried at a time, each with daemons, files and names of its own: most of a step is the start of two
-daemons."""
+"""Concurrent steps, each with separate daemons, files and names: the start of two daemons takes most of a step."""
 
 
 def stat(mount: Mount, task: str) -> dict[str, str]:
@@ -66,7 +65,7 @@ def workers() -> dict[str, int]:
 
 
 def check_and_finish(mount: Mount, directory: Path, step: int) -> None:
-    """What the successor must find: every task in a state it can go on from, every worker known, nothing lost."""
+    """The successor must find every task in a state that can continue, know every worker, and lose nothing."""
     tasks = [name for name in run("ls", str(mount.path / "tasks")).out.split() if name != "control"]
     for name in tasks:
         if stat(mount, name)["state"] in {"queued", "starting"}:
@@ -105,7 +104,7 @@ def check_and_finish(mount: Mount, directory: Path, step: int) -> None:
 
 
 def die_at(step: int, mount_maker: MountMaker, area: Path, tmpfs: Path) -> str:
-    """Have a daemon die at a step, and check its successor; what the daemon said last, nothing if it did not die."""
+    """Let a daemon die at a step, and check its successor; the daemon's last words, empty if it did not die."""
     state, directory = area / f"kept{step}", tmpfs / str(step)
     directory.mkdir()
     first = mount_maker(statedir=state, prefix=("env", f"{VARIABLE}={step}"))

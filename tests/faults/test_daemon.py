@@ -42,7 +42,7 @@ def finish(mount: Mount, task: str, state: str = "done") -> None:
 
 @pytest.fixture
 def small(area: Path) -> Iterator[Path]:
-    """A state directory on a filesystem of its own, which a test can fill, or make read-only."""
+    """A state directory on a separate filesystem, which a test can fill, or make read-only."""
     with make_tmpfs(area / "small", MIB, "mode=0700") as path:
         yield path
 
@@ -163,7 +163,7 @@ def test_records_of_the_dead_and_of_nobody(mount_maker: MountMaker, area: Path, 
 
 
 def test_a_pid_that_is_anothers_by_now(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
-    """A record whose pid lives but began at another time: the task is dead, and that process is left alone."""
+    """A record whose pid lives but has another start time: the task is dead, and that process is not touched."""
     state = area / "kept"
     first = mount_maker(statedir=state)
     start(first, "t", tmpfs / "f")
@@ -184,7 +184,7 @@ def test_a_pid_that_is_anothers_by_now(mount_maker: MountMaker, area: Path, tmpf
 
 
 def test_a_caller_that_dies_during_its_write(mounted: Mount, tmpfs: Path) -> None:
-    """With the spawner stopped the write waits; its caller is killed meanwhile; the mount and the task are whole."""
+    """With the spawner stopped, the write waits. Its caller is killed meanwhile; the mount and the task are intact."""
     spawner = int(run("pgrep", "-P", str(mounted.pid), "-f", "spawner").out)
     os.kill(spawner, signal.SIGSTOP)
     command = ["bash", "-c", 'echo "fallocate path=$1 length=1M name=t" > "$0"', str(mounted.path / "tasks/control")]

@@ -1,6 +1,6 @@
-"""Hands of a worker that are killed, stopped, or lose their worker; and that they are sealed as it is.
+"""Hands of a worker that are killed, stopped, or lose their worker. They are sealed like the worker.
 
-The files are long, so that hands are worth it, and have pages in their first part alone.
+The files are long enough for hands, and have pages only in their first part.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def gone(hands: list[psutil.Process]) -> bool:
 
 def test_a_large_task_has_them_and_a_small_one_has_none(mounted: Mount, file: Path) -> None:
     worker, hands = start(mounted, f"clear path={file} {SLOW} max_threads=1")
-    assert [each.ppid() for each in hands] == [worker.pid] * 2  # what forks them, and one for the thread
+    assert [each.ppid() for each in hands] == [worker.pid] * 2  # the child that forks, and a hand for the thread
     finish(mounted, "done")
     assert gone(hands)
     assert allocated(file) == DATA

@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped, starved: what is known of them afterwards, and what goes on."""
+"""Workers that are killed, stopped or starved: what the daemon reports of them, and what continues."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def finish(mount: Mount, task: str, state: str) -> None:
 
 
 def do_the_rest(mount: Mount, file: Path, size: int) -> None:
-    """Resume an interrupted task: all is done in the end, and what was done was not done again."""
+    """Resume an interrupted task: all work is done in the end, and no finished work was repeated."""
     before = stat(mount, "t")
     chunks = mount.read("tasks/t/progress").split()[0]
     mount.write("tasks/t/rate_max", "max")
@@ -88,7 +88,7 @@ def test_sigterm_ends_a_worker_after_its_chunks(mounted: Mount, tmpfs: Path, und
     words = "as when systemd stops a unit: resume does the rest"
     assert error.endswith(f"the worker died, killed by signal 15 (SIGTERM), {words}\n")
     done = int(stat(mounted, "t")["done"])
-    # The file's last page is there from the start, and where pages are huge, the one that it stopped in is there whole.
+    # The file's last page exists from the start; with huge pages, so does the whole page of the last position.
     assert 0 < done <= allocated(file) <= Span(0, done).widened(HUGE).size + HUGE
     do_the_rest(mounted, file, 64 * MIB)
 
@@ -261,7 +261,7 @@ def test_a_start_that_hangs_is_answered_and_can_be_killed(mounted: Mount, area: 
         assert mounted.read("version")
     finally:
         other.send_signal(signal.SIGCONT)
-        # The kernel may not have let go yet of what the killed worker was looking up.
+        # The kernel may not have released the objects of the killed worker's lookup yet.
         until(lambda: run("umount", str(hung)).status == 0, "the other mount is free")
         other.wait(DEADLINE)
 

@@ -1,4 +1,4 @@
-"""The example tree, mounted by a process of its own; nothing here is served by the test's own process."""
+"""The example tree, mounted by a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTHING_LEFT = {"handles": 0, "streams": 0, "waiting": 0}
 
 
 class Example:
-    """The running example and what a person does with it. ``path`` is the mount point."""
+    """The running example, and actions of its user. ``path`` is the mount point."""
 
     def __init__(
         self,
@@ -85,12 +85,12 @@ class Example:
         return outcome.out
 
     def counts(self) -> dict[str, int]:
-        """What the server has now; without ``counts`` itself, whose text is made before it has a handle."""
+        """The objects of the server now, without ``counts`` itself, whose text is made before it has a handle."""
         counts: dict[str, int] = json.loads(self.cat("counts"))
         return counts
 
     def requests(self, script: str, times: int = 100) -> dict[str, int]:
-        """What the kernel asks for when ``script`` runs, on average, so that what asking costs does not count."""
+        """The kernel's requests of one run of ``script``, on average, so that the cost of counting disappears."""
         outcome = self.shell(f"echo clear > requests; for ((i = 0; i < {times}; i++)); do {script}; done; cat requests")
         assert outcome.status == 0, outcome.err
         requests: dict[str, int] = json.loads(outcome.out)
@@ -102,7 +102,7 @@ class Example:
         assert outcome.status == 0, outcome.err
 
     def end(self) -> dict[str, int]:
-        """Wait for the server's own end, which must be a success; what was left over when the mount was gone."""
+        """Wait for the server's end, which must be a success; the remaining objects after the mount was gone."""
         assert self.process.wait(DEADLINE) == 0, self.log.read_text()
         left: dict[str, int] = json.loads(self.report.read_text())
         return left
@@ -116,7 +116,7 @@ class Example:
         assert self.log.read_text() == ""
 
     def abandon(self) -> None:
-        """Whatever happened, leave neither process nor mount."""
+        """Leave neither process nor mount, in any case."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
@@ -124,7 +124,7 @@ class Example:
             subprocess.run(["umount", "-l", str(self.path)], check=True)
 
     def mounted(self) -> bool:
-        """Whether the mount is there, be it served or dead."""
+        """Whether the mount exists, served or dead."""
         return any(line.split()[1] == str(self.path) for line in Path("/proc/mounts").read_text().splitlines())
 
 

@@ -1,6 +1,6 @@
-"""A small tree that uses everything of the node library, mounted by a process of its own.
+"""A small tree that uses all of the node library, mounted by a separate process.
 
-Usage: example.py MOUNTPOINT[=/dev/fd/N] REPORT [OPTION...]; writes what is left over at the end to REPORT, as JSON.
+Usage: example.py MOUNTPOINT[=/dev/fd/N] REPORT [OPTION...]; writes the remaining objects at the end to REPORT, as JSON.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Many(Directory):
 
 
 class ExampleTree:
-    """What the files show and change."""
+    """The values that the files show and change."""
 
     def __init__(self, session: Callable[[], Session]) -> None:
         self._session = session
@@ -287,7 +287,7 @@ class ExampleTree:
 
 
 async def serve(session: Session, earlier: str, memory: Path | None) -> None:
-    """Until the mount is gone, or SIGTERM; in the place of an earlier server, whose words are in ``memory``."""
+    """Serve until the mount is gone, or SIGTERM; after an earlier server, whose state is in ``memory``."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_terminate_on_signal, session)
         await session.serve(earlier, memory.write_text if memory is not None else str)

@@ -1,4 +1,4 @@
-"""Listings, names that come and go, and what the kernel keeps in between."""
+"""Listings, names that appear and disappear, and the kernel's cache of them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_caller_sees_only_what_is_shown_to_him(example: Example, two_users: tu
     assert example.run("mkdir", "items/hers", user=alice).status == 0
     assert example.cat("items/hers/value", user=alice) == "hers\n"
     assert example.run("ls", "items", user=alice).out == "hers\n"
-    # What the kernel has found for her it must not remember for him.
+    # The kernel must not reuse one user's lookup for another user.
     assert example.run("ls", "items", user=bob).out == ""
     assert example.run("cat", "items/hers/value", user=bob).errname == "ENOENT"
     assert example.run("rmdir", "items/hers", user=bob).errname == "ENOENT"
@@ -115,7 +115,7 @@ def test_what_the_kernel_knows_takes_no_memory_of_the_server(example: Example) -
     for _ in range(8):
         assert example.shell("ls -lR many > /dev/null").status == 0
         grown.append(resident(example.process.pid))
-        # 2: dentries and inodes that nobody uses (Documentation/admin-guide/sysctl/vm.rst)
+        # 2: unused dentries and inodes (Documentation/admin-guide/sysctl/vm.rst)
         Path("/proc/sys/vm/drop_caches").write_text("2")
-    # What requests under way take at that moment comes and goes; what is kept for names would grow with each listing.
+    # Memory of current requests comes and goes; memory for names would grow with each listing
     assert min(grown[6:]) - max(grown[:2]) < 5 * MANY * 50, "less than an object for each name and listing"

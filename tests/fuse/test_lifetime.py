@@ -1,4 +1,4 @@
-"""Moments at which a session might hang, or touch what is not its own any more."""
+"""Moments at which a session might hang, or touch freed objects."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def test_what_was_mounted_over_it_stays(example: Example) -> None:
         assert "another mount covers" in example.log.read_text()
     finally:
         assert run("umount", str(example.path)).status == 0
-        assert run("umount", "-l", str(example.path)).status == 0  # what the server has left
+        assert run("umount", "-l", str(example.path)).status == 0  # the remaining objects of the server
     example.log.write_text("")

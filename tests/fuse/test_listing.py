@@ -1,4 +1,4 @@
-"""Open directories count what they take."""
+"""Open directories are counted against their memory limit."""
 
 from __future__ import annotations
 

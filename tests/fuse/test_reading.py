@@ -55,7 +55,7 @@ def test_a_program_reads(example: Example, script: str, out: str) -> None:
 
 
 def test_a_stream_is_read_like_a_pipe(example: Example) -> None:
-    """What a program has read, it cannot give back; head(1) wants to, and says so."""
+    """A program cannot seek back after a read; head(1) tries to, and reports that."""
     outcome = example.shell("head -n 2 lines | tail -n 1; (head -c 4; cat) < lines; read x < lines; echo $x")
     assert (outcome.out, outcome.status) == ("two\none\ntwo\nthree\none\n", 0)
     assert outcome.err == "head: lines: cannot seek to relative offset -6: Illegal seek\n"

@@ -1,4 +1,4 @@
-"""How many requests the kernel makes: each costs a round trip, which is most of what a command costs."""
+"""The number of the kernel's requests: each costs a round trip, which is most of the cost of a command."""
 
 from __future__ import annotations
 

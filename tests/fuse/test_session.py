@@ -52,7 +52,7 @@ def blocked_readers(example: Example, number: int) -> Iterator[None]:
 
 
 def close_severed(file: int) -> None:
-    """close(2) asks the server (FUSE_FLUSH), which nobody reaches any more; the descriptor is gone all the same."""
+    """close(2) asks the server (FUSE_FLUSH), which does not answer any more; the descriptor is closed anyway."""
     with pytest.raises(OSError, match="not connected|connection abort"):
         os.close(file)
 
@@ -76,7 +76,7 @@ def test_sigterm_ends_the_server_and_the_mount_while_readers_wait(example: Examp
         example.process.send_signal(signal.SIGTERM)
         assert {key: example.end()[key] for key in NOTHING_LEFT} == NOTHING_LEFT
         assert not example.mounted()
-    example.log.write_text("")  # pyfuse3 says that nobody took the last replies
+    example.log.write_text("")  # pyfuse3 reports that nobody took the last replies
 
 
 def test_a_lazy_unmount_ends_the_server_and_open_files_with_it(example: Example) -> None:
@@ -119,7 +119,7 @@ def test_a_severed_connection_closes_all_that_was_open(example: Example, area: P
         (connections / str(connection) / "abort").write_text("1")
         assert {key: example.end()[key] for key in NOTHING_LEFT} == NOTHING_LEFT
         assert not example.mounted()
-    example.log.write_text("")  # pyfuse3 says that nobody took the last replies
+    example.log.write_text("")  # pyfuse3 reports that nobody took the last replies
 
 
 def test_many_blocked_readers_of_a_stream_do_not_keep_others_waiting(example: Example) -> None:

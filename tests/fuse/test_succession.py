@@ -1,4 +1,4 @@
-"""A mount whose server is killed, and which another one takes over: what holds the descriptor meanwhile lives on."""
+"""A mount whose server is killed, and which another server takes over: a kept descriptor keeps the mount."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ for use in (lambda: os.read(file, 10), lambda: os.listdir(listing), lambda: os.c
     except OSError as error:
         print(errno.errorcode[error.errno])
 """
-"""In a process of its own: the one that starts the next server must not have files open for which that is asked."""
+"""In a separate process: the process that starts the next server must have no such files open."""
 
 
 def test_what_was_open_is_stale_and_whoever_waits_hears_of_it(device: str, area: Path) -> None:

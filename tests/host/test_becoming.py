@@ -50,7 +50,7 @@ def shell(script: str, **options: Any) -> contextlib.AbstractContextManager[subp
 
 
 def as_caller(pid: int, uid: int, gid: int, function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a child that became the process ``pid``."""
+    """The result of ``function`` in a child that became the process ``pid``."""
     caller = read_caller(pid, uid, gid)
 
     def body() -> Any:
@@ -145,7 +145,7 @@ def test_capabilities_in_another_user_namespace_hold_only_there(area: Path) -> N
     os.chown(area / "secret", NOBODY, NOBODY)
 
     def look() -> list[Any]:
-        with pytest.raises(PermissionError):  # CAP_DAC_OVERRIDE does not reach what is not mapped
+        with pytest.raises(PermissionError):  # CAP_DAC_OVERRIDE does not apply to unmapped ids
             (area / "secret").open()
         return [*syscalls.capget(), os.readlink("/proc/self/ns/user"), syscalls.prctl(syscalls.PR_GET_DUMPABLE)]
 

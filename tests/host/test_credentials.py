@@ -1,4 +1,4 @@
-"""Who a caller is, as /proc tells it."""
+"""The identity of a caller, from /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which limits keep a worker from staying where it is, if it cannot enter its caller's group."""
+"""The limits that forbid a worker to stay in the daemon's group if it cannot enter its caller's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who else has a file open or mapped."""
+"""The other processes that have a file open or mapped."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_name_with_parentheses_and_blanks(kernel: Kernel, file: Path, area: Pa
 
 
 def test_a_stranger_learns_that_it_is_held_by_others(kernel: Kernel, file: Path, two_users: tuple[User, User]) -> None:
-    """An owner is told that the file is held, also where the holder cannot be seen; a stranger is told nothing."""
+    """An owner learns that the file is held, even by a hidden process; a stranger learns nothing."""
     owner, other = two_users
     os.chown(file, owner.uid, owner.gid)
     file.chmod(0o666)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Iterator[Kernel]:
-    """A machine of files: two nodes, the second with memory alone; no /proc."""
+    """A machine made of files: two nodes, the second only with memory; no /proc."""
     for name, text in {
         "devices/system/node/online": "0,2",
         "devices/system/node/node0/cpulist": "0-3",

@@ -1,4 +1,5 @@
-"""Each way to hold huge pages, one at a time: errors would cancel out. The pool may have pages of others meanwhile."""
+"""Each way to hold huge pages, separately, because errors could cancel out. The pool may have pages of others
+meanwhile."""
 
 from __future__ import annotations
 
@@ -219,7 +220,7 @@ def test_one_file_in_many_processes_is_counted_once(kernel: Kernel, hugetlbfs: P
     """The areas of each process overlap those of others, and the first one that began reserves nothing."""
     with reserved(page_size, PAGES), contextlib.ExitStack() as holders:
         before = find_holdings(kernel, os.getpid())
-        # The last one makes the file shorter than what the one before it has mapped.
+        # The last one truncates the file that the previous one has mapped.
         hows = ("file, nothing reserved", "file, nothing touched", "file", "file, nothing touched")
         for number, (how, pages) in enumerate(zip(hows, [(1, 0), (1, 2), (3, 1), (3, 0)], strict=True), start=1):
             holders.enter_context(holding(how, page_size, hugetlbfs / FILE))

@@ -90,7 +90,7 @@ def test_no_path_leads_out_or_through_a_link(opener: Opener, top: Path, path: st
 @both
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_mounts_below(opener: Opener, top: Path, root: None, kind: str) -> None:
-    """A bind mount has the device number of what it is mounted on."""
+    """A bind mount has the device number of its source."""
     source, target = (top / "a/b", top / "c") if kind == "directory" else (top / "a/b/file", top / "d")
     if kind == "directory":
         target.mkdir()

@@ -1,4 +1,4 @@
-"""The hook of libvirt, called by a real libvirtd in a mount namespace of its own."""
+"""The hook of libvirt, called by a real libvirtd in a separate mount namespace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ install -m 755 hook /etc/libvirt/hooks/qemu
 : > ready
 libvirtd --pid-file /run/libvirt/pid & wait $!
 """
-"""Bash that runs libvirtd, with directories of its own, and reaps the guests, whom libvirtd makes orphans."""
+"""A shell that runs libvirtd with separate directories, and reaps the guests, which libvirtd orphans."""
 CONFIGURATION: Final = """
 security_driver = "none"
 user = "root"

@@ -25,7 +25,7 @@ PAGE: Final = ROOT / "docs/how-to/hypervisor.md"
 
 
 def asked(monitor: socket.socket, command: str) -> Any:
-    """What QEMU's monitor returns; events are passed over."""
+    """The answer of QEMU's monitor, without events."""
     with monitor.makefile("rw") as file:
         file.write(json.dumps({"execute": command}))
         file.flush()

@@ -1,4 +1,4 @@
-"""What the tests of the interface need beside a mount."""
+"""Fixtures and helpers for tests of the mounted files, beside a mount."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ABI = ROOT / "docs" / "abi"
 FIELDS = ["What", "Mode", "Since", "Description", "Format"]
 CONTAINERS = {"debug", "operations", "info"}
-"""Directories that only hold what has entries."""
+"""Directories without an entry of their own, whose files have entries."""
 VIEW = "users/0/"
 """Where the link ``tasks`` leads root."""
 

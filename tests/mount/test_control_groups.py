@@ -1,4 +1,4 @@
-"""A task has its caller's control groups: what it takes is charged there, and the limits hold."""
+"""A task has its caller's control groups: its memory is charged there, and the limits hold."""
 
 from __future__ import annotations
 

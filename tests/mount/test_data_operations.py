@@ -47,7 +47,7 @@ def result(mount: Mount, spec: str, name: str, state: str = "done", user: User |
 
 
 def private_memory(pid: str) -> int:
-    """What the process shares with no other; huge pages are not in it."""
+    """The memory that the process shares with no other, without huge pages."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:  # it has ended

@@ -128,7 +128,7 @@ def test_poll_says_when_there_is_something(mounted: Mount) -> None:
 
 
 def test_a_pipeline_ends_soon_after_its_reader(mounted: Mount) -> None:
-    """A follower in a pipe learns within a second that nobody reads any more, events or none."""
+    """A follower in a pipe notices within a second that its reader is gone, with or without events."""
     script = "cat events | { head -n 1 > /dev/null; }"
     assert mounted.shell(f"timeout 30 bash -c '{script}'").status == 0
 

@@ -1,4 +1,4 @@
-"""Files that are special in some way, as targets: empty, leased, swapped to, on a disk that is to be unmounted."""
+"""Special files as targets: empty, leased, swap space, on a disk that will be unmounted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def result(mount: Mount, spec: str, name: str) -> str:
 
 
 def refusal(mount: Mount, spec: str, errname: str) -> str:
-    """What is said of a spec that the write refuses."""
+    """The message about a spec that the write refuses."""
     assert mount.write("tasks/control", spec) == (1, errname), mount.read("info/last_cmd_status")
     return mount.read("info/last_cmd_status")
 
@@ -69,7 +69,7 @@ def test_empty_files(mounted: Mount, memory: Path, disk: Path) -> None:
 
 @smallest_pages
 def test_an_empty_file_of_huge_pages(mounted: Mount, hugetlbfs: Path, disk: Path) -> None:
-    """It takes no page, and no page is there."""
+    """The task takes no page, and there is none."""
     (disk / "empty").touch()
     result(mounted, f"copy source={disk}/empty path={hugetlbfs}/file", "copy")
     assert os.stat(hugetlbfs / "file").st_size == 0
@@ -130,7 +130,7 @@ def file(memory: Path) -> Path:
     ids=["written", "read", "source"],
 )
 def test_a_lease_is_broken(mounted: Mount, file: Path, spec: str, kind: str) -> None:
-    """One that is given back at once delays a start; one that is not has it answered as starting."""
+    """A lease that is released at once delays a start; otherwise the start is answered as starting."""
     spec = spec.format(file, file.with_name("other"))
     with leased(file, kind, "willing"):
         result(mounted, spec, "willing")
@@ -167,7 +167,7 @@ def test_a_lease_that_is_never_given_back(mounted: Mount, file: Path) -> None:
 
 
 def test_two_workers_on_one_file_do_not_wait_for_each_other(mounted: Mount, file: Path) -> None:
-    """Each looks with a lease of its own whether it is alone."""
+    """Each task checks with a separate lease whether it is alone."""
     specs = "".join(f"clear path={file} name=t{number}\n" for number in range(6))
     assert mounted.write_once("tasks/control", specs) == (0, None), mounted.read("info/last_cmd_status")
     for number in range(6):

@@ -29,7 +29,7 @@ def test_a_file_of_a_task_that_was_removed_gives_and_takes_nothing(mounted: Moun
     task.rmdir()
     assert {"control", "state", "length", "rate_max", "op"} <= held.keys()
     for name, fd in held.items():
-        os.pread(fd, 100, 0)  # what was drawn when it was opened
+        os.pread(fd, 100, 0)  # the text of the time of open(2)
         with pytest.raises(OSError, match="No such device") as refusal:
             os.pread(fd, 100, 0)
         assert refusal.value.errno == errno.ENODEV, name

@@ -1,4 +1,4 @@
-"""What the limits of a caller's control groups refuse, in which words, and what is left behind."""
+"""Refusals because of the limits of a caller's control groups: their messages, and their remains."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_page_cache_counts_as_free(mounted: Mount, memory: Path, disk: Path) -> 
 
 
 def test_a_worker_that_is_killed_for_the_groups_limit_is_interrupted_and_says_so(mounted: Mount, memory: Path) -> None:
-    """The worker is the first to go, as its caller's OOM score says; then what has taken the memory."""
+    """The worker is killed first, because of its caller's OOM score; then the process with the memory."""
     with group("memory", {MEMORY_MAX: "64M"}) as where:
         spec = f"fallocate name=t path={memory}/f length=8M chunk=4096 rate_max=1"
         script = 'echo $$ > "$1/cgroup.procs"; echo 1000 > /proc/self/oom_score_adj; echo "$2" > tasks/control'

@@ -30,7 +30,7 @@ GROWTH_MAX = 24 << 20
 
 
 def hammered(mount: Mount, directory: Path, seconds: float, seed: int) -> Counter[str]:
-    """What all processes did in ``seconds``; fails with the output of those that did not end well."""
+    """The actions of all processes in ``seconds``; fails with the output of failed processes."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.support.hammer", str(mount.path), str(directory)]

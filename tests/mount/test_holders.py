@@ -88,7 +88,7 @@ def test_root_sees_all_and_a_user_the_own(
 
 
 def test_nobody_but_the_user_makes_the_text(mount_maker: MountMaker, two_users: tuple[User, User]) -> None:
-    """What root would see must not come into a file that a user can read."""
+    """A file that a user can read must not contain root's view."""
     mount = mount_maker("mode=0666")
     ann, ben = two_users
     file = f"users/{ann.uid}/holders"

@@ -29,7 +29,7 @@ SLOW = "chunk=2M rate_max=2M"
 
 @pytest.fixture
 def mount(mount_maker: MountMaker) -> Mount:
-    """With a helper thread for whoever wants one."""
+    """With a helper thread for each task that wants one."""
     return mount_maker("cpu_percent=100")
 
 
@@ -58,7 +58,7 @@ def end(mount: Mount) -> str:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("existed", [False, True])
 def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed: bool) -> None:
-    """The task says which limit it has met, and nothing stays set aside for pages that it has not got.
+    """The task names the limit, and no reservation remains for missing pages.
 
     But if one thread has done a chunk after that in which the other has met the limit, the limit keeps it from giving
     back what is before; then the result says so.

@@ -137,7 +137,7 @@ def test_evicting_in_two_runs(mounted: Mount) -> None:
 
 
 def test_prefetching_as_two_users(mount_maker: MountMaker, disk: Path, two_users: tuple[User, User]) -> None:
-    """Each brings in what the user may read, and is told of the rest."""
+    """Each task reads the files that its user may read, and reports the rest."""
     mount = mount_maker("mode=0666")
     for number, user in enumerate(two_users):
         file = disk / f"f\n{number}"
@@ -180,7 +180,7 @@ def test_the_lists_of_two_users(mount_maker: MountMaker, disk: Path, two_users: 
 def test_a_copy_of_a_directory_in_two_runs(
     mount_maker: MountMaker, disk: Path, plain_tmpfs: Path, two_users: tuple[User, User]
 ) -> None:
-    """Cancelled and resumed; refused to resume when the source is not the same any more; nobody else can read it."""
+    """Cancelled and resumed; resume is refused if the source has changed; nobody else can read the file."""
     mount = mount_maker("mode=0666")
     first, second = two_users
     source, copy = disk / "source", plain_tmpfs / "copy"

@@ -1,4 +1,4 @@
-"""Commands that are longer than the buffer of the program that writes them: each arrives whole, or not at all."""
+"""Commands longer than the buffer of the program that writes them: each arrives as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def deep(mounted: Mount, memory: Path) -> Iterator[Path]:
 
 
 def spec(directory: Path, length: int, name: str) -> tuple[str, str]:
-    """A spec of ``length`` bytes, or with the longest path that there is, whose path ends in ``name``; and the path."""
+    """A spec of ``length`` bytes, or with the longest possible path, whose path ends in ``name``; and the path."""
     head, path, most = "fallocate length=4096 path=", f"{directory}/", 4095
     size = min(length - len(head), most)
     while size - len(path) > 200 + len(name):
@@ -71,7 +71,7 @@ def spec(directory: Path, length: int, name: str) -> tuple[str, str]:
 
 
 def at_a_terminal(mount: Mount, argv: list[str]) -> tuple[int, str]:
-    """Run a program whose standard output is a terminal; its status, and what it printed."""
+    """Run a program whose standard output is a terminal; its status and its output."""
     pid, terminal = pty.fork()
     if pid == 0:
         try:

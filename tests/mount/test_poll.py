@@ -33,7 +33,7 @@ def opened(mount: Mount, file: str) -> Iterator[int]:
 
 
 def polled(fd: int, seconds: float = DEADLINE) -> int:
-    """What poll(2) for POLLPRI reports within ``seconds``."""
+    """The events of poll(2) for POLLPRI within ``seconds``."""
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
     return dict(poll.poll(seconds * 1000)).get(fd, 0)
@@ -61,7 +61,7 @@ def test_the_end_of_a_task_wakes(mounted: Mount, memory: Path, file: str) -> Non
 
 @pytest.mark.parametrize("file", ["status", "stat", "progress"])
 def test_work_that_goes_on_wakes_now_and_then(mounted: Mount, memory: Path, file: str) -> None:
-    """Each wake finds a text that has changed; they are far fewer than the chunks that were done meanwhile."""
+    """Each wake finds a changed text; there are far fewer wakes than finished chunks."""
     start_slow(mounted, memory, "slow", rate="4M")  # a thousand chunks a second
     with opened(mounted, f"tasks/slow/{file}") as fd, opened(mounted, "tasks/slow/progress") as progress:
         texts = [reread(fd)]

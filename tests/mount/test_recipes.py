@@ -1,4 +1,4 @@
-"""What the pages of docs/how-to say of memory that has no file."""
+"""The recipes of docs/how-to for memory without a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests the daemon answers for what a program does: each costs more than what it asks for."""
+"""The number of requests to the daemon for an action: a request costs more than its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMES = 200
 
 
 def requests(mounted: Mount, action: Callable[[], object]) -> int:
-    """What ``action`` makes of them, on average: the daemon answers each with one write(2)."""
+    """The requests of one ``action``, on average: the daemon answers each with one write(2)."""
 
     def answers() -> int:
         words = Path(f"/proc/{mounted.pid}/io").read_text().split()

@@ -1,4 +1,4 @@
-"""What the rest of a task may rest on: whatever became of its files, ``done`` means that all of it is there."""
+"""Resume after changes of the files: ``done`` always means that all of the work is in them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cancelled(mount: Mount, spec: str) -> None:
 
 
 def resume(mount: Mount) -> tuple[str | None, str]:
-    """The errno of the write, and what is said of it."""
+    """The errno and the message of the write."""
     _, number = mount.write("tasks/t/control", "resume")
     return number, mount.read("info/last_cmd_status")
 
@@ -106,7 +106,7 @@ def test_a_file_that_is_freed_and_removed(mounted: Mount, source: Path) -> None:
 
 
 def test_only_the_first_range_is_reserved(mounted: Mount, area: Path) -> None:
-    """Whoever makes the file longer meanwhile gets no pages that nobody asked for, and the pool need not have them."""
+    """If the file was extended meanwhile, the task takes no pages for that part, and needs none in the pool."""
     with hugepages.reserved(HUGE, SIZE // HUGE) as pool, filesystems.hugetlbfs(area / "huge", HUGE) as huge:
         path = huge / "file"
         path.touch()

@@ -1,6 +1,6 @@
-"""Thousands of tasks that have ended: every one is there once, and nothing looks at all to find one.
+"""Thousands of ended tasks: each exists once, and no lookup examines all of them.
 
-No times here; bench/interface.py has those.
+bench/interface.py measures the times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CLEAR = find_operations()["clear"]
 TASKS = 2000
 BYTES_PER_TASK = 12 << 10
-"""What the daemon may hold for a task whose every file was listed; ten thousand of them then take 120 MiB."""
+"""The maximum memory of the daemon for a task with all files listed; ten thousand such tasks take 120 MiB."""
 
 
 def ended_task(number: int) -> Record:

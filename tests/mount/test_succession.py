@@ -58,7 +58,7 @@ class Kept:
         self._daemon.wait()
 
     def close(self) -> None:
-        """Nobody waits for ever, whatever happened."""
+        """Nobody waits forever, in any case."""
         abort(filesystems_at(str(self.path))[-1])
         subprocess.run(["umount", "-l", str(self.path)], check=True)
         self.kill()

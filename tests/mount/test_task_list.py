@@ -131,7 +131,7 @@ def test_everybody_sees_what_everybody_may(
     if hidepid == 2:
         assert len(seen) == 1
         assert [each["name"] for each in objects(mount, user=ann)] == ["ann"]
-    else:  # what listing the tasks tells, and no more
+    else:  # the same as a listing of tasks/
         assert seen[1][:9] == ["ben", *"-------", str(ben.uid)]
         (other,) = [each for each in objects(mount, user=ann) if each["name"] == "ben"]
         assert {key for key, value in other.items() if value is not None} == {"name", "uid", "created_usec"}

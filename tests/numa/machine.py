@@ -25,17 +25,16 @@ APPARMOR: Final = "apparmor"
 SELINUX: Final = "selinux"
 """A kernel has one of them at work."""
 PROCESSOR: Final = "max,la57=off,smap=off,smep=off,umip=off"
-"""Without what has each access to memory or each system call take longer to emulate: a fifth less work in all."""
+"""Without features that slow the emulation of each memory access or system call: a fifth less work in total."""
 TIMEOUT: Final = 2700.0
 """Seconds; the machine emulates its processors, and may have to share the real ones with much else."""
 
 
 def run(command: str, labels: str = APPARMOR) -> tuple[int, str]:
-    """Run ``command`` with sh(1) as root of a machine made for it: its exit status, and all that was printed.
+    """Run ``command`` with sh(1) as root of a new machine: its exit status and all output.
 
-    ``labels``: APPARMOR or SELINUX. The machine has four processors on two nodes. What the command writes is gone with
-    the machine. The status is -1 if the machine did not come to the end of the command. Raises Unavailable (see
-    ``packages``).
+    ``labels``: APPARMOR or SELINUX. The machine has four processors on two nodes. Written files disappear with the
+    machine. The status is -1 if the machine ended before the command. Raises Unavailable (see ``packages``).
     """
     parts = packages.install()
     with tempfile.TemporaryDirectory(prefix="kt-vm-") as name:
@@ -58,7 +57,7 @@ def run(command: str, labels: str = APPARMOR) -> tuple[int, str]:
 def _parameters(command: str, labels: str) -> str:
     """The kernel's."""
     encoded = base64.b64encode(command.encode()).decode()
-    # The kernel's checks of its own clock take seconds and fail when the processors are emulated.
+    # The kernel's checks of its clock take seconds and fail with emulated processors.
     emulated = "mitigations=off random.trust_cpu=on tsc=unstable"
     modules = f"lsm=landlock,lockdown,yama,integrity,{labels},bpf"
     return f"console=ttyS0 panic=-1 quiet {emulated} {modules} command={encoded}"
@@ -83,7 +82,7 @@ def _qemu(parts: packages.Parts, ramdisk: Path, socket: Path, parameters: str) -
 
 @contextlib.contextmanager
 def _shared_root(sharer: Path, directory: Path) -> Iterator[Path]:
-    """Serve / (and the project, if that is on a filesystem of its own), read-only; gives the socket."""
+    """Serve / (and the project, if that is on a separate filesystem), read-only; gives the socket."""
     view, socket, log = directory / "view", directory / "socket", directory / "log"
     view.mkdir()
     binds = ["/"]

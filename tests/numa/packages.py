@@ -1,4 +1,4 @@
-"""What a virtual machine needs, brought by apt: qemu is installed, all else unpacked."""
+"""The packages of a virtual machine, from apt: qemu is installed, the others are only unpacked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARERS: Final = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a machine is started from. ``modules`` is the directory of the kernel's modules."""
+    """The files that start a machine. ``modules`` is the directory of the kernel's modules."""
 
     qemu: Path
     sharer: Path
@@ -70,7 +70,7 @@ def _programs() -> tuple[Path, Path]:
     if found is None:
         apt_get("update")
         packages = ["qemu-system-x86"]
-        if known("virtiofsd"):  # a package of its own since Debian 13
+        if known("virtiofsd"):  # a separate package since Debian 13
             packages.append("virtiofsd")
         apt_get("install", "--no-install-recommends", *packages)
         found = find()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODULES: Final = ("virtio_pci", "virtiofs", "overlay", "autofs4")
-"""What is not built into Debian's kernel; the modules they depend on come with them. virtiofs brings FUSE."""
+"""Modules that are not built into Debian's kernel; their dependencies are added. virtiofs brings FUSE."""
 
 INIT: Final = """#!/bin/busybox sh
 B=/bin/busybox

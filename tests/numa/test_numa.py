@@ -1,6 +1,6 @@
 """The tests below guest/ are run in a virtual machine, those below selinux/ in another, and each is a test here.
 
-The machines have two NUMA nodes, control groups of version 2 alone, and AppArmor or SELinux.
+The machines have two NUMA nodes, only version 2 of control groups, and AppArmor or SELinux.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TIMEOUT: Final = machine.TIMEOUT + 60
 pytestmark = pytest.mark.timeout(TIMEOUT)
 
 PATIENCE: Final = 16
-"""KTASKFS_TEST_PATIENCE in there: a daemon starts in ten seconds where nobody else works, in a minute where many do."""
+"""KTASKFS_TEST_PATIENCE in the machine: a daemon starts in ten seconds on an idle host, in a minute on a busy one."""
 
 ENDED: Final = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) \S*::(test_\w+)", re.MULTILINE)
 

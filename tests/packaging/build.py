@@ -44,7 +44,7 @@ def build(release: Release, directory: Path) -> Built:
 
 
 def check(built: Built) -> str:
-    """What the newest lintian says of package and source; raises CalledProcessError for an error."""
+    """The output of the newest lintian for package and source; raises CalledProcessError for an error."""
     script = "lintian --allow-root --fail-on error --display-info /out/*.changes"
     return run_in(with_tools(NEWEST), script, binds={built.directory: "/out"})
 

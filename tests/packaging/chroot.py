@@ -1,4 +1,4 @@
-"""Fresh systems of Debian's releases, and what is built in them; kept in the cache of the tests."""
+"""Fresh systems of Debian's releases, and builds in them; kept in the cache of the tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 MIRROR: Final = "http://deb.debian.org/debian"
 BASE: Final = ("adduser", "dbus", "procps", "systemd", "systemd-sysv")
-"""What a fresh system has beside the essential packages: it can be booted, and its processes be listed."""
+"""Packages of a fresh system beside the essential ones: for booting, and for listing processes."""
 NEEDED: Final = ("python3", "fuse3")
-"""What the package depends on: downloaded, and not installed."""
+"""The dependencies of the package: downloaded, not installed."""
 TO_BUILD: Final = ("build-essential", "debhelper", "libfuse3-dev", "pkgconf", "python3-dev", "python3-venv")
 TO_CHECK: Final = ("lintian",)
-"""Of the newest release alone, which checks the packages of all: it needs more than a hundred packages of Debian's."""
+"""Only of the newest release, which checks the packages of all: it needs more than a hundred packages of Debian."""
 INSTALL: Final = f"DEBIAN_FRONTEND=noninteractive apt-get {' '.join(APT)} -o Dpkg::Options::=--force-unsafe-io install"
 HERE: Final = """
 set -eu
@@ -52,7 +52,7 @@ class Release(NamedTuple):
 
     @property
     def place(self) -> Path:
-        """Where its systems are kept: ``base``, and ``build``, a layer over it that has what a build needs."""
+        """The layers of its systems: ``base``, and ``build`` over it, which has the build dependencies."""
         return CACHE / f"debian-{self.name}"
 
 
@@ -90,7 +90,7 @@ def run_in(
 
 
 def _environment() -> dict[str, str]:
-    """What names the way to the network, and nothing else of this machine."""
+    """The files that configure the network, and nothing else of this machine."""
     ways = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_CERT", "PIP_DEFAULT_TIMEOUT")
     kept = {name: value for name, value in os.environ.items() if name in ways or name.lower() in ways}
     return kept | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -111,7 +111,7 @@ def _alone(release: Release) -> Iterator[None]:
 
 
 def fresh(release: Release) -> Path:
-    """A fresh system, without what the package needs; raises Unavailable."""
+    """A fresh system without the package's dependencies; raises Unavailable."""
     base = release.place / "base"
     with _alone(release):
         if not base.exists():

@@ -13,7 +13,7 @@ PATIENCE: Final = 600
 
 
 class Podman:
-    """podman with images and containers of its own, in a directory that is removed."""
+    """podman with separate images and containers, in a directory that is removed."""
 
     def __init__(self, storage: Path) -> None:
         places = [f"--{each}={storage / each}" for each in ("root", "runroot", "tmpdir")]

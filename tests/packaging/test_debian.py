@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.systemd.machine import Machine
 
 pytestmark = pytest.mark.timeout(1800)
-"""Seconds: the first run on a machine downloads two systems and what a build needs."""
+"""Seconds: the first run on a machine downloads two systems and the build dependencies."""
 APT_PATIENCE: Final = 600
 """Seconds for apt, which compiles Python's modules; on a quiet machine it takes ten."""
 BASE: Final = "localhost/debian:test"
@@ -50,9 +50,9 @@ SETUP: Final = """
 echo '127.0.0.1 localhost' >/etc/hosts
 useradd --create-home ann
 """
-"""What an installer of Debian does; without the file some package makes it."""
+"""Done by an installer of Debian; without /etc/hosts some package creates it."""
 NOTED: Final = ("/var/lib/dpkg", "/var/lib/apt", "/var/cache", "/var/log", "/root", "/var/lib/systemd", "/var/tmp")
-"""Where apt and dpkg note what they have done; and systemd, which services have run."""
+"""Directories where apt and dpkg record their work, and systemd the services that have run."""
 CHANGES: Final = f"find / -xdev {' '.join(f'-path {each} -prune -o' for each in NOTED)} -print"
 QUIET: Final = f"{INSTALL} --no-install-recommends >/root/apt.log 2>&1 || {{ cat /root/apt.log; false; }}"
 
@@ -82,7 +82,7 @@ def test_from_the_installation_to_the_removal(built: Built, tmp_path: Path) -> N
 
 
 def is_complete(machine: Machine) -> None:
-    """Everything has its place, and nothing runs that nobody asked for."""
+    """All files are in their places, and no service runs uninvited."""
     assert set(FILES) <= set(machine.out("dpkg", "--listfiles", "ktaskfs").split())
     assert machine.out("dpkg-query", "-W", "-f", "${Conffiles}", "ktaskfs").split()[0] == "/etc/ktaskfs.conf"
     assert machine.run("/usr/lib/ktaskfs/bin/python", "-I", "-c", MODULES) == Outcome(0, "", "")

@@ -1,6 +1,6 @@
-"""`make demo` for real: it succeeds, and leaves the machine as it found it, even when interrupted.
+"""`make demo` for real: it succeeds, and restores the machine, even when interrupted.
 
-Whoever runs this may change the pools of huge pages meanwhile, so what the demo took and gave back is compared.
+Others may change the pools of huge pages meanwhile, so the tests compare the pages that the demo added and removed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def machine() -> dict[str, object]:
-    """Whatever bears the name of a demo's temporary directory."""
+    """All files with the name of a demo's temporary directory."""
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if "/ktaskfs." in line]
     names = [name for place in ("/tmp", "/dev/shm") for name in os.listdir(place) if name.startswith("ktaskfs.")]
     return {"mounts": mounts, "names": sorted(names)}
 
 
 def pages_kept(out: str) -> int:
-    """How many huge pages the demo added to the pool and did not take off, by what it says of both."""
+    """The number of huge pages that the demo added to the pool and did not remove, from its output."""
     (added,), (given_back,) = re.findall(r"Reserved (\d+) huge", out), re.findall(r"Gave back (\d+) huge", out)
     return int(added) - int(given_back)
 

@@ -42,7 +42,7 @@ BELOW_PREFIX = {
 
 
 def install(verb: str, destdir: Path, prefix: str = "/usr/local") -> Outcome:
-    """What make runs, without its setup, which must not change .venv under the other tests."""
+    """Run the program of the target of make, without its setup, which must not change .venv under the other tests."""
     done = run(sys.executable, str(ROOT / "packaging/install.py"), verb, prefix, str(destdir))
     assert done.status == 0, done.err
     return done
@@ -87,7 +87,7 @@ def test_the_configuration_shows_every_tunable_with_its_default(tmp_path: Path) 
 
 
 def test_pip_gives_the_command(tmp_path: Path) -> None:
-    """Without what it depends on, which the tests have; from a copy, for building leaves files."""
+    """Without dependencies, which the tests have; from a copy, because building leaves files."""
     source, target = tmp_path / "source", tmp_path / "target"
     shutil.copytree(ROOT / "ktaskfs", source / "ktaskfs")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -126,7 +126,7 @@ def test_uninstall_needs_nothing_that_was_built(tmp_path: Path) -> None:
 
 
 def test_set_up_lists_what_each_kind_needs() -> None:
-    """Of what only developers have, nothing is among what the program needs, or what it is built with."""
+    """Dependencies of the program and of its build include none that only developers need."""
 
     def listed(*kinds: str) -> set[str]:
         done = run(str(ROOT / "scripts/setup.sh"), "list", *kinds)

@@ -66,7 +66,7 @@ class Count(RangeOperation[CountParameters]):
 
 @pytest.fixture
 def copy(area: Path) -> Path:
-    """The project in a directory of its own, with one file more."""
+    """A copy of the project, with one more file."""
     root = area / "copy"
     root.mkdir()
     for name in ("ktaskfs", "tests", "docs", "bench"):

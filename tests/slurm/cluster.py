@@ -24,7 +24,7 @@ HOOK: Final = ROOT / "packaging/slurm_hook.sh"
 NEEDED: Final = ("slurmctld", "slurmd", "srun", "squeue", "scontrol", "munged")
 PAGE: Final = 2 << 20
 PAGES: Final = 4
-"""What each node says that it has."""
+"""Pages that each node reports."""
 CONFIGURATION: Final = f"""
 ClusterName=test
 SlurmctldHost=hv1({NET}.11)

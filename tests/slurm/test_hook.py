@@ -103,7 +103,7 @@ def test_a_node_without_ktaskfs_is_drained(cluster: Cluster) -> None:
 
 
 def test_a_file_that_is_still_in_use_drains_the_node(cluster: Cluster) -> None:
-    """The pages stay where they are, with the file, until somebody has done what the reason asks for."""
+    """The pages stay where they are, with the file, until somebody removes the cause in the reason."""
     host = cluster.hosts[2]
     holder = "exec 9<$HUGEPAGES_FILE; echo $SLURM_JOB_ID; exec sleep infinity"
     with cluster.started("hv3", holder, HALF) as job:

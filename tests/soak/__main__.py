@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFFFFFF, help="of all that is random")
     parser.add_argument("--pace", type=float, default=8, help="tasks a second, at most, of all together (not of kills)")
     options = parser.parse_args()
-    # A run that is told to end puts everything back first; in the background of a script SIGINT would be ignored.
+    # At SIGINT or SIGTERM a run restores everything first; in the background of a script SIGINT would be ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.nice(10)

@@ -1,4 +1,4 @@
-"""What a user does while the daemon is about to die, and what is told of it afterwards."""
+"""The actions of a user while the daemon is about to die, and the checks of them afterwards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERBS: Final = ("pause", "resume", "cancel", "kill", "rmdir", "rate")
 
 @dataclass
 class Told:
-    """What an activity wrote down: a line before each request, and one after its answer."""
+    """The notes of an activity: a line before each request, and one after its answer."""
 
     lines: list[dict[str, str]] = field(default_factory=list)
     broken: str = ""
@@ -40,7 +40,7 @@ class MountDied(Exception):
 
 
 class Activity(Client):
-    """Does things to tasks of its own until the daemon dies, and writes each down before and after."""
+    """Acts on tasks with its own names until the daemon dies, and notes each action before and after."""
 
     def __init__(self, mount: Path, directory: Path, name: str, seed: int, tasks: list[str]) -> None:
         super().__init__(mount, name, seed)
@@ -49,7 +49,7 @@ class Activity(Client):
         self._out = -1
 
     def work(self, out: int) -> None:
-        """Write down on ``out`` what is done; returns when the mount is dead."""
+        """Note the actions on ``out``; returns when the mount is dead."""
         self._out = out
         while True:
             try:
@@ -132,7 +132,7 @@ def become(user: User | None) -> None:
 
 
 class Running:
-    """``activity`` at work in a process of its own, as ``user``."""
+    """``activity`` in a separate process, as ``user``."""
 
     def __init__(self, activity: Activity, user: User | None) -> None:
         self._reader, writer = os.pipe()
@@ -142,7 +142,7 @@ class Running:
             os.close(self._reader)
             try:
                 become(user)
-                faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # what hangs in a request hears no signal
+                faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # a request that hangs blocks signals
                 activity.work(writer)
             except BaseException:
                 os.write(writer, json.dumps({"broken": traceback.format_exc()}).encode() + b"\n")

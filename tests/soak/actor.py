@@ -1,4 +1,4 @@
-"""What a user of the long run has: files of memory, tasks at work, and a pace."""
+"""A user of the long run: files of memory, running tasks, and a pace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN_MAX: Final = 10
 PAGE_SIZE: Final = 2 * MIB
 WHO: Final = ("root", "a", "b")
 DOOR: Final = "door"
-"""A file of the area: whoever holds a shared lock on it may use huge pages, which come and go."""
+"""A file of the area: holders of a shared lock on it may use huge pages, which come and go."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Actor(Client, ABC):
 
     @abstractmethod
     def scenarios(self) -> list[Callable[[], None]]:
-        """What may be played; one that comes twice is played twice as often."""
+        """The possible scenarios; one that is listed twice is played twice as often."""
 
     def work(self, seconds: float, pace: float) -> None:
         """Play scenarios for ``seconds``, starting at most ``pace`` tasks a second."""
@@ -62,7 +62,7 @@ class Actor(Client, ABC):
         while (now := time.monotonic()) < begin + seconds and self.broken < BROKEN_MAX:
             time.sleep(max(0.0, min(begin + self.tasks / pace, begin + seconds) - now))
             scenario = self.random.choice(self.scenarios())
-            faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # what hangs in a request hears no signal
+            faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # a request that hangs blocks signals
             try:
                 scenario()
                 self.counts[f"played {scenario.__name__}"] += 1

@@ -1,6 +1,6 @@
-"""What a process of a long run does to a mount: requests whose time is taken, tasks whose end is checked.
+"""The actions of one process of a long run on a mount: requests with their times, tasks with checks of their ends.
 
-Without a shell in between: it is its own caller, as the hammer is.
+There is no shell in between: the process is the caller, as with the hammer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLLOWING: Final = {
     "done": {"-"},
     **{key: {"starting", "-"} for key in _RETRY},
 }
-"""What state a task may go to from each; "-" is a task that is not there, as in ``events``."""
+"""The possible next states of a task in each state; "-" is a task that does not exist, as in ``events``."""
 
 
 class SpawnerDied(Exception):
@@ -69,9 +69,9 @@ class Transitions:
 
 
 class Client:
-    """One caller. ``counts`` has tasks as ``OPERATION STATE``, refusals as ``refused ERRNO``, and what else was done.
+    """One caller. ``counts`` has tasks as ``OPERATION STATE``, refusals as ``refused ERRNO``, and other actions.
 
-    Task names begin with ``name``, so that nobody else's are among them.
+    All task names begin with ``name``, so that they differ from those of others.
     """
 
     def __init__(self, mount: Path, name: str, seed: int) -> None:
@@ -122,7 +122,7 @@ class Client:
         self.counts[f"refused {got}"] += 1
 
     def start(self, spec: str) -> str:
-        """Start a task of its own; the name. Raises SpawnerDied."""
+        """Start a task; its name. Raises SpawnerDied."""
         name = self.new_name()
         self.started(self.write("tasks/control", f"{spec} name={name}"), name)
         return name
@@ -205,7 +205,7 @@ class Client:
 
 
 def errno_name(error: OSError) -> str:
-    """What a refused request is counted as."""
+    """The name under which a refused request is counted."""
     return "EOPNOTSUPP" if error.errno == errno.EOPNOTSUPP else errno.errorcode.get(error.errno or 0, str(error))
 
 
@@ -222,7 +222,7 @@ def mark(file: Path, *places: int) -> None:
 
 
 def expected(pattern: str, size: int, marks: tuple[int, ...] = ()) -> bytearray:
-    """What a file of ``size`` bytes holds after ``fill`` with ``pattern`` in hexadecimal digits."""
+    """The contents of a file of ``size`` bytes after ``fill`` with ``pattern`` in hexadecimal digits."""
     unit = bytes.fromhex(pattern)
     content = bytearray((unit * (size // len(unit) + 1))[:size])
     for place in marks:

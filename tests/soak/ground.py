@@ -1,4 +1,4 @@
-"""What a long run stands on: users, filesystems, huge pages that come and go; all of it put back at the end."""
+"""The base of a long run: users, filesystems, huge pages that come and go; all of it is restored at the end."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ground() -> Iterator[Ground]:
 
 
 def reap_orphans(ours: Collection[int]) -> None:
-    """Take the exit status of dead processes that became our children, but for ``ours``, which others wait for."""
+    """Read the exit status of dead adopted children, except ``ours``, which others wait for."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
             if child.pid not in ours and child.status() == psutil.STATUS_ZOMBIE:
@@ -79,7 +79,7 @@ def reap_orphans(ours: Collection[int]) -> None:
 
 
 def others_have_the_pool() -> bool:
-    """Whether ``reserved`` would wait now, and nobody could ask it to stop."""
+    """Whether ``reserved`` would wait now, without a way to stop it."""
     with LOCK.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -54,7 +54,7 @@ class Known:
 class Kills:
     """Kills and mounts again for ``seconds``, and until ``adoptions`` tasks were adopted at work.
 
-    ``meanwhile`` is called with the state directory while no daemon is.
+    ``meanwhile`` is called with the state directory while there is no daemon.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Kills:
         activity = Activity(mount.path, directory, f"{who}{self.counts['daemon killed']}", seed, names)
         return Running(activity, self._ground.users[who])
 
-    # ---- what is known ----
+    # ---- checks ----
 
     def _learn(self, who: str, told: Told) -> None:
         """Take in what an activity asked and was answered; the last request may have no answer."""
@@ -180,7 +180,7 @@ class Kills:
                 known.doubt = True
 
     def _check(self, mount: Mount) -> None:
-        """What the successor must have found."""
+        """Check that the successor has found all tasks."""
         there = set(os.listdir(mount.path / "tasks")) - {"control"}
         assert there <= self._known.keys(), f"nobody asked for {there - self._known.keys()}"
         for name, known in list(self._known.items()):
@@ -230,7 +230,7 @@ class Kills:
     # ---- to the end ----
 
     def _finish_some(self, mount: Mount, keep: int) -> None:
-        """Bring the oldest tasks of each user to their end but for ``keep`` of them, and look at all they did."""
+        """Finish the oldest tasks of each user except ``keep`` of them, and check all of their work."""
         for who in WHO:
             mine = [name for name, known in self._known.items() if known.who == who]
             for name in mine[: max(0, len(mine) - keep)]:

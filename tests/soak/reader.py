@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
-"""What reading says of a task that was forgotten meanwhile."""
+"""The error of a read of a removed task."""
 PAUSE: Final = 0.2
 """Seconds between two looks, so that looking stays a small part of the load."""
 
@@ -64,7 +64,7 @@ class Reader(Client):
         faulthandler.cancel_dump_traceback_later()
 
     def task(self) -> Path:
-        """Somebody's task; ENOENT if there is none."""
+        """A task of any user; ENOENT if there is none."""
         names = [name for name in os.listdir(self.mount / "tasks") if name != "control"]
         return self.mount / "tasks" / (self.random.choice(names) if names else "none")
 

@@ -159,7 +159,7 @@ class Soak:
     def _trouble_spawner(self, mount: Mount) -> None:
         try:
             spawner = child_called(mount.pid, "ktaskfs: spawner")
-        except ValueError:  # the last one was killed, and nobody has needed one since
+        except ValueError:  # the last one was killed, and no start has needed one since
             return
         if self._random.random() < 0.7:
             spawner.kill()
@@ -171,7 +171,7 @@ class Soak:
             self.counts["spawner stopped"] += 1
 
     def _end(self, crew: list[Member], patience: float) -> None:
-        """Wait for each process and take in what it did; one that does not end is killed, and that is a failure."""
+        """Wait for each process and add its counts; a process that does not end is killed, which is a failure."""
         deadline = time.monotonic() + patience
         for each in crew:
             try:

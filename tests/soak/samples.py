@@ -1,4 +1,4 @@
-"""What the daemon takes, sampled over a long run, and the tables of its report."""
+"""The daemon's use of resources, sampled over a long run, and the tables of its report."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Sampler:
 
 
 SLACK: Final = {"rss": 4096.0, "pss": 4096.0, "private": 4096.0, "tasks": 50.0}
-"""By how much the later median may be above the earlier one, beside a twentieth of it; 3 for what is not named."""
+"""The allowed increase of the later median, beside a twentieth of the earlier one; 3 for unnamed figures."""
 
 
 def is_flat(name: str, values: Sequence[float]) -> bool:

@@ -1,9 +1,9 @@
-"""One process of the long run: a user who does everything that ktaskfs can do, and checks what came of it.
+"""One process of the long run: a user who does everything that ktaskfs can do, and checks the results.
 
     python -m tests.soak.scenarios MOUNT AREA WHO NUMBER SEED SECONDS PACE
 
-Prints as JSON what it did. An invariant that did not hold is a traceback on stderr and in ``broken``; it then goes on
-with something else, on other files.
+Prints its counts as JSON. A broken invariant is a traceback on stderr and in ``broken``; the process then continues
+with another scenario, on other files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Player(Actor):
-    """Each scenario makes files and tasks of its own, and leaves no file."""
+    """Each scenario makes new files and tasks, and leaves no file."""
 
     def scenarios(self) -> list[Callable[[], None]]:
         return [
@@ -236,7 +236,7 @@ class Player(Actor):
             assert not Path(f"{path}.new").exists()
 
     def pry(self) -> None:
-        """Of an ordinary user: at others' files and tasks, and at what is root's."""
+        """An ordinary user tries others' files and tasks, and those of root."""
         other = self.random.choice([who for who in WHO if who != self.who])
         theirs = self.area / "tmpfs" / other / "own"
         operation = self.random.choice(["checksum", "clear", "free", "fallocate length=1M"])

@@ -1,4 +1,4 @@
-"""The long runs for a few seconds each; and that they notice what they are there to notice."""
+"""The long runs for a few seconds each; and tests that they notice errors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ MEMORY_LIMIT = 25 << 20
 
 
 def as_nobody(root: Path, function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a process of user nobody whose root directory is ``root``."""
+    """The result of ``function`` in a process of user nobody whose root directory is ``root``."""
     caller = read_caller(os.getpid(), os.geteuid(), os.getegid())
     identity = Identity.from_fields(
         caller.identity.to_fields()

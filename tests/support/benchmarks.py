@@ -27,7 +27,7 @@ EMULATED: Final = _names(emulated=True)
 
 
 def check_smoke(name: str) -> None:
-    """The benchmark runs and prints a table; what it measures is nobody's business here."""
+    """The benchmark runs and prints a table. Its figures are not checked here."""
     with none_left():
         done = run(sys.executable, "-m", f"bench.{name}", "--smoke", cwd=ROOT, timeout=10 * DEADLINE)
     assert done.status == 0, done.err
@@ -35,6 +35,6 @@ def check_smoke(name: str) -> None:
 
 
 def check_report(text: str) -> None:
-    """What a benchmark has printed is a table with medians."""
+    """The output of a benchmark is a table with medians."""
     assert text.startswith("# ")
     assert "median" in text

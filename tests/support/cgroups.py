@@ -36,7 +36,7 @@ def mount_point(controller: str) -> Path:
 
 
 def distinct(*controllers: str) -> list[str]:
-    """One of ``controllers`` for each hierarchy that they are in: with version 2 alone, the first."""
+    """One of ``controllers`` for each hierarchy that has them: the first, with version 2 only."""
     return list({mount_point(each): each for each in reversed(controllers)}.values())[::-1]
 
 

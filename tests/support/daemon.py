@@ -1,4 +1,4 @@
-"""The real daemon, in a process of its own, on a real mount."""
+"""The real daemon, in a separate process, on a real mount."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def interpreter(root: Path) -> str:
 
 
 class Mount:
-    """A running daemon and what a person does with its mount. ``path`` is the mount point."""
+    """A running daemon, and the actions of a user of its mount. ``path`` is the mount point."""
 
     def __init__(
         self,
@@ -101,11 +101,11 @@ class Mount:
         return outcome.status, outcome.errname
 
     def cat(self, file: str, *, user: User | None = None) -> Outcome:
-        """``cat file``, whatever comes of it; of ``tasks/NAME/wait``, it returns when the task has ended."""
+        """The outcome of ``cat file``. For ``tasks/NAME/wait`` it returns when the task has ended."""
         return run("cat", str(self.path / file), user=user)
 
     def read(self, file: str, *, user: User | None = None) -> str:
-        """What ``cat file`` prints, which must succeed."""
+        """The output of ``cat file``, which must succeed."""
         outcome = self.cat(file, user=user)
         assert outcome.status == 0, outcome.err
         return outcome.out
@@ -122,7 +122,7 @@ class Mount:
         subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
 
     def _umount(self) -> bool:
-        """Whether it is unmounted now; not while somebody uses it."""
+        """Unmount it; whether that worked. It fails while a process uses the mount."""
         done = run("fusermount3" if self.user else "umount", *["-u"] * bool(self.user), str(self.path))
         assert done.status == 0 or "busy" in done.err, done
         return done.status == 0

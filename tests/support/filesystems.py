@@ -30,8 +30,8 @@ def page_sizes() -> list[int]:
 def filesystem(kind: str, where: Path, options: str) -> Iterator[Path]:
     """Mount a new ``kind`` on the directory ``where`` (made if missing); unmounted at the end.
 
-    Files in memory are removed first: a mount namespace that another test has made meanwhile has a copy of the mount,
-    which would keep their pages.
+    Files in memory are removed first: another test's new mount namespace may have a copy of the mount, which would keep
+    their pages.
     """
     where.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", kind, "-o", options, "none", str(where)], check=True)

@@ -1,4 +1,4 @@
-"""Running a piece of a test in a process of its own, which may change its user and root for good."""
+"""Runs a part of a test in a separate process, which may change its user and root directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Died(AssertionError):
 
 
 def run_forked(function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a forked child, by way of JSON; raises Died with the child's traceback."""
+    """The result of ``function`` in a forked child, passed as JSON; raises Died with the child's traceback."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

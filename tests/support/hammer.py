@@ -1,9 +1,9 @@
-"""One process of a hammer: does anything to a mount, at random, and knows what may come of it.
+"""One process of a hammer: random actions on a mount, with a check of each outcome.
 
     python -m tests.support.hammer MOUNT DIRECTORY NAME SEED SECONDS
 
-It has task names of its own, whose fate it knows exactly, and shares others with its like, of which it knows what
-errors are possible. Prints as JSON how often it did what; ends with a traceback where the mount did something else.
+It knows the exact state of tasks with its own names. Of tasks with shared names it knows the possible errors. It prints
+the number of each action as JSON, and ends with a traceback if the mount did anything else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIZE: Final = 1 << 20
 
 
 class Fate(Enum):
-    """What this process knows of a task of its own."""
+    """The known state of a task with a name of this process."""
 
     MISSING = 0
     NEW = 1
@@ -67,7 +67,7 @@ class Hammer:
         self.events = os.open(mount / "events", os.O_RDONLY | os.O_NONBLOCK)
 
     def run(self, seconds: float) -> None:
-        """Hammer for ``seconds``, then remove all tasks of its own."""
+        """Hammer for ``seconds``, then remove all tasks with its own names."""
         actions: list[Callable[[], None]] = [
             self.make,
             self.remove,

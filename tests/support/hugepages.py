@@ -70,7 +70,7 @@ def _directory(page_size: int) -> Path:
 
 
 def resize(page_size: int, by: int) -> None:
-    """Add pages to the pool, or take them off; for a test that is ``alone``. The kernel may find no memory for more."""
+    """Add pages to the pool, or remove them; for a test that is ``alone``. The kernel may find no memory for more."""
     file = _directory(page_size) / "nr_hugepages"
     file.write_text(str(max(0, int(file.read_text()) + by)))
 
@@ -91,7 +91,7 @@ def _holds(lock: TextIO) -> bool:
 
 @contextlib.contextmanager
 def alone(file: Path = LOCK) -> Iterator[None]:
-    """No other test changes a pool meanwhile. Who has just had it cannot have it again before one who waits.
+    """No other test changes a pool meanwhile. A process that has just had the lock gets it after those that wait.
 
     Raises AssertionError if this process has the pool's lock already: it would wait for itself.
     """
@@ -105,10 +105,10 @@ def alone(file: Path = LOCK) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reserved(page_size: int, pages: int) -> Iterator[TestPool]:
-    """Add ``pages`` pages to the pool, alone on this machine; skips the test where root or the memory is missing.
+    """Add ``pages`` pages to the pool, with the pool's lock; skips the test without root or enough memory.
 
-    At the end the pages must be free again, or whoever used them has left something behind, and as many are taken off
-    as were added. With 0 pages the test changes the pool itself, which then gets the size it had.
+    At the end the pages must be free again (otherwise the test has left something), and the added number is removed.
+    With 0 pages the test changes the pool itself, and the pool then gets its old size.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can reserve huge pages")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """What an inotifywait(1) that goes on has told so far."""
+    """The output of a running inotifywait(1) until now."""
 
     def __init__(self, output: Path) -> None:
         self._output = output

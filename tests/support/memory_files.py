@@ -30,7 +30,7 @@ def is_all(byte: int, path: Path | str, start: int, end: int) -> bool:
 
 
 def dirty(path: Path | str, start: int, end: int) -> None:
-    """Write 0xff over a range, through a mapping since hugetlbfs has no write(2); allocates what is missing."""
+    """Write 0xff over a range, through a mapping because hugetlbfs has no write(2); allocates missing pages."""
     fd = os.open(path, os.O_RDWR)
     with mmap.mmap(fd, 0) as mapped:
         os.close(fd)

@@ -40,7 +40,7 @@ class Newest:
 
 
 def install(name: str, packages: Sequence[str]) -> Newest:
-    """Download the packages, and what they depend on, unless ``name`` is in the cache. Raises Unavailable."""
+    """Download the packages and their dependencies, unless ``name`` is in the cache. Raises Unavailable."""
     place = CACHE / f"{name}-{RELEASE}"
     with cache():
         if not place.exists():
@@ -49,7 +49,7 @@ def install(name: str, packages: Sequence[str]) -> Newest:
 
 
 def _unpack(place: Path, packages: Sequence[str]) -> None:
-    """apt with lists, sources and a cache of its own: what the machine has installed does not matter to it."""
+    """apt with separate lists, sources and cache: the packages of the machine do not matter."""
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         own = Path(name)
         (own / "lists").mkdir()

@@ -1,4 +1,4 @@
-"""Debian's packages, unpacked beside the system: their programs are there, and no service of theirs is started."""
+"""Debian's packages, unpacked outside of the system, for their programs; no service of theirs is started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CACHE: Final = Path(os.environ.get("KTASKFS_TEST_CACHE", "/var/cache/ktaskfs-test"))
-"""Where packages are unpacked; whoever removes it gets them downloaded again."""
+"""The directory of unpacked packages; after its removal they are downloaded again."""
 APT: Final = ("-q", "-y", "-o", "DPkg::Lock::Timeout=300")
 
 LISTS_PATIENCE: Final = 300
@@ -25,7 +25,7 @@ LISTS_PATIENCE: Final = 300
 
 
 class Unavailable(Exception):
-    """What a test needs cannot be had here; says why."""
+    """A requirement of a test is not available here; the message has the reason."""
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _download(package: str) -> Path:
     inner = re.search(r"Depends: (linux-image-[0-9]\S*)", depends)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         directory = Path(name)
-        directory.chmod(0o755)  # apt downloads as a user of its own, _apt, if that may write there
+        directory.chmod(0o755)  # apt downloads as the user _apt, if that may write there
         _run(
             "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", inner[1] if inner else package, cwd=directory
         )

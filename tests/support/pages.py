@@ -1,4 +1,4 @@
-"""Pages of progress for a small task, and what they say is left."""
+"""Pages of progress for a small task, and the remaining work that they show."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ On a machine whose processors are emulated everything takes many times as long: 
 """
 
 LONGEST_PAUSE: Final = 0.016
-"""Seconds between two looks. Many conditions start a program, which takes time from what is waited for."""
+"""Seconds between two checks. Many conditions start a program, which takes CPU time from the awaited one."""
 
 
 def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLINE) -> None:

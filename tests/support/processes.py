@@ -1,4 +1,4 @@
-"""What there is to know of a process, and finding one among the children of another."""
+"""Facts about processes; finds one among the children of another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.poll import until
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether it has, even if nobody has asked for its status yet."""
+    """Whether the process has ended, even if its status was not read yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

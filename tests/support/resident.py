@@ -1,7 +1,7 @@
-"""How much memory a process has mapped now, as the kernel finds it in the page tables.
+"""The mapped memory of a process, counted in the page tables.
 
 The counters (VmRSS and its parts in /proc/PID/status, statm) are kept for each CPU and summed up from time to time:
-they may lack what a thread has just mapped (Documentation/filesystems/proc.rst). smaps walks the page tables.
+they may lack the latest pages of a thread (Documentation/filesystems/proc.rst). smaps walks the page tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which of several processes of pytest-xdist runs a test."""
+"""Selects the process of pytest-xdist that runs a test."""
 
 from __future__ import annotations
 

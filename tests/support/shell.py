@@ -1,4 +1,4 @@
-"""Real programs, run by a real shell: what a person at a terminal would see."""
+"""Real programs, run by a real shell, as at a terminal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NAMES: Final = {os.strerror(number): name for number, name in errno.errorcode.it
     os.strerror(errno.EAGAIN): "EAGAIN",  # EWOULDBLOCK is the same number
     os.strerror(errno.EOPNOTSUPP): "EOPNOTSUPP",  # so is ENOTSUP
 }
-"""What the C library says of each errno, in the C locale, to the errno's name."""
+"""The messages of the C library in the C locale, with the names of their errnos."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its status (negative: the signal) and what it printed."""
+    """The end of a command: its status (negative: the signal) and its output."""
 
     status: int
     out: str

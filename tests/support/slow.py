@@ -18,9 +18,10 @@ SIZE = 64 << 20
 def start_slow(
     mount: Mount, directory: Path, name: str, *, rate: str = "64K", chunk: str = "4K", user: User | None = None
 ) -> Path:
-    """Start the task ``name``, which clears a file of its own at ``rate`` in small chunks; returns the file.
+    """Start the task ``name``, which clears a new file at ``rate`` in small chunks; returns the file when the task is
+    running.
 
-    The task is running then: on a busy machine a start is answered before.
+    On a busy machine a start is answered earlier.
     """
     file = directory / f"slow-{name}"
     with file.open("wb") as stream:

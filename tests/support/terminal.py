@@ -1,4 +1,4 @@
-"""A program on a terminal of its own, as a person sits before it."""
+"""A program on a separate terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Terminal:
         while select.select([self._master], [], [], 0)[0]:
             try:
                 piece = os.read(self._master, 65536)
-            except OSError:  # EIO: nobody has the other side open any more
+            except OSError:  # EIO: the other side is closed
                 break
             if not piece:
                 break
@@ -54,7 +54,7 @@ class Terminal:
         return SEQUENCE.sub("", self.raw)
 
     def sees(self, *words: str) -> None:
-        """Return as soon as all of the words are there, wherever."""
+        """Return as soon as all of the words are on the screen."""
         try:
             until(lambda: all(word in self.text for word in words), f"{words} on the terminal")
         except AssertionError as error:

@@ -1,4 +1,4 @@
-"""What a test needs of the machine follows from its folder."""
+"""The folder of a test decides which privileges and machine it needs."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def tier_of(path: Path, *, needs_root: bool = False) -> str | None:
 def process_of(path: Path) -> str:
     """Which of two processes runs the tests of a file.
 
-    Tests that wait for other machines have one of their own, with BESIDE. All others would wait for each other, for the
-    pool of huge pages, or see the load of each other.
+    Tests that wait for other machines, and those in BESIDE, have one process. All others share the second one: they
+    would wait for each other or for the pool of huge pages, or see each other's load.
     """
     beside = path.is_relative_to(TESTS) and path.relative_to(TESTS).parts[0] in BESIDE
     return MACHINE if beside or tier_of(path) == MACHINE else MOUNT

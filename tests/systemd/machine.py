@@ -36,7 +36,7 @@ WantedBy=multi-user.target
 END
 systemctl --quiet enable broken.service
 """
-"""What an administrator does between the installation and the boot; and a unit fails that is none of ours."""
+"""The actions of an administrator between installation and boot; and a unit that fails and is not part of ktaskfs."""
 
 
 class Machine:
@@ -64,7 +64,7 @@ class Machine:
         return self.run("bash", "-c", script, user=user, timeout=timeout)
 
     def out(self, *command: str, user: str | None = None) -> str:
-        """What ``command`` prints, which must succeed."""
+        """The output of ``command``, which must succeed."""
         outcome = self.run(*command, user=user)
         assert outcome.status == 0, outcome
         return outcome.out

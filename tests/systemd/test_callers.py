@@ -1,4 +1,4 @@
-"""Callers that systemd runs: the main job from scopes and services with settings of their own."""
+"""Callers that systemd runs: the main job from scopes and services with different settings."""
 
 from __future__ import annotations
 

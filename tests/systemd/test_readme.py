@@ -1,4 +1,7 @@
-"""README as a new user meets it: every block of commands, in the order of the page, each from a fresh state."""
+"""README as a new user meets it: every block of commands, in the order of the page, each from a fresh state.
+
+Also the tutorial, and the page about installing, where README sends other users than root.
+"""
 
 from __future__ import annotations
 
@@ -20,29 +23,30 @@ if TYPE_CHECKING:
 BLOCKS: Final = blocks(ROOT / "README.md")
 INSTALLING: Final = [each for each in BLOCKS if each.heading == "Install"]
 ANYWHERE: Final = [each for each in BLOCKS if each.heading.startswith("Two minutes")]
-WITH_THE_SERVICE: Final = [each for each in BLOCKS if each not in INSTALLING + ANYWHERE]
+FOR_OTHERS: Final = [each for each in blocks(ROOT / "docs/how-to/install.md") if each.heading == "Who may use it"]
+WITH_THE_SERVICE: Final = [each for each in BLOCKS if each not in INSTALLING + ANYWHERE] + FOR_OTHERS
 PAGE: Final = 2 << 20
 RECIPE_PAGES: Final = 128
-"""What the recipes take to be in the pool."""
+"""Pages that the recipes expect in the pool."""
 DOWNLOADS: Final = 1500
 """Seconds for apt, pip and a compiler on a busy machine."""
 CLONE: Final = "cd /srv/ktaskfs; export HOME=/root"
 """Where a new user is; with a home, so that pip compiles pyfuse3 once for both ways to install."""
 FOR_TESTS: Final = ("pytest", "mypy", "ruff", "hypothesis")
 ABSENT: Final = ("gcc", "libfuse3-dev", "pkg-config", "busybox", "nodejs", "podman", "zsh", "fish")
-"""Debian's packages that the machine does not have before, and is not to have after it."""
+"""Debian packages that the machine must have neither before nor after the installation."""
 
 
 def paste(machine: Machine, block: Block, *, user: str | None = None, timeout: float = 60, before: str = "") -> str:
-    """Run a block as bash does at a prompt, but to end with the first command that fails; returns what it printed."""
+    """Run a block as bash does at a prompt, except that the first failed command ends it; returns the output."""
     done = machine.sh(f"set -eu -o pipefail\n{before}\n{block.text}", user=user, timeout=timeout)
     assert done.status == 0, f"{block}:\n{done.out}{done.err}"
     return done.out + done.err
 
 
 def test_the_page_is_short_and_has_all_its_parts() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
-    assert (len(INSTALLING), len(ANYWHERE)) == (2, 1)
+    assert len((ROOT / "README.md").read_text().splitlines()) < 110
+    assert (len(INSTALLING), len(ANYWHERE), len(FOR_OTHERS)) == (2, 1, 1)
     assert len(WITH_THE_SERVICE) >= 5
 
 
@@ -68,7 +72,7 @@ def new_machine(root: None) -> Iterator[Machine]:
 
 
 def installed(machine: Machine) -> set[str]:
-    """Which of the packages are there that no user of ktaskfs needs."""
+    """The installed packages of those that no user of ktaskfs needs."""
     states = machine.sh(f"dpkg-query -W -f '${{Package}} ${{db:Status-Status}}\\n' {' '.join(ABSENT)} 2>/dev/null").out
     return {line.split()[0] for line in states.splitlines() if line.endswith(" installed")}
 
@@ -98,7 +102,7 @@ def test_install_takes_nothing_that_a_user_does_not_need(new_machine: Machine) -
 
 @pytest.fixture
 def service(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """The service with no task, and an empty hugetlbfs on /dev/hugepages with what the recipes need in the pool."""
+    """The service without tasks, and an empty hugetlbfs on /dev/hugepages with the pages of the recipes in the pool."""
     clear = "systemctl stop ktaskfs; rm -rf /run/ktaskfs-state"
     reserves = "ktaskfs run reserve" in request.node.callspec.params["block"].text
     with reserved(PAGE, 0 if reserves else RECIPE_PAGES):

@@ -1,4 +1,4 @@
-"""Each operation does under each service what it does outside of the sandbox. A new one joins by being there."""
+"""Each operation has the same result under each service as outside of the sandbox. New operations are included."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEMORY: Final = ("/dev/shm", "/dev/hugepages")
 DISK: Final = ("/srv", "/var/tmp")
 """A filesystem of a disk, and an overlay."""
 CALLERS: Final = [("ann", "ann"), ("root", "root"), ("root", "ann")]
-"""Who writes the spec, and who owns the files."""
+"""The writer of the spec, and the owner of the files."""
 VARIANTS: Final = {
     "ranges/checksum": ("algorithm=xxh3", "algorithm=blake3", "algorithm=sha256"),
     "ranges/copy": ("sparse=0 digest=crc32",),
@@ -122,7 +122,7 @@ def outcomes(machine: Machine, mount: str, caller: str, owner: str) -> dict[str,
 
 @pytest.fixture(scope="module")
 def ready(machine: Machine) -> Iterator[Machine]:
-    """The machine with huge pages of its own, and no service at work."""
+    """The machine with separate huge pages, and no running service."""
     with reserved(HUGE, 16):
         setup = f"systemctl stop {UNITS[0]}; mount -t hugetlbfs -o pagesize=2M,mode=1777 none /dev/hugepages"
         assert machine.sh(setup).status == 0
@@ -145,7 +145,7 @@ def holder(ready: Machine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def outside(ready: Machine) -> Iterator[dict[tuple[str, str], dict[str, str]]]:
-    """What each spec comes to with a daemon that has all rights of root and no filter."""
+    """The result of each spec with a daemon that has all rights of root and no filter."""
     options = f"gid=ktask,mode=0660,statedir={OUTSIDE}-state"
     assert ready.sh(f"mkdir -p {OUTSIDE} && ktaskfs mount -o {options} {OUTSIDE}").status == 0
     yield {each: outcomes(ready, OUTSIDE, *each) for each in CALLERS}

@@ -241,7 +241,7 @@ def test_the_daemon_that_may_not_mount(machine: Machine) -> None:
     assert capabilities >> 21 & 1 == 0  # CAP_SYS_ADMIN
     pools = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     reserve = f'echo "reserve size=2M pages=$(cat {pools}) name=same" > /run/ktaskfs/tasks/control'
-    with reserved(2 << 20, 0):  # the pools are those of the machine around: no other test changes them meanwhile
+    with reserved(2 << 20, 0):  # the pools are those of the host: no other test changes them meanwhile
         assert machine.sh(f"{reserve} && tail -n 1 /run/ktaskfs/tasks/same/wait") == Outcome(0, "done\n", "")
     spec = "fallocate path=/dev/shm/inside length=1M"
     outcome = machine.sh(f"{OWN_NAMESPACE} 'echo {spec} > /run/ktaskfs/tasks/control'", user="ann")

@@ -39,7 +39,7 @@ def until_another(machine: Machine, unit: str, before: str) -> None:
 
 
 def test_a_bind_mount_lives_on(machine: Machine, unit: str) -> None:
-    """Over a kill -9, with somebody who waits for an answer meanwhile, and a restart; the task goes on."""
+    """During kill -9, with a caller that waits for an answer, and a restart; the task goes on."""
     task = f"bound-{unit[:-8]}"
     machine.start_slow_task(task, mount=BOUND)
     workers = machine.workers()
@@ -64,7 +64,7 @@ def test_stop_ends_it_everywhere(machine: Machine, unit: str) -> None:
     assert machine.is_mounted()
 
 
-@pytest.mark.parametrize("unit", UNITS[:1], indirect=True)  # the other daemon has mounts of its own
+@pytest.mark.parametrize("unit", UNITS[:1], indirect=True)  # the other daemon has separate mounts
 def test_umount_of_all_ends_the_service(machine: Machine, unit: str) -> None:
     assert machine.run("umount", BOUND, POINT).status == 0
     until(lambda: machine.show(unit, "ActiveState") == "inactive", "the end of the service")
@@ -75,7 +75,7 @@ def test_umount_of_all_ends_the_service(machine: Machine, unit: str) -> None:
 
 
 def test_a_daemon_that_is_too_different_makes_a_new_mount(machine: Machine, unit: str) -> None:
-    """What the kernel remembers for good would be wrong; the tasks are there all the same."""
+    """The kernel's permanent cache would be wrong; the tasks exist anyway."""
     task = f"other-{unit[:-8]}"
     machine.start_slow_task(task, user="root")
     line = machine.out("grep", "^ExecStart=", f"/usr/lib/systemd/system/{unit}").strip()

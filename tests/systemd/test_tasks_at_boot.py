@@ -39,7 +39,7 @@ systemctl --quiet enable ktaskfs-boot.service libvirtd.service postgresql@15-mai
 
 @pytest.fixture(scope="module")
 def pool(root: None) -> Iterator[TestPool]:
-    """The machine's pool, as the tests find it; nobody else changes it meanwhile."""
+    """The machine's pool, as the tests find it; no other test changes it meanwhile."""
     with reserved(SIZE, 0) as pool:
         yield pool
 
@@ -70,7 +70,7 @@ def test_a_daemon_that_is_started_anew_does_not_start_them_again(started: Machin
 
 
 def test_a_task_that_fails_fails_the_unit_with_words(started: Machine) -> None:
-    """What other files ask for is done all the same, and a failure does not keep the other services from starting."""
+    """Other files still run, and a failure does not keep other services from starting."""
     wrong = started.root / "etc/ktaskfs.d/15-wrong.tasks"
     wrong.write_text("\nfallocate path=/dev/hugepages/vm1 length=1P name=vm1\nfree path=/dev/hugepages/vm0 length=2M\n")
     try:

@@ -1,4 +1,4 @@
-"""What is left when ktaskfs is taken off a machine again: one of its own, since the others still need it."""
+"""The remains after ktaskfs is removed from a machine: a separate machine, because other tests need the shared one."""
 
 from __future__ import annotations
 

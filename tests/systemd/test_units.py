@@ -1,4 +1,4 @@
-"""How long a task lasts that a unit starts, by how the unit is written; and what the unit's limits do to it."""
+"""The life of a task that a unit starts, by the type of the unit; and the effect of the unit's limits."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_user_cannot_leave_the_limits_of_the_unit(service: Machine) -> None:
 
 @pytest.mark.parametrize("kind", ["scope", "service"])
 def test_up_to_the_limit_on_memory_and_not_past_it(service: Machine, kind: str) -> None:
-    """What is refused names the unit's group and its limit. Nobody is killed: not the unit's other process either."""
+    """The refusal names the unit's group and its limit. Nothing is killed, not even the unit's other process."""
     script = f"""
     sleep infinity & neighbour=$!
     echo 'fallocate path=/dev/shm/slow length=64M name=slow' > {MOUNT}/tasks/control

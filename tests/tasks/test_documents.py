@@ -55,7 +55,7 @@ def test_there_are_such_commands() -> None:
 
 def test_the_readme_names_every_operation() -> None:
     text = (ROOT / "README.md").read_text()
-    assert {name for name in OPERATIONS if f"`{name}`" not in text} == set(), "the table of operations"
+    assert {name for name in OPERATIONS if f"`{name}`" not in text} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

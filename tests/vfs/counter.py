@@ -1,4 +1,4 @@
-"""A text file that counts what is done to it."""
+"""A text file that counts its uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BIG = 1 << 20
 
 
 class Counter:
-    """Shows how often it was shown, takes commands, and remembers what it was told."""
+    """Shows how often it was shown, takes commands, and remembers them."""
 
     def __init__(self) -> None:
         self.renders = 0

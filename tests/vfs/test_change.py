@@ -72,7 +72,7 @@ async def test_a_watched_change_wakes_when_the_mark_moves(
     change = WatchedChange(meter.mark, Watcher(nursery, 1.0))
     woken: list[float] = []
     change.await_next("a", lambda: woken.append(trio.current_time()))
-    await trio.sleep(3.5)  # the first look finds something that nobody has seen yet, and so wakes
+    await trio.sleep(3.5)  # the first look finds something new, and so wakes
     assert len(woken) == 1
     seen = change.count
     change.await_next("a", lambda: woken.append(trio.current_time()))

@@ -1,4 +1,4 @@
-"""Directories, inode numbers, and what a node refuses unless it says otherwise."""
+"""Directories, inode numbers, and the default refusals of a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the openings of a text file share: its size as it was told, and how much all may hold."""
+"""The shared state of all openings of a text file: the reported size, and the total memory."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_user_whose_open_files_hold_too_much_gets_enomem() -> None:
     assert refusal.value.errno == errno.ENOMEM
     (await file.open(Caller(1001, 1001, 1), os.O_RDONLY)).release()
     await first.read(0, 1)
-    with pytest.raises(TooMuchText):  # the text anew, while the old one is still held
+    with pytest.raises(TooMuchText):  # a new text, while the old one is still held
         await first.read(0, 1)
     assert await first.read(size - 1, 10) == b"x"
     before = quota.held(ALICE.uid)

@@ -46,7 +46,7 @@ def test_a_command_cut_at_any_buffer_size_is_taken_whole(text: bytes, blocks: in
 def test_nothing_is_ever_taken_that_begins_in_the_middle(
     writes: list[tuple[bytes, int, bool, bool]], append: bool
 ) -> None:
-    """Whatever comes: what is taken is a run of writes, one after the other, of which all but the last are pieces."""
+    """For any input: the accepted writes are consecutive, and all except the last are pieces."""
     pieces, position, run = Pieces(append=append), 0, b""
     for data, distance, at_start, refuse in writes:
         offset = 0 if at_start else max(position + distance, 0)
@@ -76,7 +76,7 @@ def test_the_rest_of_a_command_that_was_refused_is_refused_too() -> None:
         assert pieces.take(0, block) is None
         assert pieces.take(len(block), block) is None
         for _ in range(2):
-            with pytest.raises((TooBig, BadWrite)):  # what was refused leaves the position as it is
+            with pytest.raises((TooBig, BadWrite)):  # a refused write leaves the position unchanged
                 pieces.take(2 * len(block), block)
         with pytest.raises(BadWrite, match="rest of a command"):
             pieces.take(2 * len(block), b"tail\n")

@@ -22,7 +22,7 @@ ALICE = Caller(1000, 1000, 42)
 
 
 class Chunks(Stream):
-    """Gives what is sent to it."""
+    """Yields the items that are sent to it."""
 
     def __init__(self, *chunks: bytes) -> None:
         self._send, self._receive = trio.open_memory_channel[bytes](1000)

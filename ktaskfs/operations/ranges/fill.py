@@ -31,7 +31,7 @@ class Fill(RangeOperation[FillParameters]):
     description = (
         "Overwrite existing pages with a repeated pattern, in place: no page is allocated, and holes stay holes. "
         "Together with verify it tests memory. The result has the bytes written; after a resume, those of the last "
-        "run."
+        "run. path may be a directory on hugetlbfs or a quoted pattern, for all files of memory there."
     )
     parameters = FillParameters
     takes_many = takes_many_mapped = True

@@ -1,4 +1,4 @@
-"""What the tests in the virtual machine share: an emulated processor takes ten seconds to start a daemon."""
+"""Shared fixtures of the tests in the virtual machine: an emulated processor takes ten seconds to start a daemon."""
 
 from __future__ import annotations
 

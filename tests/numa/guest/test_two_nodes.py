@@ -33,12 +33,12 @@ NUMBERS = itertools.count()
 
 
 def pool(node: int, what: str = "nr_hugepages") -> int:
-    """What the kernel says of a node's pool."""
+    """The kernel's counts of a node's pool."""
     return int(Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{what}").read_text())
 
 
 def mapped_pages(path: Path) -> dict[int, int]:
-    """The file's pages by node, as the kernel counts them in the page tables of whoever maps the file."""
+    """The file's pages by node, as the kernel counts them in the page tables of a process that maps the file."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
         for position in range(0, len(memory), 4096):
             memory[position]
@@ -47,7 +47,7 @@ def mapped_pages(path: Path) -> dict[int, int]:
 
 
 def do(mount: Mount, spec: str, state: str = "done") -> str:
-    """Run a task to its end; its result. Without a program of its own for each file: they are emulated too."""
+    """Run a task to its end; its result. Starts no program for a file: programs are emulated too."""
     task = mount.path / f"tasks/t{next(NUMBERS)}"
     (mount.path / "tasks/control").write_text(f"{spec} name={task.name}\n")
     assert (task / "wait").read_text().splitlines()[-1] == state, (task / "error").read_text()

@@ -1,4 +1,4 @@
-"""A systemd that has version 2 alone: the limits of its units hold for their tasks."""
+"""A systemd with only version 2: the limits of its units hold for their tasks."""
 
 from __future__ import annotations
 

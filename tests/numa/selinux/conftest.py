@@ -1,4 +1,4 @@
-"""A daemon as a service is under SELinux: allowed everything, in a domain of its own."""
+"""A daemon as a service under SELinux: allowed everything, in a separate domain."""
 
 from __future__ import annotations
 

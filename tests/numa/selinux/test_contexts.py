@@ -75,7 +75,7 @@ def test_what_the_policy_denies_is_refused_and_the_rest_is_done(mounted: Mount, 
 
 
 def test_categories_part_two_containers(mounted: Mount, files: Path) -> None:
-    """As container_t:s0:c1,c2 of podman has it: one domain, and categories of its own for each."""
+    """Like podman's container_t:s0:c1,c2: one domain, with separate categories for each."""
     theirs = labelled(files / "theirs", context("file_t", "s0:c0", role="object_r"))
     spec = f"clear path={theirs} length=4096"
     assert f"{theirs}" in refused(mounted, context("staff_t", "s0:c1"), spec)
