@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, OutOfHugePages, OutOfSpace
-from ktaskfs.operations.trees.copy import ONE_THREAD
 from ktaskfs.span import Node
 from tests.operations.trees.ground import as_nobody, make, parsed
 from tests.support import filesystems
@@ -136,25 +135,6 @@ def test_the_rest_alone(runner: Runner, source: Path, disk: Path) -> None:
         assert runner.failure(plan, max_chunk_size=MIB, threads=1).errno == errno.ENOSPC
     assert runner.run("copy", [Node(0, total, -1)], source=source, path=disk / "copy").units_done == total
     assert traits(disk / "copy") == traits(source)
-
-
-def test_one_thread_copies_a_file_unless_it_is_large(runner: Runner, disk: Path, tmpfs: Path) -> None:
-    """However small the chunks are: threads that write to one file wait for each other."""
-    for name, size in {"small": 20 * MIB, "large": 2 * ONE_THREAD + 5 * MIB}.items():
-        make(disk / "source" / name).write_bytes(os.urandom(size))
-    calls: list[tuple[int, int]] = []
-    real = os.sendfile
-
-    def sendfile(target: int, source: int, position: int, count: int) -> int:
-        calls.append((position, count))
-        return real(target, source, position, count)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sendfile", sendfile)
-        runner.run("copy", source=disk / "source", path=tmpfs / "copy")
-    large = [(0, ONE_THREAD), (ONE_THREAD, ONE_THREAD), (2 * ONE_THREAD, 5 * MIB)]
-    assert sorted(calls) == sorted([(0, 20 * MIB), *large])
-    subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)
 
 
 def test_special_files_are_left_out_and_named(runner: Runner, disk: Path) -> None:
