@@ -70,12 +70,14 @@ class Which:
     """What a list has of a tree, and the room that it gives each file.
 
     Positions count units of ``unit`` bytes; a file takes those that its size begins, and ``cost`` more after them.
+    Edges inside a file are multiples of ``align`` bytes.
     ``once``: files with several names once. ``wanted``: only files with such a ``name``.
     ``everything``: also directories, links that are not followed and the like, each of size 0.
     """
 
     cost: int = COST
     unit: int = 1
+    align: int = ALIGN
     once: bool = True
     everything: bool = False
     wanted: Container[str] | None = None
@@ -93,6 +95,7 @@ class FileList:
         self._base = os.path.basename(path)
         self.kernel = kernel
         self._unit = which.unit
+        self._align = which.align
         self._ends = array("Q")
         self._line = Line(self._ends)
         self._sizes = array("Q")
@@ -106,6 +109,7 @@ class FileList:
         self._first_of: array[int] = array("Q")
         """For each of these directories, the first of a run of files that are in it."""
         digest = hashlib.blake2b(digest_size=8, usedforsecurity=False)
+        digest.update(b"%d %d %d\0" % (which.cost, which.unit, which.align))
         self.walk = Walk(kernel, tree, which.once, which.everything)
         total = 0
         for directory, name, status in self.walk:
@@ -130,7 +134,7 @@ class FileList:
         self.total = total
         """Units of all files."""
         self.fingerprint = int.from_bytes(digest.digest(), "little")
-        """Another one for other files, by name, size and time of the last change."""
+        """Another one for other files, by name, size and time of the last change, and for other rules of positions."""
         for number, left in self.walk.left[:1]:
             if left == ".":
                 raise TargetError(f"{path} cannot be read: {os.strerror(number)}", errno=number)
@@ -182,8 +186,12 @@ class FileList:
         """The file, open for reading; raises OSError as ``Tree.open_regular``."""
         return self.tree.open_regular(self.kernel, self.path(index))
 
-    def pieces(self, start: int, end: int, align: int = ALIGN) -> Iterator[Piece]:
-        """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are."""
+    def pieces(self, start: int, end: int, page: int = 1) -> Iterator[Piece]:
+        """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are.
+
+        Edges inside a file are also multiples of ``page``, a power of two.
+        """
+        align = max(self._align, page)
         for index, first, last in self._line.pieces(start, end):
             size = self._sizes[index]
             if not first and last * self._unit >= size:  # all of it, as of most small files

@@ -30,50 +30,50 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
+ORDINARY = Which()
 
 
 @contextmanager
-def listed(
-    top: Path | str, *, cost: int = COST, unit: int = 1, once: bool = True, links: bool = False, cross: bool = False
-) -> Iterator[FileList]:
+def listed(top: Path | str, which: Which = ORDINARY, *, links: bool = False, cross: bool = False) -> Iterator[FileList]:
     kernel = Kernel.open()
     fd = os.open(top, os.O_PATH)
     try:
-        yield FileList(kernel, Tree(fd, cross, links), str(top), Which(cost, unit, once))
+        yield FileList(kernel, Tree(fd, cross, links), str(top), which)
     finally:
         os.close(fd)
         kernel.close()
 
 
 def names(top: Path, *, links: bool = False, once: bool = True, cross: bool = False) -> list[str]:
-    with listed(top, links=links, once=once, cross=cross) as files:
+    with listed(top, Which(once=once), links=links, cross=cross) as files:
         return sorted(files.path(index) for index in range(len(files)))
 
 
 @given(
     st.lists(st.sampled_from([0, 1, 4095, 4096, 4097, 5 * MIB, 8 * MIB + 1]), max_size=6),
     st.lists(st.integers(0, 40 * MIB), max_size=6),
-    st.sampled_from([(COST, 1), (1, 4096), (64 << 10, 1)]),
+    st.sampled_from([Which(COST), Which(1, 4096), Which(64 << 10, align=MIB), Which(16 << 10, align=4 * MIB)]),
+    st.sampled_from([1, 2 * MIB]),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_byte_is_in_one_chunk(sizes: list[int], cuts: list[int], cost_and_unit: tuple[int, int]) -> None:
-    cost, unit = cost_and_unit
+def test_every_byte_is_in_one_chunk(sizes: list[int], cuts: list[int], which: Which, page: int) -> None:
+    cost, unit = which.cost, which.unit
     with tempfile.TemporaryDirectory() as top:
         for number, size in enumerate(sizes):
             with open(f"{top}/{number}", "wb") as file:
                 file.truncate(size)
-        with listed(top, cost=cost, unit=unit) as files:
+        with listed(top, which) as files:
             assert files.total == sum(-(-size // unit) + cost for size in sizes)
             edges = sorted({0, files.total, *(cut // unit for cut in cuts if cut // unit < files.total)})
             chunks = list(itertools.pairwise(edges))
-            pieces = [piece for chunk in chunks for piece in files.pieces(*chunk, align=MIB)]
+            pieces = [piece for chunk in chunks for piece in files.pieces(*chunk, page)]
             begun = [index for chunk in chunks for index in files.begun(*chunk)]
     assert begun == list(range(len(sizes)))
     assert sum(piece.is_last for piece in pieces) == len(sizes)
     at = dict.fromkeys(range(len(sizes)), 0)
     for piece in pieces:
         assert piece.start == at[piece.file]
-        assert piece.is_last or not piece.end % MIB
+        assert piece.is_last or not piece.end % max(which.align, page)
         at[piece.file] = piece.end
     assert sorted(at.values()) == sorted(sizes)
 
@@ -173,7 +173,10 @@ def test_what_changes_the_fingerprint(tmp_path: Path) -> None:
     found.append(fingerprint())
     (tmp_path / "e").touch()
     found.append(fingerprint())
-    assert len(set(found)) == 4
+    for which in (Which(1), Which(unit=4096), Which(align=MIB)):
+        with listed(tmp_path, which) as files:
+            found.append(files.fingerprint)
+    assert len(set(found)) == len(found) == 7
 
 
 def test_a_walk_that_nobody_waits_for_ends(tmp_path: Path) -> None:
