@@ -18,7 +18,7 @@ from ClusterShell.Topology import TopologyError
 from ClusterShell.Worker.Worker import WorkerError
 
 from ktaskfs.cli.arguments import FANOUT
-from ktaskfs.cli.fleet.workers import LocalWorker, SshWorker
+from ktaskfs.cli.fleet.workers import GatheringEpoll, LocalWorker, SshWorker
 from ktaskfs.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ TICK: Final = 0.25
 """Seconds between two calls of ``Watcher.tick``."""
 FILLING: Final = 0.1
 """Seconds to begin with hosts before what they say is read."""
+GATHERING: Final = 1e-4
+"""Seconds for each connected host that output may wait, so that it is read with that of other hosts."""
 CONNECT_TIMEOUT: Final = 5
 """Seconds until a host that does not answer is given up."""
 SSH_OPTIONS: Final = "-oServerAliveInterval=5 -oServerAliveCountMax=2"
@@ -119,6 +121,8 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
         # EPIPE of a host that has just ended is no news.
         logging.getLogger("ClusterShell").addHandler(logging.NullHandler())
         self._task = task_self()
+        engine = self._task._engine
+        engine.epolling = GatheringEpoll(engine.epolling, lambda: GATHERING * len(self._workers))
         self._task.set_default("stdout_msgtree", False)  # every line would be kept
         self._task.set_info("fanout", self._way.fanout)
         self._task.set_info("connect_timeout", CONNECT_TIMEOUT)

@@ -91,7 +91,7 @@ def _gravity(standing: Standing) -> int:
 def parsed(line: bytes) -> dict[str, Any] | None:
     """The object on a line; None for what is none: the words of ssh, of a shell, of a login script."""
     try:
-        found = json.loads(line)
+        found = json.loads(line.decode())  # of bytes it would guess the encoding
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
@@ -105,6 +105,8 @@ def text_of_line(line: bytes) -> str:
 
 def without_name(words: str, host: str) -> str:
     """``words`` with %h for the host: what differs by nothing but the host's name is one reason."""
+    if host not in words:  # a regular expression for each host is dear
+        return words
     return re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "%h", words)
 
 

@@ -1,14 +1,16 @@
-"""ClusterShell's workers, quicker where a thousand hosts say a line a second.
+"""ClusterShell's workers and event loop, made cheaper for a thousand hosts that write a line a second each.
 
-ClusterShell forks, which copies the page tables of this process: 4 ms of CPU for each host, of which vfork(2), which
-subprocess uses, takes a tenth. And it looks at the signature of the handler's method anew for each line. It
-keeps what has no newline yet, however much that is.
+ClusterShell forks, which copies the page tables of this process: 4 ms of CPU for each host; vfork(2), which subprocess
+uses, takes a tenth of that. For each line ClusterShell inspects the signature of the handler's method, formats a debug
+message with the client's attributes, and formats another one with all descriptors. It also keeps a line without a
+newline however long it is.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ClusterShell.Engine.Engine import E_READ, E_WRITE
@@ -17,12 +19,32 @@ from ClusterShell.Worker.Exec import ExecClient, ExecWorker
 from ClusterShell.Worker.Ssh import SshClient, WorkerSsh
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
+    import select
+    from collections.abc import Callable, Mapping, Sequence
 
 LINE_MOST: Final = 8 << 20
 """Bytes of a line. A result of 1 MiB in JSON has at most six times as many."""
 TOO_LONG: Final = f"a line of more than {LINE_MOST >> 20} MiB"
+
+
+class GatheringEpoll:
+    """Takes the place of the epoll of ClusterShell's engine: pauses before each poll.
+
+    So one turn of the event loop takes the lines of many hosts. A turn is dear, however few lines it takes.
+    """
+
+    def __init__(self, epoll: select.epoll, pause: Callable[[], float]) -> None:
+        """``pause`` returns the seconds to wait."""
+        self._epoll = epoll
+        self._pause = pause
+        self.register = epoll.register
+        self.unregister = epoll.unregister
+        self.close = epoll.close
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """See select.epoll."""
+        time.sleep(self._pause())
+        return self._epoll.poll(timeout)
 
 
 def _begin(
@@ -50,7 +72,10 @@ def _begin(
 
 
 class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
-    """Before a client of ClusterShell's: replaces two of its methods."""
+    """Mixed into a client of ClusterShell's: replaces three of its methods."""
+
+    def __repr__(self) -> str:
+        return str(self.key)
 
     def _exec_nonblock(
         self, commandlist: str | Sequence[str], shell: bool = False, env: Mapping[str, str] | None = None
