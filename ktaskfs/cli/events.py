@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from ktaskfs.cli.interrupts import Interrupts
 
-def events(given: argparse.Namespace) -> int:
-    """Print them until ^C; if the daemon dies, continue with the next one. Raises KtaskfsError."""
+
+def events(given: argparse.Namespace, interrupts: Interrupts | None) -> int:
+    """Print them until ^C; if the daemon dies, continue with the next one. Raises KtaskfsError.
+
+    Ends with the process that hears ^C, if there is one.
+    """
     mounted = Mounted(given.mount)
     while True:
         fd = mounted.open("events")
         mounted = mounted._replace(patience=math.inf)
         try:
-            for line in _lines(mounted, fd):
+            for line in _lines(mounted, fd, interrupts):
                 if _is_wanted(line, given.name):
                     print(json.dumps(as_object(line)) if given.json else line, flush=True)
         except DaemonAway:
@@ -33,7 +38,7 @@ def events(given: argparse.Namespace) -> int:
             let_go(fd)
 
 
-def _lines(mounted: Mounted, fd: int) -> Iterator[str]:
+def _lines(mounted: Mounted, fd: int, interrupts: Interrupts | None) -> Iterator[str]:
     """The lines with something in them. Raises DaemonAway at the end of the stream."""
     rest = b""
     while True:
@@ -41,6 +46,8 @@ def _lines(mounted: Mounted, fd: int) -> Iterator[str]:
             piece = os.read(fd, 1 << 16)
         except OSError as error:
             raise mounted.failed(error, "events") from error
+        if interrupts is not None:
+            interrupts.drain()
         if not piece:
             raise DaemonAway(f"the daemon of {mounted.path} has ended")
         *lines, rest = (rest + piece).split(b"\n")

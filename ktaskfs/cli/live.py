@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from ktaskfs.cli.follow import Standing
 
-LIVE_EVERY: Final = 0.25
-"""Seconds between two looks."""
 NAME_WIDTH: Final = 24
 BAR_WIDTH: Final = 20
 SHORT: Final = 60
@@ -53,9 +51,6 @@ def row(standing: Standing, *, wide: bool) -> list[Text | ProgressBar]:
 
 class LiveReport:
     """Bars on standard error, drawn anew by each ``show``."""
-
-    every = LIVE_EVERY
-    results = True
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = Console(stderr=True, highlight=False) if console is None else console

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from ktaskfs.cli.arguments import HOST_OPTIONS, parser
+from ktaskfs.cli.arguments import HOST_OPTIONS, VERBS, parser
 from ktaskfs.cli.complain import complain
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported
+from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 
 if TYPE_CHECKING:
     import argparse
@@ -24,16 +25,52 @@ def main(arguments: list[str] | None = None) -> int:
 
         return mount(given, os.environ)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as head(1) expects of what it reads from
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    process = os.getpid()
     try:
-        return _client(given)
+        status = _client(given)
     except KtaskfsError as error:
         complain(error)
-        return 1
+        status = 1
+    except OSError as error:
+        status = _complain_of_system(error)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        status = 128 + signal.SIGINT
+    if os.getpid() != process:
+        _end_child(status)
+    return status
+
+
+def _end_child(status: int) -> NoReturn:
+    """End the second process of a command. Python would take apart all modules, and copy their memory for that."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        status = _complain_of_system(error)
+    os._exit(status)
+
+
+def _complain_of_system(error: OSError) -> int:
+    """Say what the system refuses, a full disk for example; returns the exit status."""
+    with contextlib.suppress(OSError):  # it may have refused to show a complaint
+        complain(TargetError.from_os(error, error.filename or "standard output"))
+    return 1
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in the place of closed standard streams, so that no file of the mount takes their descriptors."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
 
 
 def _client(given: argparse.Namespace) -> int:
@@ -43,16 +80,24 @@ def _client(given: argparse.Namespace) -> int:
     for option in HOST_OPTIONS:
         if getattr(given, option, None) is not None:
             raise InvalidValue(f"--{option.replace('_', '-')} needs --hosts")
-    if (
-        given.command not in ("run", "wait", "events", "top")
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends even while it waits for a stopped daemon
     match given.command:
         case "run" | "wait":
             from ktaskfs.cli import run
 
             return run.run(given) if given.command == "run" else run.wait(given)
+        case "top":
+            return _top(given.mount)
+        case _:
+            return _ended_by_interrupt(given)
+
+
+def _ended_by_interrupt(given: argparse.Namespace) -> int:
+    """Run a command that ^C ends at once, even while it waits for a stopped daemon. Raises KtaskfsError."""
+    from ktaskfs.cli.watcher import fork_for_one
+
+    acts = given.command in (*VERBS, "set")
+    interrupts = fork_for_one("the command may take effect anyway: see ktaskfs ls" if acts else "try again later")
+    match given.command:
         case "ls" | "show":
             from ktaskfs.cli import listing
 
@@ -60,7 +105,7 @@ def _client(given: argparse.Namespace) -> int:
         case "events":
             from ktaskfs.cli.events import events
 
-            return events(given)
+            return events(given, interrupts)
         case "completion":
             from ktaskfs.cli.completion import completion
 
@@ -73,8 +118,6 @@ def _client(given: argparse.Namespace) -> int:
             from ktaskfs.cli.pool import save
 
             return save(given)
-        case "top":
-            return _top(given.mount)
         case "set":
             from ktaskfs.cli.act import assign
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ktaskfs.cli.follow import Standing
+    from ktaskfs.cli.live import LiveReport
 
 JSON_EVERY: Final = 1.0
 """Seconds between two objects of a task at work."""
@@ -20,6 +21,12 @@ SIGN_OF_LIFE: Final = 4.0
 """Seconds after which an object comes in any case with the next look, so that there is one in five."""
 RESULT_LINES: Final = 20
 """Of a result on a terminal."""
+BARS_EVERY: Final = 0.25
+"""Seconds between two pictures of the bars."""
+BARS_AFTER: Final = 0.25
+"""Seconds after which tasks at work get bars."""
+LINES_MOST: Final = 5
+"""Tasks that get lines if they end before they have bars."""
 LINES_EVERY: Final = 5.0
 """Seconds between two lines of a task at work."""
 
@@ -47,9 +54,7 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Rep
     if given.quiet:
         return Silence()
     if sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
-        from ktaskfs.cli.live import LiveReport
-
-        return LiveReport()
+        return Bars()
     return Lines()
 
 
@@ -129,6 +134,42 @@ class Lines:
 
     def close(self) -> None:
         pass
+
+
+class Bars:
+    """Bars on a terminal, for tasks that last: what draws them takes longer to import than a short task.
+
+    Tasks that end before get a line each, if they are few.
+    """
+
+    every = BARS_EVERY
+    results = True
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begin = clock() + BARS_AFTER
+        self._lines = Lines(clock)
+        self._live: LiveReport | None = None
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        if self._live is None:
+            have_ended = all(each.has_ended for each in standings)
+            if have_ended and len(standings) <= LINES_MOST:
+                self._lines.show(standings)
+                return
+            if not have_ended and self._clock() < self._begin:
+                return
+            from ktaskfs.cli.live import LiveReport
+
+            self._live = LiveReport()
+        self._live.show(standings)
+
+    def note(self, words: str) -> None:
+        (self._live or self._lines).note(words)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.close()
 
 
 def show_end(standings: Sequence[Standing], report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Two processes for a command: the child uses the mount, and the parent hears ^C even if the daemon does not answer.
+"""Two processes for a command: the child uses the mount, the parent hears ^C even if the daemon does not answer.
 
 The kernel does not interrupt a process that waits for an answer of the daemon. It does not even kill a process that has
 a file of the mount open, before the daemon answers. The parent has no such file open, so it can leave.
@@ -51,8 +51,21 @@ class PassedInterrupts:
         os.write(self._tell, json.dumps(words).encode() + b"\n")
 
 
+def fork_for_one(words: str) -> PassedInterrupts | None:
+    """Fork for a command that ^C ends at once; return in the child.
+
+    The parent ends as the child does. It leaves a child that ^C does not end, and says ``words``. None, and no second
+    process, if this process ignores ^C or handles it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return None
+    interrupts = fork_watched(1, words)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return interrupts
+
+
 def fork_watched(last: int, words: str) -> PassedInterrupts:
-    """Fork; return in the child. The parent ends as the child does, or leaves it and the tasks.
+    """Fork; return in the child, which ignores SIGINT. The parent ends as the child does, or leaves it and the tasks.
 
     It leaves at the ``last`` ^C, or at a later one, if the child does not look at it. ``words`` are then said, unless
     the child has told others.
@@ -77,6 +90,9 @@ def fork_watched(last: int, words: str) -> PassedInterrupts:
 
 def _watch(child: int, interrupts: OwnInterrupts, press: int, told: int, last: int, words: str) -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, lambda number, _frame: _end_both(child, number))
     pidfd = os.pidfd_open(child)
     poll = select.poll()
     for fd in (pidfd, interrupts.fd, told):
@@ -95,6 +111,7 @@ def _watch(child: int, interrupts: OwnInterrupts, press: int, told: int, last: i
         if interrupts.fd in ready:
             interrupts.drain()
             pressed = interrupts.count
+            os.kill(child, signal.SIGINT)  # the terminal may have sent it to this process alone
             with contextlib.suppress(BrokenPipeError):  # it is about to end
                 os.write(press, bytes(pressed - passed))
             passed = pressed
@@ -116,6 +133,12 @@ def _end_as(child: int) -> NoReturn:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def _end_both(child: int, number: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _leave(child: int, words: str) -> NoReturn:

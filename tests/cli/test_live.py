@@ -21,14 +21,32 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Command
 
 
-def test_a_line_with_a_bar_to_the_end_and_the_result_below(command: Command, memory: Path) -> None:
-    with Terminal(*command.words("run", "checksum", f"path={memory}/file", "name=sum")) as terminal:
+@pytest.fixture
+def lasting(memory: Path) -> list[str]:
+    """A spec that takes longer than a person waits for a bar."""
+    (memory / "large").write_bytes(b"x" * (8 << 20))
+    return ["checksum", f"path={memory}/large", "rate_max=8M", "chunk=1M", "name=sum"]
+
+
+def test_a_short_task_has_a_line_and_nothing_is_drawn(command: Command, memory: Path) -> None:
+    words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
+    with Terminal(words[0], "-X", "importtime", *words[1:], columns=500) as terminal:
+        assert terminal.end() == 0
+        imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
+        assert "sum: done 64.0KiB in " in terminal.text
+        assert "\x1b" not in terminal.raw
+    assert "ktaskfs.cli.reports" in imported
+    assert not any(name.partition(".")[0] == "rich" for name in imported)
+
+
+def test_a_line_with_a_bar_to_the_end_and_the_result_below(command: Command, lasting: list[str]) -> None:
+    with Terminal(*command.words("run", *lasting)) as terminal:
         assert terminal.end() == 0
         last = terminal.text.strip().splitlines()[-2:]
     assert last[0].split()[0] == "sum"
     assert "━━━━" in last[0]
     assert "100.0%" in last[0]
-    assert "64.0KiB/64.0KiB" in last[0]
+    assert "8.0MiB/8.0MiB" in last[0]
     assert last[0].split()[-1] == "done"
     assert f"{last[1].strip()}\n" == command.mount.read("tasks/sum/result")
 
@@ -62,9 +80,9 @@ def test_plain_lines_where_the_terminal_is_dumb(command: Command, memory: Path) 
         assert "sum: done 64.0KiB in " in terminal.text
 
 
-def test_nothing_heavy_is_imported(command: Command, memory: Path) -> None:
+def test_nothing_heavy_is_imported(command: Command, lasting: list[str]) -> None:
     """rich draws the bars; nothing else that takes long to import is needed for them."""
-    python, *words = command.words("run", "checksum", f"path={memory}/file")
+    python, *words = command.words("run", *lasting)
     with Terminal(python, "-X", "importtime", *words, columns=500) as terminal:
         assert terminal.end() == 0
         imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
@@ -72,8 +90,8 @@ def test_nothing_heavy_is_imported(command: Command, memory: Path) -> None:
     assert {"textual", "asyncio", "trio", "psutil", "ClusterShell"} & imported == set()
 
 
-def test_no_colour(command: Command, memory: Path) -> None:
-    words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
+def test_no_colour(command: Command, lasting: list[str]) -> None:
+    words = command.words("run", *lasting)
     for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         with Terminal(*words, "replace=1", env=env) as terminal:
             assert terminal.end() == 0
@@ -93,8 +111,8 @@ def test_a_long_result_does_not_flood_the_terminal(command: Command, memory: Pat
     assert command("wait", "v").out == command.mount.read("tasks/v/result")
 
 
-def test_a_pipe_gets_the_result_alone(command: Command, memory: Path) -> None:
-    script = shlex.join(command.words("run", "checksum", f"path={memory}/file", "name=sum"))
+def test_a_pipe_gets_the_result_alone(command: Command, lasting: list[str]) -> None:
+    script = shlex.join(command.words("run", *lasting))
     with Terminal("bash", "--norc", "-c", f"{script} | tr a-z A-Z") as terminal:
         assert terminal.end() == 0
         assert command.mount.read("tasks/sum/result").upper().strip() in terminal.text

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psutil
 import pytest
@@ -45,7 +45,7 @@ def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]
             process.kill()
 
 
-def waits_for_the_daemon(process: subprocess.Popen[str]) -> bool:
+def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
     """Whether it is in a system call that the daemon has to answer."""
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
     return any(Path(f"/proc/{each.pid}/wchan").read_text() == "request_wait_answer" for each in processes)
@@ -126,6 +126,50 @@ def test_a_start_that_is_not_answered(command: Command, memory: Path) -> None:
         starter.send_signal(signal.SIGINT)
         assert starter.wait(DEADLINE) == 130
         assert "the tasks may start anyway: see ktaskfs ls" in starter.stderr.read()
+
+
+STOPS: Final = """
+import os, signal, sys
+from ktaskfs.cli.main import main
+daemon, name, *words = sys.argv[1:]
+real = getattr(os, name)
+def call(fd, *rest):
+    if os.readlink(f"/proc/self/fd/{fd}").startswith(words[2]):
+        os.kill(int(daemon), signal.SIGSTOP)
+    return real(fd, *rest)
+setattr(os, name, call)
+sys.exit(main(words))
+"""
+"""Runs the command, and stops the daemon at the first read or write of a file that is open."""
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("pread", ["ls"]),
+        ("pread", ["show", "slow"]),
+        ("pread", ["wait", "slow"]),
+        ("read", ["events"]),
+        ("write", ["set", "slow", "nice=5"]),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_file_that_is_open_holds_nobody(
+    command: Command, slow: str, call: str, words: list[str], number: signal.Signals
+) -> None:
+    """The process that has it open cannot end before the daemon goes on, so another one hears the signal."""
+    python, _, _, *arguments = command.words(*words)
+    line = [python, "-c", STOPS, str(command.mount.pid), call, *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        try:
+            until(lambda: psutil.Process(command.mount.pid).status() == psutil.STATUS_STOPPED, "the daemon is stopped")
+            until(lambda: waits_for_the_daemon(process), "it waits")
+            process.send_signal(number)
+            assert process.wait(DEADLINE) in (130, -number)
+        finally:
+            os.kill(command.mount.pid, signal.SIGCONT)
+    assert command.mount.read("tasks/slow/state") == "running\n"
 
 
 @pytest.mark.parametrize("words", [["wait", "slow"], ["ls"], ["show", "slow"], ["set", "slow", "nice=5"], ["doctor"]])

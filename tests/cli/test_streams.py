@@ -1,0 +1,41 @@
+"""The command with standard streams that are closed, or take nothing."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command
+    from tests.support.shell import Outcome
+
+
+def redirected(command: Command, redirection: str, *arguments: str) -> Outcome:
+    return run("bash", "-c", f"{shlex.join(command.words(*arguments))} {redirection}", cwd=ROOT)
+
+
+@pytest.mark.parametrize("words", [["ls"], ["ls", "--json"], ["show", "sum"], ["run", "checksum", "replace=1"]])
+def test_a_full_disk_is_told_and_fails(command: Command, memory: Path, words: list[str]) -> None:
+    spec = ["checksum", f"path={memory}/file", "name=sum"]
+    assert command("run", *spec).status == 0
+    outcome = redirected(command, ">/dev/full", *words, *(spec[1:] if words[0] == "run" else []))
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.splitlines()[-1] == "ktaskfs: standard output: No space left on device"
+    assert "Traceback" not in outcome.err
+
+
+def test_closed_streams_are_no_files_of_the_mount(command: Command, memory: Path) -> None:
+    """An opened file would take the descriptor of the stream that is closed, and the output would go there."""
+    for number, redirection in enumerate((">&-", ">&- 2>&-", "<&- >&- 2>&-")):
+        spec = ["checksum", f"path={memory}/file", f"name=sum-{number}"]
+        assert redirected(command, redirection, "run", *spec).status == 0
+        assert command.mount.read(f"tasks/sum-{number}/state") == "done\n"
+        assert redirected(command, redirection, "ls").status == 0
+    assert command.mount.read("info/error_log") == ""
