@@ -10,7 +10,7 @@ PREFIX ?= /usr/local
 # 2: one process runs the tests that wait for other machines, one runs all others; 0: one process runs all.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup program lint test-fast test demo bench docs install uninstall deb clean
+.PHONY: setup program lint test-fast test demo bench docs install uninstall deb versions release clean
 
 setup: ## install the dependencies of the program and its tests, and make .venv
 	@scripts/setup.sh tests
@@ -54,6 +54,21 @@ uninstall: ## remove the installed files; use the same PREFIX and DESTDIR
 
 deb: ## build the Debian package for this machine's release, into dist/
 	@packaging/deb.sh dist
+
+versions: ## write the newest versions of the developers' tools and their dependencies into scripts/versions.txt
+	python3 -m venv --clear build/versions
+	build/versions/bin/python -m pip install --quiet --editable ".[dev]"
+	{ head -n 1 scripts/versions.txt; build/versions/bin/python -m pip freeze --exclude-editable; } > build/versions.txt
+	mv build/versions.txt scripts/versions.txt
+
+release: test ## make release VERSION=1.2.3: run all tests, set the version, build, check, commit and tag
+	.venv/bin/python packaging/release.py "$(VERSION)"
+	.venv/bin/python -m build --outdir dist
+	.venv/bin/python -m twine check --strict dist/ktaskfs-$(VERSION)*
+	@packaging/deb.sh dist
+	git commit --all --message "Release $(VERSION)"
+	git tag --annotate --message "ktaskfs $(VERSION)" v$(VERSION)
+	@echo "now: git push --follow-tags; twine upload dist/ktaskfs-$(VERSION)*; publish the packages in dist/"
 
 clean: ## remove built files
 	rm -rf .venv *.egg-info build dist bench/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -80,10 +80,12 @@ remove_added() { # by dpkg, which unlike apt leaves what something else needs by
 case ${1-} in
     program)
         extra=top
+        versions=''
         have $program
         ;;
     tests)
         extra=dev
+        versions='--constraint scripts/versions.txt'
         have $program $build $tests
         ;;
     list)
@@ -100,7 +102,7 @@ case ${1-} in
         ;;
     *) fail 'usage: setup.sh program|tests|list KIND...' ;;
 esac
-wanted="$(pwd) $(sha256sum <pyproject.toml)"
+wanted="$(pwd) $(cat pyproject.toml scripts/versions.txt | sha256sum)"
 installed=$(cat .venv/installed 2>/dev/null || :)
 for sufficient in "$wanted $extra" "$wanted dev"; do # the tests need all that the program does
     if [ "$installed" = "$sufficient" ] && .venv/bin/python -c '' 2>/dev/null; then
@@ -118,6 +120,7 @@ case $installed in
     "$(pwd) "*) .venv/bin/python -c '' 2>/dev/null || make_venv ;; # other dependencies: add them
     *) make_venv ;;                                                # its scripts hold the path of another place
 esac
-.venv/bin/python -m pip install --quiet --editable ".[$extra]"
+# shellcheck disable=SC2086 # an option and its value
+.venv/bin/python -m pip install --quiet $versions --editable ".[$extra]"
 echo "$wanted $extra" >.venv/installed
 give_to_owner

@@ -1,4 +1,4 @@
-"""The versions that the Debian package is built with are what pyproject.toml asks for."""
+"""The pinned versions, of the Debian package and of the developers' tools, are what pyproject.toml asks for."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def test_every_dependency_is_pinned_to_a_version_that_will_do() -> None:
     for text in (*project["dependencies"], *project["optional-dependencies"]["top"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), text
+
+
+def test_every_tool_of_developers_is_pinned_to_a_version_that_will_do() -> None:
+    lines = (ROOT / "scripts/versions.txt").read_text().splitlines()
+    found = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in found.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    for text in (
+        *project["dependencies"],
+        *(each for extra in ("dev", "docs", "fleet", "top") for each in optional[extra]),
+    ):
+        requirement = Requirement(text)
+        if requirement.name != "ktaskfs":
+            assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
 
 
 @pytest.mark.parametrize("name", ["build.txt", "run.txt"])
