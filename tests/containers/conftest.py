@@ -39,8 +39,8 @@ class Podman:
     def command(self, *options: str, owner: int = 0, propagation: str = "rslave") -> list[str]:
         """The command that runs a container; the command inside follows.
 
-        The container's root directory belongs to user ``owner``. ``propagation``: with ``rshared``, the host sees mounts
-        made inside (Bidirectional of Kubernetes); with ``rslave``, only the container sees mounts of the host
+        The container's root directory belongs to user ``owner``. ``propagation``: with ``rshared``, the host sees
+        mounts made inside (Bidirectional of Kubernetes); with ``rslave``, only the container sees mounts of the host
         (HostToContainer).
         """
         places = [f"--{each}={self.storage / each}" for each in ("root", "runroot", "tmpdir")]
