@@ -50,7 +50,7 @@ class {title}(Operation[Parameters]):
 
 
 class Package:
-    """A package of operations with the families ``colours`` and ``shapes``, in a directory of its own."""
+    """A package of operations with the families ``colours`` and ``shapes``, in a separate directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.root = directory / name

@@ -1,4 +1,4 @@
-"""``survey`` of a process: what it has in memory."""
+"""``survey`` of a process: its pages in memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What holds of every operation on a range of a file, besides what holds of all operations.
+"""The contract of every operation on a range of a file, in addition to that of all operations.
 
-What an operation does beyond reading any file is said in the sets of tests/operations/contract.py.
+The sets of tests/operations/contract.py name operations that do more than read any file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def halves(runner: Runner, name: str, texts: dict[str, str]) -> list[Node]:
 def test_a_rest_alone_is_done_or_refused_with_the_declared_reason(
     runner: Runner, texts: dict[str, str], ground: Path, name: str
 ) -> None:
-    """What was found in the other part is not known any more: bad memory there would look good."""
+    """The findings of the earlier part are lost: bad memory there would look good."""
     rest = halves(runner, name, texts)[1:]
     before = state(ground, name)
     if reason := OPERATIONS[name].no_resume:
@@ -100,7 +100,7 @@ def test_a_directory_or_a_descriptor_of_the_worker_itself(
 
 @every_range
 def test_a_filesystem_that_is_not_of_memory(runner: Runner, texts: dict[str, str], disk: Path, name: str) -> None:
-    """What cannot work there says so, and makes no file."""
+    """An operation that cannot work there refuses with a message, and makes no file."""
     make_file(disk / "path")
     before = state(disk, name)
     for spec in specs(name, texts | {"path": str(disk / "path")}, disk):
@@ -177,7 +177,7 @@ def test_a_file_that_is_truncated_meanwhile(
 def test_a_memfd_through_proc(
     runner: Runner, pool_2m: TestPool, texts: dict[str, str], ground: Path, name: str, flags: int
 ) -> None:
-    """It becomes what a file becomes."""
+    """The operation has the same effect as on a file."""
     with memfd(flags) as (_, path):
         before = descriptors()
         runner.run(name, **texts | {"path": path})
