@@ -1,4 +1,4 @@
-"""A new operation is one file: it is found, and nothing else has to know of it."""
+"""A new operation is one file: the registry finds it, and no other file changes."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_what_the_machine_keeps(
 
 
 def test_more_than_a_node_has(runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only if nodes were asked for."""
+    """Only with ``nodes``."""
     before = int(POOLS[0].read_text())
     nodes = [replace(node, free=6 * SIZE, reclaimable=4 * SIZE) for node in read_nodes(runner.kernel)]
     monkeypatch.setattr(reserve, "read_nodes", lambda kernel: nodes)

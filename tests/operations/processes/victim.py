@@ -30,7 +30,7 @@ sys.stdin.readline()
 print(hashlib.md5(memory).hexdigest(), flush=True)
 sys.stdin.readline()
 """
-"""Has ``size`` bytes in small pages; tells their address, and after a line their digest."""
+"""Has ``size`` bytes in small pages; prints their address, and after a line of input their digest."""
 
 
 class Victim:

@@ -112,7 +112,7 @@ def test_a_filesystem_that_is_not_of_memory(runner: Runner, texts: dict[str, str
 
 @every_range
 def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Path, name: str) -> None:
-    """Refused, or possible; nothing is changed ahead of it. A source must always have all of its range."""
+    """Refused, or possible; nothing is changed before. A source must always have all of its range."""
     before = state(ground, name)
     unit = SIZE if OPERATIONS[name].units is PAGES else 4096
     for offset, length in ((0, SIZE + unit), (SIZE, unit), (1 << 62, unit)):
@@ -131,7 +131,7 @@ def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Pat
 def test_a_range_that_begins_at_the_end_and_has_no_length(
     runner: Runner, texts: dict[str, str], ground: Path, name: str, beyond: int
 ) -> None:
-    """An empty range is done at once. ``fallocate`` wants a length, unless a source says it."""
+    """An empty range is done at once. ``fallocate`` needs a length, unless a source has it."""
     before = state(ground, name)
     offset = SIZE + beyond
     error = refusal(runner, name, texts | {"offset": str(offset)})
@@ -192,7 +192,7 @@ def test_a_memfd_through_proc(
 def test_a_sealed_memfd_is_refused_or_left_alone(
     runner: Runner, pool_2m: TestPool, texts: dict[str, str], name: str, flags: int, seal: str
 ) -> None:
-    """Refused at once, not halfway; and what only looks at it may go on."""
+    """Refused at once, not halfway; operations that only read may continue."""
     with memfd(flags) as (fd, path):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS[seal])
         before = descriptors(), seen(path)

@@ -214,7 +214,7 @@ def test_two_runs_of_data_for_a_file_that_has_its_size(
     """Each run of data alone would fit. While the file exists, nobody could release the reservation of the first."""
     page = pool.page_size
     half = pool.available // 2 * page
-    data = b"x" * min(page, 64 << 20)  # anything in a gigantic page needs all of it
+    data = b"x" * min(page, 64 << 20)  # any data in a gigantic page needs the whole page
     source, path = area / "source", hugetlbfs / "file"
     length = 2 * half + page
     with source.open("wb") as file:

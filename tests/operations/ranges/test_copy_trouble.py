@@ -107,7 +107,7 @@ def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: 
 def test_a_source_that_cannot_be_read(
     runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel says EFAULT of a page that is looked at in a mapping; reading it says why."""
+    """The kernel returns EFAULT for a page in a mapping; read(2) of it returns the reason."""
     plan = runner.prepare("copy", source=plain, path=place.directory / "file")
 
     def broken(fd: int, buffers: list[memoryview], offset: int) -> int:

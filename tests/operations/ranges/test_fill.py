@@ -1,4 +1,4 @@
-"""``fill`` and ``verify``: a repeated pattern, and what becomes of it."""
+"""``fill`` and ``verify`` write and check a repeated pattern."""
 
 from __future__ import annotations
 

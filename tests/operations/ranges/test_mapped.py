@@ -185,7 +185,7 @@ def test_a_file_that_others_use_too(runner: Runner, root: None) -> None:
 
 
 def test_a_process_that_ends_or_unmaps_before_the_work(runner: Runner, root: None) -> None:
-    """The worker has the file by then, and does all of it."""
+    """The worker has the file open by then, and does all of it."""
     process = running(MEMFD)
     plan = runner.prepare("verify", pid=process.pid, pattern="6d")
     ended(process)
@@ -236,7 +236,7 @@ def test_as_an_ordinary_user(runner: Runner, root: None) -> None:
 
 
 def test_from_a_user_namespace_of_ones_own(runner: Runner, root: None) -> None:
-    """Its root has every capability there, and may not even look at the own processes outside."""
+    """Its root has every capability in its namespace, and may not even examine the own processes outside."""
     segment = running(SYSV, NOBODY)
 
     def body() -> list[object]:

@@ -56,7 +56,7 @@ def test_pages_that_are_there_already(runner: Runner, any_place: Place) -> None:
 
 
 def test_pages_that_cannot_be_moved_are_counted(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a machine that says the pages were elsewhere: half of them stay where they are."""
+    """On a machine that reports the pages elsewhere: half of them stay where they are."""
     path, pages = place.directory / "file", 4 if place.unit > 4096 else WINDOW
     path.touch()
     os.truncate(path, pages * place.unit)
