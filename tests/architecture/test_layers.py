@@ -68,7 +68,7 @@ def layer_named(parts: Sequence[str]) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all modules that a file imports, wherever in it."""
+    """Full names of all modules that a file imports, at any place in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Every test has a tier: CONTRIBUTING.md says what each is for."""
+"""Every test has a tier; CONTRIBUTING.md describes the tiers."""
 
 from __future__ import annotations
 

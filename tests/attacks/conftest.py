@@ -32,7 +32,7 @@ SOON = DEADLINE / 6
 
 
 class Attack:
-    """Processes of the attacker, and commands of others that may hang for them."""
+    """Processes of the attacker, and commands of other users that may hang because of them."""
 
     def __init__(self, attacker: User) -> None:
         self._attacker = attacker
@@ -40,7 +40,7 @@ class Attack:
         self._commands: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, script: str, *arguments: str) -> None:
-        """Start ``tests/attacks/SCRIPT ARGUMENTS`` as the attacker; returns when it says that it is at work."""
+        """Start ``tests/attacks/SCRIPT ARGUMENTS`` as the attacker; returns when it reports that it is ready."""
         with (HERE / script).open("rb") as source:
             process = self._start([sys.executable, "-I", "-", *arguments], Path("/"), self._attacker, source)
         self._attackers.append(process)

@@ -1,4 +1,4 @@
-"""An attacker: asks for one file again and again, from many threads, whatever the answer is.
+"""An attacker: requests one file endlessly, from many threads, and ignores the answers.
 
     python flood.py open FILE THREADS    open, read to the end, close
     python flood.py hold FILE THREADS    read a stream, from as many openings as the threads need and the user may have
@@ -17,7 +17,7 @@ import sys
 import threading
 
 CALLS = itertools.count()
-"""``next`` of it is atomic."""
+"""Its ``next`` is atomic."""
 
 
 def opening(path: str) -> None:

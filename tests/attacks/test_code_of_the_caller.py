@@ -92,6 +92,6 @@ def test_no_code_of_its_own_runs_when_memory_runs_out(
     assert "MemoryError" in outcome.stdout
     assert not (memory / "ran").exists()
     log = mount.log.read_text()
-    assert "buffer.py" in log  # it was unforeseen, and the log says where
+    assert "buffer.py" in log  # an unforeseen error; the log has the place
     assert "evil" not in log
     mount.log.write_text(log.replace("Traceback", "(seen)"))

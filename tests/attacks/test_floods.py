@@ -1,4 +1,4 @@
-"""One user's requests, however many, take from the others only a turn each."""
+"""Any number of one user's requests takes only one turn each from other users."""
 
 from __future__ import annotations
 

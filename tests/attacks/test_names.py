@@ -1,4 +1,4 @@
-"""With hidepid no name and no file of the mount tells a user of another user's tasks."""
+"""With hidepid no name and no file of the mount reveals another user's tasks."""
 
 from __future__ import annotations
 

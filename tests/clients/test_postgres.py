@@ -69,7 +69,7 @@ class Cluster:
 
 
 def _programs() -> Path:
-    """PostgreSQL as it is installed, or as Debian's packages have it: to install them would start a server."""
+    """PostgreSQL as installed, or unpacked from Debian's packages: their installation would start a server."""
     if found := sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         return found[-1].parent
     try:

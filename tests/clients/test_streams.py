@@ -1,4 +1,4 @@
-"""Programs that follow a stream come to its end, and not before."""
+"""Programs that follow a stream end with it, and not earlier."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _streams(mount: Mount) -> int:
 
 @pytest.mark.parametrize("tail", ["installed", "newest", "uutils", "busybox"])
 def test_the_recipe_tells_how_the_task_ended(mounted: Mount, newest: Utilities, memory: Path, tail: str) -> None:
-    """As in README: the last line is the state, whatever tail's own status is."""
+    """The last line is the state; tail's own status does not depend on it."""
     program = {
         "installed": "tail",
         "newest": newest.gnu("tail"),

@@ -94,9 +94,9 @@ def test_what_stat_says_moves_with_the_text_only(full: Mount) -> None:
 
 
 def test_a_copy_of_the_whole_mount(full: Mount, area: Path) -> None:
-    """rsync takes what changed the next time, though sizes are the same; streams are left out.
+    """The next rsync copies changed files, even with the same sizes; streams are excluded.
 
-    By nanoseconds: rsync compares whole seconds unless told.
+    rsync compares nanoseconds only with an option.
     """
     command = f"rsync --archive --modify-window=-1 --exclude=events --exclude=wait ./ {area}/copy/"
     assert full.shell(command) == full.shell("true")

@@ -71,7 +71,7 @@ def test_the_main_job(
 def test_a_group_of_the_hosts_may_start_tasks(
     podman: Podman, huge: tuple[Path, TestPool], mount_maker: MountMaker
 ) -> None:
-    """supplementalGroups of Kubernetes; of a group that it is not in, a container's user is refused."""
+    """supplementalGroups of Kubernetes; without the group a container's user is refused."""
     mount = mount_maker("gid=4321,mode=0660")
     options = (at(mount), "--user=1000:1000")
     assert podman.sh(JOB, *options).errname == "EACCES"

@@ -31,7 +31,7 @@ def open_files() -> int:
 
 
 class Looks:
-    """Looks at this process; those for some users hang until ``answer`` is set."""
+    """Examines this process; for some users it hangs until ``answer`` is set."""
 
     def __init__(self, *hanging: int) -> None:
         self.answer = threading.Event()

@@ -18,7 +18,7 @@ QUOTES = sorted({quote.text: quote for quote in quotes()}.values(), key=lambda q
 
 
 def strange(text: str, messages: Messages = MESSAGES) -> set[str]:
-    """The parts of a quote that neither ktaskfs nor a known other program says."""
+    """The parts of a quote that neither ktaskfs nor a known other program prints."""
     return set(messages.unknown(text)) - FOREIGN
 
 

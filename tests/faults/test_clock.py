@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 
 @pytest.fixture
 def clock(area: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that says how the wall clock of daemons started from now on differs from the machine's; faketime(1)."""
+    """A file with the offset of the wall clock of daemons that start later; faketime(1)."""
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     if not libraries:
         pytest.skip("faketime is not installed")

@@ -145,7 +145,7 @@ def test_killed_for_want_of_memory(mounted: Mount, tmpfs: Path) -> None:
         (group / "cgroup.procs").write_text(str(pid))
         mounted.write("tasks/t/rate_max", "max")
         state = mounted.read("tasks/t/wait").splitlines()[-1]
-        # The kernel either kills the worker or refuses it the page; both must be said, and neither hides the rest.
+        # The kernel either kills the worker or refuses the page; the task reports both, and neither hides the rest.
         error = mounted.read("tasks/t/error")
         assert (state, error.split()[0]) in {("interrupted", "EINTR"), ("failed", "ENOMEM"), ("failed", "EFAULT")}
         assert 0 < int(stat(mounted, "t")["done"]) < 128 * MIB

@@ -159,7 +159,7 @@ class Items(Directory):
 
 
 class Many(Directory):
-    """Ten thousand directories with a file each, made when asked for."""
+    """Ten thousand directories with a file each, made on demand."""
 
     entry_timeout = BRIEFLY
 

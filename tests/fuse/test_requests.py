@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tests.fuse.conftest import Example
 
 # A file is looked up each time, which tells its size. Each close(2) is a flush: of a redirection the shell makes two.
-# Extended attributes are asked for once in the life of the mount.
+# The kernel asks for extended attributes once in the life of the mount.
 CAT = {"lookup": 1, "open": 1, "read": 2, "flush": 1, "release": 1}
 ECHO = {"lookup": 1, "open": 1, "write": 1, "flush": 2, "release": 1}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def device(root: None, area: Path) -> Iterator[str]:
-    """A mount that is kept by the test, and bound to a second place too."""
+    """A mount whose descriptor the test keeps, and which is bound to a second place too."""
     for name in ("mount", "bound"):
         (area / name).mkdir()
     fd = mount_device(str(area / "mount"), "example", allow_other=True)

@@ -62,7 +62,7 @@ def test_somebody(kernel: Kernel, file: Path, use: str) -> None:
 
 
 def test_a_filesystem_that_does_not_answer_is_not_asked(kernel: Kernel, tmpfs: Path, mounted: Mount) -> None:
-    """Somebody has a file of it open that has the same inode number."""
+    """A process has another file open that has the same inode number."""
     number = (mounted.path / "version").stat().st_ino
     same = next(path for path in map(tmpfs.joinpath, map(str, range(number + 1))) if new_file(path) == number)
     with (

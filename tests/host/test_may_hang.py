@@ -1,4 +1,4 @@
-"""Questions that hang keep none of the others from an answer."""
+"""Questions that hang delay no other question."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_that_is_slow_is_waited_for(proc: int) -> None:
 
 
 def test_one_that_still_runs_is_waited_for(proc: int) -> None:
-    """As on a machine with too much to do; the clock of its CPU says how long it has run."""
+    """Like a busy machine; the clock of its CPU shows how long it has run."""
 
     def ask(number: int) -> int:
         while time.thread_time() < 4 * STEP:

@@ -100,7 +100,7 @@ def test_root_sees_each_kind(kernel: Kernel, hugetlbfs: Path, page_size: int, ho
 def test_private_pages_before_linux_6_7(
     kernel: Kernel, hugetlbfs: Path, page_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the kernel does not find the pages, each is asked for."""
+    """If the kernel does not find the pages, each is queried."""
     monkeypatch.setattr(PageTable, "_can_scan", lambda table: False)
     with reserved(page_size, PAGES):
         before = find_holdings(kernel, os.getpid())
@@ -126,7 +126,7 @@ def path_of(how: str, holder: HugeHolder, hugetlbfs: Path) -> str:
 def test_a_user_sees_the_own(
     kernel: Kernel, hugetlbfs: Path, page_size: int, two_users: tuple[User, User], how: str
 ) -> None:
-    """As far as the kernel tells: of files without a path, pages that are in page tables are known, and no others."""
+    """Limited by the kernel: of files without a path only pages in page tables are known."""
     ann, ben = two_users
 
     def seen(user: User) -> list[list[object]]:
@@ -217,7 +217,7 @@ def test_a_mount_of_another_namespace(kernel: Kernel, area: Path, page_size: int
 
 @smallest_pages
 def test_one_file_in_many_processes_is_counted_once(kernel: Kernel, hugetlbfs: Path, page_size: int) -> None:
-    """The areas of each process overlap those of others, and the first one that began reserves nothing."""
+    """The areas of each process overlap those of others, and the first process reserves nothing."""
     with reserved(page_size, PAGES), contextlib.ExitStack() as holders:
         before = find_holdings(kernel, os.getpid())
         # The last one truncates the file that the previous one has mapped.

@@ -108,7 +108,7 @@ def test_page_nodes_tells_present_from_missing() -> None:
 
 
 def test_the_time_of_birth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As stat(1) has it, which says 0 where it is not known."""
+    """Like stat(1), which prints 0 for an unknown time."""
     (tmp_path / "file").touch()
     seconds = subprocess.run(["stat", "-c", "%W", tmp_path / "file"], capture_output=True, check=True, text=True)
     assert statx.birth_time(str(tmp_path / "file")) // 10**9 == int(seconds.stdout)

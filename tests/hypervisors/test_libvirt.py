@@ -136,7 +136,7 @@ def test_pages_come_with_a_domain_and_go_with_it(libvirt: Libvirt, page_size: in
         assert libvirt.create("first") == Outcome(0, "", "")
         assert numbers(pool) == (pages - spare, -spare)
         assert libvirt.create("second", memory=MEMORY // 2).status == 0
-        grown = [pages > free, pages // 2 > max(0, free - pages)]  # somebody's pool may have room for them
+        grown = [pages > free, pages // 2 > max(0, free - pages)]  # the pool may have had room for them
         assert len(libvirt.remembered) == sum(grown)
         assert libvirt.create("without", backing="").status == 0
         assert numbers(pool)[0] == pages + pages // 2 - min(pages + pages // 2, free)

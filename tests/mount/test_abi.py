@@ -38,7 +38,7 @@ class Entry:
     fields: dict[str, str]
 
     def names(self, path: str, parameters: set[str]) -> bool:
-        """Whether ``path`` is what this entry is about; ``<parameter>`` stands for declared ones only."""
+        """Whether this entry describes ``path``; ``<parameter>`` stands only for declared ones."""
         literal = re.escape(self.what.rstrip("/"))
         pattern = literal.replace("<task>", "[^/]+").replace("<operation>", "[^/]+").replace("<uid>", "[0-9]+")
         pattern = pattern.replace("<parameter>", f"(?:{'|'.join(map(re.escape, sorted(parameters)))})")
@@ -83,7 +83,7 @@ def test_every_file_has_an_entry_and_every_entry_a_file(living: Mount) -> None:
         if name.startswith(f"{VIEW}tasks/"):
             name = name.removeprefix(VIEW)
         matching = [each for each in known if each.names(name, parameters)]
-        fewest = min((each.what.count("<") for each in matching), default=0)  # the entry that says most
+        fewest = min((each.what.count("<") for each in matching), default=0)  # the most specific entry
         matching = [each for each in matching if each.what.count("<") == fewest]
         if name in CONTAINERS or (path.is_dir() and path.parent.name == "operations"):
             assert matching == []

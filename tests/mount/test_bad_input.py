@@ -23,7 +23,7 @@ CONTROL = "tasks/control"
 
 @pytest.fixture
 def mount(mounted: Mount, disk: Path) -> Iterator[Mount]:
-    """A mount that must still do its job after whatever a test has thrown at it."""
+    """A mount that must still work after any input of a test."""
     yield mounted
     target = disk / "afterwards"  # on a disk it is refused, by a worker that still answers
     target.write_bytes(bytes(1 << 20))

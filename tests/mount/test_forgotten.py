@@ -78,7 +78,7 @@ def test_the_daemon_keeps_nothing_of_tasks_that_are_gone(mount_maker: MountMaker
     assert mounted.shell(script, str(memory), "60").status == 0
     before = resident(mounted.pid)
     assert mounted.shell(script, str(memory), "120").status == 0
-    # Each task has 20 files that the kernel was told of; an object for each, in a dictionary, takes about 300 bytes.
+    # Each task has 20 files that the kernel knows; an object for each, in a dictionary, takes about 300 bytes.
     assert resident(mounted.pid) - before < 120 * 20 * 300
     assert mounted.shell("ls tasks").out.split() == ["control", "t119", "t120"]
 

@@ -60,8 +60,8 @@ def end(mount: Mount) -> str:
 def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed: bool) -> None:
     """The task names the limit, and no reservation remains for missing pages.
 
-    But if one thread has done a chunk after that in which the other has met the limit, the limit keeps it from giving
-    back what is before; then the result says so.
+    But if one thread has finished a chunk behind that in which the other one has met the limit, the pages before it
+    cannot be released; then the result has their number.
     """
     pool = TestPool(PAGE, 0)
     reserved, free = pool.reserved, pool.free
@@ -99,7 +99,7 @@ def test_what_is_reserved_already_stays_so(mount: Mount, where: Path, huge: Path
 
 
 def test_processes(mount: Mount, memory: Path) -> None:
-    """A task that gets no helper thread any more goes on without."""
+    """A task that gets no helper thread any more continues without."""
     with group("pids") as where:
         pid = at_work(mount, where, f"fallocate path={memory}/f length=64M max_threads=1 {SLOW}")
         threads = len(os.listdir(f"/proc/{pid}/task"))

@@ -95,7 +95,7 @@ def files(directory: Path) -> set[str]:
 
 
 def test_programs_at_a_terminal_write_long_commands(mounted: Mount, deep: Path) -> None:
-    """Each is carried out, whole and once, or its program hears why not."""
+    """Each command is carried out, whole and once, or its program gets the error."""
     made: set[str] = set()
     for name, program in PROGRAMS.items():
         for length in LENGTHS:

@@ -35,7 +35,7 @@ def mount(mounted: Mount, memory: Path) -> Iterator[Mount]:
 
 
 def test_readers_agree_on_a_file(mount: Mount) -> None:
-    """However a program reads, in one piece or byte by byte, it gets what cat gets."""
+    """A program that reads in one piece or byte by byte gets the same text as cat."""
     text = mount.read("tasks/ended/stat")
     lines = text.splitlines()
     commands = {
@@ -140,7 +140,7 @@ def test_cat_of_everything_in_a_task_that_ended(mount: Mount) -> None:
 
 
 def follow(mount: Mount, command: str, *, end: signal.Signals) -> int:
-    """Run ``command`` beside the task at work until it has passed on two lines of it; its status after ``end``."""
+    """Run ``command`` beside the running task until it has printed two lines of it; its status after ``end``."""
     words = ["bash", "-c", f"exec {command}"]
     with subprocess.Popen(words, cwd=mount.path / "tasks/slow", stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

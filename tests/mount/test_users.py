@@ -163,7 +163,7 @@ def test_a_path_is_looked_up_in_the_callers_mount_namespace(mounted: Mount, two_
 
 @pytest.mark.parametrize("namespace", ["--pid", "--user --map-root-user"])
 def test_callers_in_other_namespaces(mounted: Mount, memory: Path, namespace: str) -> None:
-    """They are the user that the kernel says, and get their own root."""
+    """They are the user that the kernel reports, and get their own root."""
     (memory / "f").write_bytes(b"x" * 4096)
     script = f'unshare {namespace} --fork bash -c "echo clear path={memory}/f name=a > tasks/control"'
     outcome = mounted.shell(script)

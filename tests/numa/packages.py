@@ -32,7 +32,7 @@ class Parts:
 
 
 def install() -> Parts:
-    """Everything, downloaded if it is not there yet; raises Unavailable where that cannot be."""
+    """All packages, downloaded if missing; raises Unavailable."""
     if os.uname().machine != "x86_64":
         raise Unavailable("the virtual machine is put together from Debian's packages for amd64")
     with cache():

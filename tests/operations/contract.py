@@ -1,4 +1,4 @@
-"""What the contract of all operations is tried on: an example for each family, and what can be seen of it."""
+"""The base of the contract tests of all operations: an example for each family, and its visible state."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ SIZE: Final = 4 * HUGE
 DATA: Final = 3 * HUGE
 """Bytes of a file of the example that hold data; the rest of its SIZE is a hole."""
 
-# An operation that is named nowhere below reads what files have, any files, and that alone.
+# An operation without an entry below only reads files, of any kind.
 WRITERS: Final = {"clear", "copy", "fallocate", "fill", "free", "migrate"}
 """Change the pages of ``path``, or where they are."""
 ON_MEMORY: Final = {"clear", "fallocate", "fill", "free", "migrate", "survey", "verify"}
-"""Work on files of memory alone."""
+"""Work only on files of memory."""
 PAST_THE_END: Final = {"copy", "fallocate", "free"}
 """Work past the end of ``path``, too: make it longer, or free the pages that lie there."""
 
@@ -115,7 +115,7 @@ def paths(name: str) -> list[str]:
 
 
 def fixed_texts(name: str) -> dict[str, str]:
-    """What the spec of an operation needs beside its paths; ``path`` holds 0xff where it has data."""
+    """The other parameters of an operation's spec beside its paths; ``path`` holds 0xff where it has data."""
     found = {"pattern": "5a" if name in WRITERS else "ff", "nodes": "0"}
     return {key: text for key, text in found.items() if declares(name, key)}
 

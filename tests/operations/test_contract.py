@@ -1,4 +1,5 @@
-"""What holds of every operation. A new one joins by being there; what it supports is read from its declaration.
+"""The contract of every operation. New operations are included; the tests read from the declaration what an operation
+supports.
 
 A new family adds its example to EXAMPLES in contract.py.
 """
@@ -87,7 +88,7 @@ def test_a_node_that_is_not_there(runner: Runner, texts: dict[str, str], ground:
 def test_a_target_that_is_missing(
     runner: Runner, texts: dict[str, str], ground: Path, name: str, parameter: str
 ) -> None:
-    """With a mode, ``path`` is made if it is missing, but no directory for it; and so is one that is to be filled."""
+    """With a mode, a missing ``path`` is created, but no directory for it; so is a directory to be filled."""
     before = state(ground, name)
     for missing in (ground / "no" / "file", ground / "missing"):
         *_, spec = specs(name, texts, ground)

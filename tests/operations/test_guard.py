@@ -1,4 +1,4 @@
-"""What holds of every operation on a range of a file that other processes have open or mapped."""
+"""The contract of every operation on a range of a file that other processes have open or mapped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def state(path: Path | str) -> tuple[int, bytes]:
 
 
 def message(error: KtaskfsError | None) -> str:
-    """That of an EBUSY."""
+    """The message of an EBUSY."""
     assert type(error) is TargetError
     assert error.errno == errno.EBUSY
     return error.message
@@ -120,7 +120,7 @@ def test_the_first_are_named_and_the_others_counted(runner: Runner, place: Place
 def test_a_holder_that_the_caller_may_not_see(
     runner: Runner, place: Place, two_users: tuple[User, User], name: str
 ) -> None:
-    """The owner is told that there is one; whoever is neither owner nor root cannot be told."""
+    """The owner learns that there is a holder; users who are neither owner nor root cannot."""
     texts = texts_on(name, place.directory)
     for each in place.directory.iterdir():
         os.chown(each, two_users[0].uid, two_users[0].gid)

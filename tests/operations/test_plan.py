@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from tests.support.runner import Place, Runner
 
 MAKERS: Final = [name for name in RANGES if declares(name, "mode")]
-"""Those that make the file if it is missing."""
+"""Operations that create the file if it is missing."""
 
 
 def traces(directory: Path) -> dict[str, tuple[int, ...]]:
-    """What stat(2) says of everything, but for the times of access."""
+    """The stat(2) of everything, except the times of access."""
     found = {str(path): path.lstat() for path in (directory, *directory.rglob("*"))}
     return {
         path: (status.st_size, status.st_blocks, status.st_nlink, status.st_mtime_ns, status.st_ctime_ns)

@@ -65,7 +65,7 @@ def run_in(
 ) -> str:
     """Run a script of sh as root in the system of these layers, the top one first; returns what it prints.
 
-    Changes are lost, or are in the layer ``upper``. ``binds``: directories, and where they are in there. Raises
+    Changes are lost, or are in the layer ``upper``. ``binds``: directories, and their places in the system. Raises
     CalledProcessError.
     """
     with tempfile.TemporaryDirectory(prefix="kt-chroot-") as point, contextlib.ExitStack() as made:

@@ -101,7 +101,7 @@ def serves(machine: Machine) -> None:
 
 
 def is_upgraded_under_a_task(machine: Machine) -> None:
-    """The worker goes on, the next daemon adopts it, and the configuration stays as it was changed."""
+    """The worker continues, the next daemon adopts it, and the changed configuration stays."""
     assert machine.sh("echo 'max_threads = 3' >> /etc/ktaskfs.conf").status == 0
     machine.start_slow_task("long", rate="16K")
     workers, daemon = machine.workers(), machine.show(UNIT, "MainPID")

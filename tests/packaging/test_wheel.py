@@ -21,7 +21,7 @@ PATIENCE: Final = 280
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The source archive, and the wheel that is made of it; from a copy, for building leaves files."""
+    """The source archive, and the wheel made of it; from a copy, because a build leaves files."""
     source = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "ktaskfs", source / "ktaskfs", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):

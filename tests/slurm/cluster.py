@@ -75,7 +75,7 @@ class Cluster:
         until(lambda: self.hosts[0].sh(states) == "idle\n", f"{nodes} are idle")
 
     def until_drained(self, node: str) -> str:
-        """Return when the node takes no more jobs, and none is on it; the reason is returned."""
+        """Return when the node takes no more jobs and has none; the reason."""
         states = f"sinfo --noheader --nodes={node} --format=%T"
         until(lambda: self.hosts[0].sh(states) == "drained\n", f"{node} is drained")
         return self.hosts[0].sh(f"sinfo --noheader --nodes={node} --format=%E").strip()

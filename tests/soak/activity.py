@@ -150,7 +150,7 @@ class Running:
         os.close(writer)
 
     def hear(self) -> Told:
-        """All that it wrote down; it ends by itself when the mount is dead."""
+        """All of its notes; it ends by itself when the mount is dead."""
         told = Told()
         with open(self._reader, "rb") as stream:
             for line in stream:

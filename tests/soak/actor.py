@@ -92,7 +92,7 @@ class Actor(Client, ABC):
 
     @contextlib.contextmanager
     def file(self, place: Place, suffix: str = "") -> Iterator[tuple[Path, int]]:
-        """The name of a file that is not there yet, and a size for it; it is removed at the end."""
+        """The name of a file that does not exist yet, and a size for it; it is removed at the end."""
         path = place.directory / (self.new_name() + suffix)
         size = self.random.randint(1, 3) * PAGE_SIZE if place.page == PAGE_SIZE else self.random.randint(1, 2048) * 4096
         try:

@@ -39,7 +39,7 @@ FOLLOWING: Final = {
 
 
 class SpawnerDied(Exception):
-    """A start was lost with the spawner, which somebody kills now and then; nothing is left of it."""
+    """A start was lost with its spawner, which another process kills at times; nothing of the task remains."""
 
 
 class Transitions:
@@ -129,7 +129,7 @@ class Client:
 
     def started(self, got: str, *names: str) -> None:
         """Check the answer to a request that sets tasks to work; raises SpawnerDied."""
-        if got == "EIO":  # says nothing by whom it was meant; another process of the same user may have written since
+        if got == "EIO":  # does not show whose task it was; another process of the same user may have written since
             self.counts["starts lost with the spawner"] += 1
             raise SpawnerDied
         assert got == "ok", f"{got}: {self.read('info/last_cmd_status')}"

@@ -30,7 +30,7 @@ POOL_PAGES: Final = 40
 EPISODE: Final = 20.0
 """Seconds for which the pool's lock is held at a time; tests of other runs wait for it."""
 GAP: Final = 40.0
-"""Seconds until it is asked for again."""
+"""Seconds between two requests for it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class HugePages(threading.Thread):
         self._door.write_text("")
 
     def stop(self) -> None:
-        """Have it end, and wait until the pool is as it was."""
+        """End it, and wait until the pool has its old size."""
         self._stop_asked.set()
         self.join()
 

@@ -270,7 +270,8 @@ def _stat(mount: Mount, task: str) -> dict[str, str]:
 
 
 def _bring_to_end(client: Client, name: str, known: Known) -> None:
-    """As the task's owner: to ``done``, whatever it is now; every unit was then done once. Forgets it, and the file."""
+    """As the task's owner, bring it to ``done`` from any state; every unit was then done once. Removes it, and the
+    file."""
     state = client.stat(name)["state"]
     marks: tuple[int, ...] = ()
     if state != "new":

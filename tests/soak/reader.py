@@ -30,7 +30,7 @@ PAUSE: Final = 0.2
 
 
 class Reader(Client):
-    """Looks at one thing after another; ``broken`` counts what ought not to be."""
+    """Reads one file after another; ``broken`` counts the errors."""
 
     def __init__(self, mount: Path, seed: int) -> None:
         super().__init__(mount, "reader", seed)

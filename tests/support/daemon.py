@@ -128,7 +128,7 @@ class Mount:
         return done.status == 0
 
     def close(self) -> None:
-        """umount(8) as a person would; the daemon must then end by itself, with status 0 and a clean log."""
+        """Unmount with umount(8); the daemon must then end by itself, with status 0 and a clean log."""
         if self.process.poll() is None:
             try:
                 until(self._umount, "umount: what a test has killed may still be ending", deadline=DEADLINE / 6)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Died(AssertionError):
-    """The child did not come back with an answer; ``status`` is what waitpid(2) gave."""
+    """The child ended without an answer; ``status`` is from waitpid(2)."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"status {status}: {text}")

@@ -30,7 +30,7 @@ def none_left(deadline: float = DEADLINE) -> Iterator[None]:
     def gone() -> bool:
         left[:] = [child for child in psutil.Process().children(recursive=True) if child not in before]
         for child in left:
-            with contextlib.suppress(psutil.NoSuchProcess):  # its own parent has just asked for its status
+            with contextlib.suppress(psutil.NoSuchProcess):  # its own parent has just read its status
                 if child.is_running() and child.status() == psutil.STATUS_ZOMBIE and child.ppid() == os.getpid():
                     os.waitpid(child.pid, 0)
         return not left

@@ -16,7 +16,7 @@ TIB = 1 << 40
 
 
 def allocated(path: Path | str) -> int:
-    """Bytes that stat(1) says the file has pages for."""
+    """Bytes of the file's pages, from stat(1)."""
     command = ["stat", "-L", "-c", "%b %B", str(path)]
     blocks, unit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return int(blocks) * int(unit)

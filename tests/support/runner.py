@@ -121,7 +121,7 @@ def pool_2m() -> Iterator[hugepages.TestPool]:
 
 @dataclass(frozen=True)
 class Place:
-    """A directory on a filesystem of memory, and the unit that files are allocated in there."""
+    """A directory on a filesystem of memory, and the allocation unit of its files."""
 
     directory: Path
     unit: int

@@ -71,7 +71,7 @@ class Terminal:
         return self._process.returncode
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End the program, in any state."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()

@@ -51,16 +51,16 @@ class Machine:
 
     @property
     def prefix(self) -> list[str]:
-        """Before a command that is to run in there."""
+        """The words before a command that runs inside."""
         return [str(BOOT), "exec", str(self._directory)]
 
     def run(self, *command: str, user: str | None = None, timeout: float = 60) -> Outcome:
-        """Run ``command`` in there to its end, as ``user`` if given; ``timeout`` in seconds."""
+        """Run ``command`` inside to its end, as ``user`` if given; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
         return run(*self.prefix, *as_user, *command, timeout=timeout)
 
     def sh(self, script: str, *, user: str | None = None, timeout: float = 60) -> Outcome:
-        """Run a script of bash in there."""
+        """Run a script of bash inside."""
         return self.run("bash", "-c", script, user=user, timeout=timeout)
 
     def out(self, *command: str, user: str | None = None) -> str:
@@ -95,7 +95,7 @@ class Machine:
         assert outcome.status == 0, outcome
 
     def start(self, unit: str) -> None:
-        """Start a unit, however often other tests have just started it."""
+        """Start a unit, even if other tests have started it many times."""
         self.run("systemctl", "reset-failed", unit)
         done = self.run("systemctl", "start", unit)
         assert done.status == 0, done

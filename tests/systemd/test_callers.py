@@ -75,7 +75,7 @@ def finish(machine: Machine) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_task_is_interrupted_when_its_callers_unit_stops(service: Machine, unit: str) -> None:
-    """The worker is in the control group of the unit, and systemd ends all that is in there."""
+    """The worker is in the control group of the unit, and systemd ends all of its processes."""
     service.start(unit)
     service.until_mounted()
     start_in_a_unit(service)

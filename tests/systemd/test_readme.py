@@ -81,7 +81,7 @@ def installed(machine: Machine) -> set[str]:
 def test_install_takes_nothing_that_a_user_does_not_need(new_machine: Machine) -> None:
     from_source, with_pipx = INSTALLING
     try:
-        with cache():  # says whether packages can be had
+        with cache():  # shows whether packages are available
             pass
     except Unavailable as error:
         pytest.skip(str(error))

@@ -66,7 +66,7 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 pathlib.Path("/run/small").write_text(f"pid={os.getpid()} mapping={address:#x}")
 signal.pause()
 """
-"""Has memory of which every attempt to collapse it comes to the same: the process wants no huge pages."""
+"""Has memory that every collapse treats in the same way: the process wants no huge pages."""
 
 MAKE_FILES: Final = {
     "/dev/shm": "head -c 2M /dev/zero > {path} && truncate --size 4M {path}",
@@ -173,7 +173,7 @@ def test_the_sandbox_changes_nothing(
 
 
 def told_to_all(spec: str, answer: str) -> str:
-    """An answer without the dirty pages of a file: cachestat(2) tells them, which systemd 252 has no name for."""
+    """An answer without the dirty pages of a file: they need cachestat(2), whose name systemd 252 does not know."""
     head, header, table = answer.partition("resident dirty total path\n")
     if not spec.startswith("survey ") or not header:
         return answer

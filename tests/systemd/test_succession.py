@@ -20,7 +20,7 @@ BOUND = "/mnt/bound"
 
 @pytest.fixture(params=UNITS)
 def unit(machine: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
-    """One of the services, running, its mount bound to another place as well; nothing of it is left."""
+    """One of the services, running, with its mount bound to another place; nothing of it remains."""
     name: str = request.param
     machine.run("systemctl", "stop", *UNITS)
     machine.run("systemctl", "reset-failed", *UNITS)

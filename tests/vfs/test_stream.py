@@ -1,4 +1,4 @@
-"""Streams: chunks in order, whatever the sizes of the reads; the end; patience; splices."""
+"""Streams: chunks in order, for reads of any size; the end; patience; splices."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_migrate_to_the_other_node(mounted: Mount, huge: Path) -> None:
 
 
 def test_pages_that_cannot_move_are_counted(mounted: Mount, huge: Path) -> None:
-    """Beyond the pool the kernel takes free memory for a page that moves; so there must be none of that either."""
+    """Beyond the pool the kernel takes free memory for a moved page; so there must be no free memory either."""
     do(mounted, f"fallocate path={huge}/file length={30 * HUGE} nodes=0")
     do(mounted, "reserve pages=100000 nodes=1 force=1 undo=0", "failed")
     do(mounted, f"fallocate path={huge}/other length={(pool(1, 'free_hugepages') - 4) * HUGE} nodes=1")

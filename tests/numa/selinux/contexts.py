@@ -9,7 +9,7 @@ CONFINE: Final = 'confine() { printf %s "$1" > /proc/$BASHPID/attr/current || ex
 
 
 def context(domain: str, level: str = "s0", *, role: str = "system_r") -> str:
-    """The whole of it; that of a file has the role ``object_r``."""
+    """The whole context; that of a file has the role ``object_r``."""
     return f"system_u:{role}:{domain}:{level}"
 
 

@@ -93,7 +93,7 @@ def test_an_unconfined_caller_is_not_restricted(mounted: Mount, files: Path) -> 
 
 
 def test_a_domain_that_the_daemon_may_not_change_to_is_refused(mounted: Mount, files: Path) -> None:
-    """So it is with every confined domain under the usual policies. An administrator may leave the label out."""
+    """This applies to every confined domain under the usual policies. An administrator may turn labels off."""
     caller, secret = context("lonely_t"), labelled(files / "secret", context("secret_t", role="object_r"))
     said = refused(mounted, caller, f"fallocate path={files}/new length=4096")
     assert f"cannot take over your security context {caller}: Permission denied" in said

@@ -1,4 +1,4 @@
-"""Declared parameters: their texts, both ways, and what is refused."""
+"""Declared parameters: their texts in both directions, and refused values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a preparation has opened is closed exactly once, last things first, however it ends."""
+"""A preparation closes each opened object exactly once, the last first, in any case."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Thing:
 def prepared(
     runner: Runner, log: list[str], parameters: TaskParameters, *, failing: bool = False, refused: bool = False
 ) -> Plan:
-    """A plan with two things open, whose ``finish`` notes the units that are left; ``refused``: there is none."""
+    """A plan with two open objects, whose ``finish`` notes the remaining units; ``refused``: there is none."""
 
     def finish(outcome: Outcome) -> str:
         log.append(f"left {sum(node.size for node in outcome.remaining())}")

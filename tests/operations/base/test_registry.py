@@ -1,4 +1,4 @@
-"""A new operation is one file: it is found, and nothing else has to know of it."""
+"""A new operation is one file: the registry finds it, and no other file changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class {title}(Operation[Parameters]):
 
 
 class Package:
-    """A package of operations with the families ``colours`` and ``shapes``, in a directory of its own."""
+    """A package of operations with the families ``colours`` and ``shapes``, in a separate directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.root = directory / name

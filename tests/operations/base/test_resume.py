@@ -46,7 +46,7 @@ def test_what_is_as_it_was(copying: CopyParameters) -> None:
     baseline = COPY.baseline(copying, NODES)
     assert (sorted(baseline.files), baseline.size, baseline.total) == (["path", "source"], SIZE, SIZE)
     os.truncate(copying.path, 2 * SIZE)
-    os.truncate(copying.source, 1)  # that is for the operation to say
+    os.truncate(copying.source, 1)  # the operation decides that
     baseline.require(copying)
 
 

@@ -1,4 +1,4 @@
-"""Operations of one name: a spec is for one of them, by what it names."""
+"""Operations of one name: the parameters of a spec decide which one it means."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ POOLS = sorted(Path("/sys/devices/system/node").glob("node[0-9]*/hugepages/hugep
 
 @pytest.fixture
 def spare() -> Iterator[hugepages.TestPool]:
-    """The pool alone, to change and to be put back."""
+    """The pool alone, for changes; it is restored at the end."""
     with hugepages.reserved(SIZE, 0) as pool:
         yield pool
 
@@ -159,7 +159,7 @@ def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.Test
 def test_a_pool_that_another_changes_meanwhile(
     runner: Runner, spare: hugepages.TestPool, grows: bool, number: int
 ) -> None:
-    """No step is lacking when the last one ends, and still the pool is not what was asked for."""
+    """The last step ends and no step is missing, but the pool is not as requested."""
     before = there() + 40
     result_of(runner.prepare("reserve", pages=before))
     wanted = before + (16 if grows else -16)
@@ -231,7 +231,7 @@ def test_what_the_machine_keeps(
 
 
 def test_more_than_a_node_has(runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only if nodes were asked for."""
+    """Only with ``nodes``."""
     before = int(POOLS[0].read_text())
     nodes = [replace(node, free=6 * SIZE, reclaimable=4 * SIZE) for node in read_nodes(runner.kernel)]
     monkeypatch.setattr(reserve, "read_nodes", lambda kernel: nodes)

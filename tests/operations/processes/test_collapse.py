@@ -1,4 +1,4 @@
-"""``collapse``: small pages of a process become huge ones, and hold what they held."""
+"""``collapse``: small pages of a process become huge pages with the same contents."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_process_that_ends_meanwhile_ends_the_task(runner: Runner, root: None)
 
 
 def test_an_ordinary_user_is_told_what_is_missing(runner: Runner, two_users: tuple[User, User]) -> None:
-    """Of a process of its own it lacks a capability, of another's the right to look."""
+    """For the own process the task lacks a capability, for another user's the right to look."""
     user, _ = two_users
     with victim(size=HUGE) as process:
 

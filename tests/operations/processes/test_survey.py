@@ -1,4 +1,4 @@
-"""``survey`` of a process: what it has in memory."""
+"""``survey`` of a process: its pages in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE: Final = 4096
 
 @pytest.fixture(params=["scan", "entries"])
 def scans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the kernel looks at many pages in one call. Otherwise as before Linux 6.7."""
+    """Whether the kernel examines many pages in one call; otherwise as before Linux 6.7."""
     with (
         contextlib.closing(Process.find(os.getpid())) as own,
         contextlib.closing(PageTable(own.open("pagemap"))) as table,

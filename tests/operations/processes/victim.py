@@ -30,7 +30,7 @@ sys.stdin.readline()
 print(hashlib.md5(memory).hexdigest(), flush=True)
 sys.stdin.readline()
 """
-"""Has ``size`` bytes in small pages; tells their address, and after a line their digest."""
+"""Has ``size`` bytes in small pages; prints their address, and after a line of input their digest."""
 
 
 class Victim:
@@ -76,7 +76,7 @@ def victim(how: str = "", size: int = PAGES * HUGE) -> Iterator[Victim]:
 
 
 def digest_of(size: int) -> str:
-    """What ``Victim.digest`` is as long as nobody has changed the memory."""
+    """The value of ``Victim.digest`` as long as nobody has changed the memory."""
     program = "import hashlib, random, sys\nd = hashlib.md5()\nfor at in range(0, int(sys.argv[1]), 1 << 20):\n"
     program += "    d.update(random.Random(at).randbytes(1 << 20))\nprint(d.hexdigest())"
     return subprocess.run([sys.executable, "-c", program, str(size)], capture_output=True, text=True, check=True).stdout

@@ -171,7 +171,7 @@ def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
 
 
 def test_zeros_are_digested_once(runner: Runner, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of chunks: a hole of TiB takes no longer for a tree than for a CRC."""
+    """For any number of chunks: a hole of TiB takes as little time for a tree as for a CRC."""
     leaves, original = [], hashlib.sha256
 
     def counting(start: bytes) -> Any:
@@ -209,7 +209,7 @@ def zeros_then(count: int, data: bytes) -> int:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_pieces_in_any_order(algorithm: str) -> None:
-    """What several threads hand in: any cut at leaves, any order, zeros given or counted, merged by twos."""
+    """The results of several threads: any cut at leaves, any order, zeros given or counted, merged by twos."""
     rng = random.Random(7)
     for leaves in (1, 2, 3, 5, 8, 13):
         data = b"".join(bytes(LEAF) if rng.random() < 0.5 else rng.randbytes(LEAF) for _ in range(leaves))

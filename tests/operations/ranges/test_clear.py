@@ -165,7 +165,7 @@ def test_a_sparse_file_past_16_tib(runner: Runner, pool: TestPool, hugetlbfs: Pa
     path, size = hugetlbfs / "file", 40 * TIB
     path.touch()
     os.truncate(path, size)
-    runner.run("clear", path=path, offset=16 * TIB, length=TIB)  # nothing there at all
+    runner.run("clear", path=path, offset=16 * TIB, length=TIB)  # no page exists
     last = size - pool.page_size
     subprocess.run(["fallocate", "-o", str(last), "-l", str(pool.page_size), str(path)], check=True)
     with path.open("rb+") as file, mmap.mmap(file.fileno(), pool.page_size, offset=last) as mapped:

@@ -1,4 +1,4 @@
-"""``collapse`` of a file of memory: its small pages become huge ones, and hold what they held."""
+"""``collapse`` of a file of memory: its small pages become huge pages with the same contents."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_mount_that_gives_none(runner: Runner, small: Path) -> None:
 
 
 def test_a_file_of_a_disk(runner: Runner, disk: Path) -> None:
-    """Where the kernel can, or with words that say what it lacks."""
+    """If the kernel can; otherwise the message says what is missing."""
     (disk / "file").write_bytes(os.urandom(2 * HUGE))
     plan = runner.prepare("collapse", path=disk / "file")
     config = Path(f"/boot/config-{os.uname().release}")

@@ -27,7 +27,7 @@ def compare(runner: Runner, first: Path | str, second: Path | str, *, threads: i
 
 
 def cmp(first: Path, second: Path) -> str:
-    """What cmp(1) finds, in the words of ``compare``."""
+    """The findings of cmp(1), in the words of ``compare``."""
     lines = subprocess.run(
         ["cmp", "-l", str(first), str(second)], capture_output=True, text=True, check=False
     ).stdout.splitlines()

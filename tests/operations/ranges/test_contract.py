@@ -1,6 +1,6 @@
-"""What holds of every operation on a range of a file, besides what holds of all operations.
+"""The contract of every operation on a range of a file, in addition to that of all operations.
 
-What an operation does beyond reading any file is said in the sets of tests/operations/contract.py.
+The sets of tests/operations/contract.py name operations that do more than read any file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def halves(runner: Runner, name: str, texts: dict[str, str]) -> list[Node]:
 def test_a_rest_alone_is_done_or_refused_with_the_declared_reason(
     runner: Runner, texts: dict[str, str], ground: Path, name: str
 ) -> None:
-    """What was found in the other part is not known any more: bad memory there would look good."""
+    """The findings of the earlier part are lost: bad memory there would look good."""
     rest = halves(runner, name, texts)[1:]
     before = state(ground, name)
     if reason := OPERATIONS[name].no_resume:
@@ -100,7 +100,7 @@ def test_a_directory_or_a_descriptor_of_the_worker_itself(
 
 @every_range
 def test_a_filesystem_that_is_not_of_memory(runner: Runner, texts: dict[str, str], disk: Path, name: str) -> None:
-    """What cannot work there says so, and makes no file."""
+    """An operation that cannot work there refuses with a message, and makes no file."""
     make_file(disk / "path")
     before = state(disk, name)
     for spec in specs(name, texts | {"path": str(disk / "path")}, disk):
@@ -112,7 +112,7 @@ def test_a_filesystem_that_is_not_of_memory(runner: Runner, texts: dict[str, str
 
 @every_range
 def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Path, name: str) -> None:
-    """Refused, or possible; nothing is changed ahead of it. A source must always have all of its range."""
+    """Refused, or possible; nothing is changed before. A source must always have all of its range."""
     before = state(ground, name)
     unit = SIZE if OPERATIONS[name].units is PAGES else 4096
     for offset, length in ((0, SIZE + unit), (SIZE, unit), (1 << 62, unit)):
@@ -131,7 +131,7 @@ def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Pat
 def test_a_range_that_begins_at_the_end_and_has_no_length(
     runner: Runner, texts: dict[str, str], ground: Path, name: str, beyond: int
 ) -> None:
-    """An empty range is done at once. ``fallocate`` wants a length, unless a source says it."""
+    """An empty range is done at once. ``fallocate`` needs a length, unless a source has it."""
     before = state(ground, name)
     offset = SIZE + beyond
     error = refusal(runner, name, texts | {"offset": str(offset)})
@@ -177,7 +177,7 @@ def test_a_file_that_is_truncated_meanwhile(
 def test_a_memfd_through_proc(
     runner: Runner, pool_2m: TestPool, texts: dict[str, str], ground: Path, name: str, flags: int
 ) -> None:
-    """It becomes what a file becomes."""
+    """The operation has the same effect as on a file."""
     with memfd(flags) as (_, path):
         before = descriptors()
         runner.run(name, **texts | {"path": path})
@@ -192,7 +192,7 @@ def test_a_memfd_through_proc(
 def test_a_sealed_memfd_is_refused_or_left_alone(
     runner: Runner, pool_2m: TestPool, texts: dict[str, str], name: str, flags: int, seal: str
 ) -> None:
-    """Refused at once, not halfway; and what only looks at it may go on."""
+    """Refused at once, not halfway; operations that only read may continue."""
     with memfd(flags) as (fd, path):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS[seal])
         before = descriptors(), seen(path)

@@ -53,7 +53,7 @@ def test_between_files_of_memory(runner: Runner, place: Place) -> None:
     assert same(first, second, SIZE)
     assert stat.S_IMODE(second.stat().st_mode) == 0o640
     write_bytes(first, content(SIZE, seed=2))
-    runner.run("copy", source=first, path=second)  # over what is there
+    runner.run("copy", source=first, path=second)  # over existing data
     assert same(first, second, SIZE)
 
 
@@ -99,7 +99,7 @@ def test_holes_stay_holes(runner: Runner, place: Place, area: Path, digest: dict
         punch(first, page * HUGE, HUGE)
     data = subprocess.run(["cat", str(first)], capture_output=True, check=True).stdout
     expected = digest_of(data, digest["digest"]) if digest else ""
-    make_dirty(second, 12 * HUGE)  # holes are made in what is there, too
+    make_dirty(second, 12 * HUGE)  # holes of the source replace data of the target, too
     for source, path in ((first, second), (second, third)):
         assert runner.result(runner.prepare("copy", source=source, path=path, **digest)) == expected
         assert same(source, path, SIZE)
@@ -119,7 +119,7 @@ def test_a_hole_of_a_plain_file_that_is_no_whole_page(runner: Runner, place: Pla
 
 @pytest.mark.parametrize("huge", ["never", "always"])
 def test_a_hole_where_somebody_wrote_past_the_end(runner: Runner, area: Path, plain: Path, huge: str) -> None:
-    """tmpfs keeps what is written through a mapping to the rest of the last page, and shows it when the file grows."""
+    """tmpfs keeps bytes that a mapping writes past the file's end in its last page, and shows them when it grows."""
     punch(plain, 0, 2 * HUGE)
     with filesystems.tmpfs(area / "dirty", 2 * SIZE, f"huge={huge}") as tmpfs:
         path = tmpfs / "file"
@@ -135,7 +135,7 @@ def test_a_hole_where_somebody_wrote_past_the_end(runner: Runner, area: Path, pl
 def test_holes_where_the_kernel_frees_whole_pages_only(
     runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """hugetlbfs before Linux 6.0; the pages at the edges of the range must not be made where they are missing."""
+    """hugetlbfs before Linux 6.0; missing pages at the edges of the range must not be created."""
     original, unit = syscalls.punch_hole, place.unit
 
     def old(fd: int, start: int, end: int) -> None:
@@ -211,10 +211,10 @@ def test_a_whole_pool(runner: Runner, pool: TestPool, hugetlbfs: Path, area: Pat
 def test_two_runs_of_data_for_a_file_that_has_its_size(
     runner: Runner, pool: TestPool, hugetlbfs: Path, area: Path, promised: bool
 ) -> None:
-    """Each alone would fit; what had been reserved for the first, nobody could give back while the file is there."""
+    """Each run of data alone would fit. While the file exists, nobody could release the reservation of the first."""
     page = pool.page_size
     half = pool.available // 2 * page
-    data = b"x" * min(page, 64 << 20)  # anything in a gigantic page needs all of it
+    data = b"x" * min(page, 64 << 20)  # any data in a gigantic page needs the whole page
     source, path = area / "source", hugetlbfs / "file"
     length = 2 * half + page
     with source.open("wb") as file:
@@ -246,7 +246,7 @@ def test_two_runs_of_data_for_a_file_that_has_its_size(
 
 
 def test_a_rest_ends_where_it_did(runner: Runner, any_place: Place, plain: Path) -> None:
-    """Whatever has become of the source; without a length in the spec, a rest has that of the first run."""
+    """After any change of the source; without a length in the spec, a rest has the length of the first run."""
     path = any_place.directory / "file"
     rest = [Node(4 * HUGE, SIZE - 4 * HUGE, NO_NODE)]
     os.truncate(plain, SIZE + HUGE)
@@ -325,7 +325,7 @@ def test_positions_beyond_32_bits_of_pages(runner: Runner, place: Place, plain: 
 
 
 def test_as_an_ordinary_user(runner: Runner, place: Place) -> None:
-    """A root without /proc, memory of its own, and the limit on the size of files."""
+    """In a root without /proc, with little memory, and with the limit on the size of files."""
     write_bytes(place.directory / "source", content(SIZE))
     (place.directory / "source").chmod(0o644)
 

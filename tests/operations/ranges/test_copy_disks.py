@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("make", ["mkfs.xfs", "mkfs.btrfs"])
 def test_from_and_to_other_disks(runner: Runner, place: Place, area: Path, make: str) -> None:
-    """With a hole, past the page cache, and over what is there."""
+    """With a hole, past the page cache, and over existing data."""
     with filesystems.disk_image(area, make) as disk:
         source, path, back = disk / "source", place.directory / "file", disk / "back"
         write_bytes(source, content(SIZE))

@@ -107,7 +107,7 @@ def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: 
 def test_a_source_that_cannot_be_read(
     runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel says EFAULT of a page that is looked at in a mapping; reading it says why."""
+    """The kernel returns EFAULT for a page in a mapping; read(2) of it returns the reason."""
     plan = runner.prepare("copy", source=plain, path=place.directory / "file")
 
     def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -168,7 +168,7 @@ def test_a_target_that_is_sealed_against_growing(runner: Runner, plain: Path) ->
 def test_the_limit_of_file_sizes_is_not_met_halfway(
     runner: Runner, place: Place, area: Path, plain: Path, disk: bool
 ) -> None:
-    """write(2) minds it in what the file has already; huge pages are not written."""
+    """write(2) applies the limit also to existing data; copies into huge pages do not use it."""
     path = (area if disk else place.directory) / "file"
     make_dirty(path, SIZE)
     written = disk or os.stat(path).st_blksize == 4096

@@ -226,7 +226,7 @@ def test_a_full_tmpfs_is_refused_before_a_page_is_touched(runner: Runner, tmpfs:
         assert not path.exists()
     assert os.statvfs(tmpfs).f_bfree == free
     runner.run("fallocate", path=path, length=128 << 20)
-    runner.run("fallocate", path=path, length=256 << 20)  # what is there already need not be had again
+    runner.run("fallocate", path=path, length=256 << 20)  # existing pages need not be allocated again
     assert allocated(path) == 256 << 20
 
 

@@ -1,4 +1,4 @@
-"""``fallocate undo=1``: what it takes back, and what it leaves to others."""
+"""``fallocate undo=1``: the pages that it frees, and those that it leaves to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fill`` and ``verify``: a repeated pattern, and what becomes of it."""
+"""``fill`` and ``verify`` write and check a repeated pattern."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_any_range_in_any_chunks(runner: Runner, place: Place, seed: int) -> Non
     assert holds(path, pattern, start, end)
     assert is_all(0xFF, path, end, length)
     assert result_of(runner.prepare("verify", **texts))["compared"] == end - start
-    middle = (start + end) // 2  # a part alone gets the same pattern
+    middle = (start + end) // 2  # a part gets the same pattern as in the whole
     assert result_of(runner.prepare("fill", [Node(middle, end - middle, -1)], **texts))["written"] == end - middle
     assert holds(path, pattern, start, end)
 

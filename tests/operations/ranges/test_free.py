@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def unit_of(place: Place) -> int:
-    """What can be freed for sure: a huge page of tmpfs may be freed as a whole only."""
+    """The unit that can always be freed: a huge page of tmpfs can only be freed as a whole."""
     return max(place.unit, HUGE)
 
 
@@ -304,7 +304,7 @@ def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
 
 
 def test_while_somebody_fills_it(runner: Runner, place: Place) -> None:
-    """Whoever comes last wins, page by page, and no task fails."""
+    """The last writer wins, page by page, and no task fails."""
     path = place.directory / "file"
     make_dirty(path, 16 * HUGE)
     filling = runner.prepare("fallocate", path=path, chunk=HUGE)

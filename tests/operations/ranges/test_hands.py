@@ -1,6 +1,6 @@
-"""Operations on ranges whose chunks are done by hands: the same comes of it as of the kernel's way.
+"""Operations on ranges whose chunks are done by hands: the result is that of the kernel's way.
 
-What the kernel's way makes of holes, truncated files and the like is tested with each operation.
+The tests of each operation cover the kernel's way with holes, truncated files and so on.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def test_holes_stay_holes(runner: Runner, huge: Path, answers: Answers) -> None:
 def test_a_hand_that_dies_at_work(
     runner: Runner, huge: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Between the look at the pages and the touch: the kernel's way then says what is wrong, or that nothing is."""
+    """Between the check of the pages and the touch: the kernel's way then reports the error, or finds none."""
     make_dirty(huge / "f", SIZE)
     zero = touch.write_zeros
 

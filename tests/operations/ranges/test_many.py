@@ -47,7 +47,7 @@ def files_in(place: Place) -> list[Path]:
 
 
 def is_huge(place: Place) -> bool:
-    """Whether it is a hugetlbfs."""
+    """Whether the directory is a hugetlbfs."""
     return place.unit >= HUGE
 
 
@@ -58,7 +58,7 @@ def counts(result: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("chunk", ["2M", "1G"])
 def test_all_files_of_a_directory(runner: Runner, place: Place, chunk: str) -> None:
-    """Of huge pages. In /dev/shm are semaphores and locks that nobody holds open."""
+    """Only huge pages: /dev/shm has semaphores and locks that nobody holds open."""
     paths = files_in(place)
     if not is_huge(place):
         for operation in ("clear", "free", "fill"):
@@ -162,7 +162,7 @@ def test_files_that_go_or_are_replaced_meanwhile_are_left_alone(runner: Runner, 
 def test_one_that_cannot_be_removed_keeps_none_of_the_others(runner: Runner, place: Place) -> None:
     first, second, *_ = files_in(place)
     plan = runner.prepare("free", path=place.directory / "rtemap_*", shrink=1)
-    os.truncate(first, 8 * max(place.unit, HUGE))  # what is new may be somebody's data
+    os.truncate(first, 8 * max(place.unit, HUGE))  # the new part may be somebody's data
     with pytest.raises(TargetError) as caught:
         runner.work(plan)
     assert caught.value.errno == errno.EBUSY

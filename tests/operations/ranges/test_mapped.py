@@ -1,4 +1,4 @@
-"""A file without a path: what a process has mapped (``pid=``, ``mapping=``)."""
+"""A file without a path: memory that a process has mapped (``pid=``, ``mapping=``)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOW = {
     "file, mapped and deleted": "held",
     "shared": "/anon_hugepage",
 }
-"""How huge pages are held, and what the file is called in maps, proc_pid_maps(5)."""
+"""Ways to hold huge pages, and the file's name in maps, proc_pid_maps(5)."""
 NOBODY = 65534
 CLONE_NEWUSER = 0x10000000
 TWO_FILES = """
@@ -68,7 +68,7 @@ def mapped(pid: int, name: str, permissions: str = "rw-s") -> str:
 
 
 def planned(runner: Runner, **texts: object) -> dict[str, str]:
-    """What fallocate would do."""
+    """The plan of fallocate."""
     text = runner.result(runner.prepare("fallocate", **texts, plan=1))
     return dict(line.split() for line in text.splitlines())
 
@@ -185,7 +185,7 @@ def test_a_file_that_others_use_too(runner: Runner, root: None) -> None:
 
 
 def test_a_process_that_ends_or_unmaps_before_the_work(runner: Runner, root: None) -> None:
-    """The worker has the file by then, and does all of it."""
+    """The worker has the file open by then, and does all of it."""
     process = running(MEMFD)
     plan = runner.prepare("verify", pid=process.pid, pattern="6d")
     ended(process)
@@ -215,7 +215,7 @@ def test_no_other_process_is_taken_for_it_at_a_resume(runner: Runner, root: None
 
 
 def test_as_an_ordinary_user(runner: Runner, root: None) -> None:
-    """Of the own processes what is still open there, or has a path; nothing of others'."""
+    """Of own processes, files that are still open there or have a path; nothing of other users' processes."""
     mine, segment, others = running(MEMFD, NOBODY), running(SYSV, NOBODY), running(MEMFD)
 
     def body() -> list[object]:
@@ -236,7 +236,7 @@ def test_as_an_ordinary_user(runner: Runner, root: None) -> None:
 
 
 def test_from_a_user_namespace_of_ones_own(runner: Runner, root: None) -> None:
-    """Its root has every capability there, and may not even look at the own processes outside."""
+    """Its root has every capability in its namespace, and may not even examine the own processes outside."""
     segment = running(SYSV, NOBODY)
 
     def body() -> list[object]:

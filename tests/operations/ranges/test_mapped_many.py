@@ -41,7 +41,7 @@ def counts(result: str) -> dict[str, str]:
 
 
 def test_all_files_in_huge_pages_are_one_task(runner: Runner, pool_2m: TestPool, root: None) -> None:
-    """The task leaves the shared memory in small pages alone."""
+    """The task does not touch the shared memory in small pages."""
     process = running(SEVERAL)
     try:
         pid = process.pid

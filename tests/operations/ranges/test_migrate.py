@@ -1,4 +1,4 @@
-"""What can be seen of ``migrate`` on one node; moves are proven in the virtual machine of tests/numa/."""
+"""The visible behaviour of ``migrate`` on one node; the virtual machine of tests/numa/ tests real moves."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_pages_that_are_there_already(runner: Runner, any_place: Place) -> None:
 
 
 def test_pages_that_cannot_be_moved_are_counted(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a machine that says the pages were elsewhere: half of them stay where they are."""
+    """On a machine that reports the pages elsewhere: half of them stay where they are."""
     path, pages = place.directory / "file", 4 if place.unit > 4096 else WINDOW
     path.touch()
     os.truncate(path, pages * place.unit)
@@ -147,7 +147,7 @@ def full(place: Place, pages: int) -> Path:
 
 
 def test_a_lock_that_is_held_for_a_while(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever holds it is not running: only time helps, and not the number of tries."""
+    """The holder of the page does not run: only time helps, not the number of tries."""
 
     def ended(pages: Sequence[int]) -> list[int]:
         return [0 if machine.slept >= 0.02 else -errno.EAGAIN] * len(pages)

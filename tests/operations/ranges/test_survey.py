@@ -121,7 +121,7 @@ def test_a_sparse_file_of_huge_pages_past_16_tib(runner: Runner, pool: TestPool,
     counts, _ = survey(runner, path=path, length=70000 * page)
     assert (counts["present"], counts["holes"]) == (1, 69999)
     punch(path, size - page, page)
-    counts, rows = survey(runner, path=path)  # what is left is known to be a hole once the only page is found
+    counts, rows = survey(runner, path=path)  # the rest is known to be a hole once the only page is found
     assert (counts["present"], counts["pages"], len(rows)) == (1, size // page, 2)
     assert allocated(path) == page
 
