@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: its siblings and ktaskfs are found from the directory above
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.thread_cases import cases, judge
+from bench.thread_cases import page as page_of_search
 from bench.thread_peers import PEERS, REMOTE, RUNNERS, SPREADS, gil_time, nothing
-from bench.thread_search import cases, judge
-from bench.thread_search import page as page_of_search
 from bench.timer_slack import exact_sleep
 from bench.virtual_time import CHUNK, CHUNKS_EACH, WORKLOADS, compare_rules, costs, ideal, in_order
 

@@ -19,7 +19,7 @@ from ktaskfs.ktask.work import Work
 from ktaskfs.span import NO_NODE, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 CHUNK: Final = 0.008
 """Seconds of a chunk on a thread that waits for no memory: 64 MiB at 8 GiB/s."""
@@ -28,7 +28,7 @@ UNITS: Final = 16
 START: Final = 0.0002
 """Seconds until a new thread takes its first chunk."""
 ARITHMETIC: Final = 4
-"""Threads to begin with."""
+"""Threads to begin with on each NUMA node."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Simulation:
             for slot in range(self._fixed):
                 self._start(slot % len(self._work.nodes))
         else:
-            self._finder.begin(min(ARITHMETIC, self._cap), self._cap, self._work.size, 0)
+            self._finder.begin(lambda units: min(ARITHMETIC, units), self._cap, self._work.size, 0)
             self._hire()
         total, last = 0.0, 0
         while any(thread.live for thread in self._threads):
@@ -248,87 +248,3 @@ def _candidates(case: Case) -> Iterable[int]:
     for memory in case.memory:
         for threads in (memory.threads, *(threads for _, threads in memory.changes)):
             yield from (int(threads), int(threads) * len(case.memory))
-
-
-def cases() -> list[Case]:
-    """All that is judged."""
-    found = []
-    for cpus in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        for threads in (3, 12, 18, 64):
-            chunks = 256 * max(min(threads, cpus), 8)
-            for noise in (0.0, 0.2):
-                name = f"{threads} threads' bandwidth" + (", noise" if noise else "")
-                found.append(Case(name, cpus, (Memory(threads),), chunks, noise))
-    for cpus in (16, 64, 256):
-        for noise in (0.0, 0.2):
-            suffix = ", noise" if noise else ""
-            two, four = (Memory(12), Memory(12)), (Memory(12),) * 4
-            found += [
-                Case(f"two nodes{suffix}", cpus, two, 256 * 24, noise),
-                Case(f"two nodes, uneven{suffix}", cpus, (Memory(18), Memory(6)), 256 * 24, noise, shares=(3, 1)),
-                Case(f"four nodes{suffix}", cpus, four, 256 * 48, noise),
-                Case(
-                    f"four nodes, uneven{suffix}",
-                    cpus,
-                    (Memory(18), Memory(12), Memory(12), Memory(6)),
-                    256 * 48,
-                    noise,
-                    shares=(3, 2, 2, 1),
-                ),
-            ]
-    for cpus in (32, 128):
-        for noise in (0.0, 0.2):
-            suffix = ", noise" if noise else ""
-            time = 512 * 16 / 16 * CHUNK  # about that of 8192 chunks on 16 threads
-            found += [
-                Case(f"bandwidth halves{suffix}", cpus, (Memory(16, ((time / 2, 8.0),)),), 6144, noise),
-                Case(f"bandwidth doubles{suffix}", cpus, (Memory(8, ((time / 2, 16.0),)),), 6144, noise),
-                Case(f"another task comes{suffix}", cpus, (Memory(16),), 6144, noise, (Load(0, 16, time / 2),)),
-                Case(f"another task goes{suffix}", cpus, (Memory(16),), 6144, noise, (Load(0, 16, 0.0, time / 2),)),
-                Case(
-                    f"others come and go{suffix}",
-                    cpus,
-                    (Memory(24),),
-                    8192,
-                    noise,
-                    (Load(0, 8, time / 4, time / 2), Load(0, 16, time * 0.6, time * 0.9)),
-                ),
-            ]
-    return found
-
-
-def page(rows: Sequence[Sequence[object]]) -> str:
-    """The page in docs/."""
-    header = ("memory serves", "CPUs", "best fixed", "speed", "threads", "threads / best", "at the end")
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    table = "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
-    return f"""# The number of threads that is found
-
-Written by `python -m bench.simulate --threads`, in virtual time: chunks of {CHUNK * 1000:.0f} ms that share the
-bandwidth of their NUMA node's memory, which serves so many threads at full speed; each of two or four nodes serves 12,
-or, uneven, from 6 to 18. *noise*: a chunk takes up to a fifth more or less. *best fixed* is the smallest fixed number
-that is as quick as any. *speed* is that of the search over that of the best fixed number, all of the searching
-included; *threads* is the mean over the run. 1024 chunks are 64 GiB; the cases have 1,536 to 16,384.
-
-{table}
-"""
-
-
-def judge(chosen: Sequence[Case]) -> list[tuple[object, ...]]:
-    """Rows: case, CPUs, best fixed number; of the search: speed, mean and last number of threads."""
-    rows: list[tuple[object, ...]] = []
-    for case in chosen:
-        number, best = best_fixed(case)
-        run = Simulation(case, None).run()
-        rows.append(
-            (
-                case.name,
-                case.cpus,
-                number,
-                f"{best.seconds / run.seconds:.3f}",
-                f"{run.threads:.1f}",
-                f"{run.threads / number:.2f}",
-                run.last,
-            )
-        )
-    return rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.ktask.search import Measure, Search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ktaskfs.ktask.node_work import NodeWork
     from ktaskfs.ktask.task_thread import TaskThread
@@ -76,12 +76,14 @@ class Finder:
         self.look_at = 0
         """An evaluation is due when fewer units are left to hand out."""
 
-    def begin(self, start: int, most: int, size: int, now_ns: int) -> None:
-        """Begin with ``start`` threads, at least one for each group, if ``most`` allows it, and ``size`` units."""
+    def begin(self, start: Callable[[int], int], most: int, size: int, now_ns: int) -> None:
+        """Begin to hand out ``size`` units with at most ``most`` threads, but one for each group.
+
+        ``start`` returns the threads to begin with for the units that a group has left.
+        """
         self._at_ns = now_ns
-        for number, group in enumerate(self.groups):
-            share = start // len(self.groups) + (number < start % len(self.groups))
-            group.search = Search(max(1, share), most)
+        for group in self.groups:
+            group.search = Search(min(start(self._left(group)), most), most)
         self.look_at = size
         self.limit(most)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FoundSharing(Sharing):
-    """Begins with the arithmetic's number. Then a Finder evaluates the threads' work from time to time."""
+    """Begins with the arithmetic's number for each NUMA node. A Finder evaluates the threads' work now and then."""
 
     __slots__ = ("_clock", "_finder", "_monitor", "_most", "_work")
 
@@ -43,7 +43,9 @@ class FoundSharing(Sharing):
             self._count()
 
     def _begin(self, cpus: int) -> None:
-        start = min(self._most, self._nthreads(cpus, DEFAULT_MAX_THREADS))
+        def start(units: int) -> int:
+            return self._arithmetic(units, cpus, DEFAULT_MAX_THREADS)
+
         self._finder.begin(start, self._most, self._size, self._clock.monotonic_ns())
         self._count()
 

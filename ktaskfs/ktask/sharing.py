@@ -47,8 +47,11 @@ class Sharing:
         self.wanted = self._nthreads(cpus, self.max_threads)
 
     def _nthreads(self, cpus: int, max_threads: int) -> int:
+        return self._arithmetic(self._size, cpus, max_threads)
+
+    def _arithmetic(self, units: int, cpus: int, max_threads: int) -> int:
         ctl = self._ctl
-        return nthreads(self._size, ctl.min_chunk_size, cpus, max_threads, align=ctl.align)
+        return nthreads(units, ctl.min_chunk_size, cpus, max_threads, align=ctl.align)
 
     def share(self, threads: TaskThreads) -> None:
         """Compute the chunk size for the threads that live."""

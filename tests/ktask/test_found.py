@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -127,6 +128,34 @@ def test_a_short_task_is_as_with_the_arithmetic(size: int) -> None:
         for how in ("found", "fixed")
     ]
     assert max(threads) <= min(size, 4)
+
+
+def test_each_numa_node_begins_with_the_arithmetics_number() -> None:
+    """All chunks are in work at the same time, before anything was measured: four of each node."""
+    meet = threading.Barrier(16)
+    nodes = [Node(100 * nid, 4, nid) for nid in range(4)]
+    outcome = Job(nodes, found(lambda start, end: meet.wait(TIMEOUT), 32)).run()
+    assert (outcome.threads, outcome.chunks) == (16, 16)
+
+
+@pytest.mark.parametrize(("how", "most", "threads"), [("found", 0, 6), ("found", 3, 3), ("fixed", 0, 4)])
+def test_a_short_task_on_two_nodes_begins_with_no_more_than_it_has_chunks(how: str, most: int, threads: int) -> None:
+    """Two chunks on one node, many on the other; ``fixed`` counts the chunks of all nodes together."""
+    begun, enough = threading.Semaphore(0), threading.Event()
+
+    def each(start: int, end: int) -> None:
+        begun.release()
+        enough.wait(TIMEOUT)
+
+    ctl = control(each, threads=how, max_threads=most, max_chunk_size=1, machine=FakeMachine(cpus=32), min_chunk_size=1)
+    job = Job([Node(0, 2, 0), Node(100, 40, 1)], ctl)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(job.run)
+        for _ in range(threads):
+            assert begun.acquire(timeout=TIMEOUT)
+        job.cancel()
+        enough.set()
+        assert run.result(TIMEOUT).threads == threads
 
 
 def test_the_cap_holds() -> None:

@@ -1,0 +1,47 @@
+"""The search alone: measurements in, a number of threads out."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktaskfs.ktask.search import Measure, Search
+
+ENOUGH = 100_000
+"""Chunks left: more than any trial costs."""
+
+
+def measured(threads: int, each: float, chunks: int, noise: float) -> Measure:
+    """``chunks`` chunks on ``threads`` threads, whose speeds are ``noise`` above and below ``each`` in turn."""
+    measure = Measure(threads)
+    for number in range(chunks):
+        measure.add(1, 1_000_000, round(1_000_000 / (each * (1 + noise * (-1) ** number))))
+    return measure
+
+
+def judged(search: Search, each: float, noise: float) -> int:
+    """The number that is kept after a trial of ``search.tried`` threads, each so fast, measured to the end."""
+    tried = search.tried
+    assert tried
+    for _ in range(10):
+        search.decide(measured(tried, each, 1000, noise), ENOUGH)
+        if search.target != tried or search.kept == tried:
+            return search.kept
+        search.decide(measured(search.kept, 1.0, 1000, noise), ENOUGH)
+    raise AssertionError("no decision")
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1.0, 4), (0.98, 4), (0.97, 8), (0.7, 8)])
+def test_fewer_are_kept_unless_they_cost_too_much(rate: float, kept: int) -> None:
+    """However different the chunks are, once a measurement is as long as it may be."""
+    search = Search(8, 8)
+    search.decide(measured(8, 1.0, 8, 0.6), ENOUGH)
+    assert search.tried == 4
+    assert judged(search, rate * 2, 0.6) == kept
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1.0, 4), (1.03, 4), (1.5, 8)])
+def test_more_are_kept_only_if_they_are_faster(rate: float, kept: int) -> None:
+    search = Search(4, 8)
+    search.decide(measured(4, 1.0, 8, 0.6), ENOUGH)
+    assert search.tried == 8
+    assert judged(search, rate / 2, 0.6) == kept
