@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -101,7 +102,7 @@ def misses(rows: Sequence[Row]) -> str:
     lowest = min(speed for _, speed, _ in runs)
     return (
         f"Goals: a speed of at least {GOOD_SPEED}, with at most {GOOD_THREADS} times the threads. Rows that miss one: "
-        f"{named or 'none'}.\nOf the {len(runs)} single runs {single} miss one; the lowest speed of all is "
+        f"{named or 'none'}. Of the {len(runs)} single runs {single} miss one; the lowest speed of all is "
         f"{lowest:.3f}."
     )
 
@@ -130,9 +131,9 @@ that is as quick as any, with its threads spread evenly over the nodes; so the s
 *speed* is that of the search over that of the best fixed number, all of the searching included; *threads* is the mean
 over the run; *at the end* is the number when nine tenths of the work are handed out. A row with noise has the medians
 of {NOISES} runs; *least* and *most* are the worst speed and share of threads among them. 1024 chunks are 64 GiB; the
-cases have 1,536 to 16,384.
+cases have {min(row.case.chunks for row in rows):,} to {max(row.case.chunks for row in rows):,}.
 
-{misses(rows)}
+{textwrap.fill(misses(rows), 120)}
 
 {table}
 """

@@ -70,8 +70,20 @@ SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 _CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
 """The same on every machine, like all newer system calls."""
-_GENERIC_NUMBERS: Final = {"userfaultfd": 282, "move_pages": 239, "process_madvise": 440, "clone": 220}
-_X86_64_NUMBERS: Final = {"userfaultfd": 323, "move_pages": 279, "process_madvise": 440, "clone": 56}
+_GENERIC_NUMBERS: Final = {
+    "userfaultfd": 282,
+    "move_pages": 239,
+    "get_mempolicy": 236,
+    "process_madvise": 440,
+    "clone": 220,
+}
+_X86_64_NUMBERS: Final = {
+    "userfaultfd": 323,
+    "move_pages": 279,
+    "get_mempolicy": 239,
+    "process_madvise": 440,
+    "clone": 56,
+}
 _NUMBERS: Final = _X86_64_NUMBERS if os.uname().machine == "x86_64" else _GENERIC_NUMBERS
 """The C library has no wrappers for these (libnuma has, for some); asm-generic/unistd.h."""
 

@@ -62,6 +62,14 @@ def read_nodes(kernel: Kernel) -> tuple[NumaNode, ...]:
     return tuple(_read_node(kernel, Nid(nid)) for nid in online)
 
 
+def nodes_with_cpus(kernel: Kernel) -> frozenset[int]:
+    """The numbers of the nodes that have CPUs; empty on a kernel without NUMA."""
+    try:
+        return frozenset(parse_cpulist(kernel.read_sys(f"{_NODES}/has_cpu")))
+    except FileNotFoundError:
+        return frozenset()
+
+
 def _read_node(kernel: Kernel, nid: Nid) -> NumaNode:
     cpulist = kernel.read_sys(f"{_NODES}/node{nid}/cpulist")
     meminfo = _meminfo(kernel.read_sys(f"{_NODES}/node{nid}/meminfo"))

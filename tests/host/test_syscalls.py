@@ -12,6 +12,8 @@ import pytest
 
 from ktaskfs.host import numa_pages, statx, syscalls
 from ktaskfs.host.mapping import Mapping
+from ktaskfs.libc import LIBC
+from ktaskfs.units import parse_cpulist
 from tests.support.forked import run_forked
 
 if TYPE_CHECKING:
@@ -105,6 +107,30 @@ def test_page_nodes_tells_present_from_missing() -> None:
         assert missing in (-errno.ENOENT, -errno.EFAULT)
         assert numa_pages.move_pages([mapping.address + PAGE], [present]) == [present]
     os.close(fd)
+
+
+def test_the_policy_that_a_mapping_has() -> None:
+    """Set with mbind(2): a file of memory keeps it for all who map it."""
+    mbind = {"x86_64": 237, "aarch64": 235}.get(os.uname().machine)
+    if mbind is None:
+        pytest.skip("the number of mbind(2) is unknown here")
+    fd, mask = memfd(4 * PAGE), ctypes.c_ulong(1)
+    with Mapping(fd, 0, 4 * PAGE, reserve=False) as mapping:
+        assert numa_pages.nodes_of_policy(mapping.address) == frozenset()
+        start = ctypes.c_ulong(mapping.address + PAGE)
+        bind, size = ctypes.c_long(2), ctypes.c_ulong(PAGE)
+        place = ctypes.byref(mask), ctypes.c_ulong(64), ctypes.c_ulong(0)
+        assert LIBC.syscall(ctypes.c_long(mbind), start, size, bind, *place) == 0
+    with Mapping(fd, 0, 4 * PAGE, reserve=False, private=True) as mapping:
+        found = [numa_pages.nodes_of_policy(mapping.address + page * PAGE) for page in range(3)]
+        assert found == [frozenset(), frozenset({0}), frozenset()]
+    os.close(fd)
+
+
+def test_the_nodes_that_a_process_may_use() -> None:
+    status = Path("/proc/self/status").read_text()
+    allowed = next(line.split()[1] for line in status.splitlines() if line.startswith("Mems_allowed_list:"))
+    assert numa_pages.allowed_nodes() == frozenset(parse_cpulist(allowed))
 
 
 def test_the_time_of_birth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

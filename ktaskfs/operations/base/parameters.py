@@ -184,7 +184,9 @@ class TaskParameters:
     name: str | None = parameter(WORD, "name of the task (default OPERATION-N)", default=None)
     max_threads: int | None = parameter(THREADS, "maximum of threads (max: only tunables limit them)", default=None)
     nice: int | None = parameter(NICE, "nice value of helper threads (default: debug/ktask_nice)", default=None)
-    nodes: tuple[int, ...] | None = parameter(NODES, "NUMA nodes to use (default: any)", default=None)
+    nodes: tuple[int, ...] | None = parameter(
+        NODES, "NUMA nodes to use (default: any, or where pages are)", default=None
+    )
     chunk: int | None = parameter(LENGTH, "smallest chunk size (default: the operation's own)", default=None)
     rate_max: int | None = parameter(RATE, "maximum units per second, over all threads", default=None)
     undo: bool = parameter(FLAG, "undo this run if it fails or is cancelled", default=False)

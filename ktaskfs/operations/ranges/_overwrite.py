@@ -21,7 +21,13 @@ from ktaskfs.memory.tmpfs import mapped_windows
 from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated, write_zeros
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._many import open_many
-from ktaskfs.operations.ranges._range import FileParameters, open_range_target, resolve_extent, stands_for_many
+from ktaskfs.operations.ranges._range import (
+    FileParameters,
+    nodes_beside_pages,
+    open_range_target,
+    resolve_extent,
+    stands_for_many,
+)
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -72,7 +78,7 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     guard(preparation, target)
     extent = resolve_extent(parameters, target.size(), may_grow=False)
     require_unsealed(target, 0)
-    nodes = preparation.nodes(extent, target.page_size)
+    nodes = nodes_beside_pages(preparation, target, extent, target.page_size)
     pages = preparation.keep(guarded_pages(target, extent))
     file = TouchedFile(target, write=True)
     touch = _Toucher(file, source.block).overwrite

@@ -13,6 +13,7 @@ from ktaskfs.errors import InvalidValue
 from ktaskfs.host import syscalls
 from ktaskfs.host.target import open_target
 from ktaskfs.memory.source import Source, require_source_range
+from ktaskfs.memory.whereabouts import nodes_of_pages
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import ADDRESS, LENGTH, PATH, PID, SIZE, TaskParameters, parameter
 from ktaskfs.operations.base.processes import MappedFiles, map_file, open_mapped, open_process, several, shared_areas
@@ -151,6 +152,21 @@ class PageRangeOperation(RangeOperation[P]):
 
     def end_of_range(self, parameters: P, size: int, nodes: Sequence[Node]) -> int:
         return size if parameters.length is None else parameters.offset + parameters.length
+
+
+def nodes_beside_pages(
+    preparation: Preparation[P], target: Target, extent: Span, unit: int, shift: int = 0
+) -> tuple[Node, ...]:
+    """The work on ``extent`` for threads of the NUMA nodes where the pages of ``target`` are, if that can be told.
+
+    A spec with ``nodes`` and the rest of an earlier run keep theirs. The pages are ``shift`` bytes further in the file.
+    Raises as ``make_nodes``.
+    """
+    if not preparation.parameters.nodes and not preparation.resumes:
+        found = nodes_of_pages(preparation.kernel, target, extent.shifted(shift), unit)
+        if found:
+            return tuple(replace(node, start=node.start - shift) for node in found)
+    return preparation.nodes(extent, unit)
 
 
 def is_mapped(parameters: RangeParameters) -> bool:

@@ -15,7 +15,13 @@ from ktaskfs.memory.source import Source
 from ktaskfs.memory.touch import TouchedFile, memory_at, open_hands
 from ktaskfs.operations.base.parameters import Kind, choice, parameter
 from ktaskfs.operations.ranges._many import open_many
-from ktaskfs.operations.ranges._range import FileParameters, RangeOperation, open_range_source, resolve_extent
+from ktaskfs.operations.ranges._range import (
+    FileParameters,
+    RangeOperation,
+    nodes_beside_pages,
+    open_range_source,
+    resolve_extent,
+)
 from ktaskfs.span import Span
 from ktaskfs.units import shown
 
@@ -80,7 +86,7 @@ class Checksum(RangeOperation[ChecksumParameters]):
             return _prepare_many(preparation, maker)
         source = preparation.keep(open_range_source(preparation))
         extent = resolve_extent(parameters, source.file.size(), may_grow=False)
-        nodes = preparation.nodes(extent, LEAF)
+        nodes = nodes_beside_pages(preparation, source.file, extent, LEAF)
         file = TouchedFile(source.file, write=False)
         touch = _Toucher(file, extent.start, maker).digest
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))

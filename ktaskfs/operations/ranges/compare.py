@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.presence import union
-from ktaskfs.host.target import FilesystemType
+from ktaskfs.host.target import MEMORY, FilesystemType
 from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.memory.touch import TouchedFile, open_hands
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
-from ktaskfs.operations.ranges._range import FileParameters, RangeOperation, open_range_source, require_start
+from ktaskfs.operations.ranges._range import (
+    FileParameters,
+    RangeOperation,
+    nodes_beside_pages,
+    open_range_source,
+    require_start,
+)
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -66,7 +72,10 @@ class Compare(RangeOperation[CompareParameters]):
         file = preparation.keep(open_range_source(preparation))
         source = preparation.keep(Source(preparation.kernel, parameters.source))
         work = _work(parameters, file, source)
-        nodes = preparation.nodes(work.extent, PIECE)
+        if file.file.filesystem in MEMORY:
+            nodes = nodes_beside_pages(preparation, file.file, work.extent, PIECE)
+        else:
+            nodes = nodes_beside_pages(preparation, source.file, work.extent, PIECE, work.shift)
         files = [TouchedFile(each.file, write=False) for each in (file, source)]
         touch = _Toucher(files, work.shift).compare
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, files))

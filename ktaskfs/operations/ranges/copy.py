@@ -26,7 +26,7 @@ from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, source_length
+from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, nodes_beside_pages, source_length
 from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -97,8 +97,8 @@ class Copy(RangeOperation[CopyParameters]):
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         unit = 1 if digest is None else LEAF
-        nodes = preparation.nodes(extent, max(target.page_size, unit))
         route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
+        nodes = nodes_beside_pages(preparation, source.file, extent, max(target.page_size, unit), route.shift)
         _require_copyable(route, growth, keep_size=parameters.keep_size)
         preparation.before_changes(nodes, lambda: _told(kernel, route, growth))
         copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), digest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
@@ -27,6 +27,7 @@ from ktaskfs.memory.room import (
     too_few_pages,
 )
 from ktaskfs.memory.target_errors import page_unavailable, require_unsealed
+from ktaskfs.memory.whereabouts import node_of_new_pages
 from ktaskfs.operations.base.parameters import FLAG, OCTAL, parameter
 from ktaskfs.operations.ranges._allocators import Allocator, NoPages, PagesPastEnd, ReservedPages, TmpfsPages
 from ktaskfs.operations.ranges._many import ManyFiles, open_many
@@ -96,6 +97,8 @@ class Fallocate(RangeOperation[FallocateParameters]):
         grows = wanted.size > growth.old_size or wanted.past_end
         require_unsealed(target, SEAL_GROW if grows else 0)
         nodes = preparation.nodes(wanted.extent, target.page_size)
+        if [node.nid for node in nodes] == [NO_NODE] and not preparation.resumes:
+            nodes = (replace(nodes[0], nid=node_of_new_pages(kernel, target, wanted.extent)),)
         if parameters.undo and wanted.past_end and not growth.is_empty():
             raise NotSupported(f"undo=1: {target.path} has pages past its end, and hugetlbfs does not say which")
         undoable = parameters.undo and not isinstance(target, AbsentTarget)  # which has no pages, in a plan

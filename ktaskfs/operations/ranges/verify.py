@@ -18,7 +18,13 @@ from ktaskfs.memory.target_errors import truncated
 from ktaskfs.memory.touch import TouchedFile, is_repeated, open_hands
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
-from ktaskfs.operations.ranges._range import RangeOperation, open_range_target, resolve_extent, stands_for_many
+from ktaskfs.operations.ranges._range import (
+    RangeOperation,
+    nodes_beside_pages,
+    open_range_target,
+    resolve_extent,
+    stands_for_many,
+)
 from ktaskfs.span import Span
 from ktaskfs.units import printable
 
@@ -64,7 +70,7 @@ class Verify(RangeOperation[PatternParameters]):
             return _prepare_many(preparation, block)
         target = preparation.keep(open_range_target(preparation, kinds=MEMORY, write=False))
         extent = resolve_extent(parameters, target.size(), may_grow=False)
-        nodes = preparation.nodes(extent, target.page_size)
+        nodes = nodes_beside_pages(preparation, target, extent, target.page_size)
         pages = preparation.keep(_Pages(target, extent))
         file = TouchedFile(target, write=False)
         touch = _Toucher(file, block).verify
