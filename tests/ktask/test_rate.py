@@ -41,7 +41,8 @@ class SharedTime(FakeClock):
             self._waiting[me] = gate, moment
             moments = [(moment, gate) for gate, moment in self._waiting.values() if moment is not None]
             if self._ledger.named("chunk_assigned"):
-                self.keepers = max(self.keepers, len(moments))
+                # A thread whose gate is open goes on, though it may not have run since.
+                self.keepers = max(self.keepers, sum(gate.locked() for _, gate in moments))
             parked = all(each.locked() for each, _ in self._waiting.values())
             if parked and len(self._waiting) >= len(self._ledger.live) and moments:
                 moment, first = min(moments, key=lambda each: each[0])
