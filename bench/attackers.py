@@ -46,7 +46,7 @@ def slow_specs(mount: Path) -> None:
 
 
 def many_lines(mount: Path) -> None:
-    """60 writers of some thousand specs at a time, none of which can start."""
+    """60 concurrent writers of some thousand specs each, none of which can start."""
     lines = b"fallocate path=/nowhere length=1\n" * (COMMAND_MAX // 33)
     _in_threads(60, lambda: (mount / "tasks/control").write_bytes(lines))
 

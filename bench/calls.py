@@ -91,9 +91,8 @@ def measured(kind: Kind, rounds: int, busy: int) -> list[Section]:
         taken: dict[str, list[float]] = {call.name: [] for call in kind.calls}
         for _ in range(kind.count // kind.run):
             for call in order.sample(kind.calls, len(kind.calls)):
-                if (
-                    kind.run > 1
-                ):  # a FUSE filesystem hears of a close(2) after it, and takes its time from the next call
+                # A FUSE filesystem gets the request for a close(2) after it, in the time of the next call.
+                if kind.run > 1:
                     call.action()
                 for _ in range(kind.run):
                     call.before()

@@ -60,7 +60,7 @@ WHY: Final = {
 def ours(
     mount: Ktaskfs, operation: str, path: Path, rest: str = "", before: Callable[[], object] = lambda: None
 ) -> list[Contender]:
-    """ktaskfs with one thread and with as many as it is allowed."""
+    """ktaskfs with one thread, and with its maximum of threads."""
     return [
         Contender("ktaskfs, 1 thread", lambda: job(mount, operation, path, f"{rest} max_threads=1"), before),
         Contender(OURS, lambda: job(mount, operation, path, rest), before),
@@ -68,7 +68,7 @@ def ours(
 
 
 def command(*words: object, before: Callable[[], object] = lambda: None, name: str = "") -> Contender:
-    """A program, whatever it prints; cmp(1) has the status 0 here too, for the files are alike."""
+    """A program, with any output; cmp(1) has the status 0 here too, because the files are equal."""
     text = [str(word) for word in words]
     return Contender(
         name or text[0],

@@ -95,7 +95,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def afresh(target: Path, size: int = 0) -> None:
-    """An empty file of that length, no page of it there."""
+    """An empty file of that length, without pages."""
     target.unlink(missing_ok=True)
     with target.open("wb") as file:
         file.truncate(size)

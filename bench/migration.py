@@ -60,7 +60,7 @@ def mapped(file: Path) -> Iterator[int]:
 
 
 def require_on(pid: int, file: Path, node: int, pages: int) -> None:
-    """RuntimeError unless all pages of the file are on the node, as the kernel tells it of who maps them."""
+    """RuntimeError unless all pages of the file are on the node, as the kernel reports for their mapping."""
     lines = [line for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines() if str(file) in line]
     found = {int(nid): int(count) for line in lines for nid, count in re.findall(r" N(\d+)=(\d+)", line)}
     if found != {node: pages}:

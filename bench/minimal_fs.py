@@ -51,7 +51,7 @@ class MinimalFs(pyfuse3.Operations):
 
 
 class ExactFs(MinimalFs):
-    """Its sizes are never old, so the kernel keeps no name of a file; and it hears of each close(2), which can fail."""
+    """Its sizes are always current, so the kernel caches no name of a file; it gets each close(2), which can fail."""
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext

@@ -89,7 +89,7 @@ def requests(files: Iterable[Looked], times: int) -> Section:
 
 @contextlib.contextmanager
 def placed(processes: Iterable[psutil.Process], ours: int, theirs: int) -> Iterator[None]:
-    """We run on the CPU ``ours`` and they on ``theirs``, with all their threads."""
+    """This process runs on the CPU ``ours`` and the daemon on ``theirs``, with all threads."""
     threads = [thread.id for process in processes for thread in process.threads()]
     before = {tid: os.sched_getaffinity(tid) for tid in (0, *threads)}
     try:

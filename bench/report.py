@@ -75,7 +75,7 @@ class Section:
 
 
 def table(section: Section, *, judge: bool = True) -> str:
-    """The section in Markdown; ``judge`` says beside each ratio whether the goal is met."""
+    """The section in Markdown; ``judge`` adds to each ratio whether the goal is met."""
     blocks = [f"### {section.title}"]
     blocks += [markdown(_medians(section))] if section.series else []
     blocks += ["\n".join(f"- {verdict(goal, section, judge=judge)}" for goal in section.goals)] if section.goals else []

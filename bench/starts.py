@@ -67,7 +67,7 @@ class Burst:
         self.wait()
 
     def forget(self) -> None:
-        """Wait for them, and take them out of the mount."""
+        """Wait for the tasks, and remove them from the mount."""
         self.wait()
         for number in range(len(self._lines)):
             (self._mount.path / f"tasks/burst{number}").rmdir()

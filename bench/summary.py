@@ -46,7 +46,7 @@ class Results:
         return cls(path.stem, data["title"], data["command"], data["environment"], data["size"], sections)
 
     def page(self, *, judge: bool = True) -> str:
-        """All of it, in Markdown; ``judge`` says beside each figure whether its goal is met."""
+        """The whole page in Markdown; ``judge`` adds to each figure whether its goal is met."""
         about = [f"{key}: {value}" for key, value in self.environment.items()]
         about += [f"size {self.size}", f"command `{self.command}`"]
         blocks = [f"# {self.title}", "; ".join(about) + ".", *(table(part, judge=judge) for part in self.sections)]
@@ -112,7 +112,7 @@ def _missed(section: Section) -> str:
 
 
 def _compared(section: Section) -> list[str] | None:
-    """The row of a section in which different contenders did the same work, ours among them."""
+    """The row of a section in which different contenders did the same work, with ktaskfs among them."""
     ours = [each for each in section.series if each.name.startswith(OURS)]
     if not ours or section.work is None or any(each.work for each in section.series):
         return None

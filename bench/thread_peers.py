@@ -88,7 +88,7 @@ class Work(Protocol):
 
 
 def control(work: Work, threads: int, machine: ktask.LinuxMachine) -> ktask.Control:
-    """Chunks of one unit on so many threads that all run at the same nice value, however few CPUs there are."""
+    """Chunks of one unit on so many threads that all run at the same nice value, on any number of CPUs."""
     return ktask.Control(
         work,
         min_chunk_size=1,

@@ -75,7 +75,7 @@ def prefetching(mount: Ktaskfs, top: Path, settings: Settings) -> list[Section]:
 
 
 def digesting(mount: Ktaskfs, top: Path, settings: Settings) -> Section:
-    """All of it is in the page cache."""
+    """The whole tree is in the page cache."""
     job(mount, "prefetch", top)
     find = f"find {top} -type f -print0 | xargs -0 -n 8 -P {THREADS} "
     contenders = [

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from ktaskfs.systemd import FIELDS
 from tests.support.daemon import ROOT
+from tests.support.documents import PAGES
 from tests.support.messages import Messages, literal_words
 from tests.support.quotes import FOREIGN, Quote, is_message, output, quotes
 
@@ -47,6 +49,20 @@ def test_quotes_are_recognised() -> None:
     assert {"docs/how-to/boot.md", "docs/how-to/slurm.md", "docs/abi/tasks"} <= pages
     assert len([quote for quote in QUOTES if quote.page == "docs/how-to/troubleshooting.md"]) >= 10
     assert len([quote for quote in QUOTES if quote.page == "docs/how-to/monitoring.md"]) >= 4
+
+
+def test_pages_and_rules_name_every_field_of_the_journal_and_no_other() -> None:
+    texts = [path.read_text() for path in (*PAGES, *(ROOT / "docs/monitoring").iterdir(), *ROOT.glob("docs/man/*.in"))]
+    named = {word for text in texts for word in re.findall(r"\bKTASK_[A-Z]+", text)}
+    assert named == {field for field in FIELDS if field.startswith("KTASK_")}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs/monitoring").glob("*.*")))
+def test_rules_and_panels_name_files_of_the_mount(name: str) -> None:
+    """The files that a description sends its reader to, as docs/abi names them."""
+    known = re.findall(r"^What:\s+(\S+)", "\n".join(path.read_text() for path in ROOT.glob("docs/abi/[a-z]*")), re.M)
+    for file in re.findall(r"\b(?:tasks/NAME|info|debug)/\w+", (ROOT / "docs/monitoring" / name).read_text()):
+        assert file.replace("NAME", "<task>") in known, file
 
 
 def test_each_message_of_another_program_is_quoted() -> None:

@@ -1,4 +1,4 @@
-"""What files of memory need is tested through operations, run in this process: tests/support/runner.py."""
+"""Tests of ``ktaskfs/memory`` run operations in this process: tests/support/runner.py."""
 
 from tests.support.runner import any_place, place, plain, pool, pool_2m, runner
 

@@ -1,4 +1,4 @@
-"""Chunks that share what a control group leaves."""
+"""Chunks that share the room that a control group has left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def asleep(thread: threading.Thread) -> bool:
-    """Whether it waits for something, or has ended."""
+    """Whether the thread sleeps, or has ended."""
     try:
         stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -32,7 +32,7 @@ def asleep(thread: threading.Thread) -> bool:
 
 @pytest.mark.usefixtures("root")
 def test_what_does_not_fit_beside_another_chunk_waits_for_its_end(area: Path) -> None:
-    """What the other has taken counts twice until then, in the group and as what it may still take."""
+    """Pages of the other chunk count twice until its end: in the group, and in the room that it may still take."""
     with group("memory", {MEMORY_MAX: "64M"}) as where, filesystems.tmpfs(area / "memory", 64 * MIB) as memory:
 
         def body() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a task gives its target before the first chunk, and what it takes back, while others use the same file."""
+"""The changes of a task to its target before the first chunk, and their undo, while others use the same file."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_start_that_cannot_keep_the_last_page_leaves_nothing(
 def test_fallocate_never_frees_a_page_to_extend_a_file(
     runner: Runner, place: Place, area: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever another writes there, at any moment, stays."""
+    """Another process's data stays, written at any moment."""
     path, freed = place.directory / "file", list[tuple[int, int]]()
     monkeypatch.setattr(syscalls, "punch_hole", lambda fd, start, end: freed.append((start, end)))
     plan = growing(runner, "fallocate", path, area)
@@ -285,7 +285,7 @@ def test_data_that_comes_while_a_file_grows(
 def test_two_that_extend_one_file_do_not_shorten_it(
     runner: Runner, place: Place, area: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one comes after each look at the size in turn."""
+    """The other task acts after each look at the size in turn."""
     original = Target.size
     for number in range(12):
         path, looks = place.directory / f"file {number}", list[int]()

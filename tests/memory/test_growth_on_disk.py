@@ -1,4 +1,4 @@
-"""What a start that fails takes back on filesystems whose files are not memory, while others use the same file."""
+"""The undo of a failed start on filesystems whose files are not memory, while others use the same file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Huge pages that were set aside and never touched go back to the pool, whatever the end of the task."""
+"""Reserved huge pages that were never touched return to the pool, at any end of the task."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_what_was_not_done(
 
 
 def test_pages_of_others_stay(runner: Runner, pool: TestPool, file: Path) -> None:
-    """Also those that a failed chunk has added: they cannot be told from others."""
+    """Also those that a failed chunk has added: the kernel does not distinguish them."""
     page, reserved = pool.page_size, pool.reserved
     sized(file, PAGES * page)
     runner.run("fallocate", path=file, length=page)

@@ -1,4 +1,4 @@
-"""Copies that put whole pages in, and what they do where that cannot be."""
+"""Copies that insert whole pages, and their other way if that is impossible."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
 
 @pytest.fixture
 def small_pages(area: Path) -> Iterator[Path]:
-    """A file that is not there yet, where whole pages are put in."""
+    """A file that does not exist yet, on a filesystem where whole pages are inserted."""
     with filesystems.tmpfs(area / "small", 3 * SIZE, "huge=never") as directory:
         yield directory / "file"
 
 
 @pytest.fixture(params=["hugetlbfs", "tmpfs"])
 def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Iterator[Path]:
-    """A file that is not there yet."""
+    """A file that does not exist yet."""
     if request.param == "tmpfs":
         with filesystems.tmpfs(area / "target", 3 * SIZE, "huge=never") as directory:
             yield directory / "file"
@@ -130,7 +130,7 @@ def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Pa
 
 
 def most_mapped(runner: Runner, source: Path, target: Path) -> int:
-    """Bytes of both files that are mapped at a time, at most, before and after any call of ours."""
+    """The maximum of mapped bytes of both files, before and after any system call."""
     largest = 0
 
     def watched(method: Callable[[Mapping, int, int], None]) -> Callable[[Mapping, int, int], None]:

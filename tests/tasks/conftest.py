@@ -34,7 +34,7 @@ def memory() -> Iterator[Path]:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every worker is killed at the end, and no process may be left after that.
 
-    A write waits for its targets however slow the machine is, where a test does not say otherwise.
+    A write waits for its targets on any slow machine, unless a test sets another time.
     """
     monkeypatch.setattr(starter, "PATIENCE", DEADLINE)
     with none_left():

@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         while True:
             if condition():
                 return
-            await trio.sleep(0.002)  # what is waited for happens in other processes
+            await trio.sleep(0.002)  # the awaited events happen in other processes
     raise AssertionError(f"not within {DEADLINE:g} s: {what}")
 
 
@@ -61,7 +61,7 @@ async def ended(task: Task) -> State:
 
 
 def kill_quietly(pid: int) -> None:
-    """Kill a child of ours, and return when it is dead, before any task of ours has run."""
+    """Kill a child of this process, and return when it is dead, before any other trio task has run."""
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
@@ -87,7 +87,7 @@ class House:
         self.service = TaskService(context)
 
     async def run(self, *lines: str) -> list[Task]:
-        """What a write of ``lines`` to ``tasks/control`` does."""
+        """The effect of a write of ``lines`` to ``tasks/control``."""
         return await self.service.run_specs(me(), [parse_spec(line, OPERATIONS) for line in lines])
 
     async def run_one(self, line: str) -> Task:
@@ -103,7 +103,7 @@ class House:
         return task
 
     def set(self, name: str, value: object) -> None:
-        """What a write to ``debug/ktask_NAME`` does."""
+        """The effect of a write to ``debug/ktask_NAME``."""
         self.settings.set(next(each for each in TUNABLES if each.name == name), str(value))
 
     def spawner(self) -> psutil.Process:
@@ -116,7 +116,7 @@ class House:
         await until(lambda: self.launcher._sock is None, "the end of the spawner is noticed")
 
     def files(self) -> list[str]:
-        """What is in the state directory, but for the lock."""
+        """The files in the state directory, except the lock."""
         return sorted(set(os.listdir(self.state.path)) - {"lock"})
 
     def record(self, task: Task) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class House:
         return read_json(os.path.join(self.state.path, f"{task.number:08d}.json"))
 
     def die(self) -> None:
-        """Close what the kernel would close at the end of a daemon; nursery and spawner are ``open_house``'s."""
+        """Close all that the kernel closes at the end of a daemon; ``open_house`` owns the nursery and the spawner."""
         self.cgroups.close()
         for task in self.table:
             if task.worker is not None:

@@ -1,4 +1,4 @@
-"""A record, and what a state directory has of it."""
+"""A record, and its files in a state directory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RECORD = Record(
 
 
 def write_raw(state: StateDirectory, name: str, data: bytes) -> None:
-    """A file of the directory, whatever it holds."""
+    """A file of the directory, with any contents."""
     with open(os.path.join(state.path, name), "wb") as file:
         file.write(data)
 

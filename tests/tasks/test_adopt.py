@@ -1,4 +1,4 @@
-"""What a daemon takes over from one that died."""
+"""A daemon adopts the tasks of one that died."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def test_a_pid_that_is_anothers_now_is_left_alone(
 
 
 async def test_a_pid_that_is_a_threads_now_is_left_alone(statedir: Path, memory: Path) -> None:
-    """Linux has no descriptor for that, and says so in other words than for a number that nobody has."""
+    """pidfd_open(2) of a thread fails, with another errno than for an unused number."""
     await leave_paused(statedir, memory)
     over, tids = threading.Event(), queue.Queue[int]()
 

@@ -1,7 +1,7 @@
-"""The parser of job specs on every input that a coverage-guided fuzzer found worth keeping.
+"""The parser of job specs on every input that a coverage-guided fuzzer kept.
 
-``corpus/specs.json`` is what atheris (libFuzzer) had collected after fourteen million inputs; with none of them did
-``check`` fail. To look for more, with atheris installed and CORPUS a directory with the texts as files:
+``corpus/specs.json`` has the inputs that atheris (libFuzzer) kept of fourteen million; ``check`` failed with none of
+them. To search for more, with atheris installed and CORPUS a directory with the texts as files:
 
     python -c '
     import sys, atheris
@@ -28,7 +28,7 @@ CORPUS = Path(__file__).with_name("corpus") / "specs.json"
 
 
 def check(data: bytes) -> None:
-    """An input, or each spec of it, is refused with a place inside of it, or can be written in the other form."""
+    """An input, or each spec of it, is refused with a position inside of it, or can be written in the other form."""
     text = os.fsdecode(data)
     for part in (text, *parts(text)):
         try:
@@ -40,7 +40,7 @@ def check(data: bytes) -> None:
 
 
 def parts(text: str) -> list[str]:
-    """What is parsed of a write to ``tasks/control``."""
+    """The parsed part of a write to ``tasks/control``."""
     try:
         found = list(split_specs(text))
     except SpecError as error:
@@ -59,7 +59,7 @@ def check_canonical(spec: Spec) -> None:
 
 
 def check_place(error: SpecError, text: str) -> None:
-    """``info/error_log`` must be able to put a caret where the error says."""
+    """``info/error_log`` must be able to put a caret at the position of the error."""
     assert error.line in text.split("\n")
     assert 0 <= error.start <= error.end <= max(len(error.line), 1)
 

@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["how-to", "reference", "reference/operations", "explanation"])
 def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
-    """A page that no list has is found by nobody who reads plain Markdown."""
+    """Readers of plain Markdown only find pages that a list has."""
     place = ROOT / "docs" / folder
     index = place / "README.md" if (place / "README.md").exists() else place.parent / "README.md"
     listed = {(index.parent / target).resolve() for target in LINK.findall(index.read_text())}
@@ -83,7 +83,7 @@ def test_the_reference_says_what_the_declarations_say() -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_page_of_an_operation_says_what_comes_of_it(name: str) -> None:
-    """Below what is generated, by hand: the format of the result, and what is refused."""
+    """Below the generated part, by hand: the format of the result, and the refusals."""
     page = REFERENCE / f"operations/{name}.md"
     parts = re.split(r"^## (\w+)$", page.read_text(), flags=re.MULTILINE)
     said = dict(zip(parts[1::2], parts[2::2], strict=True))

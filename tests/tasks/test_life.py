@@ -1,4 +1,4 @@
-"""What can be done to a task while it lives, and what a state directory that fails costs."""
+"""The verbs for a task in each state, and the effects of a failing state directory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VERBS = {
 
 
 async def apply(house: House, verb: str, task: Task) -> None:
-    """What a write of ``verb`` does."""
+    """The effect of a write of ``verb``."""
     if verb in ("start", "resume"):
         await getattr(house.service, verb)(task, me())
     else:
@@ -54,7 +54,7 @@ async def test_a_verb_that_does_not_fit_the_state_is_refused_and_changes_nothing
     house.table.move(task, state)
     before = open_files(), task.requests
     if state in VERBS[verb]:
-        return  # those that fit have tests of their own
+        return  # separate tests cover the verbs that fit
     with pytest.raises(WrongState) as refusal:
         await apply(house, verb, task)
     assert refusal.value.errno == errno.EBUSY
@@ -260,7 +260,7 @@ async def test_a_page_that_cannot_be_read_at_the_end_interrupts_the_task(
     task = await house.paused(memory / "file")
     other = await house.paused(memory / "other")
     assert task.worker is not None
-    directory = os.open(memory, os.O_RDONLY)  # which pread(2) and pwrite(2) refuse
+    directory = os.open(memory, os.O_RDONLY)  # pread(2) and pwrite(2) refuse it
     os.dup2(directory, task.worker.page, inheritable=False)
     os.close(directory)
     with pytest.raises(TargetError, match="tell the worker"):

@@ -1,4 +1,4 @@
-"""What the log says of the ends and refusals of tasks."""
+"""Log lines about the ends and refusals of tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at who holds huge pages: shared, limited, given up. The process that looks is a pipe here."""
+"""Scans for the holders of huge pages: shared, limited, given up. The scanning process is a pipe here."""
 
 from __future__ import annotations
 

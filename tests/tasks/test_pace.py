@@ -38,7 +38,7 @@ def test_the_first_look_shows_the_average_since_the_beginning() -> None:
 
 @pytest.mark.parametrize("looks", [1, 4, 50], ids=lambda looks: f"{looks} a second")
 def test_chunks_that_come_every_two_seconds_show_the_limit(looks: int) -> None:
-    """What showed twice the limit in one second and 0 in the next."""
+    """A plain measurement showed twice the limit in one second and 0 in the next."""
     pace = Pace()
     shown = [
         pace.speed(at_work(200 * (look // looks // 2)), BEGUN + look * SECOND // looks)

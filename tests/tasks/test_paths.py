@@ -1,4 +1,4 @@
-"""What a relative path in a spec means, seen from the caller's root and directory."""
+"""Relative paths in a spec, seen from the caller's root and directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""queue=1: tasks that wait until their user may have one more. replace=1: a name that is used again."""
+"""queue=1: tasks that wait for their user's limit. replace=1: a name that is reused."""
 
 from __future__ import annotations
 

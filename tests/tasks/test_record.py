@@ -1,4 +1,4 @@
-"""A task's record: what a daemon leaves of it to the next one."""
+"""A task's record, from which the next daemon continues."""
 
 from __future__ import annotations
 

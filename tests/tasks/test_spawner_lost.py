@@ -1,4 +1,4 @@
-"""Starting tasks when the spawner is killed, cannot be had, or says what it should not."""
+"""Starts while the spawner is killed, cannot be forked, or sends wrong answers."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ BLANKS = " \t\r\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing(RangeParameters):
-    """No parameter of its own."""
+    """No additional parameter."""
 
 
 class Wipe(Operation[Nothing]):

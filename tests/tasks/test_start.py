@@ -139,7 +139,7 @@ async def test_a_worker_that_answers_nothing_is_killed(
 
 
 async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have a million files to count; whoever uses a CPU does not hang."""
+    """It may have a million files to count; a worker that uses a CPU does not hang."""
     ticks = itertools.count()
     monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.05)
     monkeypatch.setattr(new_worker_module, "cpu_ticks", lambda pid: next(ticks))

@@ -158,7 +158,7 @@ def test_what_a_session_leaves_to_the_next(state: StateDirectory) -> None:
 
 @pytest.mark.parametrize("other", [None, "00000001.json", "somebody's"])
 def test_a_directory_without_a_task_is_removed(state: StateDirectory, other: str | None) -> None:
-    """Not with anything in it that is no task's and not ours; and one that waits for the lock does not get it."""
+    """Not if it has files that are neither records nor the daemon's; a daemon waiting for the lock does not get it."""
     state.remember_session("text")
     os.close(os.open(os.path.join(state.path, "log"), os.O_CREAT))
     if other is not None:

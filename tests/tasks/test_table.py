@@ -1,4 +1,4 @@
-"""The table of tasks: names, limits, order, and counts that hold whatever happens."""
+"""The table of tasks: names, limits, order, and counts that are always correct."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_worker_that_cannot_be_told_does_not_stand_in_the_others_way(tmp_path:
         sound.worker = WorkerHandle(1, 1, ended, page, Shape(1, 1))
         table.settings.set(TUNABLE["nice"], "3")
         assert (read_requests(page).nice, sound.requests.nice) == (3, 3)
-        assert broken.requests == Requests()  # not taken for told: the next change tries again
+        assert broken.requests == Requests()  # not noted as sent: the next change tries again
     finally:
         for fd in (read_only, page, ended):
             os.close(fd)

@@ -39,7 +39,7 @@ def test_the_share_is_dealt_out_evenly_and_wholly(wanted: dict[int, int], helper
     used = sum(granted.values()) - len(wanted)
     assert used == min(helpers, sum(wanted.values()) - len(wanted))
     hungry = [task for task in wanted if granted[task] < wanted[task]]
-    # Nobody who still wants one has less than another by more than the one that could not be split.
+    # A task that still wants helpers has at most one fewer than any other: the one that could not be split.
     for task in hungry:
         assert all(granted[other] <= granted[task] + 1 for other in wanted)
 

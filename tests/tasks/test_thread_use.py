@@ -1,4 +1,4 @@
-"""What a look at a task at work tells of the threads that it can use."""
+"""The threads that a running task can use, as its status shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tunables: bounds, defaults, who is told."""
+"""The tunables: bounds, defaults, notification."""
 
 from __future__ import annotations
 

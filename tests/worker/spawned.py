@@ -1,4 +1,4 @@
-"""A real spawner in a process of its own, spoken to as a daemon does."""
+"""A real spawner in a separate process, which the tests talk to like a daemon."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def me() -> CallerProcess:
 
 @dataclass
 class Spawned:
-    """A worker that was asked for; ``pidfd`` is -1 and ``forked.errno`` says why if there is none."""
+    """A requested worker; without one ``pidfd`` is -1 and ``forked.errno`` has the reason."""
 
     forked: protocol.Forked
     pidfd: int
@@ -42,7 +42,7 @@ class Spawned:
     page: int
 
     def answer(self) -> protocol.Message | None:
-        """What it says on its channel; None for the end of it."""
+        """Its next message on the channel; None at the end of the channel."""
         data = self.channel.recv(protocol.MESSAGE_MAX)
         return protocol.decode(data) if data else None
 
@@ -57,7 +57,7 @@ class Spawned:
         signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
 
     def snapshot(self) -> Snapshot:
-        """What it reports."""
+        """The snapshot of its page."""
         return read_snapshot(self.page, SHAPE)
 
     def has_ended(self, seconds: float = 0.0) -> bool:
@@ -149,7 +149,7 @@ class Spawner:
         return protocol.decode(data), fds
 
     def exited(self, spawned: Spawned) -> int:
-        """The status that the spawner tells of the end of ``spawned``, which must be its next word."""
+        """The status of the end of ``spawned``, which must be the spawner's next message."""
         message, _ = self.hear()
         assert isinstance(message, protocol.Exited)
         assert message.ticket == spawned.forked.ticket
@@ -158,7 +158,7 @@ class Spawner:
 
     @contextlib.contextmanager
     def limited(self, which: int, soft: int) -> Any:
-        """Another soft limit of the spawner's process meanwhile."""
+        """Set another soft limit of the spawner's process during the block."""
         before = resource.prlimit(self.process.pid, which)
         resource.prlimit(self.process.pid, which, (soft, before[1]))
         try:

@@ -1,4 +1,4 @@
-"""What daemon, spawner and workers say to each other."""
+"""The messages between daemon, spawner and workers."""
 
 from __future__ import annotations
 

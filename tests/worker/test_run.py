@@ -1,4 +1,4 @@
-"""What a worker does between its birth and its end, without a daemon."""
+"""The life of a worker, without a daemon."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_worker_does_its_task(spawner: Spawner, memory: Path) -> None:
 
 @pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT)])
 def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Path, done: int, number: int) -> None:
-    """Of a file that is gone, if nothing was done yet, all can be done; otherwise the rest would be done alone."""
+    """If the file is gone and nothing was done, the task can start again; otherwise only the rest would be done."""
     path = memory / "file"
     request = spawner.request(
         "fallocate",

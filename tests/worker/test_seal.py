@@ -1,4 +1,4 @@
-"""What a worker holds and can reach in each phase of its life, all of it: whatever is added has to be added here."""
+"""Everything that a worker holds and can reach in each phase of its life: additions must be added here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CALLERS = {
 
 @dataclass(frozen=True)
 class Held:
-    """What a process has."""
+    """The possessions of a process."""
 
     descriptors: list[str]
     namespaces: dict[str, str]
@@ -64,7 +64,7 @@ class Held:
 
 
 def held(pid: int, known: dict[str, str]) -> Held:
-    """What the process ``pid`` has; ``known`` are words for paths."""
+    """The possessions of the process ``pid``; ``known`` are words for paths."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return Held(
         descriptors=sorted(descriptor(f"/proc/{pid}/fd/{fd}", known) for fd in os.listdir(f"/proc/{pid}/fd")),
@@ -81,7 +81,7 @@ def namespaces(pid: int | str) -> dict[str, str]:
 
 
 def descriptor(path: str, known: dict[str, str]) -> str:
-    """What a descriptor leads to, in a word."""
+    """The target of a descriptor, as a word."""
     leads_to, status = os.readlink(path), os.stat(path)
     if leads_to in known:
         return known[leads_to]
@@ -113,7 +113,7 @@ def test_all_that_a_worker_has(spawner: Spawner, memory: Path, name: str) -> Non
         caller = read_caller(process.pid, *ids)
         effective, permitted, bounding = caller.identity.capabilities
 
-        # Forked ahead: as its spawner, and nobody else's.
+        # Forked ahead: with the identity of its spawner only.
         until(lambda: titles(spawner) == ["ktaskfs: spare worker"], "a worker forked ahead")
         (spare,) = psutil.Process(spawner.process.pid).children()
         until(lambda: spare.num_threads() == 1 and spare.status() == psutil.STATUS_SLEEPING, "it waits")
@@ -145,7 +145,7 @@ def test_all_that_a_worker_has(spawner: Spawner, memory: Path, name: str) -> Non
         until(lambda: worker.snapshot().phase is Phase.RUNNING, "the worker begins")
         assert held(spare.pid, known) == replace(expected, descriptors=sorted([*ALWAYS, *LIMITS, *PAGE, "target"]))
 
-        # Whoever is the same as the caller, and has no capability outside, sees nothing of it.
+        # A process with the caller's ids, and no capability outside, cannot look into it.
         look = run(*CALLERS[name], "ls", f"/proc/{spare.pid}/root/", f"/proc/{spare.pid}/cwd/")
         assert (look.status == 0) == (name == "root")
         process.communicate()

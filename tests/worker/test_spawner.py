@@ -1,4 +1,4 @@
-"""The real spawner, without a daemon: what it answers, and what it leaves to no worker."""
+"""The real spawner, without a daemon: its answers, and the descriptors that it keeps from workers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _works(spawner: Spawner, memory: Path) -> None:
 
 
 def descriptors(spawner: Spawner) -> int:
-    """Those that the spawner has open, once it has a worker in advance, and sleeps until the next request."""
+    """The spawner's number of open descriptors, when it has a worker in advance and sleeps until the next request."""
     process = psutil.Process(spawner.process.pid)
     until(
         lambda: len(process.children()) == 1 and process.status() == psutil.STATUS_SLEEPING,

@@ -19,7 +19,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def warm(operation: str) -> dict[str, object]:
-    """What a process has after a warm-up by ``operation``, and how the task ended."""
+    """The possessions of a process after a warm-up by ``operation``, and the end of the task."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     kernel, cgroups = Kernel.open_read_only(), GroupMounts.open()
     warm_up = WarmUp.open()

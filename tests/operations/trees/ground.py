@@ -1,4 +1,4 @@
-"""Trees of files on a disk, what the page cache has of them, and the results of tasks on them."""
+"""Trees of files on a disk, their pages in the page cache, and the results of tasks on them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def result_of(plan: Plan) -> dict[str, int]:
 
 
 def parsed(text: str) -> dict[str, int]:
-    """The counts, without the table of what was skipped."""
+    """The counts, without the table of skipped files."""
     lines = text.partition("reason path\n")[0].splitlines()
     return {key: int(value) for key, value in map(str.split, lines)}
 
 
 def as_nobody(function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a process of another user."""
+    """The result of ``function`` in a process of another user."""
 
     def body() -> Any:
         os.setresgid(65534, 65534, 65534)

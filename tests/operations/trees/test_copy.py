@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 def fill(top: Path) -> Path:
-    """Files of all kinds, with modes and times of their own."""
+    """Files of all kinds, with different modes and times."""
     for number in range(30):
         make(top / f"d{number % 3}/deep/f{number}").chmod(0o600 + number % 64)
     (top / "empty").touch()
@@ -119,7 +119,7 @@ def test_what_never_starts_leaves_no_directory(runner: Runner, source: Path, dis
 
 
 def test_the_rest_alone(runner: Runner, source: Path, disk: Path) -> None:
-    """What a first run left, which ended early: the second does some of it again, and completes it."""
+    """The remains of a first run that ended early: the second run repeats a part, and completes the copy."""
     with pytest.MonkeyPatch.context() as patch:
         calls = iter(range(10**6))
         real = os.sendfile
@@ -209,7 +209,7 @@ def test_no_room(runner: Runner, disk: Path, place: Place) -> None:
 
 
 def test_as_another_user(runner: Runner, source: Path, disk: Path, root: None) -> None:
-    """What the user may not read is skipped, and named; set-id bits and owners are not taken over."""
+    """Files that the user may not read are skipped, and named; set-id bits and owners are not copied."""
     (source / "d0").chmod(0o700)
     tool = source / "tool"
     tool.touch()
@@ -261,7 +261,7 @@ def test_many_small_files(runner: Runner, disk: Path, tmpfs: Path) -> None:
 def test_a_tmpfs_that_is_full_for_a_moment(
     runner: Runner, source: Path, tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel says while another thread splits the huge pages of small files, which cannot be had at will."""
+    """Like the kernel's answer while another thread splits the huge pages of small files, which a test cannot force."""
     calls, real = itertools.count(), os.sendfile
 
     def sendfile(*arguments: int) -> int:
@@ -283,7 +283,7 @@ def test_a_tmpfs_that_becomes_full(runner: Runner, source: Path, tmpfs: Path) ->
 
 @pytest.mark.parametrize("tool", ["sha256sum", "b2sum", "md5sum"])
 def test_a_list_of_digests_in_the_same_pass(runner: Runner, source: Path, disk: Path, tmpfs: Path, tool: str) -> None:
-    """Of regular files alone, holes and all; the tool finds the copy as the list says, and so do we."""
+    """Only of regular files, including their holes; both the tool and ``checksum`` confirm the list for the copy."""
     (source / "bad\udcff\nname").unlink()
     text = runner.result(runner.prepare("copy", source=source, path=tmpfs / "copy", digest=tool))
     assert traits(tmpfs / "copy") == traits(source)

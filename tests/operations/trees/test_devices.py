@@ -1,4 +1,4 @@
-"""Block devices, as what is read: in place of a file of a disk."""
+"""Block devices as sources, instead of a file on a disk."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_the_cache_has_of_a_device(runner: Runner, device: str) -> None:
         result = runner.result(runner.prepare("survey", path=device))
         return parsed(result.partition("left_out")[0])["resident"]
 
-    with open(device, "rb"):  # as a mounted one is: the kernel drops all that it has of one that nobody has open
+    with open(device, "rb"):  # like a mounted device: the kernel drops the cache of a device that nobody has open
         assert parsed(runner.result(runner.prepare("prefetch", path=device)))["bytes"] == SIZE
         assert resident() == SIZE
         result = parsed(runner.result(runner.prepare("evict", path=device)))

@@ -1,4 +1,4 @@
-"""Threads that do small files in turn, and side by side where one of them would wait."""
+"""Threads that work on small files in turn, or concurrently if a thread would wait."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 READ_AHEAD = 16 * MIB
-"""More than the kernel reads ahead of what is asked for."""
+"""More than the kernel's readahead."""
 NOTHING_ELSE = {"skipped": 0, "mounts": 0}
 
 
@@ -144,7 +144,7 @@ def test_other_mounts(runner: Runner, disk: Path, root: None) -> None:
 
 
 def test_another_user_reads_what_the_user_may(runner: Runner, disk: Path, root: None) -> None:
-    """The kernel does not say what is there of a file that is not the user's own: it is read."""
+    """The kernel does not report the cached pages of another user's file, so it is read."""
     make(disk / "closed").chmod(0o600)
     make(disk / "open").chmod(0o644)
     result = as_nobody(lambda: result_of(runner.prepare("prefetch", path=disk)))
