@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from ktaskfs.cli.follow import Standing
 
 EVERY: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two pictures."""
 HOLDERS_EVERY: Final = 5.0
-"""Seconds between two looks at who holds huge pages, which cost more."""
+"""Seconds between two reads of the holders of huge pages, which cost more."""
 REMEMBERED: Final = 240
-"""Looks in the graph."""
+"""Values in the graph."""
 BAR_WIDTH: Final = 9
 NAME_WIDTH: Final = 15
 COLUMNS: Final = {"task": 16, "done": 10, "percent": 7, "amount": 18, "speed": 11, "finish": 7, "state": 11}
-"""Widths, which make 80: textual measures a column that has none anew, all its rows, at each change of a cell."""
+"""Widths, 80 in all: without a width, textual measures all rows of a column at each change of a cell."""
 STYLES: Final = {"running": "bold", "failed": "red", "interrupted": "red", "cancelled": "yellow", "paused": "yellow"}
 
 
@@ -90,14 +90,14 @@ class Top(App[None]):
             self.picture = picture
 
     class Held(Message):
-        """Somebody has looked who holds huge pages."""
+        """The holders of huge pages were read."""
 
         def __init__(self, lines: Sequence[str]) -> None:
             super().__init__()
             self.lines = lines
 
     class Refused(Message):
-        """The mount has refused what a key asked for."""
+        """The mount has refused the command of a key."""
 
         def __init__(self, words: str) -> None:
             super().__init__()
@@ -124,7 +124,7 @@ class Top(App[None]):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Look at once, and then again and again."""
+        """Read the mount now, and then regularly."""
         table = self._table
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
@@ -139,7 +139,7 @@ class Top(App[None]):
 
     @property
     def _has_screen(self) -> bool:
-        """False once the screen is being taken down: a look that began before may end after that."""
+        """False while the screen ends: a thread may still deliver a picture."""
         return bool(self.query("#tasks"))
 
     @property
@@ -151,7 +151,7 @@ class Top(App[None]):
         return self._picture.tasks[row]
 
     def look(self) -> None:
-        """Read the mount, unless the last look is not over, and show what it says."""
+        """Read the mount and show it, unless the last read is still running."""
         if not self._is_looking:
             self._is_looking = True
             chosen = self.chosen
@@ -159,18 +159,18 @@ class Top(App[None]):
             self._behind(lambda: self.post_message(self.Seen(take(self._mounted, name, before))))
 
     def look_for_holders(self) -> None:
-        """Ask the mount who holds huge pages, unless the last answer has not come."""
+        """Read the holders of huge pages, unless the last read is still running."""
         if not self._is_looking_for_holders:
             self._is_looking_for_holders = True
             self._behind(lambda: self.post_message(self.Held(holders(self._mounted))))
 
     def on_top_held(self, message: Held) -> None:
-        """Keep it for the next picture."""
+        """Keep the lines for the next picture."""
         self._is_looking_for_holders = False
         self._holders = message.lines
 
     def _behind(self, call: Callable[[], object]) -> None:
-        """Call it in a thread: a daemon that is stopped answers nobody, and must not keep the screen from its keys."""
+        """Call it in a thread, so that a stopped daemon does not block the keys."""
         threading.Thread(target=call, daemon=True).start()
 
     def on_top_refused(self, message: Refused) -> None:
@@ -199,7 +199,7 @@ class Top(App[None]):
             self.query_one(place, Static).update(Text("\n".join(lines)))
 
     def _show_tasks(self, chosen: str | None) -> None:
-        """Change the cells that are different; begin anew where the order is another."""
+        """Update changed cells; rebuild the table if the order changes."""
         table, tasks = self._table, self._picture.tasks
         if [each.name for each in tasks] != list(self._shown):
             table.clear()
@@ -232,20 +232,20 @@ class Top(App[None]):
         self._behind(write)
 
     def action_threads(self, step: int) -> None:
-        """More or fewer threads for it."""
+        """Change the number of threads of the chosen task."""
         if self.chosen is not None:
             self.action_write("max_threads", str(next_threads(self.chosen, step)))
 
     def action_rate(self, faster: bool) -> None:
-        """Another limit for its speed."""
+        """Change the speed limit of the chosen task."""
         if self.chosen is not None:
             self.action_write("rate_max", next_rate(self.chosen, faster=faster))
 
 
 def top(mount: str) -> int:
-    """Show the screen until a person leaves it. Raises KtaskfsError."""
+    """Show the screen until the user quits. Raises KtaskfsError."""
     mounted = Mounted(mount, patience=0)
-    mounted.read("version")  # or it says at once that nothing is mounted
+    mounted.read("version")  # raises now if nothing is mounted
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NotSupported("ktaskfs top needs a terminal; ktaskfs ls and events print what it shows")
     Top(mounted).run()

@@ -137,6 +137,8 @@ def _end_as(child: int) -> NoReturn:
 
 def _end_both(child: int, number: int) -> None:
     os.kill(child, signal.SIGKILL)
+    if os.isatty(2):
+        _say(SHOW_CURSOR)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -66,10 +67,11 @@ class Ansible:
         """The same with another release."""
         return Ansible(programs, self._collections, self._home, self._prefix)
 
-    def __call__(self, program: str, *words: str, cwd: Path | None = None) -> Outcome:
-        """Run a program of Ansible to its end."""
+    def __call__(self, program: str, *words: str, cwd: Path | None = None, **variables: str) -> Outcome:
+        """Run a program of Ansible to its end, with more variables of the environment."""
+        path = f"{self._programs}:{os.environ['PATH']}"
         command = [*self._prefix, str(self._programs / program), *words]
-        return run(*command, env=self._env, cwd=cwd, timeout=4 * DEADLINE)
+        return run(*command, env={**self._env, "PATH": path, **variables}, cwd=cwd, timeout=4 * DEADLINE)
 
     def play(self, inventory: str, playbook: str, *words: str, **variables: Any) -> Played:
         """Run a playbook with variables."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,15 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ktaskfs.version import VERSION
+from tests.ansible.newer import NewerAnsible, layers
 from tests.ansible.plays import Ansible
+from tests.ansible.tools import PLACE
 from tests.fleet.hosts import Host, Place, three_hosts
+from tests.support.packages import Unavailable
 from tests.support.shell import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.ansible.plays import Played
+    from tests.support.shell import Outcome
 
+MOLECULE: Final = {"ANSIBLE_STDOUT_CALLBACK": "default"}
+"""Molecule reads what Ansible prints for people."""
 GUESTS: Final = [{"name": "vm0", "size": "2M"}]
 
 
@@ -41,6 +48,11 @@ class Fleet:
         """The same hosts, and another release of Ansible."""
         return Fleet(self._place, self.hosts, self.ansible.with_programs(programs))
 
+    def with_the_newest(self, collections: Path, directory: Path) -> Fleet:
+        """The same hosts, and the newest release; raises Unavailable. ``directory`` is an empty one."""
+        ansible = NewerAnsible(layers(directory), collections, self._place.directory, self._place.prefix)
+        return Fleet(self._place, self.hosts, ansible)
+
     def hang_up(self) -> None:
         """End the connections that the commands share."""
         for host in self.hosts:
@@ -49,6 +61,11 @@ class Fleet:
     def play(self, playbook: str, *words: str, **variables: Any) -> Played:
         """Run a playbook on all hosts."""
         return self.ansible.play(self.inventory, playbook, *words, hosts="all", **variables)
+
+    def molecule(self, collection: Path) -> Outcome:
+        """Run the collection's scenario."""
+        variables = {"MOLECULE_EPHEMERAL_DIRECTORY": f"{self._place.directory}/molecule", "HOSTS": self.inventory}
+        return self.ansible("molecule", "test", cwd=collection, **variables, **MOLECULE)
 
     def sh(self, script: str) -> list[str]:
         """What a script prints on each host."""
@@ -133,6 +150,23 @@ def test_the_oldest_release(fleet: Fleet, oldest: Path) -> None:
     assert {pool["node"] for pool in answer["pools"]} >= {None, 0}
 
 
+def test_the_newest_release(fleet: Fleet, collections: Path, tmp_path: Path) -> None:
+    """It needs Python 3.12. Its connections end with its system, so none is shared."""
+    try:
+        new = fleet.with_the_newest(collections, tmp_path)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    version = re.search(r"core (\d+)\.(\d+)", new.ansible("ansible", "--version").out)
+    assert version is not None
+    assert (int(version[1]), int(version[2])) > (2, 19)
+    alone = f"-F {Path(fleet.inventory).with_name('ssh_config')} -o ControlMaster=no"
+    variables = {"guests": GUESTS, "directory": "/dev/shm", "batch": 3, "ansible_ssh_args": alone}
+    for changed in (1, 0):
+        played = new.play("ktaskfs.host.hypervisors", **variables)
+        assert played.outcome.status == 0, played.failures
+        assert played.changed == {"hv1": changed, "hv2": changed, "hv3": changed}
+
+
 def test_weights_that_are_replaced_are_loaded_again(fleet: Fleet) -> None:
     fleet.sh("head -c 1M /dev/urandom >/dev/shm/source")
     variables = {"weights": "/dev/shm/source", "memory": "/dev/shm/weights"}
@@ -140,6 +174,15 @@ def test_weights_that_are_replaced_are_loaded_again(fleet: Fleet) -> None:
     fleet.hosts[2].sh("head -c 1M /dev/urandom >/dev/shm/new; mv /dev/shm/new /dev/shm/source")
     assert fleet.play("ktaskfs.host.weights", "--limit=hv2,hv3", **variables).changed == {"hv2": 0, "hv3": 2}
     assert fleet.hosts[2].sh("cmp /dev/shm/source /dev/shm/weights") == ""
+
+
+def test_the_scenario_of_molecule(fleet: Fleet, collections: Path) -> None:
+    """It converges, changes nothing a second time, verifies, and leaves nothing."""
+    done = fleet.molecule(collections / PLACE)
+    assert done.status == 0, done
+    steps = re.findall(r"default > (\w+): Executed: (\w+)", done.out + done.err)
+    assert steps == [(step, "Successful") for step in ("syntax", "converge", "idempotence", "verify", "cleanup")], done
+    assert fleet.sh("ls /dev/shm /run/ktaskfs/tasks/") == ["/dev/shm:\n\n/run/ktaskfs/tasks/:\ncontrol\n"] * 3
 
 
 def test_a_dead_host_is_unreachable_and_the_others_are_done(fleet: Fleet) -> None:

@@ -32,7 +32,7 @@ def copy_collection(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Two runs of the tests do not make an environment at the same time."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
@@ -49,7 +49,7 @@ def environment(release: str) -> Path:
     directory = CACHE / f"ansible-{release}"
     made_from = directory / pins.name
     try:
-        with _alone(directory):
+        with alone(directory):
             if not made_from.exists() or made_from.read_text() != pins.read_text():
                 subprocess.run([sys.executable, "-m", "venv", "--clear", directory], capture_output=True, check=True)
                 pip: list[str | Path] = [

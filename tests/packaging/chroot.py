@@ -61,12 +61,17 @@ NEWEST: Final = RELEASES[-1]
 
 
 def run_in(
-    lower: Sequence[Path], script: str, *, binds: Mapping[Path, str] | None = None, upper: Path | None = None
+    lower: Sequence[Path],
+    script: str,
+    *,
+    binds: Mapping[Path, str] | None = None,
+    upper: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> str:
     """Run a script of sh as root in the system of these layers, the top one first; returns what it prints.
 
-    Changes are lost, or are in the layer ``upper``. ``binds``: directories, and their places in the system. Raises
-    CalledProcessError.
+    Changes are lost, or are in the layer ``upper``. ``binds``: directories, and their places in the system. ``prefix``
+    comes before the command that makes the system. Raises CalledProcessError.
     """
     with tempfile.TemporaryDirectory(prefix="kt-chroot-") as point, contextlib.ExitStack() as made:
         if upper is not None:
@@ -75,7 +80,7 @@ def run_in(
             made.callback(shutil.rmtree, f"{upper}work")
         where = [point, ":".join(map(str, lower)), "" if upper is None else str(upper), script]
         pairs = [f"{source}:{place}" for source, place in (binds or {}).items()]
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", HERE, "sh"]
+        unshare = [*prefix, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", HERE, "sh"]
         done = subprocess.run(
             [*unshare, *where, *pairs],
             env=_environment(),

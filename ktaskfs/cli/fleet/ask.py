@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 HEADER: Final = ("host", "name", "operation", "state", "percent", "progress", "speed", "finish", "uid")
 LEVELS: Final = ("wrong", "unknown")
-"""Of findings that are shown; where all is well a host has none."""
+"""The levels of findings that are shown; a host without problems has none."""
 PATIENCE: Final = 60
-"""Seconds for the answers of hosts, without --timeout."""
+"""Seconds to wait for the answers of hosts, without --timeout."""
 
 
 class Answers:
-    """The objects that each host has printed; of others how their connection ended."""
+    """The objects that each host printed, and how the connections to the other hosts ended."""
 
     def __init__(self, names: Sequence[str], seconds: float) -> None:
         self.objects: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -38,7 +38,7 @@ class Answers:
         self._connections: Connections | None = None
 
     def ask(self, connections: Connections) -> None:
-        """Return when all have answered, or had the time to."""
+        """Return when all hosts have answered, or the time is over."""
         self._connections = connections
         unreachable = connections.run()
         self._connections = None
@@ -48,7 +48,7 @@ class Answers:
 
     @property
     def bad(self) -> list[Group]:
-        """The hosts that have not answered as they should, by why."""
+        """The hosts without a proper answer, by reason."""
         return [Group(state, words, names) for (state, words), names in self._bad.items()]
 
     def connecting(self, host: str) -> None:
@@ -86,7 +86,7 @@ def _answers(given: argparse.Namespace, words: Sequence[str]) -> Answers:
 
 
 def _end(given: argparse.Namespace, answers: Answers) -> int:
-    """Tell of the hosts that have not answered; returns the exit status."""
+    """Report the hosts without an answer; returns the exit status."""
     for group in answers.bad:
         if given.json:
             for name in group.hosts:
@@ -129,7 +129,7 @@ def _cells(figures: dict[str, Any]) -> list[str]:
 
 
 def doctor(given: argparse.Namespace) -> int:
-    """Print what is wrong, each with the hosts on which it is; 0 only if nothing is. Raises KtaskfsError."""
+    """Print each problem with its hosts; returns 0 only if there is none. Raises KtaskfsError."""
     answers = _answers(given, [])
     found: dict[tuple[str, str, str, str | None], list[str]] = {}
     well = []

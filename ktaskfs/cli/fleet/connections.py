@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 TICK: Final = 0.25
 """Seconds between two calls of ``Watcher.tick``."""
 FILLING: Final = 0.1
-"""Seconds to begin with hosts before what they say is read."""
+"""Seconds to connect to more hosts before the output of connected ones is read."""
 GATHERING: Final = 1e-4
 """Seconds for each connected host that output may wait, so that it is read with that of other hosts."""
 CONNECT_TIMEOUT: Final = 5
-"""Seconds until a host that does not answer is given up."""
+"""Seconds to wait for a host that does not answer."""
 SSH_OPTIONS: Final = "-oServerAliveInterval=5 -oServerAliveCountMax=2"
-"""After those of the user, of which ssh(1) takes the first."""
+"""Follow the options of the user: ssh(1) takes the first value of an option."""
 APART: Final = "setsid"
-"""In a session of its own a connection does not get the terminal's ^C, which is for this program alone."""
+"""Runs each connection in its own session, so that only this program gets the terminal's ^C."""
 DESCRIPTORS: Final = 3
-"""For each connection, while it is made."""
+"""Descriptors for each new connection."""
 OWN_DESCRIPTORS: Final = 64
 
 
@@ -52,14 +52,14 @@ class Watcher(Protocol):
         """The command has written a line. The host may be a gateway."""
 
     def ended(self, host: str, status: int | None) -> bool:
-        """The command has ended; returns whether further hosts may be begun with."""
+        """The command has ended; returns whether to connect to further hosts."""
 
     def tick(self) -> None:
         """Time has passed."""
 
 
 class Way(NamedTuple):
-    """How hosts are reached, and how many at a time."""
+    """How to reach hosts, and how many at a time."""
 
     fanout: int
     ssh_options: str
@@ -68,7 +68,7 @@ class Way(NamedTuple):
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Way:
-        """As the command line says. Raises InvalidValue."""
+        """From the command line. Raises InvalidValue."""
         if given.topology is not None and given.via is not None:
             raise InvalidValue("--topology needs ssh: leave out --via")
         try:
@@ -97,7 +97,7 @@ def folded(names: Iterable[str]) -> str:
 
 
 def raise_descriptors(fanout: int) -> int:
-    """Have this process open as many files as it may; returns the connections for which that is enough."""
+    """Raise the limit on open files as far as possible; returns how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = fanout * DESCRIPTORS + OWN_DESCRIPTORS
     if soft < wanted:
@@ -107,7 +107,7 @@ def raise_descriptors(fanout: int) -> int:
 
 
 class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no types
-    """Runs ``command``, a line for a shell, on hosts in ``batches``, and tells ``watcher`` what comes of it."""
+    """Runs ``command``, a line for a shell, on hosts in ``batches``, and calls ``watcher`` for each event."""
 
     def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], watcher: Watcher) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
                 raise InvalidValue(f"--topology: {error}") from error
 
     def run(self) -> str | None:
-        """Return when all has ended, or was dropped; why the rest cannot be reached, if the last gateway is gone."""
+        """Return when all connections have ended or were cut; if the last gateway is gone, return the reason."""
         self._timer = self._task.timer(0, self, interval=TICK)
         handler = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # of a host that has just ended
         try:
@@ -154,17 +154,17 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
         return None
 
     def tell(self, line: str) -> None:
-        """Write a line to the command on every host where it runs, or will soon."""
+        """Write a line to the command on every host where it runs or starts."""
         for worker in set(self._workers.values()):
             worker.write(line.encode() + b"\n")
 
     def begin_no_more(self) -> None:
-        """Leave out all hosts that were not begun with."""
+        """Connect to no further hosts."""
         self._batches.clear()
         self._waiting.clear()
 
     def drop(self) -> None:
-        """Cut all connections; ``run`` returns. What runs on the hosts is not told."""
+        """Cut all connections; ``run`` returns. The commands on the hosts hear nothing."""
         self.begin_no_more()
         self._task.abort()
 
@@ -188,11 +188,11 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
             self.begin_no_more()
 
     def _fill(self) -> None:
-        """Begin with hosts, as many as may be at work; stop the clock when there is none, and none to come.
+        """Connect to as many hosts as the fanout allows; stop the timer after the last host.
 
-        With a thousand hosts it goes on with the next tick: those that were begun with are to be heard, and ^C.
+        With a thousand hosts it continues at the next tick, so that it also reads output and notices ^C meanwhile.
         """
-        if self._is_filling:  # a host that cannot be begun with ends at once
+        if self._is_filling:  # a host whose connection cannot start ends at once
             return
         self._is_filling = True
         end = time.monotonic() + FILLING

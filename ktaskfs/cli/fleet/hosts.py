@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 WAITING: Final = "waiting"
-"""The host's turn has not come."""
+"""There was no connection to the host yet."""
 CONNECTING: Final = "connecting"
-"""Nothing was heard of it yet."""
+"""The host has not answered yet."""
 STARTED: Final = "started"
-"""The task was left at work, as --detach asks."""
+"""The task goes on after --detach."""
 LEFT: Final = "left"
-"""The task was left at work after a second ^C."""
+"""The task goes on after a second ^C."""
 REFUSED: Final = "refused"
 """The host's ktaskfs refuses the specification."""
 UNREACHABLE: Final = "unreachable"
-"""There was no connection."""
+"""The connection failed."""
 LOST: Final = "lost"
 """The connection ended before the task: the host hangs, or is dead."""
 TIMEOUT: Final = "timeout"
 """It took longer than --timeout allows; the task goes on."""
 SKIPPED: Final = "skipped"
-"""The host was not turned to, since too many had failed, or after ^C or --timeout."""
+"""The command did not connect to the host, after too many failures, ^C or --timeout."""
 AT_THE_END: Final = frozenset({LEFT, TIMEOUT, SKIPPED})
-"""What hosts come to all at once, when the watching ends."""
+"""States that many hosts get together, when the watching ends."""
 FINE: Final = frozenset({"done", "planned", STARTED})
 NO_CONNECTION: Final = 255
 """What ssh(1) returns when it could not connect, or the connection was lost."""
@@ -52,7 +52,7 @@ class Host(NamedTuple):
 
     @property
     def standing(self) -> Standing:
-        """That of the task that counts, with the host's name: the least advanced at work, or the worst end."""
+        """The status of the slowest running task, or of the worst ended one, with the host's name."""
         at_work = [each for each in self.tasks.values() if not each.has_ended]
         if at_work:
             found = min(at_work, key=percent)
@@ -67,7 +67,7 @@ class Host(NamedTuple):
 
     @property
     def status(self) -> int:
-        """What this host makes of the exit status."""
+        """The exit status for this host."""
         return 0 if self.state in FINE else STATUS_OF.get(self.state, 1)
 
 
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 
 def percent(standing: Standing) -> float:
-    """The part that is done; 0 where nobody knows."""
+    """The finished part; 0 if unknown."""
     return standing.figures.get("percent") or 0.0
 
 
@@ -89,7 +89,7 @@ def _gravity(standing: Standing) -> int:
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """The object on a line; None for what is none: the words of ssh, of a shell, of a login script."""
+    """The object on a line; None for other text, from ssh, a shell or a login script."""
     try:
         found = json.loads(line.decode())  # of bytes it would guess the encoding
     except ValueError:
@@ -98,21 +98,21 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def text_of_line(line: bytes) -> str:
-    """A line that is no object, to be shown."""
+    """The printable text of a line that is not an object."""
     text = line.decode(errors="backslashreplace").strip()
     return re.sub(r"[\x00-\x1f\x7f]", "?", text)[:HEARD_MOST]
 
 
 def without_name(words: str, host: str) -> str:
-    """``words`` with %h for the host: what differs by nothing but the host's name is one reason."""
+    """``words`` with %h for the host, so that hosts share a reason that differs only by their names."""
     if host not in words:  # a regular expression for each host is dear
         return words
     return re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "%h", words)
 
 
 def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, str]:
-    """The state and the words for a connection that ended with ``status`` before what it was for."""
-    words = heard or f"exit status {status}"
+    """The state and the reason for a connection that ended too early, with ``status``."""
+    words = heard or ("the command printed no status of a task" if status == 0 else f"exit status {status}")
     if has_spoken:
         return LOST, heard or "the connection ended"
     return (UNREACHABLE if status == NO_CONNECTION else "failed"), words
@@ -135,11 +135,11 @@ class Fleet:
         return name in self._hosts
 
     def connecting(self, name: str) -> None:
-        """The host is being turned to."""
+        """A connection to the host starts."""
         self._hosts[name] = self._hosts[name]._replace(state=CONNECTING)
 
     def heard(self, name: str, line: bytes) -> bool:
-        """Take a line that a host has said; returns whether it was an object of a task, or of a refusal."""
+        """Take a line from a host; returns whether it was an object of a task or of a refusal."""
         host = self._hosts[name]
         told = parsed(line)
         if told is None or not isinstance(told.get("state"), str):
@@ -181,18 +181,18 @@ class Fleet:
         self.end(name, state, words)
 
     def end(self, name: str, state: str, words: str = "") -> None:
-        """Nothing more will be heard of a host."""
+        """Set the final state of a host."""
         words = without_name(words, name)
         self._hosts[name] = self._hosts[name]._replace(state=state, words=words, has_ended=True)
 
     @property
     def failed(self) -> int:
-        """How many hosts have ended, and not well."""
+        """How many hosts have ended in a failure."""
         return sum(each.has_ended and each.state not in FINE for each in self)
 
     @property
     def exit_status(self) -> int:
-        """That of the command."""
+        """The exit status of the command."""
         found = {each.status for each in self}
         return next((each for each in GRAVITY if each in found), 0)
 
@@ -210,7 +210,7 @@ class Fleet:
         return sorted(groups, key=lambda each: (each.state not in FINE, -len(each.hosts)))
 
     def results(self) -> dict[tuple[str, str], list[str]]:
-        """The hosts by task and result, which has something in it."""
+        """The hosts by task and nonempty result."""
         found: dict[tuple[str, str], list[str]] = {}
         for host in self:
             for task in host.tasks.values():
@@ -229,7 +229,7 @@ class Fleet:
 
 
 def _complaint(standing: Standing) -> str:
-    """Why a task has no good end, without what differs from host to host."""
+    """Why a task failed, without text that differs from host to host."""
     figures = standing.figures
     if standing.state == "failed":
         number = figures.get("errno")

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 class FleetReport(Protocol):
-    """Shows how hosts stand."""
+    """Shows the status of hosts."""
 
     def heard(self, host: Host, line: bytes) -> None:
-        """A host has told of a task."""
+        """A host has reported a task."""
 
     def ended(self, host: Host) -> None:
-        """Nothing more will come of a host."""
+        """A host has its final state."""
 
     def show(self, fleet: Fleet) -> None:
-        """Show what is new; called all the time."""
+        """Show news; called at each tick."""
 
     def note(self, words: str) -> None:
-        """Say a sentence to a person."""
+        """Show a sentence to a person."""
 
     def close(self, fleet: Fleet) -> None:
-        """All have ended."""
+        """All hosts have ended."""
 
 
 def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
-    """The one that the options ask for, or that standard error suits."""
+    """The report for the options, or for the kind of standard error."""
     if given.json:
         return FleetJson()
     if not given.quiet and sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
@@ -50,7 +50,7 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Fle
 
 
 class FleetJson:
-    """The objects of the hosts on standard output, each with ``host``; and the sums at the end."""
+    """Prints the objects of the hosts on standard output, each with ``host``, and a summary at the end."""
 
     def heard(self, host: Host, line: bytes) -> None:
         members = line.decode(errors="backslashreplace").strip()[1:]  # it was parsed, and is an object
@@ -77,7 +77,7 @@ class FleetJson:
 
 
 class FleetLines:
-    """Lines on standard error: how all stand from time to time, a line for each bad end, and the sums at the end."""
+    """Prints lines on standard error: the status of all from time to time, each failure, and a summary at the end."""
 
     def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._quiet = quiet

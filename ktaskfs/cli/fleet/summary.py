@@ -32,7 +32,8 @@ def course(fleet: Fleet) -> str:
 
 def summary_line(group: Group) -> str:
     """``refused (1): hv2: ENOSPC: ...``."""
-    words = f": {group.words}" if group.words else ""
+    reason = group.words if len(group.hosts) > 1 else group.words.replace("%h", group.hosts[0])
+    words = f": {reason}" if reason else ""
     return f"{group.state} ({len(group.hosts)}): {folded(group.hosts)}{words[:WORDS_MOST]}"
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 EVERY: Final = 1.0
 """Seconds between two pictures."""
 ROWS_MOST: Final = 24
-"""Hosts at work that have a line."""
+"""Running hosts with a line."""
 SHARE: Final = 0.01
-"""Of the time, to draw: one picture takes as long as hundreds of lines from hosts."""
+"""The largest part of the time for drawing: one picture costs as much as hundreds of lines from hosts."""
 GROUPS_MOST: Final = 8
-"""Ways to end that are shown while others are at work."""
+"""Groups of ended hosts that are shown while others run."""
 
 
 class LiveTable:
@@ -62,7 +62,7 @@ class LiveTable:
         show_summary(fleet)
 
     def picture(self, fleet: Fleet) -> RenderableType:
-        """What fits: the hosts at work from the slowest on, how the others have ended, and a line on all."""
+        """As much as fits: the running hosts, slowest first, the groups of ended hosts, and a line on all."""
         ended = fleet.groups()
         ended, folded = ended[:GROUPS_MOST], ended[GROUPS_MOST:]
         below = [

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from ktaskfs.cli.fleet.reports import FleetReport
 
 MOST: Final = 96 << 10
-"""Bytes of a specification: it is one word of a command line, which the kernel gives 128 KiB."""
+"""Bytes of a specification: it is one word of a command line, and the kernel allows 128 KiB for a word."""
 
 
 def run(given: argparse.Namespace) -> int:
-    """Start it on all hosts; returns the exit status. Raises KtaskfsError if nothing can be begun."""
+    """Start it on all hosts; returns the exit status. Raises KtaskfsError if nothing can start."""
+    if given.files:
+        raise InvalidValue("--files reads files of this machine: leave out --hosts")
     names = names_of(given.hosts)
     batches = batches_of(names, given.batch)
     command = _command(given)
@@ -45,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _command(given: argparse.Namespace) -> str:
-    """What a shell on each host is to run."""
+    """The command for a shell on each host."""
     text = "\n".join(each.named().text for each in read_specs(text_of(given.spec)))
     if not text:
         raise InvalidValue("there is no specification")

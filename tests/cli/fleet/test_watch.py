@@ -21,7 +21,7 @@ from tests.support.terminal import CONTROL_C, Terminal
 if TYPE_CHECKING:
     from pathlib import Path
 
-NO_ROOM = "refused (1): full1: ENOSPC: no room on %h"
+NO_ROOM = "refused (1): full1: ENOSPC: no room on full1"
 
 
 def begun(hosts: Hosts) -> int:
@@ -43,7 +43,7 @@ def test_a_summary_by_state_and_words(hosts: Hosts) -> None:
         "unreachable (2): dead[1-2]: ssh: connect to host %h port 22: No route to host",
         "failed (1): failed1: ENOSPC: no room",
         "failed (1): bare1: bash: line 1: ktaskfs: command not found",
-        "lost (1): lost1: Timeout, server %h not responding.",
+        "lost (1): lost1: Timeout, server lost1 not responding.",
         "failed (1): odd1: null",
     }
     assert "full1: refused: ENOSPC: no room on full1" in outcome.err
@@ -219,6 +219,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
         (["--batch", "101%"], "--batch: '101%' is neither"),
         (["--topology", "/none"], "--topology needs ssh"),
         (["--ssh-options", "-F '"], "--ssh-options: No closing quotation"),
+        (["--files"], "--files reads files of this machine"),
     ):
         outcome = hosts("good1", *options)
         assert (outcome.status, words in outcome.err) == (1, True), outcome
