@@ -18,6 +18,7 @@ from bench.main_job import PAGE, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
 from bench.peers import build, inner_seconds
 from bench.pool import reserved
+from ktaskfs.memory.tmpfs import WINDOW
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ WHY: Final = {
     INTO_TMPFS: "Each page goes into the one tree of the file's pages, under its lock: perf shows 40 % of the time in "
     "copying and 20 % at that lock. The loop in C goes through a buffer, which is the faster way for it.",
     FROM_TMPFS: "A source on tmpfs is read through a buffer, as C does: pages that were allocated and never written "
-    "would be data after a look at them through a mapping. Python takes 4 µs of the 140 that 256 KiB take.",
-    INTO_LARGE: "A thread has 4 MiB mapped at a time, lest more counts as the worker's, in its size and for the OOM "
-    "killer: to take pages out of a mapping interrupts the other processor. C does that only at the end. Against cat: "
-    "each page is zeroed before it is read into, for no call puts in a huge page of tmpfs.",
+    "would be data after a look at them through a mapping. Python takes 4 µs for each 512 KiB.",
+    INTO_LARGE: f"A thread has {human_size(WINDOW)} mapped at a time, lest more counts as the worker's, in its size "
+    "and for the OOM killer: to take pages out of a mapping interrupts the other processor. C does that only at the "
+    "end. Against cat: each page is zeroed before it is read into, for no call puts in a huge page of tmpfs.",
 }
 """Why a copy has this speed, by its target."""
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
     from ktaskfs.span import Span
 
-WINDOW: Final = 4 << 20
-"""Bytes that a thread maps at a time. Unmapping pages interrupts the other CPUs: two threads that populate huge pages
-lose a tenth of their speed to that, less with larger windows."""
+WINDOW: Final = 8 << 20
+"""Bytes that a thread maps at a time. Unmapping pages interrupts the other CPUs: with 4 MiB, two threads that populate
+huge pages lost a tenth of their speed. With 16 MiB, the tests found too much memory of the worker."""
 PATIENCE: Final = 2.0
 """Seconds of retries on a full tmpfs. On two busy CPUs it took up to 0.07 s."""
 _PAUSE: Final = 0.001

@@ -16,7 +16,7 @@ import pytest
 from ktaskfs.errors import TargetError
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import TaskError
-from ktaskfs.memory.tmpfs import WINDOW
+from ktaskfs.memory import tmpfs
 from ktaskfs.operations.ranges import copy as copy_module
 from ktaskfs.operations.ranges._range import source_length
 from tests.support import filesystems
@@ -126,7 +126,9 @@ def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Pa
         if file == "tmpfs":
             source = directory / "source"
             runner.run("copy", source=plain, path=source)
-        assert 0 < most_mapped(runner, source, small_pages) <= 2 * 2 * WINDOW, "one of each file for each thread"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tmpfs, "WINDOW", 2 * HUGE)
+            assert 0 < most_mapped(runner, source, small_pages) <= 8 * HUGE, "one of each file for each thread"
 
 
 def most_mapped(runner: Runner, source: Path, target: Path) -> int:
