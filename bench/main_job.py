@@ -248,15 +248,29 @@ def worker_memory(mount: Ktaskfs, target: Path, operation: str, size: int) -> in
     return most
 
 
+def timed(mount: Ktaskfs, huge: Path, settings: Settings) -> list[Section]:
+    """Both operations beside C, with THREADS threads, and the start of a task."""
+    (mount.path / "debug/ktask_max_threads").write_text(str(THREADS))
+    return [allocating(mount, huge, settings), clearing(mount, huge, settings), starting(mount, huge, settings)]
+
+
+def times(settings: Settings) -> list[Section]:
+    """The same on a mount of its own, for other benchmarks."""
+    with ExitStack() as stack:
+        where = stack.enter_context(directory())
+        stack.enter_context(reserved(PAGE, settings.size))
+        huge = stack.enter_context(hugetlbfs(where / "huge", PAGE))
+        return timed(stack.enter_context(Ktaskfs(where / "mnt", where / "state")), huge, settings)
+
+
 def measure(settings: Settings) -> list[Section]:
     with ExitStack() as stack:
         where = stack.enter_context(directory())
         stack.enter_context(reserved(PAGE, settings.size))
         huge = stack.enter_context(hugetlbfs(where / "huge", PAGE))
         mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
-        (mount.path / "debug/ktask_max_threads").write_text(str(THREADS))
         memory_table = memory(mount, huge, settings)
-        sections = [allocating(mount, huge, settings), clearing(mount, huge, settings), starting(mount, huge, settings)]
+        sections = timed(mount, huge, settings)
         mount.submit(f"fallocate path={huge / 'shown'} length={PAGE} name=shown")
         mount.wait("shown")
         status = mount.read("tasks/shown/status")

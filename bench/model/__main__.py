@@ -1,4 +1,4 @@
-"""``python -m bench.model``: run it after the others, it reads their "results"."""
+"""``python -m bench.model``."""
 
 from bench.model.measure import main
 

@@ -1,7 +1,7 @@
 """What the scaling model takes from this machine: costs for each chunk, page and thread, as CPU time.
 
 CPU time of one thread, as other work on the machine does not add to it; so none of it says how two threads share
-a memory. That comes from the main job's own measurement and from the published series.
+a memory. That comes from the published series; the main job checks it.
 """
 
 from __future__ import annotations

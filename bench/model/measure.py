@@ -1,21 +1,22 @@
 """How far fallocate and clear scale: costs measured here, the published series, and a model that joins them.
 
 Usage: python -m bench.model [--smoke] [--rounds N] [--size BYTES] [what a reference server has] (as root: it reserves
-huge pages). Writes docs/scaling.md, docs/plots/scaling.svg and bench/results/model.json; two to three minutes.
+huge pages). Everything that it measures is of this run. Writes docs/scaling.md, docs/plots/scaling.svg and
+bench/results/model.json; four to five minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from bench.environment import describe
-from bench.harness import HERE, Section, settle, table
-from bench.model.costs import CLEAR, FALLOCATE, LOCKED, PUNCH, START, UNMAP, measure_costs
+from bench.harness import HERE, Section, Settings, settle, table
+from bench.main_job import times
+from bench.model.costs import CLEAR, CORE_CLEAR, CORE_FALLOCATE, FALLOCATE, LOCKED, PUNCH, START, UNMAP, measure_costs
 from bench.model.fit import GIB, HUGE_PAGE, Costs, Server, Shape, predict, think_seconds
 from bench.model.gil import GilCheck, check, handoff_seconds
 from bench.model.page import document, plot
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = HERE.parent
 OPERATIONS: Final = ("fallocate", "clear")
+MAIN_JOB: Final = 4 * GIB
+"""Bytes of the main job, which has its own result in bench/results too, perhaps of another machine."""
 CHECKED_CHUNKS: Final = (2 << 20, 16 << 20, 64 << 20)
 
 
@@ -46,23 +49,21 @@ class MainJob:
     """The C program with two threads."""
 
 
-def read_main_job(path: Path) -> tuple[dict[str, MainJob], float, dict[str, str]]:
-    """Both operations, the seconds of a task with one page, and the machine; from ``bench/results/main_job.json``."""
-    data = json.loads(path.read_text())
-    sections: list[dict[str, Any]] = data["sections"]
+def main_job(sections: Sequence[Section]) -> tuple[dict[str, MainJob], float]:
+    """Both operations, and the seconds of a task with one page, from what ``bench.main_job`` measured."""
 
-    def median(section: dict[str, Any], start: str, end: str = "") -> float:
-        found = next(s for s in section["series"] if s["name"].startswith(start) and s["name"].endswith(end))
-        return float(statistics.median(found["values"]))
+    def median(section: Section, start: str, end: str = "") -> float:
+        return next(s.median for s in section.series if s.name.startswith(start) and s.name.endswith(end))
 
     jobs = {}
     for name in OPERATIONS:
-        part = next(each for each in sections if each["title"].startswith(f"`{name}`"))
+        part = next(each for each in sections if each.title.startswith(f"`{name}`"))
+        assert part.work is not None
         jobs[name] = MainJob(
-            part["work"], median(part, "ktaskfs"), median(part, "C, ", " 1 thread"), median(part, "C, ", " 2 threads")
+            part.work, median(part, "ktaskfs"), median(part, "C, ", " 1 thread"), median(part, "C, ", " 2 threads")
         )
-    starting = next(each for each in sections if each["title"] == "Starting a task")
-    return jobs, median(starting, "start to done"), data["environment"]
+    starting = next(each for each in sections if each.title == "Starting a task")
+    return jobs, median(starting, "start to done")
 
 
 def server_like(job: MainJob, knee: float) -> Server:
@@ -116,8 +117,8 @@ def parse(name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
         default=150 * GIB,
         help="bytes a second zeroed in one node (default 150G: about half the peak of 8 channels of DDR5-4800)",
     )
-    parser.add_argument("--core-fallocate", type=parse_size, help="bytes a second of one thread (default: main job's)")
-    parser.add_argument("--core-clear", type=parse_size, help="bytes a second of one thread (default: main job's)")
+    parser.add_argument("--core-fallocate", type=parse_size, help="bytes a second of one thread (default: as here)")
+    parser.add_argument("--core-clear", type=parse_size, help="bytes a second of one thread (default: as here)")
     parser.add_argument("--page-lock-ns", type=int, help="serial nanoseconds a page (default: what freeing takes)")
     parser.add_argument("--output", type=Path, help="directory with docs/ and bench/results/ (default: the project)")
     return parser.parse_args(arguments)
@@ -130,7 +131,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
     output = options.output or (None if smoke else ROOT)
     size, rounds = (16 << 20, 2) if smoke else (options.size, options.rounds)
     environment = describe()
-    jobs, task, other = read_main_job(HERE / "results" / "main_job.json")
+    jobs, task = main_job(times(Settings(rounds, (64 << 20) if smoke else MAIN_JOB, smoke=smoke)))
     series, whole = measure_costs(size, rounds, smoke=smoke)
     knee, fits = fit_all()
     bandwidths = {"fallocate": options.core_fallocate, "clear": options.core_clear}
@@ -138,10 +139,10 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
         each: Server(
             cores=4 * options.cores_per_node,
             nodes=4,
-            core_bandwidth=bandwidths[each] or jobs[each].work / jobs[each].alone,
+            core_bandwidth=bandwidths[each] or size / whole[core].median,
             node_bandwidth=options.node_bandwidth,
         )
-        for each in OPERATIONS
+        for each, core in (("fallocate", CORE_FALLOCATE), ("clear", CORE_CLEAR))
     }
     service = series[FALLOCATE].median
     empty = gil_time("ktask", 200 if smoke else 20_000) / 1e6
@@ -162,7 +163,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
     about = "; ".join(f"{key}: {value}" for key, value in environment.items())
     report = Report(
         about=f"{about}; size {human_size(size)}; command `{command}`",
-        other=f"{other['machine']}, {other['CPUs']} CPUs, Linux {other['kernel']}",
+        machine=f"{environment['machine']}, {environment['CPUs']} CPUs, Linux {environment['kernel']}",
         cores_per_node=options.cores_per_node,
         servers=servers,
         costs=costs,

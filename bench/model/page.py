@@ -8,8 +8,18 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.model.fit import GIB, HUGE_PAGE, LEAST_CHUNK, Shape, memory_threads, speedup
-from bench.model.published import SOURCES, THREADS, XEON
+from bench.model.fit import GIB, HUGE_PAGE, LEAST_CHUNK, Shape, memory_threads, soft_minimum, speedup
+from bench.model.published import (
+    CLOUD,
+    CLOUD_ALL,
+    CLOUD_BEFORE,
+    CLOUD_CAPPED,
+    CLOUD_PEAK,
+    SOURCES,
+    THREADS,
+    XEON,
+    fit_through,
+)
 from bench.model.tables import (
     CHUNKS,
     CORES,
@@ -25,6 +35,7 @@ from bench.model.tables import (
     summary,
     variants,
 )
+from bench.simulate import table as rows_table
 from ktaskfs.units import format_size
 
 if TYPE_CHECKING:
@@ -33,8 +44,8 @@ if TYPE_CHECKING:
 
 def document(report: Report) -> str:
     """The whole page."""
-    paragraphs = (_expectations(report), _limits(report), _series(report), _changes(report), _method(report), _doubts())
-    return "\n".join(map(wrapped, paragraphs))
+    parts = (_expectations, _limits, _series, _cloud, _changes, _method)
+    return "\n".join(map(wrapped, [*(part(report) for part in parts), _doubts()]))
 
 
 def wrapped(text: str) -> str:
@@ -68,14 +79,19 @@ def _expectations(report: Report) -> str:
     tables = "\n\n".join(f"**`{name}`** ({LINES[name]})\n\n{summary(report, name)}" for name in report.servers)
     return f"""# How far it scales: a prediction
 
-Written by `python -m bench.model`. **Predicted, not measured**: nobody has run ktaskfs on more than a few cores yet.
-Python's costs are measured, the saturation of memory is fitted to the published figures of the kernel series, and the
-server's memory is an assumption that the command line can change.
+**Nobody has run ktaskfs on more than a few cores yet.** `python -m bench.model` predicts all times of servers below,
+in one run on one machine ({report.machine}).
+
+- Measured in that run: how long a chunk holds the GIL; what a page, a thread and a start cost; what one thread zeroes.
+- Taken from others: how sharply memory saturates, fitted to the published figures of the kernel series.
+- Assumed: the server's cores and nodes; {largest.node_bandwidth / GIB:.0f} GiB/s of zeroing in each node; that a thread
+  there is as fast as one here; that the kernel's locks cost no more between sockets. The command line can change these.
 
 ## What to expect
 
 A server with {report.cores_per_node} cores and {largest.node_bandwidth / GIB:.0f} GiB/s of zeroing in each NUMA node,
-pages of 2 MiB, and a spec with `nodes=`, so that threads work on their own node.
+pages of 2 MiB, and threads that work on the node of their pages: `nodes=` in a spec of `fallocate`, and for `clear` by
+itself.
 
 {tables}
 
@@ -84,8 +100,8 @@ thread, at 16 TiB. *GIL*: the part of the time that the worker's Python threads 
 more thread would wait for; *cores* means that it would help.
 
 - **Memory is the limit, not Python.** {enough["fallocate"]:.0f} threads of `fallocate`, or {enough["clear"]:.0f} of
-  `clear`, use up the bandwidth of one node. Set `max_threads` to about twice that for each node; the other cores stay
-  free.
+  `clear`, use up the bandwidth of one node, if a thread is as fast there as here. On other machines it is several times
+  slower (below), and as many more threads are needed. A long task finds the number while it runs.
 - **The GIL is held {fallocate.gil_share:.0%} (`fallocate`) and {clear.gil_share:.0%} (`clear`) of the time** on
   {CORES[-1]} cores.
 - **The kernel's locks are the unknown.** In 2017 the series' fallocate never came beyond {min(spread)} to
@@ -133,13 +149,53 @@ that clear, 1.88x to 2.54x, is that of the rows above, and the SPARC's fallocate
 """
 
 
+def _cloud(report: Report) -> str:
+    few = 32
+    rows = []
+    for threads in (few, 2 * few):
+        thread, together = fit_through((threads, CLOUD_CAPPED), CLOUD_ALL, report.knee)
+        before = soft_minimum([CLOUD_BEFORE[0] * thread, together / 2], report.knee)
+        share = f"{together * GIB / 2 / CLOUD_PEAK:.0%}"
+        rows.append((threads, f"{thread:.1f}", f"{together / 2:.0f}", share, f"{before:.0f}"))
+    header = (
+        "workers under the cap",
+        "GiB/s a thread",
+        "GiB/s a socket",
+        "of its peak",
+        "16 workers, one socket, GiB/s",
+    )
+    ours = report.servers["fallocate"]
+    slowest = min(fit.thread for fit in report.fits if fit.published.machine == XEON) / GIB
+    mine = soft_minimum([few * ours.core_bandwidth, 2 * ours.node_bandwidth], report.knee) / GIB
+    return f"""## Compared with cloud-hypervisor
+
+[Pull request 8785]({CLOUD}) (August 2026) measured what `fallocate` does, MADV_POPULATE_WRITE, on two sockets of
+Xeon 6776P, pages of 1 GiB, 2954 GiB in all: {CLOUD_BEFORE[1]:.0f} GiB/s with {CLOUD_BEFORE[0]} workers that are not
+pinned and take one socket after the other; {CLOUD_CAPPED:.0f} with at most {few} that are pinned; about
+{CLOUD_ALL[1]:.0f} with 132 for each socket. The last two fix both of the model's figures; whether the {few} are for
+both sockets or for each is not said:
+
+{rows_table(header, rows)}
+
+- **The model explains how much the memory gives.** All workers together reach about half of the peak, as assumed for
+  the reference server; {few} do not use it up.
+- **It does not know how fast a thread is there.** The table has {rows[0][1]} or {rows[1][1]} GiB/s, this run's machine
+  {ours.core_bandwidth / GIB:.1f}, the Xeon of 2015 above {slowest:.1f} or more. With this machine's threads and two
+  reference nodes the model has {mine:.0f} GiB/s for {few} threads, not {CLOUD_CAPPED:.0f}. So measure
+  `--core-fallocate` on the server itself.
+- The last column tests the fit with the figure that it was not made from, {CLOUD_BEFORE[1]:.0f} GiB/s. Workers that
+  are not pinned are slower than that column says, so the first row is the likely one: far memory then costs about a
+  third.
+"""
+
+
 def _changes(report: Report) -> str:
     return f"""## What would have to change to go further
 
 {variants(report)}
 
 - **First, in ktaskfs: the end.** A worker for each node takes down its own part. Releasing finished chunks
-  (MADV_DONTNEED) does not help: 26 µs a page with two threads, where one munmap takes 0.7.
+  (MADV_DONTNEED) does not help: with two threads a page takes many times as long as in one munmap.
 - **One worker process for each node** divides the end, the GIL and the lock of the address space. The hands of `clear`
   divide the end and that lock already: each maps and unmaps its own chunks. The tables are of a worker without hands.
 - **Free-threaded Python** gains little: {report.locked * 1e6:.1f} µs of a chunk are under the scheduler's own lock,
@@ -165,17 +221,15 @@ def _method(report: Report) -> str:
 
 Assumptions, to replace by your server's figures:
 
-- `--core-fallocate`, `--core-clear`: {bandwidths}, from the C programs of [the main
-  job](../bench/results/main_job.md) with one thread ({report.other}). The
-  commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go
-  for an EPYC of the third generation, which is about the same. The figures of this run's own machine are
-  below.
+- `--core-fallocate`, `--core-clear`: {bandwidths}, what one thread does here (below).
+  For comparison: the commit that brought `clear_pages` says 13.7 GB/s in steps of 4 KiB and 38 GB/s in one go for an
+  EPYC of the third generation.
 - `--node-bandwidth`, `--cores-per-node`: about half the peak of eight channels of DDR5-4800, and
   {report.cores_per_node} cores.
 - `--page-lock-ns`: {lock * 1e9:.0f}, what freeing a page takes here, which passes the same locks and zeroes nothing.
   That is without contention; between sockets, where the lock's cache line must move, it is several times as long.
 
-Measured here, as CPU time, because other work ran beside: {report.about}.
+Measured here, most of it as CPU time, because other work may run beside: {report.about}.
 
 {report.measured}
 
@@ -215,7 +269,8 @@ def _doubts() -> str:
 
 - Two virtual CPUs on one node say nothing about many: beyond two threads, all figures of memory come from machines of
   2015 and from data sheets.
-- There is no term for far memory. Without `nodes=`, `clear` on N nodes has (N - 1)/N of its pages on the wrong one.
+- There is no term for far memory. Pages that are spread over N nodes one by one are on the wrong one for (N - 1)/N of
+  a thread's work.
 - There is no term for the locks of the address space: all threads of a worker fault in one mapping.
 - All pages are in the pool, evenly on all nodes, and were touched before: the first touch of a virtual machine's
   memory is 20 to 50 times slower.

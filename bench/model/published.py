@@ -1,4 +1,4 @@
-"""The times that the kernel series *ktask* published, and the model's memory part fitted to them.
+"""The times that others published, and the model's memory part fitted to them.
 
 Daniel Jordan, *ktask: multithread CPU-intensive kernel work*: RFC v2 (August 2017), v3 (December 2017) and v4 (November
 2018) print the same figures for the Xeon; v2 and v3 have the SPARC beside it.
@@ -25,6 +25,16 @@ SOURCES: Final = {
     "fallocate, v2": "https://www.mail-archive.com/linux-kernel@vger.kernel.org/msg1477538.html",
     "fallocate, v4": "https://www.mail-archive.com/linux-kernel@vger.kernel.org/msg1798219.html",
 }
+CLOUD: Final = "https://github.com/cloud-hypervisor/cloud-hypervisor/pull/8785"
+"""*vmm: Pin and parallelize memory prefault*, August 2026: two zones of 1477 GiB on 1 GiB pages, one on each socket."""
+CLOUD_CAPPED: Final = 178.0
+"""GiB/s with at most 32 workers, pinned, both zones at the same time."""
+CLOUD_ALL: Final = (2 * 132, 400.0)
+"""Workers and GiB/s with all of them."""
+CLOUD_BEFORE: Final = (16, 57.0)
+"""The same before the change: not pinned, one zone after the other."""
+CLOUD_PEAK: Final = 8 * 6.4e9 * 8
+"""Bytes a second that a socket's memory can move at most: eight channels of DDR5-6400 (Xeon 6776P)."""
 KNEES: Final = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 """What is tried for the sharpness of the memory's saturation."""
 
@@ -94,6 +104,16 @@ def fit_one(published: Published, knee: float) -> Fit:
             best = fit
     assert best is not None
     return best
+
+
+def fit_through(few: tuple[int, float], many: tuple[int, float], knee: float) -> tuple[float, float]:
+    """The rate of a thread, and of all together, so that the model has both (threads, rate) exactly.
+
+    The speedup between them must be above 1 and below that of perfect threads.
+    """
+    (fewer, low), (more, high) = few, many
+    thread = (low**-knee - high**-knee) / (fewer**-knee - more**-knee)
+    return thread ** (-1 / knee), (high**-knee - more**-knee * thread) ** (-1 / knee)
 
 
 def fit_all(series: Sequence[Published] = SERIES) -> tuple[float, list[Fit]]:

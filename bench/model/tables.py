@@ -39,8 +39,8 @@ class Report:
     """Everything that the page says. ``servers`` is the largest reference server, for each operation."""
 
     about: str
-    other: str
-    """The machine of the main job's measurement."""
+    machine: str
+    """Its processors and kernel, in short."""
     cores_per_node: int
     servers: dict[str, Server]
     costs: dict[str, Costs]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.harness import Section, Series
 from bench.model.fit import (
     GIB,
     HUGE_PAGE,
@@ -26,9 +27,9 @@ from bench.model.fit import (
     speedup,
     usable_threads,
 )
-from bench.model.measure import OPERATIONS, MainJob, read_main_job, server_like
+from bench.model.measure import OPERATIONS, MainJob, main_job, server_like
 from bench.model.page import wrapped
-from bench.model.published import SERIES, THREADS, Published, fit_all, fit_one
+from bench.model.published import CLOUD_ALL, CLOUD_CAPPED, SERIES, THREADS, Published, fit_all, fit_one, fit_through
 from bench.model.tables import short
 from tests.support.daemon import ROOT
 
@@ -159,11 +160,34 @@ def test_server_like_gives_back_what_it_was_made_from() -> None:
     assert unlimited.node_bandwidth > 0
 
 
-def test_the_main_job_of_the_project_can_be_read() -> None:
-    jobs, task, environment = read_main_job(ROOT / "bench/results/main_job.json")
+def test_the_main_job_that_was_measured_is_understood() -> None:
+    """The names of the series are those of bench.main_job."""
+    data = json.loads((ROOT / "bench/results/main_job.json").read_text())
+    sections = [
+        Section(part["title"], [Series(each["name"], each["values"]) for each in part["series"]], work=part["work"])
+        for part in data["sections"]
+    ]
+    jobs, task = main_job(sections)
     assert set(jobs) == set(OPERATIONS)
     assert task > 0
-    assert environment["machine"]
+    assert all(0 < job.both <= job.alone for job in jobs.values())
+
+
+@given(st.floats(1, 10), st.floats(100, 500), st.integers(8, 64), st.integers(100, 300))
+def test_two_figures_are_fitted_exactly(thread: float, together: float, few: int, more: int) -> None:
+    def rate(threads: int) -> float:
+        return soft_minimum([threads * thread, together], KNEE)
+
+    found = fit_through((few, rate(few)), (more, rate(more)), KNEE)
+    assert found == pytest.approx((thread, together), rel=1e-3)
+
+
+@pytest.mark.parametrize("threads", [32, 64])
+def test_cloud_hypervisors_figures_fit_the_model(threads: int) -> None:
+    """At the knee of the series: a real solution, whose threads are slower than perfect ones."""
+    thread, together = fit_through((threads, CLOUD_CAPPED), CLOUD_ALL, fit_all()[0])
+    assert CLOUD_CAPPED / threads <= thread < CLOUD_CAPPED / threads * 1.1
+    assert CLOUD_ALL[1] <= together < CLOUD_ALL[1] * 1.1
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.14, "3.1 s"), (119.0, "119 s"), (180.0, "3.0 min")])
