@@ -38,7 +38,7 @@ _MESSAGE: Final = re.compile(
 the first has a capital."""
 _OTHERS: Final = frozenset({"chmod", "from", "mount", "promtool", "python", "ssh"})
 """Commands that no block has."""
-FOREIGN: Final = frozenset({"failed to open /dev/fuse", "connect to host %h port 22"})
+FOREIGN: Final = frozenset({"failed to open /dev/fuse", "connect to host hv200 port 22"})
 """Words of libfuse and ssh."""
 
 
