@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +29,11 @@ from tests.support.users import User, ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+
+
+# The machine may be busy, so no example has a deadline. The parent is what Hypothesis chose: in CI, its profile for CI.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 class MountMaker(Protocol):
