@@ -95,7 +95,8 @@ class Hands:
             self._forker, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._resources.callback(self._forker.close)
             with theirs:
-                pid = syscalls.fork()
+                # Not syscalls.fork: if this is no worker, another thread may wait for the interpreter's lock.
+                pid = os.fork()
                 if pid == 0:
                     _fork_hands(worker, theirs, kernel.proc, touch, descriptors)
             self._pids.add(pid)

@@ -175,7 +175,7 @@ def test_without_room_for_processes_there_are_none(kernel: Kernel, monkeypatch: 
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(syscalls, "fork", fail)
+        patch.setattr(os, "fork", fail)
         with made(kernel, pid_and_sum) as hands:
             assert hands.do(0, 0) is None
     monkeypatch.setattr(syscalls, "clone_sibling", fail)
