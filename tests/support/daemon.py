@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, environment, run, shell
 
@@ -138,10 +140,20 @@ class Mount:
             try:
                 self.process.wait(DEADLINE)
             except subprocess.TimeoutExpired:
+                waits = waits_of(self.process.pid)
                 self.kill()
-                raise AssertionError(f"the daemon did not end after umount:\n{self.log.read_text()}") from None
+                message = f"the daemon did not end after umount:\n{self.log.read_text()}\n{waits}"
+                raise AssertionError(message) from None
         with contextlib.suppress(FileNotFoundError):
             log = self.log.read_text()
             assert "Traceback" not in log, log
             assert self._killed or self.process.returncode == 0, f"status {self.process.returncode}:\n{log}"
         assert not self.is_mounted()
+
+
+def waits_of(pid: int) -> str:
+    """What a process that hangs waits for: the kernel's stack of each thread, its children, and its FUSE mounts."""
+    threads = [path.name + "\n" + (path / "stack").read_text() for path in Path(f"/proc/{pid}/task").iterdir()]
+    children = [str(child) for child in psutil.Process(pid).children(recursive=True)]
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return "\n".join([*threads, *children, *(line for line in lines if "fuse.ktaskfs" in line)])
