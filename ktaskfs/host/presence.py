@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from ktaskfs.host.mapped_range import MappedRange
     from ktaskfs.host.mapping import Mapping
 
+_POPULATE: Final = syscalls.MADV_POPULATE_READ
 LOOK: Final = 1 << 20
 """Bytes to examine at a time."""
+TOGETHER: Final = 512
+"""Pages to examine in one call, which is enough if all exist: 0.2 µs for a page, where a call for each takes 5 µs."""
 HOLE: Final = -1
 """Instead of a node: there is no page."""
 
@@ -30,10 +33,15 @@ def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> I
     with pages.window(start, end) as mapping:
         position = start
         while position < end:
-            present = next_page(mapping, position, end, page_size)
-            if position < present:
-                yield Span(position, present)
-            position = present + page_size
+            window = min(position + TOGETHER * page_size, end)
+            if syscalls.try_madvise(mapping.address - mapping.offset + position, window - position, _POPULATE) == 0:
+                position = window
+                continue
+            while position < window:
+                present = next_page(mapping, position, end, page_size)
+                if position < present:
+                    yield Span(position, present)
+                position = present + page_size
 
 
 def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[Span]:
@@ -70,7 +78,7 @@ def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:
     """
     at, stop = mapping.address - mapping.offset + position, mapping.address - mapping.offset + end
     while at < stop:
-        number = syscalls.try_madvise(at, page_size, syscalls.MADV_POPULATE_READ)
+        number = syscalls.try_madvise(at, page_size, _POPULATE)
         if number == 0:
             break
         if number == errno.EFAULT:
