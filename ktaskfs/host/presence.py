@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ktaskfs.host.mapped_range import MappedRange
     from ktaskfs.host.mapping import Mapping
 
-_POPULATE: Final = syscalls.MADV_POPULATE_READ
 LOOK: Final = 1 << 20
 """Bytes to examine at a time."""
 TOGETHER: Final = 512
@@ -34,7 +33,7 @@ def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> I
         position = start
         while position < end:
             window = min(position + TOGETHER * page_size, end)
-            if syscalls.try_madvise(mapping.address - mapping.offset + position, window - position, _POPULATE) == 0:
+            if _all_exist(mapping, position, window):
                 position = window
                 continue
             while position < window:
@@ -42,6 +41,21 @@ def missing_pages(pages: MappedRange, start: int, end: int, page_size: int) -> I
                 if position < present:
                     yield Span(position, present)
                 position = present + page_size
+
+
+def _all_exist(mapping: Mapping, start: int, end: int) -> bool:
+    """Whether no page is missing from ``start`` to ``end`` of a guarded mapping of hugetlbfs.
+
+    Other threads of the interpreter run meanwhile, unlike in ``next_page``. Raises OSError for an existing page that
+    is not accessible.
+    """
+    try:
+        mapping.populate_read(start - mapping.offset, end - start)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return False
+    return True
 
 
 def zero_pages(fd: int, start: int, end: int, page_size: int) -> Iterator[Span]:
@@ -78,7 +92,7 @@ def next_page(mapping: Mapping, position: int, end: int, page_size: int) -> int:
     """
     at, stop = mapping.address - mapping.offset + position, mapping.address - mapping.offset + end
     while at < stop:
-        number = syscalls.try_madvise(at, page_size, _POPULATE)
+        number = syscalls.try_madvise(at, page_size, syscalls.MADV_POPULATE_READ)
         if number == 0:
             break
         if number == errno.EFAULT:
@@ -94,11 +108,7 @@ def node_of_pages(mapping: Mapping, start: int, end: int, page_size: int) -> lis
     Raises OSError for an existing page that is not accessible. It builds the whole list: ask for a few thousand pages.
     """
     count = (end - start) // page_size
-    try:
-        mapping.populate_read(start - mapping.offset, end - start)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
+    if not _all_exist(mapping, start, end):
         position = next_page(mapping, start, end, page_size)
         if position == end:
             return [HOLE] * count

@@ -77,7 +77,7 @@ class Finder:
         """An evaluation is due when fewer units are left to hand out."""
 
     def begin(self, start: Callable[[int], int], most: int, size: int, now_ns: int) -> None:
-        """Begin to hand out ``size`` units with at most ``most`` threads, but one for each group.
+        """Begin to hand out ``size`` units with at most ``most`` threads, and at least one for each group.
 
         ``start`` returns the threads to begin with for the units that a group has left.
         """
@@ -88,7 +88,7 @@ class Finder:
         self.limit(most)
 
     def limit(self, most: int) -> None:
-        """All groups together may have ``most`` threads from now on, but one for each group."""
+        """All groups together may have ``most`` threads from now on, and each at least one."""
         self._most = most
         groups = self._open()
         while (above := sum(group.search.claim for group in groups) - most) > 0:
