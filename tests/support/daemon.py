@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.support.users import User
 
 ROOT = Path(__file__).resolve().parents[2]
+SHOWN = 4000
+"""Characters of a log that are shown on each side of a fault."""
 
 
 def interpreter(root: Path) -> str:
@@ -146,9 +148,15 @@ class Mount:
                 raise AssertionError(message) from None
         with contextlib.suppress(FileNotFoundError):
             log = self.log.read_text()
-            assert "Traceback" not in log, log
+            assert "Traceback" not in log, around("Traceback", log)
             assert self._killed or self.process.returncode == 0, f"status {self.process.returncode}:\n{log}"
         assert not self.is_mounted()
+
+
+def around(word: str, log: str) -> str:
+    """The lines of a log about a word: a report may cut a long log where it matters."""
+    place = log.find(word)
+    return log[max(place - SHOWN, 0) : place + SHOWN]
 
 
 def waits_of(pid: int) -> str:
