@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.answering import AnsweringProcess
 from bench.harness import Contender, Goal, Section, Table, alternate, main
 from bench.main_job import THREADS
 from bench.mounts import Ktaskfs, directory
@@ -33,31 +32,18 @@ for line in sys.stdin:
     memory.madvise(mmap.MADV_HUGEPAGE)
     print(flush=True)
 """
-"""For each line of input: replace all memory by new small pages, then write a line."""
+"""Prints an address. When asked, replaces all its memory by new small pages."""
 WATCHED: Final = 12.0
 """Seconds for which khugepaged is watched: it sleeps for ten between two looks."""
 
 
-class Process:
+class Process(AnsweringProcess):
     """A process with so many bytes of memory in small pages."""
 
     def __init__(self, size: int) -> None:
-        command = [sys.executable, "-c", MAPPING, str(size)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
+        super().__init__(MAPPING, size)
         self.size = size
-        self.address = int(self._answer())
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def renew(self) -> None:
-        """Put all memory into small pages."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self._answer()
+        self.address = int(self.greeting)
 
     def huge(self) -> int:
         """Bytes in huge pages."""
@@ -68,10 +54,6 @@ class Process:
         """RuntimeError unless all of the memory is in huge pages."""
         if self.huge() < self.size:
             raise RuntimeError(f"{self.huge()} bytes of {self.size} are in huge pages")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def measure(settings: Settings) -> list[Section]:
@@ -98,7 +80,7 @@ def measure(settings: Settings) -> list[Section]:
             return taken
 
         contenders = [
-            Contender(f"{who}, {threads} threads", functools.partial(run, threads), process.renew)
+            Contender(f"{who}, {threads} threads", functools.partial(run, threads), process.ask)
             for threads in (1, THREADS)
             for who, run in (("ktaskfs", ours), ("C", theirs))
         ]
@@ -113,7 +95,7 @@ def measure(settings: Settings) -> list[Section]:
 
 def watch_khugepaged(process: Process) -> Table:
     """The result of khugepaged alone on the same memory, with its current settings."""
-    process.renew()
+    process.ask()
     before = process.huge()
     time.sleep(WATCHED)
     rate = (process.huge() - before) / WATCHED

@@ -6,13 +6,12 @@ Usage: python -m bench.process_survey [--smoke] [--rounds N] [--size BYTES] (as 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.answering import AnsweringProcess
 from bench.harness import Contender, Goal, Section, alternate, main, seconds
 from bench.main_job import THREADS
 from bench.mounts import Ktaskfs, directory
@@ -44,33 +43,9 @@ for line in sys.stdin:
     print(longest, flush=True)
     longest = 0.0
 """
-"""Has memory in small pages, calls mmap(2) repeatedly, and answers each line with its longest call since the last."""
+"""Has memory in small pages, calls mmap(2) repeatedly, and answers with the seconds of its longest call since the last
+answer."""
 READ_SIZE: Final = 1 << 20
-
-
-class Target:
-    """The process that is looked at."""
-
-    def __init__(self, size: int) -> None:
-        command = [sys.executable, "-c", TARGET, str(size)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
-        self._answer()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def longest(self) -> float:
-        """Seconds of its longest mmap(2) since the last call of this method."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._answer())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def read_all(path: Path) -> None:
@@ -84,7 +59,7 @@ def measure(settings: Settings) -> list[Section]:
     with ExitStack() as stack:
         where = stack.enter_context(directory())
         mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
-        target = Target(settings.size)
+        target = AnsweringProcess(TARGET, settings.size)
         stack.callback(target.close)
 
         def survey(threads: int) -> None:
@@ -98,9 +73,9 @@ def measure(settings: Settings) -> list[Section]:
             looks[name] = functools.partial(read_all, Path(f"/proc/{target.pid}/{name}"))
 
         def waited(look: Callable[[], object]) -> float:
-            target.longest()
+            target.ask()
             look()
-            return target.longest()
+            return float(target.ask())
 
         looks_and_nothing = looks | {"nothing": functools.partial(time.sleep, 0.05)}
         calm = not settings.smoke

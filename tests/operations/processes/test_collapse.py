@@ -61,7 +61,7 @@ def test_what_is_not_there(runner: Runner, root: None) -> None:
     with victim(size=HUGE) as process:
         error = runner.refused("collapse", pid=process.pid, mapping="0x1000")
         assert (type(error), error.message) == (InvalidValue, f"process {process.pid} has no mapping at 0x1000")
-        process.kill()
+        process.close()
         gone = runner.refused("collapse", pid=process.pid)
         assert (type(gone), gone.errname) == (TargetError, "ESRCH")
 
@@ -69,7 +69,7 @@ def test_what_is_not_there(runner: Runner, root: None) -> None:
 def test_a_process_that_ends_meanwhile_ends_the_task(runner: Runner, root: None) -> None:
     with victim() as process:
         plan = runner.prepare("collapse", pid=process.pid, mapping=process.address)
-        process.kill()
+        process.close()
         with pytest.raises(TaskError, match=f"process {process.pid} has ended"):
             runner.work(plan)
 

@@ -43,6 +43,6 @@ def test_what_is_refused(runner: Runner, root: None) -> None:
 def test_a_process_that_ends_meanwhile(runner: Runner, root: None) -> None:
     with victim(size=HUGE) as process:
         plan = runner.prepare("migrate", pid=process.pid, nodes=0)
-        process.kill()
+        process.close()
         with pytest.raises(TaskError, match=f"process {process.pid} has ended"):
             runner.work(plan)

@@ -119,7 +119,7 @@ def test_what_a_spec_may_not_mix(runner: Runner, root: None, tmpfs: Path) -> Non
 def test_a_process_that_ends_meanwhile(runner: Runner, root: None) -> None:
     with victim(size=HUGE) as process:
         plan = runner.prepare("survey", pid=process.pid)
-        process.kill()
+        process.close()
         with pytest.raises(TaskError, match=f"process {process.pid} has ended"):
             runner.work(plan)
 

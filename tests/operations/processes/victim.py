@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
+from bench.answering import AnsweringProcess
 from ktaskfs.host.process_memory import Process
 from tests.support.memory_files import HUGE
 
@@ -30,32 +31,20 @@ sys.stdin.readline()
 print(hashlib.md5(memory).hexdigest(), flush=True)
 sys.stdin.readline()
 """
-"""Has ``size`` bytes in small pages; prints their address, and after a line of input their digest."""
+"""Has ``size`` bytes in small pages; prints their address, and when asked their digest."""
 
 
-class Victim:
+class Victim(AnsweringProcess):
     """A process with ``size`` bytes of memory in small pages, from ``address`` on."""
 
-    def __init__(self, process: subprocess.Popen[str], size: int) -> None:
-        self._process = process
-        self.pid = process.pid
+    def __init__(self, size: int, how: str) -> None:
+        super().__init__(PROGRAM, size, how)
         self.size = size
-        self.address = int(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        self.address = int(self.greeting)
 
     def digest(self) -> str:
         """Of its memory now; once."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._line()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        return self.ask()
 
     def huge(self) -> int:
         """Bytes in huge pages, of all its memory."""
@@ -66,13 +55,8 @@ class Victim:
 @contextlib.contextmanager
 def victim(how: str = "", size: int = PAGES * HUGE) -> Iterator[Victim]:
     """A victim that takes huge pages, ``refuses`` them (madvise(2)), or has them ``off`` (prctl(2))."""
-    command = [sys.executable, "-c", PROGRAM, str(size), how]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        found = Victim(process, size)
-        try:
-            yield found
-        finally:
-            found.kill()
+    with contextlib.closing(Victim(size, how)) as found:
+        yield found
 
 
 def digest_of(size: int) -> str:
