@@ -75,10 +75,22 @@ async def until_gone(filesystem: MountedFilesystem) -> None:
     with _mounts() as mounts, select.epoll() as changes:
         # trio only waits for EPOLLIN, which is always set here.
         changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
-        while device in mounts.readall():
-            await trio.lowlevel.wait_readable(changes.fileno())
-            changes.poll(0)
-            mounts.seek(0)
+        gone = False
+        while not gone:
+            async with trio.open_nursery() as nursery:
+                # The kernel reports a change once. The start of a wait takes that report away, so look only then.
+                await nursery.start(_until_changed, changes)
+                mounts.seek(0)
+                gone = device not in mounts.readall()
+                if gone:
+                    nursery.cancel_scope.cancel()
+
+
+async def _until_changed(changes: select.epoll, task_status: trio.TaskStatus[None]) -> None:
+    """Started when it waits."""
+    task_status.started()  # the next checkpoint is the wait itself
+    await trio.lowlevel.wait_readable(changes.fileno())
+    changes.poll(0)
 
 
 def _mounts() -> FileIO:

@@ -82,3 +82,35 @@ def test_what_was_mounted_over_it_stays(example: Example) -> None:
         assert run("umount", str(example.path)).status == 0
         assert run("umount", "-l", str(example.path)).status == 0  # the remaining objects of the server
     example.log.write_text("")
+
+
+UNMOUNTED_BEFORE_THE_WAIT = """
+import subprocess, sys
+import trio
+from ktaskfs.fuse.mountpoint import filesystems_at, until_gone
+
+path = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
+(filesystem,) = filesystems_at(path)
+wait_readable = trio.lowlevel.wait_readable
+
+def unmounted_first(fd):
+    trio.lowlevel.wait_readable = wait_readable
+    subprocess.run(["umount", path], check=True)
+    return wait_readable(fd)
+
+async def main():
+    trio.lowlevel.wait_readable = unmounted_first
+    with trio.fail_after(20):
+        await until_gone(filesystem)
+
+trio.run(main)
+"""
+
+
+def test_an_unmount_just_before_the_wait_is_noticed(area: Path, root: None) -> None:
+    """In a mount namespace without the mounts of other tests: their ends would wake it."""
+    others = """awk '$5 ~ "/kt-" { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l"""
+    alone = f'{others}; exec "$@"'
+    command = ("unshare", "--mount", "--propagation=private", "sh", "-c", alone, "sh", sys.executable, "-c")
+    assert run(*command, UNMOUNTED_BEFORE_THE_WAIT, str(area)) == Outcome(0, "", "")
