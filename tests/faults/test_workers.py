@@ -140,7 +140,7 @@ def test_killed_for_want_of_memory(mounted: Mount, tmpfs: Path) -> None:
         pytest.skip("no memory control group here")
     parent, limit = (v1, "memory__limit_in_bytes") if v1.exists() else (Path("/sys/fs/cgroup"), "memory__max")
     with cgroup(parent / f"kt{os.getpid()}", **{limit: str(24 * MIB)}) as group:
-        pid = start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=16M chunk=1M")
+        pid = start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=1 chunk=1M")
         until(lambda: int(stat(mounted, "t")["done"]) > 0, "the first chunk")
         (group / "cgroup.procs").write_text(str(pid))
         mounted.write("tasks/t/rate_max", "max")
@@ -164,7 +164,7 @@ def test_a_limit_on_huge_pages(mount_maker: MountMaker, area: Path) -> None:
         run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
         try:
             mount = mount_maker()
-            pid = start(mount, f"fallocate path={huge}/f length=32M rate_max=2M max_threads=1 chunk=2M")
+            pid = start(mount, f"fallocate path={huge}/f length=32M rate_max=1 max_threads=1 chunk=2M")
             (group / "cgroup.procs").write_text(str(pid))
             mount.write("tasks/t/rate_max", "max")
             finish(mount, "t", "failed")
@@ -187,7 +187,7 @@ def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> N
         spare = pool.available - 16
         run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
         try:
-            start(mounted, f"fallocate path={huge}/f length=32M rate_max=2M chunk=2M")
+            start(mounted, f"fallocate path={huge}/f length=32M rate_max=1 chunk=2M")
             assert pool.available == spare
             too_much = (spare + 1) * 2 * MIB
             assert mounted.write("tasks/control", f"fallocate path={huge}/g length={too_much}") == (1, "ENOMEM")
@@ -203,7 +203,7 @@ def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> N
 @pytest.mark.parametrize("what", ["truncate", "unlink", "replace", "punch"])
 def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what: str) -> None:
     file = tmpfs / "f"
-    start(mounted, f"fallocate path={file} length=64M rate_max=8M chunk=1M")
+    start(mounted, f"fallocate path={file} length=64M rate_max=1 chunk=1M")
     match what:
         case "truncate":
             os.truncate(file, 0)
@@ -223,7 +223,7 @@ def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what
 
 
 def test_cpus_taken_away(mounted: Mount, tmpfs: Path) -> None:
-    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=16M chunk=1M")
+    pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=1 chunk=1M")
     for thread in psutil.Process(pid).threads():
         os.sched_setaffinity(thread.id, {0})
     mounted.write("tasks/t/rate_max", "max")
@@ -268,7 +268,7 @@ def test_a_start_that_hangs_is_answered_and_can_be_killed(mounted: Mount, area: 
 
 def test_tmpfs_that_fills_up_meanwhile(mounted: Mount, area: Path) -> None:
     with make_tmpfs(area / "small", 64 * MIB) as small:
-        start(mounted, f"fallocate path={small}/f length=48M rate_max=4M chunk=1M")
+        start(mounted, f"fallocate path={small}/f length=48M rate_max=1 chunk=1M")
         run("dd", "if=/dev/zero", f"of={small}/other", "bs=1M", "count=64")
         mounted.write("tasks/t/rate_max", "max")
         finish(mounted, "t", "failed")

@@ -133,7 +133,7 @@ def test_as_an_ordinary_user(mount_maker: MountMaker, two_users: tuple[User, Use
 
 def test_the_rest_of_a_copy(mounted: Mount, tmpfs: Path, plain: Path) -> None:
     file = tmpfs / "file"
-    start(mounted, f"copy source={plain} path={file} rate_max=8M chunk=1M name=t")
+    start(mounted, f"copy source={plain} path={file} rate_max=1 chunk=1M name=t")
     assert mounted.write("tasks/t/control", "cancel") == (0, None)
     finish(mounted, "t", "cancelled")
     assert int(mounted.read("tasks/t/progress").split()[0]) < SIZE
@@ -144,7 +144,7 @@ def test_the_rest_of_a_copy(mounted: Mount, tmpfs: Path, plain: Path) -> None:
 
 
 def test_the_rest_of_a_digest_is_refused(mounted: Mount, plain: Path) -> None:
-    start(mounted, f"checksum path={plain} rate_max=8M chunk=1M name=t")
+    start(mounted, f"checksum path={plain} rate_max=1 chunk=1M name=t")
     until(lambda: not mounted.read("tasks/t/progress").startswith("0 /"), "the first chunk done")
     assert mounted.write("tasks/t/control", "cancel") == (0, None)
     finish(mounted, "t", "cancelled")

@@ -67,7 +67,7 @@ def test_whatever_takes_pages_is_refused_past_the_limit(mounted: Mount, huge: Pa
 
 def test_a_limit_on_huge_pages_that_is_met_at_work_is_named(mounted: Mount, huge: Path) -> None:
     with group("") as where:
-        spec = f"fallocate name=t path={huge}/f length=64M chunk=2M rate_max=2M max_threads=1"
+        spec = f"fallocate name=t path={huge}/f length=64M chunk=2M rate_max=1 max_threads=1"
         assert start_in(mounted, where, spec).status == 0
         wait_for_worker(mounted, "t")
         until(lambda: int((where / "hugetlb.2MB.current").read_text()) >= PAGE, "a page is charged")
@@ -99,7 +99,7 @@ def test_more_memory_than_the_group_may_have_is_refused(mounted: Mount, memory: 
 
 def test_a_limit_on_memory_that_is_met_at_work_ends_the_task_and_kills_nobody(mounted: Mount, memory: Path) -> None:
     with group("memory") as where:
-        spec = f"fallocate name=t path={memory}/f length=200M chunk=1M rate_max=8M"
+        spec = f"fallocate name=t path={memory}/f length=200M chunk=8M rate_max=1"
         assert start_in(mounted, where, spec).status == 0
         pid = wait_for_worker(mounted, "t")
         until(lambda: int((where / MEMORY_USED).read_text()) >= 8 * MIB, "some memory is charged")

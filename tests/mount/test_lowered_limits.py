@@ -24,7 +24,8 @@ __all__ = ["huge"]
 
 pytestmark = pytest.mark.usefixtures("root")
 
-SLOW = "chunk=2M rate_max=2M"
+SLOW = "chunk=2M rate_max=1"
+"""One chunk for each thread until the rate is raised."""
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_evicting_in_two_runs(mounted: Mount) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         for number in range(60):
             Path(name, f"f{number}").write_bytes(os.urandom(4096))
-        slow = "chunk=8K rate_max=32K max_threads=1"
+        slow = "chunk=8K rate_max=1 max_threads=1"
         assert mounted.write("tasks/control", f"evict path={name} {slow} name=e") == (0, None)
         assert mounted.read("tasks/e/progress").endswith(f" / {60 * 8192}\n")
         mounted.write("tasks/e/control", "cancel")
