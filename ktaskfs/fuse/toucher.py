@@ -27,7 +27,9 @@ TOGETHER: Final = 0.05
 IDLE: Final = 2.0
 """Seconds without a change after which the child ends."""
 FAREWELL: Final = 1.0
-"""Seconds for the child to end by itself, and again after a kill. It may hang in a lock of the mount."""
+"""Seconds for the child to end by itself."""
+LAST_FAREWELL: Final = 5.0
+"""Seconds that the daemon waits at its own end for a killed child. A lock of the mount may hold it."""
 PATHS_MAX: Final = 100
 """Paths in a message; names of tasks are short enough (``touch.MESSAGE_MAX``)."""
 
@@ -37,48 +39,78 @@ log = logging.getLogger(__name__)
 async def tell_watchers(root: int, notices: Notices, touchers: set[int]) -> None:
     """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount.
 
-    ``touchers`` has the pid of the child while there is one: the daemon makes no text for it.
+    ``touchers`` has the pid of each child while it lives: the daemon makes no text for it.
     """
-    while True:
-        await notices.some()
-        try:
-            await _with_child(root, notices, touchers)
-        except OSError as error:  # there is no descriptor left, no memory, or no Python
-            log.warning("inotify reports no changes: %s", error.strerror)
-            notices.take()
+    async with trio.open_nursery() as children:
+        while True:
+            await notices.some()
+            try:
+                child, process = await _start_child(root)
+            except OSError as error:  # there is no descriptor left, no memory, or no Python
+                _give_up(notices, error)
+                continue
+            touchers.add(process.pid)
+            try:
+                with trio.socket.from_stdlib_socket(child) as connection:
+                    await _feed(connection, notices)
+            except OSError as error:
+                _give_up(notices, error)
+            finally:
+                children.start_soon(_end, process, touchers)
 
 
-async def _with_child(root: int, notices: Notices, touchers: set[int]) -> None:
-    """Let one child touch files until nothing has changed for some time. Raises OSError."""
+def _give_up(notices: Notices, error: OSError) -> None:
+    log.warning("inotify reports no changes: %s", error.strerror)
+    notices.take()
+
+
+async def _start_child(root: int) -> tuple[socket.socket, trio.Process]:
+    """A child, and the daemon's end of its socket. Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with trio.socket.from_stdlib_socket(ours) as child:
+    # The child imports only the standard library, so it starts in a third of the time.
+    command = [sys.executable, "-I", "-S", touch.__file__, str(root)]
+    try:
         with theirs:
-            # The child imports only the standard library, so it starts in a third of the time.
-            command = [sys.executable, "-I", "-S", touch.__file__, str(root)]
-            null = subprocess.DEVNULL
-            process = await trio.lowlevel.open_process(command, stdin=theirs, stdout=null, pass_fds=[root])
-        touchers.add(process.pid)
-        answered = False
-        try:
-            while await _something_soon(notices):
-                await trio.sleep(TOGETHER)
-                for paths in _parts(notices.take()):
-                    if await _touched(child, paths):
-                        answered = True
-                    elif answered:  # somebody has killed it: start another one
-                        for each in paths:
-                            notices.add(each)
-                        return
-                    else:
-                        raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
-        finally:
-            touchers.discard(process.pid)
-            for end in (child.close, process.kill):
-                end()
-                with trio.move_on_after(FAREWELL, shield=True) as patience:
-                    await process.wait()
-                if not patience.cancelled_caught:
-                    break
+            return ours, await trio.lowlevel.open_process(
+                command, stdin=theirs, stdout=subprocess.DEVNULL, pass_fds=[root]
+            )
+    except BaseException:
+        ours.close()
+        raise
+
+
+async def _feed(child: trio.socket.SocketType, notices: Notices) -> None:
+    """Let one child touch files until nothing has changed for some time. Raises OSError."""
+    answered = False
+    while await _something_soon(notices):
+        await trio.sleep(TOGETHER)
+        for paths in _parts(notices.take()):
+            if await _touched(child, paths):
+                answered = True
+            elif answered:  # somebody has killed it: start another one
+                for each in paths:
+                    notices.add(each)
+                return
+            else:
+                raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
+
+
+async def _end(process: trio.Process, touchers: set[int]) -> None:
+    """Wait until a child whose socket is closed has ended, and kill it if it hangs in a lock of the mount.
+
+    At the end of the daemon it may stay behind.
+    """
+    try:
+        with trio.move_on_after(FAREWELL):
+            await process.wait()
+            return
+        process.kill()
+        await process.wait()
+    finally:
+        process.kill()
+        with trio.move_on_after(LAST_FAREWELL, shield=True):
+            await process.wait()
+        touchers.discard(process.pid)
 
 
 async def _touched(child: trio.socket.SocketType, paths: Sequence[str]) -> bool:
