@@ -1,1 +1,1 @@
-"""How far ktaskfs should scale, predicted from costs measured here and the published series."""
+"""Predicts the scaling of ktaskfs from costs measured here and from published series."""

@@ -1,7 +1,7 @@
-"""What the scaling model takes from this machine: costs for each chunk, page and thread, as CPU time.
+"""Measures the inputs of the scaling model on this machine: costs for each chunk, page and thread, as CPU time.
 
-CPU time of one thread, as other work on the machine does not add to it; so none of it says how two threads share
-a memory. That comes from the published series; the main job checks it.
+The CPU time of one thread does not contain other work on the machine. But it does not show how two threads share a
+memory: the published series show that, and the main job checks it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = 2 << 20
 CLEAR_CHUNK: Final = 4096
-"""Little enough that zeroing it is nothing beside the rest of the call."""
+"""Bytes of a chunk so small that zeroing is negligible beside the rest of the call."""
 EMPTY: Final = "an empty chunk: the framework and the shared page"
 LOCKED: Final = "of it, under the scheduler's lock"
 FALLOCATE: Final = "a chunk of `fallocate`: one page that is there already"
@@ -45,7 +45,7 @@ CORE_CLEAR: Final = "`clear`, 64 MiB, one thread"
 
 
 class _Bench:
-    """A hugetlbfs, and plans of real operations on one file of it, run by the framework without a daemon."""
+    """A hugetlbfs, and plans of real operations on a file in it. The framework runs them without a daemon."""
 
     def __init__(self, where: Path, huge: Path, size: int) -> None:
         self._where = where
@@ -58,14 +58,14 @@ class _Bench:
         self._kernel.close()
 
     def plan(self, operation: str) -> Plan:
-        """The operation on the whole file, as a worker prepares it."""
+        """Returns the plan of the operation on the whole file, as a worker prepares it."""
         found = self._operations[operation]
         texts = {"path": str(self.target), "length": str(self.size)}
         return found.plan(self._kernel, parse_parameters(found.parameters, texts), None)
 
     @contextmanager
     def page(self) -> Iterator[WorkerPage]:
-        """A page such as daemon and worker share."""
+        """A page like the one that daemon and worker share."""
         path = self._where / "page"
         fd = create_page(str(path), Shape(1, 1), Requests())
         try:
@@ -75,7 +75,7 @@ class _Bench:
             path.unlink()
 
     def chunks(self, plan: Plan, chunk: int, number: int) -> float:
-        """CPU seconds for each of ``number`` chunks of the plan's own function, on one thread."""
+        """Returns the CPU seconds of each of ``number`` chunks of the plan's own function, on one thread."""
         with self.page() as page:
             control = dataclasses.replace(
                 plan.control, min_chunk_size=chunk, max_chunk_size=chunk, align=chunk, max_threads=1, monitor=page
@@ -94,7 +94,7 @@ def _empty(bench: _Bench, number: int) -> float:
 
 
 def _unlocked(bench: _Bench, number: int) -> float:
-    """What of an empty chunk is done without the scheduler's lock, as ``Scheduler.work`` does it."""
+    """The part of an empty chunk that ``Scheduler.work`` does without the scheduler's lock."""
     thread, now_ns, thread_func = TaskThread(FIRST_SLOT, 0, None), time.monotonic_ns, nothing
     with bench.page() as page:
         chunk_done = page.chunk_done
@@ -109,7 +109,7 @@ def _unlocked(bench: _Bench, number: int) -> float:
 
 
 def start_seconds(threads: int) -> float:
-    """Seconds of the first thread for each helper that it starts."""
+    """Returns the seconds that the first thread needs to start a helper."""
 
     def run(count: int) -> float:
         control = ktask.Control(
@@ -129,7 +129,7 @@ def start_seconds(threads: int) -> float:
 
 
 def measure_costs(size: int, rounds: int, *, smoke: bool) -> tuple[dict[str, Series], dict[str, Series]]:
-    """Costs by name, and what ``size`` bytes take one thread; in seconds. A round takes a second for each GiB."""
+    """Returns costs by name, and the time of one thread for ``size`` bytes, in seconds. A round takes 1 s per GiB."""
     costs: dict[str, list[float]] = {}
     whole: dict[str, list[float]] = {}
     number = 200 if smoke else 20_000
@@ -169,7 +169,7 @@ def _series(found: dict[str, list[float]]) -> dict[str, Series]:
 
 
 def _whole(bench: _Bench, operation: str) -> tuple[float, float]:
-    """CPU seconds of the operation with its largest chunk, and those of taking its mapping down."""
+    """Returns the CPU seconds of the operation with its largest chunk, and those of the unmapping at its end."""
     plan = bench.plan(operation)
     chunk = min(64 << 20, bench.size)
     worked = bench.chunks(plan, chunk, bench.size // chunk) * (bench.size // chunk)
@@ -178,7 +178,7 @@ def _whole(bench: _Bench, operation: str) -> tuple[float, float]:
 
 
 def _small(bench: _Bench, operation: str, chunk: int, number: int) -> float:
-    """CPU seconds for a chunk with next to nothing to do, on pages that are there."""
+    """Returns the CPU seconds of an almost empty chunk on existing pages."""
     plan = bench.plan(operation)
     try:
         return bench.chunks(plan, chunk, min(number, bench.size // chunk))

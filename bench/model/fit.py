@@ -1,4 +1,4 @@
-"""The arithmetic of the scaling model: what a task of so many threads comes to on a machine. Pure, no measurement.
+"""The arithmetic of the scaling model: the time of a task by threads and machine. It measures nothing.
 
 A chunk needs the GIL for a while (the framework's bookkeeping and the Python part of the chunk function), then
 zeroes memory without it. Three resources are shared: the GIL of the worker process, the memory of the nodes, and
@@ -16,23 +16,23 @@ GIB: Final = 1 << 30
 HUGE_PAGE: Final = 2 << 20
 LEAST_CHUNK: Final = 16 << 20
 LARGEST_CHUNK: Final = 64 << 20
-"""The least and the largest chunk of fallocate and clear as they are shipped."""
+"""The smallest and the largest chunk of fallocate and clear, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A machine. Bandwidths are bytes a second of zeroing, which is what a task's progress counts."""
+    """A machine. Its bandwidths are bytes zeroed per second; the progress of a task counts the same bytes."""
 
     cores: int
     nodes: int
     core_bandwidth: float
-    """What one thread alone zeroes."""
+    """The bandwidth of one thread alone."""
     node_bandwidth: float
-    """What all threads together can zero in one node's memory."""
+    """The bandwidth of all threads together in one node's memory."""
 
     @property
     def memory(self) -> float:
-        """What the whole machine can zero."""
+        """The bandwidth of the whole machine."""
         return self.nodes * self.node_bandwidth
 
 
@@ -43,20 +43,20 @@ class Costs:
     chunk_gil: float
     """For each chunk, with the GIL held."""
     gil_handoff: float
-    """For each chunk whose thread finds the GIL held: until it is awake and has it."""
+    """For each chunk whose thread must wait for the GIL: the time from its release until the thread has it."""
     page_lock: float
-    """For each page, under locks that all threads share in the kernel."""
+    """For each page, under kernel locks that all threads share."""
     page_unmap: float
-    """For each page, at the end, by one thread: the mapping of the whole range is taken down."""
+    """For each page, at the end, by one thread: munmap(2) of the whole range."""
     thread_start: float
-    """For each helper, by the first thread before it takes part."""
+    """For each helper: the first thread starts it before it works itself."""
     task: float
-    """From the write of the spec to the end of ``wait`` for a task with next to nothing to do."""
+    """From the write of the spec to the end of ``wait``, for an almost empty task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How a task is cut: ``workers`` processes, each with its own GIL, share the threads and the work."""
+    """The division of a task: ``workers`` processes, each with its own GIL, share the threads and the work."""
 
     size: int
     threads: int
@@ -67,7 +67,7 @@ class Shape:
 
     @property
     def shipped_chunk(self) -> int:
-        """The chunk that the framework's own rule makes of it."""
+        """The chunk size by the framework's rule."""
         return chunk_size(
             self.size // self.workers,
             self.least_chunk,
@@ -79,29 +79,29 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a task comes to."""
+    """The predicted times of a task."""
 
     seconds: float
     work_seconds: float
-    """Of them, those in which all threads are at work."""
+    """The part of these seconds in which all threads work."""
     gil_share: float
-    """Of the time at work, how much the GIL of a worker is held or being handed over; 0 to 1."""
+    """The share of the working time in which a worker's GIL is held or being handed over; 0 to 1."""
     limit: str
-    """What a further thread would wait for: ``cores`` (nothing), ``memory``, ``GIL``, ``kernel locks``."""
+    """The resource that one more thread would wait for: ``cores`` (none), ``memory``, ``GIL``, ``kernel locks``."""
 
 
 def soft_minimum(limits: list[float], knee: float) -> float:
-    """The least of ``limits``, rounded off where two of them are alike; the greater ``knee`` the sharper the corner."""
+    """Returns the least of ``limits``, smoothed where two are close. A greater ``knee`` makes a sharper corner."""
     least = min(limits)
     return float(least * sum((least / limit) ** knee for limit in limits) ** (-1 / knee))
 
 
 def gil_throughput(threads: int, think: float, service: float, handoff: float = 0.0) -> tuple[float, float]:
-    """Chunks a second of ``threads`` that work ``think`` seconds by themselves and then need the GIL for ``service``.
+    """Returns the chunks per second of ``threads`` that work ``think`` seconds and then need the GIL for ``service``.
 
-    And how much of the time it is held or on its way to the next thread, 0 to 1. ``handoff`` is what waking up adds
-    for a thread that finds it held. Exact mean value analysis of one queue and one delay (Reiser and Lavenberg 1980),
-    whose times are exponential: a little pessimistic here, where they hardly vary.
+    Also returns the share of time in which the GIL is held or on its way to the next thread, 0 to 1. ``handoff`` is
+    the additional time to wake a thread that waits for it. Exact mean value analysis of one queue and one delay
+    (Reiser and Lavenberg 1980) with exponential times: a little pessimistic here, where times hardly vary.
     """
     effective, rate = service, 0.0
     for _ in range(60 if handoff else 1):
@@ -121,19 +121,19 @@ def _closed_queue(threads: int, think: float, service: float) -> float:
 
 
 def usable_threads(cores: int, size: int, cpu_percent: int = 80) -> int:
-    """The threads of a task without limit of its own: helpers on ``cpu_percent`` of the CPUs, and the first thread."""
+    """The threads of a task without its own limit: helpers on ``cpu_percent`` of the CPUs, and the first thread."""
     return min(nthreads(size, LEAST_CHUNK, cores, cores), helper_limit(cores, cpu_percent) + 1)
 
 
 def think_seconds(server: Server, costs: Costs, shape: Shape, knee: float) -> float:
-    """How long a chunk takes a thread without the GIL, when all threads are at it."""
+    """Returns the time of a chunk without the GIL while all threads work."""
     limits = [shape.threads * server.core_bandwidth, server.memory]
     limits += [shape.page / costs.page_lock] if costs.page_lock else []
     return shape.threads * shape.shipped_chunk / soft_minimum(limits, knee)
 
 
 def predict(server: Server, costs: Costs, shape: Shape, knee: float) -> Prediction:
-    """The time of a task on ``server``. ``knee`` is that of the memory's saturation, from the published figures."""
+    """Predicts a task on ``server``. ``knee`` describes the saturation of memory, from the published figures."""
     chunk, workers = shape.shipped_chunk, shape.workers
     each = max(shape.threads // workers, 1)
     threads = each * workers
@@ -156,16 +156,16 @@ def predict(server: Server, costs: Costs, shape: Shape, knee: float) -> Predicti
 
 
 def speedup(server: Server, costs: Costs, shape: Shape, knee: float) -> float:
-    """How many times faster than with one thread."""
+    """Returns the speed as a multiple of that with one thread."""
     alone = predict(server, costs, replace(shape, threads=1, workers=1), knee)
     return alone.seconds / predict(server, costs, shape, knee).seconds
 
 
 def gil_threads(core_bandwidth: float, chunk: int, chunk_gil: float) -> float:
-    """The number of threads at which the GIL would be held all the time, had the memory no limit."""
+    """The number of threads that would keep the GIL held all the time if the memory had no limit."""
     return (chunk / core_bandwidth + chunk_gil) / chunk_gil
 
 
 def memory_threads(server: Server) -> float:
-    """The number of threads that the memory of all nodes keeps at work."""
+    """The number of threads that saturate the memory of all nodes."""
     return server.memory / server.core_bandwidth

@@ -1,6 +1,6 @@
-"""The model's GIL, held against real threads: chunks that hold it as long as the real ones do, and then sleep.
+"""Compares the model's GIL with real threads. Their chunks hold the GIL as long as real ones, and then sleep.
 
-Sleeping stands for zeroing: it releases the GIL and needs no CPU, so hundreds of threads can be tried on two CPUs.
+Sleep replaces zeroing: it releases the GIL and needs no CPU, so hundreds of threads fit on two CPUs.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from bench.model.fit import Costs
 
 SHORT: Final = 0.0001
-"""Seconds of sleep beside which even a few threads ask for the GIL without a pause."""
+"""Seconds of a sleep so short that even a few threads ask for the GIL without a pause."""
 TRIES: Final = 5
-"""Runs of which the best counts."""
+"""Number of runs; the best one counts."""
 
 
 @dataclass(frozen=True)
 class GilCheck:
-    """One number of threads with one chunk: efficiencies are the ideal time over that of the run, or of the model."""
+    """A run with one number of threads and one chunk size. Efficiency: the ideal time over that of run or model."""
 
     operation: str
     chunk: int
     threads: int
     think: float
-    """Seconds of a chunk without the GIL: what the sleep took with one thread, the best of TRIES runs."""
+    """Seconds of a chunk without the GIL: the duration of the sleep with one thread, the best of TRIES runs."""
     share: float
-    """Of the time, how much the GIL is held or handed over, by the model."""
+    """The share of time in which the GIL is held or being handed over, by the model."""
     modelled: float
     measured: float
 
 
 def loops_for(seconds: float) -> int:
-    """Turns of an empty loop that hold the GIL for so long."""
+    """Returns the number of turns of an empty loop that hold the GIL for this time."""
     number = 200_000
     began = time.thread_time()
     _turn(number)
@@ -52,7 +52,7 @@ def _turn(number: int) -> None:
 
 
 def run(threads: int, chunks: int, loops: int, sleep: float) -> float:
-    """Seconds of a task of ``chunks`` such chunks on ``threads`` threads."""
+    """Returns the seconds of a task of ``chunks`` such chunks on ``threads`` threads."""
 
     def chunk(start: int, end: int) -> None:
         _turn(loops)
@@ -72,7 +72,7 @@ def run(threads: int, chunks: int, loops: int, sleep: float) -> float:
 
 
 def handoff_seconds(threads: int, service: float, empty: float, chunks: int) -> float:
-    """What waiting for the GIL adds to each chunk when it is asked for all the time: the best of TRIES runs."""
+    """Returns the seconds that a wait for a constantly wanted GIL adds to each chunk: the best of TRIES runs."""
     loops = loops_for(service - empty)
     return max(min(run(threads, chunks, loops, SHORT) for _ in range(TRIES)) / chunks - service, 0.0)
 
@@ -80,9 +80,9 @@ def handoff_seconds(threads: int, service: float, empty: float, chunks: int) -> 
 def check(
     operation: str, chunk: int, threads: int, think: float, service: float, costs: Costs, empty: float, least: float
 ) -> GilCheck:
-    """Run and model it: ``service`` seconds with the GIL, ``empty`` of them the framework's.
+    """Run and model chunks with ``service`` seconds under the GIL, of which the framework needs ``empty``.
 
-    The best of TRIES runs of ``least`` seconds each: other work on the machine only ever adds to them.
+    Takes the best of TRIES runs of ``least`` seconds each, because other work on the machine only makes them longer.
     """
     loops = loops_for(service - empty)
     each = max(round(least / think), 4)

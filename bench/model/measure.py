@@ -1,7 +1,7 @@
-"""How far fallocate and clear scale: costs measured here, the published series, and a model that joins them.
+"""The scaling of fallocate and clear: costs measured here, published series, and a model that joins them.
 
 Usage: python -m bench.model [--smoke] [--rounds N] [--size BYTES] [what a reference server has] (as root: it reserves
-huge pages). Everything that it measures is of this run. Writes docs/scaling.md, docs/plots/scaling.svg and
+huge pages). All its measurements are from this run. Writes docs/scaling.md, docs/plots/scaling.svg and
 bench/results/model.json; four to five minutes.
 """
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 ROOT: Final = HERE.parent
 OPERATIONS: Final = ("fallocate", "clear")
 MAIN_JOB: Final = 4 * GIB
-"""Bytes of the main job, which has its own result in bench/results too, perhaps of another machine."""
+"""Bytes of the main job, whose own result in bench/results may be from another machine."""
 CHECKED_CHUNKS: Final = (2 << 20, 16 << 20, 64 << 20)
 
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the main job's own measurement has of one operation; seconds."""
+    """The figures of the main job for one operation, in seconds."""
 
     work: int
     ktaskfs: float
@@ -50,7 +50,7 @@ class MainJob:
 
 
 def main_job(sections: Sequence[Section]) -> tuple[dict[str, MainJob], float]:
-    """Both operations, and the seconds of a task with one page, from what ``bench.main_job`` measured."""
+    """Returns both operations, and the seconds of a task with one page, from the results of ``bench.main_job``."""
 
     def median(section: Section, start: str, end: str = "") -> float:
         return next(s.median for s in section.series if s.name.startswith(start) and s.name.endswith(end))
@@ -67,14 +67,14 @@ def main_job(sections: Sequence[Section]) -> tuple[dict[str, MainJob], float]:
 
 
 def server_like(job: MainJob, knee: float) -> Server:
-    """The machine on which one and two threads of C took what they took."""
+    """Returns a machine that has the measured times of one and two threads of C."""
     one, two = job.work / job.alone, job.work / job.both
     rest = max(two**-knee - (2 * one) ** -knee, (64 * two) ** -knee)  # two threads as fast as twice one: no limit seen
     return Server(cores=2, nodes=1, core_bandwidth=one, node_bandwidth=rest ** (-1 / knee))
 
 
 def costs_from(series: dict[str, Series], task: float, handoff: float, page_lock: float | None) -> dict[str, Costs]:
-    """The costs of each operation: medians of what was measured."""
+    """Returns the costs of each operation: medians of the measurements."""
     lock = series[PUNCH].median if page_lock is None else page_lock
     return {
         name: Costs(
@@ -90,7 +90,7 @@ def costs_from(series: dict[str, Series], task: float, handoff: float, page_lock
 
 
 def check_gil(servers: dict[str, Server], costs: dict[str, Costs], knee: float, *, smoke: bool) -> list[GilCheck]:
-    """Real threads beside the model, with the chunk times that it predicts for the reference server."""
+    """Compares real threads with the model, with its predicted chunk times for the reference server."""
     empty = gil_time("ktask", 200 if smoke else 20_000) / 1e6
     found = []
     for name in OPERATIONS:
@@ -125,7 +125,7 @@ def parse(name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> None:
-    """Measure, fit, predict, and write what came out."""
+    """Measure, fit, predict, and write the results."""
     options = parse(name, arguments)
     smoke = options.smoke
     output = options.output or (None if smoke else ROOT)

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 
 
 def document(report: Report) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     parts = (_expectations, _limits, _series, _cloud, _changes, _method)
     return "\n".join(map(wrapped, [*(part(report) for part in parts), _doubts()]))
 
 
 def wrapped(text: str) -> str:
-    """The text with its paragraphs and list items filled to the width of a line; tables and headings as they are."""
+    """Returns the text with paragraphs and list items wrapped to the width of a line, and other parts unchanged."""
     blocks = []
     for block in text.strip().split("\n\n"):
         if block[0] in "|#!":
@@ -255,7 +255,7 @@ of load balancing has what was measured with up to 512 threads that sleep.
 
 
 def _agreement(report: Report) -> str:
-    """How far the model is from real threads, where the GIL is no bottleneck and where it is one."""
+    """Describes the distance between model and real threads, with and without the GIL as bottleneck."""
     parts = []
     for busy, where in ((False, "up to half of the time"), (True, "longer")):
         apart = [abs(each.measured / each.modelled - 1) for each in report.checks if (each.share > 0.5) is busy]
@@ -279,7 +279,7 @@ def _doubts() -> str:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Speedup by threads, the model's lines and the published points. Needs matplotlib."""
+    """Draw the speedup by threads: the model's lines and the published points. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,4 +1,4 @@
-"""The times that others published, and the model's memory part fitted to them.
+"""Published times, and the memory part of the model fitted to them.
 
 Daniel Jordan, *ktask: multithread CPU-intensive kernel work*: RFC v2 (August 2017), v3 (December 2017) and v4 (November
 2018) print the same figures for the Xeon; v2 and v3 have the SPARC beside it.
@@ -30,18 +30,18 @@ CLOUD: Final = "https://github.com/cloud-hypervisor/cloud-hypervisor/pull/8785"
 CLOUD_CAPPED: Final = 178.0
 """GiB/s with at most 32 workers, pinned, both zones at the same time."""
 CLOUD_ALL: Final = (2 * 132, 400.0)
-"""Workers and GiB/s with all of them."""
+"""The number of workers, and their GiB/s together."""
 CLOUD_BEFORE: Final = (16, 57.0)
-"""The same before the change: not pinned, one zone after the other."""
+"""GiB/s before the change: not pinned, one zone after the other."""
 CLOUD_PEAK: Final = 8 * 6.4e9 * 8
-"""Bytes a second that a socket's memory can move at most: eight channels of DDR5-6400 (Xeon 6776P)."""
+"""The limit of a socket's memory in bytes per second: eight channels of DDR5-6400 (Xeon 6776P)."""
 KNEES: Final = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""What is tried for the sharpness of the memory's saturation."""
+"""Candidates for the sharpness of the saturation of memory."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Least seconds of one test with THREADS threads."""
+    """The shortest times in seconds of one test, for each number of THREADS."""
 
     operation: str
     machine: str
@@ -50,7 +50,7 @@ class Published:
 
     @property
     def speedups(self) -> tuple[float, ...]:
-        """How many times faster than with one thread, as they print it."""
+        """The speedups over one thread, as published."""
         return tuple(self.seconds[0] / each for each in self.seconds)
 
 
@@ -70,13 +70,13 @@ SERIES: Final = (
 
 @dataclass(frozen=True)
 class Fit:
-    """One series as the model has it: a thread's bandwidth and that of all together, in bytes a second."""
+    """A series in the model: the bandwidth of a thread and that of all together, in bytes per second."""
 
     published: Published
     thread: float
     together: float
     residuals: tuple[float, ...]
-    """Measured time over the model's, less 1, for each number of threads."""
+    """The measured time divided by the model's, minus 1, for each number of threads."""
 
     @property
     def error(self) -> float:
@@ -85,12 +85,12 @@ class Fit:
 
     @property
     def most(self) -> float:
-        """The speedup that no number of threads exceeds."""
+        """The limit of the speedup for any number of threads."""
         return self.together / self.thread
 
 
 def fit_one(published: Published, knee: float) -> Fit:
-    """Least squares of the logarithms; the ratio of both bandwidths is searched on a grid of 2 %, 1 to 256."""
+    """Fits by least squares of the logarithms; searches the ratio of both bandwidths on a grid of 2 %, 1 to 256."""
     rates = [published.gib * GIB / each for each in published.seconds]
     best: Fit | None = None
     for step in range(281):
@@ -107,7 +107,7 @@ def fit_one(published: Published, knee: float) -> Fit:
 
 
 def fit_through(few: tuple[int, float], many: tuple[int, float], knee: float) -> tuple[float, float]:
-    """The rate of a thread, and of all together, so that the model has both (threads, rate) exactly.
+    """Returns the rates of a thread and of all together with which the model meets both (threads, rate) exactly.
 
     The speedup between them must be above 1 and below that of perfect threads.
     """
@@ -117,7 +117,7 @@ def fit_through(few: tuple[int, float], many: tuple[int, float], knee: float) ->
 
 
 def fit_all(series: Sequence[Published] = SERIES) -> tuple[float, list[Fit]]:
-    """The one knee that suits all series best, and each series with it."""
+    """Returns the knee that suits all series best, and each series fitted with it."""
     fits = {knee: [fit_one(each, knee) for each in series] for knee in KNEES}
     knee = min(fits, key=lambda each: sum(fit.error**2 for fit in fits[each]))
     return knee, fits[knee]

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from what the scaling model was given and what it predicts."""
+"""The tables of docs/scaling.md, from the inputs and predictions of the scaling model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LINES: Final = {"fallocate": "allocate and zero", "clear": "zero in place"}
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page says. ``servers`` is the largest reference server, for each operation."""
+    """The contents of the page. ``servers`` has the largest reference server for each operation."""
 
     about: str
     machine: str
@@ -50,28 +50,28 @@ class Report:
     fits: list[Fit]
     checks: list[GilCheck]
     main_job: list[tuple[str, int, float, float]]
-    """Operation, bytes, and its seconds with two threads: as measured, and by the model."""
+    """Operation, bytes, and the seconds with two threads: measured, and by the model."""
     measured: str
 
     def server(self, operation: str, cores: int) -> Server:
-        """The reference server with so many cores."""
+        """Returns the reference server with this number of cores."""
         return replace(self.servers[operation], cores=cores, nodes=-(-cores // self.cores_per_node))
 
     def of(self, operation: str, cores: int, size: int, threads: int | None = None) -> Prediction:
-        """A task as it is shipped, with all the threads that it may have."""
+        """Predicts a task with default settings and all the threads that it may have."""
         shape = Shape(size=size, threads=threads or usable_threads(cores, size))
         return predict(self.server(operation, cores), self.costs[operation], shape, self.knee)
 
 
 def short(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Returns a time for people, such as 3.1 s."""
     if seconds >= 120:
         return f"{seconds / 60:.1f} min"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 def summary(report: Report, operation: str) -> str:
-    """One row for each number of cores."""
+    """Returns a table with a row for each number of cores."""
     rows = []
     for cores in CORES:
         found = [report.of(operation, cores, size) for size in SIZES]
@@ -87,7 +87,7 @@ def summary(report: Report, operation: str) -> str:
 
 
 def stops(report: Report) -> str:
-    """The number of threads beyond which each resource gives no more."""
+    """Returns a table with the number of threads that exhausts each resource."""
     rows = []
     for operation, server in report.servers.items():
         costs = report.costs[operation]
@@ -101,7 +101,7 @@ def stops(report: Report) -> str:
 
 
 def published(report: Report) -> str:
-    """The series' speedups, and what the model makes of them."""
+    """Returns a table of the series' speedups, published and by the model."""
     rows: list[tuple[object, ...]] = []
     for fit in report.fits:
         of = fit.published
@@ -118,7 +118,7 @@ def published(report: Report) -> str:
 
 
 def variants(report: Report) -> str:
-    """What a change would do on the largest server, with the largest file."""
+    """Returns a table of possible changes and their effects on the largest server with the largest file."""
     cores, size = CORES[-1], SIZES[-1]
     plain = Shape(size=size, threads=usable_threads(cores, size))
     locked = min((fit for fit in report.fits if fit.published.operation == "fallocate"), key=lambda fit: fit.most)
@@ -146,7 +146,7 @@ def variants(report: Report) -> str:
         return replace(plain, chunk=chunk, least_chunk=chunk)
 
     def gigantic(operation: str) -> Shape:
-        """Only clear splits a page."""
+        """Returns the shape with gigantic pages. Only clear splits such a page into chunks."""
         return replace(plain if operation == "clear" else cut(operation, 1 << 30), page=1 << 30)
 
     nodes = report.server("fallocate", cores).nodes
@@ -176,7 +176,7 @@ def variants(report: Report) -> str:
 
 
 def checks(report: Report) -> str:
-    """The model's GIL beside real threads."""
+    """Returns a table of the model's GIL and real threads."""
     header = ("as", "chunk", "threads", "chunk's time", "GIL held", "efficiency, model", "measured")
     rows = [
         (
@@ -194,7 +194,7 @@ def checks(report: Report) -> str:
 
 
 def again(report: Report) -> str:
-    """The main job's own measurement, predicted from the C programs of the same run."""
+    """Returns a table of the main job, measured and predicted from the C programs of the same run."""
     rows = [
         (f"`{name}`, {format_size(work)}, 2 threads", f"{seen:.3f} s", f"{made:.3f} s", f"{seen / made - 1:+.0%}")
         for name, work, seen, made in report.main_job

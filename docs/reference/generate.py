@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 from ktaskfs.cli.arguments import parser
 from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
@@ -80,13 +81,13 @@ def _works_on(operation: Operation[Any]) -> str:
 
 
 def command_text() -> str:
-    """The help of the command and of each subcommand, at a fixed width."""
-    os.environ["COLUMNS"] = "100"
+    """The help of the command and of each subcommand, at a fixed width, without colours (Python 3.14 has them)."""
     top = parser({})
     commands = next(each for each in top._actions if isinstance(each, argparse._SubParsersAction))
-    parts = [f"```text\n{top.format_help().rstrip()}\n```"]
-    for name, each in commands.choices.items():
-        parts.append(f"## ktaskfs {name}\n\n```text\n{each.format_help().rstrip()}\n```")
+    with mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1"):
+        parts = [f"```text\n{top.format_help().rstrip()}\n```"]
+        for name, each in commands.choices.items():
+            parts.append(f"## ktaskfs {name}\n\n```text\n{each.format_help().rstrip()}\n```")
     return "\n\n".join(parts)
 
 

@@ -62,7 +62,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     _add_hosts(examined)
     _add_pool(commands, environment)
-    completed = commands.add_parser("completion", help="print the completion script of a shell")
+    completed = _command(commands, "completion", "print the completion script of a shell")
     completed.add_argument(
         "shell",
         choices=("bash", "zsh", "fish", "words"),
@@ -70,17 +70,22 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         help="the shell; `words WORD...` prints candidates for the last word, for other shells",
     )
     completed.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    shown = commands.add_parser("top", help="show all tasks on a screen, with keys to change them")
+    shown = _command(commands, "top", "show all tasks on a screen, with keys to change them")
     _add_place(shown, environment)
     _add_mount(commands)
     return top
+
+
+def _command(commands: Commands, name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A command; ``text`` is its line in the list of commands, and begins its own help."""
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
 
 
 def _client(
     commands: Commands, environment: Mapping[str, str], name: str, text: str, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """A command that uses the mounted files."""
-    added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+    added = _command(commands, name, text, epilog)
     _add_place(added, environment)
     added.add_argument("--json", action="store_true", help="JSON on standard output, one object a line")
     return added
@@ -117,8 +122,7 @@ def _positive(text: str) -> int:
 
 
 def _add_pool(commands: Commands, environment: Mapping[str, str]) -> None:
-    text = "save: make the next boot create the current pools of huge pages"
-    added = commands.add_parser("pool", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    added = _command(commands, "pool", "save: make the next boot create the current pools of huge pages")
     added.add_argument("verb", choices=("save",), metavar="save", help="write the file, and print it")
     _add_place(added, environment)
     added.add_argument(
@@ -160,7 +164,7 @@ def _add_run(commands: Commands, environment: Mapping[str, str]) -> None:
         nargs="+",
         metavar="SPEC",
         help="OPERATION KEY=VALUE ..., in words or as one; - reads specs, one a line, from standard input. "
-        "operations/ in the mount lists them",
+        "operations/ in the mount lists the operations",
     )
 
 
@@ -175,7 +179,7 @@ def _add_names(added: argparse.ArgumentParser) -> None:
 
 
 def _add_mount(commands: Commands) -> None:
-    mount = commands.add_parser("mount", help="mount the filesystem; umount(8) or fusermount3 -u unmounts it")
+    mount = _command(commands, "mount", "mount the filesystem; umount(8) or fusermount3 -u unmounts it")
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
     mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and exit")
     mount.add_argument("--store", action="store_true", help="mount, and give the mount to systemd for a later daemon")

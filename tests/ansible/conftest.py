@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that has ansible_collections/, with the collection in it."""
+    """The directory above ansible_collections/, which has the collection."""
     directory = tmp_path_factory.mktemp("collections")
     copy_collection(directory)
     return directory
 
 
 class Utilities:
-    """What the modules have in common, imported without Ansible."""
+    """The common code of the modules, imported without Ansible."""
 
     def __init__(self) -> None:
         place = "ansible_collections.ktaskfs.host.plugins.module_utils"
@@ -35,7 +35,7 @@ class Utilities:
 
 @pytest.fixture(scope="session")
 def utilities(collections: Path) -> Iterator[Utilities]:
-    """The code of the collection below its modules."""
+    """The common code of the modules."""
     sys.path.insert(0, str(collections))
     try:
         yield Utilities()
@@ -56,7 +56,7 @@ def oldest(root: None) -> Path:
 
 
 def programs(release: str) -> Path:
-    """Those of a release; skips where it cannot be installed."""
+    """Returns the programs of a release; skips where it cannot be installed."""
     try:
         return environment(release)
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""The newest release of Ansible, in a system of the newest Debian: it needs a newer Python than Debian 12 has."""
+"""The newest release of Ansible in a system of the newest Debian, because Debian 12 has too old a Python for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ python3 -m venv /opt/ansible
 
 
 def layers(directory: Path, release: Release = NEWEST) -> list[Path]:
-    """The system with Ansible in it, kept in the cache; ``directory`` is an empty one. Raises Unavailable."""
+    """Returns the layers of a system with Ansible, kept in the cache. ``directory`` is empty. Raises Unavailable."""
     base, layer = fresh(release), release.place / "ansible"
     with alone(layer):
         if not layer.exists():
@@ -48,7 +48,7 @@ def layers(directory: Path, release: Release = NEWEST) -> list[Path]:
 
 
 class NewerAnsible(Ansible):
-    """Ansible in that system. ``prefix`` enters the network of the hosts, ``home`` has the files of the connections."""
+    """Ansible in that system. ``prefix`` enters the hosts' network; ``home`` has the files of the connections."""
 
     def __init__(self, system: Sequence[Path], collections: Path, home: Path, prefix: Sequence[str]) -> None:
         super().__init__(Path(PROGRAMS), collections, home, prefix)
@@ -56,7 +56,7 @@ class NewerAnsible(Ansible):
         self._binds = {each: str(each) for each in (collections, home, ROOT / "tests/ansible/callback")}
 
     def __call__(self, program: str, *words: str, cwd: Path | None = None, **variables: str) -> Outcome:
-        """See Ansible; standard error is in the output."""
+        """As in Ansible, but standard error is part of the output."""
         settings = {**self._env, "PATH": f"{PROGRAMS}:/usr/bin:/bin", **variables}
         script = shlex.join(["env", *(f"{name}={value}" for name, value in settings.items()), program, *words])
         try:

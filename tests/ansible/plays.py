@@ -28,10 +28,10 @@ SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class Played:
-    """How a playbook ended.
+    """The end of a playbook.
 
-    counts:   of each host, by what was counted: ok, changed, failures, unreachable and so on.
-    returned: the name of a task, a host, and what the task returned there.
+    counts:   numbers by host and kind: ok, changed, failures, unreachable and so on.
+    returned: the name of a task, a host, and the task's result there.
     """
 
     outcome: Outcome
@@ -40,16 +40,16 @@ class Played:
 
     @property
     def changed(self) -> dict[str, int]:
-        """How many tasks have changed something, by host."""
+        """The number of tasks that changed something, by host."""
         return {host: counts["changed"] for host, counts in self.counts.items()}
 
     @property
     def failures(self) -> list[tuple[str, str, object]]:
-        """What has failed, and was not ignored: the name of the task, the host, and the message."""
+        """Failures that were not ignored: the name of the task, the host, and the message."""
         return [(task, host, result.get("msg")) for task, host, result in self.returned if result["failed"]]
 
     def of(self, task: str) -> dict[str, dict[str, Any]]:
-        """What a task returned, by host."""
+        """Returns the results of a task, by host."""
         return {host: result for name, host, result in self.returned if name == task}
 
 
@@ -64,11 +64,11 @@ class Ansible:
         self._env["ANSIBLE_REMOTE_TMP"] = "/run/ansible" if prefix else str(home / "remote")
 
     def with_programs(self, programs: Path) -> Ansible:
-        """The same with another release."""
+        """Returns the same with another release of Ansible."""
         return Ansible(programs, self._collections, self._home, self._prefix)
 
     def __call__(self, program: str, *words: str, cwd: Path | None = None, **variables: str) -> Outcome:
-        """Run a program of Ansible to its end, with more variables of the environment."""
+        """Run a program of Ansible to its end, with additional environment variables."""
         path = f"{self._programs}:{os.environ['PATH']}"
         command = [*self._prefix, str(self._programs / program), *words]
         return run(*command, env={**self._env, "PATH": path, **variables}, cwd=cwd, timeout=4 * DEADLINE)

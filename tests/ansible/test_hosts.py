@@ -1,4 +1,4 @@
-"""The playbooks of the collection on three hosts, by OpenSSH."""
+"""The playbooks of the collection on three hosts by OpenSSH."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from tests.support.shell import Outcome
 
 MOLECULE: Final = {"ANSIBLE_STDOUT_CALLBACK": "default"}
-"""Molecule reads what Ansible prints for people."""
+"""Settings for Molecule, which reads Ansible's output for people."""
 GUESTS: Final = [{"name": "vm0", "size": "2M"}]
 
 
 class Fleet:
-    """Three hosts, and Ansible beside them. hv2 has room for 4 MiB."""
+    """Three hosts, and Ansible to configure them. hv2 has room for 4 MiB."""
 
     def __init__(self, place: Place, hosts: list[Host], ansible: Ansible) -> None:
         self.hosts = hosts
@@ -45,16 +45,16 @@ class Fleet:
         )
 
     def with_programs(self, programs: Path) -> Fleet:
-        """The same hosts, and another release of Ansible."""
+        """Returns the same hosts with another release of Ansible."""
         return Fleet(self._place, self.hosts, self.ansible.with_programs(programs))
 
     def with_the_newest(self, collections: Path, directory: Path) -> Fleet:
-        """The same hosts, and the newest release; raises Unavailable. ``directory`` is an empty one."""
+        """Returns the same hosts with the newest release. ``directory`` is empty. Raises Unavailable."""
         ansible = NewerAnsible(layers(directory), collections, self._place.directory, self._place.prefix)
         return Fleet(self._place, self.hosts, ansible)
 
     def hang_up(self) -> None:
-        """End the connections that the commands share."""
+        """Close the shared connections."""
         for host in self.hosts:
             run(*self._place.prefix, "ssh", *self._ssh, "-O", "exit", host.name)
 
@@ -68,13 +68,13 @@ class Fleet:
         return self.ansible("molecule", "test", cwd=collection, **variables, **MOLECULE)
 
     def sh(self, script: str) -> list[str]:
-        """What a script prints on each host."""
+        """Returns the output of a script on each host."""
         return [host.sh(script) for host in self.hosts]
 
 
 @pytest.fixture(scope="module")
 def three(root: None, newest: Path, collections: Path) -> Iterator[Fleet]:
-    """The hosts, and the newest Ansible."""
+    """The hosts with the newest Ansible that runs on this machine."""
     with tempfile.TemporaryDirectory(prefix="kt-ansible-") as path, three_hosts(Path(path)) as (place, hosts):
         fleet = Fleet(place, hosts, Ansible(newest, collections, Path(path), place.prefix))
         yield fleet
@@ -83,7 +83,7 @@ def three(root: None, newest: Path, collections: Path) -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(three: Fleet) -> Iterator[Fleet]:
-    """The hosts without a task."""
+    """The hosts, without tasks."""
     yield three
     for host in three.hosts:
         if host.is_alive:
@@ -119,7 +119,7 @@ def test_a_scrub_and_its_proof(fleet: Fleet) -> None:
 
 
 def test_a_host_without_room_fails_and_a_batch_ends_the_play(fleet: Fleet) -> None:
-    """hv2 has no room. In batches of one it ends the play before hv3; in one batch the others are done."""
+    """hv2 has no room. In batches of one host, it ends the play before hv3. In one batch, the others are done."""
     variables = {"guests": [{"name": "vm0", "size": "8M"}], "directory": "/dev/shm"}
     rolling = fleet.play("ktaskfs.host.hypervisors", batch=1, **variables)
     assert rolling.outcome.status != 0
@@ -133,7 +133,7 @@ def test_a_host_without_room_fails_and_a_batch_ends_the_play(fleet: Fleet) -> No
 
 
 def test_the_oldest_release(fleet: Fleet, oldest: Path) -> None:
-    """It also reads what there is, and tells what differs."""
+    """It also reads the present state and shows the difference."""
     variables = {"guests": GUESTS, "directory": "/dev/shm"}
     old = fleet.with_programs(oldest)
     assert "core 2.1" in old.ansible("ansible", "--version").out
@@ -151,7 +151,7 @@ def test_the_oldest_release(fleet: Fleet, oldest: Path) -> None:
 
 
 def test_the_newest_release(fleet: Fleet, collections: Path, tmp_path: Path) -> None:
-    """It needs Python 3.12. Its connections end with its system, so none is shared."""
+    """It needs Python 3.12. Its connections end with its system, so they are not shared."""
     try:
         new = fleet.with_the_newest(collections, tmp_path)
     except Unavailable as error:
@@ -177,7 +177,7 @@ def test_weights_that_are_replaced_are_loaded_again(fleet: Fleet) -> None:
 
 
 def test_the_scenario_of_molecule(fleet: Fleet, collections: Path) -> None:
-    """It converges, changes nothing a second time, verifies, and leaves nothing."""
+    """The scenario converges, changes nothing in a second run, verifies, and leaves nothing."""
     done = fleet.molecule(collections / PLACE)
     assert done.status == 0, done
     steps = re.findall(r"default > (\w+): Executed: (\w+)", done.out + done.err)
@@ -186,7 +186,7 @@ def test_the_scenario_of_molecule(fleet: Fleet, collections: Path) -> None:
 
 
 def test_a_dead_host_is_unreachable_and_the_others_are_done(fleet: Fleet) -> None:
-    """The last of the tests, since it is dead for good."""
+    """The last test of this file, because the host stays dead."""
     fleet.hang_up()
     fleet.hosts[2].kill()
     played = fleet.play("ktaskfs.host.hypervisors", guests=GUESTS, directory="/dev/shm", batch=3)

@@ -1,4 +1,4 @@
-"""The collection as Ansible's own tools judge it: ansible-lint, ansible-test sanity, ansible-doc; and its types."""
+"""The collection, checked by Ansible's tools (ansible-lint, ansible-test sanity, ansible-doc) and by mypy."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SANITY: Final = (
     *("no-get-exception", "no-illegal-filenames", "no-smart-quotes", "replace-urlopen", "shebang", "symlinks"),
     *("use-argspec-type-path", "validate-modules"),
 )
-"""Left out: pslint needs PowerShell; shellcheck finds no shell scripts; the file that changelog reads is not there;
-runtime-metadata, yamllint, pep8 and pylint are done by ansible-lint, ruff and mypy."""
+"""The tests to run. Not among them: pslint needs PowerShell; shellcheck finds no shell scripts; changelog has no file
+to read; ansible-lint, ruff and mypy do the work of runtime-metadata, yamllint, pep8 and pylint."""
 
 
 @pytest.fixture
 def place(collections: Path) -> Path:
-    """The directory of the collection where Ansible finds it."""
+    """The directory of the collection, where Ansible finds it."""
     return collections / PLACE
 
 
@@ -46,7 +46,7 @@ def test_lint(newest: Path, collections: Path, place: Path, tmp_path: Path) -> N
 
 
 def test_sanity(newest: Path, place: Path) -> None:
-    """Without containers: each test has an environment of its own in the cache."""
+    """The tests run without containers, each in a separate environment in the cache."""
     try:
         home = sanity_home(newest)
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""What the modules answer where there is nothing to work with, on this machine."""
+"""The answers of the modules on this machine if there is no mount, or if arguments are wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def call(newest: Path, collections: Path, tmp_path: Path) -> Call:
-    """``call(module, *options, **arguments)``: what the module returns for a mount that is not there."""
+    """``call(module, *options, **arguments)`` returns the module's result for a directory without a mount."""
     ansible = Ansible(newest, collections, tmp_path)
 
     def run_module(module: str, *options: str, **arguments: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def call(newest: Path, collections: Path, tmp_path: Path) -> Call:
 
 
 def test_without_a_mount(call: Call, tmp_path: Path) -> None:
-    """In check mode the play may be about to mount it."""
+    """In check mode, the play might mount ktaskfs before."""
     words = f"no ktaskfs is mounted on {tmp_path}"
     spec = {"name": "vm0", "op": "fallocate", "params": {"path": "/dev/shm/vm0", "length": "1M"}}
     answer = call("task", **spec)

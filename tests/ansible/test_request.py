@@ -1,4 +1,4 @@
-"""What the module task does in each state, on a real mount and without Ansible; a second look finds nothing to do."""
+"""The module task in each state, on a real mount and without Ansible. A second call finds nothing to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB: Final = 1 << 20
 
 @pytest.fixture(scope="module")
 def daemon(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """One daemon for all tests here."""
+    """One daemon for all tests of this file."""
     directory = tmp_path_factory.mktemp("daemon")
     for name in ("mount", "state"):
         (directory / name).mkdir()
@@ -48,7 +48,7 @@ def memory(root: None, area: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def mounted(daemon: Mount, memory: Path) -> Iterator[Mount]:
-    """The daemon without a task; at the end no task uses the memory any more."""
+    """The daemon without tasks. At the end no task uses the memory."""
     yield daemon
     daemon.shell("echo cancel >tasks/control; for task in tasks/*/; do cat $task/wait; rmdir $task; done")
     assert daemon.shell("ls tasks/").out == "control\n"
@@ -56,7 +56,7 @@ def mounted(daemon: Mount, memory: Path) -> Iterator[Mount]:
 
 @pytest.fixture
 def make(utilities: Utilities, mounted: Mount) -> Make:
-    """``make(state, op, timeout=, rerun=, name=, **params)``: the request of one call of the module."""
+    """``make(state, op, timeout=, rerun=, name=, **params)`` returns the request of one call of the module."""
 
     def request(
         state: str,
@@ -76,7 +76,7 @@ def make(utilities: Utilities, mounted: Mount) -> Make:
 
 @pytest.fixture
 def settled(make: Make) -> Make:
-    """Carries out a request, and then says what a second one would do: nothing."""
+    """Carries out a request, checks that a second one does nothing, and returns the first one's actions."""
 
     def carry_out(*words: Any, **params: Any) -> list[str]:
         request = make(*words, **params)
@@ -92,7 +92,7 @@ def settled(make: Make) -> Make:
 
 
 def slow(path: Path, **more: Any) -> dict[str, Any]:
-    """A fallocate that goes on until its rate is changed."""
+    """Returns parameters of a fallocate that runs until somebody changes its rate."""
     return {"path": str(path), "length": "4M", "chunk": "64K", "rate_max": "64K", **more}
 
 
@@ -154,7 +154,7 @@ def test_cancelled_and_the_rest(settled: Make, mounted: Mount, memory: Path) -> 
 def test_the_rest_is_not_enough_if_the_file_has_changed(
     make: Make, settled: Make, mounted: Mount, memory: Path, change: str
 ) -> None:
-    """The resume is refused (ESTALE, ENOENT, ENXIO), and all of the work is done."""
+    """The daemon refuses to resume (ESTALE, ENOENT, ENXIO), so the module starts the whole work again."""
     settled("started", "fallocate", **slow(memory / "a"))
     until(lambda: not mounted.read("tasks/t/progress").startswith("0 /"), "a part is done")
     settled("cancelled")
@@ -293,7 +293,7 @@ def test_a_planned_task_is_no_done_one(settled: Make, mounted: Mount, memory: Pa
 
 
 def test_the_pool_is_as_asked(settled: Make, mounted: Mount) -> None:
-    """Nothing is reserved: the pool is asked to be what it is."""
+    """The request asks for the present size of the pool, so it reserves nothing."""
     with open("/proc/sys/vm/nr_hugepages", encoding="ascii") as file:
         pages = file.read().strip()
     assert settled("done", "reserve", pages=pages) == ["start"]

@@ -1,4 +1,4 @@
-"""The role service on a machine with systemd, that has no ktaskfs: and how it is changed later."""
+"""The role service on a machine with systemd: it installs ktaskfs, and changes its settings later."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ rm -rf /var/lib/apt/lists/* /etc/apt/sources.list*
 mkdir -p /var/lib/apt/periodic
 touch /var/lib/apt/periodic/update-success-stamp
 """
-"""apt knows what is installed and nothing else, which makes it quick, and finds its lists new enough."""
+"""apt is quick because it knows only the installed packages. It takes its lists for up to date."""
 PLACE: Final = "/opt/collections"
-"""Where the machine has the collection, the playbook and the package."""
+"""The directory of the collection, the playbook and the package on the machine."""
 
 
 def make_package(path: Path) -> None:
-    """A package with all that ``make install`` puts onto a machine; tests/packaging tests the real one."""
+    """Make a package with the files of ``make install``; tests/packaging tests the real one."""
     with tempfile.TemporaryDirectory(prefix="kt-deb-") as name:
         tree = Path(name)
         tree.chmod(0o755)
@@ -66,14 +66,14 @@ def make_package(path: Path) -> None:
 
 @pytest.fixture
 def pool(root: None) -> Iterator[TestPool]:
-    """The machine's pool, as the tests find it; nobody else changes it meanwhile."""
+    """The machine's pool in its present size. No other test changes it meanwhile."""
     with reserved(SIZE, 0) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
 def bare(root: None, collections: Path) -> Iterator[Machine]:
-    """A machine without ktaskfs, that has the collection."""
+    """A machine with the collection, without ktaskfs."""
 
     def fill(layer: Path) -> None:
         place = layer / PLACE.removeprefix("/")
@@ -87,7 +87,7 @@ def bare(root: None, collections: Path) -> Iterator[Machine]:
 
 
 class Controlled:
-    """A machine that configures itself."""
+    """A machine that configures itself by the role."""
 
     def __init__(self, machine: Machine, programs: Path) -> None:
         self.machine = machine
@@ -99,7 +99,7 @@ class Controlled:
         return self._ansible.play("localhost,", f"{PLACE}/role.yml", "--connection=local", *words, **given)
 
     def facts(self) -> dict[str, Any]:
-        """What the host tells of ktaskfs."""
+        """Returns the host's facts about ktaskfs."""
         found: dict[str, Any] = json.loads(self.machine.out("/etc/ansible/facts.d/ktaskfs.fact"))
         return found
 

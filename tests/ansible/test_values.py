@@ -1,4 +1,4 @@
-"""Values of YAML as the daemon reads them, and when two of them mean the same."""
+"""Values of YAML as texts for the daemon, and comparison of values by their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collection at a path where Ansible finds it, and releases of Ansible in the cache of the tests."""
+"""A copy of the collection where Ansible finds it, and releases of Ansible in the cache of the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PINS: Final = Path(__file__).parent
 
 
 def copy_collection(directory: Path) -> Path:
-    """A copy of the collection, below ``directory`` where Ansible looks for it; returns its path."""
+    """Copy the collection to its place for Ansible below ``directory``; returns its path."""
     place = directory / PLACE
     shutil.copytree(COLLECTION, place, ignore=shutil.ignore_patterns("__pycache__", ".ansible", "output"))
     return place
@@ -33,7 +33,7 @@ def copy_collection(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Two runs of the tests do not make an environment at the same time."""
+    """Hold a lock, so that two runs of the tests do not make an environment at the same time."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,7 +41,7 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 def environment(release: str) -> Path:
-    """The directory with the programs of a release of Ansible, OLDEST or NEWEST; raises Unavailable.
+    """Returns the directory with the programs of a release of Ansible, OLDEST or NEWEST; raises Unavailable.
 
     Its packages are those of NAME.txt in this folder. They are installed once, and again if that file changes.
     """
@@ -75,11 +75,11 @@ ensurepip.bootstrap()
 options = [each for each in sys.argv[1:] if each not in ("--no-setuptools", "--no-wheel")]
 sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *options]))
 """
-"""Does what get-pip.py does for ansible-test, which would download it from a host of Ansible's."""
+"""Replaces get-pip.py, which ansible-test would download from a host of the Ansible project."""
 
 
 def sanity_home(programs: Path) -> Path:
-    """The home directory for ansible-test, which keeps environments in it; raises Unavailable."""
+    """Returns the home directory for ansible-test, which has its environments; raises Unavailable."""
     home = CACHE / "ansible-home"
     scripts = home / ".ansible/test/cache"
     scripts.mkdir(parents=True, exist_ok=True)

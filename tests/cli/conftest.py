@@ -1,4 +1,4 @@
-"""What the tests of the command need beside a mount."""
+"""Fixtures for tests of the command: the command on a fresh mount, and a tmpfs to work on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Command:
         self.mount = mount
 
     def words(self, *arguments: str) -> list[str]:
-        """The command line."""
+        """Returns the command line."""
         command, *rest = arguments
         return [sys.executable, "-m", "ktaskfs.cli.main", command, "-m", str(self.mount.path), *rest]
 

@@ -1,4 +1,4 @@
-"""``ktaskfs completion``: what comes next, in real shells."""
+"""``ktaskfs completion``: the candidates for the next word, in real shells."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ OPERATIONS_WITH_C = ["checksum", "clear", "collapse", "compare", "copy"]
 
 
 def environment(mount: Mount) -> dict[str, str]:
-    """The command is found, and so is the mount."""
+    """Variables with which a shell finds the command and the mount."""
     return {"PATH": f"{PROGRAMS}:{os.environ['PATH']}", "KTASKFS": str(mount.path)}
 
 
 @pytest.fixture
 def words(command: Command) -> Callable[..., list[str]]:
-    """What may stand for the last of the words."""
+    """Returns the candidates for the last of the words."""
 
     def asked(*arguments: str) -> list[str]:
         outcome = run("ktaskfs", "completion", "words", *arguments, env=environment(command.mount))

@@ -1,4 +1,4 @@
-"""``ktaskfs doctor``: each check on a machine that a test makes up, and all of them on this one."""
+"""``ktaskfs doctor``: each check on a simulated machine, and all checks on this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DEFAULTS: Final = {
 
 @pytest.fixture
 def make(tmp_path: Path) -> MachineMaker:
-    """Makes a machine of these files; a text that is empty takes a default file away."""
+    """Makes a machine with these files. An empty text removes a default file."""
 
     def made(changes: Mapping[str, str]) -> Machine:
         for path, text in {**DEFAULTS, **changes}.items():
@@ -61,7 +61,7 @@ def make(tmp_path: Path) -> MachineMaker:
 
 
 def wrong(found: Iterable[Finding]) -> list[tuple[str, str | None]]:
-    """Text and command of what is."""
+    """Returns the text and the command of each finding that is a problem."""
     return [(each.text, each.mend) for each in found if each.level.is_wrong]
 
 
@@ -283,7 +283,7 @@ def test_the_mount(command: Command, area: Path) -> None:
 
 
 def test_another_version(area: Path) -> None:
-    """A daemon that was not started anew after an upgrade: its files say so."""
+    """The daemon was not restarted after an upgrade. Its files show its older version."""
     (area / "tasks").mkdir()
     (area / "tasks/control").touch()
     (area / "version").write_text("0.0.1\n")
@@ -309,7 +309,7 @@ def test_who_may_not_start_tasks(
 
 
 def test_this_machine(command: Command) -> None:
-    """Whatever is wrong with it: all checks are made, and the status says whether one found something."""
+    """The machine may have any problem: all checks run, and the exit status says whether one found something."""
     outcome = command("doctor", "--json")
     found = [json.loads(line) for line in outcome.out.splitlines()]
     assert outcome.err == ""

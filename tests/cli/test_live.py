@@ -1,4 +1,4 @@
-"""``ktaskfs run`` on a terminal, started by a shell, with keys pressed."""
+"""``ktaskfs run`` on a terminal: a shell starts it, and a user presses keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def lasting(memory: Path) -> list[str]:
-    """A spec that takes longer than a person waits for a bar."""
+    """Returns a spec of a task that runs until bars appear."""
     (memory / "large").write_bytes(b"x" * (8 << 20))
     return ["checksum", f"path={memory}/large", "rate_max=8M", "chunk=1M", "name=sum"]
 
@@ -52,7 +52,7 @@ def test_a_line_with_a_bar_to_the_end_and_the_result_below(command: Command, las
 
 
 def test_control_c_typed_in_a_shell(command: Command, memory: Path) -> None:
-    """The task's processes do not hear it: they are not of the terminal."""
+    """The task's processes do not belong to the terminal, so they get no signal from it."""
     script = shlex.join(command.words("run", f"clear path={memory}/file rate_max=1K chunk=4K name=slow"))
     with Terminal("bash", "--norc", "-c", f"{script}; echo status $?") as terminal:
         terminal.sees("slow", "running", "%")
@@ -81,7 +81,7 @@ def test_plain_lines_where_the_terminal_is_dumb(command: Command, memory: Path) 
 
 
 def test_nothing_heavy_is_imported(command: Command, lasting: list[str]) -> None:
-    """rich draws the bars; nothing else that takes long to import is needed for them."""
+    """rich draws the bars. The command imports no other slow module for them."""
     python, *words = command.words("run", *lasting)
     with Terminal(python, "-X", "importtime", *words, columns=500) as terminal:
         assert terminal.end() == 0
@@ -121,7 +121,7 @@ def test_a_pipe_gets_the_result_alone(command: Command, lasting: list[str]) -> N
 
 
 def drawn(standings: list[Standing], *, width: int, height: int) -> list[str]:
-    """The lines of one picture."""
+    """Returns the lines of one picture."""
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None, _environ={})
     report = LiveReport(console)

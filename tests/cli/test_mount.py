@@ -1,4 +1,4 @@
-"""``ktaskfs mount`` as a person or a program runs it: what it returns, what it says, what it leaves open."""
+"""``ktaskfs mount``, started by a person or a program: its exit status, its output, and the files it leaves open."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mount(*arguments: str | Path) -> Outcome:
 
 
 def shown(descriptor: Path) -> str:
-    """What /proc says that a descriptor is; empty if its process has ended."""
+    """Returns the file behind a descriptor, by /proc; empty if the process has ended."""
     try:
         return os.readlink(descriptor)
     except OSError:
@@ -234,11 +234,11 @@ daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE,
 while sock.recv(1 << 12) != b"WATCHDOG=1":
     pass
 """
-"""A daemon that has given a sign of life; what follows does something to it."""
+"""Starts a daemon and waits until it says that it is alive. A test adds code that disturbs it."""
 
 
 def test_no_sign_of_life_without_an_answer(area: Path, point: Path) -> None:
-    """The mount is covered by another one, so that nobody can read from it."""
+    """Another mount covers this one, so nobody can read from it."""
     script = (
         WATCHED
         + """

@@ -25,7 +25,7 @@ SPEC = ("clear", "name=slow", "rate_max=1K", "chunk=4K")
 
 @pytest.fixture
 def steered(command: Command, memory: Path) -> Iterator[Process]:
-    """The command, following a task that does not end by itself."""
+    """The command while it follows a task that does not end by itself."""
     words = command.words("run", "--json", *SPEC, f"path={memory}/file")
     pipe = subprocess.PIPE
     with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -43,7 +43,7 @@ def say(process: Process, text: str) -> None:
 
 
 def answers(process: Process, count: int) -> list[dict[str, Any]]:
-    """The next objects that are no figures of a task."""
+    """Returns the next answers to commands, and skips figures of tasks."""
     assert process.stdout is not None
     found: list[dict[str, Any]] = []
     while len(found) < count:
@@ -84,7 +84,7 @@ def test_detach_leaves_the_task(command: Command, steered: Process) -> None:
 
 
 def test_the_end_of_the_commands_is_none(command: Command, steered: Process) -> None:
-    """A connection that was lost is no cancel; nor is half a word of one."""
+    """Neither a lost connection nor an incomplete line cancels the task."""
     assert steered.stdin is not None
     assert steered.stdout is not None
     say(steered, "cancel")

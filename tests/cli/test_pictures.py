@@ -1,4 +1,4 @@
-"""The pictures of README can be drawn anew, and show tasks at work."""
+"""The script draws the pictures of README again, with running tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("guest", "database", "weights")
 
 
 def words(picture: Path) -> str:
-    """All text of an SVG. Raises ParseError where it is none."""
+    """Returns all text of an SVG. Raises ParseError if the file is no SVG."""
     return " ".join(ElementTree.fromstring(picture.read_text()).itertext()).replace("\xa0", " ")
 
 

@@ -1,4 +1,4 @@
-"""Where ``ktaskfs mount`` mounts, and where it refuses to; what is made for a mount, and what goes with it."""
+"""``ktaskfs mount``: the places it accepts and refuses; what it makes for a mount and removes at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mount(*arguments: str | Path, cwd: Path = ROOT) -> Outcome:
 
 
 def refused(outcome: Outcome, words: str) -> None:
-    """It is, with one line."""
+    """Checks that the command refuses to mount, with one line."""
     assert (outcome.status, outcome.err.count("\n")) == (1, 1), outcome
     assert outcome.err.startswith("ktaskfs: ")
     assert words in outcome.err
@@ -36,7 +36,7 @@ def refused(outcome: Outcome, words: str) -> None:
 
 @pytest.fixture
 def point(area: Path) -> Iterator[Path]:
-    """A directory to mount on; nothing is mounted there in the end, and no daemon is left."""
+    """A directory to mount on. At the end nothing is mounted there and no daemon is left."""
     path = area / "mount"
     path.mkdir()
     with none_left():
@@ -48,7 +48,7 @@ def point(area: Path) -> Iterator[Path]:
 
 
 def unmount(point: Path) -> None:
-    """umount(8), and the daemon has ended."""
+    """Runs umount(8) and waits for the end of the daemon."""
     assert run("umount", str(point)).status == 0
     until(lambda: not any(is_daemon(each, point) for each in Path("/proc").glob("[0-9]*")), "the daemon has ended")
 
@@ -83,7 +83,7 @@ def test_a_directory_that_is_not_empty(area: Path, point: Path) -> None:
 
 @pytest.mark.usefixtures("root")
 def test_a_second_mount_on_the_same_directory(area: Path, point: Path) -> None:
-    """The first one lives on, whatever the state directory of the second."""
+    """The first mount survives, whichever state directory the second one has."""
     first = Mount(point, statedir=area / "state", log=area / "log")
     for options in (f"statedir={area / 'other'}", f"statedir={area / 'other'},nonempty", f"statedir={area / 'state'}"):
         refused(mount("-o", options, point), f"{point}: fuse.ktaskfs is mounted there already, and answers")
@@ -120,7 +120,7 @@ def test_a_dead_one_is_replaced_whatever_the_state_directory(area: Path, point: 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("name", ["\u6771" * 30, "a" * 250, "pods/volumes/" + "kubernetes.io~csi-" * 6], ids=len)
 def test_a_long_name(area: Path, name: str) -> None:
-    """Its state directory has a digest for a name, is there for as long as a task is, and no longer."""
+    """A digest is the name of its state directory, which exists exactly as long as a task does."""
     point = area / name
     point.mkdir(parents=True)
     statedir = Path(STATE_ROOT, state_name(str(point)))

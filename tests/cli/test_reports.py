@@ -1,4 +1,4 @@
-"""What is said of tasks, and when, without a mount."""
+"""What the command reports about tasks, and when; without a mount."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def running(done: int, name: str = "a") -> Standing:
 
 
 class Clock:
-    """A time that stands still."""
+    """A clock that stands still until a test moves it."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""``ktaskfs run`` and ``ktaskfs wait`` in scripts: what they start, say and return."""
+"""``ktaskfs run`` and ``ktaskfs wait`` in scripts: what they start, print and return."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def objects(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def started(command: Command, *arguments: str) -> subprocess.Popen[str]:
-    """The command at work."""
+    """Starts the command."""
     pipe = subprocess.PIPE
     return subprocess.Popen(command.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
 def slow(command: Command, memory: Path) -> Iterator[str]:
-    """The name of a task at work that does not end by itself."""
+    """The name of a running task that does not end by itself."""
     start_slow(command.mount, memory, "slow")
     yield "slow"
     if command.mount.cat("tasks/slow/state").out in ("running\n", "paused\n"):
@@ -333,7 +333,7 @@ def test_an_ordinary_user(mounted: Mount, command: Command, two_users: tuple[Use
 
 
 def test_nothing_heavy_is_imported(command: Command, memory: Path) -> None:
-    """So that a start costs some 10 ms of CPU beside the interpreter's own."""
+    """Otherwise a start would cost more than some 10 ms of CPU beside the interpreter's own."""
     words = command.words("run", "--quiet", "checksum", f"path={memory}/file")
     outcome = run(words[0], "-X", "importtime", *words[1:], cwd=ROOT)
     imported = {line.rpartition("|")[2].strip() for line in outcome.err.splitlines()}

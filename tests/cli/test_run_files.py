@@ -1,4 +1,4 @@
-"""``ktaskfs run --files``: the specs of files, one after another."""
+"""``ktaskfs run --files``: runs the specs in files, one after another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOW: Final = "fallocate path={}/slow length=64M chunk=1M rate_max=1M"
 
 
 def states(command: Command, *names: str) -> list[str]:
-    """The state of each task, "" of one that was never started."""
+    """Returns the state of each task; "" if the task never started."""
     return [command.mount.cat(f"tasks/{name}/state").out.strip() for name in names]
 
 
@@ -31,7 +31,7 @@ def created(command: Command, name: str) -> int:
 
 
 def test_a_line_begins_when_the_one_before_it_is_done(command: Command, memory: Path) -> None:
-    """The second reads what the first has made, and the third removes nothing before the second has read it."""
+    """The second task reads the first one's file. The third removes it only after the second has read it."""
     file = memory / "a.tasks"
     file.write_text(
         "# Comments and empty lines say nothing.\n\n"
@@ -119,7 +119,7 @@ def test_an_empty_directory_is_no_work(command: Command, memory: Path) -> None:
 
 
 def test_its_tasks_cannot_be_left(command: Command, memory: Path) -> None:
-    """The next line waits for the one before it."""
+    """Each line waits for the line before it."""
     outcome = command("run", "--files", "--detach", str(memory))
     assert outcome.status == 2
     assert "not allowed with" in outcome.err

@@ -1,4 +1,4 @@
-"""^C while the daemon is stopped: it answers nothing, and nobody waits for it longer than a person wants."""
+"""^C while the daemon is stopped and answers nothing: the command ends when the user wants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def stopped(mount: Mount) -> Iterator[None]:
-    """The daemon does nothing meanwhile."""
+    """Stops the daemon by SIGSTOP for the time of the block."""
     os.kill(mount.pid, signal.SIGSTOP)
     try:
         yield
@@ -36,7 +36,7 @@ def stopped(mount: Mount) -> Iterator[None]:
 
 @contextlib.contextmanager
 def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command at work; ended at the end, if it has not."""
+    """Starts the command, and kills it at the end if it still runs."""
     words = command.words(*arguments)
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -46,14 +46,14 @@ def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]
 
 
 def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
-    """Whether it is in a system call that the daemon has to answer."""
+    """Whether the command is in a system call that the daemon must answer."""
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
     return any(Path(f"/proc/{each.pid}/wchan").read_text() == "request_wait_answer" for each in processes)
 
 
 @pytest.fixture
 def slow(command: Command, memory: Path) -> Iterator[str]:
-    """The name of a task at work that does not end by itself."""
+    """The name of a running task that does not end by itself."""
     start_slow(command.mount, memory, "slow")
     yield "slow"
     stop(command.mount, "slow")
@@ -77,7 +77,7 @@ def test_run_says_so_and_a_second_control_c_leaves_the_task(command: Command, me
 
 
 def test_a_cancel_that_the_daemon_does_not_take_can_be_left(command: Command, memory: Path, slow: str) -> None:
-    """It hears the first ^C as it waits for news, and stays in the write."""
+    """The first ^C comes while the command waits for a state change. Then its write of `cancel` hangs."""
     spec = f"clear path={memory}/slow-{slow} name={slow}"
     with started(command, "run", "--if-exists=join", spec) as follower:
         assert follower.stderr is not None
@@ -91,7 +91,7 @@ def test_a_cancel_that_the_daemon_does_not_take_can_be_left(command: Command, me
 
 
 def test_the_daemon_goes_on_after_the_first_one(command: Command, memory: Path) -> None:
-    """Then the tasks are cancelled, as at any time."""
+    """When the daemon continues after the first ^C, the tasks are cancelled as usual."""
     spec = f"clear path={memory}/file rate_max=1K chunk=4K name=cancelled"
     with started(command, "run", spec) as follower:
         assert follower.stderr is not None
@@ -140,7 +140,7 @@ def call(fd, *rest):
 setattr(os, name, call)
 sys.exit(main(words))
 """
-"""Runs the command, and stops the daemon at the first read or write of a file that is open."""
+"""Runs the command, and stops the daemon before the first read or write of an open file of the mount."""
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ sys.exit(main(words))
 def test_a_file_that_is_open_holds_nobody(
     command: Command, slow: str, call: str, words: list[str], number: signal.Signals
 ) -> None:
-    """The process that has it open cannot end before the daemon goes on, so another one hears the signal."""
+    """The process with the open file cannot end before the daemon continues. The other one handles the signal."""
     python, _, _, *arguments = command.words(*words)
     line = [python, "-c", STOPS, str(command.mount.pid), call, *arguments]
     pipe = subprocess.PIPE

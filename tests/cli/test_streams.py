@@ -1,4 +1,4 @@
-"""The command with standard streams that are closed, or take nothing."""
+"""The command with standard streams that are closed or full."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_full_disk_is_told_and_fails(command: Command, memory: Path, words: li
 
 
 def test_closed_streams_are_no_files_of_the_mount(command: Command, memory: Path) -> None:
-    """An opened file would take the descriptor of the stream that is closed, and the output would go there."""
+    """A file opened later would get the descriptor of the closed stream, and then the output."""
     for number, redirection in enumerate((">&-", ">&- 2>&-", "<&- >&- 2>&-")):
         spec = ["checksum", f"path={memory}/file", f"name=sum-{number}"]
         assert redirected(command, redirection, "run", *spec).status == 0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tasks(command: Command, memory: Path) -> Iterator[Mount]:
-    """Two tasks at work, vm0 and vm1, one that is done, and one that is new."""
+    """Four tasks: vm0 and vm1 run, one is done, and one is new."""
     mount = command.mount
     for name in ("vm0", "vm1"):
         start_slow(mount, memory, name)
@@ -129,7 +129,7 @@ def test_set(command: Command, tasks: Mount) -> None:
 def test_tasks_of_others(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], public_root: Path, command: Command
 ) -> None:
-    """A glob leaves out what the caller may not touch, a name does not."""
+    """A glob leaves out tasks that the caller may not change. A name does not."""
     mount = mount_maker("mode=0666")
     start_slow(mount, memory, "roots")
     start_slow(mount, memory, "anns", user=two_users[0])

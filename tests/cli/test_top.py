@@ -1,4 +1,4 @@
-"""``ktaskfs top``: what is on the screen, and what its keys do."""
+"""``ktaskfs top``: the contents of the screen and the effects of its keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRIES = 600
 
 
 def figures(name: str, **changes: Any) -> dict[str, Any]:
-    """An object of info/tasks.json."""
+    """Returns an object as in info/tasks.json."""
     given = {
         "name": name,
         "state": "running",
@@ -50,7 +50,7 @@ def figures(name: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A mount that is made of plain files, so that a test decides what is in it."""
+    """A simulated mount of plain files, so that a test decides about its contents."""
     for directory in ("tasks/t0", "info"):
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "tasks/control").touch()
@@ -72,7 +72,7 @@ def put(place: Path, tasks: list[dict[str, Any]]) -> None:
 
 
 def screen(app: Top) -> list[str]:
-    """The lines that are on the screen."""
+    """Returns the lines on the screen."""
     return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
 
 
@@ -87,7 +87,7 @@ async def sees(pilot: Pilot[None], app: Top, what: Callable[[list[str]], bool]) 
 def played(
     place: Path, scene: Callable[[Pilot[None], Top], Coroutine[Any, Any, None]], size: tuple[int, int] = (80, 24)
 ) -> None:
-    """Run the program on a screen of this size, with somebody who plays ``scene``."""
+    """Runs the program on a screen of this size, with ``scene`` as its user."""
 
     async def play() -> None:
         app = Top(Mounted(str(place), 0))
@@ -247,7 +247,7 @@ def test_a_picture_counts_bytes_only(place: Path) -> None:
 
 
 def test_a_look_that_ends_after_the_screen_is_no_error(place: Path) -> None:
-    """As when a person leaves while the mount is slow."""
+    """This happens when a user quits while the mount is slow."""
     mounted = Mounted(str(place), patience=0)
     before = take(mounted, None, Picture())
 
@@ -263,7 +263,7 @@ def test_a_look_that_ends_after_the_screen_is_no_error(place: Path) -> None:
 
 
 def test_it_needs_a_terminal(command: Command) -> None:
-    """Or it would write a screen into a file, and wait for keys."""
+    """Without one it would write a screen into a file and wait for keys."""
     assert command("top") == Outcome(
         1, "", "ktaskfs: ktaskfs top needs a terminal; ktaskfs ls and events print what it shows\n"
     )

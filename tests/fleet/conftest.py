@@ -16,20 +16,20 @@ Fleet = tuple[Place, list[Host]]
 
 @pytest.fixture(scope="package")
 def fleet(root: None) -> Iterator[Fleet]:
-    """Three hosts, of which the second has little memory."""
+    """Three hosts. The second one has little memory."""
     with tempfile.TemporaryDirectory(prefix="kt-fleet-") as path, three_hosts(Path(path)) as made:
         yield made
 
 
 @pytest.fixture
 def place(fleet: Fleet) -> Place:
-    """From where the hosts are reached."""
+    """The network from which commands reach the hosts."""
     return fleet[0]
 
 
 @pytest.fixture
 def hosts(fleet: Fleet) -> Iterator[list[Host]]:
-    """hv1, hv2 (which has room for 4 MiB) and hv3, without a task."""
+    """hv1, hv2 (with room for 4 MiB) and hv3, all without tasks."""
     yield fleet[1]
     for host in fleet[1]:
         if host.is_alive:

@@ -1,4 +1,4 @@
-"""Hosts with ktaskfs and sshd, each in namespaces of its own, and the place from which they are reached."""
+"""Hosts with ktaskfs and sshd, each in separate namespaces, and the network from which commands reach them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INIT: Final = Path(__file__).with_name("host.sh")
 NEEDED: Final = ("/usr/sbin/sshd", "ssh", "ssh-keygen", "ip", "unshare", "nsenter", "setsid")
 NET: Final = "198.18.77"
-"""Of RFC 2544: no real network has it."""
+"""A network of RFC 2544, which no real network uses."""
 SPACES: Final = ("--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--kill-child=KILL")
 SSHD: Final = """
 HostKey {directory}/host_key
@@ -43,7 +43,7 @@ Host hv*
 
 
 class Place:
-    """A network of its own, with a bridge to which hosts are joined. Commands that use hosts are run in it."""
+    """A separate network with a bridge for the hosts. Commands that use the hosts run in it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -68,15 +68,15 @@ class Place:
 
     @property
     def prefix(self) -> list[str]:
-        """Before a command that is to run here."""
+        """The words before a command that run it in this network."""
         return ["nsenter", f"--net={self._net}", "--"]
 
     def ip(self, words: str) -> None:
-        """Run ip(8) here."""
+        """Run ip(8) in this network."""
         subprocess.run([*self.prefix, "ip", *words.split()], check=True)
 
     def command(self, name: str, hosts: str, *words: str) -> list[str]:
-        """``ktaskfs NAME --hosts HOSTS ...``, by the ssh configuration of this place."""
+        """Returns ``ktaskfs NAME --hosts HOSTS ...`` with the ssh configuration of this network."""
         python = [sys.executable, "-m", "ktaskfs.cli.main"]
         options = ["--hosts", hosts, "--ssh-options", f"-F {self.directory}/ssh_config", "--remote", " ".join(python)]
         return [*self.prefix, *python, name, *options, *words]
@@ -85,15 +85,15 @@ class Place:
         return run(*self.command(name, hosts, *words), cwd=ROOT, env=env)
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Remove the network."""
         self._holder.communicate()
 
 
 class Host:
-    """One of them: ``hvN`` at NET.10+N."""
+    """A host ``hvN`` with the address NET.10+N."""
 
     def __init__(self, place: Place, number: int, *, memory: str) -> None:
-        """Boot it; ``memory`` is the size of its /dev/shm. Call ``wait`` before it is used."""
+        """Boot the host; ``memory`` is the size of its /dev/shm. Call ``wait`` before the first use."""
         self.name = f"hv{number}"
         self._place = place
         self._log = place.directory / f"{self.name}.log"
@@ -120,7 +120,7 @@ class Host:
             stream.write(f"Host {self.name}\n HostName {NET}.{10 + number}\n")
 
     def wait(self) -> None:
-        """Return when it can be reached."""
+        """Wait until the host accepts a connection."""
         with open(self._ready, "rb") as stream:
             assert stream.readline() == b"ready\n", self._log.read_text()
         words = ["ssh", "-F", str(self._place.directory / "ssh_config"), self.name, "true"]
@@ -131,28 +131,28 @@ class Host:
         return Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0]
 
     def inside(self, *words: str) -> Outcome:
-        """Run a command in its network."""
+        """Run a command in the host's network."""
         outcome = run("nsenter", f"--net=/proc/{self._process.pid}/ns/net", "--", *words)
         assert outcome.status == 0, outcome
         return outcome
 
     @property
     def prefix(self) -> list[str]:
-        """Before a command that is to run there, without ssh."""
+        """The words before a command that run it on the host without ssh."""
         return ["nsenter", f"--target={self._init}", "--all", "--"]
 
     def sh(self, script: str) -> str:
-        """Run a script of bash there, without ssh; returns what it prints."""
+        """Run a script of bash on the host without ssh; returns its output."""
         outcome = run(*self.prefix, "bash", "-euc", script)
         assert outcome.status == 0, outcome
         return outcome.out
 
     def state(self, task: str) -> str:
-        """That of a task; nothing if there is none."""
+        """Returns the state of a task; empty if the task does not exist."""
         return self.sh(f"cat /run/ktaskfs/tasks/{task}/state 2>/dev/null || :").strip()
 
     def clear(self) -> None:
-        """No task is left, and no file."""
+        """Remove all tasks and files."""
         self.sh(
             "cd /run/ktaskfs/tasks; echo cancel >control; rm -f /dev/shm/*; shopt -s nullglob\n"
             "for task in */; do cat $task/wait >/dev/null; rmdir $task; done"
@@ -160,19 +160,19 @@ class Host:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it was not killed."""
+        """Whether the host still runs."""
         return self._process.poll() is None
 
     def freeze(self) -> None:
-        """Stop all that runs there; its kernel goes on to answer."""
+        """Stop all processes of the host. Its kernel still answers."""
         run("nsenter", f"--target={self._init}", "--pid", "--mount", "--", "bash", "-c", "kill -STOP -1")
 
     def thaw(self) -> None:
-        """Have it go on."""
+        """Continue all processes of the host."""
         run("nsenter", f"--target={self._init}", "--pid", "--mount", "--", "bash", "-c", "kill -CONT -1")
 
     def kill(self) -> None:
-        """It is dead at once."""
+        """Kill the host."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:
@@ -181,7 +181,7 @@ class Host:
 
 @contextlib.contextmanager
 def three_hosts(directory: Path) -> Iterator[tuple[Place, list[Host]]]:
-    """hv1, hv2 and hv3, and the place from which they are reached; skips where that cannot be had."""
+    """hv1, hv2 and hv3, and the network from which commands reach them; skips if a program is missing."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)}")

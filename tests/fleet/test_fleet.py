@@ -1,4 +1,4 @@
-"""The command on three hosts, by OpenSSH: one of them full, dead, or frozen and thawed."""
+"""The command on three hosts by OpenSSH. One of them is full, dead, or frozen for a while."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def started(place: Place, name: str, *words: str) -> subprocess.Popen[str]:
 
 
 def let_go(hosts: list[Host]) -> None:
-    """Have the slow task end soon."""
+    """Lift the rate of the slow task, so that it ends soon."""
     for host in hosts:
         host.sh("echo max >/run/ktaskfs/tasks/slow/rate_max")
 
 
 def until_heard(follower: subprocess.Popen[str], *names: str) -> None:
-    """Read objects until all of the hosts have told of a task at work."""
+    """Read objects until each of these hosts has reported a running task."""
     assert follower.stdout is not None
     missing = set(names)
     while missing:
@@ -84,7 +84,7 @@ def test_lists_and_faults_of_all_hosts(place: Place, hosts: list[Host]) -> None:
 
 
 def test_control_c_at_a_terminal(place: Place, hosts: list[Host]) -> None:
-    """Once it cancels on all hosts; twice it leaves the tasks, and the same command follows them again."""
+    """One ^C cancels on all hosts. After two, the tasks go on, and the same command follows them again."""
     with Terminal(*place.command("run", "hv[1-3]", SLOW), columns=100) as terminal:
         terminal.sees("3 running")
         terminal.type(CONTROL_C)
@@ -140,7 +140,7 @@ def test_a_host_that_freezes_is_lost_and_found_again(place: Place, hosts: list[H
 
 
 def test_through_a_gateway(place: Place, hosts: list[Host]) -> None:
-    """In tree mode hv1 reaches the others."""
+    """In tree mode, hv1 connects to the others."""
     topology = place.directory / "topology.conf"
     topology.write_text(f"[routes]\n{socket.gethostname().partition('.')[0]}: hv1\nhv1: hv[2-3]\n")
     env = {"CLUSTERSHELL_GW_PYTHON_EXECUTABLE": sys.executable}
@@ -157,7 +157,7 @@ def test_through_a_gateway(place: Place, hosts: list[Host]) -> None:
 
 
 def test_a_dead_host_holds_nobody_up(place: Place, hosts: list[Host]) -> None:
-    """The last of the tests, since it is dead for good."""
+    """The last test of this file, because the host stays dead."""
     hosts[2].kill()
     outcome = place("run", "hv[1-3]", "--batch", "50%", spec("1M", "b"))
     assert outcome.status == 1

@@ -1,4 +1,4 @@
-"""Stand-ins for the machine and the clock, and a monitor that checks what it is told."""
+"""A simulated machine, a simulated clock, and a monitor that checks the reports it gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT = 60
 
 
 class FakeMachine:
-    """``cpus`` CPUs, spread over ``nodes``; records where threads were put and what they were niced to."""
+    """Has ``cpus`` CPUs, spread over ``nodes``; records the places and nice values that threads get."""
 
     def __init__(self, cpus: int = 64, nodes: Mapping[int, frozenset[int]] | None = None, nice: int = 3) -> None:
         self.count = cpus
@@ -47,7 +47,7 @@ class FakeMachine:
 
 
 class FakeClock:
-    """Time passes only where somebody waits for it."""
+    """A clock that advances only when a thread waits for a time."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -63,9 +63,9 @@ class FakeClock:
 
 
 class Ledger(Monitor):
-    """Keeps what an outside observer keeps: a position for each node and the latest chunk of each slot.
+    """Records what an outside observer knows: a position for each node and the latest chunk of each slot.
 
-    ``done_units`` is what it may conclude at any moment: below the position and in no slot's chunk.
+    ``done_units`` are the units that it may take for done at any moment: below the position and in no slot's chunk.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Ledger(Monitor):
 
 
 def control(thread_func: Callable[[Any, Any], object], **fields: Any) -> Control:
-    """A Control on a fake machine with CPUs enough, whose helpers are limited by nothing else.
+    """Returns a Control on a simulated machine with enough CPUs. No other limit applies to its helpers.
 
     It has as many threads as the arithmetic gives.
     """
@@ -155,13 +155,13 @@ def control(thread_func: Callable[[Any, Any], object], **fields: Any) -> Control
 
 
 def units_of(ranges: Any) -> list[int]:
-    """The units of (start, end) pairs, or of Nodes that start at numbers."""
+    """Returns the units of (start, end) pairs, or of Nodes whose starts are numbers."""
     pairs = [(item.start, item.start + item.size) if hasattr(item, "nid") else item for item in ranges]
     return [unit for start, end in pairs for unit in range(start, end)]
 
 
 class Background:
-    """Runs ``function`` in a thread; ``result`` waits for it and returns or raises what it did."""
+    """Runs ``function`` in a thread; ``result`` waits for it and returns its result, or raises its exception."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
@@ -185,7 +185,7 @@ class Background:
 
 
 class Chunks:
-    """A chunk function that keeps which ranges it has finished, and does ``each`` first."""
+    """A chunk function that calls ``each`` and then records the range as finished."""
 
     def __init__(self, each: Any = lambda start, end: None) -> None:
         self._each = each
@@ -203,7 +203,7 @@ class Chunks:
 
 
 class Gate:
-    """A chunk function that tells when a chunk begins, and lets it end once chunks up to its position may end."""
+    """A chunk function that reports the begin of a chunk, and holds the chunk until ``end_to`` allows its end."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -216,7 +216,7 @@ class Gate:
             assert self._changed.wait_for(lambda: end <= self._open_to, TIMEOUT)
 
     def end_to(self, position: int) -> None:
-        """Chunks up to ``position`` may end."""
+        """Allow chunks up to ``position`` to end."""
         with self._changed:
             self._open_to = position
             self._changed.notify_all()
@@ -230,4 +230,4 @@ class Gate:
 
 
 class Unlucky(Exception):
-    """What the chunk functions of these tests raise."""
+    """The exception that chunk functions of these tests raise."""

@@ -1,4 +1,4 @@
-"""A signal's handler raises in the first thread, at any moment: nothing is lost, no helper is left behind."""
+"""A signal handler raises in the first thread at any moment: no work is lost, and no helper stays behind."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NODES = [Node(0, SIZE, 0)]
 
 
 def interrupted_at(step: int, action: Callable[[], object], most: int = 1) -> tuple[BaseException | None, bool]:
-    """Run ``action`` with ^C at the n-th step and the next ones, ``most`` times in all, if it goes on.
+    """Run ``action`` with ^C at the n-th step, and at the next steps up to ``most`` times in all if it goes on.
 
-    Returns what it raises, and whether it reached that step. A step is the entry to a function of ours, or the return
-    to it of a function in C: there, among other places, Python looks for signals.
+    Returns the exception that it raises, and whether it reached that step. A step is the entry to a function of
+    ktaskfs.ktask, or the return of a function in C to it. Python looks for signals there, among other places.
     """
     steps = 0
 
@@ -110,7 +110,7 @@ print(held, flush=True)
 
 
 def test_real_alarms_leave_a_lock_free() -> None:
-    """With a lock of ``threading`` more than half of them leave it locked on Python 3.14, none on 3.11 and 3.13."""
+    """More than half of the alarms leave a lock of ``threading`` locked on Python 3.14, none on 3.11 and 3.13."""
     script = subprocess.run(
         [sys.executable, "-c", LOCK_ALARMS], check=False, capture_output=True, text=True, timeout=TIMEOUT
     )
@@ -177,7 +177,7 @@ def test_at_every_call_of_the_framework(threads: int, limited: bool) -> None:
 
 @pytest.mark.parametrize("moment", ["chunk_assigned", "node_advanced"])
 def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """The helper does all the rest before the first thread reports: each unit is either done once or left to do."""
+    """The helper does all the rest before the first thread reports. Each unit is done once, or still to do."""
     main = threading.get_native_id()
     ledger, armed, rest_done = Ledger(), [True], threading.Event()
     done: list[int] = []
@@ -219,7 +219,7 @@ def test_while_it_takes_a_chunk(monkeypatch: pytest.MonkeyPatch, moment: str) ->
 
 
 def test_between_the_budgets_grant_and_what_follows_no_helper_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each bytecode of the hiring, which is more often than Python looks for signals."""
+    """^C comes at each bytecode of ``hire``. Python looks for signals less often."""
     monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: arguments[2].detach())
     step, reached = 0, True
     while reached:
@@ -285,11 +285,11 @@ for _ in range(600):
     assert live.count <= 0, "somebody outlived the run"
 print("interrupted" if interrupted else "never", flush=True)
 """
-"""Run in a process of its own, where an alarm cannot hit other code."""
+"""Runs in a separate process, so that an alarm cannot interrupt other code."""
 
 
 def test_real_alarms() -> None:
-    """Their handler's exception passes through, whenever they ring, and no other is raised."""
+    """The exception of the alarm's handler passes through at any moment. No other exception replaces it."""
     script = subprocess.run(
         [sys.executable, "-c", ALARMS], check=False, capture_output=True, text=True, timeout=TIMEOUT
     )

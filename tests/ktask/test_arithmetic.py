@@ -17,7 +17,7 @@ THREADS = st.integers(1, 600)
 
 
 def model_threads(size: int, min_chunk: int, cpus: int, max_threads: int) -> int:
-    """ktask_init_works before its resource limits, in its own steps."""
+    """ktask_init_works without its resource limits, step by step."""
     if max_threads == 0:
         max_threads = 4
     works = size // min_chunk
@@ -31,7 +31,7 @@ def model_threads(size: int, min_chunk: int, cpus: int, max_threads: int) -> int
 
 
 def model_chunk(size: int, min_chunk: int, works: int) -> int:
-    """ktask_chunk_size, in its own steps."""
+    """ktask_chunk_size, step by step."""
     if works == 1:
         return size
     chunk = size // works // 4
@@ -41,12 +41,12 @@ def model_chunk(size: int, min_chunk: int, works: int) -> int:
 
 
 def padata_threads(size: int, min_chunk: int, align: int, max_threads: int) -> int:
-    """nworks of padata_do_multithreaded."""
+    """The value nworks of padata_do_multithreaded."""
     return min(max(size // max(min_chunk, align), 1), max_threads)
 
 
 def padata_chunk(size: int, min_chunk: int, align: int, works: int) -> int:
-    """chunk_size of padata_do_multithreaded, for more than one thread."""
+    """The value chunk_size of padata_do_multithreaded, for more than one thread."""
     chunk = max(size // (works * 4), min_chunk, 1)
     return -(-chunk // align) * align
 
@@ -54,7 +54,7 @@ def padata_chunk(size: int, min_chunk: int, align: int, works: int) -> int:
 @given(SIZES, CHUNKS, st.integers(1, 2**20), st.integers(1, 600))
 @example(100, 64, 1, 4)
 def test_threads_beside_padatas(size: int, least: int, align: int, most: int) -> None:
-    """One thread more for a partial chunk; fewer, but more than half, if the least chunk must be rounded up."""
+    """One thread more for a partial chunk. If alignment enlarges the least chunk: fewer, but more than half."""
     ours, padatas = nthreads(size, least, 10**6, most, align=align), padata_threads(size, least, align, most)
     assert ours <= padatas + 1
     assert 2 * ours > padatas
@@ -67,7 +67,7 @@ def test_threads_beside_padatas(size: int, least: int, align: int, most: int) ->
 @given(SIZES, CHUNKS, st.integers(1, 2**20), st.integers(2, 600))
 @example(1000, 1, 64, 2)
 def test_chunks_beside_padatas(size: int, least: int, align: int, threads: int) -> None:
-    """Never larger, and smaller by less than a least chunk and the alignment; the same up to one least chunk."""
+    """Never larger, and smaller by less than least chunk plus alignment. Up to one least chunk, both are equal."""
     ours, padatas = chunk_size(size, least, threads, align=align), padata_chunk(size, least, align, threads)
     batch = batch_size(least, align)
     assert ours <= padatas < ours + batch + align

@@ -1,4 +1,4 @@
-"""Controls of a running task: cancel, pause, resume; and all of them after its end."""
+"""Controls of a running task (cancel, pause, resume), and the same controls after its end."""
 
 from __future__ import annotations
 

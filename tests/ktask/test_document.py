@@ -1,4 +1,4 @@
-"""What docs/ktask.md shows: its clients run as they stand there, and it names every field."""
+"""docs/ktask.md: its example clients run unchanged, and it names every field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLIENTS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 
 
 LARGE = 512 << 20
-"""Chunks of it are larger than what one POSIX_FADV_WILLNEED reads ahead: 8 MiB on a usual disk."""
+"""The size of a file whose chunks are larger than the read-ahead of one POSIX_FADV_WILLNEED: 8 MiB on a usual disk."""
 
 
 def test_the_first_client_brings_all_of_a_file_into_the_cache(disk: Path) -> None:

@@ -1,4 +1,4 @@
-"""The end of a run, when a signal's handler or a monitor raises again and again."""
+"""The end of a run when a signal handler or a monitor raises repeatedly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control
 
 
 class Stop(BaseException):
-    """Neither an Exception nor one of Python's own exceptions."""
+    """A BaseException that is neither an Exception nor built into Python."""
 
 
 class Late(Exception):
-    """As an alarm's handler raises it."""
+    """An exception as the handler of an alarm raises it."""
 
 
 @pytest.mark.parametrize("times", [2, 3 * ROUNDS])
@@ -35,7 +35,7 @@ def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> No
         finished.append(start)
 
     class Interrupted(FakeClock):
-        """The helper may end only after the last exception."""
+        """A clock that raises while the first thread waits. The helper may end only after the last exception."""
 
         left = times
 
@@ -67,7 +67,7 @@ def test_while_it_waits_for_helpers(kind: type[BaseException], times: int) -> No
 
 
 class Twice(FakeClock):
-    """Interrupts the first thread two times as it waits for helpers, then sets ``over``."""
+    """Interrupts the first thread twice while it waits for helpers, then sets ``over``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Twice(FakeClock):
 
 @pytest.mark.parametrize("failed_before", [False, True])
 def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
-    """Its cause is the failure that came before it, if there is one."""
+    """Its cause is the earlier failure, if there is one."""
     main, clock, together = threading.get_native_id(), Twice(), threading.Barrier(2)
 
     def each(start: int, end: int) -> None:
@@ -100,7 +100,7 @@ def test_of_several_interrupts_the_first_passes(failed_before: bool) -> None:
 
 
 class Broken(Ledger):
-    """Raises whenever a chunk fails or the first thread ends, which a monitor must not."""
+    """A wrong monitor: it raises when a chunk fails and when the first thread ends."""
 
     def chunk_failed(self, slot: int, node: int, start: int, end: int) -> None:
         super().chunk_failed(slot, node, start, end)

@@ -1,4 +1,4 @@
-"""The number of threads is found while the task runs: with real threads, and chunks that only so many do at a time."""
+"""The search for the number of threads in a running task, with real threads and a limit of chunks at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 ENOUGH = 40_000
-"""Units of a task that ends as soon as it has shown what it should; never done to the end otherwise."""
+"""Units of a task that is cancelled when the test has seen enough. It never does all of them."""
 
 
 class Turns:
@@ -48,7 +48,7 @@ class Turns:
 
 
 class Memory:
-    """Serves ``most`` chunks at a time, on each node; the others wait."""
+    """A chunk function: each node serves ``most`` chunks at a time, and the others wait."""
 
     def __init__(self, most: int, seconds: float = 0.001, node_units: int = 1 << 40) -> None:
         self._most = most
@@ -69,12 +69,12 @@ class Memory:
 
 
 def found(thread_func: Callable[[Any, Any], object], cpus: int, **fields: Any) -> Control:
-    """The number of threads is to be found, among so many CPUs; chunks have one unit."""
+    """Returns a Control that searches for the number of threads on ``cpus`` CPUs. Each chunk has one unit."""
     return control(thread_func, threads="found", max_chunk_size=1, machine=FakeMachine(cpus=cpus), **fields)
 
 
 class Until(Ledger):
-    """Sets ``met`` when the numbers found so far, by NUMA node, are as ``shown`` wants them."""
+    """Sets ``met`` when ``shown`` accepts the numbers of threads found so far, by NUMA node."""
 
     def __init__(self, shown: Callable[[dict[int, int]], bool]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Until(Ledger):
 
 
 def run_until(shown: Callable[[dict[int, int]], bool], memory: Memory, cpus: int, nodes: list[Node]) -> Until:
-    """Run the task until the numbers of threads are as ``shown``; fail if the task is done before."""
+    """Run the task until ``shown`` accepts the numbers of threads; fail if the task is done before."""
     ledger = Until(shown)
 
     def each(start: int, end: int) -> None:
@@ -131,7 +131,7 @@ def test_a_short_task_is_as_with_the_arithmetic(size: int) -> None:
 
 
 def test_each_numa_node_begins_with_the_arithmetics_number() -> None:
-    """All chunks are in work at the same time, before anything was measured: four of each node."""
+    """All chunks run at the same time before the first measurement: four on each node."""
     meet = threading.Barrier(16)
     nodes = [Node(100 * nid, 4, nid) for nid in range(4)]
     outcome = Job(nodes, found(lambda start, end: meet.wait(TIMEOUT), 32)).run()
@@ -140,7 +140,7 @@ def test_each_numa_node_begins_with_the_arithmetics_number() -> None:
 
 @pytest.mark.parametrize(("how", "most", "threads"), [("found", 0, 6), ("found", 3, 3), ("fixed", 0, 4)])
 def test_a_short_task_on_two_nodes_begins_with_no_more_than_it_has_chunks(how: str, most: int, threads: int) -> None:
-    """Two chunks on one node, many on the other; ``fixed`` counts the chunks of all nodes together."""
+    """One node has two chunks, the other has many. ``fixed`` counts the chunks of all nodes together."""
     begun, enough = threading.Semaphore(0), threading.Event()
 
     def each(start: int, end: int) -> None:
@@ -167,7 +167,7 @@ def test_the_cap_holds() -> None:
 
 
 def test_a_cap_that_is_lifted_gives_threads_at_once() -> None:
-    """Those that the arithmetic gives, before anything was measured."""
+    """The task gets the arithmetic's number of threads before the first measurement."""
     meet = threading.Barrier(2)
 
     def each(start: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Which chunks there are and in what order, with one thread, against a plain model of the C loop."""
+"""The chunks and their order with one thread, against a plain model of the C loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
 
 def model(sizes: list[int], chunk: int, picks: list[int]) -> list[tuple[int, int, int]]:
-    """ktask_thread for one thread on distinct nodes: (node, start, end) of each chunk."""
+    """ktask_thread for one thread on distinct nodes. Returns (node, start, end) of each chunk."""
     remaining = list(sizes)
     picks = list(picks)
     handed = []
@@ -71,7 +71,7 @@ def test_without_a_largest_chunk_one_thread_gets_everything_at_once() -> None:
 
 
 def test_fixed_chunks_are_of_one_size_and_others_shrink() -> None:
-    """Four threads: the order of handing out does not depend on which thread asks."""
+    """With four threads, the order of the chunks does not depend on which thread asks."""
 
     def sizes(fixed: bool) -> list[int]:
         ledger = Ledger()
@@ -98,7 +98,7 @@ def test_positions_may_be_any_object() -> None:
     letters = "abcdefghij"
 
     class Link:
-        """An element of a linked list, which knows no number."""
+        """An element of a linked list: a position that is no number."""
 
         def __init__(self, rest: str) -> None:
             self.value = rest[:1]

@@ -1,6 +1,6 @@
-"""The tests of interrupted_runs, in a process that is ended by force if it hangs, on this Python and the newest.
+"""Runs the tests of interrupted_runs in a process that is killed if it hangs, on this Python and on the newest one.
 
-A run that hangs takes every exception that a signal's handler raises, so no time limit within its process ends it.
+A hanging run swallows every exception of a signal handler, so a time limit within its process cannot end it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 
 def run_to_the_end(command: Sequence[str], environment: dict[str, str], limit: float) -> str:
-    """What the command writes; fails if it does, or if it still runs after ``limit`` seconds: with all its stacks."""
+    """Returns the output. Fails if the command does, or (with all its stacks) if it runs for ``limit`` seconds."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -48,7 +48,7 @@ def run_to_the_end(command: Sequence[str], environment: dict[str, str], limit: f
 
 
 def run_cases(python: str | Path) -> None:
-    """With this environment's pytest, which is pure Python, but without plugins, of which some are not."""
+    """Uses this environment's pytest, which is pure Python, without plugins, because some are not."""
     options = ("-q", "-x", "-c", os.devnull, "--noconftest", "--import-mode=importlib", "-p", "no:cacheprovider")
     path = os.pathsep.join((str(ROOT), *(each for each in sys.path if "site-packages" in each)))
     environment = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
@@ -61,7 +61,7 @@ def test_on_this_python() -> None:
 
 
 def test_on_the_newest_python(root: None, tmp_path: Path) -> None:
-    """3.14 or later, where an exception can come between the taking of a lock and the block that gives it back."""
+    """On 3.14 and later, an exception can come after a lock is taken and before the block that releases it."""
     try:
         python = install("python", ["python3"]).python(tmp_path / "python")
     except Unavailable as reason:

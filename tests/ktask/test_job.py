@@ -1,4 +1,4 @@
-"""A whole run with real threads: every unit once, errors, interrupts, what is known at any time."""
+"""A whole run with real threads: every unit once, errors, interrupts, and the monitor's knowledge at any time."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_what_a_failed_run_held_goes_with_its_exception(failing: str, error: typ
 @settings(deadline=None, max_examples=40)
 @given(size=st.integers(1, 60), threads=st.integers(1, 5), bad=st.sets(st.integers(0, 59), max_size=3))
 def test_no_observer_ever_believes_too_much(size: int, threads: int, bad: set[int]) -> None:
-    """Whenever the process might be killed, what a page fed by the monitor says is done has been done."""
+    """At any moment the process may be killed. All units that a page from the monitor shows as done are done."""
     ledger = Ledger()
     finished: set[tuple[int, int]] = set()
 
@@ -261,7 +261,7 @@ def test_no_observer_ever_believes_too_much(size: int, threads: int, bad: set[in
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("call", range(1, 32))
 def test_an_interrupt_anywhere_in_the_scheduler_loses_nothing(call: int, times: int) -> None:
-    """^C in the first thread at each of its steps: what counts as done has been done, and nobody is left behind."""
+    """^C comes at each step of the first thread. Units that count as done are done, and no thread stays behind."""
     main = threading.get_native_id()
     ledger, chunks = Ledger(), Chunks()
     calls = 0
@@ -286,7 +286,7 @@ def test_an_interrupt_anywhere_in_the_scheduler_loses_nothing(call: int, times: 
 
 
 class Link:
-    """An element of a list, as a position: too long to be shown."""
+    """An element of a list, as a position. Its text is too long to show."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -309,7 +309,7 @@ def test_a_position_that_cannot_be_shown() -> None:
 
 
 def fail() -> None:
-    """For another process."""
+    """Runs a task that fails; another process calls it."""
 
     def each(start: int, end: int) -> None:
         raise ValueError(start)
@@ -326,7 +326,7 @@ def test_a_failure_reaches_another_process() -> None:
 
 @pytest.mark.parametrize("nodes", [2, 100])
 def test_the_work_of_many_nodes(nodes: int) -> None:
-    """Each thread does what is left of its own node first, then what is left anywhere."""
+    """Each thread first does the rest of its own node, then the rest of any node."""
     order: list[int] = []
     ranges = [Node(10 * index, 2, index % 2) for index in range(nodes)]
     ctl = control(lambda start, end: order.append(start), max_chunk_size=1, max_threads=1, machine=FakeMachine())

@@ -1,4 +1,4 @@
-"""The number of threads, changed while the task runs."""
+"""Changes of ``max_threads`` while the task runs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_paused_helper_too_many_ends_without_a_resume() -> None:
 
 
 def test_the_thread_that_others_have_left_does_not_get_all_at_once() -> None:
-    """Otherwise no control could reach it any more."""
+    """If it got all the work in one chunk, no control could reach it any more."""
     sizes: list[int] = []
 
     def each(start: int, end: int) -> None:

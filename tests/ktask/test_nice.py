@@ -92,7 +92,7 @@ def test_helpers_are_never_lowered_to_the_callers_nice_value() -> None:
 
 
 def test_who_has_left_is_niced_no_more() -> None:
-    """Its thread number may be given to another thread by now."""
+    """The system may have given its thread number to another thread."""
     machine, ledger, together = FakeMachine(), Ledger(), threading.Barrier(2)
     ended = threading.Event()
     ledger.after = lambda: ended.set() if ledger.named("thread_ended") else None

@@ -1,4 +1,4 @@
-"""What is done and what is not, against sets of units."""
+"""Done and remaining work of a node, against sets of units."""
 
 from __future__ import annotations
 

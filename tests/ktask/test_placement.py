@@ -1,4 +1,4 @@
-"""Where threads run: their node first, then another one; and how the real machine is asked for it."""
+"""The places of threads: first their node, then another one; and the system calls for them on the real machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_helper_is_on_its_node_before_its_hook_runs_and_it_takes_a_chunk(pause
 
 
 def test_helpers_that_come_later_may_use_the_cpus_that_the_caller_had() -> None:
-    """Not only those of the node that it has gone to."""
+    """They may use more than the CPUs of the caller's present node."""
 
     class Here(FakeMachine):
         def cpus(self) -> int:
@@ -91,7 +91,7 @@ def test_helpers_that_come_later_may_use_the_cpus_that_the_caller_had() -> None:
 
 
 def test_a_helper_goes_to_its_node_as_soon_as_there_is_room() -> None:
-    """One that works there while others have all the room is moved when they have gone."""
+    """While other helpers fill its node it works unpinned. When they have gone, it is moved there."""
     machine = FakeMachine(cpus=8, nodes={0: frozenset({0, 1})})
     budget, other = HelperBudget(machine, 50), object()
     first, done_twice = threading.get_native_id(), threading.Event()
@@ -185,7 +185,7 @@ def test_pins_are_given_back() -> None:
 
 
 def pins(budget: HelperBudget, nids: Iterable[int]) -> list[bool]:
-    """Is each of so many new helpers pinned to its node?"""
+    """Returns for each of these new helpers whether it is pinned to its node."""
     granted = []
     for nid in nids:
         helper = object()
@@ -219,7 +219,7 @@ def test_place_on_node_stays_within_what_is_allowed() -> None:
 
 
 def in_thread(function: Any) -> Any:
-    """What ``function`` returns in a thread of its own, which alone it may move or nice."""
+    """Returns the result of ``function`` in a separate thread, the only one that it may move or nice."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(function()))
     thread.start()
@@ -284,7 +284,7 @@ def refuse(*_: Any) -> None:
 
 
 def test_a_machine_that_refuses_everything_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container with a strict seccomp profile, on a processor whose system calls are not known."""
+    """As in a container with a strict seccomp profile, on a processor with unknown numbers of system calls."""
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
     monkeypatch.setattr(os, "setpriority", refuse)
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="pdp11"))
@@ -303,7 +303,7 @@ def test_a_machine_that_refuses_everything_still_works(monkeypatch: pytest.Monke
 
 
 class Refusing(LinuxMachine):
-    """The real one, with CPUs enough for two threads."""
+    """The real machine with CPUs for two threads."""
 
     def cpus(self) -> int:
         return 2
@@ -317,7 +317,7 @@ def test_the_defaults_run_on_this_machine() -> None:
 
 
 def test_of_a_node_only_the_cpus_that_the_caller_may_use_count() -> None:
-    """A task that may use one CPU of a node pins nobody there: 80 % of one is none."""
+    """A task that may use one CPU of a node pins no helper there, because 80 % of one is none."""
 
     class Machine(FakeMachine):
         def placement(self) -> Placement:

@@ -1,4 +1,4 @@
-"""A rate: one of the threads that it holds back keeps the time, and hands that on when it goes."""
+"""A rate holds threads back. One of them keeps the time, and passes this duty on when it leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECOND = 10**9
 
 
 class SharedTime(FakeClock):
-    """Time passes only while no thread can go on, and then to the first moment that one of them waits for."""
+    """A clock that advances only when no thread can continue: to the earliest moment that a thread waits for."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SharedTime(FakeClock):
         self._lock = threading.Lock()  # guards both below
         self._waiting: dict[int, tuple[threading.Lock, int | None]] = {}
         self.keepers = 0
-        """The most threads that waited for a moment at one time, once all had begun."""
+        """The largest number of threads that waited for a moment at the same time, after all had begun."""
 
     def wait(self, gate: threading.Lock, seconds: float | None) -> None:
         with self.waiting(gate, None if seconds is None else self.now_ns + int(seconds * SECOND) + 1):
@@ -35,7 +35,7 @@ class SharedTime(FakeClock):
 
     @contextlib.contextmanager
     def waiting(self, gate: threading.Lock, moment: int | None = None) -> Iterator[None]:
-        """The calling thread can only go on when ``gate`` opens, or, if there is one, at that moment."""
+        """The calling thread can continue only when ``gate`` opens, or at ``moment`` if it is given."""
         me = threading.get_native_id()
         with self._lock:
             self._waiting[me] = gate, moment
@@ -53,7 +53,7 @@ class SharedTime(FakeClock):
             self._waiting.pop(me, None)
 
     def go_on(self, gate: threading.Lock) -> None:
-        """All that wait for ``gate`` can go on, though it may be a while before they do."""
+        """All threads that wait for ``gate`` can continue, perhaps after a delay."""
         with self._lock:
             for thread in [thread for thread, (each, _) in self._waiting.items() if each is gate]:
                 del self._waiting[thread]
@@ -66,7 +66,7 @@ def test_a_wait_of_many_years_is_no_error() -> None:
 
 
 def test_one_keeps_the_time_and_hands_it_on() -> None:
-    """Each round of chunks needs all threads, so that each of them must be woken in its turn."""
+    """Each round of chunks needs all threads, so each of them must be woken in its turn."""
     ledger = Ledger()
     clock = SharedTime(ledger)
     shut = threading.Lock()
@@ -91,7 +91,7 @@ def test_one_keeps_the_time_and_hands_it_on() -> None:
 
 
 def test_a_keeper_that_leaves_hands_it_on() -> None:
-    """Both helpers are held back, and one keeps the time, when they are told to go."""
+    """The rate holds both helpers back, and one keeps the time. Then both are told to leave."""
     ledger = Ledger()
     first = threading.get_native_id()
     own: list[int] = []

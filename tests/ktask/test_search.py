@@ -1,4 +1,4 @@
-"""The search alone: measurements in, a number of threads out."""
+"""The search alone: it gets measurements and returns a number of threads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from ktaskfs.ktask.search import Measure, Search
 
 ENOUGH = 100_000
-"""Chunks left: more than any trial costs."""
+"""Remaining chunks, more than any trial takes."""
 
 
 def measured(threads: int, each: float, chunks: int, noise: float) -> Measure:
-    """``chunks`` chunks on ``threads`` threads, whose speeds are ``noise`` above and below ``each`` in turn."""
+    """Returns a measurement of ``chunks`` chunks on ``threads`` threads. Speeds vary by ``noise`` around ``each``."""
     measure = Measure(threads)
     for number in range(chunks):
         measure.add(1, 1_000_000, round(1_000_000 / (each * (1 + noise * (-1) ** number))))
@@ -19,7 +19,7 @@ def measured(threads: int, each: float, chunks: int, noise: float) -> Measure:
 
 
 def judged(search: Search, each: float, noise: float) -> int:
-    """The number that is kept after a trial of ``search.tried`` threads, each so fast, measured to the end."""
+    """Returns the number kept after a whole trial of ``search.tried`` threads with the speed ``each``."""
     tried = search.tried
     assert tried
     for _ in range(10):
@@ -32,7 +32,7 @@ def judged(search: Search, each: float, noise: float) -> int:
 
 @pytest.mark.parametrize(("rate", "kept"), [(1.0, 4), (0.98, 4), (0.97, 8), (0.7, 8)])
 def test_fewer_are_kept_unless_they_cost_too_much(rate: float, kept: int) -> None:
-    """However different the chunks are, once a measurement is as long as it may be."""
+    """This holds for chunks of any variation, after the longest measurement."""
     search = Search(8, 8)
     search.decide(measured(8, 1.0, 8, 0.6), ENOUGH)
     assert search.tried == 4

@@ -1,4 +1,4 @@
-"""The threads of a run: how many there are, how they begin, and what happens if the system refuses one."""
+"""The threads of a run: their number, their start, and the effect of a thread that the system refuses."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_counts_of_a_slot_go_on_where_its_last_thread_ended() -> None:
 
 
 def test_chunks_are_for_the_threads_that_there_are() -> None:
-    """Not for the threads that were wanted but not granted."""
+    """Threads that were wanted but not granted do not count."""
     sizes: list[int] = []
     ctl = control(
         lambda start, end: sizes.append(end - start), max_threads=8, budget=HelperBudget(FakeMachine(cpus=1), 100)
@@ -124,7 +124,7 @@ def test_one_thread_that_gets_no_helpers_does_all_at_once(monkeypatch: pytest.Mo
 
 
 def test_a_monitor_that_raises_at_the_end_of_a_helper_fails_the_task() -> None:
-    """A monitor must not raise; if it does, nobody waits for ever for a helper that has ended."""
+    """A monitor must not raise. If it does, no thread waits forever for a helper that has ended."""
 
     class Broken(Ledger):
         def thread_ended(self, slot: int) -> None:
@@ -200,7 +200,7 @@ atexit.register(leave.set)
 
 
 def test_the_interpreter_does_not_end_before_a_thread_that_it_was_asked_for() -> None:
-    """CPython 3.11 crashes if one begins after that."""
+    """CPython 3.11 crashes if a thread begins after the interpreter's end."""
     script = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (script.returncode, script.stdout, script.stderr) == (0, "1\ncame\ncame\n", "")
 
@@ -236,7 +236,7 @@ def test_a_start_hook_that_fails_fails_the_task() -> None:
 
 
 class Patience(FakeClock):
-    """No time passes: a thread that waits is woken by another."""
+    """A clock that never advances. Only another thread wakes a waiting one."""
 
     def wait(self, gate: threading.Lock, seconds: float | None) -> None:
         super().wait(gate, None)

@@ -1,4 +1,4 @@
-"""The token bucket, on a clock that is moved by hand."""
+"""The token bucket on a clock that the test moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is taken back after a failure or a cancel."""
+"""The undo of finished work after a failure or a cancel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, control, units_of
 
 
 class Unlucky(Exception):
-    """What the chunk functions of these tests raise."""
+    """The exception that chunk functions of these tests raise."""
 
 
 @settings(deadline=None, max_examples=60)
@@ -60,7 +60,7 @@ def test_exactly_the_finished_units_are_undone(sizes: list[int], threads: int, m
 
 
 def test_failed_ranges_are_left_out_and_the_rest_merged() -> None:
-    """Three threads fail at chunks 3, 5 and 6, after all before them are done."""
+    """Three threads fail at chunks 3, 5 and 6 when all earlier chunks are done."""
     lock = threading.Lock()
     done = 0
     others_done = threading.Event()
@@ -85,7 +85,7 @@ def test_failed_ranges_are_left_out_and_the_rest_merged() -> None:
 
 
 def test_failed_chunks_are_undone_too_where_the_client_can_each_by_itself() -> None:
-    """Two threads fail at chunks 3 and 4 at the same time, after all before them are done."""
+    """Two threads fail at chunks 3 and 4 at the same time, when all earlier chunks are done."""
     failing = threading.Barrier(2)
     undone: list[tuple[int, int]] = []
     ledger = Ledger()
@@ -168,7 +168,7 @@ def test_cancel_undoes_too(when: int) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_cancel_without_undo_keeps_what_is_done(first: bool) -> None:
-    """Two cancels: the first decides."""
+    """Of two cancels, the first one decides."""
     undone = []
 
     def each(start: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Values that a Control, a Node or a control of a job does not take."""
+"""Values that a Control, a Node or a method of Job refuses."""
 
 from __future__ import annotations
 

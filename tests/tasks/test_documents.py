@@ -73,10 +73,22 @@ def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
     assert set(place.glob("*.md")) - listed <= {index}
 
 
+def _words(path: Path, text: str) -> list[str]:
+    """The lines of a page, or the words of command.md: argparse of Python 3.13 and later lays out help differently.
+
+    Later versions also write the value of an option once: ``-m, --mount MOUNT``.
+    """
+    if path.name != "command.md":
+        return text.splitlines()
+    return re.sub(r"(-\w) [A-Z]+, --", r"\1, --", text).split()
+
+
 def test_the_reference_says_what_the_declarations_say() -> None:
     made: dict[Path, str] = runpy.run_path(str(REFERENCE / "generate.py"))["pages"]()
     stale = [
-        str(path.relative_to(ROOT)) for path, text in made.items() if not path.exists() or path.read_text() != text
+        str(path.relative_to(ROOT))
+        for path, text in made.items()
+        if not path.exists() or _words(path, path.read_text()) != _words(path, text)
     ]
     assert stale == [], "run: .venv/bin/python docs/reference/generate.py"
 

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, The ktaskfs authors
 # SPDX-License-Identifier: MIT
-"""A mount of ktaskfs as a module sees it: its files are read and written, with the daemon's words for each refusal."""
+"""Reads and writes the files of a mounted ktaskfs for the modules. Refusals have the daemon's message."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 AWAY = (errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED)
-"""What a file answers while its daemon is dead."""
+"""The errnos of a file whose daemon is dead."""
 GONE = (errno.ENOENT, errno.ENODEV)
-"""What a file of a task answers that was removed."""
+"""The errnos of a file whose task was removed."""
 ABSENT = "absent"
-"""The state of a task that is not there."""
+"""The state of a task that does not exist."""
 PATIENCE = 10.0
-"""Seconds to wait for a daemon that is being restarted."""
+"""Seconds to wait while the daemon restarts."""
 PAUSE = 0.1
 """Seconds between two tries."""
 LONGEST_POLL = 5.0
-"""Seconds after which a state is read again, even if poll(2) has not told of a change."""
+"""Seconds after which the module reads a state again, even if poll(2) has reported no change."""
 READ_SIZE = 1 << 16
 REFUSAL = re.compile(r"^\[[^]]*\] (?P<file>.*?): (?P<errname>[A-Z0-9]+): (?P<message>.*)$", re.MULTILINE)
 """The first line of an entry of ``info/error_log``."""
@@ -47,11 +47,11 @@ class Refused(Exception):
 
 
 class NotMounted(Refused):
-    """There is no ktaskfs."""
+    """No ktaskfs is mounted."""
 
 
 def file_of(name: str, file: str) -> str:
-    """The path of a file of a task below the mount."""
+    """Returns the path of a task's file, below the mount."""
     return f"tasks/{name}/{file}"
 
 
@@ -63,7 +63,7 @@ class Mounted:
         self._was_there = False
 
     def is_there(self) -> bool:
-        """Whether a ktaskfs is mounted. Waits for a daemon that is being restarted."""
+        """Whether a ktaskfs is mounted. Waits while the daemon restarts."""
         self._was_there = bool(self._patiently(self._exists))
         return self._was_there
 
@@ -80,7 +80,7 @@ class Mounted:
             raise NotMounted(f"no ktaskfs is mounted on {self.path}", errno.ENOENT)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """The result of ``call``, once a daemon answers."""
+        """Returns the result of ``call``. Waits until a daemon answers."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -92,7 +92,7 @@ class Mounted:
             time.sleep(PAUSE)
 
     def _is_away(self, number: int) -> bool:
-        """Whether a file answers so while the daemon is restarted: it takes the dead mount away and mounts anew."""
+        """Whether the daemon may be restarting: it removes the dead mount and mounts again."""
         if number != errno.ENOENT or not self._was_there:
             return number in AWAY
         try:
@@ -101,7 +101,7 @@ class Mounted:
             return True
 
     def read(self, file: str) -> str:
-        """The text of a file that is not a stream."""
+        """Returns the text of a file that is not a stream."""
         return str(self._patiently(lambda: self._read(file)))
 
     def _read(self, file: str) -> str:
@@ -112,7 +112,7 @@ class Mounted:
             os.close(fd)
 
     def write(self, file: str, command: str) -> str:
-        """Write one command; returns what the file then reads back, if it can be read."""
+        """Write one command; returns the text of the file afterwards, if it is readable."""
         fd: int = self._patiently(lambda: self._open_to_write(file))
         try:
             os.write(fd, os.fsencode(f"{command}\n"))  # the newline says that the command is whole
@@ -128,7 +128,7 @@ class Mounted:
         return os.open(f"{self.path}/{file}", flags | os.O_CLOEXEC)
 
     def _words(self, file: str, number: int, command: str) -> str:
-        """The daemon's message of the refusal. Other commands of the same user may have been refused since."""
+        """Returns the daemon's message for a refusal. Other commands of the same user may have failed since."""
         try:
             log = self.read("info/error_log")
         except Refused:  # the errno is the answer, the message only helps
@@ -150,7 +150,7 @@ class Mounted:
         self._patiently(lambda: os.rmdir(f"{self.path}/tasks/{name}"))
 
     def state(self, name: str) -> str:
-        """The state of a task, or ABSENT."""
+        """Returns the state of a task, or ABSENT."""
         try:
             return self.read(file_of(name, "state")).strip()
         except Refused as error:
@@ -160,7 +160,7 @@ class Mounted:
             return ABSENT
 
     def figures(self, name: str) -> dict[str, Any]:
-        """The figures of a task; none if it is not there."""
+        """Returns the figures of a task; empty if the task does not exist."""
         try:
             figures: dict[str, Any] = json.loads(self.read(file_of(name, "stat.json")))
         except Refused as error:
@@ -170,14 +170,14 @@ class Mounted:
         return figures
 
     def wait_while(self, name: str, states: tuple[str, ...], end: float) -> str:
-        """Wait until a task has none of these states, or until ``end`` (of time.monotonic()); returns its state."""
+        """Wait until a task leaves these states, or until ``end`` by time.monotonic(); returns its state."""
         while True:
             state = self._wait_for_change(name, states, end)
             if state not in states or time.monotonic() >= end:
                 return state
 
     def _wait_for_change(self, name: str, states: tuple[str, ...], end: float) -> str:
-        """Follow one open file of the state while its daemon lives."""
+        """Follow an open file ``state`` while its daemon lives."""
         state = self.state(name)
         try:
             fd = os.open(f"{self.path}/{file_of(name, 'state')}", os.O_RDONLY | os.O_CLOEXEC)
@@ -196,7 +196,7 @@ class Mounted:
 
 
 def _text(fd: int) -> str:
-    """The whole text of an open file, made anew."""
+    """Returns the whole current text of an open file."""
     pieces: list[bytes] = []
     at = 0
     while piece := os.pread(fd, READ_SIZE, at):
@@ -206,7 +206,7 @@ def _text(fd: int) -> str:
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The rows of a table with a header, by column. Blanks stay in the last column."""
+    """Returns the rows of a table with a header, by column. The last column may contain blanks."""
     header, *lines = text.splitlines() or [""]
     names = header.split()
     return [dict(zip(names, line.split(None, len(names) - 1), strict=False)) for line in lines]

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, The ktaskfs authors
 # SPDX-License-Identifier: MIT
-"""Looks at a task, decides what is missing for the wanted state, and does it."""
+"""Examines a task, decides what the wanted state needs, and does it."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 AT_WORK = ("queued", "starting", "running", "paused")
 ENDED_EARLY = ("failed", "cancelled", "interrupted")
 TUNABLE = ("max_threads", "nice", "rate_max")
-"""Parameters that may be set while a task is at work. They say nothing of what it does."""
+"""Parameters that can change while a task runs. They do not describe its work."""
 OF_THE_START = ("name", "op", "plan", "queue", "replace")
-"""Keys of a spec that are not a parameter of the operation."""
+"""Keys of a spec that are no parameters of the operation."""
 TRIES = 10
-"""How often a task may change between the look and the act."""
+"""How many times a task may change between check and action."""
 
 START, REPLACE, RESUME, SET, CANCEL, FORGET = "start", "replace", "resume", "set", "cancel", "forget"
 
 
 class Failed(Exception):
-    """The wanted state was not reached."""
+    """The task did not reach the wanted state."""
 
 
 class Wanted:
-    """What the user asks for: a task by its name, its work, and the state that it shall have."""
+    """The user's request: the name of a task, its work, and its wanted state."""
 
     def __init__(self, *, name: str, state: str, op: str | None, params: dict[str, Any], rerun: bool) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class Wanted:
 
 
 class Request:
-    """One call of the module. ``end`` is when the waiting ends, of time.monotonic()."""
+    """One call of the module. Waiting ends at ``end`` by time.monotonic()."""
 
     def __init__(self, mounted: Mounted, wanted: Wanted, end: float) -> None:
         self.mounted = mounted
@@ -62,7 +62,7 @@ class Request:
         self.values = values.given(wanted.params, self._kinds)
 
     def _declared(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Type and default of each parameter of the operation; none if there is no such operation."""
+        """Returns type and default of each parameter of the operation; empty if the operation does not exist."""
         if not self.wanted.op:
             return {}, {}
         try:
@@ -79,7 +79,7 @@ class Request:
         return {"op": self.wanted.op, "name": self.wanted.name, **self.values}
 
     def differences(self) -> dict[str, str]:
-        """What the task that is there does otherwise: its own values, by key. Tunables are no difference."""
+        """Returns the existing task's values that differ from the wanted ones, by key, without tunables."""
         has = self._value("op")
         if has != self.wanted.op:
             return {"op": has}
@@ -97,18 +97,18 @@ class Request:
         return found
 
     def to_set(self) -> dict[str, str]:
-        """Tunables that the task has otherwise than wanted: the wanted values."""
+        """Returns the wanted values of tunables that differ in the task."""
         wanted = {key: self.values[key] for key in TUNABLE if key in self.values}
         return {
             key: value for key, value in wanted.items() if not values.alike(self._value(key), value, self._kinds[key])
         }
 
     def own_tunables(self) -> dict[str, str]:
-        """What the task that is there has for the tunables that are wanted."""
+        """Returns the task's values of the wanted tunables."""
         return {key: self._value(key) for key in TUNABLE if key in self.values}
 
     def _value(self, key: str) -> str:
-        """What the task has for a parameter; nothing if it cannot have it."""
+        """Returns the task's value of a parameter; empty if the task does not have the parameter."""
         try:
             return self.mounted.read(file_of(self.wanted.name, key)).rstrip("\n")
         except Refused as error:
@@ -117,7 +117,7 @@ class Request:
             return ""
 
     def action(self, state: str) -> str | None:
-        """What is to be done with a task in this state; None for nothing. Raises Failed."""
+        """Returns the action for a task in this state; None if nothing is missing. Raises Failed."""
         if self.wanted.state == "cancelled":
             return CANCEL if state in AT_WORK else None
         if self.wanted.state == ABSENT:
@@ -139,7 +139,7 @@ class Request:
         return RESUME
 
     def act(self, action: str) -> None:
-        """Do it once. Raises Refused."""
+        """Do the action once. Raises Refused."""
         name = self.wanted.name
         if action == START:
             self.mounted.start(self.spec)
@@ -157,7 +157,7 @@ class Request:
                 self._resume()
 
     def _resume(self) -> None:
-        """Do the rest, or all of it where the rest cannot be done alone. Raises Refused."""
+        """Do the rest, or the whole work if the rest cannot be done alone. Raises Refused."""
         ended = self.mounted.state(self.wanted.name) in ENDED_EARLY
         try:
             self.mounted.write(file_of(self.wanted.name, "control"), "resume")
@@ -168,10 +168,10 @@ class Request:
             self.mounted.start({**self.spec, "replace": "1"})
 
     def carry_out(self) -> list[str]:
-        """Act until nothing is left to be done; returns the actions. Raises Failed and Refused.
+        """Act until nothing is missing; returns the actions. Raises Failed and Refused.
 
-        Somebody else may start, end or forget the task at the same time: then the act is refused, and the next look
-        decides anew. An act during which the daemon ended counts as done, and the next look says whether it was.
+        Somebody else may start, end or forget the task at the same time. Then the daemon refuses the action, and the
+        next check decides again. If the daemon ends during an action, the next check shows whether it took effect.
         """
         done: list[str] = []
         for _ in range(TRIES):
@@ -200,7 +200,7 @@ class Request:
             raise Failed(f"the task {self.wanted.name} was cancelled, and is still {state} at the timeout")
 
     def settle(self) -> str:
-        """Wait until the task is as wanted, and return its state. Raises Failed."""
+        """Wait until the task has the wanted state, and return the state. Raises Failed."""
         name = self.wanted.name
         if self.wanted.state not in ("done", "started"):
             return self.mounted.state(name)
@@ -218,7 +218,7 @@ class Request:
         return state
 
     def plan(self) -> dict[str, str]:
-        """What a start would do, as plan=1 tells it; nothing is touched. Raises Refused and Failed."""
+        """Returns the effect of a start, by plan=1, which changes nothing. Raises Refused and Failed."""
         spec = {key: value for key, value in self.spec.items() if key not in ("name", "queue")}
         name = self.mounted.start({**spec, "plan": "1"})
         try:
@@ -235,13 +235,13 @@ class Request:
         return dict(line.partition(" ")[::2] for line in lines)
 
     def number(self, key: str) -> int:
-        """The number of a parameter; 0 if it is not given, or is no number."""
+        """Returns the number of a parameter; 0 if it is not given or not a number."""
         found = values.number(self.values.get(key, "0"))
         return found if isinstance(found, int) else 0
 
 
 def _is_race(action: str, error: Refused) -> bool:
-    """Whether the task may have changed between the look and the act, or the daemon ended meanwhile."""
+    """Whether the task may have changed between check and action, or the daemon may have ended."""
     if error.number in AWAY:
         return True
     start, change = (errno.EEXIST,), (*GONE, errno.EBUSY)

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, The ktaskfs authors
 # SPDX-License-Identifier: MIT
-"""Whether the work of a task that is done is still there."""
+"""Checks whether the work of a done task still exists."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from ansible_collections.ktaskfs.host.plugins.module_utils.request import Request
 
 PLANNED = ("fallocate", "reserve")
-"""Operations whose plan says what is missing of their work."""
+"""Operations whose plan shows the missing part of their work."""
 SECOND = 10**9
 
 
 def is_lost(request: Request) -> bool:
-    """Whether a task that is done has to be done again.
+    """Whether a done task must be done again.
 
-    Memory and pools are lost if a new start would find something to do. A copy is lost if its file is gone, or has
-    become smaller. All work but memory is lost if one of its files is another one now. Where the file of such work is
-    gone, there is nothing left to do.
+    Memory and pools are lost if a new start would find something to do. A copy is lost if its file is gone or has
+    become smaller. All work except memory is lost if another file has replaced one of its files. If the file of such
+    work is gone, nothing must be done.
     """
     if request.wanted.op in PLANNED:
         return _has_work(request)
@@ -47,7 +47,7 @@ def _has_work(request: Request) -> bool:
 
 
 def _is_another(path: str, device: int, inode: int, born: int) -> bool:
-    """Whether there is a file at ``path``, and it is not the one with this identity; ``born`` in nanoseconds."""
+    """Whether a file at ``path`` exists and has another identity; ``born`` is in nanoseconds."""
     try:
         now = os.stat(path)
     except OSError:
@@ -56,9 +56,9 @@ def _is_another(path: str, device: int, inode: int, born: int) -> bool:
 
 
 def _birth(path: str) -> int:
-    """When a file was made, in whole seconds since the epoch; 0 where that is not known.
+    """Returns the birth time of a file in whole seconds since the epoch; 0 if it is unknown.
 
-    stat(1) is asked, since the module os does not tell it.
+    It comes from stat(1), because the module os does not have it.
     """
     words = ["stat", "--dereference", "--format=%W", "--", path]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def _birth(path: str) -> int:
 
 
 def _is_short(request: Request, total: int) -> bool:
-    """Whether the copy is gone, or smaller than what was copied, or has lost all of its pages."""
+    """Whether the copy is gone, is smaller than the copied range, or has lost all its pages."""
     path = request.values["path"]
     try:
         now = os.stat(path)

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, The ktaskfs authors
 # SPDX-License-Identifier: MIT
-"""Values of parameters: from YAML to the text of a spec, and compared by what they mean."""
+"""Values of parameters: converts them from YAML to the text of a spec, and compares them by their meaning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO = ("0", "no", "off", "false")
 
 
 def as_text(value: Any, kind: str) -> str:
-    """The text of a spec for a value of YAML; ``kind`` is the type in ``operations/NAME/parameters``."""
+    """Returns a value of YAML as text of a spec; ``kind`` is the type in ``operations/NAME/parameters``."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, (list, tuple)):
@@ -53,9 +53,9 @@ def _meaning(text: str, kind: str) -> object:
 
 
 def number(text: str, *, hexadecimal: bool = False) -> int | str:
-    """The number that a size, a count or an address stands for; the text itself if it is none.
+    """Returns the number of a size, a count or an address; the text itself if it is none of them.
 
-    A suffix K M G T P E is a power of 1024. ``hexadecimal``: digits without 0x are so, too.
+    A suffix K M G T P E is a power of 1024. ``hexadecimal``: digits without 0x are hexadecimal, too.
     """
     if hexadecimal and re.fullmatch("[0-9a-fA-F]+", text):
         return int(text, 16)
@@ -77,10 +77,10 @@ def _cpus(text: str) -> object:
 
 
 def is_default(text: str, default: str) -> bool:
-    """Whether a file of a task shows that its parameter was not given; ``A|B`` stands for either."""
+    """Whether the text of a task's file means that its parameter was not given; ``A|B`` means A or B."""
     return text in ("-", default) or text in default.split("|")
 
 
 def given(params: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, str]:
-    """The parameters as texts of a spec; null means that a parameter is not given."""
+    """Returns the parameters as texts of a spec, without those that are null."""
     return {key: as_text(value, kinds.get(key, "")) for key, value in params.items() if value is not None}

@@ -2,7 +2,7 @@
 # Copyright (c) 2026, The ktaskfs authors
 # MIT License (see LICENSE, or https://opensource.org/license/mit)
 # SPDX-License-Identifier: MIT
-"""What a mount of ktaskfs says of its tasks and of the host's huge pages."""
+"""The module info: the tasks of a mounted ktaskfs, and the host's huge pages."""
 
 from __future__ import annotations
 
@@ -117,16 +117,16 @@ ARGUMENTS = {
     "mount": {"type": "path", "default": "/run/ktaskfs"},
 }
 PATIENCE = 60.0
-"""Seconds that the look for holders may take."""
+"""Seconds that the scan for holders may take."""
 
 
 def numbers(row: dict[str, str]) -> dict[str, Any]:
-    """A row with numbers in place of their texts, and None in place of "-"; lists of CPUs stay texts."""
+    """Returns a row with numbers instead of texts, and None instead of "-". Lists of CPUs stay texts."""
     return {key: None if text == "-" else text if key == "cpus" else number(text) for key, text in row.items()}
 
 
 def read_holders(mounted: Mounted) -> dict[str, Any]:
-    """Who holds the huge pages. The look goes on while a read of it fails with ETIMEDOUT. Raises Refused."""
+    """Returns the holders of huge pages. A read that fails with ETIMEDOUT does not stop the scan. Raises Refused."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -139,7 +139,7 @@ def read_holders(mounted: Mounted) -> dict[str, Any]:
 
 
 def gather(mounted: Mounted, names: list[str], *, holders: bool) -> dict[str, Any]:
-    """All that the module returns. Raises Refused."""
+    """Returns the result of the module. Raises Refused."""
     tasks = json.loads(mounted.read("info/tasks.json"))
     found = {
         "version": mounted.read("version").strip(),
@@ -151,7 +151,7 @@ def gather(mounted: Mounted, names: list[str], *, holders: bool) -> dict[str, An
 
 
 def main() -> None:
-    """The module."""
+    """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     given: dict[str, Any] = module.params
     mounted = Mounted(given["mount"])

@@ -2,7 +2,7 @@
 # Copyright (c) 2026, The ktaskfs authors
 # MIT License (see LICENSE, or https://opensource.org/license/mit)
 # SPDX-License-Identifier: MIT
-"""A task of ktaskfs, by its name."""
+"""The module task: brings a task of ktaskfs into a state."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ description:
   - A task of that name that does the same work is not started again while it is at work, or when it is done and its
     work is still there. Parameters are compared by what they mean, so C(64G) and C(68719476736) are the same.
   - A task that ended early (failed, cancelled, interrupted) does the rest of its work. If the rest cannot be done
-    alone, all of it is done anew. A paused task goes on.
+    alone, the whole work is done again. A paused task continues.
   - A task that has ended and did other work is replaced. If it is still at work, the module fails.
   - A C(fallocate) or C(reserve) that is done is started again if a part of the memory or of the pool is missing.
     A C(copy) is started again if its file is gone or has become smaller. These and all other operations, apart from
     C(fallocate), are started again if a path now leads to another file than the one that the task worked on.
     A file that is gone is left alone, unless the operation makes it.
-  - Other changes of the contents are not seen, see O(rerun).
+  - The module does not see other changes of the contents; see O(rerun).
   - The module reads and writes the files of the mount. It needs no C(ktaskfs) command on the host.
 author:
   - The ktaskfs authors (@ktaskfs)
@@ -44,8 +44,8 @@ options:
   state:
     description:
       - With V(done) the task is started, and the module waits until it is done.
-      - With V(started) it is started, and the module does not wait for its end. Start long tasks on many hosts so, and
-        let a second step wait with V(done); otherwise C(forks) limits how many hosts work at a time.
+      - With V(started) it is started, and the module does not wait for its end. Use it to start long tasks on many
+        hosts, and wait for them in a second step with V(done); otherwise C(forks) limits how many hosts work at a time.
       - With V(cancelled) a task at work is cancelled. A task that has ended stays as it is.
       - With V(absent) a task at work is cancelled, and the task is forgotten. Its files stay.
     type: str
@@ -182,11 +182,11 @@ ARGUMENTS = {
     "mount": {"type": "path", "default": "/run/ktaskfs"},
 }
 RESERVED = frozenset(OF_THE_START) - {"queue"}
-"""Keys of a spec that the module gives itself."""
+"""Keys of a spec that the module sets itself."""
 
 
 class Answer:
-    """What the module returns, as it comes to be known."""
+    """The result of the module, filled step by step."""
 
     def __init__(self, module: AnsibleModule, wanted: Wanted, mounted: Mounted) -> None:
         self._module, self._wanted, self._mounted = module, wanted, mounted
@@ -194,7 +194,7 @@ class Answer:
         self.more: dict[str, Any] = {}
 
     def facts(self) -> dict[str, Any]:
-        """All of it. The task is left out if it cannot be read any more."""
+        """Returns the whole result, without the task if it is not readable any more."""
         facts = {"changed": bool(self.actions), "actions": self.actions, **self.more}
         try:
             if task := self._mounted.figures(self._wanted.name):
@@ -210,7 +210,7 @@ class Answer:
 
 
 def shown(request: Request, state: str, *, own: bool) -> dict[str, Any]:
-    """A side of the diff: the wanted work, or the ``own`` work of the task that is there."""
+    """Returns one side of the diff: the wanted work, or the existing task's ``own`` work."""
     if state == ABSENT or not request.wanted.op:
         return {"state": state}
     work = {"op": request.wanted.op, **request.values}
@@ -220,7 +220,7 @@ def shown(request: Request, state: str, *, own: bool) -> dict[str, Any]:
 
 
 def carry_out(module: AnsibleModule, request: Request, answer: Answer) -> None:
-    """Look, act, wait. Raises Refused and Failed."""
+    """Check, act and wait. Raises Refused and Failed."""
     before = request.mounted.state(request.wanted.name)
     before_shown = shown(request, before, own=True)
     if module.check_mode:
@@ -237,7 +237,7 @@ def carry_out(module: AnsibleModule, request: Request, answer: Answer) -> None:
 
 
 def main() -> None:
-    """The module."""
+    """Run the module."""
     needs_op = [("state", state, ["op"]) for state in ("done", "started")]
     module = AnsibleModule(argument_spec=ARGUMENTS, required_if=needs_op, supports_check_mode=True)
     given: dict[str, Any] = module.params

@@ -1,4 +1,4 @@
-"""A plugin of Ansible: prints what each task returned as a JSON object a line, and the counts at the end."""
+"""A plugin for Ansible: prints the result of each task as a JSON object in one line, and the counts at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ description: An object a line.
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no types
-    """What Ansible calls."""
+    """The class that Ansible calls."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"

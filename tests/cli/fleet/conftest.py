@@ -1,4 +1,4 @@
-"""``ktaskfs run --hosts`` on hosts that are processes of this machine, which say what their names tell."""
+"""``ktaskfs run --hosts`` with simulated hosts: each is a process of this machine, and its name says what it does."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SPEC: Final = "fallocate path=/x length=1G"
 
 
 class Hosts:
-    """The command, and what its hosts were told."""
+    """The command with its hosts, and a log of what the hosts received."""
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "log"
         self._log.touch()
 
     def words(self, hosts: str, *options: str, spec: str = SPEC) -> list[str]:
-        """The command line."""
+        """Returns the command line."""
         via = f"{AGENT} {shlex.quote(str(self._log))} %h"
         return [sys.executable, "-m", "ktaskfs.cli.main", "run", "--hosts", hosts, "--via", via, *options, spec]
 
@@ -35,16 +35,16 @@ class Hosts:
         return run(*self.words(hosts, *options, spec=spec), cwd=ROOT, env=env)
 
     def log(self) -> list[str]:
-        """What the hosts have written down."""
+        """Returns the lines of the hosts' log."""
         return self._log.read_text().splitlines()
 
     def events(self) -> list[tuple[str, str]]:
-        """Begins and ends with the hosts, in their order."""
+        """Returns (event, host) for each begin and end of a host, in order of time."""
         found = [line.split()[:2] for line in self.log()]
         return [(what, host) for what, host in found if what in ("begin", "end")]
 
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Hosts:
-    """Hosts on this machine."""
+    """The command with simulated hosts on this machine."""
     return Hosts(tmp_path)

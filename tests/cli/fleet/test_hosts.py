@@ -1,4 +1,4 @@
-"""How hosts stand, from what they say and from how their connections end."""
+"""The states of hosts, derived from their output and from the ends of their connections."""
 
 from __future__ import annotations
 

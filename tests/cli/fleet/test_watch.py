@@ -1,4 +1,4 @@
-"""``ktaskfs run --hosts``: how hosts are begun with, watched and left, and what is said of them."""
+"""``ktaskfs run --hosts``: how it starts, watches and leaves hosts, and what it reports about them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_json_has_the_objects_of_all_hosts_and_a_summary(hosts: Hosts) -> None:
 
 
 def test_the_specification_comes_as_it_was_written(hosts: Hosts) -> None:
-    """With a name that is the same each time, by which the same command finds the task again."""
+    """It gets a name, the same each time, so that the same command finds the task again."""
     spec = "fill path='/a b/100%h %%' pattern=\"it's\" $HOME"
     assert hosts("good1", spec=spec).status == 0
     options = ["--detach", "--plan", "-m", "/other place", "--if-exists=join"]
@@ -141,7 +141,7 @@ def test_the_timeout_ends_the_watching_only(hosts: Hosts) -> None:
 
 
 def test_control_c_cancels_everywhere(hosts: Hosts) -> None:
-    """At a terminal, whose ^C goes to all processes of the command, so that it must not reach the connections."""
+    """A terminal sends ^C to all processes of the command. It must not reach the connections."""
     with Terminal(*hosts.words("slow[1-3]", "--fanout", "2"), columns=100) as terminal:
         terminal.sees("slow1 ", "slow2 ", "running")
         terminal.type(CONTROL_C)
@@ -153,7 +153,7 @@ def test_control_c_cancels_everywhere(hosts: Hosts) -> None:
 
 
 def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
-    """To write to it is no end of this program."""
+    """A write to such a host does not end the command."""
     with started(hosts.words("mute1,slow1")) as command:
         until(lambda: begun(hosts) == 2, "both have begun")
         command.send_signal(signal.SIGINT)
@@ -164,7 +164,7 @@ def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_a_line_without_an_end_is_not_kept(hosts: Hosts, option: str) -> None:
-    """The host is given up; its task may go on."""
+    """The command gives the host up. The host's task may go on."""
     words = hosts.words("endless1,good1,noisy1", option)
     outcome = run("bash", "-c", 'ulimit -v 262144; exec "$@"', "-", *words, cwd=ROOT)
     assert outcome.status == 1, outcome
