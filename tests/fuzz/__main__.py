@@ -35,13 +35,16 @@ def main() -> int:
     print(f"seed {given.seed}, {given.processes} processes, {len(OPERATIONS)} operations", flush=True)
     begin = told = time.monotonic()
     counts: Counter[str] = Counter()
-    faults: dict[str, str] = {}
+    faults: set[str] = set()
     slowest = cpu = 0.0
     # spawn: a copy of this process would inherit what pytest or a debugger has in it
     with multiprocessing.get_context("spawn").Pool(given.processes, os.nice, (10,)) as pool:
         for done in pool.imap_unordered(play, (f"{given.seed}-{number}" for number in range(batches))):
             counts.update(done.counts)
-            faults.update((fault.kind, f"{fault.kind}\n{fault.data!r}") for fault in done.faults)
+            for fault in done.faults:
+                if fault.kind not in faults:
+                    faults.add(fault.kind)
+                    print(f"BROKEN: {fault.kind}\n{fault.data!r}", flush=True)
             slowest = max(slowest, done.slowest)
             cpu += done.cpu
             now = time.monotonic()
@@ -56,8 +59,6 @@ def main() -> int:
         print(f"{name}: {counts[name]}")
     print(f"{counts['writes'] / taken:.0f} writes a second, {taken / 60:.1f} minutes")
     print(f"each took {1e6 * cpu / counts['writes']:.0f} us of CPU time, the slowest {1000 * slowest:.0f} ms")
-    for text in faults.values():
-        print(f"BROKEN: {text}")
     print("Nothing was broken." if not faults else f"{len(faults)} kinds of faults.")
     return int(bool(faults))
 

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.plan import Plan, Preparation
 
-FOUND: Final = (b"", b"clear path=" + b"\\ " * 32000, b"clear path=a nodes=" + b"0-1023," * 9000, b"[" * 65536)
+FOUND: Final = (
+    b"",
+    b"clear path=" + b"\\ " * 32000,
+    b"clear path=a nodes=" + b"0-1023," * 9000,
+    b"[" * 65536,
+    b'{"op": "copy", "source": "\'\'\'", "path": "' + b"'" * 4094 + b'"}',  # as words it has too many quotes
+)
 """Writes for which something did not hold once, and those that a faulty parser would take longest for."""
 
 

@@ -196,14 +196,23 @@ class Processes(Orders):
             fd = os.memfd_create(name, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
             try:
                 os.posix_fallocate(fd, 0, count * PAGE_SIZE)
-                found = [each for each in self.holdings() if each["path"] and name in each["path"]]
-                assert len(found) == 1, found
-                (held,) = found
+                (held,) = self.holdings_of(name)
                 assert (held["kind"], held["size"], held["used"]) == ("memfd", PAGE_SIZE, count), held
                 assert [each["pid"] for each in held["processes"]] == [os.getpid()], held
             finally:
                 os.close(fd)
             self.counts["holders found"] += 1
+
+    def holdings_of(self, name: str) -> list[dict[str, Any]]:
+        """Those with ``name`` in the path. A scan of the same user's is shown for a second, and may be older."""
+        found: list[dict[str, Any]] = []
+
+        def is_there() -> bool:
+            found[:] = [each for each in self.holdings() if name in (each["path"] or "")]
+            return bool(found)
+
+        until(is_there, f"info/holders names {name}", deadline=4 * PATIENCE)
+        return found
 
     def holdings(self) -> list[dict[str, Any]]:
         """Those of info/holders.json, when the scan is complete."""
