@@ -75,6 +75,10 @@ class Place:
         """Run ip(8) in this network."""
         subprocess.run([*self.prefix, "ip", *words.split()], check=True)
 
+    def has_link(self, name: str) -> bool:
+        """Whether there is an interface of that name here."""
+        return run(*self.prefix, "ip", "link", "show", "dev", name).status == 0
+
     def command(self, name: str, hosts: str, *words: str) -> list[str]:
         """Returns ``ktaskfs NAME --hosts HOSTS ...`` with the ssh configuration of this network."""
         python = [sys.executable, "-m", "ktaskfs.cli.main"]
@@ -95,13 +99,23 @@ class Host:
     def __init__(self, place: Place, number: int, *, memory: str) -> None:
         """Boot the host; ``memory`` is the size of its /dev/shm. Call ``wait`` before the first use."""
         self.name = f"hv{number}"
+        self.directory = place.directory
+        self._number = number
+        self._memory = memory
         self._place = place
         self._log = place.directory / f"{self.name}.log"
+        with (place.directory / "ssh_config").open("a") as stream:
+            stream.write(f"Host {self.name}\n HostName {NET}.{10 + number}\n")
+        self.boot()
+
+    def boot(self) -> None:
+        """Begin its life, for the first time or after ``kill``. Call ``wait`` before it is used."""
+        place = self._place
         reading, writing = os.pipe()
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["unshare", *SPACES, "bash", "-c", f'exec "$@" 3>&{writing}', "-"]
-                + [str(INIT), self.name, str(place.directory), memory, sys.executable],
+                + [str(INIT), self.name, str(place.directory), self._memory, sys.executable],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -112,18 +126,22 @@ class Host:
         self._ready = reading
         own = os.readlink("/proc/self/ns/net")
         until(lambda: os.readlink(f"/proc/{self._process.pid}/ns/net") != own, "the host has its network")
+        until(lambda: not place.has_link(self.name), "the link of an earlier life is gone")
         place.ip(f"link add {self.name} type veth peer name eth0 netns {self._process.pid}")
         place.ip(f"link set {self.name} master bridge0 up")
-        self.inside("ip", "address", "add", f"{NET}.{10 + number}/24", "dev", "eth0")
+        self.inside("ip", "address", "add", f"{NET}.{10 + self._number}/24", "dev", "eth0")
         self.inside("ip", "link", "set", "eth0", "up")
-        with (place.directory / "ssh_config").open("a") as stream:
-            stream.write(f"Host {self.name}\n HostName {NET}.{10 + number}\n")
 
     def wait(self) -> None:
         """Wait until the host accepts a connection."""
         with open(self._ready, "rb") as stream:
             assert stream.readline() == b"ready\n", self._log.read_text()
-        words = ["ssh", "-F", str(self._place.directory / "ssh_config"), self.name, "true"]
+        self.wait_for_ssh()
+
+    def wait_for_ssh(self) -> None:
+        """Return when one can log in."""
+        options = ["-F", str(self.directory / "ssh_config"), "-oConnectTimeout=1"]
+        words = ["ssh", *options, self.name, "true"]
         until(lambda: run(*self._place.prefix, *words).status == 0, f"{self.name} lets one in")
 
     @property

@@ -9,7 +9,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tests.soak.client import (
     MARK,
@@ -25,12 +25,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+S = TypeVar("S", bound="Callable[..., Any]")
+
 BROKEN_MAX: Final = 10
 """After so many broken invariants there is nothing more to learn."""
 PAGE_SIZE: Final = 2 * MIB
 WHO: Final = ("root", "a", "b")
+KINDS_OF_USE: Final = "operations"
+"""The attribute of a scenario that ``uses`` sets."""
 DOOR: Final = "door"
 """A file of the area: holders of a shared lock on it may use huge pages, which come and go."""
+
+
+def uses(*operations: str) -> Callable[[S], S]:
+    """Says which operations a scenario starts, as FAMILY/NAME. ``Actor.work`` checks that, unless it starts no task."""
+
+    def mark_scenario(scenario: S) -> S:
+        setattr(scenario, KINDS_OF_USE, operations)
+        return scenario
+
+    return mark_scenario
+
+
+def operations_of(scenario: Callable[[], None]) -> tuple[str, ...]:
+    """What ``uses`` has said of it."""
+    found: tuple[str, ...] = getattr(scenario, KINDS_OF_USE, ())
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,8 +83,11 @@ class Actor(Client, ABC):
             time.sleep(max(0.0, min(begin + self.tasks / pace, begin + seconds) - now))
             scenario = self.random.choice(self.scenarios())
             faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # a request that hangs blocks signals
+            self.words.clear()
             try:
                 scenario()
+                missing = {each.rpartition("/")[2] for each in operations_of(scenario)} - self.words
+                assert not missing or not self.words, f"{scenario.__name__} has not started {missing}"
                 self.counts[f"played {scenario.__name__}"] += 1
             except SpawnerDied:
                 self.counts["given up, the spawner had died"] += 1

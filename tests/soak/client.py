@@ -24,18 +24,24 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 PATIENCE: Final = DEADLINE / 2
 """Seconds within which any request must be answered, on a busy machine and at a low priority too."""
-ENDED: Final = frozenset({"done", "failed", "cancelled", "interrupted"})
+ENDED: Final = frozenset({"done", "planned", "failed", "cancelled", "interrupted"})
 _RETRY: Final = {"failed", "cancelled", "interrupted"}
 FOLLOWING: Final = {
-    "-": {"new"},
-    "new": {"starting", "-"},
-    "starting": {"running", "new", "-", *_RETRY},
+    "-": {"new", "queued"},
+    "new": {"queued", "starting", "-"},
+    "queued": {"starting", "-", *_RETRY},
+    "starting": {"running", "planned", "new", "-", *_RETRY},
     "running": {"paused", *ENDED},
     "paused": {"running", *ENDED},
     "done": {"-"},
-    **{key: {"starting", "-"} for key in _RETRY},
+    "planned": {"-"},
+    **{key: {"queued", "starting", "-"} for key in _RETRY},
 }
 """The possible next states of a task in each state; "-" is a task that does not exist, as in ``events``."""
+
+
+RETRIED: Final = {"EAGAIN": "waited at the limit of tasks", "ETIMEDOUT": "tried again after ETIMEDOUT"}
+"""Refusals of a write that come to nothing, and how they are counted."""
 
 
 class SpawnerDied(Exception):
@@ -61,6 +67,8 @@ class Transitions:
                 continue
             assert old in FOLLOWING, line
             assert new in FOLLOWING[old], f"a task may not do that: {line}"
+            if old == "-" and self._states.get(name) in ENDED:  # replace=1: no line tells of the removed one
+                del self._states[name]
             assert self._states.get(name, old) == old, f"it was {self._states[name]} before: {line}"
             self._states[name] = new
             if new == "-":
@@ -83,6 +91,8 @@ class Client:
         """Seconds that any request took, at most."""
         self.tasks = 0
         """Started."""
+        self.words: set[str] = set()
+        """Operations that ``start`` has started since somebody cleared it."""
         self._number = 0
 
     def new_name(self) -> str:
@@ -99,7 +109,23 @@ class Client:
         assert taken < PATIENCE, f"an answer took {taken:.1f} s"
 
     def write(self, file: str, text: str) -> str:
-        """One write(2); "ok" or the errno's name."""
+        """One write(2); "ok" or the errno's name.
+
+        It is repeated while the user's tasks are as many as they may be (EAGAIN), and when the machine had no time to
+        look at this process (ETIMEDOUT, of open(2)), which is counted.
+        """
+        end = time.monotonic() + 4 * PATIENCE
+        while (got := self._write(file, text)) in RETRIED and time.monotonic() < end:
+            self.counts[RETRIED[got]] += 1
+            time.sleep(0.05)
+        return got
+
+    def put(self, file: str, text: str) -> None:
+        """One write(2) that must succeed."""
+        got = self.write(file, text)
+        assert got == "ok", f"{file}: {got}: {self.read('info/last_cmd_status')}"
+
+    def _write(self, file: str, text: str) -> str:
         try:
             with self.timed():
                 fd = os.open(self.mount / file, os.O_WRONLY)
@@ -110,6 +136,21 @@ class Client:
         except OSError as error:
             return errno_name(error)
         return "ok"
+
+    def make(self, task: str) -> None:
+        """mkdir(2) of a task, when there is room for one more; raises OSError."""
+        end = time.monotonic() + 4 * PATIENCE
+        while True:
+            try:
+                with self.timed():
+                    os.mkdir(self.mount / "tasks" / task)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                self.counts[RETRIED["EAGAIN"]] += 1
+                time.sleep(0.05)
+            else:
+                return
 
     def read(self, file: str) -> str:
         """All of a file that is no stream; raises OSError."""
@@ -125,6 +166,7 @@ class Client:
         """Start a task; its name. Raises SpawnerDied."""
         name = self.new_name()
         self.started(self.write("tasks/control", f"{spec} name={name}"), name)
+        self.words.add(spec.split(maxsplit=1)[0])
         return name
 
     def started(self, got: str, *names: str) -> None:
@@ -165,7 +207,7 @@ class Client:
         """Follow a task to ``state``; its result."""
         got = self.wait(task)
         assert got == state, f"{got} and not {state}: {self.read(f'tasks/{task}/error')}"
-        if state == "done":
+        if state == "done" and got == "done":
             stat = self.stat(task)
             assert stat["done"] == stat["total"], stat
         return self.read(f"tasks/{task}/result")
@@ -194,7 +236,7 @@ class Client:
             first_left = int(before["error_position"])
             places = (0, first_left - 1) if first_left else ()
             mark(file, *places)
-        assert self.write(f"tasks/{task}/rate_max", "max") == "ok"
+        self.put(f"tasks/{task}/rate_max", "max")
         self.started(self.write(f"tasks/{task}/control", "resume"), task)
         assert self.wait(task) == "done", self.read(f"tasks/{task}/error")
         assert self.read(f"tasks/{task}/progress") == f"{size} / {size}\n"

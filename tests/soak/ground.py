@@ -58,8 +58,9 @@ def ground() -> Iterator[Ground]:
             users[who] = stack.enter_context(ordinary_user(who))
         stack.enter_context(filesystems.tmpfs(area / "tmpfs", 512 << 20, "mode=0755"))
         stack.enter_context(filesystems.hugetlbfs(area / "huge", PAGE_SIZE, "mode=0755"))
+        stack.enter_context(filesystems.tmpfs(area / "collapsible", 64 << 20, "mode=0755,huge=advise"))
         for who, user in users.items():
-            for place in (area / "tmpfs", area / "huge", disk):
+            for place in (area / "tmpfs", area / "huge", area / "collapsible", disk):
                 directory = place / who
                 directory.mkdir(mode=0o700)
                 if user is not None:

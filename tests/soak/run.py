@@ -31,7 +31,8 @@ SPAWNER_LIVES: Final = (10.0, 40.0)
 """Seconds until the spawner is killed or stopped the next time."""
 LONGEST: Final = 4000
 """Characters of a failure that go into the report; some quote the whole log."""
-OPTIONS: Final = "mode=0666,keep_finished=200,max_tasks=200"
+OPTIONS: Final = "mode=0666,keep_finished=200,max_tasks=10"
+"""A user has two actors with three unfinished tasks each at most, and reaches the limit by the queue alone."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class Soak:
         if last.tracebacks:
             first = sampler.first_traceback[:LONGEST]
             self.broken.append(f"{last.tracebacks:.0f} lines of the log have a Traceback, the first:\n{first}")
-        states = ("done", "failed", "cancelled", "interrupted")
+        states = ("done", "planned", "failed", "cancelled", "interrupted")
         others = [("what", "count")] + [(key, str(counts[key])) for key in sorted(counts) if not key.endswith(states)]
         return "\n".join(
             [

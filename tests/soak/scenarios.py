@@ -11,21 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.soak.actor import PAGE_SIZE, WHO, Actor, Place
+from tests.soak.actor import PAGE_SIZE, WHO, Place, uses
 from tests.soak.client import ENDED, SpawnerDied, crc32, errno_name, expected, mark, pages
+from tests.soak.processes import Processes
+from tests.soak.trees import Trees
 from tests.support.poll import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Player(Actor):
+class Player(Trees, Processes):
     """Each scenario makes new files and tasks, and leaves no file."""
 
     def scenarios(self) -> list[Callable[[], None]]:
@@ -34,7 +35,6 @@ class Player(Actor):
             self.fill_and_verify,
             self.clear_and_survey,
             self.copy_and_compare,
-            self.evict,
             self.interrupt_and_resume,
             self.interrupt_and_resume,
             self.pause_and_cancel,
@@ -45,8 +45,12 @@ class Player(Actor):
             self.tune,
             self.refuse,
             self.pry if self.who != "root" else self.reserve if self.first else self.refuse,
+            *self.of_trees(),
+            *self.of_processes(),
+            *self.of_orders(),
         ]
 
+    @uses("ranges/fallocate", "ranges/checksum", "ranges/free")
     def allocate_and_free(self) -> None:
         with self.allocated() as (path, size, place):
             assert self.run(f"checksum path={path}") == crc32(path)
@@ -58,6 +62,7 @@ class Player(Actor):
             self.run(f"free path={path} unlink=1")
             assert not path.exists()
 
+    @uses("ranges/fallocate", "ranges/fill", "ranges/verify", "ranges/checksum")
     def fill_and_verify(self) -> None:
         with self.allocated() as (path, size, _):
             pattern = self.pattern()
@@ -72,6 +77,7 @@ class Player(Actor):
             assert lines[2] == "differing 1"
             assert lines[-1].startswith(f"{wrong} 1 ")
 
+    @uses("ranges/fill", "ranges/clear", "ranges/free", "ranges/survey")
     def clear_and_survey(self) -> None:
         with self.allocated() as (path, size, place):
             self.run(f"fill path={path} pattern=ff")
@@ -83,6 +89,7 @@ class Player(Actor):
             total = size // place.page
             assert found == {"page_size": place.page, "pages": total, "present": total - 1, "holes": 1}
 
+    @uses("ranges/copy", "ranges/compare")
     def copy_and_compare(self) -> None:
         with self.allocated() as (source, size, _), self.file(Place(self.directory, 4096), ".copy") as (path, _):
             self.run(f"fill path={source} pattern={self.pattern()}")
@@ -92,17 +99,6 @@ class Player(Actor):
             wrong = self.random.randrange(size)
             mark(path, wrong)
             assert self.run(f"compare source={source} path={path}") == f"first {wrong}\ndiffering 1\n"
-
-    def evict(self) -> None:
-        directory = self.area / "disk" / self.who / self.new_name()
-        directory.mkdir()
-        try:
-            for number in range(3):
-                (directory / str(number)).write_bytes(bytes(8192))
-            found = dict(line.split() for line in self.run(f"evict path={directory}").splitlines())
-            assert (found["files"], found["bytes"], found["skipped"]) == ("3", "24576", "0")
-        finally:
-            shutil.rmtree(directory)
 
     def interrupt_and_resume(self) -> None:
         operation = self.random.choice(["fill", "fallocate"])
@@ -166,12 +162,12 @@ class Player(Actor):
     def make_by_hand(self) -> None:
         name = self.new_name()
         with self.place() as place, self.file(place) as (path, size):
-            os.mkdir(self.mount / "tasks" / name)
+            self.make(name)
             self.refused(self.write(f"tasks/{name}/control", "start"), "EINVAL")
             self.refused(self.write("tasks/control", f"clear path={path} name={name}"), "EEXIST")
             if self.random.random() < 0.7:
                 for key, value in (("op", "fallocate"), ("path", str(path)), ("length", str(size))):
-                    assert self.write(f"tasks/{name}/{key}", value) == "ok"
+                    self.put(f"tasks/{name}/{key}", value)
                 assert self.read(f"tasks/{name}/path") == f"{path}\n"
                 self.started(self.write(f"tasks/{name}/control", "start"), name)
                 self.end(name)
@@ -192,7 +188,7 @@ class Player(Actor):
     def tune(self) -> None:
         with self.slow() as (name, path, size, pattern):
             for key, value in (("max_threads", "1"), ("max_threads", "3"), ("nice", "12"), ("rate_max", "64K")):
-                assert self.write(f"tasks/{name}/{key}", value) == "ok"
+                self.put(f"tasks/{name}/{key}", value)
                 assert self.read(f"tasks/{name}/{key}") == f"{value}\n"
             self.refused(self.write(f"tasks/{name}/nice", "x"), "EINVAL")
             if self.who == "root":
@@ -202,7 +198,7 @@ class Player(Actor):
                 self.counts["tunable set"] += 1
             else:
                 self.refused(self.write("debug/ktask_nice", "3"), "EACCES")
-            assert self.write(f"tasks/{name}/rate_max", "max") == "ok"
+            self.put(f"tasks/{name}/rate_max", "max")
             self.end(name)
             assert path.read_bytes() == expected(pattern, size)
 
@@ -217,7 +213,7 @@ class Player(Actor):
                 (f"fill path={path} undo=1", "EOPNOTSUPP"),
                 (f"fill path={path} pattern=xyz", "EINVAL"),
                 (f"clear path={path}.none", "ENOENT"),
-                (f"clear path={place.directory}", "EISDIR"),
+                (f"fallocate path={place.directory} length={place.page}", "EISDIR"),
                 (f"fallocate path={path}.new length=1T", "ENOMEM" if place.page == PAGE_SIZE else "ENOSPC"),
                 ('{"op": "clear", "path": [', "EINVAL"),
                 ("clear 'path", "EINVAL"),
@@ -229,7 +225,8 @@ class Player(Actor):
                 if got == "EIO":
                     raise SpawnerDied
                 if got == "ok":  # answered before the target was looked at, on a machine that has much to do
-                    assert self.wait(name) == "failed"
+                    state = self.wait(name)
+                    assert state == "failed", f"{state}: {spec}"
                     got = self.read(f"tasks/{name}/error").split()[0]
                 self.refused(got, answer)
                 assert self.read("info/last_cmd_status")
@@ -256,6 +253,7 @@ class Player(Actor):
                     raise AssertionError(f"{self.who} could open {file} of {name}")
             self.refused(self.write(f"tasks/{name}/control", "cancel"), "EACCES", "ENOENT", "ENODEV")
 
+    @uses("pools/reserve")
     def reserve(self) -> None:
         """The pool grows by two pages and shrinks again, while others use it."""
         with self.place() as place:

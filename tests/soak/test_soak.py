@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.soak.actor import BROKEN_MAX, uses
 from tests.soak.client import MARK, Transitions, mark
 from tests.soak.ground import ground
 from tests.soak.kills import Kills
@@ -86,6 +87,23 @@ def test_wrong_data_is_noticed(mounted: Mount, tmpfs: Path) -> None:
     with pytest.raises(AssertionError):
         actor.fill_and_verify()
     Player(mounted.path, tmpfs, "root", 1, 1).fill_and_verify()
+
+
+def test_a_scenario_that_does_not_what_it_says_is_noticed(
+    mounted: Mount, tmpfs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmpfs / "tmpfs" / "root").mkdir(parents=True)
+    actor = Player(mounted.path, tmpfs, "root", 0, 1)
+
+    @uses("ranges/fill", "ranges/clear")
+    def only_fills() -> None:
+        actor.run(f"fill path={tmpfs / 'tmpfs' / 'root' / 'file'}")
+
+    (tmpfs / "tmpfs" / "root" / "file").write_bytes(bytes(4096))
+    monkeypatch.setattr(actor, "scenarios", lambda: [only_fills])
+    actor.work(DEADLINE, 1000)
+    assert actor.broken == BROKEN_MAX
+    assert "only_fills has not started {'clear'}" in capfd.readouterr().err
 
 
 def test_changes_of_state_that_may_not_be() -> None:

@@ -26,6 +26,7 @@ TIERS: Final = {
     "faults": MOUNT,
     "fleet": MACHINE,
     "fuse": MOUNT,
+    "fuzz": FAST,
     "host": FAST,
     "hypervisors": MOUNT,
     "ktask": FAST,
