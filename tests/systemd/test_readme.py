@@ -124,7 +124,8 @@ def test_on_any_machine(machine: Machine, block: Block, user: str) -> None:
     said = paste(machine, block, user=user, before=f"export HOME={home}")
     assert "\ndone\n" in said
     assert "crc32" in said
-    assert machine.sh("ls -d /tmp/kt /dev/shm/first").out == "", "the block takes away what it has made"
+    left = machine.sh(f"ls -d /tmp/kt /dev/shm/first; ls -A {home}").out
+    assert left == "", "the block takes away what it has made, and the records of its tasks"
 
 
 def test_the_tutorial(machine: Machine) -> None:
@@ -136,7 +137,8 @@ def test_the_tutorial(machine: Machine) -> None:
     said = paste(machine, whole, user="ann", before=f"export HOME={home}").splitlines()
     assert {"done", "cancelled", "the task is done"} <= set(said)
     assert any("lenght" in line for line in said), "the word that is wrong"
-    assert machine.sh("ls -d /tmp/kt /dev/shm/first").out == "", "it takes away what it has made"
+    left = machine.sh(f"ls -d /tmp/kt /dev/shm/first; ls -A {home}").out
+    assert left == "", "it takes away what it has made, and the records of its tasks"
 
 
 @pytest.mark.parametrize("block", WITH_THE_SERVICE, ids=str)
