@@ -41,6 +41,16 @@ def make_files(top: Path, size: int) -> None:
     subprocess.run(["sync", "-f", top], check=True)
 
 
+def join_files(top: Path) -> None:
+    """One file with the data of all, synced to the disk."""
+    with (top / "whole").open("wb") as whole:
+        for file in sorted(top.glob("*/*")):
+            whole.write(file.read_bytes())
+    for emptied in top.glob("*/"):
+        shutil.rmtree(emptied)
+    subprocess.run(["sync", "-f", top], check=True)
+
+
 def command(*words: str) -> Callable[[], float]:
     """The seconds that a command takes."""
     return lambda: seconds(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))
@@ -113,7 +123,7 @@ def digesting(mount: Ktaskfs, top: Path, settings: Settings) -> Section:
     return Section(title, series, work=settings.size, goals=[goal], note=note)
 
 
-def copying(mount: Ktaskfs, top: Path, memory: Path, settings: Settings) -> Section:
+def copying(mount: Ktaskfs, top: Path, memory: Path, files: int, settings: Settings) -> Section:
     """From the page cache to a tmpfs."""
     copy = memory / "copy"
 
@@ -138,7 +148,7 @@ def copying(mount: Ktaskfs, top: Path, memory: Path, settings: Settings) -> Sect
         Goal("cp -r / ktaskfs", "cp -r", best, least=1.5),
         Goal(f"xargs -P{THREADS} cp / ktaskfs", f"xargs -P{THREADS} cp", best, least=1.1),
     ]
-    title = f"`copy`, {human_size(settings.size)} in {FILES} files, to tmpfs"
+    title = f"`copy`, {human_size(settings.size)} in {files} file{'s' if files > 1 else ''}, to tmpfs"
     return Section(title, series, work=settings.size, goals=goals)
 
 
@@ -167,7 +177,9 @@ def measure(settings: Settings) -> list[Section]:
         make_files(large, settings.size)
         sections = [*prefetching(mount, large, settings), digesting(mount, large, settings)]
         with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
-            sections.append(copying(mount, large, Path(memory), settings))
+            sections.append(copying(mount, large, Path(memory), FILES, settings))
+            join_files(large)
+            sections.append(copying(mount, large, Path(memory), 1, settings))
         shutil.rmtree(large)
         return [*sections, many(mount, disk / "many", settings)]
 
