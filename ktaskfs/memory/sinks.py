@@ -244,7 +244,7 @@ def open_sink(kernel: Kernel, source: Source, target: Target, extent: Span, shif
     Raises TargetError if it cannot be mapped, OSError (EFBIG) for a write past the caller's RLIMIT_FSIZE.
     """
     on_tmpfs = target.filesystem is FilesystemType.TMPFS
-    if target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target)):
+    if target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target.fd)):
         require_file_size(target, extent.end, written=True)
         if on_tmpfs:
             with contextlib.suppress(OSError):  # a filter forbids it

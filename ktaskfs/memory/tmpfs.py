@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ktaskfs.host.mapping import Mapping
-    from ktaskfs.host.target import Target
     from ktaskfs.span import Span
 
 WINDOW: Final = 8 << 20
@@ -45,9 +44,9 @@ def with_room(write: Callable[[], T]) -> T:
         pause = min(2 * pause, _PAUSE_MAX)
 
 
-def has_huge_pages(target: Target) -> bool:
+def has_huge_pages(fd: int) -> bool:
     """Whether a tmpfs file is on a mount that gives it huge pages (shmem_getattr in mm/shmem.c)."""
-    return os.fstat(target.fd).st_blksize > page_size()
+    return os.fstat(fd).st_blksize > page_size()
 
 
 def mapped_windows(mapping: Mapping, extent: Span) -> Iterator[tuple[Span, Span]]:

@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import os
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.hands import Hands
 from ktaskfs.host.mapping import HoleGuard, Mapping
+from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.host.target import FilesystemType, Target
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from ktaskfs.host.kernel import Kernel
 
 WORTH: Final = 1 << 30
 """Bytes of work per forked process: its fork and end take a tenth of the time that it saves."""
+WORTH_IN_CACHE: Final = 256 << 20
+"""The same for files in the page cache, where a touch saves the copy into a buffer: hands gain nothing below twice so
+much."""
+CACHE_WINDOW: Final = 8 << 20
+"""Bytes of a cached file that a hand has mapped at a time: for the OOM killer they are the hand's own memory."""
 
 
 class TouchedFile:
-    """An open file of huge pages in a hand. All pages exist and are mapped before a touch; no hole is filled.
-
-    Other files do not pay off: mapping 4 KiB takes the kernel nearly as long as copying them.
-    """
+    """An open file of huge pages in a hand. All pages exist and are mapped before a touch; no hole is filled."""
 
     def __init__(self, target: Target, *, write: bool) -> None:
         self._target = target
@@ -73,6 +78,29 @@ def open_hands(
     if most < 1 or not all(file.suits for file in files):
         return None
     return Hands(kernel, touch, {file.fd for file in files}, most)
+
+
+def open_tree_hands(
+    kernel: Kernel, size: int, touch: Callable[[int, int], bytes], descriptors: Collection[int]
+) -> Hands | None:
+    """Hands for ``size`` bytes of cached files, which they open below ``descriptors``; None if they do not pay off."""
+    most = size // WORTH_IN_CACHE - 1
+    return None if most < 1 else Hands(kernel, touch, {*descriptors, kernel.proc}, most)
+
+
+def cached_data(fd: int, end: int) -> Iterator[memoryview]:
+    """The first ``end`` bytes of a file in pieces; each is mapped until the next one is asked for.
+
+    Raises OSError: EAGAIN if the page cache may not have all of it (page faults read ahead less than read(2)), or if no
+    disk holds the file (in a tmpfs the touch of a page that was never written makes it data).
+    """
+    cached = cached_bytes(fd, 0, end, overlay=False) if os.major(os.fstat(fd).st_dev) else None
+    if cached is None or cached.resident < end:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    for window in Span(0, end).windows(CACHE_WINDOW):
+        length = window.widened(syscalls.page_size()).size
+        with Mapping(fd, window.start, length, reserve=False, private=True) as mapping:
+            yield memory_at(mapping.address, window.size)
 
 
 def write_zeros(address: int, length: int) -> None:

@@ -14,8 +14,9 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 SHARED_PAGE = ROOT / "progress" / "worker_page.py"
 """Maps the one page that a worker shares with its daemon, which is no target."""
 IN_HANDS = ROOT / "memory" / "touch.py"
-"""Functions that only hands call, because the process may die; only ``open_hands`` is for the worker."""
-FOR_THE_WORKER = {"TouchedFile", "open_hands"}
+"""Functions that only hands call, because the process may die; only these are for the worker."""
+OPENERS = {"open_hands", "open_tree_hands"}
+FOR_THE_WORKER = {"TouchedFile", *OPENERS}
 TOUCHING = {"memset", "memmove", "string_at", "wstring_at", "from_buffer"}
 
 LINES_MAX = 350
@@ -52,7 +53,7 @@ def test_no_mapping_is_touched_from_user_code(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_touches_is_called_in_hands_only(path: Path) -> None:
-    """Only in classes named ``_Toucher``, which are only made for ``open_hands``."""
+    """Only in classes named ``_Toucher``, which are only made for these openers of hands."""
     tree = ast.parse(path.read_text())
     imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ktaskfs.memory.touch"]
     touching = {alias.name for n in imported for alias in n.names} - FOR_THE_WORKER | {"mapped"}
@@ -67,7 +68,7 @@ def test_what_touches_is_called_in_hands_only(path: Path) -> None:
     made = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and "_Toucher(" in ast.unparse(n.value)]
     assert [ast.unparse(n.targets[0]) for n in made] == ["touch"]
     uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "touch" and isinstance(n.ctx, ast.Load)]
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "open_hands"]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in OPENERS]
     assert [use in call.args for use, call in zip(uses, calls, strict=True)] == [True]
 
 

@@ -159,6 +159,10 @@ class FileList:
         """The sizes of all files."""
         return sum(self._sizes)
 
+    def bytes_of(self, least: int) -> int:
+        """The sizes of all files of at least ``least`` bytes."""
+        return sum(size for size in self._sizes if size >= least)
+
     def size(self, index: int) -> int:
         """Bytes that a file had when it was found."""
         return self._sizes[index]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
+from ktaskfs.memory.touch import cached_data, open_tree_hands
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, choice, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_directory, list_files, work_on
@@ -19,6 +20,9 @@ from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text, r
 from ktaskfs.units import BYTES, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
 
@@ -27,6 +31,8 @@ MAX_CHUNK: Final = 16 << 20
 """Bytes in which files begin, and at least one whole file."""
 PIECE: Final = 1 << 20
 """Bytes of one read."""
+LARGE: Final = 8 << 20
+"""Bytes of a file for a hand: the request and the mapping take as long as a copy of 4 MiB into a buffer."""
 DIFFERS: Final = FIRST_OWN_MARK
 
 
@@ -81,7 +87,10 @@ class Checksum(Operation[ChecksumParameters]):
         files = list_files(preparation, Which(cost=WHOLE_FILE, once=False, wanted=expected))
         nodes = preparation.nodes(work_on(files), 1)
         output = None if parameters.out is None else make_output(preparation, parameters.out, nodes)
-        digester = _Digester(files, parameters, expected, output)
+        touch = _Toucher(files, parameters.algorithm).digest
+        large, tree = files.bytes_of(LARGE), {files.tree.fd}
+        hands = preparation.hands(nodes, lambda kernel, _: open_tree_hands(kernel, large, touch, tree))
+        digester = _Digester(files, parameters, expected, output, hands)
         control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK)
         return preparation.plan(nodes, control, digester.finish, tree=files.fingerprint)
 
@@ -95,8 +104,10 @@ class _Digester:
         parameters: ChecksumParameters,
         expected: dict[str, bytes] | None,
         output: Output | None,
+        hands: Hands | None,
     ) -> None:
         self._files = files
+        self._hands = hands
         self._path = parameters.path
         self._sums = Sums(files, parameters.algorithm)
         self._expected = expected
@@ -111,7 +122,9 @@ class _Digester:
 
     def _digest_file(self, file: Piece) -> None:
         try:
-            digest = self._digest(file.file)
+            digest = self._by_hand(file)
+            if digest is None:
+                digest = _digest(self._files, file.file, self._sums.new(), self._read)
         except OSError as error:
             self._report.skip(file.file, error)
             return
@@ -119,27 +132,21 @@ class _Digester:
         differs = self._expected is not None and self._expected[self._files.name(file.file)] != digest
         self._report.enter(file, marks=DIFFERS if differs else 0, bytes=file.size)
 
-    def _digest(self, index: int) -> bytes:
-        """Raises OSError: EBUSY for a changed file."""
-        fd = self._files.open(index)
-        try:
-            before = os.fstat(fd)
-            end = before.st_size or self._files.size(index)  # a device has no size there
-            digest, position = self._sums.new(), 0
-            while position < end:
-                view = self._buffer.view[: end - position]
-                count = os.preadv(fd, [view], position)
-                if not count:
-                    break
-                digest.update(view[:count])
-                position += count
-            after = os.fstat(fd)
-        finally:
-            os.close(fd)
-        if (position, before.st_size, before.st_mtime_ns) != (end, after.st_size, after.st_mtime_ns):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        found: bytes = digest.digest()
-        return found
+    def _by_hand(self, file: Piece) -> bytes | None:
+        """None if there is no hand for it, or the hand could not do it."""
+        return self._hands.do(file.file, 0) if self._hands is not None and file.size >= LARGE else None
+
+    def _read(self, fd: int, end: int) -> Iterator[memoryview]:
+        """The first ``end`` bytes, or all of a file that is shorter now, in pieces; each until the next one is asked
+        for. Raises OSError."""
+        position = 0
+        while position < end:
+            view = self._buffer.view[: end - position]
+            count = os.preadv(fd, [view], position)
+            if not count:
+                break
+            yield view[:count]
+            position += count
 
     def finish(self, outcome: Outcome) -> str:
         """The result; nothing if the task did not finish.
@@ -173,3 +180,35 @@ class _Digester:
             words = f"{differ} differ from the manifest, {len(bad) - differ} are missing: {printable(bad[0][1])}"
             raise Finding(words, position=0, result=text, errno=errno.EBADMSG)
         return report.require_all(text, gone=False)
+
+
+class _Toucher:
+    """The work of a hand: whole files that the page cache has."""
+
+    def __init__(self, files: FileList, algorithm: str) -> None:
+        self._files = files
+        self._new = TOOLS[algorithm]
+
+    def digest(self, index: int, _: int) -> bytes:
+        """The digest of the file of that number; raises OSError."""
+        return _digest(self._files, index, self._new(), cached_data)
+
+
+def _digest(files: FileList, index: int, digest: Any, read: Callable[[int, int], Iterator[memoryview]]) -> bytes:
+    """The digest of a file, which ``read`` returns from its descriptor up to a position. Raises OSError: EBUSY for a
+    changed file."""
+    fd = files.open(index)
+    try:
+        before = os.fstat(fd)
+        end = before.st_size or files.size(index)  # a device has no size there
+        position = 0
+        for view in read(fd, end):
+            digest.update(view)
+            position += len(view)
+        after = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if (position, before.st_size, before.st_mtime_ns) != (end, after.st_size, after.st_mtime_ns):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    found: bytes = digest.digest()
+    return found

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
-from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
+from ktaskfs.operations.trees._data import FileData
 from ktaskfs.operations.trees._files import (
     ALIGN,
     FileList,
@@ -51,10 +51,8 @@ MAX_CHUNK: Final = 32 << 20
 FILE_COST: Final = 16 << 10
 SMALL: Final = 128 << 10
 """Bytes of a small file: from 150 KiB on, two threads are as quick as one."""
-BUFFER: Final = 256 << 10
 ONE_THREAD: Final = 32 << 20
-"""A file up to so many bytes is copied by one thread. Writes to a file exclude each other (they hold the lock of its
-inode), so two threads that shared each file of 20 MiB were no faster than one."""
+"""A file up to so many bytes is copied by one thread, and is a part of a larger file: ``FileData`` says why."""
 FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EFBIG})
 """Errors that the next file would get, too."""
 
@@ -160,7 +158,7 @@ class _Copier:
         self._one_thread = max(ONE_THREAD, self._page)
         self._report = Report(files)
         self._turns = Turns(SMALL)
-        self._buffer = Buffer(BUFFER)
+        self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output
 
@@ -218,7 +216,8 @@ class _Copier:
             target = self._target.file(path, piece.size)
             try:
                 if self._sums is None:
-                    self._copy_data(source, target, Span(piece.start, piece.end))
+                    shared = piece.file if piece.size > self._one_thread else None
+                    self._copy_data(source, target, Span(piece.start, piece.end), shared)
                 else:
                     self._sums.enter(piece.file, self._copy_and_digest(source, target, piece, self._sums.new()))
                 status = os.fstat(source)
@@ -237,7 +236,7 @@ class _Copier:
             self._copy_data(source, target, part)
             position = part.start
             while position < part.end:
-                view = self._buffer.view[: part.end - position]
+                view = self._data.buffer.view[: part.end - position]
                 count = os.preadv(source, [view], position)
                 if not count:
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -246,34 +245,14 @@ class _Copier:
         found: bytes = digest.digest()
         return found
 
-    def _copy_data(self, source: int, target: int, part: Span) -> None:
+    def _copy_data(self, source: int, target: int, part: Span, shared: int | None = None) -> None:
+        """``shared``: the number of a file of which other threads may copy other parts."""
         if self._target.is_huge:
             _copy_to_huge_pages(source, target, part, self._page)
+        elif shared is None:
+            self._data.copy(source, target, part)
         else:
-            self._copy_to_file(source, target, part)
-
-    def _copy_to_file(self, source: int, target: int, piece: Span) -> None:
-        for run in data_extents(source, piece.start, piece.end):
-            position = run.start
-            os.lseek(target, position, os.SEEK_SET)
-            while position < run.end:
-                try:
-                    count = os.sendfile(target, source, position, run.end - position)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:  # hugetlbfs and others only have read(2)
-                        raise
-                    count = self._read_and_write(source, target, position, run.end)
-                if not count:
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                position += count
-
-    def _read_and_write(self, source: int, target: int, position: int, end: int) -> int:
-        view = self._buffer.view[: end - position]
-        count = os.preadv(source, [view], position)
-        done = 0
-        while done < count:
-            done += os.write(target, view[done:count])
-        return count
+            self._data.copy_shared(source, target, part, shared)
 
     def finish(self, outcome: Outcome) -> str:
         """The result, once directories and large files have their modes and times; nothing if the task did not finish.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.hands import Answers
     from tests.support.runner import Runner
 
 PAGES = 24
@@ -43,25 +44,6 @@ def pages(root: None) -> Iterator[None]:
 def huge(pages: None, area: Path) -> Iterator[Path]:
     with filesystems.hugetlbfs(area / "huge", HUGE) as path:
         yield path
-
-
-class Answers(list[bool]):
-    """For each chunk, whether a hand did it."""
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """Have hands for tasks of any size."""
-    found, do = Answers(), Hands.do
-
-    def seen(hands: Hands, start: int, end: int) -> bytes | None:
-        answer = do(hands, start, end)
-        found.append(answer is not None)
-        return answer
-
-    monkeypatch.setattr(Hands, "do", seen)
-    monkeypatch.setattr(touch, "WORTH", 1 << 20)
-    return found
 
 
 def test_clear(runner: Runner, huge: Path, answers: Answers) -> None:

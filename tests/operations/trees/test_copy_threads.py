@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.operations.trees._data import FileData
 from ktaskfs.operations.trees.copy import ONE_THREAD
 from tests.operations.trees.ground import make
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ktaskfs.span import Span
     from tests.support.runner import Runner
 
 MIB = 1 << 20
@@ -24,18 +26,24 @@ def test_one_thread_copies_a_file_unless_it_is_large(runner: Runner, disk: Path,
     """However small the chunks are: threads that write to one file wait for each other."""
     for name, size in {"small": 20 * MIB, "large": 2 * ONE_THREAD + 5 * MIB}.items():
         make(disk / "source" / name).write_bytes(os.urandom(size))
-    calls: list[tuple[int, int]] = []
-    real = os.sendfile
+    parts: list[tuple[int, int]] = []
+    copy, copy_shared = FileData.copy, FileData.copy_shared
 
-    def sendfile(target: int, source: int, position: int, count: int) -> int:
-        calls.append((position, count))
-        return real(target, source, position, count)
+    def alone(data: FileData, source: int, target: int, part: Span) -> None:
+        if part.size == 20 * MIB:
+            parts.append(part)
+        copy(data, source, target, part)
+
+    def shared(data: FileData, source: int, target: int, part: Span, index: int) -> None:
+        parts.append(part)
+        copy_shared(data, source, target, part, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sendfile", sendfile)
+        patch.setattr(FileData, "copy", alone)
+        patch.setattr(FileData, "copy_shared", shared)
         runner.run("copy", source=disk / "source", path=tmpfs / "copy")
-    large = [(0, ONE_THREAD), (ONE_THREAD, ONE_THREAD), (2 * ONE_THREAD, 5 * MIB)]
-    assert sorted(calls) == sorted([(0, 20 * MIB), *large])
+    large = [(0, ONE_THREAD), (ONE_THREAD, 2 * ONE_THREAD), (2 * ONE_THREAD, 2 * ONE_THREAD + 5 * MIB)]
+    assert sorted(parts) == sorted([(0, 20 * MIB), *large])
     subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)
 
 

@@ -1,0 +1,28 @@
+"""Hands for tasks of any size, and what they answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktaskfs.host.hands import Hands
+from ktaskfs.memory import touch
+
+
+class Answers(list[bool]):
+    """For each chunk that a hand was asked for, whether it did it."""
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """Have hands for tasks of any size."""
+    found, do = Answers(), Hands.do
+
+    def seen(hands: Hands, start: int, end: int) -> bytes | None:
+        answer = do(hands, start, end)
+        found.append(answer is not None)
+        return answer
+
+    monkeypatch.setattr(Hands, "do", seen)
+    monkeypatch.setattr(touch, "WORTH", 1 << 20)
+    monkeypatch.setattr(touch, "WORTH_IN_CACHE", 1 << 20)
+    return found
