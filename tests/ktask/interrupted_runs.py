@@ -239,6 +239,8 @@ def test_between_the_budgets_grant_and_what_follows_no_helper_is_lost(monkeypatc
             return trace
 
         raised: BaseException | None = None
+        # Python 3.12 traces opcodes only if a frame wants it before settrace()
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(trace)
         try:
             Job(NODES, ctl).run()
