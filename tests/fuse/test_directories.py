@@ -117,5 +117,5 @@ def test_what_the_kernel_knows_takes_no_memory_of_the_server(example: Example) -
         grown.append(resident(example.process.pid))
         # 2: unused dentries and inodes (Documentation/admin-guide/sysctl/vm.rst)
         Path("/proc/sys/vm/drop_caches").write_text("2")
-    # Memory of current requests comes and goes; memory for names would grow with each listing
-    assert min(grown[6:]) - max(grown[:2]) < 5 * MANY * 50, "less than an object for each name and listing"
+    # Memory of current requests comes and goes, and the first listings warm up; memory for names would grow with each
+    assert min(grown[6:]) - max(grown[1:4]) < 3 * MANY * 50, "less than an object for each name and listing"
