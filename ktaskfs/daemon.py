@@ -23,7 +23,7 @@ from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import clear_place, require_place
 from ktaskfs.fuse.negotiation import CannotTakeOver
-from ktaskfs.fuse.probe import NoAnswer, probe
+from ktaskfs.fuse.probe import FirstLook, NoAnswer, probe
 from ktaskfs.fuse.session import DESCRIPTOR, mounted
 from ktaskfs.fuse.toucher import tell_watchers
 from ktaskfs.host.kernel import Kernel
@@ -70,6 +70,7 @@ class _Daemon:
     settings: the tunables in force.
     state:    the locked state directory.
     manager:  the service manager, if there is one.
+    look:     looks at the mount once.
     ready:    called when the mount answers.
     stop:     set to end the mount.
     """
@@ -78,6 +79,7 @@ class _Daemon:
     settings: Settings
     state: StateDirectory
     manager: Manager
+    look: FirstLook
     ready: Callable[[], None]
     stop: trio.Event
 
@@ -106,7 +108,8 @@ def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable
             clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
         elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies
             manager.forget(NAME)
-        trio.run(_obey, _Daemon(config, settings, state, manager, ready, trio.Event()))
+        with contextlib.closing(FirstLook()) as look:
+            trio.run(_obey, _Daemon(config, settings, state, manager, look, ready, trio.Event()))
         if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
             state.remove_unused()
     except ExceptionGroup as group:
@@ -205,16 +208,18 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
 async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
     """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
-    try:
-        pins = await probe(mountpoint, PROBED, session.static_names if session.seen else ())
+    async with daemon.look as look:
+        try:
+            await look.answers(mountpoint, PROBED, session.static_names if session.seen else ())
+        except NoAnswer as error:  # it was already unmounted, or another mount covers it
+            LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
+            session.terminate()
+            return
+        LOG.info("mounted on %s", mountpoint)
+        daemon.ready()
+        manager.tell("READY=1", _status(table))
+        pins = await look.pins()
         session.hold(pins)
-    except NoAnswer as error:  # it was already unmounted, or another mount covers it
-        LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
-        session.terminate()
-        return
-    LOG.info("mounted on %s", mountpoint)
-    daemon.ready()
-    manager.tell("READY=1", _status(table))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy
@@ -232,6 +237,7 @@ async def _collect_garbage() -> None:
     """
     gc.freeze()  # existing objects stay
     gc.set_threshold(YOUNG, 10, 1 << 30)
+    gc.enable()
     while True:
         await trio.sleep(GARBAGE_INTERVAL)
         gc.collect()
