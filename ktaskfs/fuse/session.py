@@ -18,7 +18,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.buffers import give_back_what_is_freed
-from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, until_gone
+from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, mounts_file
 from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.pollers import wake_all
@@ -160,7 +160,7 @@ class Session:
             self.terminate()
 
     async def _terminate_when_gone(self, filesystem: MountedFilesystem) -> None:
-        await until_gone(filesystem)
+        await _until_gone(filesystem)
         self.terminate()
 
     def terminate(self) -> None:
@@ -171,6 +171,21 @@ class Session:
         self._told = True
         if self._serving:
             pyfuse3.terminate()
+
+
+async def _until_gone(filesystem: MountedFilesystem) -> None:
+    """Return when ``filesystem`` is not mounted anywhere in this mount namespace.
+
+    It may still be mounted in others, which a user can make and keep. A moved or covered mount counts as mounted.
+    """
+    device = f" {filesystem.device} ".encode()
+    with mounts_file() as mounts, select.epoll() as changes:
+        # trio only waits for EPOLLIN, which is always set here.
+        changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
+        while device in mounts.readall():
+            await trio.lowlevel.wait_readable(changes.fileno())
+            changes.poll(0)
+            mounts.seek(0)
 
 
 def _devices() -> set[int]:
