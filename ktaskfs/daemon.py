@@ -169,7 +169,7 @@ async def _serve(daemon: _Daemon) -> None:
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             nursery.start_soon(_terminate, daemon, session)
-            nursery.start_soon(_report, daemon, session, fs)
+            nursery.start_soon(_report, daemon, session, fs, launcher)
             if config.keep:
                 await session.serve(*_succession(daemon.state))
             else:
@@ -203,7 +203,7 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
     session.terminate()
 
 
-async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
+async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: Launcher) -> None:
     """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
     async with daemon.look as look:
@@ -221,7 +221,7 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy
-            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers)
+            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers, launcher.toucher)
         if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:

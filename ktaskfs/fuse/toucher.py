@@ -9,76 +9,71 @@ import errno
 import logging
 import os
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.fuse import touch
+from ktaskfs.errors import KtaskfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from ktaskfs.vfs import Notices
+
+    Start = Callable[[int, int], AbstractAsyncContextManager[int]]
 
 TOGETHER: Final = 0.05
 """Seconds after a change in which further changes are combined: a short task changes three times."""
 IDLE: Final = 2.0
 """Seconds without a change after which the child ends."""
-FAREWELL: Final = 1.0
-"""Seconds for the child to end by itself, and again after a kill. It may hang in a lock of the mount."""
 PATHS_MAX: Final = 100
-"""Paths in a message; names of tasks are short enough (``touch.MESSAGE_MAX``)."""
+"""Paths in a message; names of tasks are short enough (``worker.touch.MESSAGE_MAX``)."""
 
 log = logging.getLogger(__name__)
 
 
-async def tell_watchers(root: int, notices: Notices, touchers: set[int]) -> None:
+async def tell_watchers(root: int, notices: Notices, touchers: set[int], start: Start) -> None:
     """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount.
 
-    ``touchers`` has the pid of the child while there is one: the daemon makes no text for it.
+    ``touchers`` has the pid of the child while there is one: the daemon makes no text for it. ``start`` starts the
+    child for ``root`` and the child's end of a socket, and ends it.
     """
     while True:
         await notices.some()
         try:
-            await _with_child(root, notices, touchers)
-        except OSError as error:  # there is no descriptor left, no memory, or no Python
-            log.warning("inotify reports no changes: %s", error.strerror)
+            await _with_child(root, notices, touchers, start)
+        except (OSError, KtaskfsError) as error:  # there is no descriptor left, no memory, or no process
+            log.warning("inotify reports no changes: %s", error)
             notices.take()
 
 
-async def _with_child(root: int, notices: Notices, touchers: set[int]) -> None:
-    """Let one child touch files until nothing has changed for some time. Raises OSError."""
+async def _with_child(root: int, notices: Notices, touchers: set[int], start: Start) -> None:
+    """Let one child touch files until nothing has changed for some time. Raises OSError or KtaskfsError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with trio.socket.from_stdlib_socket(ours) as child:
-        with theirs:
-            # The child imports only the standard library, so it starts in a third of the time.
-            command = [sys.executable, "-I", "-S", touch.__file__, str(root)]
-            null = subprocess.DEVNULL
-            process = await trio.lowlevel.open_process(command, stdin=theirs, stdout=null, pass_fds=[root])
-        touchers.add(process.pid)
-        answered = False
-        try:
-            while await _something_soon(notices):
-                await trio.sleep(TOGETHER)
-                for paths in _parts(notices.take()):
-                    if await _touched(child, paths):
-                        answered = True
-                    elif answered:  # somebody has killed it: start another one
-                        for each in paths:
-                            notices.add(each)
-                        return
-                    else:
-                        raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
-        finally:
-            touchers.discard(process.pid)
-            for end in (child.close, process.kill):
-                end()
-                with trio.move_on_after(FAREWELL, shield=True) as patience:
-                    await process.wait()
-                if not patience.cancelled_caught:
-                    break
+    with trio.socket.from_stdlib_socket(ours) as child, theirs:
+        async with start(root, theirs.fileno()) as pid:
+            theirs.close()
+            touchers.add(pid)
+            try:
+                await _serve(child, notices)
+            finally:
+                touchers.discard(pid)
+
+
+async def _serve(child: trio.socket.SocketType, notices: Notices) -> None:
+    answered = False
+    while await _something_soon(notices):
+        await trio.sleep(TOGETHER)
+        for paths in _parts(notices.take()):
+            if await _touched(child, paths):
+                answered = True
+            elif answered:  # somebody has killed it: start another one
+                for each in paths:
+                    notices.add(each)
+                return
+            else:
+                raise ConnectionResetError(errno.ECONNRESET, "the child that touches files ended")
 
 
 async def _touched(child: trio.socket.SocketType, paths: Sequence[str]) -> bool:

@@ -3,12 +3,14 @@ dies."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
 import signal
 import socket
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +21,7 @@ from ktaskfs.worker import protocol
 from ktaskfs.worker.start import SpawnerProcess, start_spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
@@ -86,6 +88,21 @@ class Launcher:
                 os.close(child.pidfd)
             raise
         return ForkedWorker(answer.pid, child.pidfd, ticket)
+
+    @asynccontextmanager
+    async def toucher(self, root: int, sock: int) -> AsyncIterator[int]:
+        """The pid of a process that touches files below the directory ``root``, as asked through ``sock``.
+
+        At the end it is killed, and nobody waits for it: it may hang in a lock of the mount. Raises WorkerLost.
+        """
+        child = await self.fork(protocol.TouchRequest(), [root, sock])
+        try:
+            yield child.pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            os.close(child.pidfd)
+            self._nursery.start_soon(self.exit_status, child.ticket)
 
     async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)

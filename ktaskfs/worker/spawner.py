@@ -31,6 +31,7 @@ from ktaskfs.worker import protocol
 from ktaskfs.worker.look import look
 from ktaskfs.worker.run import Worker
 from ktaskfs.worker.seal import close_imports, keep_only, report
+from ktaskfs.worker.touch import touch
 from ktaskfs.worker.warm_up import WarmUp
 
 if TYPE_CHECKING:
@@ -214,6 +215,9 @@ class Spawner:
                 request = protocol.decode(data)
                 if isinstance(request, protocol.LookRequest):
                     look(request, self._kernel, fds, self._cgroups)
+                    status = 0
+                elif isinstance(request, protocol.TouchRequest):
+                    touch(*fds)
                     status = 0
                 else:
                     assert isinstance(request, protocol.StartRequest)
