@@ -25,6 +25,7 @@ ANSWERS: Final = b"."
 DESCRIPTORS_MAX: Final = 250
 """Descriptors in one message, a little less than SCM_MAX_FD."""
 MESSAGE_MAX: Final = 65536
+_PINNED: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def fork_look() -> tuple[int, socket.socket]:
@@ -65,8 +66,9 @@ def _look(daemon: socket.socket) -> None:
     try:
         with open(os.path.join(mountpoint, file), "rb") as text:
             text.read()
-        daemon.send(ANSWERS)
-        found = _opened(mountpoint, names) if names else []
+        root = _second_mount(mountpoint) if names else None
+        daemon.send(ANSWERS)  # from now on nothing here makes the mount busy
+        found = [] if root is None else [root, *(os.open(name, _PINNED, dir_fd=root) for name in names)]
     except OSError as error:
         daemon.send(os.fsencode(error.strerror or str(error)))
         return
@@ -74,14 +76,13 @@ def _look(daemon: socket.socket) -> None:
         socket.send_fds(daemon, [b"."], found[first : first + DESCRIPTORS_MAX])
 
 
-def _opened(mountpoint: str, names: Sequence[str]) -> list[int]:
-    """Descriptors of a second, detached mount of ``mountpoint`` and of all ``names`` in it; none if not permitted.
+def _second_mount(mountpoint: str) -> int | None:
+    """A descriptor of a second, detached mount of ``mountpoint``; None if that is not permitted.
 
-    While the daemon holds them, the kernel caches these names, and walks to them without a request and without a lock.
-    The second mount does not make the first one busy.
+    While the daemon holds descriptors of names in it, the kernel caches these names, and walks to them without a
+    request and without a lock. It does not make the first mount busy.
     """
     try:
-        root = clone_mount(mountpoint)
+        return clone_mount(mountpoint)
     except PermissionError:
-        return []
-    return [root, *(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root) for name in names)]
+        return None
