@@ -30,6 +30,8 @@ NAME_MAX: Final = 255
 """Bytes in a name (linux/limits.h)."""
 NAME: Final = "ktaskfs"
 """Name of the filesystem, and of the mount in the service manager's store."""
+KIND: Final = f"fuse.{NAME}"
+"""The type of the filesystem, as mounts show it."""
 STATE_ROOT: Final = "/run/ktaskfs-state"
 CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 """The file with the tunables at the start, if it exists; the file of the option ``config=`` must exist."""

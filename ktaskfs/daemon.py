@@ -6,28 +6,26 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ktaskfs.config import NAME
+from ktaskfs.config import KIND, NAME
 from ktaskfs.control.access import Access
 from ktaskfs.control.facts import Load
 from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import clear_place, require_place
+from ktaskfs.fuse.mountpoint import clear_place
 from ktaskfs.fuse.negotiation import CannotTakeOver
-from ktaskfs.fuse.probe import NoAnswer, probe
+from ktaskfs.fuse.probe import FirstLook, NoAnswer, probe
 from ktaskfs.fuse.session import DESCRIPTOR, mounted
 from ktaskfs.fuse.toucher import tell_watchers
 from ktaskfs.host.kernel import Kernel
-from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.context import TaskContext
 from ktaskfs.tasks.crash_points import crash_points
 from ktaskfs.tasks.launcher import Launcher
@@ -39,17 +37,17 @@ from ktaskfs.tasks.tunables import TUNABLES, Settings
 from ktaskfs.vfs import Attributes, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from ktaskfs.config import MountConfig
     from ktaskfs.fuse.session import Session
+    from ktaskfs.operations.base.operation import Operation
     from ktaskfs.systemd import Manager
     from ktaskfs.tasks.private_directory import PrivateDirectory
     from ktaskfs.tasks.task import Task
+    from ktaskfs.worker.start import SpawnerProcess
 
 LOG: Final = logging.getLogger(__name__)
-KIND: Final = f"fuse.{NAME}"
-"""The type of the filesystem, as mounts show it."""
 PROBED: Final = "version"
 """The file that is read to check whether the mount answers."""
 STATUS_INTERVAL: Final = 1.0
@@ -70,6 +68,8 @@ class _Daemon:
     settings: the tunables in force.
     state:    the locked state directory.
     manager:  the service manager, if there is one.
+    operations, spawner: of the tasks; the launcher owns the spawner.
+    look:     looks at the mount once.
     ready:    called when the mount answers.
     stop:     set to end the mount.
     """
@@ -78,26 +78,26 @@ class _Daemon:
     settings: Settings
     state: StateDirectory
     manager: Manager
+    operations: Mapping[str, Operation[Any]]
+    spawner: SpawnerProcess
+    look: FirstLook
     ready: Callable[[], None]
     stop: trio.Event
 
 
-def check_place(config: MountConfig) -> None:
-    """Refuse a bad mount point before any set-up. Raises ConfigError, like ``require_place``."""
-    if config.device is None:  # otherwise it is mounted, and waits for this server
-        require_place(config.mountpoint, KIND, nonempty=config.nonempty)
-
-
-def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
+def run_daemon(
+    config: MountConfig,
+    directory: PrivateDirectory,
+    ready: Callable[[], None],
+    manager: Manager,
+    operations: Mapping[str, Operation[Any]],
+    spawner: SpawnerProcess,
+) -> None:
     """Mount and serve; returns after the unmount. Calls ``ready`` when the mount answers; it must not block.
 
     ``directory`` is the state directory, which is closed at the end. Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
-    # Each running task takes two descriptors, and so does each open control file: raise the limit.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     state = StateDirectory(directory, crash_points(os.environ))  # locked: no other daemon can mount from now on
     try:
         if config.device is None and config.keep:
@@ -106,7 +106,8 @@ def run_daemon(config: MountConfig, directory: PrivateDirectory, ready: Callable
             clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
         elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies
             manager.forget(NAME)
-        trio.run(_obey, _Daemon(config, settings, state, manager, ready, trio.Event()))
+        with contextlib.closing(FirstLook()) as look:
+            trio.run(_obey, _Daemon(config, settings, state, manager, operations, spawner, look, ready, trio.Event()))
         if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
             state.remove_unused()
     except ExceptionGroup as group:
@@ -152,10 +153,10 @@ async def _serve(daemon: _Daemon) -> None:
     config = daemon.config
     async with trio.open_nursery() as nursery:
         launcher = Launcher(nursery)
-        launcher.start()
+        launcher.start(daemon.spawner)
         table = TaskTable(daemon.settings, private_names=config.hidepid == 2)
         kernel = Kernel.open()
-        service = TaskService(TaskContext(table, launcher, daemon.state, find_operations(), nursery, kernel.cgroups))
+        service = TaskService(TaskContext(table, launcher, daemon.state, daemon.operations, nursery, kernel.cgroups))
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
         fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
@@ -168,7 +169,7 @@ async def _serve(daemon: _Daemon) -> None:
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             nursery.start_soon(_terminate, daemon, session)
-            nursery.start_soon(_report, daemon, session, fs)
+            nursery.start_soon(_report, daemon, session, fs, launcher)
             if config.keep:
                 await session.serve(*_succession(daemon.state))
             else:
@@ -202,23 +203,25 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
     session.terminate()
 
 
-async def _report(daemon: _Daemon, session: Session, fs: Filesystem) -> None:
+async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: Launcher) -> None:
     """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
-    try:
-        pins = await probe(mountpoint, PROBED, session.static_names if session.seen else ())
+    async with daemon.look as look:
+        try:
+            await look.answers(mountpoint, PROBED, session.static_names if session.seen else ())
+        except NoAnswer as error:  # it was already unmounted, or another mount covers it
+            LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
+            session.terminate()
+            return
+        LOG.info("mounted on %s", mountpoint)
+        daemon.ready()
+        manager.tell("READY=1", _status(table))
+        pins = await look.pins()
         session.hold(pins)
-    except NoAnswer as error:  # it was already unmounted, or another mount covers it
-        LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
-        session.terminate()
-        return
-    LOG.info("mounted on %s", mountpoint)
-    daemon.ready()
-    manager.tell("READY=1", _status(table))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy
-            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers)
+            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers, launcher.toucher)
         if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:
@@ -232,6 +235,7 @@ async def _collect_garbage() -> None:
     """
     gc.freeze()  # existing objects stay
     gc.set_threshold(YOUNG, 10, 1 << 30)
+    gc.enable()
     while True:
         await trio.sleep(GARBAGE_INTERVAL)
         gc.collect()

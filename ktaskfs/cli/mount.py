@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
-from ktaskfs.config import NAME, MountConfig, parse_options
+from ktaskfs.config import KIND, NAME, MountConfig, parse_options
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
@@ -27,6 +29,7 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Mount by the command line; returns the exit status, in the background as soon as the mount answers."""
+    gc.disable()  # the imports make no garbage, and looking for it takes a twentieth of the start
     _fill_standard_descriptors()
     try:
         manager = Manager(environment)
@@ -98,16 +101,30 @@ def _log_to(handler: logging.Handler) -> None:
 
 def _open_statedir(config: MountConfig) -> PrivateDirectory:
     """The state directory, which is not made for a mount that cannot be."""
-    from ktaskfs.daemon import check_place
+    from ktaskfs.fuse.mountpoint import require_place
 
-    check_place(config)
+    if config.device is None:  # otherwise it is mounted, and waits for this server
+        require_place(config.mountpoint, KIND, nonempty=config.nonempty)
     return config.open_statedir()
 
 
 def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
+    from ktaskfs.operations.base.registry import find_operations
+    from ktaskfs.worker.start import fork_spawner
+
+    # Each running task takes two descriptors, and so does each open control file: raise the limit.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    operations = find_operations()
+    try:
+        spawner = fork_spawner(operations)  # before the imports that only the daemon needs
+    except OSError as error:
+        raise TargetError.from_os(error, "start the spawner") from error
+
     from ktaskfs.daemon import run_daemon
 
-    run_daemon(config, directory, ready, manager)
+    run_daemon(config, directory, ready, manager, operations, spawner)
 
 
 def _store(config: MountConfig, manager: Manager) -> int:

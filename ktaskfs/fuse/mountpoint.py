@@ -13,8 +13,6 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from ktaskfs import mounts
 from ktaskfs.errors import ConfigError
 
@@ -66,34 +64,8 @@ def filesystems_at(path: str, otherwise: Sequence[MountedFilesystem] = ()) -> li
     return found
 
 
-async def until_gone(filesystem: MountedFilesystem) -> None:
-    """Return when ``filesystem`` is not mounted anywhere in this mount namespace.
-
-    It may still be mounted in others, which a user can make and keep. A moved or covered mount counts as mounted.
-    """
-    device = f" {filesystem.device} ".encode()
-    with _mounts() as mounts, select.epoll() as changes:
-        # trio only waits for EPOLLIN, which is always set here.
-        changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
-        gone = False
-        while not gone:
-            async with trio.open_nursery() as nursery:
-                # The kernel reports a change once. The start of a wait takes that report away, so look only then.
-                await nursery.start(_until_changed, changes)
-                mounts.seek(0)
-                gone = device not in mounts.readall()
-                if gone:
-                    nursery.cancel_scope.cancel()
-
-
-async def _until_changed(changes: select.epoll, task_status: trio.TaskStatus[None]) -> None:
-    """Started when it waits."""
-    task_status.started()  # the next checkpoint is the wait itself
-    await trio.lowlevel.wait_readable(changes.fileno())
-    changes.poll(0)
-
-
-def _mounts() -> FileIO:
+def mounts_file() -> FileIO:
+    """The open table of mounts; poll(2) reports its changes."""
     return open(MOUNTINFO, "rb", buffering=0)
 
 

@@ -1,24 +1,27 @@
-"""Checks whether the mount answers, and pins the static names, in another process.
-
-If a thread of the daemon did so and the answer never came, even SIGKILL could not end the daemon: the thread would wait
-for an answer of its own process (fs/fuse/dev.c, request_wait_answer).
-"""
+"""Checks whether the mount answers, and pins the static names, in another process; ``look`` has the reason."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.fuse.look import DESCRIPTORS_MAX
+from ktaskfs.fuse.look import ANSWERS, DESCRIPTORS_MAX, MESSAGE_MAX, asking, fork_look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+READ: Final = "import sys; open(sys.argv[1], 'rb').read()"
+
+log = logging.getLogger(__name__)
 
 
 class NoAnswer(KtaskfsError):
@@ -27,38 +30,77 @@ class NoAnswer(KtaskfsError):
     default_errno = errno.EIO
 
 
-async def probe(mountpoint: str, file: str, names: Sequence[str] = ()) -> list[int]:
-    """Have ``file`` of the mount read; returns descriptors that pin ``names``, or none if that is not permitted.
+class FirstLook:
+    """A child that looks at the new mount once. ``async with`` waits for its end, ``close`` only makes it end."""
 
-    The child is in our process group, on which an automount depends (autofs_oz_mode). Raises NoAnswer.
-    """
-    module = f"{__package__}.look"
-    closed = ["-I"] if sys.flags.isolated else ["-P", "-s"]  # no module from the environment, as for the spawner
-    pins: list[int] = []
+    def __init__(self) -> None:
+        """Fork it from a process with one thread. Raises NoAnswer."""
+        try:
+            self._pid, self._sock = fork_look()
+        except OSError as error:
+            raise _no_child(error) from error
+        self._sock.setblocking(False)
+
+    def close(self) -> None:
+        """Call it when the event loop has ended."""
+        self._sock.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        os.kill(self._pid, signal.SIGKILL)  # it may wait for an answer of the mount that never comes
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(os.waitpid, self._pid, 0)
+
+    async def answers(self, mountpoint: str, file: str, names: Sequence[str]) -> None:
+        """Have ``file`` of the mount read, and then ``names`` opened. Raises NoAnswer."""
+        try:
+            self._sock.send(asking(mountpoint, file, names))
+            said, _ = await self._next()
+        except OSError as error:
+            raise NoAnswer(f"the child that checks the mount: {error.strerror}") from error
+        if said != ANSWERS:
+            raise NoAnswer(said.decode(errors="replace") or "the child that checks the mount ended")
+
+    async def pins(self) -> list[int]:
+        """Descriptors that pin the names, or none if that is not permitted. Call it after ``answers``."""
+        pins: list[int] = []
+        try:
+            while True:
+                said, more = await self._next()
+                pins += more
+                if not more:
+                    break
+            if said:
+                log.info("the names of the mount are not pinned: %s", said.decode(errors="replace"))
+        except BaseException:
+            for each in pins:
+                os.close(each)
+            raise
+        return pins
+
+    async def _next(self) -> tuple[bytes, list[int]]:
+        """The next message and its descriptors; empty when the child has ended."""
+        await trio.lowlevel.wait_readable(self._sock)
+        try:
+            said, fds, _, _ = socket.recv_fds(self._sock, MESSAGE_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:  # it was killed before it read the request
+            return b"", []
+        return said, fds
+
+
+async def probe(mountpoint: str, file: str) -> None:
+    """Have ``file`` of the mount read by a new child. Raises NoAnswer."""
+    command = [sys.executable, "-I", "-S", "-c", READ, os.path.join(mountpoint, file)]
     try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with theirs:
-                command = [sys.executable, *closed, "-m", module, mountpoint, file, *names]
-                done = await trio.run_process(
-                    command, check=False, stdin=theirs, capture_stdout=True, capture_stderr=True, cwd="/"
-                )
-            await trio.lowlevel.checkpoint_if_cancelled()  # it may have answered just before it was unmounted
-            pins = _received(ours)
+        done = await trio.run_process(command, check=False, stdout=subprocess.DEVNULL, capture_stderr=True, cwd="/")
     except OSError as error:  # there is no descriptor left, no memory, or no Python
-        raise NoAnswer(f"cannot start a child to check the mount: {error.strerror}") from error
+        raise _no_child(error) from error
     if done.returncode:
-        for each in pins:
-            os.close(each)
-        raise NoAnswer(done.stderr.decode(errors="replace").strip() or f"the child ended with {done.returncode}")
-    return pins
+        said = done.stderr.decode(errors="replace").splitlines()
+        raise NoAnswer(said[-1] if said else f"the child ended with {done.returncode}")
 
 
-def _received(connection: socket.socket) -> list[int]:
-    """All descriptors that were sent before the other end was closed."""
-    found: list[int] = []
-    while True:
-        data, more, _, _ = socket.recv_fds(connection, 1, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return found
-        found += more
+def _no_child(error: OSError) -> NoAnswer:
+    return NoAnswer(f"cannot start a child to check the mount: {error.strerror}")

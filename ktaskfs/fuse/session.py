@@ -18,7 +18,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.buffers import give_back_what_is_freed
-from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, until_gone
+from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, mounts_file
 from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.pollers import wake_all
@@ -171,6 +171,33 @@ class Session:
         self._told = True
         if self._serving:
             pyfuse3.terminate()
+
+
+async def until_gone(filesystem: MountedFilesystem) -> None:
+    """Return when ``filesystem`` is not mounted anywhere in this mount namespace.
+
+    It may still be mounted in others, which a user can make and keep. A moved or covered mount counts as mounted.
+    """
+    device = f" {filesystem.device} ".encode()
+    with mounts_file() as mounts, select.epoll() as changes:
+        # trio only waits for EPOLLIN, which is always set here.
+        changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
+        gone = False
+        while not gone:
+            async with trio.open_nursery() as nursery:
+                # The kernel reports a change once. The start of a wait takes that report away, so look only then.
+                await nursery.start(_until_changed, changes)
+                mounts.seek(0)
+                gone = device not in mounts.readall()
+                if gone:
+                    nursery.cancel_scope.cancel()
+
+
+async def _until_changed(changes: select.epoll, task_status: trio.TaskStatus[None]) -> None:
+    """Started when it waits."""
+    task_status.started()  # the next checkpoint is the wait itself
+    await trio.lowlevel.wait_readable(changes.fileno())
+    changes.poll(0)
 
 
 def _devices() -> set[int]:

@@ -3,13 +3,14 @@ dies."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
+import signal
 import socket
-import subprocess
-import sys
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,9 +18,10 @@ import trio
 
 from ktaskfs.errors import WorkerLost
 from ktaskfs.worker import protocol
+from ktaskfs.worker.start import SpawnerProcess, start_spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
@@ -59,27 +61,12 @@ class Launcher:
         """By ticket, from the request until ``exit_status``."""
         self._tickets = itertools.count(1)
 
-    def start(self) -> None:
-        """Start the spawner, if there is none. Raises OSError."""
-        if self._sock is not None:
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MESSAGE_MAX)
-        with theirs:
-            # Neither the working directory nor a user's site-packages may add a module to the spawner, and the
-            # environment only if it may for the daemon.
-            closed = ["-I"] if sys.flags.isolated else ["-P", "-s"]
-            command = [sys.executable, *closed, "-m", "ktaskfs.worker.spawner", str(theirs.fileno())]
-            try:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, pass_fds=[theirs.fileno()]
-                )
-            except OSError:
-                ours.close()
-                raise
-        self._sock = trio.socket.from_stdlib_socket(ours)
-        self._nursery.start_soon(self._receive, self._sock, process)
+    def start(self, spawner: SpawnerProcess | None = None) -> None:
+        """Start the spawner, if there is none, or take ``spawner``. Raises OSError."""
+        if self._sock is None:
+            spawner = spawner or start_spawner()
+            self._sock = trio.socket.from_stdlib_socket(spawner.sock)
+            self._nursery.start_soon(self._receive, self._sock, spawner)
 
     async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
         """Request a fork with ``fds``. Raises WorkerLost."""
@@ -101,6 +88,21 @@ class Launcher:
                 os.close(child.pidfd)
             raise
         return ForkedWorker(answer.pid, child.pidfd, ticket)
+
+    @asynccontextmanager
+    async def toucher(self, root: int, sock: int) -> AsyncIterator[int]:
+        """The pid of a process that touches files below the directory ``root``, as asked through ``sock``.
+
+        At the end it is killed, and nobody waits for it: it may hang in a lock of the mount. Raises WorkerLost.
+        """
+        child = await self.fork(protocol.TouchRequest(), [root, sock])
+        try:
+            yield child.pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            os.close(child.pidfd)
+            self._nursery.start_soon(self.exit_status, child.ticket)
 
     async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
         data = protocol.encode(request)
@@ -132,7 +134,7 @@ class Launcher:
         self._children.pop(ticket, None)
         return child.status
 
-    async def _receive(self, sock: trio.socket.SocketType, process: subprocess.Popen[bytes]) -> None:
+    async def _receive(self, sock: trio.socket.SocketType, spawner: SpawnerProcess) -> None:
         try:
             while True:
                 data, ancillary, _, _ = await sock.recvmsg(protocol.ANSWER_MAX, socket.CMSG_SPACE(4 * protocol.FDS_MAX))
@@ -145,7 +147,7 @@ class Launcher:
             if self._sock is sock:
                 self._sock = None
             sock.close()
-            status = await _reap(process)
+            status = await _reap(spawner)
         LOG.warning("the spawner ended with status %s; running tasks go on; the next start forks another", status)
         for child in self._children.values():
             if child.spawner is sock:
@@ -178,12 +180,12 @@ class Launcher:
             child.exited.set()
 
 
-async def _reap(process: subprocess.Popen[bytes]) -> int:
+async def _reap(spawner: SpawnerProcess) -> int:
     """Wait for a spawner whose socket is closed. It is killed if it does not end (it may be stopped)."""
     with trio.CancelScope(shield=True):
         with trio.move_on_after(END_PATIENCE) as patience:
-            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+            await trio.lowlevel.wait_readable(spawner.pidfd)
         if patience.cancelled_caught:
-            process.kill()
-        await trio.to_thread.run_sync(process.wait)
-    return process.returncode
+            signal.pidfd_send_signal(spawner.pidfd, signal.SIGKILL)
+            await trio.lowlevel.wait_readable(spawner.pidfd)
+    return spawner.reap()

@@ -73,6 +73,16 @@ class LookRequest:
 
 
 @dataclass(frozen=True)
+class TouchRequest:
+    """Fork a process that touches files of the mount. The message carries the root of the mount and a socket.
+
+    ``ticket`` is as in a StartRequest.
+    """
+
+    ticket: int = 0
+
+
+@dataclass(frozen=True)
 class Found:
     """The findings of a scan, as text for people and for programs. They come from the caller's process."""
 
@@ -120,10 +130,10 @@ class Refused:
         return TargetError(printable(self.message)[:WORDS_MAX], errno=known)
 
 
-ForkRequest = StartRequest | LookRequest
+ForkRequest = StartRequest | LookRequest | TouchRequest
 Message = ForkRequest | Found | Forked | Exited | Ready | Refused
 _BY_NAME: Final[Mapping[str, type[Any]]] = {
-    each.__name__: each for each in (StartRequest, LookRequest, Found, Forked, Exited, Ready, Refused)
+    each.__name__: each for each in (StartRequest, LookRequest, TouchRequest, Found, Forked, Exited, Ready, Refused)
 }
 
 

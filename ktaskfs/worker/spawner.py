@@ -2,8 +2,8 @@
 
 It has imported everything that a worker needs, because an unprivileged worker may be unable to read the
 installation. A fork takes a few milliseconds, a new interpreter fifty. One spare worker is always forked in advance,
-so that nobody waits for the fork. The spawner is the daemon's child, ends with the daemon, and
-leaves its workers running, as children of init.
+so that nobody waits for the fork. The spawner is the daemon's child (``start``), ends with the daemon, and leaves its
+workers running, as children of init.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import setproctitle
 
@@ -31,7 +31,13 @@ from ktaskfs.worker import protocol
 from ktaskfs.worker.look import look
 from ktaskfs.worker.run import Worker
 from ktaskfs.worker.seal import close_imports, keep_only, report
+from ktaskfs.worker.touch import touch
 from ktaskfs.worker.warm_up import WarmUp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ktaskfs.operations.base.operation import Operation
 
 OUTPUT_MAX: Final = 8192
 """Maximum bytes of one worker's standard error in the log."""
@@ -69,9 +75,9 @@ class _Child:
 class Spawner:
     """Forks on request and reports the end of each worker; ``serve`` runs until the daemon is gone."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:
         self._sock = sock
-        self._operations = find_operations()
+        self._operations = operations
         self._kernel = Kernel.open_read_only()
         self._cgroups = GroupMounts.open()
         self._poll = select.poll()
@@ -86,6 +92,7 @@ class Spawner:
         close_imports()
         gc.collect()
         gc.freeze()
+        gc.enable()
         while True:
             ready = self._poll.poll(None if self._spare else QUIET_MS)
             if not ready and self._spare is None:
@@ -186,7 +193,7 @@ class Spawner:
                         self._child(theirs, writer, warm=warm)
                 finally:
                     os.close(writer)
-                spare = _Spare(pid, _open_child(pid), ours, output)
+                spare = _Spare(pid, open_child(pid), ours, output)
             undo.pop_all()
         return spare
 
@@ -208,6 +215,9 @@ class Spawner:
                 request = protocol.decode(data)
                 if isinstance(request, protocol.LookRequest):
                     look(request, self._kernel, fds, self._cgroups)
+                    status = 0
+                elif isinstance(request, protocol.TouchRequest):
+                    touch(*fds)
                     status = 0
                 else:
                     assert isinstance(request, protocol.StartRequest)
@@ -238,7 +248,7 @@ def _pass_on(child: _Child) -> None:
     os.close(child.output)
 
 
-def _open_child(pid: int) -> int:
+def open_child(pid: int) -> int:
     """A pidfd of the child ``pid``. On failure ends the child and raises OSError."""
     try:
         return os.pidfd_open(pid)
@@ -248,16 +258,24 @@ def _open_child(pid: int) -> int:
         raise
 
 
-def main() -> None:
-    """``python -m ktaskfs.worker.spawner FD``: serve on the inherited socket ``FD``."""
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    sock.set_inheritable(False)
+def serve_on(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:
+    """Be the spawner until the daemon closes the other end of ``sock``, and keep no other descriptor of it."""
+    os.closerange(3, sock.fileno())
+    os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
     setproctitle.setproctitle("ktaskfs: spawner")
     # Workers inherit the blocked signals, and wait for them with sigwait(3) from their first instruction on.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_IGN)
-    Spawner(sock).serve()
+    Spawner(sock, operations).serve()
+
+
+def main() -> None:
+    """``python -m ktaskfs.worker.spawner FD``: serve on the inherited socket ``FD``."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    serve_on(sock, find_operations())
 
 
 if __name__ == "__main__":

@@ -40,9 +40,11 @@ EXCEPTIONS = {
     ("control/task_text.py", "progress"),
     ("cli/mount.py", "tasks"),
     *(("cli/mount.py", layer) for layer in ("daemon", "config", "systemd")),
+    *(("cli/mount.py", layer) for layer in ("fuse", "operations/base", "worker")),
 }
 """Types for mypy only: the text of a task is made from a snapshot, and the log is in the state directory. Of the
-command, only ``mount`` becomes the daemon; the rest uses only the mounted files, like any program."""
+command, only ``mount`` becomes the daemon; the rest uses only the mounted files, like any program. It checks the mount
+point and forks the spawner before it imports the rest."""
 
 ONLY_HERE = {
     "pyfuse3": {"fuse"},

@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from tests.support.inotify import watching
-from tests.support.poll import DEADLINE, until
+from tests.support.poll import until
+from tests.support.processes import child_called, has_ended
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def test_the_table_of_all_tasks_tells_of_tasks_to_come(mounted: Mount, memory: P
 
 def helpers(mount: Mount) -> list[psutil.Process]:
     """The processes that touch files for this daemon."""
-    return [each for each in psutil.Process(mount.pid).children() if touches(each)]
+    return [each for each in psutil.Process(mount.pid).children(recursive=True) if touches(each)]
 
 
 def touches(process: psutil.Process) -> bool:
     try:
-        return any(word.endswith("touch.py") for word in process.cmdline())
+        return process.cmdline()[:1] == ["ktaskfs: toucher"]
     except psutil.NoSuchProcess:  # or it has ended, and its status was not read yet
         return False
 
@@ -87,14 +88,17 @@ def test_the_process_that_tells_is_there_while_something_changes(mounted: Mount,
     until(lambda: helpers(mounted) == [], "it ends")
 
 
-def test_one_that_is_killed_is_replaced(mounted: Mount, memory: Path, area: Path) -> None:
+@pytest.mark.parametrize("spawner", [False, True])
+def test_one_that_is_killed_is_replaced(mounted: Mount, memory: Path, area: Path, *, spawner: bool) -> None:
+    """Even if the spawner, which forks it, is killed too."""
     start_slow(mounted, memory, "slow")
     with watching(mounted, area / "watch", STATE) as watch:
         mounted.write("tasks/slow/control", "pause")
         watch.until(f"{STATE}:ATTRIB")
-        for each in helpers(mounted):
+        killed = helpers(mounted) + [child_called(mounted.pid, "ktaskfs: spawner")] * spawner
+        for each in killed:
             each.kill()
-            each.wait(DEADLINE)
+        until(lambda: all(map(has_ended, killed)), "they have ended")
         told = len(watch.text)
         mounted.write("tasks/slow/control", "resume")
         until(lambda: f"{STATE}:MODIFY" in watch.text[told:], "it is told")

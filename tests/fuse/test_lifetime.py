@@ -87,7 +87,8 @@ def test_what_was_mounted_over_it_stays(example: Example) -> None:
 UNMOUNTED_BEFORE_THE_WAIT = """
 import subprocess, sys
 import trio
-from ktaskfs.fuse.mountpoint import filesystems_at, until_gone
+from ktaskfs.fuse.mountpoint import filesystems_at
+from ktaskfs.fuse.session import until_gone
 
 path = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)

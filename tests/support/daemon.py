@@ -68,6 +68,7 @@ class Mount:
             )
         try:
             until(self._answers, f"the mount on {path} answers")
+            until(lambda: not self._probes(), "the names of the mount are pinned")
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -78,6 +79,14 @@ class Mount:
     def pid(self) -> int:
         """The daemon's."""
         return self.process.pid
+
+    def _probes(self) -> bool:
+        """Whether a process still opens names, which are then descriptors of the daemon."""
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.cmdline()[:1] == ["ktaskfs: probe"]:
+                    return True
+        return False
 
     def _answers(self) -> bool:
         status = self.process.poll()

@@ -24,7 +24,7 @@ def service(machine: Machine) -> Iterator[Machine]:
     machine.start(UNIT)
     machine.until_mounted()
     assert machine.sh(f"echo '{START}' > {MOUNT}/tasks/control").status == 0
-    until(lambda: machine.sh("pgrep --full fuse/touch.py").status == 1, "watchers of earlier changes were told")
+    until(lambda: machine.sh("pgrep --full '^ktaskfs: toucher'").status == 1, "watchers of earlier changes were told")
     yield machine
     cancel = f"cd {MOUNT}/tasks; echo cancel > watched/control; tail -n 1 watched/wait; rmdir watched"
     assert machine.sh(f"{cancel}; rm /dev/shm/watched").status == 0

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from ktaskfs.host.credentials import read_caller
+from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from ktaskfs.worker import spawner as spawning
@@ -201,7 +202,7 @@ def test_a_spawner_has_closed_them_before_it_forks(monkeypatch: pytest.MonkeyPat
             raise BlockingIOError(errno.EAGAIN, "no process is left")
 
         monkeypatch.setattr(spawning, "fork", fork)
-        spawning.Spawner(own).serve()
+        spawning.Spawner(own, find_operations()).serve()
         return found
 
     assert run_forked(serve) == [[0, 0, 0, 0]]

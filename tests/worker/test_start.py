@@ -1,0 +1,51 @@
+"""The two ways to start a spawner have the same result."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from ktaskfs.operations.base.registry import find_operations
+from ktaskfs.worker.start import SpawnerProcess, fork_spawner, start_spawner
+from tests.support.daemon import ROOT
+from tests.support.forked import run_forked
+from tests.support.poll import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def found(start: Callable[[], SpawnerProcess], planted: Path) -> list[object]:
+    """What a spawner is, holds and ends with, that was started by a process with ``planted`` open."""
+    os.chdir(ROOT)
+    with planted.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        begun = start()
+        spawner = psutil.Process(begun.pid)
+        wchan = Path(f"/proc/{begun.pid}/wchan")
+        until(lambda: bool(spawner.children()) and "poll" in wchan.read_text(), "a spare worker, and a wait for work")
+        holds = sorted(re.sub(r"\d+", "N", os.readlink(f"/proc/{begun.pid}/fd/{fd.name}")) for fd in _fds(begun.pid))
+        session = os.getsid(begun.pid) == begun.pid
+        name, where = spawner.cmdline()[0], spawner.cwd()
+    begun.sock.close()
+    select.select([begun.pidfd], [], [])
+    return [name, where, session, holds, begun.reap()]
+
+
+def _fds(pid: int) -> list[os.DirEntry[str]]:
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        return list(entries)
+
+
+def test_a_forked_spawner_is_as_one_that_was_started(tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    forked = run_forked(lambda: found(lambda: fork_spawner(find_operations()), planted))
+    assert forked == run_forked(lambda: found(start_spawner, planted))
+    name, where, session, holds, status = forked
+    assert (name, where, session, status) == ("ktaskfs: spawner", "/", True, 0)
+    assert str(planted) not in holds
