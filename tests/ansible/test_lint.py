@@ -52,7 +52,8 @@ def test_sanity(newest: Path, place: Path) -> None:
     except Unavailable as error:
         pytest.skip(str(error))
     words = [f"--test={name}" for name in SANITY]
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (library,) = newest.parent.glob("lib/python*")
+    python = library.name.removeprefix("python")  # Ansible's, which it supports, not that of these tests
     env = {"HOME": str(home), "PATH": f"{newest}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
     command = [str(newest / "ansible-test"), "sanity", "--color=no", f"--python={python}", *words]
     done = run(*command, cwd=place, env=env, timeout=5 * DEADLINE)
