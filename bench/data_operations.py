@@ -48,9 +48,11 @@ INTO_LARGE: Final = "the page cache into tmpfs with huge pages"
 WHY: Final = {
     INTO_HUGETLBFS: "dd, cat and cp write to tmpfs: there is no write to hugetlbfs.",
     INTO_TMPFS: "Each page goes into the one tree of the file's pages, under its lock: perf shows 40 % of the time in "
-    "copying and 20 % at that lock. The loop in C goes through a buffer, which is the faster way for it.",
-    FROM_TMPFS: "A source on tmpfs is read through a buffer, as C does: pages that were allocated and never written "
-    "would be data after a look at them through a mapping. Python takes 4 µs for each 512 KiB.",
+    "copying and 20 % at that lock. One thread at a time of ktaskfs sends the pages (sendfile(2)); the loop in C goes "
+    "through a buffer.",
+    FROM_TMPFS: "One thread at a time sends the pages (sendfile(2)). The other one reads a source on tmpfs through a "
+    "buffer, as C does: pages that were allocated and never written would be data after a look at them through a "
+    "mapping. Python takes 4 µs for each 512 KiB.",
     INTO_LARGE: f"A thread has {human_size(WINDOW)} mapped at a time, lest more counts as the worker's, in its size "
     "and for the OOM killer: to take pages out of a mapping interrupts the other processor. C does that only at the "
     "end. Against cat: each page is zeroed before it is read into, for no call puts in a huge page of tmpfs.",

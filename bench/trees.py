@@ -118,7 +118,7 @@ def digesting(mount: Ktaskfs, top: Path, settings: Settings) -> Section:
     goal = Goal(f"{openssl} / ktaskfs", openssl, f"ktaskfs, {THREADS} threads", least=1.2)
     title = f"`checksum algorithm=sha256sum`, {human_size(settings.size)} in {FILES} files"
     note = f"{alone}: no file is read, which is the limit. Python and openssl have the same code for SHA-256. ktaskfs "
-    note += "takes some 7 % more CPU time than that, for page faults in mappings of the files and for the start of the "
+    note += "takes a tenth more CPU time than that, for page faults in mappings of the files and for the start of the "
     note += "task; openssl copies the files into buffers and starts processes."
     return Section(title, series, work=settings.size, goals=[goal], note=note)
 

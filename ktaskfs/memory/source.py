@@ -135,6 +135,13 @@ class Source:
                 raise ended(self.file, position + done)
             done += count
 
+    def send(self, target: int, position: int, length: int) -> int:
+        """sendfile(2) to the offset of the descriptor ``target``; returns how much was sent. Raises OSError.
+
+        0 at the end of the file, and with ``direct``: sendfile(2) reads through the cache.
+        """
+        return 0 if self._direct is not None else os.sendfile(target, self.file.fd, position, length)
+
     def read_into(self, mapping: Mapping, at: int, position: int, length: int) -> None:
         """Like ``read``, into a mapping at offset ``at``.
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import TargetError
+from ktaskfs.host import userfaultfd
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.ktask import TaskError
 from ktaskfs.memory import tmpfs
+from ktaskfs.memory.source import Source
 from ktaskfs.operations.ranges import copy as copy_module
 from ktaskfs.operations.ranges._range import source_length
 from tests.support import filesystems
@@ -29,7 +31,6 @@ from tests.support.runner import SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ktaskfs.memory.source import Source
     from ktaskfs.operations.ranges.copy import CopyParameters
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
@@ -54,6 +55,47 @@ def target(request: pytest.FixtureRequest, pool_2m: TestPool, area: Path) -> Ite
     else:
         with filesystems.hugetlbfs(area / "target", HUGE) as directory:
             yield directory / "file"
+
+
+@pytest.fixture(autouse=True, params=["sent", "inserted"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How pages get into a tmpfs of ordinary pages: one thread at a time sends them, the others insert them."""
+    way: str = request.param
+    if way == "inserted":
+        monkeypatch.setattr(Source, "send", lambda *arguments: 0)
+    return way
+
+
+def test_others_insert_while_one_sends(
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    inserted = threading.Event()
+    send, copy = Source.send, userfaultfd.copy
+
+    def sent(source: Source, target: int, position: int, length: int) -> int:
+        assert inserted.wait(60)
+        return send(source, target, position, length)
+
+    def noted(fd: int, address: int, source: int, length: int) -> int:
+        inserted.set()
+        return copy(fd, address, source, length)
+
+    monkeypatch.setattr(Source, "send", sent if way == "sent" else send)
+    monkeypatch.setattr(userfaultfd, "copy", noted)
+    runner.run("copy", source=plain, path=small_pages)
+    assert inserted.is_set()
+    assert same(plain, small_pages, SIZE)
+
+
+def test_direct_reads_are_not_sent(
+    runner: Runner, small_pages: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sendfile(2) reads through the cache."""
+    write_bytes(disk / "source", content(SIZE))
+    plan = runner.prepare("copy", source=disk / "source", path=small_pages, direct=1)
+    monkeypatch.delattr(os, "sendfile")
+    runner.work(plan)
+    assert same(disk / "source", small_pages, SIZE)
 
 
 def test_nothing_is_read_through_a_buffer(
