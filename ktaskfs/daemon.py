@@ -206,7 +206,9 @@ async def _terminate(daemon: _Daemon, session: Session) -> None:
 async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: Launcher) -> None:
     """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
+    not_readers = fs.limits.texts.not_readers
     async with daemon.look as look:
+        not_readers.add(look.pid)
         try:
             await look.answers(mountpoint, PROBED, session.static_names if session.seen else ())
         except NoAnswer as error:  # it was already unmounted, or another mount covers it
@@ -218,10 +220,11 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: L
         manager.tell("READY=1", _status(table))
         pins = await look.pins()
         session.hold(pins)
+    not_readers.discard(look.pid)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy
-            nursery.start_soon(tell_watchers, pins[0], fs.notices, fs.limits.texts.touchers, launcher.toucher)
+            nursery.start_soon(tell_watchers, pins[0], fs.notices, not_readers, launcher.toucher)
         if manager.listens:
             nursery.start_soon(_tell_status, table, manager)
             if manager.watchdog is not None:

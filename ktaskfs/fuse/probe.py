@@ -36,7 +36,7 @@ class FirstLook:
     def __init__(self) -> None:
         """Fork it from a process with one thread. Raises NoAnswer."""
         try:
-            self._pid, self._sock = fork_look()
+            self.pid, self._sock = fork_look()
         except OSError as error:
             raise _no_child(error) from error
         self._sock.setblocking(False)
@@ -49,9 +49,9 @@ class FirstLook:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)  # it may wait for an answer of the mount that never comes
+        os.kill(self.pid, signal.SIGKILL)  # it may wait for an answer of the mount that never comes
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(os.waitpid, self._pid, 0)
+            await trio.to_thread.run_sync(os.waitpid, self.pid, 0)
 
     async def answers(self, mountpoint: str, file: str, names: Sequence[str]) -> None:
         """Have ``file`` of the mount read, and then ``names`` opened. Raises NoAnswer."""

@@ -33,32 +33,32 @@ PATHS_MAX: Final = 100
 log = logging.getLogger(__name__)
 
 
-async def tell_watchers(root: int, notices: Notices, touchers: set[int], start: Start) -> None:
+async def tell_watchers(root: int, notices: Notices, not_readers: set[int], start: Start) -> None:
     """Touch the files in ``notices`` until cancelled; ``root`` is a descriptor of the root of the mount.
 
-    ``touchers`` has the pid of the child while there is one: the daemon makes no text for it. ``start`` starts the
+    ``not_readers`` has the pid of the child while there is one: the daemon makes no text for it. ``start`` starts the
     child for ``root`` and the child's end of a socket, and ends it.
     """
     while True:
         await notices.some()
         try:
-            await _with_child(root, notices, touchers, start)
+            await _with_child(root, notices, not_readers, start)
         except (OSError, KtaskfsError) as error:  # there is no descriptor left, no memory, or no process
             log.warning("inotify reports no changes: %s", error)
             notices.take()
 
 
-async def _with_child(root: int, notices: Notices, touchers: set[int], start: Start) -> None:
+async def _with_child(root: int, notices: Notices, not_readers: set[int], start: Start) -> None:
     """Let one child touch files until nothing has changed for some time. Raises OSError or KtaskfsError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with trio.socket.from_stdlib_socket(ours) as child, theirs:
         async with start(root, theirs.fileno()) as pid:
             theirs.close()
-            touchers.add(pid)
+            not_readers.add(pid)
             try:
                 await _serve(child, notices)
             finally:
-                touchers.discard(pid)
+                not_readers.discard(pid)
 
 
 async def _serve(child: trio.socket.SocketType, notices: Notices) -> None:

@@ -44,8 +44,8 @@ class OpenTexts:
         self._now_ns = now_ns
         self._openings: dict[tuple[int, int], int] = {}
         """By user and id of the bytes."""
-        self.touchers: set[int] = set()
-        """Processes that only set times: their requests need no new text."""
+        self.not_readers: set[int] = set()
+        """Processes that pin names or set times: their requests need no new text."""
         self._known: OrderedDict[int, tuple[int, Look]] = OrderedDict()
         """By inode number: a hash of the last text, and its size and time."""
         self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()

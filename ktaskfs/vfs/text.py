@@ -75,8 +75,8 @@ class TextFile(File):
             return Look(0, attributes.time_ns)
         if not _may_read(attributes, caller):
             return Look(NEW_TEXT_SIZE, attributes.time_ns)
-        if caller.pid in self.texts.touchers and (last := self.texts.last(self.ino)) is not None:
-            return last
+        if caller.pid in self.texts.not_readers:
+            return self.texts.last(self.ino) or Look(NEW_TEXT_SIZE, attributes.time_ns)
         snapshot = None if anew else self.texts.unread(self.ino, caller)
         if snapshot is None:
             snapshot = await self.make(caller)

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, Change, TextFile
 from ktaskfs.vfs.change import CHANGED
+from ktaskfs.vfs.inode import NEW_TEXT_SIZE
 from ktaskfs.vfs.text import REPLY_MAX
 from tests.vfs.counter import ALICE, BIG, Counter, opened
 
@@ -277,15 +278,15 @@ async def test_a_further_command_may_follow_a_line_on_the_same_descriptor() -> N
     assert commands == ["one", "two", "four"]
 
 
-async def test_a_process_that_only_sets_times_gets_the_last_look() -> None:
+async def test_a_process_that_does_not_read_gets_the_last_look_and_no_text() -> None:
     counter = Counter()
     file = counter.file()
     toucher = ALICE._replace(pid=ALICE.pid + 1)
-    file.texts.touchers.add(toucher.pid)
-    first = await file.look(toucher, anew=True)  # nobody has seen any text, so it is made
-    assert await file.look(toucher, anew=True) == first
+    file.texts.not_readers.add(toucher.pid)
+    first = await file.look(toucher, anew=True)
+    assert first.size == NEW_TEXT_SIZE
+    assert counter.renders == 0
     look = await file.look(ALICE, anew=True)
-    assert look != first
     assert await file.look(toucher, anew=False) == look
-    file.texts.touchers.remove(toucher.pid)
+    file.texts.not_readers.remove(toucher.pid)
     assert await file.look(toucher, anew=True) != look
