@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import setproctitle
 
+from ktaskfs.descriptors import close_all_but
 from ktaskfs.mounts import clone_mount
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def asking(mountpoint: str, file: str, names: Sequence[str]) -> bytes:
 
 def _look(daemon: socket.socket) -> None:
     """In the child: keep nothing of the daemon but ``daemon``, and answer."""
-    os.closerange(3, daemon.fileno())
-    os.closerange(daemon.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    close_all_but({daemon.fileno()})
     os.chdir("/")
     setproctitle.setproctitle("ktaskfs: probe")
     asked = daemon.recv(MESSAGE_MAX)

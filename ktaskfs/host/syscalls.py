@@ -67,7 +67,6 @@ SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
 SYNC_FILE_RANGE_WRITE: Final = 2
 SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
-_CLOSE_RANGE: Final = 436
 _OPENAT2: Final = 437
 """The same on every machine, like all newer system calls."""
 _GENERIC_NUMBERS: Final = {
@@ -197,11 +196,6 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     """Open ``path`` below ``directory``, with limits on its resolution. openat2(2), since Linux 5.6."""
     how = _HOW.pack(flags, 0, resolve)
     return _completed(_openat2, _OPENAT2, directory, os.fsencode(path), how, _HOW.size)
-
-
-def close_range(first: int, last: int) -> None:
-    """Close the descriptors from ``first`` to ``last``. close_range(2), since Linux 5.9. Raises OSError."""
-    checked(_syscall(_CLOSE_RANGE, first, last, 0, 0, 0, 0))
 
 
 def write_back(fd: int, offset: int, length: int) -> None:

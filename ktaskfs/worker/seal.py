@@ -18,12 +18,12 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from ktaskfs.descriptors import close_all_but
 from ktaskfs.host.becoming import become
 from ktaskfs.host.credentials import Identity
 from ktaskfs.host.group_limits import enter_groups
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.host.labels import APPARMOR
-from ktaskfs.host.syscalls import close_range
 from ktaskfs.units import parse_cpulist
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ktaskfs.host.cgroups import GroupMounts
 
 _CODECS: Final = ("utf-8", "ascii", "latin-1", sys.getfilesystemencoding())
-_FD_MAX: Final = 2**32 - 1
 _CAUSES_MAX: Final = 4
 """Maximum exceptions reported of a chain."""
 
@@ -63,22 +62,7 @@ def keep_only(descriptors: Collection[int], output: int) -> None:
     /dev/null."""
     os.dup2(0, 1)  # /dev/null
     os.dup2(output, 2)
-    try:
-        first = 3
-        for fd in sorted(each for each in descriptors if each > 2):
-            if first < fd:
-                close_range(first, fd - 1)
-            first = fd + 1
-        close_range(first, _FD_MAX)
-    except OSError:  # an old kernel, or a filter that does not know it
-        _close_others(descriptors)
-
-
-def _close_others(descriptors: Collection[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in descriptors:
-            with contextlib.suppress(OSError):  # the descriptor of the listing
-                os.close(int(name))
+    close_all_but(descriptors)
 
 
 def become_caller(

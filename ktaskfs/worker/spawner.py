@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import setproctitle
 
+from ktaskfs.descriptors import close_all_but
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.kernel import Kernel
@@ -260,8 +261,7 @@ def open_child(pid: int) -> int:
 
 def serve_on(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:
     """Be the spawner until the daemon closes the other end of ``sock``, and keep no other descriptor of it."""
-    os.closerange(3, sock.fileno())
-    os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    close_all_but({sock.fileno()})
     os.chdir("/")
     setproctitle.setproctitle("ktaskfs: spawner")
     # Workers inherit the blocked signals, and wait for them with sigwait(3) from their first instruction on.

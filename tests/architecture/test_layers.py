@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ktaskfs"
 
-EVERYBODY = {"errors", "libc", "mounts", "quota", "span", "units", "version"}
+EVERYBODY = {"descriptors", "errors", "libc", "mounts", "quota", "span", "units", "version"}
 FAMILIES = {path.name for path in (PACKAGE / "operations").iterdir() if path.is_dir()} - {"base", "__pycache__"}
 OPERATIONS = {"operations", "operations/base"} | {f"operations/{family}" for family in FAMILIES}
 MAY_IMPORT: dict[str, set[str]] = {
