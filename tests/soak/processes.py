@@ -168,9 +168,9 @@ class Processes(Orders):
             where = f"pid={child.pid} mapping={child.shared:#x}"
             filling = self.start(f"fill {where} chunk=4096 rate_max={SHARED}")
             looking = self.start(f"survey pid={child.pid} chunk=16 rate_max=20000")
-            kept = os.open(child.file, os.O_RDONLY)
+            until(lambda: self.begun(filling), "something is done", deadline=4 * PATIENCE)
+            kept = os.open(child.file, os.O_RDONLY)  # not before: a start may still look for others who have it open
             try:
-                until(lambda: self.begun(filling), "something is done", deadline=4 * PATIENCE)
                 child.kill()
                 self.end(filling)
                 assert not {0} >= set(os.pread(kept, SHARED, 0)[-4096:]), "the rest was not filled"
