@@ -70,8 +70,8 @@ class Callers:
         if isinstance(found, Exception):
             raise found
         if found is None:
-            message = f"process {caller.pid}, the writer, cannot be examined: its working directory or root may hang"
-            raise NoLook(message)
+            reasons = "its working directory or root may hang, or this machine has too much to do"
+            raise NoLook(f"process {caller.pid}, the writer, could not be examined in {PATIENCE} s: {reasons}")
         return found
 
     async def capabilities(self, caller: Caller) -> tuple[int, int]:

@@ -187,6 +187,9 @@ class Player(Trees, Processes):
 
     def tune(self) -> None:
         with self.slow() as (name, path, size, pattern):
+            if self.write(f"tasks/{name}/control", "pause") != "ok":
+                self.counts["ended before it was tuned"] += 1
+                return
             for key, value in (("max_threads", "1"), ("max_threads", "3"), ("nice", "12"), ("rate_max", "64K")):
                 self.put(f"tasks/{name}/{key}", value)
                 assert self.read(f"tasks/{name}/{key}") == f"{value}\n"
@@ -199,6 +202,7 @@ class Player(Trees, Processes):
             else:
                 self.refused(self.write("debug/ktask_nice", "3"), "EACCES")
             self.put(f"tasks/{name}/rate_max", "max")
+            self.put(f"tasks/{name}/control", "resume")
             self.end(name)
             assert path.read_bytes() == expected(pattern, size)
 
@@ -224,13 +228,15 @@ class Player(Trees, Processes):
                 got = self.write("tasks/control", f"{spec} name={name}" if "path=" in spec else spec)
                 if got == "EIO":
                     raise SpawnerDied
-                if got == "ok":  # answered before the target was looked at, on a machine that has much to do
-                    state = self.wait(name)
-                    assert state == "failed", f"{state}: {spec}"
-                    got = self.read(f"tasks/{name}/error").split()[0]
-                self.refused(got, answer)
+                self.refused(self.late_error(name) if got == "ok" else got, answer)
                 assert self.read("info/last_cmd_status")
             assert not Path(f"{path}.new").exists()
+
+    def late_error(self, task: str) -> str:
+        """The errno of a start whose write was answered before the target was looked at: the machine has much to do."""
+        state = self.wait(task)
+        assert state == "failed", state
+        return self.read(f"tasks/{task}/error").split()[0]
 
     def pry(self) -> None:
         """An ordinary user tries others' files and tasks, and those of root."""
@@ -238,10 +244,11 @@ class Player(Trees, Processes):
         theirs = self.area / "tmpfs" / other / "own"
         operation = self.random.choice(["checksum", "clear", "free", "fallocate length=1M"])
         for spec in (f"{operation} path={theirs}", "reserve size=2M pages=0"):
-            got = self.write("tasks/control", spec)
+            task = self.new_name()
+            got = self.write("tasks/control", f"{spec} name={task}")
             if got == "EIO":
                 raise SpawnerDied
-            self.refused(got, "EACCES")
+            self.refused(self.late_error(task) if got == "ok" else got, "EACCES")
         names = [name for name in os.listdir(self.mount / "tasks") if name.startswith(other)]
         for name in self.random.sample(names, min(3, len(names))):
             for file in ("state", "result", "path", "control", "wait"):
