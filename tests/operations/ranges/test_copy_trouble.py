@@ -107,16 +107,17 @@ def test_the_source_is_shortened_meanwhile(runner: Runner, place: Place, plain: 
 def test_a_source_that_cannot_be_read(
     runner: Runner, place: Place, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel returns EFAULT for a page in a mapping; read(2) of it returns the reason."""
+    """Without sendfile(2), the kernel returns EFAULT for a page in a mapping; read(2) of it returns the reason."""
     plan = runner.prepare("copy", source=plain, path=place.directory / "file")
 
-    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
+    def broken(*arguments: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     def missing(mapping: Mapping, start: int, length: int) -> None:
         raise OSError(errno.EFAULT, "Bad address")
 
     monkeypatch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(os, "sendfile", broken)
     monkeypatch.setattr(Mapping, "populate_read", missing)
     with pytest.raises(TargetError) as caught:
         plan.control.thread_func(0, HUGE)
