@@ -82,7 +82,8 @@ class Trees(Actor):
             (path / "empty").mkdir(mode=0o750)
             for number in range(self.random.randint(4, 12)):
                 name = self.random.choice(["", "a b/", "a b/deep/"]) + f"{number}{self.random.choice(['', 'é', ' x'])}"
-                content = self.random.randbytes(self.random.choice([0, 1, 4096, self.random.randrange(LARGEST)]))
+                sizes = [1, 4096, self.random.randrange(1, LARGEST)] + [0] * (number > 1)  # scenarios change two files
+                content = self.random.randbytes(self.random.choice(sizes))
                 (path / name).write_bytes(content)
                 (path / name).chmod(self.random.choice([0o600, 0o644, 0o755]))
                 files[name] = content
