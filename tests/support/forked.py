@@ -31,8 +31,10 @@ def run_forked(function: Callable[[], Any]) -> Any:
             status = 0
         except BaseException:
             answer = traceback.format_exc()
-        os.write(writer, answer.encode())
-        os._exit(status)
+        try:
+            os.write(writer, answer.encode())
+        finally:  # never return into the test
+            os._exit(status)
     os.close(writer)
     with open(reader, "rb") as file:
         text = file.read().decode()
