@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask import Job
@@ -12,6 +13,8 @@ from tests.support.forked import run_forked
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import pytest
 
     from ktaskfs.operations.base.plan import Plan
 
@@ -55,3 +58,20 @@ def as_nobody(function: Callable[[], Any]) -> Any:
         return function()
 
     return run_forked(body)
+
+
+def overlapping_sends(patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Watch os.sendfile: the arguments of each call that a thread makes during that of another one, as they come."""
+    alone, overlaps, real = threading.Lock(), list[tuple[int, ...]](), os.sendfile
+
+    def sendfile(*arguments: int) -> int:
+        if not alone.acquire(blocking=False):
+            overlaps.append(arguments)
+            return real(*arguments)
+        try:
+            return real(*arguments)
+        finally:
+            alone.release()
+
+    patch.setattr(os, "sendfile", sendfile)
+    return overlaps

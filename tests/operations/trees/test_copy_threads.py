@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.operations.trees._data import FileData
 from ktaskfs.operations.trees.copy import ONE_THREAD
-from tests.operations.trees.ground import make
+from tests.operations.trees.ground import make, overlapping_sends
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,20 +52,8 @@ def test_small_files_are_copied_by_one_thread_at_a_time(runner: Runner, disk: Pa
         file = disk / f"source/d{number % 3}/{number}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * 5000)
-    alone, overlaps = threading.Lock(), []
-    real = os.sendfile
-
-    def sendfile(*arguments: int) -> int:
-        if not alone.acquire(blocking=False):
-            overlaps.append(arguments)
-            return real(*arguments)
-        try:
-            return real(*arguments)
-        finally:
-            alone.release()
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sendfile", sendfile)
+        overlaps = overlapping_sends(patch)
         runner.run("copy", source=disk / "source", path=tmpfs / "copy")
     assert len(overlaps) <= 30
     subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)

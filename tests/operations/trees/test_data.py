@@ -16,6 +16,7 @@ from ktaskfs.host import userfaultfd
 from ktaskfs.host.target import directory_as_target
 from ktaskfs.operations.trees._data import FileData
 from ktaskfs.span import Span
+from tests.operations.trees.ground import overlapping_sends
 from tests.support.memory_files import content, punch
 
 if TYPE_CHECKING:
@@ -91,16 +92,21 @@ class Writer:
         self._pool.shutdown()
 
 
+def copy_beside_the_writer(copying: Copying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread writes the first part until the others are copied, without a write; then all is the same."""
+    writer = Writer(copying, monkeypatch)
+    for number in range(1, PARTS):
+        copying.part(number)
+    assert writer.calls == [0]
+    writer.end()
+    assert copying.paths[0].read_bytes() == copying.paths[1].read_bytes()
+
+
 def test_beside_the_one_that_writes_into_tmpfs_others_copy_through_mappings(
     disk: Path, tmpfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with into(disk, tmpfs) as copying:
-        writer = Writer(copying, monkeypatch)
-        for number in range(1, PARTS):
-            copying.part(number)
-        assert writer.calls == [0]
-        writer.end()
-        assert copying.paths[0].read_bytes() == copying.paths[1].read_bytes()
+        copy_beside_the_writer(copying, monkeypatch)
         if os.fstat(copying.target).st_blksize == 4096:
             copying.require_same()
 
@@ -110,12 +116,7 @@ def test_pages_that_exist_are_overwritten(disk: Path, tmpfs: Path, monkeypatch: 
     with into(disk, tmpfs) as copying:
         copying.paths[1].write_bytes(b"old" * (SIZE // 3) + b"o" * (SIZE % 3))
         punch(copying.paths[1], *HOLE)
-        writer = Writer(copying, monkeypatch)
-        for number in range(1, PARTS):
-            copying.part(number)
-        assert writer.calls == [0]
-        writer.end()
-        assert copying.paths[0].read_bytes() == copying.paths[1].read_bytes()
+        copy_beside_the_writer(copying, monkeypatch)
 
 
 @pytest.mark.parametrize("why", ["forbidden", "short"])
@@ -145,18 +146,7 @@ def test_where_they_cannot_they_write_when_it_is_their_turn(
 def test_one_at_a_time_writes_to_a_file_on_a_disk(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that wait for the lock of the inode keep their CPUs busy."""
     (disk / "copy").mkdir()
-    alone, overlaps, real = threading.Lock(), [], os.sendfile
-
-    def sendfile(*arguments: int) -> int:
-        if not alone.acquire(blocking=False):
-            overlaps.append(arguments)
-            return real(*arguments)
-        try:
-            return real(*arguments)
-        finally:
-            alone.release()
-
-    monkeypatch.setattr(os, "sendfile", sendfile)
+    overlaps = overlapping_sends(monkeypatch)
     with into(disk, disk / "copy") as copying, ThreadPoolExecutor(PARTS) as pool:
         for each in [pool.submit(copying.part, number) for _ in range(5) for number in range(PARTS)]:
             each.result()
