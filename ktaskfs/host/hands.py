@@ -129,10 +129,11 @@ class Hands:
     def _take(self, nice: int) -> _Hand | None:
         """An idle hand, or a new one; not one with a higher nice value, because not every user may lower it."""
         with self._lock:
-            for hand in self._idle:
-                if hand.nice <= nice:
-                    self._idle.remove(hand)
-                    return hand
+            # The closest one: otherwise a thread takes another's hand, and that thread needs one more process.
+            hand = max((each for each in self._idle if each.nice <= nice), key=lambda each: each.nice, default=None)
+            if hand is not None:
+                self._idle.remove(hand)
+                return hand
             if not self._more:
                 return None
             try:

@@ -274,3 +274,19 @@ def test_they_are_as_nice_and_on_the_same_cpus_as_the_thread_that_asks(kernel: K
     assert (nice, cpu) == (7, min(os.sched_getaffinity(0)))
     assert nicer == [7]
     assert third != first
+
+
+def test_a_thread_leaves_idle_hands_to_threads_with_a_lower_nice_value(kernel: Kernel) -> None:
+    def inside() -> list[Any]:
+        with contextlib.closing(Hands(kernel, lambda start, end: b"%d" % os.getpid(), (), 8)) as hands:
+            taken = [hands._take(nice) for nice in (0, 3, 5)]
+            pids = [each.pid for each in taken if each is not None]
+            for each, nice in zip(taken, (0, 3, 5), strict=True):
+                assert each is not None
+                each.nice = nice
+                hands._idle.append(each)
+            os.setpriority(os.PRIO_PROCESS, 0, 4)
+            (found,) = answered(hands, 0, 0)
+        return [pids.index(found), len(set(pids))]
+
+    assert run_forked(inside) == [1, 3]
