@@ -1,6 +1,6 @@
 """The least filesystem that pyfuse3 can serve: one file, ``status``. What ktaskfs's own files are compared with.
 
-Usage: python -m bench.minimal_fs MOUNTPOINT BYTES [--exact]
+Usage: python -m bench.minimal_fs MOUNTPOINT BYTES [--exact | --same]
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import trio
 
 FILE: Final = pyfuse3.InodeT(pyfuse3.ROOT_INODE + 1)
 NAME: Final = b"status"
+DIRECTORY: Final = pyfuse3.InodeT(FILE + 1)
+LINK: Final = pyfuse3.InodeT(FILE + 2)
+KINDS: Final = {FILE: stat.S_IFREG | 0o444, LINK: stat.S_IFLNK | 0o777}
 
 
 class MinimalFs(pyfuse3.Operations):
@@ -28,7 +31,7 @@ class MinimalFs(pyfuse3.Operations):
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
-        entry.st_mode = stat.S_IFDIR | 0o755 if inode == pyfuse3.ROOT_INODE else stat.S_IFREG | 0o444
+        entry.st_mode = KINDS.get(inode, stat.S_IFDIR | 0o755)
         return entry
 
     async def getattr(
@@ -64,9 +67,28 @@ class ExactFs(MinimalFs):
         """Nothing was held back."""
 
 
+class SameFs(ExactFs):
+    """It also leads through a link to a directory that may be gone: ``link/task/status``, as a task's files."""
+
+    _names: Final = {b"link": LINK, b"task": DIRECTORY, b"status": FILE}
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if name not in self._names:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry = self._attributes(self._names[name])
+        if name != b"link":
+            entry.entry_timeout = 0.0
+        return entry
+
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
+        return pyfuse3.FileNameT(b".")
+
+
 def main() -> None:
     mountpoint, size = sys.argv[1], int(sys.argv[2])
-    kind = ExactFs if "--exact" in sys.argv else MinimalFs
+    kind = {"--exact": ExactFs, "--same": SameFs}.get(sys.argv[-1], MinimalFs)
     options = set(pyfuse3.default_options) | {"fsname=minimal", "default_permissions"}
     pyfuse3.init(kind((b"Key:\tvalue\n" * (size // 11 + 1))[:size]), mountpoint, options)
     try:

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import psutil
 
 EXACT: Final = "minimal filesystem, pyfuse3, exact sizes and close(2)"
+SAME: Final = "minimal filesystem, pyfuse3, the same requests"
 SLOW: Final = "rate_max=4K chunk=4K"
 NOTE: Final = (
     "The second minimal filesystem does what exact sizes and an error of close(2) take, and nothing else: the kernel "
     "looks the file up each time, and tells of each close(2). The other requests of ktaskfs are one for the link "
-    "`tasks`, which leads each user elsewhere, and one that asks whether the task is still there. Whoever stands in "
+    "`tasks`, which leads each user elsewhere, and one that asks whether the task is still there. The third minimal "
+    "filesystem has these, too: the rest is the time of ktaskfs's own code, with the text. Whoever stands in "
     "the task's directory spares both, and whoever keeps the file open and reads at offset 0 spares all but the read."
 )
 
@@ -110,7 +112,8 @@ def kinds(files: list[Looked], count: int, most: float) -> Iterator[Kind]:
     """``most``: the maximum ratio to the bare filesystem."""
     ours = [file.name for file in files if file.name.startswith("ktaskfs")]
     for title, way in WAYS.items():
-        wanted = ((MINIMAL, most if way is Looked.by_path else None), (EXACT, None))
+        limit_by_path = most if way is Looked.by_path else None
+        wanted = ((MINIMAL, limit_by_path), (EXACT, None), (SAME, limit_by_path))
         goals = [Goal(f"{name} against the {peer}", name, peer, most=limit) for name in ours for peer, limit in wanted]
         yield Kind(title, [Call(file.name, functools.partial(way, file)) for file in files], count, RUN, goals=goals)
 
@@ -134,11 +137,14 @@ def measure(settings: Settings) -> list[Section]:
             for task, names in (("ended", ("state", "progress", "status")), ("running", ("progress",)))
             for name in names
         ]
-        for name, options in ((MINIMAL, []), (EXACT, ["--exact"])):
-            peer = stack.enter_context(
-                MinimalFs(where / f"minimal{len(options)}", len(files[2].path.read_bytes()), *options)
-            )
-            files.append(Looked.at(stack, name, peer.path / "status", peer.process))
+        size = len(files[2].path.read_bytes())
+        for name, options, path in (
+            (MINIMAL, [], "status"),
+            (EXACT, ["--exact"], "status"),
+            (SAME, ["--same"], "link/task/status"),
+        ):
+            peer = stack.enter_context(MinimalFs(where / f"minimal{len(files)}", size, *options))
+            files.append(Looked.at(stack, name, peer.path / path, peer.process))
         sections = [requests(files, count)]
         cpus = sorted(os.sched_getaffinity(0))
         for which, theirs, most in (("the same CPU", cpus[0], 1.3), ("another CPU", cpus[-1], 1.5)):
