@@ -1,8 +1,10 @@
-"""Facts about a living process or thread from /proc. proc(5), /proc/PID/stat."""
+"""Facts about a living process or thread from /proc, proc(5), and a descriptor of a child."""
 
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
 
 def thread_cpu(pid: int, tid: int) -> int | None:
@@ -36,3 +38,13 @@ def _stat(path: str) -> list[bytes]:
             raise
         return []
     return text[text.rindex(b")") + 1 :].split()
+
+
+def open_child(pid: int) -> int:
+    """A pidfd of the child ``pid``. On failure ends the child and raises OSError."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise

@@ -26,6 +26,7 @@ from ktaskfs.descriptors import close_all_but
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.kernel import Kernel
+from ktaskfs.host.process import open_child
 from ktaskfs.host.syscalls import fork
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
@@ -247,16 +248,6 @@ def _pass_on(child: _Child) -> None:
             shown = "".join(each if each.isprintable() else "?" for each in line)
             print(f"process {child.pid}: {shown}", file=sys.stderr)
     os.close(child.output)
-
-
-def open_child(pid: int) -> int:
-    """A pidfd of the child ``pid``. On failure ends the child and raises OSError."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
 
 
 def serve_on(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:

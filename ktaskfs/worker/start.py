@@ -1,7 +1,7 @@
 """Starts the spawner: the first one is forked by the daemon before its own imports, later ones are a new Python.
 
 A fork shares what it has imported, and that is a third of what both import together. But the daemon can only fork while
-it has one thread and nothing that a worker must not have.
+it has one thread and nothing that a worker must not have. The rest of the imports of both run at the same time.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import contextlib
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from ktaskfs.host.process import open_child
 from ktaskfs.worker import protocol
-from ktaskfs.worker.seal import report
-from ktaskfs.worker.spawner import open_child, serve_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,15 +40,7 @@ def fork_spawner(operations: Mapping[str, Operation[Any]]) -> SpawnerProcess:
     def fork(sock: socket.socket) -> int:
         pid = os.fork()
         if pid == 0:
-            status = 1
-            try:
-                _leave()
-                serve_on(sock, operations)
-                status = 0
-            except BaseException as error:
-                report(error)
-            finally:
-                os._exit(status)
+            _serve(sock, operations)
         return pid
 
     return _start(fork)
@@ -82,6 +73,21 @@ def _start(start: Callable[[socket.socket], int]) -> SpawnerProcess:
         pidfd = open_child(pid)
         undo.pop_all()
     return SpawnerProcess(pid, pidfd, ours)
+
+
+def _serve(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> NoReturn:
+    """In a forked spawner: serve to the end."""
+    status = 1
+    try:
+        _leave()
+        from ktaskfs.worker.spawner import serve_on
+
+        serve_on(sock, operations)
+        status = 0
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(status)
 
 
 def _leave() -> None:

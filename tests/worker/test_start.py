@@ -1,10 +1,12 @@
-"""The two ways to start a spawner have the same result."""
+"""The two ways to start a spawner have the same result, and a daemon does not wait for the spawner's own imports."""
 
 from __future__ import annotations
 
 import os
 import re
 import select
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,3 +51,18 @@ def test_a_forked_spawner_is_as_one_that_was_started(tmp_path: Path) -> None:
     name, where, session, holds, status = forked
     assert (name, where, session, status) == ("ktaskfs: spawner", "/", True, 0)
     assert str(planted) not in holds
+
+
+def test_a_daemon_imports_nothing_that_only_a_spawner_needs() -> None:
+    script = "import sys, ktaskfs.cli.mount, ktaskfs.daemon, ktaskfs.worker.start; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"ktaskfs.worker.protocol", "ktaskfs.tasks.launcher"} <= set(run.stdout.split())
+    assert not {"ktaskfs.worker.run", "ktaskfs.worker.look", "ktaskfs.host.becoming"} & set(run.stdout.split())
+
+
+def test_an_error_in_a_forked_spawner_is_told_before_it_ends() -> None:
+    script = "import os, sys; from ktaskfs.worker import start; sys.modules['ktaskfs.worker.spawner'] = None\n"
+    script += "sys.exit(start.fork_spawner({}).reap())"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "ktaskfs.worker.spawner" in run.stderr.splitlines()[-1]
