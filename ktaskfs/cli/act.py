@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.cli.complain import say
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.names import GLOB, matching
 from ktaskfs.cli.orders import ASSIGNMENT
@@ -94,6 +94,6 @@ def _each(
         elif error is None:
             print(name)
         else:
-            print(f"ktaskfs: {given.command} {name}: {error.message}", file=sys.stderr)
+            say(f"{given.command} {name}: {error.message}")
         status = status if error is None else 1
     return status

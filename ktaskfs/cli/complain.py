@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 def complain(error: KtaskfsError, place: str = "") -> None:
     """Print it on standard error, with its ``place``, and the refused command with a caret below."""
-    print(f"ktaskfs: {f'{place}: ' if place else ''}{error.message}", file=sys.stderr, flush=True)
+    say(f"{f'{place}: ' if place else ''}{error.message}")
     if isinstance(error, Refused):
         for line in filter(None, (error.command, error.caret)):
             print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def say(words: str) -> None:
+    """Print a line on standard error. A name in it, of a file for example, may have terminal escapes."""
+    from ktaskfs.units import printable
+
+    print(f"ktaskfs: {printable(words)}", file=sys.stderr, flush=True)

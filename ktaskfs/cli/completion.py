@@ -6,6 +6,7 @@ import argparse
 import itertools
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.mounted import Mounted
@@ -71,7 +72,8 @@ def completion(given: argparse.Namespace, top: argparse.ArgumentParser) -> int:
         print(SCRIPTS[given.shell], end="")
         return 0
     for each in candidates(given.words or [""], top):
-        print(each)
+        if "\n" not in each:  # it would be two candidates
+            sys.stdout.buffer.write(os.fsencode(f"{each}\n"))  # a name of a file need not be UTF-8
     return 0
 
 

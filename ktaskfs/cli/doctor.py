@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ktaskfs.cli import check_limits, check_pools, check_service
 from ktaskfs.cli.machine import Machine
 from ktaskfs.cli.mounted import Mounted
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -46,5 +47,5 @@ def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
 
 
 def _lines(finding: Finding) -> str:
-    mend = "" if finding.mend is None else f"\n{'':9}{finding.mend}"
-    return f"{finding.level.name:7}  {finding.check}: {finding.text}{mend}"
+    mend = "" if finding.mend is None else f"\n{'':9}{printable(finding.mend)}"
+    return f"{finding.level.name:7}  {finding.check}: {printable(finding.text)}{mend}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.names import chosen, matching
+from ktaskfs.cli.reports import for_people
 from ktaskfs.cli.tables import rows
 
 if TYPE_CHECKING:
@@ -78,4 +79,4 @@ def _print_all_of(mounted: Mounted, name: str, *, first: bool) -> None:
         print(f"\n{threads}", end="")
     if result := mounted.read(f"tasks/{name}/result"):
         sys.stdout.flush()
-        sys.stdout.buffer.write(os.fsencode(f"\n{result}"))
+        sys.stdout.buffer.write(os.fsencode(f"\n{for_people(result) if os.isatty(1) else result}"))

@@ -44,7 +44,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
             return _store(config, manager)
         if not given.foreground:
             return _run_behind(config, environment)
-        _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler())
+        _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler(_log_stream(os.dup(2))))
         _run(config, _open_statedir(config), lambda: None, manager)
     except KtaskfsError as error:
         _complain(error.message)
@@ -57,16 +57,22 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     return 0
 
 
+def _log_stream(fd: int) -> TextIO:
+    """A stream to ``fd``, a copy of standard error: descriptor 2 is another file while the session captures what
+    libfuse says."""
+    return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
 class LogFile(logging.StreamHandler[TextIO]):
-    """Logs to standard error, which is the file ``log``, so that other messages there are in it, too.
+    """Logs to the file ``log``, which is also standard error, so that other messages there are in it, too.
 
     The spawner writes to the same open file, so a full log is copied and then emptied.
     """
 
     def __init__(self, directory: PrivateDirectory) -> None:
         """Open the file, made if missing, as standard output and error. Raises OSError."""
-        # Not sys.stderr, which there is none of where the caller has closed it.
-        super().__init__(os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False))
+        self._fd = os.dup(2)
+        super().__init__(_log_stream(self._fd))
         self._directory = directory
         self._open()
 
@@ -74,11 +80,12 @@ class LogFile(logging.StreamHandler[TextIO]):
         log = self._directory.open(LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.dup2(log, self._fd, inheritable=False)
         os.close(log)
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        status = os.fstat(2)
+        status = os.fstat(self._fd)
         with contextlib.suppress(OSError):  # the next line tries again, and until then the file has them all
             if not status.st_nlink:  # somebody has removed it
                 self._open()
@@ -89,8 +96,8 @@ class LogFile(logging.StreamHandler[TextIO]):
         """Move ``size`` bytes of the log to ``log.old``. Raises OSError."""
         old = self._directory.open(f"{LOG_NAME}.old", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with open(old, "wb") as file:
-            file.write(os.pread(2, size, 0))
-        os.ftruncate(2, 0)
+            file.write(os.pread(self._fd, size, 0))
+        os.ftruncate(self._fd, 0)
 
 
 def _log_to(handler: logging.Handler) -> None:

@@ -118,10 +118,6 @@ class Mounted(NamedTuple):
         except OSError as error:
             raise self.failed(error, directory) from error
 
-    def has_task(self, name: str) -> bool:
-        """Whether there is a task of that name that the caller may know of."""
-        return os.path.isdir(f"{self.path}/tasks/{name}")
-
     def write(self, file: str, text: str) -> None:
         """One command, in one write(2). Raises Refused, too."""
         fd = self.open(file, os.O_WRONLY)

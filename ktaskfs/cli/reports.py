@@ -178,7 +178,7 @@ def show_end(standings: Sequence[Standing], report: Report) -> None:
     for each in standings:
         if each.result and report.results:
             heading = f"==> {each.name} <==\n" if several else ""
-            text, left_out = beginning(each.result) if os.isatty(1) else (each.result, 0)
+            text, left_out = beginning(for_people(each.result)) if os.isatty(1) else (each.result, 0)
             sys.stdout.flush()
             write_all(1, os.fsencode(heading + text))
             if left_out:
@@ -187,6 +187,13 @@ def show_end(standings: Sequence[Standing], report: Report) -> None:
             from ktaskfs.cli.phrases import complaint
 
             print(f"ktaskfs: {complaint(each)}", file=sys.stderr)
+
+
+def for_people(text: str) -> str:
+    """A result for a terminal: a list of digests has names of files as they are, also those with escape sequences."""
+    from ktaskfs.units import printable
+
+    return "".join(f"{printable(line)}\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def beginning(text: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
-from ktaskfs.cli.complain import complain
+from ktaskfs.cli.complain import complain, say
 from ktaskfs.cli.follow import exit_status, follow, gravest
 from ktaskfs.cli.interrupts import INTERRUPTED
 from ktaskfs.cli.mounted import Mounted
@@ -61,7 +61,7 @@ def _run_file(given: argparse.Namespace, file: str, interrupts: PassedInterrupts
     try:
         for place, text in read_lines(file):
             if status := _run_text(given, text, interrupts):
-                print(f"ktaskfs: {place}: not done; the following lines are skipped", file=sys.stderr)
+                say(f"{place}: not done; the following lines are skipped")
                 return status
     except DaemonAway:
         raise
@@ -157,7 +157,7 @@ def _stay(
         report.close()
     show_end([each for each in standings if each.has_ended], report)
     if at_work := [each.name for each in standings if not each.has_ended]:
-        print(f"ktaskfs: {_follow_again(mounted, at_work)}", file=sys.stderr)
+        say(_follow_again(mounted, at_work))
     return INTERRUPTED if interrupts.count else exit_status(standings)
 
 

@@ -54,10 +54,12 @@ def _text(specs: list[Spec]) -> str:
 
 def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> list[str]:
     for attempt in range(TRIES):
-        there = [each for each in specs if each.name is not None and mounted.has_task(each.name)]
+        states = [None if each.name is None else _state_of(mounted, each.name) for each in specs]
+        # A new task takes the name of a planned one.
+        there = [each for each, state in zip(specs, states, strict=True) if state not in (None, "planned")]
         rest = [each for each in specs if each not in there]
         if if_exists is IfExists.RERUN:
-            ended = [each for each in there if not _is_at_work(mounted, each.name)]
+            ended = [each for each in there if _state_of(mounted, each.name) not in AT_WORK]
             there = [each for each in there if each not in ended]
             rest = [each.adding("replace") if each in ended else each for each in specs if each not in there]
         for spec in there:
@@ -76,14 +78,14 @@ def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> 
     raise AssertionError("the last try returns or raises")
 
 
-def _is_at_work(mounted: Mounted, name: str | None) -> bool:
-    """Whether the task of that name is there, and has not ended."""
+def _state_of(mounted: Mounted, name: str | None) -> str | None:
+    """The state of the task of that name; None if there is none."""
     try:
-        return mounted.read(f"tasks/{name}/state").strip() in AT_WORK
+        return mounted.read(f"tasks/{name}/state").strip()
     except TargetError as error:
         if error.errno not in GONE:
             raise
-        return False
+        return None
 
 
 def _resume(mounted: Mounted, name: str) -> None:

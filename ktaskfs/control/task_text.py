@@ -156,7 +156,7 @@ def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = N
     fields += [
         ("Uid", task.uid),
         ("Gid", task.gid),
-        ("Pid", "-" if task.worker is None else task.worker.pid),
+        ("Worker", "-" if task.worker is None else task.worker.pid),
         ("Threads", f"{len(snapshot.threads)}{_found(snapshot)}"),
         ("Chunks", sum(each.chunks for each in snapshot.threads)),
         ("Done", f"{done} {units}"),

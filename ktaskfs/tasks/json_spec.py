@@ -21,15 +21,19 @@ def objects_of_value(text: str, at: int) -> Generator[str, None, int]:
     if text[at] == "{":
         return (yield from _object(text, at))
     at = end_of_blanks(text, at + 1)
-    while text[at : at + 1] != "]":
+    if text[at : at + 1] == "]":
+        return at + 1
+    while True:
         if text[at : at + 1] != "{":
             raise _not_json(text, at, "a list of specs has objects, and ] at its end")
         at = end_of_blanks(text, (yield from _object(text, at)))
-        if text[at : at + 1] == ",":
-            at = end_of_blanks(text, at + 1)
-        elif text[at : at + 1] != "]":
-            raise _not_json(text, at, "expecting , or ] after an object of a list")
-    return at + 1
+        match text[at : at + 1]:
+            case "]":
+                return at + 1
+            case ",":
+                at = end_of_blanks(text, at + 1)
+            case _:
+                raise _not_json(text, at, "expecting , or ] after an object of a list")
 
 
 def _object(text: str, at: int) -> Generator[str, None, int]:

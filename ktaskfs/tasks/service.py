@@ -61,7 +61,7 @@ class TaskService:
         try:
             now = self._beginning_now(uid, specs)
             named = [(spec.parameters.name, spec.parameters.replace) for spec in specs if spec.parameters.name]
-            replaced = self.table.replaceable(uid, [name for name, replace in named if replace])
+            replaced = self.table.replaceable(uid, named)
             names = [name for name, _ in named]
             self.table.check_names(names, replaced)
         except KtaskfsError:

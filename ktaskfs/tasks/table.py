@@ -21,7 +21,7 @@ from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence, Set
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 
     from ktaskfs.tasks.tunables import Settings
 
@@ -134,10 +134,14 @@ class TaskTable:
             all_users = f"all users together {used} of {most}"
             raise TooManyTasks(f"you have {own} queued tasks, {all_users}: the rest is for others")
 
-    def replaceable(self, uid: int, names: Sequence[str]) -> list[Task]:
-        """The ended tasks of ``uid`` that have one of ``names``."""
-        found = (self._tasks.get(name) for name in names)
-        return [task for task in found if task is not None and task.uid == uid and task.state in ENDED]
+    def replaceable(self, uid: int, named: Iterable[tuple[str, bool]]) -> list[Task]:
+        """The tasks of ``uid`` whose names are free for new ones.
+
+        ``named`` has the names, and whether any ended task may be replaced; a planned one always may, as the work under
+        the same name comes after the plan.
+        """
+        found = ((self._tasks.get(name), ENDED if replace else {State.PLANNED}) for name, replace in named)
+        return [task for task, states in found if task is not None and task.uid == uid and task.state in states]
 
     def set_aside(self, task: Task) -> None:
         """Free the name of an ended task; then ``put_back`` or ``drop`` it."""

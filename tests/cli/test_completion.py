@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,14 @@ def test_operations_parameters_and_values(words: Callable[..., list[str]], memor
     assert words("run", "checksum", f"path={memory}/f") == [f"path={memory}/file"]
     assert words("run", "checksum", f"path={memory.parent}/mem") == [f"path={memory}/"]
     assert words("run", "nonsense", "") == []
+
+
+def test_names_of_files_that_are_not_utf_8_or_not_one_line(command: Command, memory: Path) -> None:
+    for name in (b"odd\xff", b"odd\nname"):
+        (memory / os.fsdecode(name)).touch()
+    asked = ["ktaskfs", "completion", "words", "run", "checksum", f"path={memory}/odd"]
+    said = subprocess.run(asked, env=environment(command.mount), capture_output=True, check=True)
+    assert (said.stdout, said.stderr) == (b"path=%b/odd\xff\n" % os.fsencode(memory), b"")
 
 
 def test_names_of_tasks_that_the_command_is_for(

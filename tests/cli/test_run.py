@@ -223,10 +223,15 @@ def test_an_existing_name(command: Command, memory: Path, slow: str) -> None:
     assert command.mount.read(f"tasks/{slow}/op") == "checksum\n"
 
 
-def test_a_plan_is_no_work_that_could_be_joined(command: Command, memory: Path) -> None:
+@pytest.mark.parametrize("way", ["fail", "join", "resume", "replace", "rerun"])
+def test_the_work_comes_after_its_plan(command: Command, memory: Path, way: str) -> None:
+    """A plan is no work that could be joined, so its name is free."""
     spec = ["clear", f"path={memory}/file", "name=c"]
-    assert command("run", "--plan", *spec).status == 0
-    assert "the task c exists already, with plan=1" in command("run", "--if-exists=join", *spec).err
+    for _ in range(2):
+        assert command("run", "--plan", *spec).status == 0
+    assert command("run", "--if-exists", way, *spec).status == 0
+    assert command.mount.read("tasks/c/state") == "done\n"
+    assert command("run", "--plan", *spec).status == 1, "a task that has worked keeps its name"
 
 
 def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> None:

@@ -111,9 +111,15 @@ def test_status_is_keys_and_values_as_in_proc() -> None:
     fields = dict(line.split(":\t", 1) for line in lines)
     assert all(re.fullmatch(r"[A-Z][a-z_]*:\t.*", line) for line in lines)
     assert (fields["Name"], fields["State"], fields["Path"], fields["Length"]) == ("t", "running", "/a", "4K")
-    assert (fields["Uid"], fields["Pid"], fields["Undo"], fields["Max_threads"]) == ("7", "-", "1", "max")
+    assert (fields["Uid"], fields["Worker"], fields["Undo"], fields["Max_threads"]) == ("7", "-", "1", "max")
     assert (fields["Done"], fields["Total"], fields["Percent"]) == ("50 bytes", "100 bytes", "50.0")
     assert (fields["Speed"], fields["Seconds"], fields["Finish"], fields["Error"]) == ("25B/s", "2.000", "2.0s", "0")
+
+
+def test_no_key_of_the_status_has_two_meanings() -> None:
+    """An empty task has the parameters of all operations."""
+    keys = [line.partition(":\t")[0] for line in status(Task(1, "t", 0, 0)).splitlines()]
+    assert sorted(set(keys)) == sorted(keys)
 
 
 def test_the_status_of_an_empty_task_shows_every_parameter_that_it_has_a_file_for() -> None:

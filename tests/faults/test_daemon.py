@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -195,3 +196,21 @@ def test_a_caller_that_dies_during_its_write(mounted: Mount, tmpfs: Path) -> Non
     os.kill(spawner, signal.SIGCONT)
     finish(mounted, "t")
     assert mounted.read("tasks/t/progress") == f"{MIB} / {MIB}\n"
+
+
+def test_what_ends_during_the_start_of_a_daemon_has_its_own_lines_in_the_log(
+    mount_maker: MountMaker, area: Path, tmpfs: Path
+) -> None:
+    """The session captures standard error at that time, for the errors of libfuse; the log is not in it."""
+    first = mount_maker(statedir=area / "kept")
+    spawner = int(run("pgrep", "-P", str(first.pid), "-f", "spawner").out)
+    os.kill(spawner, signal.SIGSTOP)
+    for name in ("a", "b"):
+        start(first, name, tmpfs / name)  # answered after a second, without a worker
+    first.kill()
+    os.kill(spawner, signal.SIGKILL)
+    second = mount_maker(statedir=area / "kept")
+    words = "interrupted in 0.0s: the daemon ended before the work began"
+    ends = [line for line in second.log.read_text().splitlines() if words in line]
+    lines = [re.fullmatch(r"\S+ \S+ WARNING task (\w): \w+ \S+ (.*)", line) for line in ends]
+    assert sorted((line[1], line[2]) for line in lines if line is not None) == [("a", words), ("b", words)], ends

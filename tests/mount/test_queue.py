@@ -69,8 +69,8 @@ def test_cancel_ends_what_waits_too(mounted: Mount, memory: Path) -> None:
 
 def test_a_plan_and_then_the_work_under_the_same_name(mounted: Mount, memory: Path) -> None:
     spec = f"fallocate path={memory}/new length=1M name=t"
-    for _ in range(2):
-        assert mounted.write(CONTROL, f"{spec} plan=1 replace=1") == (0, None)
+    for more in ("plan=1 replace=1", "plan=1"):
+        assert mounted.write(CONTROL, f"{spec} {more}") == (0, None)
         assert mounted.read("tasks/t/wait").splitlines()[-1] == "planned"
         assert mounted.read("tasks/t/result").splitlines() == [
             "operation fallocate",
@@ -83,9 +83,9 @@ def test_a_plan_and_then_the_work_under_the_same_name(mounted: Mount, memory: Pa
     assert os.listdir(memory) == []
     assert mounted.write("tasks/t/control", "resume") == (1, "EBUSY")
     assert mounted.write("tasks/t/plan", "0") == (1, "EBUSY")
-    assert mounted.write(CONTROL, spec) == (1, "EEXIST")
-    assert mounted.write(CONTROL, f"{spec} replace=1") == (0, None)
+    assert mounted.write(CONTROL, spec) == (0, None)
     assert mounted.read("tasks/t/wait").splitlines()[-1] == "done"
+    assert mounted.write(CONTROL, f"{spec} plan=1") == (1, "EEXIST")
     assert mounted.write(CONTROL, f"{spec} plan=1 replace=1 path={memory}/no/file") == (1, "EINVAL")
     bad = f"fallocate path={memory}/no/file length=1M name=t plan=1 replace=1"
     assert mounted.write(CONTROL, bad) == (1, "ENOENT")

@@ -160,6 +160,7 @@ def test_a_write_has_lines_objects_and_lists_of_objects() -> None:
         ('{"op": "wipe",\n "path": "a" x}', ' "path": "a" x}', "x", "not JSON: Expecting ',' delimiter"),
         ('{"op": "wipe"} wipe path=a', '{"op": "wipe"} wipe path=a', "w", "not JSON: Extra data"),
         ('[{"op": "wipe"}, 1]', '[{"op": "wipe"}, 1]', "1", "a list of specs has objects"),
+        ('[{"op": "wipe"},]', '[{"op": "wipe"},]', "]", "a list of specs has objects"),
         ('[{"op": "wipe"}\n{"op": "wipe"}]', '{"op": "wipe"}]', "{", "expecting , or ]"),
         ('[{"op": "wipe"},\n', '[{"op": "wipe"},', ",", "a list of specs has objects"),
         ("wipe 'a\nb'", "wipe 'a", "'a", "not closed"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.cli.follow import GRAVITY, STATUS_OF, Standing
 from ktaskfs.errors import errno_name
+from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,18 +90,24 @@ def _gravity(standing: Standing) -> int:
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """The object on a line; None for other text, from ssh, a shell or a login script."""
+    """The object on a line; None for other text, from ssh, a shell or a login script.
+
+    Nothing in it but ``result`` has terminal escapes: the host may be in other hands.
+    """
     try:
         found = json.loads(line.decode())  # of bytes it would guess the encoding
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    texts = {key: printable(each) for key, each in found.items() if isinstance(each, str) and key != "result"}
+    return {**found, **texts}
 
 
 def text_of_line(line: bytes) -> str:
     """The printable text of a line that is not an object."""
     text = line.decode(errors="backslashreplace").strip()
-    return re.sub(r"[\x00-\x1f\x7f]", "?", text)[:HEARD_MOST]
+    return "".join(each if each.isprintable() else "?" for each in text[:HEARD_MOST])
 
 
 def without_name(words: str, host: str) -> str:

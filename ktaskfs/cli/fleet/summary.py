@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.fleet.connections import folded
 from ktaskfs.cli.fleet.hosts import FINE, percent
-from ktaskfs.cli.reports import beginning, write_all
+from ktaskfs.cli.reports import beginning, for_people, write_all
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def show_results(fleet: Fleet) -> None:
     found = fleet.results()
     several = len({task for task, _ in found}) > 1
     for (task, result), hosts in found.items():
-        text, left_out = beginning(result) if os.isatty(1) else (result, 0)
+        text, left_out = beginning(for_people(result)) if os.isatty(1) else (result, 0)
         sys.stdout.flush()
         write_all(1, os.fsencode(f"==> {folded(hosts)}{f' {task}' if several else ''} <==\n{text}"))
         if left_out:

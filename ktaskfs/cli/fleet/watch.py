@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
 from ktaskfs.cli.fleet.connections import Connections, Way, names_of
-from ktaskfs.cli.fleet.hosts import LEFT, SKIPPED, TIMEOUT, UNREACHABLE, WAITING, Fleet
+from ktaskfs.cli.fleet.hosts import LEFT, SKIPPED, TIMEOUT, UNREACHABLE, WAITING, Fleet, text_of_line
 from ktaskfs.cli.fleet.reports import report_for
 from ktaskfs.cli.fleet.summary import show_results
 from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
@@ -125,7 +125,7 @@ class Watch:
     def said(self, host: str, line: bytes) -> None:
         """See Watcher."""
         if host not in self._fleet:
-            self._report.note(f"{host}: {line.decode(errors='backslashreplace')}")
+            self._report.note(f"{host}: {text_of_line(line)}")
         elif self._fleet.heard(host, line):
             self._report.heard(self._fleet[host], line)
 

@@ -23,6 +23,8 @@ DONE: Final = 1
 SKIPPED: Final = 2
 SPECIAL: Final = 0
 """Instead of an errno: a FIFO, a device or the like."""
+CHANGED: Final = errno.EBUSY
+"""The errno for a file that changed during the work; its own words say something else."""
 FIRST_OWN_MARK: Final = 4
 """First mark with a meaning of the operation's own."""
 SKIPPED_ROOM: Final = 256 << 10
@@ -131,7 +133,8 @@ class Report:
     def _require_none_but(self, pardoned: set[int], text: str, words: str) -> None:
         serious = [number for number, _ in self.reasons.most_common() if number not in pardoned]
         if serious:
-            words += f"{self.reasons.total()} skipped: {os.strerror(serious[0])}"
+            why = "changed during the work" if serious[0] == CHANGED else os.strerror(serious[0])
+            words += f"{self.reasons.total()} skipped: {why}"
             raise Finding(words, position=0, result=text, errno=serious[0])
 
 

@@ -90,7 +90,8 @@ def list_text(lines: Iterable[bytes], remarks: str) -> str:
 def read_manifest(kernel: Kernel, path: str, algorithm: str) -> dict[str, bytes]:
     """The digest of each name in a list, which is made relative and plain (``./a//b`` is ``a/b``).
 
-    Raises TargetError, EFBIG for a list of more than MANIFEST_MAX bytes, and InvalidValue for a line that is none.
+    Raises TargetError, EFBIG for a list of more than MANIFEST_MAX bytes, and InvalidValue for a line that is none, for
+    a list of nothing (a file that was never written would prove all), and for a name with two digests.
     """
     size = TOOLS[algorithm]().digest_size
     found: dict[str, bytes] = {}
@@ -105,7 +106,11 @@ def read_manifest(kernel: Kernel, path: str, algorithm: str) -> dict[str, bytes]
         name = match[3]
         if match[1]:
             name = re.sub(rb"\\[\\nr]", lambda escape: _ESCAPED[escape[0]], name)
-        found[os.path.normpath(os.fsdecode(name))] = bytes.fromhex(match[2].decode())
+        plain, digest = os.path.normpath(os.fsdecode(name)), bytes.fromhex(match[2].decode())
+        if found.setdefault(plain, digest) != digest:
+            raise InvalidValue(f"{path}, line {number}: {shown(plain)} has another digest in an earlier line")
+    if not found:
+        raise InvalidValue(f"{path} lists no file")
     return found
 
 

@@ -110,6 +110,24 @@ def test_a_manifest_that_is_none(runner: Runner, tree: Path, disk: Path, text: s
     assert runner.refused("checksum", path=tree, manifest=disk / "none").errno == errno.ENOENT
 
 
+@pytest.mark.parametrize("text", ["", "\n\r\n# nothing\n"])
+def test_a_manifest_of_nothing_proves_nothing(runner: Runner, tree: Path, disk: Path, text: str) -> None:
+    manifest = disk / "SUMS"
+    manifest.write_text(text)
+    refused = runner.refused("checksum", path=tree, manifest=manifest)
+    assert (refused.errno, refused.message) == (errno.EINVAL, f"{manifest} lists no file")
+
+
+def test_a_manifest_with_two_digests_of_one_file(runner: Runner, tree: Path, disk: Path) -> None:
+    manifest = disk / "SUMS"
+    right = next(line for line in tool("sha256sum", tree) if line.endswith("  ü"))
+    manifest.write_text(f"{right}\n{right}\n")
+    assert "\ndiffer 0\n" in digests(runner, path=tree, manifest=manifest)
+    manifest.write_text(f"{'0' * 64}  ü\n{right.replace('ü', './ü')}\n")
+    refused = runner.refused("checksum", path=tree, manifest=manifest)
+    assert (refused.errno, ", line 2: " in refused.message) == (errno.EINVAL, True)
+
+
 def test_a_long_list_goes_to_a_file(runner: Runner, tree: Path, disk: Path) -> None:
     (tree / "bad\udcff").touch()
     assert digests(runner, path=tree).endswith("# 1 more; use out=FILE for all\n")
@@ -185,6 +203,7 @@ def test_a_file_that_changes_while_it_is_read(runner: Runner, tree: Path, monkey
     monkeypatch.setattr(os, "preadv", preadv)
     found = failed(runner, path=large, algorithm="b2sum")
     assert (found.errno, found.result) == (errno.EBUSY, "# reason path\n# EBUSY .\n")
+    assert found.message == "1 skipped: changed during the work"
 
 
 def test_links_and_second_names(runner: Runner, tree: Path) -> None:
