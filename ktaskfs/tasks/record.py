@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from dataclasses import fields as fields_of
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
@@ -25,8 +24,7 @@ VERSION: Final = 5
 """Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """The data needed to show or adopt a task after the daemon's death.
 
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
@@ -90,7 +88,7 @@ class Record:
             "start_time": self.start_time,
             "remaining": history.remaining and [(node.start, node.end, node.nid) for node in history.remaining],
             "base": history.base,
-            "baseline": history.baseline and vars(history.baseline),
+            "baseline": history.baseline and history.baseline._asdict(),
             "caller": self.caller and self.caller.to_fields(),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
             "final": history.final and _snapshot_fields(history.final),
@@ -186,7 +184,8 @@ def _shape(numbers: list[Any]) -> Shape:
 def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
     """The inverse of ``_snapshot``."""
     fields = {each.name: getattr(snapshot, each.name) for each in fields_of(Snapshot)}
-    return fields | {"nodes": list(map(vars, snapshot.nodes)), "threads": list(map(vars, snapshot.threads))}
+    nodes, threads = ([each._asdict() for each in part] for part in (snapshot.nodes, snapshot.threads))
+    return fields | {"nodes": nodes, "threads": threads}
 
 
 def _snapshot(fields: dict[str, Any]) -> Snapshot:

@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.units import format_cpulist, format_size, parse_cpulist, parse_int, parse_size, shown
@@ -31,8 +31,7 @@ CPULIST_MAX: Final = 4096
 """Characters of a list: enough to name all 1,024 nodes one by one."""
 
 
-@dataclass(frozen=True)
-class Kind(Generic[T]):
+class Kind(NamedTuple, Generic[T]):
     """A type of value: how to parse its text (raises InvalidValue) and write it back.
 
     ``format(parse(text))`` is the canonical text; parsing that again gives an equal value. ``absent`` is the text
@@ -45,8 +44,7 @@ class Kind(Generic[T]):
     absent: str = "-"
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One declared parameter, as the spec parser and the mount's files see it."""
 
     name: str

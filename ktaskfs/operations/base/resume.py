@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host import statx
@@ -28,8 +27,7 @@ NUMBER_MAX: Final = 2**64 - 1
 """The caller controls the worker, so only a short baseline is kept. No operation has so many paths."""
 
 
-@dataclass(frozen=True)
-class FileState:
+class FileState(NamedTuple):
     """Device, inode and time of birth (ns, 0 where the filesystem keeps none) of a file, and its size in bytes."""
 
     identity: tuple[int, int, int]
@@ -46,8 +44,7 @@ class FileState:
             raise TargetError.from_os(error, f"examine {path}") from error
 
 
-@dataclass(frozen=True)
-class Baseline:
+class Baseline(NamedTuple):
     """The state at the start of a run.
 
     files: the identity of the file or process behind each parameter that is a path or a PID.

@@ -122,7 +122,7 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
         return parameter(kind, text)
     defaults = list(dict.fromkeys(each.default for each in parameters))
     if len(defaults) > 1 and None not in defaults:  # each target has its own
-        kind = dataclasses.replace(kind, absent="|".join(map(kind.format, defaults)))
+        kind = kind._replace(absent="|".join(map(kind.format, defaults)))
     return parameter(kind, text, default=defaults[0] if len(defaults) == 1 else None)
 
 

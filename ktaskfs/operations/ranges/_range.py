@@ -126,7 +126,7 @@ class RangeOperation(Operation[P]):
         found = super().baseline(parameters, nodes)
         size = FileState.of(parameters.path).size
         end = self.end_of_range(parameters, size, nodes)
-        return replace(found, end=end, size=min(size, end))
+        return found._replace(end=end, size=min(size, end))
 
     def end_of_range(self, parameters: P, size: int, nodes: Sequence[Node]) -> int:
         """The end of the range, for a file that now has ``size`` bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
@@ -84,8 +84,7 @@ class Compare(RangeOperation[CompareParameters]):
         return preparation.plan(nodes, control, comparer.finish)
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """The comparison: ``extent`` of the file with the range ``shift`` bytes further in the source.
 
     ``ends``: the ends of file and source, or of the extent if that is first; all are positions in the file. After the

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
@@ -129,8 +129,7 @@ def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
     return extent
 
 
-@dataclass(frozen=True)
-class _Route:
+class _Route(NamedTuple):
     """The copy: to ``extent`` of the target, from ``shift`` bytes further in the source.
 
     ``sparse``: holes of the source become holes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.mapping import Mapping
@@ -179,8 +179,7 @@ def _reserved(kernel: Kernel, files: ManyFiles, index: int) -> Allocator:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """The range in whole pages, the size that the file is to have, and whether some pages lie past its last one."""
 
     extent: Span

@@ -134,7 +134,7 @@ def test_a_resume_is_settled_by_the_one_that_is_meant(paint: SharedWord) -> None
     wall = parse_parameters(paint.parameters, {"what": "wall"})
     baseline = paint.baseline(wall, [Node(0, 2, NO_NODE)])
     assert baseline == Baseline({}, 0, 0, 2)
-    settled = paint.settled(wall, replace(baseline, size=7))
+    settled = paint.settled(wall, baseline._replace(size=7))
     assert (type(settled), settled) == (type(wall), replace(wall, height=7, colour="white"))
 
 
