@@ -6,7 +6,7 @@ from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import FoundWhy, NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
@@ -151,7 +151,7 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
     texts = fields["parameters"]
     if not all(isinstance(each, str) for each in texts.values()):
         raise TypeError("a parameter is of the wrong type")
-    for each in parameters_of(TaskParameters) if operation is None else operation.declared:
+    for each in TaskParameters.declared if operation is None else operation.declared:
         if each.name in texts:
             each.kind.parse(texts[each.name])
     remaining = None if fields["remaining"] is None else tuple(_node(each) for each in fields["remaining"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from ktaskfs.errors import TargetError
 from ktaskfs.host import statx
 from ktaskfs.host.process_memory import Process
-from ktaskfs.operations.base.parameters import PATH, PID, Kind, TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import PATH, PID, Kind, TaskParameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -87,7 +87,7 @@ class Baseline(NamedTuple):
 
     @classmethod
     def from_fields(cls, fields: Any) -> Baseline:
-        """The inverse of ``dataclasses.asdict``, through JSON or not; raises ValueError for anything else."""
+        """The inverse of ``_asdict``, through JSON or not; raises ValueError for anything else."""
         try:
             files = {
                 str(name): (_number(device), _number(inode), _number(born))
@@ -124,7 +124,7 @@ def process_identity(pid: int) -> tuple[int, int, int]:
 
 def values_of(parameters: TaskParameters, kind: Kind[T]) -> Iterator[tuple[str, T]]:
     """Name and value of each parameter of that kind that was given."""
-    for each in parameters_of(type(parameters)):
+    for each in parameters.declared:
         if each.kind is kind:
             value = getattr(parameters, each.name)
             if value is not None:

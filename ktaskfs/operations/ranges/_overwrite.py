@@ -10,7 +10,6 @@ import ctypes
 import errno
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.host.presence import data_extents, next_page
@@ -57,7 +56,6 @@ class Content(NamedTuple):
     block: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class OverwriteParameters(FileParameters, GuardedParameters):
     """A range, by default to the end of the file, with the guard of files in use."""
 

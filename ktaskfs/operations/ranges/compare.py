@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import syscalls
@@ -38,7 +37,6 @@ GRAIN: Final = 4096
 """Bytes of a piece that is counted byte by byte if it differs."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompareParameters(FileParameters):
     """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
 

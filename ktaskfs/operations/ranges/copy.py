@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
@@ -46,7 +45,6 @@ ALIGN: Final = 2 << 20
 """Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CopyParameters(RangeParameters, GuardedParameters):
     """A range of ``path``, and the source; without ``length`` the whole source."""
 

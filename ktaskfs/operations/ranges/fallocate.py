@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
@@ -55,7 +55,6 @@ MAX_CHUNK: Final = 64 << 20
 """A thread zeroes 2 MiB pages at about 9 GiB/s: 64 MiB take 7 ms; below 16 MiB the calls begin to show."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FallocateParameters(FileParameters):
     """A range, the file's mode, and whether it grows."""
 

@@ -11,7 +11,6 @@ import hashlib
 import os
 import stat
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
@@ -39,7 +38,6 @@ KIND_SHIFT: Final = 12
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 
 
-@dataclass(frozen=True, kw_only=True)
 class TreeParameters(TaskParameters):
     """A directory, or one file."""
 
