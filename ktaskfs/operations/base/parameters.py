@@ -66,19 +66,23 @@ class Parameter(NamedTuple):
         return self.kind.absent if self.default is None else self.kind.format(self.default)
 
 
-def parameter(kind: Kind[T], help: str, **default: Any) -> Any:
+_REQUIRED: Final = object()
+
+
+def parameter(kind: Kind[T], help: str, *, default: Any = _REQUIRED) -> Any:
     """A field of a declaration; without ``default=`` every spec must give it.
 
     A default of None means "not given"; ``help`` explains the effect.
     """
-    return Parameter("", kind, default.get("default"), help, required=not default)
+    required = default is _REQUIRED
+    return Parameter("", kind, None if required else default, help, required)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(parameter,))
 class Declaration:
-    """The fields of a subclass are parameters, and its values are frozen, as if it was a dataclass.
+    """The fields of a subclass are parameters. Its values are like those of a frozen dataclass, given by name.
 
-    A dataclass has methods that are compiled for it. Those of all operations took a tenth of the start of a mount.
+    Python would compile the methods of each dataclass: 19 ms of the start of a mount for all operations.
     """
 
     declared: ClassVar[tuple[Parameter, ...]]
@@ -95,12 +99,16 @@ class Declaration:
 
     def __init__(self, **values: Any) -> None:
         """Raises TypeError for a name that is not declared, and if a required one is missing."""
-        values = {each.name: each.default for each in self.declared if not each.required} | values
-        if values.keys() != {each.name for each in self.declared}:
+        all_values = {each.name: each.default for each in self.declared} | values
+        required = {each.name for each in self.declared if each.required}
+        if len(all_values) > len(self.declared) or not required <= values.keys():
             raise TypeError(f"these are not the parameters of {type(self).__name__}: {', '.join(values)}")
-        vars(self).update(values)
+        vars(self).update(all_values)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name} of {type(self).__name__} is frozen")
+
+    def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{name} of {type(self).__name__} is frozen")
 
     def __eq__(self, other: object) -> bool:

@@ -97,6 +97,23 @@ def test_a_declaration_is_read_back_in_order() -> None:
     assert (texts["undo"], texts["offset"], texts["length"], texts["words"]) == ("0", "0", "-", "fast")
 
 
+def test_a_value_is_like_that_of_a_frozen_dataclass() -> None:
+    value: Any = Sample(source="c", path="a")
+    same = Sample(path="a", source="c")._replace(offset=0)
+    assert (value, hash(value), repr(value)) == (same, hash(same), repr(same))
+    assert value not in (same._replace(offset=1), RangeParameters(path="a"))
+    with pytest.raises(AttributeError, match="path of Sample is frozen"):
+        value.path = "b"
+    with pytest.raises(AttributeError, match="path of Sample is frozen"):
+        del value.path
+
+
+@pytest.mark.parametrize("values", [{"path": "a"}, {"path": "a", "source": "c", "colour": "red"}, {}])
+def test_a_value_of_other_names_is_not_made(values: Any) -> None:
+    with pytest.raises(TypeError, match="not the parameters of Sample"):
+        Sample(**values)
+
+
 def test_the_same_comes_back_from_the_texts() -> None:
     texts = {"path": "/a b", "source": "c", "length": "1M", "nodes": "0-1,3", "undo": "1", "max_threads": "3"}
     values = parse_parameters(Sample, texts)
