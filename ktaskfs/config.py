@@ -7,8 +7,8 @@ import grp
 import hashlib
 import os
 import pwd
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import ConfigError, InvalidValue
 from ktaskfs.tasks.private_directory import PrivateDirectory
@@ -37,8 +37,7 @@ CONFIG_FILE: Final = "/etc/ktaskfs.conf"
 """The file with the tunables at the start, if it exists; the file of the option ``config=`` must exist."""
 
 
-@dataclass(frozen=True)
-class MountConfig:
+class MountConfig(NamedTuple):
     """All options of a daemon.
 
     statedir:    the directory with the records of tasks.
@@ -59,7 +58,7 @@ class MountConfig:
     mode: int = 0o660
     hidepid: int = 0
     allow_other: bool = True
-    tunables: Mapping[str, int] = field(default_factory=dict)
+    tunables: Mapping[str, int] = MappingProxyType({})
     config: str | None = None
     device: str | None = None
     keep: bool = False

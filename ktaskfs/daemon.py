@@ -8,8 +8,7 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -60,8 +59,7 @@ SIGNS_OF_LIFE: Final = 3
 """Watchdog pings per interval of the service manager, so that a slow one does no harm."""
 
 
-@dataclass(frozen=True)
-class _Daemon:
+class _Daemon(NamedTuple):
     """Shared by the parts of one daemon.
 
     config:   its options.
@@ -101,7 +99,7 @@ def run_daemon(
     state = StateDirectory(directory, crash_points(os.environ))  # locked: no other daemon can mount from now on
     try:
         if config.device is None and config.keep:
-            config = replace(config, device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
+            config = config._replace(device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
         elif config.device is None:
             clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
         elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NewType
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType
 
 from ktaskfs.errors import InvalidValue
 
@@ -114,8 +113,7 @@ def human_size(number: float) -> str:
     return f"{number:.1f}EiB"
 
 
-@dataclass(frozen=True)
-class Units:
+class Units(NamedTuple):
     """The unit of an operation's positions: ``name`` in the plural, ``amount`` formats a number of units for people."""
 
     name: str

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
 from ktaskfs.cli.arguments import parser
-from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.registry import find_operations
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 BEGINS: Final = "<!-- from the declarations: docs/reference/generate.py writes what stands between these marks -->"
 ENDS: Final = "<!-- written by hand from here on -->"
-COMMON: Final = parameters_of(TaskParameters)
+COMMON: Final = TaskParameters.declared
 
 
 def table(parameters: Iterable[Parameter]) -> str:

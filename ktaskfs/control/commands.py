@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control.privilege import CAP_SYS_ADMIN
 from ktaskfs.errors import KtaskfsError, TargetError
@@ -29,8 +28,7 @@ POWERLESS_ROOT: Final = -1
 """The quota user of root without capabilities, which must not use root's reserve."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commands:
+class Commands(NamedTuple):
     """What a command file does.
 
     file: its path in the mount, for the log. text: what it shows.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 BOUNDS: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0)
 """Upper bounds in seconds, inclusive; one more class has the longer ones. Each costs a series for each operation."""
 
 
-@dataclass(frozen=True)
-class Durations:
+class Durations(NamedTuple):
     """How many durations fell into each class, and their sum in seconds."""
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,15 +11,13 @@ if TYPE_CHECKING:
     from ktaskfs.host.hugepages import Pool
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """The kernel's load on this filesystem: open files and directories."""
 
     open_handles: int
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Everything in ``metrics``, except the figures of every process (CPU time, memory, descriptors).
 
     tasks:   by operation and state, now.

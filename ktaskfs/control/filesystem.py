@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ktaskfs.control.callers import Callers
@@ -46,4 +46,4 @@ class Filesystem:
 
     def attributes(self, mode: int) -> Attributes:
         """The root's attributes with another mode."""
-        return replace(self.root, mode=mode)
+        return self.root._replace(mode=mode)

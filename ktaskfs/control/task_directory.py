@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.control import figures, task_text
 from ktaskfs.control.commands import CommandFile, Commands
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from ktaskfs.vfs import Caller, Change, Inode
 
 
-@dataclass(frozen=True)
-class StatusFile:
+class StatusFile(NamedTuple):
     """A status file of a task; ``poll`` selects the changes that wake poll(2)."""
 
     name: str

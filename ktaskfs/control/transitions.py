@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import State, Task
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """``task`` changed from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one.
 
     ``replaced``: it was removed, and another task has its name.

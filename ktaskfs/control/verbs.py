@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control.privilege import require_power_over
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """A word for a task's ``control`` file, accepted in ``states``.
 
     ``owner_only``: only the task's owner may use it, not even root. It starts a worker with the writer's rights,

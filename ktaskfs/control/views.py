@@ -7,7 +7,6 @@ a writable inode or a changing directory, and no user can enter another's view.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.control.holders_file import HoldersFile
@@ -141,7 +140,7 @@ def _texts(uid: int, first: int, fs: Filesystem, listed: TaskList) -> Iterator[T
     def last_task(caller: Caller) -> str:
         return "".join(f"{name}\n" for name in fs.service.table.last_task.get(uid, ()))
 
-    writable = replace(readable, mode=0o600)
+    writable = readable._replace(mode=0o600)
     yield TextFile(first | ERROR_LOG, writable, lambda caller: log.errors(user), clear, texts=texts)
     yield TextFile(first | LAST_CMD_STATUS, readable, lambda caller: log.status(user), texts=texts)
     yield TextFile(first | LAST_TASK, readable, last_task, texts=texts)

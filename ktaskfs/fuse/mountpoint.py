@@ -10,8 +10,7 @@ import re
 import select
 import signal
 import subprocess
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs import mounts
 from ktaskfs.errors import ConfigError
@@ -34,8 +33,7 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class MountedFilesystem:
+class MountedFilesystem(NamedTuple):
     """A filesystem that is mounted: ``major:minor`` of its device, and its type."""
 
     device: str

@@ -15,8 +15,7 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pyfuse3
 
@@ -48,8 +47,7 @@ class CannotTakeOver(KtaskfsError):
     default_errno = errno.EBUSY
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """The kernel's request at the mount, its answer, and the kernel's knowledge since.
 
     Servers with the same ``tree`` give the same numbers and attributes to static inodes. ``opened`` is an upper bound

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
@@ -149,7 +148,7 @@ class Session:
 
     def _count_openings(self, agreement: Agreement, remember: Callable[[str], object]) -> None:
         openings = self._operations.openings
-        openings.remember = lambda bound: remember(replace(agreement, opened=bound).to_text())
+        openings.remember = lambda bound: remember(agreement._replace(opened=bound).to_text())
         openings.begin(agreement.opened)
 
     async def _terminate_when_cancelled(self) -> None:

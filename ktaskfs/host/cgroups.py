@@ -10,8 +10,7 @@ import errno
 import os
 import posixpath
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host.files import list_directory, read_file
 from ktaskfs.mounts import open_harmless, open_mount
@@ -25,8 +24,7 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """A group of one hierarchy. ``controllers`` is ``memory``, ``cpu,cpuacct``, ``name=systemd``, or V2."""
 
     controllers: str
@@ -52,16 +50,14 @@ def parse_groups(text: str) -> tuple[Group, ...]:
     return tuple(Group(controllers, path) for _, controllers, path in lines)
 
 
-@dataclass(frozen=True)
-class _Mount:
+class _Mount(NamedTuple):
     """A mount of a hierarchy: an O_PATH descriptor, and the path of the group that it shows."""
 
     fd: int
     root: str
 
 
-@dataclass(frozen=True)
-class GroupMounts:
+class GroupMounts(NamedTuple):
     """The mounted hierarchies by controller; the key of the one of version 2 is V2."""
 
     by_controller: Mapping[str, _Mount]
@@ -179,8 +175,7 @@ def _open_mounts(open_point: Callable[[str], int], places: Iterable[_Place]) -> 
     return mounts
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a hierarchy is mounted: its controllers, the group that it shows, the mount point."""
 
     controllers: tuple[str, ...]

@@ -11,8 +11,7 @@ import array
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host.cgroups import Group, parse_groups
@@ -31,8 +30,7 @@ _STATUS_MAX: Final = 64 << 10
 _INFINITY_TEXT: Final = b"unlimited"
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """The properties of a process that the kernel's permission checks use; plain numbers, for a message.
 
     ``start_time`` is in clock ticks since boot (field 22 of /proc/PID/stat): with ``pid`` it identifies a process
@@ -63,10 +61,10 @@ class Identity:
     def to_fields(self) -> dict[str, Any]:
         """The fields for JSON."""
         return {
-            **vars(self),
+            **self._asdict(),
             "groups": list(self.groups),
-            "cgroups": [vars(group) for group in self.cgroups],
-            "label": self.label and vars(self.label),
+            "cgroups": [group._asdict() for group in self.cgroups],
+            "label": self.label and self.label._asdict(),
         }
 
     @classmethod
@@ -84,8 +82,7 @@ class Identity:
         return (self.effective, self.permitted, self.bounding) if self.inside is None else self.inside
 
 
-@dataclass(frozen=True)
-class CallerProcess:
+class CallerProcess(NamedTuple):
     """A caller's identity, with descriptors of its root, its working directory and, if it differs, its user
     namespace."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host.cgroups import V2, Group, enter_group, own_groups, parse_groups
@@ -86,8 +85,7 @@ def _is_limit(mounts: GroupMounts, group: Group, name: str, shared: Group) -> bo
     return _LIMIT_V2.search(text) is not None
 
 
-@dataclass(frozen=True)
-class Headroom:
+class Headroom(NamedTuple):
     """The room under a limit of ``group``, in bytes: ``limit`` is the value of ``file``, and ``used`` is not
     reclaimable."""
 
@@ -132,8 +130,7 @@ def memory_headroom(kernel: Kernel) -> Headroom | None:
     )
 
 
-@dataclass(frozen=True)
-class OomKills:
+class OomKills(NamedTuple):
     """Counts the processes of ``group`` that the OOM killer killed, from ``before`` on.
 
     It holds no descriptor: the file is opened again after the worker's end.

@@ -12,8 +12,7 @@ import errno
 import fcntl
 import os
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host import statx
@@ -31,8 +30,7 @@ PATIENCE: Final = 0.5
 """Maximum delay in seconds by processes whose mappings cannot be read."""
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that has the file open or mapped; ``name`` is its comm."""
 
     pid: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host.hugetlbfs import Content, Mounted, Mounts, read_content, read_mounts
 from ktaskfs.host.may_hang import answers_in_time
@@ -24,8 +23,7 @@ _MEMFD: Final = "/memfd:"
 _SYSV: Final = "/SYSV"
 
 
-@dataclass(frozen=True)
-class HugeFile:
+class HugeFile(NamedTuple):
     """A file of huge pages: ``kind`` and ``path`` are for people, ``status`` is None if unknown."""
 
     page_size: int
@@ -34,8 +32,7 @@ class HugeFile:
     status: FileStatus | None
 
 
-@dataclass(frozen=True)
-class MountedFiles:
+class MountedFiles(NamedTuple):
     """Files with a path; mounts by device, each with its page size; other known devices.
 
     ``hung`` are the mount points that did not answer.
@@ -73,7 +70,7 @@ def find_mounted(kernel: Kernel, viewer: int, pids: Iterable[int]) -> MountedFil
         place, root = places[device]
         prefix = f"/proc/{root}" if root else ""
         if has is not None:
-            found[device] = (replace(place, path=prefix + place.path), has.page_size)
+            found[device] = (place._replace(path=prefix + place.path), has.page_size)
             for path, status in has.files.items():
                 files[device, status.inode, ""] = HugeFile(has.page_size, "file", prefix + path, status)
     others = frozenset[int]().union(*(mounts.others for _, mounts in tables))

@@ -49,16 +49,14 @@ class Area(NamedTuple):
         return Span(self.offset, self.offset + self.end - self.start)
 
 
-@dataclass(frozen=True)
-class SeenFile:
+class SeenFile(NamedTuple):
     """A file of huge pages as a process has it: the kernel's name for it, and what stat(2) says, if that is known."""
 
     name: str
     status: statx.FileStatus | None
 
 
-@dataclass(frozen=True)
-class HugeProcess:
+class HugeProcess(NamedTuple):
     """A process that has files of huge pages open or mapped. ``started`` is in clock ticks since boot."""
 
     pid: int

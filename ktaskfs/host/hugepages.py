@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.files import read_file
@@ -18,8 +17,7 @@ _POOLS: Final = "kernel/mm/hugepages"
 _NODES: Final = "devices/system/node"
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """The huge pages of one size, in pages, of the whole machine (``node`` None) or of one node.
 
     ``free`` includes the reserved ones: ``free - reserved`` are available. The kernel keeps no reservations
@@ -108,8 +106,7 @@ class NodePool:
         os.close(self._directory)
 
 
-@dataclass(frozen=True)
-class NodeCounts:
+class NodeCounts(NamedTuple):
     """Pages of one node's pool; ``total`` and ``free`` include surplus pages, which the kernel removes when they are
     freed."""
 

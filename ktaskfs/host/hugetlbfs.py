@@ -6,8 +6,7 @@ import contextlib
 import os
 import re
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import statx, syscalls
 from ktaskfs.host.files import read_file
@@ -22,8 +21,7 @@ DEPTH_MAX: Final = 32
 """Maximum depth of directories."""
 
 
-@dataclass(frozen=True)
-class Mounted:
+class Mounted(NamedTuple):
     """A place where a hugetlbfs is mounted in some mount namespace.
 
     ``device`` is the filesystem's number, and ``whole`` says whether the mount shows all of it. ``least`` is the mount
@@ -36,16 +34,14 @@ class Mounted:
     least: int
 
 
-@dataclass(frozen=True)
-class Mounts:
+class Mounts(NamedTuple):
     """The mounts of one mount namespace: those of hugetlbfs, and the devices of all others."""
 
     hugetlbfs: tuple[Mounted, ...]
     others: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """The contents of a mounted hugetlbfs: its page size, and its files by path."""
 
     page_size: int

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs import mounts
 from ktaskfs.errors import NotPermitted
@@ -31,8 +30,7 @@ def _never() -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """O_PATH descriptors of /proc and /sys, /dev/zero open for reading, and the mounts of control groups.
 
     They stay valid across fork(2): ``self`` below the descriptor of /proc means the process that
@@ -42,7 +40,7 @@ class Kernel:
     proc: int
     sys: int
     zero: int
-    cgroups: GroupMounts = field(default_factory=lambda: GroupMounts({}))
+    cgroups: GroupMounts = GroupMounts({})
     abandoned: Callable[[], bool] = _never
 
     @classmethod

@@ -8,8 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host.files import read_file
@@ -24,8 +23,7 @@ _MODE: Final = re.compile(r" \(([a-z]+|-)\)$")
 _STACK: Final = "//&"
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """``text`` of the file ``module``, APPARMOR or OTHER, below /proc/PID/attr."""
 
     module: str
@@ -86,8 +84,7 @@ def read_label(process: int) -> Label | None:
     return None
 
 
-@dataclass(frozen=True)
-class NewLabel:
+class NewLabel(NamedTuple):
     """A label for this process to take over; ``attributes`` is an O_PATH descriptor of its /proc/PID/attr."""
 
     label: Label

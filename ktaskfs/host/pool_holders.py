@@ -60,8 +60,7 @@ class Process(NamedTuple):
     uid: int
 
 
-@dataclass(frozen=True)
-class Holding:
+class Holding(NamedTuple):
     """Pages of one size that belong together.
 
     kind:     file, deleted, memfd, sysv, shared (anonymous), private, or mount (what one set aside with min_size=).
@@ -80,8 +79,7 @@ class Holding:
     processes: tuple[Process, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """All holdings, by size of page, the largest first; the pools; and what could not be looked at in time."""
 
     holdings: tuple[Holding, ...]

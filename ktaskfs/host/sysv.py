@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.libc import LIBC, checked
 
@@ -19,8 +18,7 @@ SHM_DEST: Final = 0o1000
 """In the mode of a segment: removed at the last detach."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A segment: its number, key, size and resident bytes, and its creator's uid.
 
     For huge pages Linux 6.7 and later multiply ``resident`` by the number of pages in a huge page.

@@ -92,7 +92,6 @@ class Target:
             os.close(self.directory)
 
 
-@dataclass(frozen=True)
 class AbsentTarget(Target):
     """A file that could be created. ``fd`` is its directory's, for facts about the filesystem."""
 

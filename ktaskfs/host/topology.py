@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.units import Nid, parse_cpulist
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 _NODES: Final = "devices/system/node"
 
 
-@dataclass(frozen=True)
-class NumaNode:
+class NumaNode(NamedTuple):
     """A NUMA node: its online CPUs (none, for memory alone), and its memory in bytes (none, for CPUs alone).
 
     ``reclaimable`` is memory that the kernel can reclaim from files and its own caches.
@@ -28,8 +26,7 @@ class NumaNode:
     reclaimable: int
 
 
-@dataclass(frozen=True)
-class MachineMemory:
+class MachineMemory(NamedTuple):
     """Bytes of memory of the whole machine; ``available`` is MemAvailable, an estimate, without swap."""
 
     total: int

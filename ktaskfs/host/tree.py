@@ -88,8 +88,7 @@ def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
     """Everything below ``fd``, the descriptor of a directory, of one regular file, or of one block device.
 
     ``cross_mounts``: enter other filesystems that are mounted there. ``links``: follow links, even out of the tree, but

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
 HOLE: Final = 1 << 30
 
 
-@dataclass(frozen=True)
-class Zeros:
+class Zeros(NamedTuple):
     """``fd`` reads as zeros: ``length`` bytes from its start, or endless if None."""
 
     fd: int

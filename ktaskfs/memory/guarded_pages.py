@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host.mapped_range import MappedRange
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from ktaskfs.span import Span
 
 
-@dataclass(frozen=True)
-class GuardedPages:
+class GuardedPages(NamedTuple):
     """The pages of a range, mapped under a HoleGuard. ``guard`` is None if the file has no holes."""
 
     guard: HoleGuard | None

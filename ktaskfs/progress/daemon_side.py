@@ -55,7 +55,7 @@ def lay_out_page(fd: int, shape: Shape, requests: Requests) -> None:
 
 def write_requests(fd: int, requests: Requests) -> None:
     """Put the daemon's requests into the page; the worker reads them when it is woken. Raises OSError."""
-    os.pwrite(fd, REQUESTS.packed(vars(requests)), REQUESTS.at * WORD)
+    os.pwrite(fd, REQUESTS.packed(requests._asdict()), REQUESTS.at * WORD)
 
 
 def read_requests(fd: int) -> Requests:

@@ -9,7 +9,7 @@ import errno
 import functools
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.progress.snapshot import FoundWhy, Phase, ThreadState
 from ktaskfs.span import NO_NODE
@@ -39,8 +39,7 @@ class Writer(Enum):
     WORKER = "worker"
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One word of a block: ``word`` counts from the start of the block.
 
     ``checked`` converts the number in the word. It accepts any number, because anybody may have written it.

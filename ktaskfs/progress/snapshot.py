@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import NamedTuple
 
 from ktaskfs.span import NO_NODE, Node
 
@@ -40,8 +41,7 @@ class FoundWhy(IntEnum):
     MOST = 3
 
 
-@dataclass(frozen=True)
-class Requests:
+class Requests(NamedTuple):
     """The daemon's requests to the worker. ``threads`` 0 and ``rate`` 0 mean no limit."""
 
     cancel: bool = False
@@ -51,8 +51,7 @@ class Requests:
     nice: int = 19
 
 
-@dataclass(frozen=True)
-class NodeProgress:
+class NodeProgress(NamedTuple):
     """One range of the work; ``position`` is how many of its ``size`` units were handed out."""
 
     start: int
@@ -61,8 +60,7 @@ class NodeProgress:
     position: int
 
 
-@dataclass(frozen=True)
-class ThreadProgress:
+class ThreadProgress(NamedTuple):
     """One thread: ``node`` indexes the ranges, ``start`` and ``end`` are ordinals in that range (equal if idle)."""
 
     slot: int

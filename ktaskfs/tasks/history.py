@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,7 @@ ALL_CAPABILITIES: Final = (1 << 64) - 1
 """The rights of a task whose authors all had full capabilities."""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """One value, replaced as a whole: to undo a failed start, assign the earlier one.
 
     operation: None while an empty task (mkdir) has no operation.
@@ -33,7 +32,7 @@ class History:
     """
 
     operation: Operation[Any] | None = None
-    texts: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = MappingProxyType({})
     remaining: tuple[Node, ...] | None = None
     base: int = 0
     baseline: Baseline | None = None

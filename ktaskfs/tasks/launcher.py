@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -42,8 +42,7 @@ class _Child:
     exited: trio.Event = field(default_factory=trio.Event)
 
 
-@dataclass(frozen=True)
-class ForkedWorker:
+class ForkedWorker(NamedTuple):
     """A new worker: its pid, a pidfd that the receiver must close, and the ticket for ``exit_status``."""
 
     pid: int
@@ -73,7 +72,7 @@ class Launcher:
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
         try:
-            await self._send(replace(request, ticket=ticket), fds, child)
+            await self._send(request._replace(ticket=ticket), fds, child)
             await child.answered.wait()
             answer = child.answer
             if answer is None:

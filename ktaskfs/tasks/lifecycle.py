@@ -125,7 +125,7 @@ class Lifecycle:
 
     def end(self, task: Task, state: State, final: Snapshot, result: bytes = b"") -> None:
         """Record the end of a task, with or without a worker."""
-        task.history = replace(task.history, final=final, result=result)
+        task.history = task.history._replace(final=final, result=result)
         task.worker = None
         if self.move(task, state):  # otherwise the next daemon needs the page
             try:

@@ -7,8 +7,7 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -42,8 +41,7 @@ SPARE_RANGES: Final = 64
 """Room in a page for ranges that the operation adds in its plan: one for each NUMA node."""
 
 
-@dataclass(frozen=True)
-class NewWorker:
+class NewWorker(NamedTuple):
     """A worker of ``task`` that takes over ``label``, prepares, and then waits for GO on ``channel``."""
 
     task: Task
@@ -110,7 +108,7 @@ class WorkerMaker:
             operation=history.operation.name,
             parameters=history.texts,
             remaining=None if history.remaining is None else [(n.start, n.size, n.nid) for n in history.remaining],
-            baseline=None if history.baseline is None else vars(history.baseline),
+            baseline=None if history.baseline is None else history.baseline._asdict(),
             identity=identity.to_fields(),
             load_bal_shift=self._settings["load_bal_shift"],
             follows=follows,

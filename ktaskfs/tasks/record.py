@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from dataclasses import fields as fields_of
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.progress import FoundWhy, NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.span import Node
@@ -25,8 +24,7 @@ VERSION: Final = 5
 """Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """The data needed to show or adopt a task after the daemon's death.
 
     pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
@@ -90,7 +88,7 @@ class Record:
             "start_time": self.start_time,
             "remaining": history.remaining and [(node.start, node.end, node.nid) for node in history.remaining],
             "base": history.base,
-            "baseline": history.baseline and vars(history.baseline),
+            "baseline": history.baseline and history.baseline._asdict(),
             "caller": self.caller and self.caller.to_fields(),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
             "final": history.final and _snapshot_fields(history.final),
@@ -153,7 +151,7 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
     texts = fields["parameters"]
     if not all(isinstance(each, str) for each in texts.values()):
         raise TypeError("a parameter is of the wrong type")
-    for each in parameters_of(TaskParameters) if operation is None else operation.declared:
+    for each in TaskParameters.declared if operation is None else operation.declared:
         if each.name in texts:
             each.kind.parse(texts[each.name])
     remaining = None if fields["remaining"] is None else tuple(_node(each) for each in fields["remaining"])
@@ -186,7 +184,8 @@ def _shape(numbers: list[Any]) -> Shape:
 def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
     """The inverse of ``_snapshot``."""
     fields = {each.name: getattr(snapshot, each.name) for each in fields_of(Snapshot)}
-    return fields | {"nodes": list(map(vars, snapshot.nodes)), "threads": list(map(vars, snapshot.threads))}
+    nodes, threads = ([each._asdict() for each in part] for part in (snapshot.nodes, snapshot.threads))
+    return fields | {"nodes": nodes, "threads": threads}
 
 
 def _snapshot(fields: dict[str, Any]) -> Snapshot:

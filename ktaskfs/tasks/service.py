@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
@@ -188,7 +187,7 @@ class TaskService:
         """
         if task.state is State.PAUSED:
             caller.close()
-            task.ask(replace(task.requests, paused=False))
+            task.ask(task.requests._replace(paused=False))
             self._lifecycle.move(task, State.RUNNING)
             return
         try:
@@ -206,14 +205,14 @@ class TaskService:
             planned = sum(node.size for node in remaining)
         # From now on ``base`` instead of ``final`` counts the earlier run's work.
         base = task.done(final)
-        task.history = replace(before, remaining=remaining, base=base, planned=planned, final=None, result=b"")
+        task.history = before._replace(remaining=remaining, base=base, planned=planned, final=None, result=b"")
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:
         """Start one task. If that fails, restore its state and its history ``before``."""
         state, history = task.state, task.history
         assert history.operation is not None
-        task.history = replace(history, texts=absolute_paths(history.operation, history.texts, caller))
+        task.history = history._replace(texts=absolute_paths(history.operation, history.texts, caller))
         try:
             await self._start([task], caller)
         except KtaskfsError:
@@ -241,7 +240,7 @@ class TaskService:
         elif task.state is State.STARTING:
             self._starter.cancel(task)
         else:
-            task.ask(replace(task.requests, cancel=True, paused=False))
+            task.ask(task.requests._replace(cancel=True, paused=False))
 
     def kill(self, task: Task) -> None:
         """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
@@ -256,13 +255,13 @@ class TaskService:
     def pause(self, task: Task) -> None:
         """Hand out no further chunk until ``resume``. Raises WrongState."""
         task.require({State.RUNNING}, "pause")
-        task.ask(replace(task.requests, paused=True))
+        task.ask(task.requests._replace(paused=True))
         self._lifecycle.move(task, State.PAUSED)
 
     def set_live(self, task: Task) -> None:
         """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``."""
         task.require_known()
-        task.ask(replace(task.requests, rate=task.rate_limit()))
+        task.ask(task.requests._replace(rate=task.rate_limit()))
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:

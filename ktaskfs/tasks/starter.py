@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -200,7 +200,7 @@ class Starter:
         batch.commit()
         try:
             for task in batch.tasks:
-                self._state.write(replace(Record.of(task), state=State.RUNNING))
+                self._state.write(Record.of(task)._replace(state=State.RUNNING))
         except OSError as error:
             raise TargetError.from_os(error, "write the task's record") from error
 
@@ -208,7 +208,7 @@ class Starter:
         self._table.move_all(batch.tasks, State.RUNNING)  # before anything else, such as a cancel
         with trio.CancelScope(shield=True):
             for each in batch.workers:
-                worker = each.task.worker = replace(each.worker, begun=True)
+                worker = each.task.worker = each.worker._replace(begun=True)
                 self._state.crash_point("send GO")
                 try:
                     await each.channel.send(protocol.GO)
@@ -224,7 +224,7 @@ class Starter:
         batch.workers.append(new)
         self._state.crash_point("a worker is forked")
         planned, baseline = await self._worker_maker.wait_until_ready(new)
-        task.history = replace(task.history, planned=planned, baseline=baseline)
+        task.history = task.history._replace(planned=planned, baseline=baseline)
         self._state.crash_point("the worker is ready")
 
 

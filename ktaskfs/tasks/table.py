@@ -6,7 +6,6 @@ import itertools
 import logging
 import resource
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
@@ -239,7 +238,7 @@ class TaskTable:
                 observer()
         for task, threads in dealt.items():
             try:
-                task.ask(replace(task.requests, threads=threads, nice=self.nice_of(task)))
+                task.ask(task.requests._replace(threads=threads, nice=self.nice_of(task)))
             except KtaskfsError as error:  # an error of one worker's page must not affect the others
                 LOG.error("%s", error.message)
 

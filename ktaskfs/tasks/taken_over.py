@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktaskfs.tasks.tunables import CGROUP, LABEL
@@ -16,4 +15,4 @@ def taken_over(identity: Identity, settings: Settings) -> Identity:
     """The caller's identity without the control groups or the label, if the tunables exclude them."""
     groups = identity.cgroups if CGROUP.format(settings[CGROUP.name]) == "caller" else ()
     label = identity.label if LABEL.format(settings[LABEL.name]) == "caller" else None
-    return replace(identity, cgroups=groups, label=label)
+    return identity._replace(cgroups=groups, label=label)

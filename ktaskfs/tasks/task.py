@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -109,7 +108,7 @@ class Task:
         self.require({State.NEW}, "a spec")
         known = {each.name for each in operation.declared}
         kept = {name: text for name, text in self.texts.items() if name in known}
-        self.history = replace(self.history, operation=operation, texts={**kept, **texts})
+        self.history = self.history._replace(operation=operation, texts={**kept, **texts})
 
     def set_parameter(self, parameter: Parameter, text: str) -> None:
         """Set one parameter of a new task; raises InvalidValue, WrongState."""
@@ -128,11 +127,11 @@ class Task:
             texts.pop(parameter.name, None)
         else:
             texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))
-        self.history = replace(self.history, texts=texts)
+        self.history = self.history._replace(texts=texts)
 
     def limit_rights(self, permitted: int) -> None:
         """Record that a caller with these capabilities has defined a part of the task."""
-        self.history = replace(self.history, rights=self.history.rights & permitted)
+        self.history = self.history._replace(rights=self.history.rights & permitted)
 
     def require_rights(self, permitted: int) -> None:
         """Raise NotPermitted for a starter with capabilities that one of the task's authors lacked:

@@ -7,8 +7,7 @@ all tasks together to 80 % of the CPUs (ktask_rlim_max).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -21,8 +20,7 @@ def helper_limit(cpus: int, percent: int) -> int:
     return cpus * percent // 100
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """The claim of a task: its user, the number of threads that it can use, and their CPUs."""
 
     user: Hashable

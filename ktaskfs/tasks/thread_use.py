@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host.process import is_stopped
 from ktaskfs.progress import FoundWhy, ThreadState
@@ -24,8 +23,7 @@ SLACK: Final = 0.1
 help."""
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """One observation of a task: its time (time.monotonic()), rate limit, the threads' work, and the threads it can
     use.
 

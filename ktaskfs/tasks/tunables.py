@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.units import parse_int, shown
@@ -15,8 +14,7 @@ PREFIX: Final = "ktask_"
 """The name of a tunable's file begins with this; the mount option and the configuration file leave it out."""
 
 
-@dataclass(frozen=True)
-class Tunable:
+class Tunable(NamedTuple):
     """``debug/ktask_NAME``: a whole number from ``least`` to ``most``, or one of ``words``, counted from 0.
 
     ``top`` is a word for ``most``, if that means no limit.

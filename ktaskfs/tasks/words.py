@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import SpecError
 
@@ -33,8 +32,7 @@ _ESCAPE_IN_DOUBLE: Final = re.compile(r"\\([\"\\])")
 characters."""
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """A token and its position in the line, in characters; ``end`` is exclusive."""
 
     text: str

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 _BY_A_MANAGER: Final = ", as when systemd stops a unit: resume does the rest"
 
 
-@dataclass(frozen=True)
-class WorkerHandle:
+class WorkerHandle(NamedTuple):
     """The process that runs a task, identified by its pidfd, and by pid and start time (ticks) for a later daemon.
 
     ``page`` is a descriptor of the shared page. ``ticket`` is the launcher's number for the worker, None if an earlier

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
@@ -40,8 +39,7 @@ class Caller(NamedTuple):
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """The attributes in stat(2): permission bits, owner, and one time (ns since the epoch) for all three."""
 
     mode: int

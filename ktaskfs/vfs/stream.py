@@ -9,8 +9,7 @@ import os
 import select
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -106,8 +105,7 @@ class StreamFile(File):
         return OpenStream(stream, reader, self._change, Reads(self.ino, self._splices))
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """The reader of a stream: its user, whether it waits, and the limits of its reads."""
 
     uid: int

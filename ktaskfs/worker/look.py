@@ -7,7 +7,6 @@ import gc
 import json
 import os
 from collections import defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import setproctitle
@@ -63,7 +62,7 @@ def shown(report: Report) -> Report:
     for size, them in left.items():
         used, reserved = _sum(them)
         kept.append(Holding(size, "more", f"{len(them)} more", used, reserved, 0))
-    return replace(report, holdings=tuple(sorted(kept, key=lambda each: each.page_size)))
+    return report._replace(holdings=tuple(sorted(kept, key=lambda each: each.page_size)))
 
 
 def as_table(report: Report) -> str:

@@ -11,9 +11,8 @@ import array
 import json
 import os
 import socket
-from dataclasses import dataclass
 from errno import EIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.units import printable
@@ -35,8 +34,7 @@ WORDS_MAX: Final = 4096
 """Maximum characters of a worker's refusal."""
 
 
-@dataclass(frozen=True)
-class StartRequest:
+class StartRequest(NamedTuple):
     """Fork a worker. The message carries the descriptors of the page, the channel, the caller's root and directory.
 
     parameters: canonical texts.
@@ -59,8 +57,7 @@ class StartRequest:
     follows: bool = False
 
 
-@dataclass(frozen=True)
-class LookRequest:
+class LookRequest(NamedTuple):
     """Fork a process that finds the holders of huge pages. The message carries a pipe, and the caller's root and
     directory.
 
@@ -72,8 +69,7 @@ class LookRequest:
     ticket: int = 0
 
 
-@dataclass(frozen=True)
-class TouchRequest:
+class TouchRequest(NamedTuple):
     """Fork a process that touches files of the mount. The message carries the root of the mount and a socket.
 
     ``ticket`` is as in a StartRequest.
@@ -82,16 +78,14 @@ class TouchRequest:
     ticket: int = 0
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The findings of a scan, as text for people and for programs. They come from the caller's process."""
 
     table: str
     json: str
 
 
-@dataclass(frozen=True)
-class Forked:
+class Forked(NamedTuple):
     """The answer to a request to fork, with a pidfd. ``errno`` is 0, or the reason of the failure."""
 
     ticket: int
@@ -99,24 +93,21 @@ class Forked:
     errno: int
 
 
-@dataclass(frozen=True)
-class Exited:
+class Exited(NamedTuple):
     """A worker was reaped; ``status`` is that of waitpid(2)."""
 
     ticket: int
     status: int
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """A worker's answer: it can begin on ``total`` units; ``baseline`` has the fields of a Baseline."""
 
     total: int
     baseline: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(NamedTuple):
     """A worker's answer: it cannot begin, has touched nothing, and ends.
 
     The caller controls the worker, so the text is shown but not trusted.
@@ -139,7 +130,7 @@ _BY_NAME: Final[Mapping[str, type[Any]]] = {
 
 def encode(message: Message) -> bytes:
     """``message`` as bytes."""
-    return json.dumps([type(message).__name__, vars(message)]).encode()
+    return json.dumps([type(message).__name__, message._asdict()]).encode()
 
 
 def decode(data: bytes) -> Message:

@@ -10,8 +10,7 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import setproctitle
 
@@ -40,8 +39,7 @@ NICE_MIN, NICE_MAX = -20, 19
 """The bounds of setpriority(2)."""
 
 
-@dataclass(frozen=True)
-class FinalReport:
+class FinalReport(NamedTuple):
     """The outcome of the work for the page; ``number`` is an errno."""
 
     phase: Phase
@@ -70,7 +68,7 @@ class Worker:
         page, channel, *self._callers = fds
         self._request = request
         self._operation = operation
-        self._kernel = dataclasses.replace(kernel, abandoned=self._given_up)
+        self._kernel = kernel._replace(abandoned=self._given_up)
         self._cgroups = cgroups
         self._page = WorkerPage(page)
         self._channel = socket.socket(fileno=channel)
@@ -110,7 +108,7 @@ class Worker:
                 baseline.require_tree(plan.tree)
             if parameters.plan:
                 baseline = Baseline({}, end=0, size=0, total=0)
-            baseline = baseline or dataclasses.replace(self._operation.baseline(parameters, plan.nodes), tree=plan.tree)
+            baseline = baseline or self._operation.baseline(parameters, plan.nodes)._replace(tree=plan.tree)
             job = self._make_job(plan)
             # Leave the caller's directory, which would block an unmount: everything is open, and all paths are
             # absolute.
@@ -152,7 +150,7 @@ class Worker:
     def _may_begin(self, total: int, baseline: Baseline) -> bool:
         """Report ready, and wait for GO; False if the daemon gave up the start, or died."""
         try:
-            protocol.send(self._channel, protocol.Ready(total, vars(baseline)))
+            protocol.send(self._channel, protocol.Ready(total, baseline._asdict()))
             return self._channel.recv(1) == protocol.GO
         except ConnectionError:
             return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
-import dataclasses
 import linecache
 import os
 import sys
@@ -75,7 +74,7 @@ def become_caller(
     identity = Identity.from_fields(fields)
     if identity.label is not None and identity.label.module == APPARMOR:  # it denies everything below a detached copy
         kernel.close()
-        kernel = dataclasses.replace(Kernel.open(), abandoned=kernel.abandoned)
+        kernel = Kernel.open()._replace(abandoned=kernel.abandoned)
     daemons = os.sched_getaffinity(0)
     enter_groups(cgroups, identity.cgroups)
     cgroups.close()

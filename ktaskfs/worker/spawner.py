@@ -17,8 +17,7 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import setproctitle
 
@@ -48,8 +47,7 @@ QUIET_MS: Final = 8
 a new task, and from readers that wait for its end. Tasks also often start in bursts."""
 
 
-@dataclass(frozen=True)
-class _Spare:
+class _Spare(NamedTuple):
     """A spare worker that waits on ``sock`` for its task; ``output`` is its standard error."""
 
     pid: int
@@ -65,8 +63,7 @@ class _Spare:
         os.waitpid(self.pid, 0)
 
 
-@dataclass(frozen=True)
-class _Child:
+class _Child(NamedTuple):
     """A worker that has a task; ``ticket`` is its request's, ``output`` the pipe that is its standard error."""
 
     pid: int

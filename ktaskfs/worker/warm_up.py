@@ -11,8 +11,7 @@ import gc
 import os
 import signal
 import socket
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from ktaskfs.host.becoming import warm_up_becoming
 from ktaskfs.host.cgroups import own_groups
@@ -34,8 +33,7 @@ _OPERATION: Final = "clear"
 """An operation that uses the code of operations on ranges of files."""
 
 
-@dataclass(frozen=True)
-class WarmUp:
+class WarmUp(NamedTuple):
     """A task on one page of memory: its descriptor, that of a shared page, and the request.
 
     The spawner owns them, and all workers use the same ones: nobody reads their data.
@@ -82,7 +80,7 @@ class WarmUp:
     def run(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, cgroups: GroupMounts) -> None:
         """Do all reversible steps of a start, and close the descriptors. Raises the errors of a start."""
         parameters = {"path": f"/proc/{os.getpid()}/fd/{self.target}", "force": "1"}
-        request = protocol.decode(protocol.encode(replace(self.request, parameters=parameters)))
+        request = protocol.decode(protocol.encode(self.request._replace(parameters=parameters)))
         assert isinstance(request, protocol.StartRequest)
         identity = Identity.from_fields(request.identity)
         enter_groups(cgroups, list(own_groups().values()))  # in which it is

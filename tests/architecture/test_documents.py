@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.cli.arguments import parser
-from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.registry import find_operations
 from tests.support.daemon import ROOT
 from tests.support.documents import PAGES
@@ -58,7 +58,7 @@ def test_the_help_of_a_command_says_what_each_option_is(name: str) -> None:
 
 def test_the_manual_page_has_each_parameter_of_an_operation() -> None:
     page = runpy.run_path(str(ROOT / "docs/man/generate.py"))["pages"]()["ktaskfs.5"].replace("\\-", "-")
-    of_every = {each.name for each in parameters_of(TaskParameters)}
+    of_every = {each.name for each in TaskParameters.declared}
     for name, operation in find_operations().items():
         part = page.partition(f'.SS "{name}"\n')[2].partition("\n.SS")[0]
         own = {each.name for meaning in operation.meanings for each in meaning.declared}

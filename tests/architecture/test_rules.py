@@ -19,6 +19,9 @@ OPENERS = {"open_hands", "open_tree_hands"}
 FOR_THE_WORKER = {"TouchedFile", *OPENERS}
 TOUCHING = {"memset", "memmove", "string_at", "wstring_at", "from_buffer"}
 
+PUBLIC = {ROOT / "span.py", *(ROOT / "ktask").glob("*.py")}
+"""What programs import: users of the framework may rely on its dataclasses."""
+
 LINES_MAX = 350
 REPOSITORY = ROOT.parent
 
@@ -31,6 +34,26 @@ def test_every_file_is_short() -> None:
     ]
     assert len(files) > 100
     assert [str(path) for path in files if len(path.read_text().splitlines()) >= LINES_MAX] == []
+
+
+def test_a_plain_value_is_a_named_tuple() -> None:
+    """Python compiles the methods of each dataclass, and a start of the mount waits for that."""
+    classes = [
+        node
+        for path in SOURCES
+        if path not in PUBLIC
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    bases = {ast.unparse(base) for each in classes for base in each.bases}
+    frozen = [each for each in classes if any("frozen=True" in ast.unparse(by) for by in each.decorator_list)]
+    assert frozen
+    plain = [each.name for each in frozen if each.name not in bases and not _is_more_than_a_tuple(each)]
+    assert plain == []
+
+
+def _is_more_than_a_tuple(value: ast.ClassDef) -> bool:
+    return any(word in ast.unparse(value) for word in ("def __post_init__", "cached_property", "field(", "kw_only="))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktaskfs.host.topology import usable_cpus
@@ -80,8 +79,8 @@ async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(house: 
 async def run_as(house: House, user: User, path: Path) -> Task:
     """A task of ``user`` that goes on for ever."""
     caller = me()
-    identity = replace(caller.identity, uid=user.uid, gid=user.gid, groups=(), effective=0, permitted=0, bounding=0)
-    caller = replace(caller, identity=identity)
+    identity = caller.identity._replace(uid=user.uid, gid=user.gid, groups=(), effective=0, permitted=0, bounding=0)
+    caller = caller._replace(identity=identity)
     spec = parse_spec(f"fallocate path={path} length=1M chunk=4096 rate_max=1", OPERATIONS)
     (task,) = await house.service.run_specs(caller, [spec])
     return task

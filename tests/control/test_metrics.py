@@ -192,7 +192,7 @@ async def test_the_histogram_counts_each_duration_at_its_bound_and_at_all_above(
     durations = Durations()
     for seconds in (0.05, 1.0, 1.5, 299.0, 1e6):
         durations = durations.plus(seconds)
-    facts = replace(await House().metrics.facts(), durations={"clear": durations})
+    facts = (await House().metrics.facts())._replace(durations={"clear": durations})
     for form, text in (
         (Exposition.PROMETHEUS, render_prometheus(facts)),
         (Exposition.OPENMETRICS, render_openmetrics(facts)),
@@ -218,7 +218,7 @@ async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own() -> N
         Pool(2 << 20, Nid(0), 3, 3, 0, 0, 0),
         Pool(2 << 20, Nid(1), 5, 3, 0, 1, 0),
     )
-    found = samples(render_prometheus(replace(facts, pools=pools)).decode())
+    found = samples(render_prometheus(facts._replace(pools=pools)).decode())
     shown = {key: value for key, value in found.items() if "hugepages" in key[0]}
     machine, nodes = (("page_size", "2097152"),), [(("node", node), ("page_size", "2097152")) for node in "01"]
     assert shown == {

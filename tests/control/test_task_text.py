@@ -42,7 +42,7 @@ HALF = Snapshot(
     result_size=0,
     undone=False,
     nodes=(NodeProgress(1000, 100, -1, 60),),
-    threads=(THREAD, replace(THREAD, slot=1, tid=72, nid=1, state=ThreadState.PAUSED, start=60, end=60)),
+    threads=(THREAD, THREAD._replace(slot=1, tid=72, nid=1, state=ThreadState.PAUSED, start=60, end=60)),
 )
 
 

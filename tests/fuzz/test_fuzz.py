@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -135,15 +134,15 @@ def test_faults_of_a_value_are_noticed() -> None:
 
 def operation_of(kind: Kind[int]) -> Operation[Any]:
     """An operation with one parameter ``x`` of that kind."""
-    declared = dataclasses.make_dataclass(
-        "Odd", [("x", object, parameter(kind, "", default=None))], bases=(TaskParameters,), frozen=True, kw_only=True
-    )
+
+    class OddParameters(TaskParameters):
+        x: int | None = parameter(kind, "", default=None)
 
     class Odd(Operation[TaskParameters]):
         name = "odd"
         description = "Is broken."
         units = BYTES
-        parameters = declared
+        parameters = OddParameters
 
         def prepare(self, preparation: Preparation[TaskParameters]) -> Plan:
             raise AssertionError("a spec is read without preparing anything")

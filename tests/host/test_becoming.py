@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import resource
 import shutil
@@ -271,9 +270,9 @@ def test_an_ordinary_users_daemon_serves_that_user_alone(area: Path) -> None:
         return run_forked(body)
 
     me = NOBODY if os.geteuid() == 0 else os.geteuid()
-    mine = dataclasses.replace(caller.identity, uid=me, gid=me)
+    mine = caller.identity._replace(uid=me, gid=me)
     assert unprivileged(mine, caller.root) == [str(area), me, 1]
-    assert "cannot run as user 4242" in unprivileged(dataclasses.replace(mine, uid=4242), caller.root)
+    assert "cannot run as user 4242" in unprivileged(mine._replace(uid=4242), caller.root)
     assert "root directory" in unprivileged(mine, here)
     os.close(here)
     caller.close()
@@ -298,7 +297,7 @@ def test_a_change_that_does_not_hold_is_the_end(monkeypatch: pytest.MonkeyPatch)
 
     def body() -> str:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        become(dataclasses.replace(caller.identity, uid=NOBODY), caller.root, caller.cwd)
+        become(caller.identity._replace(uid=NOBODY), caller.root, caller.cwd)
         return "still alive"
 
     with pytest.raises(Died) as caught:

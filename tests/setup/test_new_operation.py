@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 
-@dataclass(frozen=True, kw_only=True)
 class CountParameters(RangeParameters):
     """A range, by default to the end of the file."""
 

@@ -84,7 +84,7 @@ class Runner:
             results.append(plan.finish(outcome))
             return results[0]
 
-        self.work(dataclasses.replace(plan, finish=finish), threads=threads)
+        self.work(plan._replace(finish=finish), threads=threads)
         return results[0]
 
     def run(self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +10,7 @@ if TYPE_CHECKING:
 
 def change_history(task: Task, **changes: Any) -> None:
     """Replace some fields of the history of ``task``."""
-    task.history = replace(task.history, **changes)
+    task.history = task.history._replace(**changes)
 
 
 def change_texts(task: Task, **texts: str | None) -> None:

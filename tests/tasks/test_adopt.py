@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import logging
@@ -118,7 +117,7 @@ async def test_a_cancel_that_the_dead_daemon_wrote_and_did_not_say_is_said(state
         task = await house.run_one(f"fallocate path={memory}/file length={SIZE} chunk=4096 rate_max=1 name=t")
         await until(lambda: task.snapshot().done == 4096, "the first chunk")
         assert task.worker is not None
-        write_requests(task.worker.page, dataclasses.replace(task.requests, cancel=True))
+        write_requests(task.worker.page, task.requests._replace(cancel=True))
     async with open_house(statedir) as house:
         assert await ended(adopted(house, "t")) is State.CANCELLED
 
@@ -128,7 +127,7 @@ async def test_a_worker_that_finished_meanwhile_is_done(statedir: Path, memory: 
         task = await house.paused(memory / "file", more="name=t")
         assert task.worker is not None
         pidfd = os.dup(task.worker.pidfd)
-        task.ask(dataclasses.replace(task.requests, paused=False, rate=0))
+        task.ask(task.requests._replace(paused=False, rate=0))
         # The daemon dies here, before it can hear of the end.
     await until(lambda: _dead(pidfd), "the worker ends")
     os.close(pidfd)

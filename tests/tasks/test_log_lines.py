@@ -36,7 +36,7 @@ def ended(seconds: float, message: str = "", number: int = 0) -> Snapshot:
 
 def with_base(task: Task, done: int, planned: int) -> Task:
     """The task as after an earlier run that did ``done``, with ``planned`` left."""
-    task.history = replace(task.history, base=done, planned=planned)
+    task.history = task.history._replace(base=done, planned=planned)
     return task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -72,7 +72,7 @@ class Context:
 
 def caller(**changes: Any) -> CallerProcess:
     found = read_caller(os.getpid(), os.geteuid(), os.getegid())
-    return replace(found, identity=replace(found.identity, **changes))
+    return found._replace(identity=found.identity._replace(**changes))
 
 
 @pytest.fixture

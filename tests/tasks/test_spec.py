@@ -7,7 +7,6 @@ import os
 import shlex
 import string
 import sys
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ LINES = st.text(st.sampled_from("ab =\"'\\ \t\n\r#{}:,\u00e9\u00a0\x1c"), max_si
 BLANKS = " \t\r\n"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Nothing(RangeParameters):
     """No additional parameter."""
 

@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +33,7 @@ def test_the_directory_and_its_files_are_the_daemons_alone(state: StateDirectory
 def test_a_record_is_replaced_whole(state: StateDirectory) -> None:
     state.write(RECORD)
     with open(os.path.join(state.path, "00000003.json"), "rb") as before:
-        state.write(replace(RECORD, name="other"))
+        state.write(RECORD._replace(name="other"))
         assert json.load(before)["name"] == "vm0"
     assert [record.name for record in records(state)] == ["other"]
 
@@ -45,7 +44,7 @@ def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
         state = StateDirectory(PrivateDirectory(str(full / "state")))
         try:
             state.write(RECORD)
-            large = replace(RECORD, history=replace(RECORD.history, result=b"r" * 20_000))
+            large = RECORD._replace(history=RECORD.history._replace(result=b"r" * 20_000))
             before = len(os.listdir("/proc/self/fd"))
             room = os.statvfs(full)
             (full / "filler").write_bytes(b"x" * room.f_bsize * room.f_bfree)

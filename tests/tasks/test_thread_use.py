@@ -35,8 +35,8 @@ class Worked(Task):
         """Each thread has been busy for so many seconds, and has finished a chunk if it was."""
         for slot, seconds in enumerate(busy):
             before = self.threads[slot]
-            self.threads[slot] = replace(
-                before, busy_us=before.busy_us + round(seconds * 1e6), chunks=before.chunks + (seconds > 0)
+            self.threads[slot] = before._replace(
+                busy_us=before.busy_us + round(seconds * 1e6), chunks=before.chunks + (seconds > 0)
             )
 
 
@@ -62,7 +62,7 @@ def test_a_limited_task_can_use_as_many_threads_as_were_busy(
 def test_a_thread_in_a_long_chunk_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     task, use = Worked(rate=1), ThreadUse()
     monkeypatch.setattr(time, "monotonic", lambda: task.now)
-    task.threads[:3] = [replace(each, state=ThreadState.RUNNING, start=0, end=9) for each in task.threads[:3]]
+    task.threads[:3] = [each._replace(state=ThreadState.RUNNING, start=0, end=9) for each in task.threads[:3]]
     use.look(task)
     task.now = 1.0
     use.look(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,7 +108,7 @@ def test_a_worker_that_waits_for_go_ends_with_the_daemon(spawner: Spawner, memor
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no helper threads")
 def test_ps_and_top_show_the_name_of_the_task(spawner: Spawner, memory: Path) -> None:
     name = "a_name_longer_than_the_kernel_keeps"
-    requests = replace(SLOW, threads=2)
+    requests = SLOW._replace(threads=2)
     worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, chunk=4096, name=name, requests=requests)
     worker.go()
 
@@ -139,9 +138,9 @@ def test_a_term_signal_interrupts(spawner: Spawner, memory: Path) -> None:
 
 @pytest.mark.parametrize("wish", [Requests(nice=10**6), Requests(nice=-(10**6)), Requests(threads=2**63, nice=0)])
 def test_wishes_that_cannot_be_are_made_possible(spawner: Spawner, memory: Path, wish: Requests) -> None:
-    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, requests=replace(wish, paused=True))
+    worker = spawner.spawn("fallocate", memory / "file", length=4 * MIB, requests=wish._replace(paused=True))
     worker.go()
-    worker.ask(replace(wish, paused=True, threads=1))
+    worker.ask(wish._replace(paused=True, threads=1))
     worker.ask(wish)
     assert spawner.exited(worker) == 0
     assert worker.snapshot().phase is Phase.DONE

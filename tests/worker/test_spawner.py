@@ -8,7 +8,6 @@ import resource
 import select
 import signal
 import socket
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -192,7 +191,7 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
     memory.chmod(0o777)
     identity = me()
     identity.close()
-    fields = replace(identity.identity, uid=user.uid, gid=user.gid, groups=(), effective=0, permitted=0).to_fields()
+    fields = identity.identity._replace(uid=user.uid, gid=user.gid, groups=(), effective=0, permitted=0).to_fields()
     parameters = {"path": str(memory / "file"), "length": "4096"}
     _works(spawner, memory)
     with spawner.limited(resource.RLIMIT_NPROC, 0):

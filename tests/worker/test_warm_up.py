@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 
@@ -23,7 +22,7 @@ def warm(operation: str) -> dict[str, object]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     kernel, cgroups = Kernel.open_read_only(), GroupMounts.open()
     warm_up = WarmUp.open()
-    warm_up = replace(warm_up, request=replace(warm_up.request, operation=operation))
+    warm_up = warm_up._replace(request=warm_up.request._replace(operation=operation))
     groups, masks = own_groups(), (os.umask(0o22), os.umask(0o22))
     target, page = os.dup(warm_up.target), os.dup(warm_up.page)
     os.pwrite(target, b"x" * PAGE, 0)

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.errors import TargetError
@@ -26,7 +25,6 @@ SHOWN: Final = 2
 _THROUGH_PROCESS: Final = re.compile(r"/proc/(\d+)(/task/\d+)?/(fd|map_files)/[^/]+")
 
 
-@dataclass(frozen=True, kw_only=True)
 class GuardedParameters(TaskParameters):
     """Parameters of operations that overwrite or free the contents of a file."""
 

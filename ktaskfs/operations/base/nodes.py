@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.topology import read_nodes
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 
-@dataclass(frozen=True)
-class ChunkSizes:
+class ChunkSizes(NamedTuple):
     """The smallest and largest chunk in units; both are multiples of ``align``."""
 
     least: int

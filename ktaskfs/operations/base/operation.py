@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported
 from ktaskfs.ktask import Control
-from ktaskfs.operations.base.parameters import TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
 from ktaskfs.operations.base.resume import Baseline, identities_of
 from ktaskfs.span import NO_NODE
@@ -41,7 +41,7 @@ class Operation(ABC, Generic[P]):
     units: Units
     """What positions count."""
     parameters: type[Any]
-    """The frozen dataclass P."""
+    """The class P."""
     no_undo: str = ""
     """Why ``undo=1`` is refused; empty if the operation can undo its work."""
     no_resume: str = ""
@@ -50,7 +50,8 @@ class Operation(ABC, Generic[P]):
     @cached_property
     def declared(self) -> tuple[Parameter, ...]:
         """The parameters, as ``parameters`` declares them."""
-        return parameters_of(self.parameters)
+        declaration: type[TaskParameters] = self.parameters
+        return declaration.declared
 
     @property
     def meanings(self) -> tuple[Operation[Any], ...]:

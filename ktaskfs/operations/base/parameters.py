@@ -1,17 +1,25 @@
-"""Declarations of parameters: one dataclass field is parser, default, help text and file at once.
+"""Declarations of parameters: one field is parser, default, help text and file at once.
 
-An operation's parameters are a frozen dataclass whose fields are made by ``parameter``. The registry reads the
-fields back as ``Parameter`` values, so the spec parser, ``operations/NAME/parameters``, the task directory's
-files and the worker use one declaration.
+An operation's parameters are a subclass of TaskParameters whose fields are made by ``parameter``. The spec parser,
+``operations/NAME/parameters``, the task directory's files and the worker use this one declaration.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    Self,
+    TypeVar,
+    dataclass_transform,
+)
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.units import format_cpulist, format_size, parse_cpulist, parse_int, parse_size, shown
@@ -31,8 +39,7 @@ CPULIST_MAX: Final = 4096
 """Characters of a list: enough to name all 1,024 nodes one by one."""
 
 
-@dataclass(frozen=True)
-class Kind(Generic[T]):
+class Kind(NamedTuple, Generic[T]):
     """A type of value: how to parse its text (raises InvalidValue) and write it back.
 
     ``format(parse(text))`` is the canonical text; parsing that again gives an equal value. ``absent`` is the text
@@ -45,8 +52,7 @@ class Kind(Generic[T]):
     absent: str = "-"
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One declared parameter, as the spec parser and the mount's files see it."""
 
     name: str
@@ -60,26 +66,63 @@ class Parameter:
         return self.kind.absent if self.default is None else self.kind.format(self.default)
 
 
-def parameter(kind: Kind[T], help: str, **default: Any) -> Any:
-    """A dataclass field for a parameter; without ``default=`` every spec must give it.
+_REQUIRED: Final = object()
+
+
+def parameter(kind: Kind[T], help: str, *, default: Any = _REQUIRED) -> Any:
+    """A field of a declaration; without ``default=`` every spec must give it.
 
     A default of None means "not given"; ``help`` explains the effect.
     """
-    return dataclasses.field(metadata={"kind": kind, "help": help}, **default)
+    required = default is _REQUIRED
+    return Parameter("", kind, None if required else default, help, required)
 
 
-def parameters_of(declaration: type[Any]) -> tuple[Parameter, ...]:
-    """The parameters that a dataclass declares, in order of declaration."""
-    return tuple(
-        Parameter(
-            name=field.name,
-            kind=field.metadata["kind"],
-            default=None if field.default is dataclasses.MISSING else field.default,
-            help=field.metadata["help"],
-            required=field.default is dataclasses.MISSING,
-        )
-        for field in dataclasses.fields(declaration)
-    )
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(parameter,))
+class Declaration:
+    """The fields of a subclass are parameters. Its values are like those of a frozen dataclass, given by name.
+
+    Python would compile the methods of each dataclass: 19 ms of the start of a mount for all operations.
+    """
+
+    declared: ClassVar[tuple[Parameter, ...]]
+    """The parameters with those of the bases, in order of declaration."""
+
+    def __init_subclass__(cls) -> None:
+        found = {
+            name: each._replace(name=name)
+            for base in reversed(cls.__mro__)
+            for name, each in vars(base).items()
+            if isinstance(each, Parameter)
+        }
+        cls.declared = tuple(found.values())
+
+    def __init__(self, **values: Any) -> None:
+        """Raises TypeError for a name that is not declared, and if a required one is missing."""
+        all_values = {each.name: each.default for each in self.declared} | values
+        required = {each.name for each in self.declared if each.required}
+        if len(all_values) > len(self.declared) or not required <= values.keys():
+            raise TypeError(f"these are not the parameters of {type(self).__name__}: {', '.join(values)}")
+        vars(self).update(all_values)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name} of {type(self).__name__} is frozen")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} of {type(self).__name__} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def _replace(self, **changes: Any) -> Self:
+        """As that of a NamedTuple: the same with other values."""
+        return type(self)(**vars(self) | changes)
 
 
 def _parse_flag(text: str) -> bool:
@@ -177,8 +220,7 @@ def choice(*words: str) -> Kind[str]:
     return Kind("|".join(words), parse, str)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskParameters:
+class TaskParameters(Declaration):
     """The parameters of every operation."""
 
     name: str | None = parameter(WORD, "name of the task (default OPERATION-N)", default=None)
@@ -206,7 +248,7 @@ def parse_parameters(declaration: type[P], texts: Mapping[str, str]) -> P:
 
     Unknown names and missing required ones are InvalidValue, too.
     """
-    declared = {each.name: each for each in parameters_of(declaration)}
+    declared = {each.name: each for each in declaration.declared}
     unknown = texts.keys() - declared.keys()
     if unknown:
         raise InvalidValue(f"unknown parameter {shown(min(unknown))}")
@@ -218,7 +260,7 @@ def build_parameters(declaration: type[P], values: Mapping[str, Any]) -> P:
 
     Raises InvalidValue for a missing required one, and for values that contradict each other.
     """
-    missing = [each.name for each in parameters_of(declaration) if each.required and each.name not in values]
+    missing = [each.name for each in declaration.declared if each.required and each.name not in values]
     if missing:
         raise InvalidValue(f"parameter {missing[0]} is missing")
     parameters = declaration(**values)
@@ -230,6 +272,6 @@ def format_parameters(values: Any) -> dict[str, str]:
     """The canonical texts of every parameter that differs from None, for a record or a message."""
     return {
         each.name: each.kind.format(value)
-        for each in parameters_of(type(values))
+        for each in values.declared
         if (value := getattr(values, each.name)) is not None
     }

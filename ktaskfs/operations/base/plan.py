@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from ktaskfs.ktask import Control
 from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from ktaskfs.span import Node, Span
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """A task that can start at once: everything is open, checked and reserved.
 
     nodes:   the work, in the operation's units, one entry for each NUMA node or remaining range.

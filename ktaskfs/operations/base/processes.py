@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.process_memory import Process
@@ -43,8 +42,7 @@ def areas_of(process: Process, mapping: int | None) -> list[Area]:
     return there
 
 
-@dataclass(frozen=True)
-class MappedFiles:
+class MappedFiles(NamedTuple):
     """Several files that a process shares: one mapping of each. ``process`` stays open."""
 
     process: Process

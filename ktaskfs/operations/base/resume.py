@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host import statx
 from ktaskfs.host.process_memory import Process
-from ktaskfs.operations.base.parameters import PATH, PID, Kind, TaskParameters, parameters_of
+from ktaskfs.operations.base.parameters import PATH, PID, Kind, TaskParameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,8 +27,7 @@ NUMBER_MAX: Final = 2**64 - 1
 """The caller controls the worker, so only a short baseline is kept. No operation has so many paths."""
 
 
-@dataclass(frozen=True)
-class FileState:
+class FileState(NamedTuple):
     """Device, inode and time of birth (ns, 0 where the filesystem keeps none) of a file, and its size in bytes."""
 
     identity: tuple[int, int, int]
@@ -46,8 +44,7 @@ class FileState:
             raise TargetError.from_os(error, f"examine {path}") from error
 
 
-@dataclass(frozen=True)
-class Baseline:
+class Baseline(NamedTuple):
     """The state at the start of a run.
 
     files: the identity of the file or process behind each parameter that is a path or a PID.
@@ -90,7 +87,7 @@ class Baseline:
 
     @classmethod
     def from_fields(cls, fields: Any) -> Baseline:
-        """The inverse of ``dataclasses.asdict``, through JSON or not; raises ValueError for anything else."""
+        """The inverse of ``_asdict``, through JSON or not; raises ValueError for anything else."""
         try:
             files = {
                 str(name): (_number(device), _number(inode), _number(born))
@@ -127,7 +124,7 @@ def process_identity(pid: int) -> tuple[int, int, int]:
 
 def values_of(parameters: TaskParameters, kind: Kind[T]) -> Iterator[tuple[str, T]]:
     """Name and value of each parameter of that kind that was given."""
-    for each in parameters_of(type(parameters)):
+    for each in parameters.declared:
         if each.kind is kind:
             value = getattr(parameters, each.name)
             if value is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.errors import InvalidValue
@@ -12,7 +11,6 @@ from ktaskfs.operations.base.parameters import (
     Parameter,
     TaskParameters,
     parameter,
-    parameters_of,
     parse_parameters,
 )
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.resume import Baseline
     from ktaskfs.span import Node
 
-COMMON: frozenset[str] = frozenset(each.name for each in parameters_of(TaskParameters))
+COMMON: frozenset[str] = frozenset(each.name for each in TaskParameters.declared)
 
 
 class SharedWord(Operation[TaskParameters]):
@@ -78,7 +76,7 @@ class SharedWord(Operation[TaskParameters]):
         operation, own = self._meant(parameters)
         settled = operation.settled(own, baseline)
         values = {each.name: getattr(settled, each.name) for each in operation.declared}
-        return dataclasses.replace(parameters, **values)
+        return parameters._replace(**values)
 
 
 def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
@@ -88,7 +86,7 @@ def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
         for each in operation.declared:
             if each.name not in COMMON:
                 found.setdefault(each.name, []).append((operation, each))
-    fields = [(name, object, _merged(declared, len(meanings))) for name, declared in found.items()]
+    fields = {name: _merged(declared, len(meanings)) for name, declared in found.items()}
 
     def check(self: TaskParameters) -> None:
         """Raises the general meaning's error, unless some meaning accepts these values."""
@@ -103,9 +101,7 @@ def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
         raise refusals[0]
 
     name = f"{meanings[0].name.title()}Parameters"
-    return dataclasses.make_dataclass(
-        name, fields, bases=(TaskParameters,), namespace={"check": check}, frozen=True, kw_only=True
-    )
+    return type(name, (TaskParameters,), {"check": check, **fields})
 
 
 def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int) -> Any:
@@ -122,7 +118,7 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
         return parameter(kind, text)
     defaults = list(dict.fromkeys(each.default for each in parameters))
     if len(defaults) > 1 and None not in defaults:  # each target has its own
-        kind = dataclasses.replace(kind, absent="|".join(map(kind.format, defaults)))
+        kind = kind._replace(absent="|".join(map(kind.format, defaults)))
     return parameter(kind, text, default=defaults[0] if len(defaults) == 1 else None)
 
 
@@ -146,7 +142,7 @@ def _as_own(operation: Operation[Any], shared: TaskParameters) -> Any:
     """The parameters of one meaning; raises InvalidValue for unknown or missing ones."""
     declared = {each.name for each in operation.declared}
     texts = {}
-    for each in parameters_of(type(shared)):
+    for each in shared.declared:
         value = getattr(shared, each.name)
         if value == each.default:
             continue

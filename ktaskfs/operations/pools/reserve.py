@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
@@ -43,7 +42,6 @@ HEADROOM_BYTES: Final = 512 << 20
 """Memory that the machine keeps, whichever is more: some programs, and the kernel, need more at times."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReserveParameters(TaskParameters):
     """The number, size and ``nodes`` of the pages."""
 

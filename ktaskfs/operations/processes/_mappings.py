@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Preparation
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProcessParameters(TaskParameters):
     """A process, and which of its mappings."""
 

@@ -6,7 +6,6 @@ import errno
 import os
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError, errno_name
@@ -30,7 +29,6 @@ MOST_BYTES: Final = 64 << 20
 LEAST_BYTES: Final = 16 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class CollapseParameters(ProcessParameters):
     """A process, and which of its mappings."""
 

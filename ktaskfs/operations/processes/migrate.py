@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue
@@ -30,7 +29,6 @@ HUGE_PAGES: Final = 512
 """Pages in a huge page, which moves as a whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MigrateParameters(ProcessParameters):
     """A process, and which of its mappings. ``nodes`` is required."""
 

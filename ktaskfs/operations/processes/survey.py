@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.host import numa_pages
@@ -30,7 +29,6 @@ MARGIN: Final = 4 << 10
 COUNTS: Final = ("present", "huge", "swapped", "file", "anonymous")
 
 
-@dataclass(frozen=True, kw_only=True)
 class SurveyParameters(ProcessParameters):
     """A process, and which of its mappings."""
 

@@ -10,8 +10,7 @@ import ctypes
 import errno
 import threading
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.host.presence import data_extents, next_page
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
@@ -46,8 +45,7 @@ ALIGN: Final = 2 << 20
 """Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What is written: a descriptor that never ends (``period`` None), or its first ``period`` bytes, over and over.
 
     A period begins at every multiple of it in the file, wherever the range begins. ``block`` is one; None: zeros.
@@ -58,7 +56,6 @@ class Content:
     block: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class OverwriteParameters(FileParameters, GuardedParameters):
     """A range, by default to the end of the file, with the guard of files in use."""
 

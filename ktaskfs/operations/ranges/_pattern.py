@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-from dataclasses import dataclass
 from typing import Final
 
 from ktaskfs.errors import InvalidValue
@@ -33,7 +32,6 @@ def _parse(text: str) -> bytes:
 HEX: Final[Kind[bytes]] = Kind("hex", _parse, bytes.hex, absent="random")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PatternParameters(FileParameters):
     """A range, and what is repeated in it."""
 

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from ktaskfs.errors import InvalidValue
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ktaskfs.span import Node
 
 
-@dataclass(frozen=True, kw_only=True)
 class RangeParameters(TaskParameters):
     """The parameters of every operation on a range of one file."""
 
@@ -42,7 +41,6 @@ class RangeParameters(TaskParameters):
             raise InvalidValue("offset plus length is past the largest file offset, 2^63 - 1")
 
 
-@dataclass(frozen=True, kw_only=True)
 class FileParameters(RangeParameters):
     """A range of the file at ``path``, or of one that a process has mapped, which may have no path.
 
@@ -105,13 +103,13 @@ class RangeOperation(Operation[P]):
             reaches_end = area.offset + area.size >= os.fstat(preparation.file).st_size
             offset, length = area.offset, None if reaches_end else area.size
         path = map_file(parameters.pid, area)
-        preparation.parameters = replace(preparation.parameters, path=path, offset=offset, length=length)
+        preparation.parameters = preparation.parameters._replace(path=path, offset=offset, length=length)
 
     def _locate_many(self, preparation: Preparation[P], files: MappedFiles) -> None:
         if not self.takes_many_mapped:
             raise several(files.process, files.areas)
         preparation.files = files
-        preparation.parameters = replace(preparation.parameters, path=f"/proc/{files.process.pid}/map_files")
+        preparation.parameters = preparation.parameters._replace(path=f"/proc/{files.process.pid}/map_files")
 
     def resume_refusal(self, parameters: P) -> str:
         if is_mapped(parameters):
@@ -126,7 +124,7 @@ class RangeOperation(Operation[P]):
         found = super().baseline(parameters, nodes)
         size = FileState.of(parameters.path).size
         end = self.end_of_range(parameters, size, nodes)
-        return replace(found, end=end, size=min(size, end))
+        return found._replace(end=end, size=min(size, end))
 
     def end_of_range(self, parameters: P, size: int, nodes: Sequence[Node]) -> int:
         """The end of the range, for a file that now has ``size`` bytes."""
@@ -135,7 +133,7 @@ class RangeOperation(Operation[P]):
     def settled(self, parameters: P, baseline: Baseline) -> P:
         """A range to the end of the file keeps its old end."""
         if parameters.length is None and baseline.size > parameters.offset:
-            return replace(parameters, length=baseline.size - parameters.offset)
+            return parameters._replace(length=baseline.size - parameters.offset)
         return parameters
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, InvalidValue
@@ -47,7 +46,6 @@ def _parse(text: str) -> str:
 DIGEST: Final[Kind[str]] = Kind("hex", _parse, str, absent="none")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChecksumParameters(FileParameters):
     """A range, its algorithm, and the expected digest."""
 

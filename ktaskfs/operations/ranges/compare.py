@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
@@ -38,7 +37,6 @@ GRAIN: Final = 4096
 """Bytes of a piece that is counted byte by byte if it differs."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompareParameters(FileParameters):
     """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
 
@@ -84,8 +82,7 @@ class Compare(RangeOperation[CompareParameters]):
         return preparation.plan(nodes, control, comparer.finish)
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """The comparison: ``extent`` of the file with the range ``shift`` bytes further in the source.
 
     ``ends``: the ends of file and source, or of the extent if that is first; all are positions in the file. After the

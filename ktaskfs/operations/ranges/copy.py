@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
@@ -46,7 +45,6 @@ ALIGN: Final = 2 << 20
 """Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CopyParameters(RangeParameters, GuardedParameters):
     """A range of ``path``, and the source; without ``length`` the whole source."""
 
@@ -129,8 +127,7 @@ def _extent(parameters: CopyParameters, source: Source, *, rest: bool) -> Span:
     return extent
 
 
-@dataclass(frozen=True)
-class _Route:
+class _Route(NamedTuple):
     """The copy: to ``extent`` of the target, from ``shift`` bytes further in the source.
 
     ``sparse``: holes of the source become holes.

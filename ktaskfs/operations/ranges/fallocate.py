@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.mapping import Mapping
@@ -55,7 +55,6 @@ MAX_CHUNK: Final = 64 << 20
 """A thread zeroes 2 MiB pages at about 9 GiB/s: 64 MiB take 7 ms; below 16 MiB the calls begin to show."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FallocateParameters(FileParameters):
     """A range, the file's mode, and whether it grows."""
 
@@ -179,8 +178,7 @@ def _reserved(kernel: Kernel, files: ManyFiles, index: int) -> Allocator:
             raise TargetError.from_os(error, f"allocate {target.path}") from error
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """The range in whole pages, the size that the file is to have, and whether some pages lie past its last one."""
 
     extent: Span

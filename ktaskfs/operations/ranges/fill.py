@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.plan import Plan, Preparation
 
 
-@dataclass(frozen=True, kw_only=True)
 class FillParameters(PatternParameters, OverwriteParameters):
     """A range, and its new content."""
 

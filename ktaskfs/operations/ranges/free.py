@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
@@ -35,7 +34,6 @@ MAX_CHUNK: Final = 256 << 20
 """256 MiB of 4 KiB pages take 35 ms, of huge pages 0.1 ms: nobody waits longer for the lock of the inode."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FreeParameters(FileParameters, GuardedParameters):
     """A range, and the fate of the file afterwards."""
 

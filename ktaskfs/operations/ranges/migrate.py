@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +38,6 @@ SHARE: Final = 4
 BUSY: Final = frozenset({"EAGAIN", "EBUSY"})
 
 
-@dataclass(frozen=True, kw_only=True)
 class MigrateParameters(RangeParameters):
     """A range, by default to the end of the file; pages that lie partly in it are moved. ``nodes`` is required."""
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TargetError
@@ -31,7 +30,6 @@ MAX_CHUNK: Final = {FilesystemType.HUGETLBFS: 64 * WINDOW, FilesystemType.TMPFS:
 """Pages. A missing huge page takes about 1 µs to find; 1 GiB of tmpfs takes 0.1 s, a hole next to nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SurveyParameters(RangeParameters):
     """A range, by default to the end of the file; pages partly in it count."""
 

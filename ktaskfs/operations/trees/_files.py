@@ -11,7 +11,6 @@ import hashlib
 import os
 import stat
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
@@ -39,7 +38,6 @@ KIND_SHIFT: Final = 12
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 
 
-@dataclass(frozen=True, kw_only=True)
 class TreeParameters(TaskParameters):
     """A directory, or one file."""
 
@@ -65,8 +63,7 @@ class Piece(NamedTuple):
         return self.end == self.size
 
 
-@dataclass(frozen=True)
-class Which:
+class Which(NamedTuple):
     """What a list has of a tree, and the room that it gives each file.
 
     Positions count units of ``unit`` bytes; a file takes those that its size begins, and ``cost`` more after them.
@@ -221,8 +218,11 @@ def _edge(units: int, unit: int, size: int, align: int) -> int:
     return size if place >= size else place - place % align
 
 
+_ORDINARY: Final = Which()
+
+
 def list_files(
-    preparation: Preparation[P], which: Which = Which(), *, path: str | None = None, memory: bool = True
+    preparation: Preparation[P], which: Which = _ORDINARY, *, path: str | None = None, memory: bool = True
 ) -> FileList:
     """The files below ``path``, by default the parameter, as FileList.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding, InvalidValue
@@ -36,7 +35,6 @@ LARGE: Final = 8 << 20
 DIFFERS: Final = FIRST_OWN_MARK
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChecksumParameters(TreeParameters):
     """Files, the algorithm, and a list to compare with."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding
@@ -44,7 +43,6 @@ MISSING: Final = FIRST_OWN_MARK << 1
 OTHER_KIND: Final = FIRST_OWN_MARK << 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompareParameters(TreeParameters):
     """Two directories."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,7 +56,6 @@ FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM,
 """Errors that the next file would get, too."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CopyParameters(TreeParameters):
     """A directory, and the place of its copy."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
@@ -22,7 +21,6 @@ STAYED: Final = FIRST_OWN_MARK
 UNKNOWN: Final = FIRST_OWN_MARK << 1
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvictParameters(TreeParameters):
     """A directory, or one file."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import TargetError
@@ -29,7 +28,6 @@ TOUCH: Final = 256 << 10
 """Bytes of one pread(2)."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PrefetchParameters(TreeParameters):
     """A directory, or one file."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.host import syscalls
@@ -25,7 +24,6 @@ NOT_TOLD: Final = 2**64 - 1
 """Stands for unknown dirty bytes of a file."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SurveyParameters(TreeParameters):
     """A directory, or one file."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from ktaskfs.operations.base.parameters import (
     choice,
     format_parameters,
     parameter,
-    parameters_of,
     parse_parameters,
 )
 from ktaskfs.operations.base.registry import find_operations
@@ -82,14 +80,13 @@ def test_what_a_kind_refuses(kind: Kind[Any], text: str) -> None:
         kind.parse(text)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sample(RangeParameters):
     words: str = parameter(WORDS, "how", default="fast")
     source: str = parameter(kinds.PATH, "from where")
 
 
 def test_a_declaration_is_read_back_in_order() -> None:
-    declared = parameters_of(Sample)
+    declared = Sample.declared
     assert [each.name for each in declared] == (
         ["name", "max_threads", "nice", "nodes", "chunk", "rate_max", "undo", "plan", "queue", "replace"]
         + ["path", "offset", "length", "words", "source"]
@@ -98,6 +95,23 @@ def test_a_declaration_is_read_back_in_order() -> None:
     texts = {each.name: each.default_text() for each in declared}
     assert (texts["max_threads"], texts["rate_max"], texts["nice"]) == ("max", "max", "-")
     assert (texts["undo"], texts["offset"], texts["length"], texts["words"]) == ("0", "0", "-", "fast")
+
+
+def test_a_value_is_like_that_of_a_frozen_dataclass() -> None:
+    value: Any = Sample(source="c", path="a")
+    same = Sample(path="a", source="c")._replace(offset=0)
+    assert (value, hash(value), repr(value)) == (same, hash(same), repr(same))
+    assert value not in (same._replace(offset=1), RangeParameters(path="a"))
+    with pytest.raises(AttributeError, match="path of Sample is frozen"):
+        value.path = "b"
+    with pytest.raises(AttributeError, match="path of Sample is frozen"):
+        del value.path
+
+
+@pytest.mark.parametrize("values", [{"path": "a"}, {"path": "a", "source": "c", "colour": "red"}, {}])
+def test_a_value_of_other_names_is_not_made(values: Any) -> None:
+    with pytest.raises(TypeError, match="not the parameters of Sample"):
+        Sample(**values)
 
 
 def test_the_same_comes_back_from_the_texts() -> None:
@@ -136,7 +150,7 @@ def test_the_largest_file_offset_can_be_reached() -> None:
 def test_every_operation_declares_what_can_be_shown() -> None:
     for name, operation in find_operations().items():
         assert operation.name == name
-        for each in parameters_of(operation.parameters):
+        for each in operation.declared:
             assert each.help
             assert each.help.isprintable()
             assert each.default_text()

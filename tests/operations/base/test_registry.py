@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 OPERATION = '''
 """An operation in one file."""
 
-from dataclasses import dataclass
 
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import COUNT, TaskParameters, parameter
@@ -29,7 +28,6 @@ from ktaskfs.span import NO_NODE, Node
 from ktaskfs.units import PAGES
 
 
-@dataclass(frozen=True, kw_only=True)
 class Parameters(TaskParameters):
     units: int = parameter(COUNT, "units to count")
 

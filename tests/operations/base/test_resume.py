@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,11 +81,11 @@ def test_only_what_the_range_needs_is_held(copying: CopyParameters) -> None:
 
 def test_a_range_to_the_end_ends_where_it_did(copying: CopyParameters) -> None:
     baseline = COPY.baseline(copying, NODES)
-    assert COPY.settled(copying, baseline) == replace(copying, length=SIZE)
-    assert COPY.settled(replace(copying, offset=4096), baseline) == replace(copying, offset=4096, length=4096)
+    assert COPY.settled(copying, baseline) == copying._replace(length=SIZE)
+    assert COPY.settled(copying._replace(offset=4096), baseline) == copying._replace(offset=4096, length=4096)
     whole_pages = COPY.baseline(copying, (Node(0, SIZE + 1, NO_NODE),))
-    assert COPY.settled(copying, whole_pages) == replace(copying, length=SIZE), "it ends at the file's byte"
-    given = replace(copying, length=1)
+    assert COPY.settled(copying, whole_pages) == copying._replace(length=SIZE), "it ends at the file's byte"
+    given = copying._replace(length=1)
     assert COPY.settled(given, baseline) == given
     assert OPERATIONS["reserve"].settled(RESERVE, baseline) is RESERVE
 
@@ -122,7 +121,7 @@ FILES = st.dictionaries(st.text(max_size=9), st.tuples(NUMBERS, NUMBERS, NUMBERS
 @given(FILES, st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS))
 def test_through_a_message(files: dict[str, tuple[int, int, int]], numbers: tuple[int, int, int, int]) -> None:
     baseline = Baseline(files, *numbers)
-    assert Baseline.from_fields(asdict(baseline)) == baseline
+    assert Baseline.from_fields(baseline._asdict()) == baseline
 
 
 JSON = st.recursive(

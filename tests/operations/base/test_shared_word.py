@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from tests.support.runner import Runner
 
 
-@dataclass(frozen=True, kw_only=True)
 class WallParameters(TaskParameters):
     what: str = parameter(choice("wall", "board"), "what to paint")
     coats: int = parameter(COUNT, "how often", default=2)
@@ -30,7 +28,6 @@ class WallParameters(TaskParameters):
     height: int | None = parameter(COUNT, "of the wall", default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class BoardParameters(TaskParameters):
     what: str = parameter(choice("wall", "board"), "what to paint")
     coats: int = parameter(COUNT, "how often", default=2)
@@ -60,7 +57,7 @@ class PaintWall(Painting):
     no_undo = "paint stays on a wall"
 
     def settled(self, parameters: WallParameters, baseline: Baseline) -> WallParameters:
-        return replace(parameters, height=baseline.size)
+        return parameters._replace(height=baseline.size)
 
 
 class PaintBoard(Painting):
@@ -134,8 +131,8 @@ def test_a_resume_is_settled_by_the_one_that_is_meant(paint: SharedWord) -> None
     wall = parse_parameters(paint.parameters, {"what": "wall"})
     baseline = paint.baseline(wall, [Node(0, 2, NO_NODE)])
     assert baseline == Baseline({}, 0, 0, 2)
-    settled = paint.settled(wall, replace(baseline, size=7))
-    assert (type(settled), settled) == (type(wall), replace(wall, height=7, colour="white"))
+    settled = paint.settled(wall, baseline._replace(size=7))
+    assert (type(settled), settled) == (type(wall), wall._replace(height=7, colour="white"))
 
 
 def test_one_of_them_is_for_all_else() -> None:

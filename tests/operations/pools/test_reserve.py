@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -233,7 +232,7 @@ def test_what_the_machine_keeps(
 def test_more_than_a_node_has(runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only with ``nodes``."""
     before = int(POOLS[0].read_text())
-    nodes = [replace(node, free=6 * SIZE, reclaimable=4 * SIZE) for node in read_nodes(runner.kernel)]
+    nodes = [node._replace(free=6 * SIZE, reclaimable=4 * SIZE) for node in read_nodes(runner.kernel)]
     monkeypatch.setattr(reserve, "read_nodes", lambda kernel: nodes)
     runner.prepare("reserve", pages=before + 10, nodes="0").abort()
     error = runner.refused("reserve", pages=before + 11, nodes="0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -137,7 +136,7 @@ def test_the_target_is_shortened_meanwhile(
         if done:
             plan.control.thread_func(0, done)
         os.truncate(path, 4 * HUGE)
-        rest = dataclasses.replace(plan, nodes=[Node(done, SIZE - done, NO_NODE)])
+        rest = plan._replace(nodes=[Node(done, SIZE - done, NO_NODE)])
         with pytest.raises((TaskError, TargetError)) as caught:
             runner.work(rest)
         error = caught.value.error if isinstance(caught.value, TaskError) else caught.value

@@ -194,7 +194,7 @@ def test_another_try_keeps_out_of_the_way_of_first_ones(
 
     Machine(monkeypatch, place.unit, ended)
     plan = runner.prepare("migrate", path=full(place, 2), nodes="0", chunk=1)
-    result = runner.result(dataclasses.replace(plan, control=dataclasses.replace(plan.control, max_chunk_size=1)))
+    result = runner.result(plan._replace(control=dataclasses.replace(plan.control, max_chunk_size=1)))
     assert result.startswith("moved 2\n")
     assert met == [False]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import itertools
 import os
@@ -184,7 +183,7 @@ def test_a_walk_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     kernel = Kernel.open()
     fd = os.open(tmp_path, os.O_PATH)
     with pytest.raises(TargetError) as caught:
-        FileList(dataclasses.replace(kernel, abandoned=lambda: True), Tree(fd, cross_mounts=False), "x", Which())
+        FileList(kernel._replace(abandoned=lambda: True), Tree(fd, cross_mounts=False), "x", Which())
     assert caught.value.errno == errno.ECANCELED
     os.close(fd)
     kernel.close()
