@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ktaskfs.libc import LIBC
 from ktaskfs.span import NO_NODE
@@ -25,8 +24,7 @@ _SYSCALLS: Final = {  # (set_mempolicy, get_mempolicy), from the kernel's syscal
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The CPUs and memory policy of a thread; a ``policy`` of None is unknown."""
 
     cpus: frozenset[int]
@@ -113,4 +111,4 @@ def place_on_node(base: Placement, nid: int, cpus: frozenset[int]) -> Placement:
     """
     if nid == NO_NODE:
         return base
-    return replace(base, cpus=base.cpus & cpus or base.cpus, policy=(_MPOL_PREFERRED, frozenset({nid})))
+    return base._replace(cpus=base.cpus & cpus or base.cpus, policy=(_MPOL_PREFERRED, frozenset({nid})))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from ktaskfs.span import Node
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadShare:
+class ThreadShare(NamedTuple):
     """The work of the threads of one slot; slot 0 is the first thread, the caller of ``run``."""
 
     slot: int
@@ -22,8 +20,7 @@ class ThreadShare:
     """Time spent in the chunk function."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeShare:
+class NodeShare(NamedTuple):
     """The finished work of one node, by all threads."""
 
     nid: int
@@ -33,8 +30,7 @@ class NodeShare:
     chunks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The finished work of a task, at its end or before."""
 
     units_done: int

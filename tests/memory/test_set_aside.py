@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ def end_early(plan: Plan, page: int, done: list[Span], begun: list[Span]) -> str
         left.remove(each)
         left += [Span(each.start, span.start * page), Span(span.end * page, each.end)]
     nodes = tuple(Node(each.start, each.size) for each in sorted(left) if each.size)
-    return plan.finish(dataclasses.replace(not_begun(plan), left=nodes, units_done=page))
+    return plan.finish(not_begun(plan)._replace(left=nodes, units_done=page))
 
 
 def sized(path: Path, size: int) -> None:
