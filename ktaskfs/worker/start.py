@@ -12,6 +12,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import setproctitle  # noqa: F401 - it finds the place of the title beside the environment, which may change later
+
 from ktaskfs.host.process import open_child
 from ktaskfs.worker import protocol
 
