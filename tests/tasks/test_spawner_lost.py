@@ -13,6 +13,7 @@ import trio
 from ktaskfs.errors import WorkerLost
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks.task import State
+from tests.support.processes import child_called
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
 
@@ -48,6 +49,7 @@ async def test_a_spawner_that_was_killed_is_started_anew_and_tasks_do_not_notice
 async def test_a_spawner_that_is_killed_unnoticed_is_started_anew(house: House, memory: Path) -> None:
     await ended(await house.run_one(f"fallocate path={memory}/first length=64K"))
     spawner = house.spawner()
+    child_called(spawner.pid, "spare")  # it has closed the spawner's socket
     kill_quietly(spawner.pid)
     task = await house.run_one(f"fallocate path={memory}/file length=64K")
     assert await ended(task) is State.DONE
