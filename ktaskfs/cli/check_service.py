@@ -35,10 +35,13 @@ ANSWER_TIMEOUT: Final = 5.0
 
 
 def check_fuse(machine: Machine) -> Iterator[Finding]:
-    """Whether the kernel serves filesystems in user space."""
+    """Whether the kernel serves filesystems in user space, and for whom: not everybody needs to mount."""
     known = any(line.split()[-1:] == ["fuse"] for line in (machine.read("proc/filesystems") or "").splitlines())
-    if known and machine.exists("dev/fuse"):
+    if known and machine.may_write("dev/fuse"):
         yield Finding("fuse", OK, "/dev/fuse exists")
+    elif known and machine.exists("dev/fuse"):
+        text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
+        yield Finding("fuse", OK, text, "chmod 666 /dev/fuse")
     else:
         yield Finding("fuse", WRONG, "the kernel has no FUSE, or /dev/fuse is missing", "modprobe fuse")
 
