@@ -19,7 +19,7 @@ from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import clear_place
+from ktaskfs.fuse.mountpoint import clear_place, require_place
 from ktaskfs.fuse.negotiation import CannotTakeOver
 from ktaskfs.fuse.probe import FirstLook, NoAnswer, probe
 from ktaskfs.fuse.session import DESCRIPTOR, mounted
@@ -101,6 +101,8 @@ def run_daemon(
         if config.device is None and config.keep:
             config = config._replace(device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
         elif config.device is None:
+            # Again: a daemon with another state directory may have mounted there since the state directory was opened.
+            require_place(config.mountpoint, KIND, nonempty=config.nonempty)
             clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
         elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies
             manager.forget(NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
@@ -28,15 +30,39 @@ THREADS_OF_NODE: Final = 16
 SERVICE: Final = ("systemctl", "show", "ktaskfs.service", "--property=LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
+ANSWER_TIMEOUT: Final = 5.0
+"""Seconds within which a daemon answers, even on a busy machine."""
 
 
 def check_fuse(machine: Machine) -> Iterator[Finding]:
-    """Whether the kernel serves filesystems in user space."""
+    """Whether the kernel serves filesystems in user space, and for whom: not everybody needs to mount."""
     known = any(line.split()[-1:] == ["fuse"] for line in (machine.read("proc/filesystems") or "").splitlines())
-    if known and machine.exists("dev/fuse"):
+    if known and machine.may_write("dev/fuse"):
         yield Finding("fuse", OK, "/dev/fuse exists")
+    elif known and machine.exists("dev/fuse"):
+        text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
+        yield Finding("fuse", OK, text, "chmod 666 /dev/fuse")
     else:
         yield Finding("fuse", WRONG, "the kernel has no FUSE, or /dev/fuse is missing", "modprobe fuse")
+
+
+def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
+    """Whether the mount answers in time, or fails. The other checks of it would wait for ever."""
+    has_answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(KtaskfsError):  # check_mount says so
+            mounted.read("version")
+        has_answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return has_answered.wait(seconds)
+
+
+def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
+    """The finding for a mount that does not answer."""
+    text = f"{mounted.path}: its daemon is stopped or hangs, there is no answer within {ANSWER_TIMEOUT:.0f} s"
+    yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if state.get("LoadState") == "loaded" else None)
 
 
 def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from ktaskfs.units import printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ktaskfs.cli.machine import Finding
 
@@ -29,13 +29,19 @@ def doctor(given: argparse.Namespace) -> int:
 def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
     """The findings of all checks."""
     service = check_service.service_state(machine)
+    if check_service.answers(mounted):
+        of_mount: Iterator[Finding] = itertools.chain(
+            check_service.check_mount(mounted, service),
+            check_service.check_access(mounted),
+            check_service.check_threads(machine, mounted),
+        )
+    else:
+        of_mount = check_service.check_hung(mounted, service)
     return itertools.chain(
         check_service.check_system(machine),
         check_service.check_fuse(machine),
         check_service.check_service(service),
-        check_service.check_mount(mounted, service),
-        check_service.check_access(mounted),
-        check_service.check_threads(machine, mounted),
+        of_mount,
         check_pools.check_pools(machine),
         check_pools.check_balance(machine),
         check_pools.check_fragmentation(machine),

@@ -78,6 +78,10 @@ class Machine(NamedTuple):
         """Whether there is such a file."""
         return os.path.exists(os.path.join(self.root, path))
 
+    def may_write(self, path: str) -> bool:
+        """Whether the caller may write to such a file."""
+        return os.access(os.path.join(self.root, path), os.W_OK)
+
     def page_sizes(self) -> list[int]:
         """Bytes of each size of huge pages, smallest first."""
         matches = (re.fullmatch(r"hugepages-(\d+)kB", name) for name in self.names(POOLS))

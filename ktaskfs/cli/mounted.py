@@ -35,6 +35,11 @@ def let_go(fd: int) -> None:
         os.close(fd)
 
 
+def _in_utf8(text: str) -> str:
+    """``text`` as the daemon decodes it, whatever the locale of the command."""
+    return os.fsencode(text).decode(errors="surrogateescape")
+
+
 class Mounted(NamedTuple):
     """A mount of ktaskfs at ``path``. Methods take paths below it.
 
@@ -87,7 +92,7 @@ class Mounted(NamedTuple):
         return True
 
     def read(self, file: str) -> str:
-        """The whole text of a file that is not a stream. A byte that is not UTF-8 becomes a surrogate escape."""
+        """The whole text of a file that is not a stream, decoded like the arguments of the command (os.fsdecode)."""
         return self._patiently(lambda: self._read_whole(file))
 
     def _read_whole(self, file: str) -> str:
@@ -106,7 +111,7 @@ class Mounted(NamedTuple):
                 at += len(piece)
         except OSError as error:
             raise self.failed(error, file) from error
-        return b"".join(pieces).decode(errors="surrogateescape")
+        return os.fsdecode(b"".join(pieces))
 
     def directories(self, directory: str) -> list[str]:
         """The names of the directories in a directory, sorted."""
@@ -153,10 +158,10 @@ class Mounted(NamedTuple):
         from ktaskfs.units import printable
 
         try:
-            log = self.read("info/error_log")
+            log = _in_utf8(self.read("info/error_log"))
         except KtaskfsError:  # the message is optional, the errno is the answer
             log = ""
-        written = printable(text)
+        written = printable(_in_utf8(text))
         found = list(ENTRY.finditer(log))
         for begin, end in zip(reversed(found), [len(log), *(each.start() for each in reversed(found))], strict=False):
             command, _, caret = log[begin.end() : end].partition("\n")

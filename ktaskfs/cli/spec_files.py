@@ -39,8 +39,8 @@ def spec_files(paths: Sequence[str]) -> Iterator[str]:
 def read_lines(path: str) -> list[Line]:
     """The lines of a file that say something: empty ones, and those that begin with #, do not. Raises TargetError."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            texts = [line.strip() for line in stream]
+        with open(path, "rb") as stream:  # decoded like the words of a command line
+            texts = [os.fsdecode(line).strip() for line in stream]
     except OSError as error:
         raise TargetError.from_os(error, path) from error
     numbered = enumerate(texts, 1)

@@ -57,6 +57,7 @@ class TaskService:
         error; no new task is then left, and replaced tasks stay.
         """
         uid = caller.identity.uid
+        specs = [self._beside(uid, spec) for spec in specs]
         try:
             now = self._beginning_now(uid, specs)
             named = [(spec.parameters.name, spec.parameters.replace) for spec in specs if spec.parameters.name]
@@ -108,6 +109,13 @@ class TaskService:
                 now.add(index)
         self.table.check_queue(uid, len(specs) - len(now))
         return now
+
+    def _beside(self, uid: int, spec: Spec) -> Spec:
+        """A plan changes nothing: it does not replace a task that has worked, but gets a name of its own."""
+        asked = spec.parameters
+        if asked.plan and asked.replace and asked.name and self.table.has_worked(uid, asked.name):
+            return replace(spec, parameters=replace(asked, name=None))
+        return spec
 
     def _create(
         self, caller: CallerProcess, specs: Sequence[Spec], taken: set[str], now: Collection[int]

@@ -142,6 +142,11 @@ class TaskTable:
         found = ((self._tasks.get(name), ENDED if replace else {State.PLANNED}) for name, replace in named)
         return [task for task, states in found if task is not None and task.uid == uid and task.state in states]
 
+    def has_worked(self, uid: int, name: str) -> bool:
+        """Whether an ended task of ``uid`` has that name, other than a planned one."""
+        task = self._tasks.get(name)
+        return task is not None and task.uid == uid and task.state in ENDED - {State.PLANNED}
+
     def set_aside(self, task: Task) -> None:
         """Free the name of an ended task; then ``put_back`` or ``drop`` it."""
         del self._tasks[task.name]

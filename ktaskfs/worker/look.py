@@ -90,7 +90,10 @@ def as_table(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """For programs: an object on one line."""
+    """For programs: an object on one line.
+
+    A process chooses its name, and jq and ``ktaskfs top`` show it on a terminal.
+    """
     pools = []
     for pool in report.pools:
         sums = _sums(pool, [each for each in report.holdings if each.page_size == pool.size])
@@ -99,7 +102,8 @@ def as_json(report: Report) -> str:
             | {name: {"used": used, "reserved": reserved} for name, (used, reserved) in sums.items()}
         )
     holdings = [_fields(each) for each in report.holdings]
-    return json.dumps({"pools": pools, "holdings": holdings, "hung": report.hung}) + "\n"
+    hung = [printable(each) for each in report.hung]
+    return json.dumps({"pools": pools, "holdings": holdings, "hung": hung}) + "\n"
 
 
 def _sums(pool: Pool, holdings: Iterable[Holding]) -> dict[str, tuple[int, int]]:
@@ -125,7 +129,7 @@ def _fields(holding: Holding) -> dict[str, Any]:
         "reserved": holding.reserved,
         "uid": holding.uid,
         "path": printable(holding.path) or None,
-        "processes": [each._asdict() for each in holding.processes[:PROCESSES_MAX]],
+        "processes": [each._replace(name=printable(each.name))._asdict() for each in holding.processes[:PROCESSES_MAX]],
         "more_processes": max(0, len(holding.processes) - PROCESSES_MAX),
     }
 

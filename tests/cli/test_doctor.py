@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -241,6 +242,14 @@ def test_the_kernel_and_fuse(make: MachineMaker) -> None:
     new = {"proc/sys/kernel/osrelease": "6.1.0\n", "proc/filesystems": "nodev\tfuse\n", "dev/fuse": "x"}
     assert wrong(check_service.check_system(make(new))) == []
     assert wrong(check_service.check_fuse(make(new))) == []
+
+
+def test_a_user_who_may_not_mount(make: MachineMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no problem where there is a service."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (found,) = check_service.check_fuse(make({"proc/filesystems": "nodev\tfuse\n", "dev/fuse": "x"}))
+    assert (found.level.is_wrong, found.mend) == (False, "chmod 666 /dev/fuse")
+    assert found.text.endswith(" may not open /dev/fuse, and cannot mount")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""Names of files that would be commands to the terminal, in the output of the command."""
+"""Names of files that would be commands to the terminal, or that the locale has no characters for."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.support.daemon import ROOT
+from tests.support.shell import run
 from tests.support.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -50,3 +53,21 @@ def test_complaints_have_none(command: Command, odd: Path) -> None:
         assert SHOWN in outcome.err
         assert outcome.err.isascii()
         assert "\x1b" not in outcome.err
+
+
+ASCII: Final = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""Variables with which Python takes every byte of a name above 127 for a wrong one."""
+
+
+def test_names_keep_their_bytes_in_any_locale(command: Command, memory: Path) -> None:
+    (memory / "odd").mkdir()
+    (memory / "odd/ü").write_bytes(b"x")
+    (memory / "ü.tasks").write_text(f"checksum path={memory}/odd/ü algorithm=sha256sum name=one\n")
+    for words in (["checksum", f"path={memory}/odd", "name=all"], ["--files", f"{memory}/ü.tasks"]):
+        outcome = run(*command.words("run", "--quiet", *words), env={**os.environ, **ASCII}, cwd=ROOT)
+        assert (outcome.status, outcome.err) == (0, "")
+        assert outcome.out.endswith("ü\n")
+    shown = run(*command.words("show", "all"), env={**os.environ, **ASCII}, cwd=ROOT)
+    assert shown.out.endswith(command.mount.read("tasks/all/result"))
+    refused = run(*command.words("run", "clear", f"path={memory}/ö", "x=1"), env={**os.environ, **ASCII}, cwd=ROOT)
+    assert "clear has no parameter 'x'" in refused.err

@@ -84,6 +84,20 @@ def test_no_program_is_looked_for_in_the_path(area: Path, point: Path) -> None:
         assert run("umount", str(point)).status == 0
 
 
+def test_a_daemon_that_has_mounted_meanwhile_is_left_alone(area: Path, point: Path) -> None:
+    """Its state directory is another one. The second daemon finds nothing at its first look, as it came before."""
+    with none_left():
+        assert mount("-o", f"statedir={area / 'first'}", point).status == 0
+        late = "import ktaskfs.cli.mount as m; m._open_statedir = lambda config: config.open_statedir(); " + (
+            "from ktaskfs.cli.main import main; raise SystemExit(main())"
+        )
+        second = run(sys.executable, "-c", late, "mount", "-o", f"statedir={area / 'second'}", str(point), cwd=ROOT)
+        assert second == Outcome(1, "", f"ktaskfs: {point}: fuse.ktaskfs is mounted there already, and answers\n")
+        assert len(filesystems_at(str(point))) == 1
+        assert run("cat", f"{point}/version").status == 0
+        assert run("umount", str(point)).status == 0
+
+
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_it_mounts_without_standard_descriptors(area: Path, point: Path, closed: str) -> None:
     with none_left():

@@ -232,6 +232,9 @@ def test_the_work_comes_after_its_plan(command: Command, memory: Path, way: str)
     assert command("run", "--if-exists", way, *spec).status == 0
     assert command.mount.read("tasks/c/state") == "done\n"
     assert command("run", "--plan", *spec).status == 1, "a task that has worked keeps its name"
+    outcome = command("run", "--quiet", "--plan", "--if-exists=rerun", *spec)
+    assert (outcome.status, outcome.out[:16]) == (0, "operation clear\n")
+    assert command.mount.read("tasks/c/state") == "done\n"
 
 
 def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -46,9 +47,10 @@ def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]
 
 
 def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
-    """Whether the command is in a system call that the daemon must answer."""
+    """Whether a thread of the command is in a system call that the daemon must answer."""
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-    return any(Path(f"/proc/{each.pid}/wchan").read_text() == "request_wait_answer" for each in processes)
+    threads = (each for found in processes for each in Path(f"/proc/{found.pid}/task").glob("*/wchan"))
+    return any(each.read_text() == "request_wait_answer" for each in threads)
 
 
 @pytest.fixture
@@ -170,6 +172,14 @@ def test_a_file_that_is_open_holds_nobody(
         finally:
             os.kill(command.mount.pid, signal.SIGCONT)
     assert command.mount.read("tasks/slow/state") == "running\n"
+
+
+def test_the_doctor_finds_it(command: Command) -> None:
+    with stopped(command.mount):
+        found = [json.loads(line) for line in command("doctor", "--json").out.splitlines()]
+    of_mount = [each["text"] for each in found if each["check"] == "mount"]
+    assert of_mount == [f"{command.mount.path}: its daemon is stopped or hangs, there is no answer within 5 s"]
+    assert "hugetlbfs" in {each["check"] for each in found}, "the machine is looked at, too"
 
 
 @pytest.mark.parametrize("words", [["wait", "slow"], ["ls"], ["show", "slow"], ["set", "slow", "nice=5"], ["doctor"]])

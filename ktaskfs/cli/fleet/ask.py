@@ -135,7 +135,8 @@ def doctor(given: argparse.Namespace) -> int:
     well = []
     for host, objects in answers.objects.items():
         for each in objects:
-            key = (str(each.get("level")), str(each.get("check")), str(each.get("text")), each.get("mend"))
+            mend = None if each.get("mend") is None else str(each["mend"])
+            key = (str(each.get("level")), str(each.get("check")), str(each.get("text")), mend)
             if key[0] in LEVELS:
                 found.setdefault(key, []).append(host)
         if objects and not any(each.get("level") == "wrong" for each in objects):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,6 +38,8 @@ AT_THE_END: Final = frozenset({LEFT, TIMEOUT, SKIPPED})
 FINE: Final = frozenset({"done", "planned", STARTED})
 NO_CONNECTION: Final = 255
 """What ssh(1) returns when it could not connect, or the connection was lost."""
+FIGURES: Final = ("percent", "done", "total", "speed", "finish_usec", "elapsed_usec")
+"""The numbers of an object that are shown."""
 HEARD_MOST: Final = 300
 """Maximum characters of a line that is not an object."""
 
@@ -92,16 +95,20 @@ def _gravity(standing: Standing) -> int:
 def parsed(line: bytes) -> dict[str, Any] | None:
     """The object on a line; None for other text, from ssh, a shell or a login script.
 
-    Nothing in it but ``result`` has terminal escapes: the host may be in other hands.
+    The host may be in other hands: figures are numbers or None, and no text but ``result`` has terminal escapes.
     """
     try:
         found = json.loads(line.decode())  # of bytes it would guess the encoding
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(map(_is_figure, map(found.get, FIGURES))):
         return None
     texts = {key: printable(each) for key, each in found.items() if isinstance(each, str) and key != "result"}
     return {**found, **texts}
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def text_of_line(line: bytes) -> str:

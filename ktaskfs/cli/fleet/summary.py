@@ -51,6 +51,15 @@ def show_results(fleet: Fleet) -> None:
     for (task, result), hosts in found.items():
         text, left_out = beginning(for_people(result)) if os.isatty(1) else (result, 0)
         sys.stdout.flush()
-        write_all(1, os.fsencode(f"==> {folded(hosts)}{f' {task}' if several else ''} <==\n{text}"))
+        heading = f"==> {folded(hosts)}{f' {task}' if several else ''} <==\n"
+        write_all(1, _encoded(heading + text))
         if left_out:
             print(f"{left_out} more lines are in tasks/{task}/result", file=sys.stderr)
+
+
+def _encoded(text: str) -> bytes:
+    """A result as the host wrote it; escaped if it has half a surrogate pair, which no byte becomes."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")

@@ -9,7 +9,7 @@ import pytest
 from ktaskfs.cli.fleet.hosts import Fleet, Group
 
 
-def told(state: str, *, task: str = "vm", percent: float | None = None, **more: object) -> bytes:
+def told(state: str, *, task: str = "vm", percent: object = None, **more: object) -> bytes:
     return json.dumps({"name": task, "state": state, "percent": percent, "stale": False, **more}).encode()
 
 
@@ -26,6 +26,10 @@ def fleet() -> Fleet:
         ([b"hv11 and my-hv1 are others, hv1 is not"], 255, "unreachable", "hv11 and my-hv1 are others, %h is not"),
         ([b"no ktaskfs"], 127, "failed", "no ktaskfs"),
         ([b"\x1b[31mred\xff\r"], 1, "failed", "?[31mred\\xff"),
+        ([told("running", percent="high")], 0, "failed", told("running", percent="high").decode()),
+        ([told("done", finish_usec=1e999)], 0, "failed", told("done", finish_usec=1e999).decode()),
+        ([told("done", total=[1])], 0, "failed", told("done", total=[1]).decode()),
+        ([b'{"name": "vm", "state": ' + b"[" * 100000], 1, "failed", '{"name": "vm", "state": ' + "[" * 276),
         (["\x9b31mred".encode()], 1, "failed", "?31mred"),
         ([told("failed", errno=5, error="\x1b[31mred\n")], 1, "failed", "EIO: \\033[31mred\\012"),
         ([told("refused", errno=5, error="\x9b31mred")], 1, "refused", "EIO: \\302\\23331mred"),
