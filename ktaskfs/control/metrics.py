@@ -19,7 +19,7 @@ from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.tasks.task import ENDED, WORKING, State
-from ktaskfs.vfs import Look, TextFile
+from ktaskfs.vfs import TextFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.task import Task
     from ktaskfs.vfs import Caller
+    from ktaskfs.vfs.open_texts import Snapshot
 
 MAX_AGE: Final = 1.0
 """Seconds for which the facts and their texts are kept."""
@@ -159,18 +160,14 @@ class Metrics:
 
 
 class MetricsFile(TextFile):
-    """A file whose text is always current, with the current time as modification time, because monitoring considers an
-    older file stale.
-
-    The other times stay: tar compares st_ctime before and after it reads a file.
+    """A file whose modification time is that of its text, even of one like the last: monitoring considers an older file
+    stale.
     """
 
     __slots__ = ()
 
-    attr_timeout = 0.0
-
-    async def look(self, caller: Caller, *, anew: bool) -> Look:
-        return Look((await super().look(caller, anew=anew)).size, time.time_ns())
+    async def make(self, caller: Caller) -> Snapshot:
+        return (await super().make(caller))._replace(changed_ns=time.time_ns())
 
 
 def _render(facts: Facts, form: Exposition) -> bytes:

@@ -50,7 +50,7 @@ class OpenTexts:
         """By inode number: a hash of the last text, and its size and time."""
         self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()
         self._looks_size = 0
-        self._unread: dict[tuple[int, int, int], Snapshot] = {}
+        self._opened: dict[tuple[int, int, int], Snapshot] = {}
         """Both by inode number, user and pid."""
 
     def hold(self, user: int, text: bytes) -> None:
@@ -103,15 +103,15 @@ class OpenTexts:
         return snapshot
 
     def opened(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
-        """``caller`` has opened the file, and will read ``snapshot``."""
-        self._unread[ino, caller.uid, caller.pid] = snapshot
+        """``caller`` has opened the file, or reads it again from the start: an open of it has ``snapshot``."""
+        self._opened[ino, caller.uid, caller.pid] = snapshot
 
-    def unread(self, ino: int, caller: Caller) -> Snapshot | None:
-        """The last text opened by ``caller``, if not yet read."""
-        return self._unread.get((ino, caller.uid, caller.pid))
+    def last_opened(self, ino: int, caller: Caller) -> Snapshot | None:
+        """The text of the last open by ``caller``, if not yet closed."""
+        return self._opened.get((ino, caller.uid, caller.pid))
 
-    def read(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
-        """``snapshot`` was read, or closed."""
+    def closed(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+        """An open no longer has ``snapshot``."""
         key = ino, caller.uid, caller.pid
-        if self._unread.get(key) is snapshot:
-            del self._unread[key]
+        if self._opened.get(key) is snapshot:
+            del self._opened[key]

@@ -77,7 +77,7 @@ class TextFile(File):
             return Look(NEW_TEXT_SIZE, attributes.time_ns)
         if caller.pid in self.texts.not_readers:
             return self.texts.last(self.ino) or Look(NEW_TEXT_SIZE, attributes.time_ns)
-        snapshot = None if anew else self.texts.unread(self.ino, caller)
+        snapshot = None if anew else self.texts.last_opened(self.ino, caller)
         if snapshot is None:
             snapshot = await self.make(caller)
             self.texts.looked(self.ino, caller, snapshot)
@@ -98,7 +98,7 @@ class TextFile(File):
 class OpenText(OpenFile):
     """One open of a text file."""
 
-    __slots__ = ("_caller", "_file", "_seen", "_text", "_unread")
+    __slots__ = ("_caller", "_file", "_seen", "_snapshot")
 
     def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None) -> None:
         """It reads ``snapshot``, if it is open for reading. Raises the refusal of ``file.texts``."""
@@ -106,27 +106,29 @@ class OpenText(OpenFile):
         self._caller = caller
         # As in kernfs, an unread file counts as changed.
         self._seen: int | None = None
-        self._text = b"" if snapshot is None else snapshot.text
+        self._snapshot = snapshot
         file.texts.hold(caller.uid, self._text)
-        self._unread = snapshot
         if snapshot is not None:
             file.texts.opened(file.ino, caller, snapshot)
 
-    def _begun(self) -> None:
-        if self._unread is not None:
-            self._file.texts.read(self._file.ino, self._caller, self._unread)
-            self._unread = None
+    @property
+    def _text(self) -> bytes:
+        return b"" if self._snapshot is None else self._snapshot.text
+
+    def _let_text_go(self) -> None:
+        self._file.texts.let_go(self._caller.uid, self._text)
+        if self._snapshot is not None:
+            self._file.texts.closed(self._file.ino, self._caller, self._snapshot)
 
     async def read(self, offset: int, size: int) -> bytes:
         if offset == 0:
-            snapshot = self._unread
-            if snapshot is None:
+            if self._seen is not None or self._snapshot is None:
                 snapshot = await self._file.make(self._caller)
                 self._file.texts.hold(self._caller.uid, snapshot.text)
-                self._file.texts.let_go(self._caller.uid, self._text)
-                self._text = snapshot.text
-            self._seen = snapshot.version
-            self._begun()
+                self._let_text_go()
+                self._file.texts.opened(self._file.ino, self._caller, snapshot)
+                self._snapshot = snapshot
+            self._seen = self._snapshot.version
         return self._text[offset : offset + size]
 
     def poll(self, wake: Callable[[], None] | None) -> int:
@@ -141,8 +143,7 @@ class OpenText(OpenFile):
     def release(self) -> None:
         if self._file.change is not None:
             self._file.change.forget(self)
-        self._begun()
-        self._file.texts.let_go(self._caller.uid, self._text)
+        self._let_text_go()
 
 
 class CommandText(OpenText):

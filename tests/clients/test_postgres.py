@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,7 +49,7 @@ class Cluster:
     user: User
 
     def run(self, program: str, *arguments: str) -> str:
-        """The output of one of PostgreSQL's programs."""
+        """The output of one of the server's programs, or of the program with this path."""
         done = run(str(self.programs / program), *arguments, user=self.user, cwd=self.user.home)
         assert done.status == 0, done.err
         return done.out
@@ -65,7 +66,7 @@ class Cluster:
             yield
 
     def sql(self, command: str) -> str:
-        return self.run("psql", "-h", str(self.user.home), "-d", "postgres", "-Atqc", command)
+        return self.run("/usr/bin/psql", "-h", str(self.user.home), "-d", "postgres", "-Atqc", command)
 
 
 def _programs() -> Path:
@@ -86,16 +87,18 @@ def _programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(two_users: tuple[User, User]) -> Cluster:
-    """A cluster with a table of a few megabytes."""
+def cluster(two_users: tuple[User, User]) -> Iterator[Cluster]:
+    """A cluster with a table of a few megabytes, on a disk: /tmp may be tmpfs."""
     user = two_users[0]
-    found = Cluster(_programs(), user.home / "main", user)
-    found.run("initdb", "-D", str(found.data), "-A", "trust", "--no-sync")
-    with (found.data / "postgresql.conf").open("a") as file:
-        file.write(SETTINGS)
-    with found.started(huge_pages="off"):
-        found.sql("create table t as select generate_series(1, 100000) as n")
-    return found
+    with tempfile.TemporaryDirectory(prefix="kt-", dir="/var/tmp") as place:
+        os.chown(place, user.uid, user.gid)
+        found = Cluster(_programs(), Path(place, "main"), user)
+        found.run("initdb", "-D", str(found.data), "-A", "trust", "--no-sync")
+        with (found.data / "postgresql.conf").open("a") as file:
+            file.write(SETTINGS)
+        with found.started(huge_pages="off"):
+            found.sql("create table t as select generate_series(1, 100000) as n")
+        yield found
 
 
 def commands(cluster: Cluster, mount: Mount, prompt: str) -> list[str]:

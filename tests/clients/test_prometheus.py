@@ -55,9 +55,11 @@ def programs(root: None) -> Programs:
     try:
         with cache():
             server, exporter = (unpacked(name) / "usr/bin" for name in ("prometheus", "prometheus-node-exporter"))
+            # Debian 12 has it in the package of the server.
+            promtool = next(server.glob("promtool"), None) or unpacked("promtool") / "usr/bin/promtool"
     except Unavailable as error:
         pytest.skip(str(error))
-    return Programs(server / "prometheus", server / "promtool", exporter / "prometheus-node-exporter")
+    return Programs(server / "prometheus", promtool, exporter / "prometheus-node-exporter")
 
 
 @contextlib.contextmanager

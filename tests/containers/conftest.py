@@ -44,8 +44,9 @@ class Podman:
         (HostToContainer).
         """
         places = [f"--{each}={self.storage / each}" for each in ("root", "runroot", "tmpdir")]
-        # In a container there may be no systemd that makes control groups, and no right to raise limits.
-        machine = ["--runtime=runc", "--cgroup-manager=cgroupfs", *places]
+        # In a container there may be no systemd that makes control groups, and no right to raise limits. podman 5 warns
+        # of control groups of version 1 at each start.
+        machine = ["--log-level=error", "--runtime=runc", "--cgroup-manager=cgroupfs", *places]
         limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=none"]
         view = [f"--volume={self.area}:{INSIDE}:{propagation}", "--volume=/usr:/usr:ro"]
         return ["podman", *machine, "run", "--rm", *limits, *options, *view, "--rootfs", str(self._root_of(owner))]

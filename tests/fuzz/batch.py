@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.fuzz.checks import Checker
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+OURS: Final = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("ktaskfs", "tests"))
+"""Beginnings of the paths of this project's code."""
 BATCH: Final = 1000
 """Writes."""
 CPU_TIME_MAX: Final = 2.0
@@ -102,7 +105,7 @@ def fault_of(check: Callable[[], None]) -> str:
         check()
     except (Exception, TooSlow) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        place = next((each for each in reversed(frames) if "ktaskfs/ktaskfs/" in each.filename), frames[-1])
+        place = next((each for each in reversed(frames) if each.filename.startswith(OURS)), frames[-1])
         return f"{type(error).__name__} in {place.name}: {str(error).partition(':')[0][:80]}"
     return ""
 

@@ -142,15 +142,15 @@ def podman(built: Built, disk: Path) -> Iterator[Podman]:
 
 @pytest.mark.parametrize("built", [NEWEST], indirect=True)
 def test_the_image_serves_the_host(podman: Podman, built: Built, area: Path) -> None:
-    build = ("build", "--isolation=chroot", "--network=host", f"--build-arg=BASE={BASE}", f"--tag={IMAGE}")
+    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")  # there may be no right to raise them
+    build = ("build", *limits, "--isolation=chroot", "--network=host", f"--build-arg=BASE={BASE}", f"--tag={IMAGE}")
     done = podman(*build, f"--file={ROOT / 'packaging/Containerfile'}", str(built.directory))
     assert done.status == 0, done.out + done.err
     subprocess.run(["mount", "--bind", area, area], check=True)
     subprocess.run(["mount", "--make-shared", area], check=True)
     (area / "mount").mkdir()
     host = ("--privileged", "--pid=host", "--cgroupns=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rslave")
-    limits = ("--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
-    command = podman.words("run", *limits, *host, f"--volume={area}:/work:rshared", IMAGE)
+    command = podman.words("run", "--rm", "--network=none", *limits, *host, f"--volume={area}:/work:rshared", IMAGE)
     mount = ["ktaskfs", "mount", "--foreground", "-o", "statedir=/work/state", "/work/mount"]
     try:
         with subprocess.Popen([*command, *mount], stdin=subprocess.DEVNULL, env=os.environ) as daemon:

@@ -65,6 +65,7 @@ def _unpack(place: Path, packages: Sequence[str]) -> None:
             "APT::Sandbox::User": "root",
             "APT::Install-Recommends": "false",
             "Acquire::Languages": "none",
+            "Acquire::Check-Valid-Until": "false",  # sid expires after a week, and a mirror may stand still
         }
         apt = ["apt-get", "-q", "-y", *(f"-o{key}={value}" for key, value in settings.items())]
         _run(*apt, "update")

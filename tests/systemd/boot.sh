@@ -80,8 +80,8 @@ inside() { # as PID 1 of the new namespaces, in its groups already
     mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/dev/shm"
     mount -t tmpfs -o mode=755,nosuid,nodev none "$root/run"
     mount -t tmpfs -o mode=1777,nosuid,nodev none "$root/tmp"
-    mkdir "$dir/disk"
-    mount --bind "$dir/disk" "$root/srv" # what / is on is memory
+    mkdir "$dir/disk" "$root/disk"
+    mount --bind "$dir/disk" "$root/disk" # what / is on is memory; a clone in /srv or /mnt must stay in sight
     mount --bind "$root/proc/sys" "$root/proc/sys" # these are the settings of the kernel that all share
     mount -o remount,bind,ro "$root/proc/sys"
 

@@ -33,7 +33,7 @@ def service(machine: Machine) -> Iterator[Machine]:
 @pytest.mark.parametrize("kind", ["PathChanged", "PathModified"])
 @pytest.mark.parametrize("file", ["tasks/watched/state", "info/tasks"])
 def test_a_change_of_state_starts_the_unit(service: Machine, kind: str, file: str) -> None:
-    told = "/srv/told"
+    told = "/disk/told"
     watch = ["systemd-run", "--quiet", "--unit=watcher", f"--path-property={kind}={MOUNT}/{file}", "touch", told]
     assert service.run(*watch).status == 0
     try:

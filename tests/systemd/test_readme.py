@@ -30,7 +30,7 @@ RECIPE_PAGES: Final = 128
 """Pages that the recipes expect in the pool."""
 DOWNLOADS: Final = 1500
 """Seconds for apt, pip and a compiler on a busy machine."""
-CLONE: Final = "cd /srv/ktaskfs; export HOME=/root"
+CLONE: Final = "cd /disk/ktaskfs; export HOME=/root"
 """Where a new user is; with a home, so that pip compiles pyfuse3 once for both ways to install."""
 FOR_TESTS: Final = ("pytest", "mypy", "ruff", "hypothesis")
 ABSENT: Final = ("gcc", "libfuse3-dev", "pkg-config", "busybox", "nodejs", "podman", "zsh", "fish")
@@ -52,14 +52,14 @@ def test_the_page_is_short_and_has_all_its_parts() -> None:
 
 @pytest.fixture
 def new_machine(root: None) -> Iterator[Machine]:
-    """A machine without ktaskfs, without a compiler and what else only developers have, and a clone in its /srv."""
+    """A machine without ktaskfs, without a compiler and what else only developers have, and a clone in its /disk."""
     with booted() as machine:
         files = "git -c safe.directory='*' ls-files -z --cached --others --exclude-standard"
-        copied = machine.sh(f"cd {ROOT} && {files} | rsync --from0 --files-from=- ./ /srv/ktaskfs/")
+        copied = machine.sh(f"cd {ROOT} && {files} | rsync --from0 --files-from=- ./ /disk/ktaskfs/")
         assert copied.status == 0, copied
         bare = f"""
-            cp -a /var/lib/dpkg /srv/dpkg # others may install packages meanwhile, below the overlay
-            mount --bind /srv/dpkg /var/lib/dpkg
+            cp -a /var/lib/dpkg /disk/dpkg # others may install packages meanwhile, below the overlay
+            mount --bind /disk/dpkg /var/lib/dpkg
             systemctl disable --now --quiet ktaskfs
             cd {ROOT} && .venv/bin/python packaging/install.py uninstall /usr && groupdel ktask
             systemctl daemon-reload
@@ -88,11 +88,11 @@ def test_install_takes_nothing_that_a_user_does_not_need(new_machine: Machine) -
     paste(new_machine, from_source, before=CLONE, timeout=DOWNLOADS)
     assert installed(new_machine) == set()
     new_machine.until_mounted()
-    listed = new_machine.out("find", "/usr/local/lib/ktaskfs", "/srv/ktaskfs/.venv", "-maxdepth", "5", "-type", "d")
+    listed = new_machine.out("find", "/usr/local/lib/ktaskfs", "/disk/ktaskfs/.venv", "-maxdepth", "5", "-type", "d")
     assert [name for name in FOR_TESTS if f"/{name}\n" in listed] == []
     assert "ktask" in new_machine.out("id", "--groups", "--name", "root")
     assert new_machine.sh("cd /tmp && ktaskfs run fallocate path=/dev/shm/one length=1M name=one").status == 0
-    off = "systemctl disable --now ktaskfs && make -C /srv/ktaskfs uninstall && ! ls /usr/local/sbin/ktaskfs"
+    off = "systemctl disable --now ktaskfs && make -C /disk/ktaskfs uninstall && ! ls /usr/local/sbin/ktaskfs"
     removed = new_machine.sh(off)
     assert removed.status == 0, removed
 

@@ -26,7 +26,7 @@ UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
 POINT: Final = "/run/ktaskfs"
 OUTSIDE: Final = "/mnt/outside"
 MEMORY: Final = ("/dev/shm", "/dev/hugepages")
-DISK: Final = ("/srv", "/var/tmp")
+DISK: Final = ("/disk", "/var/tmp")
 """A filesystem of a disk, and an overlay."""
 CALLERS: Final = [("ann", "ann"), ("root", "root"), ("root", "ann")]
 """The writer of the spec, and the owner of the files."""

@@ -24,10 +24,16 @@ async def test_an_opening_reads_what_its_opener_was_told_the_size_of() -> None:
     own = await file.open(ALICE, os.O_RDONLY)
     assert (await file.look(ALICE, anew=False), counter.renders) == (told, 2), "fstat(2) after open(2)"
     assert (await other.read(0, BIG), await own.read(0, BIG)) == (b"render 2 for 1001\n", b"render 1 for 1000\n")
-    assert (await file.look(ALICE, anew=False)).changed_ns > told.changed_ns
+    assert (await file.look(ALICE, anew=False), counter.renders) == (told, 2), "fstat(2) after read(2), as of tar"
+    assert await own.read(0, BIG) == b"render 3 for 1000\n"
+    read_again = await file.look(ALICE, anew=False)
+    assert read_again.changed_ns > told.changed_ns
+    assert (await file.look(ALICE, anew=False), counter.renders) == (read_again, 3)
+    own.release()
+    assert (await file.look(ALICE, anew=False)).changed_ns > read_again.changed_ns
     again = await file.open(ALICE, os.O_RDONLY)
     await file.open(ALICE, os.O_RDONLY)
-    assert (await again.read(0, BIG), counter.renders) == (b"render 3 for 1000\n", 4), "a look serves one opening"
+    assert (await again.read(0, BIG), counter.renders) == (b"render 4 for 1000\n", 5), "a look serves one opening"
 
 
 async def test_a_text_that_is_the_same_has_not_changed() -> None:
