@@ -41,6 +41,11 @@ class _Child:
     status: int | None = None
     exited: trio.Event = field(default_factory=trio.Event)
 
+    def lose(self) -> None:
+        """No more reports come."""
+        self.answered.set()
+        self.exited.set()
+
 
 class ForkedWorker(NamedTuple):
     """A new worker: its pid, a pidfd that the receiver must close, and the ticket for ``exit_status``."""
@@ -104,19 +109,22 @@ class Launcher:
             self._nursery.start_soon(self.exit_status, child.ticket)
 
     async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
-        data = protocol.encode(request)
+        data, sock = protocol.encode(request), self._sock
         for _ in range(2):  # a killed spawner is detected here, and replaced once
             try:
                 self.start()
-                child.spawner = sock = self._sock
+                sock = self._sock
                 assert sock is not None
                 await sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, protocol.packed_fds(fds))])
             except (ConnectionError, trio.ClosedResourceError):
-                if self._sock is child.spawner:
+                if self._sock is sock:
                     self._sock = None
             except OSError as error:
                 raise WorkerLost(f"cannot reach the spawner: {error.strerror}", errno=error.errno) from error
             else:
+                child.spawner = sock  # only now: the end of a spawner that was not told does not concern the child
+                if self._sock is not sock:
+                    child.lose()
                 return
         raise WorkerLost("the spawner dies at its start")
 
@@ -150,8 +158,7 @@ class Launcher:
         LOG.warning("the spawner ended with status %s; running tasks go on; the next start forks another", status)
         for child in self._children.values():
             if child.spawner is sock:
-                child.answered.set()
-                child.exited.set()
+                child.lose()
 
     def _hear(self, data: bytes, fds: list[int]) -> None:
         try:

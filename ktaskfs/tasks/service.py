@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ class TaskService:
         """A plan changes nothing: it does not replace a task that has worked, but gets a name of its own."""
         asked = spec.parameters
         if asked.plan and asked.replace and asked.name and self.table.has_worked(uid, asked.name):
-            return replace(spec, parameters=replace(asked, name=None))
+            return dataclasses.replace(spec, parameters=asked._replace(name=None))
         return spec
 
     def _create(

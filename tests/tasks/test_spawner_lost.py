@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from ktaskfs.errors import WorkerLost
 from ktaskfs.tasks import new_worker as new_worker_module
@@ -53,6 +54,21 @@ async def test_a_spawner_that_is_killed_unnoticed_is_started_anew(house: House, 
     kill_quietly(spawner.pid)
     task = await house.run_one(f"fallocate path={memory}/file length=64K")
     assert await ended(task) is State.DONE
+
+
+async def test_a_spawner_whose_end_is_noticed_before_a_request_fails_is_started_anew(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock = house.launcher._sock
+    assert sock is not None
+
+    async def send(*args: object) -> int:
+        await house.kill_spawner()
+        await trio.testing.wait_all_tasks_blocked()
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sock, "sendmsg", send)
+    assert await ended(await house.run_one(f"fallocate path={memory}/file length=64K")) is State.DONE
 
 
 async def test_a_spawner_that_is_killed_during_a_start_fails_that_start(house: House, memory: Path) -> None:
