@@ -35,6 +35,12 @@ static double now(void)
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
+static inline void let_go(char *start, size_t length) /* unmaps the pages; the file keeps them */
+{
+    if (madvise(start, length, MADV_DONTNEED))
+        die("let go");
+}
+
 static void *take_chunks(void *argument)
 {
     struct job *job = argument;

@@ -1,20 +1,17 @@
 /* Copies SOURCE into a file of memory, in the ways that ktaskfs does: FILE LENGTH THREADS CHUNK SOURCE WAY.
  *
- * WAY read: the kernel reads right into the mapping; populate: the same, 4 MiB at a time, populated first;
- * pages: through a buffer, and UFFDIO_COPY puts whole pages in. */
+ * WAY read: the kernel reads right into the mapping, and clears new pages first; windows: the same, but a thread has at
+ * most 8 MiB mapped, as ktaskfs on tmpfs; pages: through a buffer, and UFFDIO_COPY puts whole pages in. */
 #include "chunked.h"
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
-#define WINDOW ((size_t)4 << 20)
+#define WINDOW ((size_t)8 << 20)
 #define BUFFER ((size_t)256 << 10)
 
 static int source, guard;
@@ -34,13 +31,12 @@ static void read_chunk(char *start, size_t length)
     read_all(start, length, start - chunk_base);
 }
 
-static void populate_chunk(char *start, size_t length)
+static void read_windows(char *start, size_t length)
 {
     for (size_t done = 0; done < length; done += WINDOW) {
         size_t size = length - done < WINDOW ? length - done : WINDOW;
-        if (madvise(start + done, size, MADV_POPULATE_WRITE))
-            die("madvise");
-        read_all(start + done, size, start + done - chunk_base);
+        read_chunk(start + done, size);
+        let_go(start + done, size);
     }
 }
 
@@ -65,14 +61,14 @@ static void put_pages(char *start, size_t length)
 int main(int argc, char **argv)
 {
     if (argc != 7) {
-        fprintf(stderr, "usage: %s FILE LENGTH THREADS CHUNK SOURCE read|populate|pages\n", argv[0]);
+        fprintf(stderr, "usage: %s FILE LENGTH THREADS CHUNK SOURCE read|windows|pages\n", argv[0]);
         return 2;
     }
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
     source = open(argv[5], O_RDONLY);
     if (source < 0)
         die(argv[5]);
-    chunk_function work = !strcmp(argv[6], "read") ? read_chunk : populate_chunk;
+    chunk_function work = !strcmp(argv[6], "read") ? read_chunk : read_windows;
     if (!strcmp(argv[6], "pages")) {
         guard = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
         if (guard < 0 || ioctl(guard, UFFDIO_API, &api))

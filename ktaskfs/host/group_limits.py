@@ -183,6 +183,8 @@ def _headrooms(
     mounts: GroupMounts, group: Group, controller: str, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[Headroom]:
     for file, usage in pairs:
+        if file.endswith(".max") != (group.controllers == V2):
+            continue  # each version has files of its own, and a look between two chunks must be short
         limit = _number(mounts, group, file)
         used = None if limit is None else _number(mounts, group, usage)
         if limit is not None and used is not None:

@@ -12,11 +12,13 @@ import contextlib
 import errno
 import fcntl
 import gc
+import math
 import os
 import select
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import setproctitle
@@ -45,6 +47,9 @@ OUTPUT_MAX: Final = 8192
 QUIET_MS: Final = 8
 """Milliseconds without a request or the end of a worker, after which a spare worker is forked: a fork takes a CPU from
 a new task, and from readers that wait for its end. Tasks also often start in bursts."""
+YOUNG_MS: Final = 250
+"""Milliseconds from the start of a task, within which none is forked while it runs: the fork and the warm-up take 9 ms
+of a CPU, which a short task would notice."""
 
 
 class _Spare(NamedTuple):
@@ -64,11 +69,15 @@ class _Spare(NamedTuple):
 
 
 class _Child(NamedTuple):
-    """A worker that has a task; ``ticket`` is its request's, ``output`` the pipe that is its standard error."""
+    """A worker with a request; ``ticket`` is the request's, ``output`` the pipe that is its standard error.
+
+    ``young_until``: by the monotonic clock, 0 for one without a task.
+    """
 
     pid: int
     output: int
     ticket: int
+    young_until: float
 
 
 class Spawner:
@@ -93,7 +102,7 @@ class Spawner:
         gc.freeze()
         gc.enable()
         while True:
-            ready = self._poll.poll(None if self._spare else QUIET_MS)
+            ready = self._poll.poll(None if self._spare else self._quiet_ms())
             if not ready and self._spare is None:
                 self._fork_ahead()
             for fd, _ in ready:
@@ -104,6 +113,10 @@ class Spawner:
                         return
                 except ConnectionError:  # the daemon died during the answer
                     return
+
+    def _quiet_ms(self) -> int:
+        young_until = max((child.young_until for child in self._children.values()), default=0.0)
+        return max(QUIET_MS, math.ceil((young_until - time.monotonic()) * 1000))
 
     def _reap(self, pidfd: int) -> None:
         child = self._children.pop(pidfd)
@@ -141,7 +154,9 @@ class Spawner:
         except OSError as error:
             protocol.send(self._sock, protocol.Forked(request.ticket, 0, error.errno or errno.EIO))
             return
-        self._children[worker.pidfd] = _Child(worker.pid, worker.output, request.ticket)
+        young = isinstance(request, protocol.StartRequest)
+        young_until = time.monotonic() + YOUNG_MS / 1000 if young else 0.0
+        self._children[worker.pidfd] = _Child(worker.pid, worker.output, request.ticket, young_until)
         self._poll.register(worker.pidfd, select.POLLIN)
         protocol.send(self._sock, protocol.Forked(request.ticket, worker.pid, 0), [worker.pidfd])
         if isinstance(request, protocol.StartRequest) and request.follows and self._spare is None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ktaskfs.errors import NotPermitted
-from ktaskfs.host.cgroups import Group, GroupMounts, own_groups
-from ktaskfs.host.group_limits import enter_groups
+from ktaskfs.host.cgroups import Group, GroupMounts, _Mount, own_groups
+from ktaskfs.host.group_limits import Headroom, enter_groups, memory_headroom
+from ktaskfs.host.kernel import Kernel
 from tests.support.cgroups import group, mount_point
 from tests.support.forked import run_forked
 
@@ -59,3 +60,25 @@ def test_a_limit_that_would_be_left_is_an_error_and_no_limit_is_none(controller:
                 assert entered(inner, controller) == "EACCES True"
                 seen += 1
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("controllers", "limit", "usage"),
+    [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_the_tightest_limit_of_a_version_counts(tmp_path: Path, controllers: str, limit: str, usage: str) -> None:
+    """Plain files, because a kernel has the memory controller in one version only."""
+    for name, size in (("groups", 0), ("groups/a", 100), ("groups/a/b", 200)):
+        where = tmp_path / name
+        where.mkdir()
+        (where / limit).write_text(f"{size or 'max'}\n")
+        (where / usage).write_text("30\n")
+        (where / "memory.stat").write_text("inactive_file 10\ntotal_inactive_file 10\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text(f"7:cpu:/other\n0:{controllers}:/a/b\n")
+    proc = os.open(tmp_path, os.O_PATH)
+    mount = _Mount(os.open(tmp_path / "groups", os.O_PATH), "/")
+    room = memory_headroom(Kernel(proc, proc, proc, GroupMounts({controllers: mount})))
+    os.close(mount.fd)
+    os.close(proc)
+    assert room == Headroom(Group(controllers, "/a"), limit, limit=100, used=20)

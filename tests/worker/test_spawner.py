@@ -8,6 +8,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
+from ktaskfs.worker.spawner import YOUNG_MS
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import run
 from tests.worker.spawned import MIB, PAUSED, Spawner, me
@@ -216,6 +218,18 @@ def test_a_spare_worker_that_was_killed_is_replaced_without_a_word(spawner: Spaw
     _works(spawner, memory)
     until(lambda: [each.pid for each in _children(spawner)] != [spare.pid], "there is another one")
     until(lambda: len(os.listdir(f"/proc/{spawner.process.pid}/fd")) == before, "all descriptors are closed")
+
+
+def test_no_worker_is_forked_in_advance_while_a_task_is_young(spawner: Spawner, memory: Path) -> None:
+    _works(spawner, memory)
+    until(lambda: len(_children(spawner)) == 1, "a worker is forked in advance")
+    start = time.monotonic()
+    worker = spawner.spawn("fallocate", memory / "file", length=MIB, requests=PAUSED)
+    worker.go()
+    until(lambda: len(_children(spawner)) == 2, "the next one is forked while the task goes on")
+    assert time.monotonic() - start >= YOUNG_MS / 1000
+    worker.ask(Requests())
+    assert spawner.exited(worker) == 0
 
 
 def _children(spawner: Spawner) -> list[psutil.Process]:

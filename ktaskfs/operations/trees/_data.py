@@ -14,7 +14,6 @@ from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.syscalls import page_size
 from ktaskfs.host.target import FilesystemType
-from ktaskfs.memory.sinks import POPULATED
 from ktaskfs.memory.tmpfs import has_huge_pages, mapped_windows
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class FileData:
             for run in data_extents(source, part.start, part.end):
                 for window, _ in mapped_windows(mapping, run):
                     if guard is None:
-                        _populate(source, mapping, window)
+                        _read_into(source, mapping, window)
                     else:
                         self._insert(source, target, mapping, window, guard.fd)
 
@@ -102,13 +101,10 @@ class FileData:
         return os.preadv(source, [self.buffer.view[: end - position]], position)
 
 
-def _populate(source: int, mapping: Mapping, window: Span) -> None:
-    """Clear new huge pages, and let the kernel read into them. UFFDIO_COPY would insert small pages."""
-    for part in window.windows(POPULATED):
-        pages = part.widened(page_size())
-        mapping.populate_write(pages.start - mapping.offset, pages.size)
-        if mapping.readv_into(source, part.start, part.start - mapping.offset, part.size) < part.size:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+def _read_into(source: int, mapping: Mapping, window: Span) -> None:
+    """Let the kernel read into new huge pages, which it clears. UFFDIO_COPY would insert small pages."""
+    if mapping.readv_into(source, window.start, window.start - mapping.offset, window.size) < window.size:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def _write(target: int, view: memoryview, position: int) -> None:
