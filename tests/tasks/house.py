@@ -111,9 +111,10 @@ class House:
         return child_called(os.getpid(), "spawner")
 
     async def kill_spawner(self) -> None:
-        """Kill it and wait until that has been noticed."""
-        self.spawner().send_signal(signal.SIGKILL)
-        await until(lambda: self.launcher._sock is None, "the end of the spawner is noticed")
+        """Kill it and wait until it is reaped: then its descriptors are closed, too."""
+        spawner = self.spawner()
+        spawner.kill()
+        await until(lambda: not spawner.is_running(), "the spawner is reaped")
 
     def files(self) -> list[str]:
         """The files in the state directory, except the lock."""
