@@ -1,7 +1,7 @@
 """System calls on mounts that the standard library lacks. Each raises OSError with the kernel's errno.
 
-The numbers are the same on all architectures. All but mount(2) need CAP_SYS_ADMIN and Linux 5.2, or later as noted, and
-return an O_PATH descriptor of a detached mount.
+The numbers are the same on all architectures. All but mount(2) and umount2(2) need CAP_SYS_ADMIN and Linux 5.2, or
+later as noted, and return an O_PATH descriptor of a detached mount.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ MOUNT_ATTR_NOEXEC: Final = 8
 HARMLESS: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 """Nothing can be changed, run or used as a device."""
 
+_MNT_DETACH: Final = 2
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _OPEN_TREE: Final = 428
@@ -36,6 +37,11 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
     """mount(2)."""
     arguments = [os.fsencode(each) for each in (source, target, kind)]
     checked(LIBC.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(data)))
+
+
+def detach(path: str) -> None:
+    """Unmount the topmost filesystem at ``path``, even if it is busy. umount2(2)."""
+    checked(LIBC.umount2(os.fsencode(path), _MNT_DETACH))
 
 
 def clone_mount(path: str, attributes: int = 0) -> int:

@@ -160,6 +160,11 @@ def _write(path: str, directory: int | None) -> None:
 
 
 def detach(path: str) -> None:
-    """Unmount the topmost filesystem at ``path``, served or not. The command prints its own errors."""
-    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-    subprocess.run([*command, path], check=False)
+    """Unmount the topmost filesystem at ``path``, served or not. A failure is logged; fusermount3 prints it."""
+    if os.geteuid() != 0:
+        subprocess.run(["fusermount3", "-u", "-z", path], check=False)
+        return
+    try:
+        mounts.detach(path)
+    except OSError as error:
+        log.warning("cannot unmount %s: %s", path, error.strerror)

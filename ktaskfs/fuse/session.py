@@ -244,7 +244,7 @@ def mounted(
     give_back_what_is_freed()
     unread = select.poll()
     operations = TreeOperations(root, Turns(functools.partial(unread.poll, 0)))
-    with _stderr_text() as said:
+    with _stderr_text() as said, _signals_later():
         try:
             all_options = {f"fsname={name}", f"subtype={name}", "default_permissions", *options}
             pyfuse3.init(operations, device or mountpoint, all_options)
@@ -266,12 +266,27 @@ def mounted(
 
 
 def _unmount(mountpoint: str, ours: list[MountedFilesystem]) -> None:
-    there = filesystems_at(mountpoint, ours)
-    pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if this mount is the topmost
+    there = still_there = filesystems_at(mountpoint, ours)
+    if os.geteuid() == 0:
+        pyfuse3.close(unmount=False)  # libfuse 3.17 would run umount(8), which fails without descriptors
+    else:
+        pyfuse3.close(unmount=there[-1:] == ours)  # by path, so only if this mount is the topmost
+        # libfuse leaves a mount whose connection was aborted, by umount -f or fusectl.
+        still_there = filesystems_at(mountpoint)
     if ours and ours[0] in there[:-1]:
         log.warning("another mount covers %s: the rest of this mount lies below it", mountpoint)
-    elif ours and filesystems_at(mountpoint)[-1:] == ours:
-        detach(mountpoint)  # the connection was aborted, by umount -f or fusectl: libfuse leaves such a mount
+    elif ours and still_there[-1:] == ours:
+        detach(mountpoint)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back the daemon's signals: one would interrupt libfuse's wait for mount(8), and the mount would fail."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import trio
 
 from ktaskfs.host.cgroups import GroupMounts
@@ -29,6 +28,8 @@ from tests.support.processes import child_called
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    import psutil
 
 
 OPERATIONS = find_operations()
@@ -111,11 +112,10 @@ class House:
         return child_called(os.getpid(), "spawner")
 
     async def kill_spawner(self) -> None:
-        """Kill it and wait until that has been noticed, and all its descriptors are closed."""
+        """Kill it and wait until it is reaped: then its descriptors are closed, too."""
         spawner = self.spawner()
-        spawner.send_signal(signal.SIGKILL)
-        await until(lambda: self.launcher._sock is None, "the end of the spawner is noticed")
-        await until(lambda: not psutil.pid_exists(spawner.pid), "the spawner is reaped")
+        spawner.kill()
+        await until(lambda: not spawner.is_running(), "the spawner is reaped")
 
     def files(self) -> list[str]:
         """The files in the state directory, except the lock."""
