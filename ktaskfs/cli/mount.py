@@ -149,7 +149,7 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
         with os.fdopen(readable, "rb") as pipe:
             said = pipe.read()
         if said == READY:
-            return 0
+            os._exit(0)  # the caller waits: Python would first take apart all modules, which takes 5 ms
         _complain(said.decode(errors="replace") or "the daemon died before the mount answered")
         return 1
     os.close(readable)
