@@ -27,9 +27,9 @@ OWN_MEMORY = 25 << 20
 
 
 @pytest.fixture
-def plain(area: Path) -> Path:
+def plain(disk: Path) -> Path:
     """A file of an ordinary filesystem that everybody may read."""
-    path = area / "plain"
+    path = disk / "plain"
     path.write_bytes(random.Random(3).randbytes(SIZE))
     path.chmod(0o644)
     return path
