@@ -164,7 +164,7 @@ def _place(param: tuple[str, int], area: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
-def plain(area: Path) -> Path:
+def plain(disk: Path) -> Path:
     """A file of an ordinary filesystem."""
-    (area / "plain").write_bytes(content(SIZE))
-    return area / "plain"
+    (disk / "plain").write_bytes(content(SIZE))
+    return disk / "plain"

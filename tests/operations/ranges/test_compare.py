@@ -35,9 +35,9 @@ def cmp(first: Path, second: Path) -> str:
 
 
 @pytest.fixture
-def plain(area: Path) -> Path:
-    (area / "plain").write_bytes(content(SIZE))
-    return area / "plain"
+def plain(disk: Path) -> Path:
+    (disk / "plain").write_bytes(content(SIZE))
+    return disk / "plain"
 
 
 def test_equal(runner: Runner, any_place: Place, plain: Path) -> None:

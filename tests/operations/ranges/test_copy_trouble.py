@@ -125,12 +125,12 @@ def test_a_source_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
-@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("to_disk", [False, True])
 def test_the_target_is_shortened_meanwhile(
-    runner: Runner, place: Place, area: Path, plain: Path, disk: bool, digest: dict[str, str]
+    runner: Runner, place: Place, disk: Path, plain: Path, to_disk: bool, digest: dict[str, str]
 ) -> None:
     """At the start, and after half of it; it is not extended again."""
-    path = (area if disk else place.directory) / "file"
+    path = (disk if to_disk else place.directory) / "file"
     for done in (0, SIZE // 2, SIZE):
         plan = runner.prepare("copy", source=plain, path=path, **digest)
         if done:
@@ -164,14 +164,14 @@ def test_a_target_that_is_sealed_against_growing(runner: Runner, plain: Path) ->
     os.close(fd)
 
 
-@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("to_disk", [False, True])
 def test_the_limit_of_file_sizes_is_not_met_halfway(
-    runner: Runner, place: Place, area: Path, plain: Path, disk: bool
+    runner: Runner, place: Place, disk: Path, plain: Path, to_disk: bool
 ) -> None:
     """write(2) applies the limit also to existing data; copies into huge pages do not use it."""
-    path = (area if disk else place.directory) / "file"
+    path = (disk if to_disk else place.directory) / "file"
     make_dirty(path, SIZE)
-    written = disk or os.stat(path).st_blksize == 4096
+    written = to_disk or os.stat(path).st_blksize == 4096
 
     def attempt() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (HUGE, resource.RLIM_INFINITY))
