@@ -162,7 +162,9 @@ def test_holes_of_huge_pages_that_the_caller_can_only_read(runner: Runner, pool_
 
 
 @pytest.mark.parametrize("file", ["plain", "tmpfs"])
-def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Path, area: Path, file: str) -> None:
+def test_little_is_mapped_at_a_time(
+    runner: Runner, small_pages: Path, plain: Path, area: Path, file: str, way: str
+) -> None:
     with filesystems.tmpfs(area / "from", SIZE, "huge=never") as directory:
         source = plain
         if file == "tmpfs":
@@ -170,7 +172,9 @@ def test_little_is_mapped_at_a_time(runner: Runner, small_pages: Path, plain: Pa
             runner.run("copy", source=plain, path=source)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tmpfs, "WINDOW", 2 * HUGE)
-            assert 0 < most_mapped(runner, source, small_pages) <= 8 * HUGE, "one of each file for each thread"
+            most = most_mapped(runner, source, small_pages)
+        assert most <= 8 * HUGE, "one of each file for each thread"
+        assert most or way == "sent", "on a busy machine one thread may send everything"
 
 
 def most_mapped(runner: Runner, source: Path, target: Path) -> int:
