@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 TOGETHER: Final = 0.05
 """Seconds after a change in which further changes are combined: a short task changes three times."""
-IDLE: Final = 2.0
-"""Seconds without a change after which the child ends."""
+IDLE: Final = 10.0
+"""Seconds without a change after which the child ends: its fork takes 9 ms of CPU time from the next task."""
 PATHS_MAX: Final = 100
 """Paths in a message; names of tasks are short enough (``worker.touch.MESSAGE_MAX``)."""
 
