@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.cli.follow import GRAVITY, STATUS_OF, Standing
 from ktaskfs.errors import errno_name
-from ktaskfs.units import printable
+from ktaskfs.units import SIZE_MAX, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,7 +94,8 @@ def _gravity(standing: Standing) -> int:
 def parsed(line: bytes) -> dict[str, Any] | None:
     """The object on a line; None for other text, from ssh, a shell or a login script.
 
-    The host may be in other hands: figures are numbers or None, and no text but ``result`` has terminal escapes.
+    The host may be in other hands: figures are None or numbers up to SIZE_MAX, and no text but ``result`` has terminal
+    escapes.
     """
     try:
         found = json.loads(line.decode())  # of bytes it would guess the encoding
@@ -108,7 +108,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_figure(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    return value is None or (isinstance(value, int | float) and abs(value) <= SIZE_MAX)
 
 
 def text_of_line(line: bytes) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from ktaskfs.cli.fleet.hosts import Fleet, Group
+from ktaskfs.cli.fleet.hosts import Fleet, Group, parsed
 
 
 def told(state: str, *, task: str = "vm", percent: object = None, **more: object) -> bytes:
@@ -96,3 +97,9 @@ def test_equal_results_are_one(fleet: Fleet) -> None:
     assert fleet.results() == {("vm", "same\n"): ["hv1", "hv2"]}
     first, second = (fleet[host].tasks["vm"].result for host in ("hv1", "hv2"))
     assert first is second
+
+
+@pytest.mark.parametrize("figure", [10**400, -(10**400), math.inf, math.nan, 2**64], ids=range(5))
+def test_a_figure_is_a_number_that_a_task_can_have(figure: float) -> None:
+    assert parsed(told("running", percent=figure)) is None
+    assert parsed(told("running", percent=50.0)) is not None
