@@ -136,12 +136,13 @@ class Hands:
                 return hand
             if not self._more:
                 return None
+            self._more -= 1
             try:
                 hand = self._fork()
             except OSError:
-                self._more = 0
-                return None
-            self._more -= 1
+                self._more, hand = 0, None
+            if not self._more:
+                self._forker.close()  # then it ends
             return hand
 
     def _fork(self) -> _Hand:

@@ -78,6 +78,11 @@ class Mapping:
         """Start reading pages that are not in the page cache, without waiting. Raises OSError."""
         self._advise(start, length, syscalls.MADV_WILLNEED)
 
+    def prefer_huge_pages(self) -> None:
+        """Let each page fault read one whole huge page into the page cache, and nothing ahead. Raises OSError."""
+        self._advise(0, self.length, syscalls.MADV_HUGEPAGE)
+        self._advise(0, self.length, syscalls.MADV_RANDOM)
+
     def collapse(self, start: int, length: int) -> None:
         """Collapse the range into huge pages; raises OSError."""
         syscalls.madvise(self.address + start, length, syscalls.MADV_COLLAPSE)

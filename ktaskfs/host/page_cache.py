@@ -9,12 +9,16 @@ import struct
 from typing import Final, NamedTuple
 
 from ktaskfs.host import syscalls
+from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import size_of
+from ktaskfs.span import Span
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
 WINDOW: Final = 1 << 30
 """Bytes of a file for one mincore(2)."""
+READ_WINDOW: Final = 8 << 20
+"""Bytes that are mapped at a time: mapped pages count as the worker's memory."""
 _CACHESTAT: Final = 451
 """The same on every machine; since Linux 6.5."""
 _Answer = ctypes.c_uint64 * 5
@@ -60,6 +64,20 @@ def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | No
         if error.errno in (errno.ENODEV, errno.ENOSYS, errno.EPERM):  # its filesystem knows no mappings; a filter
             return None
         raise
+
+
+def read_in_huge_pages(fd: int, extent: Span) -> None:
+    """Read a part of a file into the page cache, from one multiple of the size of a huge page to another or to the end
+    of the file.
+
+    The kernel uses huge pages if the filesystem can and memory has them (do_sync_mmap_readahead in mm/filemap.c, since
+    Linux 5.18), small pages otherwise. Raises OSError: EFAULT if a page cannot be read, or the file is shorter now.
+    """
+    length = extent.widened(syscalls.page_size()).size
+    for window in Span(extent.start, extent.start + length).windows(READ_WINDOW):
+        with Mapping(fd, window.start, window.size, reserve=False, private=True) as mapping:
+            mapping.prefer_huge_pages()
+            mapping.populate_read(0, window.size)
 
 
 def _is_own(fd: int) -> bool:

@@ -6,12 +6,14 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.group_limits import memory_headroom
-from ktaskfs.host.page_cache import cached_bytes
+from ktaskfs.host.page_cache import cached_bytes, read_in_huge_pages
 from ktaskfs.host.presence import data_extents
+from ktaskfs.host.target import size_of
+from ktaskfs.host.transparent import huge_page_size
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
 from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
@@ -36,18 +38,18 @@ class PrefetchParameters(TreeParameters):
 
 
 class Prefetch(PieceOperation[PrefetchParameters]):
-    """sendfile(2) to a device that drops everything: it returns when the pages are cached, and copies nothing.
+    """Whole huge pages by page faults, the rest by sendfile(2) to a device that drops everything.
 
-    readahead(2) and POSIX_FADV_WILLNEED read no more of a range than the device's read_ahead_kb at once, and do
-    not report that. A hole is skipped: it has no data on the disk.
+    Both return when the pages are in the cache, and copy nothing. readahead(2) and POSIX_FADV_WILLNEED read at most
+    the device's read_ahead_kb at once, and do not report that. A hole is skipped: it has no data on the disk.
     """
 
     name = "prefetch"
     description = (
-        "Read every regular file under path into the page cache, except pages already there; links=1 also follows "
-        "links. The result has the number of files, the bytes that were cached or being read before, the bytes read, "
-        "and the skipped files with reasons; after a resume, those of the last run. The task fails if it reads no "
-        "file and skips some."
+        "Read every regular file under path into the page cache, except pages already there, in huge pages where the "
+        "filesystem can have them; links=1 also follows links. The result has the number of files, the bytes that were "
+        "cached or being read before, the bytes read, and the skipped files with reasons; after a resume, those of the "
+        "last run. The task fails if it reads no file and skips some."
     )
     units = BYTES
     parameters = PrefetchParameters
@@ -87,6 +89,10 @@ class _Prefetcher(PieceWork):
         except OSError as error:
             raise TargetError.from_os(error, "open /dev/zero for writing") from error
         preparation.callback(os.close, self._sink)
+        try:
+            self._huge = huge_page_size(kernel)
+        except NotSupported:
+            self._huge = 0
 
     def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         if self._buffer is not None:
@@ -94,8 +100,23 @@ class _Prefetcher(PieceWork):
         else:
             # All is looked at before anything is read, since the kernel then reads ahead, and those pages would count.
             found, missing = _look_at(fd, Span(piece.start, piece.end), overlay=overlay)
-            read = sum(self._send(fd, start, end) for start, end in missing)
+            read = sum(self._read(fd, extent) for extent in missing)
         self.report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
+
+    def _read(self, fd: int, extent: Span) -> int:
+        """Read what is missing; returns how much the file still has of it.
+
+        A huge page belongs to the extent in which it begins.
+        """
+        if not 0 < self._huge <= extent.size:
+            return self._send(fd, *extent)
+        first = extent.start + -extent.start % self._huge
+        last = min(extent.end + -extent.end % self._huge, size_of(fd))
+        try:
+            read_in_huge_pages(fd, Span(first, last))
+        except OSError:  # no mappings, a broken disk, a shorter file: sendfile(2) reads what there is, or says why
+            return self._send(fd, *extent)
+        return self._send(fd, extent.start, first) + extent.end - first
 
     def _send(self, fd: int, start: int, end: int) -> int:
         position = start

@@ -12,10 +12,13 @@ from ktaskfs.errors import NotSupported
 from ktaskfs.host import page_cache
 from ktaskfs.host.cgroups import Group
 from ktaskfs.host.group_limits import Headroom
+from ktaskfs.host.mapping import Mapping
+from ktaskfs.host.transparent import bytes_in_huge_pages
 from ktaskfs.operations.trees import prefetch
 from ktaskfs.operations.trees._files import COST
 from ktaskfs.span import Node
 from tests.operations.trees.ground import SIZE, as_nobody, cached, make, parsed, result_of
+from tests.support.filesystems import disk_image
 from tests.support.poll import until
 
 if TYPE_CHECKING:
@@ -74,6 +77,46 @@ def test_what_is_there_is_not_read_again(
     assert (result["cached"], result["read"]) == (2 * MIB, 6 * MIB)
     result = result_of(runner.prepare("prefetch", path=disk))
     assert (result["cached"], result["read"]) == (8 * MIB, 0)
+
+
+def in_huge_pages(runner: Runner, path: Path) -> int:
+    """Bytes of a cached file that a program gets in huge pages if it maps the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file, Mapping(file.fileno(), 0, size, reserve=False, private=True) as mapping:
+        mapping.populate_read(0, size)
+        return bytes_in_huge_pages(runner.kernel, mapping.address, mapping.address + size)
+
+
+def test_large_files_come_in_huge_pages(runner: Runner, disk: Path) -> None:
+    with disk_image(disk, "mkfs.xfs") as other:
+        file = large(other / "file", 32 * MIB)
+        cold(runner, other)
+        result = result_of(runner.prepare("prefetch", path=file, chunk="5M"))
+        assert result["cached"] + result["read"] == cached(file) == 32 * MIB
+        # Not all: without a free huge page the kernel reads into small ones.
+        assert in_huge_pages(runner, file) >= 8 * MIB
+
+
+def test_a_filesystem_without_mappings(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(prefetch, "read_in_huge_pages", refused)
+    file = large(disk / "file", 8 * MIB)
+    cold(runner, disk)
+    result = result_of(runner.prepare("prefetch", path=disk))
+    assert result["cached"] + result["read"] == cached(file) == 8 * MIB
+
+
+def test_a_large_file_that_shrinks(runner: Runner, disk: Path) -> None:
+    file = large(disk / "file", 12 * MIB)
+    cold(runner, disk)
+    plan = runner.prepare("prefetch", path=disk, chunk="16M")
+    os.truncate(file, 5 * MIB + 1)
+    result = result_of(plan)
+    assert (result["files"], result["skipped"]) == (1, 0)
+    assert result["read"] <= 5 * MIB + 1
+    assert cached(file) == 5 * MIB + mmap.PAGESIZE
 
 
 def test_holes_take_no_memory(runner: Runner, disk: Path) -> None:
