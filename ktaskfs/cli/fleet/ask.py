@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.cli import phrases
 from ktaskfs.cli.fleet.connections import Connections, Way, folded, names_of
-from ktaskfs.cli.fleet.hosts import Group, broken, parsed, text_of_line, without_name
+from ktaskfs.cli.fleet.hosts import Group, broken, parsed, text_of_line, with_host, without_name
 from ktaskfs.cli.fleet.summary import summary_line
 from ktaskfs.cli.fleet.watch import remote
 from ktaskfs.cli.follow import Standing
@@ -99,7 +99,7 @@ def _end(given: argparse.Namespace, answers: Answers) -> int:
 def _print_objects(answers: Answers) -> None:
     for host, objects in answers.objects.items():
         for each in objects:
-            print(json.dumps({"host": host, **each}))
+            print(with_host(host, each))
 
 
 def ls(given: argparse.Namespace) -> int:

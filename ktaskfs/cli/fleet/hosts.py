@@ -107,6 +107,14 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return {**found, **texts}
 
 
+def with_host(name: str, found: dict[str, Any]) -> str:
+    """An object from a host on one line, with the host as its first member, whatever the host says."""
+    try:
+        return json.dumps({"host": None} | found | {"host": name})
+    except RecursionError:
+        return json.dumps({"host": name, "name": None, "error": "its answer has too many arrays in arrays"})
+
+
 def _is_figure(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and abs(value) <= SIZE_MAX)
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from ktaskfs.cli.fleet.connections import folded
-from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE
+from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE, parsed, with_host
 from ktaskfs.cli.fleet.summary import WORDS_MOST, course, show_summary
 from ktaskfs.cli.reports import LINES_EVERY
 
@@ -53,8 +53,7 @@ class FleetJson:
     """Prints the objects of the hosts on standard output, each with ``host``, and a summary at the end."""
 
     def heard(self, host: Host, line: bytes) -> None:
-        members = line.decode(errors="backslashreplace").strip()[1:]  # it was parsed, and is an object
-        print(f'{{"host": {json.dumps(host.name)}, {members}', flush=True)
+        print(_with_host(host.name, line), flush=True)
 
     def ended(self, host: Host) -> None:
         told = host.state in ("refused", *(each.state for each in host.tasks.values()))
@@ -74,6 +73,17 @@ class FleetJson:
             for each in fleet.groups()
         ]
         print(json.dumps({"host": None, "summary": groups}), flush=True)
+
+
+def _with_host(name: str, line: bytes) -> str:
+    """As ``with_host`` for the object on a line.
+
+    It is written anew only if it could have such a member, which may be escaped, or characters that a terminal obeys:
+    that would take most of the time.
+    """
+    if line.isascii() and b'"host"' not in line and b"\\u" not in line:
+        return f'{{"host": {json.dumps(name)}, {line.decode().strip()[1:]}'
+    return with_host(name, parsed(line) or {})  # nothing only at the limit of recursion
 
 
 class FleetLines:

@@ -8,6 +8,7 @@ import math
 import pytest
 
 from ktaskfs.cli.fleet.hosts import Fleet, Group, parsed
+from ktaskfs.cli.fleet.reports import FleetJson
 
 
 def told(state: str, *, task: str = "vm", percent: object = None, **more: object) -> bytes:
@@ -103,3 +104,32 @@ def test_equal_results_are_one(fleet: Fleet) -> None:
 def test_a_figure_is_a_number_that_a_task_can_have(figure: float) -> None:
     assert parsed(told("running", percent=figure)) is None
     assert parsed(told("running", percent=50.0)) is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        told("running"),
+        told("running", host="hv2"),
+        b'{"name": "vm", "state": "running", "\\u0068ost": "hv2"}',
+        '{"name": "vm", "state": "running", "error": "\x9b31mred"}'.encode(),
+    ],
+)
+def test_an_object_belongs_to_its_host(fleet: Fleet, line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet.connecting("hv1")
+    FleetJson().heard(fleet["hv1"], line)
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert out.startswith('{"host": "hv1", "name": ')
+    assert json.loads(out)["host"] == "hv1"
+
+
+def test_an_object_that_can_be_read_but_not_written(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit of recursion is not the same for both."""
+    answered = 0
+    for depth in range(900, 1000):
+        line = b'{"host": "hv2", "name": ' + b"[" * depth + b"]" * depth + b"}"
+        if parsed(line) is not None:
+            answered += 1
+            FleetJson().heard(fleet["hv1"], line)
+    assert len(capsys.readouterr().out.splitlines()) == answered > 0
