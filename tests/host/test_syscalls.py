@@ -38,7 +38,7 @@ def test_a_failing_call_raises_the_kernels_errno() -> None:
 
 
 def test_a_filesystem_that_does_not_tell_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel passes statfs(2) on to a server of FUSE, which need not have it; a directory on it can be worked on."""
+    """The kernel passes statfs(2) on to a server of FUSE, which need not have it."""
     number = errno.ENOSYS
 
     def fails(*arguments: object) -> int:
