@@ -18,10 +18,12 @@ from ktaskfs.span import Span
 OVERLAYFS_MAGIC: Final = 0x794C7630
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 """Filesystems whose files are nowhere but in memory."""
-WINDOW: Final = 1 << 30
+WINDOW: Final = 64 << 20
 """Bytes of a file for one mincore(2)."""
 READ_WINDOW: Final = 8 << 20
 """Bytes that are mapped at a time: mapped pages count as the worker's memory."""
+_NO_LOOK: Final = frozenset({errno.ENODEV, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
+"""Its filesystem knows no mappings; a filter; the room for addresses is used up (RLIMIT_AS)."""
 _CACHESTAT: Final = 451
 """The same on every machine; since Linux 6.5."""
 _Answer = ctypes.c_uint64 * 5
@@ -66,7 +68,7 @@ def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | No
         runs = data_extents(fd, start, min(end, size_of(fd)))
         return Cached(sum(_resident(fd, run.start, run.end) for run in runs), None)
     except OSError as error:
-        if error.errno in (errno.ENODEV, errno.ENOSYS, errno.EPERM):  # its filesystem knows no mappings; a filter
+        if error.errno in _NO_LOOK:
             return None
         raise
 

@@ -36,6 +36,11 @@ READ_AHEAD = 16 * MIB
 NOTHING_ELSE = {"skipped": 0, "mounts": 0}
 
 
+def missing(*arguments: object) -> None:
+    """Stands for a system call that the kernel does not have."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 def cold(runner: Runner, path: Path) -> None:
     runner.run("evict", path=path)
 
@@ -66,9 +71,6 @@ def test_cold_files_are_warm_afterwards(runner: Runner, disk: Path, touch: int) 
 def test_what_is_there_is_not_read_again(
     runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch, older: bool
 ) -> None:
-    def missing(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
     if older:
         monkeypatch.setattr(page_cache, "_cachestat", missing)
     file = large(disk / "file", 8 * MIB)
@@ -81,6 +83,19 @@ def test_what_is_there_is_not_read_again(
     assert (result["cached"], result["read"]) == (2 * MIB, 6 * MIB)
     result = result_of(runner.prepare("prefetch", path=disk))
     assert (result["cached"], result["read"]) == (8 * MIB, 0)
+
+
+def test_without_room_to_look_all_is_read(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon may have a limit of addresses (RLIMIT_AS), and a chunk the size of a large file."""
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(page_cache, "_cachestat", missing)
+    monkeypatch.setattr(page_cache, "_resident", full)
+    file = large(disk / "file", 4 * MIB)
+    result = result_of(runner.prepare("prefetch", path=file))
+    assert (result["cached"], result["read"]) == (0, 4 * MIB)
 
 
 def in_huge_pages(runner: Runner, path: Path) -> int:
@@ -166,9 +181,6 @@ def test_huge_pages_of_a_pool_are_left_alone(
     runner: Runner, disk: Path, pool_2m: TestPool, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """A kernel without cachestat(2) would look through a mapping, which reserves the pages that the file lacks."""
-
-    def missing(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     make(disk / "tree/file")
     (disk / "tree/pool").mkdir()
