@@ -91,6 +91,13 @@ class Mounted(NamedTuple):
             raise self.failed(error, "tasks/control") from error
         return True
 
+    def is_own(self, task: str) -> bool:
+        """Whether there is such a task, and it is the caller's."""
+        try:
+            return os.stat(f"{self.path}/tasks/{task}").st_uid == os.geteuid()
+        except OSError:
+            return False
+
     def read(self, file: str) -> str:
         """The whole text of a file that is not a stream, decoded like the arguments of the command (os.fsdecode)."""
         return self._patiently(lambda: self._read_whole(file))

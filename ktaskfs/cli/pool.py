@@ -6,6 +6,7 @@ sysctl(8) knows one size and no node. Lines with ``!`` take effect at boot alone
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -51,16 +52,27 @@ def pools(table: str) -> Iterator[tuple[str, int]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whoever reads the file finds the old text or the new one, whole. Raises TargetError."""
-    new = path.with_name(f".{path.name}.new")
+    """Whoever reads the file finds the old text or the new one, whole; a link stays one.
+
+    Raises TargetError: EINVAL for a device, a FIFO or the like, which a file in its place would destroy.
+    """
     try:
-        path.parent.mkdir(exist_ok=True)
-        with new.open("w") as file:
+        there = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
+        new = there.with_name(f".{there.name}.new")
+        if there.exists() and not there.is_file() and not there.is_dir():
+            words = f"{path} is not a regular file; --output=- writes none"
+            raise TargetError(words, errno=errno.EINVAL)
+        there.parent.mkdir(exist_ok=True)
+        new.unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError.from_os(error, f"write {path}") from error
+    try:
+        with new.open("x") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
+        new.replace(there)
     except OSError as error:
         new.unlink(missing_ok=True)
         raise TargetError.from_os(error, f"write {path}") from error

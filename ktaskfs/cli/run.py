@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ LAST: Final = 2
 """The ^C that leaves the tasks: the first one cancels them."""
 OVER: Final = (errno.EBUSY, errno.ENODEV, errno.ENOENT)
 """What a cancel comes to for a task that has ended meanwhile, or was removed."""
+_TAKEN: Final = re.compile(r"a task (\S+) exists")
+"""The refusal of a name; files that are in the way have the same errno."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -78,8 +81,9 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
         names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
     except KtaskfsError as error:
         if not given.json:
-            if error.errno == errno.EEXIST and given.if_exists is None:
-                raise _with_a_way_out(error) from error
+            taken = _TAKEN.fullmatch(error.message)
+            if taken and given.if_exists is None:
+                raise _with_a_way_out(error, is_own=mounted.is_own(taken[1])) from error
             raise
         print(_refusal(error), flush=True)
         return 1
@@ -112,11 +116,10 @@ def wait(given: argparse.Namespace) -> int:
     return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
 
 
-def _with_a_way_out(error: KtaskfsError) -> KtaskfsError:
-    """The refusal of a name that a task has, with what a person may do."""
-    words = (
-        f"{error.message}: follow it with --if-exists=join, do it again with --if-exists=rerun, or choose another name="
-    )
+def _with_a_way_out(error: KtaskfsError, *, is_own: bool) -> KtaskfsError:
+    """The refusal of a name that a task has, with what a person may do. Another user's task cannot be joined."""
+    ways = "follow it with --if-exists=join, do it again with --if-exists=rerun, or " if is_own else ""
+    words = f"{error.message}: {ways}choose another name="
     command, caret = (error.command, error.caret) if isinstance(error, Refused) else ("", "")
     return Refused(words, errno=errno.EEXIST, command=command, caret=caret)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 from typing import Final, NamedTuple
 
@@ -15,10 +16,14 @@ from ktaskfs.host.target import size_of
 from ktaskfs.span import Span
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
-WINDOW: Final = 1 << 30
+MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
+"""Filesystems whose files are nowhere but in memory."""
+WINDOW: Final = 64 << 20
 """Bytes of a file for one mincore(2)."""
 READ_WINDOW: Final = 8 << 20
 """Bytes that are mapped at a time: mapped pages count as the worker's memory."""
+_NO_LOOK: Final = frozenset({errno.ENODEV, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
+"""Its filesystem knows no mappings; a filter; the room for addresses is used up (RLIMIT_AS)."""
 _CACHESTAT: Final = 451
 """The same on every machine; since Linux 6.5."""
 _Answer = ctypes.c_uint64 * 5
@@ -41,7 +46,7 @@ class Cached(NamedTuple):
 def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | None:
     """The cached part of a range of a file open for reading, maybe on an ``overlay``. Raises OSError.
 
-    None if unknown: the kernel answers only for files that the user owns or may write.
+    None if unknown: the kernel answers only for files that the user owns or may write. EOPNOTSUPP for hugetlbfs.
 
     cachestat(2) covers only a file's own pages, including those being read. The pages of an overlay's file belong to
     the file below it, which only a mapping reaches: mincore(2), which reports everything as cached for a file that it
@@ -55,29 +60,39 @@ def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | No
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: the caller may not know, or a filter
                 raise
+    if syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC:  # as cachestat(2): a mapping would reserve huge pages
+        raise _not_supported()
     if not _is_own(fd):
         return None
     try:
         runs = data_extents(fd, start, min(end, size_of(fd)))
         return Cached(sum(_resident(fd, run.start, run.end) for run in runs), None)
     except OSError as error:
-        if error.errno in (errno.ENODEV, errno.ENOSYS, errno.EPERM):  # its filesystem knows no mappings; a filter
+        if error.errno in _NO_LOOK:
             return None
         raise
 
 
 def read_in_huge_pages(fd: int, extent: Span) -> None:
-    """Read a part of a file into the page cache, from one multiple of the size of a huge page to another or to the end
-    of the file.
+    """Read a part of a file into the page cache, from a multiple of the size of a huge page on, and what the last huge
+    page has after its end.
 
     The kernel uses huge pages if the filesystem can and memory has them (do_sync_mmap_readahead in mm/filemap.c, since
-    Linux 5.18), small pages otherwise. Raises OSError: EFAULT if a page cannot be read, or the file is shorter now.
+    Linux 5.18), small pages otherwise. Raises OSError: EFAULT if a page cannot be read, or the file is shorter now;
+    EOPNOTSUPP for a file of memory, whose holes a fault would fill, and for a block device, whose cache has no huge
+    pages.
     """
+    if stat.S_ISBLK(os.fstat(fd).st_mode) or syscalls.filesystem_magic(fd) in MEMORY:
+        raise _not_supported()
     length = extent.widened(syscalls.page_size()).size
     for window in Span(extent.start, extent.start + length).windows(READ_WINDOW):
         with Mapping(fd, window.start, window.size, reserve=False, private=True) as mapping:
             mapping.prefer_huge_pages()
             mapping.populate_read(0, window.size)
+
+
+def _not_supported() -> OSError:
+    return OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
 def _is_own(fd: int) -> bool:

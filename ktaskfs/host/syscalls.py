@@ -210,9 +210,17 @@ def write_back(fd: int, offset: int, length: int) -> None:
 
 
 def filesystem_magic(fd: int) -> int:
-    """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out."""
+    """The type of the filesystem that holds the file (``f_type`` of fstatfs(2)), which statvfs leaves out.
+
+    0 if it does not tell: a server of FUSE need not answer statfs.
+    """
     buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes on 64-bit machines
-    _completed(_fstatfs, fd, buffer)
+    try:
+        _completed(_fstatfs, fd, buffer)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return 0
     magic: int = struct.unpack_from("=q", buffer)[0]
     return magic & 0xFFFFFFFF
 

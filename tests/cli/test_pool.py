@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,32 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
     outcome = save("--mount", tmp_path, "--output", tmp_path)
     assert (outcome.status, outcome.err) == (1, f"ktaskfs: write {tmp_path}: Is a directory\n")
     assert [path.name for path in tmp_path.iterdir()] == ["info"]
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """root may do that to /dev/null; a link to it in /etc/tmpfiles.d masks the file of that name."""
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info/hugepages").write_text(NODES)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        outcome = save("--mount", tmp_path, "--output", tmp_path / name)
+        words = f"ktaskfs: {tmp_path / name} is not a regular file; --output=- writes none\n"
+        assert (outcome.status, outcome.err) == (1, words)
+    assert (tmp_path / "fifo").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "info", "link"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info/hugepages").write_text(NODES)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    (tmp_path / "elsewhere/.file.new").symlink_to(tmp_path / "trap")
+    outcome = save("--mount", tmp_path, "--output", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere/file").read_text() == outcome.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "info", "link"]
 
 
 def test_of_a_mount(mounted: Mount) -> None:

@@ -37,6 +37,21 @@ def test_a_failing_call_raises_the_kernels_errno() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_a_filesystem_that_does_not_tell_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel passes statfs(2) on to a server of FUSE, which need not have it."""
+    number = errno.ENOSYS
+
+    def fails(*arguments: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(syscalls, "_fstatfs", fails)
+    assert syscalls.filesystem_magic(0) == 0
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        syscalls.filesystem_magic(0)
+
+
 def test_a_call_that_a_signal_ended_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the standard library does it: a process that is stopped and goes on has no error."""
     calls = []

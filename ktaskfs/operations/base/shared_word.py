@@ -89,16 +89,18 @@ def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:
     fields = {name: _merged(declared, len(meanings)) for name, declared in found.items()}
 
     def check(self: TaskParameters) -> None:
-        """Raises the general meaning's error, unless some meaning accepts these values."""
+        """Unless some meaning accepts these values, raises the error of one that has all these parameters, or else of
+        the general one."""
+        given = {each.name for each in self.declared if getattr(self, each.name) != each.default}
         refusals = []
         for each in meanings:
             try:
                 _as_own(each, self)
             except InvalidValue as error:
-                refusals.append(error)
+                refusals.append((not given <= {own.name for own in each.declared}, error))
             else:
                 return
-        raise refusals[0]
+        raise min(refusals, key=lambda each: each[0])[1]
 
     name = f"{meanings[0].name.title()}Parameters"
     return type(name, (TaskParameters,), {"check": check, **fields})

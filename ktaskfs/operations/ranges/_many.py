@@ -162,7 +162,16 @@ def open_many(
         )
     if not found and glob.has_magic(parameters.path):
         raise TargetError(f"no file matches {parameters.path}", errno=errno.ENOENT)
-    return ManyFiles(preparation.kernel, found, next(iter(pages), 1), preparation.files, write=write)
+    page_size = next(iter(pages)) if pages else _page_size_of(parameters.path)
+    return ManyFiles(preparation.kernel, found, page_size, preparation.files, write=write)
+
+
+def _page_size_of(directory: str) -> int:
+    """That of files which could be in an empty directory of hugetlbfs. Raises TargetError."""
+    try:
+        return os.statvfs(directory).f_bsize
+    except OSError as error:
+        raise TargetError.from_os(error, f"look at {directory}") from error
 
 
 def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.page_cache import MEMORY
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
@@ -35,7 +36,6 @@ ALIGN: Final = 2 << 20
 """Edges inside a file are multiples of it: the cache may hold so much in one piece, and drops all of that or none."""
 KIND_SHIFT: Final = 12
 """Bits below the kind in st_mode."""
-MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 
 
 class TreeParameters(TaskParameters):

@@ -12,7 +12,6 @@ from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.group_limits import memory_headroom
 from ktaskfs.host.page_cache import cached_bytes, read_in_huge_pages
 from ktaskfs.host.presence import data_extents
-from ktaskfs.host.target import size_of
 from ktaskfs.host.transparent import huge_page_size
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
@@ -111,10 +110,9 @@ class _Prefetcher(PieceWork):
         if not 0 < self._huge <= extent.size:
             return self._send(fd, *extent)
         first = extent.start + -extent.start % self._huge
-        last = min(extent.end + -extent.end % self._huge, size_of(fd))
         try:
-            read_in_huge_pages(fd, Span(first, last))
-        except OSError:  # no mappings, a broken disk, a shorter file: sendfile(2) reads what there is, or says why
+            read_in_huge_pages(fd, Span(first, extent.end))
+        except OSError:  # no such mappings, a broken disk, a shorter file: sendfile(2) reads what there is, or says why
             return self._send(fd, *extent)
         return self._send(fd, extent.start, first) + extent.end - first
 

@@ -111,6 +111,8 @@ def test_what_one_has_is_refused_to_the_other(runner: Runner, paint: SharedWord)
 def test_what_none_of_them_takes_is_refused_when_the_spec_is_read(paint: SharedWord) -> None:
     with pytest.raises(InvalidValue, match="parameter what is missing"):
         parse_parameters(paint.parameters, {})
+    with pytest.raises(InvalidValue, match="no board takes so many coats"):
+        parse_parameters(paint.parameters, {"what": "board", "sanded": "1", "coats": "10"})
     with pytest.raises(InvalidValue, match="sanded is not for a wall"):
         parse_parameters(paint.parameters, {"what": "board", "sanded": "1", "height": "3"})
     with pytest.raises(InvalidValue, match="not one of white, grey, and .*not one of red, grey"):

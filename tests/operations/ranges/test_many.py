@@ -56,6 +56,11 @@ def counts(result: str) -> dict[str, int]:
     return {words[0]: int(words[1]) for line in result.splitlines() if len(words := line.split()) == 2}
 
 
+@pytest.mark.parametrize("operation", ["clear", "free", "survey"])
+def test_an_empty_directory_has_a_page_size(runner: Runner, hugetlbfs: Path, page_size: int, operation: str) -> None:
+    assert f"page_size {page_size}\n" in runner.result(runner.prepare(operation, path=hugetlbfs))
+
+
 @pytest.mark.parametrize("chunk", ["2M", "1G"])
 def test_all_files_of_a_directory(runner: Runner, place: Place, chunk: str) -> None:
     """Only huge pages: /dev/shm has semaphores and locks that nobody holds open."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import TargetError
+from ktaskfs.host.page_cache import read_in_huge_pages
+from ktaskfs.span import Span
 from tests.operations.trees.ground import as_nobody, parsed
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ def test_a_copy_of_a_device(runner: Runner, device: str, image: Path, place: Pla
     runner.run("copy", source=device, path=place.directory / "part", source_offset=4096, length=MIB, direct=1)
     size = MIB
     assert (place.directory / "part").read_bytes()[:size] == image.read_bytes()[4096 : 4096 + size]
+
+
+def test_a_device_is_not_read_by_page_faults(device: str) -> None:
+    """Its cache has no huge pages, and the faults took three times as long as sendfile(2)."""
+    with open(device, "rb") as opened, pytest.raises(OSError, match="not supported"):
+        read_in_huge_pages(opened.fileno(), Span(0, 4 * MIB))
 
 
 def test_what_the_cache_has_of_a_device(runner: Runner, device: str) -> None:
