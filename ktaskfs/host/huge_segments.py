@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host import sysv
 from ktaskfs.host.huge_mappings import FileId, Known, areas_of
 from ktaskfs.host.syscalls import page_size as base_page_size
+from ktaskfs.host.syscalls import release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,11 +35,7 @@ def resident_pages(kernel: Kernel, page_sizes: Mapping[int, int]) -> dict[FileId
 
 def _pages(segment: sysv.Segment, page_size: int) -> int:
     pages = segment.resident // page_size
-    return pages // (page_size // base_page_size()) if _release() >= LARGE_RESIDENT else pages
-
-
-def _release() -> tuple[int, ...]:
-    return tuple(map(int, re.findall("[0-9]+", os.uname().release)[:2]))
+    return pages // (page_size // base_page_size()) if release() >= LARGE_RESIDENT else pages
 
 
 def detached_segments(kernel: Kernel, page_sizes: Mapping[int, int]) -> Iterator[tuple[int, sysv.Segment, int]]:

@@ -7,13 +7,18 @@ import errno
 import os
 import stat
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import size_of
+from ktaskfs.host.transparent import huge_page_size
 from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from ktaskfs.host.kernel import Kernel
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
 MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
@@ -22,6 +27,11 @@ WINDOW: Final = 64 << 20
 """Bytes of a file for one mincore(2)."""
 READ_WINDOW: Final = 8 << 20
 """Bytes that are mapped at a time: mapped pages count as the worker's memory."""
+HUGE_READS: Final = (5, 18)
+"""The first Linux that reads a huge page for a fault in a mapping with MADV_HUGEPAGE."""
+LARGEST_ORDER: Final = 11
+"""The largest page of the page cache has so many doublings of a small one (MAX_XAS_ORDER): with small pages of 64 KiB
+that is less than a huge page of 512 MiB."""
 _NO_LOOK: Final = frozenset({errno.ENODEV, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
 """Its filesystem knows no mappings; a filter; the room for addresses is used up (RLIMIT_AS)."""
 _CACHESTAT: Final = 451
@@ -73,12 +83,22 @@ def cached_bytes(fd: int, start: int, end: int, *, overlay: bool) -> Cached | No
         raise
 
 
+def huge_read(kernel: Kernel) -> int:
+    """Bytes of the huge pages that ``read_in_huge_pages`` reads; 0 on a kernel where it would read single small pages,
+    one for each fault."""
+    try:
+        size = huge_page_size(kernel)
+    except NotSupported:
+        return 0
+    return size if syscalls.release() >= HUGE_READS and size <= syscalls.page_size() << LARGEST_ORDER else 0
+
+
 def read_in_huge_pages(fd: int, extent: Span) -> None:
     """Read a part of a file into the page cache, from a multiple of the size of a huge page on, and what the last huge
     page has after its end.
 
-    The kernel uses huge pages if the filesystem can and memory has them (do_sync_mmap_readahead in mm/filemap.c, since
-    Linux 5.18), small pages otherwise. Raises OSError: EFAULT if a page cannot be read, or the file is shorter now;
+    The kernel uses huge pages if the filesystem can and memory has them (do_sync_mmap_readahead in mm/filemap.c), small
+    pages otherwise. Raises OSError: EFAULT if a page cannot be read, or the file is shorter now;
     EOPNOTSUPP for a file of memory, whose holes a fault would fill, and for a block device, whose cache has no huge
     pages.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import struct
 from typing import Any, Final
@@ -133,6 +134,11 @@ def _completed(function: Any, *arguments: Any) -> int:
         result: int = function(*arguments)
         if result != -1 or ctypes.get_errno() != errno.EINTR:
             return checked(result)
+
+
+def release() -> tuple[int, ...]:
+    """The two numbers of the running Linux, as (6, 1)."""
+    return tuple(map(int, re.findall("[0-9]+", os.uname().release)[:2]))
 
 
 def page_size() -> int:

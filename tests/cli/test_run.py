@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.cli.conftest import Command
 from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.daemon import MountMaker
+    from tests.cli.conftest import Command
     from tests.support.users import User
 
 
@@ -333,23 +332,6 @@ def test_a_reader_that_goes_away_stops_nothing(command: Command, memory: Path, s
         follower.stdout.close()
         assert follower.wait(DEADLINE) == -signal.SIGPIPE
     assert command.mount.read(f"tasks/{slow}/state") == "running\n"
-
-
-def test_only_an_own_task_can_be_joined(
-    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], public_root: Path
-) -> None:
-    command = Command(mount_maker("mode=0666"))
-    words = ["run", "checksum", f"path={memory}/file", "name=theirs"]
-    assert command(*words).status == 0
-    refused = run(*command.words(*words), user=two_users[0], cwd=public_root)
-    assert (refused.status, refused.err.splitlines()[0]) == (1, "ktaskfs: a task theirs exists: choose another name=")
-
-
-def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> None:
-    out = memory / "list"
-    out.touch()
-    refused = command("run", "checksum", f"path={memory}", "name=listed", f"out={out}")
-    assert refused.err.splitlines()[0] == f"ktaskfs: {out} exists already; out must be a new file"
 
 
 def test_an_ordinary_user(mounted: Mount, command: Command, two_users: tuple[User, User], public_root: Path) -> None:

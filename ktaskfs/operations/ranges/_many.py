@@ -131,12 +131,18 @@ class ManyFiles:
 
 
 def open_many(
-    preparation: Preparation[P], check: Callable[[Target], None], *, write: bool = True, unit: int = 1
+    preparation: Preparation[P],
+    check: Callable[[Target], None],
+    *,
+    write: bool = True,
+    unit: int = 1,
+    every_name: bool = False,
 ) -> ManyFiles:
     """The files of memory for ``path``, or those that a process shares; ``check`` is called with each open file.
 
     Each begins at a multiple of ``unit`` and of its page size; one of these must be a multiple of the other.
-    For a directory those below it, on the same mount, without links. Raises InvalidValue for files with pages of
+    For a directory those below it, on the same mount, without links. A file with several names is taken once, or with
+    ``every_name`` by each. Raises InvalidValue for files with pages of
     different sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target``
     and ``check``.
     """
@@ -145,7 +151,7 @@ def open_many(
         raise InvalidValue(f"{parameters.path} stands for many files: leave out offset and length")
     found = list[One]()
     pages = Counter[int]()
-    for one in _found(preparation):
+    for one in _found(preparation, every_name=every_name):
         if len(found) == FILES_MAX:
             raise TargetError(f"{parameters.path} stands for more than {FILES_MAX} files", errno=errno.E2BIG)
         with contextlib.closing(_open(preparation.kernel, one, preparation.files, write=write)) as target:
@@ -185,23 +191,25 @@ def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) 
         os.close(handle)
 
 
-def _found(preparation: Preparation[P]) -> Iterator[One]:
+def _found(preparation: Preparation[P], *, every_name: bool) -> Iterator[One]:
     """The files, without their lengths and sizes. Raises TargetError."""
     mapped = preparation.files
     if mapped is None:
-        for path, status in _named(preparation.kernel, preparation.parameters.path):
+        for path, status in _named(preparation.kernel, preparation.parameters.path, every_name=every_name):
             yield One(path, _identity(status), 0, 0)
         return
     for number, area in enumerate(mapped.areas):
         yield One(map_file(mapped.process.pid, area), (area.device, area.inode), 0, 0, number)
 
 
-def _named(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
+def _named(kernel: Kernel, path: str, *, every_name: bool) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(path):
+        seen = set[tuple[int, int]]()
         for name in sorted(glob.iglob(path)):
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
+                if stat.S_ISREG(status.st_mode) and (every_name or _identity(status) not in seen):
+                    seen.add(_identity(status))
                     yield name, status
         return
     try:
@@ -209,7 +217,7 @@ def _named(kernel: Kernel, path: str) -> Iterator[tuple[str, os.stat_result]]:
     except OSError as error:
         raise TargetError.from_os(error, f"open {path}") from error
     try:
-        walk = Walk(kernel, Tree(fd, cross_mounts=False), once=True)
+        walk = Walk(kernel, Tree(fd, cross_mounts=False), once=not every_name)
         for directory, name, status in walk:
             yield os.path.join(path, directory, name), status
         for number, left in walk.left[:1]:

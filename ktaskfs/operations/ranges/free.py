@@ -96,7 +96,7 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
         if parameters.unlink:
             _Name(target).close()
 
-    files = open_many(preparation, check)
+    files = open_many(preparation, check, every_name=parameters.unlink)
 
     def free(start: int, end: int) -> None:
         for index, target, piece in files.pieces(start, end):

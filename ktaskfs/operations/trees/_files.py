@@ -89,6 +89,7 @@ class FileList:
 
     def __init__(self, kernel: Kernel, tree: Tree, path: str, which: Which) -> None:
         self.tree = tree
+        self._given = path
         self._base = os.path.basename(path)
         self.kernel = kernel
         self._unit = which.unit
@@ -142,7 +143,7 @@ class FileList:
         try:
             fd = self.tree.open_regular(self.kernel, ".")
         except OSError as error:
-            raise TargetError.from_os(error, f"open {self._base}") from error
+            raise TargetError.from_os(error, f"open {self._given}") from error
         try:
             return size_of(fd)
         finally:

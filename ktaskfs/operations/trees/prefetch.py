@@ -6,13 +6,12 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.errors import TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.group_limits import memory_headroom
-from ktaskfs.host.page_cache import cached_bytes, read_in_huge_pages
+from ktaskfs.host.page_cache import cached_bytes, huge_read, read_in_huge_pages
 from ktaskfs.host.presence import data_extents
-from ktaskfs.host.transparent import huge_page_size
 from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
 from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
@@ -88,10 +87,7 @@ class _Prefetcher(PieceWork):
         except OSError as error:
             raise TargetError.from_os(error, "open /dev/zero for writing") from error
         preparation.callback(os.close, self._sink)
-        try:
-            self._huge = huge_page_size(kernel)
-        except NotSupported:
-            self._huge = 0
+        self._huge = huge_read(kernel)
 
     def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         if self._buffer is not None:

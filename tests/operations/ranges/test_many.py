@@ -61,6 +61,20 @@ def test_an_empty_directory_has_a_page_size(runner: Runner, hugetlbfs: Path, pag
     assert f"page_size {page_size}\n" in runner.result(runner.prepare(operation, path=hugetlbfs))
 
 
+@smallest
+@pytest.mark.parametrize("pattern", ["", "*"], ids=["directory", "pattern"])
+def test_a_file_with_two_names(runner: Runner, pool: TestPool, hugetlbfs: Path, pattern: str) -> None:
+    """Its pages count once; to return them, both names must go."""
+    file = hugetlbfs / "one"
+    runner.run("fallocate", path=file, length=2 * pool.page_size)
+    (hugetlbfs / "two").hardlink_to(file)
+    result = runner.result(runner.prepare("survey", path=hugetlbfs / pattern))
+    assert "\npresent 2\n" in result
+    assert result.startswith("files 1\n")
+    runner.run("free", path=hugetlbfs / pattern, unlink=1)
+    assert list(hugetlbfs.iterdir()) == []
+
+
 @pytest.mark.parametrize("chunk", ["2M", "1G"])
 def test_all_files_of_a_directory(runner: Runner, place: Place, chunk: str) -> None:
     """Only huge pages: /dev/shm has semaphores and locks that nobody holds open."""

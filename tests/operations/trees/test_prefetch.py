@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import NotSupported
-from ktaskfs.host import page_cache
+from ktaskfs.host import page_cache, syscalls
 from ktaskfs.host.cgroups import Group
 from ktaskfs.host.group_limits import Headroom
 from ktaskfs.host.mapping import Mapping
@@ -115,6 +115,23 @@ def test_large_files_come_in_huge_pages(runner: Runner, disk: Path) -> None:
         until(lambda: cached(file) == 32 * MIB, "the whole file to be there")
         # Not all: without a free huge page the kernel reads into small ones.
         assert in_huge_pages(runner, file) >= 8 * MIB
+
+
+def test_where_a_fault_reads_a_small_page_only(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.18, and where a huge page is larger than what the page cache can have in one piece."""
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("read by page faults")
+
+    monkeypatch.setattr(prefetch, "read_in_huge_pages", never)
+    for name, value in {"release": (5, 15), "page_size": 512}.items():
+        file = large(disk / name, 4 * MIB)
+        cold(runner, disk)
+        with monkeypatch.context() as patch:
+            patch.setattr(syscalls, name, lambda value=value: value)
+            plan = runner.prepare("prefetch", path=file)
+        result = result_of(plan)
+        assert result["cached"] + result["read"] == cached(file) == 4 * MIB
 
 
 def test_a_filesystem_without_mappings(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
