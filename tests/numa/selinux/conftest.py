@@ -33,8 +33,8 @@ def policy() -> None:
     with tempfile.TemporaryDirectory(prefix="kt-") as name:
         binary, source = Path(name, "policy"), Path(__file__).with_name("policy.conf")
         compiler = packages.checkpolicy() / "usr/bin/checkpolicy"
-        command = [compiler, "-M", "-c", FORMAT, "-U", "allow", "-o", binary, source]
-        subprocess.run(command, check=True, capture_output=True)
+        words = ("-M", "-c", FORMAT, "-U", "allow", "-o")
+        subprocess.run([compiler, *words, binary, source], check=True, capture_output=True)
         for file, content in (("load", binary.read_bytes()), ("enforce", b"1")):
             fd = os.open(KERNEL / file, os.O_WRONLY)
             assert os.write(fd, content) == len(content)  # the kernel takes a policy in one piece
