@@ -159,7 +159,7 @@ def test_a_worker_holds_nothing_of_another(spawner: Spawner, memory: Path) -> No
 
 def test_the_limit_of_processes_is_an_answer(tmp_path: Path, public_root: Path, two_users: tuple[User, User]) -> None:
     tmp_path.chmod(0o755)
-    spawner = Spawner(tmp_path, uid=two_users[0].uid, root=public_root)
+    spawner = Spawner(tmp_path, user=two_users[0], root=public_root)
     try:
         until(lambda: "spawner" in _cmdline(spawner.process.pid), "the spawner runs as the user")
         _limit_processes(spawner, two_users[0], 0)
