@@ -53,6 +53,15 @@ def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes
     return any(each.read_text() == "request_wait_answer" for each in threads)
 
 
+def press(process: subprocess.Popen[str]) -> None:
+    """Send ^C to a command of two processes, and wait until it has heard it: two signals at once are one."""
+    parent, wchan = psutil.Process(process.pid), Path(f"/proc/{process.pid}/wchan")
+    until(lambda: "poll" in wchan.read_text(), "it waits for ^C")
+    before = parent.num_ctx_switches().voluntary
+    process.send_signal(signal.SIGINT)
+    until(lambda: parent.num_ctx_switches().voluntary > before and "poll" in wchan.read_text(), "it waits again")
+
+
 @pytest.fixture
 def slow(command: Command, memory: Path) -> Iterator[str]:
     """The name of a running task that does not end by itself."""
@@ -85,7 +94,7 @@ def test_a_cancel_that_the_daemon_does_not_take_can_be_left(command: Command, me
         assert follower.stderr is not None
         assert follower.stderr.readline().startswith(f"{slow}: running")
         with stopped(command.mount):
-            follower.send_signal(signal.SIGINT)
+            press(follower)
             until(lambda: waits_for_the_daemon(follower), "it cancels the task")
             follower.send_signal(signal.SIGINT)
             assert follower.wait(DEADLINE) == 130

@@ -88,7 +88,8 @@ def test_a_plan_and_then_the_work_under_the_same_name(mounted: Mount, memory: Pa
     assert mounted.write(CONTROL, f"{spec} plan=1") == (1, "EEXIST")
     assert mounted.write(CONTROL, f"{spec} plan=1 replace=1") == (0, None)
     plan = mounted.read("info/last_task").strip()
-    assert [mounted.read(f"tasks/{name}/state") for name in ("t", plan)] == ["done\n", "planned\n"]
+    assert mounted.read(f"tasks/{plan}/wait").splitlines()[-1] == "planned"
+    assert mounted.read("tasks/t/state") == "done\n"
     assert mounted.write(CONTROL, f"{spec} plan=1 replace=1 path={memory}/no/file") == (1, "EINVAL")
     bad = f"fallocate path={memory}/no/file length=1M name=t plan=1 replace=1"
     assert mounted.write(CONTROL, bad) == (1, "ENOENT")

@@ -22,6 +22,8 @@ from tests.support.poll import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.support.users import User
+
 SHAPE = Shape(slots=2, nodes=8)
 MIB = 1 << 20
 PAUSED = Requests(paused=True)
@@ -72,7 +74,7 @@ class Spawned:
 class Spawner:
     """``ktaskfs.worker.spawner`` as a subprocess; ``close`` ends it and every worker."""
 
-    def __init__(self, area: Path, *, uid: int | None = None, root: Path = ROOT) -> None:
+    def __init__(self, area: Path, *, user: User | None = None, root: Path = ROOT) -> None:
         self.area = area
         self.log = area / "log"
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -91,8 +93,8 @@ class Spawner:
                 stderr=log,
                 pass_fds=[theirs.fileno()],
                 cwd=root,
-                user=uid,
-                group=uid,
+                user=None if user is None else user.uid,
+                group=None if user is None else user.gid,
             )
         self.spawned: list[Spawned] = []
 

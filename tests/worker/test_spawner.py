@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -22,8 +23,6 @@ from tests.support.shell import run
 from tests.worker.spawned import MIB, PAUSED, Spawner, me
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.users import User
 
 
@@ -106,11 +105,8 @@ def _works(spawner: Spawner, memory: Path) -> None:
 
 def descriptors(spawner: Spawner) -> int:
     """The spawner's number of open descriptors, when it has a worker in advance and sleeps until the next request."""
-    process = psutil.Process(spawner.process.pid)
-    until(
-        lambda: len(process.children()) == 1 and process.status() == psutil.STATUS_SLEEPING,
-        "one worker, forked in advance",
-    )
+    wchan = Path(f"/proc/{spawner.process.pid}/wchan")
+    until(lambda: len(_children(spawner)) == 1 and "poll" in wchan.read_text(), "one worker, forked in advance")
     return len(os.listdir(f"/proc/{spawner.process.pid}/fd"))
 
 
@@ -163,7 +159,7 @@ def test_a_worker_holds_nothing_of_another(spawner: Spawner, memory: Path) -> No
 
 def test_the_limit_of_processes_is_an_answer(tmp_path: Path, public_root: Path, two_users: tuple[User, User]) -> None:
     tmp_path.chmod(0o755)
-    spawner = Spawner(tmp_path, uid=two_users[0].uid, root=public_root)
+    spawner = Spawner(tmp_path, user=two_users[0], root=public_root)
     try:
         until(lambda: "spawner" in _cmdline(spawner.process.pid), "the spawner runs as the user")
         _limit_processes(spawner, two_users[0], 0)
@@ -208,8 +204,7 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
 
 def test_a_spare_worker_that_was_killed_is_replaced_without_a_word(spawner: Spawner, memory: Path) -> None:
     _works(spawner, memory)
-    until(lambda: len(_children(spawner)) == 1, "a worker is forked in advance")
-    before = len(os.listdir(f"/proc/{spawner.process.pid}/fd"))
+    before = descriptors(spawner)
     (spare,) = _children(spawner)
     pidfd = os.pidfd_open(spare.pid)
     spare.kill()
@@ -217,7 +212,7 @@ def test_a_spare_worker_that_was_killed_is_replaced_without_a_word(spawner: Spaw
     os.close(pidfd)
     _works(spawner, memory)
     until(lambda: [each.pid for each in _children(spawner)] != [spare.pid], "there is another one")
-    until(lambda: len(os.listdir(f"/proc/{spawner.process.pid}/fd")) == before, "all descriptors are closed")
+    until(lambda: descriptors(spawner) == before, "all descriptors are closed")
 
 
 def test_no_worker_is_forked_in_advance_while_a_task_is_young(spawner: Spawner, memory: Path) -> None:

@@ -53,6 +53,13 @@ def test_a_forked_spawner_is_as_one_that_was_started(tmp_path: Path) -> None:
     assert str(planted) not in holds
 
 
+def test_a_forked_spawner_has_its_name_after_a_change_of_the_environment() -> None:
+    script = "import os, setproctitle, ktaskfs.worker.start; kept = dict(os.environ); os.environ.clear()\n"
+    script += "os.environ.update(kept); setproctitle.setproctitle('named'); print(open('/proc/self/cmdline').read())"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("named\0")
+
+
 def test_a_daemon_imports_nothing_that_only_a_spawner_needs() -> None:
     script = "import sys, ktaskfs.cli.mount, ktaskfs.daemon, ktaskfs.worker.start; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -44,10 +44,10 @@ class Prefetch(PieceOperation[PrefetchParameters]):
 
     name = "prefetch"
     description = (
-        "Read every regular file under path into the page cache, except pages already there, in huge pages where the "
-        "filesystem can have them; links=1 also follows links. The result has the number of files, the bytes that were "
-        "cached or being read before, the bytes read, and the skipped files with reasons; after a resume, those of the "
-        "last run. The task fails if it reads no file and skips some."
+        "Read every regular file under path into the page cache, except pages already there; large files get huge "
+        "pages where the filesystem can have them; links=1 also follows links. The result has the number of files, the "
+        "bytes that were cached or being read before, the bytes read, and the skipped files with reasons; after a "
+        "resume, those of the last run. The task fails if it reads no file and skips some."
     )
     units = BYTES
     parameters = PrefetchParameters

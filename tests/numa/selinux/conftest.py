@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["mounted"]
 
 KERNEL: Final = Path("/sys/fs/selinux")
+FORMAT: Final = "33"
+"""A version of policies that Linux takes since 5.9. The compiler of Debian 13 can write one that its kernel refuses."""
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,8 @@ def policy() -> None:
     with tempfile.TemporaryDirectory(prefix="kt-") as name:
         binary, source = Path(name, "policy"), Path(__file__).with_name("policy.conf")
         compiler = packages.checkpolicy() / "usr/bin/checkpolicy"
-        subprocess.run([compiler, "-M", "-U", "allow", "-o", binary, source], check=True, capture_output=True)
+        words = ("-M", "-c", FORMAT, "-U", "allow", "-o")
+        subprocess.run([compiler, *words, binary, source], check=True, capture_output=True)
         for file, content in (("load", binary.read_bytes()), ("enforce", b"1")):
             fd = os.open(KERNEL / file, os.O_WRONLY)
             assert os.write(fd, content) == len(content)  # the kernel takes a policy in one piece
