@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -34,51 +36,47 @@ STATUSES: Final = (
 )
 
 
-def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The parser of the command line; the default mount comes from ``environment``."""
+class _Formatter(argparse.HelpFormatter):
+    """argparse makes one for each argument. It would ask shutil for the width, which imports three compressions: that
+    takes milliseconds, and memory that the daemon and its workers keep."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """The width of the terminal, as shutil.get_terminal_size finds it."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # it is closed, or no terminal
+        return 80
+
+
+def parser(environment: Mapping[str, str], command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line; the default mount comes from ``environment``.
+
+    With the first argument as ``command``, if that is one, the others are left out: they take milliseconds.
+    """
     top = argparse.ArgumentParser(
-        prog="ktaskfs", description="Chunked, multithreaded work on huge-page memory, through a filesystem like /proc."
+        prog="ktaskfs",
+        description="Chunked, multithreaded work on huge-page memory, through a filesystem like /proc.",
+        formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"ktaskfs {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands, environment)
-    _add_wait(commands, environment)
-    listed = _client(commands, environment, "ls", "list tasks, unfinished ones first")
-    listed.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
-    _add_hosts(listed)
-    _add_names(_client(commands, environment, "show", "show the status, threads and result of tasks"))
-    for verb, text in VERBS.items():
-        _add_names(_client(commands, environment, verb, text))
-    assigned = _client(commands, environment, "set", "set parameters of tasks")
-    assigned.add_argument("name", nargs="+", metavar="NAME... KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
-    followed = _client(commands, environment, "events", "show state changes of tasks until ^C")
-    followed.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
-    examined = _client(
-        commands,
-        environment,
-        "doctor",
-        "find problems of this machine, and print commands that fix them",
-        "exit status: 0 no problem found; 1 a problem found",
-    )
-    _add_hosts(examined)
-    _add_pool(commands, environment)
-    completed = _command(commands, "completion", "print the completion script of a shell")
-    completed.add_argument(
-        "shell",
-        choices=("bash", "zsh", "fish", "words"),
-        metavar="bash|zsh|fish",
-        help="the shell; `words WORD...` prints candidates for the last word, for other shells",
-    )
-    completed.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    shown = _command(commands, "top", "show all tasks on a screen, with keys to change them")
-    _add_place(shown, environment)
-    _add_mount(commands)
+    for name, add in _COMMANDS.items():
+        if name == command or command not in _COMMANDS:
+            add(commands, environment, name)
     return top
 
 
 def _command(commands: Commands, name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A command; ``text`` is its line in the list of commands, and begins its own help."""
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+    description = f"{text[0].upper()}{text[1:]}."
+    return commands.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=_Formatter)
 
 
 def _client(
@@ -121,8 +119,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _add_pool(commands: Commands, environment: Mapping[str, str]) -> None:
-    added = _command(commands, "pool", "save: make the next boot create the current pools of huge pages")
+def _add_pool(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _command(commands, name, "save: make the next boot create the current pools of huge pages")
     added.add_argument("verb", choices=("save",), metavar="save", help="write the file, and print it")
     _add_place(added, environment)
     added.add_argument(
@@ -134,8 +132,8 @@ def _add_quiet(added: argparse.ArgumentParser) -> None:
     added.add_argument("-q", "--quiet", action="store_true", help="show results and errors only")
 
 
-def _add_run(commands: Commands, environment: Mapping[str, str]) -> None:
-    added = _client(commands, environment, "run", "start tasks and follow them to their ends", STATUSES)
+def _add_run(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _client(commands, environment, name, "start tasks and follow them to their ends", STATUSES)
     _add_quiet(added)
     how = added.add_mutually_exclusive_group()
     how.add_argument("--detach", action="store_true", help="print the names of the tasks and exit")
@@ -168,8 +166,8 @@ def _add_run(commands: Commands, environment: Mapping[str, str]) -> None:
     )
 
 
-def _add_wait(commands: Commands, environment: Mapping[str, str]) -> None:
-    added = _client(commands, environment, "wait", "follow tasks to their ends; ^C does not stop them", STATUSES)
+def _add_wait(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _client(commands, environment, name, "follow tasks to their ends; ^C does not stop them", STATUSES)
     _add_quiet(added)
     _add_names(added)
 
@@ -178,8 +176,52 @@ def _add_names(added: argparse.ArgumentParser) -> None:
     added.add_argument("name", nargs="+", metavar="NAME", help=NAMES)
 
 
-def _add_mount(commands: Commands) -> None:
-    mount = _command(commands, "mount", "mount the filesystem; umount(8) or fusermount3 -u unmounts it")
+def _add_ls(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _client(commands, environment, name, "list tasks, unfinished ones first")
+    added.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
+    _add_hosts(added)
+
+
+def _add_show(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    _add_names(_client(commands, environment, name, "show the status, threads and result of tasks"))
+
+
+def _add_verb(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    _add_names(_client(commands, environment, name, VERBS[name]))
+
+
+def _add_set(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _client(commands, environment, name, "set parameters of tasks")
+    added.add_argument("name", nargs="+", metavar="NAME... KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
+
+
+def _add_events(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    added = _client(commands, environment, name, "show state changes of tasks until ^C")
+    added.add_argument("name", nargs="*", metavar="NAME", help=NAMES)
+
+
+def _add_doctor(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    text = "find problems of this machine, and print commands that fix them"
+    _add_hosts(_client(commands, environment, name, text, "exit status: 0 no problem found; 1 a problem found"))
+
+
+def _add_completion(commands: Commands, _: Mapping[str, str], name: str) -> None:
+    added = _command(commands, name, "print the completion script of a shell")
+    added.add_argument(
+        "shell",
+        choices=("bash", "zsh", "fish", "words"),
+        metavar="bash|zsh|fish",
+        help="the shell; `words WORD...` prints candidates for the last word, for other shells",
+    )
+    added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _add_top(commands: Commands, environment: Mapping[str, str], name: str) -> None:
+    _add_place(_command(commands, name, "show all tasks on a screen, with keys to change them"), environment)
+
+
+def _add_mount(commands: Commands, _: Mapping[str, str], name: str) -> None:
+    mount = _command(commands, name, "mount the filesystem; umount(8) or fusermount3 -u unmounts it")
     mount.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
     mount.add_argument("--fake", action="store_true", help="check the options and the configuration file, and exit")
     mount.add_argument("--store", action="store_true", help="mount, and give the mount to systemd for a later daemon")
@@ -196,3 +238,20 @@ def _add_mount(commands: Commands) -> None:
         help="comma-separated: uid= gid= mode= hidepid= statedir= config= max_threads= cpu_percent= nice= ...",
     )
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="a directory")
+
+
+_COMMANDS: Final[Mapping[str, Callable[[Commands, Mapping[str, str], str], None]]] = {
+    "run": _add_run,
+    "wait": _add_wait,
+    "ls": _add_ls,
+    "show": _add_show,
+    **dict.fromkeys(VERBS, _add_verb),
+    "set": _add_set,
+    "events": _add_events,
+    "doctor": _add_doctor,
+    "pool": _add_pool,
+    "completion": _add_completion,
+    "top": _add_top,
+    "mount": _add_mount,
+}
+"""In the order of the help."""

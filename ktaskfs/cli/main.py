@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    given = parser(os.environ).parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = parser(os.environ, next(iter(arguments), None)).parse_args(arguments)
     if given.command == "mount":
         from ktaskfs.cli.mount import mount
 
