@@ -12,8 +12,6 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import setproctitle
-
 from ktaskfs.host.process import open_child
 from ktaskfs.worker import protocol
 
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ktaskfs.operations.base.operation import Operation
-
-setproctitle.getproctitle()  # finds the place of the title, which is beside the environment, before that may change
-
 
 class SpawnerProcess(NamedTuple):
     """A spawner, which ends with ``sock``."""
