@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import setproctitle
+import setproctitle  # noqa: F401 - the daemon needs it as well, for its probe: it is imported once, before the fork
 
 from ktaskfs.host.process import open_child
 from ktaskfs.worker import protocol
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ktaskfs.operations.base.operation import Operation
-
-setproctitle.getproctitle()  # finds the place of the title, which is beside the environment, before that may change
 
 
 class SpawnerProcess(NamedTuple):
