@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker.start import SpawnerProcess, fork_spawner, start_spawner
 from tests.support.daemon import ROOT
-from tests.support.forked import run_forked
 from tests.support.poll import until
 
 if TYPE_CHECKING:
@@ -33,10 +33,25 @@ def found(start: Callable[[], SpawnerProcess], planted: Path) -> list[object]:
         until(lambda: bool(spawner.children()) and "poll" in wchan.read_text(), "a spare worker, and a wait for work")
         holds = sorted(re.sub(r"\d+", "N", os.readlink(f"/proc/{begun.pid}/fd/{fd.name}")) for fd in _fds(begun.pid))
         session = os.getsid(begun.pid) == begun.pid
-        where = spawner.cwd()
+        name, where = spawner.cmdline()[0], spawner.cwd()
     begun.sock.close()
     select.select([begun.pidfd], [], [])
-    return [where, session, holds, begun.reap()]
+    return [name, where, session, holds, begun.reap()]
+
+
+STARTS: Final[dict[str, Callable[[], SpawnerProcess]]] = {
+    "fork": lambda: fork_spawner(find_operations()),
+    "start": start_spawner,
+}
+
+
+def found_by_a_new_python(start: str, planted: Path) -> Any:
+    """What ``found`` returns in another process: another test may have moved the environment of this one, and then
+    a fork of it gets no title."""
+    script = "import json, sys, pathlib; from tests.worker.test_start import STARTS, found\n"
+    script += "print(json.dumps(found(STARTS[sys.argv[1]], pathlib.Path(sys.argv[2]))))"
+    command = [sys.executable, "-c", script, start, str(planted)]
+    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def _fds(pid: int) -> list[os.DirEntry[str]]:
@@ -46,27 +61,11 @@ def _fds(pid: int) -> list[os.DirEntry[str]]:
 
 def test_a_forked_spawner_is_as_one_that_was_started(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
-    forked = run_forked(lambda: found(lambda: fork_spawner(find_operations()), planted))
-    assert forked == run_forked(lambda: found(start_spawner, planted))
-    where, session, holds, status = forked
-    assert (where, session, status) == ("/", True, 0)
+    forked = found_by_a_new_python("fork", planted)
+    assert forked == found_by_a_new_python("start", planted)
+    name, where, session, holds, status = forked
+    assert (name, where, session, status) == ("ktaskfs: spawner", "/", True, 0)
     assert str(planted) not in holds
-
-
-def test_a_forked_spawner_has_its_name() -> None:
-    """In a new process: the title needs the place of the first environment, which pytest has changed."""
-    script = (
-        "import psutil, sys\n"
-        "from ktaskfs.operations.base.registry import find_operations\n"
-        "from ktaskfs.worker.start import fork_spawner\n"
-        "from tests.support.poll import until\n"
-        "own = psutil.Process().cmdline()\n"
-        "begun = fork_spawner(find_operations())\n"
-        "until(lambda: psutil.Process(begun.pid).cmdline()[0] == 'ktaskfs: spawner', 'its name')\n"
-        "begun.sock.close()\n"
-        "sys.exit(begun.reap() or own != psutil.Process().cmdline())\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_a_daemon_imports_nothing_that_only_a_spawner_needs() -> None:
