@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import Operation
 
+
 class SpawnerProcess(NamedTuple):
     """A spawner, which ends with ``sock``."""
 
