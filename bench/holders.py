@@ -9,6 +9,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.harness import Contender, Goal, Section, Settings, alternate, main, seconds
@@ -18,7 +19,6 @@ from ktaskfs.tasks.looks import MAX_AGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PAGE: Final = 2 << 20
 FILES: Final = 40
@@ -63,10 +63,15 @@ KINDS: Final = {
 }
 
 
+def free_pages() -> int:
+    return int(Path("/sys/kernel/mm/hugepages", f"hugepages-{PAGE >> 10}kB", "free_hugepages").read_text())
+
+
 @contextlib.contextmanager
 def holding(how: str, where: Path, processes: int, mappings: int) -> Iterator[None]:
     numbers = map(str, (processes, mappings, FILES))
     command = [sys.executable, "-I", "-c", HOLDERS, how, str(where), *numbers]
+    before = free_pages()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if not process.stdout.readline():
@@ -74,6 +79,8 @@ def holding(how: str, where: Path, processes: int, mappings: int) -> Iterator[No
         yield
     for each in where.iterdir():
         each.unlink()
+    while free_pages() < before:  # its children end after it
+        time.sleep(0.01)
 
 
 def measure(settings: Settings) -> list[Section]:

@@ -4,6 +4,7 @@
  * Usage: collapse PID ADDRESS SIZE THREADS; prints the seconds.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,9 +30,12 @@ static void *work(void *unused)
 		if (at >= end)
 			return NULL;
 		struct iovec range = { (void *)at, end - at < PIECE ? end - at : PIECE };
-		if (syscall(SYS_process_madvise, pidfd, &range, 1UL, COLLAPSE, 0) < 0) {
-			perror("process_madvise");
-			exit(1);
+		/* EAGAIN: a page is locked or isolated for a moment, as madvise(2) says. */
+		while (syscall(SYS_process_madvise, pidfd, &range, 1UL, COLLAPSE, 0) < 0) {
+			if (errno != EAGAIN) {
+				perror("process_madvise");
+				exit(1);
+			}
 		}
 	}
 }
