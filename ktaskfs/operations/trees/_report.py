@@ -58,7 +58,7 @@ class Report:
         """A file, or its rest, was skipped. Raises TargetError if a system call is missing for all files."""
         number = error.errno or errno.EIO
         if number == errno.ENOSYS:  # all other files would be skipped as well
-            raise TargetError.from_os(error, self._files.path(index)) from error
+            raise TargetError.from_os(error, self._files.name(index)) from error
         self._skip(index, number)
 
     def _skip(self, index: int, number: int) -> None:
@@ -68,7 +68,7 @@ class Report:
             self._marks[index] |= SKIPPED
             self._reasons[number] += 1
             if len(self._skipped) < LEFT_MAX:
-                self._skipped.append((number, self._files.path(index)))
+                self._skipped.append((number, self._files.name(index)))
 
     def is_skipped(self, index: int) -> bool:
         """Whether a file was skipped."""
