@@ -46,9 +46,12 @@ class _Formatter(argparse.HelpFormatter):
 
 def _columns() -> int:
     """The width of the terminal, as shutil.get_terminal_size finds it."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
+    try:
+        given = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        given = 0
+    if given > 0:
+        return given
     try:
         return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):  # it is closed, or no terminal

@@ -48,7 +48,9 @@ def test_a_mount_waits_for_no_module_of_compression() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True False\n"
 
 
-@pytest.mark.parametrize(("given", "width"), [("50", 50), ("100", 100), ("", 80), ("0", 80), ("-1", 80), ("many", 80)])
+@pytest.mark.parametrize(
+    ("given", "width"), [("50", 50), ("100", 100), ("", 80), ("0", 80), ("-1", 80), ("many", 80), ("9" * 5000, 80)]
+)
 def test_the_help_is_as_wide_as_the_variable_says(given: str, width: int) -> None:
     shown = subprocess.run(
         [PROGRAM, "wait", "--help"], env=os.environ | {"COLUMNS": given}, capture_output=True, text=True, check=True
