@@ -104,7 +104,10 @@ class Machine:
         """Let it run, and see it done."""
         script = f"echo max > {mount}/tasks/{name}/rate_max && tail -n 1 {mount}/tasks/{name}/wait"
         done = self.sh(script, user=user)
-        assert done == Outcome(0, "done\n", ""), done
+        if done != Outcome(0, "done\n", ""):
+            error = self.run("cat", f"{mount}/tasks/{name}/error").out
+            log = self.run("journalctl", "--no-pager", "--lines=20", "--identifier=ktaskfs").out
+            pytest.fail(f"{done}: {error}{log}")
         assert self.sh(f"stat -c '%U %b %B' /dev/shm/{name}").out.split()[0] == user
         assert self.sh(f"rm /dev/shm/{name}").status == 0
 
