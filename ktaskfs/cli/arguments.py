@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.version import VERSION
@@ -37,8 +36,8 @@ STATUSES: Final = (
 
 
 class _Formatter(argparse.HelpFormatter):
-    """argparse makes one for each argument. It would ask shutil for the width, which imports three compressions: that
-    takes milliseconds, and memory that the daemon and its workers keep."""
+    """argparse makes one for each argument. The base class asks shutil for the width, and shutil imports three modules
+    for compression: they take milliseconds, and memory that the daemon and its workers keep."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
@@ -53,8 +52,8 @@ def _columns() -> int:
     if given > 0:
         return given
     try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    except (AttributeError, ValueError, OSError):  # it is closed, or no terminal
+        return os.get_terminal_size(1).columns or 80
+    except OSError:  # standard output is closed, or no terminal
         return 80
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
-MEMORY: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
-"""Filesystems whose files are nowhere but in memory."""
+MEMORY_MAGICS: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
+"""Filesystems whose files are only in memory."""
 WINDOW: Final = 64 << 20
 """Bytes of a file for one mincore(2)."""
 READ_WINDOW: Final = 8 << 20
@@ -30,8 +30,8 @@ READ_WINDOW: Final = 8 << 20
 HUGE_READS: Final = (5, 18)
 """The first Linux that reads a huge page for a fault in a mapping with MADV_HUGEPAGE."""
 LARGEST_ORDER: Final = 11
-"""The largest page of the page cache has so many doublings of a small one (MAX_XAS_ORDER): with small pages of 64 KiB
-that is less than a huge page of 512 MiB."""
+"""The order of the largest page that the page cache can have (MAX_XAS_ORDER). With small pages of 64 KiB it is smaller
+than a huge page of 512 MiB."""
 _NO_LOOK: Final = frozenset({errno.ENODEV, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
 """Its filesystem knows no mappings; a filter; the room for addresses is used up (RLIMIT_AS)."""
 _CACHESTAT: Final = 451
@@ -102,7 +102,7 @@ def read_in_huge_pages(fd: int, extent: Span) -> None:
     EOPNOTSUPP for a file of memory, whose holes a fault would fill, and for a block device, whose cache has no huge
     pages.
     """
-    if stat.S_ISBLK(os.fstat(fd).st_mode) or syscalls.filesystem_magic(fd) in MEMORY:
+    if stat.S_ISBLK(os.fstat(fd).st_mode) or syscalls.filesystem_magic(fd) in MEMORY_MAGICS:
         raise _not_supported()
     length = extent.widened(syscalls.page_size()).size
     for window in Span(extent.start, extent.start + length).windows(READ_WINDOW):

@@ -142,9 +142,8 @@ def open_many(
 
     Each begins at a multiple of ``unit`` and of its page size; one of these must be a multiple of the other.
     For a directory those below it, on the same mount, without links. A file with several names is taken once, or with
-    ``every_name`` by each. Raises InvalidValue for files with pages of
-    different sizes and for a range in them; TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target``
-    and ``check``.
+    ``every_name`` once for each. Raises InvalidValue for files with pages of different sizes and for a range in them;
+    TargetError: ENOENT where nothing matches, E2BIG; and as ``open_target`` and ``check``.
     """
     parameters = preparation.parameters
     if parameters.offset or parameters.length is not None:

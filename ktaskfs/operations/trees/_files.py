@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.page_cache import MEMORY
+from ktaskfs.host.page_cache import MEMORY_MAGICS
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
@@ -258,7 +258,7 @@ def open_tree(preparation: Preparation[P], path: str) -> Tree:
 
 def _is_of_memory(fd: int) -> bool:
     """Whether a file is memory; a block device is not, even if its name is on a tmpfs."""
-    return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in MEMORY
+    return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in MEMORY_MAGICS
 
 
 def is_ordinary(path: str) -> bool:
