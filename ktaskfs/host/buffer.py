@@ -21,9 +21,24 @@ class Buffer(threading.local):
     def __init__(self, size: int) -> None:
         if size > LARGEST:
             raise ValueError(f"a buffer of {size} bytes")
-        memory = (ctypes.c_ubyte * (size + page_size()))()
-        skip = -ctypes.addressof(memory) % page_size()
         self.size = size
-        self.address = ctypes.addressof(memory) + skip
-        self.view = PickleBuffer(memory).raw()[skip : skip + size]
-        """A memoryview of plain bytes (format B), which ctypes does not create directly; it keeps the memory alive."""
+        self.address, self.view = _pages(size)
+
+
+class Block:
+    """A copy of ``data`` for all threads, page-aligned like mapped bytes of a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self.address, self._view = _pages(self.size)
+        self._view[:] = data
+
+
+def _pages(size: int) -> tuple[int, memoryview]:
+    """The address of ``size`` bytes that begin at a page, and a view that keeps them alive.
+
+    The view is of plain bytes (format B), which ctypes does not create directly.
+    """
+    memory = (ctypes.c_ubyte * (size + page_size()))()
+    skip = -ctypes.addressof(memory) % page_size()
+    return ctypes.addressof(memory) + skip, PickleBuffer(memory).raw()[skip : skip + size]

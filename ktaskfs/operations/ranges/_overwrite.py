@@ -6,18 +6,18 @@ Holes stay holes: the kernel copies into a mapping, and a HoleGuard makes it sto
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from ktaskfs.host.buffer import Block
 from ktaskfs.host.presence import data_extents, next_page
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
 from ktaskfs.memory.target_errors import page_unavailable, require_unsealed, truncated
 from ktaskfs.memory.tmpfs import mapped_windows
-from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated, write_zeros
+from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import (
@@ -205,14 +205,13 @@ class _Toucher:
 
     def __init__(self, file: TouchedFile, block: bytes | None) -> None:
         self._file = file
-        self._block = None if block is None else ctypes.create_string_buffer(block, len(block))
+        block = block or b"\0"
+        if block.count(block[0]) == len(block):
+            block = block[:1]
+        self._block = Block(block)
 
     def overwrite(self, start: int, end: int) -> bytes:
         """Write over a chunk that has all of its pages; raises OSError."""
         with self._file.mapped(start, end) as address:
-            if self._block is None:
-                write_zeros(address, end - start)
-            else:
-                period = len(self._block)
-                write_repeated(address, end - start, ctypes.addressof(self._block), period, start % period)
+            write_repeated(address, end - start, self._block, start % self._block.size)
         return b""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import ctypes
 import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.buffer import Block, Buffer
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
@@ -184,13 +184,6 @@ class _Findings:
         return "".join(lines)
 
 
-class _Buffer(threading.local):
-    """One for each thread, of the size of the pattern's block."""
-
-    def __init__(self, size: int) -> None:
-        self.memory = ctypes.create_string_buffer(size)
-
-
 class _Verifier:
     """The chunk function, and its findings."""
 
@@ -208,8 +201,8 @@ class _Verifier:
         self._pages = pages
         self._hands = hands
         self._block = block
-        self._expected = ctypes.create_string_buffer(block, len(block))
-        self._buffer = _Buffer(len(block))
+        self._expected = Block(block)
+        self._buffer = Buffer(len(block))
         self._findings = findings
 
     def verify(self, start: int, end: int) -> None:
@@ -242,15 +235,14 @@ class _Verifier:
         yield from gaps(missing_pages(self._pages.pages, whole.start, whole.end, page), start, end)
 
     def _compare(self, start: int, end: int) -> None:
-        size = len(self._block)
-        buffer, address = memoryview(self._buffer.memory), ctypes.addressof(self._buffer.memory)
+        size, buffer, address = len(self._block), self._buffer.view, self._buffer.address
         position = start
         while position < end:
             at = position % size
             length = os.preadv(self._target.fd, [buffer[: min(end - position, size - at)]], position)
             if length == 0:
                 raise truncated(self._target)
-            if not syscalls.same_bytes(address, ctypes.addressof(self._expected) + at, length):
+            if not syscalls.same_bytes(address, self._expected.address + at, length):
                 self._look_closely(position, bytes(buffer[:length]), at)
             position += length
 
@@ -278,12 +270,11 @@ class _Toucher:
 
     def __init__(self, file: TouchedFile, block: bytes) -> None:
         self._file = file
-        self._block = ctypes.create_string_buffer(block, len(block))
+        self._block = Block(block)
 
     def verify(self, start: int, end: int) -> bytes:
         """Raises OSError, and ValueError if any byte differs."""
-        period = len(self._block)
         with self._file.mapped(start, end) as address:
-            if not is_repeated(address, end - start, ctypes.addressof(self._block), period, start % period):
+            if not is_repeated(address, end - start, self._block, start % self._block.size):
                 raise ValueError
         return b""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ktaskfs.host.buffer import Block
     from tests.support.hands import Answers
     from tests.support.runner import Runner
 
@@ -57,7 +58,7 @@ def test_clear(runner: Runner, huge: Path, answers: Answers) -> None:
     assert is_all(0xFF, huge / "f", end, SIZE)
 
 
-@pytest.mark.parametrize("pattern", ["00", "c0ffee", ""])
+@pytest.mark.parametrize("pattern", ["00", "a5a5", "c0ffee", ""])
 def test_fill_and_verify(runner: Runner, huge: Path, area: Path, answers: Answers, pattern: str) -> None:
     texts = {"offset": HUGE + 4321, "length": SIZE - 2 * HUGE} | ({"pattern": pattern} if pattern else {})
     make_dirty(huge / "f", SIZE)
@@ -133,20 +134,20 @@ def test_a_hand_that_dies_at_work(
 ) -> None:
     """Between the check of the pages and the touch: the kernel's way then reports the error, or finds none."""
     make_dirty(huge / "f", SIZE)
-    zero = touch.write_zeros
+    write = touch.write_repeated
 
-    def disturbed(address: int, length: int) -> None:  # in the hand
+    def disturbed(address: int, length: int, block: Block, at: int) -> None:  # in the hand
         match what:
             case "truncate":
                 os.truncate(huge / "f", HUGE)
             case "punch":
                 punch(huge / "f", 4 * HUGE, 4 * HUGE)
             case "kill":
-                zero(address, length // 2)
+                write(address, length // 2, block, at)
                 os.kill(os.getpid(), signal.SIGKILL)
-        zero(address, length)
+        write(address, length, block, at)
 
-    monkeypatch.setattr("ktaskfs.operations.ranges._overwrite.write_zeros", disturbed)
+    monkeypatch.setattr("ktaskfs.operations.ranges._overwrite.write_repeated", disturbed)
     plan = runner.prepare("clear", path=huge / "f", chunk=SIZE)
     if what == "truncate":
         error = runner.failure(plan)
