@@ -218,20 +218,25 @@ def _is_spare(process: psutil.Process) -> bool:
         return False
 
 
-def starting(starter: Starter, target: Path, count: int, burst: int) -> list[Kind]:
-    """One task at a time, ``target`` being for the peer; and ``burst`` of them at a time."""
+def starting(starter: Starter, target: Path, count: int, burst: int, *, busy: bool) -> list[Kind]:
+    """One task at a time, ``target`` being for the peer; and ``burst`` of them at a time.
+
+    ``busy``: other tasks begin so often that no worker is forked in advance.
+    """
+    spare = (lambda: None) if busy else starter.spare
 
     def program() -> None:
         subprocess.run(["fallocate", "-l", "4096", target], check=True)
 
-    one = [
-        Call("a worker forked ahead", starter.job, starter.spare, starter.forget),
-        Call("right after another start", starter.job, starter.spent, starter.forget),
-        Call("fallocate(1), a process that does as much", program, lambda: target.unlink(missing_ok=True)),
-    ]
+    peer = Call("fallocate(1), a process that does as much", program, lambda: target.unlink(missing_ok=True))
+    if busy:
+        one = [Call("no worker forked ahead", starter.job, after=starter.forget), peer]
+    else:
+        ahead = Call("a worker forked ahead", starter.job, starter.spare, starter.forget)
+        one = [ahead, Call("right after another start", starter.job, starter.spent, starter.forget), peer]
     ways = {f"{burst} writes": starter.start, f"{burst} lines in one write": starter.start_together}
     many = [
-        Call(name, functools.partial(starter.burst, start, burst), starter.spare, starter.forget)
+        Call(name, functools.partial(starter.burst, start, burst), spare, starter.forget)
         for name, start in ways.items()
     ]
     return [
@@ -309,10 +314,10 @@ def measure(settings: Settings) -> list[Section]:
             subprocess.run(["fallocate", "-l", str(settings.size), target], check=True)
         there = places(stack, where, mount)
         kinds = [reading(there.files, calls), listing(there.directories, calls), ls(there.directories, runs)]
-        kinds += starting(Starter(mount, small), memory / "other", starts, burst)
+        starter = Starter(mount, small)
         for busy in BUSY[:2] if settings.smoke else BUSY:
             with busy_with(mount, targets[:busy]):
-                for kind in kinds:
+                for kind in [*kinds, *starting(starter, memory / "other", starts, burst, busy=busy > 0)]:
                     sections += measured(kind, settings.rounds, busy)
     return sections
 

@@ -35,7 +35,8 @@ SIZES: Final = (64 * MIB, 256 * MIB, 1024 * MIB, 4096 * MIB)
 SPARSE: Final = 1 << 40
 PEER_CHUNK: Final = 64 * MIB
 THREADS: Final = 2
-SPARE: Final = "ktaskfs: spare worker"
+OWN: Final = "ktaskfs: "
+SPARE: Final = OWN + "spare worker"
 ENDED: Final = (0, 10, 100, 1000)
 RUNNING: Final = (0, 1, 16, 64)
 JOBS_MAX: Final = 64
@@ -70,13 +71,16 @@ class Family:
         self.daemon, self.spawner = mount.processes()[:2]
 
     def workers(self) -> list[psutil.Process]:
-        """The workers of tasks, and ended ones that were not reaped yet."""
-        return [each for each in self.spawner.children() if _title(each) != SPARE]
+        """The workers of tasks, and ended ones that were not reaped yet, which have no title."""
+        return [each for each in self.spawner.children() if not _title(each).startswith(OWN)]
+
+    def _spares(self) -> list[psutil.Process]:
+        return [each for each in self.spawner.children() if _title(each) == SPARE]
 
     def settle(self, working: int) -> None:
         """Wait until exactly so many workers exist, and one is forked ahead."""
         end = time.monotonic() + DEADLINE
-        while len(self.workers()) != working or len(self.spawner.children()) != working + 1:
+        while len(self.workers()) != working or not self._spares():
             if time.monotonic() > end:
                 raise RuntimeError(f"{len(self.workers())} workers are there, and not {working}")
             time.sleep(0.001)

@@ -33,13 +33,13 @@ def both(mount: Ktaskfs, operation: str, path: Path, rest: str = "") -> list[Con
 
 
 def filling(mount: Ktaskfs, target: Path, settings: Settings) -> list[Section]:
-    memset = build("memset")
+    repeat = build("repeat")
     written = alternate(
         [
             *both(mount, "fill", target, f"pattern={PATTERN.hex()}"),
             Contender(
-                f"C, memset, {THREADS} threads",
-                lambda: inner_seconds(memset, target, settings.size, THREADS, PEER_CHUNK),
+                f"C, memcpy of a block, {THREADS} threads",
+                lambda: inner_seconds(repeat, target, settings.size, THREADS, PEER_CHUNK),
             ),
         ],
         settings.rounds,
