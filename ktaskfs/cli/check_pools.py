@@ -36,9 +36,10 @@ def asked_at_boot(machine: Machine) -> dict[int, int]:
     for word in (machine.read("proc/cmdline") or "").split():
         key, _, value = word.partition("=")
         if key == "hugepagesz":
-            size = parse_size(value)
-        elif key == "hugepages":
-            asked[size] = sum(int(part.rpartition(":")[2]) for part in value.split(","))  # N, or NODE:N,NODE:N
+            size = parse_size(_leading(r"[0-9]{1,12}[KMGT]?", value))
+        elif key == "hugepages":  # N, or NODE:N,NODE:N
+            counts = [part.rpartition(":")[2] for part in value.split(",")]
+            asked[size] = sum(int(_leading(r"[0-9]{1,12}", each)) for each in counts)
     for text in (*_settings(machine, "sysctl.d"), machine.read("etc/sysctl.conf") or ""):
         for match in re.finditer(r"^\s*-?vm[./]nr_hugepages\s*=\s*(\d+)", text, re.MULTILINE):
             asked[default] = int(match[1])
@@ -46,6 +47,12 @@ def asked_at_boot(machine: Machine) -> dict[int, int]:
     for match in _written(machine):
         written[int(match[2]) << 10] = int(match[3]) + (written.get(int(match[2]) << 10, 0) if match[1] else 0)
     return asked | written
+
+
+def _leading(pattern: str, text: str) -> str:
+    """The number at the beginning, as the kernel reads it: of ``1GB`` it takes 1G, and a word is 0 here."""
+    match = re.match(pattern, text, re.IGNORECASE)
+    return "0" if match is None else match[0]
 
 
 def _settings(machine: Machine, directory: str) -> Iterator[str]:

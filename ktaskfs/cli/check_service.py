@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.cli.arguments import DEFAULT_MOUNT
 from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
 from ktaskfs.errors import DaemonAway, KtaskfsError
 from ktaskfs.version import VERSION
@@ -27,7 +28,9 @@ KERNEL: Final = (5, 14)
 """The first with MADV_POPULATE_WRITE."""
 THREADS_OF_NODE: Final = 16
 """Threads that use up the memory bandwidth of a NUMA node (docs/scaling.md)."""
-SERVICE: Final = ("systemctl", "show", "ktaskfs.service", "--property=LoadState,ActiveState,UnitFileState")
+UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
+"""Those that serve DEFAULT_MOUNT, one at a time."""
+SERVICE: Final = ("systemctl", "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
 ANSWER_TIMEOUT: Final = 5.0
@@ -62,26 +65,35 @@ def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
 def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
     """The finding for a mount that does not answer."""
     text = f"{mounted.path}: its daemon is stopped or hangs, there is no answer within {ANSWER_TIMEOUT:.0f} s"
-    yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if state.get("LoadState") == "loaded" else None)
+    yield Finding("mount", WRONG, text, _restart(mounted, state))
+
+
+def _restart(mounted: Mounted, state: Mapping[str, str]) -> str | None:
+    """The command for a mount of the service; None for another mount."""
+    is_of_service = state.get("LoadState") == "loaded" and mounted.path.rstrip("/") == DEFAULT_MOUNT
+    return f"systemctl restart {_unit(state)}" if is_of_service else None
+
+
+def _unit(state: Mapping[str, str]) -> str:
+    return state.get("Id", UNITS[0]).removesuffix(".service")
 
 
 def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
     """Whether a daemon of the command's version answers at the mount; ``state`` is that of the service."""
-    has_service, place = state.get("LoadState") == "loaded", shlex.quote(mounted.path)
+    restart, place = _restart(mounted, state), shlex.quote(mounted.path)
     try:
         version = mounted.read("version").strip()
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if has_service else f"ktaskfs mount {place}")
+        yield Finding("mount", WRONG, text, restart or f"ktaskfs mount {place}")
         return
     yield Finding("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
         yield Finding("versions", OK, f"command and daemon are {VERSION}")
     else:
         text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
-        anew = f"umount {place} && ktaskfs mount {place}"
-        yield Finding("versions", WRONG, text, "systemctl restart ktaskfs" if has_service else anew)
+        yield Finding("versions", WRONG, text, restart or f"umount {place} && ktaskfs mount {place}")
 
 
 def check_system(machine: Machine) -> Iterator[Finding]:
@@ -106,22 +118,33 @@ def service_state(machine: Machine) -> Mapping[str, str]:
         done = subprocess.run(SERVICE, capture_output=True, text=True, check=False, timeout=SERVICE_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return in_use(done.stdout)
+
+
+def in_use(text: str) -> Mapping[str, str]:
+    """Of the units in ``text``, as systemctl shows them, the one at work; else one that failed, or starts at boot."""
+    units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
+
+    def use(state: Mapping[str, str]) -> tuple[bool, bool, bool]:
+        active = state.get("ActiveState", "inactive")
+        return active not in ("inactive", "failed"), active == "failed", state.get("UnitFileState") == "enabled"
+
+    return max(units, key=use)  # the first of several
 
 
 def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
     """Whether the installed service is active and starts at boot."""
-    active, enabled = state.get("ActiveState"), state.get("UnitFileState")
+    active, enabled, unit = state.get("ActiveState"), state.get("UnitFileState"), _unit(state)
     if state.get("LoadState") != "loaded":
         yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
     elif active == "failed":
-        mend = "systemctl reset-failed ktaskfs && systemctl start ktaskfs"
-        yield Finding("service", WRONG, "ktaskfs.service failed: see journalctl -u ktaskfs", mend)
+        mend = f"systemctl reset-failed {unit} && systemctl start {unit}"
+        yield Finding("service", WRONG, f"{unit}.service failed: see journalctl -u {unit}", mend)
     elif active == "active" and enabled == "disabled":
-        text = "ktaskfs.service is active, but does not start at boot"
-        yield Finding("service", WRONG, text, "systemctl enable ktaskfs")
+        text = f"{unit}.service is active, but does not start at boot"
+        yield Finding("service", WRONG, text, f"systemctl enable {unit}")
     else:
-        yield Finding("service", OK, f"ktaskfs.service is {active} and {enabled}")
+        yield Finding("service", OK, f"{unit}.service is {active} and {enabled}")
 
 
 def check_access(mounted: Mounted) -> Iterator[Finding]:
@@ -136,7 +159,8 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
         yield Finding("access", OK, f"{user} may start tasks")
     elif gid == 0:
         text = f"{user} may not start tasks, and neither may any group"
-        yield Finding("access", WRONG, text, f"ktaskfs mount -o gid=ktask,mode=0660 {shlex.quote(mounted.path)}")
+        place = shlex.quote(mounted.path)
+        yield Finding("access", WRONG, text, f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}")
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"

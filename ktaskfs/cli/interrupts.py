@@ -30,14 +30,17 @@ class Interrupts(Protocol):
 
 
 class OwnInterrupts:
-    """Counts ^C while it is entered, as this process hears it."""
+    """Counts ^C while it is entered, as this process hears it. There is none where whoever began it ignores SIGINT: a
+    shell that runs it in the background, or a script that is not to be interrupted."""
 
     def __init__(self) -> None:
         self.count = 0
         self.fd, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> OwnInterrupts:
-        self._handler = signal.signal(signal.SIGINT, self._note)
+        self._handler = signal.getsignal(signal.SIGINT)
+        if self._handler is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._note)
         self._wakeup = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
         return self
 

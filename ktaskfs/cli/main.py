@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ktaskfs.cli.arguments import HOST_OPTIONS, VERBS, parser
 from ktaskfs.cli.complain import complain
@@ -40,19 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
         status = _complain_of_system(error)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    if os.getpid() != process:
-        _end_child(status)
+    status = _flushed(status)
+    if os.getpid() != process:  # Python would take apart all modules, and copy their memory for that
+        os._exit(status)
     return status
 
 
-def _end_child(status: int) -> NoReturn:
-    """End the second process of a command. Python would take apart all modules, and copy their memory for that."""
+def _flushed(status: int) -> int:
+    """Write what is still in memory; returns the exit status, which is another if that is refused."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError as error:
         status = _complain_of_system(error)
-    os._exit(status)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python tries again at its end, and has a status of its own
+    return status
 
 
 def _complain_of_system(error: OSError) -> int:

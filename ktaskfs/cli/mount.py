@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ktaskfs.config import KIND, NAME, MountConfig, parse_options
+from ktaskfs.descriptors import close_all_but
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
@@ -152,7 +153,8 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
             os._exit(0)  # the caller waits: Python would first take apart all modules, which takes 5 ms
         _complain(said.decode(errors="replace") or "the daemon died before the mount answered")
         return 1
-    os.close(readable)
+    served = [] if config.device is None else [int(config.device.rpartition("/")[2])]
+    close_all_but([writable, *served])  # a lock of the caller would last as long as the mount
 
     def ready() -> None:
         # Only now: below an automount, nobody outside the process group that mounts may look at the mount point.

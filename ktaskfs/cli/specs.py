@@ -53,7 +53,7 @@ def read_specs(text: str) -> list[Spec]:
     """The specs in ``text``. Raises InvalidValue for what cannot be split."""
     try:
         return list(_specs(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValue(f"cannot read the spec: {error}") from error
 
 

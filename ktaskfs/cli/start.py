@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.follow import GONE
 from ktaskfs.cli.specs import Spec, read_specs
+from ktaskfs.cli.tables import rows
 from ktaskfs.errors import InvalidValue, NameTaken, Refused, TargetError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ TRIES: Final = 10
 """How often a name may come, or go, between the look and the start."""
 CHANGEABLE: Final = frozenset({"op", "name", "queue", "replace", "max_threads", "nice", "rate_max"})
 """Keys that say nothing of the work, or may have been changed since the start."""
+NOT_THE_WORK: Final = frozenset({"chunk"})
+"""Keys that say how, not what: a spec without one means any value."""
 ALL: Final = "cancel"
 """A command of ``tasks/control`` that is not a spec: it cancels all tasks of the user."""
 TO_RESUME: Final = frozenset({"paused", "failed", "cancelled", "interrupted"})
@@ -80,6 +82,8 @@ def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> 
 
 def _state_of(mounted: Mounted, name: str | None) -> str | None:
     """The state of the task of that name; None if there is none."""
+    if name is None or "/" in name or not name.isprintable():  # the daemon says what is wrong with it
+        return None
     try:
         return mounted.read(f"tasks/{name}/state").strip()
     except TargetError as error:
@@ -99,22 +103,23 @@ def _resume(mounted: Mounted, name: str) -> None:
 
 
 def _require_the_same(mounted: Mounted, spec: Spec) -> None:
-    """Raises NameTaken if the task of the spec's name does something else."""
-    wanted = {"plan": "0", **{key: value for key, value in spec.values.items() if key not in CHANGEABLE}}
+    """Raises NameTaken if the task of the spec's name does something else: more, too, and less.
+
+    InvalidValue for a key that the operation does not have.
+    """
+    from ktaskfs.cli.meaning import alike
+
     operation = mounted.read(f"tasks/{spec.name}/op").strip()
-    if operation != spec.values["op"]:
+    if operation != spec.values.get("op"):
         raise NameTaken(f"the task {spec.name} exists already, with the operation {operation}")
-    for key, value in wanted.items():
+    declared = {row["name"]: row for row in rows(mounted.read(f"operations/{operation}/parameters"))}
+    for key in spec.values.keys() - {"op", *declared}:
+        raise InvalidValue(f"{operation} has no parameter {key!a}")
+    for key, row in declared.items():
+        given, default = spec.values.get(key), row["default"]
+        if key in CHANGEABLE or (given is None and key in NOT_THE_WORK):
+            continue
         has = mounted.read(f"tasks/{spec.name}/{key}").rstrip("\n")
-        if not _alike(has, value):
+        same = has in (default, *default.split("|")) if given is None else alike(has, given, row["type"])
+        if not same:
             raise NameTaken(f"the task {spec.name} exists already, with {key}={has}")
-
-
-def _alike(one: str, other: str) -> bool:
-    """Whether two texts of a parameter mean the same: a size, a path, or a word."""
-    from ktaskfs.units import parse_size
-
-    try:
-        return parse_size(one) == parse_size(other)
-    except InvalidValue:
-        return one == other or (one.startswith("/") and one == os.path.abspath(other))

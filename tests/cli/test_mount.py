@@ -57,6 +57,15 @@ def test_it_returns_when_the_mount_answers_and_keeps_nothing_of_the_caller(area:
         assert run("umount", str(point)).status == 0
 
 
+def test_a_lock_of_the_caller_is_not_kept(area: Path, point: Path) -> None:
+    """As of a script that mounts under flock(1): the lock would last as long as the mount."""
+    with none_left():
+        words = [*COMMAND, "-o", f"statedir={area / 'state'}", str(point)]
+        assert run("flock", "--no-fork", str(area / "lock"), *words, cwd=ROOT) == Outcome(0, "", "")
+        assert run("flock", "--nonblock", str(area / "lock"), "true").status == 0
+        assert run("umount", str(point)).status == 0
+
+
 def test_in_the_foreground_too(area: Path, point: Path) -> None:
     with none_left():
         # Not mounted yet, or the daemon itself still looks at its mount.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cli.conftest import Command
 from tests.support.shell import run
+from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,3 +32,48 @@ def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> N
     out.touch()
     refused = command("run", "checksum", f"path={memory}", "name=listed", f"out={out}")
     assert refused.err.splitlines()[0] == f"ktaskfs: {out} exists already; out must be a new file"
+
+
+@pytest.mark.parametrize("way", ["join", "resume"])
+def test_a_task_that_did_less_is_another(command: Command, memory: Path, way: str) -> None:
+    """The rest of the file is as it was: whoever asks for all of it must not hear that it is done."""
+    part = ["clear", f"path={memory}/file", "name=part"]
+    assert command("run", *part, "length=4K").status == 0
+    refused = command("run", f"--if-exists={way}", *part)
+    assert (refused.status, refused.err) == (1, "ktaskfs: the task part exists already, with length=4K\n")
+    assert command("run", f"--if-exists={way}", *part, "offset=0", "length=4096").status == 0
+
+
+def test_a_task_at_work_that_does_less_is_another(command: Command, memory: Path) -> None:
+    start_slow(command.mount, memory, "slow")
+    spec = ["path=" + str(memory / "slow-slow"), "name=slow"]
+    refused = command("run", "--if-exists=rerun", "clear", *spec, "force=1")
+    assert refused.err == "ktaskfs: the task slow exists already, with force=0\n"
+    stop(command.mount, "slow")
+
+
+def test_the_same_work_in_other_words(command: Command, memory: Path) -> None:
+    spec = ["fill", f"path={memory}/file", "name=f"]
+    assert command("run", *spec, "pattern=0xA55A", "nodes=0,0").status == 0
+    assert command("run", "--if-exists=join", *spec, "pattern=a55A", "nodes=0-0").status == 0
+    refused = command("run", "--if-exists=join", *spec, "pattern=00A55A", "nodes=0")
+    assert refused.err == "ktaskfs: the task f exists already, with pattern=a55a\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ('{"name": "c"}', "the task c exists already, with the operation clear"),
+        ('{"op": "clear", "name": "c", "lenght": 1}', "clear has no parameter 'lenght'"),
+        ('{"op": "clear", "path": "/x", "name": "c\\u0000"}', "name: 'c\\x00' is not a task name"),
+        ('{"op": "clear", "path": "/x", "name": "\\ud800"}', "name: '\\ud800' is not a task name"),
+        ('{"op": "clear", "path": "/x", "name": "../tasks/c"}', "name: '../tasks/c' is not a task name"),
+        ("[" * 100_000, "cannot read the spec: "),
+    ],
+    ids=["no operation", "no parameter", "NUL", "surrogate", "path", "deep"],
+)
+def test_what_can_be_no_spec_is_refused_in_words(command: Command, memory: Path, spec: str, words: str) -> None:
+    assert command("run", "clear", f"path={memory}/file", "name=c").status == 0
+    refused = command("run", "--if-exists=join", "-", stdin=spec)
+    assert refused.status == 1
+    assert refused.err.startswith(f"ktaskfs: {words}")

@@ -29,10 +29,12 @@ PATIENCE: Final = 60
 class Answers:
     """The objects that each host printed, and how the connections to the other hosts ended."""
 
-    def __init__(self, names: Sequence[str], seconds: float) -> None:
+    def __init__(self, names: Sequence[str], seconds: float, *, may_be_empty: bool) -> None:
+        """``seconds`` to wait for them. ``may_be_empty``: no object is an answer, too."""
         self.objects: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self._left = dict.fromkeys(names, "")
         self._bad: dict[tuple[str, str], list[str]] = {}
+        self._may_be_empty = may_be_empty
         self._end = time.monotonic() + seconds
         self._seconds = seconds
         self._connections: Connections | None = None
@@ -66,9 +68,11 @@ class Answers:
     def ended(self, host: str, status: int | None) -> bool:
         """See Watcher."""
         heard = self._left.pop(host, "")
-        is_answer = status == 0 or (status == 1 and self.objects.get(host))  # doctor's, where something is wrong
+        has_spoken = bool(self.objects.get(host))
+        # 1 is the doctor's, where something is wrong.
+        is_answer = (status in (0, 1) and has_spoken) or (status == 0 and self._may_be_empty)
         if host in self.objects and not is_answer:
-            state, words = broken(status, heard, has_spoken=bool(self.objects[host]))
+            state, words = broken(status, heard, has_spoken=has_spoken)
             self._bad.setdefault((state, without_name(words, host)), []).append(host)
         return True
 
@@ -80,7 +84,7 @@ class Answers:
 
 def _answers(given: argparse.Namespace, words: Sequence[str]) -> Answers:
     names = names_of(given.hosts)
-    answers = Answers(names, given.timeout or PATIENCE)
+    answers = Answers(names, given.timeout or PATIENCE, may_be_empty=given.command == "ls")
     answers.ask(Connections(Way.of(given), remote(given, given.command, words), [names], answers))
     return answers
 
@@ -132,14 +136,14 @@ def doctor(given: argparse.Namespace) -> int:
     """Print each problem with its hosts; returns 0 only if there is none. Raises KtaskfsError."""
     answers = _answers(given, [])
     found: dict[tuple[str, str, str, str | None], list[str]] = {}
-    well = []
+    well, bad = [], {name for group in answers.bad for name in group.hosts}
     for host, objects in answers.objects.items():
         for each in objects:
             mend = None if each.get("mend") is None else str(each["mend"])
             key = (str(each.get("level")), str(each.get("check")), str(each.get("text")), mend)
             if key[0] in LEVELS:
                 found.setdefault(key, []).append(host)
-        if objects and not any(each.get("level") == "wrong" for each in objects):
+        if host not in bad and not any(each.get("level") == "wrong" for each in objects):
             well.append(host)
     if given.json:
         _print_objects(answers)

@@ -134,7 +134,7 @@ def without_name(words: str, host: str) -> str:
 
 def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, str]:
     """The state and the reason for a connection that ended too early, with ``status``."""
-    words = heard or ("the command printed no status of a task" if status == 0 else f"exit status {status}")
+    words = heard or ("the command printed no answer" if status == 0 else f"exit status {status}")
     if has_spoken:
         return LOST, heard or "the connection ended"
     return (UNREACHABLE if status == NO_CONNECTION else "failed"), words

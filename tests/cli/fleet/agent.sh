@@ -32,6 +32,7 @@ case $host in
     slow*) follow $((10#${host//[!0-9]/} % 100)) ;;
     deaf*) tell running 1 && while read -r line; do echo "$host $line" >>"$log"; done ;;
     mute*) exec <&- && tell running 1 && until grep -q "^slow1 cancel" "$log"; do sleep 0.1; done && tell done 100 ;;
+    silent*) ;;
     endless*) tell running 1 && exec tr '\0' x </dev/zero ;;
     noisy*) exec tr '\0' x </dev/zero ;;
     quick*) tell running 90 && sleep 0.2 && tell done 100 ;;

@@ -189,6 +189,25 @@ def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:
         assert command.stderr.read() == ""
 
 
+@pytest.mark.parametrize("name", ["run", "ls", "doctor"])
+def test_a_full_disk_is_told_and_fails(hosts: Hosts, name: str) -> None:
+    words = hosts.words("good1") if name == "run" else hosts.words("good1")[:-1]
+    words[3] = name
+    outcome = run("bash", "-c", 'PYTHONUNBUFFERED= exec "$@" >/dev/full', "-", *words, cwd=ROOT)
+    assert (outcome.status, outcome.err.splitlines()[-1]) == (1, "ktaskfs: standard output: No space left on device")
+
+
+def test_a_doctor_without_a_proper_end_has_found_nobody_well(hosts: Hosts) -> None:
+    words = hosts.words("good1,lost1,silent1")[:-1]
+    words[3] = "doctor"
+    outcome = run(*words, cwd=ROOT)
+    assert (outcome.status, outcome.out) == (1, "ok       good1\n")
+    assert sorted(outcome.err.splitlines()) == [
+        "ktaskfs: failed (1): silent1: the command printed no answer",
+        "ktaskfs: lost (1): lost1: Timeout, server lost1 not responding.",
+    ]
+
+
 def test_a_second_control_c_leaves_the_tasks(hosts: Hosts) -> None:
     with started(hosts.words("deaf1,good1")) as command:
         until(lambda: "end good1" in hosts.log() and begun(hosts) == 2, "both have begun")
