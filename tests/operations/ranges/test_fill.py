@@ -145,6 +145,15 @@ def test_everything_differs(runner: Runner, place: Place) -> None:
     assert len(finding.result) < 1 << 20
 
 
+@pytest.mark.parametrize("length", [1, 3, 64, 127, 4093, 4095, 4096])
+def test_a_block_has_whole_patterns_and_whole_cache_lines(length: int) -> None:
+    pattern = random.Random(length).randbytes(length)
+    block = repeated(pattern)
+    assert block == pattern * (len(block) // length)
+    assert len(block) % 64 == 0
+    assert 512 << 10 <= len(block) < (512 << 10) + 64 * length
+
+
 def test_the_default_pattern_shows_memory_at_a_wrong_address(runner: Runner, place: Place) -> None:
     block = repeated(None)
     assert len(block) % 4093 == 0
