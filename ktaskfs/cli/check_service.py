@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, note, wrong
 from ktaskfs.errors import DaemonAway, KtaskfsError
 from ktaskfs.version import VERSION
 
@@ -41,9 +41,9 @@ def check_fuse(machine: Machine) -> Iterator[Finding]:
         yield Finding("fuse", OK, "/dev/fuse exists")
     elif known and machine.exists("dev/fuse"):
         text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
-        yield Finding("fuse", OK, text, "chmod 666 /dev/fuse")
+        yield Finding("fuse", note("chmod 666 /dev/fuse"), text)
     else:
-        yield Finding("fuse", WRONG, "the kernel has no FUSE, or /dev/fuse is missing", "modprobe fuse")
+        yield Finding("fuse", wrong("modprobe fuse"), "the kernel has no FUSE, or /dev/fuse is missing")
 
 
 def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
@@ -62,7 +62,7 @@ def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
 def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
     """The finding for a mount that does not answer."""
     text = f"{mounted.path}: its daemon is stopped or hangs, there is no answer within {ANSWER_TIMEOUT:.0f} s"
-    yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if state.get("LoadState") == "loaded" else None)
+    yield Finding("mount", wrong("systemctl restart ktaskfs" if state.get("LoadState") == "loaded" else None), text)
 
 
 def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
@@ -73,7 +73,7 @@ def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Finding("mount", WRONG, text, "systemctl restart ktaskfs" if has_service else f"ktaskfs mount {place}")
+        yield Finding("mount", wrong("systemctl restart ktaskfs" if has_service else f"ktaskfs mount {place}"), text)
         return
     yield Finding("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
@@ -81,7 +81,7 @@ def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]
     else:
         text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
         anew = f"umount {place} && ktaskfs mount {place}"
-        yield Finding("versions", WRONG, text, "systemctl restart ktaskfs" if has_service else anew)
+        yield Finding("versions", wrong("systemctl restart ktaskfs" if has_service else anew), text)
 
 
 def check_system(machine: Machine) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def check_system(machine: Machine) -> Iterator[Finding]:
         yield Finding("versions", UNKNOWN, "/proc/sys/kernel/osrelease cannot be read")
     elif (int(match[1]), int(match[2])) < KERNEL:
         text = f"Linux {release} is older than {KERNEL[0]}.{KERNEL[1]}"
-        yield Finding("versions", WRONG, text, "install a newer kernel, and boot it")
+        yield Finding("versions", wrong("install a newer kernel, and boot it"), text)
     else:
         yield Finding("versions", OK, f"Linux {release}, Python {python}")
 
@@ -116,10 +116,10 @@ def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
     elif active == "failed":
         mend = "systemctl reset-failed ktaskfs && systemctl start ktaskfs"
-        yield Finding("service", WRONG, "ktaskfs.service failed: see journalctl -u ktaskfs", mend)
+        yield Finding("service", wrong(mend), "ktaskfs.service failed: see journalctl -u ktaskfs")
     elif active == "active" and enabled == "disabled":
         text = "ktaskfs.service is active, but does not start at boot"
-        yield Finding("service", WRONG, text, "systemctl enable ktaskfs")
+        yield Finding("service", wrong("systemctl enable ktaskfs"), text)
     else:
         yield Finding("service", OK, f"ktaskfs.service is {active} and {enabled}")
 
@@ -136,11 +136,11 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
         yield Finding("access", OK, f"{user} may start tasks")
     elif gid == 0:
         text = f"{user} may not start tasks, and neither may any group"
-        yield Finding("access", WRONG, text, f"ktaskfs mount -o gid=ktask,mode=0660 {shlex.quote(mounted.path)}")
+        yield Finding("access", wrong(f"ktaskfs mount -o gid=ktask,mode=0660 {shlex.quote(mounted.path)}"), text)
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
-        yield Finding("access", WRONG, text, f"usermod --append --groups {group} {user}")
+        yield Finding("access", wrong(f"usermod --append --groups {group} {user}"), text)
 
 
 def _name(uid: int) -> str:
@@ -170,6 +170,6 @@ def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
     if most < useful / 2:
         text = f"{words}: a task could use {useful} threads"
         mend = f"echo max > {shlex.quote(mounted.path)}/debug/ktask_max_threads"
-        yield Finding("threads", WRONG, text, f"{mend}  # and take max_threads out of /etc/ktaskfs.conf")
+        yield Finding("threads", wrong(f"{mend}  # and take max_threads out of /etc/ktaskfs.conf"), text)
     else:
         yield Finding("threads", OK, words)
