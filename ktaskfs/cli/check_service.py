@@ -30,6 +30,8 @@ THREADS_OF_NODE: Final = 16
 SERVICE: Final = ("systemctl", "show", "ktaskfs.service", "--property=LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
+SPAWNER: Final = "ktaskfs: spawner"
+"""The command line that the process that forks the workers gives itself."""
 ANSWER_TIMEOUT: Final = 5.0
 """Seconds within which a daemon answers, even on a busy machine."""
 
@@ -141,6 +143,28 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
         yield Finding("access", wrong(f"usermod --append --groups {group} {user}"), text)
+
+
+def check_spawner(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
+    """Whether a spawner of the user who serves the mount is stopped: every start waits for it."""
+    try:
+        uid = os.stat(mounted.path).st_uid
+    except OSError:  # check_mount says so
+        return
+    stopped = [pid for pid in machine.names("proc") if pid.isdecimal() and _is_stopped_spawner(machine, pid, uid)]
+    for pid in stopped:
+        text = f"the spawner, process {pid}, is stopped by a signal: starts wait for it"
+        mend = f"kill -CONT {pid}  # or kill -KILL {pid}: the next start makes another"
+        yield Finding("spawner", wrong(mend), text)
+    if not stopped:
+        yield Finding("spawner", OK, "none is stopped")
+
+
+def _is_stopped_spawner(machine: Machine, pid: str, uid: int) -> bool:
+    status = machine.read(f"proc/{pid}/status") or ""
+    if re.search(rf"^State:\s+[Tt] .*^Uid:\s+{uid}\s", status, re.MULTILINE | re.DOTALL) is None:
+        return False
+    return (machine.read(f"proc/{pid}/cmdline") or "").startswith(SPAWNER)
 
 
 def _name(uid: int) -> str:

@@ -34,6 +34,7 @@ def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
             check_service.check_mount(mounted, service),
             check_service.check_access(mounted),
             check_service.check_threads(machine, mounted),
+            check_service.check_spawner(machine, mounted),
         )
     else:
         of_mount = check_service.check_hung(mounted, service)
