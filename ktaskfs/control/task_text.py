@@ -9,7 +9,7 @@ from ktaskfs.errors import errno_name
 from ktaskfs.host.process import thread_cpu
 from ktaskfs.progress import FoundWhy
 from ktaskfs.tasks.task import ENDED, State
-from ktaskfs.units import BYTES, Units, printable, table
+from ktaskfs.units import BYTES, Units, escaped, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,11 +108,6 @@ def threads(task: Task) -> str:
     return table(("tid", "node", "cpu", "state", "chunks", "done", "busy_us", "range"), rows)
 
 
-def _one_line(text: str) -> str:
-    """``text`` with backslashes and unprintable characters in octal, as in the kernel's paths (seq_path())."""
-    return printable(text.replace("\\", "\\134"))
-
-
 def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
 
@@ -146,7 +141,7 @@ def status(task: Task, parameters: Iterable[Parameter], held: str = "") -> str:
         ("Operation", "-" if task.operation is None else task.operation.name),
         ("State", f"{task.state} ({held})" if held else task.state),
     ]
-    fields += [(each.name.capitalize(), _one_line(task.parameter_text(each))) for each in parameters]
+    fields += [(each.name.capitalize(), escaped(task.parameter_text(each))) for each in parameters]
     fields += [
         ("Uid", task.uid),
         ("Gid", task.gid),
