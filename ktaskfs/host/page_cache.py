@@ -108,6 +108,7 @@ def read_in_huge_pages(fd: int, extent: Span) -> None:
     for window in Span(extent.start, extent.start + length).windows(READ_WINDOW):
         with Mapping(fd, window.start, window.size, reserve=False, private=True) as mapping:
             mapping.prefer_huge_pages()
+            mapping.read_nothing_ahead()
             mapping.populate_read(0, window.size)
 
 
