@@ -19,7 +19,7 @@ from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import clear_place, require_place
+from ktaskfs.fuse.mountpoint import vacant
 from ktaskfs.fuse.negotiation import CannotTakeOver
 from ktaskfs.fuse.probe import FirstLook, NoAnswer, probe
 from ktaskfs.fuse.session import DESCRIPTOR, mounted
@@ -67,6 +67,7 @@ class _Daemon(NamedTuple):
     state:    the locked state directory.
     manager:  the service manager, if there is one.
     operations, spawner: of the tasks; the launcher owns the spawner.
+    place:    keeps other servers from mounting there, until it is closed.
     look:     looks at the mount once.
     ready:    called when the mount answers.
     stop:     set to end the mount.
@@ -78,6 +79,7 @@ class _Daemon(NamedTuple):
     manager: Manager
     operations: Mapping[str, Operation[Any]]
     spawner: SpawnerProcess
+    place: contextlib.ExitStack
     look: FirstLook
     ready: Callable[[], None]
     stop: trio.Event
@@ -96,31 +98,33 @@ def run_daemon(
     ``directory`` is the state directory, which is closed at the end. Raises KtaskfsError when it cannot be mounted.
     """
     settings = Settings(config.file_tunables() | dict(config.tunables))
-    state = StateDirectory(directory, crash_points(os.environ))  # locked: no other daemon can mount from now on
-    try:
-        if config.device is None and config.keep:
-            config = config._replace(device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
-        elif config.device is None:
-            # Again: a daemon with another state directory may have mounted there since the state directory was opened.
-            require_place(config.mountpoint, KIND, nonempty=config.nonempty)
-            clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
-        elif not config.keep:  # keep no copy, so that requests fail instead of hanging if this daemon dies
-            manager.forget(NAME)
-        with contextlib.closing(FirstLook()) as look:
-            trio.run(_obey, _Daemon(config, settings, state, manager, operations, spawner, look, ready, trio.Event()))
-        if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
-            state.remove_unused()
-    except ExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
-            error = error.exceptions[0]
-        if isinstance(error, CannotTakeOver):  # the next daemon finds a dead mount, and makes a new one
-            manager.forget(NAME)
-        if isinstance(error, KtaskfsError):
-            raise error from None
-        raise
-    finally:
-        state.close()
+    with contextlib.ExitStack() as place:
+        if config.device is None and not config.keep:
+            # Again: another daemon may have mounted there since the state directory was opened.
+            place.enter_context(vacant(config.mountpoint, KIND, nonempty=config.nonempty))
+        state = StateDirectory(directory, crash_points(os.environ))  # locked: the tasks are this daemon's from now on
+        try:
+            if config.device is None and config.keep:
+                config = config._replace(device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
+            elif config.device is not None and not config.keep:
+                manager.forget(NAME)  # keep no copy, so that requests fail instead of hanging if this daemon dies
+            with contextlib.closing(FirstLook()) as look:
+                stop = trio.Event()
+                parts = _Daemon(config, settings, state, manager, operations, spawner, place, look, ready, stop)
+                trio.run(_obey, parts)
+            if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
+                state.remove_unused()
+        except ExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
+                error = error.exceptions[0]
+            if isinstance(error, CannotTakeOver):  # the next daemon finds a dead mount, and makes a new one
+                manager.forget(NAME)
+            if isinstance(error, KtaskfsError):
+                raise error from None
+            raise
+        finally:
+            state.close()
 
 
 def mount_for_manager(config: MountConfig, manager: Manager) -> int:
@@ -128,10 +132,10 @@ def mount_for_manager(config: MountConfig, manager: Manager) -> int:
 
     Returns the descriptor. Raises KtaskfsError.
     """
-    clear_place(config.mountpoint, KIND, nonempty=config.nonempty)
     if not manager.listens:
         raise ConfigError("no service manager (NOTIFY_SOCKET) can keep the mount")
-    fd = mount_device(config.mountpoint, NAME, allow_other=config.allow_other)
+    with vacant(config.mountpoint, KIND, nonempty=config.nonempty):
+        fd = mount_device(config.mountpoint, NAME, allow_other=config.allow_other)
     try:
         manager.store(fd, NAME)
     except OSError as error:
@@ -168,6 +172,7 @@ async def _serve(daemon: _Daemon) -> None:
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
+            daemon.place.close()
             nursery.start_soon(_terminate, daemon, session)
             nursery.start_soon(_report, daemon, session, fs, launcher)
             if config.keep:

@@ -81,11 +81,20 @@ def shown(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` for a file for people: unprintable characters, which may be terminal escapes, in octal.
+    """``text`` for people: unprintable characters, which may be terminal escapes, in octal.
 
-    Bytes of a path that are not UTF-8 count as such (surrogateescape). The kernel shows paths in this way (seq_path()).
+    Bytes of a path that are not UTF-8 count as such (surrogateescape). Printable text stays as it is, so that a message
+    can pass through several processes that do not trust each other.
     """
     return text if text.isprintable() else "".join(each if each.isprintable() else _octal(each) for each in text)
+
+
+def escaped(name: str) -> str:
+    """A path or another name for a table, a list or a log: ``printable``, and reversible.
+
+    Backslashes are in octal, too. The kernel shows paths in this way (seq_path()).
+    """
+    return printable(name.replace("\\", "\\134"))
 
 
 def _octal(character: str) -> str:

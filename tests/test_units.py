@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from ktaskfs.errors import InvalidValue
 from ktaskfs.units import (
     SIZE_MAX,
     SUFFIXES,
+    escaped,
     format_cpulist,
     format_size,
     human_size,
@@ -112,6 +116,19 @@ def test_a_size_that_can_be_guessed_is_refused_with_what_to_write(text: str, hin
 )
 def test_what_cannot_be_printed_is_shown_in_octal(text: str, expected: str) -> None:
     assert printable(text) == expected
+
+
+@given(st.binary().map(os.fsdecode))
+def test_a_name_can_be_read_back(name: str) -> None:
+    text = escaped(name)
+    assert text.isprintable()
+    octal = re.sub(rb"\\([0-7]{3})", lambda each: bytes([int(each[1], 8)]), os.fsencode(text))
+    assert octal == os.fsencode(name)
+
+
+@given(st.text())
+def test_a_message_stays_as_it_is_in_the_next_process(text: str) -> None:
+    assert printable(printable(text)) == printable(text)
 
 
 def test_leading_zeros_do_not_mean_octal() -> None:

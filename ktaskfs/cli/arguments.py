@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -55,6 +55,20 @@ def _columns() -> int:
         return os.get_terminal_size(1).columns or 80
     except OSError:  # standard output is closed, or no terminal
         return 80
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """The parsed command line. Options may stand between the words of a list, until "--"."""
+    top = parser(environment, next(iter(arguments), None))
+    given, rest = top.parse_known_args(arguments)
+    words = getattr(given, "spec", getattr(given, "name", None))
+    end = rest.index("--") if "--" in rest else len(rest)
+    unknown = rest if words is None else [each for each in rest[:end] if each.startswith("-") and each != "-"]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if words is not None:  # argparse puts those before the first option into the list
+        words += rest[:end] + rest[end + 1 :]
+    return given
 
 
 def parser(environment: Mapping[str, str], command: str | None = None) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, wrong
 from ktaskfs.units import format_size, human_size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check_overcommit(machine: Machine) -> Iterator[Finding]:
         words += f"; {human_size(committed)} of {human_size(limit)} are committed"
     if mode == STRICT and committed > COMMITTED_MOST * limit:
         text = f"{words}; huge pages lower the limit"
-        yield Finding("overcommit", WRONG, text, "sysctl -w vm.overcommit_memory=0")
+        yield Finding("overcommit", wrong("sysctl -w vm.overcommit_memory=0"), text)
     else:
         yield Finding("overcommit", OK, words)
 
@@ -65,19 +65,18 @@ def check_groups(machine: Machine) -> Iterator[Finding]:
     if room is None:
         yield Finding("control groups", OK, "no memory limit")
     else:
-        text, is_wrong = f"{file} leaves {human_size(room)} of memory", room < ROOM_LEAST
-        yield Finding("control groups", WRONG if is_wrong else OK, text, _lift(file, is_wrong))
+        level = wrong(_lift(file)) if room < ROOM_LEAST else OK
+        yield Finding("control groups", level, f"{file} leaves {human_size(room)} of memory")
     for size in machine.page_sizes():
         free = max(0, machine.pool(size, "free_hugepages") - machine.pool(size, "resv_hugepages")) * size
         room, file = _least_room(machine, "hugetlb", {version: _hugetlb(version, size) for version in (1, 2)})
         if room is not None:
             text = f"{file} leaves {human_size(room)} of the {human_size(free)} that are free in the pool"
-            is_wrong = room < free
-            yield Finding("control groups", WRONG if is_wrong else OK, text, _lift(file, is_wrong))
+            yield Finding("control groups", wrong(_lift(file)) if room < free else OK, text)
 
 
-def _lift(file: str, is_wrong: bool) -> str | None:
-    return f"echo {'-1' if file.endswith('_bytes') else 'max'} > {file}" if is_wrong else None
+def _lift(file: str) -> str:
+    return f"echo {'-1' if file.endswith('_bytes') else 'max'} > {file}"
 
 
 def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> tuple[int | None, str]:
@@ -129,7 +128,7 @@ def check_thp(machine: Machine) -> Iterator[Finding]:
             yield Finding("transparent huge pages", UNKNOWN, f"/{THP}/{name} cannot be read")
         elif match[1] == bad:
             text = f"{name} is {bad}: {what}"
-            yield Finding("transparent huge pages", WRONG, text, f"echo {mended} > /{THP}/{name}")
+            yield Finding("transparent huge pages", wrong(f"echo {mended} > /{THP}/{name}"), text)
         else:
             yield Finding("transparent huge pages", OK, f"{name} is {match[1]}")
     size = machine.number(f"{THP}/hpage_pmd_size")

@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, wrong
 from ktaskfs.units import format_cpulist, format_size, human_size, parse_size
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _written(machine: Machine) -> list[re.Match[str]]:
 def check_pools(machine: Machine) -> Iterator[Finding]:
     """Whether each pool has the configured pages, and any pages at all."""
     if not machine.page_sizes():
-        yield Finding("pools", WRONG, "the kernel has no huge pages", "boot a kernel with CONFIG_HUGETLBFS=y")
+        yield Finding("pools", wrong("boot a kernel with CONFIG_HUGETLBFS=y"), "the kernel has no huge pages")
         return
     asked = asked_at_boot(machine)
     for size in machine.page_sizes():
@@ -81,15 +81,14 @@ def check_pools(machine: Machine) -> Iterator[Finding]:
         wanted, persistent = asked.get(size, 0), max(0, total - surplus)
         if persistent < wanted:
             text = f"{name}: {persistent} pages exist, but the boot asked for {wanted}"
-            yield Finding("pools", WRONG, text, f"ktaskfs run reserve size={name} pages={wanted}")
+            yield Finding("pools", wrong(f"ktaskfs run reserve size={name} pages={wanted}"), text)
         elif total or wanted:
             more = f", {surplus} surplus" if surplus else ""
             yield Finding("pools", OK, f"{name}: {total} pages, {free} free{more}")
     if not any(machine.pool(size, "nr_hugepages") or _overcommit(machine, size) for size in machine.page_sizes()):
         name = format_size(machine.meminfo("Hugepagesize") or machine.page_sizes()[0])
-        yield Finding(
-            "pools", WRONG, "all pools of huge pages are empty", f"ktaskfs run reserve size={name} pages=NUMBER"
-        )
+        mend = f"ktaskfs run reserve size={name} pages=NUMBER"
+        yield Finding("pools", wrong(mend), "all pools of huge pages are empty")
 
 
 def _overcommit(machine: Machine, size: int) -> int:
@@ -111,7 +110,7 @@ def check_fragmentation(machine: Machine) -> Iterator[Finding]:
     words = f"{human_size(whole)} of {human_size(free)} free memory lie in blocks of {format_size(size)} or more"
     missing = asked_at_boot(machine).get(size, 0) - machine.pool(size, "nr_hugepages")
     if whole < max(LEAST_IN_BLOCKS * free, min(free, missing * size)):
-        yield Finding("fragmentation", WRONG, words, "echo 1 > /proc/sys/vm/compact_memory")
+        yield Finding("fragmentation", wrong("echo 1 > /proc/sys/vm/compact_memory"), words)
     else:
         yield Finding("fragmentation", OK, words)
 
@@ -127,13 +126,13 @@ def check_mounts(machine: Machine) -> Iterator[Finding]:
         words = f"{each.point}: pages of {format_size(size)}"
         if "ro" in each.options:
             text = f"{words}, mounted read-only"
-            yield Finding("hugetlbfs", WRONG, text, f"mount -o remount,rw {point}")
+            yield Finding("hugetlbfs", wrong(f"mount -o remount,rw {point}"), text)
             continue
         reached.add(size)
         pool = machine.pool(size, "nr_hugepages") * size
         if limit is not None and parse_size(limit) < size:
             text = f"{words}, with size={limit}, less than one page"
-            yield Finding("hugetlbfs", WRONG, text, f"mount -o remount,size={format_size(pool or size)} {point}")
+            yield Finding("hugetlbfs", wrong(f"mount -o remount,size={format_size(pool or size)} {point}"), text)
         else:
             yield Finding("hugetlbfs", OK, f"{words}{f', of which it may use {limit}' if limit else ''}")
     for size in machine.page_sizes():
@@ -142,7 +141,7 @@ def check_mounts(machine: Machine) -> Iterator[Finding]:
             name = format_size(size)
             point = "/dev/hugepages" if is_default else f"/dev/hugepages-{name}"
             mend = f"mkdir -p {point} && mount -t hugetlbfs -o pagesize={name} none {point}"
-            yield Finding("hugetlbfs", WRONG, f"no writable hugetlbfs has pages of {name}", mend)
+            yield Finding("hugetlbfs", wrong(mend), f"no writable hugetlbfs has pages of {name}")
 
 
 def check_balance(machine: Machine) -> Iterator[Finding]:
@@ -159,6 +158,6 @@ def check_balance(machine: Machine) -> Iterator[Finding]:
         spread = max(counts.values()) - min(counts.values())
         if len(nodes) > 1 and not by_node and spread > max(1, IMBALANCE * total / len(nodes)):
             mend = f"ktaskfs run reserve size={name} pages={total} nodes={format_cpulist(nodes)}"
-            yield Finding("balance", WRONG, words, mend)
+            yield Finding("balance", wrong(mend), words)
         else:
             yield Finding("balance", OK, words)

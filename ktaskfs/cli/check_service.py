@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
-from ktaskfs.cli.machine import OK, UNKNOWN, WRONG, Finding, Machine
+from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, note, wrong
 from ktaskfs.errors import DaemonAway, KtaskfsError
 from ktaskfs.version import VERSION
 
@@ -33,6 +33,8 @@ UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
 SERVICE: Final = ("systemctl", "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
+SPAWNER: Final = "ktaskfs: spawner"
+"""The command line that the process that forks the workers gives itself."""
 ANSWER_TIMEOUT: Final = 5.0
 """Seconds within which a daemon answers, even on a busy machine."""
 
@@ -44,9 +46,9 @@ def check_fuse(machine: Machine) -> Iterator[Finding]:
         yield Finding("fuse", OK, "/dev/fuse exists")
     elif known and machine.exists("dev/fuse"):
         text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
-        yield Finding("fuse", OK, text, "chmod 666 /dev/fuse")
+        yield Finding("fuse", note("chmod 666 /dev/fuse"), text)
     else:
-        yield Finding("fuse", WRONG, "the kernel has no FUSE, or /dev/fuse is missing", "modprobe fuse")
+        yield Finding("fuse", wrong("modprobe fuse"), "the kernel has no FUSE, or /dev/fuse is missing")
 
 
 def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
@@ -65,7 +67,7 @@ def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
 def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
     """The finding for a mount that does not answer."""
     text = f"{mounted.path}: its daemon is stopped or hangs, there is no answer within {ANSWER_TIMEOUT:.0f} s"
-    yield Finding("mount", WRONG, text, _restart(mounted, state))
+    yield Finding("mount", wrong(_restart(mounted, state)), text)
 
 
 def _restart(mounted: Mounted, state: Mapping[str, str]) -> str | None:
@@ -86,14 +88,14 @@ def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Finding("mount", WRONG, text, restart or f"ktaskfs mount {place}")
+        yield Finding("mount", wrong(restart or f"ktaskfs mount {place}"), text)
         return
     yield Finding("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
         yield Finding("versions", OK, f"command and daemon are {VERSION}")
     else:
         text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
-        yield Finding("versions", WRONG, text, restart or f"umount {place} && ktaskfs mount {place}")
+        yield Finding("versions", wrong(restart or f"umount {place} && ktaskfs mount {place}"), text)
 
 
 def check_system(machine: Machine) -> Iterator[Finding]:
@@ -105,7 +107,7 @@ def check_system(machine: Machine) -> Iterator[Finding]:
         yield Finding("versions", UNKNOWN, "/proc/sys/kernel/osrelease cannot be read")
     elif (int(match[1]), int(match[2])) < KERNEL:
         text = f"Linux {release} is older than {KERNEL[0]}.{KERNEL[1]}"
-        yield Finding("versions", WRONG, text, "install a newer kernel, and boot it")
+        yield Finding("versions", wrong("install a newer kernel, and boot it"), text)
     else:
         yield Finding("versions", OK, f"Linux {release}, Python {python}")
 
@@ -139,10 +141,10 @@ def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
     elif active == "failed":
         mend = f"systemctl reset-failed {unit} && systemctl start {unit}"
-        yield Finding("service", WRONG, f"{unit}.service failed: see journalctl -u {unit}", mend)
+        yield Finding("service", wrong(mend), f"{unit}.service failed: see journalctl -u {unit}")
     elif active == "active" and enabled == "disabled":
         text = f"{unit}.service is active, but does not start at boot"
-        yield Finding("service", WRONG, text, f"systemctl enable {unit}")
+        yield Finding("service", wrong(f"systemctl enable {unit}"), text)
     else:
         yield Finding("service", OK, f"{unit}.service is {active} and {enabled}")
 
@@ -160,11 +162,34 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
     elif gid == 0:
         text = f"{user} may not start tasks, and neither may any group"
         place = shlex.quote(mounted.path)
-        yield Finding("access", WRONG, text, f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}")
+        mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}"
+        yield Finding("access", wrong(mend), text)
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
-        yield Finding("access", WRONG, text, f"usermod --append --groups {group} {user}")
+        yield Finding("access", wrong(f"usermod --append --groups {group} {user}"), text)
+
+
+def check_spawner(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
+    """Whether a spawner of the user who serves the mount is stopped: every start waits for it."""
+    try:
+        uid = os.stat(mounted.path).st_uid
+    except OSError:  # check_mount says so
+        return
+    stopped = [pid for pid in machine.names("proc") if pid.isdecimal() and _is_stopped_spawner(machine, pid, uid)]
+    for pid in stopped:
+        text = f"the spawner, process {pid}, is stopped by a signal: starts wait for it"
+        mend = f"kill -CONT {pid}  # or kill -KILL {pid}: the next start makes another"
+        yield Finding("spawner", wrong(mend), text)
+    if not stopped:
+        yield Finding("spawner", OK, "none is stopped")
+
+
+def _is_stopped_spawner(machine: Machine, pid: str, uid: int) -> bool:
+    status = machine.read(f"proc/{pid}/status") or ""
+    if re.search(rf"^State:\s+[Tt] .*^Uid:\s+{uid}\s", status, re.MULTILINE | re.DOTALL) is None:
+        return False
+    return (machine.read(f"proc/{pid}/cmdline") or "").startswith(SPAWNER)
 
 
 def _name(uid: int) -> str:
@@ -194,6 +219,6 @@ def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
     if most < useful / 2:
         text = f"{words}: a task could use {useful} threads"
         mend = f"echo max > {shlex.quote(mounted.path)}/debug/ktask_max_threads"
-        yield Finding("threads", WRONG, text, f"{mend}  # and take max_threads out of /etc/ktaskfs.conf")
+        yield Finding("threads", wrong(f"{mend}  # and take max_threads out of /etc/ktaskfs.conf"), text)
     else:
         yield Finding("threads", OK, words)

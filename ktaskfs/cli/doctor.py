@@ -22,8 +22,8 @@ def doctor(given: argparse.Namespace) -> int:
     """Print the findings; 0 only without problems."""
     found = list(findings(Machine(), Mounted(given.mount, patience=0)))
     for each in found:
-        print(json.dumps({**each._asdict(), "level": each.level.name}) if given.json else _lines(each))
-    return int(any(each.level.is_wrong for each in found))
+        print(_json(each) if given.json else _lines(each))
+    return int(any(each.is_wrong for each in found))
 
 
 def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
@@ -34,6 +34,7 @@ def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
             check_service.check_mount(mounted, service),
             check_service.check_access(mounted),
             check_service.check_threads(machine, mounted),
+            check_service.check_spawner(machine, mounted),
         )
     else:
         of_mount = check_service.check_hung(mounted, service)
@@ -50,6 +51,10 @@ def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
         check_limits.check_groups(machine),
         check_limits.check_thp(machine),
     )
+
+
+def _json(finding: Finding) -> str:
+    return json.dumps({**finding._asdict(), "level": finding.level.name, "mend": finding.mend})
 
 
 def _lines(finding: Finding) -> str:

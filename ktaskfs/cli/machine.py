@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from ktaskfs.units import parse_cpulist, parse_size
 
@@ -16,25 +16,49 @@ def _without_octal(path: str) -> str:
     return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), path)
 
 
-class Level(NamedTuple):
-    """The level of a finding."""
+class Settled(NamedTuple):
+    """The level of a finding that asks for nothing."""
 
-    name: str
-    is_wrong: bool
+    name: Literal["ok", "unknown"]
 
 
-OK: Final = Level("ok", False)
-WRONG: Final = Level("wrong", True)
-UNKNOWN: Final = Level("unknown", False)
+class ToMend(NamedTuple):
+    """The level of a problem, for everybody or for some; ``mend`` is the command that fixes it, if there is one."""
+
+    name: Literal["wrong", "note"]
+    mend: str | None
+
+
+OK: Final = Settled("ok")
+UNKNOWN: Final = Settled("unknown")
+
+
+def wrong(mend: str | None) -> ToMend:
+    """The level of a problem."""
+    return ToMend("wrong", mend)
+
+
+def note(mend: str) -> ToMend:
+    """The level of what is a problem only for some people."""
+    return ToMend("note", mend)
 
 
 class Finding(NamedTuple):
-    """A finding of a check: ``mend`` is the command that fixes the problem."""
+    """A finding of a check."""
 
     check: str
-    level: Level
+    level: Settled | ToMend
     text: str
-    mend: str | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is a problem."""
+        return self.level.name == "wrong"
+
+    @property
+    def mend(self) -> str | None:
+        """The command that fixes it."""
+        return self.level.mend if isinstance(self.level, ToMend) else None
 
 
 class Filesystem(NamedTuple):

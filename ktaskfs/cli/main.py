@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from ktaskfs.cli.arguments import HOST_OPTIONS, VERBS, parser
+from ktaskfs.cli.arguments import HOST_OPTIONS, VERBS, parse, parser
 from ktaskfs.cli.complain import complain
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parser(os.environ, next(iter(arguments), None)).parse_args(arguments)
+    given = parse(arguments, os.environ)
     if given.command == "mount":
         from ktaskfs.cli.mount import mount
 

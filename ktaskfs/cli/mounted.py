@@ -91,12 +91,12 @@ class Mounted(NamedTuple):
             raise self.failed(error, "tasks/control") from error
         return True
 
-    def is_own(self, task: str) -> bool:
-        """Whether there is such a task, and it is the caller's."""
+    def owner(self, task: str) -> int | None:
+        """The uid of the owner of a task; None if there is none of that name, or it is hidden from the caller."""
         try:
-            return os.stat(f"{self.path}/tasks/{task}").st_uid == os.geteuid()
+            return os.stat(f"{self.path}/tasks/{task}").st_uid
         except OSError:
-            return False
+            return None
 
     def read(self, file: str) -> str:
         """The whole text of a file that is not a stream, decoded like the arguments of the command (os.fsdecode)."""

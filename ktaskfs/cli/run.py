@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Final
@@ -19,7 +18,7 @@ from ktaskfs.cli.orders import DETACH, Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
 from ktaskfs.cli.spec_files import read_lines, spec_files
 from ktaskfs.cli.specs import of_words
-from ktaskfs.cli.start import IfExists, start
+from ktaskfs.cli.start import IfExists, start, taken_name
 from ktaskfs.cli.watcher import fork_watched
 from ktaskfs.errors import DaemonAway, InvalidValue, KtaskfsError, Refused, TargetError
 
@@ -35,8 +34,6 @@ LAST: Final = 2
 """The ^C that leaves the tasks: the first one cancels them."""
 OVER: Final = (errno.EBUSY, errno.ENODEV, errno.ENOENT)
 """What a cancel comes to for a task that has ended meanwhile, or was removed."""
-_TAKEN: Final = re.compile(r"a task (\S+) exists")
-"""The refusal of a name; files that are in the way have the same errno."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -81,10 +78,10 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
         names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
     except KtaskfsError as error:
         if not given.json:
-            taken = _TAKEN.fullmatch(error.message)
-            if taken and given.if_exists is None:
-                raise _with_a_way_out(error, is_own=mounted.is_own(taken[1])) from error
-            raise
+            taken = None if error.errno != errno.EEXIST or given.if_exists else taken_name(mounted, text)
+            if taken is None:
+                raise
+            raise _with_a_way_out(error, is_own=mounted.owner(taken) == os.geteuid()) from error
         print(_refusal(error), flush=True)
         return 1
     if given.detach:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.cli.follow import GONE
+from ktaskfs.cli.follow import GONE, STATUS_OF
 from ktaskfs.cli.specs import Spec, read_specs
 from ktaskfs.cli.tables import rows
 from ktaskfs.errors import InvalidValue, NameTaken, Refused, TargetError
@@ -48,6 +49,18 @@ def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> li
     if if_exists in (IfExists.FAIL, IfExists.REPLACE):
         return mounted.start(_text(specs))
     return _start_or_join(mounted, specs, if_exists)
+
+
+def taken_name(mounted: Mounted, text: str) -> str | None:
+    """The first name in ``text``, refused with EEXIST, that a task has and keeps; None if a file is in the way."""
+    for spec in read_specs(text):
+        owner = None if spec.name is None else mounted.owner(spec.name)
+        if owner is not None and owner != os.geteuid():
+            return spec.name
+        given_up = ("planned",) if spec.values.get("replace", "0") == "0" else STATUS_OF
+        if owner is not None and _state_of(mounted, spec.name) not in (None, *given_up):
+            return spec.name
+    return None
 
 
 def _text(specs: list[Spec]) -> str:

@@ -13,6 +13,7 @@ from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
 from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.host.cgroups import frozen_group
+from ktaskfs.host.process import is_stopped
 from ktaskfs.tasks.task import State
 from ktaskfs.vfs import Directory, File, Look, OpenFile, StreamFile, TextFile
 from ktaskfs.vfs.inode import wants_write
@@ -42,8 +43,18 @@ def _of_task(text: Callable[[Task], str | bytes]) -> Callable[[ShownTask], str |
 
 def _status_text(shown: ShownTask) -> str:
     task = shown.known_task
-    frozen = None if task.worker is None else frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
-    return task_text.status(task, shown.parameters().values(), frozen)
+    return task_text.status(task, shown.parameters().values(), _held(shown, task))
+
+
+def _held(shown: ShownTask, task: Task) -> str:
+    """Why a task does not go on, if something outside holds it."""
+    if task.worker is None:
+        spawner = shown.fs.service.stopped_spawner if task.state is State.STARTING else None
+        return "" if spawner is None else f"the spawner, process {spawner}, is stopped by a signal"
+    frozen = frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
+    if frozen is not None:
+        return f"its control group {frozen} is frozen"
+    return "its worker is stopped by a signal" if is_stopped(task.worker.pid) else ""
 
 
 def _state_changes(shown: ShownTask) -> Change:

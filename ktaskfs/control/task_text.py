@@ -6,15 +6,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import errno_name
-from ktaskfs.host.process import is_stopped, thread_cpu
+from ktaskfs.host.process import thread_cpu
 from ktaskfs.progress import FoundWhy
 from ktaskfs.tasks.task import ENDED, State
-from ktaskfs.units import BYTES, Units, printable, table
+from ktaskfs.units import BYTES, Units, escaped, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ktaskfs.host.cgroups import Group
     from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
@@ -109,11 +108,6 @@ def threads(task: Task) -> str:
     return table(("tid", "node", "cpu", "state", "chunks", "done", "busy_us", "range"), rows)
 
 
-def _one_line(text: str) -> str:
-    """``text`` with backslashes and unprintable characters in octal, as in the kernel's paths (seq_path())."""
-    return printable(text.replace("\\", "\\134"))
-
-
 def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(nanoseconds / 1e9))
 
@@ -133,26 +127,21 @@ def _found(snapshot: Snapshot) -> str:
     return f" ({snapshot.found} help: {why})"
 
 
-def status(task: Task, parameters: Iterable[Parameter], frozen: Group | None = None) -> str:
+def status(task: Task, parameters: Iterable[Parameter], held: str = "") -> str:
     """Everything for people, in the form of /proc/PID/status.
 
-    ``parameters`` are those of the task, ``frozen`` is the control group in which its worker is frozen.
+    ``parameters`` are those of the task, ``held`` says why it does not go on, if something outside holds it.
     """
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
     rate = speed(task, snapshot)
     left = None if task.state in ENDED else seconds_left(task, snapshot, rate)
-    state = f"{task.state}"
-    if frozen is not None:
-        state += f" (its control group {frozen} is frozen)"
-    elif task.worker is not None and is_stopped(task.worker.pid):
-        state += " (its worker is stopped by a signal)"
     fields: list[tuple[str, object]] = [
         ("Name", task.name),
         ("Operation", "-" if task.operation is None else task.operation.name),
-        ("State", state),
+        ("State", f"{task.state} ({held})" if held else task.state),
     ]
-    fields += [(each.name.capitalize(), _one_line(task.parameter_text(each))) for each in parameters]
+    fields += [(each.name.capitalize(), escaped(task.parameter_text(each))) for each in parameters]
     fields += [
         ("Uid", task.uid),
         ("Gid", task.gid),

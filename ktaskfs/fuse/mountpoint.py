@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import logging
 import os
 import re
@@ -16,7 +18,7 @@ from ktaskfs import mounts
 from ktaskfs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from io import FileIO
 
 MOUNTINFO: Final = "/proc/self/mountinfo"
@@ -28,6 +30,8 @@ DEAD: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 """The errno of a mount whose connection to its server is gone."""
 PATIENCE: Final = 5.0
 """Seconds for an answer; this server takes at most about one."""
+TURN: Final = 3 * PATIENCE
+"""Seconds to wait while another server mounts. Who has the lock for longer may want to prevent the mount."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 log = logging.getLogger(__name__)
@@ -67,6 +71,47 @@ def mounts_file() -> FileIO:
     return open(MOUNTINFO, "rb", buffering=0)
 
 
+@contextlib.contextmanager
+def vacant(path: str, kind: str, *, nonempty: bool, turn: float = TURN) -> Iterator[None]:
+    """Within it no other server mounts at ``path``, where no filesystem of ``kind`` is left. Raises ConfigError.
+
+    A server that starts at the same moment waits until this one has mounted, and finds that. Do not enter it when
+    threads are running.
+    """
+    with _alone(os.path.dirname(path), turn):
+        require_place(path, kind, nonempty=nonempty)
+        clear_place(path, kind, nonempty=nonempty)
+        yield
+
+
+@contextlib.contextmanager
+def _alone(directory: str, turn: float) -> Iterator[None]:
+    """Hold the lock flock(2) of the ``directory`` above a mount point. What is mounted there may not answer.
+
+    Who may read a directory can lock it. So this waits at most ``turn`` seconds, and goes on without the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            _lock(fd, turn)
+            stack.callback(fcntl.flock, fd, fcntl.LOCK_UN)  # children may have copies of the descriptor
+        except OSError as error:  # also if this user may not read it
+            log.warning("cannot lock %s: %s", directory, error.strerror)
+        yield
+
+
+def _lock(fd: int, seconds: float) -> None:
+    """flock(2). Raises OSError; TimeoutError if somebody else keeps the lock for so long."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        answer = _answer(functools.partial(fcntl.flock, fd, fcntl.LOCK_EX), seconds)
+        if answer != 0:
+            number = errno.ETIMEDOUT if answer is None else answer
+            raise OSError(number, os.strerror(number)) from None
+
+
 def require_place(path: str, kind: str, *, nonempty: bool) -> None:
     """Refuse a place where a filesystem of ``kind`` can neither be mounted nor replace a dead one.
 
@@ -75,7 +120,7 @@ def require_place(path: str, kind: str, *, nonempty: bool) -> None:
     """
     there = filesystems_at(path)
     if there and there[-1].kind == kind:
-        answer = _look(path)
+        answer = _answer(functools.partial(os.statvfs, path), PATIENCE)
         if answer not in DEAD:
             alive = "does not answer" if answer is None else "answers"
             raise ConfigError(f"{path}: {kind} is mounted there already, and {alive}", errno=errno.EBUSY)
@@ -83,16 +128,17 @@ def require_place(path: str, kind: str, *, nonempty: bool) -> None:
         _require_directory(path, nonempty=nonempty)
 
 
-def _look(path: str) -> int | None:
-    """The result of statfs(2) at ``path``, 0 or an errno; None without an answer in time.
+def _answer(call: Callable[[], object], seconds: float) -> int | None:
+    """The result of a system call, 0 or an errno; None without one in time.
 
-    A child asks, in the same process group (see ``cli.mount``), because it can be killed while it waits.
+    A child calls, in the same process group (see ``cli.mount``), because it can be killed while it waits. A lock that
+    it gets belongs to the open file, and so to this process, too.
     """
     child = os.fork()
     if child == 0:
         number = errno.EIO
         try:
-            os.statvfs(path)
+            call()
             number = 0
         except OSError as error:
             number = error.errno or number
@@ -100,7 +146,7 @@ def _look(path: str) -> int | None:
             os._exit(number)
     pidfd = os.pidfd_open(child)
     try:
-        answered, _, _ = select.select([pidfd], [], [], PATIENCE)
+        answered, _, _ = select.select([pidfd], [], [], seconds)
     finally:
         os.close(pidfd)
         os.kill(child, signal.SIGKILL)
@@ -121,8 +167,8 @@ def _require_directory(path: str, *, nonempty: bool) -> None:
 def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
     """Remove mounts of dead servers of ``kind`` at ``path``. Raises ConfigError if nothing can be mounted there.
 
-    Call it after ``require_place``, or under a service manager, which runs one server at a time: no server of this
-    mount point is alive. It does not access the old mount, which may never answer.
+    Call it after ``require_place``: no server of this mount point is alive. It does not access the old mount, which may
+    never answer.
     """
     while (there := filesystems_at(path)) and there[-1].kind == kind:
         abort(there[-1])

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 _UNLIMITED: Final = 1 << 62
 """Version 1, and hugetlb in version 2, show about 2**63 without a limit."""
+_ENDINGS_V1: Final = ("limit_in_bytes", "usage_in_bytes")
+"""How the names of the files end that have a limit, and what is used of it."""
+_ENDINGS_V2: Final = ("max", "current")
 _LIMIT_FILE: Final = re.compile(
     r".*\.(max|high|limit_in_bytes|cfs_quota_us)|cpuset\.(cpus|mems)|devices\.list|blkio\.throttle\.\w+_device"
 )
@@ -111,13 +114,7 @@ def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | Non
     """
     shift, unit = next((shift, unit) for shift, unit in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
     name = f"hugetlb.{size >> shift}{unit}"
-    pairs = []
-    for part in ("", ".rsvd") if reserve else ("",):
-        pairs += [
-            (f"{name}{part}.max", f"{name}{part}.current"),
-            (f"{name}{part}.limit_in_bytes", f"{name}{part}.usage_in_bytes"),
-        ]
-    return _tightest(kernel, "hugetlb", pairs)
+    return _tightest(kernel, "hugetlb", [name, f"{name}.rsvd"] if reserve else [name])
 
 
 def memory_headroom(kernel: Kernel) -> Headroom | None:
@@ -125,9 +122,7 @@ def memory_headroom(kernel: Kernel) -> Headroom | None:
 
     Reclaimable page cache of files counts as free; swap is not counted. Raises OSError if the limits cannot be read.
     """
-    return _tightest(
-        kernel, "memory", [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")]
-    )
+    return _tightest(kernel, "memory", ["memory"])
 
 
 class OomKills(NamedTuple):
@@ -166,8 +161,11 @@ def _with_controller(groups: Iterable[Group], controller: str) -> Group | None:
     return by_name.get(controller) or by_name.get(V2)
 
 
-def _tightest(kernel: Kernel, controller: str, pairs: Sequence[tuple[str, str]]) -> Headroom | None:
-    """The room under the tightest limit that the label of this process lets it read; the others still apply."""
+def _tightest(kernel: Kernel, controller: str, names: Sequence[str]) -> Headroom | None:
+    """The room under the tightest limit that the label of this process lets it read; the others still apply.
+
+    The limits are those in the files that begin with one of ``names``.
+    """
     try:
         own = _with_controller(parse_groups(kernel.read_proc("self/cgroup")), controller)
     except NotPermitted:
@@ -175,18 +173,16 @@ def _tightest(kernel: Kernel, controller: str, pairs: Sequence[tuple[str, str]])
     found: list[Headroom] = []
     for group in own.ancestors() if own is not None else ():
         with contextlib.suppress(PermissionError):
-            found += _headrooms(kernel.cgroups, group, controller, pairs)
+            found += _headrooms(kernel.cgroups, group, controller, names)
     return min(found, key=lambda each: each.left, default=None)
 
 
-def _headrooms(
-    mounts: GroupMounts, group: Group, controller: str, pairs: Sequence[tuple[str, str]]
-) -> Iterator[Headroom]:
-    for file, usage in pairs:
-        if file.endswith(".max") != (group.controllers == V2):
-            continue  # each version has files of its own, and a look between two chunks must be short
+def _headrooms(mounts: GroupMounts, group: Group, controller: str, names: Sequence[str]) -> Iterator[Headroom]:
+    limits, usages = _ENDINGS_V2 if group.controllers == V2 else _ENDINGS_V1
+    for name in names:
+        file = f"{name}.{limits}"
         limit = _number(mounts, group, file)
-        used = None if limit is None else _number(mounts, group, usage)
+        used = None if limit is None else _number(mounts, group, f"{name}.{usages}")
         if limit is not None and used is not None:
             if controller == "memory":
                 used -= min(used, _page_cache(mounts, group))

@@ -121,7 +121,7 @@ class Hands:
             if answer:
                 self._idle.append(hand)
             else:
-                self._more = 0
+                self._make_no_more()
                 hand.sock.close()
                 self._end(hand.pid)
         return answer[1:] if done else None
@@ -142,8 +142,12 @@ class Hands:
             except OSError:
                 self._more, hand = 0, None
             if not self._more:
-                self._forker.close()  # then it ends
+                self._make_no_more()
             return hand
+
+    def _make_no_more(self) -> None:
+        self._more = 0
+        self._forker.close()  # then the process that forks them ends
 
     def _fork(self) -> _Hand:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

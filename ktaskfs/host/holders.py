@@ -19,6 +19,7 @@ from ktaskfs.host import statx
 from ktaskfs.host.files import list_directory, read_file
 from ktaskfs.host.maps import read_areas
 from ktaskfs.host.may_hang import answers_in_time
+from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +38,7 @@ class Holder(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        name = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in self.name)
-        return f"{name} ({self.pid})"
+        return f"{escaped(self.name)} ({self.pid})"
 
 
 def mark(fd: int) -> None:

@@ -79,8 +79,11 @@ class Mapping:
         self._advise(start, length, syscalls.MADV_WILLNEED)
 
     def prefer_huge_pages(self) -> None:
-        """Let each page fault read one whole huge page into the page cache, and nothing ahead. Raises OSError."""
+        """Let each page fault bring a huge page, if it can. Raises OSError."""
         self._advise(0, self.length, syscalls.MADV_HUGEPAGE)
+
+    def read_nothing_ahead(self) -> None:
+        """Let each page fault read only the page that it needs. Raises OSError."""
         self._advise(0, self.length, syscalls.MADV_RANDOM)
 
     def collapse(self, start: int, length: int) -> None:

@@ -54,7 +54,8 @@ def parse(lines: Iterable[bytes]) -> Iterator[Area]:
         addresses, permissions, offset, device, inode, *name = line.split(None, 5)
         start, end = (int(each, 16) for each in addresses.split(b"-"))
         major, minor = (int(each, 16) for each in device.split(b":"))
-        text = os.fsdecode(name[0].rstrip(b"\n")) if name else ""
+        # The kernel escapes newlines alone.
+        text = os.fsdecode(name[0].rstrip(b"\n").replace(b"\\012", b"\n")) if name else ""
         yield Area(start, end, permissions.decode(), int(offset, 16), os.makedev(major, minor), int(inode), text)
 
 

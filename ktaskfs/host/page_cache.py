@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 OVERLAYFS_MAGIC: Final = 0x794C7630
-MEMORY_MAGICS: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
+_MEMORY_MAGICS: Final = frozenset({syscalls.TMPFS_MAGIC, syscalls.HUGETLBFS_MAGIC, syscalls.RAMFS_MAGIC})
 """Filesystems whose files are only in memory."""
 WINDOW: Final = 64 << 20
 """Bytes of a file for one mincore(2)."""
@@ -44,6 +44,11 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC.syscall.restype = ctypes.c_long
 _LIBC.syscall.argtypes = (ctypes.c_long, ctypes.c_uint, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint)
 _LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+def is_of_memory(fd: int) -> bool:
+    """Whether a file is only in memory. A block device is not, even if its name is on a tmpfs. Raises OSError."""
+    return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in _MEMORY_MAGICS
 
 
 class Cached(NamedTuple):
@@ -102,12 +107,13 @@ def read_in_huge_pages(fd: int, extent: Span) -> None:
     EOPNOTSUPP for a file of memory, whose holes a fault would fill, and for a block device, whose cache has no huge
     pages.
     """
-    if stat.S_ISBLK(os.fstat(fd).st_mode) or syscalls.filesystem_magic(fd) in MEMORY_MAGICS:
+    if stat.S_ISBLK(os.fstat(fd).st_mode) or is_of_memory(fd):
         raise _not_supported()
     length = extent.widened(syscalls.page_size()).size
     for window in Span(extent.start, extent.start + length).windows(READ_WINDOW):
         with Mapping(fd, window.start, window.size, reserve=False, private=True) as mapping:
             mapping.prefer_huge_pages()
+            mapping.read_nothing_ahead()
             mapping.populate_read(0, window.size)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from ktaskfs.errors import WorkerLost
+from ktaskfs.host.process import is_stopped
 from ktaskfs.worker import protocol
 from ktaskfs.worker.start import SpawnerProcess, start_spawner
 
@@ -61,6 +62,8 @@ class Launcher:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._sock: trio.socket.SocketType | None = None
+        self._pid = 0
+        """Of the spawner, while there is a socket."""
         self._children: dict[int, _Child] = {}
         """By ticket, from the request until ``exit_status``."""
         self._tickets = itertools.count(1)
@@ -70,7 +73,13 @@ class Launcher:
         if self._sock is None:
             spawner = spawner or start_spawner()
             self._sock = trio.socket.from_stdlib_socket(spawner.sock)
+            self._pid = spawner.pid
             self._nursery.start_soon(self._receive, self._sock, spawner)
+
+    @property
+    def stopped(self) -> int | None:
+        """The pid of the spawner if a signal or a tracer has stopped it: every start waits for it. Else None."""
+        return self._pid if self._sock is not None and is_stopped(self._pid) else None
 
     async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
         """Request a fork with ``fds``. Raises WorkerLost."""

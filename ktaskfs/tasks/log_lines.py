@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.tasks.task import EMPTY, State, Task
-from ktaskfs.units import BYTES, format_size, printable
+from ktaskfs.units import BYTES, escaped, format_size
 
 if TYPE_CHECKING:
     from ktaskfs.errors import KtaskfsError
@@ -27,7 +27,7 @@ def log_fields(task: Task, **more: object) -> dict[str, object]:
         "KTASK_STATE": task.state,
     }
     if "path" in task.texts:
-        fields["KTASK_PATH"] = printable(task.texts["path"])
+        fields["KTASK_PATH"] = escaped(task.texts["path"])
     return fields | more
 
 
@@ -36,7 +36,7 @@ def subject(task: Task, snapshot: Snapshot = EMPTY) -> str:
     words = [task.operation.name] if task.operation else []
     named = next((key for key in WHAT if key in task.texts), None)
     if named is not None:
-        words.append(f"{'' if named == 'path' else f'{named}='}{printable(task.texts[named])}")
+        words.append(f"{'' if named == 'path' else f'{named}='}{escaped(task.texts[named])}")
     if total := task.total(snapshot):
         words.append(amount(task, total))
     return " ".join(words)

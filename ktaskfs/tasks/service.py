@@ -46,6 +46,12 @@ class TaskService:
         self._queue = TaskQueue(context, self._lifecycle, self._start_queued)
         self._adopter = Adopter(context, self._lifecycle, self._queue)
         HelperWatch(context.table, context.nursery)
+        self._launcher = context.launcher
+
+    @property
+    def stopped_spawner(self) -> int | None:
+        """The pid of the spawner if it is stopped; else None."""
+        return self._launcher.stopped
 
     def adopt(self) -> None:
         """Take over every task of the state directory. Raises OSError if it cannot be read."""

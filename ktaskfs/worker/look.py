@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import setproctitle
 
 from ktaskfs.host.pool_holders import Holding, find_holdings
-from ktaskfs.units import format_size, printable, table
+from ktaskfs.units import escaped, format_size, table
 from ktaskfs.worker import protocol
 from ktaskfs.worker.run import explain
 from ktaskfs.worker.seal import become_caller
@@ -79,7 +79,7 @@ def as_table(report: Report) -> str:
                 each.reserved,
                 _uids(each),
                 _names(each.processes),
-                printable(each.path) or "-",
+                escaped(each.path) or "-",
             )
             for each in of_it
         ]
@@ -102,7 +102,7 @@ def as_json(report: Report) -> str:
             | {name: {"used": used, "reserved": reserved} for name, (used, reserved) in sums.items()}
         )
     holdings = [_fields(each) for each in report.holdings]
-    hung = [printable(each) for each in report.hung]
+    hung = [escaped(each) for each in report.hung]
     return json.dumps({"pools": pools, "holdings": holdings, "hung": hung}) + "\n"
 
 
@@ -128,8 +128,8 @@ def _fields(holding: Holding) -> dict[str, Any]:
         "used": holding.used,
         "reserved": holding.reserved,
         "uid": holding.uid,
-        "path": printable(holding.path) or None,
-        "processes": [each._replace(name=printable(each.name))._asdict() for each in holding.processes[:PROCESSES_MAX]],
+        "path": escaped(holding.path) or None,
+        "processes": [each._replace(name=escaped(each.name))._asdict() for each in holding.processes[:PROCESSES_MAX]],
         "more_processes": max(0, len(holding.processes) - PROCESSES_MAX),
     }
 
@@ -148,4 +148,4 @@ def _names(processes: Sequence[Process]) -> str:
 
 def _word(text: str) -> str:
     """One word of a comma-separated list."""
-    return printable(text).replace(" ", "\\040").replace(",", "\\054")
+    return escaped(text).replace(" ", "\\040").replace(",", "\\054")

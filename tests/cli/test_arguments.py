@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ktaskfs.cli.arguments import VERBS, parser
+from ktaskfs.cli.arguments import VERBS, parse, parser
 
 NAMES = ["run", "wait", "ls", "show", *VERBS, "set", "events", "doctor", "pool", "completion", "top", "mount"]
 PROGRAM = Path(sys.executable).with_name("ktaskfs")
@@ -40,6 +40,54 @@ def test_others_are_left_out_only_for_a_command(
         parser({}, command).parse_args(["nonsense"])
     error = capsys.readouterr().err
     assert [name for name in NAMES if re.search(rf"\b{name}\b", error)] == known
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "detach"),
+    [
+        ("copy a=1 b=2", ["copy", "a=1", "b=2"], False),
+        ("--detach copy a=1 b=2", ["copy", "a=1", "b=2"], True),
+        ("copy --detach a=1 b=2", ["copy", "a=1", "b=2"], True),
+        ("copy a=1 --det --timeout 5 b=2", ["copy", "a=1", "b=2"], True),
+        ("copy a=1 --detach --timeout=5 b=2 -m /x c=3", ["copy", "a=1", "b=2", "c=3"], True),
+        ("copy a=1 b=2 --detach", ["copy", "a=1", "b=2"], True),
+        ("--detach -", ["-"], True),
+        ("a --detach - -- -b", ["a", "-", "-b"], True),
+        ("copy -- --detach", ["copy", "--detach"], False),
+        ("copy --detach a=1 -- --detach -m", ["copy", "a=1", "--detach", "-m"], True),
+        ("--detach -- -x a=1", ["-x", "a=1"], True),
+        ("copy -- a=1 -- b=2", ["copy", "a=1", "--", "b=2"], False),
+    ],
+)
+def test_options_stand_anywhere(line: str, words: list[str], *, detach: bool) -> None:
+    given = parse(["run", *line.split()], {})
+    assert (given.spec, given.detach) == (words, detach)
+
+
+def test_options_stand_between_names() -> None:
+    for command in ("wait", "ls", "show", "events", "set", *VERBS):
+        given = parse([command, "a", "--json", "b=1", "-m", "/x", "c"], {})
+        assert (given.name, given.json, given.mount) == (["a", "b=1", "c"], True, "/x")
+    assert parse(["ls", "--json"], {}).name == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run copy --detach a=1 --bogus=1 b=2", "unrecognized arguments: --bogus=1"),
+        ("run copy -z --detach a=1 -- --odd", "unrecognized arguments: -z"),
+        ("run --detach", "the following arguments are required: SPEC"),
+        ("run copy --files a=1 --detach", "argument --detach: not allowed with argument --files"),
+        ("mount /a -o x /b", "unrecognized arguments: /b"),
+        ("doctor all", "unrecognized arguments: all"),
+        ("completion --odd bash", "unrecognized arguments: --odd"),
+    ],
+)
+def test_a_wrong_command_line(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(line.split(), {})
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {words}\n")
 
 
 def test_a_mount_waits_for_no_module_of_compression() -> None:

@@ -21,8 +21,8 @@ from ktaskfs.cli.mounted import Mounted
 def test_the_service(active: str, enabled: str, mend: str | None) -> None:
     state = {"LoadState": "loaded", "ActiveState": active, "UnitFileState": enabled}
     (found,) = check_service.check_service(state)
-    assert (found.level.is_wrong, found.mend) == (mend is not None, mend)
-    assert not next(check_service.check_service({})).level.is_wrong
+    assert (found.is_wrong, found.mend) == (mend is not None, mend)
+    assert not next(check_service.check_service({})).is_wrong
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ktaskfs.config import STATE_ROOT, state_name
-from ktaskfs.fuse.mountpoint import filesystems_at
-from tests.support.daemon import ROOT, Mount
+from ktaskfs.fuse.mountpoint import filesystems_at, vacant
+from tests.support.daemon import ROOT, Mount, interpreter
 from tests.support.leftovers import none_left
-from tests.support.poll import until
-from tests.support.shell import Outcome, run, shell
+from tests.support.poll import DEADLINE, until
+from tests.support.shell import Outcome, environment, run, shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.users import User
+
 COMMAND = [sys.executable, "-m", "ktaskfs.cli.main", "mount"]
+SLOW = """
+import os, sys
+import ktaskfs.daemon as daemon
+from ktaskfs.cli.main import main
+look = daemon.FirstLook
+def slow():
+    print("about to mount", flush=True)
+    sys.stdin.read()
+    return look()
+daemon.FirstLook = slow
+sys.exit(main())
+"""
+"""A daemon that waits for the end of its input after it has found the place empty, and before it mounts."""
 
 
 def mount(*arguments: str | Path, cwd: Path = ROOT) -> Outcome:
@@ -91,6 +108,92 @@ def test_a_second_mount_on_the_same_directory(area: Path, point: Path) -> None:
     assert len(filesystems_at(str(point))) == 1
     assert first.read("version")
     first.close()
+
+
+def waits_for_lock(directory: Path) -> bool:
+    """Whether a process waits for the lock of a directory, by /proc/locks (proc_locks(5))."""
+    number = f":{directory.stat().st_ino} "
+    return any(" -> FLOCK" in line and number in line for line in Path("/proc/locks").read_text().splitlines())
+
+
+@pytest.mark.usefixtures("fuse_for_all")
+@pytest.mark.parametrize(
+    ("ordinary", "dead", "state"),
+    [(False, False, "second"), (False, True, "second"), (False, False, "first"), (True, True, "second")],
+    ids=["root", "a dead mount", "the same state", "user"],
+)
+def test_two_at_the_same_moment(
+    area: Path, point: Path, two_users: tuple[User, User], public_root: Path, *, ordinary: bool, dead: bool, state: str
+) -> None:
+    """The second one finds nothing alive at its first look. It comes through another path."""
+    user = two_users[0] if ordinary else None
+    (area / "link").symlink_to(area)
+    for name in ("dead", "first", "second"):
+        (area / name).mkdir(mode=0o700)
+        os.chown(area / name, *((0, 0) if user is None else (user.uid, user.gid)))
+    os.chown(point, *((0, 0) if user is None else (user.uid, user.gid)))
+    python = interpreter(public_root)
+    account: dict[str, Any] = {"cwd": public_root, "env": environment(user)}
+    if user is not None:
+        account |= {"user": user.uid, "group": user.gid, "extra_groups": []}
+    if dead:
+        old = Mount(point, statedir=area / "dead", log=area / "log", user=user, root=public_root)
+        old.process.kill()
+        old.process.wait()
+    words = ["mount", "--foreground", "-o"]
+    with contextlib.ExitStack() as stack:
+        first = subprocess.Popen(
+            [python, "-c", SLOW, *words, f"statedir={area / 'first'}", point],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            **account,
+        )
+        stack.enter_context(first)
+        stack.callback(first.kill)
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"about to mount\n"
+        there = len(filesystems_at(str(point)))
+        second = subprocess.Popen(
+            [python, "-m", "ktaskfs.cli.main", *words, f"statedir={area / state}", area / "link/mount"],
+            stderr=subprocess.PIPE,
+            text=True,
+            **account,
+        )
+        stack.enter_context(second)
+        stack.callback(second.kill)
+
+        def has_come() -> bool:
+            return waits_for_lock(area) or len(filesystems_at(str(point))) > there or second.poll() is not None
+
+        until(has_come, "it waits, has mounted, or has failed")
+        first.stdin.close()
+        _, said = second.communicate(timeout=DEADLINE)
+        assert (second.returncode, len(filesystems_at(str(point)))) == (1, 1)
+        assert said == f"ktaskfs: {point}: fuse.ktaskfs is mounted there already, and answers\n"
+        assert run("cat", f"{point}/version", user=user).status == 0
+        first.terminate()
+        assert first.wait(DEADLINE) == 0
+    if dead:
+        old.kill()
+
+
+@pytest.mark.usefixtures("root")
+def test_nobody_can_keep_a_mount_away_by_a_lock(
+    area: Path, point: Path, two_users: tuple[User, User], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who may read a directory may lock it."""
+    words = ["flock", str(area), "bash", "-c", "echo locked; read -r"]
+    user = two_users[0]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user.uid, group=user.gid, extra_groups=[], text=True
+    ) as locked:
+        assert locked.stdout is not None
+        assert locked.stdout.readline() == "locked\n"
+        with vacant(str(point), "fuse.ktaskfs", nonempty=False, turn=0.1):
+            assert f"cannot lock {area}: Connection timed out" in caplog.text
+        locked.communicate()
 
 
 @pytest.mark.usefixtures("root")

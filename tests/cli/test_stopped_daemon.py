@@ -1,4 +1,4 @@
-"""^C while the daemon is stopped and answers nothing: the command ends when the user wants."""
+"""^C while the daemon is stopped and answers nothing: the command ends when the user wants. Also a stopped spawner."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import child_called
 from tests.support.slow import start_slow, stop
 from tests.support.terminal import CONTROL_C, Terminal
 
@@ -189,6 +190,29 @@ def test_the_doctor_finds_it(command: Command) -> None:
     of_mount = [each["text"] for each in found if each["check"] == "mount"]
     assert of_mount == [f"{command.mount.path}: its daemon is stopped or hangs, there is no answer within 5 s"]
     assert "hugetlbfs" in {each["check"] for each in found}, "the machine is looked at, too"
+
+
+def test_a_stopped_spawner_is_named(command: Command, memory: Path) -> None:
+    """The daemon answers, but no start goes on. Other tests may stop their own spawners meanwhile."""
+
+    def named_by_the_doctor() -> bool:
+        found = [json.loads(line) for line in command("doctor", "--json").out.splitlines()]
+        of_ours = [each for each in found if each["check"] == "spawner" and f"process {spawner.pid}," in each["text"]]
+        assert all(each["mend"].startswith(f"kill -CONT {spawner.pid} ") for each in of_ours)
+        return of_ours != []
+
+    spawner = child_called(command.mount.pid, "ktaskfs: spawner")
+    assert not named_by_the_doctor()
+    spawner.suspend()
+    try:
+        assert command.mount.write("tasks/control", f"checksum path={memory}/file name=late") == (0, None)
+        words = f"State:\tstarting (the spawner, process {spawner.pid}, is stopped by a signal)\n"
+        assert words in command.mount.read("tasks/late/status")
+        assert named_by_the_doctor()
+    finally:
+        spawner.resume()
+    assert command.mount.read("tasks/late/wait").endswith("done\n")
+    assert not named_by_the_doctor()
 
 
 @pytest.mark.parametrize("words", [["wait", "slow"], ["ls"], ["show", "slow"], ["set", "slow", "nice=5"], ["doctor"]])

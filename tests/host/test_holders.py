@@ -108,7 +108,7 @@ def test_a_stranger_learns_that_it_is_held_by_others(kernel: Kernel, file: Path,
 
 
 def test_a_name_that_cannot_be_printed() -> None:
-    assert str(Holder(12, "a\x1b[2Jé")) == "a\\x1b[2Jé (12)"
+    assert str(Holder(12, "a\x1b[2Jé")) == "a\\033[2Jé (12)"
 
 
 def test_a_worker_is_known_by_its_mark_even_if_it_cannot_be_seen(

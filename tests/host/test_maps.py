@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from ktaskfs.host.maps import Area, all_except, parse, read_areas
 
 if TYPE_CHECKING:
     import re
+    from pathlib import Path
 
 LINES = b"""\
 00400000-00452000 r-xp 00001000 08:02 173521                             /usr/bin/a b
@@ -38,6 +40,15 @@ def test_own_areas_hold_the_code_of_python() -> None:
     interpreter = os.stat("/proc/self/exe")
     assert (interpreter.st_dev, interpreter.st_ino) in {(each.device, each.inode) for each in areas}
     assert [each.start for each in areas] == sorted(each.start for each in areas)
+
+
+def test_a_name_is_that_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "two\nlines, back\\slash"
+    file.write_bytes(b"x")
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ):
+        assert str(file) in {each.name for each in read_areas(proc, "self/maps")}
+    os.close(proc)
 
 
 def lines_of(pattern: re.Pattern[bytes]) -> list[str]:

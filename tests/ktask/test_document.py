@@ -10,6 +10,7 @@ from typing import Any
 
 from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.ktask import Control
+from tests.support.poll import DEADLINE, until
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "ktask.md").read_text()
 CLIENTS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -24,13 +25,18 @@ def test_the_first_client_brings_all_of_a_file_into_the_cache(disk: Path) -> Non
     file.touch()
     os.truncate(file, LARGE)  # a hole takes pages of the cache as well
     with file.open("rb") as opened:
-        names: dict[str, Any] = {}
-        exec(CLIENTS[0].replace("/tmp/big", str(file)), names)
-        os.close(names["fd"])
-        os.close(names["null"])
-        found = cached_bytes(opened.fileno(), 0, LARGE, overlay=False)
-        assert found is not None
-        assert found.resident == LARGE
+
+        def brings_all() -> bool:
+            names: dict[str, Any] = {}
+            exec(CLIENTS[0].replace("/tmp/big", str(file)), names)
+            os.close(names["fd"])
+            os.close(names["null"])
+            found = cached_bytes(opened.fileno(), 0, LARGE, overlay=False)
+            assert found is not None
+            return found.resident == LARGE
+
+        # Another process may drop caches meanwhile. A client that leaves something out does so each time.
+        until(brings_all, "all of it is in the cache", deadline=DEADLINE / 4)
 
 
 def test_the_list() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HEADER: Final = ("host", "name", "operation", "state", "percent", "progress", "speed", "finish", "uid")
-LEVELS: Final = ("wrong", "unknown")
+LEVELS: Final = ("wrong", "note", "unknown")
 """The levels of findings that are shown; a host without problems has none."""
 PATIENCE: Final = 60
 """Seconds to wait for the answers of hosts, without --timeout."""

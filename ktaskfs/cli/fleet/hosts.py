@@ -160,22 +160,22 @@ class Fleet:
         """A connection to the host starts."""
         self._hosts[name] = self._hosts[name]._replace(state=CONNECTING)
 
-    def heard(self, name: str, line: bytes) -> bool:
-        """Take a line from a host; returns whether it was an object of a task or of a refusal."""
+    def heard(self, name: str, line: bytes) -> dict[str, Any] | None:
+        """Take a line from a host; returns the object of a task or of a refusal on it, None for other lines."""
         host = self._hosts[name]
         told = parsed(line)
         if told is None or not isinstance(told.get("state"), str):
             if told is None:
                 self._hosts[name] = host._replace(heard=text_of_line(line))
-            return False
+            return None
         if told["state"] == REFUSED:
             errno = told.get("errno")
             words = f"{errno_name(errno) if isinstance(errno, int) else 'refused'}: {told.get('error')}"
             self._hosts[name] = host._replace(state=REFUSED, words=words)
-            return True
+            return told
         task, result = told.get("name"), told.get("result")
         if not isinstance(task, str):
-            return False
+            return None
         if isinstance(result, str):  # most hosts say the same: it is kept once
             result = self._results.setdefault(result, result)
         standing = Standing(task, told["state"], told, result, bool(told.get("stale")))
@@ -185,7 +185,7 @@ class Fleet:
             at_work = [each for each in tasks.values() if not each.has_ended] or list(tasks.values())
             state = min(at_work, key=percent).state
         self._hosts[name] = Host(name, state, tasks, host.words)
-        return True
+        return told
 
     def ended(self, name: str, status: int | None) -> None:
         """The connection to a host has ended."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ktaskfs.cli.fleet.connections import folded
-from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE, parsed, with_host
+from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE, with_host
 from ktaskfs.cli.fleet.summary import WORDS_MOST, course, show_summary
 from ktaskfs.cli.reports import LINES_EVERY
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class FleetReport(Protocol):
     """Shows the status of hosts."""
 
-    def heard(self, host: Host, line: bytes) -> None:
+    def heard(self, host: Host, told: dict[str, Any]) -> None:
         """A host has reported a task."""
 
     def ended(self, host: Host) -> None:
@@ -52,8 +52,8 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Fle
 class FleetJson:
     """Prints the objects of the hosts on standard output, each with ``host``, and a summary at the end."""
 
-    def heard(self, host: Host, line: bytes) -> None:
-        print(_with_host(host.name, line), flush=True)
+    def heard(self, host: Host, told: dict[str, Any]) -> None:
+        print(with_host(host.name, told), flush=True)
 
     def ended(self, host: Host) -> None:
         told = host.state in ("refused", *(each.state for each in host.tasks.values()))
@@ -75,17 +75,6 @@ class FleetJson:
         print(json.dumps({"host": None, "summary": groups}), flush=True)
 
 
-def _with_host(name: str, line: bytes) -> str:
-    """As ``with_host`` for the object on a line.
-
-    It is written anew only if it could have such a member, which may be escaped, or characters that a terminal obeys:
-    that would take most of the time.
-    """
-    if line.isascii() and b'"host"' not in line and b"\\u" not in line:
-        return f'{{"host": {json.dumps(name)}, {line.decode().strip()[1:]}'
-    return with_host(name, parsed(line) or {})  # nothing only at the limit of recursion
-
-
 class FleetLines:
     """Prints lines on standard error: the status of all from time to time, each failure, and a summary at the end."""
 
@@ -94,7 +83,7 @@ class FleetLines:
         self._clock = clock
         self._said = clock()
 
-    def heard(self, host: Host, line: bytes) -> None:
+    def heard(self, host: Host, told: dict[str, Any]) -> None:
         pass
 
     def ended(self, host: Host) -> None:

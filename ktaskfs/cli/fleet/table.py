@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -39,7 +39,7 @@ class LiveTable:
         self._next = 0.0
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
-    def heard(self, host: Host, line: bytes) -> None:
+    def heard(self, host: Host, told: dict[str, Any]) -> None:
         pass
 
     def ended(self, host: Host) -> None:

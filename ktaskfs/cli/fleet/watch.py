@@ -126,8 +126,8 @@ class Watch:
         """See Watcher."""
         if host not in self._fleet:
             self._report.note(f"{host}: {text_of_line(line)}")
-        elif self._fleet.heard(host, line):
-            self._report.heard(self._fleet[host], line)
+        elif (told := self._fleet.heard(host, line)) is not None:
+            self._report.heard(self._fleet[host], told)
 
     def ended(self, host: str, status: int | None) -> bool:
         """See Watcher."""

@@ -16,7 +16,7 @@ from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
 from ktaskfs.operations.base.resume import Baseline, identities_of
 from ktaskfs.span import NO_NODE
-from ktaskfs.units import format_cpulist, printable
+from ktaskfs.units import escaped, format_cpulist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ class Operation(ABC, Generic[P]):
         nids = sorted({node.nid for node in nodes if node.nid != NO_NODE})
         facts = {"operation": self.name, "total": sum(node.size for node in nodes), "units": self.units}
         facts |= {"nodes": format_cpulist(nids)} if nids else {}
-        text = "".join(f"{key} {printable(str(value))}\n" for key, value in {**facts, **changes}.items())
+        text = "".join(f"{key} {escaped(str(value))}\n" for key, value in {**facts, **changes}.items())
         return Plan((), Control(_nothing, min_chunk_size=1), abort=lambda: None, finish=lambda outcome: text)
 
     def undo_refusal(self, parameters: P) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.process_memory import Process
-from ktaskfs.units import format_size, printable
+from ktaskfs.units import escaped, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,7 +97,7 @@ def _one_of_each_file(areas: Iterable[Area]) -> list[Area]:
 
 def _shown(areas: Sequence[Area]) -> str:
     largest = sorted(areas, key=lambda each: -each.size)[:SHOWN]
-    named = [f"mapping={each.start:#x} ({format_size(each.size)} of {printable(each.name)})" for each in largest]
+    named = [f"mapping={each.start:#x} ({format_size(each.size)} of {escaped(each.name)})" for each in largest]
     return ", ".join([*named, *(["..."] if len(areas) > SHOWN else [])])
 
 

@@ -12,7 +12,7 @@ from ktaskfs.host.topology import read_nodes
 from ktaskfs.memory.run_table import RESULT_MAX
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.processes._mappings import MappedPages, ProcessParameters, open_pages
-from ktaskfs.units import PAGES, printable
+from ktaskfs.units import PAGES, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ class _Surveyor:
         rows, room = [], RESULT_MAX - MARGIN
         for area, counts in zip(self._pages.areas, self._counts, strict=True):
             numbers = " ".join(self._shown(counts, name) for name in columns)
-            pages, name = area.size // self._pages.page, printable(area.name) or "-"
+            pages, name = area.size // self._pages.page, escaped(area.name) or "-"
             row = f"{area.start:x} {area.end:x} {area.permissions} {pages} {numbers} {name}\n"
             room -= len(row.encode())
             if room < 0:

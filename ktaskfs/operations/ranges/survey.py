@@ -17,7 +17,7 @@ from ktaskfs.memory.run_table import RESULT_MAX, RunTable
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters, is_many
 from ktaskfs.span import Node, Span
-from ktaskfs.units import printable
+from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +88,7 @@ def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
         room = RESULT_MAX - 1024 * (len(nids) + 1)
         for file, of in zip(files.files, found, strict=True):
             numbers = (of.total(), of.total() - of[HOLE], of[HOLE], *(of[nid] for nid in nids))
-            row = f"{' '.join(map(str, numbers))} {printable(file.path)}\n"
+            row = f"{' '.join(map(str, numbers))} {escaped(file.path)}\n"
             room -= len(row.encode())
             if room < 0:
                 break

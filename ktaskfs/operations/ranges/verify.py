@@ -26,7 +26,7 @@ from ktaskfs.operations.ranges._range import (
     stands_for_many,
 )
 from ktaskfs.span import Span
-from ktaskfs.units import printable
+from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,7 +179,7 @@ class _Findings:
         lines = [f"{key} {value}\n" for key, value in counts.items()]
         lines.append(f"offset differing expected found{' path' if name else ''}\n")
         for row in self.rows:
-            path = f" {printable(name(row))}" if name else ""
+            path = f" {escaped(name(row))}" if name else ""
             lines.append(f"{row.offset} {row.differing} {row.expected.hex()} {row.found.hex()}{path}\n")
         return "".join(lines)
 

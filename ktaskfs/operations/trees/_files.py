@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
-from ktaskfs.host.page_cache import MEMORY_MAGICS
+from ktaskfs.host.page_cache import is_of_memory
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
@@ -232,7 +232,7 @@ def list_files(
     """
     path = preparation.parameters.path if path is None else path
     tree = open_tree(preparation, path)
-    if not memory and _is_of_memory(tree.fd):
+    if not memory and is_of_memory(tree.fd):
         raise NotSupported(f"{path} is on a memory filesystem: its pages exist nowhere else")
     return FileList(preparation.kernel, tree, path, which)
 
@@ -256,11 +256,6 @@ def open_tree(preparation: Preparation[P], path: str) -> Tree:
     return Tree(fd, preparation.parameters.cross_mounts, links)
 
 
-def _is_of_memory(fd: int) -> bool:
-    """Whether a file is memory; a block device is not, even if its name is on a tmpfs."""
-    return not stat.S_ISBLK(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) in MEMORY_MAGICS
-
-
 def is_ordinary(path: str) -> bool:
     """Whether ``path`` is a directory, but not of huge pages, a block device, or a regular file that is not memory."""
     try:
@@ -271,7 +266,7 @@ def is_ordinary(path: str) -> bool:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             return syscalls.filesystem_magic(fd) != syscalls.HUGETLBFS_MAGIC
-        return stat.S_ISBLK(mode) or (stat.S_ISREG(mode) and not _is_of_memory(fd))
+        return stat.S_ISBLK(mode) or (stat.S_ISREG(mode) and not is_of_memory(fd))
     finally:
         os.close(fd)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import Finding, TargetError, errno_name
 from ktaskfs.host.tree import LEFT_MAX
 from ktaskfs.memory.run_table import RESULT_MAX
-from ktaskfs.units import printable
+from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -112,7 +112,7 @@ class Report:
 
     def why(self) -> str:
         """A table of the first skipped files; empty if there are none."""
-        left = [f"{_name(number)} {printable(path)}" for number, path in [*self._files.walk.left, *self._skipped]]
+        left = [f"{_name(number)} {escaped(path)}" for number, path in [*self._files.walk.left, *self._skipped]]
         return _table("reason path", left, SKIPPED_ROOM)[0] if left else ""
 
     def require_some(self, text: str, done: str) -> str:

@@ -16,7 +16,7 @@ from ktaskfs.operations.trees._output import Output, make_output
 from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
 from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text, read_manifest
-from ktaskfs.units import BYTES, printable
+from ktaskfs.units import BYTES, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,9 +173,9 @@ class _Digester:
         differ = len(bad)
         bad += [("missing", name) for name in sorted(expected.keys() - found)]
         counts = {"bytes": report.sums["bytes"], "differ": differ, "missing": len(bad) - differ}
-        text = report.text(counts, header="what path", rows=(f"{what} {printable(name)}" for what, name in bad))
+        text = report.text(counts, header="what path", rows=(f"{what} {escaped(name)}" for what, name in bad))
         if bad:
-            words = f"{differ} differ from the manifest, {len(bad) - differ} are missing: {printable(bad[0][1])}"
+            words = f"{differ} differ from the manifest, {len(bad) - differ} are missing: {escaped(bad[0][1])}"
             raise Finding(words, position=0, result=text, errno=errno.EBADMSG)
         return report.require_all(text, gone=False)
 

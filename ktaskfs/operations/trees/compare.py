@@ -25,7 +25,7 @@ from ktaskfs.operations.trees._files import (
 )
 from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
 from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
-from ktaskfs.units import BYTES, printable
+from ktaskfs.units import BYTES, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +172,7 @@ class _Comparer:
         counts |= {kind: kinds.count(kind) for kind in ("differs", "missing", "kind", "extra")}
         text = self._report.text(counts, header="what path", rows=rows)
         for number, path in self._others.walk.left[:1]:
-            words = f"{printable(path)} in path cannot be read: {os.strerror(number)}"
+            words = f"{escaped(path)} in path cannot be read: {os.strerror(number)}"
             raise Finding(words, position=0, result=text, errno=number)
         return self._report.require_all(text, gone=False)
 
@@ -180,12 +180,12 @@ class _Comparer:
         for index, marks in self._report.done():
             for mark, what in ((DIFFERS, "differs"), (MISSING, "missing"), (OTHER_KIND, "kind")):
                 if marks & mark:
-                    yield f"{what} {printable(self._files.path(index))}"
+                    yield f"{what} {escaped(self._files.path(index))}"
 
     def _extra(self) -> Iterator[str]:
         found = {self._files.path(index) for index in range(len(self._files))}
         paths = (self._others.path(index) for index in range(len(self._others)))
-        return (f"extra {printable(path)}" for path in paths if path not in found)
+        return (f"extra {escaped(path)}" for path in paths if path not in found)
 
 
 def _read(fd: int, view: memoryview, position: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,8 @@ WINDOW: Final = 1 << 20
 """Bytes that are looked at, and read, in one go where some of a piece is in the cache: a disk is busy with so many."""
 TOUCH: Final = 256 << 10
 """Bytes of one pread(2)."""
+FUSE_MAGICS: Final = frozenset({0x65735546, 0})
+"""0: a server need not tell."""
 
 
 class PrefetchParameters(TreeParameters):
@@ -46,8 +49,9 @@ class Prefetch(PieceOperation[PrefetchParameters]):
     description = (
         "Read every regular file under path into the page cache, except pages already there; large files get huge "
         "pages where the filesystem can have them; links=1 also follows links. The result has the number of files, the "
-        "bytes that were cached or being read before, the bytes read, and the skipped files with reasons; after a "
-        "resume, those of the last run. The task fails if it reads no file and skips some."
+        "bytes that were cached or being read before, the bytes read, those of them that the filesystem does not keep "
+        "in the cache, and the skipped files with reasons; after a resume, those of the last run. The task fails if it "
+        "reads no file and skips some."
     )
     units = BYTES
     parameters = PrefetchParameters
@@ -96,7 +100,21 @@ class _Prefetcher(PieceWork):
             # All is looked at before anything is read, since the kernel then reads ahead, and those pages would count.
             found, missing = _look_at(fd, Span(piece.start, piece.end), overlay=overlay)
             read = sum(self._read(fd, extent) for extent in missing)
-        self.report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read)
+        not_kept = read if read and not found and self._is_lost(fd, piece, overlay=overlay) else 0
+        self.report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read, not_kept=not_kept)
+
+    def _is_lost(self, fd: int, piece: Piece, *, overlay: bool) -> bool:
+        """Whether the next program that opens the file finds nothing of a piece in the cache.
+
+        The filesystem may have a cache of its own (ZFS), or none (DAX); FUSE drops the cache at an open, unless the
+        server keeps it. Raises OSError.
+        """
+        with contextlib.ExitStack() as stack:
+            if syscalls.filesystem_magic(fd) in FUSE_MAGICS:
+                fd = self.files.open(piece.file)
+                stack.callback(os.close, fd)
+            cached = cached_bytes(fd, piece.start, piece.end, overlay=overlay)
+        return cached is not None and not cached.resident
 
     def _read(self, fd: int, extent: Span) -> int:
         """Read what is missing; returns how much the file still has of it.
@@ -123,7 +141,7 @@ class _Prefetcher(PieceWork):
 
     def finish(self, outcome: Outcome) -> str:
         sums = self.report.sums
-        text = self.report.text({name: sums[name] for name in ("bytes", "cached", "read")})
+        text = self.report.text({name: sums[name] for name in ("bytes", "cached", "read", "not_kept")})
         return self.report.require_some(text, "read")
 
 

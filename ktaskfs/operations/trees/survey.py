@@ -11,7 +11,7 @@ from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_ordinary
 from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
 from ktaskfs.operations.trees._report import FIRST_OWN_MARK
-from ktaskfs.units import PAGES, printable
+from ktaskfs.units import PAGES, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,4 +88,4 @@ class _Surveyor(PieceWork):
                 resident = dirty = "-"
             elif self._dirty[index] == NOT_TOLD:
                 dirty = "-"
-            yield f"{resident} {dirty} {self.files.size(index)} {printable(self.files.path(index))}"
+            yield f"{resident} {dirty} {self.files.size(index)} {escaped(self.files.path(index))}"

@@ -117,7 +117,9 @@ def test_a_figure_is_a_number_that_a_task_can_have(figure: float) -> None:
 )
 def test_an_object_belongs_to_its_host(fleet: Fleet, line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.connecting("hv1")
-    FleetJson().heard(fleet["hv1"], line)
+    found = fleet.heard("hv1", line)
+    assert found is not None
+    FleetJson().heard(fleet["hv1"], found)
     out = capsys.readouterr().out
     assert out.isascii()
     assert out.startswith('{"host": "hv1", "name": ')
@@ -129,7 +131,7 @@ def test_an_object_that_can_be_read_but_not_written(fleet: Fleet, capsys: pytest
     answered = 0
     for depth in range(900, 1000):
         line = b'{"host": "hv2", "name": ' + b"[" * depth + b"]" * depth + b"}"
-        if parsed(line) is not None:
+        if (found := parsed(line)) is not None:
             answered += 1
-            FleetJson().heard(fleet["hv1"], line)
+            FleetJson().heard(fleet["hv1"], found)
     assert len(capsys.readouterr().out.splitlines()) == answered > 0

@@ -93,6 +93,12 @@ def test_whatever_differs_is_named(runner: Runner, source: Path, copy: Path) -> 
     )
 
 
+def test_names_can_be_told_apart(runner: Runner, source: Path, copy: Path) -> None:
+    for name in ("red\x1b", "red\\033"):
+        (copy / name).touch()
+    assert compared(runner, source, copy) == ({"extra": 2}, [r"extra red\033", r"extra red\134033"])
+
+
 def test_whole_pages_at_the_end_are_no_difference(runner: Runner, source: Path, place: Place) -> None:
     runner.run("copy", source=source, path=place.directory / "copy")
     for one, two in ((source, place.directory / "copy"), (place.directory / "copy", source)):

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.daemon import Mount
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
 MIB = 1 << 20
 READ_AHEAD = 16 * MIB
 """More than the kernel's readahead."""
-NOTHING_ELSE = {"skipped": 0, "mounts": 0}
+NOTHING_ELSE = {"not_kept": 0, "skipped": 0, "mounts": 0}
 
 
 def missing(*arguments: object) -> None:
@@ -115,6 +116,15 @@ def test_large_files_come_in_huge_pages(runner: Runner, disk: Path) -> None:
         until(lambda: cached(file) == 32 * MIB, "the whole file to be there")
         # Not all: without a free huge page the kernel reads into small ones.
         assert in_huge_pages(runner, file) >= 8 * MIB
+
+
+@pytest.mark.parametrize("touch", [0, 1])
+def test_what_the_filesystem_does_not_keep_is_said(runner: Runner, mounted: Mount, touch: int) -> None:
+    """Files of ktaskfs are opened with direct_io, and without keep_cache: sendfile(2) reads into the cache even so."""
+    file = mounted.path / "README"
+    result = result_of(runner.prepare("prefetch", path=file, touch=touch))
+    assert result["files"] == 1
+    assert result["not_kept"] == result["read"] > 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("release", (5, 15)), ("page_size", 512)])
