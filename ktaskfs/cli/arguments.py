@@ -208,7 +208,7 @@ def _add_verb(commands: Commands, environment: Mapping[str, str], name: str) -> 
 
 def _add_set(commands: Commands, environment: Mapping[str, str], name: str) -> None:
     added = _client(commands, environment, name, "set parameters of tasks")
-    added.add_argument("name", nargs="+", metavar="NAME... KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
+    added.add_argument("name", nargs="+", metavar="NAME|KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
 
 
 def _add_events(commands: Commands, environment: Mapping[str, str], name: str) -> None:

@@ -16,36 +16,40 @@ if [ "${1-}" != --inside ]; then
         shift 2
     fi
     [ $# -gt 0 ] || set -- demo test
-    exec unshare --mount --pid --fork --kill-child "$(realpath "$0")" --inside "$release" "$@"
+    new=$(mktemp -d -p /var/tmp)
+    # Nothing is mounted there outside of the namespace, so this removes nothing else.
+    trap 'grep -q " $new/" /proc/self/mountinfo || rm -r --one-file-system "$new"' EXIT
+    if [ -n "$release" ]; then
+        mmdebstrap --quiet --variant=minbase --include=ca-certificates,git,make "$release" "$new/root" \
+            "deb http://deb.debian.org/debian $release main"
+        cp -R /usr/local/share/ca-certificates/. "$new/root/usr/local/share/ca-certificates"
+        chroot "$new/root" update-ca-certificates >/dev/null
+    fi
+    unshare --mount --pid --fork --kill-child "$(realpath "$0")" --inside "$new" "$release" "$@"
+    exit
 fi
-release=$2
-shift 2
+new=$2 release=$3
+shift 3
 
 source=$(realpath "$(dirname "$0")/../..")
-new=$(mktemp -d -p /var/tmp)
-root=$new/root
 if [ -n "$release" ]; then
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates,git,make "$release" "$root" \
-        "deb http://deb.debian.org/debian $release main"
-    mount --bind "$root" "$root" # one umount takes all mounts below
-    trap 'umount -l "$root" && rm -r --one-file-system "$new"' EXIT
-    cp -R /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates"
-    chroot "$root" update-ca-certificates >/dev/null
+    mount --bind "$new/root" "$new/root"
 else
     mount -t tmpfs -o size=6G,mode=755 none "$new"
-    # The namespace takes the mounts with it when this ends; the empty directory is left to remove.
-    trap 'umount -l "$new" && rmdir "$new"' EXIT
-    mkdir "$new/upper" "$new/work" "$root"
-    mount -t overlay -o "lowerdir=/,upperdir=$new/upper,workdir=$new/work" overlay "$root"
+    mkdir "$new/upper" "$new/work" "$new/root"
+    mount -t overlay -o "lowerdir=/,upperdir=$new/upper,workdir=$new/work" overlay "$new/root"
 fi
+root=$new/root
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
-# Huge pages are the machine's, whatever the namespace: runs on either side must wait for each other.
-touch /run/ktaskfs-test-pool.lock "$root/run/ktaskfs-test-pool.lock"
-mount --bind /run/ktaskfs-test-pool.lock "$root/run/ktaskfs-test-pool.lock"
+# Huge pages and devices are the machine's, whatever the namespace: runs on either side must wait for each other.
+for lock in ktaskfs-test-pool.lock ktaskfs-test-fuse.lock; do
+    touch "/run/$lock" "$root/run/$lock"
+    mount --bind "/run/$lock" "$root/run/$lock"
+done
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
 git -c safe.directory='*' clone -q "file://$source" "$root/srv/ktaskfs"
 
@@ -53,6 +57,7 @@ cat >"$root/tmp/inside.sh" <<'INSIDE'
 set -eu
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export DEBIAN_FRONTEND=noninteractive
+umount -l /mnt
 if [ -z "$release" ]; then
     removable=''
     for package in $(/srv/ktaskfs/scripts/setup.sh list program build tests); do
@@ -77,4 +82,7 @@ left=$(git status --porcelain)
 [ -z "$left" ] || { echo "from-nothing: left in the clone: $left"; exit 1; }
 echo 'from-nothing: done'
 INSIDE
-release=$release chroot "$root" /bin/sh /tmp/inside.sh "$@"
+# Not chroot(2): a process in it may not make user namespaces (user_namespaces(7)), which the tests do.
+cd "$root"
+pivot_root . mnt
+release=$release exec /bin/sh /tmp/inside.sh "$@"
