@@ -121,8 +121,8 @@ class Finder:
 
     @property
     def total(self) -> int:
-        """The threads to have now."""
-        return sum(group.search.target for group in self._open())
+        """The threads to have now: fewer than the groups if no more can be had."""
+        return min(sum(group.search.target for group in self._open()), self._most)
 
     def _open(self) -> list[Group]:
         """The groups that have work left."""
@@ -160,6 +160,8 @@ class Finder:
 
     def join(self, thread: TaskThread) -> None:
         """The thread begins; its work counts from now on."""
+        for ended in [each for each in self._seen if not each.live]:
+            del self._seen[ended]
         self._seen[thread] = _Seen(thread, self._group_of[thread.index].round, self._at_ns, waits=False)
 
     def look(self, now_ns: int, threads: Sequence[TaskThread], chunk: int, left: int) -> bool:

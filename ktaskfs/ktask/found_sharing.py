@@ -50,7 +50,7 @@ class FoundSharing(Sharing):
         self._count()
 
     def _count(self) -> None:
-        self.wanted = max(min(self._finder.total, self._most), 1)
+        self.wanted = max(self._finder.total, 1)
 
     def _sharers(self, threads: TaskThreads) -> int:
         # Make chunks for the maximum of threads, so that a single thread can be measured, too.
@@ -81,12 +81,16 @@ class FoundSharing(Sharing):
         self._finder.join(thread)
 
     def too_many(self, thread: TaskThread, threads: TaskThreads) -> bool:
-        if not self._finder.too_many(thread, threads.by_slot):
+        if self._finder.too_many(thread, threads.by_slot):
+            index = self.place(threads)
+            if index is not None and threads.live <= self.wanted:
+                thread.index = index
+                return False
+        elif threads.live <= self.wanted or not self._finder.even(threads.by_slot):
             return False
-        index = self.place(threads)
-        if index is not None:
-            thread.index = index
-        return index is None
+        self._count()  # fewer, if a group has no work left: otherwise another thread would come in its place
+        self.share(threads)
+        return True
 
     def even(self, threads: TaskThreads) -> bool:
-        return self._finder.even(threads.by_slot)
+        return threads.live <= self.wanted and self._finder.even(threads.by_slot)

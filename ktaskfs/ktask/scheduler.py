@@ -149,7 +149,7 @@ class Scheduler:
                 if helpers is None or helper in helpers:
                     self._leave(helper)
                     self._sharing.refused(self._threads)
-            if not self._over():
+            if self._began_ns is not None and not self._over():
                 self._share()
 
     def work(self, thread: TaskThread, start_helpers: Callable[[list[TaskThread]], None]) -> None:

@@ -32,6 +32,8 @@ _ENOUGH: Final = 6
 """Minimum chunks left for each thread to try more threads."""
 _CLOSE: Final = 1.1
 """A number this close to one that is too small is not lowered."""
+_UNITS_MAX: Final = 1 << 400
+"""Maximum units that count in one piece; the square of more would not fit a float."""
 _LEAST_NOISE: Final = 0.02**2
 """Assumed minimum variance of a chunk's speed."""
 
@@ -53,6 +55,7 @@ class Measure:
         self._spread = 0.0
 
     def add(self, chunks: int, units: int, busy_ns: int) -> None:
+        units = min(units, _UNITS_MAX)
         speed = units / max(busy_ns, 1)
         self.chunks += chunks
         self.units += units

@@ -98,6 +98,7 @@ class RunTable:
             return self._pages.total()
 
     def __iter__(self) -> Iterator[Node]:
-        """The rows that are kept, in order."""
+        """The rows that are kept, in order, without one that a row which is not kept may continue."""
         for start, end, nid in zip(self._starts, self._ends, self._nodes, strict=True):
-            yield Node(start, end - start, nid)
+            if end != self._limit:
+                yield Node(start, end - start, nid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import threading
 import time
 from collections import deque
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ktaskfs.ktask import Control, HelperBudget, Job, Node, TaskError
-from tests.ktask.fakes import TIMEOUT, FakeMachine, Ledger, Unlucky, control, units_of
+from ktaskfs.ktask import Control, HelperBudget, Job, Monitor, Node, TaskError
+from ktaskfs.ktask.task_thread import TaskThread
+from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, Unlucky, control, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +191,39 @@ def test_the_budget_holds() -> None:
     assert [budget.hire(number) for number in range(6)] == [True] * 5 + [False], "all helpers are given back"
 
 
+def test_no_threads_come_and_go_once_a_numa_node_is_done() -> None:
+    """Its threads end. Only the search for the number of the other node starts threads then."""
+    memory, ledger = Memory(64), Ledger()
+    Job([Node(0, 40, 0), Node(100, 1000, 1)], found(memory, 8, monitor=ledger)).run()
+    assert len(memory.done) == 1040
+    assert len(ledger.named("thread_started")) < 100
+
+
+@pytest.mark.parametrize("helpers", [0, 1])
+def test_more_numa_nodes_than_threads_that_can_be_had(helpers: int) -> None:
+    """Each node should have a thread; those that there are do the work of all."""
+    budget = HelperBudget(FakeMachine(cpus=helpers), 100)
+    nodes = [Node(100 * nid, 20, nid) for nid in range(4)]
+    job = Job(nodes, found(lambda start, end: None, 8, budget=budget))
+    run = Background(job.run)
+    try:
+        outcome = run.result()
+    finally:
+        job.cancel()
+    assert outcome.units_done == 80
+    assert outcome.threads <= 1 + helpers
+
+
+def test_chunks_of_more_units_than_fit_a_float() -> None:
+    memory = Memory(64)
+    many = 1 << 2000
+    ctl = found(lambda start, end: memory(start // many, end // many), 64)
+    ctl = dataclasses.replace(ctl, min_chunk_size=many, max_chunk_size=many)
+    outcome = Job([Node(0, 1000 * many)], ctl).run()
+    assert outcome.units_done == 1000 * many
+    assert memory.done == set(range(1000))
+
+
 def test_a_lower_cap_while_it_runs() -> None:
     memory, ledger, jobs = Memory(64), Ledger(), list[Job]()
     lowered = threading.Event()
@@ -204,6 +240,57 @@ def test_a_lower_cap_while_it_runs() -> None:
     assert memory.done == set(range(4000))
     last = {call[1] for call in ledger.calls[-200:] if call[0] == "chunk_assigned"}
     assert len(last) <= 2
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_cap_below_the_number_of_numa_nodes_while_it_runs(most: int) -> None:
+    memory, ledger, jobs = Memory(64), Ledger(), list[Job]()
+
+    def each(start: int, end: int) -> None:
+        memory(start, end)
+        if start == 50:
+            jobs[0].set_max_threads(most)
+
+    nodes = [Node(1000 * nid, 300, nid) for nid in range(4)]
+    jobs.append(Job(nodes, found(each, 32, monitor=ledger)))
+    assert jobs[0].run().threads > 4
+    assert len(memory.done) == 1200
+    last = {call[1] for call in ledger.calls[-200:] if call[0] == "chunk_assigned"}
+    assert len(last) <= most
+
+
+def test_no_memory_is_kept_of_threads_that_have_ended() -> None:
+    meet, gone, first = threading.Barrier(2), threading.Semaphore(0), threading.get_ident()
+
+    class Ends(Monitor):
+        def thread_ended(self, slot: int) -> None:
+            gone.release()
+
+    def known() -> int:
+        gc.collect()
+        return sum(isinstance(each, TaskThread) for each in gc.get_objects())
+
+    before, rounds, grown = known(), 0, list[int]()
+
+    def each(start: int, end: int) -> None:
+        nonlocal rounds
+        if threading.get_ident() != first:
+            meet.wait(TIMEOUT)
+            meet.wait(TIMEOUT)
+            return
+        job.set_max_threads(2)
+        meet.wait(TIMEOUT)
+        job.set_max_threads(1)
+        meet.wait(TIMEOUT)
+        assert gone.acquire(timeout=TIMEOUT)
+        rounds += 1
+        if rounds == 20:
+            grown.append(known() - before)
+            job.cancel()
+
+    job = Job([Node(0, 1000)], found(each, 8, max_threads=1, monitor=Ends()))
+    job.run()
+    assert grown[0] <= 3
 
 
 def test_a_failure_while_more_are_tried() -> None:

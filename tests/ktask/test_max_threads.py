@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.ktask import HelperBudget, Job, Node
+from ktaskfs.ktask.scheduler import Scheduler
 from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Gate, Ledger, control
+
+if TYPE_CHECKING:
+    from ktaskfs.ktask.task_thread import TaskThread
 
 
 def test_more_threads_while_it_runs() -> None:
@@ -140,3 +145,16 @@ def test_a_change_that_is_interrupted_leaves_nobody_who_never_begins() -> None:
     gate.end_to(8)
     assert run.result().units_done == 8
     assert [budget.hire(number) for number in range(65)].count(True) == 64
+
+
+def test_an_interrupt_before_the_run_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job([Node(0, 8)], control(lambda start, end: None, max_threads=2))
+
+    def interrupted(scheduler: Scheduler, max_threads: int | None = None) -> list[TaskThread]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "hire", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            job.set_max_threads(4)
+    assert job.run().units_done == 8
