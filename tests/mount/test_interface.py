@@ -61,6 +61,16 @@ def test_a_spec_starts_an_empty_task(mounted: Mount, memory: Path) -> None:
     assert mounted.read("tasks/a/wait").endswith("done\n")
 
 
+def test_a_spec_keeps_what_the_files_of_an_empty_task_say(mounted: Mount, memory: Path) -> None:
+    """Above all that the task is only a plan."""
+    (memory / "f").write_bytes(b"x" * 4096)
+    mounted.shell("mkdir tasks/a; echo 1 > tasks/a/plan; echo 1 > tasks/a/force; echo 4K > tasks/a/chunk")
+    assert mounted.write("tasks/a/control", f"clear path={memory}/f force=0") == (0, None)
+    assert mounted.read("tasks/a/wait").splitlines()[-1] == "planned"
+    assert mounted.shell("cat tasks/a/plan tasks/a/force tasks/a/chunk").out == "1\n0\n4K\n"
+    assert (memory / "f").read_bytes() == b"x" * 4096
+
+
 def test_a_descriptor_reads_back_the_names_of_its_own_tasks(mounted: Mount, memory: Path) -> None:
     (memory / "f").write_bytes(b"x" * 4096)
     spec = f"clear path={memory}/f"
