@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
 from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TooBig, TooManyTasks, WrongState
+from ktaskfs.fuse.device import mount_device
+from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.spec import parse_spec
@@ -18,11 +22,32 @@ from tests.support.tasks import change_texts
 from tests.tasks.house import OPERATIONS, House, ended, me, open_files, open_house, stop_spare, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ktaskfs.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("workers")
+
+
+@pytest.fixture
+def silent_root(root: None, tmp_path: Path) -> Iterator[int]:
+    """The root of a FUSE filesystem whose server answers nothing but the mount. It is aborted after some seconds."""
+    place = tmp_path / "silent"
+    place.mkdir()
+    device = mount_device(str(place), "silent", allow_other=True)
+    directory = os.open(place, os.O_PATH | os.O_DIRECTORY)
+    request = os.read(device, 1 << 17)
+    _, _, unique = struct.unpack_from("=IIQ", request)
+    body = struct.pack("<4I2H2I2HI7I", 7, 31, 1 << 16, 0, 0, 0, 4096, 1, 0, 0, *[0] * 8)[:64]
+    os.write(device, struct.pack("=IiQ", 16 + len(body), 0, unique) + body)
+    timer = threading.Timer(5, abort, filesystems_at(str(place)))
+    timer.start()
+    yield directory
+    timer.cancel()
+    os.close(directory)
+    os.close(device)
+    detach(str(place))
 
 
 def line(path: Path, more: str = "queue=1") -> str:
@@ -181,6 +206,17 @@ async def test_in_a_root_of_its_own_one_waits_as_long_as_the_daemon_lives(tmp_pa
         assert "the caller's root directory is lost" in last.snapshot().message
     held.close()
     await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_a_root_whose_server_never_answers_keeps_nobody(house: House, memory: Path, silent_root: int) -> None:
+    """The daemon must not ask a filesystem of the caller's, not even which directory that is."""
+    await busy(house, memory)
+    caller = me()
+    os.close(caller.root)
+    specs = [parse_spec(f"clear path={memory}/a queue=1", OPERATIONS)]
+    (waiting,) = await house.service.run_specs(caller._replace(root=os.dup(silent_root)), specs)
+    assert waiting.state is State.QUEUED
+    house.service.cancel(waiting)
 
 
 async def test_a_name_is_replaced_when_the_new_task_begins(house: House, memory: Path) -> None:
