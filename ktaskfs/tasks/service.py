@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
-from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
 from ktaskfs.tasks.kept_caller import KeptCaller
@@ -165,7 +164,7 @@ class TaskService:
             raise TargetError.from_os(error, "queue a task") from error
 
     def _start_queued(self, task: Task, caller: CallerProcess) -> None:
-        task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+        task.requests = self.table.asked_for(task)
         self.table.move(task, State.STARTING)
         self._starter.start_queued(task, caller)
 
@@ -247,7 +246,7 @@ class TaskService:
         self, tasks: Sequence[Task], caller: CallerProcess, commit: Callable[[], None] = lambda: None
     ) -> None:
         for task in tasks:
-            task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+            task.requests = self.table.asked_for(task)
         self.table.move_all(tasks, State.STARTING)
         await self._starter.start(tasks, caller, commit)
 
@@ -293,7 +292,8 @@ class TaskService:
     def set_live(self, task: Task) -> None:
         """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``."""
         task.require_known()
-        task.ask(task.requests._replace(rate=task.rate_limit()))
+        asked = self.table.asked_for(task)
+        task.ask(task.requests._replace(rate=asked.rate) if task.worker else asked)
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:

@@ -73,10 +73,11 @@ class StateDirectory:
 
     def remove_unused(self) -> None:
         """Remove the directory if it has no record, and no foreign files. Raises OSError."""
-        if set(self._directory.names()) <= _OF_DAEMON:
-            for name in _OF_DAEMON:
-                self._directory.remove(name)
-            os.rmdir(self.path)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed the directory
+            if set(self._directory.names()) <= _OF_DAEMON:
+                for name in _OF_DAEMON:
+                    self._directory.remove(name)
+                os.rmdir(self.path)
 
     def session(self) -> str:
         """The last text of ``remember_session``; empty if none. Raises OSError."""

@@ -14,6 +14,7 @@ from tests.support.slow import start_slow, stop
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import MountMaker
     from tests.support.daemon import Mount
 
 
@@ -129,6 +130,22 @@ def test_rate_and_nice_and_threads_change_while_the_work_goes_on(mounted: Mount,
         assert mounted.write(f"tasks/slow/{file}", text) == (1, "EINVAL")
     assert number(mounted, "slow", "pid") == pid
     stop(mounted, "slow")
+
+
+def test_a_task_that_does_not_work_shows_what_it_was_told(mount_maker: MountMaker, memory: Path) -> None:
+    keys = ("max_threads", "nice", "rate_max")
+    mounted = mount_maker("max_tasks=2")
+    start_slow(mounted, memory, "slow")
+    mounted.shell("mkdir tasks/new && cd tasks/new && echo 1 > max_threads && echo 7 > nice && echo 4K > rate_max")
+    spec = f"fallocate path={memory}/q length=1M name=q queue=1 max_threads=3 nice=5 rate_max=1M"
+    assert mounted.write("tasks/control", spec) == (0, None)
+    told = {"new": [1, 7, 4096], "q": [3, 5, 1 << 20]}
+    assert {task: [number(mounted, task, key) for key in keys] for task in told} == told
+    mounted.kill()
+    again = mount_maker("max_tasks=2", statedir=mounted.statedir)
+    assert {task: [number(again, task, key) for key in keys] for task in told} == told
+    assert again.write("tasks/control", "cancel") == (0, None)
+    assert again.read("tasks/slow/wait").splitlines()[-1] == "cancelled"
 
 
 def test_a_new_rate_reaches_who_sleeps_for_the_old_one(mounted: Mount, memory: Path) -> None:
