@@ -43,9 +43,9 @@ def test_tunables_need_cap_sys_admin(mounted: Mount, prefix: tuple[str, ...]) ->
 
 def test_tunables_need_it_whatever_the_uid_is(mounted: Mount) -> None:
     """Root of a container may take another uid, and keep the capability to write any file."""
-    prefix = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--bounding-set=-all,+dac_override")
-    prefix += ("--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override")
-    outcome = as_root_with(prefix, mounted, "echo daemon > debug/ktask_cgroup")
+    user = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
+    few = ("--bounding-set=-all,+dac_override", "--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override")
+    outcome = as_root_with((*user, *few), mounted, "echo daemon > debug/ktask_cgroup")
     assert (outcome.status, outcome.errname) == (1, "EPERM")
     assert mounted.read("debug/ktask_cgroup") == "caller\n"
 
