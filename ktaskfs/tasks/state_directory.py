@@ -36,6 +36,11 @@ _LOCK: Final = "lock"
 _SESSION: Final = "session"
 _OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
 """Files of a directory without tasks; the command makes the logs."""
+_UNUSABLE: Final = (
+    *(KtaskfsError, OSError, RecursionError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+)
+"""What reading a record with any contents may raise."""
 LOG: Final = logging.getLogger(__name__)
 
 
@@ -155,7 +160,7 @@ class StateDirectory:
             try:
                 with os.fdopen(self._directory.open(entry, os.O_RDONLY), "rb") as file:
                     record = record_from_json(json.load(file), task, operations)
-            except (KtaskfsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except _UNUSABLE as error:
                 self.set_aside(task, error)
                 continue
             yield record

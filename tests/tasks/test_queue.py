@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import struct
 import threading
@@ -169,6 +170,22 @@ async def test_they_outlive_the_daemon(tmp_path: Path, memory: Path) -> None:
         house.service.kill(first)
         assert (await ended(one), other.state) == (State.DONE, State.CANCELLED)
         assert (memory / "a").exists()
+
+
+async def test_a_record_with_a_group_that_no_kernel_has_is_set_aside(tmp_path: Path, memory: Path) -> None:
+    async with open_house(tmp_path / "state") as house:
+        await busy(house, memory)
+        (waiting,) = await house.run(line(memory / "a"))
+        record = house.record(waiting)
+        path = tmp_path / "state" / f"{waiting.number:08d}.json"
+    record["caller"]["identity"]["groups"] = [1 << 40]
+    path.write_text(json.dumps(record))
+    async with open_house(tmp_path / "state") as house:
+        house.service.adopt()
+        assert [task.name for task in house.table] == ["busy"]
+        assert f"{path.name}.bad" in house.files()
+        house.service.kill(house.table.require("busy"))
+        await ended(house.table.require("busy"))
 
 
 def in_another_root(directory: Path) -> CallerProcess:
