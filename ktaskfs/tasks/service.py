@@ -19,6 +19,7 @@ from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
 from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, State, Task
+from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -154,10 +155,13 @@ class TaskService:
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
+                pid = task.texts.get("pid")
                 with contextlib.ExitStack() as undo:
                     copy = caller.copy()
                     undo.callback(copy.close)
-                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute)
+                    task.caller = KeptCaller.of(
+                        copy, paths_are_absolute=absolute, pid=None if pid is None else parse_int(pid)
+                    )
                     undo.pop_all()
         except OSError as error:
             caller.close()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import struct
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,27 @@ async def test_of_a_write_that_is_refused_nothing_waits(house: House, memory: Pa
     assert (len(house.table), house.files()) == (0, [])
     await until(lambda: open_files() == before, "all descriptors are closed")
     assert await ended(await house.run_one(line(memory / "c"))) is State.DONE
+
+
+async def test_a_number_of_a_process_means_the_process_that_had_it(tmp_path: Path, memory: Path) -> None:
+    """Another one may have it when the task begins; only the first one's memory was meant."""
+    spec = "survey pid={} queue=1 name={}"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        async with open_house(tmp_path / "state") as house:
+            first = await busy(house, memory)
+            await house.run(spec.format(process.pid, "same"), spec.format(process.pid, "other"))
+            path = tmp_path / "state" / f"{house.table.require('other').number:08d}.json"
+        record = json.loads(path.read_text())
+        record["caller"]["process"][1] -= 1  # as if that one had begun earlier, and had ended
+        path.write_text(json.dumps(record))
+        async with open_house(tmp_path / "state", max_tasks=1) as house:
+            house.service.adopt()
+            first, same, other = house.table
+            house.service.kill(first)
+            assert (await ended(same), await ended(other)) == (State.DONE, State.FAILED)
+            assert other.snapshot().errno == errno.ESTALE
+            assert other.snapshot().message.startswith(f"process {process.pid} is not the one ")
+        process.kill()
 
 
 async def test_a_higher_limit_lets_them_begin(house: House, memory: Path) -> None:
