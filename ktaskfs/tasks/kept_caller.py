@@ -22,8 +22,8 @@ class KeptCaller:
 
     identity: as it was when the caller opened the file.
     root:     the caller's root as (mount, device, inode), None if only its descriptors lead there.
-    process:  the process that the spec names, by its number and its start time (None if there was none), because numbers
-              are reused; None if the spec names none.
+    process:  the process that the spec names, by its number and its start time (None if there was none), because
+              numbers are reused; None if the spec names none.
     held:     the caller's descriptors in that case, None in a later daemon.
     """
 

@@ -50,6 +50,9 @@ def test_an_empty_task_shows_what_it_could_be_told(mounted: Mount) -> None:
     assert mounted.write("tasks/a/control", "start") == (1, "EINVAL")
     assert mounted.write("tasks/b/control", "start") == (1, "EINVAL")
     assert "path is missing" in mounted.read("info/last_cmd_status")
+    script = "echo copy > op; echo /x > source; echo /y > path; echo - > path; echo start > control"
+    mounted.shell(f"mkdir tasks/c; cd tasks/c; {script}")
+    assert "parameter path is missing" in mounted.read("info/last_cmd_status"), "not a file with that name"
 
 
 def test_a_spec_starts_an_empty_task(mounted: Mount, memory: Path) -> None:

@@ -182,10 +182,6 @@ def test_another_operation_takes_only_the_parameters_that_it_has() -> None:
     for name in ("path", "offset"):
         with pytest.raises(InvalidValue):
             task.set_parameter(by_name[name], "" if name == "path" else "-")
-    required = next(each for each in operations["copy"].declared if each.name == "path" and each.required)
-    task.define(operations["copy"], {})
-    task.set_parameter(required, required.default_text())
-    assert task.texts == {}, "no file with the name of the placeholder"
 
 
 def test_the_tasks_of_a_user_are_those_that_have_not_ended() -> None:
