@@ -106,6 +106,8 @@ class Metrics:
             self._ended[_operation(task), str(new)] += 1
         elif old is State.STARTING:
             (self._started if new in WORKING else self._refused)[_operation(task),] += 1
+        elif old is State.QUEUED and new in (State.FAILED, State.INTERRUPTED):
+            self._refused[_operation(task),] += 1
 
     def _sample(self, task: Task) -> None:
         """Count the units that the threads of this run have done since the last call.

@@ -20,7 +20,11 @@ def require_power_over(uid: int, effective: int, owner: int, what: str) -> None:
         raise NotPermitted(f"{what}: it is user {owner}'s, and you do not have the capability CAP_KILL")
 
 
-def require_admin(uid: int, effective: int, what: str) -> None:
-    """Raise NotPermitted for uid 0 without CAP_SYS_ADMIN, such as root in a container."""
-    if uid == 0 and not effective & CAP_SYS_ADMIN:
+def require_admin(uid: int, effective: int, owner: int, what: str) -> None:
+    """Raise NotPermitted without CAP_SYS_ADMIN, except for ``owner``, the daemon's user, if that is not root.
+
+    The mode bits restrict neither uid 0 nor a process with CAP_DAC_OVERRIDE, which root of a container may pass on to
+    any uid.
+    """
+    if not effective & CAP_SYS_ADMIN and (uid == 0 or uid != owner):
         raise NotPermitted(f"{what}: you do not have the capability CAP_SYS_ADMIN")

@@ -19,7 +19,7 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class TunableFile(File):
-    """The kernel checks the mode bits, but they do not restrict uid 0, so this checks its capabilities."""
+    """The kernel checks the mode bits, but they do not restrict everybody, so this checks capabilities."""
 
     __slots__ = ("_file", "_fs", "_name", "_tunable")
 
@@ -58,7 +58,7 @@ class TunableFile(File):
         if wants_write(flags):
             try:
                 effective, _ = await self._fs.callers.capabilities(caller)
-                require_admin(caller.uid, effective, f"write to {self._name}")
+                require_admin(caller.uid, effective, self._fs.root.uid, f"write to {self._name}")
             except KtaskfsError as error:
                 self._fs.log.refused(self._name, caller, "(open)", error)
                 extra = {"KTASK_TUNABLE": self._tunable, "KTASK_UID": caller.uid}

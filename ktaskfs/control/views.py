@@ -141,7 +141,7 @@ def _texts(uid: int, first: int, fs: Filesystem, listed: TaskList) -> Iterator[T
         return "".join(f"{name}\n" for name in fs.service.table.last_task.get(uid, ()))
 
     writable = readable._replace(mode=0o600)
-    yield TextFile(first | ERROR_LOG, writable, lambda caller: log.errors(user), clear, texts=texts)
+    yield TextFile(first | ERROR_LOG, writable, lambda caller: log.errors(user), clear, texts=texts, may_be_empty=True)
     yield TextFile(first | LAST_CMD_STATUS, readable, lambda caller: log.status(user), texts=texts)
     yield TextFile(first | LAST_TASK, readable, last_task, texts=texts)
     change = listed.follow(uid)

@@ -279,8 +279,8 @@ class TreeOperations(FixedNames):
     async def release(self, fh: int) -> None:
         opened = self._files.get(fh)
         if opened is not None and opened.file.pending:
-            await self.turns.take(opened.caller.uid)
             with contextlib.suppress(KtaskfsError):  # nobody waits for this answer
+                await self.turns.take(opened.caller.uid)
                 await opened.file.closed(last=True)
         if opened is None or self._files.pop(fh, None) is None:  # from a dead server, or the mount is gone
             return

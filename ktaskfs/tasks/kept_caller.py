@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host.credentials import CallerProcess, Identity
+from ktaskfs.host.credentials import CallerProcess, Identity, start_time
+from ktaskfs.host.statx import file_status
 
 ROOTS: Final = ("/proc/self/root", "/proc/1/root")
 """The root of most callers: this daemon's, or, if it has its own mount namespace, that of the machine."""
@@ -21,30 +22,41 @@ class KeptCaller:
 
     identity: as it was when the caller opened the file.
     root:     the caller's root as (mount, device, inode), None if only its descriptors lead there.
+    process:  the process that the spec names, by its number and its start time (None if there was none), because
+              numbers are reused; None if the spec names none.
     held:     the caller's descriptors in that case, None in a later daemon.
     """
 
     identity: Identity
     root: tuple[int, int, int] | None
+    process: tuple[int, int | None] | None = None
     held: CallerProcess | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, caller: CallerProcess, *, paths_are_absolute: bool) -> KeptCaller:
+    def of(cls, caller: CallerProcess, *, paths_are_absolute: bool, pid: int | None = None) -> KeptCaller:
         """Keep ``caller``, with its descriptors only if needed: for a separate root, or for relative paths.
 
-        Raises OSError.
+        ``pid`` is that of the process that the spec names. Raises OSError.
         """
+        process = None if pid is None else (pid, start_time(pid))
         root = _place(caller.root)
-        found = _open_root(root)
+        found = None if root is None else _open_root(root)
         if found is not None:
             os.close(found)
             if paths_are_absolute and caller.user_namespace is None:
                 caller.close()
-                return cls(caller.identity, root)
-        return cls(caller.identity, None, caller)
+                return cls(caller.identity, root, process)
+        return cls(caller.identity, None, process, caller)
 
     def open(self) -> CallerProcess:
-        """The caller, for a worker to become; takes over ``held``. Raises TargetError, ESTALE if its root is lost."""
+        """The caller, for a worker to become; takes over ``held``.
+
+        Raises TargetError, ESTALE if its root is lost, or if another process has the number.
+        """
+        if self.process is not None and start_time(self.process[0]) != self.process[1]:
+            self.close()
+            text = f"process {self.process[0]} is not the one that the spec named when it was queued"
+            raise TargetError(text, errno=errno.ESTALE)
         if self.held is not None:
             return self.held
         try:
@@ -62,7 +74,7 @@ class KeptCaller:
 
     def to_fields(self) -> dict[str, Any]:
         """The data for a later daemon, for JSON."""
-        return {"identity": self.identity.to_fields(), "root": self.root}
+        return {"identity": self.identity.to_fields(), "root": self.root, "process": self.process}
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> KeptCaller:
@@ -71,15 +83,19 @@ class KeptCaller:
         if root is not None:
             mount, device, inode = map(int, root)
             root = mount, device, inode
-        return cls(Identity.from_fields(fields["identity"]), root)
+        process = fields.get("process")  # older records have none
+        if process is not None:
+            pid, began = process
+            process = int(pid), None if began is None else int(began)
+        return cls(Identity.from_fields(fields["identity"]), root, process)
 
 
-def _place(directory: int) -> tuple[int, int, int]:
-    """Mount, device and inode: they identify a directory of a mount of a namespace."""
+def _place(directory: int) -> tuple[int, int, int] | None:
+    """Mount, device and inode: they identify a directory of a mount of a namespace. None if the inode is unknown."""
     with open(f"/proc/self/fdinfo/{directory}", "rb") as file:
         mount = next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
-    status = os.fstat(directory)
-    return mount, status.st_dev, status.st_ino
+    status = file_status(directory, "")
+    return (mount, status.device, status.inode) if status.inode else None
 
 
 def _open_root(place: tuple[int, int, int]) -> int | None:

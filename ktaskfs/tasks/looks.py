@@ -61,16 +61,15 @@ class Looks:
         Raises KtaskfsError: TooManyLooks, the error of the scan, or ETIMEDOUT if it is unfinished at ``deadline``
         (trio's clock): the scan then goes on, for the next request.
         """
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(caller.close)
             key = _rights(caller)
             look = self._looks.get(key)
             if look is None:
-                uid = caller.identity.uid
-                self._quota.take(uid)
+                self._quota.take(caller.identity.uid)
                 look = self._looks[key] = _Look()
-                self._nursery.start_soon(self._carry_out, key, look, caller.copy())
-        finally:
-            caller.close()
+                self._nursery.start_soon(self._carry_out, key, look, caller)
+                undo.pop_all()
         with trio.move_on_at(deadline):
             await look.over.wait()
         if isinstance(look.found, KtaskfsError):
@@ -140,6 +139,6 @@ def _pipe() -> tuple[int, int]:
 def _rights(caller: CallerProcess) -> object:
     """The key of a caller's rights: equal for processes that see the same."""
     of = caller.identity
-    root = file_status(caller.root, ".")[:2]
+    root = file_status(caller.root, "")[:2]
     namespace = None if caller.user_namespace is None else os.fstat(caller.user_namespace).st_ino
     return of.uid, of.gid, tuple(of.groups), of.capabilities, of.label, root, namespace

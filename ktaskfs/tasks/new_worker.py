@@ -98,7 +98,7 @@ class WorkerMaker:
         try:
             return self._state.create_page(task.number, shape, task.requests), shape
         except OSError as error:
-            raise TargetError.from_os(error, "make the page shared with the worker") from error
+            raise TargetError.from_os(error, f"make a page in the state directory {self._state.path}") from error
 
     def _request(self, task: Task, identity: Identity, *, follows: bool) -> protocol.StartRequest:
         history = task.history

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.operations.base.parameters import format_parameters
-from ktaskfs.progress import Requests
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
 from ktaskfs.tasks.kept_caller import KeptCaller
@@ -20,6 +19,7 @@ from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
 from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, State, Task
+from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -45,6 +45,8 @@ class TaskService:
         self._starter = Starter(context, self._lifecycle)
         self._queue = TaskQueue(context, self._lifecycle, self._start_queued)
         self._adopter = Adopter(context, self._lifecycle, self._queue)
+        self._unanswered: set[Task] = set()
+        """The tasks of writes under way: if such a write fails, nothing of it stays."""
         HelperWatch(context.table, context.nursery)
         self._launcher = context.launcher
 
@@ -77,6 +79,23 @@ class TaskService:
         for old in replaced:
             self.table.set_aside(old)
         tasks = self._create(caller, specs, set(names), now)
+        self._unanswered.update(tasks)
+        try:
+            await self._begin(caller, specs, tasks, replaced)
+        finally:
+            self._unanswered.difference_update(tasks)
+        for task in tasks:
+            if task.state is State.QUEUED:
+                self._lifecycle.save(task)
+                self._queue.put(task)
+        self.table.note_last(uid, [task.name for task in tasks])
+        return tasks
+
+    async def _begin(
+        self, caller: CallerProcess, specs: Sequence[Spec], tasks: Sequence[Task], replaced: list[Task]
+    ) -> None:
+        """Start the NEW ones of ``tasks``, which ``specs`` describe, instead of the ``replaced`` ones. Raises as
+        ``run_specs``."""
 
         def commit() -> None:
             while replaced:
@@ -91,7 +110,7 @@ class TaskService:
             for task in tasks:
                 if task.caller is not None:
                     task.caller.close()
-                if not task.forgotten:  # a waiting task can be cancelled and removed in between
+                if not task.forgotten:  # a waiting task can be cancelled, and then be too old
                     self._lifecycle.drop(task)
             for old in replaced:
                 self.table.put_back(old)
@@ -100,12 +119,6 @@ class TaskService:
                 raise specs[index].refused(error, index + 1, len(specs)) from error
             raise
         commit()
-        for task in tasks:
-            if task.state is State.QUEUED:
-                self._lifecycle.save(task)
-                self._queue.put(task)
-        self.table.note_last(uid, [task.name for task in tasks])
-        return tasks
 
     def _beginning_now(self, uid: int, specs: Sequence[Spec]) -> set[int]:
         """The indices of the specs that begin at once; the others wait. Raises TooManyTasks."""
@@ -148,17 +161,20 @@ class TaskService:
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
+                pid = task.texts.get("pid")
                 with contextlib.ExitStack() as undo:
                     copy = caller.copy()
                     undo.callback(copy.close)
-                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute)
+                    task.caller = KeptCaller.of(
+                        copy, paths_are_absolute=absolute, pid=None if pid is None else parse_int(pid)
+                    )
                     undo.pop_all()
         except OSError as error:
             caller.close()
             raise TargetError.from_os(error, "queue a task") from error
 
     def _start_queued(self, task: Task, caller: CallerProcess) -> None:
-        task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+        task.requests = self.table.asked_for(task)
         self.table.move(task, State.STARTING)
         self._starter.start_queued(task, caller)
 
@@ -176,7 +192,7 @@ class TaskService:
         return task
 
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
-        """Start a new task, with ``spec`` if given.
+        """Start a new task, with ``spec`` if given; its files keep what that does not name.
 
         Raises WrongState, InvalidValue, NotPermitted for a caller with more capabilities than the task's authors, or
         the target's error; the task then does not change.
@@ -186,7 +202,7 @@ class TaskService:
             task.require({State.NEW}, "start")
             task.require_rights(caller.identity.permitted)
             if spec is not None:
-                task.define(spec.operation, format_parameters(spec.parameters))
+                task.define(spec.operation, spec.texts)
                 task.limit_rights(caller.identity.permitted)
             task.parsed()
         except KtaskfsError:
@@ -207,6 +223,7 @@ class TaskService:
             return
         try:
             task.require(RESUMABLE, "resume")
+            self._require_settled(task, "resume")
             task.require_rights(caller.identity.permitted)
             self.table.check_room(task.uid, 1)
         except KtaskfsError:
@@ -239,13 +256,22 @@ class TaskService:
         self, tasks: Sequence[Task], caller: CallerProcess, commit: Callable[[], None] = lambda: None
     ) -> None:
         for task in tasks:
-            task.requests = Requests(rate=task.rate_limit(), nice=self.table.nice_of(task))
+            task.requests = self.table.asked_for(task)
         self.table.move_all(tasks, State.STARTING)
         await self._starter.start(tasks, caller, commit)
 
+    def _require_settled(self, task: Task, what: str) -> None:
+        """Raise WrongState while a write under way decides whether the task stays."""
+        if task in self._unanswered or task not in self.table:
+            raise WrongState(f"{what}: the write that creates or replaces task {task.name} is not answered yet")
+
     def save(self, task: Task) -> None:
-        """Write the record of ``task``, whose parameters or operation have changed."""
-        self._lifecycle.save(task)
+        """Write the record of ``task``, whose parameters or operation have changed.
+
+        A write under way does so at its end: until then, a task that is replaced has the record of that name.
+        """
+        if task not in self._unanswered:
+            self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
         """End the work after the current chunks. Raises WrongState."""
@@ -276,11 +302,14 @@ class TaskService:
     def set_live(self, task: Task) -> None:
         """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``."""
         task.require_known()
-        task.ask(task.requests._replace(rate=task.rate_limit()))
+        asked = self.table.asked_for(task)
+        task.ask(task.requests._replace(rate=asked.rate) if task.worker else asked)
         self.table.rebalance()
 
     def forget(self, task: Task) -> None:
-        """Remove a task that is not running, starting or queued. Raises WrongState."""
+        """Remove a task that is not running, starting or queued. Raises WrongState, and TaskForgotten."""
+        task.require_known()
         if task.state in CANCELLABLE:
             raise WrongState(f"task {task.name} is {task.state}: cancel it first")
+        self._require_settled(task, "rmdir")
         self._lifecycle.drop(task)

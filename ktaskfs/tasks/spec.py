@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.operations.base.parameters import TaskParameters, build_parameters
+from ktaskfs.operations.base.parameters import TaskParameters, build_parameters, format_parameters
 from ktaskfs.tasks.json_spec import objects_of_value, words_of_object
 from ktaskfs.tasks.words import BLANKS, Word, end_of_blanks, split_words
 from ktaskfs.units import shown
@@ -28,11 +28,17 @@ NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked job spec: the operation, its parsed parameters, and the original text."""
+    """A checked job spec: the operation, its parsed parameters, the names of those given, and the original text."""
 
     operation: Operation[Any]
     parameters: TaskParameters
+    given: frozenset[str] = field(compare=False)
     text: str = field(compare=False)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The given parameters, as canonical text."""
+        return {name: text for name, text in format_parameters(self.parameters).items() if name in self.given}
 
     def refused(self, error: KtaskfsError, number: int, count: int) -> SpecError:
         """``error`` for spec ``number`` of ``count`` in one write."""
@@ -119,7 +125,7 @@ def _parse(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
         parameters: TaskParameters = build_parameters(known.parameters, values)
     except InvalidValue as error:
         raise _wrong(f"{known.name}: {error.message}", line, operation) from error
-    return Spec(known, parameters, line)
+    return Spec(known, parameters, frozenset(values), line)
 
 
 def _wrong(message: str, line: str, word: Word, errno: int | None = None) -> SpecError:

@@ -36,6 +36,11 @@ _LOCK: Final = "lock"
 _SESSION: Final = "session"
 _OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
 """Files of a directory without tasks; the command makes the logs."""
+_UNUSABLE: Final = (
+    *(KtaskfsError, OSError, RecursionError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+)
+"""What reading a record with any contents may raise."""
 LOG: Final = logging.getLogger(__name__)
 
 
@@ -73,10 +78,11 @@ class StateDirectory:
 
     def remove_unused(self) -> None:
         """Remove the directory if it has no record, and no foreign files. Raises OSError."""
-        if set(self._directory.names()) <= _OF_DAEMON:
-            for name in _OF_DAEMON:
-                self._directory.remove(name)
-            os.rmdir(self.path)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed the directory
+            if set(self._directory.names()) <= _OF_DAEMON:
+                for name in _OF_DAEMON:
+                    self._directory.remove(name)
+                os.rmdir(self.path)
 
     def session(self) -> str:
         """The last text of ``remember_session``; empty if none. Raises OSError."""
@@ -154,7 +160,7 @@ class StateDirectory:
             try:
                 with os.fdopen(self._directory.open(entry, os.O_RDONLY), "rb") as file:
                     record = record_from_json(json.load(file), task, operations)
-            except (KtaskfsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except _UNUSABLE as error:
                 self.set_aside(task, error)
                 continue
             yield record

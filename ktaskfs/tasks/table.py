@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import KtaskfsError, NameTaken, NoSuchTask, TooManyTasks
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.parameters import MAX
+from ktaskfs.progress import Requests
 from ktaskfs.quota import room
 from ktaskfs.tasks.retention import EndedTasks
 from ktaskfs.tasks.spec import check_name
@@ -192,6 +193,7 @@ class TaskTable:
     def add(self, task: Task) -> None:
         """Add a task to the table, under a name that passed ``check_names``."""
         self._tasks[task.name] = task
+        task.requests = self.asked_for(task)
         self._place(task)
         self._tell(task)
 
@@ -255,6 +257,13 @@ class TaskTable:
         """The nice value for the helpers of ``task``."""
         text = task.texts.get("nice")
         return self.settings["nice"] if text is None else parse_int(text)
+
+    def asked_for(self, task: Task) -> Requests:
+        """The requests for a task before its worker begins, by its parameters."""
+        threads = task.texts.get("max_threads", MAX)
+        return Requests(
+            threads=0 if threads == MAX else parse_int(threads), rate=task.rate_limit(), nice=self.nice_of(task)
+        )
 
     def _threads_wanted(self, task: Task, cpus: int) -> int:
         if task.state is not State.RUNNING:  # other tasks may use its helpers

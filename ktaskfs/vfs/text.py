@@ -35,10 +35,10 @@ class TextFile(File):
     command, or of the close(2). Its result is a reply, which a descriptor open for reading and writing reads instead of
     the file. Text and bytes are converted with the filesystem encoding. ``change`` is reported by poll(2). ``refused``
     is called for a write that never reaches ``write``, with the legible part of the command. ``texts`` limits the
-    memory of opens: beyond it an open(2), or a read at offset 0, fails.
+    memory of opens: beyond it an open(2), or a read at offset 0, fails. ``may_be_empty``: so may a command.
     """
 
-    __slots__ = ("change", "refused", "render", "texts", "write")
+    __slots__ = ("change", "may_be_empty", "refused", "render", "texts", "write")
 
     def __init__(
         self,
@@ -50,8 +50,10 @@ class TextFile(File):
         change: Change | None = None,
         refused: Refused | None = None,
         texts: OpenTexts | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         super().__init__(ino, attributes)
+        self.may_be_empty = may_be_empty
         self.texts = texts or OpenTexts()
         self.render = render
         self.write = write
@@ -220,7 +222,7 @@ class CommandText(OpenText):
         carry_out = self._file.write
         assert carry_out is not None
         try:
-            command = _text_of(whole)
+            command = _text_of(whole, may_be_empty=self._file.may_be_empty)
         except KtaskfsError as error:
             self._tell_refused(whole, error)
             raise
@@ -266,10 +268,10 @@ def _may_read(attributes: Attributes, caller: Caller) -> bool:
     return bool(attributes.mode & (stat.S_IRGRP if caller.gid == attributes.gid else stat.S_IROTH))
 
 
-def _text_of(command: bytes) -> str:
+def _text_of(command: bytes, *, may_be_empty: bool) -> str:
     """The text of a whole command. Raises BadWrite."""
     stripped = command.strip()
-    if not stripped:
+    if not (stripped or may_be_empty):
         raise BadWrite("the command is empty")
     if b"\0" in stripped:
         raise BadWrite("the command has a NUL byte")

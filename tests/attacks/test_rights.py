@@ -41,6 +41,15 @@ def test_tunables_need_cap_sys_admin(mounted: Mount, prefix: tuple[str, ...]) ->
     assert mounted.write("debug/ktask_max_tasks", "65") == (0, None)
 
 
+def test_tunables_need_it_whatever_the_uid_is(mounted: Mount) -> None:
+    """Root of a container may take another uid, and keep the capability to write any file."""
+    user = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
+    few = ("--bounding-set=-all,+dac_override", "--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override")
+    outcome = as_root_with((*user, *few), mounted, "echo daemon > debug/ktask_cgroup")
+    assert (outcome.status, outcome.errname) == (1, "EPERM")
+    assert mounted.read("debug/ktask_cgroup") == "caller\n"
+
+
 def test_tasks_of_others_need_cap_kill(mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]) -> None:
     mounted = mount_maker("mode=0666")
     user, _ = two_users

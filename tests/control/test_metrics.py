@@ -166,6 +166,17 @@ async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> 
     assert some(facts.units) == {("clear", "bytes"): 300}
 
 
+async def test_a_queued_task_that_cannot_start_is_a_refused_start() -> None:
+    """The root directory of its caller may be lost."""
+    house = House()
+    house.follow()
+    for number, end in enumerate((State.FAILED, State.INTERRUPTED, State.CANCELLED), 1):
+        house.table.move(house.add(number, State.QUEUED), end)
+    facts = await house.metrics.facts()
+    assert some(facts.refused) == {("clear",): 2}, "not the one that somebody cancelled"
+    assert (some(facts.started), some(facts.ended)) == ({}, {})
+
+
 async def test_work_that_is_taken_back_was_work_all_the_same() -> None:
     house = House()
     house.follow()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.turns import (
     HEARD_MAX,
     IN_ALL_MAX,
@@ -19,7 +21,8 @@ from ktaskfs.fuse.turns import (
     TooManyRequests,
     Turns,
 )
-from ktaskfs.quota import FEW_PART
+from ktaskfs.quota import FEW_PART, Quota
+from ktaskfs.vfs import ROOT_INO, Attributes, Caller, OpenTexts, StaticDirectory, TextFile, TooMuchText
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -166,3 +169,24 @@ async def test_a_request_that_was_cancelled_takes_no_turn() -> None:
     assert server.turns.waiting == 0
     await server.serve(functools.partial(server.request, 1, "a"))
     assert server.served == ["a"]
+
+
+async def test_a_file_is_released_even_if_its_user_gets_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would count for this user until the end of the mount."""
+
+    async def write(caller: Caller, text: str) -> None:
+        raise AssertionError("the rest of the command never came")
+
+    quota = Quota("bytes", each=1 << 20, total=1 << 20, refusal=TooMuchText)
+    file = TextFile(2, Attributes(0o666), lambda caller: "", write, texts=OpenTexts(quota))
+    turns = Turns(lambda: False)
+    operations = TreeOperations(StaticDirectory(ROOT_INO, Attributes(0o555), {"control": file}), turns)
+    opened = await operations.open(2, os.O_WRONLY, cast("Any", Caller(7, 7, os.getpid())))
+    assert await operations.write(opened.fh, 0, b"x" * 512) == 512
+
+    async def refuse(uid: int, *, lookup: bool = False) -> None:
+        raise TooManyRequests("you have too many pending requests")
+
+    monkeypatch.setattr(turns, "take", refuse)
+    await operations.release(opened.fh)
+    assert (operations.open_handles, quota.held(7)) == (0, 0)

@@ -79,7 +79,7 @@ def test_the_log_has_a_caret_under_the_token(mount: Mount) -> None:
     lines = mount.read("info/error_log").splitlines()
     token = lines[1].index("lenght=64G")
     assert lines[2] == " " * token + "^" * len("lenght=64G")
-    mount.write("info/error_log", "clear")
+    assert mount.write("info/error_log", "") == (0, None)
     assert mount.read("info/error_log") == ""
 
 

@@ -14,6 +14,7 @@ from tests.support.slow import start_slow, stop
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import MountMaker
     from tests.support.daemon import Mount
 
 
@@ -49,6 +50,9 @@ def test_an_empty_task_shows_what_it_could_be_told(mounted: Mount) -> None:
     assert mounted.write("tasks/a/control", "start") == (1, "EINVAL")
     assert mounted.write("tasks/b/control", "start") == (1, "EINVAL")
     assert "path is missing" in mounted.read("info/last_cmd_status")
+    script = "echo copy > op; echo /x > source; echo /y > path; echo - > path; echo start > control"
+    mounted.shell(f"mkdir tasks/c; cd tasks/c; {script}")
+    assert "parameter path is missing" in mounted.read("info/last_cmd_status"), "not a file with that name"
 
 
 def test_a_spec_starts_an_empty_task(mounted: Mount, memory: Path) -> None:
@@ -59,6 +63,16 @@ def test_a_spec_starts_an_empty_task(mounted: Mount, memory: Path) -> None:
     assert mounted.read("tasks/a/op") == "-\n"
     assert mounted.write("tasks/a/control", f"clear path={memory}/f") == (0, None)
     assert mounted.read("tasks/a/wait").endswith("done\n")
+
+
+def test_a_spec_keeps_what_the_files_of_an_empty_task_say(mounted: Mount, memory: Path) -> None:
+    """Above all that the task is only a plan."""
+    (memory / "f").write_bytes(b"x" * 4096)
+    mounted.shell("mkdir tasks/a; echo 1 > tasks/a/plan; echo 1 > tasks/a/force; echo 4K > tasks/a/chunk")
+    assert mounted.write("tasks/a/control", f"clear path={memory}/f force=0") == (0, None)
+    assert mounted.read("tasks/a/wait").splitlines()[-1] == "planned"
+    assert mounted.shell("cat tasks/a/plan tasks/a/force tasks/a/chunk").out == "1\n0\n4K\n"
+    assert (memory / "f").read_bytes() == b"x" * 4096
 
 
 def test_a_descriptor_reads_back_the_names_of_its_own_tasks(mounted: Mount, memory: Path) -> None:
@@ -119,6 +133,22 @@ def test_rate_and_nice_and_threads_change_while_the_work_goes_on(mounted: Mount,
         assert mounted.write(f"tasks/slow/{file}", text) == (1, "EINVAL")
     assert number(mounted, "slow", "pid") == pid
     stop(mounted, "slow")
+
+
+def test_a_task_that_does_not_work_shows_what_it_was_told(mount_maker: MountMaker, memory: Path) -> None:
+    keys = ("max_threads", "nice", "rate_max")
+    mounted = mount_maker("max_tasks=2")
+    start_slow(mounted, memory, "slow")
+    mounted.shell("mkdir tasks/new && cd tasks/new && echo 1 > max_threads && echo 7 > nice && echo 4K > rate_max")
+    spec = f"fallocate path={memory}/q length=1M name=q queue=1 max_threads=3 nice=5 rate_max=1M"
+    assert mounted.write("tasks/control", spec) == (0, None)
+    told = {"new": [1, 7, 4096], "q": [3, 5, 1 << 20]}
+    assert {task: [number(mounted, task, key) for key in keys] for task in told} == told
+    mounted.kill()
+    again = mount_maker("max_tasks=2", statedir=mounted.statedir)
+    assert {task: [number(again, task, key) for key in keys] for task in told} == told
+    assert again.write("tasks/control", "cancel") == (0, None)
+    assert again.read("tasks/slow/wait").splitlines()[-1] == "cancelled"
 
 
 def test_a_new_rate_reaches_who_sleeps_for_the_old_one(mounted: Mount, memory: Path) -> None:

@@ -153,19 +153,41 @@ def test_up_to_the_limit_on_memory_and_not_past_it(service: Machine, kind: str) 
     assert 0 < int(words[3]) < 16 * MIB
 
 
+def documented_unit() -> str:
+    """That of the page for administrators."""
+    page = (ROOT / "docs/how-to/units.md").read_text()
+    return textwrap.dedent(page[page.index("    [Unit]") :].partition("\n\nA `oneshot`")[0])
+
+
 def test_the_unit_in_the_documentation_can_be_started_again_and_again(service: Machine) -> None:
     """Of the page for administrators, with less memory than there."""
-    page = (ROOT / "docs/how-to/units.md").read_text()
-    lines = page[page.index("    [Unit]") :].partition("\n\nA `oneshot`")[0]
     path = service.root / "run/systemd/system/vm0.service"
-    path.write_text(textwrap.dedent(lines).replace("64G", "16M"))
+    path.write_text(documented_unit().replace("64G", "16M"))
     assert service.run("systemd-analyze", "verify", "/run/systemd/system/vm0.service") == Outcome(0, "", "")
     for verb in ("start", "restart"):
         assert service.run("systemctl", verb, "vm0").status == 0
         assert service.show("vm0", "ActiveState") == "active"
         assert service.out("stat", "-c", "%s", "/dev/hugepages/vm0") == f"{16 * MIB}\n"
+    begun = service.show("vm0", "InvocationID")
+    assert service.run("systemctl", "restart", "ktaskfs").status == 0
+    assert service.show("vm0", "InvocationID") == begun, "nor is a guest restarted that needs the memory"
     assert service.run("systemctl", "stop", "vm0").status == 0
     assert service.sh(f"rm /dev/hugepages/vm0 && test ! -e {MOUNT}/tasks/vm0").status == 0
+    path.unlink()
+    assert service.run("systemctl", "daemon-reload").status == 0
+
+
+def test_the_unit_in_the_documentation_goes_on_waiting_while_the_daemon_restarts(service: Machine) -> None:
+    path = service.root / "run/systemd/system/vm0.service"
+    path.write_text(documented_unit().replace("length=64G", "length=16M chunk=2M rate_max=2M"))
+    assert service.run("systemctl", "start", "--no-block", "vm0").status == 0
+    until(lambda: service.sh(f"grep -x running {MOUNT}/tasks/vm0/state").status == 0, "the task runs")
+    assert service.run("systemctl", "restart", "ktaskfs").status == 0
+    assert service.show("vm0", "ActiveState") == "activating"
+    assert service.sh(f"echo max > {MOUNT}/tasks/vm0/rate_max").status == 0
+    until(lambda: service.show("vm0", "ActiveState") != "activating", "the unit has waited")
+    assert service.show("vm0", "ActiveState") == "active"
+    assert service.sh("systemctl stop vm0 && rm /dev/hugepages/vm0").status == 0
     path.unlink()
     assert service.run("systemctl", "daemon-reload").status == 0
 

@@ -134,6 +134,17 @@ class House:
         self.state.close()
 
 
+def line(path: Path, more: str = "queue=1") -> str:
+    """A spec for a new file, which gives its task the name of the file."""
+    return f"fallocate path={path} length=64K name={path.name} {more}"
+
+
+async def busy(house: House, memory: Path, limit: int = 1) -> Task:
+    """A task at work that takes the only place."""
+    house.set("max_tasks", limit)
+    return await house.paused(memory / "busy", more="name=busy")
+
+
 async def stop_spare(house: House) -> psutil.Process:
     """Have the next task get a worker that is stopped, and so hangs before it does anything."""
     spare = child_called(house.spawner().pid, "spare")

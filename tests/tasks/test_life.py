@@ -225,7 +225,7 @@ async def test_a_page_that_cannot_be_made_refuses_the_start(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(house.state, "create_page", fail)
-    with pytest.raises(TargetError, match="make the page"):
+    with pytest.raises(TargetError, match="make a page in the state directory"):
         await house.run(f"fallocate path={memory}/a length=64K")
     assert (len(house.table), os.listdir(memory), open_files()) == (0, [], before)
 

@@ -107,6 +107,18 @@ async def test_all_with_the_same_rights_share_a_look_for_a_second(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def test_a_look_takes_no_descriptor_beside_those_of_its_caller(
+    looks: Looks, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If none was left, the look never ended: until the end of the daemon nobody with these rights had another."""
+
+    def dup(fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", dup)
+    assert await looks.find(caller(), soon()) == FOUND
+
+
 async def test_a_user_has_few_looks_and_leaves_some_to_others(
     looks: Looks, launcher: Launcher, autojump_clock: trio.testing.MockClock
 ) -> None:

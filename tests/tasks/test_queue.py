@@ -7,30 +7,19 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TooBig, TooManyTasks, WrongState
-from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks.history import ALL_CAPABILITIES
-from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
-from tests.tasks.house import OPERATIONS, House, ended, me, open_files, open_house, until
+from tests.support.tasks import change_texts
+from tests.tasks.house import House, busy, ended, line, me, open_files, open_house, stop_spare, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ktaskfs.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("workers")
-
-
-def line(path: Path, more: str = "queue=1") -> str:
-    return f"fallocate path={path} length=64K name={path.name} {more}"
-
-
-async def busy(house: House, memory: Path, limit: int = 1) -> Task:
-    """A task at work that takes the only place."""
-    house.set("max_tasks", limit)
-    return await house.paused(memory / "busy", more="name=busy")
 
 
 async def test_each_begins_in_its_turn_when_one_has_ended(house: House, memory: Path) -> None:
@@ -144,43 +133,6 @@ async def test_they_outlive_the_daemon(tmp_path: Path, memory: Path) -> None:
         assert (memory / "a").exists()
 
 
-def in_another_root(directory: Path) -> CallerProcess:
-    """This process, as if ``directory`` were its root."""
-    caller = me()
-    flags = os.O_PATH | os.O_DIRECTORY
-    other = CallerProcess(caller.identity, os.open(directory, flags), os.open(directory, flags))
-    caller.close()
-    return other
-
-
-async def test_in_a_root_of_its_own_one_waits_as_long_as_the_daemon_lives(tmp_path: Path, memory: Path) -> None:
-    (memory / "root").mkdir()
-    before = open_files()
-    async with open_house(tmp_path / "state") as house:
-        first = await busy(house, memory)
-        specs = [parse_spec(f"fallocate path={path} length=64K name={path} queue=1", OPERATIONS) for path in "ab"]
-        one, other = await house.service.run_specs(in_another_root(memory / "root"), specs)
-        if os.geteuid() == 0:
-            house.service.kill(first)
-            assert await ended(one) is State.DONE
-            assert (memory / "root" / "a").exists()
-            await ended(other)
-            first = await house.paused(memory / "busy", more="name=busy2")
-        (last,) = await house.service.run_specs(
-            in_another_root(memory / "root"), [parse_spec("clear path=/a name=last queue=1", OPERATIONS)]
-        )
-        assert last.state is State.QUEUED
-        held = last.caller
-        assert held is not None
-    async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
-        last = house.table.require("last")
-        assert last.state is State.INTERRUPTED
-        assert "the caller's root directory is lost" in last.snapshot().message
-    held.close()
-    await until(lambda: open_files() == before, "all descriptors are closed")
-
-
 async def test_a_name_is_replaced_when_the_new_task_begins(house: House, memory: Path) -> None:
     old = await house.run_one(line(memory / "t", ""))
     assert await ended(old) is State.DONE
@@ -197,6 +149,66 @@ async def test_a_name_is_replaced_when_the_new_task_begins(house: House, memory:
     assert await ended(new) is State.DONE
     assert house.files() == [f"{new.number:08d}.json"]
     assert len(house.table) == 1
+
+
+async def failing_slowly(house: House, *lines: str) -> None:
+    """A write whose first task hangs in its start until its worker is killed."""
+    with pytest.raises(KtaskfsError):
+        await house.run(*lines)
+
+
+async def test_what_is_being_replaced_is_not_resumed(house: House, memory: Path) -> None:
+    """Its files may still be open; the worker would lose its task when the new one begins."""
+    old = await busy(house, memory, 2)
+    house.service.kill(old)
+    assert await ended(old) is State.INTERRUPTED
+    worker = await stop_spare(house)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.run, line(memory / "busy", "replace=1"))
+        await until(lambda: house.table.require("busy") is not old, "the new one starts")
+        with pytest.raises(WrongState):
+            await house.service.resume(old, me())
+        worker.resume()
+    assert (old.forgotten, old.worker) == (True, None)
+    assert await ended(house.table.require("busy")) is State.DONE
+
+
+async def test_one_that_waits_belongs_to_its_write_until_that_is_answered(house: House, memory: Path) -> None:
+    """The write may still fail, and then nothing of it may be left."""
+    first = await busy(house, memory, 2)
+    await stop_spare(house)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failing_slowly, house, line(memory / "none" / "a", ""), line(memory / "b"))
+        await until(lambda: len(house.table) == 3, "the write is under way")
+        _, starting, waiting = house.table
+        await until(lambda: starting.worker is not None, "the first one has a worker")
+        house.service.cancel(waiting)
+        assert waiting.state is State.CANCELLED
+        house.service.kill(first)
+        await ended(first)
+        with pytest.raises(WrongState):
+            await house.service.resume(waiting, me())
+        with pytest.raises(WrongState):
+            house.service.forget(waiting)
+        house.service.kill(starting)
+    assert [task.name for task in house.table] == ["busy"]
+    assert house.files() == ["00000001.json"]
+
+
+async def test_a_value_set_before_the_answer_writes_no_second_record_of_the_name(house: House, memory: Path) -> None:
+    old = await house.run_one(line(memory / "t", ""))
+    await ended(old)
+    worker = await stop_spare(house)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.run, line(memory / "t", "replace=1"))
+        await until(lambda: house.table.require("t").worker is not None, "the new one starts")
+        new = house.table.require("t")
+        change_texts(new, nice="3")
+        house.service.save(new)
+        assert [name for name in house.files() if name.endswith(".json")] == [f"{old.number:08d}.json"]
+        worker.resume()
+    assert await ended(new) is State.DONE
+    assert house.record(new)["parameters"]["nice"] == "3"
 
 
 async def test_one_that_waits_has_replaced_the_old_one(house: House, memory: Path) -> None:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TargetError, TooManyTasks, WorkerLost, WrongState
+from ktaskfs.errors import (
+    KtaskfsError,
+    NameTaken,
+    SpecError,
+    TargetError,
+    TaskForgotten,
+    TooManyTasks,
+    WorkerLost,
+    WrongState,
+)
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
@@ -257,6 +266,18 @@ async def test_an_empty_task_is_told_and_started(house: House, memory: Path) -> 
         await house.service.start(task, me())
     assert await ended(task) is State.DONE
     await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+async def test_a_task_that_two_remove_at_once_is_counted_once(house: House) -> None:
+    """Each user's view has a directory of its own, so the kernel lets both through."""
+    house.set("max_tasks", 1)
+    task = house.service.create_empty("mine", 1000, 1000, ALL_CAPABILITIES)
+    house.service.forget(task)
+    with pytest.raises(TaskForgotten):
+        house.service.forget(task)
+    house.service.create_empty("next", 1000, 1000, ALL_CAPABILITIES)
+    with pytest.raises(TooManyTasks):
+        house.service.create_empty("other", 1000, 1000, ALL_CAPABILITIES)
 
 
 async def test_a_name_can_be_used_again_after_its_task_is_forgotten(house: House, memory: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -169,3 +170,10 @@ def test_a_directory_without_a_task_is_removed(state: StateDirectory, other: str
     assert (os.fstat(lock).st_nlink == 0) == (other is None)
     os.close(lock)
     late.close()
+
+
+def test_a_directory_that_somebody_has_removed_is_not_missed(state: StateDirectory) -> None:
+    """systemd-logind removes that of a user who logs out, while the user's daemon may go on."""
+    shutil.rmtree(state.path)
+    state.remove_unused()
+    assert not os.path.exists(state.path)
