@@ -78,11 +78,13 @@ class FileStatus(NamedTuple):
 
 
 def file_status(directory: int, path: str) -> FileStatus:
-    """The status of the file at ``path``, without asking its server, which may never answer (FUSE).
+    """The status of the file at ``path``, or of ``directory`` itself if ``path`` is empty, without asking its server,
+    which may never answer (FUSE).
 
-    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros if that is forbidden (EPERM).
+    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros if that is forbidden (EPERM); 0 as ``inode`` of a file of
+    FUSE that this process may not access.
     """
-    status = _read_statx(directory, path, _AT_STATX_DONT_SYNC, 0)
+    status = _read_statx(directory, path, _AT_STATX_DONT_SYNC | _AT_EMPTY_PATH, 0)
     uid, _, mode = struct.unpack_from("=IIH", status, _STATX_UID_AT)
     inode, size, blocks = struct.unpack_from("=QQQ", status, _STATX_INO_AT)
     return FileStatus(os.makedev(*struct.unpack_from("=II", status, _STATX_DEV_AT)), inode, mode, uid, size, blocks)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.credentials import CallerProcess, Identity
+from ktaskfs.host.statx import file_status
 
 ROOTS: Final = ("/proc/self/root", "/proc/1/root")
 """The root of most callers: this daemon's, or, if it has its own mount namespace, that of the machine."""
@@ -35,7 +36,7 @@ class KeptCaller:
         Raises OSError.
         """
         root = _place(caller.root)
-        found = _open_root(root)
+        found = None if root is None else _open_root(root)
         if found is not None:
             os.close(found)
             if paths_are_absolute and caller.user_namespace is None:
@@ -74,12 +75,12 @@ class KeptCaller:
         return cls(Identity.from_fields(fields["identity"]), root)
 
 
-def _place(directory: int) -> tuple[int, int, int]:
-    """Mount, device and inode: they identify a directory of a mount of a namespace."""
+def _place(directory: int) -> tuple[int, int, int] | None:
+    """Mount, device and inode: they identify a directory of a mount of a namespace. None if they are unknown."""
     with open(f"/proc/self/fdinfo/{directory}", "rb") as file:
         mount = next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
-    status = os.fstat(directory)
-    return mount, status.st_dev, status.st_ino
+    status = file_status(directory, "")
+    return (mount, status.device, status.inode) if status.inode else None
 
 
 def _open_root(place: tuple[int, int, int]) -> int | None:

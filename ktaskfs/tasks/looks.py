@@ -140,6 +140,6 @@ def _pipe() -> tuple[int, int]:
 def _rights(caller: CallerProcess) -> object:
     """The key of a caller's rights: equal for processes that see the same."""
     of = caller.identity
-    root = file_status(caller.root, ".")[:2]
+    root = file_status(caller.root, "")[:2]
     namespace = None if caller.user_namespace is None else os.fstat(caller.user_namespace).st_ino
     return of.uid, of.gid, tuple(of.groups), of.capabilities, of.label, root, namespace

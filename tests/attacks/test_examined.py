@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 from tests.support.poll import until
 from tests.support.refusals import refusal
@@ -36,3 +37,18 @@ def test_it_keeps_no_worker_that_searches_for_holders(mount_maker: MountMaker, m
         return [each for each in psutil.Process(mount.pid).children(recursive=True) if "ktask/" in each.name()]
 
     until(lambda: not workers(), "the worker has ended")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("tasks/control", "clear path=/none queue=1\n"), ("holders", "")], ids=["queued", "holders"]
+)
+def test_a_root_directory_that_does_not_answer(
+    mount_maker: MountMaker, area: Path, attack: Attack, attacker: User, victim: User, file: str, text: str
+) -> None:
+    mount = mount_maker("mode=0666,max_tasks=1")
+    assert mount.shell("mkdir tasks/mine", user=attacker).status == 0  # so that the next one is queued
+    point = area / "point"
+    point.mkdir()
+    view = mount.path / "users" / str(attacker.uid)
+    attack("silent.py", str(attacker.uid), str(point), str(view), file, *([text] if text else []), as_root=True)
+    assert attack.answered(mount, "cat version", user=victim)
