@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.cli import phrases
 from ktaskfs.cli.fleet.connections import Connections, Way, folded, names_of
-from ktaskfs.cli.fleet.hosts import Group, broken, parsed, text_of_line, with_host, without_name
+from ktaskfs.cli.fleet.hosts import (
+    KEPT_MOST,
+    OBJECT_SIZE,
+    TOO_MUCH,
+    Group,
+    broken,
+    parsed,
+    text_of_line,
+    with_host,
+    without_name,
+)
 from ktaskfs.cli.fleet.summary import summary_line
 from ktaskfs.cli.fleet.watch import remote
 from ktaskfs.cli.follow import Standing
@@ -32,6 +42,7 @@ class Answers:
     def __init__(self, names: Sequence[str], seconds: float) -> None:
         self.objects: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self._left = dict.fromkeys(names, "")
+        self._sizes = dict.fromkeys(names, 0)
         self._bad: dict[tuple[str, str], list[str]] = {}
         self._end = time.monotonic() + seconds
         self._seconds = seconds
@@ -58,7 +69,11 @@ class Answers:
         """See Watcher."""
         if host not in self.objects:
             print(f"{host}: {text_of_line(line)}", file=sys.stderr)
+        elif self._sizes[host] > KEPT_MOST:
+            self.objects[host].clear()
+            self._left[host] = TOO_MUCH
         elif (told := parsed(line)) is not None:
+            self._sizes[host] += OBJECT_SIZE + len(line)
             self.objects[host].append(told)
         else:
             self._left[host] = text_of_line(line)
@@ -67,6 +82,7 @@ class Answers:
         """See Watcher."""
         heard = self._left.pop(host, "")
         is_answer = status == 0 or (status == 1 and self.objects.get(host))  # doctor's, where something is wrong
+        is_answer = is_answer and heard != TOO_MUCH
         if host in self.objects and not is_answer:
             state, words = broken(status, heard, has_spoken=bool(self.objects[host]))
             self._bad.setdefault((state, without_name(words, host)), []).append(host)
