@@ -46,9 +46,14 @@ prolog() {
 }
 
 epilog() {
+    local page memory
     [ -e "$file" ] || return 0
     # Slurm may have ended a prolog that took too long. Then the task is still at work; however it ends, the file is scrubbed.
     ktaskfs wait --quiet "$task" >/dev/null 2>&1
+    # The job may have made its file larger than all memory, which it would take days to look through.
+    page=$(stat --file-system --format=%S "$file")
+    memory=$(sed -nE 's/^MemTotal: +([0-9]+) kB$/\1/p' /proc/meminfo)
+    truncate --size="<$((memory * 1024 / page * page))" "$file" || drain "ktaskfs: cannot shorten $file"
     carry_out clear "path=$file" "name=$task-scrub"
     carry_out free "path=$file" unlink=1 "name=$task-free"
 }

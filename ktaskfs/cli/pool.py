@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 HEAD: Final = (
     "# The pools of huge pages that the next boot makes, as ktaskfs pool save found them. See tmpfiles.d(5).\n"
 )
+LINKS_MAX: Final = 40
+"""As in the kernel (path_resolution(7))."""
 _OF_MACHINE: Final = "/sys/kernel/mm/hugepages"
 _OF_NODE: Final = "/sys/devices/system/node/node{}/hugepages"
 
@@ -54,10 +57,11 @@ def pools(table: str) -> Iterator[tuple[str, int]]:
 def _replace(path: Path, text: str) -> None:
     """Whoever reads the file finds the old text or the new one, whole; a link stays one.
 
-    Raises TargetError: EINVAL for a device, a FIFO or the like, which a file in its place would destroy.
+    Raises TargetError: EINVAL for a device, a FIFO or the like, which a file in its place would destroy; EACCES for a
+    link that somebody else has made in a directory like /tmp.
     """
     try:
-        there = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
+        there = _followed(path)
         new = there.with_name(f".{there.name}.new")
         if there.exists() and not there.is_file() and not there.is_dir():
             words = f"{path} is not a regular file; --output=- writes none"
@@ -76,3 +80,18 @@ def _replace(path: Path, text: str) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise TargetError.from_os(error, f"write {path}") from error
+
+
+def _followed(path: Path) -> Path:
+    """The file to which a link leads, perhaps through others; ``path`` itself if it is none. Raises OSError.
+
+    Like the kernel with fs.protected_symlinks, which cannot protect from a link that is read and replaced.
+    """
+    for _ in range(LINKS_MAX):
+        if not path.is_symlink():
+            return path
+        above, owner = path.parent.stat(), path.lstat().st_uid
+        if above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH and owner not in (os.geteuid(), above.st_uid):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

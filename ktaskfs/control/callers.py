@@ -3,6 +3,9 @@
 The kernel asks the filesystem whether a root or working directory is still valid (d_weak_revalidate, fs/namei.c), even
 for a descriptor with O_PATH, and a dead NFS or 9p server does not answer. For a process in 65536 groups the kernel
 needs 20 ms. In a thread this delays only the user of that process.
+
+Their descriptors are closed there, too: if a user has detached the filesystem meanwhile, the last close unmounts it.
+That frees all of a tmpfs, and writes to the disk below an overlay.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from weakref import WeakValueDictionary
 import trio
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
-from ktaskfs.host.credentials import CallerProcess, read_caller
+from ktaskfs.host.credentials import CallerProcess, close_all, read_caller
 from ktaskfs.quota import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from ktaskfs.vfs import Caller
 
@@ -32,6 +35,8 @@ IN_ALL_MAX: Final = 64
 """Threads for processes of all users except root."""
 PATIENCE: Final = 0.9
 """Seconds for which a request waits for the thread, so that it is answered within a second."""
+WAITING_MAX: Final = 256
+"""Maximum threads for which a user waits, before descriptors are no longer copied."""
 UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
 
 
@@ -72,7 +77,20 @@ class Callers:
         if found is None:
             reasons = "its working directory or root may hang, or this machine has too much to do"
             raise NoLook(f"process {caller.pid}, the writer, could not be examined in {PATIENCE} s: {reasons}")
-        return found
+        return found._replace(closing=functools.partial(self._close_soon, caller.uid))
+
+    def copy(self, process: CallerProcess) -> CallerProcess:
+        """A copy with its own descriptors.
+
+        Raises TargetError if none are left, and NoLook if too many of its user wait to be closed.
+        """
+        own = self._users.get(process.identity.uid)
+        if own is not None and own.statistics().tasks_waiting > WAITING_MAX:
+            raise NoLook("working directories of your processes hang while they are closed")
+        try:
+            return process.copy()
+        except OSError as error:
+            raise TargetError.from_os(error, "keep your root and working directory") from error
 
     async def capabilities(self, caller: Caller) -> tuple[int, int]:
         """Effective and permitted capabilities of the process behind a request, none if it cannot be seen.
@@ -87,15 +105,34 @@ class Callers:
         return process.identity.effective, process.identity.permitted
 
     async def _carry_out(self, look: _Look, uid: int) -> None:
-        """It counts as a thread until its end, even if nobody waits for it."""
-        own = self._users.setdefault(uid, trio.CapacityLimiter(OF_ROOT_MAX if uid == ROOT else OF_ONE_MAX))
-        async with own, contextlib.nullcontext() if uid == ROOT else self._all:
+        async with self._place(uid):
             if look.wanted:
                 try:
-                    await trio.to_thread.run_sync(look.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+                    await _run_in_thread(look.run)
                 except RuntimeError:  # a limit on processes: an error here would end the daemon
                     look.fail(TargetError("the daemon cannot start a thread to see your process", errno=errno.EAGAIN))
         look.over.set()
+
+    def _close_soon(self, uid: int, fds: Sequence[int]) -> None:
+        trio.lowlevel.spawn_system_task(self._close, uid, fds)
+
+    async def _close(self, uid: int, fds: Sequence[int]) -> None:
+        async with self._place(uid):
+            try:
+                await _run_in_thread(functools.partial(close_all, fds))
+            except RuntimeError:
+                close_all(fds)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, uid: int) -> AsyncIterator[None]:
+        """A place for one thread, which counts until its end, even if nobody waits for it."""
+        own = self._users.setdefault(uid, trio.CapacityLimiter(OF_ROOT_MAX if uid == ROOT else OF_ONE_MAX))
+        async with own, contextlib.nullcontext() if uid == ROOT else self._all:
+            yield
+
+
+async def _run_in_thread(run: Callable[[], object]) -> None:
+    await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
 
 
 class _Look:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control.privilege import CAP_SYS_ADMIN
-from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.vfs import Caller, File, Look, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
@@ -81,7 +81,7 @@ class CommandFile(File):
             raise
 
         async def write(_: Caller, text: str) -> str | None:
-            return await commands.run(_copy(opener), text)
+            return await commands.run(self._callers.copy(opener), text)
 
         write_recorded, refused = self._log.keeping(commands.file, write)
         file = TextFile(self.ino, self.attributes(), commands.text, write_recorded, refused=refused, texts=texts)
@@ -148,11 +148,3 @@ class _OpenCommandFile(OpenFile):
     def release(self) -> None:
         self._file.release()
         self._leave()
-
-
-def _copy(opener: CallerProcess) -> CallerProcess:
-    """A copy of ``opener`` with its own descriptors. Raises TargetError if none are left."""
-    try:
-        return opener.copy()
-    except OSError as error:
-        raise TargetError.from_os(error, "keep your root and working directory") from error

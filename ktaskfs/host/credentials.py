@@ -19,7 +19,7 @@ from ktaskfs.host.files import read_file
 from ktaskfs.host.labels import Label, read_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 GROUPS_MAX: Final = 1024
 """Maximum supplementary groups of a caller: more than directory services give. Each open control file keeps them, and
@@ -82,14 +82,21 @@ class Identity(NamedTuple):
         return (self.effective, self.permitted, self.bounding) if self.inside is None else self.inside
 
 
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors. The last one of a mount that was detached unmounts it, which may take long, or forever."""
+    for fd in fds:
+        os.close(fd)
+
+
 class CallerProcess(NamedTuple):
     """A caller's identity, with descriptors of its root, its working directory and, if it differs, its user
-    namespace."""
+    namespace. ``closing`` closes them."""
 
     identity: Identity
     root: int
     cwd: int
     user_namespace: int | None = None
+    closing: Callable[[Sequence[int]], object] = close_all
 
     @property
     def descriptors(self) -> list[int]:
@@ -103,18 +110,14 @@ class CallerProcess(NamedTuple):
             for fd in self.descriptors:
                 copies.append(os.dup(fd))
         except OSError:
-            _close(copies)
+            close_all(copies)
             raise
-        return CallerProcess(self.identity, *copies)
+        root, cwd, *rest = copies
+        return self._replace(root=root, cwd=cwd, user_namespace=rest[0] if rest else None)
 
     def close(self) -> None:
         """Close the descriptors."""
-        _close(self.descriptors)
-
-
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+        self.closing(self.descriptors)
 
 
 def _stat_field(stat: bytes, number: int) -> int:

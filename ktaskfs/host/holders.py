@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host import statx
-from ktaskfs.host.files import list_directory, read_file
+from ktaskfs.host.files import list_directory
 from ktaskfs.host.maps import read_areas
 from ktaskfs.host.may_hang import answers_in_time
 from ktaskfs.units import escaped
@@ -113,7 +113,7 @@ def holders_of(kernel: Kernel, fd: int) -> list[Holder]:
 
     def holder(pid: int) -> Holder | None:
         with contextlib.suppress(OSError, NotPermitted):  # it has ended, or may not be examined
-            if wanted in _opened(kernel.proc, pid, file.st_ino) or wanted in _mapped(kernel.proc, pid):
+            if wanted in _opened(kernel.proc, pid) or wanted in _mapped(kernel.proc, pid):
                 stat = kernel.read_proc(f"{pid}/stat")
                 return Holder(pid, stat.partition("(")[2].rpartition(")")[0])
         return None
@@ -124,20 +124,18 @@ def holders_of(kernel: Kernel, fd: int) -> list[Holder]:
     return sorted(found, key=lambda each: each.pid)
 
 
-def _opened(proc: int, pid: int, ino: int) -> Iterator[tuple[int, int]]:
-    """Device and inode of each file with the inode number ``ino`` that the process has open. Raises OSError."""
-    for fd in list_directory(f"{pid}/fdinfo", proc):
+def _opened(proc: int, pid: int) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file that the process has open. Raises OSError.
+
+    A read of fdinfo could wait for a lock that the process holds (epoll(7)), and then nobody could kill this process.
+    """
+    for fd in list_directory(f"{pid}/fd", proc):
+        path = f"{pid}/fd/{fd}"
         with contextlib.suppress(OSError):  # it was closed
-            if _inode(proc, f"{pid}/fdinfo/{fd}") == ino:
-                yield statx.file_status(proc, f"{pid}/fd/{fd}")[:2]
+            if os.readlink(path, dir_fd=proc).startswith("/"):
+                yield statx.file_status(proc, path)[:2]
 
 
 def _mapped(proc: int, pid: int) -> Iterator[tuple[int, int]]:
     """Device and inode of each file that the process has mapped. Raises OSError."""
     return ((area.device, area.inode) for area in read_areas(proc, f"{pid}/maps") if area.inode or area.is_shared)
-
-
-def _inode(proc: int, path: str) -> int | None:
-    """The inode number in a file of /proc/PID/fdinfo (Linux 5.14 and later). Raises OSError."""
-    words = read_file(path, proc).split()
-    return int(words[words.index(b"ino:") + 1]) if b"ino:" in words else None

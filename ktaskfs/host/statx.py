@@ -78,10 +78,11 @@ class FileStatus(NamedTuple):
 
 
 def file_status(directory: int, path: str) -> FileStatus:
-    """The status of the file at ``path``, without asking its server, which may never answer (FUSE).
+    """The status of the file at ``path``, or of ``directory`` itself if ``path`` is empty, without asking its server,
+    which may never answer (FUSE).
 
-    statx(2), AT_STATX_DONT_SYNC. An empty ``path`` means ``directory`` itself, and needs no rights. Raises OSError.
-    Zeros if that is forbidden (EPERM); inode 0 on a FUSE filesystem that this process may not use.
+    statx(2), AT_STATX_DONT_SYNC. Raises OSError. Zeros if that is forbidden (EPERM); 0 as ``inode`` of a file of
+    FUSE that this process may not access.
     """
     status = _read_statx(directory, path, _AT_STATX_DONT_SYNC | _AT_EMPTY_PATH, 0)
     uid, _, mode = struct.unpack_from("=IIH", status, _STATX_UID_AT)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakValueDictionary
+
+import trio
 
 from ktaskfs.vfs.inode import Look
 
@@ -52,6 +55,11 @@ class OpenTexts:
         self._looks_size = 0
         self._opened: dict[tuple[int, int, int], Snapshot] = {}
         """Both by inode number, user and pid."""
+        self._threads: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
+
+    def threads_of(self, user: int) -> trio.CapacityLimiter:
+        """What limits ``user`` to one thread that examines processes."""
+        return self._threads.setdefault(user, trio.CapacityLimiter(1))
 
     def hold(self, user: int, text: bytes) -> None:
         """One more open of ``user`` holds ``text``; raises the quota's refusal."""

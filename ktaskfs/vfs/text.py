@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 REPLY_MAX: Final = 64 * 1024
 """Maximum bytes of replies of a descriptor; the oldest are dropped first."""
+PATIENCE: Final = 0.9
+"""Seconds for a question about the opener's process, so that a write or a close is answered within about a second."""
 
 Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
 Write = Callable[[Caller, str], Awaitable[str | None]]
@@ -190,7 +192,7 @@ class CommandText(OpenText):
             self._let_go(before)
         if whole is None:
             if not before:
-                self._passed_on = await trio.to_thread.run_sync(self._opener.has_it_open) is not True
+                self._passed_on = await self._ask(self._opener.has_it_open) is not True
             return len(data)
         try:
             await self._carry_out(whole)
@@ -241,9 +243,9 @@ class CommandText(OpenText):
         ends are dropped.
         """
         held = self._pieces.held
-        if not last and (self._passed_on or await trio.to_thread.run_sync(self._opener.has_it_open) is not False):
+        if not last and (self._passed_on or await self._ask(self._opener.has_it_open) is not False):
             return
-        killed = await trio.to_thread.run_sync(self._opener.was_killed)
+        killed = await self._ask(self._opener.was_killed)
         if not held or self._pieces.held is not held:  # another close, or a write, came first
             return
         whole = self._pieces.finish()
@@ -253,6 +255,13 @@ class CommandText(OpenText):
             self._tell_refused(whole, error)
             raise error
         await self._carry_out(whole)
+
+    async def _ask(self, question: Callable[[], bool | None]) -> bool | None:
+        """The answer of a question about the opener's process; None if it takes too long."""
+        with trio.move_on_after(PATIENCE):
+            limiter = self._file.texts.threads_of(self._caller.uid)
+            return await trio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=limiter)
+        return None
 
     def release(self) -> None:
         self._let_go(self._pieces.held)

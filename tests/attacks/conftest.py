@@ -39,10 +39,11 @@ class Attack:
         self._attackers: list[subprocess.Popen[bytes]] = []
         self._commands: list[subprocess.Popen[bytes]] = []
 
-    def __call__(self, script: str, *arguments: str) -> None:
+    def __call__(self, script: str, *arguments: str, as_root: bool = False) -> None:
         """Start ``tests/attacks/SCRIPT ARGUMENTS`` as the attacker; returns when it reports that it is ready."""
+        user = None if as_root else self._attacker
         with (HERE / script).open("rb") as source:
-            process = self._start([sys.executable, "-I", "-", *arguments], Path("/"), self._attacker, source)
+            process = self._start([sys.executable, "-I", "-", *arguments], Path("/"), user, source)
         self._attackers.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() != b"", "the attack has begun"

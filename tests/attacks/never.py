@@ -2,6 +2,8 @@
 
     python never.py write FILE       write(2) from such a page
     python never.py getdents DIR     getdents64(2) into such a page
+    python never.py epoll FILE       epoll_wait(2) into such a page, in a process that has FILE open many times, with
+                                     the beginning of a command in each; then it closes copies of all of them
     python never.py namespace MOUNT  nothing of the kind: only a mount namespace that has MOUNT in it
 
 The page belongs to a file of a FUSE filesystem that the process mounts in a user namespace of its own. Its reads are
@@ -13,9 +15,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import select
 import signal
 import struct
 import sys
+import threading
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
@@ -23,6 +27,7 @@ SYS_GETDENTS64 = 217
 PR_SET_PDEATHSIG = 1
 LOOKUP, GETATTR, OPEN, READ, INIT = 1, 3, 14, 15, 26
 ROOT, FILE, SIZE = 1, 2, 1 << 20
+OPENINGS = 64
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,8 +83,40 @@ def page_that_never_arrives(asked: int) -> mmap.mmap:
     return mmap.mmap(file, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
+def hold_epoll() -> None:
+    """Have a descriptor of which another process holds the lock: a read of its fdinfo in /proc waits for that."""
+    asked, told = os.pipe()
+    polled = select.epoll()
+    polled.register(os.eventfd(1), select.EPOLLIN)
+    holder = os.fork()
+    if holder == 0:
+        kept = os.dup2(polled.fileno(), 200), os.dup2(told, 201)
+        os.closerange(3, 200)  # FILE: its close in an exit would wait for the one who waits for this process
+        page = page_that_never_arrives(kept[1])
+        address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+        libc.epoll_wait(kept[0], address, 1, -1)
+        os._exit(1)
+    os.read(asked, 1)
+    os.dup2(polled.fileno(), 0)  # it is the first in a listing
+
+
+def close_copies(path: str) -> None:
+    opened = [os.open(path, os.O_WRONLY) for _ in range(OPENINGS)]
+    for fd in opened:
+        os.write(fd, b"x" * 512)
+    hold_epoll()
+    closing = [threading.Thread(target=os.close, args=(os.dup(fd),)) for fd in opened]
+    for each in closing:
+        each.start()
+    closing[-1].join(1)  # it has ended, or they all wait
+    print("held", flush=True)
+    signal.pause()
+
+
 def main() -> None:
     what, path = sys.argv[1:]
+    if what == "epoll":
+        close_copies(path)
     if what == "namespace":
         check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
         print("held" if os.path.ismount(path) else "", flush=True)

@@ -101,6 +101,22 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "info", "link"]
 
 
+def test_a_link_of_somebody_else_is_not_followed(root: None, tmp_path: Path) -> None:
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info/hugepages").write_text(NODES)
+    (tmp_path / "canary").write_text("canary")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "own").symlink_to("trap")
+    (shared / "trap").symlink_to("../canary")
+    os.chown(shared / "trap", 4_000_000_000, 4_000_000_000, follow_symlinks=False)
+    for name in ("own", "trap"):
+        outcome = save("--mount", tmp_path, "--output", shared / name)
+        assert (outcome.status, outcome.err) == (1, f"ktaskfs: write {shared / name}: Permission denied\n")
+    assert (tmp_path / "canary").read_text() == "canary"
+
+
 def test_of_a_mount(mounted: Mount) -> None:
     outcome = save("--mount", mounted.path, "--output", "-")
     assert outcome.out.startswith(HEAD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -11,14 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from ktaskfs.control.callers import IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, Callers, NoLook
+from ktaskfs.control import callers
+from ktaskfs.control.callers import IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, WAITING_MAX, Callers, NoLook
 from ktaskfs.errors import NotPermitted, TargetError
-from ktaskfs.host.credentials import read_caller
+from ktaskfs.host.credentials import close_all, read_caller
 from ktaskfs.vfs import Caller
-from tests.support.poll import DEADLINE, until
+from tests.support.poll import DEADLINE
+from tests.tasks.house import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ktaskfs.host.credentials import CallerProcess
 
@@ -83,7 +84,7 @@ async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Look
     looks.answer.set()
     await looks.find(HANGS)
     assert looks.begun == OF_ONE_MAX + 4
-    await trio.to_thread.run_sync(functools.partial(until, lambda: open_files() <= before, "what came late is closed"))
+    await until(lambda: open_files() <= before, "what came late is closed")
 
 
 async def test_without_a_thread_the_request_is_refused_and_the_daemon_goes_on(
@@ -112,3 +113,33 @@ async def test_users_who_hang_leave_root_its_looks() -> None:
         assert looks.begun == IN_ALL_MAX + OF_ROOT_MAX
     finally:
         looks.answer.set()
+
+
+async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like that of a filesystem which the user has detached: the last one unmounts it."""
+    answer = threading.Event()
+    hanging: set[int] = set()
+
+    def close(fds: Sequence[int]) -> None:
+        if hanging.intersection(fds):
+            answer.wait(DEADLINE)
+        close_all(fds)
+
+    monkeypatch.setattr(callers, "close_all", close)
+    looks, before = Looks(), open_files()
+    kept = await looks.callers.find(Caller(HANGS, HANGS, os.getpid()))
+    kept = kept._replace(identity=kept.identity._replace(uid=HANGS))
+    copies = [looks.callers.copy(kept) for _ in range(OF_ONE_MAX + WAITING_MAX + 1)]
+    hanging = {each.root for each in copies}
+    try:
+        for each in copies:
+            each.close()
+        for uid in (0, 8, 9):
+            await looks.find(uid)
+        await looks.find_late(HANGS)
+        with pytest.raises(NoLook, match="hang"):
+            looks.callers.copy(kept)
+    finally:
+        answer.set()
+    kept.close()
+    await until(lambda: open_files() <= before, "all descriptors are closed")

@@ -14,6 +14,7 @@ from ktaskfs.control.commands import CommandFile, Commands
 from ktaskfs.control.limits import Limits
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError
 from ktaskfs.vfs import Attributes, Caller
+from tests.tasks.house import until
 
 if TYPE_CHECKING:
     from ktaskfs.host.credentials import CallerProcess
@@ -68,9 +69,9 @@ async def test_each_write_gets_the_opener_and_the_opening_lets_go_of_it() -> Non
     with pytest.raises(InvalidValue):
         await opened.write(0, b"bad")
     assert commands.log.status(ME) == "f: EINVAL: no\n"
-    assert open_files() == before + 2
+    await until(lambda: open_files() == before + 2, "the writes' descriptors are closed")
     opened.release()
-    assert open_files() == before
+    await until(lambda: open_files() == before, "the opening's descriptors are closed")
 
 
 @pytest.mark.parametrize(

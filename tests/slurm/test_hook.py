@@ -69,7 +69,7 @@ def test_the_number_of_pages(cluster: Cluster, count: str, pages: int) -> None:
     cluster.until_idle("hv1")
 
 
-@pytest.mark.parametrize("size", [0, PAGE, 2 * PAGES * PAGE])
+@pytest.mark.parametrize("size", [0, PAGE, 2 * PAGES * PAGE, 1 << 60])
 def test_a_job_may_shorten_and_extend_its_file(cluster: Cluster, size: int) -> None:
     outcome = cluster.job("hv1", f"truncate --size={size} $HUGEPAGES_FILE; rm $HUGEPAGES_FILE", HALF)
     assert (outcome.status, outcome.err.count("cannot remove")) == (1, 1), outcome

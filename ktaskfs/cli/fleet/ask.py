@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.cli import phrases
 from ktaskfs.cli.fleet.connections import Connections, Way, folded, names_of
-from ktaskfs.cli.fleet.hosts import Group, broken, parsed, text_of_line, with_host, without_name
+from ktaskfs.cli.fleet.hosts import (
+    KEPT_MOST,
+    OBJECT_SIZE,
+    TOO_MUCH,
+    Group,
+    broken,
+    parsed,
+    text_of_line,
+    with_host,
+    without_name,
+)
 from ktaskfs.cli.fleet.summary import summary_line
 from ktaskfs.cli.fleet.watch import remote
 from ktaskfs.cli.follow import Standing
@@ -33,6 +43,7 @@ class Answers:
         """``seconds`` to wait for them. ``may_be_empty``: no object is an answer, too."""
         self.objects: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self._left = dict.fromkeys(names, "")
+        self._sizes = dict.fromkeys(names, 0)
         self._bad: dict[tuple[str, str], list[str]] = {}
         self._may_be_empty = may_be_empty
         self._end = time.monotonic() + seconds
@@ -60,7 +71,11 @@ class Answers:
         """See Watcher."""
         if host not in self.objects:
             print(f"{host}: {text_of_line(line)}", file=sys.stderr)
+        elif self._sizes[host] > KEPT_MOST:
+            self.objects[host].clear()
+            self._left[host] = TOO_MUCH
         elif (told := parsed(line)) is not None:
+            self._sizes[host] += OBJECT_SIZE + len(line)
             self.objects[host].append(told)
         else:
             self._left[host] = text_of_line(line)
@@ -71,6 +86,7 @@ class Answers:
         has_spoken = bool(self.objects.get(host))
         # 1 is the doctor's, where something is wrong.
         is_answer = (status in (0, 1) and has_spoken) or (status == 0 and self._may_be_empty)
+        is_answer = is_answer and heard != TOO_MUCH
         if host in self.objects and not is_answer:
             state, words = broken(status, heard, has_spoken=has_spoken)
             self._bad.setdefault((state, without_name(words, host)), []).append(host)

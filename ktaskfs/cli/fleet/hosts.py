@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -41,10 +42,17 @@ FIGURES: Final = ("percent", "done", "total", "speed", "finish_usec", "elapsed_u
 """The numbers of an object that are shown."""
 HEARD_MOST: Final = 300
 """Maximum characters of a line that is not an object."""
+KEPT_MOST: Final = 32 << 20
+"""Maximum bytes of the objects of one host that are kept. A daemon keeps 4 MiB of results of a user, which have up to
+six times as many in JSON."""
+OBJECT_SIZE: Final = 1024
+"""Bytes of an object besides its line; about its size in Python."""
+TOO_MUCH: Final = f"it says more than {KEPT_MOST >> 20} MiB"
 
 
 class Host(NamedTuple):
-    """One host: ``words`` explain a failure, ``heard`` is the last line that was not an object."""
+    """One host: ``words`` explain a failure, ``heard`` is the last line that was not an object, ``size`` is the bytes
+    of the tasks' last ones."""
 
     name: str
     state: str = WAITING
@@ -52,6 +60,7 @@ class Host(NamedTuple):
     words: str = ""
     heard: str = ""
     has_ended: bool = False
+    size: int = 0
 
     @property
     def standing(self) -> Standing:
@@ -145,7 +154,8 @@ class Fleet:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._hosts = {name: Host(name) for name in names}
-        self._results: dict[str, str] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        """Of the last object, by host and task."""
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())
@@ -176,15 +186,21 @@ class Fleet:
         task, result = told.get("name"), told.get("result")
         if not isinstance(task, str):
             return None
+        size = OBJECT_SIZE + len(line)
+        kept = host.size + size - self._sizes.get((name, task), 0)
+        if kept > KEPT_MOST:
+            self._hosts[name] = host._replace(heard=TOO_MUCH)
+            return None
+        self._sizes[name, task] = size
         if isinstance(result, str):  # most hosts say the same: it is kept once
-            result = self._results.setdefault(result, result)
+            result = sys.intern(result)
         standing = Standing(task, told["state"], told, result, bool(told.get("stale")))
         tasks = {**host.tasks, task: standing}
         state = standing.state
         if len(tasks) > 1:
             at_work = [each for each in tasks.values() if not each.has_ended] or list(tasks.values())
             state = min(at_work, key=percent).state
-        self._hosts[name] = Host(name, state, tasks, host.words)
+        self._hosts[name] = Host(name, state, tasks, host.words, size=kept)
         return told
 
     def ended(self, name: str, status: int | None) -> None:

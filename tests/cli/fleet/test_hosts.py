@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import pytest
 
-from ktaskfs.cli.fleet.hosts import Fleet, Group, parsed
+from ktaskfs.cli.fleet.ask import Answers
+from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, Group, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
 
 
@@ -135,3 +137,30 @@ def test_an_object_that_can_be_read_but_not_written(fleet: Fleet, capsys: pytest
             answered += 1
             FleetJson().heard(fleet["hv1"], found)
     assert len(capsys.readouterr().out.splitlines()) == answered > 0
+
+
+@pytest.mark.parametrize("many", ["tasks", "results"])
+def test_a_host_that_says_too_much_is_not_kept(fleet: Fleet, many: str) -> None:
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            result = f"{number}".zfill(1 << 20)
+            fleet.heard("hv1", told("running", task="vm" if many == "results" else f"vm{number}", result=result))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * KEPT_MOST
+    assert fleet.heard("hv2", told("done"))
+    fleet.ended("hv1", 255)
+    assert fleet["hv1"].words == (TOO_MUCH if many == "tasks" else "the connection ended")
+
+
+def test_a_host_whose_answer_is_too_long() -> None:
+    answers = Answers(["hv1", "hv2"], 1, may_be_empty=False)
+    for _ in range(100):
+        answers.said("hv1", told("running", result="x" * (1 << 20)))
+    answers.said("hv2", told("done"))
+    answers.ended("hv1", 0)
+    answers.ended("hv2", 0)
+    assert [len(each) for each in answers.objects.values()] == [0, 1]
+    assert answers.bad == [Group("failed", TOO_MUCH, ["hv1"])]
