@@ -56,6 +56,7 @@ class Adopter:
                 self._adopt_active(task, record)
             elif task.state is State.QUEUED:
                 self._adopt_queued(task)
+        self._state.begin_boot()
         self._table.number_from(self._state.highest_number() + 1)
         self._table.rebalance()
         self._lifecycle.drop_overdue()

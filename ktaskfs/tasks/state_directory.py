@@ -1,7 +1,8 @@
 """The state directory: for each task a page and a small record, which outlive the daemon.
 
 A record is versioned JSON, replaced as a whole by rename(2). One daemon at a time holds the directory's lock. The
-directory lasts until the next boot (below /run), like huge pages, so nothing is synced.
+directory usually lasts until the next boot (below /run), like huge pages, so nothing is synced. If it lasts longer, no
+worker of a record lives: the lock has the id of the boot.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.host.files import read_file
 from ktaskfs.progress import create_page
 from ktaskfs.tasks.crash_points import pass_on
 from ktaskfs.tasks.record import record_from_json
@@ -33,6 +35,8 @@ _RECORD_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json", re.ASCII)
 _PAGE_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.page", re.ASCII)
 _HALF_NAME: Final = re.compile(rf"({_NUMBER.pattern})\.json\.new", re.ASCII)
 _LOCK: Final = "lock"
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+"""random(4): another text after each boot."""
 _SESSION: Final = "session"
 _OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
 """Files of a directory without tasks; the command makes the logs."""
@@ -57,6 +61,7 @@ class StateDirectory:
         self.crash_point = crash_point
         self._directory = directory
         try:
+            self._boot = read_file(_BOOT_ID)
             self._lock = directory.open(_LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             directory.close()
@@ -64,6 +69,8 @@ class StateDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.fstat(self._lock).st_nlink == 0  # its daemon is at ``remove_unused``
+            # Empty: it is new, or of an older version.
+            self._is_of_this_boot = os.pread(self._lock, len(self._boot) + 1, 0) in (b"", self._boot)
         except BlockingIOError:
             held = True
         if held:
@@ -83,6 +90,11 @@ class StateDirectory:
                 for name in _OF_DAEMON:
                     self._directory.remove(name)
                 os.rmdir(self.path)
+
+    def begin_boot(self) -> None:
+        """Note that all records are of this boot, from now on. Raises OSError."""
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, self._boot, 0)
 
     def session(self) -> str:
         """The last text of ``remember_session``; empty if none. Raises OSError."""
@@ -149,7 +161,8 @@ class StateDirectory:
                 self._directory.remove(name)
 
     def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
-        """Every readable record, oldest first; others are renamed to ``*.bad`` and logged.
+        """Every readable record, oldest first, without the worker of an earlier boot; others are renamed to ``*.bad``
+        and logged.
 
         ``operations`` are those of this daemon.
         """
@@ -163,7 +176,7 @@ class StateDirectory:
             except _UNUSABLE as error:
                 self.set_aside(task, error)
                 continue
-            yield record
+            yield record if self._is_of_this_boot else record._replace(pid=None)
 
     def set_aside(self, task: int, why: Exception) -> None:
         """Rename an unusable record, and log it. Raises OSError."""

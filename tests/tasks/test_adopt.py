@@ -12,9 +12,11 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from ktaskfs.host import credentials
+from ktaskfs.host.files import read_file
 from ktaskfs.progress import write_requests
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
@@ -171,6 +173,19 @@ async def test_a_pid_that_is_anothers_now_is_left_alone(
         assert (task.state, task.worker) == (State.INTERRUPTED, None)
         assert task.done(task.snapshot()) == 4096
     assert open_files() == before
+
+
+async def test_no_worker_of_an_earlier_boot_lives(statedir: Path, memory: Path) -> None:
+    """The directory may be on a disk: then another process may have the same pid, and have begun as long after boot."""
+    pid = await leave_paused(statedir, memory)
+    (statedir / "lock").write_text("8a8ffd4e-0000-0000-0000-000000000000\n")
+    async with open_house(statedir) as house:
+        task = adopted(house, "t")
+        assert (task.state, task.worker) == (State.INTERRUPTED, None)
+        assert (statedir / "lock").read_bytes() == read_file("/proc/sys/kernel/random/boot_id")
+    worker = psutil.Process(pid)
+    assert not has_ended(worker)
+    worker.kill()
 
 
 async def test_a_pid_that_is_a_threads_now_is_left_alone(statedir: Path, memory: Path) -> None:
