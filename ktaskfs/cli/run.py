@@ -112,8 +112,9 @@ def wait(given: argparse.Namespace) -> int:
 
     mounted = Mounted(given.mount)
     interrupts = fork_watched(1, "what is at work stays so")
-    names = chosen(mounted, given.name)
-    return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
+    report = report_for(given, os.environ)
+    names = chosen(mounted, given.name, report.note)
+    return _stay(mounted, names, report, interrupts, Orders(None), cancels=False)
 
 
 def _with_a_way_out(error: KtaskfsError, *, is_own: bool) -> KtaskfsError:
