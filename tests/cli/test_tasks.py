@@ -161,6 +161,12 @@ def test_tasks_of_others(
     stop(mount, "roots")
 
 
+def test_a_task_that_is_not_kept_is_not_called_removed_before_its_end(command: Command, memory: Path) -> None:
+    command.mount.write("debug/ktask_keep_finished", "0")
+    words = "ktaskfs: gone was removed, or has ended and was not kept (debug/ktask_keep_finished)\n"
+    assert command("run", "--quiet", f"checksum path={memory}/file name=gone") == Outcome(1, "", words)
+
+
 def test_events(command: Command, memory: Path, area: Path) -> None:
     mount = command.mount
     plain = subprocess.Popen(command.words("events"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
