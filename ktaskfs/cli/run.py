@@ -78,7 +78,7 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
     """Start the specs in ``text`` together, and follow them as the options ask. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
     try:
-        names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+        names, refused = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
     except KtaskfsError as error:
         if not given.json:
             taken = _TAKEN.fullmatch(error.message)
@@ -87,6 +87,16 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
             raise
         print(_refusal(error), flush=True)
         return 1
+    for each in refused:
+        if given.json:
+            print(_refusal(each), flush=True)
+        else:
+            complain(each)
+    return gravest([_go_on(given, mounted, names, interrupts), *(1 for _ in refused)])
+
+
+def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
+    """Follow what was started, or print the names."""
     if given.detach:
         if given.json:
             standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
