@@ -197,6 +197,9 @@ def main() -> int:
                 release(STATE / name, name)
     except subprocess.CalledProcessError:
         return 1
+    except OSError as error:  # no pool of that size on that node, or no command ktaskfs
+        print(f"ktaskfs: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

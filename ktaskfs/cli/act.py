@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ktaskfs.cli.complain import say
 from ktaskfs.cli.mounted import Mounted
-from ktaskfs.cli.names import GLOB, matching
+from ktaskfs.cli.names import FORBIDDEN, GLOB, matching
 from ktaskfs.cli.orders import ASSIGNMENT
 from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, TargetError, WrongState
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping
-
-FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
 
 
 def act(given: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from ktaskfs.cli.complain import say
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.names import chosen, matching
 from ktaskfs.cli.reports import for_people
@@ -43,7 +44,7 @@ def _wanted(names: list[str], patterns: list[str]) -> set[str]:
 def show(given: argparse.Namespace) -> int:
     """Show each task in full. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
-    for number, name in enumerate(chosen(mounted, given.name)):
+    for number, name in enumerate(chosen(mounted, given.name, say)):
         if given.json:
             print(json.dumps(_all_of(mounted, name)))
         else:

@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parse(arguments, os.environ)
     if given.command == "mount":
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it at once, until the daemon obeys signals
         from ktaskfs.cli.mount import mount
 
         return mount(given, os.environ)

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import re
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import NoSuchTask
+from ktaskfs.errors import NoSuchTask, NotPermitted, TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ktaskfs.cli.mounted import Mounted
 
 GLOB: Final = re.compile(r"[*?[]")
 """Characters that no task name has."""
+FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
 
 
-def chosen(mounted: Mounted, patterns: Sequence[str]) -> list[str]:
-    """The tasks that the patterns name, each once, in that order. Raises NoSuchTask for one that names none."""
+def chosen(mounted: Mounted, patterns: Sequence[str], note: Callable[[str], None]) -> list[str]:
+    """The tasks that the patterns name, each once, in that order. A glob leaves out tasks that the caller may not read;
+    ``note`` is told how many.
+
+    Raises NoSuchTask for a pattern that names none, and NotPermitted for a glob that names none to read.
+    """
     present = mounted.directories("tasks")
-    return list(dict.fromkeys(name for pattern in patterns for name in matching(present, pattern)))
+    found: list[str] = []
+    left_out: set[str] = set()
+    for pattern in patterns:
+        names = matching(present, pattern)
+        if GLOB.search(pattern):
+            forbidden = {name for name in names if not _is_readable(mounted, name)}
+            names = [name for name in names if name not in forbidden]
+            left_out |= forbidden
+            if not names:
+                raise NotPermitted(f"you may not read any task that matches {pattern}")
+        found += names
+    if left_out:
+        note(f"left out, because you may not read them: {len(left_out)} of {len(present)} tasks")
+    return list(dict.fromkeys(found))
+
+
+def _is_readable(mounted: Mounted, name: str) -> bool:
+    try:
+        mounted.read(f"tasks/{name}/state")
+    except TargetError as error:
+        return error.errno not in FORBIDDEN  # whoever reads it next says what else is wrong
+    return True
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:

@@ -58,7 +58,7 @@ def complaint(standing: Standing) -> str:
         where = f" at {figures['error_position']}" if figures["error_position"] else ""
         return f"{standing.name} failed: {errno_name(figures['errno'])}{where}: {figures['error']}"
     if state == "forgotten":
-        return f"{standing.name} was removed before its end"
+        return f"{standing.name} was removed, or has ended and was not kept (debug/ktask_keep_finished)"
     done = progress(standing)
     return f"{standing.name} was {state}{f' at {done}' if done else ''}"
 

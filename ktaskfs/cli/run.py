@@ -75,7 +75,7 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
     """Start the specs in ``text`` together, and follow them as the options ask. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
     try:
-        names = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+        names, refused = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
     except KtaskfsError as error:
         if not given.json:
             taken = None if error.errno != errno.EEXIST or given.if_exists else taken_name(mounted, text)
@@ -84,6 +84,16 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
             raise _with_a_way_out(error, is_own=mounted.owner(taken) == os.geteuid()) from error
         print(_refusal(error), flush=True)
         return 1
+    for each in refused:
+        if given.json:
+            print(_refusal(each), flush=True)
+        else:
+            complain(each)
+    return gravest([_go_on(given, mounted, names, interrupts), *(1 for _ in refused)])
+
+
+def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
+    """Follow what was started, or print the names."""
     if given.detach:
         if given.json:
             standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
@@ -109,8 +119,9 @@ def wait(given: argparse.Namespace) -> int:
 
     mounted = Mounted(given.mount)
     interrupts = fork_watched(1, "what is at work stays so")
-    names = chosen(mounted, given.name)
-    return _stay(mounted, names, report_for(given, os.environ), interrupts, Orders(None), cancels=False)
+    report = report_for(given, os.environ)
+    names = chosen(mounted, given.name, report.note)
+    return _stay(mounted, names, report, interrupts, Orders(None), cancels=False)
 
 
 def _with_a_way_out(error: KtaskfsError, *, is_own: bool) -> KtaskfsError:

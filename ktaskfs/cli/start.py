@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.cli.follow import GONE, STATUS_OF
 from ktaskfs.cli.specs import Spec, read_specs
@@ -37,17 +37,24 @@ class IfExists(StrEnum):
     RERUN = "rerun"
 
 
-def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> list[str]:
-    """The names of the tasks of the specs in ``text``. Raises KtaskfsError; then nothing was started."""
+class Started(NamedTuple):
+    """The names of the tasks of specs, without those whose resume was refused: these have an error each."""
+
+    names: list[str]
+    refused: list[Refused]
+
+
+def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> Started:
+    """The tasks of the specs in ``text``. Raises KtaskfsError if none was started or resumed."""
     if text.split() == [ALL]:
         raise InvalidValue(f"{ALL} is not a spec: use ktaskfs {ALL} NAME for one task, ktaskfs {ALL} '*' for all")
     if if_exists is IfExists.FAIL and not plan:
-        return mounted.start(text)  # as it was written: so the caret is under what was written
+        return Started(mounted.start(text), [])  # as it was written: so the caret is under what was written
     specs = [each.adding("plan") if plan else each for each in read_specs(text)]
     if if_exists is IfExists.REPLACE:
         specs = [each.adding("replace") if each.name is not None else each for each in specs]
     if if_exists in (IfExists.FAIL, IfExists.REPLACE):
-        return mounted.start(_text(specs))
+        return Started(mounted.start(_text(specs)), [])
     return _start_or_join(mounted, specs, if_exists)
 
 
@@ -67,7 +74,7 @@ def _text(specs: list[Spec]) -> str:
     return "\n".join(each.text for each in specs)
 
 
-def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> list[str]:
+def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> Started:
     for attempt in range(TRIES):
         states = [None if each.name is None else _state_of(mounted, each.name) for each in specs]
         # A new task takes the name of a planned one.
@@ -86,10 +93,7 @@ def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> 
                 raise
             continue
         joined = [each.name for each in there if each.name is not None]
-        if if_exists is IfExists.RESUME:
-            for name in joined:
-                _resume(mounted, name)
-        return joined + started
+        return _resumed(mounted, joined, started) if if_exists is IfExists.RESUME else Started(joined + started, [])
     raise AssertionError("the last try returns or raises")
 
 
@@ -103,6 +107,20 @@ def _state_of(mounted: Mounted, name: str | None) -> str | None:
         if error.errno not in GONE:
             raise
         return None
+
+
+def _resumed(mounted: Mounted, joined: list[str], started: list[str]) -> Started:
+    """Resume those that were there. The others are at work: what is refused is no reason to leave them alone."""
+    names, refused = [], []
+    for name in joined:
+        try:
+            _resume(mounted, name)
+            names.append(name)
+        except Refused as error:
+            refused.append(error)
+    if refused and not names + started:
+        raise refused[0]
+    return Started(names + started, refused)
 
 
 def _resume(mounted: Mounted, name: str) -> None:

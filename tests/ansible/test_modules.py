@@ -38,6 +38,7 @@ def test_without_a_mount(call: Call, tmp_path: Path) -> None:
     spec = {"name": "vm0", "op": "fallocate", "params": {"path": "/dev/shm/vm0", "length": "1M"}}
     answer = call("task", **spec)
     assert (answer["failed"], answer["changed"], answer["errno"], answer["msg"]) == (True, False, "ENOENT", words)
+    assert call("task", **{**spec, "params": None})["msg"] == words, "params: without any"
     answer = call("task", "--check", **spec)
     assert (answer["failed"], answer["changed"], answer["actions"]) == (False, True, ["start"])
     answer = call("info")

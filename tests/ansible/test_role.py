@@ -47,6 +47,14 @@ touch /var/lib/apt/periodic/update-success-stamp
 """apt is quick because it knows only the installed packages. It takes its lists for up to date."""
 PLACE: Final = "/opt/collections"
 """The directory of the collection, the playbook and the package on the machine."""
+SOURCE: Final = r"""
+git init --quiet --initial-branch=main /opt/upstream && cd /opt/upstream
+git config user.name kt && git config user.email kt@ktaskfs.invalid
+printf 'install:\n\ttest ! -e /opt/broken\n\tmkdir -p $(PREFIX)/sbin $(PREFIX)/lib/ktaskfs\n' > Makefile
+printf '\tln -sf /usr/sbin/ktaskfs $(PREFIX)/sbin/ktaskfs\n' >> Makefile
+git add Makefile && git commit --quiet --message=1
+"""
+"""A repository whose `make install` fails as long as there is /opt/broken."""
 
 
 def make_package(path: Path) -> None:
@@ -150,7 +158,9 @@ def test_tunables_are_checked_before_they_are_written(controlled: Controlled) ->
 def test_pools_last_over_a_boot(controlled: Controlled, pool: TestPool) -> None:
     pages = pool.total + PAGES
     words = ["--start-at-task=Make the pools"]
-    variables = {"service_pools": [{"size": "2M", "pages": pages}]}
+    wanted = {"size": "2M", "pages": pages}
+    is_one_node = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) == 1
+    variables = {"service_pools": [wanted, {**wanted, "nodes": "0"}] if is_one_node else [wanted]}
     first = controlled.play(*words, **variables)
     assert first.outcome.status == 0, first.failures
     assert pool.total == pages
@@ -158,3 +168,42 @@ def test_pools_last_over_a_boot(controlled: Controlled, pool: TestPool) -> None:
     assert f"hugepages-2048kB/nr_hugepages - - - - {pages}\n" in saved
     second = controlled.play(*words, **variables)
     assert (second.outcome.status, second.changed) == (0, {"localhost": 0}), second.returned
+
+
+def test_a_failed_build_is_done_again(controlled: Controlled) -> None:
+    """Also where an older build is installed."""
+    machine = controlled.machine
+    controlled.play(service_package=f"{PLACE}/ktaskfs.deb")
+    assert machine.sh(SOURCE).status == 0
+    variables = {
+        "service_install": "source",
+        "service_source_repository": "/opt/upstream",
+        "service_source_directory": "/opt/clone",
+        "service_source_prefix": "/opt/built",
+    }
+    build = f"{ROLE} : Build and install it"
+
+    def played() -> tuple[int, bool]:
+        outcome = controlled.play(**variables)
+        return outcome.outcome.status, build in {task for task, _, result in outcome.returned if result.get("changed")}
+
+    assert played() == (0, True)
+    assert played() == (0, False)
+    assert machine.sh("touch /opt/broken; git -C /opt/upstream commit --quiet --allow-empty --message=2").status == 0
+    ((task, _, _),) = controlled.play(**variables).failures
+    assert task == build
+    assert machine.sh("rm /opt/broken").status == 0
+    assert played() == (0, True)
+    assert played() == (0, False)
+
+
+def test_the_other_unit_is_not_started_at_boot(controlled: Controlled) -> None:
+    machine = controlled.machine
+    units = [UNIT, "ktaskfs-confined.service"]
+    controlled.play(service_package=f"{PLACE}/ktaskfs.deb")
+    for wanted in (*reversed(units), UNIT):
+        words = ["--start-at-task=Keep the other unit from the next boot"]
+        assert controlled.play(*words, service_unit=wanted, service_install="none").outcome.status == 0
+        enabled = [unit for unit in units if machine.run("systemctl", "is-enabled", unit).out == "enabled\n"]
+        active = [unit for unit in units if machine.show(unit, "ActiveState") == "active"]
+        assert (enabled, active) == ([wanted], [wanted])

@@ -86,6 +86,30 @@ def test_a_signal_as_soon_as_it_is_mounted_unmounts_it(area: Path, point: Path) 
             assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("words", [[], ["--foreground"]])
+def test_control_c_before_it_is_mounted_ends_it_without_a_word(area: Path, point: Path, words: list[str]) -> None:
+    os.mkfifo(area / "config")  # the daemon waits for its end
+
+    def has_reader() -> bool:
+        try:
+            held.append(os.open(area / "config", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    held: list[int] = []
+    command = [*COMMAND, *words, "-o", f"config={area / 'config'},statedir={area / 'state'}", str(point)]
+    with none_left(), subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, process_group=0) as process:
+        until(has_reader, "it reads its configuration")
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        _, said = process.communicate(timeout=DEADLINE)
+        os.close(*held)
+        assert (process.returncode, said.decode()) == (-signal.SIGINT, "")
+    assert filesystems_at(str(point)) == []
+    if not words:
+        assert (area / "state/log").read_text() == ""
+
+
 def test_no_program_is_looked_for_in_the_path(area: Path, point: Path) -> None:
     with none_left():
         outcome = run("env", "PATH=/nonexistent", *COMMAND, "-o", f"statedir={area / 'state'}", str(point), cwd=ROOT)

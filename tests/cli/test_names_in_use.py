@@ -105,3 +105,20 @@ def test_a_task_in_the_way_is_found_whatever_the_message_says(command: Command, 
         ("free path=/none", None),
     ):
         assert taken_name(mounted, spec) == taken
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_refused_resume_leaves_the_others_followed(command: Command, memory: Path, options: list[str]) -> None:
+    """The others have been started already: whoever reads the status must not take them for refused, too."""
+    start_slow(command.mount, memory, "old")
+    stop(command.mount, "old")
+    (memory / "slow-old").unlink()
+    old = f"clear path={memory}/slow-old name=old"
+    both = f"{old}\nchecksum path={memory}/file name=new"
+    outcome = command("run", *options, "--if-exists=resume", "-", stdin=both)
+    assert outcome.status == 1
+    said = [line for line in (outcome.out if options else outcome.err).splitlines() if "slow-old" in line]
+    assert len(said) == 1
+    assert ("crc32" in outcome.out, command.mount.read("tasks/new/state")) == (True, "done\n")
+    alone = command("run", "--if-exists=resume", old)
+    assert (alone.status, alone.out, "slow-old" in alone.err) == (1, "", True)

@@ -129,7 +129,7 @@ def test_set(command: Command, tasks: Mount) -> None:
 def test_tasks_of_others(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], public_root: Path, command: Command
 ) -> None:
-    """A glob leaves out tasks that the caller may not change. A name does not."""
+    """A glob leaves out tasks that the caller may not read, or not change. A name does not."""
     mount = mount_maker("mode=0666")
     start_slow(mount, memory, "roots")
     start_slow(mount, memory, "anns", user=two_users[0])
@@ -145,7 +145,26 @@ def test_tasks_of_others(
     assert (refused.status, refused.out) == (1, "")
     assert refused.err.startswith("ktaskfs: pause roots: ")
     assert mount.read("tasks/roots/state") == "running\n"
-    stop(mount, "roots", "anns")
+
+    left_out = "left out, because you may not read them: 1 of 2 tasks"
+    shown = as_ann("show", "*", "anns")
+    assert (shown.status, shown.err) == (0, f"ktaskfs: {left_out}\n")
+    assert [line for line in shown.out.splitlines() if line.startswith("Name:")] == ["Name:\tanns"]
+    stop(mount, "anns")
+    waited = as_ann("wait", "*")
+    assert (waited.status, waited.err.splitlines()[0]) == (3, left_out)
+    quiet = as_ann("wait", "--quiet", "*")
+    assert (quiet.status, quiet.err.startswith("ktaskfs: anns was cancelled at ")) == (3, True)
+    assert as_ann("show", "r*") == Outcome(1, "", "ktaskfs: you may not read any task that matches r*\n")
+    for verb in ("show", "wait"):
+        assert (as_ann(verb, "roots").status, as_ann(verb, "anns", "roots").status) == (1, 1)
+    stop(mount, "roots")
+
+
+def test_a_task_that_is_not_kept_is_not_called_removed_before_its_end(command: Command, memory: Path) -> None:
+    command.mount.write("debug/ktask_keep_finished", "0")
+    words = "ktaskfs: gone was removed, or has ended and was not kept (debug/ktask_keep_finished)\n"
+    assert command("run", "--quiet", f"checksum path={memory}/file name=gone") == Outcome(1, "", words)
 
 
 def test_events(command: Command, memory: Path, area: Path) -> None:

@@ -178,3 +178,11 @@ def test_pages_by_cell_of_the_domain(libvirt: Libvirt, page_size: int, hugetlbfs
         assert pool.total - total == pages - min(pages, free)
         assert libvirt.virsh("destroy", "cells").status == 0
         until(lambda: pool.total == total, "the pool is what it was")
+
+
+@smallest_pages
+def test_pages_of_a_size_that_the_machine_lacks(libvirt: Libvirt, page_size: int) -> None:
+    backing = "<hugepages><page size='3' unit='MiB'/></hugepages>"
+    outcome = libvirt.create("odd", backing=backing)
+    assert outcome.status == 1
+    assert "status 1: ktaskfs: /sys/kernel/mm/hugepages/hugepages-3072kB/" in outcome.err

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 NUMBER = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
+TURNS_BACK = re.compile(r"(^|/)\.\.(/|$)")
+"""A path whose meaning depends on links: only the kernel can shorten it."""
 YES = ("1", "yes", "on", "true")
 NO = ("0", "no", "off", "false")
 
@@ -40,25 +42,23 @@ def alike(one: str, other: str, kind: str) -> bool:
 def _meaning(text: str, kind: str) -> object:
     kinds = kind.split("|")
     if not {"size", "number", "pid", "address"}.isdisjoint(kinds):
-        return number(text, hexadecimal="address" in kinds)
+        return number(text)
     if kind == "cpulist":
         return _cpus(text)
     if kind == "path":
-        return os.path.abspath(text)
+        return text if TURNS_BACK.search(text) else os.path.abspath(text)
     if kind == "hex":
-        return text.lower()
+        return text.lower().removeprefix("0x")
     if kind == "mode" and re.fullmatch("[0-7]+", text):
         return int(text, 8)
     return text
 
 
-def number(text: str, *, hexadecimal: bool = False) -> int | str:
+def number(text: str) -> int | str:
     """Returns the number of a size, a count or an address; the text itself if it is none of them.
 
-    A suffix K M G T P E is a power of 1024. ``hexadecimal``: digits without 0x are hexadecimal, too.
+    A suffix K M G T P E is a power of 1024.
     """
-    if hexadecimal and re.fullmatch("[0-9a-fA-F]+", text):
-        return int(text, 16)
     match = NUMBER.fullmatch(text)
     if match is None:
         return text

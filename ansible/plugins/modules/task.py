@@ -62,7 +62,6 @@ options:
       - Put hexadecimal values in quotes, such as C(pattern), C(expect) and addresses.
         YAML takes C(00) for the number 0.
     type: dict
-    default: {}
   rerun:
     description:
       - Do the work again if the task is done.
@@ -176,7 +175,7 @@ ARGUMENTS = {
     "name": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["done", "started", "cancelled", "absent"], "default": "done"},
     "op": {"type": "str"},
-    "params": {"type": "dict", "default": {}},
+    "params": {"type": "dict"},
     "rerun": {"type": "bool", "default": False},
     "timeout": {"type": "int", "default": 3600},
     "mount": {"type": "path", "default": "/run/ktaskfs"},
@@ -240,7 +239,7 @@ def main() -> None:
     """Run the module."""
     needs_op = [("state", state, ["op"]) for state in ("done", "started")]
     module = AnsibleModule(argument_spec=ARGUMENTS, required_if=needs_op, supports_check_mode=True)
-    given: dict[str, Any] = module.params
+    given: dict[str, Any] = {**module.params, "params": module.params["params"] or {}}
     if reserved := sorted(RESERVED & given["params"].keys()):
         module.fail_json(msg=f"params has {', '.join(reserved)}, which the module gives itself")
     wanted = Wanted(**{key: given[key] for key in ("name", "state", "op", "params", "rerun")})

@@ -209,12 +209,14 @@ class Fleet:
         if host.has_ended:
             return
         state, words = host.state, host.words
-        if host.tasks and all(each.has_ended for each in host.tasks.values()):
+        if words:  # of a refusal, even if other tasks of the host are done
+            state = REFUSED
+        elif host.tasks and all(each.has_ended for each in host.tasks.values()):
             worst = min(host.tasks.values(), key=_gravity)
             state, words = worst.state, _complaint(worst)
         elif host.tasks and status == 0:
             state = STARTED
-        elif state != REFUSED:
+        else:
             state, words = broken(status, host.heard, has_spoken=bool(host.tasks))
         self.end(name, state, words)
 

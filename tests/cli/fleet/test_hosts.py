@@ -50,6 +50,7 @@ def fleet() -> Fleet:
         ([told("failed", errno=5, error="bad on hv1")], 1, "failed", "EIO: bad on %h"),
         ([told("refused", task="", errno=28, error="full")], 1, "refused", "ENOSPC: full"),
         ([told("refused", errno="x", error=None)], 1, "refused", "refused: None"),
+        ([told("refused", errno=2, error="gone"), told("done")], 1, "refused", "ENOENT: gone"),
         ([told("done", task="a"), told("cancelled", task="b")], 3, "cancelled", ""),
         ([told("done", task="a"), told("running", task="b")], 255, "lost", "the connection ended"),
         ([b"7", b"[]", b'"done"', b'{"state": "done"}', b'{"name": "vm"}'], 1, "failed", '"done"'),
