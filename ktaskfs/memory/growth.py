@@ -18,6 +18,7 @@ from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
 from ktaskfs.host.target import MEMORY, SEAL_SHRINK, AbsentTarget, FilesystemType
 from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.room import require_file_size, require_group_pages, too_few_pages
+from ktaskfs.memory.run_log import RunLog
 from ktaskfs.memory.set_aside import give_back
 from ktaskfs.memory.target_errors import page_unavailable
 from ktaskfs.span import Span
@@ -171,8 +172,11 @@ class Growth:
             os.ftruncate(target.fd, self.old_size)
         self.give_back(self._set_aside)
 
-    def give_back(self, ranges: Iterable[Span]) -> int:
-        """Release the reservation of unfinished ranges; returns the bytes that stay reserved for the file."""
+    def give_back(self, ranges: Iterable[Span], freed: RunLog | None = None) -> int:
+        """Release the reservation of unfinished ranges; returns the bytes that stay reserved for the file.
+
+        ``freed``: pages that undo has freed, which are not reserved any more.
+        """
         if not self._set_aside:
             return 0
         whole = _merged(each.widened(self.target.page_size) for each in ranges)
@@ -182,7 +186,7 @@ class Growth:
         if not ranges:
             return 0
         try:
-            return give_back(self.target, ranges)
+            return give_back(self.target, ranges, freed or RunLog())
         except OSError:  # without userfaultfd(2) the existing pages are unknown
             return sum(each.size for each in ranges)
 

@@ -20,18 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ktaskfs.host.target import Target
+    from ktaskfs.memory.run_log import RunLog
 
 SINGLY: Final = 1 << 30
 """Maximum bytes to touch and free if the file cannot be truncated: 0.2 s, in which others wait to open the file."""
 
 
-def give_back(target: Target, ranges: Sequence[Span]) -> int:
+def give_back(target: Target, ranges: Sequence[Span], freed: RunLog) -> int:
     """Release the reservation of ``ranges``, whole pages in order; returns the bytes for which that was impossible.
 
     Only while nobody else has the file open, who could own it. The file is truncated after its last existing page, and
     extended again. In other ranges, or with pages past the end, each missing page is touched and freed, if they are
-    few, and if the control groups allow one more page. Existing pages stay, because their allocator is unknown. Raises
-    OSError.
+    few, and if the control groups allow one more page. Existing pages stay, because their allocator is unknown. Pages
+    that were ``freed`` are not reserved any more. Raises OSError.
     """
     with alone_with(target.fd) as alone:
         missing = [list(_missing(target, extent)) for extent in ranges]
@@ -40,7 +41,7 @@ def give_back(target: Target, ranges: Sequence[Span]) -> int:
             if ranges and ranges[-1].end == target.size() and not _has_pages_past_end(target):
                 missing[-1] = _cut(target, ranges[-1], missing[-1])
             missing = _touch(target, missing)
-    return sum(run.size for runs in missing for run in runs)
+    return sum(run.size - sum(each.size for each in freed.within(*run)) for runs in missing for run in runs)
 
 
 def _missing(target: Target, extent: Span) -> Iterator[Span]:

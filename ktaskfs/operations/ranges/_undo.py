@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from ktaskfs.host.mapping import HoleGuard
-from ktaskfs.host.presence import data_extents, hole_extents, missing_pages, zero_pages
+from ktaskfs.host.presence import data_extents, gaps, hole_extents, missing_pages, zero_pages
 from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.guarded_pages import GuardedPages, map_guarded
 from ktaskfs.memory.run_log import RunLog
@@ -32,6 +32,8 @@ class Undo:
         self._extent = extent
         self._pages: GuardedPages | None = None
         self._missing = RunLog()
+        self.freed = RunLog()
+        """Pages of hugetlbfs that were freed again."""
         self._lock = threading.Lock()
         self.kept = 0  # bytes in kept pages, to which somebody has written; guarded by _lock
         if target.filesystem is FilesystemType.HUGETLBFS:
@@ -74,10 +76,17 @@ class Undo:
             for piece in run.windows(max(UNDO_WINDOW, page)):
                 freed = 0
                 for zeros in zero_pages(self._target.fd, piece.start, piece.end, page):
+                    self._note_freed(zeros)
                     syscalls.punch_hole(self._target.fd, zeros.start, zeros.end)
                     freed += zeros.size
                 with self._lock:
                     self.kept += piece.size - freed
+
+    def _note_freed(self, run: Span) -> None:
+        if self._pages is not None:
+            holes = missing_pages(self._pages.pages, run.start, run.end, self._target.page_size)
+            for page in gaps(holes, run.start, run.end):
+                self.freed.add(page.start, page.end)
 
     def close(self) -> None:
         """Close everything."""

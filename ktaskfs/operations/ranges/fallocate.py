@@ -294,6 +294,9 @@ class _Filler:
         """
         if self._undo is None or outcome.units_done:
             self._growth.keep()
-        kept = 0 if self._undo is None else self._undo.kept
-        left = self._growth.give_back(Span(node.start, node.end) for node in outcome.remaining())
+        elif not self._growth.target.created:  # a new file is removed when it is closed
+            self._growth.take_back()
+            self._growth.keep()
+        kept, freed = (0, None) if self._undo is None else (self._undo.kept, self._undo.freed)
+        left = self._growth.give_back((Span(node.start, node.end) for node in outcome.remaining()), freed)
         return "".join(f"{name} {size}\n" for name, size in (("kept", kept), ("reserved", left)) if size)

@@ -12,6 +12,7 @@ from ktaskfs import ktask
 from ktaskfs.errors import NotSupported
 from ktaskfs.host import syscalls
 from tests.support import filesystems
+from tests.support.hugepages import smallest_pages
 from tests.support.memory_files import HUGE, allocated, dirty, is_all, write_bytes
 from tests.support.runner import not_begun
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from tests.support.hugepages import TestPool
     from tests.support.runner import Place, Runner
 
 
@@ -107,6 +109,21 @@ def test_undo_takes_back_the_part_of_the_chunk_that_failed(runner: Runner, tmpfs
     assert not path.exists()
     (tmpfs / "other").unlink()
     assert os.statvfs(tmpfs).f_bfree == free
+
+
+@smallest_pages
+def test_what_stays_reserved_after_an_undo(runner: Runner, pool: TestPool, hugetlbfs: Path) -> None:
+    """Of a file that others have open: neither the pages that undo freed, nor those past the old end."""
+    path, page, before = hugetlbfs / "file", pool.page_size, pool.reserved
+    path.touch()
+    os.truncate(path, 6 * page)
+    plan = runner.prepare("fallocate", path=path, length=8 * page, undo=1)
+    with path.open("rb"):
+        plan.control.thread_func(0, 3 * page)
+        assert plan.control.undo_func is not None
+        plan.control.undo_func(0, 4 * page)
+        assert plan.finish(not_begun(plan)) == f"reserved {3 * page}\n"
+        assert (path.stat().st_size, allocated(path), pool.reserved - before) == (6 * page, 0, 3)
 
 
 def test_undo_is_refused_where_it_could_not_be_exact(runner: Runner, tmpfs: Path) -> None:
