@@ -99,7 +99,10 @@ def _resume(mounted: Mounted, name: str) -> None:
 
 
 def _require_the_same(mounted: Mounted, spec: Spec) -> None:
-    """Raises NameTaken if the task of the spec's name does something else."""
+    """Raises NameTaken if the task of the spec's name does something else, or may: another user's path may lead to
+    another file."""
+    if spec.name is not None and not mounted.is_own(spec.name):
+        raise NameTaken(f"the task {spec.name} exists already, and is another user's")
     wanted = {"plan": "0", **{key: value for key, value in spec.values.items() if key not in CHANGEABLE}}
     operation = mounted.read(f"tasks/{spec.name}/op").strip()
     if operation != spec.values["op"]:
