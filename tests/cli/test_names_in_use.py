@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cli.conftest import Command
 from tests.support.shell import run
 
@@ -29,3 +31,25 @@ def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> N
     out.touch()
     refused = command("run", "checksum", f"path={memory}", "name=listed", f"out={out}")
     assert refused.err.splitlines()[0] == f"ktaskfs: {out} exists already; out must be a new file"
+
+
+@pytest.mark.parametrize("way", ["join", "resume", "rerun"])
+@pytest.mark.parametrize("state", ["done", "paused"])
+def test_nobody_joins_the_task_of_another_user(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], way: str, state: str
+) -> None:
+    """It may have worked on another file, if that user's root directory is another one."""
+    command, user = Command(mount_maker("mode=0666")), two_users[0]
+    (memory / "file").chmod(0o666)
+    spec = f"clear path={memory}/file name=scrub"
+    slowly = " rate_max=1 chunk=4K" if state == "paused" else ""
+    assert command.mount.write("tasks/control", spec + slowly, user=user) == (0, None)
+    if state == "paused":
+        assert command.mount.write("tasks/scrub/control", "pause", user=user) == (0, None)
+    else:
+        command.mount.cat("tasks/scrub/wait", user=user)
+    outcome = command("run", "--detach", "--if-exists", way, spec)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "scrub exists" in outcome.err
+    command.mount.write("tasks/control", "cancel", user=user)
+    command.mount.cat("tasks/scrub/wait", user=user)

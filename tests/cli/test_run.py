@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.cli.conftest import Command
 from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.conftest import MountMaker
+    from tests.cli.conftest import Command
     from tests.support.users import User
 
 
@@ -222,27 +221,6 @@ def test_an_existing_name(command: Command, memory: Path, slow: str) -> None:
 
     assert command("run", "--if-exists=replace", "checksum", f"path={memory}/file", f"name={slow}").status == 0
     assert command.mount.read(f"tasks/{slow}/op") == "checksum\n"
-
-
-@pytest.mark.parametrize("way", ["join", "resume", "rerun"])
-@pytest.mark.parametrize("state", ["done", "paused"])
-def test_nobody_joins_the_task_of_another_user(
-    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], way: str, state: str
-) -> None:
-    """It may have worked on another file, if that user's root directory is another one."""
-    command, user = Command(mount_maker("mode=0666")), two_users[0]
-    (memory / "file").chmod(0o666)
-    spec = f"clear path={memory}/file name=scrub"
-    slowly = " rate_max=1 chunk=4K" if state == "paused" else ""
-    assert command.mount.write("tasks/control", spec + slowly, user=user) == (0, None)
-    if state == "paused":
-        assert command.mount.write("tasks/scrub/control", "pause", user=user) == (0, None)
-    else:
-        command.mount.cat("tasks/scrub/wait", user=user)
-    outcome = command("run", "--detach", "--if-exists", way, spec)
-    assert (outcome.status, outcome.out) == (1, "")
-    assert "scrub exists" in outcome.err
-    command.mount.write("tasks/control", "cancel", user=user)
 
 
 @pytest.mark.parametrize("way", ["fail", "join", "resume", "replace", "rerun"])
