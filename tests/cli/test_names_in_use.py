@@ -34,7 +34,7 @@ def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> N
 
 
 @pytest.mark.parametrize("way", ["join", "resume", "rerun"])
-@pytest.mark.parametrize("state", ["done", "paused"])
+@pytest.mark.parametrize("state", ["done", "at work"])
 def test_nobody_joins_the_task_of_another_user(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], way: str, state: str
 ) -> None:
@@ -42,11 +42,9 @@ def test_nobody_joins_the_task_of_another_user(
     command, user = Command(mount_maker("mode=0666")), two_users[0]
     (memory / "file").chmod(0o666)
     spec = f"clear path={memory}/file name=scrub"
-    slowly = " rate_max=1 chunk=4K" if state == "paused" else ""
+    slowly = " rate_max=1 chunk=4K" if state == "at work" else ""
     assert command.mount.write("tasks/control", spec + slowly, user=user) == (0, None)
-    if state == "paused":
-        assert command.mount.write("tasks/scrub/control", "pause", user=user) == (0, None)
-    else:
+    if state == "done":
         command.mount.cat("tasks/scrub/wait", user=user)
     outcome = command("run", "--detach", "--if-exists", way, spec)
     assert (outcome.status, outcome.out) == (1, "")
