@@ -136,10 +136,13 @@ def _resume(mounted: Mounted, name: str) -> None:
 def _require_the_same(mounted: Mounted, spec: Spec) -> None:
     """Raises NameTaken if the task of the spec's name does something else: more, too, and less.
 
-    InvalidValue for a key that the operation does not have.
+    Or it may, if it is another user's: that user's path may lead to another file. InvalidValue for a key that the
+    operation does not have.
     """
     from ktaskfs.cli.meaning import alike
 
+    if spec.name is not None and mounted.owner(spec.name) != os.geteuid():
+        raise NameTaken(f"the task {spec.name} exists already, and is another user's")
     operation = mounted.read(f"tasks/{spec.name}/op").strip()
     if operation != spec.values.get("op"):
         raise NameTaken(f"the task {spec.name} exists already, with the operation {operation}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tests.ansible.conftest import Utilities
     from tests.conftest import MountMaker
+    from tests.support.users import User
 
     Make = Callable[..., Any]
 
@@ -322,3 +323,19 @@ def test_a_daemon_that_is_restarted_is_waited_for(
     gone = utilities.mounted.Mounted(str(mount.path))
     with pytest.raises(utilities.mounted.NotMounted, match="no ktaskfs is mounted on"):
         gone.require()
+
+
+def test_the_task_of_another_user_is_not_the_wanted_one(
+    utilities: Utilities, mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
+) -> None:
+    mount, user = mount_maker("mode=0666"), two_users[0]
+    (memory / "file").write_bytes(bytes(4096))
+    (memory / "file").chmod(0o666)
+    assert mount.write("tasks/control", f"clear path={memory}/file name=t", user=user) == (0, None)
+    mount.cat("tasks/t/wait", user=user)
+    params = {"path": str(memory / "file")}
+    for state in ("done", "started"):
+        wanted = utilities.request.Wanted(name="t", state=state, op="clear", params=params, rerun=False)
+        request = utilities.request.Request(utilities.mounted.Mounted(str(mount.path)), wanted, time.monotonic())
+        with pytest.raises(utilities.request.Failed, match="another user's"):
+            request.carry_out()

@@ -122,3 +122,23 @@ def test_a_refused_resume_leaves_the_others_followed(command: Command, memory: P
     assert ("crc32" in outcome.out, command.mount.read("tasks/new/state")) == (True, "done\n")
     alone = command("run", "--if-exists=resume", old)
     assert (alone.status, alone.out, "slow-old" in alone.err) == (1, "", True)
+
+
+@pytest.mark.parametrize("way", ["join", "resume", "rerun"])
+@pytest.mark.parametrize("state", ["done", "at work"])
+def test_nobody_joins_the_task_of_another_user(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], way: str, state: str
+) -> None:
+    """It may have worked on another file, if that user's root directory is another one."""
+    command, user = Command(mount_maker("mode=0666")), two_users[0]
+    (memory / "file").chmod(0o666)
+    spec = f"clear path={memory}/file name=scrub"
+    slowly = " rate_max=1 chunk=4K" if state == "at work" else ""
+    assert command.mount.write("tasks/control", spec + slowly, user=user) == (0, None)
+    if state == "done":
+        command.mount.cat("tasks/scrub/wait", user=user)
+    outcome = command("run", "--detach", "--if-exists", way, spec)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "scrub exists" in outcome.err
+    command.mount.write("tasks/control", "cancel", user=user)
+    command.mount.cat("tasks/scrub/wait", user=user)

@@ -159,6 +159,13 @@ class Mounted:
             self.require()
             return ABSENT
 
+    def is_own(self, name: str) -> bool:
+        """Whether a task is the user's, or does not exist."""
+        try:
+            return os.stat(f"{self.path}/tasks/{name}").st_uid == os.geteuid()
+        except OSError as error:  # the next call says what is wrong with the mount
+            return error.errno != errno.EACCES
+
     def figures(self, name: str) -> dict[str, Any]:
         """Returns the figures of a task; empty if the task does not exist."""
         try:

@@ -122,6 +122,8 @@ class Request:
             return CANCEL if state in AT_WORK else None
         if self.wanted.state == ABSENT:
             return CANCEL if state in AT_WORK else None if state == ABSENT else FORGET
+        if not self.mounted.is_own(self.wanted.name):  # whose path may lead to another file
+            raise Failed(f"the task {self.wanted.name} is another user's")
         if state in (ABSENT, "new"):
             return START  # for a new one, which somebody makes with mkdir(1), the daemon says what is wrong
         if state == "planned":
