@@ -53,10 +53,11 @@ class KeptCaller:
 
         Raises TargetError, ESTALE if its root is lost, or if another process has the number.
         """
-        if self.process is not None and start_time(self.process[0]) != self.process[1]:
+        try:
+            self._require_process()
+        except TargetError:
             self.close()
-            text = f"process {self.process[0]} is not the one that the spec named when it was queued"
-            raise TargetError(text, errno=errno.ESTALE)
+            raise
         if self.held is not None:
             return self.held
         try:
@@ -66,6 +67,18 @@ class KeptCaller:
         except OSError as error:
             raise TargetError.from_os(error, "open the root directory of the task's writer") from error
         raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
+
+    def _require_process(self) -> None:
+        if self.process is None:
+            return
+        pid, began = self.process
+        try:
+            same = start_time(pid) == began
+        except OSError as error:  # no descriptor is left, or it is another user's, with hidepid=1
+            raise TargetError.from_os(error, f"look at process {pid}") from error
+        if not same:
+            text = f"process {pid} is not the one that the spec named when it was queued"
+            raise TargetError(text, errno=errno.ESTALE)
 
     def close(self) -> None:
         """Give it up."""

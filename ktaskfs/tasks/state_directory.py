@@ -92,9 +92,14 @@ class StateDirectory:
                 os.rmdir(self.path)
 
     def begin_boot(self) -> None:
-        """Note that all records are of this boot, from now on. Raises OSError."""
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, self._boot, 0)
+        """Note that all records are of this boot, from now on. Raises OSError if they were of an earlier one."""
+        try:
+            os.pwrite(self._lock, self._boot, 0)
+            os.ftruncate(self._lock, len(self._boot))
+        except OSError as error:  # on a full filesystem the file stays empty
+            if not self._is_of_this_boot:
+                raise
+            LOG.error("cannot write to the lock of the state directory %s: %s", self.path, error.strerror)
 
     def session(self) -> str:
         """The last text of ``remember_session``; empty if none. Raises OSError."""

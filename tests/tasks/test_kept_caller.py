@@ -15,6 +15,7 @@ import pytest
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
+from ktaskfs.tasks import kept_caller
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
 from tests.tasks.house import OPERATIONS, House, busy, ended, line, me, open_files, open_house, until
@@ -135,3 +136,19 @@ async def test_a_number_of_a_process_means_the_process_that_had_it(tmp_path: Pat
         assert (await ended(same), await ended(other)) == (State.DONE, State.FAILED)
         assert other.snapshot().errno == errno.ESTALE
         assert other.snapshot().message.startswith(f"process {sleeper} is not the one ")
+
+
+async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
+    house: House, memory: Path, sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor, or if the number is another user's by now (hidepid=1)."""
+    first = await busy(house, memory)
+    (waiting,) = await house.run(f"survey pid={sleeper} queue=1")
+
+    def fail(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(kept_caller, "start_time", fail)
+    house.service.kill(first)
+    assert await ended(waiting) is State.FAILED
+    assert waiting.snapshot().message == f"look at process {sleeper}: Too many open files"
