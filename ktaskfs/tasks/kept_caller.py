@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ktaskfs.errors import TargetError
@@ -73,12 +73,16 @@ class KeptCaller:
             return
         pid, began = self.process
         try:
-            same = start_time(pid) == began
+            now = start_time(pid)
         except OSError as error:  # no descriptor is left, or it is another user's, with hidepid=1
             raise TargetError.from_os(error, f"look at process {pid}") from error
-        if not same:
+        if now not in (began, None):  # if there is none, the operation says so
             text = f"process {pid} is not the one that the spec named when it was queued"
             raise TargetError(text, errno=errno.ESTALE)
+
+    def after_boot(self) -> KeptCaller:
+        """The same after a boot: the process that the spec names is gone."""
+        return replace(self, process=None if self.process is None else (self.process[0], None))
 
     def close(self) -> None:
         """Give it up."""

@@ -166,8 +166,8 @@ class StateDirectory:
                 self._directory.remove(name)
 
     def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
-        """Every readable record, oldest first, without the worker of an earlier boot; others are renamed to ``*.bad``
-        and logged.
+        """Every readable record, oldest first, without the processes of an earlier boot; others are renamed to
+        ``*.bad`` and logged.
 
         ``operations`` are those of this daemon.
         """
@@ -181,7 +181,7 @@ class StateDirectory:
             except _UNUSABLE as error:
                 self.set_aside(task, error)
                 continue
-            yield record if self._is_of_this_boot else record._replace(pid=None)
+            yield record if self._is_of_this_boot else record.after_boot()
 
     def set_aside(self, task: int, why: Exception) -> None:
         """Rename an unusable record, and log it. Raises OSError."""
