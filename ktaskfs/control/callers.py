@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -35,8 +36,8 @@ IN_ALL_MAX: Final = 64
 """Threads for processes of all users except root."""
 PATIENCE: Final = 0.9
 """Seconds for which a request waits for the thread, so that it is answered within a second."""
-WAITING_MAX: Final = 256
-"""Maximum threads for which a user waits, before descriptors are no longer copied."""
+CLOSING_MAX: Final = 256
+"""Unfinished closes of descriptors of a user, beyond which no more are copied."""
 UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
 
 
@@ -55,6 +56,8 @@ class Callers:
         self._all = trio.CapacityLimiter(IN_ALL_MAX)
         self._users: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
         """By uid, while that user's processes are examined."""
+        self._closing: Counter[int] = Counter()
+        """By uid, the closes of descriptors that have not ended."""
 
     async def find(self, caller: Caller) -> CallerProcess:
         """The process behind a request, which waits for the answer, so its pid cannot be reused.
@@ -84,8 +87,7 @@ class Callers:
 
         Raises TargetError if none are left, and NoLook if too many of its user wait to be closed.
         """
-        own = self._users.get(process.identity.uid)
-        if own is not None and own.statistics().tasks_waiting > WAITING_MAX:
+        if self._closing[process.identity.uid] > CLOSING_MAX:
             raise NoLook("working directories of your processes hang while they are closed")
         try:
             return process.copy()
@@ -114,6 +116,7 @@ class Callers:
         look.over.set()
 
     def _close_soon(self, uid: int, fds: Sequence[int]) -> None:
+        self._closing[uid] += 1
         trio.lowlevel.spawn_system_task(self._close, uid, fds)
 
     async def _close(self, uid: int, fds: Sequence[int]) -> None:
@@ -122,6 +125,9 @@ class Callers:
                 await _run_in_thread(functools.partial(close_all, fds))
             except RuntimeError:
                 close_all(fds)
+        self._closing[uid] -= 1
+        if not self._closing[uid]:
+            del self._closing[uid]
 
     @contextlib.asynccontextmanager
     async def _place(self, uid: int) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ktaskfs.errors import TargetError
@@ -53,10 +53,11 @@ class KeptCaller:
 
         Raises TargetError, ESTALE if its root is lost, or if another process has the number.
         """
-        if self.process is not None and start_time(self.process[0]) != self.process[1]:
+        try:
+            self._require_process()
+        except TargetError:
             self.close()
-            text = f"process {self.process[0]} is not the one that the spec named when it was queued"
-            raise TargetError(text, errno=errno.ESTALE)
+            raise
         if self.held is not None:
             return self.held
         try:
@@ -66,6 +67,22 @@ class KeptCaller:
         except OSError as error:
             raise TargetError.from_os(error, "open the root directory of the task's writer") from error
         raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
+
+    def _require_process(self) -> None:
+        if self.process is None:
+            return
+        pid, began = self.process
+        try:
+            now = start_time(pid)
+        except OSError as error:  # no descriptor is left, or it is another user's, with hidepid=1
+            raise TargetError.from_os(error, f"look at process {pid}") from error
+        if now not in (began, None):  # if there is none, the operation says so
+            text = f"process {pid} is not the one that the spec named when it was queued"
+            raise TargetError(text, errno=errno.ESTALE)
+
+    def after_boot(self) -> KeptCaller:
+        """The same after a boot: the process that the spec names is gone."""
+        return replace(self, process=None if self.process is None else (self.process[0], None))
 
     def close(self) -> None:
         """Give it up."""

@@ -62,6 +62,10 @@ class Record(NamedTuple):
             caller=task.caller,
         )
 
+    def after_boot(self) -> Record:
+        """The same after a boot: none of its processes lives."""
+        return self._replace(pid=None, caller=None if self.caller is None else self.caller.after_boot())
+
     def make_task(self) -> Task:
         """The task, without its worker."""
         task = Task(self.task, self.name, self.uid, self.gid, created_ns=self.created_ns)

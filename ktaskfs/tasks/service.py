@@ -18,7 +18,7 @@ from ktaskfs.tasks.paths import absolute_paths, are_absolute
 from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
-from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, State, Task
+from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, WORKING, State, Task
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
@@ -268,9 +268,9 @@ class TaskService:
     def save(self, task: Task) -> None:
         """Write the record of ``task``, whose parameters or operation have changed.
 
-        A write under way does so at its end: until then, a task that is replaced has the record of that name.
+        A write under way does so when the work begins: until then, a task that is replaced has the record of that name.
         """
-        if task not in self._unanswered:
+        if task not in self._unanswered or task.state in WORKING:
             self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:

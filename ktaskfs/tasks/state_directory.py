@@ -92,9 +92,14 @@ class StateDirectory:
                 os.rmdir(self.path)
 
     def begin_boot(self) -> None:
-        """Note that all records are of this boot, from now on. Raises OSError."""
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, self._boot, 0)
+        """Note that all records are of this boot, from now on. Raises OSError if they were of an earlier one."""
+        try:
+            os.pwrite(self._lock, self._boot, 0)
+            os.ftruncate(self._lock, len(self._boot))
+        except OSError as error:  # on a full filesystem the file stays empty
+            if not self._is_of_this_boot:
+                raise
+            LOG.error("cannot write to the lock of the state directory %s: %s", self.path, error.strerror)
 
     def session(self) -> str:
         """The last text of ``remember_session``; empty if none. Raises OSError."""
@@ -161,8 +166,8 @@ class StateDirectory:
                 self._directory.remove(name)
 
     def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
-        """Every readable record, oldest first, without the worker of an earlier boot; others are renamed to ``*.bad``
-        and logged.
+        """Every readable record, oldest first, without the processes of an earlier boot; others are renamed to
+        ``*.bad`` and logged.
 
         ``operations`` are those of this daemon.
         """
@@ -176,7 +181,7 @@ class StateDirectory:
             except _UNUSABLE as error:
                 self.set_aside(task, error)
                 continue
-            yield record if self._is_of_this_boot else record._replace(pid=None)
+            yield record if self._is_of_this_boot else record.after_boot()
 
     def set_aside(self, task: int, why: Exception) -> None:
         """Rename an unusable record, and log it. Raises OSError."""

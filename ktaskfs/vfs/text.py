@@ -243,9 +243,12 @@ class CommandText(OpenText):
         ends are dropped.
         """
         held = self._pieces.held
-        if not last and (self._passed_on or await self._ask(self._opener.has_it_open) is not False):
+        if not last and self._passed_on:
             return
-        killed = await self._ask(self._opener.was_killed)
+        # First, because the opener may be gone at the next close; and without a limit, because this waits for nobody.
+        killed = await trio.to_thread.run_sync(self._opener.was_killed)
+        if not (last or killed) and await self._ask(self._opener.has_it_open) is not False:
+            return
         if not held or self._pieces.held is not held:  # another close, or a write, came first
             return
         whole = self._pieces.finish()

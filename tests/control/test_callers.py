@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from ktaskfs.control import callers
-from ktaskfs.control.callers import IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, WAITING_MAX, Callers, NoLook
+from ktaskfs.control.callers import CLOSING_MAX, IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, Callers, NoLook
 from ktaskfs.errors import NotPermitted, TargetError
 from ktaskfs.host.credentials import close_all, read_caller
 from ktaskfs.vfs import Caller
@@ -115,6 +116,18 @@ async def test_users_who_hang_leave_root_its_looks() -> None:
         looks.answer.set()
 
 
+async def test_many_opens_at_once_refuse_no_command(looks: Looks) -> None:
+    """Those who wait for a look do not count as closes that hang."""
+    kept = await looks.callers.find(Caller(0, 0, os.getpid()))
+    kept = kept._replace(identity=kept.identity._replace(uid=HANGS))
+    async with trio.open_nursery() as nursery:
+        for _ in range(OF_ONE_MAX + CLOSING_MAX + 1):
+            nursery.start_soon(looks.find_late, HANGS)
+        await trio.testing.wait_all_tasks_blocked()
+        looks.callers.copy(kept).close()
+    kept.close()
+
+
 async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Like that of a filesystem which the user has detached: the last one unmounts it."""
     answer = threading.Event()
@@ -129,7 +142,7 @@ async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.Monkey
     looks, before = Looks(), open_files()
     kept = await looks.callers.find(Caller(HANGS, HANGS, os.getpid()))
     kept = kept._replace(identity=kept.identity._replace(uid=HANGS))
-    copies = [looks.callers.copy(kept) for _ in range(OF_ONE_MAX + WAITING_MAX + 1)]
+    copies = [looks.callers.copy(kept) for _ in range(OF_ONE_MAX + CLOSING_MAX + 1)]
     hanging = {each.root for each in copies}
     try:
         for each in copies:

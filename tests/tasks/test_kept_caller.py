@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import struct
 import subprocess
 import threading
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+import trio
 
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
+from ktaskfs.tasks import kept_caller
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
 from tests.tasks.house import OPERATIONS, House, busy, ended, line, me, open_files, open_house, until
@@ -135,3 +139,43 @@ async def test_a_number_of_a_process_means_the_process_that_had_it(tmp_path: Pat
         assert (await ended(same), await ended(other)) == (State.DONE, State.FAILED)
         assert other.snapshot().errno == errno.ESTALE
         assert other.snapshot().message.startswith(f"process {sleeper} is not the one ")
+
+
+async def test_a_process_that_has_ended_meanwhile_is_no_other_one(house: House, memory: Path, sleeper: int) -> None:
+    first = await busy(house, memory)
+    (waiting,) = await house.run(f"survey pid={sleeper} queue=1")
+    os.kill(sleeper, signal.SIGKILL)
+    await trio.to_thread.run_sync(os.waitpid, sleeper, 0)
+    house.service.kill(first)
+    assert (await ended(waiting), waiting.snapshot().errno) == (State.FAILED, errno.ESRCH)
+
+
+async def test_no_process_of_an_earlier_boot_lives(tmp_path: Path, memory: Path, sleeper: int) -> None:
+    """Another one may have the number, and have begun as long after boot."""
+    async with open_house(tmp_path / "state") as house:
+        first = await busy(house, memory)
+        await house.run(f"survey pid={sleeper} queue=1 name=waiting")
+        assert first.worker is not None
+        worker = psutil.Process(first.worker.pid)
+    (tmp_path / "state" / "lock").write_text("8a8ffd4e-0000-0000-0000-000000000000\n")
+    async with open_house(tmp_path / "state", max_tasks=1) as house:
+        house.service.adopt()
+        waiting = house.table.require("waiting")
+        assert (await ended(waiting), waiting.snapshot().errno) == (State.FAILED, errno.ESTALE)
+    worker.kill()
+
+
+async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
+    house: House, memory: Path, sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor, or if the number is another user's by now (hidepid=1)."""
+    first = await busy(house, memory)
+    (waiting,) = await house.run(f"survey pid={sleeper} queue=1")
+
+    def fail(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(kept_caller, "start_time", fail)
+    house.service.kill(first)
+    assert await ended(waiting) is State.FAILED
+    assert waiting.snapshot().message == f"look at process {sleeper}: Too many open files"

@@ -18,6 +18,7 @@ from tests.tasks.house import House, busy, ended, line, me, open_files, open_hou
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ktaskfs.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -209,6 +210,17 @@ async def test_a_value_set_before_the_answer_writes_no_second_record_of_the_name
         worker.resume()
     assert await ended(new) is State.DONE
     assert house.record(new)["parameters"]["nice"] == "3"
+
+
+async def test_a_value_set_between_the_begin_and_the_answer_is_recorded(house: House, memory: Path) -> None:
+    def set_nice(task: Task) -> None:
+        if task.state is State.RUNNING:
+            change_texts(task, nice="3")
+            house.service.save(task)
+
+    house.table.observers.append(set_nice)
+    task = await house.run_one(f"fallocate path={memory}/a length=1M chunk=4096 rate_max=1")
+    assert house.record(task)["parameters"]["nice"] == "3"
 
 
 async def test_one_that_waits_has_replaced_the_old_one(house: House, memory: Path) -> None:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +19,6 @@ from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.state_directory import StateDirectory
 from tests.support.filesystems import tmpfs as mount_tmpfs
 from tests.tasks.records import RECORD, records, write_raw
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_directory_and_its_files_are_the_daemons_alone(state: StateDirectory) -> None:
@@ -56,6 +53,22 @@ def test_a_full_filesystem_leaves_the_old_record(area: Path) -> None:
             assert len(os.listdir("/proc/self/fd")) == before
             os.unlink(full / "filler")
             state.write(large)
+        finally:
+            state.close()
+
+
+@pytest.mark.usefixtures("root")
+def test_a_full_filesystem_keeps_no_daemon_from_starting(area: Path) -> None:
+    with mount_tmpfs(area / "full", 64 << 10) as full:
+        room = os.statvfs(full)
+        (full / "filler").write_bytes(b"x" * room.f_bsize * room.f_bfree)
+        state = StateDirectory(PrivateDirectory(str(full / "state")))
+        try:
+            state.begin_boot()
+            assert (full / "state/lock").read_bytes() == b"", "as of a daemon that knows no boots"
+            os.unlink(full / "filler")
+            state.begin_boot()
+            assert (full / "state/lock").read_bytes() == Path("/proc/sys/kernel/random/boot_id").read_bytes()
         finally:
             state.close()
 

@@ -16,7 +16,7 @@ from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, OpenTexts, TextFile, To
 from ktaskfs.vfs.open_texts import OPENING_SIZE
 from ktaskfs.vfs.opener import FDS_MAX, Opener
 from ktaskfs.vfs.pieces import BLOCK, Pieces, is_piece
-from ktaskfs.vfs.refusals import BadWrite
+from ktaskfs.vfs.refusals import BadWrite, Incomplete
 
 if TYPE_CHECKING:
     from ktaskfs.vfs.text import OpenText
@@ -127,6 +127,22 @@ async def test_a_writer_that_cannot_be_seen_is_believed_at_the_last_close() -> N
     assert (file.pending, taker.commands) == (True, [])
     await file.closed(last=True)
     assert (file.pending, taker.commands) == (False, ["x" * 1024])
+
+
+async def test_of_a_killed_writer_nothing_is_carried_out_even_if_its_files_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At its own close, because the process is gone at the last one."""
+    taker = Taker()
+    monkeypatch.setattr(Opener, "has_it_open", lambda opener: True)
+    file = await taker.open()
+    await file.write(0, b"x" * 1024)
+    monkeypatch.setattr(Opener, "was_killed", lambda opener: True)
+    monkeypatch.setattr("ktaskfs.vfs.text.PATIENCE", 0)
+    async with taker.file.texts.threads_of(UNSEEN.uid):
+        with pytest.raises(Incomplete):
+            await file.closed(last=False)
+    assert (file.pending, taker.commands) == (False, [])
 
 
 async def test_what_the_command_raises_is_the_error_of_the_close() -> None:
