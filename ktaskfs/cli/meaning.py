@@ -12,7 +12,6 @@ from ktaskfs.units import parse_cpulist, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NUMBERS: Final = frozenset({"size", "number", "pid", "address"})
 TURNS_BACK: Final = re.compile(r"(^|/)\.\.(/|$)")
 """A path whose meaning depends on links: only the kernel can shorten it."""
 

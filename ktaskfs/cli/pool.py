@@ -62,8 +62,10 @@ def _replace(path: Path, text: str) -> None:
     """
     try:
         there = _followed(path)
+        if there.is_dir():  # "." and "/" have no name to make another from
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         new = there.with_name(f".{there.name}.new")
-        if there.exists() and not there.is_file() and not there.is_dir():
+        if there.exists() and not there.is_file():
             words = f"{path} is not a regular file; --output=- writes none"
             raise TargetError(words, errno=errno.EINVAL)
         there.parent.mkdir(exist_ok=True)

@@ -160,7 +160,7 @@ def test_pools_last_over_a_boot(controlled: Controlled, pool: TestPool) -> None:
     words = ["--start-at-task=Make the pools"]
     wanted = {"size": "2M", "pages": pages}
     is_one_node = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) == 1
-    variables = {"service_pools": [wanted, {**wanted, "nodes": "0"}] if is_one_node else [wanted]}
+    variables = {"service_pools": [wanted, {**wanted, "nodes": [0]}] if is_one_node else [wanted]}
     first = controlled.play(*words, **variables)
     assert first.outcome.status == 0, first.failures
     assert pool.total == pages

@@ -70,8 +70,9 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     (tmp_path / "info").mkdir()
     (tmp_path / "info/hugepages").write_text(NODES)
-    outcome = save("--mount", tmp_path, "--output", tmp_path)
-    assert (outcome.status, outcome.err) == (1, f"ktaskfs: write {tmp_path}: Is a directory\n")
+    for directory in (tmp_path, ".", "/"):
+        outcome = save("--mount", tmp_path, "--output", directory)
+        assert (outcome.status, outcome.err) == (1, f"ktaskfs: write {directory}: Is a directory\n")
     assert [path.name for path in tmp_path.iterdir()] == ["info"]
 
 

@@ -171,8 +171,13 @@ class Fleet:
         self._hosts[name] = self._hosts[name]._replace(state=CONNECTING)
 
     def heard(self, name: str, line: bytes) -> dict[str, Any] | None:
-        """Take a line from a host; returns the object of a task or of a refusal on it, None for other lines."""
+        """Take a line from a host; returns the object of a task or of a refusal on it, None for other lines.
+
+        After too many of them, nothing that the host says counts.
+        """
         host = self._hosts[name]
+        if host.heard == TOO_MUCH:
+            return None
         told = parsed(line)
         if told is None or not isinstance(told.get("state"), str):
             if told is None:
@@ -211,6 +216,8 @@ class Fleet:
         state, words = host.state, host.words
         if words:  # of a refusal, even if other tasks of the host are done
             state = REFUSED
+        elif host.heard == TOO_MUCH:  # the ends of some tasks are not known, whatever the status
+            state, words = LOST, TOO_MUCH
         elif host.tasks and all(each.has_ended for each in host.tasks.values()):
             worst = min(host.tasks.values(), key=_gravity)
             state, words = worst.state, _complaint(worst)

@@ -156,6 +156,16 @@ def test_a_host_that_says_too_much_is_not_kept(fleet: Fleet, many: str) -> None:
     assert fleet["hv1"].words == (TOO_MUCH if many == "tasks" else "the connection ended")
 
 
+@pytest.mark.parametrize(("state", "status"), [("done", 1), ("running", 0)])
+def test_a_host_that_says_too_much_is_not_fine(fleet: Fleet, state: str, status: int) -> None:
+    """Among what was not kept may be a failure."""
+    for number in range(100):
+        fleet.heard("hv1", told(state, task=f"vm{number}", result="x" * (1 << 20)))
+    fleet.heard("hv1", told("done", task="small"))
+    fleet.ended("hv1", status)
+    assert (fleet["hv1"].state, fleet["hv1"].words) == ("lost", TOO_MUCH)
+
+
 def test_a_host_whose_answer_is_too_long() -> None:
     answers = Answers(["hv1", "hv2"], 1, may_be_empty=False)
     for _ in range(100):
