@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.support.poll import until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,7 +42,11 @@ def filesystem(kind: str, where: Path, options: str) -> Iterator[Path]:
     finally:
         if kind in IN_MEMORY:
             subprocess.run(["find", str(where), "-xdev", "-mindepth", "1", "-delete"], capture_output=True, check=False)
-        subprocess.run(["umount", str(where)], check=True)
+        until(lambda: _unmounted(where), f"umount {where}: what a test has killed may still be ending")
+
+
+def _unmounted(where: Path) -> bool:
+    return subprocess.run(["umount", str(where)], check=False).returncode == 0
 
 
 def hugetlbfs(where: Path, page_size: int, options: str = "mode=1777") -> contextlib.AbstractContextManager[Path]:
