@@ -30,8 +30,8 @@ class Interrupts(Protocol):
 
 
 class OwnInterrupts:
-    """Counts ^C while it is entered, as this process hears it. There is none where whoever began it ignores SIGINT: a
-    shell that runs it in the background, or a script that is not to be interrupted."""
+    """Counts ^C while it is entered, as this process hears it. An ignored SIGINT stays ignored: a shell
+    ignores it for a command in the background, and below ``trap '' INT``."""
 
     def __init__(self) -> None:
         self.count = 0

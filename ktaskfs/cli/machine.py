@@ -39,7 +39,7 @@ def wrong(mend: str | None) -> ToMend:
 
 
 def note(mend: str) -> ToMend:
-    """The level of what is a problem only for some people."""
+    """The level of a problem that only some people have."""
     return ToMend("note", mend)
 
 

@@ -46,7 +46,7 @@ def _is_readable(mounted: Mounted, name: str) -> bool:
     try:
         mounted.read(f"tasks/{name}/state")
     except TargetError as error:
-        return error.errno not in FORBIDDEN  # whoever reads it next says what else is wrong
+        return error.errno not in FORBIDDEN  # the next read reports any other error
     return True
 
 

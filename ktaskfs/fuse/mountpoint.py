@@ -31,7 +31,7 @@ DEAD: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 PATIENCE: Final = 5.0
 """Seconds for an answer; this server takes at most about one."""
 TURN: Final = 3 * PATIENCE
-"""Seconds to wait while another server mounts. Who has the lock for longer may want to prevent the mount."""
+"""Seconds to wait while another server mounts. A longer lock may be an attempt to prevent the mount."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def vacant(path: str, kind: str, *, nonempty: bool, turn: float = TURN) -> Itera
 def _alone(directory: str, turn: float) -> Iterator[None]:
     """Hold the lock flock(2) of the ``directory`` above a mount point. What is mounted there may not answer.
 
-    Who may read a directory can lock it. So this waits at most ``turn`` seconds, and goes on without the lock.
+    Anybody who may read a directory can lock it. So this waits at most ``turn`` seconds, and goes on without the lock.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -41,8 +41,14 @@ _SESSION: Final = "session"
 _OF_DAEMON: Final = frozenset({_LOCK, _SESSION, f"{_SESSION}.new", "log", "log.old"})
 """Files of a directory without tasks; the command makes the logs."""
 _UNUSABLE: Final = (
-    *(KtaskfsError, OSError, RecursionError),
-    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    ArithmeticError,
+    AttributeError,
+    KtaskfsError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 """What reading a record with any contents may raise."""
 LOG: Final = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ class TextFile(File):
     command, or of the close(2). Its result is a reply, which a descriptor open for reading and writing reads instead of
     the file. Text and bytes are converted with the filesystem encoding. ``change`` is reported by poll(2). ``refused``
     is called for a write that never reaches ``write``, with the legible part of the command. ``texts`` limits the
-    memory of opens: beyond it an open(2), or a read at offset 0, fails. ``may_be_empty``: so may a command.
+    memory of opens: beyond it an open(2), or a read at offset 0, fails. ``may_be_empty``: an empty command is valid.
     """
 
     __slots__ = ("change", "may_be_empty", "refused", "render", "texts", "write")

@@ -85,8 +85,8 @@ class Answers:
         heard = self._left.pop(host, "")
         has_spoken = bool(self.objects.get(host))
         # 1 is the doctor's, where something is wrong.
-        is_answer = (status in (0, 1) and has_spoken) or (status == 0 and self._may_be_empty)
-        is_answer = is_answer and heard != TOO_MUCH
+        has_answered = (status in (0, 1) and has_spoken) or (status == 0 and self._may_be_empty)
+        is_answer = has_answered and heard != TOO_MUCH
         if host in self.objects and not is_answer:
             state, words = broken(status, heard, has_spoken=has_spoken)
             self._bad.setdefault((state, without_name(words, host)), []).append(host)
