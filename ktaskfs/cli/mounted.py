@@ -43,8 +43,8 @@ def _in_utf8(text: str) -> str:
 class Mounted(NamedTuple):
     """A mount of ktaskfs at ``path``. Methods take paths below it.
 
-    They raise DaemonAway if no daemon answers, at ``open`` and ``read`` after ``patience`` seconds, and TargetError
-    with any other errno of the system.
+    They raise DaemonAway if no daemon answers, after ``patience`` seconds if one was there before, and TargetError with
+    any other errno of the system. A command is never written twice.
     """
 
     path: str
@@ -94,9 +94,15 @@ class Mounted(NamedTuple):
     def owner(self, task: str) -> int | None:
         """The uid of the owner of a task; None if there is none of that name, or it is hidden from the caller."""
         try:
-            return os.stat(f"{self.path}/tasks/{task}").st_uid
-        except OSError:
+            return self._patiently(lambda: self._owner(task))
+        except TargetError:
             return None
+
+    def _owner(self, task: str) -> int:
+        try:
+            return os.stat(f"{self.path}/tasks/{task}").st_uid
+        except OSError as error:
+            raise self.failed(error, f"tasks/{task}") from error
 
     def read(self, file: str) -> str:
         """The whole text of a file that is not a stream, decoded like the arguments of the command (os.fsdecode)."""
@@ -122,6 +128,9 @@ class Mounted(NamedTuple):
 
     def directories(self, directory: str) -> list[str]:
         """The names of the directories in a directory, sorted."""
+        return self._patiently(lambda: self._directories(directory))
+
+    def _directories(self, directory: str) -> list[str]:
         try:
             with os.scandir(f"{self.path}/{directory}/") as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,7 +19,6 @@ from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.cli.conftest import Command
     from tests.support.users import User
@@ -318,10 +318,38 @@ def test_a_start_waits_for_the_daemon(command: Command, area: Path, memory: Path
     mount.process.kill()
     mount.process.wait()
     with started(command, "run", "--quiet", "checksum", f"path={memory}/file") as follower:
+        until(lambda: sleeps(follower), "it has found a dead mount")
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
         assert follower.wait(DEADLINE) == 0, follower.communicate()
     again.close()
     mount.kill()
+
+
+@pytest.mark.parametrize("words", ["wait slow*", "set slow* nice=5", "pause slow*"])
+def test_a_command_that_looks_for_names_waits_for_the_daemon(
+    command: Command, area: Path, slow: str, words: str
+) -> None:
+    verb, *_ = words.split()
+    mount = command.mount
+    mount.process.kill()
+    mount.process.wait()
+    with started(command, *words.split()) as process:
+        until(lambda: sleeps(process) or process.poll() is not None, "it has found a dead mount")
+        again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
+        try:
+            if verb != "wait":
+                assert process.wait(DEADLINE) == 0, process.communicate()
+        finally:
+            stop(again, slow)
+        assert process.wait(DEADLINE) == (3 if verb == "wait" else 0), process.communicate()
+    again.close()
+    mount.kill()
+
+
+def sleeps(process: subprocess.Popen[str]) -> bool:
+    """Whether the command, or the child that does its work, is in clock_nanosleep(2)."""
+    found = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    return any("nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text() for each in found)
 
 
 def test_a_reader_that_goes_away_stops_nothing(command: Command, memory: Path, slow: str) -> None:
