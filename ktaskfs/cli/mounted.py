@@ -161,22 +161,23 @@ class Mounted(NamedTuple):
             os.write(fd, os.fsencode(f"{text}\n"))  # the newline says that the command is whole
         except OSError as error:
             number = error.errno or errno.EIO
-            if number in AWAY:
+            refused = self._refused(number, file, text)  # ESTALE is also the errno of a changed target
+            if refused is None and number in AWAY:
                 raise DaemonAway(
                     f"the daemon of {self.path} ended during the command; it may have taken effect: check "
                     "with ktaskfs ls",
                     errno=errno.EIO,
                 ) from error
-            raise self._refused(number, file, text) from error
+            raise refused or Refused(f"{file}: {os.strerror(number)}", errno=number) from error
 
-    def _refused(self, number: int, file: str, text: str) -> Refused:
-        """The words of the last entry of the log that fits: another command of the user may have been refused since."""
+    def _refused(self, number: int, file: str, text: str) -> Refused | None:
+        """The last entry of the log that fits: another command of the user may have been refused since."""
         from ktaskfs.units import printable
 
         try:
-            log = _in_utf8(self.read("info/error_log"))
+            log = _in_utf8(self._replace(patience=0).read("info/error_log"))
         except KtaskfsError:  # the message is optional, the errno is the answer
-            log = ""
+            return None
         written = printable(_in_utf8(text))
         found = list(ENTRY.finditer(log))
         for begin, end in zip(reversed(found), [len(log), *(each.start() for each in reversed(found))], strict=False):
@@ -184,7 +185,7 @@ class Mounted(NamedTuple):
             shift = len("  Command: ")
             if (begin["file"], begin["errname"]) == (file, errno_name(number)) and command in written:
                 return Refused(begin["message"], errno=number, command=command, caret=caret[shift:].rstrip("\n"))
-        return Refused(f"{file}: {os.strerror(number)}", errno=number)
+        return None
 
     def failed(self, error: OSError, file: str) -> KtaskfsError:
         """The error of the tree for one of the system about ``file``."""

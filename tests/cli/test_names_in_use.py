@@ -11,7 +11,7 @@ from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.start import taken_name
 from ktaskfs.errors import Refused
 from tests.cli.conftest import Command
-from tests.support.shell import run
+from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
@@ -122,6 +122,17 @@ def test_a_refused_resume_leaves_the_others_followed(command: Command, memory: P
     assert ("crc32" in outcome.out, command.mount.read("tasks/new/state")) == (True, "done\n")
     alone = command("run", "--if-exists=resume", old)
     assert (alone.status, alone.out, "slow-old" in alone.err) == (1, "", True)
+
+
+def test_a_resume_of_another_file_says_so(command: Command, memory: Path) -> None:
+    """Its errno, ESTALE, is also that of a file of a daemon that has died."""
+    file = start_slow(command.mount, memory, "old")
+    stop(command.mount, "old")
+    file.rename(memory / "moved")
+    file.write_bytes(b"")
+    words = f"{file} is not the file of the task's start: start a new task"
+    assert command("resume", "old") == Outcome(1, "", f"ktaskfs: resume old: {words}\n")
+    assert words in command("run", "--if-exists=resume", f"clear path={file} name=old").err
 
 
 @pytest.mark.parametrize("way", ["join", "resume", "rerun"])
