@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import OutOfHugePages, TargetError
 from ktaskfs.host.group_limits import memory_headroom, page_headroom
-from ktaskfs.host.presence import hole_extents
 from ktaskfs.host.target import FilesystemType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
@@ -42,7 +41,7 @@ def require_group_memory(kernel: Kernel, target: Target, missing: int) -> None:
 
 
 class GroupRoom:
-    """Keeps the threads of a task within the memory limits of its control groups, for a file of tmpfs.
+    """Keeps the threads of a task within the memory limits of its control groups, for files of tmpfs.
 
     Past such a limit the kernel kills processes, perhaps others than the worker. Others can still take memory after the
     start of a chunk.
@@ -56,27 +55,25 @@ class GroupRoom:
         self._taking = 0  # bytes that running chunks may still take, or have just taken; guarded by _ended
 
     @contextlib.contextmanager
-    def taking(self, start: int, end: int) -> Iterator[None]:
-        """The pages from ``start`` to ``end`` are allocated in this context. Raises TargetError (ENOMEM), OSError.
+    def taking(self, at_most: int, missing: Callable[[], int]) -> Iterator[None]:
+        """A chunk allocates ``at_most`` bytes in this context; ``missing`` finds how many it really does.
 
-        A chunk that does not fit beside the running ones waits for them: their pages count twice until they end.
+        Raises TargetError (ENOMEM), and as ``missing``, which is called only where ``at_most`` bytes do not fit. A chunk
+        that does not fit beside the running ones waits for them: their pages count twice until they end.
         """
-        if not self._on_tmpfs:
-            yield
-            return
+        size = at_most if self._on_tmpfs else 0
+        exact = False
         with self._ended:
-            while True:
-                headroom = memory_headroom(self._kernel)
-                size = 0
-                if headroom is None:
-                    break
-                size = sum(data - hole for hole, data in hole_extents(self._target.fd, start, end))
+            while size and (headroom := memory_headroom(self._kernel)) is not None:
                 if self._taking + size + SPARE <= headroom.left:
                     break
-                if not self._taking:
+                if not exact:
+                    size, exact = missing(), True
+                elif self._taking:
+                    self._ended.wait()
+                else:
                     text = f"{self._target.path}: {size} bytes of this chunk are missing, but {headroom}"
                     raise TargetError(text, errno=errno.ENOMEM)
-                self._ended.wait()
             self._taking += size
         try:
             yield

@@ -42,7 +42,7 @@ class Growth:
         self.target = target
         """The file."""
         self.room = GroupRoom(kernel, target)
-        """The log of allocations by chunks."""
+        """The chunks enter it before they allocate pages."""
         self.old_size = target.size()
         """Bytes the file had when it was opened; 0 for a new one."""
         self._made = self.old_size  # upper bound of the file's size, unless somebody else has extended it

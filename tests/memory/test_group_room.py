@@ -44,13 +44,13 @@ def test_what_does_not_fit_beside_another_chunk_waits_for_its_end(area: Path) ->
 
             def take() -> None:
                 try:
-                    with room.taking(24 * MIB, 40 * MIB):
+                    with room.taking(16 * MIB, lambda: 16 * MIB):
                         ends.append("taken")
                 except TargetError as error:
                     ends.append(error.message)
 
             second = threading.Thread(target=take)
-            with room.taking(0, 24 * MIB):
+            with room.taking(24 * MIB, lambda: 24 * MIB):
                 os.posix_fallocate(target.fd, 0, 24 * MIB)
                 second.start()
                 until(lambda: asleep(second), "the other chunk waits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,36 @@ def test_a_limit_on_memory_that_is_met_at_work_ends_the_task_and_kills_nobody(mo
         assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {64 * MIB}, \d+ in use$", error), error
         assert kills(where) == 0
         (memory / "f").unlink()
+
+
+def test_a_directory_is_copied_up_to_the_limit_and_nobody_is_killed(mounted: Mount, memory: Path, disk: Path) -> None:
+    """With files of one page each, and one of several chunks. A sparse file takes what it has."""
+    source, limit = disk / "source", 64 * MIB
+    source.mkdir()
+    for number in range(1000):
+        (source / f"small{number}").write_bytes(b"x")
+    with (source / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+        sparse.write(b"x" * MIB)
+    (source / "large").write_bytes(bytes(range(256)) * (MIB * 3 // 8))
+    with group("memory") as where:
+        spec = f"copy name=t source={source} path={memory}/copy rate_max=1"
+        assert start_in(mounted, where, spec).status == 0
+        wait_for_worker(mounted, "t")
+        (where / MEMORY_MAX).write_text(str(limit))
+        mounted.write("tasks/t/rate_max", "max")
+        assert mounted.cat("tasks/t/wait").status == 0
+        assert mounted.read("tasks/t/state") == "failed\n"
+        error = mounted.read("tasks/t/error")
+        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {limit}, \d+ in use$", error), error
+        assert kills(where) == 0
+        (source / "large").unlink()
+        assert start_in(mounted, where, f"copy name=u source={source} path={memory}/other").status == 0
+        assert mounted.cat("tasks/u/wait").status == 0
+        assert mounted.read("tasks/u/state") == "done\n"
+        shutil.rmtree(memory / "copy")
+        shutil.rmtree(memory / "other")
+    shutil.rmtree(source)
 
 
 def kills(where: Path) -> int:

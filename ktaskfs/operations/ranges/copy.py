@@ -266,14 +266,18 @@ class _Copier:
         """Copy the data for ``start`` to ``end`` of the target; raises TargetError."""
         mine = None if self._digest is None else self._digest.of_chunk()
         position = start
-        for run in self._route.data(Span(start, end)):
-            self._clear(position, run.start, mine)
-            with self._growth.room.taking(run.start, run.end):
+        with self._growth.room.taking(end - start, lambda: self._missing(start, end)):
+            for run in self._route.data(Span(start, end)):
+                self._clear(position, run.start, mine)
                 self._sink.copy(run, mine)
-            position = run.end
-        self._clear(position, end, mine)
+                position = run.end
+            self._clear(position, end, mine)
         if self._digest is not None and mine is not None:
             self._digest.merge(mine)
+
+    def _missing(self, start: int, end: int) -> int:
+        """Bytes of the pages that a copy of the range allocates. Raises TargetError, OSError."""
+        return sum(missing_bytes(self._route.target, run) for run in self._route.data(Span(start, end)))
 
     def _clear(self, start: int, end: int, digest: Parts | None) -> None:
         """Past the old end of the file only its last page needs clearing.

@@ -281,7 +281,7 @@ class _Filler:
         try:
             if self._undo is not None:
                 self._undo.record(start, end)
-            with self._growth.room.taking(start, end):
+            with self._growth.room.taking(end - start, lambda: missing_bytes(self._growth.target, Span(start, end))):
                 self._allocator.populate(start, end)
         except OSError as error:
             raise self._growth.page_unavailable(error, self._end) from error

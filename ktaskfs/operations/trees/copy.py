@@ -12,6 +12,7 @@ from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
@@ -120,7 +121,7 @@ class Copy(Operation[CopyParameters]):
         target = preparation.keep(TargetTree(kernel, parameters.path, filled=preparation.resumes))
         if not preparation.resumes:
             require_room(kernel, files, target.kind)
-        copier = _Copier(files, target, parameters.digest, output)
+        copier = _Copier(kernel, files, target, parameters.digest, output)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK)
         return preparation.plan(nodes, control, copier.finish, tree=files.fingerprint)
 
@@ -149,7 +150,10 @@ def _told(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
 class _Copier:
     """The chunk function, and the results for all files."""
 
-    def __init__(self, files: FileList, target: TargetTree, digest: str | None, output: Output | None) -> None:
+    def __init__(
+        self, kernel: Kernel, files: FileList, target: TargetTree, digest: str | None, output: Output | None
+    ) -> None:
+        self._room = GroupRoom(kernel, target.kind)
         self._files = files
         self._target = target
         self._page = target.kind.page_size
@@ -162,7 +166,23 @@ class _Copier:
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
-        self._turns.do(self._pieces(start, end), self._do)
+        pieces = list(self._pieces(start, end))
+        at_most = sum(Span(piece.start, piece.end).widened(self._page).size for piece in pieces)
+        with self._room.taking(at_most, lambda: sum(map(self._data_bytes, pieces))):
+            self._turns.do(iter(pieces), self._do)
+
+    def _data_bytes(self, piece: Piece) -> int:
+        """Bytes of the pages with data; 0 for a file that cannot be opened, which ``_do`` reports."""
+        if self._files.kind(piece.file) != stat.S_IFREG:
+            return 0
+        try:
+            source = self._files.open(piece.file)
+        except OSError:
+            return 0
+        try:
+            return sum(run.widened(self._page).size for run in data_extents(source, piece.start, piece.end))
+        finally:
+            os.close(source)
 
     def _do(self, piece: Piece) -> None:
         try:
