@@ -6,6 +6,7 @@ series exist from the start, so that an alert sees the increase at the first eve
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ktaskfs.control.durations import Durations
 from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
-from ktaskfs.tasks.task import ENDED, WORKING, State
+from ktaskfs.tasks.task import EMPTY, ENDED, WORKING, State
 from ktaskfs.vfs import TextFile
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ class Metrics:
                 self._durations[name] = self._durations[name].plus(time.monotonic() - run.began)
         if old in WORKING and new in ENDED:
             self._ended[_operation(task), str(new)] += 1
-        elif old is State.STARTING:
-            (self._started if new in WORKING else self._refused)[_operation(task),] += 1
-        elif old is State.QUEUED and new in (State.FAILED, State.INTERRUPTED):
+        elif old is State.STARTING and new in WORKING:
+            self._started[_operation(task),] += 1
+        elif _is_refusal(transition):
             self._refused[_operation(task),] += 1
 
     def _sample(self, task: Task) -> None:
@@ -180,3 +181,15 @@ def _render(facts: Facts, form: Exposition) -> bytes:
 
 def _operation(task: Task) -> str:
     return NO_OPERATION if task.operation is None else task.operation.name
+
+
+def _is_refusal(transition: Transition) -> bool:
+    """Whether a start that does not begin work has failed, and nobody has cancelled it.
+
+    A task that was cancelled at work returns to that state if its next start is refused.
+    """
+    task, old, new = transition.task, transition.old, transition.new
+    if old is State.QUEUED:
+        return new in (State.FAILED, State.INTERRUPTED)
+    given_up = new is State.CANCELLED and (task.history.final or EMPTY).errno == errno.ECANCELED
+    return old is State.STARTING and not given_up

@@ -22,6 +22,9 @@ iter_range: Final = add
 """``iter_range(position, size)`` is the position ``size`` units further, if positions are numbers or other objects that
 can be added (``ktask_iter_range``)."""
 
+_MAKES_AN_OBJECT: Final = 0x20 | 0x80 | 0x200
+"""CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of ``inspect``, which takes long to import."""
+
 
 def checked_rate(rate: float | None) -> float | None:
     """``rate`` as a float, or None; raises ValueError unless it is above 0 and finite, TypeError if it is no number."""
@@ -100,10 +103,14 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
+            # A call of such a function only makes an object, so nothing would be done, without an error.
+            if getattr(getattr(value, "__code__", None), "co_flags", 0) & _MAKES_AN_OBJECT:
+                raise TypeError(f"{name} is a generator or coroutine function")
         if self.threads not in ("found", "fixed"):
             raise ValueError(f"threads is {self.threads!r}")
-        if not isinstance(self.undo_failed, bool):
-            raise TypeError(f"undo_failed is {self.undo_failed!r}")
+        for name in ("undo_failed", "fixed_chunks"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
         if self.undo_failed and self.undo_func is None:
             raise ValueError("undo_failed needs an undo_func")
         for name, kind in (("budget", HelperBudget), ("monitor", Monitor)):

@@ -100,6 +100,8 @@ class Ending:
             with contextlib.suppress(Exception):  # the client's exception may refuse a note, as a frozen class does
                 failure[0].add_note(f"undo failed at {shown(undo_failure[1])}: {shown(undo_failure[0], repr)}")
         failure = failure or undo_failure
+        if interrupt is None and failure is not None and not isinstance(failure[0], Exception):
+            interrupt = failure[0]  # a helper's: which thread a chunk meets is chance
         try:
             if interrupt is not None and failure is not None and failure[0] is not interrupt:
                 raise interrupt from failure[0]

@@ -28,7 +28,8 @@ class Group:
     def __init__(self, nid: int, indexes: list[int]) -> None:
         self.nid = nid
         self.indexes = indexes
-        """The nodes of the work that name this NUMA node."""
+        """The nodes of the work that name this NUMA node, from the last to the first; those used up are removed at the
+        end."""
         self.search = Search(1, 1)
         self.round = object()
         """A new measure after each change of its number of threads."""
@@ -67,7 +68,7 @@ class Finder:
         for index, node_work in enumerate(nodes):
             by_nid.setdefault(node_work.node.nid, []).append(index)
         self._nodes = nodes
-        self.groups = [Group(nid, indexes) for nid, indexes in by_nid.items()]
+        self.groups = [Group(nid, indexes[::-1]) for nid, indexes in by_nid.items()]
         self._group_of = {index: group for group in self.groups for index in group.indexes}
         self._most = 1
         self._seen: dict[TaskThread, _Seen] = {}
@@ -126,7 +127,14 @@ class Finder:
 
     def _open(self) -> list[Group]:
         """The groups that have work left."""
-        return [group for group in self.groups if self._left(group)]
+        return [group for group in self.groups if self._is_open(group)]
+
+    def _is_open(self, group: Group) -> bool:
+        # Asked at the end of each node, so it must not look at all of them.
+        indexes = group.indexes
+        while indexes and not self._nodes[indexes[-1]].left:
+            indexes.pop()
+        return bool(indexes)
 
     def _left(self, group: Group) -> int:
         return sum(self._nodes[index].left for index in group.indexes)
@@ -144,19 +152,19 @@ class Finder:
         self.count(threads)
         for group in self._open():
             if group.live < group.search.target:
-                return next(index for index in group.indexes if self._nodes[index].left)
+                return group.indexes[-1]
         return None
 
     def too_many(self, thread: TaskThread, threads: Iterable[TaskThread]) -> bool:
         """The thread's group has more threads than it should."""
         group = self._group_of[thread.index]
         self.count(threads)
-        return group.live > (group.search.target if self._left(group) else 0)
+        return group.live > (group.search.target if self._is_open(group) else 0)
 
     def even(self, threads: Iterable[TaskThread]) -> bool:
         """No group has more threads than it should."""
         self.count(threads)
-        return all(group.live <= (group.search.target if self._left(group) else 0) for group in self.groups)
+        return all(group.live <= (group.search.target if self._is_open(group) else 0) for group in self.groups)
 
     def join(self, thread: TaskThread) -> None:
         """The thread begins; its work counts from now on."""

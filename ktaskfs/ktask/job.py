@@ -42,7 +42,7 @@ class Job:
         """Do the task, with the calling thread as its first, and return when all threads have done their last chunk.
 
         Raises TaskError if a chunk fails. An exception from a signal handler in the calling thread ends the task like a
-        failing chunk; KeyboardInterrupt, and others that are not an Exception, pass through unchanged.
+        failing chunk; KeyboardInterrupt, and others that are not an Exception, pass through unchanged from any thread.
         Raises RuntimeError if the job has been run before. (``ktask_run_numa``, kernel/ktask.c, RFC v1 to v4.)
         """
         machine = self._ctl.machine

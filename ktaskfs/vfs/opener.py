@@ -48,6 +48,10 @@ class Opener:
 
     def was_killed(self) -> bool:
         """Whether a signal is ending it; False if it is gone or invisible."""
+        # During execve(2), which closes files, a read of its stat waits (Linux 6.18) until this server has answered the
+        # close. A process with memory is not ending, and its status never waits.
+        if b"\nVmSize:" in _read(f"/proc/{self._pid}/status"):
+            return False
         stat = _read(f"/proc/{self._pid}/stat")
         fields = stat[stat.rfind(b")") + 1 :].split()  # from field 3 on
         if len(fields) <= _EXIT_CODE - 3:

@@ -203,7 +203,10 @@ def expressions() -> dict[str, str]:
 
 def test_every_query_names_metrics_that_there_are(mounted: Mount, exporter: str) -> None:
     there = {series.partition("{")[0] for series in scraped(exporter)}
-    labels = {pair for series in scraped(exporter) for pair in re.findall(r"(\w+)=\"", series)} | {"instance"}
+    values: dict[str, set[str]] = {"instance": set()}
+    for series in scraped(exporter):
+        for label, value in re.findall(r"(\w+)=\"([^\"]*)\"", series):
+            values.setdefault(label, set()).add(value)
     queries = expressions()
     assert len(queries) > 20
     for where, query in queries.items():
@@ -212,7 +215,10 @@ def test_every_query_names_metrics_that_there_are(mounted: Mount, exporter: str)
         assert used <= there, where
         grouped = re.findall(r"by \(([^)]*)\)", query)
         matched = re.findall(r"(\w+)(?:=~|=|!=)\"", query)
-        assert {label.strip() for each in grouped for label in each.split(",")} | set(matched) <= labels, where
+        assert {label.strip() for each in grouped for label in each.split(",")} | set(matched) <= values.keys(), where
+        for label, sign, value in re.findall(r"(\w+)(=~?)\"([^$\"]+)\"", query):
+            pattern = re.compile(value if sign == "=~" else re.escape(value))
+            assert any(pattern.fullmatch(each) for each in values[label]), f"{where}: no {label} is {value}"
 
 
 def test_the_rules_do_what_their_tests_say_and_each_has_one(programs: Programs) -> None:

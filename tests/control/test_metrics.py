@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,23 @@ async def test_a_queued_task_that_cannot_start_is_a_refused_start() -> None:
     facts = await house.metrics.facts()
     assert some(facts.refused) == {("clear",): 2}, "not the one that somebody cancelled"
     assert (some(facts.started), some(facts.ended)) == ({}, {})
+
+
+async def test_a_start_that_somebody_cancels_is_not_a_refused_one() -> None:
+    """The journal has it as information, so no alert may tell people to look there for a warning."""
+    house = House()
+    house.follow()
+    task = house.add(1)
+    house.table.move(task, State.STARTING)
+    change_history(task, final=replace(EMPTY, errno=errno.ECANCELED))
+    house.table.move(task, State.CANCELLED)
+    facts = await house.metrics.facts()
+    assert (some(facts.refused), some(facts.started), some(facts.ended)) == ({}, {}, {})
+    cancelled_at_work = house.add(2, State.CANCELLED)
+    change_history(cancelled_at_work, final=worked(300))
+    house.table.move(cancelled_at_work, State.STARTING)
+    house.table.move(cancelled_at_work, State.CANCELLED)
+    assert some((await house.metrics.facts()).refused) == {("clear",): 1}, "a resume was refused"
 
 
 async def test_work_that_is_taken_back_was_work_all_the_same() -> None:

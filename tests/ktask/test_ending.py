@@ -1,4 +1,4 @@
-"""The end of a run when a signal handler or a monitor raises repeatedly."""
+"""The end of a run when a signal handler or a monitor raises repeatedly, or a chunk function exits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ktaskfs.ktask import HelperBudget, Job, Node, TaskError
+from ktaskfs.ktask import HelperBudget, Job, Node, TaskError, run
 from ktaskfs.ktask.ending import ROUNDS
 from tests.ktask.fakes import TIMEOUT, FakeClock, FakeMachine, Ledger, control
 
@@ -185,3 +185,18 @@ def test_while_it_undoes(kind: type[BaseException]) -> None:
         job.run()
     assert given == [(10, 13), (0, 2)]
     assert job.outcome().units_undone == 5
+
+
+def test_an_exit_in_a_helpers_chunk_passes_as_in_the_callers() -> None:
+    """Which thread meets a chunk is chance, so it must not decide which exception the caller gets."""
+    caller = threading.get_native_id()
+    both = threading.Barrier(2)
+
+    def each(start: int, end: int) -> None:
+        both.wait(TIMEOUT)
+        if threading.get_native_id() != caller:
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit) as caught:
+        run(0, 2, control(each, max_chunk_size=1, max_threads=2, threads="fixed"))
+    assert caught.value.code == 4

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ktaskfs.ktask import Control, HelperBudget, Job, Monitor, Node, TaskError
+from ktaskfs.ktask.finder import Finder
+from ktaskfs.ktask.node_work import NodeWork
 from ktaskfs.ktask.task_thread import TaskThread
 from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, Unlucky, control, units_of
 
@@ -307,6 +309,27 @@ def test_a_failure_while_more_are_tried() -> None:
         Job([Node(0, 4000)], ctl).run()
     assert ledger.live == {}
     assert set(units_of(undone)) == memory.done - {700}
+
+
+class Counted(list[NodeWork]):
+    """Nodes that count how often one of them is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+
+def test_the_end_of_a_node_does_not_look_at_all_others() -> None:
+    """A client may have a node for each of many files."""
+    nodes = Counted(NodeWork(Node(each, 1, each % 2), frozenset()) for each in range(2000))
+    finder = Finder(nodes)
+    for node_work in [*nodes]:
+        node_work.left = 0
+        assert finder.even([])
+    assert finder.total == 0
+    assert nodes.looks < 20 * len(nodes)
 
 
 def test_threads_is_one_of_two_words() -> None:

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ktaskfs.ktask import Job, Node
 from tests.ktask.fakes import control
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.mark.parametrize(
@@ -50,11 +53,33 @@ def test_what_is_no_whole_number(name: str, value: Any) -> None:
         ("monitor", print),
         ("rate", "5"),
         ("rate", b"5"),
+        ("undo_failed", "no"),
+        ("fixed_chunks", "no"),
     ],
 )
 def test_what_is_of_another_kind(name: str, value: Any) -> None:
     with pytest.raises(TypeError):
         dataclasses.replace(control(lambda a, b: None), **{name: value})
+
+
+async def _coroutine(start: int, end: int) -> None:
+    raise AssertionError
+
+
+def _generator(start: int, end: int) -> Iterator[int]:
+    yield start
+
+
+async def _both(start: int, end: int) -> AsyncIterator[int]:
+    yield start
+
+
+@pytest.mark.parametrize("function", [_coroutine, _generator, _both])
+def test_a_function_whose_call_does_nothing(function: Any) -> None:
+    """Every chunk would count as done."""
+    for name in ("thread_func", "undo_func"):
+        with pytest.raises(TypeError, match=name):
+            dataclasses.replace(control(lambda a, b: None), **{name: function})
 
 
 @pytest.mark.parametrize("rate", [5, True, 5.0, Fraction(5, 2), Decimal(5)])

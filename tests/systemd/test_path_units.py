@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemon import ROOT
 from tests.support.poll import until
+from tests.support.shell import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,3 +48,31 @@ def test_a_change_of_state_starts_the_unit(service: Machine, kind: str, file: st
     finally:
         service.run("systemctl", "stop", "watcher.path")
         service.sh(f"rm -f {told}")
+
+
+def test_the_unit_of_the_page_hears_of_changes_after_a_boot(machine: Machine) -> None:
+    """At boot path units start before services, and a watch set before the mount is made would never hear of it."""
+    page = (ROOT / "docs/how-to/monitoring.md").read_text()
+    (text,) = re.findall(r"    # /etc/systemd/system/ktaskfs-changed.path\n((?:    [^\n]*\n)+)", page)
+    units, told = machine.root / "etc/systemd/system", machine.root / "disk/told"
+    (units / "ktaskfs-changed.path").write_text(textwrap.dedent(text))
+    (units / "ktaskfs-changed.service").write_text("[Service]\nType=oneshot\nExecStart=touch /disk/told\n")
+    machine.run("systemctl", "stop", UNIT)
+    try:
+        assert machine.sh("systemd-analyze verify ktaskfs-changed.path") == Outcome(0, "", "")
+        assert machine.sh("systemctl enable -q ktaskfs-changed.path") == Outcome(0, "", "")
+        for _ in range(2):  # what a boot starts, and what a later start of the service alone does
+            machine.start("multi-user.target")
+            machine.start(UNIT)
+            machine.until_mounted()
+            until(lambda: machine.show("ktaskfs-changed.path", "ActiveState") == "active", "the unit watches")
+            assert machine.sh(f"echo fallocate path=/dev/shm/new length=4K > {MOUNT}/tasks/control").status == 0
+            until(told.exists, "the unit ran")
+            assert machine.sh(f"rm /dev/shm/new; systemctl stop {UNIT}").status == 0
+            until(lambda: machine.show("ktaskfs-changed.service", "ActiveState") == "inactive", "it has ended")
+            told.unlink()
+    finally:
+        machine.sh("systemctl disable -q ktaskfs-changed.path; systemctl stop ktaskfs-changed.path")
+        for name in ("ktaskfs-changed.path", "ktaskfs-changed.service"):
+            (units / name).unlink()
+        machine.run("systemctl", "daemon-reload")

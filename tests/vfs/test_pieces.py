@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -200,3 +201,16 @@ def test_of_a_process_that_is_gone_nothing_is_known() -> None:
     os.waitpid(pid, 0)
     opener = Opener(pid, 1)
     assert (opener.has_it_open(), opener.was_killed()) == (None, False)
+
+
+def test_the_stat_of_a_process_that_is_not_ending_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In execve(2) the process holds a lock that this read waits for, and waits for the answer to its close."""
+    read: list[str] = []
+
+    def noting(path: str) -> bytes:
+        read.append(path)
+        return Path(path).read_bytes()
+
+    monkeypatch.setattr("ktaskfs.vfs.opener._read", noting)
+    assert not Opener(os.getpid(), 1).was_killed()
+    assert read == [f"/proc/{os.getpid()}/status"]
