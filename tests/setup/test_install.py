@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIXED = {"/etc/ktaskfs.conf", "/usr/sbin/mount.ktaskfs", "/usr/sbin/mount.fuse.ktaskfs"}
-MANUAL_PAGES = ("ktaskfs.1", "ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.d.5", "ktaskfs.8", "mount.ktaskfs.8")
+MANUAL_PAGES = (
+    *("ktaskfs.1", "ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.d.5"),
+    *("ktaskfs-operations.7", "ktaskfs.8", "mount.ktaskfs.8"),
+)
 BELOW_PREFIX = {
     "sbin/ktaskfs",
     "bin/ktaskfs",
