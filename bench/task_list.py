@@ -116,7 +116,7 @@ def measure(settings: Settings) -> list[Section]:
             [*(others for _, others in crowds), *worst],
             unit="ms",
             goals=[Goal(each.name, each.name, None, most=0.1) for each in worst],
-            note="The crowd itself takes CPU time from that user: 512 threads in one Python, on the same two CPUs.",
+            note="The readers take CPU time from that user: they are 512 threads of one Python, on the same two CPUs.",
         ),
     ]
 
