@@ -130,8 +130,8 @@ Rows in which a peer is better than ktask by 0.0005, half of the last digit belo
 
 {behind(points)}
 
-With one thread joblib hands nothing out: it is a loop that calls each chunk, the limit for all. To each round ktask
-adds the exact account of what is done and the check of the controls.
+With one thread joblib is a loop that calls each chunk: no framework can be faster. ktask adds to each round the exact
+account of the finished work and the check of the controls.
 
 ![efficiency](../plots/balancing.svg)
 

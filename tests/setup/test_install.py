@@ -77,7 +77,7 @@ def test_a_changed_configuration_is_kept(tmp_path: Path) -> None:
     installed = files(tmp_path)
     install("install", tmp_path)  # once more is no harm
     assert files(tmp_path) == installed
-    assert "kept, as it was changed: /etc/ktaskfs.conf" in install("uninstall", tmp_path).out
+    assert "kept, because it was changed: /etc/ktaskfs.conf" in install("uninstall", tmp_path).out
     assert files(tmp_path) == {"/etc/ktaskfs.conf"}
     assert conf.read_text() == "max_threads = 2\n"
 
