@@ -201,7 +201,7 @@ def by_tasks(mount: Ktaskfs, memory: Path, settings: Settings) -> list[Section]:
     return [
         Section("Memory of the daemon", daemon, unit="bytes", goals=[Goal(large, large, None, most=200 * MIB)]),
         Section("Memory of the spawner", spawner, unit="bytes"),
-        Section("Memory of workers, by how many there are", worker, unit="bytes", note="Over all workers."),
+        Section("Memory of workers, by their number", worker, unit="bytes", note="Over all workers."),
         Section(
             f"CPU time for a task of one page, over {batch} of them",
             [*costs, of_all],

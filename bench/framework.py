@@ -97,7 +97,7 @@ def handing_out(settings: Settings) -> list[Section]:
         return inner_times(pool, chunks, threads, "nothing", 0)[index] / chunks
 
     sections = []
-    for index, (what, measure) in enumerate((("time that passes", wall), ("CPU time", cpu))):
+    for index, (what, measure) in enumerate((("elapsed time", wall), ("CPU time", cpu))):
         all_of_them = []
         for threads in READERS:
             for peer in PEERS:
