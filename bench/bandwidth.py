@@ -59,7 +59,7 @@ def shares(settings: Settings) -> list[Section]:
                 ]
             )
     table = Table(["", "threads", "median GiB/s", "share"], rows)
-    note = f"Of {limit:.1f} GiB/s, which two threads of memset write. What is copied or compared counts twice."
+    note = f"Shares of {limit:.1f} GiB/s, which two threads of memset write. Copied or compared bytes count twice."
     return [Section("Operations on 1 to 4 GiB", [], tables=[table], note=note)]
 
 

@@ -124,13 +124,13 @@ def reading(files: dict[str, Path], count: int) -> Kind:
     peers = [name for name in (MINIMAL, MINIMAL_C) if name in files]
     goals = [Goal(f"{name} against the {peer}", name, peer) for name in names for peer in peers]
     note = (
-        "Seven requests instead of three: each time the kernel asks where `tasks` leads this user, whether the task is "
-        "still there, and how long the file is now, and it tells of the close(2); of the minimal filesystems it keeps "
-        "the answers. Where the kernel puts the filesystem's process decides over much, for to wake another CPU takes "
-        "longer than a request: `bench.reads` has both placements."
+        "A read takes seven requests instead of three: each time the kernel asks where `tasks` leads this user, "
+        "whether the task still exists, and how long the file is, and it reports the close(2). It keeps the answers "
+        "of the minimal filesystems. Much depends on the CPU of the filesystem's process, because waking another CPU "
+        "takes longer than a request: `bench.reads` measures both cases."
     )
     missing = [what for what, there in ((MINIMAL_C, MINIMAL_C in files), ("cgroup v2", CGROUP in files)) if not there]
-    note += f" Left out, for it is not to be had here: {', '.join(missing)}." if missing else ""
+    note += f" Not available here: {', '.join(missing)}." if missing else ""
     return Kind("Open, read, close", calls, count, RUN, goals=goals, note=note)
 
 

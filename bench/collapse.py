@@ -89,7 +89,7 @@ def measure(settings: Settings) -> list[Section]:
     text = "speed of ktaskfs against C"
     goals = [Goal(text, f"C, {n} threads", f"ktaskfs, {n} threads", least=0.9) for n in (1, THREADS)]
     title = f"`collapse`, {human_size(size)} of private memory"
-    note = "ktaskfs with the start of the task, C without that of its process."
+    note = "The time of ktaskfs includes the start of the task; that of C does not include the start of its process."
     return [Section(title, series, work=size, goals=goals, note=note, tables=tables)]
 
 

@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 PEER_CHUNK: Final = 16 << 20
 OURS: Final = f"ktaskfs, {THREADS} threads"
-START: Final = "Some 7 ms of ktaskfs are the start and the end of a task, whatever its size."
+START: Final = "Some 7 ms of ktaskfs are the start and the end of the task, for every size."
 COLD: Final = (
-    " Where a program's quartiles lie far apart, it met memory that the host of this machine had taken back; the lower "
-    "one is of warm memory."
+    " If the quartiles of a program are far apart, it got memory that the host of this machine had taken back; the "
+    "lower quartile is that of warm memory."
 )
 
 NOTES: Final = {
-    "blake3": " b3sum works in a mapping of the file. So do the hands of a worker, children that a truncation may "
-    "kill, where a task is large; a small one reads every byte into a buffer first: 60 ms a GiB here.",
+    "blake3": " b3sum works in a mapping of the file. In a large task the hands of the worker do that, too: child "
+    "processes, which a truncation of the file may kill. A small task first reads the data into a buffer, which "
+    "takes 60 ms for each GiB here.",
 }
 """A note on an algorithm, beside its figures."""
 
@@ -53,18 +54,17 @@ WAYS: Final = {
 }
 """What a way of bench/c/copy.c is called."""
 WHY: Final = {
-    INTO_HUGETLBFS: "dd, cat and cp write to tmpfs: there is no write to hugetlbfs. C does as ktaskfs: mapped pages "
-    "of hugetlbfs do not count as a process's own, so there are no windows.",
-    INTO_TMPFS: "Each page goes into the one tree of the file's pages, under its lock: perf shows 40 % of the time in "
-    "copying and 20 % at that lock. One thread at a time of ktaskfs sends the pages (sendfile(2)); the loop in C goes "
-    "through a buffer.",
-    FROM_TMPFS: "One thread at a time sends the pages (sendfile(2)). The other one reads a source on tmpfs through a "
-    "buffer, as C does: pages that were allocated and never written would be data after a look at them through a "
-    "mapping. Python takes 4 µs for each 512 KiB.",
-    INTO_LARGE: f"A thread has {human_size(WINDOW)} mapped at a time, lest more counts as the worker's, in its size "
-    "and for the OOM killer: to take pages out of a mapping interrupts the other processor. C as ktaskfs does so, the "
-    "other C program only at the end. Against cat: each page is zeroed before it is read into, for no call puts in a "
-    "huge page of tmpfs.",
+    INTO_HUGETLBFS: "dd, cat and cp write to tmpfs, because hugetlbfs has no write(2). Neither ktaskfs nor C maps "
+    "the file by windows, because mapped pages of hugetlbfs do not count as memory of the process.",
+    INTO_TMPFS: "A file has one tree of pages, with one lock: perf shows 40 % of the time in copying and 20 % at "
+    "that lock. One thread of ktaskfs at a time sends pages (sendfile(2)); the loop in C copies through a buffer.",
+    FROM_TMPFS: "One thread at a time sends pages (sendfile(2)). The other one reads a source on tmpfs into a "
+    "buffer, as C does: a look through a mapping would turn pages that were allocated but never written into data. "
+    "Python takes 4 µs for each 512 KiB.",
+    INTO_LARGE: f"A thread maps {human_size(WINDOW)} at a time, because mapped pages count as the worker's memory, "
+    "also for the OOM killer. Each unmapping interrupts the other processor. One C program does the same; the other "
+    "one unmaps only at the end. Against cat: the kernel zeroes each page before the copy, because no system call "
+    "inserts a huge page into tmpfs.",
 }
 """Why a copy has this speed, by its target."""
 
@@ -197,7 +197,7 @@ def freeing(mount: Ktaskfs, target: Path, what: str, settings: Settings) -> Sect
     contenders = [*ours(mount, "free", target, "", fill), command(*punch, before=fill, name="fallocate -p")]
     series = alternate(contenders, settings.rounds, calm=not settings.smoke)
     target.unlink()
-    note = f"{START} free goes by chunks, so that nobody waits long for the lock of the inode, which fallocate holds."
+    note = f"{START} ktaskfs frees by chunks, so that nobody waits long for the lock of the inode; fallocate holds it."
     return Section(f"`free` of {human_size(settings.size)} of {what}", series, work=settings.size, note=note)
 
 

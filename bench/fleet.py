@@ -102,7 +102,7 @@ def measure(settings: Settings) -> list[Section]:
         for name, (count, live) in kinds.items():
             costs[name].append(_cost(count, seconds, live=live))
     judged = f"{GOAL_HOSTS if not settings.smoke else counts[-1]} hosts, {LIVE}"
-    note = f"Each host says a line a second for {seconds} s; then all are done."
+    note = f"Each host prints a line a second for {seconds} s; then all are done."
     return [
         Section(
             "CPU of the controlling process",

@@ -142,7 +142,7 @@ def by_size(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
         name = f"{operation}, {human_size(size)}{', sparse' * (size == SPARSE)}"
         series += rows(name, [greatest(mount, huge / "target", operation, size) for _ in range(settings.rounds)])
         goals.append(Goal(f"{name}, private", f"{name}, private", None, most=25 * MIB))
-    note = "The most that a worker was seen with while it worked; its huge pages are not counted."
+    note = "The maximum of a worker during its work, without its huge pages."
     return Section("Memory of a worker, by size of the job", series, unit="bytes", goals=goals, note=note)
 
 
@@ -201,13 +201,13 @@ def by_tasks(mount: Ktaskfs, memory: Path, settings: Settings) -> list[Section]:
     return [
         Section("Memory of the daemon", daemon, unit="bytes", goals=[Goal(large, large, None, most=200 * MIB)]),
         Section("Memory of the spawner", spawner, unit="bytes"),
-        Section("Memory of workers, by how many there are", worker, unit="bytes", note="Over all of them."),
+        Section("Memory of workers, by their number", worker, unit="bytes", note="Over all workers."),
         Section(
             f"CPU time for a task of one page, over {batch} of them",
             [*costs, of_all],
             unit="ms",
-            note="From the write until the worker was reaped and the next one was forked ahead. The kernel tells the "
-            f"time of all {batch} in steps of 10 ms.",
+            note="From the write until the worker was reaped and the next one was forked ahead. The kernel reports "
+            f"the time of all {batch} in steps of 10 ms.",
         ),
         Section("Share of a CPU that daemon and spawner take (s each s)", idle, note="The tasks do 4 KiB a second."),
     ]

@@ -97,7 +97,7 @@ def handing_out(settings: Settings) -> list[Section]:
         return inner_times(pool, chunks, threads, "nothing", 0)[index] / chunks
 
     sections = []
-    for index, (what, measure) in enumerate((("time that passes", wall), ("CPU time", cpu))):
+    for index, (what, measure) in enumerate((("elapsed time", wall), ("CPU time", cpu))):
         all_of_them = []
         for threads in READERS:
             for peer in PEERS:
@@ -106,7 +106,7 @@ def handing_out(settings: Settings) -> list[Section]:
         series = alternate(all_of_them, settings.rounds)
         goals = [Goal(_name("ktask", threads), _name("ktask", threads), None, most=15e-6) for threads in READERS]
         title = f"A chunk that does nothing: {what}, for each of {chunks}"
-        note = "With one thread joblib hands nothing out, but calls the function itself." if index == 0 else ""
+        note = "With one thread joblib does not hand out chunks: it only calls the function." if index == 0 else ""
         sections.append(Section(title, series, unit="us", goals=goals, note=note))
     return sections
 
@@ -126,7 +126,7 @@ def sleeping(settings: Settings, microseconds: int, each: int) -> Section:
             name = _name(peer, threads)
             goals.append(Goal(f"efficiency of {name}", IDEAL, name, least=least))
     title = f"Chunks that sleep for {microseconds // 1000} ms, {each} for each thread"
-    note = "Ideal: the sleeps alone, one after the other. The kernel wakes a thread some 60 µs late, those in C too."
+    note = "*ideal*: only the sleeps, one after the other. The kernel wakes a thread some 60 µs late, also in C."
     return Section(title, series, unit="ms", goals=goals, note=note)
 
 
@@ -147,7 +147,7 @@ def reading(settings: Settings, size: int) -> Section:
             name = _name(peer, threads)
             goals.append(Goal(f"speed of {name} against C", _name(C_POOL, threads), name, least=least))
     title = f"Chunks that read {human_size(size)} of /dev/zero, {each} for each thread"
-    note = "The chunks of the operations have several MiB; smaller ones show what handing out costs."
+    note = "The chunks of operations have several MiB; smaller ones show the cost of handing them out."
     return Section(title, series, unit="ms", goals=goals, note=note)
 
 

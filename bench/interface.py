@@ -174,7 +174,7 @@ def many_readers(where: Path, memory: Path, settings: Settings) -> list[Section]
             [alone, crowded],
             unit="us",
             goals=[Goal("with readers against without", crowded.name, alone.name, most=1.1)],
-            note="Five hundred readers are as many answers a second, which the daemon's one thread gives meanwhile.",
+            note="Five hundred readers need as many answers a second, and the daemon has one thread for all requests.",
         ),
         Section("Share of one CPU that the daemon takes meanwhile (s each s)", [alone_cpu, crowded_cpu]),
         Section(f"Memory with {count} readers", [size], unit="bytes"),

@@ -101,8 +101,8 @@ def clearing(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
     ]
     title = f"`clear`, {human_size(settings.size)} of 2 MiB pages, {THREADS} threads"
     note = (
-        "memset dies with SIGBUS where the file is truncated meanwhile, so children of the worker (hands) call it. "
-        "What they cannot do the kernel does, as from the hole of a huge-page file."
+        "memset dies of SIGBUS if somebody truncates the file meanwhile, so children of the worker (hands) call it. "
+        "The kernel does what they cannot do: it copies zeros from the hole of a huge-page file."
     )
     return Section(title, series, work=settings.size, goals=goals, note=note)
 
@@ -181,9 +181,9 @@ def reading(mount: Ktaskfs, minimal: MinimalFs, task: str, settings: Settings) -
             unit="us",
             goals=[Goal(goal.text, goal.left, goal.right)],
             note=(
-                "Without a process around it: seven requests against five (where `tasks` leads this user, whether the "
-                "task is still there, how long its text is now), some 25 µs for the text, and above all where the "
-                "scheduler has put the daemon: `bench.calls` measures it on the reader's CPU and on another."
+                "Without the time of a process. Seven requests against five (where `tasks` leads this user, whether "
+                "the task still exists, how long its text is) and some 25 µs for the text make the difference, but "
+                "most of all the CPU of the daemon: `bench.reads` has figures for the reader's CPU and for another one."
             ),
         ),
         Section("`cat status`, the whole process", whole, unit="us", goals=[goal]),
@@ -220,7 +220,7 @@ def memory(mount: Ktaskfs, huge: Path, settings: Settings) -> Section:
         largest = [worker_memory(mount, target, operation, size) for _ in range(settings.rounds)]
         series.append(Series(name, [float(value) for value in largest]))
         goals.append(Goal(f"a worker at {format_size(size)}", name, None, most=25 << 20))
-    note = "A worker's own: the most private memory (smaps_rollup) it was seen with."
+    note = "A worker's own memory: the maximum of its private memory (smaps_rollup)."
     return Section("Memory", series, unit="bytes", goals=goals, note=note)
 
 

@@ -134,15 +134,21 @@ def measure(settings: Settings) -> list[Section]:
     else:
         size = min(settings.size, EMULATED_SIZE)
         note = (
-            "This machine has one node. Measured in a virtual machine with two, whose four processors are emulated by "
-            f"the {os.cpu_count()} here: seconds and GiB/s say nothing, the ratios a little. Another process has the "
-            "file mapped. Most of the time of ktaskfs is the start of a task, whose Python is emulated too: 16 MiB "
-            "took it 0.19 s."
+            f"This machine has one node, so this was measured in a virtual machine with two. The {os.cpu_count()} "
+            "processors here emulate its four: seconds and GiB/s mean nothing, ratios little. Another process has "
+            "the file mapped. Most of the time of ktaskfs is the start of a task, whose Python is emulated, too: a "
+            "task of 16 MiB took 0.19 s."
         )
         try:
             series = emulated(size, settings)
         except Unavailable as error:
-            return [Section("`migrate`", [], note=f"One node here, and no virtual machine with two: {error}")]
+            return [
+                Section(
+                    "`migrate`",
+                    [],
+                    note=f"This machine has one node, and no virtual machine with two could be used: {error}",
+                )
+            ]
     return [Section(f"`migrate`, {human_size(size)} of 2 MiB pages", series, work=size, note=note)]
 
 

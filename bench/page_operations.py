@@ -81,7 +81,7 @@ def surveying(mount: Ktaskfs, huge: Path, target: Path, settings: Settings) -> l
             f"`survey`, {human_size(size)} of huge pages of which only the last is there",
             holes,
             unit="ms",
-            note=f"{size // PAGE} pages, each of which must be asked for.",
+            note=f"ktaskfs asks the kernel for each of {size // PAGE} pages.",
         ),
     ]
 
@@ -104,7 +104,7 @@ def reserving(mount: Ktaskfs, settings: Settings) -> Section:
         calm=not settings.smoke,
     )
     back()
-    note = "The kernel changes the pool of a page size for one caller at a time: more threads cannot be faster."
+    note = "The kernel changes the pool of one page size for one caller at a time, so more threads cannot be faster."
     return Section(f"`reserve`, {human_size(settings.size)} of 2 MiB pages more", series, unit="ms", note=note)
 
 

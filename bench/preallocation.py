@@ -151,21 +151,21 @@ def explanation(place: Place) -> str:
     """Notes: the counted and omitted times, and the reasons of slow contenders."""
     text = "ktaskfs: from the write of the spec until `wait` ends. fallocate(1): the whole process. "
     text += "C: from the open until the last join. "
-    text += "The start and the end of a task are counted; those of QEMU are not. "
+    text += "The time of ktaskfs includes the start and the end of the task, that of QEMU does not. "
     if place.tmpfs:
-        text += "fallocate(1) zeroes nothing here: the C program, with 1 thread, touches the pages after it. "
-        text += "Before each measurement the C program has filled and freed as much memory. "
-        text += f"ktaskfs lets a thread have {human_size(WINDOW)} mapped at a time, lest more counts as the "
-        text += "worker's: to take pages out of a mapping interrupts the other processor. C as ktaskfs does so, too: "
-        text += "the difference between the C programs is the cost of that rule. "
-        text += "QEMU 7.2 maps the file where no huge page fits, and so enters it by pages of 4 KiB. "
+        text += "fallocate(1) zeroes nothing here, so the C program with 1 thread then touches the pages. "
+        text += "Before each measurement the C program fills and frees as much memory. "
+        text += f"A thread of ktaskfs maps {human_size(WINDOW)} at a time, because mapped pages count as the worker's "
+        text += "memory. Each unmapping interrupts the other processor. One C program does the same: the difference "
+        text += "between the C programs is the cost of that rule. "
+        text += "QEMU 7.2 maps the file at an address where no huge page fits, so it gets pages of 4 KiB. "
     else:
-        text += "C does as ktaskfs: mapped pages of hugetlbfs do not count as a process's own, so there are no "
-        text += "windows. "
+        text += "Neither ktaskfs nor C maps the file by windows, because mapped pages of hugetlbfs do not count as "
+        text += "memory of the process. "
     if shutil.which(QEMU) is None:
-        return text + f"QEMU is left out: there is no {QEMU} here."
+        return text + f"There is no {QEMU} here."
     version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    return text + f"QEMU: `prealloc=on` less `prealloc=off` just before; {version}."
+    return text + f"QEMU: the time with `prealloc=on` minus that with `prealloc=off` just before; {version}."
 
 
 def growing(mount: Ktaskfs, place: Place, settings: Settings) -> Section:
@@ -182,8 +182,8 @@ def growing(mount: Ktaskfs, place: Place, settings: Settings) -> Section:
         f"Time against size: {human_size(sizes[0])} to {human_size(sizes[-1])} of 2 MiB pages, {THREADS} threads",
         series,
         tables=[lines(series)],
-        note="The line of least squares through the medians. Deviation: of the point farthest from it, as a share of "
-        "the line's value there. The intercept is what a task takes whatever its size.",
+        note="The line of least squares through the medians. Deviation: that of the point farthest from the line, as "
+        "a share of the line's value there. The intercept is the part of the time that does not depend on the size.",
     )
 
 
@@ -213,7 +213,7 @@ def gigantic(mount: Ktaskfs, where: Path, settings: Settings) -> Section:
         while pages and not had(stack, pages):
             pages //= 2
         if not pages:
-            note = "This machine gave no page of 1 GiB: nothing was measured."
+            note = "This machine has no free page of 1 GiB, so nothing was measured."
             return Section("Preallocating 1 GiB pages", [], note=note)
         huge = stack.enter_context(hugetlbfs(where / "gigantic", GIGANTIC))
         return preallocating(mount, Place(huge / "target", GIGANTIC, "1 GiB pages"), pages * GIGANTIC, settings)

@@ -97,7 +97,8 @@ def measure(settings: Settings) -> list[Section]:
             times,
             unit="ms",
             goals=[Goal("speed of ktaskfs against smaps", "smaps", ours, least=1.0)],
-            note="ktaskfs with the start of the task, smaps without that of a process that reads it.",
+            note="The time of ktaskfs includes the start of the task; that of smaps does not include the start of a "
+            "process that reads it.",
         ),
         Section(
             f"The longest mmap(2) of the process meanwhile, {memory}",
@@ -105,8 +106,8 @@ def measure(settings: Settings) -> list[Section]:
             unit="ms",
             goals=[Goal("smaps / ktaskfs", "smaps", ours, least=2.0)],
             note=(
-                "A reader of smaps holds the lock of the address space for a whole mapping, a survey for one chunk of "
-                "64 MiB. *nothing*: 50 ms without any look."
+                "A reader of smaps holds the lock of the address space for a whole mapping, a survey only for a "
+                "chunk of 64 MiB. *nothing*: 50 ms in which nobody looks."
             ),
         ),
     ]

@@ -27,11 +27,11 @@ EXACT: Final = "minimal filesystem, pyfuse3, exact sizes and close(2)"
 SAME: Final = "minimal filesystem, pyfuse3, the same requests"
 SLOW: Final = "rate_max=4K chunk=4K"
 NOTE: Final = (
-    "The second minimal filesystem does what exact sizes and an error of close(2) take, and nothing else: the kernel "
-    "looks the file up each time, and tells of each close(2). The other requests of ktaskfs are one for the link "
-    "`tasks`, which leads each user elsewhere, and one that asks whether the task is still there. The third minimal "
-    "filesystem has these, too: the rest is the time of ktaskfs's own code, with the text. Whoever stands in "
-    "the task's directory spares both, and whoever keeps the file open and reads at offset 0 spares all but the read."
+    "The second minimal filesystem only does what exact sizes and an error of close(2) need: the kernel looks the "
+    "file up each time, and reports each close(2). ktaskfs has two more requests: one for the link `tasks`, which "
+    "leads each user to another place, and one that asks whether the task still exists. The third minimal filesystem "
+    "has these, too; the rest is the time of ktaskfs's own code, with the text. A reader in the task's directory "
+    "saves both; a reader that keeps the file open and reads at offset 0 needs only the read."
 )
 
 

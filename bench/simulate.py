@@ -1,8 +1,8 @@
 """Efficiency of ktask's load balancing, beside ThreadPoolExecutor.map and joblib's threading backend.
 
-    python -m bench.simulate             writes docs/ktask-simulation.md and .svg (about 40 minutes)
+    python -m bench.simulate             writes docs/explanation/balancing-simulation.md and its plot (about 40 minutes)
     python -m bench.simulate --smoke     a few seconds, writes nothing
-    python -m bench.simulate --threads   writes docs/ktask-threads.md: the search for the number of threads (20 minutes)
+    python -m bench.simulate --threads   writes docs/explanation/threads-simulation.md (about 20 minutes)
 
 `python bench/simulate.py` does the same, from any directory.
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "explanation"
 REPEATS = 12
 REPEATS_OF_FEW = 36
 """With up to FEW threads peers differ by thousandths: more turns show which differences are real."""
@@ -129,10 +130,10 @@ Rows in which a peer is better than ktask by 0.0005, half of the last digit belo
 
 {behind(points)}
 
-With one thread joblib hands nothing out: it is a loop that calls each chunk, the limit for all. To each round ktask
-adds the exact account of what is done and the check of the controls.
+With one thread joblib is a loop that calls each chunk: no framework can be faster. ktask adds to each round the exact
+account of the finished work and the check of the controls.
 
-![efficiency](ktask-simulation.svg)
+![efficiency](../plots/balancing.svg)
 
 {table(("workload", "threads", "in order", *PEERS), rows)}
 
@@ -184,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.smoke:
             print(text)
         else:
-            (DOCS / "ktask-threads.md").write_text(text, encoding="utf-8")
+            (PAGES / "threads-simulation.md").write_text(text, encoding="utf-8")
         return
     smoke = options.smoke
     if not smoke and find_spec("matplotlib") is None:
@@ -205,8 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if smoke:
         print(page)
     else:
-        (DOCS / "ktask-simulation.md").write_text(page, encoding="utf-8")
-        plot(points, DOCS / "ktask-simulation.svg")
+        (PAGES / "balancing-simulation.md").write_text(page, encoding="utf-8")
+        plot(points, DOCS / "plots" / "balancing.svg")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ WHY_START: Final = (
 WHY_CPU: Final = (
     "perf on an EPYC: of 11 ms of a worker, 4.0 are faults of pages that it shares with the spawner, 1.3 the end of "
     "the process, 1.0 a start in a process that did one before; of 2.6 ms of the spawner, 0.7 are the fork and 1.0 "
-    "faults. The worker's share has what a worker that waits for a task did before."
+    "faults. The worker's share includes what it does before it waits for a task."
 )
 WHY_BURST: Final = (
     "Each line takes some 12 ms of CPU time of three processes, so the two CPUs are busy for most of the time, and "
-    "workers that prepare side by side would gain little. With one file for all, each worker looks through /proc for "
-    "who else has it open: `bench.calls` has that."
+    "workers that prepare side by side would gain little. If all lines name one file, each worker also searches "
+    "/proc for other users of the file: `bench.calls` measures that."
 )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OURS: Final = "ktaskfs"
 IN_C: Final = "C,"
 MODEL: Final = "model"
-"""Not a benchmark's results: bench.model writes docs/scaling.md from it."""
+"""Not a benchmark's results: bench.model writes docs/explanation/scaling.md from it."""
 NOTE: Final = """\
 What is measured in bytes a second, each with the threads that make it fastest. *Best alternative*: the fastest of the
 tools that a person would use otherwise. *Against* it, and against a program in C that does the same work: how many

@@ -101,7 +101,7 @@ def measure(settings: Settings) -> list[Section]:
     worst = [Series(f"{others.name}, the slowest", [max(others.values)]) for _, others in crowds]
     return [
         Section(
-            "Reading the whole, made anew each time",
+            "Reading the whole table, made anew each time",
             alone,
             unit="ms",
             note=f"With {many} tasks the texts have {sizes[0]} and {sizes[1]} bytes.",
@@ -112,11 +112,11 @@ def measure(settings: Settings) -> list[Section]:
             unit="ms",
         ),
         Section(
-            "What another user waits meanwhile, who opens, reads and closes a small file",
+            "How long another user waits meanwhile to open, read and close a small file",
             [*(others for _, others in crowds), *worst],
             unit="ms",
             goals=[Goal(each.name, each.name, None, most=0.1) for each in worst],
-            note="The crowd itself takes CPU time from that user: 512 threads in one Python, on the same two CPUs.",
+            note="The readers take CPU time from that user: they are 512 threads of one Python, on the same two CPUs.",
         ),
     ]
 

@@ -26,13 +26,12 @@ SECTIONS: Final = {
         "docs/explanation/README.md",
         "ARCHITECTURE.md",
         "docs/explanation/*.md",
-        "docs/*.md",
         "bench/RESULTS.md",
         "bench/results/*.md",
     ),
 }
 """The sections, and which pages they have, in this order."""
-BESIDE: Final = ("docs/pictures/*.svg", "docs/plots/*.svg", "docs/*.svg", "docs/how-to/*.yaml", "docs/abi/*", "LICENSE")
+BESIDE: Final = ("docs/pictures/*.svg", "docs/plots/*.svg", "docs/how-to/*.yaml", "docs/abi/*", "LICENSE")
 """What pages show and lead to."""
 BESIDE_TREES: Final = ("docs/monitoring",)
 

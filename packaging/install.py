@@ -1,8 +1,8 @@
 """Installs ktaskfs from .venv into the system, and removes it: ``make install``, ``make uninstall``.
 
-Below PREFIX goes the command, with a Python environment of its own that holds copies of what was built and tested in
-.venv; so installing needs no network. mount(8) looks for its helpers in /sbin alone, whatever PREFIX is. DESTDIR goes
-before every path that is written to, and into none of the files. Nothing of the running system is touched.
+The command is installed below PREFIX, with a private Python environment that has copies of what was built and tested
+in .venv; so the installation needs no network. mount(8) looks for its helpers only in /sbin, whatever PREFIX is.
+DESTDIR is put before every path that is written, and is in none of the files. The running system does not change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REQUIREMENT_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Installation:
-    """Where everything goes: ``prefix`` as it will be called, ``destdir`` in front of it while it is written."""
+    """The places of all files: ``prefix`` is the later path, ``destdir`` stands before it while files are written."""
 
     def __init__(self, prefix: str, destdir: str) -> None:
         self._destdir = destdir
@@ -71,7 +71,7 @@ class Installation:
         return Path(self._destdir + path)
 
     def install(self) -> None:
-        """Write everything; /etc/ktaskfs.conf only where there is none."""
+        """Write everything; /etc/ktaskfs.conf only if it does not exist."""
         self._remove(self._lib)
         self._install_environment()
         self._write(self._command, self._launcher(), 0o755)
@@ -96,11 +96,11 @@ class Installation:
         self._at(path).chmod(mode)
 
     def _launcher(self) -> str:
-        # -I: neither the caller's environment nor directory adds a module to what runs as root.
+        # -I: no module from the caller's environment or directory runs as root.
         return f"#!{self._lib}/bin/python -I\nimport sys\n\nfrom ktaskfs.cli.main import main\n\nsys.exit(main())\n"
 
     def _install_environment(self) -> None:
-        """A venv by hand, as the module would write DESTDIR into it."""
+        """Makes a venv without the module venv, which would write DESTDIR into it."""
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         base = Path(os.path.realpath(sys.executable))
         packages = self._at(f"{self._lib}/lib/python{version}/site-packages")
@@ -122,7 +122,7 @@ class Installation:
                 path.chmod(0o755 if path.is_dir() else 0o644)
 
     def uninstall(self) -> None:
-        """Remove everything; /etc/ktaskfs.conf only as it was installed."""
+        """Remove everything; /etc/ktaskfs.conf only if it is unchanged."""
         for path in (self._lib, self._command, *self._files, *self._texts, *self._links):
             self._remove(path)
             if path.endswith(("README.md", "postgresql@.service.d/ktaskfs.conf")):
@@ -132,7 +132,7 @@ class Installation:
             if filecmp.cmp(self._at(self._conf), SOURCE / "systemd/ktaskfs.conf", shallow=False):
                 self._remove(self._conf)
             else:
-                print(f"kept, as it was changed: {self._conf}")
+                print(f"kept, because it was changed: {self._conf}")
 
     def _remove(self, path: str) -> None:
         if self._at(path).is_dir() and not self._at(path).is_symlink():
@@ -142,12 +142,12 @@ class Installation:
 
 
 def is_one_directory(one: str, other: str) -> bool:
-    """Whether two paths lead to the same, as /usr/bin and /usr/sbin do on some distributions."""
+    """Whether two paths are the same directory, as /usr/bin and /usr/sbin on some distributions."""
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def needed(requirements: list[str]) -> Iterator[metadata.Distribution]:
-    """The installed distributions that ``requirements`` name and those that they need in turn, each once."""
+    """The installed distributions in ``requirements``, and those that they require, each once."""
     seen = set()
     waiting = list(requirements)
     while waiting:

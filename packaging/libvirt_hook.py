@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""A hook of libvirt: the huge pages of a domain come before it starts, and go when it has ended.
+"""A hook of libvirt: adds the huge pages of a domain before it starts, and removes them after its end.
 
 Install it as /etc/libvirt/hooks/qemu.d/ktaskfs (libvirt 6.5 or later). libvirt calls it with the domain's name, what
-happens to the domain, and two more words, and writes the domain's XML to its standard input (libvirt.org/hooks.html). A
-domain with ``<memoryBacking><hugepages>`` gets what its nodes lack in free pages; what was added is taken off again. If
-there is no memory for them, the domain does not start, and libvirt shows why.
+happens to the domain, and two more words, and writes the domain's XML to its standard input
+(libvirt.org/hooks.html). For a domain with ``<memoryBacking><hugepages>`` the hook adds the free pages that its nodes
+lack, and removes as many at its end. Without memory for them the domain does not start, and libvirt shows the reason.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Pool:
 
     @property
     def available(self) -> int:
-        """Pages that nobody has a promise of. The kernel counts promises for all nodes together."""
+        """Free pages that are not reserved. The kernel counts reservations for all nodes together."""
         promised = int((POOLS / self._directory.name / "resv_hugepages").read_text())
         return max(0, self.read("free_hugepages") - promised)
 
     def grow(self, pages: int, name: str) -> None:
-        """Add pages, or take them off. Raises CalledProcessError after ``ktaskfs`` has said why."""
+        """Add or remove pages. Raises CalledProcessError after ``ktaskfs`` has printed the reason."""
         spec = f"reserve size={self.page_size} nodes={self.node} pages={self.read('nr_hugepages') + pages}"
         spec += f" reclaim=1 name=libvirt-{name}-{self.page_size >> 10}kB-{self.node}"
         command = ["ktaskfs", "run", "--quiet", "--if-exists=replace", spec]
@@ -70,7 +70,7 @@ class Pool:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """The numbers of a list such as ``0-2,4``; ``^1`` takes one away again."""
+    """The numbers of a list such as ``0-2,4``; ``^1`` excludes a number."""
     found: dict[int, None] = {}
     for part in text.split(","):
         first, _, last = part.strip().removeprefix("^").partition("-")
@@ -119,7 +119,7 @@ def wants(domain: ET.Element) -> list[Want]:
 
 
 def memory_free(node: int) -> int:
-    """Bytes of the node that are free or can be taken back at once."""
+    """Bytes of the node that are free, or that the kernel can free at once."""
     words = [line.split() for line in (NODES / f"node{node}/meminfo").read_text().splitlines()]
     values = {word[2]: int(word[3]) << 10 for word in words}
     return values["MemFree:"] + values["Active(file):"] + values["Inactive(file):"]
@@ -146,7 +146,7 @@ def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
 
 
 def prepare(domain: ET.Element, file: Path, name: str) -> None:
-    """Add what is missing, and remember it. Raises CalledProcessError, after all was taken off again."""
+    """Add the missing pages, and store how many. Raises CalledProcessError after it has removed them again."""
     done: list[tuple[Pool, int]] = []
     taken: dict[Pool, int] = {}
     try:
@@ -162,7 +162,7 @@ def prepare(domain: ET.Element, file: Path, name: str) -> None:
 
 
 def release(file: Path, name: str) -> None:
-    """Take off what was added, as far as it is not in use. Raises CalledProcessError."""
+    """Remove the added pages that are not in use. Raises CalledProcessError."""
     with contextlib.suppress(FileNotFoundError):
         for node, page_size, pages in json.loads(file.read_text()):
             pool = Pool(node, page_size)
@@ -172,7 +172,7 @@ def release(file: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """No other domain changes the pools meanwhile."""
+    """While this runs, no other domain changes the pools."""
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(STATE, os.O_RDONLY)
     try:
@@ -183,7 +183,7 @@ def alone() -> Iterator[None]:
 
 
 def main() -> int:
-    """Exit status 1 keeps the domain from starting."""
+    """With exit status 1 the domain does not start."""
     _, _, operation, part, *_ = sys.argv
     if (operation, part) not in {("prepare", "begin"), ("release", "end")}:
         return 0

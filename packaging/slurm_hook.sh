@@ -1,10 +1,10 @@
 #!/bin/bash
-# A hook of Slurm: huge pages are allocated and zeroed before a job begins, and scrubbed and given back after it.
+# A hook of Slurm: allocates and zeroes huge pages before a job begins, and scrubs and frees them after it.
 #
 # Install it as /etc/slurm/ktaskfs on each node, and name it in slurm.conf as Prolog, Epilog and TaskProlog. A job with
 # --gres=hugepages:N gets N pages on each of its nodes, as a file of its user whose path is $HUGEPAGES_FILE.
 #
-# If the pages cannot be had, or cannot be scrubbed, the node is drained, and the reason says why (sinfo -R).
+# If pages cannot be allocated or scrubbed, it drains the node, with the reason (sinfo -R).
 set -u
 
 hugetlbfs=/dev/hugepages     # the size of its pages is the unit of the GRES
@@ -24,13 +24,13 @@ carry_out() { # SPEC...
     drain "$words"
 }
 
-asked_pages() { # squeue prints this field alone, so that no word of the user is taken for it
+asked_pages() { # squeue prints only this field, so no word of the user can pass for it
     local asked count
     asked=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%b) || return
     count=$(tr , '\n' <<<"$asked" | sed -nE 's,^gres[:/]hugepages([:=]([0-9]+[A-Za-z]?))?$,=\2,p')
     [ -z "$count" ] && echo 0 && return
     count=${count#=}
-    numfmt --from=iec "$(tr a-z A-Z <<<"${count:-1}")" # without a number it is one, as for Slurm
+    numfmt --from=iec "$(tr a-z A-Z <<<"${count:-1}")" # without a number it is one page, as in Slurm
 }
 
 prolog() {
@@ -39,7 +39,7 @@ prolog() {
     [ "$pages" -gt 0 ] || return 0
     [ "$(stat --file-system --format=%T $hugetlbfs)" = hugetlbfs ] || drain "ktaskfs: no hugetlbfs is mounted on $hugetlbfs"
     mkdir -p -m 755 $directory
-    rm -f "$file" # of a job that had this number before, on a node that was drained
+    rm -f "$file" # of an earlier job with this number, on a node that was drained
     (umask 077 && : >"$file")
     carry_out fallocate "path=$file" "length=$((pages * $(stat --file-system --format=%S $hugetlbfs)))" undo=1 "name=$task"
     chown "$SLURM_JOB_UID" "$file"
@@ -48,9 +48,9 @@ prolog() {
 epilog() {
     local page memory
     [ -e "$file" ] || return 0
-    # Slurm may have ended a prolog that took too long. Then the task is still at work; however it ends, the file is scrubbed.
+    # Slurm may have ended a slow prolog, whose task still runs. Its end does not matter: the file is scrubbed in any case.
     ktaskfs wait --quiet "$task" >/dev/null 2>&1
-    # The job may have made its file larger than all memory, which it would take days to look through.
+    # The job may have made its file larger than all memory: to clear such a file would take days.
     page=$(stat --file-system --format=%S "$file")
     memory=$(sed -nE 's/^MemTotal: +([0-9]+) kB$/\1/p' /proc/meminfo)
     truncate --size="<$((memory * 1024 / page * page))" "$file" || drain "ktaskfs: cannot shorten $file"

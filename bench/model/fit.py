@@ -2,7 +2,7 @@
 
 A chunk needs the GIL for a while (the framework's bookkeeping and the Python part of the chunk function), then
 zeroes memory without it. Three resources are shared: the GIL of the worker process, the memory of the nodes, and
-the kernel's locks, which every page passes one at a time. The result is docs/scaling.md.
+the kernel's locks, which every page passes one at a time. The result is docs/explanation/scaling.md.
 """
 
 from __future__ import annotations

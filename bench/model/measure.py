@@ -1,7 +1,7 @@
 """The scaling of fallocate and clear: costs measured here, published series, and a model that joins them.
 
 Usage: python -m bench.model [--smoke] [--rounds N] [--size BYTES] [what a reference server has] (as root: it reserves
-huge pages). All its measurements are from this run. Writes docs/scaling.md, docs/plots/scaling.svg and
+huge pages). All its measurements are from this run. Writes docs/explanation/scaling.md, docs/plots/scaling.svg and
 bench/results/model.json; four to five minutes.
 """
 
@@ -120,7 +120,9 @@ def parse(name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--core-fallocate", type=parse_size, help="bytes a second of one thread (default: as here)")
     parser.add_argument("--core-clear", type=parse_size, help="bytes a second of one thread (default: as here)")
     parser.add_argument("--page-lock-ns", type=int, help="serial nanoseconds a page (default: what freeing takes)")
-    parser.add_argument("--output", type=Path, help="directory with docs/ and bench/results/ (default: the project)")
+    parser.add_argument(
+        "--output", type=Path, help="directory with docs/explanation/ and bench/results/ (default: the project)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -178,7 +180,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
     print(f"{page}\n{report.about}.")
     if output is not None:
         plot(report, output / "docs" / "plots" / "scaling.svg")
-        (output / "docs" / "scaling.md").write_text(page, encoding="utf-8")
+        (output / "docs" / "explanation" / "scaling.md").write_text(page, encoding="utf-8")
         data = {"environment": environment, "command": command, "sections": [asdict(part) for part in measured]}
         data |= {each: getattr(report, each) for each in ("knee", "main_job")}
         data["predictions"] = [

@@ -1,4 +1,4 @@
-"""The page and the plot of the scaling model: docs/scaling.md and docs/plots/scaling.svg."""
+"""The page and the plot of the scaling model: docs/explanation/scaling.md and docs/plots/scaling.svg."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ more thread would wait for; *cores* means that it would help.
 - **The end is serial.** One thread takes down the mapping: {unmap} for 16 TiB. So {working} of the time on {CORES[-1]}
   cores is work. The start is {costs.task * 1e3:.0f} ms, and {costs.thread_start * 1e6:.0f} µs for each thread.
 
-![predicted speedup](plots/scaling.svg)
+![predicted speedup](../plots/scaling.svg)
 """
 
 
@@ -249,7 +249,7 @@ five.
 {checks(report)}
 
 {_agreement(report)} On these two CPUs, with
-other work beside, a thread that waits for the GIL may as well wait for a CPU. [The simulation](ktask-simulation.md)
+other work beside, a thread that waits for the GIL may as well wait for a CPU. [The simulation](balancing-simulation.md)
 of load balancing has what was measured with up to 512 threads that sleep.
 """
 

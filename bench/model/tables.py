@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from the inputs and predictions of the scaling model."""
+"""The tables of docs/explanation/scaling.md, from the inputs and predictions of the scaling model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the manual pages from docs/abi, the tables of docs/reference, and the .in files in this directory.
+"""Makes the manual pages from docs/abi, docs/reference, and the .in files in this directory.
 
 ``python docs/man/generate.py DIRECTORY`` writes them there.
 """
@@ -15,7 +15,14 @@ HERE: Final = Path(__file__).resolve().parent
 ABI: Final = HERE.parent / "abi"
 REFERENCE: Final = HERE.parent / "reference"
 SECTIONS: Final = ("top", "debug", "operations", "info", "tasks")
-GENERATED: Final = re.compile(r"<!-- from the declarations.*?-->(.*)<!-- written by hand", re.DOTALL)
+REMARK: Final = re.compile(r"<!--.*?-->", re.DOTALL)
+SAID_ONCE: Final = re.compile(
+    r"\s*(It also takes the \[parameters|See also\s+\[errors)\s+of\s+every\s+operation\]\([^)]*\)\."
+)
+"""Of each operation; the page says it in the beginning."""
+UNBROKEN: Final = re.compile(r"\S*(?:_|[A-Z]{3}|\x02|\x03)\S*")
+"""Words that no hyphen may break: code, which these two characters enclose, and names of errors."""
+CODE: Final = re.compile(r"`([^`]+)`")
 CELL: Final = re.compile(r"(?<!\\)\|")
 LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
 VERSION: Final = re.compile(r'VERSION\b.*"(.+)"')
@@ -82,36 +89,60 @@ def _tunables() -> str:
 
 
 def _operations() -> str:
-    """The parameters of each operation, for each kind of target, from docs/reference."""
-    parts = [_markdown(_generated(page)) for page in sorted((REFERENCE / "operations").glob("*.md"))]
-    common = _generated(REFERENCE / "README.md").partition("## Parameters of every operation\n")[2]
-    return "\n".join([*parts, '.SS "Parameters of every operation"', _markdown(common)])
+    """The parameters, the results and the refusals of each operation, for each kind of target, from docs/reference."""
+    texts = [page.read_text(encoding="utf-8") for page in sorted((REFERENCE / "operations").glob("*.md"))]
+    return "\n".join(_markdown(SAID_ONCE.sub("", text), top=".SS", below=".PP\n.B") for text in texts)
 
 
-def _generated(page: Path) -> str:
-    match = GENERATED.search(page.read_text(encoding="utf-8"))
-    if match is None:
-        raise ValueError(f"{page}: no generated part")
-    return match[1]
+def _specs() -> str:
+    """What a spec is, from the page of all operations."""
+    return _markdown(_sections()["Operations"])
 
 
-def _markdown(text: str) -> str:
-    """Headings, paragraphs and tables of parameters as roff."""
+def _every_operation() -> str:
+    """What all operations have in common, from the same page: all sections after that of the operations."""
+    common = (f"## {heading}\n{text}" for heading, text in _sections().items() if heading != "Operations")
+    return "\n".join(_markdown(text, below=".SH") for text in common)
+
+
+def _sections() -> dict[str, str]:
+    text = (REFERENCE / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^\| operation \|.*?\n\n", "", text, flags=re.MULTILINE | re.DOTALL)  # the pages' own table
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _markdown(text: str, *, top: str = ".SH", below: str = ".SS") -> str:
+    """Headings, paragraphs, examples and tables as roff; the two macros are those of headings."""
     out = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        heading = re.fullmatch(r"#+ (.*)", block)
+    for block in re.split(r"\n\s*\n", REMARK.sub("", text).strip()):
+        heading = re.fullmatch(r"(#+) (.*)", block)
         if heading is not None:
-            name = _escape(heading[1])
-            out.append(f'.SS "{name}"' if block.startswith("# ") else f".PP\n.B {name}")
+            macro, name = (top if heading[1] == "#" else below), _escape(heading[2])
+            out.append(f'{macro} "{name.upper() if macro == ".SH" else name}"')
         elif block.startswith("|"):
             rows = [[cell.strip().replace("\\|", "|") for cell in CELL.split(row)[1:-1]] for row in block.split("\n")]
-            for name, kind, default, meaning in rows[2:]:
-                of = kind if default == "`-`" else f"{kind}; {default}"
-                out.append(f'.TP\n.BR {_escape(name)} " ({_escape(of)})"\n{_escape(meaning)}')
+            out += [_row(*cells) for cells in rows[2:]]
+        elif block.startswith("    "):
+            out += [".PP", roff(block)]
         else:
-            plain = LINK.sub(r"\1", block)
-            out.append(f".PP\n{_escape(plain)}")
+            out += [".PP", *(_inline(line) for line in LINK.sub(r"\1", block).split("\n"))]
     return "\n".join(out)
+
+
+def _row(name: str, *cells: str) -> str:
+    """A row of parameters (name, type, default, meaning), or of names and meanings, as an entry of a list."""
+    if len(cells) == 1:
+        return f".TP\n.B {_escape(name)}\n{_inline(cells[0])}"
+    kind, default, meaning = cells
+    of = kind if default == "`-`" else f"{kind}; {default}"
+    return f'.TP\n.BR {_escape(name)} " ({_escape(of)})"\n{_inline(meaning)}'
+
+
+def _inline(line: str) -> str:
+    """A line of a paragraph: what Markdown shows as code is bold."""
+    marked = UNBROKEN.sub(r"\\%\g<0>", _escape(CODE.sub("\x02\\1\x03", line)))
+    return marked.replace("\x02", "\\fB").replace("\x03", "\\fR")
 
 
 def _version() -> str:
@@ -123,7 +154,8 @@ def _version() -> str:
 
 def pages() -> dict[str, str]:
     """The text of each page by its file name."""
-    texts = {"@FILES@": _files(), "@OPERATIONS@": _operations(), "@TUNABLES@": _tunables(), "@VERSION@": _version()}
+    texts = {"@FILES@": _files(), "@TUNABLES@": _tunables(), "@VERSION@": _version()}
+    texts |= {"@SPECS@": _specs(), "@OPERATIONS@": _operations(), "@EVERY_OPERATION@": _every_operation()}
     made = {}
     for source in sorted(HERE.glob("*.in")):
         text = source.read_text(encoding="utf-8")

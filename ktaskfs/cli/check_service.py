@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KERNEL: Final = (5, 14)
 """The first with MADV_POPULATE_WRITE."""
 THREADS_OF_NODE: Final = 16
-"""Threads that use up the memory bandwidth of a NUMA node (docs/scaling.md)."""
+"""Threads that use up the memory bandwidth of a NUMA node (docs/explanation/scaling.md)."""
 UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
 """Those that serve DEFAULT_MOUNT, one at a time."""
 SERVICE: Final = ("systemctl", "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState")

@@ -1,7 +1,7 @@
 """ktask: split a large task into chunks, choose the number of threads, start them and balance the load.
 
 After the kernel series of the same name (Daniel Jordan, RFC v1 to v4, 2017 and 2018) and its successor
-``padata_do_multithreaded``, for programs: threads only, no files, no mount. docs/ktask.md has a first client.
+``padata_do_multithreaded``, for programs: threads only, no files, no mount. docs/reference/ktask.md has a first client.
 Imports no other layer.
 
 Concepts, each in the module of its name:

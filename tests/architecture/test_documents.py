@@ -56,12 +56,56 @@ def test_the_help_of_a_command_says_what_each_option_is(name: str) -> None:
         assert action.option_strings == [] or action.option_strings[-1] in commands()[name].format_help()
 
 
-def test_the_manual_page_has_each_parameter_of_an_operation() -> None:
-    page = runpy.run_path(str(ROOT / "docs/man/generate.py"))["pages"]()["ktaskfs.5"].replace("\\-", "-")
+@pytest.fixture(scope="module")
+def manual() -> dict[str, str]:
+    """The manual pages by their names."""
+    pages = runpy.run_path(str(ROOT / "docs/man/generate.py"))["pages"]()
+    return {name: text.replace("\\-", "-") for name, text in pages.items()}
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in roff or Markdown, without markup and links."""
+    plain = re.sub(r"<!--.*?-->|^\.\w+|\\f.|\\%|\]\([^)]*\)", " ", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\w+", plain.replace("\\(aq", "'"))
+
+
+def test_the_manual_page_has_each_parameter_of_an_operation(manual: dict[str, str]) -> None:
+    page = manual["ktaskfs-operations.7"]
     of_every = {each.name for each in TaskParameters.declared}
     for name, operation in find_operations().items():
-        part = page.partition(f'.SS "{name}"\n')[2].partition("\n.SS")[0]
+        part = page.partition(f'.SS "{name}"\n')[2].partition("\n.S")[0]
         own = {each.name for meaning in operation.meanings for each in meaning.declared}
         assert set(re.findall(r"^\.BR (\w+) ", part, re.MULTILINE)) >= own - of_every
-    common = page.partition('.SS "Parameters of every operation"\n')[2].partition("\n.SH")[0]
+    common = page.partition('.SH "PARAMETERS OF EVERY OPERATION"\n')[2].partition("\n.SH")[0]
     assert set(re.findall(r"^\.BR (\w+) ", common, re.MULTILINE)) == of_every
+
+
+@pytest.mark.parametrize("name", find_operations())
+def test_the_manual_page_has_the_result_of_an_operation_and_what_it_refuses(manual: dict[str, str], name: str) -> None:
+    part = manual["ktaskfs-operations.7"].partition(f'.SS "{name}"\n')[2].partition("\n.S")[0]
+    by_hand = (ROOT / f"docs/reference/operations/{name}.md").read_text().partition("## Result\n")[2]
+    result, heading, refused = by_hand.partition("## Refused\n")
+    assert heading
+    own = re.sub(r"See\s+also\s+\[errors\s+of\s+every\s+operation\]\S+\s*\Z", "", refused)
+    assert " ".join(["Result", *words(result), "Refused", *words(own)]) in " ".join(words(part))
+
+
+def test_the_manual_page_has_what_all_operations_have_in_common(manual: dict[str, str]) -> None:
+    common = (ROOT / "docs/reference/README.md").read_text().partition("## Results of a directory\n")[2]
+    names = [name.replace("`", "") for name in re.findall(r"^\| (.+?) \|", common, re.MULTILINE)]
+    headings = ["line", "errno"]
+    assert set(headings) < set(names)
+    entries = re.findall(r"^\.TP\n\.B (.+)$", manual["ktaskfs-operations.7"], re.MULTILINE)
+    assert entries == [name for name in names if name not in headings]
+
+
+def test_the_manual_pages_lead_to_each_other(manual: dict[str, str]) -> None:
+    names = {page: "{0} ({2})".format(*page.rpartition(".")) for page in manual}
+    for page, text in manual.items():
+        seen = set(re.findall(r"^\.BR (\S+ \(\d\)),?$", text.partition("\n.SH SEE ALSO\n")[2], re.MULTILINE))
+        assert {each for each in seen if "ktaskfs" in each} <= set(names.values()) - {names[page]}
+        assert "ktaskfs-operations (7)" in seen | {names[page]}
+
+
+def test_every_mark_in_a_manual_page_is_replaced(manual: dict[str, str]) -> None:
+    assert re.findall(r"@[A-Z_]+@", "\n".join(manual.values())) == []

@@ -1,50 +1,46 @@
-"""Holds the layers of ARCHITECTURE.md: who may import whom."""
+"""Who may import whom: the code keeps to the table of layers in ARCHITECTURE.md."""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemon import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "ktaskfs"
-
-EVERYBODY = {"descriptors", "errors", "libc", "mounts", "quota", "span", "units", "version"}
+PACKAGE = ROOT / "ktaskfs"
 FAMILIES = {path.name for path in (PACKAGE / "operations").iterdir() if path.is_dir()} - {"base", "__pycache__"}
-OPERATIONS = {"operations", "operations/base"} | {f"operations/{family}" for family in FAMILIES}
-MAY_IMPORT: dict[str, set[str]] = {
-    **{common: set() for common in EVERYBODY},
-    "host": set(),
-    "ktask": set(),
-    "vfs": set(),
-    "progress": set(),
-    "memory": {"host"},
-    "operations": set(),
-    "operations/base": {"operations", "ktask", "host"},
-    **{f"operations/{family}": {"operations/base", "memory", "ktask", "host"} for family in FAMILIES},
-    "worker": OPERATIONS | {"ktask", "host", "progress"},
-    "tasks": {"worker", "host", "progress"} | OPERATIONS,
-    "control": {"vfs", "tasks", "host"} | OPERATIONS,
-    "fuse": {"vfs"},
-    "config": {"tasks"},
-    "systemd": set(),
-    "daemon": {"control", "fuse", "host", "ktask", "progress", "tasks", "vfs", "worker", "config", "systemd"}
-    | OPERATIONS,
-    "cli": set(),
-}
-EXCEPTIONS = {
-    ("control/task_text.py", "progress"),
-    ("cli/mount.py", "tasks"),
-    *(("cli/mount.py", layer) for layer in ("daemon", "config", "systemd")),
-    *(("cli/mount.py", layer) for layer in ("fuse", "operations/base", "worker")),
-}
-"""Types for mypy only: the text of a task is made from a snapshot, and the log is in the state directory. Of the
-command, only ``mount`` becomes the daemon; the rest uses only the mounted files, like any program. It checks the mount
-point and forks the spawner before it imports the rest."""
+SECTION = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## The layers\n")[2].partition("\n## ")[0]
+NAME = re.compile(r"`([^`]+?)(?:/|\.py)?`")
+ONE_FILE = re.compile(r"`(\w+\.py)`:(.*)")
+
+
+def rows() -> list[list[str]]:
+    """The cells of the table, without its heading."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in SECTION.split("\n") if line[:1] == "|"][2:]
+
+
+def table() -> dict[str, set[str]]:
+    """The layers that each layer may import, and those that a single file may import besides, as ``cli/mount.py``."""
+    found: dict[str, set[str]] = {common: set() for common in EVERYBODY}
+    for first, _, cell in rows():
+        (named,) = NAME.findall(first)
+        for layer in [named.replace("FAMILY", each) for each in sorted(FAMILIES)] if "FAMILY" in named else [named]:
+            found[layer] = set()
+            for part in cell.split(";"):
+                one = ONE_FILE.fullmatch(part.strip())
+                found[f"{layer}/{one[1]}" if one else layer] = set(NAME.findall(one[2] if one else part))
+    return found
+
+
+EVERYBODY = set(NAME.findall(SECTION.partition("and also:")[0]))
+MAY_IMPORT = table()
 
 ONLY_HERE = {
     "pyfuse3": {"fuse"},
@@ -63,9 +59,9 @@ def layer_of(path: Path) -> str:
 
 
 def layer_named(parts: Sequence[str]) -> str:
-    """The layer of a module: its first name, and in ``operations`` the family too."""
-    if parts[0] == "operations" and len(parts) > 1 and parts[1] in FAMILIES | {"base"}:
-        return f"operations/{parts[1]}"
+    """The layer of a module: its first name, and in ``operations`` the family too, or else the base."""
+    if parts[0] == "operations":
+        return f"operations/{parts[1]}" if len(parts) > 1 and parts[1] in FAMILIES else "operations/base"
     return parts[0]
 
 
@@ -88,13 +84,11 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     if layer == "__init__":
         assert imported(path) == set()
         return
+    allowed = {layer} | EVERYBODY | MAY_IMPORT[layer] | MAY_IMPORT.get(str(path.relative_to(PACKAGE)), set())
     for name in imported(path):
         top, _, rest = name.partition(".")
         if top == "ktaskfs" and rest:
-            other = layer_named(rest.split("."))
-            allowed = MAY_IMPORT[layer] | EVERYBODY | {layer}
-            exception = (str(path.relative_to(PACKAGE)), other) in EXCEPTIONS
-            assert other in allowed or exception, f"{layer} may not import {name}"
+            assert layer_named(rest.split(".")) in allowed, f"{layer} may not import {name}"
         if top in ONLY_HERE:
             assert layer in ONLY_HERE[top], f"{layer} may not know {top}"
 
@@ -114,8 +108,23 @@ def test_two_modules_know_clustershell() -> None:
     assert knowing == [PACKAGE / "cli/fleet/connections.py", PACKAGE / "cli/fleet/workers.py"]
 
 
-def test_every_layer_is_known() -> None:
-    assert {layer_of(path) for path in MODULES} - {"__init__"} <= MAY_IMPORT.keys()
+def test_the_table_has_every_layer_and_nothing_else() -> None:
+    files = {str(path.relative_to(PACKAGE)) for path in MODULES}
+    assert {layer_of(path) for path in MODULES} - {"__init__"} == MAY_IMPORT.keys() - files
+    assert {"errors", "units"} <= EVERYBODY
+    assert set().union(*MAY_IMPORT.values()) <= MAY_IMPORT.keys()
+
+
+def test_the_table_permits_nothing_that_no_module_needs() -> None:
+    """The families share a row: what one of them needs, all may import."""
+    used: dict[str, set[str]] = {entry: set() for entry in MAY_IMPORT}
+    for path in MODULES:
+        others = {layer_named(name.split(".")[1:]) for name in imported(path) if name.startswith("ktaskfs.")}
+        layer = layer_of(path)
+        row = {f"operations/{each}" for each in FAMILIES} if layer.removeprefix("operations/") in FAMILIES else {layer}
+        for entry in (row | {str(path.relative_to(PACKAGE))}) & used.keys():
+            used[entry] |= others
+    assert {entry: allowed - used[entry] for entry, allowed in MAY_IMPORT.items() if allowed - used[entry]} == {}
 
 
 def test_no_module_state() -> None:

@@ -207,6 +207,6 @@ def test_wrapped_leaves_tables_alone() -> None:
 def test_the_page_belongs_to_its_data() -> None:
     """The page in docs/ and the data beside it are of one run."""
     data = json.loads((ROOT / "bench/results/model.json").read_text())
-    page = (ROOT / "docs/scaling.md").read_text()
+    page = (ROOT / "docs/explanation/scaling.md").read_text()
     assert data["command"] in page
     assert Path(ROOT / "docs/plots/scaling.svg").is_file()

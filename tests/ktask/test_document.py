@@ -1,4 +1,4 @@
-"""docs/ktask.md: its example clients run unchanged, and it names every field."""
+"""docs/reference/ktask.md: its example clients run unchanged, and it names every field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.ktask import Control
 from tests.support.poll import DEADLINE, until
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "ktask.md").read_text()
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "ktask.md").read_text()
 CLIENTS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 
 

@@ -41,6 +41,7 @@ FILES: Final = (
     *(f"/usr/lib/systemd/system/{unit}" for unit in ("run-ktaskfs.mount", "run-ktaskfs.automount")),
     *("/usr/lib/sysusers.d/ktaskfs.conf", "/usr/lib/tmpfiles.d/ktaskfs.conf"),
     *(f"/usr/share/man/man{page[-1]}/{page}.gz" for page in ("ktaskfs.1", "ktaskfs.5", "ktaskfs.d.5", "ktaskfs.8")),
+    "/usr/share/man/man7/ktaskfs-operations.7.gz",
     *(f"/usr/share/doc/ktaskfs/{hook}" for hook in ("libvirt_hook.py", "slurm_hook.sh")),
     "/usr/share/bash-completion/completions/ktaskfs",
     "/usr/share/zsh/site-functions/_ktaskfs",

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIXED = {"/etc/ktaskfs.conf", "/usr/sbin/mount.ktaskfs", "/usr/sbin/mount.fuse.ktaskfs"}
-MANUAL_PAGES = ("ktaskfs.1", "ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.d.5", "ktaskfs.8", "mount.ktaskfs.8")
+MANUAL_PAGES = (
+    *("ktaskfs.1", "ktaskfs.5", "ktaskfs.conf.5", "ktaskfs.d.5"),
+    *("ktaskfs-operations.7", "ktaskfs.8", "mount.ktaskfs.8"),
+)
 BELOW_PREFIX = {
     "sbin/ktaskfs",
     "bin/ktaskfs",
@@ -74,7 +77,7 @@ def test_a_changed_configuration_is_kept(tmp_path: Path) -> None:
     installed = files(tmp_path)
     install("install", tmp_path)  # once more is no harm
     assert files(tmp_path) == installed
-    assert "kept, as it was changed: /etc/ktaskfs.conf" in install("uninstall", tmp_path).out
+    assert "kept, because it was changed: /etc/ktaskfs.conf" in install("uninstall", tmp_path).out
     assert files(tmp_path) == {"/etc/ktaskfs.conf"}
     assert conf.read_text() == "max_threads = 2\n"
 

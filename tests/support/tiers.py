@@ -36,6 +36,7 @@ TIERS: Final = {
     "operations": MOUNT,
     "operations/base": FAST,
     "packaging": MACHINE,
+    "progress": FAST,
     "setup": MOUNT,
     "slurm": MACHINE,
     "soak": MOUNT,

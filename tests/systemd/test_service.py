@@ -45,7 +45,15 @@ def test_the_sandbox_is_tight(machine: Machine, unit: str, exposure: int) -> Non
 
 
 def test_the_manual_pages(machine: Machine) -> None:
-    for page in ("1 ktaskfs", "8 ktaskfs", "8 mount.ktaskfs", "5 ktaskfs.conf", "5 ktaskfs.d", "5 ktaskfs"):
+    for page in (
+        "1 ktaskfs",
+        "8 ktaskfs",
+        "8 mount.ktaskfs",
+        "5 ktaskfs.conf",
+        "5 ktaskfs.d",
+        "5 ktaskfs",
+        "7 ktaskfs-operations",
+    ):
         outcome = machine.sh(f"LC_ALL=C.UTF-8 MANROFFSEQ= MANWIDTH=100 man --warnings=w {page}")
         assert outcome.status == 0, outcome
         assert outcome.err == ""
