@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import filesystems
 from tests.support.daemon import Mount
+from tests.support.filesystems import page_sizes
+from tests.support.hugepages import reserved
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import shell
@@ -295,9 +297,8 @@ def test_a_planned_task_is_no_done_one(settled: Make, mounted: Mount, memory: Pa
 
 def test_the_pool_is_as_asked(settled: Make, mounted: Mount) -> None:
     """The request asks for the present size of the pool, so it reserves nothing."""
-    with open("/proc/sys/vm/nr_hugepages", encoding="ascii") as file:
-        pages = file.read().strip()
-    assert settled("done", "reserve", pages=pages) == ["start"]
+    with reserved(page_sizes()[0], 0) as pool:  # no other test adds pages meanwhile, which the request would take off
+        assert settled("done", "reserve", size=pool.page_size, pages=pool.total) == ["start"]
 
 
 def test_a_daemon_that_is_restarted_is_waited_for(

@@ -117,6 +117,15 @@ def controlled(bare: Machine, newest: Path) -> Controlled:
     return Controlled(bare, newest)
 
 
+@pytest.fixture
+def installed(controlled: Controlled) -> Controlled:
+    """The machine after a play of the role, by an earlier test or by this one."""
+    if controlled.machine.run("test", "-e", "/etc/ansible/facts.d/ktaskfs.fact").status != 0:
+        done = controlled.play(service_package=f"{PLACE}/ktaskfs.deb")
+        assert done.outcome.status == 0, done.failures
+    return controlled
+
+
 def test_from_a_package(controlled: Controlled) -> None:
     machine = controlled.machine
     variables = {
@@ -146,27 +155,27 @@ def test_from_a_package(controlled: Controlled) -> None:
     assert machine.show(UNIT, "InvocationID") == invocation, "it was not restarted"
 
 
-def test_tunables_are_checked_before_they_are_written(controlled: Controlled) -> None:
-    before = controlled.machine.out("cat", "/etc/ktaskfs.conf")
-    played = controlled.play("--start-at-task=Write the tunables", service_config={"max_thread": 3})
+def test_tunables_are_checked_before_they_are_written(installed: Controlled) -> None:
+    before = installed.machine.out("cat", "/etc/ktaskfs.conf")
+    played = installed.play("--start-at-task=Write the tunables", service_config={"max_thread": 3})
     ((task, _, _),) = played.failures
     assert task == f"{ROLE} : Write the tunables"
     assert "there is no tunable 'max_thread'" in str(played.of(task))
-    assert controlled.machine.out("cat", "/etc/ktaskfs.conf") == before
+    assert installed.machine.out("cat", "/etc/ktaskfs.conf") == before
 
 
-def test_pools_last_over_a_boot(controlled: Controlled, pool: TestPool) -> None:
+def test_pools_last_over_a_boot(installed: Controlled, pool: TestPool) -> None:
     pages = pool.total + PAGES
     words = ["--start-at-task=Make the pools"]
     wanted = {"size": "2M", "pages": pages}
     is_one_node = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) == 1
     variables = {"service_pools": [wanted, {**wanted, "nodes": [0]}] if is_one_node else [wanted]}
-    first = controlled.play(*words, **variables)
+    first = installed.play(*words, **variables)
     assert first.outcome.status == 0, first.failures
     assert pool.total == pages
-    saved = controlled.machine.out("cat", "/etc/tmpfiles.d/ktaskfs-pools.conf")
+    saved = installed.machine.out("cat", "/etc/tmpfiles.d/ktaskfs-pools.conf")
     assert f"hugepages-2048kB/nr_hugepages - - - - {pages}\n" in saved
-    second = controlled.play(*words, **variables)
+    second = installed.play(*words, **variables)
     assert (second.outcome.status, second.changed) == (0, {"localhost": 0}), second.returned
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support import filesystems
 from tests.support.daemon import ROOT, Mount
 from tests.support.shell import Outcome, run
+from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,11 @@ class Command:
     def __call__(self, *arguments: str, stdin: str | bytes = "", user: User | None = None) -> Outcome:
         return run(*self.words(*arguments), stdin=stdin, user=user, cwd=ROOT)
 
+    def started(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts the command, whose output goes into pipes."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
 
 @pytest.fixture
 def command(mounted: Mount) -> Command:
@@ -47,3 +54,12 @@ def memory(root: None, area: Path) -> Iterator[Path]:
     with filesystems.tmpfs(area / "memory", 256 << 20) as path:
         (path / "file").write_bytes(b"x" * SMALL)
         yield path
+
+
+@pytest.fixture
+def slow(command: Command, memory: Path) -> Iterator[str]:
+    """The name of a running task that does not end by itself."""
+    start_slow(command.mount, memory, "slow")
+    yield "slow"
+    if command.mount.cat("tasks/slow/state").out in ("running\n", "paused\n"):
+        stop(command.mount, "slow")

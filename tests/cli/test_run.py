@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,7 +16,7 @@ from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.cli.conftest import Command
     from tests.support.users import User
@@ -26,21 +24,6 @@ if TYPE_CHECKING:
 
 def objects(outcome: Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in outcome.out.splitlines()]
-
-
-def started(command: Command, *arguments: str) -> subprocess.Popen[str]:
-    """Starts the command."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.fixture
-def slow(command: Command, memory: Path) -> Iterator[str]:
-    """The name of a running task that does not end by itself."""
-    start_slow(command.mount, memory, "slow")
-    yield "slow"
-    if command.mount.cat("tasks/slow/state").out in ("running\n", "paused\n"):
-        stop(command.mount, "slow")
 
 
 def test_the_result_is_on_standard_output_and_the_course_on_standard_error(command: Command, memory: Path) -> None:
@@ -147,13 +130,13 @@ def test_the_status_says_how_it_ended(command: Command, memory: Path) -> None:
     assert failed.err.splitlines()[-1].startswith("ktaskfs: wrong failed: EIO")
 
     start_slow(mount, memory, "one")
-    with started(command, "run", "--if-exists=join", "clear", f"path={memory}/slow-one", "name=one") as follower:
+    with command.started("run", "--if-exists=join", "clear", f"path={memory}/slow-one", "name=one") as follower:
         mount.write("tasks/one/control", "cancel")
         assert follower.wait(DEADLINE) == 3
         assert "one was cancelled" in follower.communicate()[1]
 
     start_slow(mount, memory, "two")
-    with started(command, "wait", "two") as follower:
+    with command.started("wait", "two") as follower:
         mount.write("tasks/two/control", "kill")
         assert follower.wait(DEADLINE) == 4
 
@@ -165,7 +148,7 @@ def test_the_status_says_how_it_ended(command: Command, memory: Path) -> None:
 
 
 def test_a_task_that_is_removed_meanwhile(command: Command, slow: str) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.started("wait", slow) as follower:
         assert f"{slow}: running" in str(follower.stderr and follower.stderr.readline())
         command.mount.write(f"tasks/{slow}/control", "pause")
         assert f"{slow}: paused" in str(follower.stderr and follower.stderr.readline())
@@ -210,7 +193,7 @@ def test_an_existing_name(command: Command, memory: Path, slow: str) -> None:
         assert outcome.status == 1
         assert "the task slow exists already, with " in outcome.err
 
-    with started(command, "run", "--if-exists=resume", "clear", *spec) as follower:
+    with command.started("run", "--if-exists=resume", "clear", *spec) as follower:
         assert "slow: running" in str(follower.stderr and follower.stderr.readline())
         stop(command.mount, slow)
         assert follower.wait(DEADLINE) == 3
@@ -239,7 +222,7 @@ def test_the_work_comes_after_its_plan(command: Command, memory: Path, way: str)
 
 def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> None:
     words = ["run", "--if-exists=join", "checksum", f"path={memory}/file", "name=one"]
-    both = [started(command, *words) for _ in range(4)]
+    both = [command.started(*words) for _ in range(4)]
     assert [each.wait(DEADLINE) for each in both] == [0, 0, 0, 0], [each.communicate() for each in both]
     for each in both:
         each.communicate()
@@ -247,14 +230,14 @@ def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> N
 
 def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Path) -> None:
     spec = f"clear path={memory}/file rate_max=1K chunk=4K"
-    with started(command, "run", f"{spec} name=once") as follower:
+    with command.started("run", f"{spec} name=once") as follower:
         assert follower.stderr is not None
         assert follower.stderr.readline().startswith("once: ")
         follower.send_signal(signal.SIGINT)
         assert follower.wait(DEADLINE) == 130
     assert command.mount.read("tasks/once/state") == "cancelled\n"
 
-    with started(command, "run", f"{spec} name=twice") as follower:
+    with command.started("run", f"{spec} name=twice") as follower:
         assert follower.stderr is not None
         until(lambda: command.mount.cat("tasks/twice/state").out == "running\n", "it runs")
         worker = json.loads(command.mount.read("tasks/twice/stat.json"))["pid"]
@@ -275,7 +258,7 @@ def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_another_signal_ends_the_command_alone(command: Command, slow: str, number: signal.Signals) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.started("wait", slow) as follower:
         assert follower.stderr is not None
         assert follower.stderr.readline().startswith(f"{slow}: running")
         follower.send_signal(number)
@@ -285,7 +268,7 @@ def test_another_signal_ends_the_command_alone(command: Command, slow: str, numb
 
 
 def test_control_c_in_wait_leaves_the_task(command: Command, slow: str) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.started("wait", slow) as follower:
         assert follower.stderr is not None
         follower.stderr.readline()
         follower.send_signal(signal.SIGINT)
@@ -293,68 +276,9 @@ def test_control_c_in_wait_leaves_the_task(command: Command, slow: str) -> None:
     assert command.mount.read(f"tasks/{slow}/state") == "running\n"
 
 
-def test_it_goes_on_when_the_daemon_is_started_anew(command: Command, area: Path, slow: str, memory: Path) -> None:
-    mount = command.mount
-    spec = [f"path={memory}/slow-{slow}", f"name={slow}"]
-    with started(command, "run", "--json", "--if-exists=join", "clear", *spec) as follower:
-        assert follower.stdout is not None
-        assert json.loads(follower.stdout.readline())["stale"] is False
-        mount.process.kill()
-        mount.process.wait()
-        while not json.loads(follower.stdout.readline())["stale"]:
-            pass
-        again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
-        while json.loads(follower.stdout.readline())["stale"]:
-            pass
-        stop(again, slow)
-        assert follower.wait(DEADLINE) == 3
-        assert json.loads(follower.stdout.read().splitlines()[-1])["state"] == "cancelled"
-    again.close()
-    mount.kill()
-
-
-def test_a_start_waits_for_the_daemon(command: Command, area: Path, memory: Path) -> None:
-    mount = command.mount
-    mount.process.kill()
-    mount.process.wait()
-    with started(command, "run", "--quiet", "checksum", f"path={memory}/file") as follower:
-        until(lambda: sleeps(follower), "it has found a dead mount")
-        again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
-        assert follower.wait(DEADLINE) == 0, follower.communicate()
-    again.close()
-    mount.kill()
-
-
-@pytest.mark.parametrize("words", ["wait slow*", "set slow* nice=5", "pause slow*"])
-def test_a_command_that_looks_for_names_waits_for_the_daemon(
-    command: Command, area: Path, slow: str, words: str
-) -> None:
-    verb, *_ = words.split()
-    mount = command.mount
-    mount.process.kill()
-    mount.process.wait()
-    with started(command, *words.split()) as process:
-        until(lambda: sleeps(process) or process.poll() is not None, "it has found a dead mount")
-        again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
-        try:
-            if verb != "wait":
-                assert process.wait(DEADLINE) == 0, process.communicate()
-        finally:
-            stop(again, slow)
-        assert process.wait(DEADLINE) == (3 if verb == "wait" else 0), process.communicate()
-    again.close()
-    mount.kill()
-
-
-def sleeps(process: subprocess.Popen[str]) -> bool:
-    """Whether the command, or the child that does its work, is in clock_nanosleep(2)."""
-    found = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-    return any("nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text() for each in found)
-
-
 def test_a_reader_that_goes_away_stops_nothing(command: Command, memory: Path, slow: str) -> None:
     words = ["run", "--json", "--if-exists=join", "clear", f"path={memory}/slow-{slow}", f"name={slow}"]
-    with started(command, *words) as follower:
+    with command.started(*words) as follower:
         assert follower.stdout is not None
         follower.stdout.readline()
         follower.stdout.close()

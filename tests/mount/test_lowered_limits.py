@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.mapped_range import MappedRange
+from ktaskfs.host.mapping import HoleGuard
+from ktaskfs.host.presence import missing_pages
 from tests.attacks.callers import wait_for_worker
 from tests.mount.test_control_groups import MIB, PAGE, huge, start_in
 from tests.support.cgroups import group
@@ -56,13 +60,25 @@ def end(mount: Mount) -> str:
     return mount.read("tasks/t/state").strip()
 
 
+def missing_before_the_last(path: Path) -> int:
+    """Bytes of the missing pages before the last existing one of a file on hugetlbfs."""
+    size = path.stat().st_size
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb+"))
+        guard = HoleGuard()
+        stack.callback(guard.close)
+        pages = MappedRange(file.fileno(), 0, size, PAGE, guard)
+        stack.callback(pages.close)
+        return sum(run.size for run in missing_pages(pages, 0, size, PAGE) if run.end < size)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("existed", [False, True])
 def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed: bool) -> None:
     """The task names the limit, and no reservation remains for missing pages.
 
-    But if one thread has finished a chunk behind that in which the other one has met the limit, the pages before it
-    cannot be released; then the result has their number.
+    But pages before the last one that the other thread has allocated cannot be released; then the result has their
+    number.
     """
     pool = TestPool(PAGE, 0)
     reserved, free = pool.reserved, pool.free
@@ -78,7 +94,8 @@ def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed
     result = mount.read("tasks/t/result")
     stays = int(result.removeprefix("reserved ")) if result else 0
     assert pool.reserved == reserved + stays // PAGE
-    assert stays < 4 * PAGE if threads == 2 else stays == 0
+    assert stays == missing_before_the_last(huge / "f")
+    assert threads == 2 or stays == 0
     there = (huge / "f").stat()
     assert (there.st_size, there.st_blocks * 512) == (64 * MIB, (free - pool.free) * PAGE)
     (where / "hugetlb.2MB.max").write_text("max")
