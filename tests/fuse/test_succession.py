@@ -146,7 +146,7 @@ def test_one_that_knows_too_little_does_not_begin(device: str, area: Path) -> No
                 text=True,
                 check=False,
                 close_fds=False,
-                env=environment() | {"PYTHONPATH": str(ROOT)},
+                env=environment(None) | {"PYTHONPATH": str(ROOT)},
                 timeout=60,
             )
             assert done.returncode == 1
