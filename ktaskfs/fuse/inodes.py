@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from ktaskfs.vfs import Directory, StaticDirectory
-from ktaskfs.vfs.refusals import AccessDenied, Gone
+from ktaskfs.vfs.refusals import AccessDenied, Stale
 
 if TYPE_CHECKING:
     from ktaskfs.vfs import Caller, Inode
@@ -46,7 +46,10 @@ class Inodes:
             self._others.append(inode)
 
     def __getitem__(self, ino: int) -> Inode:
-        """The inode with this number; raises Gone."""
+        """The inode with this number. Raises Stale if it was removed, or is an earlier server's.
+
+        For a path the kernel then repeats the lookup, and opens what has the name now.
+        """
         static = self._static.get(ino)
         if static is not None:
             return static
@@ -55,16 +58,17 @@ class Inodes:
         for directory in self._others:
             if (inode := directory.find(ino)) is not None:
                 return inode
-        raise Gone("it does not exist any more")
+        raise Stale("it does not exist any more")
 
     def for_opening(self, ino: int, caller: Caller) -> Inode:
-        """The inode with this number, for an open by ``caller``; raises Gone, AccessDenied."""
+        """The inode with this number, for an open by ``caller``; raises Stale, AccessDenied."""
         if (static := self._static.get(ino)) is not None:
             return static
+        inode = self[ino]  # before the views are asked: an earlier server's number says nothing to them
         for directory in self._others:
             if not directory.admits(ino, caller):
                 raise AccessDenied("this is another user's view: use a path from the root of the mount")
-        return self[ino]
+        return inode
 
     def opened(self, inode: Inode) -> None:
         """Keep ``inode`` while it is open, even if it is removed: fstat(2) asks for it by number."""

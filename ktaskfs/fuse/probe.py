@@ -31,7 +31,11 @@ class NoAnswer(KtaskfsError):
 
 
 class FirstLook:
-    """A child that looks at the new mount once. ``async with`` waits for its end, ``close`` only makes it end."""
+    """A child that looks at the new mount once.
+
+    ``async with`` kills it and waits for its end, unless cancelled: it may have a file of the mount open, and
+    then wait in its exit for an answer that only the next daemon gives. ``close`` only makes it end.
+    """
 
     def __init__(self) -> None:
         """Fork it from a process with one thread. Raises NoAnswer."""
@@ -50,8 +54,7 @@ class FirstLook:
 
     async def __aexit__(self, *error: object) -> None:
         os.kill(self.pid, signal.SIGKILL)  # it may wait for an answer of the mount that never comes
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(os.waitpid, self.pid, 0)
+        await trio.to_thread.run_sync(os.waitpid, self.pid, 0, abandon_on_cancel=True)
 
     async def answers(self, mountpoint: str, file: str, names: Sequence[str]) -> None:
         """Have ``file`` of the mount read, and then ``names`` opened. Raises NoAnswer."""
@@ -91,10 +94,14 @@ class FirstLook:
 
 
 async def probe(mountpoint: str, file: str) -> None:
-    """Have ``file`` of the mount read by a new child. Raises NoAnswer."""
+    """Have ``file`` of the mount read by a new child, which is left behind if this is cancelled. Raises NoAnswer."""
     command = [sys.executable, "-I", "-S", "-c", READ, os.path.join(mountpoint, file)]
+
+    def run() -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/")
+
     try:
-        done = await trio.run_process(command, check=False, stdout=subprocess.DEVNULL, capture_stderr=True, cwd="/")
+        done = await trio.to_thread.run_sync(run, abandon_on_cancel=True)
     except OSError as error:  # there is no descriptor left, no memory, or no Python
         raise _no_child(error) from error
     if done.returncode:

@@ -13,14 +13,8 @@ class NoSuchEntry(KtaskfsError):
     default_errno = errno.ENOENT
 
 
-class Gone(KtaskfsError):
-    """The kernel still knows the inode, but it does not exist any more (ENODEV)."""
-
-    default_errno = errno.ENODEV
-
-
 class Stale(KtaskfsError):
-    """The file was opened at an earlier, dead daemon (ESTALE): it can be opened again."""
+    """What the kernel knows is a removed inode, or one of an earlier daemon (ESTALE): its path can be opened again."""
 
     default_errno = errno.ESTALE
 

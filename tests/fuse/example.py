@@ -33,6 +33,7 @@ from ktaskfs.vfs import (
     TextFile,
 )
 from ktaskfs.vfs.stream import PATIENCE
+from tests.fuse.renumbered import Renumbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -237,6 +238,7 @@ class ExampleTree:
             ),
             "items": Items(self),
             "many": Many(self),
+            "renumbered": Renumbered(self.numbers.take()),
             "lines": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Lines(self)),
             "ticks": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Ticks(self), change=self.change),
             "slow": StreamFile(self.numbers.take(), Attributes(0o444), lambda caller: Slow(self)),

@@ -17,7 +17,7 @@ MANY = 10_000
 
 def test_a_listing_has_types_modes_and_links(example: Example) -> None:
     listed = {line.split()[-1]: line.split()[:2] for line in example.run("ls", "-la").out.splitlines()[1:]}
-    assert listed["."] == ["drwxr-xr-x", "6"]
+    assert listed["."] == ["drwxr-xr-x", "7"]
     assert listed["dir"] == ["drwxr-xr-x", "2"]
     assert listed["items"] == ["drwxrwxrwt", "1"]
     assert listed["number"] == ["-rw-r--r--", "1"]

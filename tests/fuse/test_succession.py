@@ -15,8 +15,8 @@ from ktaskfs.fuse.mountpoint import abort, filesystems_at
 from tests.fuse.conftest import EXAMPLE, Example
 from tests.support.daemon import ROOT
 from tests.support.leftovers import none_left
-from tests.support.poll import until
-from tests.support.shell import run, shell
+from tests.support.poll import DEADLINE, until
+from tests.support.shell import environment, run, shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +111,23 @@ def test_what_was_open_is_stale_and_whoever_waits_hears_of_it(device: str, area:
     kill(second)
 
 
+def test_a_path_that_one_server_has_looked_up_and_the_next_one_opens(device: str, area: Path) -> None:
+    """The kernel asks the next one for a number that it does not have, and must then repeat the lookup."""
+    first = Example(area, device=device)
+    path = str(first.path / "renumbered/last")
+    before = os.stat(path).st_ino
+    assert shell('echo die > "$1"', path).status == 0
+    with (
+        subprocess.Popen(["cat", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader,
+        severed_on_failure(area),
+    ):
+        first.process.wait(DEADLINE)
+        second = Example(area, device=device)
+        assert reader.communicate() == ("new\n", "")
+        assert os.stat(path).st_ino != before
+    kill(second)
+
+
 def test_one_that_knows_too_little_does_not_begin(device: str, area: Path) -> None:
     """And leaves the mount to one that knows more, with the request that it has taken."""
     kill(Example(area, device=device))
@@ -123,7 +140,15 @@ def test_one_that_knows_too_little_does_not_begin(device: str, area: Path) -> No
         for text in ("", f"{request} {answer} {tree[1:]} {opened}", f"{request} {answer[:-2]}ff {tree} {opened}", "x"):
             memory.write_text(text)
             words = [sys.executable, str(ROOT / EXAMPLE), f"{area / 'mount'}={device}", str(area / "report")]
-            done = subprocess.run(words, capture_output=True, text=True, check=False, close_fds=False, timeout=60)
+            done = subprocess.run(
+                words,
+                capture_output=True,
+                text=True,
+                check=False,
+                close_fds=False,
+                env=environment(None) | {"PYTHONPATH": str(ROOT)},
+                timeout=60,
+            )
             assert done.returncode == 1
             assert "CannotTakeOver: cannot take over the mount: " in done.stderr
         memory.write_text(f"{request} {answer} {tree} {opened}")

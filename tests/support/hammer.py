@@ -242,7 +242,7 @@ class Hammer:
         name = self.random.choice(SHARED)
         with self.meets(0, errno.EEXIST):
             os.mkdir(self.path(name))
-        with self.meets(0, errno.ENOENT, errno.ENODEV):
+        with self.meets(0, errno.ENOENT, errno.ENODEV, errno.ESTALE):  # ESTALE: removed and made again, twice
             self.path(name, "status").read_text()
         with self.meets(0, errno.ENOENT):
             os.rmdir(self.path(name))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -109,7 +110,7 @@ class Mounted:
         try:
             return _text(fd)
         finally:
-            os.close(fd)
+            _let_go(fd)
 
     def write(self, file: str, command: str) -> str:
         """Write one command; returns the text of the file afterwards, if it is readable."""
@@ -121,7 +122,7 @@ class Mounted:
             number = error.errno or errno.EIO
             raise Refused(self._words(file, number, command), number) from error
         finally:
-            os.close(fd)
+            _let_go(fd)
 
     def _open_to_write(self, file: str) -> int:
         flags = os.O_RDWR if file == "tasks/control" else os.O_WRONLY
@@ -198,8 +199,14 @@ class Mounted:
         except OSError:
             return self.state(name)
         finally:
-            os.close(fd)
+            _let_go(fd)
         return state
+
+
+def _let_go(fd: int) -> None:
+    """Close a file of the mount. The descriptor is free even if the daemon that opened it has died (ESTALE)."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def _text(fd: int) -> str:

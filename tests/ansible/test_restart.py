@@ -1,0 +1,65 @@
+"""The modules while the daemon is replaced, with a file of it open: even close(2) fails then."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from tests.support.daemon import Mount
+from tests.support.poll import DEADLINE, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from tests.ansible.conftest import Utilities
+    from tests.conftest import MountMaker
+
+
+STATE: Final = "/tasks/t/state"
+
+
+def is_followed() -> bool:
+    """Whether this process has the state open."""
+    return any(os.path.realpath(f"/proc/self/fd/{each}").endswith(STATE) for each in os.listdir("/proc/self/fd"))
+
+
+def test_who_waits_for_a_change_waits_on(mount_maker: MountMaker, utilities: Utilities, area: Path) -> None:
+    mount = mount_maker(statedir=area / "kept")
+    assert mount.shell("mkdir tasks/t").status == 0
+    mounted = utilities.mounted.Mounted(str(mount.path))
+    mounted.require()
+    with ThreadPoolExecutor(1) as executor:
+        state = executor.submit(mounted.wait_while, "t", ("new",), time.monotonic() + DEADLINE)
+        until(is_followed, "the state is followed")
+        mount.process.kill()
+        mount.process.wait()
+        again = Mount(mount.path, statedir=area / "kept", log=area / "again")
+        try:
+            assert again.shell("rmdir tasks/t").status == 0
+            assert state.result(2 * DEADLINE) == utilities.mounted.ABSENT
+        finally:
+            again.close()
+    mount.kill()
+
+
+def test_a_command_before_the_death_has_been_carried_out(
+    mount_maker: MountMaker, utilities: Utilities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer has come, and only the close(2) fails."""
+    mount = mount_maker()
+    assert mount.shell("mkdir tasks/t").status == 0
+    write = os.write
+
+    def written_last(fd: int, data: bytes) -> int:
+        length = write(fd, data)
+        mount.process.kill()
+        mount.process.wait()
+        return length
+
+    monkeypatch.setattr(os, "write", written_last)
+    utilities.mounted.Mounted(str(mount.path)).write("tasks/t/nice", "3")
+    mount.kill()
