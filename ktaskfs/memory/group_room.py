@@ -58,8 +58,8 @@ class GroupRoom:
     def taking(self, at_most: int, missing: Callable[[], int]) -> Iterator[None]:
         """A chunk allocates ``at_most`` bytes in this context; ``missing`` finds how many it really does.
 
-        Raises TargetError (ENOMEM), and as ``missing``, which is called only where ``at_most`` bytes do not fit. A chunk
-        that does not fit beside the running ones waits for them: their pages count twice until they end.
+        Raises TargetError (ENOMEM), and as ``missing``, which is called only where ``at_most`` bytes do not fit. A
+        chunk that does not fit beside the running ones waits for them: their pages count twice until they end.
         """
         size = at_most if self._on_tmpfs else 0
         exact = False
