@@ -99,7 +99,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         if [node.nid for node in nodes] == [NO_NODE] and not preparation.resumes:
             nodes = (replace(nodes[0], nid=node_of_new_pages(kernel, target, wanted.extent)),)
         if parameters.undo and wanted.past_end and not growth.is_empty():
-            raise NotSupported(f"undo=1: {target.path} has pages past its end, and hugetlbfs does not say which")
+            raise NotSupported(f"undo=1: {target.path} has pages past its end, and its filesystem does not say which")
         undoable = parameters.undo and not isinstance(target, AbsentTarget)  # which has no pages, in a plan
         undo = preparation.keep(Undo(target, wanted.extent)) if undoable else None
         preparation.before_changes(nodes, lambda: _told(kernel, growth, wanted, mapped=is_mapped(parameters)))

@@ -25,6 +25,8 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PERMISSIONS: Final = 0o777
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_INCOMPLETE: Final = 0o1600
+"""The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one."""
 
 
 class TargetTree:
@@ -36,7 +38,8 @@ class TargetTree:
     def __init__(self, kernel: Kernel, path: str, *, filled: bool) -> None:
         self._kernel = kernel
         self.path = path
-        self._filled = filled
+        self.filled = filled
+        """Whether an earlier run has made files in it."""
         parent, self._name = os.path.split(path.rstrip("/") or "/")
         self.made = False
         try:
@@ -61,7 +64,7 @@ class TargetTree:
             raise TargetError.from_os(error, f"open {self.path}") from error
         self._tree = Tree(self.fd, cross_mounts=False)
         if not self.made:
-            require_usable(self._kernel, self.fd, self.path, empty=not self._filled)
+            require_usable(self._kernel, self.fd, self.path, empty=not self.filled)
         self.kind = directory_as_target(self.fd, self.path)
         self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS
 
@@ -105,16 +108,17 @@ class TargetTree:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return fd
 
-    def file(self, path: str, size: int) -> int:
+    def file(self, path: str, size: int, *, anew: bool) -> int:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
+        ``anew``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
         EEXIST for a foreign entry: a link to another place, another user's file, a file with several names.
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
             try:
-                fd = self._open_file(name, parent)
+                fd = self._open_file(name, parent, anew=anew)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
@@ -123,25 +127,59 @@ class TargetTree:
             os.close(parent)
         try:
             status = os.fstat(fd)
-            own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
-            if not own:
+            if not _is_own(status):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            size = Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
-            if status.st_size != size:
-                os.ftruncate(fd, size)
+            if status.st_size != self._size(size):
+                os.ftruncate(fd, self._size(size))
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def _open_file(self, name: str, parent: int) -> int:
+    def _size(self, size: int) -> int:
+        """The size of the copy of a file of ``size`` bytes."""
+        return Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
+
+    def _open_file(self, name: str, parent: int, *, anew: bool) -> int:
         try:
             return os.open(name, _FILE, 0o600, dir_fd=parent)
         except PermissionError:
-            if not self._filled:
+            if not self.filled or not anew:
                 raise
+        if not _is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
         return os.open(name, _FILE, 0o600, dir_fd=parent)
+
+    def mark_incomplete(self, fd: int, error: OSError) -> None:
+        """Mark an open file, of which a part could not be copied, for a resume. Raises TargetError if that fails."""
+        try:
+            os.fchmod(fd, _INCOMPLETE)
+        except OSError as failure:
+            raise TargetError.from_os(error, f"copy to {self.path}") from failure
+
+    def lacks(self, path: str, kind: int, size: int) -> bool:
+        """Whether an earlier run has not copied this entry, of that kind (as S_IFMT) and size."""
+        try:
+            status = self._status(path)
+        except OSError:  # another attempt to copy it reports the error, if there is one
+            return True
+        if kind != stat.S_IFREG:
+            return stat.S_IFMT(status.st_mode) != kind
+        complete = status.st_size == self._size(size) and stat.S_IMODE(status.st_mode) != _INCOMPLETE
+        return not (_is_own(status) and complete)
+
+    def is_dressed(self, path: str, status: os.stat_result) -> bool:
+        """Whether a file has the mode and the time of change of its original. Raises OSError."""
+        mine = self._status(path)
+        return (stat.S_IMODE(mine.st_mode), mine.st_mtime_ns) == (_mode(mine, status), status.st_mtime_ns)
+
+    def _status(self, path: str) -> os.stat_result:
+        handle = self._tree.open(path)
+        try:
+            return os.fstat(handle)
+        finally:
+            os.close(handle)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
         """A symbolic link; an equal one may exist. Raises OSError."""
@@ -172,10 +210,17 @@ class TargetTree:
 
 def dress(fd: int, status: os.stat_result) -> None:
     """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
-    mine = os.fstat(fd)
-    same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
-    os.fchmod(fd, stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0)))
     os.utime(fd, ns=_times(status))
+    os.fchmod(fd, _mode(os.fstat(fd), status))
+
+
+def _mode(mine: os.stat_result, status: os.stat_result) -> int:
+    same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
+    return stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0))
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
 
 
 def _times(status: os.stat_result) -> tuple[int, int]:

@@ -231,22 +231,33 @@ class _Copier:
         """Raises OSError: EBUSY for a file that has changed since it was found."""
         source = self._files.open(piece.file)
         try:
-            target = self._target.file(path, piece.size)
+            whole = piece.start == 0 and piece.is_last
+            target = self._target.file(path, piece.size, anew=whole)
             try:
-                if self._sums is None:
-                    shared = piece.file if piece.size > self._one_thread else None
-                    self._copy_data(source, target, Span(piece.start, piece.end), shared)
-                else:
-                    self._sums.enter(piece.file, self._copy_and_digest(source, target, piece, self._sums.new()))
-                status = os.fstat(source)
-                if not self._files.is_as_found(piece.file, status):
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                if piece.start == 0 and piece.is_last:
+                try:
+                    status = self._copy_piece(source, target, piece)
+                except OSError as error:
+                    if error.errno not in FATAL:  # after which a resume repeats the chunk
+                        self._target.mark_incomplete(target, error)
+                    raise
+                if whole:
                     dress(target, status)
             finally:
                 os.close(target)
         finally:
             os.close(source)
+
+    def _copy_piece(self, source: int, target: int, piece: Piece) -> os.stat_result:
+        """Returns the status of the source; raises OSError as ``_copy_file``."""
+        if self._sums is None:
+            shared = piece.file if piece.size > self._one_thread else None
+            self._copy_data(source, target, Span(piece.start, piece.end), shared)
+        else:
+            self._sums.enter(piece.file, self._copy_and_digest(source, target, piece, self._sums.new()))
+        status = os.fstat(source)
+        if not self._files.is_as_found(piece.file, status):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return status
 
     def _copy_and_digest(self, source: int, target: int, piece: Piece, digest: Any) -> bytes:
         """Each part is read again when it has been copied: from the page cache."""
@@ -282,6 +293,8 @@ class _Copier:
         if outcome.remaining():
             return ""
         self._target.keep()
+        if self._target.filled:
+            self._make_up()
         for index in reversed(range(len(self._files))):
             try:
                 self._dress(index)
@@ -301,6 +314,13 @@ class _Copier:
                 self._output.write(lines)
         return report.require_all(text, gone=False)
 
+    def _make_up(self) -> None:
+        """Copy what an earlier run has skipped, or skip it again, so that this result names it."""
+        for index in range(len(self._files)):
+            path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
+            if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):
+                self._do(Piece(index, 0, size, size))
+
     def _dress(self, index: int) -> None:
         """The steps after the last piece of a file or directory, perhaps of an earlier run."""
         kind = self._files.kind(index)
@@ -314,7 +334,10 @@ class _Copier:
                 os.close(source)
             if not self._files.is_as_found(index, status):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            target = self._target.file(self._files.path(index), status.st_size)
+            path = self._files.path(index)
+            if self._target.filled and self._target.is_dressed(path, status):
+                return  # by an earlier run, which has perhaps made it unwritable
+            target = self._target.file(path, status.st_size, anew=False)
             try:
                 dress(target, status)
             finally:

@@ -1,0 +1,70 @@
+"""``copy`` of a directory: the end of a copy of which an earlier run has done all chunks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import Finding
+from tests.operations.trees.ground import as_nobody, make
+from tests.operations.trees.test_copy import failed, traits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.runner import Runner
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def with_large(disk: Path) -> Path:
+    """A source with a file that several chunks share."""
+    large = make(disk / "source/large")
+    large.write_bytes(os.urandom(33 * MIB))
+    make(disk / "source/small")
+    return disk / "source"
+
+
+def test_a_resume_names_or_copies_what_the_earlier_run_skipped(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier run was killed after all chunks, so its result is lost."""
+    real = os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        if position + count > 32 * MIB or os.readlink(f"/proc/self/fd/{source}").endswith("small"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(target, source, position, count)
+
+    make(with_large / "gone")
+    texts = {"source": with_large, "path": disk / "copy"}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sendfile", sendfile)
+        rows = set(failed(runner, **texts).result.partition("reason path\n")[2].splitlines())
+        assert rows == {"EIO large", "EIO small"}
+        with pytest.raises(Finding) as caught:
+            runner.run("copy", [], **texts)
+        assert set(caught.value.result.partition("reason path\n")[2].splitlines()) == rows
+    (disk / "copy/gone").unlink()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_resume_keeps_a_large_file_that_is_complete_and_unwritable(
+    runner: Runner, with_large: Path, disk: Path, root: None
+) -> None:
+    """The earlier run was killed while it gave the last files their modes."""
+    (with_large / "large").chmod(0o444)
+    (disk / "theirs").mkdir()
+    os.chown(disk / "theirs", 65534, 65534)
+
+    def body() -> None:
+        runner.run("copy", source=with_large, path=disk / "theirs/copy")
+        runner.run("copy", [], source=with_large, path=disk / "theirs/copy")
+
+    as_nobody(body)
+    assert traits(disk / "theirs/copy") == traits(with_large)
