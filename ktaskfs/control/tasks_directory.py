@@ -51,11 +51,11 @@ class ShownTasks:
         fs.service.table.observers.append(self._changed)
 
     def _changed(self, task: Task) -> None:
-        if task not in self._fs.service.table:
+        if task.forgotten:
             if (dropped := self._by_task.pop(task, None)) is not None:
                 del self._by_block[dropped.first >> self._bits]
                 dropped.changed()
-        else:
+        elif task in self._fs.service.table:  # else it is set aside
             self.of(task).changed()
 
     def of(self, task: Task) -> ShownTask:
