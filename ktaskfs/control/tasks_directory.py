@@ -140,6 +140,7 @@ class TasksDirectory(Directory):
             task = self._service.table.require(name)
             if caller.uid != task.uid:
                 effective, _ = await self._fs.callers.capabilities(caller)
+                task = self._service.table.require(name)  # its owner may have removed it meanwhile
                 require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
         except KtaskfsError as error:
