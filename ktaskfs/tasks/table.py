@@ -204,7 +204,7 @@ class TaskTable:
         if task in self:
             del self._tasks[task.name]
         self._displace(task)
-        task.forget()
+        task.forgotten = True
         self._tell(task)
         self.rebalance()
 
@@ -217,7 +217,7 @@ class TaskTable:
         for task in tasks:
             task.require_known()
             self._displace(task)
-            task.to(state)
+            task.state = state
             self._place(task)
             self._tell(task)
         self.rebalance()
