@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 STRICT: Final = 2
 """The value of vm.overcommit_memory that limits the memory of all processes together."""
 COMMITTED_MOST: Final = 0.9
-"""Of that limit."""
+"""The part of that limit that may be committed."""
 ROOM_LEAST: Final = 256 << 20
 """Bytes that a control group should leave on tmpfs."""
 UNLIMITED: Final = 1 << 60

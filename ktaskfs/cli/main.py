@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         from ktaskfs.cli.mount import mount
 
         return mount(given, os.environ)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as head(1) expects of what it reads from
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that the command ends when head(1) has read enough
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """Write what is still in memory; returns the exit status, which is another if that is refused."""
+    """Write what is still in memory. Returns ``status``, or 1 if the system refuses that."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
