@@ -146,7 +146,7 @@ def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
 
 
 def prepare(domain: ET.Element, file: Path, name: str) -> None:
-    """Add the missing pages, and store how many. Raises CalledProcessError after it has removed them again."""
+    """Add the missing pages, and store how many. Raises CalledProcessError and OSError after it removed them again."""
     done: list[tuple[Pool, int]] = []
     taken: dict[Pool, int] = {}
     try:
@@ -156,18 +156,19 @@ def prepare(domain: ET.Element, file: Path, name: str) -> None:
                 done.append((pool, pages))
                 taken[pool] = taken.get(pool, 0) + pages
                 file.write_text(json.dumps([(each.node, each.page_size, count) for each, count in done]))
-    except subprocess.CalledProcessError:
+    except (subprocess.CalledProcessError, OSError):
         release(file, name)
         raise
 
 
 def release(file: Path, name: str) -> None:
-    """Remove the added pages that are not in use. Raises CalledProcessError."""
-    with contextlib.suppress(FileNotFoundError):
-        for node, page_size, pages in json.loads(file.read_text()):
-            pool = Pool(node, page_size)
-            pool.grow(-min(pages, pool.available), name)
-        file.unlink()
+    """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
+    if not file.exists():
+        return
+    for node, page_size, pages in json.loads(file.read_text()):
+        pool = Pool(node, page_size)
+        pool.grow(-min(pages, pool.available), name)
+    file.unlink()
 
 
 @contextlib.contextmanager

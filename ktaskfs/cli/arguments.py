@@ -27,7 +27,7 @@ VERBS: Final = {
 FANOUT: Final = 1024
 """Connections at a time; that many take 1.5 GiB, most of it in ssh."""
 HOST_OPTIONS: Final = ("fanout", "timeout", "ssh_options", "remote", "topology", "via", "batch", "max_failed")
-"""Of use with --hosts alone."""
+"""Options that are only for --hosts."""
 NAMES: Final = "name of a task, or a glob such as 'vm*'"
 STATUSES: Final = (
     "exit status: 0 done; 1 failed or refused; 2 wrong command line; 3 cancelled; 4 interrupted; 130 after ^C. "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 STRICT: Final = 2
 """The value of vm.overcommit_memory that limits the memory of all processes together."""
 COMMITTED_MOST: Final = 0.9
-"""Of that limit."""
+"""The part of that limit that may be committed."""
 ROOM_LEAST: Final = 256 << 20
 """Bytes that a control group should leave on tmpfs."""
 UNLIMITED: Final = 1 << 60
@@ -40,49 +40,57 @@ def check_overcommit(machine: Machine) -> Iterator[Finding]:
 
 
 class _Files(NamedTuple):
-    """The files of a controller in one version: its limit, its use, and cache that gives way (memory.stat)."""
+    """The files of a controller in one version: its limit, what to write there for none, its use, and cache that gives
+    way (memory.stat)."""
 
     limit: str
+    no_limit: str
     usage: str
-    cache: tuple[str, str]
+    cache: tuple[str, str] = ("", "")
 
 
 MEMORY: Final = {
-    2: _Files("memory.max", "memory.current", ("file", "shmem")),
-    1: _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_cache", "total_shmem")),
+    2: _Files("memory.max", "max", "memory.current", ("file", "shmem")),
+    1: _Files("memory.limit_in_bytes", "-1", "memory.usage_in_bytes", ("total_cache", "total_shmem")),
 }
 
 
-def _hugetlb(version: int, size: int) -> _Files:
+def _hugetlb(size: int) -> dict[int, _Files]:
     unit = next(f"{size >> shift}{name}" for shift, name in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
-    limit, usage = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
-    return _Files(f"hugetlb.{unit}.{limit}", f"hugetlb.{unit}.{usage}", ("", ""))
+    name = f"hugetlb.{unit}"
+    return {
+        2: _Files(f"{name}.max", "max", f"{name}.current"),
+        1: _Files(f"{name}.limit_in_bytes", "-1", f"{name}.usage_in_bytes"),
+    }
+
+
+class _Room(NamedTuple):
+    """The bytes that a limit leaves, the path of its file, and the command that lifts it."""
+
+    left: int
+    file: str
+    lift: str
 
 
 def check_groups(machine: Machine) -> Iterator[Finding]:
     """Whether the control groups of the caller, and so of its tasks, leave room."""
-    room, file = _least_room(machine, "memory", MEMORY)
+    room = _least_room(machine, "memory", MEMORY)
     if room is None:
         yield Finding("control groups", OK, "no memory limit")
     else:
-        level = wrong(_lift(file)) if room < ROOM_LEAST else OK
-        yield Finding("control groups", level, f"{file} leaves {human_size(room)} of memory")
+        level = wrong(room.lift) if room.left < ROOM_LEAST else OK
+        yield Finding("control groups", level, f"{room.file} leaves {human_size(room.left)} of memory")
     for size in machine.page_sizes():
         free = max(0, machine.pool(size, "free_hugepages") - machine.pool(size, "resv_hugepages")) * size
-        room, file = _least_room(machine, "hugetlb", {version: _hugetlb(version, size) for version in (1, 2)})
+        room = _least_room(machine, "hugetlb", _hugetlb(size))
         if room is not None:
-            text = f"{file} leaves {human_size(room)} of the {human_size(free)} that are free in the pool"
-            yield Finding("control groups", wrong(_lift(file)) if room < free else OK, text)
+            text = f"{room.file} leaves {human_size(room.left)} of the {human_size(free)} that are free in the pool"
+            yield Finding("control groups", wrong(room.lift) if room.left < free else OK, text)
 
 
-def _lift(file: str) -> str:
-    return f"echo {'-1' if file.endswith('_bytes') else 'max'} > {file}"
-
-
-def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> tuple[int | None, str]:
-    """The smallest room in the groups of this process and their parents, for a controller; and the limit's file."""
-    least: int | None = None
-    where = ""
+def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> _Room | None:
+    """The smallest room in the groups of this process and their parents, for a controller; None without a limit."""
+    found = []
     for version, directory in _groups(machine, controller):
         names = files[version]
         limit, usage = (machine.number(f"{directory}/{name}") for name in (names.limit, names.usage))
@@ -90,10 +98,9 @@ def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> 
             continue
         stat = machine.read(f"{directory}/memory.stat") or ""
         cache, kept = (_of_stat(stat, key) for key in names.cache)
-        room = max(0, limit - usage + max(0, cache - kept))
-        if least is None or room < least:
-            least, where = room, f"/{directory}/{names.limit}"
-    return least, where
+        file = f"/{directory}/{names.limit}"
+        found.append(_Room(max(0, limit - usage + max(0, cache - kept)), file, f"echo {names.no_limit} > {file}"))
+    return min(found, key=lambda room: room.left, default=None)
 
 
 def _of_stat(stat: str, key: str) -> int:

@@ -23,9 +23,10 @@ WRITTEN: Final = re.compile(
 )
 """A line of tmpfiles.d(5) for a pool, as written by ``ktaskfs pool save``."""
 LEAST_IN_BLOCKS: Final = 0.05
-"""Of the free memory, in blocks of a huge page or more: with less, each new huge page has to wait for compaction."""
+"""The part of free memory that should be in blocks of a huge page or more. With less, each new huge page waits for
+compaction."""
 IMBALANCE: Final = 0.1
-"""Of the mean of all nodes."""
+"""The largest difference between nodes, as a part of their mean."""
 
 
 def asked_at_boot(machine: Machine) -> dict[int, int]:

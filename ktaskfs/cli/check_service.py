@@ -29,7 +29,7 @@ KERNEL: Final = (5, 14)
 THREADS_OF_NODE: Final = 16
 """Threads that use up the memory bandwidth of a NUMA node (docs/explanation/scaling.md)."""
 UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
-"""Those that serve DEFAULT_MOUNT, one at a time."""
+"""The units that serve DEFAULT_MOUNT, one at a time."""
 SERVICE: Final = ("systemctl", "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState")
 SERVICE_TIMEOUT: Final = 5.0
 """Seconds."""
@@ -124,7 +124,7 @@ def service_state(machine: Machine) -> Mapping[str, str]:
 
 
 def in_use(text: str) -> Mapping[str, str]:
-    """Of the units in ``text``, as systemctl shows them, the one at work; else one that failed, or starts at boot."""
+    """The unit at work in ``text``, the output of systemctl; without one, a unit that failed, or starts at boot."""
     units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
 
     def use(state: Mapping[str, str]) -> tuple[bool, bool, bool]:

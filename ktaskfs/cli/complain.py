@@ -20,7 +20,7 @@ def complain(error: KtaskfsError, place: str = "") -> None:
 
 
 def say(words: str) -> None:
-    """Print a line on standard error. A name in it, of a file for example, may have terminal escapes."""
+    """Print a line on standard error. Escapes control characters in it, because a name of a file may have some."""
     from ktaskfs.units import printable
 
     print(f"ktaskfs: {printable(words)}", file=sys.stderr, flush=True)

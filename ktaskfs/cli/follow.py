@@ -50,12 +50,12 @@ class Standing(NamedTuple):
 
 
 def exit_status(standings: Sequence[Standing]) -> int:
-    """That of a command that has followed tasks to these ends."""
+    """The exit status of a command that has followed tasks to these ends."""
     return gravest({STATUS_OF[each.state] for each in standings})
 
 
 def gravest(statuses: Collection[int]) -> int:
-    """The exit status of a command that has come to all of these."""
+    """The gravest of several exit statuses."""
     return next((each for each in GRAVITY if each in statuses), 0)
 
 
@@ -116,9 +116,9 @@ class _Followed:
 def follow(
     mounted: Mounted, names: Sequence[str], every: float, interrupts: Interrupts, orders: Orders
 ) -> Iterator[Sequence[Standing]]:
-    """How all the tasks stand: at once, after each change of state, ``every`` so many seconds, after ^C and orders.
+    """The status of all tasks: at once, after each change of a state, every ``every`` seconds, after ^C and orders.
 
-    It ends after the ends of all. Raises TargetError for a task that the caller may not read.
+    It stops when all have ended. Raises TargetError for a task that the caller may not read.
     """
     tasks = [_Followed(mounted._replace(patience=0), name) for name in names]
     with contextlib.ExitStack() as stack:
@@ -138,7 +138,7 @@ def follow(
 
 
 def _wait(tasks: Sequence[_Followed], interrupts: Interrupts, orders: Orders, seconds: float) -> list[_Followed]:
-    """Those whose state has changed; none after so many seconds, and after ^C or an order alone."""
+    """The tasks whose state has changed. None if only the time has passed, ^C was pressed or an order came."""
     poll = select.poll()
     poll.register(interrupts.fd, select.POLLIN)
     if orders.fd is not None:

@@ -1,4 +1,4 @@
-"""^C in commands that do more than to end by it."""
+"""^C in commands that do not simply end at ^C."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Interrupts(Protocol):
         """How often it was pressed."""
 
     def drain(self) -> None:
-        """Make ``fd`` wait for the next one."""
+        """Empty ``fd``, so that the next ^C makes it readable again."""
 
 
 class OwnInterrupts:
-    """Counts ^C while it is entered, as this process hears it. An ignored SIGINT stays ignored: a shell
-    ignores it for a command in the background, and below ``trap '' INT``."""
+    """Counts the ^C of this process while it is entered. An ignored SIGINT stays ignored: a shell ignores it for a
+    command in the background, and below ``trap '' INT``."""
 
     def __init__(self) -> None:
         self.count = 0

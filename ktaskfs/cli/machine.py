@@ -74,12 +74,12 @@ class Filesystem(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """The files below ``root``, which is / but in tests. Paths are without the first slash."""
+    """The files below ``root``, which is / except in tests. Paths have no slash at the beginning."""
 
     root: str = "/"
 
     def read(self, path: str) -> str | None:
-        """The text of a file; None where it is not there, or may not be read."""
+        """The text of a file; None if it does not exist, or may not be read."""
         try:
             with open(os.path.join(self.root, path), encoding="utf-8", errors="surrogateescape") as stream:
                 return stream.read()
@@ -87,12 +87,12 @@ class Machine(NamedTuple):
             return None
 
     def number(self, path: str) -> int | None:
-        """The number that is all of a file."""
+        """The number in a file; None if the file has anything else, or cannot be read."""
         text = (self.read(path) or "").strip()
         return int(text) if text.isdigit() else None
 
     def names(self, directory: str) -> list[str]:
-        """What is in a directory, sorted; nothing where there is none."""
+        """The names in a directory, sorted; none if it cannot be read."""
         try:
             return sorted(os.listdir(os.path.join(self.root, directory)))
         except OSError:
@@ -112,12 +112,12 @@ class Machine(NamedTuple):
         return sorted(int(match[1]) << 10 for match in matches if match is not None)
 
     def pool(self, size: int, count: str, nid: int | None = None) -> int:
-        """A count of a pool, ``nr_hugepages`` and so on, of the machine or of one node; 0 where it is not known."""
+        """A count of a pool, ``nr_hugepages`` and so on, of the machine or of one node; 0 if it is unknown."""
         place = POOLS if nid is None else f"{NODES}/node{nid}/hugepages"
         return self.number(f"{place}/hugepages-{size >> 10}kB/{count}") or 0
 
     def meminfo(self, key: str) -> int:
-        """Bytes of a line of /proc/meminfo; 0 where there is none."""
+        """Bytes in a line of /proc/meminfo; 0 if there is no such line."""
         match = re.search(rf"^{key}:\s+(\d+) kB$", self.read("proc/meminfo") or "", re.MULTILINE)
         return int(match[1]) << 10 if match is not None else 0
 
@@ -131,7 +131,7 @@ class Machine(NamedTuple):
         return len(parse_cpulist((self.read("sys/devices/system/cpu/online") or "0").strip()))
 
     def filesystems(self) -> list[Filesystem]:
-        """What is mounted."""
+        """The mounted filesystems."""
         lines = (line.split() for line in (self.read("proc/self/mounts") or "").splitlines())
         return [Filesystem(_without_octal(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
 

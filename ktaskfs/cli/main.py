@@ -9,7 +9,6 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from ktaskfs.cli.arguments import HOST_OPTIONS, VERBS, parse, parser
 from ktaskfs.cli.complain import complain
 from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
 
@@ -19,21 +18,25 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it at once, until the command or the daemon handles it
+    from ktaskfs.cli.arguments import parse
+
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parse(arguments, os.environ)
     if given.command == "mount":
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it at once, until the daemon obeys signals
         from ktaskfs.cli.mount import mount
 
         return mount(given, os.environ)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as head(1) expects of what it reads from
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that the command ends when head(1) has read enough
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     process = os.getpid()
     try:
+        signal.signal(signal.SIGINT, handler)
         status = _client(given)
     except KtaskfsError as error:
         complain(error)
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """Write what is still in memory; returns the exit status, which is another if that is refused."""
+    """Write what is still in memory. Returns ``status``, or 1 if the system refuses that."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -80,6 +83,8 @@ def _open_closed_streams() -> None:
 
 def _client(given: argparse.Namespace) -> int:
     """Run a command that uses the mounted files; each imports what it needs. Raises KtaskfsError."""
+    from ktaskfs.cli.arguments import HOST_OPTIONS
+
     if getattr(given, "hosts", None) is not None:
         return _on_hosts(given)
     for option in HOST_OPTIONS:
@@ -98,6 +103,7 @@ def _client(given: argparse.Namespace) -> int:
 
 def _ended_by_interrupt(given: argparse.Namespace) -> int:
     """Run a command that ^C ends at once, even while it waits for a stopped daemon. Raises KtaskfsError."""
+    from ktaskfs.cli.arguments import VERBS, parser
     from ktaskfs.cli.watcher import fork_for_one
 
     acts = given.command in (*VERBS, "set")

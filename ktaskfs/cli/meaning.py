@@ -17,8 +17,9 @@ TURNS_BACK: Final = re.compile(r"(^|/)\.\.(/|$)")
 
 
 def alike(one: str, other: str, kind: str) -> bool:
-    """Whether they do: the sizes ``64G`` and ``65536M``, the lists ``0-1`` and ``1,0``, the patterns ``A5`` and ``a5``.
+    """Whether the two mean the same.
 
+    The sizes ``64G`` and ``65536M``, the lists ``0-1`` and ``1,0``, and the patterns ``A5`` and ``a5`` do.
     The patterns ``11`` and ``0011`` do not.
     """
     return one == other or _meaning(one, kind) == _meaning(other, kind)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
-"""Bytes of a log that is written on; those of a larger one are moved to ``log.old``, in place of what is there."""
+"""Bytes of the log after which the daemon moves it to ``log.old``, and replaces the old contents there."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -37,7 +37,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
         fd = manager.kept(NAME) if given.keep and given.fd is None else given.fd
         config = parse_options(given.mountpoint, given.options, environment, fd=fd, keep=given.keep)
         if given.fd is not None:
-            os.set_inheritable(given.fd, False)  # or a child would keep the mount alive that nobody serves
+            os.set_inheritable(given.fd, False)  # or a child would keep a mount alive that nobody serves
         if given.fake:
             config.file_tunables()
             return 0
@@ -59,7 +59,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 def _log_stream(fd: int) -> TextIO:
-    """A stream to ``fd``, a copy of standard error: descriptor 2 is another file while the session captures what
+    """A stream to ``fd``, a copy of standard error. Descriptor 2 is another file while the session captures what
     libfuse says."""
     return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
@@ -87,7 +87,7 @@ class LogFile(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
         status = os.fstat(self._fd)
-        with contextlib.suppress(OSError):  # the next line tries again, and until then the file has them all
+        with contextlib.suppress(OSError):  # the next line tries again, and no line is lost
             if not status.st_nlink:  # somebody has removed it
                 self._open()
             elif status.st_size > LOG_MAX:
@@ -108,7 +108,7 @@ def _log_to(handler: logging.Handler) -> None:
 
 
 def _open_statedir(config: MountConfig) -> PrivateDirectory:
-    """The state directory, which is not made for a mount that cannot be."""
+    """The state directory. It is not made if the mount is impossible."""
     from ktaskfs.fuse.mountpoint import require_place
 
     if config.device is None:  # otherwise it is mounted, and waits for this server
@@ -175,14 +175,14 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
 
 
 def _fill_standard_descriptors() -> None:
-    """Of those that the caller has closed: or the next file opened here would be taken for standard error."""
+    """Open /dev/null for standard descriptors that the caller has closed, or the next file would become one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def _leave() -> None:
-    """Leave the caller's directory and input, so that nobody waits for those to be closed."""
+    """Leave the caller's directory and standard input, so that nobody waits until they are closed."""
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)

@@ -1,4 +1,4 @@
-"""The mounted files, as any program sees them: reads, writes, and messages from ``info/error_log``."""
+"""Reads and writes the mounted files, as any program can, and finds the messages in ``info/error_log``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENTRY: Final = re.compile(
 
 
 def let_go(fd: int) -> None:
-    """Close a file of the mount; the descriptor is free even where the daemon that close(2) asks has died."""
+    """Close a file of the mount. The descriptor is free even if close(2) fails because the daemon has died."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
@@ -55,14 +55,14 @@ class Mounted(NamedTuple):
         return self._patiently(lambda: self._open(file, flags))
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
-        """What ``call`` returns, once a daemon answers that was there before."""
+        """The result of ``call``. Waits for the next daemon if an earlier one has ended."""
         end = time.monotonic() + self.patience
         was_there = False
         while True:
             try:
                 return call()
             except DaemonAway as error:
-                was_there = was_there or error.errno in AWAY  # the next daemon takes a dead mount away, and mounts anew
+                was_there = was_there or error.errno in AWAY  # the next daemon removes a dead mount, and mounts again
                 if not was_there or time.monotonic() > end:
                     raise
                 time.sleep(PAUSE)
@@ -140,7 +140,7 @@ class Mounted(NamedTuple):
             raise self.failed(error, directory) from error
 
     def write(self, file: str, text: str) -> None:
-        """One command, in one write(2). Raises Refused, too."""
+        """Write one command with one write(2). Also raises Refused."""
         fd = self.open(file, os.O_WRONLY)
         try:
             self._write(fd, file, text)
@@ -148,7 +148,7 @@ class Mounted(NamedTuple):
             let_go(fd)
 
     def start(self, text: str) -> list[str]:
-        """Write specs to ``tasks/control``; returns the names of the tasks. Raises Refused, too."""
+        """Write specs to ``tasks/control``; returns the names of the tasks. Also raises Refused."""
         fd = self.open("tasks/control", os.O_RDWR)
         try:
             self._write(fd, "tasks/control", text)

@@ -20,10 +20,11 @@ FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
 
 
 def chosen(mounted: Mounted, patterns: Sequence[str], note: Callable[[str], None]) -> list[str]:
-    """The tasks that the patterns name, each once, in that order. A glob leaves out tasks that the caller may not read;
-    ``note`` is told how many.
+    """The tasks that match the patterns, each once, in the order of the patterns.
 
-    Raises NoSuchTask for a pattern that names none, and NotPermitted for a glob that names none to read.
+    A glob leaves out tasks that the caller may not read; ``note`` is told how many.
+
+    Raises NoSuchTask for a pattern that matches no task, NotPermitted for a glob that matches no readable one.
     """
     present = mounted.directories("tasks")
     found: list[str] = []
@@ -51,7 +52,7 @@ def _is_readable(mounted: Mounted, name: str) -> bool:
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """Those of ``names`` that match. Raises NoSuchTask if there are none."""
+    """The ``names`` that match. Raises NoSuchTask if there are none."""
     found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         kind = "no task matches" if GLOB.search(pattern) else "there is no task"

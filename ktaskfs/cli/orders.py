@@ -22,22 +22,22 @@ DETACH: Final = "detach"
 """The command that ends the program and leaves the tasks."""
 ASSIGNMENT: Final = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
 SHOWN: Final = 200
-"""Characters of a command that was not understood, in the answer."""
+"""Maximum characters of an unknown command in the answer to it."""
 LINE_MOST: Final = 4096
 """Maximum bytes of a command."""
 
 
 class Orders:
-    """Lines from a descriptor, as they come; its end says nothing, as the end of a connection does not."""
+    """Lines from a descriptor, as they come. Its end is no command: a connection may be lost."""
 
     def __init__(self, fd: int | None) -> None:
         self.fd = fd
-        """What to poll for more, or None after the end."""
+        """The descriptor to poll for more, or None after the end."""
         self._rest = b""
 
     @classmethod
     def of_standard_input(cls) -> Orders:
-        """From a pipe or a socket. A terminal is a person's, a file belongs to the loop that reads from it."""
+        """Standard input if it is a pipe or a socket: a terminal is for a person, a file for the loop that reads it."""
         try:
             mode = os.fstat(0).st_mode
         except OSError:  # closed
@@ -45,7 +45,7 @@ class Orders:
         return cls(0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None)
 
     def take(self) -> Iterator[str]:
-        """The lines that have come since; does not wait for more."""
+        """The lines that have come since the last call; does not wait for more."""
         while self.fd is not None and _is_readable(self.fd):
             try:
                 piece = os.read(self.fd, 1 << 16)
@@ -67,7 +67,7 @@ def _is_readable(fd: int) -> bool:
 
 
 def obey(mounted: Mounted, line: str, names: Sequence[str]) -> Iterator[str]:
-    """Carry out a command for each of the tasks; one JSON object for each, or one for what is no command."""
+    """Carry out a command for each task. Yields a JSON object for each, or a single one for an unknown command."""
     try:
         file, text = _meaning(line)
     except InvalidValue as error:

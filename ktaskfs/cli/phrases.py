@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def amount(standing: Standing, number: float) -> str:
-    """So many of the task's units: ``29.5GiB``, ``512 pages``."""
+    """``number`` with the task's units: ``29.5GiB``, ``512 pages``."""
     units = standing.figures.get("units", "bytes")
     return human_size(number) if units == "bytes" else f"{number:.0f} {units}"
 
 
 def percent(standing: Standing) -> str:
-    """``46.1%``, or the empty text where nobody knows."""
+    """``46.1%``, or the empty text if that is unknown."""
     part = standing.figures.get("percent")
     return "" if part is None else f"{part:.1f}%"
 
@@ -38,7 +38,7 @@ def speed(standing: Standing) -> str:
 
 
 def finish(standing: Standing) -> str:
-    """How long it will take, ``1.9s``, or the empty text."""
+    """The time that is left, ``1.9s``, or the empty text."""
     left = standing.figures.get("finish_usec")
     return "" if left is None else duration(left / 1e6)
 
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def complaint(standing: Standing) -> str:
-    """Why the task has no good end."""
+    """Why the task has not ended well."""
     figures, state = standing.figures, standing.state
     if state == "failed":
         where = f" at {figures['error_position']}" if figures["error_position"] else ""

@@ -1,7 +1,7 @@
 """``ktaskfs pool save``: the next boot creates the current pools of huge pages.
 
-As a file for systemd-tmpfiles(8), which writes to a file of sysfs for each size of page and each NUMA node; a line for
-sysctl(8) knows one size and no node. Lines with ``!`` take effect at boot alone.
+It writes a file for systemd-tmpfiles(8), with a line for each size of page and each NUMA node; sysctl(8) has only one
+size, and no nodes. Lines with ``!`` take effect only at boot.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def save(given: argparse.Namespace) -> int:
 
 
 def pools(table: str) -> Iterator[tuple[str, int]]:
-    """The file of sysfs, and the pages, of each pool that has any, from the text of ``info/hugepages``.
+    """The file in sysfs and the pages of each pool with pages, from the text of ``info/hugepages``.
 
-    Surplus pages are left out: they go when they are freed. Pools of single nodes where there are such.
+    Surplus pages are left out: they go when they are freed. A size with pools of nodes has these instead of the
+    machine's pool.
     """
     header, *lines = (line.split() for line in table.splitlines())
     rows = [dict(zip(header, line, strict=True)) for line in lines]
@@ -55,7 +56,7 @@ def pools(table: str) -> Iterator[tuple[str, int]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whoever reads the file finds the old text or the new one, whole; a link stays one.
+    """Replace the text of a file. A reader finds the whole old text or the whole new one. A link stays a link.
 
     Raises TargetError: EINVAL for a device, a FIFO or the like, which a file in its place would destroy; EACCES for a
     link that somebody else has made in a directory like /tmp.

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 JSON_EVERY: Final = 1.0
 """Seconds between two objects of a task at work."""
 SIGN_OF_LIFE: Final = 4.0
-"""Seconds after which an object comes in any case with the next look, so that there is one in five."""
+"""Seconds after which the next look prints an object even if nothing is new, so that one comes within five seconds."""
 RESULT_LINES: Final = 20
-"""Of a result on a terminal."""
+"""Maximum lines of a result on a terminal."""
 BARS_EVERY: Final = 0.25
 """Seconds between two pictures of the bars."""
 BARS_AFTER: Final = 0.25
@@ -32,7 +32,11 @@ LINES_EVERY: Final = 5.0
 
 
 class Report(Protocol):
-    """Shows how tasks stand, of which it wants to know ``every`` so many seconds; ``results`` are shown at the end."""
+    """Shows the status of tasks.
+
+    every:   seconds between two looks at the tasks.
+    results: whether to show results at the end.
+    """
 
     every: float
     results: bool
@@ -41,14 +45,14 @@ class Report(Protocol):
         """Show what is new."""
 
     def note(self, words: str) -> None:
-        """Say a sentence to a person."""
+        """Show a sentence to a person."""
 
     def close(self) -> None:
-        """The last of them was shown."""
+        """Called after the last ``show``."""
 
 
 def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Report:
-    """The one that the options ask for, or that standard error suits."""
+    """The report for the options, or for the kind of standard error."""
     if given.json:
         return JsonReport()
     if given.quiet:
@@ -65,7 +69,7 @@ def as_json(standing: Standing) -> str:
 
 
 class JsonReport:
-    """Objects on standard output."""
+    """Prints objects on standard output."""
 
     every = JSON_EVERY
     results = False
@@ -93,7 +97,7 @@ class JsonReport:
 
 
 class Silence:
-    """Nothing but results."""
+    """Shows only results."""
 
     every = LINES_EVERY
     results = True
@@ -109,7 +113,7 @@ class Silence:
 
 
 class Lines:
-    """A line on standard error for each change of state, and for each task at work from time to time."""
+    """Prints lines on standard error: for each change of a state, and from time to time for each task at work."""
 
     every = LINES_EVERY
     results = True
@@ -137,9 +141,9 @@ class Lines:
 
 
 class Bars:
-    """Bars on a terminal, for tasks that last: what draws them takes longer to import than a short task.
+    """Bars on a terminal, for longer tasks: the imports for the bars take longer than a short task.
 
-    Tasks that end before get a line each, if they are few.
+    Tasks that end before the bars begin get a line each, if there are few.
     """
 
     every = BARS_EVERY
@@ -190,14 +194,14 @@ def show_end(standings: Sequence[Standing], report: Report) -> None:
 
 
 def for_people(text: str) -> str:
-    """A result for a terminal: a list of digests has names of files as they are, also those with escape sequences."""
+    """A result for a terminal, with control characters escaped: a list of digests has the names of files unchanged."""
     from ktaskfs.units import printable
 
     return "".join(f"{printable(line)}\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def beginning(text: str) -> tuple[str, int]:
-    """What a person looks at of a long text, and how many lines more there are."""
+    """The first lines of a long text, and the number of the other lines."""
     lines = text.splitlines(keepends=True)
     return "".join(lines[:RESULT_LINES]), max(0, len(lines) - RESULT_LINES)
 

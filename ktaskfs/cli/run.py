@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from ktaskfs.cli.watcher import PassedInterrupts
 
 LAST: Final = 2
-"""The ^C that leaves the tasks: the first one cancels them."""
+"""The number of the ^C that leaves the tasks. The first ^C cancels them."""
 OVER: Final = (errno.EBUSY, errno.ENODEV, errno.ENOENT)
-"""What a cancel comes to for a task that has ended meanwhile, or was removed."""
+"""The errno of a cancel if the task has ended meanwhile, or was removed."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
 
 
 def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
-    """Follow what was started, or print the names."""
+    """Follow the started tasks, or print their names; returns the exit status."""
     if given.detach:
         if given.json:
             standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
@@ -125,7 +125,7 @@ def wait(given: argparse.Namespace) -> int:
 
 
 def _with_a_way_out(error: KtaskfsError, *, is_own: bool) -> KtaskfsError:
-    """The refusal of a name that a task has, with what a person may do. Another user's task cannot be joined."""
+    """The refusal of a name that a task has, with advice for a person. Another user's task cannot be joined."""
     ways = "follow it with --if-exists=join, do it again with --if-exists=rerun, or " if is_own else ""
     words = f"{error.message}: {ways}choose another name="
     command, caret = (error.command, error.caret) if isinstance(error, Refused) else ("", "")
@@ -147,7 +147,11 @@ def _stay(
     *,
     cancels: bool,
 ) -> int:
-    """Show how they stand until all have ended, or ^C was pressed once more than it ``cancels`` them, or "detach"."""
+    """Show the status of tasks until all have ended, ^C leaves them, or "detach" comes.
+
+    If ``cancels``, the first ^C cancels the tasks, and the second one leaves them; otherwise the first one leaves them.
+    Returns the exit status.
+    """
     interrupts.at_the_end(_follow_again(mounted, names))
     to_cancel = set(names) if cancels else set()
     told = False
@@ -178,7 +182,7 @@ def _follow_again(mounted: Mounted, names: Sequence[str]) -> str:
 
 
 def _obeys(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> bool:
-    """Carry out the commands that have come; whether one of them is to leave the tasks."""
+    """Carry out the commands that have come. Returns whether one of them says to leave the tasks."""
     for line in orders.take():
         if line == DETACH:
             return True
@@ -188,13 +192,13 @@ def _obeys(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> b
 
 
 def _cancel(mounted: Mounted, standings: Sequence[Standing]) -> set[str]:
-    """Cancel those that have not ended; returns the names of those that need not be asked again."""
+    """Cancel the tasks that have not ended. Returns the names of those that need no further cancel."""
     asked = set()
     for each in standings:
         try:
             if not each.has_ended:
                 mounted._replace(patience=0).write(f"tasks/{each.name}/control", "cancel")
-        except DaemonAway:  # asked again when there is a daemon
+        except DaemonAway:  # try again when there is a daemon
             continue
         except (Refused, TargetError) as error:
             if error.errno not in OVER:

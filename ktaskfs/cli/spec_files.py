@@ -14,14 +14,14 @@ SUFFIX: Final = ".tasks"
 
 
 class Line(NamedTuple):
-    """A line of a file with specs that start together: one in words, or JSON. ``place`` is FILE:NUMBER."""
+    """A line of a file: one spec in words, or JSON with specs that start together. ``place`` is FILE:NUMBER."""
 
     place: str
     text: str
 
 
 def spec_files(paths: Sequence[str]) -> Iterator[str]:
-    """The files at ``paths``; of a directory those that end in SUFFIX and are not hidden, in the order of their names.
+    """The files at ``paths``. A directory stands for its files with SUFFIX that are not hidden, sorted by name.
 
     Raises TargetError for a directory that cannot be read.
     """
@@ -37,7 +37,7 @@ def spec_files(paths: Sequence[str]) -> Iterator[str]:
 
 
 def read_lines(path: str) -> list[Line]:
-    """The lines of a file that say something: empty ones, and those that begin with #, do not. Raises TargetError."""
+    """The lines of a file, without empty lines and lines that begin with #. Raises TargetError."""
     try:
         with open(path, "rb") as stream:  # decoded like the words of a command line
             texts = [os.fsdecode(line).strip() for line in stream]

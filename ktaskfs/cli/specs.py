@@ -1,4 +1,4 @@
-"""Job specs of the command line: split like in the daemon, so that a key can be added to each."""
+"""Job specs of the command line. They are split as in the daemon, so that a key can be added to each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Spec(NamedTuple):
         return self.values.get("name")
 
     def adding(self, key: str, value: str | int = 1) -> Spec:
-        """The spec with ``key=value``; the daemon refuses it where it has another value."""
+        """The spec with ``key=value`` added. If it already has another value, the daemon refuses it."""
         if self.values.get(key) == str(value):
             return self
         values = {**self.values, key: str(value)}
@@ -37,7 +37,7 @@ class Spec(NamedTuple):
         return Spec(f"{self.text} {key}={shlex.quote(str(value))}", values)
 
     def named(self) -> Spec:
-        """The spec with a name, the same for the same text: by it the task is found again."""
+        """The spec with a name. The same text gets the same name, by which the task is found again."""
         if self.name is not None:
             return self
         digest = zlib.crc32(self.text.encode(errors="surrogateescape"))

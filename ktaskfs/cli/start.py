@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ktaskfs.cli.mounted import Mounted
 
 TRIES: Final = 10
-"""How often a name may come, or go, between the look and the start."""
+"""How many times to try: the task of a name may come or go between the look and the start."""
 CHANGEABLE: Final = frozenset({"op", "name", "queue", "replace", "max_threads", "nice", "rate_max"})
 """Keys that say nothing of the work, or may have been changed since the start."""
 NOT_THE_WORK: Final = frozenset({"chunk"})
-"""Keys that say how, not what: a spec without one means any value."""
+"""Keys that only say how to work: a spec without such a key accepts any value of it."""
 ALL: Final = "cancel"
 """A command of ``tasks/control`` that is not a spec: it cancels all tasks of the user."""
 TO_RESUME: Final = frozenset({"paused", "failed", "cancelled", "interrupted"})
@@ -49,7 +49,7 @@ def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> St
     if text.split() == [ALL]:
         raise InvalidValue(f"{ALL} is not a spec: use ktaskfs {ALL} NAME for one task, ktaskfs {ALL} '*' for all")
     if if_exists is IfExists.FAIL and not plan:
-        return Started(mounted.start(text), [])  # as it was written: so the caret is under what was written
+        return Started(mounted.start(text), [])  # the unchanged text: the caret must be below the right word
     specs = [each.adding("plan") if plan else each for each in read_specs(text)]
     if if_exists is IfExists.REPLACE:
         specs = [each.adding("replace") if each.name is not None else each for each in specs]
@@ -110,7 +110,7 @@ def _state_of(mounted: Mounted, name: str | None) -> str | None:
 
 
 def _resumed(mounted: Mounted, joined: list[str], started: list[str]) -> Started:
-    """Resume those that were there. The others are at work: what is refused is no reason to leave them alone."""
+    """Resume the tasks that existed. The others are at work, so they are followed even if a resume is refused."""
     names, refused = [], []
     for name in joined:
         try:
@@ -134,10 +134,10 @@ def _resume(mounted: Mounted, name: str) -> None:
 
 
 def _require_the_same(mounted: Mounted, spec: Spec) -> None:
-    """Raises NameTaken if the task of the spec's name does something else: more, too, and less.
+    """Raises NameTaken if the task of the spec's name does other work, also if it does only more or less.
 
-    Or it may, if it is another user's: that user's path may lead to another file. InvalidValue for a key that the
-    operation does not have.
+    Another user's task counts as other work: that user's path may lead to another file. Raises InvalidValue for a key
+    that the operation does not have.
     """
     from ktaskfs.cli.meaning import alike
 

@@ -22,7 +22,7 @@ SHOW_CURSOR: Final = "\r\n\x1b[?25h"
 
 
 class PassedInterrupts:
-    """^C in the child: the parent writes a byte for each, and the child tells the parent when it has read it."""
+    """^C in the child: the parent writes a byte for each, and the child tells the parent that it has read the byte."""
 
     def __init__(self, fd: int, tell: int) -> None:
         self.fd = fd
@@ -54,8 +54,8 @@ class PassedInterrupts:
 def fork_for_one(words: str) -> PassedInterrupts | None:
     """Fork for a command that ^C ends at once; return in the child.
 
-    The parent ends as the child does. It leaves a child that ^C does not end, and says ``words``. None, and no second
-    process, if this process ignores ^C or handles it.
+    The parent ends as the child does. If ^C does not end the child, it says ``words``, and ends without the
+    child. Returns None, without a second process, if this process ignores ^C or handles it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return None
@@ -67,8 +67,8 @@ def fork_for_one(words: str) -> PassedInterrupts | None:
 def fork_watched(last: int, words: str) -> PassedInterrupts:
     """Fork; return in the child, which ignores SIGINT. The parent ends as the child does, or leaves it and the tasks.
 
-    It leaves at the ``last`` ^C, or at a later one, if the child does not look at it. ``words`` are then said, unless
-    the child has told others.
+    It leaves at the ``last`` ^C, or at a later one, if the child does not read it. It then says ``words``, or what the
+    child has told it.
     """
     presses, press = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     told, tell = os.pipe2(os.O_CLOEXEC)

@@ -68,7 +68,8 @@ class EventFeed:
     def publish(self, transition: Transition) -> None:
         """An observer of transitions."""
         task = transition.task
-        if not self._streams or transition.replaced:  # a reader only knows the names of tasks
+        set_aside = transition.new is None and not task.forgotten  # a new task takes its name
+        if not self._streams or set_aside:  # a reader only knows the names of tasks
             return
         operation = NONE if task.operation is None else task.operation.name
         line = (

@@ -92,7 +92,7 @@ class TaskList:
         self._access = access
         self._changes = 0
         self._rows: dict[Task, _Row] = {}
-        """Of tasks that have ended."""
+        """The rows of tasks that have ended."""
         self._texts: dict[tuple[int, Form], _Text] = {}
         self._making = trio.Lock()
         """One text is made at a time; otherwise the slices of many texts would delay other requests."""

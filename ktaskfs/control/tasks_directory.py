@@ -51,11 +51,11 @@ class ShownTasks:
         fs.service.table.observers.append(self._changed)
 
     def _changed(self, task: Task) -> None:
-        if task not in self._fs.service.table:
+        if task.forgotten:
             if (dropped := self._by_task.pop(task, None)) is not None:
                 del self._by_block[dropped.first >> self._bits]
                 dropped.changed()
-        else:
+        elif task in self._fs.service.table:  # else it is set aside
             self.of(task).changed()
 
     def of(self, task: Task) -> ShownTask:
@@ -140,6 +140,7 @@ class TasksDirectory(Directory):
             task = self._service.table.require(name)
             if caller.uid != task.uid:
                 effective, _ = await self._fs.callers.capabilities(caller)
+                task = self._service.table.require(name)  # its owner may have removed it meanwhile
                 require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
         except KtaskfsError as error:

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 class Transition(NamedTuple):
     """``task`` changed from ``old`` to ``new``. ``old`` is None for a new task, ``new`` is None for a removed one.
 
-    ``replaced``: it was removed, and another task has its name.
+    A task that is set aside counts as removed, though not ``forgotten``; if it is put back, it counts as new.
     """
 
     task: Task
     old: State | None
     new: State | None
-    replaced: bool = False
 
 
 class Transitions:
@@ -40,7 +39,6 @@ class Transitions:
         else:
             self._states[task] = new
         if new is not old:
-            replaced = new is None and self._table.get(task.name) is not None
-            transition = Transition(task, old, new, replaced)
+            transition = Transition(task, old, new)
             for observer in self.observers:
                 observer(transition)

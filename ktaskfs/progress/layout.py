@@ -25,7 +25,7 @@ MESSAGE_BYTES: Final = 1024
 RESULT_MAX: Final = 1 << 20
 """Bytes of result text that the daemon reads at most."""
 ERRNO_MAX: Final = 4096
-"""Where the kernel's error numbers end (MAX_ERRNO)."""
+"""The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 _MASK: Final = 2**64 - 1
 _PHASES: Final = {int(each): each for each in Phase}
 _FOUND_WHY: Final = {int(each): each for each in FoundWhy}

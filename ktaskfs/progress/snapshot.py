@@ -95,7 +95,7 @@ class Snapshot:
     found_nid: int = NO_NODE
     """The NUMA node of the last finding, or NO_NODE."""
     found_why: FoundWhy = FoundWhy.UNKNOWN
-    """Of the last finding."""
+    """The reason for the last finding."""
 
     def remaining(self) -> tuple[Node, ...]:
         """The unfinished ranges: chunks in flight or failed, and units never handed out.

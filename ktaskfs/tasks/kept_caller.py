@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass, field, replace
@@ -63,7 +64,10 @@ class KeptCaller:
         try:
             root = None if self.root is None else _open_root(self.root)
             if root is not None:
-                return CallerProcess(self.identity, root, os.dup(root))
+                try:
+                    return CallerProcess(self.identity, root, root).copy()
+                finally:
+                    os.close(root)
         except OSError as error:
             raise TargetError.from_os(error, "open the root directory of the task's writer") from error
         raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
@@ -122,7 +126,9 @@ def _open_root(place: tuple[int, int, int]) -> int | None:
             fd = os.open(path, _DIRECTORY)
         except PermissionError:  # of PID 1, for an ordinary user's daemon
             continue
-        if _place(fd) == place:
-            return fd
-        os.close(fd)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, fd)
+            if _place(fd) == place:
+                stack.pop_all()
+                return fd
     return None

@@ -63,7 +63,7 @@ class Launcher:
         self._nursery = nursery
         self._sock: trio.socket.SocketType | None = None
         self._pid = 0
-        """Of the spawner, while there is a socket."""
+        """The pid of the spawner, while there is a socket."""
         self._children: dict[int, _Child] = {}
         """By ticket, from the request until ``exit_status``."""
         self._tickets = itertools.count(1)

@@ -50,7 +50,7 @@ _UNUSABLE: Final = (
     TypeError,
     ValueError,
 )
-"""What reading a record with any contents may raise."""
+"""The errors of reading a record with arbitrary contents."""
 LOG: Final = logging.getLogger(__name__)
 
 

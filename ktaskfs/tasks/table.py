@@ -44,8 +44,8 @@ QUEUED_PART: Final = 2
 class TaskTable:
     """The tasks by name, and in order of creation. Only the trio thread touches it.
 
-    ``observers`` are called with a task after each change of its state, and after it was added or dropped
-    (without its ``name`` in the table).
+    ``observers`` are called with a task after each change of its state, and after it was added, set aside, put back or
+    dropped. It is not in the table while it is set aside, and after it was dropped; then it is also ``forgotten``.
     """
 
     def __init__(self, settings: Settings, *, private_names: bool = False, descriptors: int | None = None) -> None:
@@ -151,11 +151,13 @@ class TaskTable:
     def set_aside(self, task: Task) -> None:
         """Free the name of an ended task; then ``put_back`` or ``drop`` it."""
         del self._tasks[task.name]
+        self._tell(task)
 
     def put_back(self, task: Task) -> None:
         """Undo ``set_aside``."""
         if not task.forgotten:
             self._tasks[task.name] = task
+            self._tell(task)
 
     def check_names(self, names: Sequence[str], replaced: Collection[Task] = ()) -> None:
         """Raise NameTaken for a name used by a task outside ``replaced``, or twice in ``names``."""
@@ -202,7 +204,7 @@ class TaskTable:
         if task in self:
             del self._tasks[task.name]
         self._displace(task)
-        task.forget()
+        task.forgotten = True
         self._tell(task)
         self.rebalance()
 
@@ -215,7 +217,7 @@ class TaskTable:
         for task in tasks:
             task.require_known()
             self._displace(task)
-            task.to(state)
+            task.state = state
             self._place(task)
             self._tell(task)
         self.rebalance()

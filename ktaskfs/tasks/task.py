@@ -166,10 +166,6 @@ class Task:
         if self.forgotten:
             raise TaskForgotten(f"task {self.name} was removed")
 
-    def forget(self) -> None:
-        """Mark the task as removed."""
-        self.forgotten = True
-
     def snapshot(self) -> Snapshot:
         """The worker's current or last report."""
         if self.worker is not None:
@@ -208,7 +204,3 @@ class Task:
             except OSError as error:
                 raise TargetError.from_os(error, f"tell the worker of task {self.name}") from error
         self.requests = requests
-
-    def to(self, state: State) -> None:
-        """Change the state."""
-        self.state = state

@@ -58,7 +58,7 @@ class OpenTexts:
         self._threads: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
 
     def threads_of(self, user: int) -> trio.CapacityLimiter:
-        """What limits ``user`` to one thread that examines processes."""
+        """The limiter of the threads that examine processes for ``user``: one at a time."""
         return self._threads.setdefault(user, trio.CapacityLimiter(1))
 
     def hold(self, user: int, text: bytes) -> None:

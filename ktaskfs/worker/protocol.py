@@ -29,7 +29,7 @@ FDS_MAX: Final = 8
 UNHEARD: Final = 77
 """Exit status of a worker whose caller's label keeps it from the channel (EX_NOPERM of sysexits.h)."""
 ERRNO_MAX: Final = 4096
-"""Where the kernel's error numbers end (MAX_ERRNO)."""
+"""The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 WORDS_MAX: Final = 4096
 """Maximum characters of a worker's refusal."""
 

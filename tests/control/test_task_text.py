@@ -186,7 +186,7 @@ async def test_wait_ends_with_a_line_for_the_whole_and_the_state(autojump_clock:
     assert autojump_clock.current_time() - began == pytest.approx(INTERVAL)
     assert not stream.ready()
     change_history(task, final=replace(HALF, phase=Phase.CANCELLED))
-    task.to(State.CANCELLED)
+    task.state = State.CANCELLED
     assert stream.ready()
     line, state = (await stream.next_chunk()).decode().splitlines()
     assert (line.split(" speed=")[1], state) == ("25B/s", "cancelled")
@@ -212,7 +212,7 @@ async def test_wait_tells_of_the_end_as_soon_as_it_is_there(autojump_clock: Mock
         nursery.start_soon(read)
         await wait_all_tasks_blocked()
         change_history(task, final=replace(HALF, phase=Phase.CANCELLED))
-        task.to(State.CANCELLED)
+        task.state = State.CANCELLED
         change.notify()
     assert autojump_clock.current_time() == began
     stream.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -186,3 +188,17 @@ def test_pages_of_a_size_that_the_machine_lacks(libvirt: Libvirt, page_size: int
     outcome = libvirt.create("odd", backing=backing)
     assert outcome.status == 1
     assert "status 1: ktaskfs: /sys/kernel/mm/hugepages/hugepages-3072kB/" in outcome.err
+
+
+def test_a_release_without_the_command_says_so_and_remembers_the_pages(page_size: int, tmp_path: Path) -> None:
+    """The hook alone, as it imports nothing of ktaskfs."""
+    hook = runpy.run_path(str(ROOT / "packaging/libvirt_hook.py"))
+    file = tmp_path / "domain"
+    file.write_text(json.dumps([(0, page_size, 0)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match="ktaskfs"):
+            hook["release"](file, "domain")
+    assert file.exists()
+    file.unlink()
+    hook["release"](file, "domain")  # nothing was added for this domain

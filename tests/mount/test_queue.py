@@ -113,6 +113,19 @@ def test_events_tell_of_a_name_that_is_used_again(mounted: Mount, memory: Path) 
     assert lines == [*life, *life, "t done -"]
 
 
+def test_events_end_with_the_state_of_a_task_whose_replacement_failed(mounted: Mount, memory: Path) -> None:
+    assert mounted.write(CONTROL, f"fallocate path={memory}/new length=64K name=t") == (0, None)
+    assert mounted.read("tasks/t/wait").splitlines()[-1] == "done"
+    script = f"""
+        exec 3< events
+        echo 'clear path={memory}/no-such name=t replace=1' > {CONTROL}
+        rmdir tasks/t
+        timeout 5 sed '/ t done - /q' <&3 | cut -d ' ' -f 2-4
+    """
+    lines = [line for line in mounted.shell(script).out.splitlines() if line]
+    assert lines == ["t - new", "t new starting", "t starting -", "t - done", "t done -"]
+
+
 def test_a_path_that_is_not_utf8(mounted: Mount, memory: Path) -> None:
     name = b"caf\xe9 \xff"
     target = os.fsencode(memory) + b"/" + name

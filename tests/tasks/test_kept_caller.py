@@ -15,10 +15,12 @@ import psutil
 import pytest
 import trio
 
+from ktaskfs.errors import TargetError
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks import kept_caller
+from ktaskfs.tasks.kept_caller import KeptCaller
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
 from tests.tasks.house import OPERATIONS, House, busy, ended, line, me, open_files, open_house, until
@@ -179,3 +181,18 @@ async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
     house.service.kill(first)
     assert await ended(waiting) is State.FAILED
     assert waiting.snapshot().message == f"look at process {sleeper}: Too many open files"
+
+
+@pytest.mark.parametrize("called", ["file_status", "os.dup"])
+async def test_a_failed_look_at_the_root_leaves_no_descriptor(called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = KeptCaller.of(me(), paths_are_absolute=True)
+    assert kept.root is not None
+    before = open_files()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(f"ktaskfs.tasks.kept_caller.{called}", fail)
+    with pytest.raises(TargetError, match="open the root directory"):
+        kept.open()
+    assert open_files() == before

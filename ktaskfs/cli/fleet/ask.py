@@ -84,7 +84,7 @@ class Answers:
         """See Watcher."""
         heard = self._left.pop(host, "")
         has_spoken = bool(self.objects.get(host))
-        # 1 is the doctor's, where something is wrong.
+        # The status 1 is that of the doctor if something is wrong.
         has_answered = (status in (0, 1) and has_spoken) or (status == 0 and self._may_be_empty)
         is_answer = has_answered and heard != TOO_MUCH
         if host in self.objects and not is_answer:

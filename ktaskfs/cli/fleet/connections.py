@@ -34,7 +34,7 @@ GATHERING: Final = 1e-4
 CONNECT_TIMEOUT: Final = 5
 """Seconds to wait for a host that does not answer."""
 SSH_OPTIONS: Final = "-oServerAliveInterval=5 -oServerAliveCountMax=2"
-"""Follow the options of the user: ssh(1) takes the first value of an option."""
+"""They come after the options of the user: ssh(1) takes the first value of an option."""
 APART: Final = "setsid"
 """Runs each connection in its own session, so that only this program gets the terminal's ^C."""
 DESCRIPTORS: Final = 3

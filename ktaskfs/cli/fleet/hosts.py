@@ -155,7 +155,7 @@ class Fleet:
     def __init__(self, names: Iterable[str]) -> None:
         self._hosts = {name: Host(name) for name in names}
         self._sizes: dict[tuple[str, str], int] = {}
-        """Of the last object, by host and task."""
+        """Bytes of the last object, by host and task."""
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())

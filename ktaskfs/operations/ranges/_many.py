@@ -165,7 +165,7 @@ def open_many(
         raise InvalidValue(
             f"{parameters.path} stands for files with pages of {sizes}: one task takes files of one page size"
         )
-    if not found and glob.has_magic(parameters.path):
+    if not found and not os.path.isdir(parameters.path):
         raise TargetError(f"no file matches {parameters.path}", errno=errno.ENOENT)
     page_size = next(iter(pages)) if pages else _page_size_of(parameters.path)
     return ManyFiles(preparation.kernel, found, page_size, preparation.files, write=write)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 64 << 20
 MAX_CHUNK: Final = 256 << 20
 """256 MiB of 4 KiB pages take 35 ms, of huge pages 0.1 ms: nobody waits longer for the lock of the inode."""
+CHUNKS_MOST: Final = 1 << 18
+"""A range of more than 64 TiB has larger chunks: memory cannot have all of its pages, and a chunk takes some 10 µs even
+without a page."""
 
 
 class FreeParameters(FileParameters, GuardedParameters):
@@ -80,7 +83,7 @@ class Free(RangeOperation[FreeParameters]):
         nodes = preparation.nodes(extent, target.page_size)
         name = preparation.keep(_Name(target)) if parameters.unlink else None
         freer = _Freer(target, wanted, name, shrink=parameters.shrink)
-        control = preparation.control(freer.free, least=MIN_CHUNK, most=MAX_CHUNK, align=target.page_size)
+        control = preparation.control(freer.free, least=MIN_CHUNK, most=_most(extent), align=target.page_size)
         return preparation.plan(nodes, control, freer.finish)
 
 
@@ -125,8 +128,13 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
         return files.text
 
     nodes = preparation.nodes(files.extent, files.page_size)
-    control = preparation.control(free, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)
+    control = preparation.control(free, least=MIN_CHUNK, most=_most(files.extent), align=files.page_size)
     return preparation.plan(nodes, control, finish)
+
+
+def _most(extent: Span) -> int:
+    """The largest chunk of a range, in bytes."""
+    return max(MAX_CHUNK, extent.size // CHUNKS_MOST)
 
 
 def _extents(parameters: FreeParameters, target: Target, *, rest: bool) -> tuple[Span, Span]:

@@ -111,3 +111,16 @@ def _write(target: int, view: memoryview, position: int) -> None:
     done = 0
     while done < len(view):
         done += os.pwrite(target, view[done:], position + done)
+
+
+def copy_to_huge_pages(source: int, target: int, piece: Span, page: int) -> None:
+    """The kernel reads directly into a mapping of the target, whose pages are reserved before a touch."""
+    for run in data_extents(source, piece.start, piece.end):
+        whole = run.widened(page)
+        with Mapping(target, whole.start, whole.size, reserve=True) as mapping:
+            position = run.start
+            while position < run.end:
+                count = mapping.readv_into(source, position, position - whole.start, run.end - position)
+                if not count:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                position += count

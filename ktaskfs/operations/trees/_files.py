@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.page_cache import is_of_memory
+from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
@@ -187,6 +188,19 @@ class FileList:
     def open(self, index: int) -> int:
         """The file, open for reading; raises OSError as ``Tree.open_regular``."""
         return self.tree.open_regular(self.kernel, self.path(index))
+
+    def data_bytes(self, piece: Piece, page: int) -> int:
+        """Bytes of the pages of ``page`` bytes with data in a piece; 0 if the file cannot be opened."""
+        if self.kind(piece.file) != stat.S_IFREG:
+            return 0
+        try:
+            fd = self.open(piece.file)
+        except OSError:
+            return 0
+        try:
+            return sum(run.widened(page).size for run in data_extents(fd, piece.start, piece.end))
+        finally:
+            os.close(fd)
 
     def pieces(self, start: int, end: int, page: int = 1) -> Iterator[Piece]:
         """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are.

@@ -9,14 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
-from ktaskfs.host.mapping import Mapping
-from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
 from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
-from ktaskfs.operations.trees._data import FileData
+from ktaskfs.operations.trees._data import FileData, copy_to_huge_pages
 from ktaskfs.operations.trees._files import (
     ALIGN,
     FileList,
@@ -168,21 +166,8 @@ class _Copier:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
         pieces = list(self._pieces(start, end))
         at_most = sum(Span(piece.start, piece.end).widened(self._page).size for piece in pieces)
-        with self._room.taking(at_most, lambda: sum(map(self._data_bytes, pieces))):
+        with self._room.taking(at_most, lambda: sum(self._files.data_bytes(piece, self._page) for piece in pieces)):
             self._turns.do(iter(pieces), self._do)
-
-    def _data_bytes(self, piece: Piece) -> int:
-        """Bytes of the pages with data; 0 for a file that cannot be opened, which ``_do`` reports."""
-        if self._files.kind(piece.file) != stat.S_IFREG:
-            return 0
-        try:
-            source = self._files.open(piece.file)
-        except OSError:
-            return 0
-        try:
-            return sum(run.widened(self._page).size for run in data_extents(source, piece.start, piece.end))
-        finally:
-            os.close(source)
 
     def _do(self, piece: Piece) -> None:
         try:
@@ -277,7 +262,7 @@ class _Copier:
     def _copy_data(self, source: int, target: int, part: Span, shared: int | None = None) -> None:
         """``shared``: the number of a file of which other threads may copy other parts."""
         if self._target.is_huge:
-            _copy_to_huge_pages(source, target, part, self._page)
+            copy_to_huge_pages(source, target, part, self._page)
         elif shared is None:
             self._data.copy(source, target, part)
         else:
@@ -350,16 +335,3 @@ class _Copier:
         finally:
             os.close(handle)
         self._target.dress_directory(path, status)
-
-
-def _copy_to_huge_pages(source: int, target: int, piece: Span, page: int) -> None:
-    """The kernel reads directly into a mapping of the target, whose pages are reserved before a touch."""
-    for run in data_extents(source, piece.start, piece.end):
-        whole = run.widened(page)
-        with Mapping(target, whole.start, whole.size, reserve=True) as mapping:
-            position = run.start
-            while position < run.end:
-                count = mapping.readv_into(source, position, position - whole.start, run.end - position)
-                if not count:
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                position += count

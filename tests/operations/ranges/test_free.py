@@ -13,6 +13,7 @@ from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
+from ktaskfs.units import SIZE_MAX
 from tests.support import filesystems
 from tests.support.as_caller import NOBODY, as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, is_all, make_dirty
@@ -301,6 +302,16 @@ def test_a_sparse_file_past_16_tib(runner: Runner, place: Place) -> None:
     plan = runner.prepare("free", path=path, offset=TIB, chunk=TIB)
     assert runner.work(plan).units_done == 39 * TIB
     assert (allocated(path), path.stat().st_size) == (unit, size)
+
+
+def test_the_longest_range(runner: Runner, tmpfs: Path) -> None:
+    path, length = tmpfs / "file", SIZE_MAX // HUGE * HUGE
+    make_dirty(path, HUGE)
+    plan = runner.prepare("free", path=path, length=length)
+    assert plan.control.max_chunk_size is not None
+    assert length // plan.control.max_chunk_size <= 1 << 18, "it ends within seconds"
+    assert runner.work(plan).units_done == length
+    assert (allocated(path), path.stat().st_size) == (0, HUGE)
 
 
 def test_while_somebody_fills_it(runner: Runner, place: Place) -> None:

@@ -57,8 +57,13 @@ def counts(result: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("operation", ["clear", "free", "survey"])
-def test_an_empty_directory_has_a_page_size(runner: Runner, hugetlbfs: Path, page_size: int, operation: str) -> None:
-    assert f"page_size {page_size}\n" in runner.result(runner.prepare(operation, path=hugetlbfs))
+@pytest.mark.parametrize("name", ["empty", "[empty]*"])
+def test_an_empty_directory_has_a_page_size(
+    runner: Runner, hugetlbfs: Path, page_size: int, operation: str, name: str
+) -> None:
+    directory = hugetlbfs / name
+    directory.mkdir()
+    assert f"page_size {page_size}\n" in runner.result(runner.prepare(operation, path=directory))
 
 
 @smallest

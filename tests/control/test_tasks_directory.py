@@ -1,0 +1,46 @@
+"""``tasks/`` while another user changes it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from ktaskfs.control.access import Access
+from ktaskfs.control.callers import Callers
+from ktaskfs.control.filesystem import Filesystem
+from ktaskfs.control.task_list import TaskList
+from ktaskfs.control.tasks_directory import ShownTasks, TasksDirectory
+from ktaskfs.errors import NoSuchTask
+from ktaskfs.host.credentials import read_caller
+from ktaskfs.host.kernel import Kernel
+from ktaskfs.tasks.history import ALL_CAPABILITIES
+from ktaskfs.vfs import Attributes, Caller, Watcher
+from tests.tasks.house import open_house
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ktaskfs.host.credentials import CallerProcess
+
+OTHER = Caller(os.geteuid() + 1, 0, os.getpid())
+
+
+async def test_a_task_that_is_removed_while_its_remover_is_examined_does_not_exist(tmp_path: Path) -> None:
+    async with open_house(tmp_path / "state") as house:
+        task = house.service.create_empty("t", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
+
+        def read(pid: int, uid: int, gid: int) -> CallerProcess:
+            trio.from_thread.run_sync(house.service.forget, task)
+            return read_caller(pid, os.geteuid(), os.getegid())
+
+        kernel, root = Kernel.open(), Attributes(0o555, time_ns=time.time_ns())
+        fs = Filesystem(house.service, kernel, Access(0, 0), root, Watcher(house.nursery), callers=Callers(read))
+        listed = TaskList(house.table, fs.access, lambda: None)
+        directory = TasksDirectory(0, OTHER.uid, fs, ShownTasks(fs, listed))
+        with pytest.raises(NoSuchTask):
+            await directory.rmdir("t", OTHER)
+        kernel.close()
