@@ -25,6 +25,10 @@ REPLY_MAX: Final = 64 * 1024
 PATIENCE: Final = 0.9
 """Seconds for a question about the opener's process, so that a write or a close is answered within about a second."""
 
+EXEC_PATIENCE: Final = 0.5
+"""Seconds for the question whether the opener is being killed. The answer waits for an execve(2) of the opener
+(exec_update_lock in the kernel), and execve(2) for this close, if the descriptor is close-on-exec."""
+
 Render = Callable[[Caller], str | bytes | Awaitable[str | bytes]]
 Write = Callable[[Caller, str], Awaitable[str | None]]
 Refused = Callable[[Caller, str, KtaskfsError], None]
@@ -245,8 +249,10 @@ class CommandText(OpenText):
         held = self._pieces.held
         if not last and self._passed_on:
             return
-        # First, because the opener may be gone at the next close; and without a limit, because this waits for nobody.
-        killed = await trio.to_thread.run_sync(self._opener.was_killed)
+        # First, because the opener may be gone at the next close; and without the limit of the user's threads.
+        killed = False
+        with trio.move_on_after(EXEC_PATIENCE):
+            killed = await trio.to_thread.run_sync(self._opener.was_killed, abandon_on_cancel=True)
         if not (last or killed) and await self._ask(self._opener.has_it_open) is not False:
             return
         if not held or self._pieces.held is not held:  # another close, or a write, came first

@@ -6,13 +6,14 @@ import errno
 import os
 import pty
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.vfs.pieces import BLOCK
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -259,3 +260,16 @@ def test_a_parameter_can_be_as_long_as_a_path(mounted: Mount, deep: Path) -> Non
     status, said = at_a_terminal(mounted, ["bash", "-c", script, "-", path])
     assert (status, "success" in said) == (0, True), said
     assert mounted.read("tasks/t/path") == f"{path}\n"
+
+
+def test_a_piece_of_a_writer_that_executes_another_program_is_carried_out(mounted: Mount, memory: Path) -> None:
+    """While execve(2) closes the descriptor, a read of the writer's /proc/PID/stat waits for the end of execve(2)."""
+    spec = f"fallocate path={memory / 'file'} length=4096 name=executed".ljust(BLOCK)
+    code = f"import os; os.write(os.open({str(mounted.path / CONTROL)!r}, os.O_WRONLY), {spec!r}.encode()); "
+    process = subprocess.Popen([sys.executable, "-c", code + "os.execv('/bin/true', ['true'])"])
+    try:
+        assert process.wait(timeout=DEADLINE) == 0
+    except subprocess.TimeoutExpired:
+        mounted.process.kill()  # or every process that reads /proc, as ps(1), waits for ever
+        raise
+    assert mounted.cat("tasks/executed/wait").out.endswith("done\n")
