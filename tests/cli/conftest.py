@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,11 @@ class Command:
 
     def __call__(self, *arguments: str, stdin: str | bytes = "", user: User | None = None) -> Outcome:
         return run(*self.words(*arguments), stdin=stdin, user=user, cwd=ROOT)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts the command, with pipes as its output and standard error."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture

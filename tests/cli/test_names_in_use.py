@@ -11,6 +11,7 @@ from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.start import taken_name
 from ktaskfs.errors import Refused
 from tests.cli.conftest import Command
+from tests.support.poll import DEADLINE
 from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
@@ -19,6 +20,52 @@ if TYPE_CHECKING:
 
     from tests.conftest import MountMaker
     from tests.support.users import User
+
+
+def test_an_existing_name(command: Command, memory: Path) -> None:
+    start_slow(command.mount, memory, "slow")
+    spec = [f"path={memory}/slow-slow", "name=slow", "rate_max=max", "chunk=0x1000"]
+    refused = command("run", "clear", *spec).err
+    assert refused.startswith("ktaskfs: a task slow exists: follow it with --if-exists=join, ")
+    assert "a task slow exists" in command("run", "--if-exists=replace", "clear", *spec).err
+    for other in (["fill", *spec, "pattern=00"], ["clear", *spec, "length=4096"], ["clear", *spec[1:], "path=/other"]):
+        outcome = command("run", "--if-exists=join", *other)
+        assert outcome.status == 1
+        assert "the task slow exists already, with " in outcome.err
+
+    with command.start("run", "--if-exists=resume", "clear", *spec) as follower:
+        assert "slow: running" in str(follower.stderr and follower.stderr.readline())
+        stop(command.mount, "slow")
+        assert follower.wait(DEADLINE) == 3
+    assert command("run", "--if-exists=join", "clear", *spec).status == 3
+    command.mount.write("tasks/slow/rate_max", "max")
+    assert command("run", "--if-exists=resume", "clear", *spec).status == 0
+    assert command("run", "--if-exists=resume", "clear", *spec).status == 0
+
+    assert command("run", "--if-exists=replace", "checksum", f"path={memory}/file", "name=slow").status == 0
+    assert command.mount.read("tasks/slow/op") == "checksum\n"
+
+
+@pytest.mark.parametrize("way", ["fail", "join", "resume", "replace", "rerun"])
+def test_the_work_comes_after_its_plan(command: Command, memory: Path, way: str) -> None:
+    """A plan is no work that could be joined, so its name is free."""
+    spec = ["clear", f"path={memory}/file", "name=c"]
+    for _ in range(2):
+        assert command("run", "--plan", *spec).status == 0
+    assert command("run", "--if-exists", way, *spec).status == 0
+    assert command.mount.read("tasks/c/state") == "done\n"
+    assert command("run", "--plan", *spec).status == 1, "a task that has worked keeps its name"
+    outcome = command("run", "--quiet", "--plan", "--if-exists=rerun", *spec)
+    assert (outcome.status, outcome.out[:16]) == (0, "operation clear\n")
+    assert command.mount.read("tasks/c/state") == "done\n"
+
+
+def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> None:
+    words = ["run", "--if-exists=join", "checksum", f"path={memory}/file", "name=one"]
+    both = [command.start(*words) for _ in range(4)]
+    assert [each.wait(DEADLINE) for each in both] == [0, 0, 0, 0], [each.communicate() for each in both]
+    for each in both:
+        each.communicate()
 
 
 def test_only_an_own_task_can_be_joined(

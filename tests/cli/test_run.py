@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from tests.cli.conftest import Command
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 def objects(outcome: Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in outcome.out.splitlines()]
-
-
-def started(command: Command, *arguments: str) -> subprocess.Popen[str]:
-    """Starts the command."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
@@ -147,13 +141,13 @@ def test_the_status_says_how_it_ended(command: Command, memory: Path) -> None:
     assert failed.err.splitlines()[-1].startswith("ktaskfs: wrong failed: EIO")
 
     start_slow(mount, memory, "one")
-    with started(command, "run", "--if-exists=join", "clear", f"path={memory}/slow-one", "name=one") as follower:
+    with command.start("run", "--if-exists=join", "clear", f"path={memory}/slow-one", "name=one") as follower:
         mount.write("tasks/one/control", "cancel")
         assert follower.wait(DEADLINE) == 3
         assert "one was cancelled" in follower.communicate()[1]
 
     start_slow(mount, memory, "two")
-    with started(command, "wait", "two") as follower:
+    with command.start("wait", "two") as follower:
         mount.write("tasks/two/control", "kill")
         assert follower.wait(DEADLINE) == 4
 
@@ -165,7 +159,7 @@ def test_the_status_says_how_it_ended(command: Command, memory: Path) -> None:
 
 
 def test_a_task_that_is_removed_meanwhile(command: Command, slow: str) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.start("wait", slow) as follower:
         assert f"{slow}: running" in str(follower.stderr and follower.stderr.readline())
         command.mount.write(f"tasks/{slow}/control", "pause")
         assert f"{slow}: paused" in str(follower.stderr and follower.stderr.readline())
@@ -200,61 +194,16 @@ def test_a_plan_touches_nothing(command: Command, memory: Path) -> None:
     assert not (memory / "new").exists()
 
 
-def test_an_existing_name(command: Command, memory: Path, slow: str) -> None:
-    spec = [f"path={memory}/slow-{slow}", f"name={slow}", "rate_max=max", "chunk=0x1000"]
-    refused = command("run", "clear", *spec).err
-    assert refused.startswith("ktaskfs: a task slow exists: follow it with --if-exists=join, ")
-    assert "a task slow exists" in command("run", "--if-exists=replace", "clear", *spec).err
-    for other in (["fill", *spec, "pattern=00"], ["clear", *spec, "length=4096"], ["clear", *spec[1:], "path=/other"]):
-        outcome = command("run", "--if-exists=join", *other)
-        assert outcome.status == 1
-        assert "the task slow exists already, with " in outcome.err
-
-    with started(command, "run", "--if-exists=resume", "clear", *spec) as follower:
-        assert "slow: running" in str(follower.stderr and follower.stderr.readline())
-        stop(command.mount, slow)
-        assert follower.wait(DEADLINE) == 3
-    assert command("run", "--if-exists=join", "clear", *spec).status == 3
-    command.mount.write(f"tasks/{slow}/rate_max", "max")
-    assert command("run", "--if-exists=resume", "clear", *spec).status == 0
-    assert command("run", "--if-exists=resume", "clear", *spec).status == 0
-
-    assert command("run", "--if-exists=replace", "checksum", f"path={memory}/file", f"name={slow}").status == 0
-    assert command.mount.read(f"tasks/{slow}/op") == "checksum\n"
-
-
-@pytest.mark.parametrize("way", ["fail", "join", "resume", "replace", "rerun"])
-def test_the_work_comes_after_its_plan(command: Command, memory: Path, way: str) -> None:
-    """A plan is no work that could be joined, so its name is free."""
-    spec = ["clear", f"path={memory}/file", "name=c"]
-    for _ in range(2):
-        assert command("run", "--plan", *spec).status == 0
-    assert command("run", "--if-exists", way, *spec).status == 0
-    assert command.mount.read("tasks/c/state") == "done\n"
-    assert command("run", "--plan", *spec).status == 1, "a task that has worked keeps its name"
-    outcome = command("run", "--quiet", "--plan", "--if-exists=rerun", *spec)
-    assert (outcome.status, outcome.out[:16]) == (0, "operation clear\n")
-    assert command.mount.read("tasks/c/state") == "done\n"
-
-
-def test_two_commands_at_once_have_one_task(command: Command, memory: Path) -> None:
-    words = ["run", "--if-exists=join", "checksum", f"path={memory}/file", "name=one"]
-    both = [started(command, *words) for _ in range(4)]
-    assert [each.wait(DEADLINE) for each in both] == [0, 0, 0, 0], [each.communicate() for each in both]
-    for each in both:
-        each.communicate()
-
-
 def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Path) -> None:
     spec = f"clear path={memory}/file rate_max=1K chunk=4K"
-    with started(command, "run", f"{spec} name=once") as follower:
+    with command.start("run", f"{spec} name=once") as follower:
         assert follower.stderr is not None
         assert follower.stderr.readline().startswith("once: ")
         follower.send_signal(signal.SIGINT)
         assert follower.wait(DEADLINE) == 130
     assert command.mount.read("tasks/once/state") == "cancelled\n"
 
-    with started(command, "run", f"{spec} name=twice") as follower:
+    with command.start("run", f"{spec} name=twice") as follower:
         assert follower.stderr is not None
         until(lambda: command.mount.cat("tasks/twice/state").out == "running\n", "it runs")
         worker = json.loads(command.mount.read("tasks/twice/stat.json"))["pid"]
@@ -275,7 +224,7 @@ def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_another_signal_ends_the_command_alone(command: Command, slow: str, number: signal.Signals) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.start("wait", slow) as follower:
         assert follower.stderr is not None
         assert follower.stderr.readline().startswith(f"{slow}: running")
         follower.send_signal(number)
@@ -285,7 +234,7 @@ def test_another_signal_ends_the_command_alone(command: Command, slow: str, numb
 
 
 def test_control_c_in_wait_leaves_the_task(command: Command, slow: str) -> None:
-    with started(command, "wait", slow) as follower:
+    with command.start("wait", slow) as follower:
         assert follower.stderr is not None
         follower.stderr.readline()
         follower.send_signal(signal.SIGINT)
@@ -296,7 +245,7 @@ def test_control_c_in_wait_leaves_the_task(command: Command, slow: str) -> None:
 def test_it_goes_on_when_the_daemon_is_started_anew(command: Command, area: Path, slow: str, memory: Path) -> None:
     mount = command.mount
     spec = [f"path={memory}/slow-{slow}", f"name={slow}"]
-    with started(command, "run", "--json", "--if-exists=join", "clear", *spec) as follower:
+    with command.start("run", "--json", "--if-exists=join", "clear", *spec) as follower:
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["stale"] is False
         mount.process.kill()
@@ -317,7 +266,7 @@ def test_a_start_waits_for_the_daemon(command: Command, area: Path, memory: Path
     mount = command.mount
     mount.process.kill()
     mount.process.wait()
-    with started(command, "run", "--quiet", "checksum", f"path={memory}/file") as follower:
+    with command.start("run", "--quiet", "checksum", f"path={memory}/file") as follower:
         until(lambda: sleeps(follower), "it has found a dead mount")
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
         assert follower.wait(DEADLINE) == 0, follower.communicate()
@@ -333,7 +282,7 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
     mount = command.mount
     mount.process.kill()
     mount.process.wait()
-    with started(command, *words.split()) as process:
+    with command.start(*words.split()) as process:
         until(lambda: sleeps(process) or process.poll() is not None, "it has found a dead mount")
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
         try:
@@ -354,7 +303,7 @@ def sleeps(process: subprocess.Popen[str]) -> bool:
 
 def test_a_reader_that_goes_away_stops_nothing(command: Command, memory: Path, slow: str) -> None:
     words = ["run", "--json", "--if-exists=join", "clear", f"path={memory}/slow-{slow}", f"name={slow}"]
-    with started(command, *words) as follower:
+    with command.start(*words) as follower:
         assert follower.stdout is not None
         follower.stdout.readline()
         follower.stdout.close()
