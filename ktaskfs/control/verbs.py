@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control.privilege import require_power_over
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotPermitted, SpecError
+from ktaskfs.errors import InvalidValue, NotPermitted, SpecError
 from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.service import TaskService
+    from ktaskfs.tasks.spec import Spec
     from ktaskfs.tasks.task import Task
 
 
@@ -63,38 +64,37 @@ def accepted(task: Task) -> str:
 
 async def command(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
     """Run a verb, or start an empty task with a spec. Takes ``caller`` over. Raises KtaskfsError."""
+    verb, identity, spec = VERBS.get(text), caller.identity, None
     try:
         task.require_known()
-    except KtaskfsError:
-        caller.close()
-        raise
-    verb = VERBS.get(text)
-    if verb is None:
-        await _run_spec(service, task, caller, text)
-    elif verb.owner_only and caller.identity.uid != task.uid and task.state is not State.PAUSED:
-        caller.close()
-        raise NotPermitted(f"only its owner, user {task.uid}, can {text} it: it runs with the owner's rights")
-    else:
-        try:
-            identity = caller.identity
+        if verb is None:
+            spec = await _read_spec(service, task, identity.uid, text)
+        else:
+            if verb.owner_only and task.state is not State.PAUSED:
+                _require_owner(task, identity.uid, text)
             require_power_over(identity.uid, identity.effective, task.uid, f"{text} task {task.name}")
-        except KtaskfsError:
-            caller.close()
-            raise
-        await verb.run(service, task, caller)
-
-
-async def _run_spec(service: TaskService, task: Task, caller: CallerProcess, text: str) -> None:
-    try:
-        if task.state is not State.NEW:
-            message = f"unknown verb {text!a}; there are {', '.join(VERBS)}"
-            raise SpecError(message, line=text, start=0, end=len(text))
-        if caller.identity.uid != task.uid:
-            raise NotPermitted(f"only its owner, user {task.uid}, can start it: it runs with the owner's rights")
-        spec = await service.specs.read_one(caller.identity.uid, text)
-        if spec.parameters.name not in (None, task.name):
-            raise InvalidValue(f"the task's name is {task.name}")
     except BaseException:
         caller.close()
         raise
-    await service.start(task, caller, spec)
+    if verb is None:
+        await service.start(task, caller, spec)
+    else:
+        await verb.run(service, task, caller)
+
+
+async def _read_spec(service: TaskService, task: Task, uid: int, text: str) -> Spec:
+    """The spec with which ``uid`` starts an empty task. Raises KtaskfsError."""
+    if task.state is not State.NEW:
+        message = f"unknown verb {text!a}; there are {', '.join(VERBS)}"
+        raise SpecError(message, line=text, start=0, end=len(text))
+    _require_owner(task, uid, "start")
+    spec = await service.specs.read_one(uid, text)
+    if spec.parameters.name not in (None, task.name):
+        raise InvalidValue(f"the task's name is {task.name}")
+    return spec
+
+
+def _require_owner(task: Task, uid: int, what: str) -> None:
+    """Raise NotPermitted unless ``uid`` owns the task."""
+    if uid != task.uid:
+        raise NotPermitted(f"only its owner, user {task.uid}, can {what} it: it runs with the owner's rights")
