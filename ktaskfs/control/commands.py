@@ -84,7 +84,9 @@ class CommandFile(File):
             return await commands.run(self._callers.copy(opener), text)
 
         write_recorded, refused = self._log.keeping(commands.file, write)
-        file = TextFile(self.ino, self.attributes(), commands.text, write_recorded, refused=refused, texts=texts)
+        file = TextFile(
+            self.ino, self.attributes(), commands.text, write_recorded, refused=refused, texts=texts, json=True
+        )
         try:
             return _OpenCommandFile(await file.open(caller, flags), lambda: self._leave(opener))
         except BaseException:

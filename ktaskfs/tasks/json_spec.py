@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, SpecError
-from ktaskfs.tasks.words import WORDS_MAX, Word, end_of_blanks
+from ktaskfs.tasks.words import BLANKS, WORDS_MAX, Word, end_of_blanks
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
 
 
 def _not_json(text: str, at: int, why: str) -> SpecError:
-    start = min(at, len(text) - 1)
-    return SpecError(f"not JSON: {why}", line=text, start=start, end=start + 1)
+    last = len(text.rstrip(BLANKS)) - 1
+    ends_early = at > last or why.startswith("Unterminated string")
+    start = min(at, last)
+    return SpecError("the JSON ends early" if ends_early else f"not JSON: {why}", line=text, start=start, end=start + 1)
 
 
 def words_of_object(text: str) -> tuple[Word, dict[str, Word]]:

@@ -42,9 +42,10 @@ class TextFile(File):
     the file. Text and bytes are converted with the filesystem encoding. ``change`` is reported by poll(2). ``refused``
     is called for a write that never reaches ``write``, with the legible part of the command. ``texts`` limits the
     memory of opens: beyond it an open(2), or a read at offset 0, fails. ``may_be_empty``: an empty command is valid.
+    ``json``: a command may be JSON, of several lines.
     """
 
-    __slots__ = ("change", "may_be_empty", "refused", "render", "texts", "write")
+    __slots__ = ("change", "json", "may_be_empty", "refused", "render", "texts", "write")
 
     def __init__(
         self,
@@ -57,8 +58,10 @@ class TextFile(File):
         refused: Refused | None = None,
         texts: OpenTexts | None = None,
         may_be_empty: bool = False,
+        json: bool = False,
     ) -> None:
         super().__init__(ino, attributes)
+        self.json = json
         self.may_be_empty = may_be_empty
         self.texts = texts or OpenTexts()
         self.render = render
@@ -163,7 +166,7 @@ class CommandText(OpenText):
         super().__init__(file, caller, snapshot)
         self._opener = Opener(caller.pid, file.ino)
         # For O_APPEND the kernel chooses the offset, from a file size that it computes after each write.
-        self._pieces = Pieces(append=bool(flags & os.O_APPEND))
+        self._pieces = Pieces(append=bool(flags & os.O_APPEND), json=file.json)
         self._passed_on = True
         self._reply: bytes | None = None
         self._base: int | None = None
@@ -188,7 +191,7 @@ class CommandText(OpenText):
         try:
             whole = self._pieces.take(offset, data)
             if whole is None:
-                self._hold(offset, data)
+                self._hold(offset)
         except KtaskfsError as error:
             self._tell_refused(before + data, error)
             raise
@@ -201,19 +204,19 @@ class CommandText(OpenText):
         try:
             await self._carry_out(whole)
         except BaseException:
-            self._pieces.refused(offset, data)
+            self._pieces.refused(offset)
             raise
         self._pieces.done(offset, data)
         self._base = None
         self._written_to = offset + len(data)
         return len(data)
 
-    def _hold(self, offset: int, data: bytes) -> None:
+    def _hold(self, offset: int) -> None:
         """Count the held pieces as text of this open. Raises the quota's refusal."""
         try:
             self._file.texts.hold(self._caller.uid, self._pieces.held)
         except KtaskfsError:
-            self._pieces.refused(offset, data)
+            self._pieces.refused(offset)
             raise
 
     def _let_go(self, text: bytes) -> None:

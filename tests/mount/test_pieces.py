@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,3 +275,51 @@ def test_a_piece_of_a_writer_that_executes_another_program_is_carried_out(mounte
         mounted.process.kill()  # or every process that reads /proc, as ps(1), waits for ever
         raise
     assert mounted.cat("tasks/executed/wait").out.endswith("done\n")
+
+
+SHELLS = {"bash": ["bash"], "dash": ["dash"], "busybox": ["busybox", "sh"], "zsh": ["zsh"]}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_json_in_lines_arrives_from_every_shell(mounted: Mount, memory: Path, shell: str) -> None:
+    """bash writes each line by itself, also a long one in blocks."""
+    if shutil.which(SHELLS[shell][0]) is None:
+        pytest.skip(f"no {shell}")
+    ways = (
+        'echo "$1" > tasks/control',
+        'printf "%s\\n" "$1" >> tasks/control',
+        '{ printf "%s" "$1"; } > tasks/control',
+    )
+    made: set[str] = set()
+    for way in ways:
+        names = [f"{len(made) + number}" for number in range(2)]
+        path = f"{memory}/" + "./" * 700
+        specs = [{"op": "fallocate", "length": 4096, "path": path + name} for name in names]
+        status, said = at_a_terminal(
+            mounted, [*SHELLS[shell], "-c", f"echo a; {way}", "-", json.dumps(specs, indent=1)]
+        )
+        assert status == 0, (way, said, mounted.read("info/last_cmd_status"))
+        made.update(names)
+        assert files(memory) == made, way
+        specs[0]["path"], specs[1]["path"] = f"{memory}/x", f"{memory}/none/x"
+        status, said = at_a_terminal(
+            mounted, [*SHELLS[shell], "-c", f"echo a; {way}", "-", json.dumps(specs, indent=1)]
+        )
+        assert mounted.read("info/last_cmd_status").startswith("tasks/control: ENOENT: spec 2 of 2"), (way, said)
+        assert status != 0, (way, said)
+        assert files(memory) == made, "together or not at all"
+
+
+def test_another_command_after_json_that_is_not_closed_is_refused_and_so_is_that(control: int) -> None:
+    os.write(control, b'{"op": "fallocate",\n')
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        os.write(control, b"cancel\n")
+    os.write(control, b"cancel\n")
+
+
+def test_json_that_is_never_closed_is_refused_at_the_close(mounted: Mount) -> None:
+    fd = os.open(mounted.path / CONTROL, os.O_WRONLY)
+    os.write(fd, b'{"op": "fallocate",\n')
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        os.close(fd)
+    assert mounted.read("info/last_cmd_status") == "tasks/control: EINVAL: the JSON ends early\n"

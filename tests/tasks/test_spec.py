@@ -160,9 +160,9 @@ def test_a_write_has_lines_objects_and_lists_of_objects() -> None:
         ('[{"op": "wipe"}, 1]', '[{"op": "wipe"}, 1]', "1", "a list of specs has objects"),
         ('[{"op": "wipe"},]', '[{"op": "wipe"},]', "]", "a list of specs has objects"),
         ('[{"op": "wipe"}\n{"op": "wipe"}]', '{"op": "wipe"}]', "{", "expecting , or ]"),
-        ('[{"op": "wipe"},\n', '[{"op": "wipe"},', ",", "a list of specs has objects"),
+        ('[{"op": "wipe"},\n', '[{"op": "wipe"},', ",", "the JSON ends early"),
         ("wipe 'a\nb'", "wipe 'a", "'a", "not closed"),
-        ("[", "[", "[", "a list of specs has objects"),
+        ("[", "[", "[", "the JSON ends early"),
     ],
 )
 def test_an_error_in_several_lines_shows_the_line(text: str, line: str, token: str, message: str) -> None:
@@ -225,7 +225,7 @@ def test_nodes_may_be_a_list_of_numbers() -> None:
         ('{"op": ["wipe"]}', '"op": ["wipe"]', "a value is text"),
         ('{"path": "a"}', '{"path": "a"}', 'has no "op"'),
         ("{}", "{}", 'has no "op"'),
-        ('{"op": "wipe"', '"', "not JSON"),
+        ('{"op": "wipe"', '"', "the JSON ends early"),
         ('{"op": "wipe",}', "," if sys.version_info >= (3, 13) else "}", "not JSON"),
         ('{"op": "wipe"} x', "x", "not JSON: Extra data"),
         ('{"op": NaN}', '{"op": NaN}', "not JSON of one flat object"),

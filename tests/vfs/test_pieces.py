@@ -65,7 +65,7 @@ def test_nothing_is_ever_taken_that_begins_in_the_middle(
         assert whole == run
         run = b""
         if refuse:
-            pieces.refused(offset, data)
+            pieces.refused(offset)
         else:
             pieces.done(offset, data)
             position = offset + len(data)
