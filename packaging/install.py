@@ -44,6 +44,8 @@ class Installation:
             f"{units}/ktaskfs.service": "systemd/ktaskfs.service",
             f"{units}/ktaskfs-confined.service": "systemd/ktaskfs-confined.service",
             f"{units}/ktaskfs-boot.service": "systemd/ktaskfs-boot.service",
+            f"{units}/ktaskfs.service.d/node-exporter.conf": "systemd/node-exporter.conf",
+            f"{units}/ktaskfs-confined.service.d/node-exporter.conf": "systemd/node-exporter.conf",
             f"{units}/postgresql@.service.d/ktaskfs.conf": "systemd/postgresql-after-ktaskfs.conf",
             f"{units}/run-ktaskfs.mount": "systemd/run-ktaskfs.mount",
             f"{units}/run-ktaskfs.automount": "systemd/run-ktaskfs.automount",
@@ -125,7 +127,7 @@ class Installation:
         """Remove everything; /etc/ktaskfs.conf only if it is unchanged."""
         for path in (self._lib, self._command, *self._files, *self._texts, *self._links):
             self._remove(path)
-            if path.endswith(("README.md", "postgresql@.service.d/ktaskfs.conf")):
+            if path.endswith("README.md") or ".service.d/" in path:
                 with contextlib.suppress(OSError):  # it is gone already, or others have files in it
                     self._at(path).parent.rmdir()
         if self._at(self._conf).exists():

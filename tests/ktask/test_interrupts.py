@@ -1,4 +1,4 @@
-"""Runs the tests of interrupted_runs in a process that is killed if it hangs, on this Python and on the newest one.
+"""Runs the tests of interrupted_runs in a process that is killed if it hangs, on this Python and on newer ones.
 
 A hanging run swallows every exception of a signal handler, so a time limit within its process cannot end it.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.newest import install
+from tests.support.newest import NEWEST, install
 from tests.support.packages import Unavailable
 
 if TYPE_CHECKING:
@@ -60,13 +60,14 @@ def test_on_this_python() -> None:
     run_cases(sys.executable)
 
 
-def test_on_the_newest_python(root: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("release", "wanted"), [("trixie", (3, 13)), (NEWEST, (3, 14))])
+def test_on_a_newer_python(root: None, tmp_path: Path, release: str, wanted: tuple[int, int]) -> None:
     """On 3.14 and later, an exception can come after a lock is taken and before the block that releases it."""
     try:
-        python = install("python", ["python3"]).python(tmp_path / "python")
+        python = install("python", ["python3"], release=release).python(tmp_path / "python")
     except Unavailable as reason:
         pytest.skip(str(reason))
-    version = "import sys; print(sys.version_info >= (3, 14))"
+    version = f"import sys; print(sys.version_info >= {wanted})"
     assert run_to_the_end([str(python), "-c", version], dict(os.environ), LIMIT) == "True\n"
     run_cases(python)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -14,8 +15,10 @@ from tests.support.daemon import ROOT
 if TYPE_CHECKING:
     from tests.packaging.chroot import Release
 
-OLDER: Final = "0.0.9"
+OLDER: Final = "0.1.0"
 """A version before the one that is built."""
+PAST: Final = "db5b2f7"
+"""A commit of that version, with records of version 3, another page, and a service whose mount ends with its daemon."""
 
 
 class Built(NamedTuple):
@@ -50,13 +53,30 @@ def check(built: Built) -> str:
 
 
 def older(built: Built, directory: Path) -> Path:
-    """The same package with the version OLDER, in ``directory``."""
-    tree, package = directory / "tree", directory / "older.deb"
+    """A package of version OLDER, in ``directory``.
+
+    Its modules and services are those of the commit PAST, all else is today's. In a clone without that commit
+    (git clone --depth) they are today's, too.
+    """
+    tree, package, past = directory / "tree", directory / "older.deb", directory / "past"
     subprocess.run(["dpkg-deb", "--raw-extract", built.package, tree], check=True)
-    (version,) = tree.glob("usr/lib/ktaskfs/lib/python*/site-packages/ktaskfs/version.py")
-    for path in (version, tree / "DEBIAN/control"):
-        text = path.read_text()
-        assert VERSION in text
-        path.write_text(text.replace(VERSION, OLDER))
+    (modules,) = tree.glob("usr/lib/ktaskfs/lib/python*/site-packages/ktaskfs")
+    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
+    if subprocess.run([*git, "cat-file", "-e", PAST], capture_output=True, check=False).returncode == 0:
+        past.mkdir()
+        files = subprocess.run([*git, "archive", PAST, "ktaskfs", "systemd"], stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(["tar", "-C", past, "-x"], input=files, check=True)
+        shutil.rmtree(modules)
+        (past / "ktaskfs").rename(modules)
+        for service in past.glob("systemd/*.service"):
+            shutil.rmtree(tree / f"usr/lib/systemd/system/{service.name}.d")
+            text = service.read_text().replace("@SBINDIR@", "/usr/sbin")
+            # Nobody else saw the mount of that version with Debian 13's systemd.
+            text = text.replace("PrivateNetwork=yes\n", "PrivateNetwork=yes\nPrivateMounts=no\n")
+            (tree / "usr/lib/systemd/system" / service.name).write_text(text)
+    for path in (modules / "version.py", tree / "DEBIAN/control"):
+        text = path.read_text().replace(VERSION, OLDER)
+        assert OLDER in text
+        path.write_text(text)
     subprocess.run(["dpkg-deb", "-Znone", "--build", tree, package], check=True, capture_output=True)
     return package

@@ -134,6 +134,17 @@ def fresh(release: Release) -> Path:
     return base
 
 
+def archive(release: Release, package: str) -> Path:
+    """The file of a package whose dependencies a fresh system has; raises Unavailable."""
+    base, place = fresh(release), release.place / f"{package}.deb"
+    with _alone(release), tempfile.TemporaryDirectory(dir=release.place) as directory:
+        if not place.exists():
+            script = f"apt-get -q update; cd /out; apt-get -q -o APT::Sandbox::User=root download {package}"
+            run_in([base], script, binds={Path(directory): "/out"})
+            next(Path(directory).glob("*.deb")).rename(place)
+    return place
+
+
 def with_tools(release: Release) -> list[Path]:
     """The layers of a system that can build packages, and the newest check them; raises Unavailable."""
     base, layer = fresh(release), release.place / "build"

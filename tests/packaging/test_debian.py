@@ -14,9 +14,11 @@ import pytest
 
 from ktaskfs.version import VERSION
 from tests.packaging.build import OLDER, check, older
-from tests.packaging.chroot import INSTALL, NEWEST, fresh
+from tests.packaging.chroot import INSTALL, NEWEST, archive, fresh
+from tests.packaging.exporter import EXPORTER, OWN_NETWORK, Exporter
 from tests.packaging.podman import Podman
 from tests.support.daemon import ROOT
+from tests.support.packages import Unavailable
 from tests.support.poll import until
 from tests.support.shell import Outcome, run
 from tests.systemd.machine import booted_with
@@ -73,13 +75,19 @@ def test_from_the_installation_to_the_removal(built: Built, tmp_path: Path) -> N
         (layer / "root").mkdir(mode=0o700)
         shutil.move(older(built, tmp_path), layer / "root/older.deb")
         shutil.copy(built.package, layer / "root/newer.deb")
+        shutil.copy(exporter, layer / "root/exporter.deb")
 
-    with booted_with(fill, SETUP, fresh(built.release)) as machine:
+    try:
+        exporter = archive(built.release, EXPORTER)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with booted_with(fill, SETUP + OWN_NETWORK, fresh(built.release)) as machine:
         before = machine.out("sh", "-c", CHANGES)
         install(machine, "older.deb")
         is_complete(machine)
         serves(machine)
         is_upgraded_under_a_task(machine)
+        is_read_by_node_exporter(machine)
         leaves_nothing(machine, before)
 
 
@@ -99,11 +107,11 @@ def serves(machine: Machine) -> None:
     assert machine.out("cat", "/run/ktaskfs/version") == f"{OLDER}\n"
     machine.start_slow_task("job")
     machine.finish_task("job")
-    assert machine.out("ktaskfs", "ls", user="ann").splitlines()[-1].split()[0] == "job"
+    assert machine.out("cat", "/run/ktaskfs/tasks/job/state", user="ann") == "done\n"
 
 
 def is_upgraded_under_a_task(machine: Machine) -> None:
-    """The worker continues, the next daemon adopts it, and the changed configuration stays."""
+    """The worker of 0.1.0 continues, the next daemon adopts it, and the changed configuration stays."""
     assert machine.sh("echo 'max_threads = 3' >> /etc/ktaskfs.conf").status == 0
     machine.start_slow_task("long", rate="16K")
     workers, daemon = machine.workers(), machine.show(UNIT, "MainPID")
@@ -113,7 +121,33 @@ def is_upgraded_under_a_task(machine: Machine) -> None:
     assert machine.out("cat", "/run/ktaskfs/version") == f"{VERSION}\n"
     assert machine.out("cat", "/run/ktaskfs/debug/ktask_max_threads") == "3\n"
     assert machine.workers() == workers
+    assert machine.sh("cd /run/ktaskfs/tasks && cat job/state long/state", user="ann").out == "done\nrunning\n"
+    rows = machine.out("ktaskfs", "ls", user="ann").splitlines()[1:]
+    assert {row.split()[0] for row in rows} == {"job", "long"}
     machine.finish_task("long")
+
+
+def is_read_by_node_exporter(machine: Machine) -> None:
+    """Without a command of the administrator; a service that is off is no error, one that failed is one."""
+    exporter = Exporter(machine)
+    install(machine, "exporter.deb")
+    assert exporter.errors_and_versions() == (0, [VERSION]), "the service runs before the exporter is installed"
+    for unit in (UNIT, "ktaskfs-confined.service"):
+        assert machine.run("systemctl", "stop", UNIT).status == 0
+        assert exporter.errors_and_versions() == (0, [])
+        machine.start(unit)
+        assert exporter.errors_and_versions() == (0, [VERSION])
+        assert machine.run("systemctl", "stop", unit).status == 0
+        assert exporter.errors_and_versions() == (0, [])
+    machine.start(UNIT)
+    assert (
+        machine.sh("mv /etc/ktaskfs.conf /root; echo x > /etc/ktaskfs.conf; systemctl kill -s KILL ktaskfs").status == 0
+    )
+    until(lambda: machine.show(UNIT, "ActiveState") == "failed", "systemd gives up")
+    assert exporter.errors_and_versions() == (1, [])
+    assert machine.sh("mv /root/ktaskfs.conf /etc").status == 0
+    machine.start(UNIT)
+    assert exporter.errors_and_versions() == (0, [VERSION])
 
 
 def leaves_nothing(machine: Machine, before: str) -> None:
@@ -123,6 +157,8 @@ def leaves_nothing(machine: Machine, before: str) -> None:
         "DEBIAN_FRONTEND=noninteractive apt-get -q -y autoremove --purge ktaskfs 2>&1", timeout=APT_PATIENCE
     )
     assert removed.status == 0, removed.out
+    assert Exporter(machine).errors_and_versions() == (0, [])
+    Exporter(machine).purge()
     assert sorted(set(machine.out("sh", "-c", CHANGES).split()) - set(before.split())) == []
     assert machine.sh("find /run /dev/shm -iname '*ktask*'; getent group ktask; pgrep --full ktask").out == ""
     assert machine.run("systemctl", "is-system-running").out == "running\n"
@@ -152,12 +188,14 @@ def test_the_image_serves_the_host(podman: Podman, built: Built, area: Path) -> 
     subprocess.run(["mount", "--make-shared", area], check=True)
     (area / "mount").mkdir()
     host = ("--privileged", "--pid=host", "--cgroupns=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rslave")
-    command = podman.words("run", "--rm", "--network=none", *limits, *host, f"--volume={area}:/work:rshared", IMAGE)
-    mount = ["ktaskfs", "mount", "--foreground", "-o", "statedir=/work/state", "/work/mount"]
+    options = ("run", "--rm", "--network=none", *limits)
+    group = podman(*options, IMAGE, "getent", "group", "ktask").out.split(":")[2]
+    command = podman.words(*options, *host, f"--volume={area}:/run/ktaskfs:rshared", IMAGE)
     try:
-        with subprocess.Popen([*command, *mount], stdin=subprocess.DEVNULL, env=os.environ) as daemon:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ) as daemon:
             until(lambda: daemon.poll() is not None or (area / "mount/version").exists(), "the mount is seen outside")
             assert (area / "mount/version").read_text() == f"{VERSION}\n"
+            assert run("stat", "-L", "-c", "%g %a", f"{area}/mount/tasks/control").out == f"{group} 660\n"
             spec = f"fallocate path=/dev/shm/{area.name} length=4M name=a"
             job = run("sh", "-c", f"echo '{spec}' > {area}/mount/tasks/control && tail -n 1 {area}/mount/tasks/a/wait")
             assert job == Outcome(0, "done\n", "")

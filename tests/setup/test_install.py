@@ -29,6 +29,7 @@ BELOW_PREFIX = {
     "bin/ktaskfs",
     *(f"lib/systemd/system/{unit}" for unit in ("ktaskfs.service", "ktaskfs-confined.service", "ktaskfs-boot.service")),
     *(f"lib/systemd/system/{unit}" for unit in ("run-ktaskfs.mount", "run-ktaskfs.automount")),
+    *(f"lib/systemd/system/{unit}.service.d/node-exporter.conf" for unit in ("ktaskfs", "ktaskfs-confined")),
     "lib/systemd/system/postgresql@.service.d/ktaskfs.conf",
     "lib/systemd/system-preset/90-ktaskfs.preset",
     "lib/sysusers.d/ktaskfs.conf",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import newest
 from tests.support.daemon import ROOT, interpreter
 from tests.support.filesystems import public_view
 from tests.support.hugepages import alone, queue_for
@@ -19,6 +20,7 @@ from tests.support.poll import until
 from tests.support.shell import run, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.support.users import User
@@ -156,3 +158,27 @@ def test_a_run_told_to_end_puts_everything_back(tmp_path: Path, processes: int) 
         running.terminate()
     assert running.returncode == pytest.ExitCode.INTERRUPTED
     assert len(list(tmp_path.glob("*.put-back"))) == len(files)
+
+
+def test_packages_in_the_cache_that_suit_no_longer_are_renewed(
+    root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = iter(("1", "2"))
+
+    def download(place: Path, packages: Sequence[str], release: str) -> None:
+        (place / "usr/lib/x-linux-gnu").mkdir(parents=True)
+        (place / "usr/lib/x-linux-gnu/ld-linux-x.so.2").touch()
+        (place / "version").write_text(f"{packages[0]} {release} {next(versions)}")
+
+    def version(of: newest.Newest) -> str:
+        return (of.root / "version").read_text()
+
+    def is_two(of: newest.Newest) -> bool:
+        return version(of).endswith("2")
+
+    monkeypatch.setattr(newest, "CACHE", tmp_path)
+    monkeypatch.setattr(newest, "_unpack", download)
+    assert version(newest.install("some", ["a"])) == "a sid 1"
+    for suits, number in ((None, 1), (is_two, 2), (is_two, 2)):
+        assert version(newest.install("some", ["a"], suits=suits)) == f"a sid {number}"
+    assert [path.name for path in tmp_path.iterdir()] == ["some-sid"]

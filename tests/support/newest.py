@@ -1,9 +1,10 @@
-"""Programs of Debian's newest release, unpacked beside those that are installed, with their own libraries."""
+"""Programs of a newer release of Debian, unpacked beside those that are installed, with their own libraries."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from tests.support.packages import CACHE, Unavailable, cache
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-RELEASE: Final = "sid"
+NEWEST: Final = "sid"
 KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -27,11 +28,11 @@ class Newest:
         self._loader = next(self._libraries.glob("ld-linux-*.so.*"))
 
     def command(self, program: str, *options: str) -> list[str]:
-        """Starts ``program``, a path below the root, with the newest libraries; ``options`` are the loader's."""
+        """Starts ``program``, a path below the root, with their libraries; ``options`` are the loader's."""
         return [str(self._loader), "--library-path", str(self._libraries), *options, f"{self.root}/{program}"]
 
     def python(self, place: Path) -> Path:
-        """Makes a command at ``place`` of the newest Python, for packages python3: it knows itself by that path."""
+        """Makes a command at ``place`` of the release's Python, for packages python3: it knows itself by that path."""
         program = f"usr/bin/{(self.root / 'usr/bin/python3').readlink().name}"
         start = shlex.join(self.command(program, "--argv0", str(place)))
         place.write_text(f'#!/bin/sh\nPYTHONHOME={shlex.quote(str(self.root / "usr"))} exec {start} "$@"\n')
@@ -39,22 +40,29 @@ class Newest:
         return place
 
 
-def install(name: str, packages: Sequence[str]) -> Newest:
-    """Download the packages and their dependencies, unless ``name`` is in the cache. Raises Unavailable."""
-    place = CACHE / f"{name}-{RELEASE}"
+def install(
+    name: str, packages: Sequence[str], *, release: str = NEWEST, suits: Callable[[Newest], bool] | None = None
+) -> Newest:
+    """Download the packages and their dependencies, unless ``name`` is in the cache. Raises Unavailable.
+
+    What the release had when it was downloaded may not suit later: then the newest packages take its place.
+    """
+    place = CACHE / f"{name}-{release}"
     with cache():
+        if place.exists() and suits is not None and not suits(Newest(place)):
+            shutil.rmtree(place)
         if not place.exists():
-            _unpack(place, packages)
+            _unpack(place, packages, release)
     return Newest(place)
 
 
-def _unpack(place: Path, packages: Sequence[str]) -> None:
+def _unpack(place: Path, packages: Sequence[str], release: str) -> None:
     """apt with separate lists, sources and cache: the packages of the machine do not matter."""
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         own = Path(name)
         (own / "lists").mkdir()
         (own / "status").touch()
-        (own / "sources.list").write_text(f"deb [signed-by={KEYS}] {_mirror()} {RELEASE} main\n")
+        (own / "sources.list").write_text(f"deb [signed-by={KEYS}] {_mirror()} {release} main\n")
         settings = {
             "Dir::Etc::SourceList": own / "sources.list",
             "Dir::Etc::SourceParts": "/dev/null",
