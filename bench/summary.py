@@ -1,7 +1,8 @@
 """Writes bench/RESULTS.md, and a page for each benchmark, from bench/results/NAME.json: ``python -m bench.summary``.
 
 RESULTS.md has a table of all speeds in bytes a second, and the missed goals. The name of a contender shows its kind:
-``ktaskfs…`` is ktaskfs, ``C,…`` does the same work in C, all others are the usual tools.
+``ktaskfs…`` is ktaskfs, ``C,…`` does the same work in C, ``limit,…`` does less and shows what is possible, all others are
+the usual tools.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OURS: Final = "ktaskfs"
 IN_C: Final = "C,"
+LIMIT: Final = "limit,"
 MODEL: Final = "model"
 """Not a benchmark's results: bench.model writes docs/explanation/scaling.md from it."""
 NOTE: Final = """\
@@ -118,7 +120,7 @@ def _compared(section: Section) -> list[str] | None:
         return None
     best = min(ours, key=lambda each: each.median)
     in_c = [each for each in section.series if each.name.startswith(IN_C)]
-    others = [each for each in section.series if each not in ours and each not in in_c]
+    others = [each for each in section.series if not each.name.startswith((OURS, IN_C, LIMIT))]
     row = [section.title, f"{section.work / best.median / GIB:.1f}"]
     if others:
         other = min(others, key=lambda each: each.median)

@@ -112,13 +112,13 @@ def digesting(mount: Ktaskfs, top: Path, settings: Settings) -> Section:
     ]
     peers = {f"xargs -P{THREADS} openssl dgst": "openssl dgst -sha256", f"xargs -P{THREADS} sha256sum": "sha256sum"}
     contenders += [Contender(name, command("sh", "-c", find + tool)) for name, tool in peers.items()]
-    alone = f"SHA-256 of memory, {THREADS} threads"
+    alone = f"limit, SHA-256 of memory, {THREADS} threads"
     contenders.append(Contender(alone, lambda: seconds(lambda: digest_memory(settings.size))))
     series = alternate(contenders, settings.rounds, calm=not settings.smoke)
     openssl = next(iter(peers))
     goal = Goal(f"{openssl} / ktaskfs", openssl, f"ktaskfs, {THREADS} threads", least=1.2)
     title = f"`checksum algorithm=sha256sum`, {human_size(settings.size)} in {FILES} files"
-    note = f"{alone}: the limit, because no file is read. Python and openssl have the same code for SHA-256. ktaskfs "
+    note = "SHA-256 of memory is the limit, because no file is read. Python and openssl have the same code for SHA-256. ktaskfs "
     note += "maps the files, which prefetch has read in huge pages, and starts a task; openssl copies the files into "
     note += "buffers and starts processes. With small pages ktaskfs takes a tenth longer."
     return Section(title, series, work=settings.size, goals=[goal], note=note)
