@@ -1,8 +1,8 @@
 """Writes bench/RESULTS.md, and a page for each benchmark, from bench/results/NAME.json: ``python -m bench.summary``.
 
 RESULTS.md has a table of all speeds in bytes a second, and the missed goals. The name of a contender shows its kind:
-``ktaskfs…`` is ktaskfs, ``C,…`` does the same work in C, ``limit,…`` does less and shows what is possible, all others are
-the usual tools.
+``ktaskfs…`` is ktaskfs, ``C,…`` does the same work in C, ``limit,…`` does less and shows what is possible, all
+others are the usual tools.
 """
 
 from __future__ import annotations

@@ -118,9 +118,9 @@ def digesting(mount: Ktaskfs, top: Path, settings: Settings) -> Section:
     openssl = next(iter(peers))
     goal = Goal(f"{openssl} / ktaskfs", openssl, f"ktaskfs, {THREADS} threads", least=1.2)
     title = f"`checksum algorithm=sha256sum`, {human_size(settings.size)} in {FILES} files"
-    note = "SHA-256 of memory is the limit, because no file is read. Python and openssl have the same code for SHA-256. ktaskfs "
-    note += "maps the files, which prefetch has read in huge pages, and starts a task; openssl copies the files into "
-    note += "buffers and starts processes. With small pages ktaskfs takes a tenth longer."
+    note = "SHA-256 of memory is the limit, because no file is read. Python and openssl have the same code for it. "
+    note += "ktaskfs maps the files, which prefetch has read in huge pages, and starts a task; openssl copies the "
+    note += "files into buffers and starts processes. With small pages ktaskfs takes a tenth longer."
     return Section(title, series, work=settings.size, goals=[goal], note=note)
 
 

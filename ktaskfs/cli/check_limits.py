@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, wrong
+from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, wrong
 from ktaskfs.units import format_size, human_size
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ UNLIMITED: Final = 1 << 60
 THP: Final = "sys/kernel/mm/transparent_hugepage"
 
 
-def check_overcommit(machine: Machine) -> Iterator[Finding]:
+def check_overcommit(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether workers may be started, and files of tmpfs may grow."""
     mode = machine.number("proc/sys/vm/overcommit_memory")
     if mode is None:
-        yield Finding("overcommit", UNKNOWN, "/proc/sys/vm/overcommit_memory cannot be read")
+        yield Diagnosis("overcommit", UNKNOWN, "/proc/sys/vm/overcommit_memory cannot be read")
         return
     limit, committed = machine.meminfo("CommitLimit"), machine.meminfo("Committed_AS")
     words = f"vm.overcommit_memory is {mode}"
@@ -34,9 +34,9 @@ def check_overcommit(machine: Machine) -> Iterator[Finding]:
         words += f"; {human_size(committed)} of {human_size(limit)} are committed"
     if mode == STRICT and committed > COMMITTED_MOST * limit:
         text = f"{words}; huge pages lower the limit"
-        yield Finding("overcommit", wrong("sysctl -w vm.overcommit_memory=0"), text)
+        yield Diagnosis("overcommit", wrong("sysctl -w vm.overcommit_memory=0"), text)
     else:
-        yield Finding("overcommit", OK, words)
+        yield Diagnosis("overcommit", OK, words)
 
 
 class _Files(NamedTuple):
@@ -72,23 +72,23 @@ class _Room(NamedTuple):
     lift: str
 
 
-def check_groups(machine: Machine) -> Iterator[Finding]:
+def check_groups(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether the control groups of the caller, and so of its tasks, leave room."""
     room = _least_room(machine, "memory", MEMORY)
     if room is None:
-        yield Finding("control groups", OK, "no memory limit")
+        yield Diagnosis("control groups", OK, "no memory limit")
     else:
         level = wrong(room.lift) if room.left < ROOM_LEAST else OK
-        yield Finding("control groups", level, f"{room.file} leaves {human_size(room.left)} of memory")
+        yield Diagnosis("control groups", level, f"{room.file} leaves {human_size(room.left)} of memory")
     for size in machine.page_sizes():
         free = max(0, machine.pool(size, "free_hugepages") - machine.pool(size, "resv_hugepages")) * size
         room = _least_room(machine, "hugetlb", _hugetlb(size))
         if room is not None:
             text = f"{room.file} leaves {human_size(room.left)} of the {human_size(free)} that are free in the pool"
-            yield Finding("control groups", wrong(room.lift) if room.left < free else OK, text)
+            yield Diagnosis("control groups", wrong(room.lift) if room.left < free else OK, text)
 
 
-def _least_room(machine: Machine, controller: str, files: dict[int, _Files]) -> _Room | None:
+def _least_room(machine: MachineFiles, controller: str, files: dict[int, _Files]) -> _Room | None:
     """The smallest room in the groups of this process and their parents, for a controller; None without a limit."""
     found = []
     for version, directory in _groups(machine, controller):
@@ -108,7 +108,7 @@ def _of_stat(stat: str, key: str) -> int:
     return int(match[1]) if match is not None else 0
 
 
-def _groups(machine: Machine, controller: str) -> Iterator[tuple[int, str]]:
+def _groups(machine: MachineFiles, controller: str) -> Iterator[tuple[int, str]]:
     """The version and directory of each group of this process, from its own to the root, for a controller."""
     for line in (machine.read("proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -124,7 +124,7 @@ def _groups(machine: Machine, controller: str) -> Iterator[tuple[int, str]]:
                 break
 
 
-def check_thp(machine: Machine) -> Iterator[Finding]:
+def check_thp(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether small pages may become huge ones: for collapse, and for tmpfs with huge=."""
     for name, bad, mended, what in (
         ("enabled", "never", "madvise", "no process gets transparent huge pages"),
@@ -132,12 +132,12 @@ def check_thp(machine: Machine) -> Iterator[Finding]:
     ):
         match = re.search(r"\[(\w+)\]", machine.read(f"{THP}/{name}") or "")
         if match is None:
-            yield Finding("transparent huge pages", UNKNOWN, f"/{THP}/{name} cannot be read")
+            yield Diagnosis("transparent huge pages", UNKNOWN, f"/{THP}/{name} cannot be read")
         elif match[1] == bad:
             text = f"{name} is {bad}: {what}"
-            yield Finding("transparent huge pages", wrong(f"echo {mended} > /{THP}/{name}"), text)
+            yield Diagnosis("transparent huge pages", wrong(f"echo {mended} > /{THP}/{name}"), text)
         else:
-            yield Finding("transparent huge pages", OK, f"{name} is {match[1]}")
+            yield Diagnosis("transparent huge pages", OK, f"{name} is {match[1]}")
     size = machine.number(f"{THP}/hpage_pmd_size")
     if size is not None:
-        yield Finding("transparent huge pages", OK, f"a huge page is {format_size(size)}")
+        yield Diagnosis("transparent huge pages", OK, f"a huge page is {format_size(size)}")

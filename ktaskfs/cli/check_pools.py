@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, wrong
+from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, wrong
 from ktaskfs.units import format_cpulist, format_size, human_size, parse_size
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ IMBALANCE: Final = 0.1
 """The largest difference between nodes, as a part of their mean."""
 
 
-def asked_at_boot(machine: Machine) -> dict[int, int]:
+def asked_at_boot(machine: MachineFiles) -> dict[int, int]:
     """Pages by size, in bytes: of the kernel's command line, then of sysctl.d(5), then of tmpfiles.d(5)."""
     default = machine.meminfo("Hugepagesize")
     asked: dict[int, int] = {}
@@ -56,7 +56,7 @@ def _leading(pattern: str, text: str) -> str:
     return "0" if match is None else match[0]
 
 
-def _settings(machine: Machine, directory: str) -> Iterator[str]:
+def _settings(machine: MachineFiles, directory: str) -> Iterator[str]:
     """The texts of the effective files, by name."""
     files = {}
     for place in SETTINGS:
@@ -66,14 +66,14 @@ def _settings(machine: Machine, directory: str) -> Iterator[str]:
         yield machine.read(files[name]) or ""
 
 
-def _written(machine: Machine) -> list[re.Match[str]]:
+def _written(machine: MachineFiles) -> list[re.Match[str]]:
     return [match for text in _settings(machine, "tmpfiles.d") for match in WRITTEN.finditer(text)]
 
 
-def check_pools(machine: Machine) -> Iterator[Finding]:
+def check_pools(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether each pool has the configured pages, and any pages at all."""
     if not machine.page_sizes():
-        yield Finding("pools", wrong("boot a kernel with CONFIG_HUGETLBFS=y"), "the kernel has no huge pages")
+        yield Diagnosis("pools", wrong("boot a kernel with CONFIG_HUGETLBFS=y"), "the kernel has no huge pages")
         return
     asked = asked_at_boot(machine)
     for size in machine.page_sizes():
@@ -82,25 +82,25 @@ def check_pools(machine: Machine) -> Iterator[Finding]:
         wanted, persistent = asked.get(size, 0), max(0, total - surplus)
         if persistent < wanted:
             text = f"{name}: {persistent} pages exist, but the boot asked for {wanted}"
-            yield Finding("pools", wrong(f"ktaskfs run reserve size={name} pages={wanted}"), text)
+            yield Diagnosis("pools", wrong(f"ktaskfs run reserve size={name} pages={wanted}"), text)
         elif total or wanted:
             more = f", {surplus} surplus" if surplus else ""
-            yield Finding("pools", OK, f"{name}: {total} pages, {free} free{more}")
+            yield Diagnosis("pools", OK, f"{name}: {total} pages, {free} free{more}")
     if not any(machine.pool(size, "nr_hugepages") or _overcommit(machine, size) for size in machine.page_sizes()):
         name = format_size(machine.meminfo("Hugepagesize") or machine.page_sizes()[0])
         mend = f"ktaskfs run reserve size={name} pages=NUMBER"
-        yield Finding("pools", wrong(mend), "all pools of huge pages are empty")
+        yield Diagnosis("pools", wrong(mend), "all pools of huge pages are empty")
 
 
-def _overcommit(machine: Machine, size: int) -> int:
+def _overcommit(machine: MachineFiles, size: int) -> int:
     return machine.pool(size, "nr_overcommit_hugepages")
 
 
-def check_fragmentation(machine: Machine) -> Iterator[Finding]:
+def check_fragmentation(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether free memory lies in blocks that are large enough for default huge pages."""
     text, size = machine.read("proc/buddyinfo"), machine.meminfo("Hugepagesize")
     if text is None or not size:
-        yield Finding("fragmentation", UNKNOWN, "/proc/buddyinfo cannot be read")
+        yield Diagnosis("fragmentation", UNKNOWN, "/proc/buddyinfo cannot be read")
         return
     base = os.sysconf("SC_PAGE_SIZE")
     rows = [[int(count) for count in line.split()[4:]] for line in text.splitlines()]
@@ -111,12 +111,12 @@ def check_fragmentation(machine: Machine) -> Iterator[Finding]:
     words = f"{human_size(whole)} of {human_size(free)} free memory lie in blocks of {format_size(size)} or more"
     missing = asked_at_boot(machine).get(size, 0) - machine.pool(size, "nr_hugepages")
     if whole < max(LEAST_IN_BLOCKS * free, min(free, missing * size)):
-        yield Finding("fragmentation", wrong("echo 1 > /proc/sys/vm/compact_memory"), words)
+        yield Diagnosis("fragmentation", wrong("echo 1 > /proc/sys/vm/compact_memory"), words)
     else:
-        yield Finding("fragmentation", OK, words)
+        yield Diagnosis("fragmentation", OK, words)
 
 
-def check_mounts(machine: Machine) -> Iterator[Finding]:
+def check_mounts(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether each pool with pages has a hugetlbfs, and how that is mounted."""
     mounted = [each for each in machine.filesystems() if each.kind == "hugetlbfs"]
     reached = set()
@@ -127,25 +127,25 @@ def check_mounts(machine: Machine) -> Iterator[Finding]:
         words = f"{each.point}: pages of {format_size(size)}"
         if "ro" in each.options:
             text = f"{words}, mounted read-only"
-            yield Finding("hugetlbfs", wrong(f"mount -o remount,rw {point}"), text)
+            yield Diagnosis("hugetlbfs", wrong(f"mount -o remount,rw {point}"), text)
             continue
         reached.add(size)
         pool = machine.pool(size, "nr_hugepages") * size
         if limit is not None and parse_size(limit) < size:
             text = f"{words}, with size={limit}, less than one page"
-            yield Finding("hugetlbfs", wrong(f"mount -o remount,size={format_size(pool or size)} {point}"), text)
+            yield Diagnosis("hugetlbfs", wrong(f"mount -o remount,size={format_size(pool or size)} {point}"), text)
         else:
-            yield Finding("hugetlbfs", OK, f"{words}{f', of which it may use {limit}' if limit else ''}")
+            yield Diagnosis("hugetlbfs", OK, f"{words}{f', of which it may use {limit}' if limit else ''}")
     for size in machine.page_sizes():
         is_default = size == machine.meminfo("Hugepagesize")
         if size not in reached and (machine.pool(size, "nr_hugepages") or (is_default and not mounted)):
             name = format_size(size)
             point = "/dev/hugepages" if is_default else f"/dev/hugepages-{name}"
             mend = f"mkdir -p {point} && mount -t hugetlbfs -o pagesize={name} none {point}"
-            yield Finding("hugetlbfs", wrong(mend), f"no writable hugetlbfs has pages of {name}")
+            yield Diagnosis("hugetlbfs", wrong(mend), f"no writable hugetlbfs has pages of {name}")
 
 
-def check_balance(machine: Machine) -> Iterator[Finding]:
+def check_balance(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether the nodes have about equal numbers of pages, unless they were configured by node."""
     nodes = machine.nodes()
     by_node = re.search(r"\bhugepages=\d+:", machine.read("proc/cmdline") or "") is not None
@@ -159,6 +159,6 @@ def check_balance(machine: Machine) -> Iterator[Finding]:
         spread = max(counts.values()) - min(counts.values())
         if len(nodes) > 1 and not by_node and spread > max(1, IMBALANCE * total / len(nodes)):
             mend = f"ktaskfs run reserve size={name} pages={total} nodes={format_cpulist(nodes)}"
-            yield Finding("balance", wrong(mend), words)
+            yield Diagnosis("balance", wrong(mend), words)
         else:
-            yield Finding("balance", OK, words)
+            yield Diagnosis("balance", OK, words)

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
-from ktaskfs.cli.machine import OK, UNKNOWN, Finding, Machine, note, wrong
+from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, note, wrong
 from ktaskfs.errors import DaemonAway, KtaskfsError
 from ktaskfs.version import VERSION
 
@@ -39,16 +39,16 @@ ANSWER_TIMEOUT: Final = 5.0
 """Seconds within which a daemon answers, even on a busy machine."""
 
 
-def check_fuse(machine: Machine) -> Iterator[Finding]:
+def check_fuse(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether the kernel serves filesystems in user space, and for whom: not everybody needs to mount."""
     known = any(line.split()[-1:] == ["fuse"] for line in (machine.read("proc/filesystems") or "").splitlines())
     if known and machine.may_write("dev/fuse"):
-        yield Finding("fuse", OK, "/dev/fuse exists")
+        yield Diagnosis("fuse", OK, "/dev/fuse exists")
     elif known and machine.exists("dev/fuse"):
         text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
-        yield Finding("fuse", note("chmod 666 /dev/fuse"), text)
+        yield Diagnosis("fuse", note("chmod 666 /dev/fuse"), text)
     else:
-        yield Finding("fuse", wrong("modprobe fuse"), "the kernel has no FUSE, or /dev/fuse is missing")
+        yield Diagnosis("fuse", wrong("modprobe fuse"), "the kernel has no FUSE, or /dev/fuse is missing")
 
 
 def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
@@ -64,10 +64,10 @@ def answers(mounted: Mounted, seconds: float = ANSWER_TIMEOUT) -> bool:
     return has_answered.wait(seconds)
 
 
-def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
+def check_hung(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Diagnosis]:
     """The finding for a mount that does not answer."""
     text = f"{mounted.path}: its daemon is stopped or hangs, there is no answer within {ANSWER_TIMEOUT:.0f} s"
-    yield Finding("mount", wrong(_restart(mounted, state)), text)
+    yield Diagnosis("mount", wrong(_restart(mounted, state)), text)
 
 
 def _restart(mounted: Mounted, state: Mapping[str, str]) -> str | None:
@@ -80,7 +80,7 @@ def _unit(state: Mapping[str, str]) -> str:
     return state.get("Id", UNITS[0]).removesuffix(".service")
 
 
-def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]:
+def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Diagnosis]:
     """Whether a daemon of the command's version answers at the mount; ``state`` is that of the service."""
     restart, place = _restart(mounted, state), shlex.quote(mounted.path)
     try:
@@ -88,31 +88,31 @@ def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Finding]
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Finding("mount", wrong(restart or f"ktaskfs mount {place}"), text)
+        yield Diagnosis("mount", wrong(restart or f"ktaskfs mount {place}"), text)
         return
-    yield Finding("mount", OK, f"{mounted.path} answers")
+    yield Diagnosis("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
-        yield Finding("versions", OK, f"command and daemon are {VERSION}")
+        yield Diagnosis("versions", OK, f"command and daemon are {VERSION}")
     else:
         text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
-        yield Finding("versions", wrong(restart or f"umount {place} && ktaskfs mount {place}"), text)
+        yield Diagnosis("versions", wrong(restart or f"umount {place} && ktaskfs mount {place}"), text)
 
 
-def check_system(machine: Machine) -> Iterator[Finding]:
+def check_system(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether the kernel is new enough."""
     release = (machine.read("proc/sys/kernel/osrelease") or "").strip()
     match = re.match(r"(\d+)\.(\d+)", release)
     python = ".".join(map(str, sys.version_info[:3]))
     if match is None:
-        yield Finding("versions", UNKNOWN, "/proc/sys/kernel/osrelease cannot be read")
+        yield Diagnosis("versions", UNKNOWN, "/proc/sys/kernel/osrelease cannot be read")
     elif (int(match[1]), int(match[2])) < KERNEL:
         text = f"Linux {release} is older than {KERNEL[0]}.{KERNEL[1]}"
-        yield Finding("versions", wrong("install a newer kernel, and boot it"), text)
+        yield Diagnosis("versions", wrong("install a newer kernel, and boot it"), text)
     else:
-        yield Finding("versions", OK, f"Linux {release}, Python {python}")
+        yield Diagnosis("versions", OK, f"Linux {release}, Python {python}")
 
 
-def service_state(machine: Machine) -> Mapping[str, str]:
+def service_state(machine: MachineFiles) -> Mapping[str, str]:
     """systemd's state of the service; empty without systemd, or without an answer."""
     if not machine.exists("run/systemd/system"):
         return {}
@@ -134,22 +134,22 @@ def in_use(text: str) -> Mapping[str, str]:
     return max(units, key=use)  # the first of several
 
 
-def check_service(state: Mapping[str, str]) -> Iterator[Finding]:
+def check_service(state: Mapping[str, str]) -> Iterator[Diagnosis]:
     """Whether the installed service is active and starts at boot."""
     active, enabled, unit = state.get("ActiveState"), state.get("UnitFileState"), _unit(state)
     if state.get("LoadState") != "loaded":
-        yield Finding("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
+        yield Diagnosis("service", UNKNOWN, "ktaskfs.service is not installed, or there is no systemd")
     elif active == "failed":
         mend = f"systemctl reset-failed {unit} && systemctl start {unit}"
-        yield Finding("service", wrong(mend), f"{unit}.service failed: see journalctl -u {unit}")
+        yield Diagnosis("service", wrong(mend), f"{unit}.service failed: see journalctl -u {unit}")
     elif active == "active" and enabled == "disabled":
         text = f"{unit}.service is active, but does not start at boot"
-        yield Finding("service", wrong(f"systemctl enable {unit}"), text)
+        yield Diagnosis("service", wrong(f"systemctl enable {unit}"), text)
     else:
-        yield Finding("service", OK, f"{unit}.service is {active} and {enabled}")
+        yield Diagnosis("service", OK, f"{unit}.service is {active} and {enabled}")
 
 
-def check_access(mounted: Mounted) -> Iterator[Finding]:
+def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
     """Whether the caller may start tasks."""
     control = f"{mounted.path}/tasks/control"
     try:
@@ -158,19 +158,19 @@ def check_access(mounted: Mounted) -> Iterator[Finding]:
         return
     user = _name(os.getuid())
     if os.access(control, os.W_OK):
-        yield Finding("access", OK, f"{user} may start tasks")
+        yield Diagnosis("access", OK, f"{user} may start tasks")
     elif gid == 0:
         text = f"{user} may not start tasks, and neither may any group"
         place = shlex.quote(mounted.path)
         mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}"
-        yield Finding("access", wrong(mend), text)
+        yield Diagnosis("access", wrong(mend), text)
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
-        yield Finding("access", wrong(f"usermod --append --groups {group} {user}"), text)
+        yield Diagnosis("access", wrong(f"usermod --append --groups {group} {user}"), text)
 
 
-def check_spawner(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
+def check_spawner(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:
     """Whether a spawner of the user who serves the mount is stopped: every start waits for it."""
     try:
         uid = os.stat(mounted.path).st_uid
@@ -180,12 +180,12 @@ def check_spawner(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
     for pid in stopped:
         text = f"the spawner, process {pid}, is stopped by a signal: starts wait for it"
         mend = f"kill -CONT {pid}  # or kill -KILL {pid}: the next start makes another"
-        yield Finding("spawner", wrong(mend), text)
+        yield Diagnosis("spawner", wrong(mend), text)
     if not stopped:
-        yield Finding("spawner", OK, "none is stopped")
+        yield Diagnosis("spawner", OK, "none is stopped")
 
 
-def _is_stopped_spawner(machine: Machine, pid: str, uid: int) -> bool:
+def _is_stopped_spawner(machine: MachineFiles, pid: str, uid: int) -> bool:
     status = machine.read(f"proc/{pid}/status") or ""
     if re.search(rf"^State:\s+[Tt] .*^Uid:\s+{uid}\s", status, re.MULTILINE | re.DOTALL) is None:
         return False
@@ -206,7 +206,7 @@ def _group(gid: int) -> str:
         return str(gid)
 
 
-def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
+def check_threads(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:
     """Whether one task may use as many threads as memory and CPUs allow."""
     try:
         cap, share = mounted.read("debug/ktask_max_threads").strip(), int(mounted.read("debug/ktask_cpu_percent"))
@@ -219,6 +219,6 @@ def check_threads(machine: Machine, mounted: Mounted) -> Iterator[Finding]:
     if most < useful / 2:
         text = f"{words}: a task could use {useful} threads"
         mend = f"echo max > {shlex.quote(mounted.path)}/debug/ktask_max_threads"
-        yield Finding("threads", wrong(f"{mend}  # and take max_threads out of /etc/ktaskfs.conf"), text)
+        yield Diagnosis("threads", wrong(f"{mend}  # and take max_threads out of /etc/ktaskfs.conf"), text)
     else:
-        yield Finding("threads", OK, words)
+        yield Diagnosis("threads", OK, words)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ktaskfs.cli import check_limits, check_pools, check_service
-from ktaskfs.cli.machine import Machine
+from ktaskfs.cli.machine import MachineFiles
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.units import printable
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
 
-    from ktaskfs.cli.machine import Finding
+    from ktaskfs.cli.machine import Diagnosis
 
 
 def doctor(given: argparse.Namespace) -> int:
     """Print the findings; 0 only without problems."""
-    found = list(findings(Machine(), Mounted(given.mount, patience=0)))
+    found = list(findings(MachineFiles(), Mounted(given.mount, patience=0)))
     for each in found:
         print(_json(each) if given.json else _lines(each))
     return int(any(each.is_wrong for each in found))
 
 
-def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
+def findings(machine: MachineFiles, mounted: Mounted) -> Iterable[Diagnosis]:
     """The findings of all checks."""
     service = check_service.service_state(machine)
     if check_service.answers(mounted):
-        of_mount: Iterator[Finding] = itertools.chain(
+        of_mount: Iterator[Diagnosis] = itertools.chain(
             check_service.check_mount(mounted, service),
             check_service.check_access(mounted),
             check_service.check_threads(machine, mounted),
@@ -53,10 +53,10 @@ def findings(machine: Machine, mounted: Mounted) -> Iterable[Finding]:
     )
 
 
-def _json(finding: Finding) -> str:
+def _json(finding: Diagnosis) -> str:
     return json.dumps({**finding._asdict(), "level": finding.level.name, "mend": finding.mend})
 
 
-def _lines(finding: Finding) -> str:
+def _lines(finding: Diagnosis) -> str:
     mend = "" if finding.mend is None else f"\n{'':9}{printable(finding.mend)}"
     return f"{finding.level.name:7}  {finding.check}: {printable(finding.text)}{mend}"

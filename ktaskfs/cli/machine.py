@@ -43,7 +43,7 @@ def note(mend: str) -> ToMend:
     return ToMend("note", mend)
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """A finding of a check."""
 
     check: str
@@ -61,7 +61,7 @@ class Finding(NamedTuple):
         return self.level.mend if isinstance(self.level, ToMend) else None
 
 
-class Filesystem(NamedTuple):
+class MountLine(NamedTuple):
     """A line of /proc/self/mounts."""
 
     point: str
@@ -73,7 +73,7 @@ class Filesystem(NamedTuple):
         return next((each.partition("=")[2] for each in self.options if each.startswith(f"{name}=")), None)
 
 
-class Machine(NamedTuple):
+class MachineFiles(NamedTuple):
     """The files below ``root``, which is / except in tests. Paths have no slash at the beginning."""
 
     root: str = "/"
@@ -130,12 +130,12 @@ class Machine(NamedTuple):
         """How many CPUs are online."""
         return len(parse_cpulist((self.read("sys/devices/system/cpu/online") or "0").strip()))
 
-    def filesystems(self) -> list[Filesystem]:
+    def filesystems(self) -> list[MountLine]:
         """The mounted filesystems."""
         lines = (line.split() for line in (self.read("proc/self/mounts") or "").splitlines())
-        return [Filesystem(_without_octal(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
+        return [MountLine(_without_octal(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
 
-    def page_size_of(self, mounted: Filesystem) -> int:
+    def page_size_of(self, mounted: MountLine) -> int:
         """Bytes of a page of a hugetlbfs."""
         text = mounted.option("pagesize")
         return self.meminfo("Hugepagesize") if text is None else parse_size(text)

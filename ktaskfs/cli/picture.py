@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ktaskfs.cli.mounted import Mounted
 
 
-class Pool(NamedTuple):
+class PoolFigures(NamedTuple):
     """The pages of one size on one node: ``size`` as the mount writes it, counts in pages."""
 
     size: str
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
     """All of it. ``problem`` says why the rest is old, or empty."""
 
     tasks: Sequence[Standing] = ()
-    pools: Sequence[Pool] = ()
+    pools: Sequence[PoolFigures] = ()
     threads: Sequence[str] = ()
     problem: str | None = None
 
@@ -65,7 +65,7 @@ def take(mounted: Mounted, chosen: str | None, before: Picture) -> Picture:
             for each in json.loads(mounted.read("info/tasks.json"))
         ]
         pools = [
-            Pool(row["size"], row["node"], int(row["total"]), int(row["free"]))
+            PoolFigures(row["size"], row["node"], int(row["total"]), int(row["free"]))
             for row in rows(mounted.read("info/hugepages"))
             if row["node"] != "-"
         ]

@@ -56,7 +56,7 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Rep
     if given.json:
         return JsonReport()
     if given.quiet:
-        return Silence()
+        return ResultsOnly()
     if sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
         return Bars()
     return Lines()
@@ -96,7 +96,7 @@ class JsonReport:
         pass
 
 
-class Silence:
+class ResultsOnly:
     """Shows only results."""
 
     every = LINES_EVERY

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".tasks"
 
 
-class Line(NamedTuple):
+class SpecLine(NamedTuple):
     """A line of a file: one spec in words, or JSON with specs that start together. ``place`` is FILE:NUMBER."""
 
     place: str
@@ -36,7 +36,7 @@ def spec_files(paths: Sequence[str]) -> Iterator[str]:
         yield from (os.path.join(path, each) for each in names if each.endswith(SUFFIX) and not each.startswith("."))
 
 
-def read_lines(path: str) -> list[Line]:
+def read_lines(path: str) -> list[SpecLine]:
     """The lines of a file, without empty lines and lines that begin with #. Raises TargetError."""
     try:
         with open(path, "rb") as stream:  # decoded like the words of a command line
@@ -44,4 +44,4 @@ def read_lines(path: str) -> list[Line]:
     except OSError as error:
         raise TargetError.from_os(error, path) from error
     numbered = enumerate(texts, 1)
-    return [Line(f"{path}:{number}", text) for number, text in numbered if text and not text.startswith("#")]
+    return [SpecLine(f"{path}:{number}", text) for number, text in numbered if text and not text.startswith("#")]

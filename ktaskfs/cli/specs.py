@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BLANKS: Final = " \t\r\n"
 
 
-class Spec(NamedTuple):
+class CommandSpec(NamedTuple):
     """One job spec: ``text`` as it is sent, ``values`` as texts by key, with the operation as ``op``."""
 
     text: str
@@ -26,17 +26,17 @@ class Spec(NamedTuple):
         """The name that it gives the task, if any."""
         return self.values.get("name")
 
-    def adding(self, key: str, value: str | int = 1) -> Spec:
+    def adding(self, key: str, value: str | int = 1) -> CommandSpec:
         """The spec with ``key=value`` added. If it already has another value, the daemon refuses it."""
         if self.values.get(key) == str(value):
             return self
         values = {**self.values, key: str(value)}
         if self.text.startswith("{"):
             comma = "," if self.values else ""
-            return Spec(f'{self.text[:-1]}{comma}"{key}": {json.dumps(value)}}}', values)
-        return Spec(f"{self.text} {key}={shlex.quote(str(value))}", values)
+            return CommandSpec(f'{self.text[:-1]}{comma}"{key}": {json.dumps(value)}}}', values)
+        return CommandSpec(f"{self.text} {key}={shlex.quote(str(value))}", values)
 
-    def named(self) -> Spec:
+    def named(self) -> CommandSpec:
         """The spec with a name. The same text gets the same name, by which the task is found again."""
         if self.name is not None:
             return self
@@ -49,7 +49,7 @@ def of_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
-def read_specs(text: str) -> list[Spec]:
+def read_specs(text: str) -> list[CommandSpec]:
     """The specs in ``text``. Raises InvalidValue for what cannot be split."""
     try:
         return list(_specs(text))
@@ -57,7 +57,7 @@ def read_specs(text: str) -> list[Spec]:
         raise InvalidValue(f"cannot read the spec: {error}") from error
 
 
-def _specs(text: str) -> Iterator[Spec]:
+def _specs(text: str) -> Iterator[CommandSpec]:
     rest = text.lstrip(BLANKS)
     while rest:
         if rest[0] in "{[":
@@ -65,14 +65,14 @@ def _specs(text: str) -> Iterator[Spec]:
             for each in value if isinstance(value, list) else [value]:
                 if not isinstance(each, dict):
                     raise ValueError(f"{each!r} is not an object")
-                yield Spec(json.dumps(each), {key: _text(member) for key, member in each.items()})
+                yield CommandSpec(json.dumps(each), {key: _text(member) for key, member in each.items()})
             rest = rest[end:].lstrip(BLANKS)
         else:
             line, _, rest = rest.partition("\n")
             words = shlex.split(line)
             pairs = (word.partition("=") for word in words[1:])
             # Joined anew: after a backslash at its end the line would swallow what is added to it.
-            yield Spec(shlex.join(words), {"op": words[0], **{key: value for key, _, value in pairs}})
+            yield CommandSpec(shlex.join(words), {"op": words[0], **{key: value for key, _, value in pairs}})
             rest = rest.lstrip(BLANKS)
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.cli.follow import GONE, STATUS_OF
-from ktaskfs.cli.specs import Spec, read_specs
+from ktaskfs.cli.specs import CommandSpec, read_specs
 from ktaskfs.cli.tables import rows
 from ktaskfs.errors import InvalidValue, NameTaken, Refused, TargetError
 
@@ -70,11 +70,11 @@ def taken_name(mounted: Mounted, text: str) -> str | None:
     return None
 
 
-def _text(specs: list[Spec]) -> str:
+def _text(specs: list[CommandSpec]) -> str:
     return "\n".join(each.text for each in specs)
 
 
-def _start_or_join(mounted: Mounted, specs: list[Spec], if_exists: IfExists) -> Started:
+def _start_or_join(mounted: Mounted, specs: list[CommandSpec], if_exists: IfExists) -> Started:
     for attempt in range(TRIES):
         states = [None if each.name is None else _state_of(mounted, each.name) for each in specs]
         # A new task takes the name of a planned one.
@@ -133,7 +133,7 @@ def _resume(mounted: Mounted, name: str) -> None:
             raise
 
 
-def _require_the_same(mounted: Mounted, spec: Spec) -> None:
+def _require_the_same(mounted: Mounted, spec: CommandSpec) -> None:
     """Raises NameTaken if the task of the spec's name does other work, also if it does only more or less.
 
     Another user's task counts as other work: that user's path may lead to another file. Raises InvalidValue for a key

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.operation import Operation
     from ktaskfs.tasks.task import Task
     from ktaskfs.vfs import Caller
-    from ktaskfs.vfs.open_texts import Snapshot
+    from ktaskfs.vfs.open_texts import TextSnapshot
 
 MAX_AGE: Final = 1.0
 """Seconds for which the facts and their texts are kept."""
@@ -169,7 +169,7 @@ class MetricsFile(TextFile):
 
     __slots__ = ()
 
-    async def make(self, caller: Caller) -> Snapshot:
+    async def make(self, caller: Caller) -> TextSnapshot:
         return (await super().make(caller))._replace(changed_ns=time.time_ns())
 
 

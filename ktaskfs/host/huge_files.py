@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.host.hugetlbfs import Content, Mounted, Mounts, read_content, read_mounts
+from ktaskfs.host.hugetlbfs import HugetlbfsMount, MountContent, Mounts, read_content, read_mounts
 from ktaskfs.host.may_hang import answers_in_time
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class MountedFiles(NamedTuple):
     """
 
     files: dict[FileId, HugeFile]
-    mounts: dict[int, tuple[Mounted, int]]
+    mounts: dict[int, tuple[HugetlbfsMount, int]]
     others: frozenset[int]
     hung: tuple[str, ...]
 
@@ -51,20 +51,20 @@ def find_mounted(kernel: Kernel, viewer: int, pids: Iterable[int]) -> MountedFil
     This process has the root directory of ``viewer``.
     """
     tables = _tables(kernel, viewer, pids)
-    places: dict[int, tuple[Mounted, str]] = {}
+    places: dict[int, tuple[HugetlbfsMount, str]] = {}
     for root, mounts in tables:
         for each in mounts.hugetlbfs:
             known = places.get(each.device)
             if known is None or (each.whole and not known[0].whole):
                 places[each.device] = (each, root)
 
-    def content(device: int) -> Content | None:
+    def content(device: int) -> MountContent | None:
         with contextlib.suppress(OSError, RecursionError):  # gone, or not accessible
             return read_content(kernel, *places[device])
         return None
 
     files: dict[FileId, HugeFile] = {}
-    found: dict[int, tuple[Mounted, int]] = {}
+    found: dict[int, tuple[HugetlbfsMount, int]] = {}
     answers = dict(answers_in_time(content, places, PATIENCE, kernel.proc))
     for device, has in answers.items():
         place, root = places[device]

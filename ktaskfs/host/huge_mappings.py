@@ -34,7 +34,7 @@ PFN: Final = (1 << 55) - 1
 """Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst)."""
 
 
-class Area(NamedTuple):
+class HugeArea(NamedTuple):
     """A part of a process's memory that has huge pages: addresses, and the offset in the file."""
 
     start: int
@@ -63,15 +63,15 @@ class HugeProcess(NamedTuple):
     name: str
     uid: int
     started: int
-    areas: tuple[Area, ...]
+    areas: tuple[HugeArea, ...]
     files: Set[FileId]
 
 
 class HugeAreas(NamedTuple):
     """The areas of a process that have huge pages, and one of each file with its name."""
 
-    areas: tuple[Area, ...]
-    names: dict[FileId, tuple[Area, str]]
+    areas: tuple[HugeArea, ...]
+    names: dict[FileId, tuple[HugeArea, str]]
 
 
 @dataclass
@@ -148,17 +148,17 @@ def _learn_devices(proc: int, process: str, mapped: Iterable[maps.Area], known: 
 
 
 def _huge_areas(mapped: Iterable[maps.Area], namespace: str, known: Known) -> HugeAreas:
-    areas, names = [], dict[FileId, tuple[Area, str]]()
+    areas, names = [], dict[FileId, tuple[HugeArea, str]]()
     for each in mapped:
         if each.device in known.page_sizes:
             file = (each.device, each.inode, namespace if each.name.startswith(SYSV) else "")
-            area = Area(each.start, each.end, each.offset, each.is_shared, file)
+            area = HugeArea(each.start, each.end, each.offset, each.is_shared, file)
             areas.append(area)
             names.setdefault(file, (area, each.name))
     return HugeAreas(tuple(areas), names)
 
 
-def _mapped_status(proc: int, pid: int, area: Area) -> statx.FileStatus | None:
+def _mapped_status(proc: int, pid: int, area: HugeArea) -> statx.FileStatus | None:
     """What stat(2) says of a mapped file; None without the capability to ask (CAP_CHECKPOINT_RESTORE)."""
     with contextlib.suppress(OSError):
         status = statx.file_status(proc, f"{pid}/map_files/{area.start:x}-{area.end:x}")
@@ -183,20 +183,20 @@ def _opened(proc: int, pid: int, known: Known) -> Iterator[tuple[FileId, SeenFil
                 yield (device, status.inode, ""), SeenFile(name, status)
 
 
-def reserving(proc: int, pid: int, areas: Iterable[Area]) -> set[Area]:
+def reserving(proc: int, pid: int, areas: Iterable[HugeArea]) -> set[HugeArea]:
     """Those of the process's areas for which the kernel has set pages aside. It may hang. Raises OSError."""
     keeping = {each.start for each in maps.read_details(proc, f"{pid}/smaps") if each.reserves}
     return {area for area in areas if area.start in keeping}
 
 
 def present_pages(
-    proc: int, pid: int, areas: Iterable[Area], page_sizes: Mapping[int, int]
-) -> dict[Area, dict[int, int]]:
+    proc: int, pid: int, areas: Iterable[HugeArea], page_sizes: Mapping[int, int]
+) -> dict[HugeArea, dict[int, int]]:
     """The entry of pagemap of each huge page that the process has in ``areas``, by address. It may hang.
 
     The number of the page (PFN) is 0 without CAP_SYS_ADMIN. ``page_sizes`` are by device. Raises OSError.
     """
-    found: dict[Area, dict[int, int]] = {}
+    found: dict[HugeArea, dict[int, int]] = {}
     table = PageTable(os.open(f"{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
     with contextlib.closing(table):
         for neighbours in _neighbours(areas):
@@ -205,9 +205,9 @@ def present_pages(
     return found
 
 
-def _neighbours(areas: Iterable[Area]) -> Iterator[list[Area]]:
+def _neighbours(areas: Iterable[HugeArea]) -> Iterator[list[HugeArea]]:
     """The areas, in the order of addresses, in groups without a gap."""
-    group: list[Area] = []
+    group: list[HugeArea] = []
     for area in areas:
         if group and group[-1].end != area.start:
             yield group
@@ -217,7 +217,9 @@ def _neighbours(areas: Iterable[Area]) -> Iterator[list[Area]]:
         yield group
 
 
-def _entries(table: PageTable, areas: Sequence[Area], page_sizes: Mapping[int, int]) -> Iterator[tuple[Area, int, int]]:
+def _entries(
+    table: PageTable, areas: Sequence[HugeArea], page_sizes: Mapping[int, int]
+) -> Iterator[tuple[HugeArea, int, int]]:
     """Each present page of neighbours: its area, its address, its entry. Raises OSError."""
     runs = [Span(areas[0].start, areas[-1].end)]
     if table.tells_huge:  # one call for all, most of which may be missing

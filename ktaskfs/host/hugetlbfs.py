@@ -21,7 +21,7 @@ DEPTH_MAX: Final = 32
 """Maximum depth of directories."""
 
 
-class Mounted(NamedTuple):
+class HugetlbfsMount(NamedTuple):
     """A place where a hugetlbfs is mounted in some mount namespace.
 
     ``device`` is the filesystem's number, and ``whole`` says whether the mount shows all of it. ``least`` is the mount
@@ -37,11 +37,11 @@ class Mounted(NamedTuple):
 class Mounts(NamedTuple):
     """The mounts of one mount namespace: those of hugetlbfs, and the devices of all others."""
 
-    hugetlbfs: tuple[Mounted, ...]
+    hugetlbfs: tuple[HugetlbfsMount, ...]
     others: frozenset[int]
 
 
-class Content(NamedTuple):
+class MountContent(NamedTuple):
     """The contents of a mounted hugetlbfs: its page size, and its files by path."""
 
     page_size: int
@@ -70,7 +70,7 @@ def read_mounts(kernel: Kernel, process: str) -> Mounts:
         device = os.makedev(*map(int, numbers.split(":")))
         if kind == "hugetlbfs":
             least = next((int(each[9:]) for each in options.split(",") if each.startswith("min_size=")), 0)
-            hugetlbfs.append(Mounted(device, _plain(path), root == "/", least))
+            hugetlbfs.append(HugetlbfsMount(device, _plain(path), root == "/", least))
         else:
             others.add(device)
     return Mounts(tuple(hugetlbfs), frozenset(others))
@@ -81,7 +81,7 @@ def _plain(path: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path)
 
 
-def read_content(kernel: Kernel, place: Mounted, root: str) -> Content | None:
+def read_content(kernel: Kernel, place: HugetlbfsMount, root: str) -> MountContent | None:
     """The files of ``place``, as far as they can be listed; None if another filesystem is mounted there now.
 
     ``root`` is the root directory of the mount's namespace, a path below /proc, or "" for this process's own. It
@@ -92,7 +92,7 @@ def read_content(kernel: Kernel, place: Mounted, root: str) -> Content | None:
         if os.fstat(fd).st_dev != place.device:
             return None
         files = dict(_walk(fd, ".", place.path.rstrip("/"), DEPTH_MAX))
-        return Content(os.fstatvfs(fd).f_bsize, files)
+        return MountContent(os.fstatvfs(fd).f_bsize, files)
     finally:
         os.close(fd)
 

@@ -20,8 +20,8 @@ from ktaskfs.host.huge_mappings import (
     ALONE,
     OF_FILE,
     PFN,
-    Area,
     FileId,
+    HugeArea,
     HugeProcess,
     Known,
     SeenFile,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 A = TypeVar("A")
-_Areas = Mapping[FileId, Collection[tuple[Sequence[int], Area]]]
+_Areas = Mapping[FileId, Collection[tuple[Sequence[int], HugeArea]]]
 """The areas of each file, each with the processes that have it, the oldest first: forks are together."""
-_Pages = Mapping[int, Mapping[Area, Mapping[int, int]]]
+_Pages = Mapping[int, Mapping[HugeArea, Mapping[int, int]]]
 
 PATIENCE: Final = 0.15
 """Seconds that processes which do not answer may delay each of three looks at them."""
@@ -52,7 +52,7 @@ BLOCK: Final = 512
 """Bytes in a block of stat(2)."""
 
 
-class Process(NamedTuple):
+class HolderProcess(NamedTuple):
     """A process that holds pages."""
 
     pid: int
@@ -76,10 +76,10 @@ class Holding(NamedTuple):
     used: int
     reserved: int
     uid: int
-    processes: tuple[Process, ...] = ()
+    processes: tuple[HolderProcess, ...] = ()
 
 
-class Report(NamedTuple):
+class HoldersReport(NamedTuple):
     """All holdings, by size of page, the largest first; the pools; and what could not be looked at in time."""
 
     holdings: tuple[Holding, ...]
@@ -87,7 +87,7 @@ class Report(NamedTuple):
     hung: tuple[str, ...]
 
 
-def find_holdings(kernel: Kernel, viewer: int) -> Report:
+def find_holdings(kernel: Kernel, viewer: int) -> HoldersReport:
     """Who holds pages. Paths are as the process ``viewer`` sees them, whose root directory this process has.
 
     What cannot be read is left out. It may attach SysV segments for a moment if pages are not explained otherwise.
@@ -119,7 +119,7 @@ def find_holdings(kernel: Kernel, viewer: int) -> Report:
             report.append(Holding(page_size, "sysv", segment.text, used, reserved, segment.uid))
     report.sort(key=lambda each: (each.page_size, -each.used - each.reserved, each.path))
     hung = [*mounted.hung, *(f"{pid}:{look.name(pid)}" for pid in sorted(look.hung))]
-    return Report(tuple(report), pools, tuple(hung))
+    return HoldersReport(tuple(report), pools, tuple(hung))
 
 
 def _unexplained(pool: Pool, holdings: Iterable[Holding]) -> int:
@@ -131,7 +131,7 @@ def _unexplained(pool: Pool, holdings: Iterable[Holding]) -> int:
 class _Private:
     """Private areas by file and address: the oldest process that has each, since forks have it too; and all of them."""
 
-    oldest: dict[tuple[FileId, int], tuple[int, Area]] = field(default_factory=dict)
+    oldest: dict[tuple[FileId, int], tuple[int, HugeArea]] = field(default_factory=dict)
     processes: defaultdict[FileId, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -185,7 +185,7 @@ class _Look:
 
     def _areas(self) -> tuple[_Areas, _Private]:
         """The shared areas by file, with the process of each; and the private ones."""
-        shared = defaultdict[FileId, list[tuple[Sequence[int], Area]]](list)
+        shared = defaultdict[FileId, list[tuple[Sequence[int], HugeArea]]](list)
         private = _Private()
         for areas, pids in self._groups():
             for area in areas:
@@ -196,9 +196,9 @@ class _Look:
                     private.processes[area.file].update(pids)
         return shared, private
 
-    def _groups(self) -> list[tuple[tuple[Area, ...], list[int]]]:
+    def _groups(self) -> list[tuple[tuple[HugeArea, ...], list[int]]]:
         """Processes with the same areas, the oldest first: a loop over the areas of each of many forks takes long."""
-        groups: dict[int, tuple[tuple[Area, ...], list[int]]] = {}
+        groups: dict[int, tuple[tuple[HugeArea, ...], list[int]]] = {}
         for pid in sorted(self.processes, key=self._age):
             areas = self.processes[pid].areas  # one object for all forks (Known.areas)
             groups.setdefault(id(areas), (areas, []))[1].append(pid)
@@ -207,7 +207,7 @@ class _Look:
     def _age(self, pid: int) -> tuple[int, int]:
         return self.processes[pid].started, pid
 
-    def _pages(self, shared: _Areas) -> dict[int, dict[Area, dict[int, int]]]:
+    def _pages(self, shared: _Areas) -> dict[int, dict[HugeArea, dict[int, int]]]:
         """The pages of private areas, and of files of which only that can be known; by process and area."""
         unknown = {file for file in shared if self.files[file].status is None}
         wanted = {}
@@ -216,7 +216,7 @@ class _Look:
             if chosen:
                 wanted.update(dict.fromkeys(pids, chosen))
 
-        def ask(pid: int) -> dict[Area, dict[int, int]]:
+        def ask(pid: int) -> dict[HugeArea, dict[int, int]]:
             try:
                 return present_pages(self.kernel.proc, pid, wanted[pid], self.page_sizes)
             except OSError:
@@ -244,12 +244,14 @@ class _Look:
                 )
         return used
 
-    def _reserving(self, private: _Private, shared: _Areas, used: Mapping[FileId, int]) -> defaultdict[int, set[Area]]:
+    def _reserving(
+        self, private: _Private, shared: _Areas, used: Mapping[FileId, int]
+    ) -> defaultdict[int, set[HugeArea]]:
         """The areas of each process for which pages are set aside: asked only where that can make a difference."""
-        known = defaultdict[int, set[Area]](set)
+        known = defaultdict[int, set[HugeArea]](set)
         asked = set[int]()
 
-        def ask(pid: int) -> set[Area]:
+        def ask(pid: int) -> set[HugeArea]:
             try:
                 return reserving(self.kernel.proc, pid, self.processes[pid].areas)
             except OSError:
@@ -267,8 +269,8 @@ class _Look:
 
     @staticmethod
     def _needed(
-        areas: Collection[tuple[Sequence[int], Area]],
-        known: Mapping[int, set[Area]],
+        areas: Collection[tuple[Sequence[int], HugeArea]],
+        known: Mapping[int, set[HugeArea]],
         asked: Collection[int],
         used: int,
     ) -> set[int]:
@@ -287,9 +289,11 @@ class _Look:
                 needed.add(pid)
         return needed - set(asked)
 
-    def _private(self, private: _Private, pages: _Pages, keeping: Mapping[int, set[Area]]) -> list[tuple[Holding, int]]:
+    def _private(
+        self, private: _Private, pages: _Pages, keeping: Mapping[int, set[HugeArea]]
+    ) -> list[tuple[Holding, int]]:
         used = defaultdict[FileId, set[object]](set)
-        counts = Counter[tuple[int, Area]]()
+        counts = Counter[tuple[int, HugeArea]]()
         for pid, areas in pages.items():
             for area, entries in areas.items():
                 for address, bits in entries.items():
@@ -311,7 +315,9 @@ class _Look:
         return found
 
     def _holding(self, file: FileId, kind: str, path: str, used: int, reserved: int, pids: Iterable[int]) -> Holding:
-        processes = tuple(Process(each.pid, each.name, each.uid) for each in (self.processes[pid] for pid in pids))
+        processes = tuple(
+            HolderProcess(each.pid, each.name, each.uid) for each in (self.processes[pid] for pid in pids)
+        )
         known = self.files[file]
         of_file = known.status.uid if known.status is not None and kind != "private" else None
         uid = of_file if of_file is not None else processes[0].uid

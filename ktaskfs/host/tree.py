@@ -143,7 +143,7 @@ def _open_following(directory: int, path: str) -> int:
     return os.open(path, flags, dir_fd=directory)
 
 
-class Found(NamedTuple):
+class TreeEntry(NamedTuple):
     """An entry: its directory as a path prefix, its name there, and its status from stat(2)."""
 
     directory: str
@@ -173,17 +173,17 @@ class Walk:
         self._walked: set[int] = set()
         self._seen: set[int] = set()
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[TreeEntry]:
         """The regular files, from the tree's own directory on. Iterate once.
 
         Raises TargetError if the walk was given up.
         """
         if self.tree.is_file:
-            yield Found("", ".", os.fstat(self.tree.fd))
+            yield TreeEntry("", ".", os.fstat(self.tree.fd))
             return
         yield from self._below("", ".", 1)
 
-    def _below(self, prefix: str, path: str, depth: int) -> Generator[Found, None, None]:
+    def _below(self, prefix: str, path: str, depth: int) -> Generator[TreeEntry, None, None]:
         try:
             if depth > DEPTH_MAX:
                 raise _error(errno.ENAMETOOLONG)
@@ -200,7 +200,7 @@ class Walk:
         finally:
             os.close(fd)
 
-    def _entries(self, fd: int, prefix: str, path: str, depth: int) -> Generator[Found, None, None]:
+    def _entries(self, fd: int, prefix: str, path: str, depth: int) -> Generator[TreeEntry, None, None]:
         try:
             entries = os.scandir(fd)  # which has its own descriptor, but stat(2) of an entry uses this one
         except OSError as error:
@@ -224,7 +224,7 @@ class Walk:
                     self._count(error, below)
                     continue
                 if self.everything or (stat.S_ISREG(status.st_mode) and not self._again(status)):
-                    yield Found(prefix, entry.name, status)
+                    yield TreeEntry(prefix, entry.name, status)
                 if stat.S_ISDIR(status.st_mode):
                     yield from self._below(f"{below}/", below, depth + 1)
 

@@ -20,7 +20,7 @@ _STALLED: Final = 3
 """A thread stalls if its chunk takes this many times longer than others."""
 
 
-class Group:
+class NodeGroup:
     """The work of one NUMA node, and the search for its threads."""
 
     __slots__ = ("began_ns", "indexes", "live", "measure", "nid", "round", "search", "told")
@@ -68,7 +68,7 @@ class Finder:
         for index, node_work in enumerate(nodes):
             by_nid.setdefault(node_work.node.nid, []).append(index)
         self._nodes = nodes
-        self.groups = [Group(nid, indexes[::-1]) for nid, indexes in by_nid.items()]
+        self.groups = [NodeGroup(nid, indexes[::-1]) for nid, indexes in by_nid.items()]
         self._group_of = {index: group for group in self.groups for index in group.indexes}
         self._most = 1
         self._seen: dict[TaskThread, _Seen] = {}
@@ -102,16 +102,16 @@ class Finder:
             self._share(group)
             self._begin_round(group)
 
-    def _share(self, group: Group) -> None:
+    def _share(self, group: NodeGroup) -> None:
         """Give the group the threads that the others leave."""
         others = sum(other.search.claim for other in self._open() if other is not group)
         group.search.limit(max(group.search.claim, self._most - others))
 
-    def _begin_round(self, group: Group) -> None:
+    def _begin_round(self, group: NodeGroup) -> None:
         group.round = object()
         self._begin_measure(group)
 
-    def _begin_measure(self, group: Group) -> None:
+    def _begin_measure(self, group: NodeGroup) -> None:
         group.measure = Measure(group.search.target)
         group.began_ns = self._at_ns
 
@@ -125,18 +125,18 @@ class Finder:
         """The threads to have now: fewer than the groups if no more can be had."""
         return min(sum(group.search.target for group in self._open()), self._most)
 
-    def _open(self) -> list[Group]:
+    def _open(self) -> list[NodeGroup]:
         """The groups that have work left."""
         return [group for group in self.groups if self._is_open(group)]
 
-    def _is_open(self, group: Group) -> bool:
+    def _is_open(self, group: NodeGroup) -> bool:
         # Asked at the end of each node, so it must not look at all of them.
         indexes = group.indexes
         while indexes and not self._nodes[indexes[-1]].left:
             indexes.pop()
         return bool(indexes)
 
-    def _left(self, group: Group) -> int:
+    def _left(self, group: NodeGroup) -> int:
         return sum(self._nodes[index].left for index in group.indexes)
 
     def count(self, threads: Iterable[TaskThread]) -> None:
@@ -199,7 +199,7 @@ class Finder:
                     changed = True
         return changed
 
-    def _stalled(self, group: Group, live: Iterable[TaskThread]) -> int:
+    def _stalled(self, group: NodeGroup, live: Iterable[TaskThread]) -> int:
         """Nanoseconds since the measure began that threads of the group have been at their chunk, if they stall."""
         measure, since = group.measure, self._at_ns - group.began_ns
         usual = _STALLED * measure.busy_ns // measure.chunks
@@ -221,7 +221,7 @@ class Finder:
                 group.told = search.kept, why
                 yield group.nid, search.kept, why
 
-    def _add(self, thread: TaskThread, group: Group) -> None:
+    def _add(self, thread: TaskThread, group: NodeGroup) -> None:
         """Add the thread's work since the last evaluation to the group's measure."""
         seen = self._seen.get(thread)
         if seen is None or seen.round is not group.round:

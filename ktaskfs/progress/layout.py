@@ -56,7 +56,7 @@ class Field(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class FieldBlock:
     """Fields that stand together, of one ``writer``: ``at`` is the first word, ``words`` is how many one entry takes.
 
     Ranges, slots and banks have several entries, one after the other. The ``at`` of slots is counted from
@@ -122,8 +122,8 @@ def _result_size(number: int) -> int:
     return min(number, RESULT_MAX)
 
 
-IDENTITY: Final = Block(0, 8, Writer.DAEMON, (Field("magic", 0), Field("slots", 1), Field("nodes", 2)))
-REQUESTS: Final = Block(
+IDENTITY: Final = FieldBlock(0, 8, Writer.DAEMON, (Field("magic", 0), Field("slots", 1), Field("nodes", 2)))
+REQUESTS: Final = FieldBlock(
     8,
     24,
     Writer.DAEMON,
@@ -135,7 +135,7 @@ REQUESTS: Final = Block(
         Field("nice", 4, signed=True),
     ),
 )
-REPORT: Final = Block(
+REPORT: Final = FieldBlock(
     32,
     32,
     Writer.WORKER,
@@ -154,7 +154,7 @@ REPORT: Final = Block(
         Field("found_why", 11, checked=_found_why),
     ),
 )
-RANGE: Final = Block(
+RANGE: Final = FieldBlock(
     512,
     8,
     Writer.WORKER,
@@ -165,7 +165,7 @@ RANGE: Final = Block(
         Field("position", 3),
     ),
 )
-SLOT: Final = Block(
+SLOT: Final = FieldBlock(
     0,
     16,
     Writer.WORKER,
@@ -179,7 +179,7 @@ SLOT: Final = Block(
         Field("busy_us", 6),
     ),
 )
-BANK: Final = Block(8, 4, Writer.WORKER, (Field("node", 0), Field("start", 1), Field("end", 2)))
+BANK: Final = FieldBlock(8, 4, Writer.WORKER, (Field("node", 0), Field("start", 1), Field("end", 2)))
 """One chunk in flight. A slot has two banks, at these words of it: sequence number % 2 tells which one counts."""
 
 

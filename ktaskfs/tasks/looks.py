@@ -115,7 +115,7 @@ class Looks:
             message = protocol.decode(data)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the scanning process died or sent an invalid answer") from error
-        if isinstance(message, protocol.Refused):
+        if isinstance(message, protocol.WorkerRefused):
             raise message.error()
         if not isinstance(message, protocol.Found):
             raise WorkerLost("the scanning process sent an invalid answer")

@@ -134,7 +134,7 @@ class WorkerMaker:
                 return answer.total, Baseline.from_fields(answer.baseline)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker sent an invalid message") from error
-        if isinstance(answer, protocol.Refused):
+        if isinstance(answer, protocol.WorkerRefused):
             raise answer.error()
         raise WorkerLost("the worker sent an invalid answer")
 

@@ -27,7 +27,7 @@ KNOWN_MAX: Final = 1024
 """Maximum files with a known change time. A dropped one counts as changed."""
 
 
-class Snapshot(NamedTuple):
+class TextSnapshot(NamedTuple):
     """The text of a file at one moment.
 
     version:    how many changes of the file were counted before.
@@ -51,9 +51,9 @@ class OpenTexts:
         """Processes that pin names or set times: their requests need no new text."""
         self._known: OrderedDict[int, tuple[int, Look]] = OrderedDict()
         """By inode number: a hash of the last text, and its size and time."""
-        self._looks: OrderedDict[tuple[int, int, int], Snapshot] = OrderedDict()
+        self._looks: OrderedDict[tuple[int, int, int], TextSnapshot] = OrderedDict()
         self._looks_size = 0
-        self._opened: dict[tuple[int, int, int], Snapshot] = {}
+        self._opened: dict[tuple[int, int, int], TextSnapshot] = {}
         """Both by inode number, user and pid."""
         self._threads: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
 
@@ -77,7 +77,7 @@ class OpenTexts:
         if self._quota is not None:
             self._quota.give_back(user, OPENING_SIZE + (0 if others else len(text)))
 
-    def made(self, ino: int, text: bytes, version: int) -> Snapshot:
+    def made(self, ino: int, text: bytes, version: int) -> TextSnapshot:
         """The snapshot of a new text."""
         mark = hash(text)
         known, look = self._known.get(ino, (None, Look(0, 0)))
@@ -87,14 +87,14 @@ class OpenTexts:
             if len(self._known) > KNOWN_MAX:
                 self._known.popitem(last=False)
         self._known.move_to_end(ino)
-        return Snapshot(text, version, look.changed_ns)
+        return TextSnapshot(text, version, look.changed_ns)
 
     def last(self, ino: int) -> Look | None:
         """The last text of the file, if it is known."""
         known = self._known.get(ino)
         return None if known is None else known[1]
 
-    def looked(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+    def looked(self, ino: int, caller: Caller, snapshot: TextSnapshot) -> None:
         """Keep the text whose size ``caller`` got, for its next open."""
         self.take_look(ino, caller)
         self._looks[ino, caller.uid, caller.pid] = snapshot
@@ -103,22 +103,22 @@ class OpenTexts:
             _, dropped = self._looks.popitem(last=False)
             self._looks_size -= len(dropped.text)
 
-    def take_look(self, ino: int, caller: Caller) -> Snapshot | None:
+    def take_look(self, ino: int, caller: Caller) -> TextSnapshot | None:
         """The last text looked up by ``caller``, if not yet opened."""
         snapshot = self._looks.pop((ino, caller.uid, caller.pid), None)
         if snapshot is not None:
             self._looks_size -= len(snapshot.text)
         return snapshot
 
-    def opened(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+    def opened(self, ino: int, caller: Caller, snapshot: TextSnapshot) -> None:
         """``caller`` has opened the file, or reads it again from the start: an open of it has ``snapshot``."""
         self._opened[ino, caller.uid, caller.pid] = snapshot
 
-    def last_opened(self, ino: int, caller: Caller) -> Snapshot | None:
+    def last_opened(self, ino: int, caller: Caller) -> TextSnapshot | None:
         """The text of the last open by ``caller``, if not yet closed."""
         return self._opened.get((ino, caller.uid, caller.pid))
 
-    def closed(self, ino: int, caller: Caller, snapshot: Snapshot) -> None:
+    def closed(self, ino: int, caller: Caller, snapshot: TextSnapshot) -> None:
         """An open no longer has ``snapshot``."""
         key = ino, caller.uid, caller.pid
         if self._opened.get(key) is snapshot:

@@ -18,7 +18,7 @@ from ktaskfs.vfs.pieces import COMMAND_MAX, Pieces
 from ktaskfs.vfs.refusals import AccessDenied, BadWrite, Incomplete
 
 if TYPE_CHECKING:
-    from ktaskfs.vfs.open_texts import Snapshot
+    from ktaskfs.vfs.open_texts import TextSnapshot
 
 REPLY_MAX: Final = 64 * 1024
 """Maximum bytes of replies of a descriptor; the oldest are dropped first."""
@@ -69,7 +69,7 @@ class TextFile(File):
         self.change = change
         self.refused = refused
 
-    async def make(self, caller: Caller) -> Snapshot:
+    async def make(self, caller: Caller) -> TextSnapshot:
         """The current text. Raises AccessDenied, and the errors of ``render``."""
         if self.render is None:
             raise AccessDenied("this file cannot be read")
@@ -111,7 +111,7 @@ class OpenText(OpenFile):
 
     __slots__ = ("_caller", "_file", "_seen", "_snapshot")
 
-    def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None) -> None:
+    def __init__(self, file: TextFile, caller: Caller, snapshot: TextSnapshot | None) -> None:
         """It reads ``snapshot``, if it is open for reading. Raises the refusal of ``file.texts``."""
         self._file = file
         self._caller = caller
@@ -162,7 +162,7 @@ class CommandText(OpenText):
 
     __slots__ = ("_base", "_opener", "_passed_on", "_pieces", "_reply", "_written_to")
 
-    def __init__(self, file: TextFile, caller: Caller, snapshot: Snapshot | None, flags: int) -> None:
+    def __init__(self, file: TextFile, caller: Caller, snapshot: TextSnapshot | None, flags: int) -> None:
         super().__init__(file, caller, snapshot)
         self._opener = Opener(caller.pid, file.ino)
         # For O_APPEND the kernel chooses the offset, from a file size that it computes after each write.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.hugepages import Pool
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.pool_holders import Process, Report
+    from ktaskfs.host.pool_holders import HolderProcess, HoldersReport
 
 HEADER: Final = ("size", "kind", "used", "reserved", "uids", "processes", "path")
 SHOWN_MAX: Final = 500
@@ -45,12 +45,12 @@ def look(request: protocol.LookRequest, kernel: Kernel, fds: Sequence[int], cgro
         report = shown(find_holdings(kernel, request.identity["pid"]))
         answer: protocol.Message = protocol.Found(as_table(report), as_json(report))
     except Exception as error:
-        answer = protocol.Refused(*explain(error))
+        answer = protocol.WorkerRefused(*explain(error))
     with contextlib.suppress(BrokenPipeError), open(output, "wb") as file:  # nobody waits any more
         file.write(protocol.encode(answer))
 
 
-def shown(report: Report) -> Report:
+def shown(report: HoldersReport) -> HoldersReport:
     """The report, with small holdings combined if there are too many."""
     room, kept, left = BYTES_MAX, list[Holding](), defaultdict[int, list[Holding]](list)
     for each in sorted(report.holdings, key=lambda each: -(each.used + each.reserved) * each.page_size):
@@ -65,7 +65,7 @@ def shown(report: Report) -> Report:
     return report._replace(holdings=tuple(sorted(kept, key=lambda each: each.page_size)))
 
 
-def as_table(report: Report) -> str:
+def as_table(report: HoldersReport) -> str:
     """The table for people and awk: no column is empty."""
     rows: list[Sequence[object]] = []
     for pool in report.pools:
@@ -89,7 +89,7 @@ def as_table(report: Report) -> str:
     return table(HEADER, rows)
 
 
-def as_json(report: Report) -> str:
+def as_json(report: HoldersReport) -> str:
     """For programs: an object on one line.
 
     A process chooses its name, and jq and ``ktaskfs top`` show it on a terminal.
@@ -139,7 +139,7 @@ def _uids(holding: Holding) -> str:
     return ",".join(map(str, dict.fromkeys([holding.uid, *sorted(each.uid for each in holding.processes)])))
 
 
-def _names(processes: Sequence[Process]) -> str:
+def _names(processes: Sequence[HolderProcess]) -> str:
     words = [_word(f"{each.pid}:{each.name}") for each in processes[:PROCESSES_MAX]]
     if len(processes) > PROCESSES_MAX:
         words.append(f"+{len(processes) - PROCESSES_MAX}")

@@ -107,7 +107,7 @@ class Ready(NamedTuple):
     baseline: Mapping[str, Any]
 
 
-class Refused(NamedTuple):
+class WorkerRefused(NamedTuple):
     """A worker's answer: it cannot begin, has touched nothing, and ends.
 
     The caller controls the worker, so the text is shown but not trusted.
@@ -122,9 +122,10 @@ class Refused(NamedTuple):
 
 
 ForkRequest = StartRequest | LookRequest | TouchRequest
-Message = ForkRequest | Found | Forked | Exited | Ready | Refused
+Message = ForkRequest | Found | Forked | Exited | Ready | WorkerRefused
 _BY_NAME: Final[Mapping[str, type[Any]]] = {
-    each.__name__: each for each in (StartRequest, LookRequest, TouchRequest, Found, Forked, Exited, Ready, Refused)
+    each.__name__: each
+    for each in (StartRequest, LookRequest, TouchRequest, Found, Forked, Exited, Ready, WorkerRefused)
 }
 
 

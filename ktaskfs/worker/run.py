@@ -126,7 +126,7 @@ class Worker:
     def _refuse(self, error: Exception) -> None:
         number, message = explain(error)
         with contextlib.suppress(ConnectionError):  # the daemon died
-            protocol.send(self._channel, protocol.Refused(number, message[: protocol.WORDS_MAX]))
+            protocol.send(self._channel, protocol.WorkerRefused(number, message[: protocol.WORDS_MAX]))
 
     def _given_up(self) -> bool:
         """Whether the daemon gave up the start: another task may use the target now."""

@@ -33,6 +33,20 @@ def test_every_file_is_short() -> None:
     assert [str(path) for path in files if len(path.read_text().splitlines()) >= LINES_MAX] == []
 
 
+def test_one_name_is_for_one_thing() -> None:
+    """Of public classes; operations of one name, on several targets, are named alike."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCES:
+        where = str(path.relative_to(ROOT))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, set()).add(where)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    of_operations = {name for name, found in twice.items() if len({Path(each).name for each in found}) == 1}
+    assert of_operations
+    assert set(twice) == of_operations
+
+
 def test_a_plain_value_is_a_named_tuple() -> None:
     """Python compiles the methods of each dataclass, and a start of the mount waits for that."""
     classes = [

@@ -11,7 +11,7 @@ import pytest
 from ktaskfs.cli import check_limits, check_pools, check_service
 from ktaskfs.cli.arguments import SAVED_POOLS
 from ktaskfs.cli.doctor import findings
-from ktaskfs.cli.machine import Finding, Machine
+from ktaskfs.cli.machine import Diagnosis, MachineFiles
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.pool import HEAD, pools
 from ktaskfs.version import VERSION
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.users import User
 
-    MachineMaker = Callable[[Mapping[str, str]], Machine]
+    MachineMaker = Callable[[Mapping[str, str]], MachineFiles]
 
 POOL: Final = "sys/kernel/mm/hugepages/hugepages-2048kB"
 GIANT: Final = "sys/kernel/mm/hugepages/hugepages-1048576kB"
@@ -51,17 +51,17 @@ DEFAULTS: Final = {
 def make(tmp_path: Path) -> MachineMaker:
     """Makes a machine with these files. An empty text removes a default file."""
 
-    def made(changes: Mapping[str, str]) -> Machine:
+    def made(changes: Mapping[str, str]) -> MachineFiles:
         for path, text in {**DEFAULTS, **changes}.items():
             if text:
                 (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / path).write_text(text)
-        return Machine(str(tmp_path))
+        return MachineFiles(str(tmp_path))
 
     return made
 
 
-def wrong(found: Iterable[Finding]) -> list[tuple[str, str | None]]:
+def wrong(found: Iterable[Diagnosis]) -> list[tuple[str, str | None]]:
     """Returns the text and the command of each finding that is a problem."""
     return [(each.text, each.mend) for each in found if each.is_wrong]
 
@@ -326,5 +326,5 @@ def test_this_machine(command: Command) -> None:
 
 
 def test_a_machine_of_which_nothing_can_be_read(tmp_path: Path) -> None:
-    found = list(findings(Machine(str(tmp_path)), Mounted(str(tmp_path), 0)))
+    found = list(findings(MachineFiles(str(tmp_path)), Mounted(str(tmp_path), 0)))
     assert {each.level.name for each in found} == {"wrong", "unknown", "ok"}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.huge_mappings import HugeProcess, Known
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.pool_holders import Holding, Report
+    from ktaskfs.host.pool_holders import HoldersReport, Holding
     from tests.support.daemon import Mount
     from tests.support.holding import HugeHolder
     from tests.support.users import User
@@ -67,7 +67,7 @@ def segments_for(user: User) -> Iterator[None]:
         file.write_text(before)
 
 
-def unexplained(report: Report, page_size: int) -> tuple[int, int]:
+def unexplained(report: HoldersReport, page_size: int) -> tuple[int, int]:
     """Pages in use and reserved that the report does not attribute."""
     (pool,) = [each for each in report.pools if each.size == page_size]
     of_it = [each for each in report.holdings if each.page_size == page_size]
@@ -75,7 +75,7 @@ def unexplained(report: Report, page_size: int) -> tuple[int, int]:
     return pool.total - pool.free - in_use, pool.reserved - aside
 
 
-def new(before: Report, after: Report) -> list[Holding]:
+def new(before: HoldersReport, after: HoldersReport) -> list[Holding]:
     return [each for each in after.holdings if each not in before.holdings]
 
 

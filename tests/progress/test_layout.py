@@ -26,7 +26,7 @@ from tests.support.pages import SHAPE, new_page
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ktaskfs.progress.layout import Block
+    from ktaskfs.progress.layout import FieldBlock
 
 BLOCKS = {
     "identity": IDENTITY,
@@ -52,7 +52,7 @@ def words(fd: int) -> list[int]:
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
-def test_the_fields_of_a_block_follow_one_another_and_fit(block: Block) -> None:
+def test_the_fields_of_a_block_follow_one_another_and_fit(block: FieldBlock) -> None:
     assert [field.word for field in block.fields] == list(range(len(block.fields)))
     assert len({field.name for field in block.fields}) == len(block.fields) <= block.words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ktaskfs.host.hugepages import Pool
-from ktaskfs.host.pool_holders import Holding, Process, Report
+from ktaskfs.host.pool_holders import HolderProcess, HoldersReport, Holding
 from ktaskfs.worker.look import as_json, as_table
 
 NAME = "a\x1b[31m"
@@ -13,9 +13,9 @@ SHOWN = r"a\033[31m"
 
 
 def test_no_name_that_a_process_chose_is_a_command_to_the_terminal() -> None:
-    holding = Holding(2 << 20, "memfd", NAME, 1, 0, 7, (Process(3, NAME, 7),))
+    holding = Holding(2 << 20, "memfd", NAME, 1, 0, 7, (HolderProcess(3, NAME, 7),))
     pool = Pool(2 << 20, None, total=1, free=0, reserved=0, surplus=0, overcommit=0)
-    report = Report((holding,), (pool,), (f"4:{NAME}",))
+    report = HoldersReport((holding,), (pool,), (f"4:{NAME}",))
     found = json.loads(as_json(report))
     (held,) = found["holdings"]
     assert (held["path"], held["processes"], found["hung"]) == (

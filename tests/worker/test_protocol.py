@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktaskfs.worker import protocol
-from ktaskfs.worker.protocol import Exited, Forked, Ready, Refused, StartRequest, decode, encode
+from ktaskfs.worker.protocol import Exited, Forked, Ready, StartRequest, WorkerRefused, decode, encode
 
 if TYPE_CHECKING:
     from ktaskfs.worker.protocol import Message
@@ -23,7 +23,7 @@ MESSAGES = st.one_of(
     st.builds(Forked, NUMBERS, NUMBERS, NUMBERS),
     st.builds(Exited, NUMBERS, NUMBERS),
     st.builds(Ready, NUMBERS, st.dictionaries(st.text(), NUMBERS)),
-    st.builds(Refused, NUMBERS, st.text()),
+    st.builds(WorkerRefused, NUMBERS, st.text()),
     st.builds(
         StartRequest,
         name=st.text(),
@@ -60,8 +60,8 @@ def test_garbage_is_refused_with_an_error_that_is_expected(data: bytes) -> None:
         ["Ready", {}],
         ["Ready", {"total": 1, "more": 2}],
         ["Ready", [1]],
-        ["Refused", {"errno": "ENOENT", "message": "m"}],
-        ["Refused", {"errno": 2, "message": None}],
+        ["WorkerRefused", {"errno": "ENOENT", "message": "m"}],
+        ["WorkerRefused", {"errno": 2, "message": None}],
         ["Forked", {"ticket": None, "pid": 1, "errno": 0}],
         ["Nothing", {}],
         [["Ready"], {}],
@@ -77,7 +77,7 @@ def test_fields_that_do_not_fit(value: object) -> None:
     ("number", "known"), [(2, 2), (4095, 4095), (0, errno.EIO), (-1, errno.EIO), (4096, errno.EIO)]
 )
 def test_a_refusal_becomes_an_error_that_a_caller_can_have(number: int, known: int) -> None:
-    error = Refused(number, "no\n\x1b[31mluck" + "x" * 10_000).error()
+    error = WorkerRefused(number, "no\n\x1b[31mluck" + "x" * 10_000).error()
     assert error.errno == known
     assert error.message.startswith("no\\012\\033[31mluckxxx")
     assert len(error.message) == protocol.WORDS_MAX

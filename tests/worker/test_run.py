@@ -48,7 +48,7 @@ def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Pat
         baseline={"files": {"path": [1, 2, 3]}, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB, "tree": 0},
     )
     answer = spawner.send(request, Requests()).answer()
-    assert (answer.errno if isinstance(answer, protocol.Refused) else 0) == number
+    assert (answer.errno if isinstance(answer, protocol.WorkerRefused) else 0) == number
     assert path.exists() == (number == 0)
 
 
@@ -69,7 +69,7 @@ def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Pat
 def test_what_a_worker_refuses(spawner: Spawner, operation: str, parameters: dict[str, str], number: int) -> None:
     worker = spawner.send(spawner.request(operation, parameters), Requests())
     refusal = worker.answer()
-    assert isinstance(refusal, protocol.Refused)
+    assert isinstance(refusal, protocol.WorkerRefused)
     assert (refusal.errno, errno.errorcode[refusal.errno]) == (number, errno.errorcode[number])
     assert refusal.message
     assert spawner.exited(worker) == 0
@@ -161,6 +161,6 @@ def test_more_ranges_than_the_page_has_room_for(spawner: Spawner, memory: Path) 
     ranges = [(start, 4096, -1) for start in range(0, 9 * 8192, 8192)]
     worker = spawner.send(spawner.request("clear", parameters, remaining=ranges), Requests())
     refusal = worker.answer()
-    assert isinstance(refusal, protocol.Refused)
+    assert isinstance(refusal, protocol.WorkerRefused)
     assert refusal.errno == errno.EOPNOTSUPP
     assert spawner.exited(worker) == 0

@@ -137,7 +137,7 @@ def refused_for_want_of_descriptors(spawner: Spawner, memory: Path, most: int) -
             assert worker.answer() is None
             refused += 1
         else:
-            assert isinstance(worker.answer(), protocol.Ready | protocol.Refused)
+            assert isinstance(worker.answer(), protocol.Ready | protocol.WorkerRefused)
             worker.channel.close()
             assert spawner.exited(worker) == 0
     return refused
@@ -169,7 +169,7 @@ def test_the_limit_of_processes_is_an_answer(tmp_path: Path, public_root: Path, 
         _limit_processes(spawner, two_users[0], 1000)
         again = spawner.spawn("fallocate", None)
         assert again.forked.errno == 0
-        assert isinstance(again.answer(), protocol.Refused)  # of another user
+        assert isinstance(again.answer(), protocol.WorkerRefused)  # of another user
     finally:
         spawner.close()
 
@@ -196,7 +196,7 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
         _works(spawner, memory)  # by the worker that was forked in advance, and has the old limit
         worker = spawner.send(spawner.request("fallocate", parameters, identity=fields), Requests())
         refusal = worker.answer()
-    assert isinstance(refusal, protocol.Refused)
+    assert isinstance(refusal, protocol.WorkerRefused)
     assert (refusal.errno, refusal.message) == (errno.EAGAIN, "cannot start a thread: can't start new thread")
     assert spawner.exited(worker) == 0
     assert [each.name for each in memory.iterdir()] == ["after"]

@@ -13,7 +13,7 @@ from ktaskfs.cli.fleet.hosts import (
     KEPT_MOST,
     OBJECT_SIZE,
     TOO_MUCH,
-    Group,
+    HostGroup,
     broken,
     parsed,
     text_of_line,
@@ -60,9 +60,9 @@ class Answers:
             self._bad.setdefault(("timeout" if unreachable is None else "unreachable", words), []).append(name)
 
     @property
-    def bad(self) -> list[Group]:
+    def bad(self) -> list[HostGroup]:
         """The hosts without a proper answer, by reason."""
-        return [Group(state, words, names) for (state, words), names in self._bad.items()]
+        return [HostGroup(state, words, names) for (state, words), names in self._bad.items()]
 
     def connecting(self, host: str) -> None:
         """See Watcher."""

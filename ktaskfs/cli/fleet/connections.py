@@ -42,7 +42,7 @@ DESCRIPTORS: Final = 3
 OWN_DESCRIPTORS: Final = 64
 
 
-class Watcher(Protocol):
+class HostObserver(Protocol):
     """Observes events of hosts."""
 
     def connecting(self, host: str) -> None:
@@ -109,7 +109,7 @@ def raise_descriptors(fanout: int) -> int:
 class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no types
     """Runs ``command``, a line for a shell, on hosts in ``batches``, and calls ``watcher`` for each event."""
 
-    def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], watcher: Watcher) -> None:
+    def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], watcher: HostObserver) -> None:
         super().__init__()
         self._way = way._replace(fanout=raise_descriptors(way.fanout))
         self._command = command

@@ -83,7 +83,7 @@ class Host(NamedTuple):
         return 0 if self.state in FINE else STATUS_OF.get(self.state, 1)
 
 
-class Group(NamedTuple):
+class HostGroup(NamedTuple):
     """Hosts in the same state, for the same reason."""
 
     state: str
@@ -247,13 +247,13 @@ class Fleet:
         """How many hosts are in which state, the most first."""
         return dict(Counter(each.state for each in self).most_common())
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[HostGroup]:
         """The hosts that have ended, by how; first those that went well, then by number."""
         found: dict[tuple[str, str], list[str]] = {}
         for each in self:
             if each.has_ended:
                 found.setdefault((each.state, each.words), []).append(each.name)
-        groups = [Group(state, words, names) for (state, words), names in found.items()]
+        groups = [HostGroup(state, words, names) for (state, words), names in found.items()]
         return sorted(groups, key=lambda each: (each.state not in FINE, -len(each.hosts)))
 
     def results(self) -> dict[tuple[str, str], list[str]]:

@@ -12,7 +12,7 @@ from ktaskfs.cli.reports import beginning, for_people, write_all
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
-    from ktaskfs.cli.fleet.hosts import Fleet, Group
+    from ktaskfs.cli.fleet.hosts import Fleet, HostGroup
 
 WORDS_MOST: Final = 200
 """Characters of a reason."""
@@ -30,7 +30,7 @@ def course(fleet: Fleet) -> str:
     return "; ".join(words)
 
 
-def summary_line(group: Group) -> str:
+def summary_line(group: HostGroup) -> str:
     """``refused (1): hv2: ENOSPC: ...``."""
     reason = group.words if len(group.hosts) > 1 else group.words.replace("%h", group.hosts[0])
     words = f": {reason}" if reason else ""

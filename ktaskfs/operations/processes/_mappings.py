@@ -39,7 +39,7 @@ def ended(process: Process) -> TargetError:
     return TargetError(f"process {process.pid} has ended", errno=errno.ESRCH)
 
 
-class Piece(NamedTuple):
+class MappedPiece(NamedTuple):
     """Addresses of the mapping of that number."""
 
     mapping: int
@@ -63,11 +63,11 @@ class Addresses:
         """All positions."""
         return self._line.whole
 
-    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+    def pieces(self, start: int, end: int) -> Iterator[MappedPiece]:
         """The ranges between two positions."""
         for index, low, high in self._line.pieces(start, end):
             first = self._ranges[index].start
-            yield Piece(index, first + low * self._unit, first + high * self._unit)
+            yield MappedPiece(index, first + low * self._unit, first + high * self._unit)
 
 
 class MappedPages:

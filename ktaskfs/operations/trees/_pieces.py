@@ -13,7 +13,7 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.page_cache import OVERLAYFS_MAGIC
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.trees._files import TreeParameters, Which, list_files, work_on
-from ktaskfs.operations.trees._report import Report
+from ktaskfs.operations.trees._report import TreeReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +36,7 @@ _TOGETHER: Final = 16
 P = TypeVar("P", bound=TreeParameters)
 
 
-class Turns:
+class ThreadTurns:
     """Lets only one thread at a time do small pieces, unless that thread sleeps: then other threads help.
 
     A system call on a small file that is in the cache is shorter than the hand-over of the interpreter's lock, for
@@ -81,8 +81,8 @@ class PieceWork(ABC):
 
     def __init__(self, files: FileList) -> None:
         self.files = files
-        self.report = Report(files)
-        self._turns = Turns()
+        self.report = TreeReport(files)
+        self._turns = ThreadTurns()
         self._overlay = None if files.tree.cross_mounts else _is_overlay(files.tree.fd)  # else each file's own
 
     def chunk(self, start: int, end: int) -> None:

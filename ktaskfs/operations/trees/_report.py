@@ -32,7 +32,7 @@ MARGIN: Final = 1 << 10
 """Bytes of a result: for the table of what was skipped, and what is left free."""
 
 
-class Report:
+class TreeReport:
     """Marks of each file, one byte, and why files were skipped. Threads may enter what they have done at any time."""
 
     def __init__(self, files: FileList) -> None:

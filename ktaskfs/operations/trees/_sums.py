@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.trees._files import FileList
-    from ktaskfs.operations.trees._report import Report
+    from ktaskfs.operations.trees._report import TreeReport
 
 TOOLS: Final[Mapping[str, Callable[[], Any]]] = {
     "sha256sum": lambda: hashlib.sha256(usedforsecurity=False),
@@ -60,7 +60,7 @@ class Sums:
         """The digest of the file of that number."""
         self._digests[index * self._size : (index + 1) * self._size] = digest
 
-    def lines(self, report: Report, alone: str = "") -> Iterator[bytes]:
+    def lines(self, report: TreeReport, alone: str = "") -> Iterator[bytes]:
         """The line of each regular file that is done; ``alone`` is the name if the tree is one file."""
         for index, _ in report.done():
             if stat.S_ISREG(self._files.kind(index)) or self._files.tree.is_file:

@@ -13,8 +13,8 @@ from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, choice, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_directory, list_files, work_on
 from ktaskfs.operations.trees._output import Output, make_output
-from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
-from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
+from ktaskfs.operations.trees._pieces import SMALL_READ, ThreadTurns
+from ktaskfs.operations.trees._report import FIRST_OWN_MARK, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text, read_manifest
 from ktaskfs.units import BYTES, escaped
 
@@ -110,8 +110,8 @@ class _Digester:
         self._sums = Sums(files, parameters.algorithm)
         self._expected = expected
         self._output = output
-        self._report = Report(files)
-        self._turns = Turns(SMALL_READ)
+        self._report = TreeReport(files)
+        self._turns = ThreadTurns(SMALL_READ)
         self._buffer = Buffer(PIECE)
 
     def digest(self, start: int, end: int) -> None:

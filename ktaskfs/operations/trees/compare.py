@@ -23,8 +23,8 @@ from ktaskfs.operations.trees._files import (
     require_directory,
     work_on,
 )
-from ktaskfs.operations.trees._pieces import SMALL_READ, Turns
-from ktaskfs.operations.trees._report import FIRST_OWN_MARK, Report
+from ktaskfs.operations.trees._pieces import SMALL_READ, ThreadTurns
+from ktaskfs.operations.trees._report import FIRST_OWN_MARK, TreeReport
 from ktaskfs.units import BYTES, escaped
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class _Comparer:
     def __init__(self, files: FileList, others: FileList) -> None:
         self._files = files
         self._others = others
-        self._report = Report(files)
-        self._turns = Turns(SMALL_READ)
+        self._report = TreeReport(files)
+        self._turns = ThreadTurns(SMALL_READ)
         self._buffer = Buffer(2 * PIECE)
         magic = syscalls.filesystem_magic
         self._page = max(

@@ -27,8 +27,8 @@ from ktaskfs.operations.trees._files import (
     work_on,
 )
 from ktaskfs.operations.trees._output import make_output
-from ktaskfs.operations.trees._pieces import Turns
-from ktaskfs.operations.trees._report import DONE, Report
+from ktaskfs.operations.trees._pieces import ThreadTurns
+from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
 from ktaskfs.operations.trees._target_tree import TargetTree, dress, require_apart, require_room, require_usable
 from ktaskfs.span import Span
@@ -156,8 +156,8 @@ class _Copier:
         self._target = target
         self._page = target.kind.page_size
         self._one_thread = max(ONE_THREAD, self._page)
-        self._report = Report(files)
-        self._turns = Turns(SMALL)
+        self._report = TreeReport(files)
+        self._turns = ThreadTurns(SMALL)
         self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output

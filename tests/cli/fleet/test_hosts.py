@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from ktaskfs.cli.fleet.ask import Answers
-from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, Group, parsed
+from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
 
 
@@ -64,7 +64,7 @@ def test_the_end_of_a_host(fleet: Fleet, lines: list[bytes], status: int | None,
     fleet.ended("hv1", status)
     host = fleet["hv1"]
     assert (host.state, host.words, host.has_ended) == (state, words, True)
-    assert fleet.groups() == [Group(state, words, ["hv1"])]
+    assert fleet.groups() == [HostGroup(state, words, ["hv1"])]
     fleet.ended("hv1", 255)
     assert fleet["hv1"] == host
 
@@ -174,4 +174,4 @@ def test_a_host_whose_answer_is_too_long() -> None:
     answers.ended("hv1", 0)
     answers.ended("hv2", 0)
     assert [len(each) for each in answers.objects.values()] == [0, 1]
-    assert answers.bad == [Group("failed", TOO_MUCH, ["hv1"])]
+    assert answers.bad == [HostGroup("failed", TOO_MUCH, ["hv1"])]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.operations.trees._files import Piece
-from ktaskfs.operations.trees._pieces import FEW, SMALL, Turns
+from ktaskfs.operations.trees._pieces import FEW, SMALL, ThreadTurns
 from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def in_threads(work: Callable[[], None]) -> None:
 
 
 def test_small_pieces_are_done_by_one_thread_at_a_time() -> None:
-    turns, inside, most, done = Turns(), set[int](), 0, list[int]()
+    turns, inside, most, done = ThreadTurns(), set[int](), 0, list[int]()
 
     def work(piece: Piece) -> None:
         nonlocal most
@@ -53,7 +53,7 @@ def test_small_pieces_are_done_by_one_thread_at_a_time() -> None:
 
 def test_many_pieces_are_done_by_a_few_at_a_time() -> None:
     """So no thread waits for all pieces of another thread."""
-    turns, order, began = Turns(), list[int](), threading.Barrier(THREADS)
+    turns, order, began = ThreadTurns(), list[int](), threading.Barrier(THREADS)
 
     def often() -> None:
         began.wait(DEADLINE)
@@ -74,13 +74,13 @@ def test_large_pieces_are_done_side_by_side() -> None:
         if piece.file == 0:
             together.wait(DEADLINE)
 
-    turns = Turns()
+    turns = ThreadTurns()
     in_threads(lambda: turns.do(pieces(SMALL + 1), work))
     assert not together.broken
 
 
 def test_small_pieces_that_a_thread_waits_for_are_done_side_by_side() -> None:
-    turns = Turns()
+    turns = ThreadTurns()
     turns.do(pieces(1), lambda piece: time.sleep(1e-4))  # as a disk would have it wait
     together = threading.Barrier(THREADS)
 
@@ -96,7 +96,7 @@ def test_the_turn_passes_on_after_an_error() -> None:
     def fail(piece: Piece) -> None:
         raise ValueError(piece.file)
 
-    turns, done = Turns(), list[int]()
+    turns, done = ThreadTurns(), list[int]()
     with pytest.raises(ValueError, match="^0$"):
         turns.do(pieces(1), fail)
     in_threads(lambda: turns.do(pieces(1), lambda piece: done.append(piece.file)))
