@@ -153,6 +153,8 @@ class Mounted(NamedTuple):
         try:
             self._write(fd, "tasks/control", text)
             return self._read(fd, "tasks/control").split()
+        except DaemonAway as error:
+            raise self._ended_meanwhile() from error
         finally:
             let_go(fd)
 
@@ -163,11 +165,7 @@ class Mounted(NamedTuple):
             number = error.errno or errno.EIO
             refused = self._refused(number, file, text)  # ESTALE is also the errno of a changed target
             if refused is None and number in AWAY:
-                raise DaemonAway(
-                    f"the daemon of {self.path} ended during the command; it may have taken effect: check "
-                    "with ktaskfs ls",
-                    errno=errno.EIO,
-                ) from error
+                raise self._ended_meanwhile() from error
             raise refused or Refused(f"{file}: {os.strerror(number)}", errno=number) from error
 
     def _refused(self, number: int, file: str, text: str) -> Refused | None:
@@ -192,6 +190,10 @@ class Mounted(NamedTuple):
         if error.errno in AWAY:
             return self._away(error.errno or errno.ENOTCONN)
         return TargetError.from_os(error, f"{self.path}/{file}")
+
+    def _ended_meanwhile(self) -> DaemonAway:
+        words = "ended during the command; it may have taken effect: check with ktaskfs ls"
+        return DaemonAway(f"the daemon of {self.path} {words}", errno=errno.EIO)
 
     def _away(self, number: int) -> DaemonAway:
         if number == errno.ENOENT:

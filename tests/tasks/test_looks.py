@@ -154,7 +154,7 @@ async def test_a_look_that_takes_long_is_asked_for_again_and_given_up_at_last(
 @pytest.mark.parametrize(
     ("answer", "number", "words"),
     [
-        (protocol.encode(protocol.StartRefused(errno.EACCES, "your group")), errno.EACCES, "your group"),
+        (protocol.encode(protocol.WorkerRefused(errno.EACCES, "your group")), errno.EACCES, "your group"),
         (b"", errno.EIO, "died"),
         (b"[1", errno.EIO, "sent an invalid answer"),
         (b'["Found", {"table": 1, "json": ""}]', errno.EIO, "sent an invalid answer"),
