@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 STATE = Path("/run/libvirt/ktaskfs")
 """A file for each domain with pages that were added: NODE, bytes of a page, and how many, of each pool."""
@@ -157,7 +157,8 @@ def prepare(domain: ET.Element, file: Path, name: str) -> None:
                 taken[pool] = taken.get(pool, 0) + pages
                 file.write_text(json.dumps([(each.node, each.page_size, count) for each, count in done]))
     except (subprocess.CalledProcessError, OSError):
-        release(file, name)
+        remove(done, name)
+        file.unlink(missing_ok=True)
         raise
 
 
@@ -165,10 +166,14 @@ def release(file: Path, name: str) -> None:
     """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
     if not file.exists():
         return
-    for node, page_size, pages in json.loads(file.read_text()):
-        pool = Pool(node, page_size)
-        pool.grow(-min(pages, pool.available), name)
+    remove([(Pool(node, page_size), pages) for node, page_size, pages in json.loads(file.read_text())], name)
     file.unlink()
+
+
+def remove(added: Iterable[tuple[Pool, int]], name: str) -> None:
+    """Remove as many of these pages as are not in use. Raises CalledProcessError and OSError."""
+    for pool, pages in added:
+        pool.grow(-min(pages, pool.available), name)
 
 
 @contextlib.contextmanager

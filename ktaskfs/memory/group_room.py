@@ -54,6 +54,24 @@ class GroupRoom:
         self._ended = threading.Condition()
         self._taking = 0  # bytes that running chunks may still take, or have just taken; guarded by _ended
 
+    def _enter(self, size: int, *, alone: bool) -> bool:
+        """Count a chunk of ``size`` bytes as running, if it fits; ``alone``: wait for the others' ends until it does.
+
+        Raises TargetError (ENOMEM) if it does not fit even alone.
+        """
+        with self._ended:
+            while size and (headroom := memory_headroom(self._kernel)) is not None:
+                if self._taking + size + SPARE <= headroom.left:
+                    break
+                if not alone:
+                    return False
+                if not self._taking:
+                    text = f"{self._target.path}: {size} bytes of this chunk are missing, but {headroom}"
+                    raise TargetError(text, errno=errno.ENOMEM)
+                self._ended.wait()
+            self._taking += size
+        return True
+
     @contextlib.contextmanager
     def taking(self, at_most: int, missing: Callable[[], int]) -> Iterator[None]:
         """A chunk allocates ``at_most`` bytes in this context; ``missing`` finds how many it really does.
@@ -62,19 +80,9 @@ class GroupRoom:
         chunk that does not fit beside the running ones waits for them: their pages count twice until they end.
         """
         size = at_most if self._on_tmpfs else 0
-        exact = False
-        with self._ended:
-            while size and (headroom := memory_headroom(self._kernel)) is not None:
-                if self._taking + size + SPARE <= headroom.left:
-                    break
-                if not exact:
-                    size, exact = missing(), True
-                elif self._taking:
-                    self._ended.wait()
-                else:
-                    text = f"{self._target.path}: {size} bytes of this chunk are missing, but {headroom}"
-                    raise TargetError(text, errno=errno.ENOMEM)
-            self._taking += size
+        if not self._enter(size, alone=False):
+            size = missing()
+            self._enter(size, alone=True)
         try:
             yield
         finally:

@@ -1,7 +1,8 @@
-"""Commands that outlive the daemon: they go on with the next one."""
+"""Commands that outlive the daemon: they continue with the next one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +45,9 @@ def test_a_start_waits_for_the_daemon(command: Command, area: Path, memory: Path
     mount.process.kill()
     mount.process.wait()
     with command.started("run", "--quiet", "checksum", f"path={memory}/file") as follower:
-        until(lambda: sleeps(follower), "it has found a dead mount")
+        waiting = stopped_asleep(follower)
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
+        waiting.resume()
         assert follower.wait(DEADLINE) == 0, follower.communicate()
     again.close()
     mount.kill()
@@ -60,9 +62,10 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
     mount.process.kill()
     mount.process.wait()
     with command.started(*words.split()) as process:
-        until(lambda: sleeps(process) or process.poll() is not None, "it has found a dead mount")
+        waiting = stopped_asleep(process)
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
         try:
+            waiting.resume()
             if verb != "wait":
                 assert process.wait(DEADLINE) == 0, process.communicate()
         finally:
@@ -72,7 +75,20 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
     mount.kill()
 
 
-def sleeps(process: subprocess.Popen[str]) -> bool:
-    """Whether the command, or the child that does its work, is in clock_nanosleep(2)."""
-    found = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-    return any("nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text() for each in found)
+def stopped_asleep(process: subprocess.Popen[str]) -> psutil.Process:
+    """Stops the process of a command that sleeps at a dead mount, so that it does not give up, and returns it."""
+    until(lambda: _asleep(process) or process.poll() is not None, "it has found a dead mount")
+    assert process.poll() is None, process.communicate()
+    (found,) = _asleep(process)
+    found.suspend()
+    return found
+
+
+def _asleep(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of the command that are in clock_nanosleep(2)."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children()]:
+            if "nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text():
+                found.append(each)
+    return found

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OLDER: Final = "0.1.0"
 """A version before the one that is built."""
-PAST: Final = "db5b2f7"
+PAST: Final = "db5b2f70e73abefc5b555893544eb34038cb99b0"
 """A commit of that version, with records of version 3, another page, and a service whose mount ends with its daemon."""
 
 

@@ -49,10 +49,13 @@ def install(
     """
     place = CACHE / f"{name}-{release}"
     with cache():
-        if place.exists() and suits is not None and not suits(Newest(place)):
-            shutil.rmtree(place)
-        if not place.exists():
-            _unpack(place, packages, release)
+        if not place.exists() or (suits is not None and not suits(Newest(place))):
+            fresh = place.with_name(f"{place.name}.new")
+            _unpack(fresh, packages, release)
+            shutil.rmtree(place, ignore_errors=True)
+            fresh.rename(place)
+    if suits is not None and not suits(Newest(place)):
+        raise Unavailable(f"{release} has older packages than the tests want: {' '.join(packages)}")
     return Newest(place)
 
 

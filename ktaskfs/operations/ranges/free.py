@@ -34,7 +34,7 @@ MAX_CHUNK: Final = 256 << 20
 """256 MiB of 4 KiB pages take 35 ms, of huge pages 0.1 ms: nobody waits longer for the lock of the inode."""
 CHUNKS_MOST: Final = 1 << 18
 """A range of more than 64 TiB has larger chunks: memory cannot have all of its pages, and a chunk takes some 10 µs even
-without a page."""
+without a page. If the pages of such a range lie close together, one chunk takes longer than 35 ms."""
 
 
 class FreeParameters(FileParameters, GuardedParameters):

@@ -190,17 +190,17 @@ class FileList:
         return self.tree.open_regular(self.kernel, self.path(index))
 
     def data_bytes(self, piece: Piece, page: int) -> int:
-        """Bytes of the pages of ``page`` bytes with data in a piece; 0 if the file cannot be opened."""
+        """Bytes of the pages of ``page`` bytes with data in a piece; 0 if the file cannot be read."""
         if self.kind(piece.file) != stat.S_IFREG:
             return 0
         try:
             fd = self.open(piece.file)
+            try:
+                return sum(run.widened(page).size for run in data_extents(fd, piece.start, piece.end))
+            finally:
+                os.close(fd)
         except OSError:
             return 0
-        try:
-            return sum(run.widened(page).size for run in data_extents(fd, piece.start, piece.end))
-        finally:
-            os.close(fd)
 
     def pieces(self, start: int, end: int, page: int = 1) -> Iterator[Piece]:
         """The ranges between two positions. Each byte, and each empty file, is in one chunk whatever the chunks are.

@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
-from ktaskfs.host.target import FilesystemType, directory_as_target
+from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
 from ktaskfs.host.tree import Tree
 from ktaskfs.memory.room import mount_room, require_reservable, require_space
 from ktaskfs.span import Span
@@ -108,17 +108,17 @@ class TargetTree:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return fd
 
-    def file(self, path: str, size: int, *, anew: bool) -> int:
+    def file(self, path: str, size: int, *, replace: bool) -> int:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
-        ``anew``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
+        ``replace``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
         EEXIST for a foreign entry: a link to another place, another user's file, a file with several names.
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
             try:
-                fd = self._open_file(name, parent, anew=anew)
+                fd = self._open_file(name, parent, replace=replace)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
@@ -140,23 +140,33 @@ class TargetTree:
         """The size of the copy of a file of ``size`` bytes."""
         return Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
 
-    def _open_file(self, name: str, parent: int, *, anew: bool) -> int:
+    def _open_file(self, name: str, parent: int, *, replace: bool) -> int:
         try:
             return os.open(name, _FILE, 0o600, dir_fd=parent)
-        except PermissionError:
-            if not self.filled or not anew:
+        except PermissionError as error:
+            if not self.filled or not replace:
                 raise
-        if not _is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+            refused = error
+        try:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:  # the directory itself is unwritable
+            raise refused from None
+        if not _is_own(status):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
-    def mark_incomplete(self, fd: int, error: OSError) -> None:
-        """Mark an open file, of which a part could not be copied, for a resume. Raises TargetError if that fails."""
-        try:
-            os.fchmod(fd, _INCOMPLETE)
-        except OSError as failure:
-            raise TargetError.from_os(error, f"copy to {self.path}") from failure
+    def remove_incomplete(self, path: str) -> None:
+        """Remove a file of which a part could not be copied, if there is one. Raises OSError."""
+        above, name = os.path.split(path)
+        with contextlib.suppress(FileNotFoundError):
+            status = self._status(path)
+            if _is_own(status) and stat.S_IMODE(status.st_mode) == _INCOMPLETE:
+                parent = self.directory(above)
+                try:
+                    os.unlink(name, dir_fd=parent)
+                finally:
+                    os.close(parent)
 
     def lacks(self, path: str, kind: int, size: int) -> bool:
         """Whether an earlier run has not copied this entry, of that kind (as S_IFMT) and size."""
@@ -206,6 +216,15 @@ class TargetTree:
             dress(fd, status)
         finally:
             os.close(fd)
+
+
+def mark_incomplete(fd: int) -> None:
+    """Mark an open file, of which a part could not be copied, for the end of the task or a resume.
+
+    A filesystem without this mode gets no mark: a resume then takes the file for complete.
+    """
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, _INCOMPLETE)
 
 
 def dress(fd: int, status: os.stat_result) -> None:
@@ -278,3 +297,27 @@ def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
             raise OutOfSpace(f"{target.path}: {words}")
     except OSError as error:
         raise TargetError.from_os(error, f"find the free space of {target.path}") from error
+
+
+def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
+    """The lines of a plan to copy ``files`` to ``path``, if there is room.
+
+    Raises as ``TargetTree`` and ``require_room``.
+    """
+    told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        told["creates"] = path
+        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {path}") from error
+    else:
+        target = directory_as_target(fd, path)
+    try:
+        if "creates" not in told:
+            require_usable(kernel, target.fd, path, empty=True)
+        require_room(kernel, files, target)
+    finally:
+        os.close(target.fd)
+    return told

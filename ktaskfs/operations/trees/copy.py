@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
-from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.host.target import FilesystemType
 from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
@@ -30,15 +31,21 @@ from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_tree import TargetTree, dress, require_apart, require_room, require_usable
+from ktaskfs.operations.trees._target_tree import (
+    TargetTree,
+    changes,
+    dress,
+    mark_incomplete,
+    require_apart,
+    require_room,
+)
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.target import Target
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
     from ktaskfs.operations.trees._output import Output
@@ -109,7 +116,7 @@ class Copy(Operation[CopyParameters]):
         nodes = preparation.nodes(work_on(files), 1)
 
         def told() -> dict[str, object]:
-            return _told(kernel, files, parameters.path) | ({"list": parameters.out} if parameters.out else {})
+            return changes(kernel, files, parameters.path) | ({"list": parameters.out} if parameters.out else {})
 
         output = None
         if parameters.out is None:
@@ -122,27 +129,6 @@ class Copy(Operation[CopyParameters]):
         copier = _Copier(kernel, files, target, parameters.digest, output)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK)
         return preparation.plan(nodes, control, copier.finish, tree=files.fingerprint)
-
-
-def _told(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
-    """The lines of a plan, if there is room; raises as ``prepare``."""
-    told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        told["creates"] = path
-        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
-    except OSError as error:
-        raise TargetError.from_os(error, f"open {path}") from error
-    else:
-        target = directory_as_target(fd, path)
-    try:
-        if "creates" not in told:
-            require_usable(kernel, target.fd, path, empty=True)
-        require_room(kernel, files, target)
-    finally:
-        os.close(target.fd)
-    return told
 
 
 class _Copier:
@@ -164,10 +150,12 @@ class _Copier:
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
-        pieces = list(self._pieces(start, end))
+        self._copy_pieces(list(self._pieces(start, end)))
+
+    def _copy_pieces(self, pieces: Sequence[Piece]) -> None:
         at_most = sum(Span(piece.start, piece.end).widened(self._page).size for piece in pieces)
         with self._room.taking(at_most, lambda: sum(self._files.data_bytes(piece, self._page) for piece in pieces)):
-            self._turns.do(iter(pieces), self._do)
+            self._turns.do(pieces, self._do)
 
     def _do(self, piece: Piece) -> None:
         try:
@@ -214,23 +202,27 @@ class _Copier:
 
     def _copy_file(self, piece: Piece, path: str) -> None:
         """Raises OSError: EBUSY for a file that has changed since it was found."""
-        source = self._files.open(piece.file)
-        try:
-            whole = piece.start == 0 and piece.is_last
-            target = self._target.file(path, piece.size, anew=whole)
+        whole = piece.start == 0 and piece.is_last
+        with contextlib.ExitStack() as stack:
+            if whole:  # of an unreadable source there is no copy
+                source = self._opened(piece.file, stack)
+            target = self._target.file(path, piece.size, replace=whole)
+            stack.callback(os.close, target)
             try:
-                try:
-                    status = self._copy_piece(source, target, piece)
-                except OSError as error:
-                    if error.errno not in FATAL:  # after which a resume repeats the chunk
-                        self._target.mark_incomplete(target, error)
-                    raise
-                if whole:
-                    dress(target, status)
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
+                if not whole:
+                    source = self._opened(piece.file, stack)
+                status = self._copy_piece(source, target, piece)
+            except OSError as error:
+                if error.errno not in FATAL:  # after which a resume repeats the chunk
+                    mark_incomplete(target)
+                raise
+            if whole:
+                dress(target, status)
+
+    def _opened(self, index: int, stack: contextlib.ExitStack) -> int:
+        source = self._files.open(index)
+        stack.callback(os.close, source)
+        return source
 
     def _copy_piece(self, source: int, target: int, piece: Piece) -> os.stat_result:
         """Returns the status of the source; raises OSError as ``_copy_file``."""
@@ -279,7 +271,8 @@ class _Copier:
             return ""
         self._target.keep()
         if self._target.filled:
-            self._make_up()
+            self._copy_skipped()
+        self._remove_incomplete()
         for index in reversed(range(len(self._files))):
             try:
                 self._dress(index)
@@ -299,12 +292,20 @@ class _Copier:
                 self._output.write(lines)
         return report.require_all(text, gone=False)
 
-    def _make_up(self) -> None:
-        """Copy what an earlier run has skipped, or skip it again, so that this result names it."""
+    def _copy_skipped(self) -> None:
+        """Copy the files that an earlier run has skipped, or skip them again, so that this result names them.
+
+        Their positions are done, so this is no chunk: only ``kill`` ends it.
+        """
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):
-                self._do(Piece(index, 0, size, size))
+                self._copy_pieces([Piece(index, 0, size, size)])
+
+    def _remove_incomplete(self) -> None:
+        for index in range(len(self._files)):
+            if self._report.is_skipped(index) and self._files.kind(index) == stat.S_IFREG:
+                self._target.remove_incomplete(self._files.path(index))
 
     def _dress(self, index: int) -> None:
         """The steps after the last piece of a file or directory, perhaps of an earlier run."""
@@ -322,7 +323,7 @@ class _Copier:
             path = self._files.path(index)
             if self._target.filled and self._target.is_dressed(path, status):
                 return  # by an earlier run, which has perhaps made it unwritable
-            target = self._target.file(path, status.st_size, anew=False)
+            target = self._target.file(path, status.st_size, replace=False)
             try:
                 dress(target, status)
             finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding
+from ktaskfs.operations.trees._files import FileList
 from tests.operations.trees.ground import as_nobody, make
 from tests.operations.trees.test_copy import failed, traits
 
@@ -52,6 +53,42 @@ def test_a_resume_names_or_copies_what_the_earlier_run_skipped(
     (disk / "copy/gone").unlink()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other parts are there. No file that lacks a part is left behind, and a resume copies it."""
+    real, failures = FileList.open, iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+
+    def open_file(files: FileList, index: int) -> int:
+        if files.path(index) == "large" and (failure := next(failures, None)) is not None:
+            raise failure
+        return real(files, index)
+
+    texts = {"source": with_large, "path": disk / "copy"}
+    monkeypatch.setattr(FileList, "open", open_file)
+    assert "EIO large" in failed(runner, **texts).result
+    assert not (disk / "copy/large").exists()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_resume_in_a_directory_that_became_unwritable_says_so(runner: Runner, disk: Path, root: None) -> None:
+    make(disk / "source/a/file").chmod(0o000)
+    (disk / "source/a").chmod(0o555)
+    (disk / "theirs").mkdir()
+    os.chown(disk / "theirs", 65534, 65534)
+    texts = {"source": disk / "source", "path": disk / "theirs/copy"}
+
+    def body() -> str:
+        failed(runner, **texts)
+        (disk / "theirs/copy/a").chmod(0o555)
+        with pytest.raises(Finding) as caught:
+            runner.run("copy", [], **texts)
+        return caught.value.result
+
+    assert "EACCES a/file" in as_nobody(body)
 
 
 def test_a_resume_keeps_a_large_file_that_is_complete_and_unwritable(
