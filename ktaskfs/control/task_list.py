@@ -145,7 +145,7 @@ class TaskList:
             if looked_through >= SLICE:
                 looked_through = 0
                 await trio.lowlevel.checkpoint()
-            if task.forgotten or not self._access.may_know(uid, task.uid):
+            if task not in self._table or not self._access.may_know(uid, task.uid):
                 continue
             row = self._kept(task) if _may_read(uid, task) else _row_of(Figures.outline(task), task)
             if row is None:

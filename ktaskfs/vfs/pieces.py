@@ -59,8 +59,9 @@ class Pieces:
         is_rest = self._skipping and not begins_anew
         if not (held or is_rest):
             self._open_json = OpenJson() if self._json and begins_json(data) else None
-        open_json = self._open_json is not None and self._open_json.goes_on(data)
-        self._goes_on = open_json or is_piece(data)
+        self._goes_on = is_piece(data)
+        if self._open_json is not None and len(data) <= COMMAND_MAX:  # more would take long, and is refused
+            self._goes_on |= self._open_json.goes_on(data)
         if is_rest:
             self.refused(offset)
             raise BadWrite("this is the rest of a command that was refused")

@@ -142,6 +142,20 @@ async def test_the_row_of_a_task_that_has_ended_is_kept_until_something_is_set()
     assert after["nice"] == 3
 
 
+async def test_a_task_that_is_replaced_while_a_text_is_made_leaves_no_row() -> None:
+    house = House()
+    tasks = [house.add(number) for number in range(SLICE)]
+    rows = house.tasks._rows
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.rows)
+        while not rows:
+            await trio.lowlevel.checkpoint()
+        replaced = next(task for task in tasks if task not in rows)
+        house.table.set_aside(replaced)
+    house.table.drop(replaced)
+    assert set(rows) == set(tasks) - {replaced}
+
+
 @pytest.mark.parametrize("hidepid", [0, 1, 2])
 async def test_each_user_follows_what_the_user_sees(hidepid: int) -> None:
     house = House(hidepid)

@@ -15,6 +15,7 @@ from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.quota import Quota
 from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, OpenTexts, TextFile, TooMuchText
 from ktaskfs.vfs.open_texts import OPENING_SIZE
+from ktaskfs.vfs.open_json import OpenJson
 from ktaskfs.vfs.opener import FDS_MAX, Opener
 from ktaskfs.vfs.pieces import BLOCK, Pieces, is_piece
 from ktaskfs.vfs.refusals import BadWrite, Incomplete
@@ -82,6 +83,13 @@ def test_the_rest_of_a_command_that_was_refused_is_refused_too() -> None:
         with pytest.raises(BadWrite, match="rest of a command"):
             pieces.take(2 * len(block), b"tail\n")
         assert pieces.take(2 * len(block), b"next\n") == b"next\n"
+
+
+def test_a_command_that_is_too_long_is_not_read_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte takes the daemon's thread a tenth of a second."""
+    monkeypatch.setattr(OpenJson, "goes_on", lambda self, data: pytest.fail(f"{len(data)} bytes are read"))
+    with pytest.raises(TooBig):
+        Pieces(append=False, json=True).take(0, b'{"' * COMMAND_MAX)
 
 
 def test_another_command_in_the_middle_of_one_is_refused_and_so_is_that_one() -> None:
