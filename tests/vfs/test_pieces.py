@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.quota import Quota
 from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, OpenTexts, TextFile, TooMuchText
-from ktaskfs.vfs.open_texts import OPENING_SIZE
 from ktaskfs.vfs.open_json import OpenJson
+from ktaskfs.vfs.open_texts import OPENING_SIZE
 from ktaskfs.vfs.opener import FDS_MAX, Opener
 from ktaskfs.vfs.pieces import BLOCK, Pieces, is_piece
 from ktaskfs.vfs.refusals import BadWrite, Incomplete
