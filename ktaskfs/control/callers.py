@@ -16,13 +16,13 @@ import functools
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final
-from weakref import WeakValueDictionary
 
 import trio
 
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host.credentials import CallerProcess, close_all, read_caller
 from ktaskfs.quota import ROOT
+from ktaskfs.user_threads import UserThreads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -54,8 +54,7 @@ class Callers:
         """``read`` takes pid, uid and gid, and is called in threads."""
         self._read = read
         self._all = trio.CapacityLimiter(IN_ALL_MAX)
-        self._users: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
-        """By uid, while that user's processes are examined."""
+        self._threads = UserThreads(of_one=OF_ONE_MAX, of_root=OF_ROOT_MAX)
         self._closing: Counter[int] = Counter()
         """By uid, the closes of descriptors that have not ended."""
 
@@ -132,8 +131,7 @@ class Callers:
     @contextlib.asynccontextmanager
     async def _place(self, uid: int) -> AsyncIterator[None]:
         """A place for one thread, which counts until its end, even if nobody waits for it."""
-        own = self._users.setdefault(uid, trio.CapacityLimiter(OF_ROOT_MAX if uid == ROOT else OF_ONE_MAX))
-        async with own, contextlib.nullcontext() if uid == ROOT else self._all:
+        async with self._threads.of(uid), contextlib.nullcontext() if uid == ROOT else self._all:
             yield
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from ktaskfs.tasks.task import Task
 
 LOG: Final = logging.getLogger(__name__)
+PATIENCE: Final = 10.0
+"""Seconds for the start time of a process, which takes some microseconds unless the process hangs in execve(2)."""
 _NO_SHAPE: Final = Shape(0, 0)
 
 
@@ -127,7 +131,28 @@ def _open_process(record: Record) -> int | None:
         if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise
-    if credentials.start_time(record.pid) != record.start_time:
+    if _start_time(record.pid) != record.start_time:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def _start_time(pid: int) -> int | None:
+    """As in ``credentials``; None, too, without an answer in PATIENCE.
+
+    The read may hang as long as the process does in execve(2). No worker calls that, so then another process has its
+    number. Raises OSError.
+    """
+    answer: Future[int | None] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(credentials.start_time(pid))
+        except OSError as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(PATIENCE)
+    except TimeoutError:
+        return None

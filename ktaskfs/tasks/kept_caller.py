@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ktaskfs.errors import TargetError
-from ktaskfs.host.credentials import CallerProcess, Identity, start_time
+from ktaskfs.host.credentials import CallerProcess, Identity
 from ktaskfs.host.statx import file_status
 
 ROOTS: Final = ("/proc/self/root", "/proc/1/root")
@@ -34,12 +34,13 @@ class KeptCaller:
     held: CallerProcess | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, caller: CallerProcess, *, paths_are_absolute: bool, pid: int | None = None) -> KeptCaller:
+    def of(
+        cls, caller: CallerProcess, *, paths_are_absolute: bool, process: tuple[int, int | None] | None = None
+    ) -> KeptCaller:
         """Keep ``caller``, with its descriptors only if needed: for a separate root, or for relative paths.
 
-        ``pid`` is that of the process that the spec names. Raises OSError.
+        Raises OSError.
         """
-        process = None if pid is None else (pid, start_time(pid))
         root = _place(caller.root)
         found = None if root is None else _open_root(root)
         if found is not None:
@@ -52,13 +53,8 @@ class KeptCaller:
     def open(self) -> CallerProcess:
         """The caller, for a worker to become; takes over ``held``.
 
-        Raises TargetError, ESTALE if its root is lost, or if another process has the number.
+        Raises TargetError, ESTALE if its root is lost.
         """
-        try:
-            self._require_process()
-        except TargetError:
-            self.close()
-            raise
         if self.held is not None:
             return self.held
         try:
@@ -71,18 +67,6 @@ class KeptCaller:
         except OSError as error:
             raise TargetError.from_os(error, "open the root directory of the task's writer") from error
         raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
-
-    def _require_process(self) -> None:
-        if self.process is None:
-            return
-        pid, began = self.process
-        try:
-            now = start_time(pid)
-        except OSError as error:  # no descriptor is left, or it is another user's, with hidepid=1
-            raise TargetError.from_os(error, f"look at process {pid}") from error
-        if now not in (began, None):  # if there is none, the operation says so
-            text = f"process {pid} is not the one that the spec named when it was queued"
-            raise TargetError(text, errno=errno.ESTALE)
 
     def after_boot(self) -> KeptCaller:
         """The same after a boot: the process that the spec names is gone."""

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.kept_caller import KeptCaller
     from ktaskfs.tasks.lifecycle import Lifecycle
     from ktaskfs.tasks.task import Task
 
 
 class TaskQueue:
-    """The queued tasks of all users. ``start`` begins one, with its kept caller, without waiting."""
+    """The queued tasks of all users. ``start`` begins one without waiting; it gets the kept caller, also opened."""
 
     def __init__(
-        self, context: TaskContext, lifecycle: Lifecycle, start: Callable[[Task, CallerProcess], None]
+        self, context: TaskContext, lifecycle: Lifecycle, start: Callable[[Task, KeptCaller, CallerProcess], None]
     ) -> None:
         self._table = context.table
         self._nursery = context.nursery
@@ -78,4 +79,4 @@ class TaskQueue:
         except KtaskfsError as error:
             self._lifecycle.refuse_late(task, error)
         else:
-            self._start(task, process)
+            self._start(task, caller, process)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
-from ktaskfs.operations.base.parameters import format_parameters
+from ktaskfs.operations.base.parameters import PID, format_parameters
+from ktaskfs.operations.base.resume import values_of
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
 from ktaskfs.tasks.kept_caller import KeptCaller
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.looks import Looks
+from ktaskfs.tasks.named_processes import NamedProcesses
 from ktaskfs.tasks.paths import absolute_paths, are_absolute
 from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
@@ -22,7 +25,7 @@ from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, WORKING, State, Ta
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
@@ -43,6 +46,7 @@ class TaskService:
         self.specs = SpecReader(context.operations, context.table.settings)
         self._lifecycle = Lifecycle(context)
         self._starter = Starter(context, self._lifecycle)
+        self._named = NamedProcesses()
         self._queue = TaskQueue(context, self._lifecycle, self._start_queued)
         self._adopter = Adopter(context, self._lifecycle, self._queue)
         self._unanswered: set[Task] = set()
@@ -66,6 +70,13 @@ class TaskService:
         error; no new task is then left, and replaced tasks stay.
         """
         uid = caller.identity.uid
+        try:
+            # Before there are tasks, so that nobody can change one during the wait.
+            pids = {pid for spec in specs if spec.parameters.queue for _, pid in values_of(spec.parameters, PID)}
+            began = await self._named.began(uid, pids)
+        except BaseException:  # also if the wait is cancelled
+            caller.close()
+            raise
         specs = [self._beside(uid, spec) for spec in specs]
         try:
             now = self._beginning_now(uid, specs)
@@ -81,7 +92,7 @@ class TaskService:
         tasks = self._create(caller, specs, set(names), now)
         self._unanswered.update(tasks)
         try:
-            await self._begin(caller, specs, tasks, replaced)
+            await self._begin(caller, specs, tasks, replaced, began)
         finally:
             self._unanswered.difference_update(tasks)
         for task in tasks:
@@ -92,10 +103,15 @@ class TaskService:
         return tasks
 
     async def _begin(
-        self, caller: CallerProcess, specs: Sequence[Spec], tasks: Sequence[Task], replaced: list[Task]
+        self,
+        caller: CallerProcess,
+        specs: Sequence[Spec],
+        tasks: Sequence[Task],
+        replaced: list[Task],
+        began: Mapping[int, int | None],
     ) -> None:
         """Start the NEW ones of ``tasks``, which ``specs`` describe, instead of the ``replaced`` ones. Raises as
-        ``run_specs``."""
+        ``run_specs``. ``began``: the start times of processes that queued specs name."""
 
         def commit() -> None:
             while replaced:
@@ -104,7 +120,7 @@ class TaskService:
                     self._lifecycle.drop(old)
 
         try:
-            self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller)
+            self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller, began)
             await self._start([task for task in tasks if task.state is State.NEW], caller, commit)
         except KtaskfsError as error:
             for task in tasks:
@@ -155,28 +171,29 @@ class TaskService:
             tasks.append(task)
         return tasks
 
-    def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess) -> None:
+    def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess, began: Mapping[int, int | None]) -> None:
         """Keep ``caller`` for queued tasks. On TargetError closes it."""
         try:
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
-                pid = task.texts.get("pid")
+                named = task.texts.get("pid")
+                pid = None if named is None else parse_int(named)
+                process = None if pid is None else (pid, began[pid])
                 with contextlib.ExitStack() as undo:
                     copy = caller.copy()
                     undo.callback(copy.close)
-                    task.caller = KeptCaller.of(
-                        copy, paths_are_absolute=absolute, pid=None if pid is None else parse_int(pid)
-                    )
+                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute, process=process)
                     undo.pop_all()
         except OSError as error:
             caller.close()
             raise TargetError.from_os(error, "queue a task") from error
 
-    def _start_queued(self, task: Task, caller: CallerProcess) -> None:
+    def _start_queued(self, task: Task, kept: KeptCaller, caller: CallerProcess) -> None:
+        check = None if kept.process is None else functools.partial(self._named.require, task.uid, *kept.process)
         task.requests = self.table.asked_for(task)
         self.table.move(task, State.STARTING)
-        self._starter.start_queued(task, caller)
+        self._starter.start_queued(task, caller, check)
 
     def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
         """Make a task without an operation; ``rights`` are its maker's permitted capabilities.

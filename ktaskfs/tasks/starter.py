@@ -19,7 +19,7 @@ from ktaskfs.tasks.task import State, Task
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ktaskfs.host.credentials import CallerProcess
     from ktaskfs.tasks.context import TaskContext
@@ -44,6 +44,7 @@ class _Batch:
     """Tasks that start together. ``caller_waits`` until the answer to their write.
 
     workers: the workers forked until now, in the order of their tasks.
+    check:   called before the first worker is forked; its KtaskfsError is why no task begins.
     commit:  called before the first record is written.
     error:   why no task begins, once known.
     failed:  the task whose preparation failed, if any.
@@ -56,6 +57,7 @@ class _Batch:
     workers: list[NewWorker] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     caller_waits: bool = True
+    check: Callable[[], Awaitable[None]] | None = None
     commit: Callable[[], None] = lambda: None
     error: KtaskfsError | None = None
     failed: Task | None = None
@@ -110,9 +112,9 @@ class Starter:
             for task in batch.tasks:
                 self._lifecycle.save(task)
 
-    def start_queued(self, task: Task, caller: CallerProcess) -> None:
-        """Start a STARTING task in the background: an error ends it. Takes over ``caller``."""
-        self._begin(_Batch([task], caller, caller_waits=False))
+    def start_queued(self, task: Task, caller: CallerProcess, check: Callable[[], Awaitable[None]] | None) -> None:
+        """Start a STARTING task in the background, after ``check`` if any: an error ends it. Takes over ``caller``."""
+        self._begin(_Batch([task], caller, caller_waits=False, check=check))
 
     def _begin(self, batch: _Batch) -> None:
         before = [self._batches[task] for task in batch.tasks if task in self._batches]
@@ -158,6 +160,8 @@ class Starter:
             with batch.scope:
                 for earlier in before:
                     await earlier.over.wait()
+                if batch.check is not None:
+                    await batch.check()
                 for task in batch.tasks:
                     batch.failed = task
                     await self._prepare(task, batch)

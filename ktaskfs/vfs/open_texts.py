@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakValueDictionary
 
-import trio
-
+from ktaskfs.user_threads import UserThreads
 from ktaskfs.vfs.inode import Look
 
 if TYPE_CHECKING:
@@ -23,6 +21,9 @@ LOOKS_MAX: Final = 256
 """Maximum texts that wait for an open after a lookup. Most never get one: ls(1) and test(1) only use stat(2)."""
 LOOKS_SIZE: Final = 4 << 20
 """Their maximum total bytes."""
+DEATHS_MAX: Final = 4
+"""Threads for a user's closes at the same time. One hangs as long as the closing process does in execve(2)."""
+DEATHS_OF_ROOT_MAX: Final = 16
 KNOWN_MAX: Final = 1024
 """Maximum files with a known change time. A dropped one counts as changed."""
 
@@ -55,11 +56,11 @@ class OpenTexts:
         self._looks_size = 0
         self._opened: dict[tuple[int, int, int], TextSnapshot] = {}
         """Both by inode number, user and pid."""
-        self._threads: WeakValueDictionary[int, trio.CapacityLimiter] = WeakValueDictionary()
-
-    def threads_of(self, user: int) -> trio.CapacityLimiter:
-        """The limiter of the threads that examine processes for ``user``: one at a time."""
-        return self._threads.setdefault(user, trio.CapacityLimiter(1))
+        self.open_threads = UserThreads(of_one=1, of_root=1)
+        """They look whether a process has its file open."""
+        self.death_threads = UserThreads(of_one=DEATHS_MAX, of_root=DEATHS_OF_ROOT_MAX)
+        """They look whether a process is being killed. That does not wait for the first question, which may be slow;
+        and not in the threads that all users share, of which processes that hang would leave none."""
 
     def hold(self, user: int, text: bytes) -> None:
         """One more open of ``user`` holds ``text``; raises the quota's refusal."""

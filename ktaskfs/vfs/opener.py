@@ -16,6 +16,8 @@ PF_EXITING: Final = 0x4
 """A flag in field 9 of /proc/PID/stat (include/linux/sched.h)."""
 _FLAGS: Final = 9
 _EXIT_CODE: Final = 52
+_READ_MAX: Final = 64 << 10
+"""Bytes of a file to read: in the status, up to 11 for each of the process's groups come before its memory."""
 _SIGNAL: Final = 0x7F
 """The bits of a wait status that name the signal."""
 
@@ -80,6 +82,6 @@ def _read(path: str) -> bytes:
     """A file of /proc, empty if it is gone or may not be read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(4096) or b""
+            return file.read(_READ_MAX) or b""
     except OSError:
         return b""

@@ -252,10 +252,11 @@ class CommandText(OpenText):
         held = self._pieces.held
         if not last and self._passed_on:
             return
-        # First, because the opener may be gone at the next close; and without the limit of the user's threads.
+        # First, because the opener may be gone at the next close.
         killed = False
         with trio.move_on_after(EXEC_PATIENCE):
-            killed = await trio.to_thread.run_sync(self._opener.was_killed, abandon_on_cancel=True)
+            limiter = self._file.texts.death_threads.of(self._caller.uid)
+            killed = await trio.to_thread.run_sync(self._opener.was_killed, abandon_on_cancel=True, limiter=limiter)
         if not (last or killed) and await self._ask(self._opener.has_it_open) is not False:
             return
         if not held or self._pieces.held is not held:  # another close, or a write, came first
@@ -271,7 +272,7 @@ class CommandText(OpenText):
     async def _ask(self, question: Callable[[], bool | None]) -> bool | None:
         """The answer of a question about the opener's process; None if it takes too long."""
         with trio.move_on_after(PATIENCE):
-            limiter = self._file.texts.threads_of(self._caller.uid)
+            limiter = self._file.texts.open_threads.of(self._caller.uid)
             return await trio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=limiter)
         return None
 

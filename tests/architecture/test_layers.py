@@ -44,7 +44,7 @@ MAY_IMPORT = table()
 
 ONLY_HERE = {
     "pyfuse3": {"fuse"},
-    "trio": {"daemon", "control", "fuse", "tasks", "vfs"},
+    "trio": {"daemon", "control", "fuse", "tasks", "user_threads", "vfs"},
     "rich": {"cli"},
     "textual": {"cli"},
     "ClusterShell": {"cli"},

@@ -19,7 +19,7 @@ from ktaskfs.errors import TargetError
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
-from ktaskfs.tasks import kept_caller
+from ktaskfs.tasks import named_processes
 from ktaskfs.tasks.kept_caller import KeptCaller
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
@@ -177,7 +177,7 @@ async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
     def fail(pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(kept_caller, "start_time", fail)
+    monkeypatch.setattr(named_processes, "start_time", fail)
     house.service.kill(first)
     assert await ended(waiting) is State.FAILED
     assert waiting.snapshot().message == f"look at process {sleeper}: Too many open files"

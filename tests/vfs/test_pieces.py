@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ktaskfs.errors import KtaskfsError, TooBig
+from ktaskfs.host.credentials import GROUPS_MAX
 from ktaskfs.quota import Quota
 from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, OpenTexts, TextFile, TooMuchText
 from ktaskfs.vfs.open_json import OpenJson
 from ktaskfs.vfs.open_texts import OPENING_SIZE
 from ktaskfs.vfs.opener import FDS_MAX, Opener
+from ktaskfs.vfs.opener import _read as read_proc
 from ktaskfs.vfs.pieces import BLOCK, Pieces, is_piece
 from ktaskfs.vfs.refusals import BadWrite, Incomplete
 
@@ -148,10 +153,32 @@ async def test_of_a_killed_writer_nothing_is_carried_out_even_if_its_files_canno
     await file.write(0, b"x" * 1024)
     monkeypatch.setattr(Opener, "was_killed", lambda opener: True)
     monkeypatch.setattr("ktaskfs.vfs.text.PATIENCE", 0)
-    async with taker.file.texts.threads_of(UNSEEN.uid):
+    async with taker.file.texts.open_threads.of(UNSEEN.uid):
         with pytest.raises(Incomplete):
             await file.closed(last=False)
     assert (file.pending, taker.commands) == (False, [])
+
+
+async def test_a_writer_that_hangs_takes_no_thread_from_all_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those that write the metrics."""
+    go_on = threading.Event()
+
+    def hang(opener: Opener) -> bool:
+        go_on.wait()
+        return False
+
+    monkeypatch.setattr(Opener, "was_killed", hang)
+    monkeypatch.setattr("ktaskfs.vfs.text.EXEC_PATIENCE", 0.01)
+    taker = Taker()
+    file = await taker.open()
+    await file.write(0, b"x" * 1024)
+    try:
+        await file.closed(last=True)
+        assert taker.commands == ["x" * 1024]
+        assert taker.file.texts.death_threads.of(UNSEEN.uid).borrowed_tokens == 1
+        assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+    finally:
+        go_on.set()
 
 
 async def test_what_the_command_raises_is_the_error_of_the_close() -> None:
@@ -222,3 +249,19 @@ def test_the_stat_of_a_process_that_is_not_ending_is_not_read(monkeypatch: pytes
     monkeypatch.setattr("ktaskfs.vfs.opener._read", noting)
     assert not Opener(os.getpid(), 1).was_killed()
     assert read == [f"/proc/{os.getpid()}/status"]
+
+
+def test_the_memory_of_a_process_in_many_groups_is_seen(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its status names the groups first."""
+    read: list[str] = []
+
+    def noting(path: str) -> bytes:
+        read.append(path)
+        return read_proc(path)
+
+    monkeypatch.setattr("ktaskfs.vfs.opener._read", noting)
+    groups = range(10**9, 10**9 + GROUPS_MAX)
+    with subprocess.Popen(["sleep", "60"], extra_groups=groups) as process:
+        assert not Opener(process.pid, 1).was_killed()
+        process.kill()
+    assert read == [f"/proc/{process.pid}/status"]
