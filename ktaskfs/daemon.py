@@ -179,8 +179,7 @@ async def _serve(daemon: _Daemon) -> None:
                 await session.serve(*_succession(daemon.state))
             else:
                 await session.serve()
-            # Cancel the tasks that report on the mount here, but wait for them after the unmount: one may have a child
-            # that waits for an answer of the mount.
+            # The tasks that report on the mount end with it.
             nursery.cancel_scope.cancel()
         daemon.manager.tell("STOPPING=1")
         left = [task.name for task in table if task.state in WORKING]

@@ -6,7 +6,6 @@ series exist from the start, so that an alert sees the increase at the first eve
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ktaskfs.control.durations import Durations
 from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
-from ktaskfs.tasks.task import EMPTY, ENDED, WORKING, State
+from ktaskfs.tasks.task import ENDED, WORKING, State
 from ktaskfs.vfs import TextFile
 
 if TYPE_CHECKING:
@@ -184,12 +183,8 @@ def _operation(task: Task) -> str:
 
 
 def _is_refusal(transition: Transition) -> bool:
-    """Whether a start that does not begin work has failed, and nobody has cancelled it.
-
-    A task that was cancelled at work returns to that state if its next start is refused.
-    """
+    """Whether a start that does not begin work has failed, and nobody has cancelled it."""
     task, old, new = transition.task, transition.old, transition.new
     if old is State.QUEUED:
         return new in (State.FAILED, State.INTERRUPTED)
-    given_up = new is State.CANCELLED and (task.history.final or EMPTY).errno == errno.ECANCELED
-    return old is State.STARTING and not given_up
+    return old is State.STARTING and not task.start_cancelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from operator import add, index
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -37,6 +38,14 @@ def checked_rate(rate: float | None) -> float | None:
     if not valid:
         raise ValueError(f"rate is {rate}")
     return float(rate)
+
+
+def _only_makes_an_object(function: Any) -> bool:
+    """Whether a call makes a generator or a coroutine: nothing would be done, without an error."""
+    while isinstance(function, partial):
+        function = function.func
+    codes = (getattr(each, "__code__", None) for each in (function, type(function).__call__))
+    return any(getattr(code, "co_flags", 0) & _MAKES_AN_OBJECT for code in codes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +112,7 @@ class Control:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name not in ("undo_func", "thread_start")):
                 raise TypeError(f"{name} is {value!r}")
-            # A call of such a function only makes an object, so nothing would be done, without an error.
-            if getattr(getattr(value, "__code__", None), "co_flags", 0) & _MAKES_AN_OBJECT:
+            if _only_makes_an_object(value):
                 raise TypeError(f"{name} is a generator or coroutine function")
         if self.threads not in ("found", "fixed"):
             raise ValueError(f"threads is {self.threads!r}")

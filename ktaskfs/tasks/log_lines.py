@@ -73,10 +73,10 @@ def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> N
 def log_refusal(log: logging.Logger, task: Task, error: KtaskfsError) -> None:
     """``task vm1: fallocate /dev/hugepages/vm1 refused (ENOMEM): …``, for a failed start.
 
-    A refused plan is logged as information.
+    A refused plan is logged as information, and so is a start that somebody cancelled.
     """
     log.log(
-        logging.INFO if task.only_plans else logging.WARNING,
+        logging.INFO if task.only_plans or task.start_cancelled else logging.WARNING,
         "task %s: %s refused (%s): %s",
         task.name,
         subject(task),

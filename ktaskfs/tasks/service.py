@@ -81,7 +81,9 @@ class TaskService:
         try:
             now = self._beginning_now(uid, specs)
             named = [(spec.parameters.name, spec.parameters.replace) for spec in specs if spec.parameters.name]
-            replaced = self.table.replaceable(uid, named)
+            replaceable = self.table.replaceable(uid, named)
+            # Until a write is answered, its names may go back to the tasks that it replaces.
+            replaced = [task for task in replaceable if task not in self._unanswered]
             names = [name for name, _ in named]
             self.table.check_names(names, replaced)
         except KtaskfsError:

@@ -119,6 +119,8 @@ class Starter:
     def _begin(self, batch: _Batch) -> None:
         before = [self._batches[task] for task in batch.tasks if task in self._batches]
         self._batches.update(dict.fromkeys(batch.tasks, batch))
+        for task in batch.tasks:
+            task.start_cancelled = False
         self._nursery.start_soon(self._carry_out, batch, before)
 
     def cancel(self, task: Task) -> None:
@@ -139,6 +141,8 @@ class Starter:
             if error is None:
                 await self._let_go(batch)
             else:
+                for task in batch.tasks:
+                    task.start_cancelled = isinstance(error, StartCancelled)
                 batch.error = error
                 batch.decided.set()
                 await self._give_up(batch, error)

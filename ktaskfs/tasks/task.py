@@ -71,6 +71,8 @@ class Task:
     worker:     from the fork until its end is known.
     caller:     the caller of its worker, while it is QUEUED.
     forgotten:  it was removed from the table, so its open files fail.
+
+    start_cancelled: its last start was cancelled before the work began: so it was not refused.
     """
 
     def __init__(self, number: int, name: str, uid: int, gid: int, *, created_ns: int | None = None) -> None:
@@ -86,6 +88,7 @@ class Task:
         self.worker: WorkerHandle | None = None
         self.caller: KeptCaller | None = None
         self.forgotten = False
+        self.start_cancelled = False
 
     def __repr__(self) -> str:
         return f"<Task {self.name} {self.state}>"

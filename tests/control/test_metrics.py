@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,15 +183,10 @@ async def test_a_start_that_somebody_cancels_is_not_a_refused_one() -> None:
     house.follow()
     task = house.add(1)
     house.table.move(task, State.STARTING)
-    change_history(task, final=replace(EMPTY, errno=errno.ECANCELED))
+    task.start_cancelled = True
     house.table.move(task, State.CANCELLED)
     facts = await house.metrics.facts()
     assert (some(facts.refused), some(facts.started), some(facts.ended)) == ({}, {}, {})
-    cancelled_at_work = house.add(2, State.CANCELLED)
-    change_history(cancelled_at_work, final=worked(300))
-    house.table.move(cancelled_at_work, State.STARTING)
-    house.table.move(cancelled_at_work, State.CANCELLED)
-    assert some((await house.metrics.facts()).refused) == {("clear",): 1}, "a resume was refused"
 
 
 async def test_work_that_is_taken_back_was_work_all_the_same() -> None:

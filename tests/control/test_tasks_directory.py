@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -37,10 +38,10 @@ async def test_a_task_that_is_removed_while_its_remover_is_examined_does_not_exi
             trio.from_thread.run_sync(house.service.forget, task)
             return read_caller(pid, os.geteuid(), os.getegid())
 
-        kernel, root = Kernel.open(), Attributes(0o555, time_ns=time.time_ns())
-        fs = Filesystem(house.service, kernel, Access(0, 0), root, Watcher(house.nursery), callers=Callers(read))
-        listed = TaskList(house.table, fs.access, lambda: None)
-        directory = TasksDirectory(0, OTHER.uid, fs, ShownTasks(fs, listed))
-        with pytest.raises(NoSuchTask):
-            await directory.rmdir("t", OTHER)
-        kernel.close()
+        root = Attributes(0o555, time_ns=time.time_ns())
+        with contextlib.closing(Kernel.open()) as kernel:
+            fs = Filesystem(house.service, kernel, Access(0, 0), root, Watcher(house.nursery), callers=Callers(read))
+            listed = TaskList(house.table, fs.access, lambda: None)
+            directory = TasksDirectory(0, OTHER.uid, fs, ShownTasks(fs, listed))
+            with pytest.raises(NoSuchTask):
+                await directory.rmdir("t", OTHER)

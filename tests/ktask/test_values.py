@@ -6,6 +6,7 @@ import dataclasses
 import math
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,7 +75,14 @@ async def _both(start: int, end: int) -> AsyncIterator[int]:
     yield start
 
 
-@pytest.mark.parametrize("function", [_coroutine, _generator, _both])
+class _Called:
+    async def __call__(self, start: int, end: int) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "function", [_coroutine, _generator, _both, partial(_coroutine), _Called(), _Called().__call__, partial(_Called())]
+)
 def test_a_function_whose_call_does_nothing(function: Any) -> None:
     """Every chunk would count as done."""
     for name in ("thread_func", "undo_func"):

@@ -196,6 +196,26 @@ async def test_one_that_waits_belongs_to_its_write_until_that_is_answered(house:
     assert house.files() == ["00000001.json"]
 
 
+async def test_one_that_waits_is_not_replaced_until_its_write_is_answered(house: House, memory: Path) -> None:
+    """The write may still fail, and then the name is that of the old task again."""
+    old = await house.run_one(line(memory / "t", ""))
+    await ended(old)
+    await busy(house, memory, 2)
+    await stop_spare(house)
+    async with trio.open_nursery() as nursery:
+        lines = line(memory / "none" / "a", ""), line(memory / "t", "queue=1 replace=1")
+        nursery.start_soon(failing_slowly, house, *lines)
+        await until(lambda: len(house.table) == 3, "the write is under way")
+        starting = house.table.require("a")
+        await until(lambda: starting.worker is not None, "the first one has a worker")
+        house.service.cancel(house.table.require("t"))
+        with pytest.raises(NameTaken):
+            await house.run(line(memory / "t", "queue=1 replace=1"))
+        house.service.kill(starting)
+    assert (house.table.require("t"), old.forgotten) == (old, False)
+    assert [task.name for task in house.table] == ["busy", "t"]
+
+
 async def test_a_value_set_before_the_answer_writes_no_second_record_of_the_name(house: House, memory: Path) -> None:
     old = await house.run_one(line(memory / "t", ""))
     await ended(old)
