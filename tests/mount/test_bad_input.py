@@ -69,7 +69,7 @@ def test_specs_that_cannot_be_understood(mount: Mount) -> None:
         ('{"op": "fallocate", "path": "/x", "length": "huge"}', ["'huge'"]),
         ('{"op": "fallocate", "path": ["/x"]}', ["value"]),
         ('{"path": "/x"}', ["op"]),
-        ('{"op": ', ["JSON"]),
+        ('{"op": }', ["JSON"]),
     ):
         refused(mount, text, "EINVAL", *words)
 

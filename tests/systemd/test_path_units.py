@@ -76,3 +76,5 @@ def test_the_unit_of_the_page_hears_of_changes_after_a_boot(machine: Machine) ->
         for name in ("ktaskfs-changed.path", "ktaskfs-changed.service"):
             (units / name).unlink()
         machine.run("systemctl", "daemon-reload")
+        machine.start(UNIT)  # as it was before
+        machine.until_mounted()

@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
@@ -17,10 +18,14 @@ from ktaskfs.operations.trees._report import TreeReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
     from ktaskfs.operations.trees._files import FileList, Piece
+
+    Around: TypeAlias = Callable[[Sequence[Piece]], AbstractContextManager[object]]
 
 FEW: Final = 64
 """Pieces that a thread does in one turn: some 2 ms."""
@@ -51,19 +56,20 @@ class ThreadTurns:
         self._turn = threading.Lock()
         self._together = 0  # a decrement that two threads make as one does no harm
 
-    def do(self, pieces: Iterable[Piece], work: Callable[[Piece], None]) -> None:
-        """Call ``work`` for each piece. Raises what it raises."""
+    def do(self, pieces: Iterable[Piece], work: Callable[[Piece], None], around: Around = nullcontext) -> None:
+        """Call ``work`` for each piece, in a context of ``around`` for some of them. Raises what they raise."""
         left = iter(pieces)
         while few := list(islice(left, FEW)):
-            self._do(few, work)
+            self._do(few, work, around)
 
-    def _do(self, pieces: Sequence[Piece], work: Callable[[Piece], None]) -> None:
+    def _do(self, pieces: Sequence[Piece], work: Callable[[Piece], None], around: Around) -> None:
         if self._together or sum(each.end - each.start for each in pieces) > self._small * len(pieces):
             self._together = max(0, self._together - 1)
-            for piece in pieces:
-                work(piece)
+            with around(pieces):
+                for piece in pieces:
+                    work(piece)
             return
-        with self._turn:
+        with self._turn, around(pieces):
             before = _sleeps()
             for piece in pieces:
                 work(piece)

@@ -44,6 +44,7 @@ from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
@@ -150,12 +151,11 @@ class _Copier:
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
-        self._copy_pieces(list(self._pieces(start, end)))
+        self._turns.do(self._pieces(start, end), self._do, self._room_for)
 
-    def _copy_pieces(self, pieces: Sequence[Piece]) -> None:
-        at_most = sum(Span(piece.start, piece.end).widened(self._page).size for piece in pieces)
-        with self._room.taking(at_most, lambda: sum(self._files.data_bytes(piece, self._page) for piece in pieces)):
-            self._turns.do(pieces, self._do)
+    def _room_for(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:
+        at_most = sum(Span(each.start, each.end).widened(self._page).size for each in pieces)
+        return self._room.taking(at_most, lambda: sum(self._files.data_bytes(each, self._page) for each in pieces))
 
     def _do(self, piece: Piece) -> None:
         try:
@@ -300,7 +300,7 @@ class _Copier:
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):
-                self._copy_pieces([Piece(index, 0, size, size)])
+                self._turns.do([Piece(index, 0, size, size)], self._do, self._room_for)
 
     def _remove_incomplete(self) -> None:
         for index in range(len(self._files)):
