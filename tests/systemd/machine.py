@@ -98,7 +98,7 @@ class Machine:
         """Start a unit, even if other tests have started it many times."""
         self.run("systemctl", "reset-failed", unit)
         done = self.run("systemctl", "start", unit)
-        assert done.status == 0, done
+        assert done.status == 0, (done, self.run("journalctl", "--no-pager", "--lines=20", f"--unit={unit}").out)
 
     def finish_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
         """Let it run, and see it done."""

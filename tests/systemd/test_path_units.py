@@ -50,31 +50,30 @@ def test_a_change_of_state_starts_the_unit(service: Machine, kind: str, file: st
         service.sh(f"rm -f {told}")
 
 
-def test_the_unit_of_the_page_hears_of_changes_after_a_boot(machine: Machine) -> None:
-    """At boot path units start before services, and a watch set before the mount is made would never hear of it."""
+def test_the_unit_of_the_page_hears_of_changes_after_each_start_of_the_service(machine: Machine) -> None:
     page = (ROOT / "docs/how-to/monitoring.md").read_text()
-    (text,) = re.findall(r"    # /etc/systemd/system/ktaskfs-changed.path\n((?:    [^\n]*\n)+)", page)
     units, told = machine.root / "etc/systemd/system", machine.root / "disk/told"
-    (units / "ktaskfs-changed.path").write_text(textwrap.dedent(text))
-    (units / "ktaskfs-changed.service").write_text("[Service]\nType=oneshot\nExecStart=touch /disk/told\n")
-    machine.run("systemctl", "stop", UNIT)
+    files = dict(re.findall(r"    # /etc/systemd/system/(\S*changed\S*)\n((?:    [^\n]+\n)+)", page))
+    assert set(files) == {"ktaskfs-changed.path", "ktaskfs.service.d/changed.conf"}
+    files["ktaskfs-changed.service"] = "[Service]\nType=oneshot\nExecStart=touch /disk/told\n"
+    for name, text in files.items():
+        (units / name).parent.mkdir(exist_ok=True)
+        (units / name).write_text(textwrap.dedent(text))
     try:
-        assert machine.sh("systemd-analyze verify ktaskfs-changed.path") == Outcome(0, "", "")
-        assert machine.sh("systemctl enable -q ktaskfs-changed.path") == Outcome(0, "", "")
-        for _ in range(2):  # what a boot starts, and what a later start of the service alone does
-            machine.start("multi-user.target")
+        assert machine.sh("systemctl daemon-reload; systemd-analyze verify ktaskfs-changed.path") == Outcome(0, "", "")
+        for verb in ("stop", "stop", "restart"):
+            machine.run("systemctl", verb, UNIT)
             machine.start(UNIT)
             machine.until_mounted()
             until(lambda: machine.show("ktaskfs-changed.path", "ActiveState") == "active", "the unit watches")
-            assert machine.sh(f"echo fallocate path=/dev/shm/new length=4K > {MOUNT}/tasks/control").status == 0
+            spec = "fallocate path=/dev/shm/new length=4K name=new replace=1"
+            assert machine.sh(f"echo {spec} > {MOUNT}/tasks/control && tail -n 1 {MOUNT}/tasks/new/wait").status == 0
             until(told.exists, "the unit ran")
-            assert machine.sh(f"rm /dev/shm/new; systemctl stop {UNIT}").status == 0
             until(lambda: machine.show("ktaskfs-changed.service", "ActiveState") == "inactive", "it has ended")
             told.unlink()
     finally:
-        machine.sh("systemctl disable -q ktaskfs-changed.path; systemctl stop ktaskfs-changed.path")
-        for name in ("ktaskfs-changed.path", "ktaskfs-changed.service"):
+        machine.run("systemctl", "stop", "ktaskfs-changed.path")
+        for name in files:
             (units / name).unlink()
-        machine.run("systemctl", "daemon-reload")
-        machine.start(UNIT)  # as it was before
-        machine.until_mounted()
+        (units / "ktaskfs.service.d").rmdir()
+        machine.sh(f"systemctl daemon-reload; rmdir {MOUNT}/tasks/new; rm -f /dev/shm/new /disk/told")
