@@ -157,9 +157,9 @@ class TargetTree:
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
     def remove_incomplete(self, path: str) -> None:
-        """Remove a file of which a part could not be copied, if there is one. Raises OSError."""
+        """Remove a file of which a part could not be copied, if it is there, and nothing else in its place."""
         above, name = os.path.split(path)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the result names the file, whatever is there now
             status = self._status(path)
             if _is_own(status) and stat.S_IMODE(status.st_mode) == _INCOMPLETE:
                 parent = self.directory(above)
