@@ -75,13 +75,13 @@ LIES = {
     "a long name": baseline(files={"x" * 10_000: [1, 2, 3]}),
     "a huge size": baseline(size=2**64),
     "a negative end": baseline(end=-1),
-    "a refusal without words": b'["Refused", {"errno": 2, "message": null}]',
+    "a refusal without words": b'["WorkerRefused", {"errno": 2, "message": null}]',
 }
 REFUSALS = {
-    b'["Refused", {"errno": 0, "message": "success"}]': errno.EIO,
-    b'["Refused", {"errno": -1, "message": ""}]': errno.EIO,
-    b'["Refused", {"errno": 99999999999999999999, "message": "x"}]': errno.EIO,
-    b'["Refused", {"errno": 2, "message": "\\ud800\\u001b[31m\\n"}]': errno.ENOENT,
+    b'["WorkerRefused", {"errno": 0, "message": "success"}]': errno.EIO,
+    b'["WorkerRefused", {"errno": -1, "message": ""}]': errno.EIO,
+    b'["WorkerRefused", {"errno": 99999999999999999999, "message": "x"}]': errno.EIO,
+    b'["WorkerRefused", {"errno": 2, "message": "\\ud800\\u001b[31m\\n"}]': errno.ENOENT,
 }
 
 
