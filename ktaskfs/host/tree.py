@@ -104,6 +104,14 @@ class Tree(NamedTuple):
         """Whether the tree is one regular file or block device."""
         return not stat.S_ISDIR(os.fstat(self.fd).st_mode)
 
+    def status(self, path: str) -> os.stat_result:
+        """The status of that path in the tree; raises OSError as ``open``."""
+        handle = self.open(path)
+        try:
+            return os.fstat(handle)
+        finally:
+            os.close(handle)
+
     def open(self, path: str) -> int:
         """An O_PATH descriptor of that path in the tree; raises OSError: EXDEV for another mount, ELOOP."""
         if path == "." and self.is_file:
@@ -231,15 +239,7 @@ class Walk:
     def _look_at(self, path: str, entry: os.DirEntry[str]) -> os.stat_result:
         """The status of an entry from stat(2)."""
         status = entry.stat(follow_symlinks=False)
-        return self._at_end_of(path) if self.tree.links and stat.S_ISLNK(status.st_mode) else status
-
-    def _at_end_of(self, path: str) -> os.stat_result:
-        """The target of a link."""
-        handle = self.tree.open(path)
-        try:
-            return os.fstat(handle)
-        finally:
-            os.close(handle)
+        return self.tree.status(path) if self.tree.links and stat.S_ISLNK(status.st_mode) else status
 
     def _again(self, status: os.stat_result) -> bool:
         """Whether the file has been found before, by another name."""

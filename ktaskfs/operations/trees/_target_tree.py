@@ -160,7 +160,7 @@ class TargetTree:
         """Remove a file of which a part could not be copied, if it is there, and nothing else in its place."""
         above, name = os.path.split(path)
         with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            status = self._status(path)
+            status = self._tree.status(path)
             if _is_own(status) and stat.S_IMODE(status.st_mode) == _INCOMPLETE:
                 parent = self.directory(above)
                 try:
@@ -171,7 +171,7 @@ class TargetTree:
     def lacks(self, path: str, kind: int, size: int) -> bool:
         """Whether an earlier run has not copied this entry, of that kind (as S_IFMT) and size."""
         try:
-            status = self._status(path)
+            status = self._tree.status(path)
         except OSError:  # another attempt to copy it reports the error, if there is one
             return True
         if kind != stat.S_IFREG:
@@ -181,15 +181,8 @@ class TargetTree:
 
     def is_dressed(self, path: str, status: os.stat_result) -> bool:
         """Whether a file has the mode and the time of change of its original. Raises OSError."""
-        mine = self._status(path)
+        mine = self._tree.status(path)
         return (stat.S_IMODE(mine.st_mode), mine.st_mtime_ns) == (_mode(mine, status), status.st_mtime_ns)
-
-    def _status(self, path: str) -> os.stat_result:
-        handle = self._tree.open(path)
-        try:
-            return os.fstat(handle)
-        finally:
-            os.close(handle)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
         """A symbolic link; an equal one may exist. Raises OSError."""

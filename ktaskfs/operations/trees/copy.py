@@ -330,9 +330,4 @@ class _Copier:
                 os.close(target)
 
     def _dress_directory(self, path: str) -> None:
-        handle = self._files.tree.open(path or ".")
-        try:
-            status = os.fstat(handle)
-        finally:
-            os.close(handle)
-        self._target.dress_directory(path, status)
+        self._target.dress_directory(path, self._files.tree.status(path or "."))
