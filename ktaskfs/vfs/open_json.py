@@ -9,8 +9,8 @@ import re
 from typing import Final
 
 _BODY: Final = rb'(?:[^"\\\x00-\x1f]++|\\[^\x00-\x1f])*'
-"""Of a string, which has no line break. Not possessive: with a possessive repeat around it, Python 3.11.2 also takes a
-quote that is not closed."""
+"""The inside of a string, without line breaks. Not possessive: with a possessive repeat around it, Python 3.11.2 also
+takes a quote that is not closed."""
 _STRING: Final = re.compile(rb'"%b"' % _BODY)
 _WHOLE_STRINGS: Final = re.compile(rb'(?:[^"]++|"%b")*' % _BODY)
 _OPEN_STRING: Final = re.compile(rb'"%b(\\?)' % _BODY)
@@ -29,7 +29,7 @@ class OpenJson:
 
     def __init__(self) -> None:
         self._before = b""
-        """What stands for the text so far: nothing at the beginning of a line, or an open string."""
+        """A short stand-in for the text so far: empty at the beginning of a line, else an open string or a colon."""
         self._is_json = True
         self._objects = 0
         self._lists = 0

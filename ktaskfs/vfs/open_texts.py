@@ -59,8 +59,8 @@ class OpenTexts:
         self.open_threads = UserThreads(of_one=1, of_root=1)
         """They look whether a process has its file open."""
         self.death_threads = UserThreads(of_one=DEATHS_MAX, of_root=DEATHS_OF_ROOT_MAX)
-        """They look whether a process is being killed. That does not wait for the first question, which may be slow;
-        and not in the threads that all users share, of which processes that hang would leave none."""
+        """They look whether a process is being killed. They are separate because the other question may be slow, and
+        because processes that hang would use up the threads that all users share."""
 
     def hold(self, user: int, text: bytes) -> None:
         """One more open of ``user`` holds ``text``; raises the quota's refusal."""
