@@ -247,7 +247,8 @@ class CommandText(OpenText):
         """Run the held command, if nobody can add to it: at the last close(2), or when the opener has closed the file.
 
         If the opener passed the descriptor on before, only the last close counts. The pieces of an opener that a signal
-        ends are dropped.
+        ends are dropped. During an execve(2) that closes the file, nobody sees (Linux 6.18) whether the opener has it
+        open, so the last close counts then, too.
         """
         held = self._pieces.held
         if not last and self._passed_on:

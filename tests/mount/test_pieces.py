@@ -265,7 +265,8 @@ def test_a_parameter_can_be_as_long_as_a_path(mounted: Mount, deep: Path) -> Non
 
 
 def test_a_piece_of_a_writer_that_executes_another_program_is_carried_out(mounted: Mount, memory: Path) -> None:
-    """While execve(2) closes the descriptor, a read of the writer's /proc/PID/stat waits for the end of execve(2)."""
+    """While execve(2) closes the descriptor, every look at the writer in /proc waits for the end of execve(2). So the
+    command is carried out after execve(2), at the last close, for which nobody waits."""
     spec = f"fallocate path={memory / 'file'} length=4096 name=executed".ljust(BLOCK)
     code = f"import os; os.write(os.open({str(mounted.path / CONTROL)!r}, os.O_WRONLY), {spec!r}.encode()); "
     process = subprocess.Popen([sys.executable, "-c", code + "os.execv('/bin/true', ['true'])"])
@@ -274,6 +275,7 @@ def test_a_piece_of_a_writer_that_executes_another_program_is_carried_out(mounte
     except subprocess.TimeoutExpired:
         mounted.process.kill()  # or every process that reads /proc, as ps(1), waits for ever
         raise
+    until((mounted.path / "tasks/executed").exists, "the command is carried out")
     assert mounted.cat("tasks/executed/wait").out.endswith("done\n")
 
 
