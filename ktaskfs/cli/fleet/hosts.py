@@ -152,7 +152,9 @@ def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, st
 class Fleet:
     """All hosts, in the order of their names."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, detach: bool = False) -> None:
+        """``detach``: the command on a host ends before its tasks do."""
+        self._detach = detach
         self._hosts = {name: Host(name) for name in names}
         self._sizes: dict[tuple[str, str], int] = {}
         """Bytes of the last object, by host and task."""
@@ -221,7 +223,7 @@ class Fleet:
         elif host.tasks and all(each.has_ended for each in host.tasks.values()):
             worst = min(host.tasks.values(), key=_gravity)
             state, words = worst.state, _complaint(worst)
-        elif host.tasks and status == 0:
+        elif host.tasks and status == 0 and self._detach:
             state = STARTED
         else:
             state, words = broken(status, host.heard, has_spoken=bool(host.tasks))

@@ -37,7 +37,7 @@ def run(given: argparse.Namespace) -> int:
     names = names_of(given.hosts)
     batches = batches_of(names, given.batch)
     command = _command(given)
-    fleet = Fleet(names)
+    fleet = Fleet(names, detach=given.detach)
     with OwnInterrupts() as interrupts:
         watch = Watch(fleet, report_for(given, os.environ), interrupts, given)
         watch.run(Connections(Way.of(given), command, batches, watch))

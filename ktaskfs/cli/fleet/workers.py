@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LINE_MOST: Final = 8 << 20
 """Bytes of a line. A result of 1 MiB in JSON has at most six times as many."""
+GRACE: Final = 1.0
+"""Seconds for the end of a process that has closed its output. Meanwhile no other host is heard."""
 TOO_LONG: Final = f"a line of more than {LINE_MOST >> 20} MiB"
 
 
@@ -72,7 +74,7 @@ def _begin(
 
 
 class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
-    """Mixed into a client of ClusterShell's: replaces three of its methods."""
+    """Mixed into a client of ClusterShell's: replaces some of its methods."""
 
     def __repr__(self) -> str:
         return str(self.key)
@@ -91,6 +93,15 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
             self.worker.eh.ev_read(self.worker, self.key, sname, TOO_LONG.encode())
             self.popen.kill()
             raise EngineClientEOF  # ClusterShell then closes the stream, and waits for the process
+
+    def _close(self, abort: bool, timeout: bool) -> None:
+        """Called by ClusterShell after the end of the output; it then waits for the end of the process."""
+        if not abort:
+            try:
+                self.popen.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+        super()._close(abort, timeout)
 
 
 class _SshClient(_Client, SshClient):  # type: ignore[misc]  # ClusterShell has no types

@@ -42,7 +42,7 @@ def fleet() -> Fleet:
         ([b"Welcome", told("running")], 255, "lost", "the connection ended"),
         ([told("running"), b"Timeout, server hv1 not responding."], 255, "lost", "Timeout, server %h not responding."),
         ([told("running")], None, "lost", "the connection ended"),
-        ([told("running")], 0, "started", ""),
+        ([told("running")], 0, "lost", "the connection ended"),
         ([told("done")], 0, "done", ""),
         ([told("done"), b"logout"], 255, "done", ""),
         ([told("planned")], 0, "planned", ""),
@@ -67,6 +67,14 @@ def test_the_end_of_a_host(fleet: Fleet, lines: list[bytes], status: int | None,
     assert fleet.groups() == [HostGroup(state, words, ["hv1"])]
     fleet.ended("hv1", 255)
     assert fleet["hv1"] == host
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, "started"), (255, "lost")])
+def test_a_host_that_need_not_follow_its_task(status: int, state: str) -> None:
+    fleet = Fleet(["hv1"], detach=True)
+    fleet.heard("hv1", told("running"))
+    fleet.ended("hv1", status)
+    assert fleet["hv1"].state == state
 
 
 def test_the_status_is_that_of_the_worst(fleet: Fleet) -> None:

@@ -180,6 +180,12 @@ def test_a_line_without_an_end_is_not_kept(hosts: Hosts, option: str) -> None:
         ]
 
 
+def test_a_host_that_closes_its_output_and_does_not_end_holds_nobody_up(hosts: Hosts) -> None:
+    outcome = hosts("good1,quick1,shut1")
+    assert outcome.status == 1
+    assert {"done (2): good1,quick1", "lost (1): shut1: the connection ended"} <= set(outcome.err.splitlines())
+
+
 def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:
     with started(hosts.words("good[1-3],slow1", "--json")) as command:
         assert command.stdout is not None
