@@ -152,9 +152,10 @@ class Mounted(NamedTuple):
         fd = self.open("tasks/control", os.O_RDWR)
         try:
             self._write(fd, "tasks/control", text)
-            return self._read(fd, "tasks/control").split()
-        except DaemonAway as error:
-            raise self._ended_meanwhile() from error
+            try:
+                return self._read(fd, "tasks/control").split()
+            except DaemonAway as error:
+                raise self._ended_meanwhile() from error
         finally:
             let_go(fd)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from ktaskfs.cli.mounted import Mounted
+from ktaskfs.errors import DaemonAway
 from tests.support.daemon import Mount
 from tests.support.poll import DEADLINE, until
 from tests.support.slow import stop
@@ -92,3 +96,17 @@ def _asleep(process: subprocess.Popen[str]) -> list[psutil.Process]:
             if "nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text():
                 found.append(each)
     return found
+
+
+def test_a_daemon_that_ends_during_the_write_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/control").touch()
+
+    def write(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(DaemonAway, match="ended during the command") as caught:
+        Mounted(str(tmp_path), patience=0).start("clear path=/x")
+    monkeypatch.undo()
+    assert isinstance(caught.value.__cause__, OSError)
