@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import time
@@ -160,35 +161,59 @@ def test_the_pools_of_the_machine_add_up_to_what_it_has(exporter: str) -> None:
         assert machine == sum(nodes)
 
 
-def test_an_alert_on_the_first_failure(
-    mounted: Mount,
-    memory: Path,
-    area: Path,
-    exporter: str,
-    two_users: tuple[User, User],
-    programs: Programs,
-) -> None:
-    """If a series appears only with its first event, its increase is 0 then, and no alert fires."""
+class Server:
+    """A Prometheus with the alert rules, at ``address``."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        query = urllib.parse.urlencode({"query": expression})
+        answer = json.loads(get(f"{self._address}/api/v1/query?{query}"))
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def values(self, expression: str) -> list[str]:
+        return [each["value"][1] for each in self.query(expression)]
+
+
+@pytest.fixture
+def server(area: Path, exporter: str, two_users: tuple[User, User], programs: Programs) -> Iterator[Server]:
+    """It reads from the exporter twice a second."""
     (area / "prometheus.yml").write_text(CONFIG.format(rules=MONITORING / "alerts.yml", target=exporter))
     data = area / "data"
     data.mkdir()
     os.chown(data, two_users[0].uid, two_users[0].gid)
     arguments = [f"--config.file={area}/prometheus.yml", f"--storage.tsdb.path={data}"]
-    with served(two_users[0], area / "prometheus.log", programs.prometheus, *arguments, ready="-/ready") as server:
+    log = area / "prometheus.log"
+    with served(two_users[0], log, programs.prometheus, *arguments, ready="-/ready") as address:
+        yield Server(address)
 
-        def query(expression: str) -> list[dict[str, Any]]:
-            answer = json.loads(get(f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"))
-            result: list[dict[str, Any]] = answer["data"]["result"]
-            return result
 
-        failures = 'ktaskfs_tasks_ended_total{operation="copy",outcome="failed"}'
-        until(lambda: [each["value"][1] for each in query(failures)] == ["0"], "the count is there before any failure")
-        fired = 'ALERTS{alertname="KtaskfsTaskFailed",alertstate="firing"}'
-        assert query(fired) == []
-        fail_one(mounted, memory)
-        until(lambda: query(fired) != [], "the alert fires")
-        (alert,) = query(fired)
-        assert alert["metric"]["operation"] == "copy"
+def test_an_alert_on_the_first_failure(mounted: Mount, memory: Path, server: Server) -> None:
+    """If a series appears only with its first event, its increase is 0 then, and no alert fires."""
+    failures = 'ktaskfs_tasks_ended_total{operation="copy",outcome="failed"}'
+    until(lambda: server.values(failures) == ["0"], "the count is there before any failure")
+    fired = 'ALERTS{alertname="KtaskfsTaskFailed",alertstate="firing"}'
+    assert server.query(fired) == []
+    fail_one(mounted, memory)
+    until(lambda: server.query(fired) != [], "the alert fires")
+    (alert,) = server.query(fired)
+    assert alert["metric"]["operation"] == "copy"
+
+
+def test_an_alert_on_a_daemon_that_hangs(mounted: Mount, server: Server) -> None:
+    """node_exporter then waits for it, and gives no series at all."""
+    until(lambda: server.values("ktaskfs_build_info") == ["1"], "the metrics are there")
+    alert = 'ALERTS{alertname="KtaskfsGone"}'
+    assert server.query(alert) == []
+    os.kill(mounted.pid, signal.SIGSTOP)
+    try:
+        until(lambda: server.query(alert) != [], "the alert is pending")
+        assert server.values("up") == ["0"]
+    finally:
+        os.kill(mounted.pid, signal.SIGCONT)
+    until(lambda: server.query(alert) == [], "the daemon answers again")
 
 
 def expressions() -> dict[str, str]:
