@@ -35,7 +35,7 @@ class NamedProcesses:
     async def began(self, uid: int, pids: Collection[int]) -> dict[int, int | None]:
         """By number, when the processes began, in clock ticks since boot; None where there is no process.
 
-        ``uid`` is the user who asks. Raises TargetError, EAGAIN if there is no answer in time.
+        ``uid`` is the user who asks. Raises TargetError, ETIMEDOUT without an answer in time.
         """
         if not pids:
             return {}
@@ -49,7 +49,7 @@ class NamedProcesses:
                 raise TargetError(text, errno=errno.EAGAIN) from error
         which = f"process {next(iter(pids))}" if len(pids) == 1 else "a process that the specs name"
         text = f"{which} could not be looked at in {PATIENCE} s: it may hang in execve(2); try again"
-        raise TargetError(text, errno=errno.EAGAIN)
+        raise TargetError(text, errno=errno.ETIMEDOUT)
 
     async def require(self, uid: int, pid: int, began: int | None) -> None:
         """Raise TargetError, ESTALE if ``pid`` is by now another process than the one that began at ``began``."""

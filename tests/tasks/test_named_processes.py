@@ -61,7 +61,7 @@ async def test_a_write_that_names_it_fails_and_keeps_nothing(
     hang.on = True
     with pytest.raises(TargetError, match=f"^process {os.getpid()} could not be looked at ") as refused:
         await house.run(SPEC)
-    assert refused.value.errno == errno.EAGAIN
+    assert refused.value.errno == errno.ETIMEDOUT
     assert threading.get_ident() not in hang.threads
     assert (list(house.table), open_files()) == ([first], before)
 
@@ -74,7 +74,7 @@ async def test_a_queued_task_that_names_it_fails_alone(
     monkeypatch.setattr(named_processes, "PATIENCE", 0.01)
     hang.on = True
     house.service.kill(first)
-    assert (await ended(named), named.snapshot().errno) == (State.FAILED, errno.EAGAIN)
+    assert (await ended(named), named.snapshot().errno) == (State.FAILED, errno.ETIMEDOUT)
     assert await ended(other) is State.DONE
     assert threading.get_ident() not in hang.threads
 
@@ -102,7 +102,7 @@ async def test_a_successor_does_not_wait_for_the_process_of_a_queued_task(
         house.service.adopt()
         house.service.kill(house.table.require("busy"))
         named = house.table.require("named")
-        assert (await ended(named), named.snapshot().errno) == (State.FAILED, errno.EAGAIN)
+        assert (await ended(named), named.snapshot().errno) == (State.FAILED, errno.ETIMEDOUT)
     assert threading.get_ident() not in hang.threads
 
 
