@@ -128,8 +128,7 @@ class TaskService:
             for task in tasks:
                 if task.caller is not None:
                     task.caller.close()
-                if not task.forgotten:  # a waiting task can be cancelled, and then be too old
-                    self._lifecycle.drop(task)
+                self._lifecycle.drop(task)
             for old in replaced:
                 self.table.put_back(old)
             if isinstance(error, StartRefused):
@@ -296,6 +295,7 @@ class TaskService:
         """End the work after the current chunks. Raises WrongState."""
         task.require(CANCELLABLE, "cancel")
         if task.state is State.QUEUED:
+            self._require_settled(task, "cancel")
             self._queue.cancel(task)
         elif task.state is State.STARTING:
             self._starter.cancel(task)
@@ -306,6 +306,7 @@ class TaskService:
         """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
         task.require(CANCELLABLE, "kill")
         if task.state is State.QUEUED:
+            self._require_settled(task, "kill")
             self._queue.cancel(task)
         elif task.state is State.STARTING:
             self._starter.kill(task)
