@@ -22,7 +22,7 @@ class Facts(NamedTuple):
 
     tasks:   by operation and state, now.
     started: by operation, since the mount.
-    refused: by operation, starts since the mount that failed, with or without an error for the writer.
+    refused: by operation, starts of work since the mount that failed, with or without an error for the writer.
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
     durations: by operation, of tasks that became done since the mount: from the start of the work to its end.

@@ -183,8 +183,10 @@ def _operation(task: Task) -> str:
 
 
 def _is_refusal(transition: Transition) -> bool:
-    """Whether a start that does not begin work has failed, and nobody has cancelled it."""
+    """Whether a start that does not begin work has failed, and nobody has cancelled it. A refused plan is an answer."""
     task, old, new = transition.task, transition.old, transition.new
+    if task.only_plans:
+        return False
     if old is State.QUEUED:
         return new in (State.FAILED, State.INTERRUPTED)
     return old is State.STARTING and not task.start_cancelled

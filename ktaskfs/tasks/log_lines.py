@@ -73,14 +73,15 @@ def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> N
 def log_refusal(log: logging.Logger, task: Task, error: KtaskfsError) -> None:
     """``task vm1: fallocate /dev/hugepages/vm1 refused (ENOMEM): …``, for a failed start.
 
-    A refused plan is logged as information, and so is a start that somebody cancelled.
+    A refused plan is logged as information. So is a start that somebody cancelled, in the words of ``error``:
+    ``task vm1: fallocate /dev/hugepages/vm1 cancelled before the work began``.
     """
+    cancelled = task.start_cancelled
     log.log(
-        logging.INFO if task.only_plans or task.start_cancelled else logging.WARNING,
-        "task %s: %s refused (%s): %s",
+        logging.INFO if task.only_plans or cancelled else logging.WARNING,
+        "task %s: %s %s",
         task.name,
         subject(task),
-        error.errname,
-        error.message,
-        extra=log_fields(task, KTASK_STATE="refused", ERRNO=error.errno),
+        error.message if cancelled else f"refused ({error.errname}): {error.message}",
+        extra=log_fields(task, KTASK_STATE=State.CANCELLED if cancelled else "refused", ERRNO=error.errno),
     )

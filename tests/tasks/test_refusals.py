@@ -110,8 +110,26 @@ async def test_a_start_that_is_cancelled_before_its_write_is_answered(
     house: House, memory: Path, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     Transitions(house.table).observers.append(metrics.count)
+    caplog.set_level(logging.INFO)
     await cancelled_in_the_write(house, lambda: house.table.require("t"), lambda: house.run(line(memory / "t", "")))
     assert (len(house.table), await refused(metrics), warnings(caplog)) == (0, 0, 0)
+    assert caplog.messages[-1] == f"task t: fallocate {memory}/t cancelled before the work began"
+    assert vars(caplog.records[-1])["KTASK_STATE"] == "cancelled"
+
+
+@pytest.mark.usefixtures("workers")
+async def test_a_plan_that_is_refused_is_an_answer(
+    house: House, memory: Path, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    Transitions(house.table).observers.append(metrics.count)
+    for more, count in (("plan=1", 0), ("", 1)):
+        with pytest.raises(KtaskfsError, match="No such file"):
+            await house.run(line(memory / "sub" / "t", more))
+        assert (await refused(metrics), warnings(caplog)) == (count, count)
+    first = await busy(house, memory)
+    (task,) = await house.run(line(memory / "sub" / "t", "plan=1 queue=1"))
+    house.service.kill(first)
+    assert (await ended(task), await refused(metrics)) == (State.FAILED, 1)
 
 
 @pytest.mark.usefixtures("workers")
