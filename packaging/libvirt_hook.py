@@ -145,35 +145,45 @@ def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
     return added
 
 
+def remembered(file: Path) -> list[tuple[Pool, int]]:
+    """The added pages of a domain."""
+    if not file.exists():
+        return []
+    return [(Pool(node, page_size), pages) for node, page_size, pages in json.loads(file.read_text())]
+
+
+def remember(file: Path, added: Iterable[tuple[Pool, int]]) -> None:
+    """Store what ``remembered`` returns. Raises OSError."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps([(pool.node, pool.page_size, pages) for pool, pages in added]))
+    new.rename(file)
+
+
 def prepare(domain: ET.Element, file: Path, name: str) -> None:
     """Add the missing pages, and store how many. Raises CalledProcessError and OSError after it removed them again."""
-    done: list[tuple[Pool, int]] = []
+    added = remembered(file)  # of an earlier run, whose end could not remove them
     taken: dict[Pool, int] = {}
     try:
         for want in wants(domain):
             for pool, pages in shares(want, taken).items():
                 pool.grow(pages, name)
-                done.append((pool, pages))
                 taken[pool] = taken.get(pool, 0) + pages
-                file.write_text(json.dumps([(each.node, each.page_size, count) for each, count in done]))
+                added.append((pool, pages))
+                remember(file, added)
     except (subprocess.CalledProcessError, OSError):
-        remove(done, name)
-        file.unlink(missing_ok=True)
+        release(file, name)
         raise
 
 
 def release(file: Path, name: str) -> None:
     """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
-    if not file.exists():
-        return
-    remove([(Pool(node, page_size), pages) for node, page_size, pages in json.loads(file.read_text())], name)
-    file.unlink()
-
-
-def remove(added: Iterable[tuple[Pool, int]], name: str) -> None:
-    """Remove as many of these pages as are not in use. Raises CalledProcessError and OSError."""
-    for pool, pages in added:
+    added = remembered(file)
+    while added:
+        pool, pages = added[-1]
         pool.grow(-min(pages, pool.available), name)
+        added.pop()
+        remember(file, added)
+    file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import pytest
@@ -202,3 +202,33 @@ def test_a_release_without_the_command_says_so_and_remembers_the_pages(page_size
     assert file.exists()
     file.unlink()
     hook["release"](file, "domain")  # nothing was added for this domain
+
+
+def test_what_could_not_be_removed_at_an_end_is_removed_at_the_next_one(page_size: int, tmp_path: Path) -> None:
+    """The hook alone, with pools that only note what is asked of them."""
+    hook = runpy.run_path(str(ROOT / "packaging/libvirt_hook.py"))
+    pool, file, asked = hook["Pool"], tmp_path / "domain", []
+    bad: set[int] = set()
+
+    def grow(self: Any, pages: int, name: str) -> None:
+        if self.node in bad:
+            raise subprocess.CalledProcessError(1, "ktaskfs")
+        asked.append((self.node, pages))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "grow", grow)
+        patch.setattr(pool, "available", 100)
+        share = {pool(0, page_size): 3, pool(1, page_size): 4}
+        patch.setitem(hook["prepare"].__globals__, "wants", lambda domain: [None])
+        patch.setitem(hook["prepare"].__globals__, "shares", lambda want, taken: share)
+        hook["prepare"](None, file, "domain")
+        bad.add(0)
+        with pytest.raises(subprocess.CalledProcessError):
+            hook["release"](file, "domain")
+        assert asked == [(0, 3), (1, 4), (1, -4)]
+        bad.clear()
+        share = {pool(1, page_size): 2}
+        hook["prepare"](None, file, "domain")
+        hook["release"](file, "domain")
+        assert asked[3:] == [(1, 2), (1, -2), (0, -3)]
+    assert os.listdir(tmp_path) == []
