@@ -39,6 +39,7 @@ prolog() {
     [ "$pages" -gt 0 ] || return 0
     [ "$(stat --file-system --format=%T $hugetlbfs)" = hugetlbfs ] || drain "ktaskfs: no hugetlbfs is mounted on $hugetlbfs"
     mkdir -p -m 755 $directory
+    [ -O $directory ] && [ ! -L $directory ] || drain "ktaskfs: $directory is not a directory of root"
     rm -f "$file" # of an earlier job with this number, on a node that was drained
     (umask 077 && : >"$file")
     carry_out fallocate "path=$file" "length=$((pages * $(stat --file-system --format=%S $hugetlbfs)))" undo=1 "name=$task"

@@ -137,3 +137,15 @@ def test_a_prolog_that_was_killed_leaves_nothing(cluster: Cluster) -> None:
     )
     assert (files(host), host.sh("cat /run/epilog")) == ([], "")
     assert figures(host, "slurm-999-scrub")["state"] == "done"
+
+
+def test_a_directory_of_somebody_else_drains_the_node(cluster: Cluster) -> None:
+    """Its owner could put another file in the place of the job's."""
+    host = cluster.hosts[2]
+    host.sh(f"rm -rf /dev/hugepages/slurm; mkdir /dev/hugepages/slurm; chown {cluster.user.uid} /dev/hugepages/slurm")
+    try:
+        assert cluster.job("hv3", "echo begun", HALF).status != 0
+        assert cluster.until_drained("hv3") == "ktaskfs: /dev/hugepages/slurm is not a directory of root"
+    finally:
+        host.sh("rmdir /dev/hugepages/slurm")
+    cluster.resume("hv3")
