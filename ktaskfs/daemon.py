@@ -118,7 +118,7 @@ def run_daemon(
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
                 error = error.exceptions[0]
-            if isinstance(error, CannotTakeOver):  # the next daemon finds a dead mount, and makes a new one
+            if isinstance(error, CannotTakeOver):  # so the mount dies, and the next daemon makes a new one
                 manager.forget(NAME)
             if isinstance(error, KtaskfsError):
                 raise error from None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.tasks.private_directory import PrivateDirectory
 
+LOG: Final = logging.getLogger(__name__)
 READY: Final = b"ready"
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
@@ -46,7 +47,9 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
         if not given.foreground:
             return _run_behind(config, environment)
         _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler(_log_stream(os.dup(2))))
-        _run(config, _open_statedir(config), lambda: None, manager)
+        # With --fd another process mounts.
+        may_mount_anew = given.keep and given.fd is None
+        _run(config, _open_statedir(config), lambda: None, manager, may_mount_anew=may_mount_anew)
     except KtaskfsError as error:
         _complain(error.message)
         return 1
@@ -116,7 +119,15 @@ def _open_statedir(config: MountConfig) -> PrivateDirectory:
     return config.open_statedir()
 
 
-def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], None], manager: Manager) -> None:
+def _run(
+    config: MountConfig,
+    directory: PrivateDirectory,
+    ready: Callable[[], None],
+    manager: Manager,
+    *,
+    may_mount_anew: bool = False,
+) -> None:
+    """``may_mount_anew`` in place of a kept mount that cannot be taken over: this process then executes itself."""
     from ktaskfs.operations.base.registry import find_operations
     from ktaskfs.worker.start import fork_spawner
 
@@ -131,8 +142,20 @@ def _run(config: MountConfig, directory: PrivateDirectory, ready: Callable[[], N
         raise TargetError.from_os(error, "start the spawner") from error
 
     from ktaskfs.daemon import run_daemon
+    from ktaskfs.fuse.negotiation import CannotTakeOver
 
-    run_daemon(config, directory, ready, manager, operations, spawner)
+    try:
+        run_daemon(config, directory, ready, manager, operations, spawner)
+    except CannotTakeOver as error:
+        if not may_mount_anew:
+            raise
+        LOG.warning("%s: a new mount takes its place", error.message)
+        # The service manager has forgotten the old mount, so it dies, and so does the child that looked at it.
+        with contextlib.suppress(ChildProcessError):
+            while os.wait():
+                pass
+        others = {name: text for name, text in os.environ.items() if not name.startswith("LISTEN_")}
+        os.execve(sys.executable, sys.orig_argv, others)
 
 
 def _store(config: MountConfig, manager: Manager) -> int:
