@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tests.systemd.machine import Machine
 
 POINT = "/run/ktaskfs"
+AUTOMOUNT = pytest.mark.skipif(not Path("/dev/autofs").exists(), reason="this kernel has no autofs")
 
 
 @pytest.fixture
@@ -96,6 +98,7 @@ def test_a_mount_unit_whose_daemon_was_killed(idle: Machine) -> None:
     assert idle.run("systemctl", "stop", "run-ktaskfs.mount").status == 0
 
 
+@AUTOMOUNT
 def test_the_automount_unit(idle: Machine) -> None:
     idle.start("run-ktaskfs.automount")
     try:
@@ -108,6 +111,7 @@ def test_the_automount_unit(idle: Machine) -> None:
         assert idle.run("systemctl", "stop", "run-ktaskfs.automount", "run-ktaskfs.mount").status == 0
 
 
+@AUTOMOUNT
 def test_the_service_and_the_automount_exclude_each_other(idle: Machine) -> None:
     idle.start("run-ktaskfs.automount")
     idle.start("ktaskfs.service")
@@ -134,6 +138,7 @@ def test_a_line_of_fstab(idle: Machine, kind: str) -> None:
     unmount(idle, "/mnt/k")
 
 
+@AUTOMOUNT
 def test_a_line_of_fstab_with_automount(idle: Machine) -> None:
     fstab(idle, "gid=ktask,noauto,x-systemd.automount,x-systemd.idle-timeout=1min")
     idle.start("mnt-k.automount")
