@@ -71,7 +71,7 @@ inside() { # as PID 1 of the new namespaces, in its groups already
     while grep -qx 0 "$version2/cgroup.procs"; do sleep 0.02; done # a process that is not seen from in here: see leave
     mount -t tmpfs -o mode=755,nosuid none "$root/dev"
     for device in null zero full random urandom tty fuse autofs; do
-        [ -e "/dev/$device" ] || [ "$device" != autofs ] || continue # a kernel without it: see test_mounting.py
+        [ -e "/dev/$device" ] || [ "$device" != autofs ] || continue # not every kernel has it
         mknod -m 666 "$root/dev/$device" c "0x$(stat -c %t /dev/$device)" "0x$(stat -c %T /dev/$device)"
     done
     mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/mqueue" "$root/dev/hugepages"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from tests.systemd.machine import Machine
 
 POINT = "/run/ktaskfs"
-AUTOMOUNT = pytest.mark.skipif(not Path("/dev/autofs").exists(), reason="this kernel has no autofs")
 
 
 @pytest.fixture
@@ -98,28 +96,6 @@ def test_a_mount_unit_whose_daemon_was_killed(idle: Machine) -> None:
     assert idle.run("systemctl", "stop", "run-ktaskfs.mount").status == 0
 
 
-@AUTOMOUNT
-def test_the_automount_unit(idle: Machine) -> None:
-    idle.start("run-ktaskfs.automount")
-    try:
-        assert idle.daemons() == []
-        assert "tasks" in idle.out("ls", POINT, user="bob").split()
-        assert idle.is_mounted()
-        idle.start_slow_task("auto")
-        idle.finish_task("auto")
-    finally:
-        assert idle.run("systemctl", "stop", "run-ktaskfs.automount", "run-ktaskfs.mount").status == 0
-
-
-@AUTOMOUNT
-def test_the_service_and_the_automount_exclude_each_other(idle: Machine) -> None:
-    idle.start("run-ktaskfs.automount")
-    idle.start("ktaskfs.service")
-    assert idle.show("run-ktaskfs.automount", "ActiveState") == "inactive"
-    assert idle.is_mounted()
-    assert idle.run("systemctl", "stop", "ktaskfs.service").status == 0
-
-
 def fstab(machine: Machine, options: str, *, kind: str = "ktaskfs", where: str = "/mnt/k") -> None:
     (machine.root / "etc/fstab").write_text(f"ktaskfs {where} {kind} {options} 0 0\n")
     assert machine.run("systemctl", "daemon-reload").status == 0
@@ -136,17 +112,6 @@ def test_a_line_of_fstab(idle: Machine, kind: str) -> None:
     assert idle.is_mounted("/mnt/k")
     assert idle.run("mount", "--all") == Outcome(0, "", "")  # it knows its own
     unmount(idle, "/mnt/k")
-
-
-@AUTOMOUNT
-def test_a_line_of_fstab_with_automount(idle: Machine) -> None:
-    fstab(idle, "gid=ktask,noauto,x-systemd.automount,x-systemd.idle-timeout=1min")
-    idle.start("mnt-k.automount")
-    try:
-        assert idle.run("cat", "/mnt/k/version", user="bob").status == 0
-        assert idle.is_mounted("/mnt/k")
-    finally:
-        assert idle.run("systemctl", "stop", "mnt-k.automount", "mnt-k.mount").status == 0
 
 
 def test_a_line_of_fstab_for_a_user(idle: Machine) -> None:

@@ -13,11 +13,12 @@ import pytest
 from tests.mount.conftest import memory
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
+from tests.systemd.conftest import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["memory"]
+__all__ = ["machine", "memory"]
 
 
 SERVICE: Final = (ROOT / "systemd/ktaskfs.service").read_text()

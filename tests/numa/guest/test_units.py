@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.systemd.conftest import machine
-
 if TYPE_CHECKING:
     from tests.systemd.machine import Machine
-
-__all__ = ["machine"]
 
 TRY = """
 cd /run/ktaskfs
