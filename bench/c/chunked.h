@@ -21,6 +21,7 @@ struct job {
 };
 
 static char *chunk_base; /* where the file begins in memory */
+static int chunk_file;   /* its descriptor */
 
 static void die(const char *what)
 {
@@ -65,7 +66,7 @@ static int run_chunked(int argc, char **argv, int flags, chunk_function work)
     pthread_t ids[threads];
 
     double start = now();
-    int fd = open(argv[1], flags, 0600);
+    int fd = chunk_file = open(argv[1], flags, 0600);
     if (fd < 0)
         die(argv[1]);
     struct stat st;
