@@ -55,7 +55,7 @@ static void *take_chunks(void *argument)
 }
 
 /* FILE LENGTH THREADS CHUNK: prints the seconds from the open until the last thread has ended. */
-static int run_chunked(int argc, char **argv, int flags, chunk_function work)
+static inline int run_chunked(int argc, char **argv, int flags, chunk_function work)
 {
     if (argc != 5) {
         fprintf(stderr, "usage: %s FILE LENGTH THREADS CHUNK\n", argv[0]);
