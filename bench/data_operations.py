@@ -6,6 +6,7 @@ Includes xxh128sum and b3sum if they are installed (Debian: xxhash, b3sum). Need
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.beyond_start import least, split
-from bench.harness import Contender, Goal, Section, Settings, alternate, main, seconds
+from bench.harness import Contender, Goal, Section, Series, Settings, Table, alternate, main, seconds
 from bench.main_job import PAGE, THREADS, job
 from bench.mounts import Ktaskfs, directory, hugetlbfs
 from bench.peers import build, inner_seconds
 from bench.pool import reserved
 from ktaskfs.memory.tmpfs import WINDOW
+from ktaskfs.operations.ranges.free import MIN_CHUNK
 from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ COLD: Final = (
 )
 
 NOTES: Final = {
-    "blake3": " b3sum works in a mapping of the file. In a large task the hands of the worker do that, too: child "
+    "blake3": " No package of Debian 12 has a program in C for this digest: b3sum is Rust, and the goal is against it. "
+    "b3sum works in a mapping of the file. In a large task the hands of the worker do that, too: child "
     "processes, which a truncation of the file may kill. A small task first reads the data into a buffer, which "
     "takes 60 ms for each GiB here.",
 }
@@ -53,6 +56,19 @@ WAYS: Final = {
     "pages": "the same loop",
 }
 """What a way of bench/c/copy.c is called."""
+SIDES: Final = {"read": "as ktaskfs, both read into buffers", "mapped": "memcmp in mappings of both"}
+"""What a way of bench/c/compare.c is called."""
+WHY_READ: Final = (
+    "Hands compare only files that are both memory, and only in a task of 2 GiB or more. So here both files are read "
+    "into buffers of 256 KiB; memcmp(3) in a mapping dies of SIGBUS if somebody truncates the file."
+)
+SMALL_PAGE: Final = 4096
+HOLE_SHARE: Final = 32 << 10
+"""A file for holes has one for so many bytes of the benchmark's size."""
+WHY_HOLES: Final = (
+    "For each hole ktaskfs makes the system calls of cp from Python (find the data, find its end, read, write), and "
+    "asks how long both files are, in case somebody truncates one."
+)
 WHY: Final = {
     INTO_HUGETLBFS: "dd, cat and cp write to tmpfs, because hugetlbfs has no write(2). Neither ktaskfs nor C maps "
     "the file by windows, because mapped pages of hugetlbfs do not count as memory of the process.",
@@ -153,6 +169,39 @@ def copying(
     return Section(title, series, work=settings.size, goals=goals, note=note, tables=[beyond])
 
 
+def write_sparse(file: Path, holes: int) -> None:
+    """A page of data, then a page of hole, so many times."""
+    with file.open("wb") as stream:
+        for number in range(holes):
+            stream.seek(number * 2 * SMALL_PAGE)
+            stream.write(b"x" * SMALL_PAGE)
+        stream.truncate(holes * 2 * SMALL_PAGE)
+
+
+def copying_holes(mount: Ktaskfs, where: Path, settings: Settings) -> Section:
+    """The time for each hole and the data before it."""
+    holes = settings.size // HOLE_SHARE
+    source, target = where / "sparse", where / "copied"
+    write_sparse(source, holes)
+
+    def afresh() -> None:
+        target.unlink(missing_ok=True)
+
+    def for_each(whole: Contender) -> Contender:
+        return Contender(whole.name, lambda: whole.measure() / holes, whole.before)
+
+    contenders = [
+        *ours(mount, "copy", target, f"source={source}", afresh),
+        command("cp", source, target, before=afresh),
+    ]
+    series = alternate([for_each(each) for each in contenders], settings.rounds, calm=not settings.smoke)
+    afresh()
+    source.unlink()
+    goals = [Goal("time for each hole against cp", OURS, "cp", most=1)]
+    title = f"`copy` from tmpfs into tmpfs: 4 KiB of data and a hole of 4 KiB, {holes} times"
+    return Section(title, series, unit="us", goals=goals, note=f"{START} {WHY_HOLES}")
+
+
 def copying_out(mount: Ktaskfs, huge: Path, out: Path, settings: Settings) -> Section:
     def afresh() -> None:
         out.unlink(missing_ok=True)
@@ -175,30 +224,71 @@ def checksums(mount: Ktaskfs, file: Path, settings: Settings) -> list[Section]:
     sections = []
     for algorithm, program in peers.items():
         contenders = ours(mount, "checksum", file, f"algorithm={algorithm}")
+        goals = []
         if shutil.which(program):
             contenders.append(command(program, file))
+            if algorithm in NOTES:
+                goals.append(Goal(f"speed against {program}", program, OURS, least=0.95))
         series = alternate(contenders, settings.rounds, calm=not settings.smoke)
         title = f"`checksum algorithm={algorithm}` of huge pages"
-        sections.append(Section(title, series, work=settings.size, note=f"{START}{NOTES.get(algorithm, '')}"))
+        note = f"{START}{NOTES.get(algorithm, '')}"
+        sections.append(Section(title, series, work=settings.size, goals=goals, note=note))
     return sections
 
 
+def beside_c(
+    mine: Sequence[Contender], shortest: Contender, peers: Sequence[Contender], tool: Contender, settings: Settings
+) -> tuple[list[Series], list[Goal], Table]:
+    """ktaskfs beside programs in C, of which the first works as ktaskfs does, and the usual tool; goals against C."""
+    measured = alternate([*mine, *peers, shortest, tool], settings.rounds, calm=not settings.smoke)
+    goals = [Goal(f"speed against {each.name}", each.name, OURS, least=0.95) for each in peers]
+    series, beyond = split(measured, {OURS: peers[0].name})
+    return series, goals, beyond
+
+
 def comparing(mount: Ktaskfs, file: Path, source: Path, settings: Settings) -> Section:
-    contenders = [*ours(mount, "compare", file, f"source={source}"), command("cmp", file, source)]
-    series = alternate(contenders, settings.rounds, calm=not settings.smoke)
-    return Section("`compare` of huge pages with a cached file that is the same", series, work=settings.size)
+    compare = build("compare")
+    peers = [
+        Contender(
+            f"C, {what}, {THREADS} threads",
+            functools.partial(inner_seconds, compare, file, settings.size, THREADS, PEER_CHUNK, source, way),
+        )
+        for way, what in SIDES.items()
+    ]
+    series, goals, beyond = beside_c(
+        ours(mount, "compare", file, f"source={source}"),
+        least(lambda: job(mount, "compare", file, f"source={source} length={PAGE}"), lambda: None),
+        peers,
+        command("cmp", file, source),
+        settings,
+    )
+    title = "`compare` of huge pages with a cached file that is the same"
+    return Section(title, series, work=settings.size, goals=goals, note=f"{START} {WHY_READ}", tables=[beyond])
 
 
 def freeing(mount: Ktaskfs, target: Path, what: str, settings: Settings) -> Section:
     def fill() -> None:
         subprocess.run(["fallocate", "-l", str(settings.size), str(target)], check=True)
 
-    punch = ["fallocate", "-p", "-o", 0, "-l", settings.size, target]
-    contenders = [*ours(mount, "free", target, "", fill), command(*punch, before=fill, name="fallocate -p")]
-    series = alternate(contenders, settings.rounds, calm=not settings.smoke)
+    punch = build("punch")
+    series, goals, beyond = beside_c(
+        ours(mount, "free", target, "", fill),
+        least(lambda: job(mount, "free", target, f"length={PAGE}"), fill),
+        [
+            Contender(
+                f"C, the same system calls, {THREADS} threads",
+                lambda: inner_seconds(punch, target, settings.size, THREADS, MIN_CHUNK),
+                fill,
+            )
+        ],
+        command("fallocate", "-p", "-o", 0, "-l", settings.size, target, before=fill, name="fallocate -p"),
+        settings,
+    )
     target.unlink()
     note = f"{START} ktaskfs frees by chunks, so that nobody waits long for the lock of the inode; fallocate holds it."
-    return Section(f"`free` of {human_size(settings.size)} of {what}", series, work=settings.size, note=note)
+    note += " The start and the end are most of the time for huge pages, whose release takes C 1 ms for each GiB."
+    title = f"`free` of {human_size(settings.size)} of {what}"
+    return Section(title, series, work=settings.size, goals=goals, note=note, tables=[beyond])
 
 
 def measure(settings: Settings) -> list[Section]:
@@ -221,6 +311,7 @@ def measure(settings: Settings) -> list[Section]:
             copying(mount, source, large / "file", large / "file", ["read", "windows"], INTO_LARGE, settings),
         ]
         inside.unlink()
+        sections.append(copying_holes(mount, small, settings))
         target = huge / "file"
         job(mount, "copy", target, f"source={source}")
         sections.append(copying_out(mount, target, small / "out", settings))

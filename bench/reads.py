@@ -34,6 +34,11 @@ NOTE: Final = (
     "saves both; a reader that keeps the file open and reads at offset 0 needs only the read."
 )
 
+WHY_BY_PATH: Final = (
+    "ktaskfs answers seven requests, the first minimal filesystem three. With the same seven, the third one takes "
+    "2.3 to 2.6 times as long as the first; the code of ktaskfs takes 10 to 70 µs more."
+)
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -115,7 +120,8 @@ def kinds(files: list[Looked], count: int, most: float) -> Iterator[Kind]:
         limit_by_path = most if way is Looked.by_path else None
         wanted = ((MINIMAL, limit_by_path), (EXACT, None), (SAME, limit_by_path))
         goals = [Goal(f"{name} against the {peer}", name, peer, most=limit) for name in ours for peer, limit in wanted]
-        yield Kind(title, [Call(file.name, functools.partial(way, file)) for file in files], count, RUN, goals=goals)
+        calls = [Call(file.name, functools.partial(way, file)) for file in files]
+        yield Kind(title, calls, count, RUN, goals=goals, note=WHY_BY_PATH if way is Looked.by_path else "")
 
 
 def measure(settings: Settings) -> list[Section]:

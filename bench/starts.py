@@ -1,7 +1,7 @@
 """The cost of the start of a task, from the daemon's control groups and from others: time, and CPU time of all
 processes.
 
-Usage: python -m bench.starts [--smoke] [--rounds N] (as root)
+Usage: python -m bench.starts [--smoke] [--rounds N] (as root: it reserves 4 GiB of huge pages)
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import functools
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from bench.calls import BURST, Call, Kind, Starter, measured
+from bench.calls import BURST, PAGE, Call, Kind, Starter, measured
 from bench.groups import Writer, groups_beside
-from bench.harness import Goal, Section, Series, Settings, main
+from bench.harness import Contender, Goal, Section, Series, Settings, alternate, main
 from bench.interface import tmpfs
-from bench.mounts import Ktaskfs, cgroup2, directory
+from bench.mounts import Ktaskfs, cgroup2, directory, hugetlbfs
+from bench.peers import build, inner_seconds
+from bench.pool import reserved
+from ktaskfs.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,9 @@ WRITE_MOST: Final = 2e-3
 DONE_MOST: Final = 3e-3
 BURST_MOST: Final = 40e-3
 CPU_MOST: Final = 4e-3
+CPU_RATIO_MOST: Final = 2.2
+FILES: Final = 64
+FILE_SIZE: Final = 64 << 20
 PARTS: Final = ("daemon", "spawner", "worker")
 WHY_START: Final = (
     "A worker is a fork of an interpreter with all modules, and copies 1,100 pages of it: 4 ms, which a spare worker "
@@ -44,13 +50,18 @@ WHY_BURST: Final = (
     "/proc for other users of the file: `bench.calls` measures that."
 )
 
+WHY_FILES: Final = (
+    "All processes of ktaskfs, from the write of all specs until the last worker has ended and the next one waits. C: "
+    "one process with one thread. What ktaskfs adds is the start and the end of each task: some 12 ms, as above."
+)
+
 
 class Burst:
-    """A task on each of the files, with one write."""
+    """Tasks that are started with one write, from their specs without names."""
 
-    def __init__(self, mount: Ktaskfs, files: list[Path]) -> None:
+    def __init__(self, mount: Ktaskfs, specs: list[str]) -> None:
         self._mount = mount
-        self._lines = [f"clear path={file} name=burst{number}" for number, file in enumerate(files)]
+        self._lines = [f"{spec} name=burst{number}" for number, spec in enumerate(specs)]
 
     def start(self) -> None:
         """Returns when the write has returned."""
@@ -102,7 +113,7 @@ def bursts(mount: Ktaskfs, starter: Starter, where: Path, count: int, lines: int
     files = [where / f"burst{number}" for number in range(lines)]
     for file in files:
         file.write_bytes(bytes(4096))
-    burst = Burst(mount, files)
+    burst = Burst(mount, [f"clear path={file}" for file in files])
     calls = [
         Call(name, action, starter.spare, burst.forget)
         for name, action in (("until it returns", burst.start), ("until all are done", burst.job))
@@ -145,6 +156,40 @@ def cpu(mount: Ktaskfs, starter: Starter, writers: dict[str, Writer], small: Pat
     return Section(title, series, unit="ms", goals=goals, note=WHY_CPU)
 
 
+def cpu_beside_c(mount: Ktaskfs, starter: Starter, where: Path, settings: Settings) -> Section:
+    """CPU time of tasks that allocate a file of huge pages each, and of one program that makes the same files."""
+    count, length = (4, PAGE) if settings.smoke else (FILES, FILE_SIZE)
+    files = [where / f"file{number}" for number in range(count)]
+    tasks = Burst(mount, [f"fallocate path={file} length={length}" for file in files])
+    processes = mount.processes()
+    program = build("files")
+
+    def ours() -> float:
+        starter.spare()
+        before = sum(cpu_seconds(processes))
+        tasks.job()
+        starter.spare()
+        spent = sum(cpu_seconds(processes)) - before
+        tasks.forget()
+        return spent
+
+    def afresh() -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    in_c = f"C, {count} files"
+    contenders = [
+        Contender(f"ktaskfs, {count} tasks", ours, afresh),
+        Contender(in_c, lambda: inner_seconds(program, count, length, where), afresh),
+    ]
+    with reserved(PAGE, count * length):
+        series = alternate(contenders, settings.rounds)
+        afresh()
+    goals = [Goal("CPU time against C", contenders[0].name, in_c, most=CPU_RATIO_MOST)]
+    title = f"CPU time of {count} files of {human_size(length)} of huge pages"
+    return Section(title, series, unit="ms", goals=goals, note=WHY_FILES)
+
+
 def measure(settings: Settings) -> list[Section]:
     count, burst, lines, tasks = (4, 2, 3, 2) if settings.smoke else (100, 5, BURST, 50)
     sections = []
@@ -162,6 +207,8 @@ def measure(settings: Settings) -> list[Section]:
         for kind in [*kinds(mount, starter, small, writers, count), bursts(mount, starter, memory, burst, lines)]:
             sections += measured(kind, settings.rounds, 0)
         sections.append(cpu(mount, starter, writers, small, tasks, settings.rounds))
+        huge = stack.enter_context(hugetlbfs(where / "huge", PAGE))
+        sections.append(cpu_beside_c(mount, starter, huge, settings))
     return sections
 
 

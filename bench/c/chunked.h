@@ -21,6 +21,7 @@ struct job {
 };
 
 static char *chunk_base; /* where the file begins in memory */
+static int chunk_file;   /* its descriptor */
 
 static void die(const char *what)
 {
@@ -54,7 +55,7 @@ static void *take_chunks(void *argument)
 }
 
 /* FILE LENGTH THREADS CHUNK: prints the seconds from the open until the last thread has ended. */
-static int run_chunked(int argc, char **argv, int flags, chunk_function work)
+static inline int run_chunked(int argc, char **argv, int flags, chunk_function work)
 {
     if (argc != 5) {
         fprintf(stderr, "usage: %s FILE LENGTH THREADS CHUNK\n", argv[0]);
@@ -65,7 +66,7 @@ static int run_chunked(int argc, char **argv, int flags, chunk_function work)
     pthread_t ids[threads];
 
     double start = now();
-    int fd = open(argv[1], flags, 0600);
+    int fd = chunk_file = open(argv[1], flags, 0600);
     if (fd < 0)
         die(argv[1]);
     struct stat st;
