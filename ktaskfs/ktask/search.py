@@ -164,15 +164,19 @@ class Search:
         if self._aside is not None and reference is not None:
             if measure.chunks < self._aside.chunks:
                 return False
-            reference.absorb(measure)
-            self.tried = self._aside.threads
+            if self._changed(measure, reference):
+                self._aside = None
+            else:
+                reference.absorb(measure)
+                self.tried = self._aside.threads
             return True
-        if reference is None or self._rest <= 0:
+        if reference is None or (self._rest <= 0 and not self._drifted):
             if measure.chunks < max(measure.threads * (1 if reference is None else 2), _FEW):
                 return False
             self._note(measure)
-            self._reference = self._top = measure  # as recent as possible for a trial of another number
-            self._choose(left)
+            if reference is None or not self._changed(measure, reference):
+                self._reference = self._top = measure  # as recent as possible for a trial of another number
+                self._choose(left)
             return True
         if measure.chunks < 4 * max(measure.threads, _FEW):
             return False
@@ -260,18 +264,19 @@ class Search:
         cost = max(_FEW // 2, 2 * (self.kept - threads))
         return threads if left >= _WORTH * cost else 0
 
+    def _changed(self, measure: Measure, reference: Measure) -> bool:
+        """Whether the kept number has another speed than before; the second time in a row restarts the search."""
+        change = abs(log(measure.rate / reference.rate)) > max(_DRIFT, 3 * self._error(measure, reference))
+        if change and self._drifted:
+            self._reference = None
+            self._forget()
+        self._drifted = change and not self._drifted
+        return change
+
     def _watch(self, measure: Measure, reference: Measure) -> None:
         """The kept number was measured again: check for a changed speed, or the time for a trial."""
-        change = log(measure.rate / reference.rate)
         self._rest -= 1
-        if abs(change) > max(_DRIFT, 3 * self._error(measure, reference)):
-            if self._drifted:
-                self._reference = None
-                self._forget()
-            self._drifted = not self._drifted
-            return
-        self._drifted = False
-        if self._rest <= 0:
+        if not self._changed(measure, reference) and self._rest <= 0:
             # By small steps now.
             self._up, self._doubling = True, False
             self._rests += 1
