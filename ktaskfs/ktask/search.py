@@ -278,8 +278,10 @@ class Search:
 
     def _watch(self, measure: Measure, reference: Measure) -> None:
         """The kept number was measured again: check for a changed speed, or the time for a trial."""
+        if self._changed(measure, reference):
+            return
         self._rest -= 1
-        if not self._changed(measure, reference) and self._rest <= 0:
+        if self._rest == 0:
             # By small steps now.
             self._up, self._doubling = True, False
             self._rests += 1

@@ -74,6 +74,18 @@ def test_a_speed_that_changes_at_the_end_of_a_rest_restarts_the_search() -> None
     assert search.target == 16  # it doubles, as in the beginning
 
 
+def test_a_chance_difference_after_a_trial_is_not_the_end_of_a_rest() -> None:
+    search = rested(0.1)
+    search.decide(measured(8, 1.0, 1000, 0.1), ENOUGH)
+    assert search.target == 10
+    search.decide(measured(10, 0.8, 1000, 0.1), ENOUGH)  # no faster than 8
+    search.decide(measured(8, 0.7, 1000, 0.1), ENOUGH)
+    for _ in range(2):
+        search.decide(measured(8, 1.0, 1000, 0.1), ENOUGH)
+    assert search.target == 8
+    assert search.settled
+
+
 def test_a_speed_that_changes_during_a_trial_restarts_the_search() -> None:
     search = rested(0.6)
     search.decide(measured(8, 1.0, 20, 0.6), ENOUGH)
