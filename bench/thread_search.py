@@ -107,6 +107,7 @@ class Simulation:
         self._cap = case.cap(0.0)
         self._places = [Place(memory) for memory in case.memory]
         self._threads: list[TaskThread] = []
+        self._live = 0
         self._starting: list[tuple[float, int, TaskThread]] = []
         self._sizes: dict[TaskThread, int] = {}
         self._begun: dict[TaskThread, float] = {}
@@ -129,7 +130,7 @@ class Simulation:
             self._finder.begin(lambda units: min(ARITHMETIC, units), self._cap, self._work.size, 0)
             self._hire()
         total, last = 0.0, 0
-        while any(thread.live for thread in self._threads):
+        while self._live:
             speeds = [self._speed(place, nid) for nid, place in enumerate(self._places)]
             ends = [
                 self._time + (place.ends[0][0] - place.progress) / speed if place.ends else inf
@@ -138,10 +139,9 @@ class Simulation:
             change = next((when for when in changes if when > self._time), inf)
             starts = self._starting[0][0] if self._starting else inf
             now = min(*ends, change, starts)
-            live = sum(thread.live for thread in self._threads)
-            total += live * (now - self._time)
+            total += self._live * (now - self._time)
             if self._work.left > self._work.size / 10:
-                last = live
+                last = self._live
             for place, speed in zip(self._places, speeds, strict=True):
                 place.progress += speed * (now - self._time)
             self._time = now
@@ -173,12 +173,13 @@ class Simulation:
         slot = before.slot if before else len(self._threads)
         thread = TaskThread(slot, index, before)
         self._threads[slot : slot + 1] = [thread]
+        self._live += 1
         self._count += 1
         heapq.heappush(self._starting, (self._time + (START if slot else 0.0), self._count, thread))
 
     def _hire(self) -> None:
         assert self._finder is not None
-        while sum(thread.live for thread in self._threads) < self._cap:
+        while self._live < self._cap:
             index = self._finder.place(self._threads)
             if index is None:
                 break
@@ -200,24 +201,23 @@ class Simulation:
     def _take(self, thread: TaskThread) -> None:
         work, finder = self._work, self._finder
         if not work.left:
-            thread.live = False
+            self._leave(thread)
             return
         if finder is not None and (self._due or not work.nodes[thread.index].left):
             if not thread.is_first and finder.too_many(thread, self._threads):
                 index = finder.place(self._threads)
                 if index is None:
-                    thread.live = False
+                    self._leave(thread)
                     return
                 thread.index = index
             self._hire()
         thread.index = work.choose(thread.index, self._rng.randrange)
         node_work = work.nodes[thread.index]
         size = self._chunk
-        live = sum(each.live for each in self._threads) if work.left < self._chunk * 2 * len(self._threads) else 1
         if finder is not None and work.left < finder.look_at:
             self._due |= finder.look(round(self._time * 1e9), self._threads, self._chunk, work.left)
-        if live > 1:
-            size = tail_chunk_size(work.left, size, 1, live)
+        if self._live > 1:
+            size = tail_chunk_size(work.left, size, 1, self._live)
         size = min(size, node_work.left)
         node_work.left -= size
         work.left -= size
@@ -228,6 +228,10 @@ class Simulation:
         place = self._places[max(thread.index, 0)]
         self._count += 1
         heapq.heappush(place.ends, (place.progress + need, self._count, thread))
+
+    def _leave(self, thread: TaskThread) -> None:
+        thread.live = False
+        self._live -= 1
 
 
 def best_fixed(case: Case) -> tuple[int, Run]:

@@ -6,7 +6,7 @@ import re
 import statistics
 import textwrap
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench.model.fit import GIB, HUGE_PAGE, LEAST_CHUNK, Shape, memory_threads, soft_minimum, speedup
 from bench.model.published import (
@@ -40,6 +40,9 @@ from ktaskfs.units import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+FEW: Final = 32
+"""The cap on the workers of cloud-hypervisor with which it measured CLOUD_CAPPED."""
 
 
 def document(report: Report) -> str:
@@ -76,6 +79,7 @@ def _expectations(report: Report) -> str:
     xeon = [fit for fit in report.fits if fit.published.machine == XEON]
     spread = [f"{fit.most:.1f}x" for fit in xeon if fit.published.operation == "fallocate"]
     working = f"{fallocate.work_seconds / fallocate.seconds:.0%}"
+    thread, together = fit_through((FEW, CLOUD_CAPPED), CLOUD_ALL, report.knee)
     tables = "\n\n".join(f"**`{name}`** ({LINES[name]})\n\n{summary(report, name)}" for name in report.servers)
     return f"""# How far it scales: a prediction
 
@@ -102,6 +106,11 @@ more thread would wait for; *cores* means that it would help.
 - **Memory is the limit, not Python.** {enough["fallocate"]:.0f} threads of `fallocate`, or {enough["clear"]:.0f} of
   `clear`, use up the bandwidth of one node, if a thread is as fast there as here. On other machines it is several times
   slower (below), and as many more threads are needed. A long task finds the number while it runs.
+- **It predicts neither published figure of a new server.** cloud-hypervisor, with two sockets, filled
+  {CLOUD_ALL[1]:.0f} GiB/s with {CLOUD_ALL[0] // 2} threads for each, and {CLOUD_CAPPED:.0f} with {FEW} threads (below).
+  The model fits both with {together / 2:.0f} GiB/s a socket and {thread:.1f} a thread. This page assumes
+  {largest.node_bandwidth / GIB:.0f} and {report.servers["fallocate"].core_bandwidth / GIB:.1f}, and with these has
+  {_with_few(report):.0f} for {FEW} threads.
 - **The GIL is held {fallocate.gil_share:.0%} (`fallocate`) and {clear.gil_share:.0%} (`clear`) of the time** on
   {CORES[-1]} cores.
 - **The kernel's locks are the unknown.** In 2017 the series' fallocate never came beyond {min(spread)} to
@@ -149,10 +158,15 @@ that clear, 1.88x to 2.54x, is that of the rows above, and the SPARC's fallocate
 """
 
 
+def _with_few(report: Report) -> float:
+    """GiB/s of FEW threads of ``fallocate`` on two reference nodes."""
+    ours = report.servers["fallocate"]
+    return soft_minimum([FEW * ours.core_bandwidth, 2 * ours.node_bandwidth], report.knee) / GIB
+
+
 def _cloud(report: Report) -> str:
-    few = 32
     rows = []
-    for threads in (few, 2 * few):
+    for threads in (FEW, 2 * FEW):
         thread, together = fit_through((threads, CLOUD_CAPPED), CLOUD_ALL, report.knee)
         before = soft_minimum([CLOUD_BEFORE[0] * thread, together / 2], report.knee)
         share = f"{together * GIB / 2 / CLOUD_PEAK:.0%}"
@@ -166,22 +180,21 @@ def _cloud(report: Report) -> str:
     )
     ours = report.servers["fallocate"]
     slowest = min(fit.thread for fit in report.fits if fit.published.machine == XEON) / GIB
-    mine = soft_minimum([few * ours.core_bandwidth, 2 * ours.node_bandwidth], report.knee) / GIB
     return f"""## Compared with cloud-hypervisor
 
 [Pull request 8785]({CLOUD}) (August 2026) measured what `fallocate` does, MADV_POPULATE_WRITE, on two sockets of
 Xeon 6776P, pages of 1 GiB, 2954 GiB in all: {CLOUD_BEFORE[1]:.0f} GiB/s with {CLOUD_BEFORE[0]} workers that are not
-pinned and take one socket after the other; {CLOUD_CAPPED:.0f} with at most {few} that are pinned; about
-{CLOUD_ALL[1]:.0f} with 132 for each socket. The last two fix both of the model's figures; whether the {few} are for
+pinned and take one socket after the other; {CLOUD_CAPPED:.0f} with at most {FEW} that are pinned; about
+{CLOUD_ALL[1]:.0f} with 132 for each socket. The last two fix both of the model's figures; whether the {FEW} are for
 both sockets or for each is not said:
 
 {rows_table(header, rows)}
 
 - **The model explains how much the memory gives.** All workers together reach about half of the peak, as assumed for
-  the reference server; {few} do not use it up.
+  the reference server; {FEW} do not use it up.
 - **It does not know how fast a thread is there.** The table has {rows[0][1]} or {rows[1][1]} GiB/s, this run's machine
   {ours.core_bandwidth / GIB:.1f}, the Xeon of 2015 above {slowest:.1f} or more. With this machine's threads and two
-  reference nodes the model has {mine:.0f} GiB/s for {few} threads, not {CLOUD_CAPPED:.0f}. So measure
+  reference nodes the model has {_with_few(report):.0f} GiB/s for {FEW} threads, not {CLOUD_CAPPED:.0f}. So measure
   `--core-fallocate` on the server itself.
 - The last column tests the fit with the figure that it was not made from, {CLOUD_BEFORE[1]:.0f} GiB/s. Workers that
   are not pinned are slower than that column says, so the first row is the likely one: far memory then costs about a

@@ -105,10 +105,10 @@ class Search:
         """The number on trial, 0: none."""
         self.most = most
         self._noise = _LEAST_NOISE  # the variance of a chunk's speed, as a share of its square
-        self._reference: Measure | None = None
+        self._reference: Measure | None
         """The measure of the kept number."""
-        self._top: Measure | None = None
-        """The reference before a reduction."""
+        self._top: Measure | None
+        """The reference before the reductions since the last rest, if there were any."""
         self._drifted = False
         self._aside: Measure | None = None  # of the number on trial, while the kept one is measured again
         self._check_at = 0  # chunks of a measure at its next evaluation
@@ -116,6 +116,7 @@ class Search:
 
     def _forget(self) -> None:
         """Restart the search in both directions, by doubling and halving."""
+        self._reference = self._top = None
         self._up, self._down = True, True  # more, fewer are still to be tried
         self._doubling = True
         self._too_few = 0  # a number that is too small, 0: none is known
@@ -151,7 +152,8 @@ class Search:
         if self._aside is not None and self._aside.threads > most:
             self._aside = None
         if self.kept > most:
-            self.kept, self.tried, self._reference, self._aside = most, 0, None, None
+            self.kept, self.tried = most, 0
+            self._reference = self._top = self._aside = None
 
     def decide(self, measure: Measure, left: int) -> bool:
         """Evaluate ``measure`` of the target; ``left``: chunks left to hand out. True: begin a new one."""
@@ -164,15 +166,19 @@ class Search:
         if self._aside is not None and reference is not None:
             if measure.chunks < self._aside.chunks:
                 return False
-            reference.absorb(measure)
-            self.tried = self._aside.threads
+            if self._changed(measure, reference):
+                self._aside = None
+            else:
+                reference.absorb(measure)
+                self.tried = self._aside.threads
             return True
-        if reference is None or self._rest <= 0:
-            if measure.chunks < max(measure.threads * (1 if reference is None else 2), _FEW):
+        if reference is None or (self._rest <= 0 and not self._drifted):
+            if measure.chunks < (1 if reference is None else 2) * max(measure.threads, _FEW):
                 return False
             self._note(measure)
-            self._reference = self._top = measure  # as recent as possible for a trial of another number
-            self._choose(left)
+            if reference is None or not self._changed(measure, reference):
+                self._reference = measure  # as recent as possible for a trial of another number
+                self._choose(left)
             return True
         if measure.chunks < 4 * max(measure.threads, _FEW):
             return False
@@ -189,9 +195,9 @@ class Search:
 
     def _judge(self, measure: Measure, left: int) -> bool:
         """Whether the number on trial is better than the kept one."""
-        reference, top = self._reference, self._top
+        reference = self._reference
         assert reference is not None
-        assert top is not None
+        top = self._top or reference
         if measure.chunks < max(measure.threads, _FEW // 2, self._check_at):
             return False
         up = measure.threads > reference.threads
@@ -207,7 +213,6 @@ class Search:
                 return False
             self._aside, self.tried = measure, 0
             return True
-        self._check_at = 0
         self._note(measure)
         better = surplus >= 0
         if up and not better:
@@ -219,19 +224,22 @@ class Search:
                 self._best_each, self._best_error = fewer.each, self._error(measure, reference)
         if better:
             self.kept, self._reference = measure.threads, measure
-            self._top = measure if up else top
+            self._top = None if up else top
             self._doubling |= up
         if not up:
             self._rests_due = 1 if better else min(2 * self._rests_due, _RESTS_MOST)
-        self._choose(left)
+        if better:
+            self._choose(left)
+        else:
+            self.tried, self._rest = 0, 0
         return True
 
     def _choose(self, left: int) -> None:
         """What to measure next: another number, or the kept one for a while."""
         self.tried = self._more(left) or self._fewer(left)
-        if self.tried:
-            return
-        self._rest = _REST
+        self._check_at = 0
+        if not self.tried:
+            self._rest, self._top = _REST, None
 
     def _more(self, left: int) -> int:
         """A larger number to try, or 0."""
@@ -241,7 +249,7 @@ class Search:
 
     def _fewer(self, left: int) -> int:
         """A smaller number to try, or 0."""
-        top, least = self._top, self._too_few + 1
+        top, least = self._top or self._reference, self._too_few + 1
         assert top is not None
         if self._best_each:
             # This many threads reach the same speed if each is as fast as among few; fewer cannot. Speeds
@@ -260,18 +268,20 @@ class Search:
         cost = max(_FEW // 2, 2 * (self.kept - threads))
         return threads if left >= _WORTH * cost else 0
 
+    def _changed(self, measure: Measure, reference: Measure) -> bool:
+        """Whether the kept number has another speed than before; the second time in a row restarts the search."""
+        change = abs(log(measure.rate / reference.rate)) > max(_DRIFT, 3 * self._error(measure, reference))
+        if change and self._drifted:
+            self._forget()
+        self._drifted = change and not self._drifted
+        return change
+
     def _watch(self, measure: Measure, reference: Measure) -> None:
         """The kept number was measured again: check for a changed speed, or the time for a trial."""
-        change = log(measure.rate / reference.rate)
-        self._rest -= 1
-        if abs(change) > max(_DRIFT, 3 * self._error(measure, reference)):
-            if self._drifted:
-                self._reference = None
-                self._forget()
-            self._drifted = not self._drifted
+        if self._changed(measure, reference):
             return
-        self._drifted = False
-        if self._rest <= 0:
+        self._rest -= 1
+        if self._rest == 0:
             # By small steps now.
             self._up, self._doubling = True, False
             self._rests += 1
