@@ -178,6 +178,17 @@ def test_a_thousand_tasks_fit(width: int, height: int) -> None:
     assert all("long" in line for line in lines[:-1])
 
 
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 79, 80, 200])
+def test_only_a_name_is_shortened(width: int) -> None:
+    """A line has whole figures, or none of them."""
+    (line,) = drawn([standing(1, name="n" * 30)], width=width, height=24)
+    name, *rest = line.split()
+    figures = ["29.5GiB/64.0GiB", "20.0GiB/s", "1.9s"] if width >= 60 else []
+    assert rest[width >= 80 :] == ["46.1%", *figures, "running"]
+    assert name.startswith("nn")
+    assert name.endswith("…")
+
+
 def test_what_stands_on_a_line() -> None:
     (line,) = drawn([standing(1)], width=80, height=24)
     assert line.split() == ["task-1", *line.split()[1:2], "46.1%", "29.5GiB/64.0GiB", "20.0GiB/s", "1.9s", "running"]
