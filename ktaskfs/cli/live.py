@@ -19,33 +19,37 @@ if TYPE_CHECKING:
 
 NAME_WIDTH: Final = 24
 BAR_WIDTH: Final = 20
-SHORT: Final = 60
+WIDE: Final = 80
 """Columns of a terminal below which there is no bar."""
+SHORT: Final = 60
+"""Columns below which a line has only the name, the percentage and the state."""
 STYLES: Final = {"done": "green", "planned": "green", "failed": "red", "interrupted": "red", "cancelled": "yellow"}
 
 
-def grid(*, wide: bool) -> Table:
-    """A table for rows, with a bar in each if it is ``wide``."""
+def grid(width: int) -> Table:
+    """A table for rows on a terminal of ``width`` columns. Only the names are shortened, as long as that is enough."""
     return Table.grid(
-        Column(no_wrap=True, max_width=NAME_WIDTH, overflow="ellipsis"),
-        *(Column(width=BAR_WIDTH) for _ in range(wide)),
-        *(Column(no_wrap=True, justify="right", overflow="ellipsis") for _ in range(4)),
+        Column(max_width=NAME_WIDTH),
+        *(Column(width=BAR_WIDTH) for _ in range(width >= WIDE)),
+        *(Column(no_wrap=True, justify="right", overflow="ellipsis") for _ in range(4 if width >= SHORT else 1)),
         Column(no_wrap=True),
         padding=(0, 1),
     )
 
 
-def row(standing: Standing, *, wide: bool) -> list[Text | ProgressBar]:
+def row(standing: Standing, width: int) -> list[Text | ProgressBar]:
     """The cells of a task."""
     part = standing.figures.get("percent") or 0.0
     state = "no daemon" if standing.stale else standing.state
-    cells: list[Text | ProgressBar] = [Text(standing.name)]
-    if wide:
+    cells: list[Text | ProgressBar] = [Text(standing.name, no_wrap=True, overflow="ellipsis")]
+    if width >= WIDE:
         cells.append(ProgressBar(total=100, completed=part, width=BAR_WIDTH))
-    left = phrases.finish(standing)
-    if standing.has_ended and standing.figures.get("elapsed_usec"):
-        left = phrases.duration(standing.figures["elapsed_usec"] / 1e6)
-    words = (phrases.percent(standing), phrases.progress(standing), phrases.speed(standing), left)
+    words = [phrases.percent(standing)]
+    if width >= SHORT:
+        left = phrases.finish(standing)
+        if standing.has_ended and standing.figures.get("elapsed_usec"):
+            left = phrases.duration(standing.figures["elapsed_usec"] / 1e6)
+        words += [phrases.progress(standing), phrases.speed(standing), left]
     return [*cells, *map(Text, words), Text(state, style=STYLES.get(standing.state, ""))]
 
 
@@ -69,15 +73,15 @@ class LiveReport:
     def table(self, standings: Sequence[Standing]) -> Table:
         """One row for each task, as far as the console is high enough."""
         most = max(1, self._console.height - 1)  # the cursor has the last line
-        wide = self._console.width >= SHORT
-        table = grid(wide=wide)
+        width = self._console.width
+        table = grid(width)
         # Running tasks first, then failed ones, because there may not be room for all.
         ranked = sorted(standings, key=lambda each: (each.has_ended, each.state in ("done", "planned")))
         shown = {each.name for each in (ranked if len(ranked) <= most else ranked[: most - 1])}
         for each in standings:
             if each.name in shown:
-                table.add_row(*row(each, wide=wide))
+                table.add_row(*row(each, width))
         if hidden := [each for each in standings if each.name not in shown]:
             ended = sum(each.has_ended for each in hidden)
-            table.add_row(Text(f"{len(hidden)} more, {ended} ended", style="dim"))
+            table.add_row(Text(f"{len(hidden)} more, {ended} ended", style="dim", no_wrap=True, overflow="ellipsis"))
         return table

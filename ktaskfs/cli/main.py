@@ -24,13 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     from ktaskfs.cli.arguments import parse
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parse(arguments, os.environ)
+    _open_closed_streams()
+    pipe = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that the command ends when head(1) has read enough
+    try:
+        given = parse(arguments, os.environ)
+    except SystemExit as end:  # after --help, or a wrong command line
+        return _flushed(int(end.code or 0))
+    except OSError as error:
+        return _flushed(_complain_of_system(error))
     if given.command == "mount":
         from ktaskfs.cli.mount import mount
 
+        signal.signal(signal.SIGPIPE, pipe)
         return mount(given, os.environ)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that the command ends when head(1) has read enough
-    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -23,6 +23,8 @@ PATIENCE: Final = 5.0
 PAUSE: Final = 0.1
 """Seconds between two tries."""
 READ_SIZE: Final = 1 << 16
+COMMAND_MAX: Final = 1 << 16
+"""Maximum bytes of a command."""
 ENTRY: Final = re.compile(
     r"^\[[^]]*\] (?P<file>.*?): (?P<errname>[A-Z0-9]+): (?P<message>.*)\n  Command: ", re.MULTILINE
 )
@@ -177,7 +179,7 @@ class Mounted(NamedTuple):
             log = _in_utf8(self._replace(patience=0).read("info/error_log"))
         except KtaskfsError:  # the message is optional, the errno is the answer
             return None
-        written = printable(_in_utf8(text))
+        written = printable(_in_utf8(f"{text[:COMMAND_MAX]}\n"))  # the log has the newline if there is a NUL byte
         found = list(ENTRY.finditer(log))
         for begin, end in zip(reversed(found), [len(log), *(each.start() for each in reversed(found))], strict=False):
             command, _, caret = log[begin.end() : end].partition("\n")

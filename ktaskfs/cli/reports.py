@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ktaskfs.cli.screen import can_draw
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +59,7 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Rep
         return JsonReport()
     if given.quiet:
         return ResultsOnly()
-    if sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
+    if can_draw(environment):
         return Bars()
     return Lines()
 

@@ -24,7 +24,7 @@ from ktaskfs.errors import DaemonAway, InvalidValue, KtaskfsError, Refused, Targ
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ktaskfs.cli.follow import Standing
     from ktaskfs.cli.reports import Report
@@ -95,11 +95,12 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
 def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
     """Follow the started tasks, or print their names; returns the exit status."""
     if given.detach:
+        lines: Iterable[str] = names
         if given.json:
             standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
-            print(*map(as_json, standings), sep="\n", flush=True)
-        else:
-            print(*names, sep="\n")
+            lines = map(as_json, standings)
+        for line in lines:
+            print(line, flush=True)
         return 0
     orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
     return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)

@@ -54,7 +54,7 @@ def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> St
     if if_exists is IfExists.REPLACE:
         specs = [each.adding("replace") if each.name is not None else each for each in specs]
     if if_exists in (IfExists.FAIL, IfExists.REPLACE):
-        return Started(mounted.start(_text(specs)), [])
+        return Started(mounted.start(_text(specs)) if specs else [], [])
     return _start_or_join(mounted, specs, if_exists)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -17,6 +20,7 @@ from textual.widgets import DataTable, Footer, Sparkline, Static
 from ktaskfs.cli import phrases
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.picture import Picture, holders, next_rate, next_threads, take
+from ktaskfs.cli.screen import can_draw
 from ktaskfs.errors import KtaskfsError, NotSupported
 from ktaskfs.units import human_size
 
@@ -33,6 +37,8 @@ HOLDERS_EVERY: Final = 5.0
 """Seconds between two reads of the holders of huge pages, which cost more."""
 REMEMBERED: Final = 240
 """Values in the graph."""
+LOW: Final = 10
+"""Lines of a terminal below which only the tasks are shown."""
 BAR_WIDTH: Final = 9
 NAME_WIDTH: Final = 15
 COLUMNS: Final = {"task": 16, "done": 10, "percent": 7, "amount": 18, "speed": 11, "finish": 7, "state": 11}
@@ -68,6 +74,7 @@ class Top(App[None]):
     #below { height: 7; max-height: 45%; }
     #threads { width: 1fr; }
     #pools { width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
+    .-low #graph, .-low #below { display: none; }
     """
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -80,6 +87,8 @@ class Top(App[None]):
         Binding("left_square_bracket", "rate(False)", "slower", key_display="["),
         ("m", "write('rate_max', 'max')", "max"),
         ("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
     class Seen(Message):
@@ -105,6 +114,7 @@ class Top(App[None]):
 
     def __init__(self, mounted: Mounted) -> None:
         super().__init__()
+        self.VERTICAL_BREAKPOINTS = [(0, "-low"), (LOW, "-high")]
         self._mounted = mounted
         self._picture = Picture()
         self._speeds: deque[float] = deque([0.0] * REMEMBERED, REMEMBERED)
@@ -124,7 +134,8 @@ class Top(App[None]):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Read the mount now, and then regularly."""
+        """Read the mount now, and then regularly. SIGTERM leaves the terminal as it was."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, None, 128 + signal.SIGTERM)
         table = self._table
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
@@ -246,7 +257,10 @@ def top(mount: str) -> int:
     """Show the screen until the user quits. Raises KtaskfsError."""
     mounted = Mounted(mount, patience=0)
     mounted.read("version")  # raises now if nothing is mounted
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise NotSupported("ktaskfs top needs a terminal; ktaskfs ls and events print what it shows")
-    Top(mounted).run()
-    return 0
+    if not (sys.stdin.isatty() and can_draw(os.environ)):
+        raise NotSupported(
+            "ktaskfs top needs a terminal, and not a dumb one; ktaskfs ls and events print what it shows"
+        )
+    screen = Top(mounted)
+    screen.run()
+    return screen.return_code or 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from rich.console import Console
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Command
+
+CONTROL_Z: Final = "\x1a"
+CONTROL_BACKSLASH: Final = "\x1c"
+HIDE_CURSOR: Final = "\x1b[?25l"
+SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 @pytest.fixture
@@ -72,12 +77,29 @@ def test_control_c_in_wait_says_how_to_go_on(command: Command, memory: Path) -> 
     stop(command.mount, "slow")
 
 
-def test_plain_lines_where_the_terminal_is_dumb(command: Command, memory: Path) -> None:
-    words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
-    with Terminal(*words, env={"TERM": "dumb"}) as terminal:
+@pytest.mark.parametrize("term", ["dumb", "unknown", ""])
+def test_plain_lines_where_the_terminal_is_dumb(command: Command, lasting: list[str], term: str) -> None:
+    with Terminal(*command.words("run", *lasting), env={"TERM": term}) as terminal:
         assert terminal.end() == 0
         assert "\x1b" not in terminal.raw
-        assert "sum: done 64.0KiB in " in terminal.text
+        assert "sum: running" in terminal.text
+        assert "sum: done 8.0MiB in " in terminal.text
+
+
+@pytest.mark.parametrize("key", [CONTROL_Z, CONTROL_BACKSLASH])
+def test_a_key_that_stops_or_ends_it_leaves_a_cursor(command: Command, memory: Path, key: str) -> None:
+    words = command.words("run", f"clear path={memory}/file rate_max=1K chunk=4K name=slow")
+    with Terminal("bash", "--norc", "-i", env={"PS1": "$ "}) as terminal:
+        terminal.type(f"ulimit -c 0; {shlex.join(words)}\n")
+        until(lambda: HIDE_CURSOR in terminal.raw, "bars are drawn")
+        terminal.type(key)
+        terminal.sees({CONTROL_Z: "Stopped", CONTROL_BACKSLASH: "Quit"}[key])
+        assert terminal.raw.rindex(SHOW_CURSOR) > terminal.raw.rindex(HIDE_CURSOR)
+        if key == CONTROL_Z:
+            before = len(terminal.raw)
+            terminal.type("fg\n")
+            until(lambda: "running" in terminal.raw[before:], "it is drawn again")
+    stop(command.mount, "slow")
 
 
 def test_nothing_heavy_is_imported(command: Command, lasting: list[str]) -> None:
@@ -154,6 +176,17 @@ def test_a_thousand_tasks_fit(width: int, height: int) -> None:
     assert all(len(line) <= width for line in lines)
     assert f"{1000 - (len(lines) - 1)} more, 500 ended".startswith(lines[-1].rstrip("…"))
     assert all("long" in line for line in lines[:-1])
+
+
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 79, 80, 200])
+def test_only_a_name_is_shortened(width: int) -> None:
+    """A line has whole figures, or none of them."""
+    (line,) = drawn([standing(1, name="n" * 30)], width=width, height=24)
+    name, *rest = line.split()
+    figures = ["29.5GiB/64.0GiB", "20.0GiB/s", "1.9s"] if width >= 60 else []
+    assert rest[width >= 80 :] == ["46.1%", *figures, "running"]
+    assert name.startswith("nn")
+    assert name.endswith("…")
 
 
 def test_what_stands_on_a_line() -> None:

@@ -88,6 +88,23 @@ def test_a_refusal_as_json(command: Command, memory: Path) -> None:
     assert found["command"] == f"checksum path={memory}/none"
 
 
+def test_a_refusal_of_a_nul_byte_has_its_words(command: Command) -> None:
+    assert command("run", "-", stdin="clear\0x").err.splitlines()[0] == "ktaskfs: the command has a NUL byte"
+
+
+def test_a_long_command_does_not_flood_the_terminal(command: Command) -> None:
+    """The excerpt has what the caret is below."""
+    lines = command("run", f"clear path=/{'x' * 1500} wrong=1 name={'y' * 1500}").err.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 450
+    assert lines[1][lines[2].index("^") : lines[2].rindex("^") + 1] == "wrong=1"
+
+
+@pytest.mark.parametrize("options", [[], ["--plan"], ["--detach"], ["--if-exists=join"], ["--if-exists=replace"]])
+def test_an_empty_list_is_no_work(command: Command, options: list[str]) -> None:
+    assert command("run", *options, "[]") == Outcome(0, "", "")
+
+
 def test_what_is_no_spec_cancels_nothing(command: Command, slow: str) -> None:
     outcome = command("run", "cancel")
     assert outcome.status == 1

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.shell import run
+from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Command
-    from tests.support.shell import Outcome
 
 
 def redirected(command: Command, redirection: str, *arguments: str) -> Outcome:
@@ -29,6 +29,19 @@ def test_a_full_disk_is_told_and_fails(command: Command, memory: Path, words: li
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1] == "ktaskfs: standard output: No space left on device"
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "--help"], ["mount", "--help"]])
+def test_help_for_a_full_disk_fails_without_a_traceback(words: list[str], unbuffered: str) -> None:
+    script = f"{shlex.join([sys.executable, '-m', 'ktaskfs.cli.main', *words])} >/dev/full"
+    outcome = run("bash", "-c", script, cwd=ROOT, env={"PYTHONUNBUFFERED": unbuffered})
+    assert outcome == Outcome(1, "", "ktaskfs: standard output: No space left on device\n")
+
+
+def test_a_wrong_command_line_is_not_told_on_standard_output() -> None:
+    script = f"{shlex.join([sys.executable, '-m', 'ktaskfs.cli.main', 'run', '--nonsense'])} 2>&-"
+    assert run("bash", "-c", script, cwd=ROOT) == Outcome(2, "", "")
 
 
 def test_closed_streams_are_no_files_of_the_mount(command: Command, memory: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
+import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.support.daemon import ROOT
 from tests.support.poll import until
 from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
+from tests.support.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -150,7 +153,7 @@ def test_a_thousand_tasks_and_the_cursor_stays_with_one(place: Path) -> None:
     played(place, scene)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (40, 12), (200, 60)])
+@pytest.mark.parametrize("size", [(80, 24), (40, 12), (200, 60), (20, 5)])
 def test_sizes(place: Path, size: tuple[int, int]) -> None:
     async def scene(pilot: Pilot[None], app: Top) -> None:
         await sees(pilot, app, lambda lines: any(line.startswith("t0") for line in lines))
@@ -262,8 +265,43 @@ def test_a_look_that_ends_after_the_screen_is_no_error(place: Path) -> None:
     asyncio.run(look())
 
 
+NEEDS: Final = "ktaskfs: ktaskfs top needs a terminal, and not a dumb one; ktaskfs ls and events print what it shows"
+
+
 def test_it_needs_a_terminal(command: Command) -> None:
     """Without one it would write a screen into a file and wait for keys."""
-    assert command("top") == Outcome(
-        1, "", "ktaskfs: ktaskfs top needs a terminal; ktaskfs ls and events print what it shows\n"
-    )
+    assert command("top") == Outcome(1, "", f"{NEEDS}\n")
+    for term in ("dumb", ""):
+        with Terminal(*command.words("top"), env={"TERM": term}, columns=200) as terminal:
+            assert terminal.end() == 1
+            assert terminal.raw == f"{NEEDS}\r\n"
+
+
+@pytest.mark.parametrize("ended_by", ["\x03", "SIGTERM"])
+def test_control_c_and_sigterm_leave_the_terminal_as_it_was(command: Command, ended_by: str) -> None:
+    script = f"stty -g; (echo pid $BASHPID.; exec {shlex.join(command.words('top'))}); echo ended $?; stty -g"
+    with Terminal("bash", "--norc", "-c", script) as terminal:
+        terminal.sees("pools of huge pages")
+        if ended_by == "SIGTERM":
+            os.kill(int(terminal.text.partition("pid ")[2].partition(".")[0]), signal.SIGTERM)
+        else:
+            terminal.type(ended_by)
+        terminal.sees("ended")
+        assert terminal.end() == 0
+        lines = terminal.text.splitlines()
+        assert f"ended {143 if ended_by == 'SIGTERM' else 0}" in lines[-2]
+        assert lines[-1] == lines[0]
+        assert terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h")
+
+
+def test_control_z_leaves_the_screen_until_the_shell_continues_it(command: Command) -> None:
+    with Terminal("bash", "--norc", "-i") as terminal:
+        terminal.type(f"{shlex.join(command.words('top'))}\n")
+        terminal.sees("pools of huge pages")
+        terminal.type("\x1a")
+        terminal.sees("Stopped")
+        assert terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h")
+        terminal.type("fg\n")
+        until(lambda: terminal.raw.rindex("\x1b[?1049h") > terminal.raw.rindex("\x1b[?1049l"), "the screen is back")
+        terminal.type("q")
+        until(lambda: terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h"), "the shell is back")

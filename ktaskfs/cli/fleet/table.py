@@ -77,10 +77,10 @@ class LiveTable:
             (host.standing for host in fleet if host.tasks and not host.has_ended),
             key=lambda each: (percent(each), each.name),
         )
-        wide = self._console.width >= live.SHORT
-        table = live.grid(wide=wide)
+        width = self._console.width
+        table = live.grid(width)
         for each in at_work[:most]:
-            table.add_row(*live.row(each, wide=wide))
+            table.add_row(*live.row(each, width))
         if hidden := at_work[most:]:
             below.insert(0, Text(f"{len(hidden)} more from {percent(hidden[0]):.1f}% on", style="dim"))
         return Group(table, *below)
