@@ -157,16 +157,27 @@ class TargetTree:
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
     def remove_incomplete(self, path: str) -> None:
-        """Remove a file of which a part could not be copied, if it is there, and nothing else in its place."""
-        above, name = os.path.split(path)
+        """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
         with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            status = self._tree.status(path)
-            if _is_own(status) and stat.S_IMODE(status.st_mode) == _INCOMPLETE:
-                parent = self.directory(above)
-                try:
-                    os.unlink(name, dir_fd=parent)
-                finally:
-                    os.close(parent)
+            if stat.S_IMODE(self._tree.status(path).st_mode) == _INCOMPLETE:
+                self.remove(path)
+
+    def remove(self, path: str) -> bool:
+        """Remove a file of the copy; whether it is gone."""
+        above, name = os.path.split(path)
+        try:
+            parent = self.directory(above)
+            try:
+                if not _is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                    return False
+                os.unlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+        except FileNotFoundError:
+            return True
+        except OSError:  # the caller reports why it is incomplete
+            return False
+        return True
 
     def lacks(self, path: str, kind: int, size: int) -> bool:
         """Whether an earlier run has not copied this entry, of that kind (as S_IFMT) and size."""
@@ -211,13 +222,14 @@ class TargetTree:
             os.close(fd)
 
 
-def mark_incomplete(fd: int) -> None:
+def mark_incomplete(fd: int) -> bool:
     """Mark an open file, of which a part could not be copied, for the end of the task or a resume.
 
-    A filesystem without this mode gets no mark: a resume then takes the file for complete.
+    False on a filesystem without this mode, such as vfat, which may ignore chmod(2) without an error.
     """
     with contextlib.suppress(OSError):
         os.fchmod(fd, _INCOMPLETE)
+    return stat.S_IMODE(os.fstat(fd).st_mode) == _INCOMPLETE
 
 
 def dress(fd: int, status: os.stat_result) -> None:
