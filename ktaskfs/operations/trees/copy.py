@@ -227,7 +227,7 @@ class _Copier:
                 dress(target, status)
 
     def _opened(self, index: int, stack: contextlib.ExitStack) -> int:
-        source = self._files.open(index)
+        source = self._files.open_data(index)
         stack.callback(os.close, source)
         return source
 

@@ -63,7 +63,7 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its other parts are there. No file that lacks a part is left behind, and a resume copies it."""
-    real, failures = FileList.open, iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+    real, failures = FileList.open_data, iter([OSError(errno.EIO, os.strerror(errno.EIO))])
 
     def open_file(files: FileList, index: int) -> int:
         if files.path(index) == "large" and (failure := next(failures, None)) is not None:
@@ -71,7 +71,7 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
         return real(files, index)
 
     texts = {"source": with_large, "path": disk / "copy"}
-    monkeypatch.setattr(FileList, "open", open_file)
+    monkeypatch.setattr(FileList, "open_data", open_file)
     assert "EIO large" in failed(runner, **texts).result
     assert not (disk / "copy/large").exists()
     runner.run("copy", [], **texts)
