@@ -28,6 +28,9 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _INCOMPLETE: Final = 0o1600
 """The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one."""
 
+_COARSEST_NS: Final = 2_000_000_000
+"""Filesystems round times: vfat to two seconds."""
+
 
 class TargetTree:
     """The directory at ``path``, which is made, or is there and empty; ``filled``: an earlier run has made files in it.
@@ -190,10 +193,26 @@ class TargetTree:
         complete = status.st_size == self._size(size) and stat.S_IMODE(status.st_mode) != _INCOMPLETE
         return not (_is_own(status) and complete)
 
-    def is_dressed(self, path: str, status: os.stat_result) -> bool:
-        """Whether a file has the mode and the time of change of its original. Raises OSError."""
-        mine = self._tree.status(path)
-        return (stat.S_IMODE(mine.st_mode), mine.st_mtime_ns) == (_mode(mine, status), status.st_mtime_ns)
+    def dress_file(self, path: str, status: os.stat_result) -> None:
+        """Give a complete file, which may be unwritable by now, mode and times.
+
+        Raises OSError: EEXIST for a foreign entry.
+        """
+        handle = self._tree.open(path)
+        try:
+            mine = os.fstat(handle)
+            if not _is_own(mine):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            late = abs(mine.st_mtime_ns - status.st_mtime_ns)
+            if stat.S_IMODE(mine.st_mode) == _mode(mine, status) and late < _COARSEST_NS:
+                return
+            fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
+        finally:
+            os.close(handle)
+        try:
+            dress(fd, status)
+        finally:
+            os.close(fd)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
         """A symbolic link; an equal one may exist. Raises OSError."""

@@ -329,14 +329,7 @@ class _Copier:
                 os.close(source)
             if not self._files.is_as_found(index, status):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            path = self._files.path(index)
-            if self._target.filled and self._target.is_dressed(path, status):
-                return  # by an earlier run, which has perhaps made it unwritable
-            target = self._target.file(path, status.st_size, replace=False)
-            try:
-                dress(target, status)
-            finally:
-                os.close(target)
+            self._target.dress_file(self._files.path(index), status)
 
     def _dress_directory(self, path: str) -> None:
         self._target.dress_directory(path, self._files.tree.status(path or "."))

@@ -174,3 +174,25 @@ def test_without_modes_a_large_file_that_lacks_a_part_ends_the_task(
         error = runner.failure(runner.prepare("copy", **texts))
     assert error.errno == errno.EIO
     assert "/copy/large, where the filesystem keeps no mark of an incomplete file: " in error.message
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+@pytest.mark.parametrize("mode", [0o444, 0o555])
+def test_a_resume_accepts_an_unwritable_file_whose_time_or_mode_was_rounded(
+    runner: Runner, with_large: Path, disk: Path, root: None, name: str, mode: int
+) -> None:
+    """As by filesystems of DOS: times of two seconds, and no mode but that a file is read-only."""
+    (with_large / name).chmod(0o444)
+    (disk / "theirs").mkdir()
+    os.chown(disk / "theirs", 65534, 65534)
+    copy = disk / "theirs/copy" / name
+
+    def body() -> None:
+        runner.run("copy", source=with_large, path=disk / "theirs/copy")
+        os.utime(copy, ns=(0, copy.stat().st_mtime_ns // 2_000_000_000 * 2_000_000_000))
+        copy.chmod(mode)
+        runner.run("copy", [], source=with_large, path=disk / "theirs/copy")
+
+    as_nobody(body)
+    assert copy.read_bytes() == (with_large / name).read_bytes()
+    assert copy.stat().st_mode & 0o777 == 0o444
