@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.harness import Contender, Goal, Section, Settings, alternate, main, seconds
-from bench.mounts import Ktaskfs, directory, hugetlbfs
+from bench.mounts import DEADLINE, Ktaskfs, directory, hugetlbfs
 from bench.pool import reserved
 from ktaskfs.tasks.looks import MAX_AGE
 
@@ -79,7 +79,10 @@ def holding(how: str, where: Path, processes: int, mappings: int) -> Iterator[No
         yield
     for each in where.iterdir():
         each.unlink()
+    end = time.monotonic() + DEADLINE
     while free_pages() < before:  # its children end after it
+        if time.monotonic() > end:
+            raise RuntimeError(f"{before - free_pages()} huge pages are still in use after the end of their holders")
         time.sleep(0.01)
 
 

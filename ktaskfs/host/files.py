@@ -1,8 +1,9 @@
-"""Small files and directories by name below an open directory. Each function raises OSError."""
+"""Small files and directories by name below an open directory, and what a file hides. Each function raises OSError."""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from typing import Final
 
@@ -31,3 +32,9 @@ def list_directory(path: str, directory: int) -> list[str]:
         return os.listdir(fd)
     finally:
         os.close(fd)
+
+
+def hides_data(fd: int) -> bool:
+    """Whether a regular file has data but reports size 0, like many virtual files."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and not status.st_size and bool(os.pread(fd, 1, 0))

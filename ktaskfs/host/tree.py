@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host import statx, syscalls
+from ktaskfs.host.files import hides_data
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -139,6 +140,17 @@ class Tree(NamedTuple):
             return kernel.reopen_file(handle, os.O_RDONLY | os.O_NOCTTY, patience=LEASE_PATIENCE)
         finally:
             os.close(handle)
+
+    def open_data(self, kernel: Kernel, path: str) -> int:
+        """As ``open_regular``, to read all of it. Raises OSError: EOPNOTSUPP for a file that has data but size 0."""
+        fd = self.open_regular(kernel, path)
+        try:
+            if hides_data(fd):
+                raise _error(errno.EOPNOTSUPP)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
 
 def _open_following(directory: int, path: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host import syscalls
+from ktaskfs.host.files import hides_data
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
@@ -57,7 +58,7 @@ class Source:
 
     def _require_true_size(self) -> None:
         try:
-            if self.file.filesystem is FilesystemType.OTHER and self.file.size() == 0 and os.pread(self.file.fd, 1, 0):
+            if hides_data(self.file.fd):
                 raise NotSupported(f"{self.file.path} has data but reports size 0: use cat(1)")
         except OSError as error:
             raise TargetError.from_os(error, f"read {self.file.path}") from error

@@ -21,7 +21,7 @@ class History(NamedTuple):
     """One value, replaced as a whole: to undo a failed start, assign the earlier one.
 
     operation: None while an empty task (mkdir) has no operation.
-    texts:     the given parameters, as canonical text.
+    texts:     the given parameters, as canonical text, and after the start the defaults that the target decided.
     remaining: the ranges of a resumed task at its start, None for a first run.
     base:      units done by earlier runs.
     baseline:  the files of those units; None before the first start.

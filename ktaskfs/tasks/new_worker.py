@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.credentials import CallerProcess, Identity
     from ktaskfs.host.labels import Label
     from ktaskfs.tasks.context import TaskContext
+    from ktaskfs.tasks.history import History
     from ktaskfs.tasks.launcher import ForkedWorker
     from ktaskfs.tasks.task import Task
 
@@ -114,8 +115,9 @@ class WorkerMaker:
             follows=follows,
         )
 
-    async def wait_until_ready(self, new: NewWorker) -> tuple[int, Baseline]:
-        """Wait until a worker is ready; returns its units, and their baseline.
+    async def wait_until_ready(self, new: NewWorker) -> History:
+        """Wait until a worker is ready; returns the history of its task with the units, their baseline and the defaults
+        that the target decided.
 
         Raises its refusal, or WorkerLost; NotPermitted if its label prevents communication with the daemon.
         """
@@ -131,7 +133,7 @@ class WorkerMaker:
             if isinstance(answer, protocol.Ready) and 0 <= answer.total <= NUMBER_MAX:
                 if new.label is not None:
                     new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet; this checks that it can be woken
-                return answer.total, Baseline.from_fields(answer.baseline)
+                return planned(new.task.history, answer)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker sent an invalid message") from error
         if isinstance(answer, protocol.WorkerRefused):
@@ -153,6 +155,20 @@ class WorkerMaker:
                 worker.signal(signal.SIGKILL)
                 message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
                 raise WorkerLost(message, errno=errno.ETIMEDOUT)
+
+
+def planned(history: History, answer: protocol.Ready) -> History:
+    """``history`` after the answer. The caller controls the worker, so only possible defaults count.
+
+    Raises ValueError for an invalid baseline.
+    """
+    declared = () if history.operation is None else history.operation.declared
+    defaults = {
+        each.name: answer.defaults[each.name] for each in declared if answer.defaults.get(each.name) in each.defaults
+    }
+    return history._replace(
+        planned=answer.total, baseline=Baseline.from_fields(answer.baseline), texts={**defaults, **history.texts}
+    )
 
 
 async def wait_for_end(worker: WorkerHandle) -> None:

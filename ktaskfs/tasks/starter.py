@@ -231,8 +231,7 @@ class Starter:
         task.worker = new.worker
         batch.workers.append(new)
         self._state.crash_point("a worker is forked")
-        planned, baseline = await self._worker_maker.wait_until_ready(new)
-        task.history = task.history._replace(planned=planned, baseline=baseline)
+        task.history = await self._worker_maker.wait_until_ready(new)
         self._state.crash_point("the worker is ready")
 
 

@@ -126,7 +126,7 @@ class Task:
         """
         self.require(set(State) - {State.DONE, State.PLANNED}, f"setting {parameter.name}")
         texts = dict(self.texts)
-        if text == parameter.kind.absent and parameter.default is None:
+        if text == parameter.default_text() and parameter.default is None:
             texts.pop(parameter.name, None)
         else:
             texts[parameter.name] = parameter.kind.format(parameter.kind.parse(text))

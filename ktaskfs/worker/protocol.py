@@ -101,10 +101,15 @@ class Exited(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A worker's answer: it can begin on ``total`` units; ``baseline`` has the fields of a Baseline."""
+    """A worker's answer: it can begin on ``total`` units.
+
+    baseline: the fields of a Baseline.
+    defaults: texts of parameters whose default depends on the target.
+    """
 
     total: int
     baseline: Mapping[str, Any]
+    defaults: Mapping[str, str]
 
 
 class WorkerRefused(NamedTuple):
@@ -147,6 +152,8 @@ def decode(data: bytes) -> Message:
     for each in ("message", "table", "json"):
         if type(getattr(message, each, "")) is not str:
             raise TypeError(f"{each} is not text")
+    if type(getattr(message, "defaults", {})) is not dict:
+        raise TypeError("defaults are not named")
     return message
 
 

@@ -109,6 +109,9 @@ class Worker:
             if parameters.plan:
                 baseline = Baseline({}, end=0, size=0, total=0)
             baseline = baseline or self._operation.baseline(parameters, plan.nodes)._replace(tree=plan.tree)
+            ready = protocol.Ready(
+                sum(node.size for node in plan.nodes), baseline._asdict(), self._operation.used_defaults(parameters)
+            )
             job = self._make_job(plan)
             # Leave the caller's directory, which would block an unmount: everything is open, and all paths are
             # absolute.
@@ -117,7 +120,7 @@ class Worker:
             plan.abort()
             self._refuse(error)
             return
-        if not self._may_begin(sum(node.size for node in plan.nodes), baseline):
+        if not self._may_begin(ready):
             plan.abort()
             return
         self._channel.close()
@@ -147,10 +150,10 @@ class Worker:
             return False
         return True
 
-    def _may_begin(self, total: int, baseline: Baseline) -> bool:
+    def _may_begin(self, ready: protocol.Ready) -> bool:
         """Report ready, and wait for GO; False if the daemon gave up the start, or died."""
         try:
-            protocol.send(self._channel, protocol.Ready(total, baseline._asdict()))
+            protocol.send(self._channel, ready)
             return self._channel.recv(1) == protocol.GO
         except ConnectionError:
             return False

@@ -109,3 +109,37 @@ def test_the_view_of_a_mapping_is_only_sliced_for_a_system_call() -> None:
     assert all(isinstance(view.ctx, ast.Load) and isinstance(view.slice, ast.Slice) for view in views)
     outside = [p for p in SOURCES if "_view" in p.read_text() and "from_address" in p.read_text()]
     assert outside == [ROOT / "host" / "mapping.py"]
+
+
+BLOCKING = {"acquire", "communicate", "join", "result", "wait"}
+"""Methods whose only argument may be a time limit."""
+
+
+def test_a_hang_is_bounded_by_the_deadline() -> None:
+    """A number of seconds is too short where processors are emulated, and KTASKFS_TEST_PATIENCE does not extend it."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}"
+        for path in sorted((REPOSITORY / "tests").rglob("*.py"))
+        for number in _fixed_limits(ast.parse(path.read_text()))
+    ]
+    assert found == []
+
+
+def _fixed_limits(tree: ast.Module) -> list[int]:
+    """Lines with a limit of ten seconds or more as a plain number, as an argument or the default of a parameter."""
+    limits: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            limits += [each.value for each in node.keywords if each.arg == "timeout"]
+            if isinstance(node.func, ast.Attribute) and node.func.attr in BLOCKING and len(node.args) == 1:
+                limits += node.args
+        elif isinstance(node, ast.arguments):
+            positional = [*node.posonlyargs, *node.args]
+            named = [*positional[len(positional) - len(node.defaults) :], *node.kwonlyargs]
+            defaults = [*node.defaults, *node.kw_defaults]
+            limits += [value for each, value in zip(named, defaults, strict=True) if each.arg == "timeout"]
+    return [
+        each.lineno
+        for each in limits
+        if isinstance(each, ast.Constant) and isinstance(each.value, int | float) and each.value >= 10
+    ]

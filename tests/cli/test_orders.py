@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.slow import stop
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_commands_are_carried_out_and_answered(command: Command, steered: Proces
     assert command.mount.read("tasks/slow/rate_max") == "8K\n"
     say(steered, "cancel\n")
     assert answers(steered, 1) == [worked | {"command": "cancel"}]
-    out, _ = steered.communicate(timeout=30)
+    out, _ = steered.communicate(timeout=DEADLINE)
     assert steered.returncode == 3
     assert json.loads(out.splitlines()[-1])["state"] == "cancelled"
 
@@ -79,7 +79,7 @@ def test_what_is_no_command_is_answered_too(command: Command, steered: Process) 
 
 def test_detach_leaves_the_task(command: Command, steered: Process) -> None:
     say(steered, "detach\npause\n")
-    assert steered.wait(30) == 0
+    assert steered.wait(DEADLINE) == 0
     assert command.mount.read("tasks/slow/state") == "running\n"
 
 
@@ -92,7 +92,7 @@ def test_the_end_of_the_commands_is_none(command: Command, steered: Process) -> 
     for _ in range(3):
         assert json.loads(steered.stdout.readline())["state"] == "running"
     stop(command.mount, "slow")
-    assert steered.wait(30) == 3
+    assert steered.wait(DEADLINE) == 3
 
 
 def test_the_program_ends_soon_after_its_reader(command: Command, steered: Process) -> None:
@@ -100,7 +100,7 @@ def test_the_program_ends_soon_after_its_reader(command: Command, steered: Proce
     assert steered.stdout is not None
     steered.stdin.close()
     steered.stdout.close()
-    assert steered.wait(30) == -13
+    assert steered.wait(DEADLINE) == -13
     assert command.mount.read("tasks/slow/state") == "running\n"
 
 

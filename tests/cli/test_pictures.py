@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from tests.support.daemon import ROOT
+from tests.support.poll import DEADLINE
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def words(picture: Path) -> str:
 
 def test_they_are_drawn_from_tasks_at_work(command: Command, tmp_path: Path) -> None:
     script = str(ROOT / "docs/pictures.py")
-    done = run(sys.executable, script, str(command.mount.path), str(tmp_path), cwd=ROOT, timeout=200)
+    done = run(sys.executable, script, str(command.mount.path), str(tmp_path), cwd=ROOT, timeout=4 * DEADLINE)
     assert done.status == 0, done
     for name in ("run", "top"):
         drawn, shown = words(tmp_path / f"{name}.svg"), words(ROOT / f"docs/pictures/{name}.svg")

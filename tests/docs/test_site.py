@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.documents import PAGES
+from tests.support.poll import DEADLINE
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def built(root: Path) -> Outcome:
-    return run(sys.executable, str(root / "docs/site.py"), cwd=root, timeout=240)
+    return run(sys.executable, str(root / "docs/site.py"), cwd=root, timeout=4 * DEADLINE)
 
 
 def test_it_is_built_without_a_warning_and_has_every_page(copy: Path) -> None:

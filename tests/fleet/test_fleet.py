@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.support.daemon import ROOT
 from tests.support.hugepages import alone
+from tests.support.poll import DEADLINE
 from tests.support.terminal import CONTROL_C, Terminal
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def test_the_same_command_joins_what_still_runs(place: Place, hosts: list[Host])
     with started(place, "run", "hv[1-3]", "--json", SLOW) as follower:
         until_heard(follower, "hv1", "hv2", "hv3")
         let_go(hosts)
-        out, _ = follower.communicate(timeout=60)
+        out, _ = follower.communicate(timeout=DEADLINE)
         assert follower.returncode == 0
         assert json.loads(out.splitlines()[-1])["summary"][0]["hosts"] == "hv[1-3]"
 
@@ -129,7 +130,7 @@ def test_a_host_that_freezes_is_lost_and_found_again(place: Place, hosts: list[H
         hosts[0].freeze()
         try:
             let_go(hosts[1:])
-            out, _ = follower.communicate(timeout=90)
+            out, _ = follower.communicate(timeout=2 * DEADLINE)
         finally:
             hosts[0].thaw()
         assert follower.returncode == 1

@@ -147,7 +147,7 @@ def test_one_that_knows_too_little_does_not_begin(device: str, area: Path) -> No
                 check=False,
                 close_fds=False,
                 env=environment(None) | {"PYTHONPATH": str(ROOT)},
-                timeout=60,
+                timeout=DEADLINE,
             )
             assert done.returncode == 1
             assert "CannotTakeOver: cannot take over the mount: " in done.stderr

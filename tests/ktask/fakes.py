@@ -6,11 +6,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.ktask import Control, Monitor, Placement
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-TIMEOUT = 60
+TIMEOUT = DEADLINE
 """Seconds after which a test that waits for another thread gives up and fails; never reached otherwise."""
 
 

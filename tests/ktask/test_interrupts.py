@@ -18,6 +18,7 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.newest import NEWEST, install
 from tests.support.packages import Unavailable
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +39,7 @@ def run_to_the_end(command: Sequence[str], environment: dict[str, str], limit: f
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # to which pytest's faulthandler answers with all stacks
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=DEADLINE)
         output = f"still running after {limit} seconds\n{output}"
     finally:
         with contextlib.suppress(ProcessLookupError):

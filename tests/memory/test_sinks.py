@@ -25,6 +25,7 @@ from tests.support import filesystems
 from tests.support.as_caller import as_nobody
 from tests.support.forked import run_forked
 from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, punch, same, write_bytes
+from tests.support.poll import DEADLINE
 from tests.support.resident import mapped_from
 from tests.support.runner import SIZE
 
@@ -73,7 +74,7 @@ def test_others_insert_while_one_sends(
     send, copy = Source.send, userfaultfd.copy
 
     def sent(source: Source, target: int, position: int, length: int) -> int:
-        assert inserted.wait(60)
+        assert inserted.wait(DEADLINE)
         return send(source, target, position, length)
 
     def noted(fd: int, address: int, source: int, length: int) -> int:

@@ -19,7 +19,7 @@ from tests.packaging.exporter import EXPORTER, OWN_NETWORK, Exporter
 from tests.packaging.podman import Podman
 from tests.support.daemon import ROOT
 from tests.support.packages import Unavailable
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 from tests.systemd.machine import booted_with
 
@@ -205,7 +205,7 @@ def test_the_image_serves_the_host(podman: Podman, built: Built, area: Path) -> 
             job = run("sh", "-c", f"echo '{spec}' > {area}/mount/tasks/control && tail -n 1 {area}/mount/tasks/a/wait")
             assert job == Outcome(0, "done\n", "")
             assert run("umount", str(area / "mount")).status == 0
-            assert daemon.wait(60) == 0
+            assert daemon.wait(DEADLINE) == 0
     finally:
         run("rm", "-f", f"/dev/shm/{area.name}")
         run("umount", "--recursive", "--lazy", str(area))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.slurm.cluster import HOOK, PAGE, PAGES, Cluster
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from tests.fleet.hosts import Host
@@ -112,7 +113,7 @@ def test_a_file_that_is_still_in_use_drains_the_node(cluster: Cluster) -> None:
         file = f"/dev/hugepages/slurm/{number}"
         host.sh(f"sleep infinity <{file} >/dev/null 2>&1 & echo $! >/run/holder")
         cluster.hosts[0].sh(f"scancel {number}")
-        job.communicate(timeout=60)
+        job.communicate(timeout=DEADLINE)
     reason = cluster.until_drained("hv3")
     assert reason.startswith(f"ktaskfs: {file} is in use by sleep (")
     assert files(host) == [number]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class Machine:
         """The words before a command that runs inside."""
         return [str(BOOT), "exec", str(self._directory)]
 
-    def run(self, *command: str, user: str | None = None, timeout: float = 60) -> Outcome:
+    def run(self, *command: str, user: str | None = None, timeout: float = DEADLINE) -> Outcome:
         """Run ``command`` inside to its end, as ``user`` if given; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
         return run(*self.prefix, *as_user, *command, timeout=timeout)
 
-    def sh(self, script: str, *, user: str | None = None, timeout: float = 60) -> Outcome:
+    def sh(self, script: str, *, user: str | None = None, timeout: float = DEADLINE) -> Outcome:
         """Run a script of bash inside."""
         return self.run("bash", "-c", script, user=user, timeout=timeout)
 

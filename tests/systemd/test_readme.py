@@ -15,6 +15,7 @@ from tests.support.daemon import ROOT
 from tests.support.documents import Block, blocks
 from tests.support.hugepages import reserved
 from tests.support.packages import Unavailable, cache
+from tests.support.poll import DEADLINE
 from tests.systemd.machine import Machine, booted
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ ABSENT: Final = ("gcc", "libfuse3-dev", "pkg-config", "busybox", "nodejs", "podm
 """Debian packages that the machine must have neither before nor after the installation."""
 
 
-def paste(machine: Machine, block: Block, *, user: str | None = None, timeout: float = 60, before: str = "") -> str:
+def paste(
+    machine: Machine, block: Block, *, user: str | None = None, timeout: float = DEADLINE, before: str = ""
+) -> str:
     """Run a block as bash does at a prompt, except that the first failed command ends it; returns the output."""
     done = machine.sh(f"set -eu -o pipefail\n{before}\n{block.text}", user=user, timeout=timeout)
     assert done.status == 0, f"{block}:\n{done.out}{done.err}"

@@ -158,7 +158,7 @@ async def test_a_look_that_takes_long_is_asked_for_again_and_given_up_at_last(
         (b"", errno.EIO, "died"),
         (b"[1", errno.EIO, "sent an invalid answer"),
         (b'["Found", {"table": 1, "json": ""}]', errno.EIO, "sent an invalid answer"),
-        (protocol.encode(protocol.Ready(0, {})), errno.EIO, "process sent an invalid answer"),
+        (protocol.encode(protocol.Ready(0, {}, {})), errno.EIO, "process sent an invalid answer"),
     ],
 )
 async def test_what_is_no_find_is_an_error(

@@ -22,7 +22,7 @@ NUMBERS = st.integers(-(2**70), 2**70)
 MESSAGES = st.one_of(
     st.builds(Forked, NUMBERS, NUMBERS, NUMBERS),
     st.builds(Exited, NUMBERS, NUMBERS),
-    st.builds(Ready, NUMBERS, st.dictionaries(st.text(), NUMBERS)),
+    st.builds(Ready, NUMBERS, st.dictionaries(st.text(), NUMBERS), st.dictionaries(st.text(), st.text())),
     st.builds(WorkerRefused, NUMBERS, st.text()),
     st.builds(
         StartRequest,
@@ -60,6 +60,7 @@ def test_garbage_is_refused_with_an_error_that_is_expected(data: bytes) -> None:
         ["Ready", {}],
         ["Ready", {"total": 1, "more": 2}],
         ["Ready", [1]],
+        ["Ready", {"total": 1, "baseline": {}, "defaults": ["x"]}],
         ["WorkerRefused", {"errno": "ENOENT", "message": "m"}],
         ["WorkerRefused", {"errno": 2, "message": None}],
         ["Forked", {"ticket": None, "pid": 1, "errno": 0}],

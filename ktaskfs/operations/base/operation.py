@@ -73,6 +73,10 @@ class Operation(ABC, Generic[P]):
         """
         return Baseline(identities_of(parameters), end=0, size=0, total=sum(node.size for node in nodes))
 
+    def used_defaults(self, parameters: P) -> Mapping[str, str]:
+        """The texts that this target takes of parameters with several ``defaults``."""
+        return {}
+
     def settled(self, parameters: P, baseline: Baseline) -> P:
         """The parameters for a resume: defaults keep their meaning of the first run."""
         return parameters

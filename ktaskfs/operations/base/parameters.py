@@ -53,16 +53,22 @@ class Kind(NamedTuple, Generic[T]):
 
 
 class Parameter(NamedTuple):
-    """One declared parameter, as the spec parser and the mount's files see it."""
+    """One declared parameter, as the spec parser and the mount's files see it.
+
+    defaults: canonical texts of the possible defaults, if the target decides; ``default`` is then None.
+    """
 
     name: str
     kind: Kind[Any]
     default: Any
     help: str
     required: bool
+    defaults: tuple[str, ...] = ()
 
     def default_text(self) -> str:
-        """The default as canonical text; the kind's ``absent`` without one."""
+        """The default as canonical text; the kind's ``absent`` without one, all if the target decides."""
+        if self.defaults:
+            return "|".join(self.defaults)
         return self.kind.absent if self.default is None else self.kind.format(self.default)
 
 

@@ -10,12 +10,13 @@ from ktaskfs.operations.base.parameters import (
     Kind,
     Parameter,
     TaskParameters,
+    format_parameters,
     parameter,
     parse_parameters,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ktaskfs.operations.base.plan import Plan, Preparation
     from ktaskfs.operations.base.resume import Baseline
@@ -59,6 +60,11 @@ class SharedWord(Operation[TaskParameters]):
         operation, preparation.parameters = self._meant(preparation.parameters)
         operation.locate(preparation)
         return operation.prepare(preparation)
+
+    def used_defaults(self, parameters: TaskParameters) -> Mapping[str, str]:
+        _, own = self._meant(parameters)
+        used = format_parameters(own)
+        return {each.name: used[each.name] for each in self.declared if each.defaults and each.name in used}
 
     def undo_refusal(self, parameters: TaskParameters) -> str:
         operation, own = self._meant(parameters)
@@ -119,9 +125,10 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
     if len(declared) == meanings and all(each.required for each in parameters):
         return parameter(kind, text)
     defaults = list(dict.fromkeys(each.default for each in parameters))
-    if len(defaults) > 1 and None not in defaults:  # each target has its own
-        kind = kind._replace(absent="|".join(map(kind.format, defaults)))
-    return parameter(kind, text, default=defaults[0] if len(defaults) == 1 else None)
+    if len(defaults) == 1:
+        return parameter(kind, text, default=defaults[0])
+    of_targets = () if None in defaults else tuple(map(kind.format, defaults))
+    return parameter(kind, text, default=None)._replace(defaults=of_targets)
 
 
 def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:

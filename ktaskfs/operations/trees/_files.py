@@ -189,6 +189,10 @@ class FileList:
         """The file, open for reading; raises OSError as ``Tree.open_regular``."""
         return self.tree.open_regular(self.kernel, self.path(index))
 
+    def open_data(self, index: int) -> int:
+        """The file, open to read all of it; raises OSError as ``Tree.open_data``."""
+        return self.tree.open_data(self.kernel, self.path(index))
+
     def data_bytes(self, piece: Piece, page: int) -> int:
         """Bytes of the pages of ``page`` bytes with data in a piece; 0 if the file cannot be read."""
         if self.kind(piece.file) != stat.S_IFREG:

@@ -28,6 +28,9 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _INCOMPLETE: Final = 0o1600
 """The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one."""
 
+_COARSEST_NS: Final = 2_000_000_000
+"""Filesystems round times: vfat to two seconds."""
+
 
 class TargetTree:
     """The directory at ``path``, which is made, or is there and empty; ``filled``: an earlier run has made files in it.
@@ -157,16 +160,27 @@ class TargetTree:
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
     def remove_incomplete(self, path: str) -> None:
-        """Remove a file of which a part could not be copied, if it is there, and nothing else in its place."""
-        above, name = os.path.split(path)
+        """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
         with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            status = self._tree.status(path)
-            if _is_own(status) and stat.S_IMODE(status.st_mode) == _INCOMPLETE:
-                parent = self.directory(above)
-                try:
-                    os.unlink(name, dir_fd=parent)
-                finally:
-                    os.close(parent)
+            if stat.S_IMODE(self._tree.status(path).st_mode) == _INCOMPLETE:
+                self.remove(path)
+
+    def remove(self, path: str) -> bool:
+        """Remove a file of the copy; whether it is gone."""
+        above, name = os.path.split(path)
+        try:
+            parent = self.directory(above)
+            try:
+                if not _is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                    return False
+                os.unlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+        except FileNotFoundError:
+            return True
+        except OSError:  # the caller reports why it is incomplete
+            return False
+        return True
 
     def lacks(self, path: str, kind: int, size: int) -> bool:
         """Whether an earlier run has not copied this entry, of that kind (as S_IFMT) and size."""
@@ -179,10 +193,26 @@ class TargetTree:
         complete = status.st_size == self._size(size) and stat.S_IMODE(status.st_mode) != _INCOMPLETE
         return not (_is_own(status) and complete)
 
-    def is_dressed(self, path: str, status: os.stat_result) -> bool:
-        """Whether a file has the mode and the time of change of its original. Raises OSError."""
-        mine = self._tree.status(path)
-        return (stat.S_IMODE(mine.st_mode), mine.st_mtime_ns) == (_mode(mine, status), status.st_mtime_ns)
+    def dress_file(self, path: str, status: os.stat_result) -> None:
+        """Give a complete file, which may be unwritable by now, mode and times.
+
+        Raises OSError: EEXIST for a foreign entry.
+        """
+        handle = self._tree.open(path)
+        try:
+            mine = os.fstat(handle)
+            if not _is_own(mine):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            late = abs(mine.st_mtime_ns - status.st_mtime_ns)
+            if stat.S_IMODE(mine.st_mode) == _mode(mine, status) and late < _COARSEST_NS:
+                return
+            fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
+        finally:
+            os.close(handle)
+        try:
+            dress(fd, status)
+        finally:
+            os.close(fd)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
         """A symbolic link; an equal one may exist. Raises OSError."""
@@ -211,13 +241,14 @@ class TargetTree:
             os.close(fd)
 
 
-def mark_incomplete(fd: int) -> None:
+def mark_incomplete(fd: int) -> bool:
     """Mark an open file, of which a part could not be copied, for the end of the task or a resume.
 
-    A filesystem without this mode gets no mark: a resume then takes the file for complete.
+    False on a filesystem without this mode, such as vfat, which may ignore chmod(2) without an error.
     """
     with contextlib.suppress(OSError):
         os.fchmod(fd, _INCOMPLETE)
+    return stat.S_IMODE(os.fstat(fd).st_mode) == _INCOMPLETE
 
 
 def dress(fd: int, status: os.stat_result) -> None:

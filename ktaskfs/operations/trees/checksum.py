@@ -195,7 +195,7 @@ class _Toucher:
 def _digest(files: FileList, index: int, digest: Any, read: Callable[[int, int], Iterator[memoryview]]) -> bytes:
     """The digest of a file, which ``read`` returns from its descriptor up to a position. Raises OSError: EBUSY for a
     changed file."""
-    fd = files.open(index)
+    fd = files.open_data(index)
     try:
         before = os.fstat(fd)
         end = before.st_size or files.size(index)  # a device has no size there

@@ -136,9 +136,9 @@ class _Comparer:
         return self._compare_files(piece, path)
 
     def _compare_files(self, piece: Piece, path: str) -> int:
-        mine = self._files.open(piece.file)
+        mine = self._files.open_data(piece.file)
         try:
-            other = self._others.tree.open_regular(self._others.kernel, path)
+            other = self._others.tree.open_data(self._others.kernel, path)
             try:
                 sizes = os.fstat(mine).st_size, os.fstat(other).st_size
                 if abs(sizes[0] - sizes[1]) >= self._page:

@@ -201,7 +201,10 @@ class _Copier:
             os.close(handle)
 
     def _copy_file(self, piece: Piece, path: str) -> None:
-        """Raises OSError: EBUSY for a file that has changed since it was found."""
+        """Raises OSError: EBUSY for a file that has changed since it was found.
+
+        TargetError where no later run could know that a part is missing.
+        """
         whole = piece.start == 0 and piece.is_last
         with contextlib.ExitStack() as stack:
             if whole:  # of an unreadable source there is no copy
@@ -213,14 +216,18 @@ class _Copier:
                     source = self._opened(piece.file, stack)
                 status = self._copy_piece(source, target, piece)
             except OSError as error:
-                if error.errno not in FATAL:  # after which a resume repeats the chunk
-                    mark_incomplete(target)
+                known = error.errno in FATAL  # after which a resume repeats the chunk
+                known = known or (whole and self._target.remove(path)) or mark_incomplete(target)
+                if not known:
+                    where = f"{self._target.path}/{path}"
+                    words = f"copy to {where}, where the filesystem keeps no mark of an incomplete file"
+                    raise TargetError.from_os(error, words) from error
                 raise
             if whole:
                 dress(target, status)
 
     def _opened(self, index: int, stack: contextlib.ExitStack) -> int:
-        source = self._files.open(index)
+        source = self._files.open_data(index)
         stack.callback(os.close, source)
         return source
 
@@ -312,7 +319,9 @@ class _Copier:
         kind = self._files.kind(index)
         if kind == stat.S_IFDIR:
             self._dress_directory(self._files.path(index))
-        elif kind == stat.S_IFREG and self._files.size(index) > self._one_thread and not self._report.is_skipped(index):
+        elif kind == stat.S_IFREG and not self._report.is_skipped(index):
+            if self._files.size(index) <= self._one_thread and not self._target.filled:
+                return  # it was complete in one piece, which gave it both
             source = self._files.open(index)
             try:
                 status = os.fstat(source)
@@ -320,14 +329,7 @@ class _Copier:
                 os.close(source)
             if not self._files.is_as_found(index, status):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            path = self._files.path(index)
-            if self._target.filled and self._target.is_dressed(path, status):
-                return  # by an earlier run, which has perhaps made it unwritable
-            target = self._target.file(path, status.st_size, replace=False)
-            try:
-                dress(target, status)
-            finally:
-                os.close(target)
+            self._target.dress_file(self._files.path(index), status)
 
     def _dress_directory(self, path: str) -> None:
         self._target.dress_directory(path, self._files.tree.status(path or "."))

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.fleet.conftest import SPEC, Hosts
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import run
 from tests.support.terminal import CONTROL_C, Terminal
 
@@ -157,7 +157,7 @@ def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
     with started(hosts.words("mute1,slow1")) as command:
         until(lambda: begun(hosts) == 2, "both have begun")
         command.send_signal(signal.SIGINT)
-        _, err = command.communicate(timeout=30)
+        _, err = command.communicate(timeout=DEADLINE)
     assert command.returncode == 130
     assert {"done (1): mute1", "cancelled (1): slow1"} <= set(err.splitlines())
 
@@ -190,7 +190,7 @@ def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:
     with started(hosts.words("good[1-3],slow1", "--json")) as command:
         assert command.stdout is not None
         command.stdout.close()
-        assert command.wait(30) == -signal.SIGPIPE
+        assert command.wait(DEADLINE) == -signal.SIGPIPE
         assert command.stderr is not None
         assert command.stderr.read() == ""
 
@@ -220,7 +220,7 @@ def test_a_second_control_c_leaves_the_tasks(hosts: Hosts) -> None:
         command.send_signal(signal.SIGINT)
         until(lambda: "deaf1 cancel" in hosts.log(), "it is told to cancel")
         command.send_signal(signal.SIGINT)
-        _, err = command.communicate(timeout=30)
+        _, err = command.communicate(timeout=DEADLINE)
         assert command.returncode == 130
     assert "left (1): deaf1" in err
     assert err.endswith("ktaskfs: the tasks go on; the same command follows them again\n")

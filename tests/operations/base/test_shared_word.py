@@ -119,6 +119,15 @@ def test_what_none_of_them_takes_is_refused_when_the_spec_is_read(paint: SharedW
         parse_parameters(paint.parameters, {"what": "board", "colour": "blue"})
 
 
+def test_a_default_that_the_target_decides(paint: SharedWord) -> None:
+    for texts, used in (
+        ({"what": "wall"}, "white"),
+        ({"what": "board"}, "red"),
+        ({"what": "wall", "colour": "grey"}, "grey"),
+    ):
+        assert paint.used_defaults(parse_parameters(paint.parameters, texts)) == {"colour": used}
+
+
 def test_undo_and_resume_are_as_each_has_them(runner: Runner, paint: SharedWord) -> None:
     with pytest.raises(NotSupported, match="undo=1: paint stays on a wall"):
         result(runner, paint, what="wall", undo="1")

@@ -30,6 +30,10 @@ def with_large(disk: Path) -> Path:
     return disk / "source"
 
 
+def rows(finding: Finding) -> set[str]:
+    return set(finding.result.partition("reason path\n")[2].splitlines())
+
+
 def test_a_resume_names_or_copies_what_the_earlier_run_skipped(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,11 +49,11 @@ def test_a_resume_names_or_copies_what_the_earlier_run_skipped(
     texts = {"source": with_large, "path": disk / "copy"}
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
-        rows = set(failed(runner, **texts).result.partition("reason path\n")[2].splitlines())
-        assert rows == {"EIO large", "EIO small"}
+        named = rows(failed(runner, **texts))
+        assert named == {"EIO large", "EIO small"}
         with pytest.raises(Finding) as caught:
             runner.run("copy", [], **texts)
-        assert set(caught.value.result.partition("reason path\n")[2].splitlines()) == rows
+        assert rows(caught.value) == named
     (disk / "copy/gone").unlink()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -59,7 +63,7 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its other parts are there. No file that lacks a part is left behind, and a resume copies it."""
-    real, failures = FileList.open, iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+    real, failures = FileList.open_data, iter([OSError(errno.EIO, os.strerror(errno.EIO))])
 
     def open_file(files: FileList, index: int) -> int:
         if files.path(index) == "large" and (failure := next(failures, None)) is not None:
@@ -67,7 +71,7 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
         return real(files, index)
 
     texts = {"source": with_large, "path": disk / "copy"}
-    monkeypatch.setattr(FileList, "open", open_file)
+    monkeypatch.setattr(FileList, "open_data", open_file)
     assert "EIO large" in failed(runner, **texts).result
     assert not (disk / "copy/large").exists()
     runner.run("copy", [], **texts)
@@ -105,3 +109,90 @@ def test_a_resume_keeps_a_large_file_that_is_complete_and_unwritable(
 
     as_nobody(body)
     assert traits(disk / "theirs/copy") == traits(with_large)
+
+
+def test_a_resume_names_a_small_file_that_still_cannot_get_its_mode(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (with_large / "small").chmod(0o640)
+    real = os.fchmod
+
+    def fchmod(fd: int, mode: int) -> None:
+        if mode == 0o640:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(fd, mode)
+
+    texts = {"source": with_large, "path": disk / "copy"}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", fchmod)
+        assert rows(failed(runner, **texts)) == {"EPERM small"}
+        assert (disk / "copy/small").read_bytes() == (with_large / "small").read_bytes()
+        with pytest.raises(Finding) as caught:
+            runner.run("copy", [], **texts)
+        assert rows(caught.value) == {"EPERM small"}
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def without_modes(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """As on vfat, chmod(2) succeeds and changes nothing; ``broken`` cannot be read to its end."""
+    real = os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        if os.readlink(f"/proc/self/fd/{source}").endswith(broken) and position + count > 32 * MIB * (
+            broken == "large"
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(target, source, position, count)
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    monkeypatch.setattr(os, "fchmod", lambda fd, mode: None)
+
+
+def test_a_small_file_that_lacks_a_part_is_known_without_modes(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"source": with_large, "path": disk / "copy"}
+    with monkeypatch.context() as patch:
+        without_modes(patch, "small")
+        assert rows(failed(runner, **texts)) == {"EIO small"}
+        assert not (disk / "copy/small").exists()
+        with pytest.raises(Finding) as caught:
+            runner.run("copy", [], **texts)
+        assert rows(caught.value) == {"EIO small"}
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_without_modes_a_large_file_that_lacks_a_part_ends_the_task(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume repeats the chunk."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    with monkeypatch.context() as patch:
+        without_modes(patch, "large")
+        error = runner.failure(runner.prepare("copy", **texts))
+    assert error.errno == errno.EIO
+    assert "/copy/large, where the filesystem keeps no mark of an incomplete file: " in error.message
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+@pytest.mark.parametrize("mode", [0o444, 0o555])
+def test_a_resume_accepts_an_unwritable_file_whose_time_or_mode_was_rounded(
+    runner: Runner, with_large: Path, disk: Path, root: None, name: str, mode: int
+) -> None:
+    """As by filesystems of DOS: times of two seconds, and no mode but that a file is read-only."""
+    (with_large / name).chmod(0o444)
+    (disk / "theirs").mkdir()
+    os.chown(disk / "theirs", 65534, 65534)
+    copy = disk / "theirs/copy" / name
+
+    def body() -> None:
+        runner.run("copy", source=with_large, path=disk / "theirs/copy")
+        os.utime(copy, ns=(0, copy.stat().st_mtime_ns // 2_000_000_000 * 2_000_000_000))
+        copy.chmod(mode)
+        runner.run("copy", [], source=with_large, path=disk / "theirs/copy")
+
+    as_nobody(body)
+    assert copy.read_bytes() == (with_large / name).read_bytes()
+    assert copy.stat().st_mode & 0o777 == 0o444

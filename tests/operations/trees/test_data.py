@@ -18,6 +18,7 @@ from ktaskfs.operations.trees._data import FileData
 from ktaskfs.span import Span
 from tests.operations.trees.ground import overlapping_sends
 from tests.support.memory_files import content, punch
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,13 +78,13 @@ class Writer:
         def sendfile(target: int, source: int, position: int, count: int) -> int:
             self.calls.append(position)
             self.writes.set()
-            assert self.go_on.wait(60)
+            assert self.go_on.wait(DEADLINE)
             return real(target, source, position, count)
 
         monkeypatch.setattr(os, "sendfile", sendfile)
         self._pool = ThreadPoolExecutor(1)
         self._copy = self._pool.submit(copying.part, 0)
-        assert self.writes.wait(60)
+        assert self.writes.wait(DEADLINE)
 
     def end(self) -> None:
         """Let it go on, and wait for its end."""

@@ -1,0 +1,78 @@
+"""A default that the target decides is shown after the start, by later daemons, too."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.control import task_text
+from ktaskfs.tasks.history import ALL_CAPABILITIES, History
+from ktaskfs.tasks.new_worker import planned
+from ktaskfs.tasks.task import State, Task
+from ktaskfs.worker import protocol
+from tests.tasks.house import OPERATIONS, House, ended, me, open_house
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("workers")
+
+DECLARED = {each.name: each for each in OPERATIONS["checksum"].declared}
+READY = protocol.Ready(1, {"files": {}, "end": 0, "size": 0, "total": 1, "tree": 0}, {})
+
+
+def shown(task: Task) -> tuple[str, str]:
+    """The algorithm in its file and in ``status``."""
+    lines = dict(line.split(":\t", 1) for line in task_text.status(task, DECLARED.values()).splitlines())
+    return task.parameter_text(DECLARED["algorithm"]), lines["Algorithm"]
+
+
+async def test_the_one_in_use_is_shown(tmp_path: Path, memory: Path) -> None:
+    (memory / "file").write_bytes(os.urandom(3 << 20))
+    used = {
+        f"path={memory}/file": "crc32",
+        f"path={memory}": "sha256sum",
+        f"path={memory} plan=1": "sha256sum",
+        f"path={memory}/file algorithm=md5sum": "md5sum",
+    }
+    async with open_house(tmp_path / "state") as house:
+        for spec, algorithm in used.items():
+            task = await house.run_one(f"checksum {spec}")
+            assert shown(task) == (algorithm, algorithm)
+            assert await ended(task) in (State.DONE, State.PLANNED)
+            assert shown(task) == (algorithm, algorithm)
+        running = await house.run_one(f"checksum path={memory}/file rate_max=1 chunk=1M name=running")
+        house.service.pause(running)
+    async with open_house(tmp_path / "state") as house:
+        house.service.adopt()
+        found = {task.name: shown(task)[0] for task in house.table}
+        assert found == {f"checksum-{number}": each for number, each in enumerate(used.values(), 1)} | {
+            "running": "crc32"
+        }
+        house.service.kill(house.table.require("running"))
+        assert await ended(house.table.require("running")) is State.INTERRUPTED
+
+
+async def test_before_a_start_all_are_shown(house: House, memory: Path) -> None:
+    task = house.service.create_empty("new", os.getuid(), os.getgid(), ALL_CAPABILITIES)
+    task.define(OPERATIONS["checksum"], {"path": str(memory)})
+    for text in ("sha256sum", "crc32|sha256sum"):
+        task.set_parameter(DECLARED["algorithm"], text)
+        assert shown(task) == (text, text)
+    await house.service.start(task, me())
+    assert shown(task) == ("sha256sum", "sha256sum")
+    assert await ended(task) is State.DONE
+
+
+@pytest.mark.parametrize(
+    "lie", [{"algorithm": "md5sum"}, {"algorithm": ["crc32"]}, {"nice": "5"}, {"none": "x"}], ids=str
+)
+def test_a_worker_can_name_only_possible_defaults(lie: dict[str, str]) -> None:
+    history = History(OPERATIONS["checksum"], {"path": "/"})
+    assert planned(history, READY._replace(defaults=lie)).texts == {"path": "/"}
+    true = READY._replace(defaults={"algorithm": "crc32"})
+    assert planned(history, true).texts == {"path": "/", "algorithm": "crc32"}
+    given = history._replace(texts={"algorithm": "md5sum"})
+    assert planned(given, true).texts == {"algorithm": "md5sum"}
