@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -37,4 +38,11 @@ def list_directory(path: str, directory: int) -> list[str]:
 def hides_data(fd: int) -> bool:
     """Whether a regular file has data but reports size 0, like many virtual files."""
     status = os.fstat(fd)
-    return stat.S_ISREG(status.st_mode) and not status.st_size and bool(os.pread(fd, 1, 0))
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
+        return False
+    try:
+        return bool(os.pread(fd, 1, 0))
+    except OSError as error:
+        if error.errno == errno.ESPIPE:  # a stream
+            return True
+        raise

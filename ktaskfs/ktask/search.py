@@ -109,7 +109,6 @@ class Search:
         """The measure of the kept number."""
         self._top: Measure | None
         """The reference before the reductions since the last rest, if there were any."""
-        self._drifted = False
         self._aside: Measure | None = None  # of the number on trial, while the kept one is measured again
         self._check_at = 0  # chunks of a measure at its next evaluation
         self._forget()
@@ -117,6 +116,7 @@ class Search:
     def _forget(self) -> None:
         """Restart the search in both directions, by doubling and halving."""
         self._reference = self._top = None
+        self._drifted = False
         self._up, self._down = True, True  # more, fewer are still to be tried
         self._doubling = True
         self._too_few = 0  # a number that is too small, 0: none is known
@@ -154,6 +154,7 @@ class Search:
         if self.kept > most:
             self.kept, self.tried = most, 0
             self._reference = self._top = self._aside = None
+            self._drifted = False
 
     def decide(self, measure: Measure, left: int) -> bool:
         """Evaluate ``measure`` of the target; ``left``: chunks left to hand out. True: begin a new one."""
@@ -271,9 +272,9 @@ class Search:
     def _changed(self, measure: Measure, reference: Measure) -> bool:
         """Whether the kept number has another speed than before; the second time in a row restarts the search."""
         change = abs(log(measure.rate / reference.rate)) > max(_DRIFT, 3 * self._error(measure, reference))
-        if change and self._drifted:
+        again, self._drifted = self._drifted, change
+        if change and again:
             self._forget()
-        self._drifted = change and not self._drifted
         return change
 
     def _watch(self, measure: Measure, reference: Measure) -> None:

@@ -121,3 +121,18 @@ def test_the_losses_of_several_reductions_add_up() -> None:
         search.decide(measured(threads, rates[threads] / threads, 5000, 0.1), ENOUGH)
     assert tried == [16, 8, 16, 11, 9, 11, 10, 11]
     assert search.kept == 11
+
+
+def test_a_changed_speed_before_a_lower_limit_counts_no_more() -> None:
+    search = rested(0.1)
+    search.decide(measured(8, 0.7, 1000, 0.1), ENOUGH)
+    search.limit(4)
+    search.decide(measured(4, 1.0, 1000, 0.1), ENOUGH)
+    while search.tried:
+        search.decide(measured(search.tried, 0.1, 1000, 0.1), ENOUGH)
+        search.decide(measured(4, 1.0, 1000, 0.1), ENOUGH)
+    assert search.settled
+    search.decide(measured(4, 0.7, 1000, 0.1), ENOUGH)
+    assert search.settled  # a second change would restart the search
+    search.decide(measured(4, 0.7, 1000, 0.1), ENOUGH)
+    assert not search.settled

@@ -194,19 +194,18 @@ class TargetTree:
         return not (_is_own(status) and complete)
 
     def dress_file(self, path: str, status: os.stat_result) -> None:
-        """Give a complete file, which may be unwritable by now, mode and times.
-
-        Raises OSError: EEXIST for a foreign entry.
-        """
+        """Give a complete file mode and times. Raises OSError: EEXIST for a foreign entry."""
         handle = self._tree.open(path)
         try:
             mine = os.fstat(handle)
             if not _is_own(mine):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            late = abs(mine.st_mtime_ns - status.st_mtime_ns)
-            if stat.S_IMODE(mine.st_mode) == _mode(mine, status) and late < _COARSEST_NS:
-                return
             fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
+        except PermissionError:  # an earlier run has perhaps made it unreadable
+            late = abs(mine.st_mtime_ns - status.st_mtime_ns)
+            if stat.S_IMODE(mine.st_mode) != _mode(mine, status) or late >= _COARSEST_NS:
+                raise
+            return
         finally:
             os.close(handle)
         try:

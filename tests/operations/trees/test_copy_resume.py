@@ -134,6 +134,17 @@ def test_a_resume_names_a_small_file_that_still_cannot_get_its_mode(
     assert traits(disk / "copy") == traits(with_large)
 
 
+def test_a_resume_corrects_a_time_that_is_only_a_second_off(runner: Runner, with_large: Path, disk: Path) -> None:
+    """The earlier run was killed before it set the time of a file that was written a moment before."""
+    (with_large / "large").chmod(0o600)
+    texts = {"source": with_large, "path": disk / "copy"}
+    runner.run("copy", **texts)
+    time = (with_large / "large").stat().st_mtime_ns
+    os.utime(disk / "copy/large", ns=(time, time + 1_500_000_000))
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
 def without_modes(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """As on vfat, chmod(2) succeeds and changes nothing; ``broken`` cannot be read to its end."""
     real = os.sendfile
