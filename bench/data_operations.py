@@ -60,7 +60,7 @@ SIDES: Final = {"read": "as ktaskfs, both read into buffers", "mapped": "memcmp 
 """What a way of bench/c/compare.c is called."""
 WHY_READ: Final = (
     "Hands compare only files that are both memory, and only in a task of 2 GiB or more. So here both files are read "
-    "into buffers of 256 KiB; memcmp(3) in a mapping dies of SIGBUS if somebody truncates the file."
+    "into buffers; memcmp(3) in a mapping dies of SIGBUS if somebody truncates the file."
 )
 SMALL_PAGE: Final = 4096
 HOLE_SHARE: Final = 32 << 10
