@@ -60,14 +60,14 @@ SIDES: Final = {"read": "as ktaskfs, both read into buffers", "mapped": "memcmp 
 """What a way of bench/c/compare.c is called."""
 WHY_READ: Final = (
     "Hands compare only files that are both memory, and only in a task of 2 GiB or more. So here both files are read "
-    "into buffers of 256 KiB; memcmp(3) in a mapping dies of SIGBUS if somebody truncates the file."
+    "into buffers; memcmp(3) in a mapping dies of SIGBUS if somebody truncates the file."
 )
 SMALL_PAGE: Final = 4096
 HOLE_SHARE: Final = 32 << 10
 """A file for holes has one for so many bytes of the benchmark's size."""
 WHY_HOLES: Final = (
-    "For each hole ktaskfs makes the system calls of cp from Python (find the data, find its end, read, write), and "
-    "asks how long both files are, in case somebody truncates one."
+    "For each hole ktaskfs makes three system calls from Python (find the data, find its end, write). It reads up to "
+    "256 KiB at once, with the holes, and asks for the target's size twice meanwhile, in case somebody truncates it."
 )
 WHY: Final = {
     INTO_HUGETLBFS: "dd, cat and cp write to tmpfs, because hugetlbfs has no write(2). Neither ktaskfs nor C maps "

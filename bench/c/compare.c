@@ -1,7 +1,8 @@
 /* Compares a file with SOURCE: FILE LENGTH THREADS CHUNK SOURCE WAY.
  *
- * WAY read: both are read into buffers of 256 KiB, which stay in a CPU's cache, as ktaskfs does with files that are not
- * memory; mapped: memcmp in mappings of both, which a truncation of a file would end with SIGBUS. */
+ * WAY read: both are read into buffers of 256 KiB, which stay in a CPU's cache; ktaskfs reads files that are not memory
+ * into larger ones, for fewer calls; mapped: memcmp in mappings of both, which a truncation of a file would end with
+ * SIGBUS. */
 #include "chunked.h"
 
 #define BUFFER ((size_t)256 << 10)

@@ -14,7 +14,7 @@ from ktaskfs.host import numa_pages, syscalls
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ktaskfs.host.mapped_range import MappedRange
     from ktaskfs.host.mapping import Mapping
@@ -149,7 +149,7 @@ def hole_extents(fd: int, start: int, end: int) -> Iterator[Span]:
     return gaps(data_extents(fd, start, end), start, end)
 
 
-def gaps(runs: Iterator[Span], start: int, end: int) -> Iterator[Span]:
+def gaps(runs: Iterable[Span], start: int, end: int) -> Iterator[Span]:
     """The gaps in a range between ``runs``, which are in order and may begin before ``start`` or end after ``end``."""
     position = start
     for low, high in runs:

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.host.presence import gaps
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
@@ -20,7 +21,7 @@ from ktaskfs.memory.room import (
     require_reservable,
     require_space,
 )
-from ktaskfs.memory.sinks import open_sink
+from ktaskfs.memory.sinks import near, open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
@@ -147,8 +148,8 @@ class _Route(NamedTuple):
             if file.size() < there.end:  # a page that was cut reads as zeros in a mapping
                 raise truncated(file)
             return
-        for run in self.source.data(there.start, there.end):
-            yield run.shifted(-self.shift)
+        runs = self.source.data(there.start, there.end)
+        yield from runs if self.shift == 0 else (run.shifted(-self.shift) for run in runs)
 
     def whole_pages(self) -> Iterator[Span]:
         """The runs to copy, in whole pages of the target."""
@@ -215,15 +216,20 @@ def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
 def _require_space(kernel: Kernel, route: _Route) -> None:
     """An estimate: only on tmpfs the existing pages of the target are known."""
     target = route.target
-    data = sum(run.size for run in route.data(route.extent))
     room = mount_room(target)
     if target.filesystem is FilesystemType.OTHER and room is None:
         raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
     space = SIZE_MAX if room is None else room
-    if target.filesystem is FilesystemType.TMPFS:
-        if data > min(space, available_memory(kernel)):
-            require_space(kernel, target, route.extent)
-    elif data > space + target.allocated():
+    on_tmpfs = target.filesystem is FilesystemType.TMPFS
+    enough = min(space, available_memory(kernel)) if on_tmpfs else space + target.allocated()
+    if route.extent.size <= enough:  # finding each hole of the source takes time
+        return
+    data = sum(run.size for run in route.data(route.extent))
+    if data <= enough:
+        return
+    if on_tmpfs:
+        require_space(kernel, target, route.extent)
+    else:
         raise OutOfSpace(f"{target.path}: {data} bytes must be written, but its filesystem has {space} left")
 
 
@@ -267,13 +273,23 @@ class _Copier:
         mine = None if self._digest is None else self._digest.of_chunk()
         position = start
         with self._growth.room.taking(end - start, lambda: self._missing(start, end)):
-            for run in self._route.data(Span(start, end)):
-                self._clear(position, run.start, mine)
-                self._sink.copy(run, mine)
-                position = run.end
+            for runs in self._together(Span(start, end)):
+                if mine is not None or position < self._old_end:
+                    for low, high in gaps(runs, position, runs[-1].end):
+                        self._clear(low, high, mine)
+                if len(runs) == 1:
+                    self._sink.copy(runs[0], mine)
+                else:
+                    self._sink.copy_near(runs)
+                position = runs[-1].end
             self._clear(position, end, mine)
         if self._digest is not None and mine is not None:
             self._digest.merge(mine)
+
+    def _together(self, extent: Span) -> Iterator[list[Span]]:
+        """The runs to copy; a digest gets one at a time, with the hole before it."""
+        runs = self._route.data(extent)
+        return near(runs) if self._digest is None else ([run] for run in runs)
 
     def _missing(self, start: int, end: int) -> int:
         """Bytes of the pages that a copy of the range allocates. Raises TargetError, OSError."""
