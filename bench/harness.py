@@ -6,7 +6,9 @@ A benchmark is a module ``bench/NAME.py`` that builds ``Section`` objects and pa
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +120,12 @@ def main(name: str, title: str, build: Callable[[Settings], list[Section]], *, s
     arguments = parser.parse_args()
     smoke = arguments.smoke
     settings = SMOKE if smoke else Settings(arguments.rounds, arguments.size, smoke=False)
-    sections = build(settings)
+    # So that mounts, files and pages do not stay.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        sections = build(settings)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     command = f"python -m bench.{name} --rounds {settings.rounds} --size {format_size(settings.size)}"
     results = Results(name, title, command, describe(), human_size(settings.size), tuple(sections))
     print(results.page(judge=not smoke))
