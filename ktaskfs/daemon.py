@@ -107,7 +107,10 @@ def run_daemon(
             if config.device is None and config.keep:
                 config = config._replace(device=f"{DESCRIPTOR}{mount_for_manager(config, manager)}")
             elif config.device is not None and not config.keep:
-                manager.forget(NAME)  # keep no copy, so that requests fail instead of hanging if this daemon dies
+                try:  # keep no copy, so that requests fail instead of hanging if this daemon dies
+                    manager.forget(NAME)
+                except OSError as error:
+                    LOG.warning("the service manager may keep the mount: %s", error.strerror)
             with contextlib.closing(FirstLook()) as look:
                 stop = trio.Event()
                 parts = _Daemon(config, settings, state, manager, operations, spawner, place, look, ready, stop)
@@ -115,13 +118,17 @@ def run_daemon(
             if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
                 state.remove_unused()
         except ExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # nurseries wrap their error
-                error = error.exceptions[0]
-            if isinstance(error, CannotTakeOver):  # so the mount dies, and the next daemon makes a new one
-                manager.forget(NAME)
-            if isinstance(error, KtaskfsError):
-                raise error from None
+            cause: BaseException = group
+            while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:  # nurseries wrap their error
+                cause = cause.exceptions[0]
+            if isinstance(cause, CannotTakeOver):  # so the mount dies, and the next daemon makes a new one
+                try:
+                    manager.forget(NAME)
+                except OSError as error:
+                    what = f"{cause.message}; have the service manager close it"
+                    raise TargetError.from_os(error, what) from error
+            if isinstance(cause, KtaskfsError):
+                raise cause from None
             raise
         finally:
             state.close()

@@ -5,8 +5,10 @@ Both are datagrams to a socket; small enough to need no library.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import select
 import socket
 import struct
 import sys
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.2
 """Maximum seconds for a message to systemd, which may be stopped, or have a full queue."""
+BARRIER_MAX: Final = 30.0
+"""Maximum seconds until systemd has carried out a message; it may be busy, as at boot."""
 _LISTEN_FDS_START: Final = 3
 JOURNAL: Final = "/run/systemd/journal/socket"
 FIELDS: Final = (
@@ -50,7 +54,10 @@ class Manager:
         self.watchdog = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None
         """The watchdog interval in seconds, or None."""
         ours = environment.get("LISTEN_PID") == str(os.getpid())
-        self._kept = environment.get("LISTEN_FDNAMES", "").split(":") if ours else []
+        names = environment.get("LISTEN_FDNAMES", "") if ours else ""
+        self._kept = names.split(":") if names else []
+        for fd in range(_LISTEN_FDS_START, _LISTEN_FDS_START + len(self._kept)):
+            os.set_inheritable(fd, False)  # also those that nobody asks for
 
     @property
     def listens(self) -> bool:
@@ -71,28 +78,42 @@ class Manager:
     def store(self, fd: int, name: str) -> None:
         """Store ``fd`` in the manager for the service's next process; returns when the manager has it.
 
-        Raises OSError. sd_notify(3), sd_notify_barrier(3).
+        Raises OSError.
         """
-        done, barrier = os.pipe()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect(self._address)
-            socket.send_fds(sock, [f"FDSTORE=1\nFDNAME={name}".encode()], [fd])
-            socket.send_fds(sock, [b"BARRIER=1"], [barrier])
-        os.close(barrier)
-        os.read(done, 1)  # until the manager has closed its copy
-        os.close(done)
+        self._tell_for_sure(f"FDSTORE=1\nFDNAME={name}", [fd])
 
     def kept(self, name: str) -> int | None:
         """The stored descriptor of that name, if the manager passed it to this process; sd_listen_fds(3)."""
-        if name not in self._kept:
-            return None
-        fd = _LISTEN_FDS_START + self._kept.index(name)
-        os.set_inheritable(fd, False)
-        return fd
+        return _LISTEN_FDS_START + self._kept.index(name) if name in self._kept else None
 
     def forget(self, name: str) -> None:
-        """Remove the stored descriptor from the manager."""
-        self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+        """Remove the stored descriptor, if any, from the manager; returns when that is done. Raises OSError."""
+        if self._address:
+            self._tell_for_sure(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
+
+    def _tell_for_sure(self, text: str, fds: list[int]) -> None:
+        """Send ``text`` and ``fds``; returns when the manager has carried it out: sd_notify_barrier(3).
+
+        Raises OSError; ETIMEDOUT if the manager does not answer.
+        """
+        done, barrier = os.pipe()
+        try:
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                    sock.settimeout(BARRIER_MAX)
+                    sock.connect(self._address)
+                    socket.send_fds(sock, [text.encode()], fds)
+                    socket.send_fds(sock, [b"BARRIER=1"], [barrier])
+            finally:
+                os.close(barrier)
+            closed = select.poll()
+            closed.register(done, 0)
+            if not closed.poll(BARRIER_MAX * 1000):  # until the manager has closed its copy
+                raise TimeoutError
+        except TimeoutError:  # that of a socket has no errno
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+        finally:
+            os.close(done)
 
 
 def stderr_is_journal(environment: Mapping[str, str]) -> bool:

@@ -7,11 +7,14 @@ import logging
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs import systemd
 from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
 if TYPE_CHECKING:
@@ -44,6 +47,13 @@ def logged(listener: socket.socket, address: str, level: int, text: str, **extra
     return fields
 
 
+def fill(address: str) -> None:
+    """Leave no room for a message."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others, contextlib.suppress(BlockingIOError):
+        while others.sendto(b"x", socket.MSG_DONTWAIT, address):
+            pass
+
+
 def test_the_manager_is_told(listener: socket.socket) -> None:
     manager = Manager({"NOTIFY_SOCKET": listener.getsockname()})
     assert manager.listens
@@ -51,23 +61,58 @@ def test_the_manager_is_told(listener: socket.socket) -> None:
     assert listener.recv(100) == b"READY=1\nSTATUS=2 tasks"
 
 
-def test_a_descriptor_is_handed_over_before_it_returns(listener: socket.socket, tmp_path: Path) -> None:
+def test_a_descriptor_is_handed_over_and_taken_back_before_it_returns(listener: socket.socket, tmp_path: Path) -> None:
     heard = []
 
     def keep() -> None:
-        for _ in range(2):
+        for _ in range(4):
             data, fds, _, _ = socket.recv_fds(listener, 100, 1)
-            heard.append((data, os.readlink(f"/proc/self/fd/{fds[0]}")))
-            os.close(fds[0])
+            heard.append((data, [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]))
+            for fd in fds:
+                os.close(fd)
 
-    keeper = threading.Thread(target=keep)
+    keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     (tmp_path / "file").touch()
+    manager = Manager({"NOTIFY_SOCKET": listener.getsockname()})
     with (tmp_path / "file").open() as file:
-        Manager({"NOTIFY_SOCKET": listener.getsockname()}).store(file.fileno(), "mount")
-    assert heard[0] == (b"FDSTORE=1\nFDNAME=mount", str(tmp_path / "file"))
+        manager.store(file.fileno(), "mount")
+    assert heard[0] == (b"FDSTORE=1\nFDNAME=mount", [str(tmp_path / "file")])
     assert heard[1][0] == b"BARRIER=1"
+    manager.forget("mount")
+    assert heard[2] == (b"FDSTOREREMOVE=1\nFDNAME=mount", [])
+    assert heard[3][0] == b"BARRIER=1"
     keeper.join()
+
+
+def test_a_manager_that_keeps_a_descriptor_is_an_error(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "BARRIER_MAX", 0.1)
+    manager = Manager({"NOTIFY_SOCKET": listener.getsockname()})
+    with pytest.raises(TimeoutError, match="Connection timed out"):  # nobody reads the message
+        manager.forget("mount")
+    fill(listener.getsockname())
+    with pytest.raises(TimeoutError, match="Connection timed out"):  # there is no room for it
+        manager.forget("mount")
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        manager.forget("mount")
+
+
+PASSED = """
+import os
+from ktaskfs.systemd import Manager
+for fd in (3, 4, 5):
+    os.dup2(1, fd)
+manager = Manager({"LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "other:mount"})
+print(manager.kept("mount"), manager.kept("none"), *(os.get_inheritable(fd) for fd in (3, 4, 5)))
+"""
+
+
+def test_no_child_gets_a_descriptor_that_the_manager_passed() -> None:
+    done = subprocess.run([sys.executable, "-c", PASSED], capture_output=True, text=True, check=True)
+    assert done.stdout == "4 None False False True\n"
 
 
 def test_an_abstract_socket() -> None:
@@ -93,15 +138,12 @@ def test_a_manager_or_journal_that_does_not_read_keeps_nobody(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = listener.getsockname()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
-        with contextlib.suppress(BlockingIOError):
-            while others.sendto(b"x", socket.MSG_DONTWAIT, address):
-                pass
-        Manager({"NOTIFY_SOCKET": address}).tell("READY=1")
-        assert "READY=1: timed out" in caplog.text
-        handler = JournalHandler(address)
-        handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
-        handler.close()
+    fill(address)
+    Manager({"NOTIFY_SOCKET": address}).tell("READY=1")
+    assert "READY=1: timed out" in caplog.text
+    handler = JournalHandler(address)
+    handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
+    handler.close()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ktaskfs.config import KIND, NAME, MountConfig, parse_options
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 READY: Final = b"ready"
+CHILDREN_MAX: Final = 10.0
+"""Maximum seconds until the children have ended."""
+PAUSE: Final = 0.01
+"""Seconds between two checks whether they have."""
 LOG_NAME: Final = "log"
 LOG_MAX: Final = 1 << 20
 """Bytes of the log after which the daemon moves it to ``log.old``, and replaces the old contents there."""
@@ -147,15 +152,23 @@ def _run(
     try:
         run_daemon(config, directory, ready, manager, operations, spawner)
     except CannotTakeOver as error:
-        if not may_mount_anew:
+        if not may_mount_anew or not _children_reaped():
             raise
         LOG.warning("%s: a new mount takes its place", error.message)
-        # The service manager has forgotten the old mount, so it dies, and so does the child that looked at it.
-        with contextlib.suppress(ChildProcessError):
-            while os.wait():
-                pass
         others = {name: text for name, text in os.environ.items() if not name.startswith("LISTEN_")}
         os.execve(sys.executable, sys.orig_argv, others)
+
+
+def _children_reaped() -> bool:
+    """Reap all children, which execve(2) would keep; False if one does not end, as one that waits for the old mount."""
+    end = time.monotonic() + CHILDREN_MAX
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                if time.monotonic() > end:
+                    return False
+                time.sleep(PAUSE)
+    return True
 
 
 def _store(config: MountConfig, manager: Manager) -> int:

@@ -87,8 +87,12 @@ def test_a_daemon_that_is_too_different_makes_a_new_mount(machine: Machine, unit
     if unit == UNITS[0]:  # the other daemon cannot mount: systemd starts it once more
         assert (restarted.status, machine.show(unit, "NRestarts")) == (0, "0")
         children = f"grep -l '^PPid:.{machine.show(unit, 'MainPID')}$' /proc/[0-9]*/status | xargs grep -h ^State:"
-        until(lambda: "zombie" not in machine.sh(children).out, "it keeps no dead child")
-        assert "sleeping" in machine.sh(children).out, "the spawner"
+
+        def only_the_spawner() -> bool:
+            states = machine.sh(children).out
+            return "sleeping" in states and "zombie" not in states
+
+        until(only_the_spawner, "a spawner, and no dead child")
     until(lambda: machine.run("stat", "-c", "%d", POINT).out not in ("", before), "a new mount")
     machine.until_mounted()
     assert machine.show(unit, "NFileDescriptorStore") == "1"
