@@ -153,10 +153,13 @@ def remembered(file: Path) -> list[tuple[Pool, int]]:
 
 
 def remember(file: Path, added: Iterable[tuple[Pool, int]]) -> None:
-    """Store what ``remembered`` returns. Raises OSError."""
+    """Store what ``remembered`` returns. Raises OSError, and the last note stays."""
     new = file.with_suffix(".new")
-    new.write_text(json.dumps([(pool.node, pool.page_size, pages) for pool, pages in added]))
-    new.rename(file)
+    try:
+        new.write_text(json.dumps([(pool.node, pool.page_size, pages) for pool, pages in added]))
+        new.rename(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def prepare(domain: ET.Element, file: Path, name: str) -> None:
@@ -171,19 +174,43 @@ def prepare(domain: ET.Element, file: Path, name: str) -> None:
                 added.append((pool, pages))
                 remember(file, added)
     except (subprocess.CalledProcessError, OSError):
-        release(file, name)
+        remove(added, file, name)  # the file may lack the last ones
         raise
 
 
 def release(file: Path, name: str) -> None:
     """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
-    added = remembered(file)
-    while added:
-        pool, pages = added[-1]
-        pool.grow(-min(pages, pool.available), name)
-        added.pop()
-        remember(file, added)
+    remove(remembered(file), file, name)
+
+
+def remove(added: Iterable[tuple[Pool, int]], file: Path, name: str) -> None:
+    """Remove these pages from all pools, and store those that are left. Raises CalledProcessError and OSError.
+
+    The file goes first: a killed hook leaves pages in the pools, but the next one does not remove pages of others.
+    """
     file.unlink(missing_ok=True)
+    left: list[tuple[Pool, int]] = []
+    failure: subprocess.CalledProcessError | OSError | None = None
+    for pool, pages in added:
+        removed = 0
+        try:
+            unused = min(pages, pool.available)
+            pool.grow(-unused, name)
+            removed = unused
+        except (subprocess.CalledProcessError, OSError) as error:
+            failure = error
+        if removed < pages:
+            left.append((pool, pages - removed))
+    try:
+        if left:
+            remember(file, left)
+    except OSError:
+        for pool, pages in left:
+            where = f"the pool of node {pool.node}"
+            print(f"ktaskfs: {pages} huge pages of {pool.page_size} bytes stay in {where}", file=sys.stderr)
+        raise
+    if failure is not None:
+        raise failure
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@
 set -u
 
 hugetlbfs=/dev/hugepages     # the size of its pages is the unit of the GRES
-directory=$hugetlbfs/slurm   # belongs to root, so that no user can put another file in the place of one
+directory=$hugetlbfs/slurm
 file=$directory/$SLURM_JOB_ID
 task=slurm-$SLURM_JOB_ID
 
@@ -22,6 +22,14 @@ carry_out() { # SPEC...
     words=$(ktaskfs run --quiet --if-exists=replace "$@" 2>&1) && return
     [ "$SLURM_SCRIPT_CONTEXT" != prolog_slurmd ] || rm -f "$file" # nobody has written to it
     drain "$words"
+}
+
+trusted() { # no user can put another file, or a link, in the place of a job's
+    [ -n "$(find $directory -maxdepth 0 -type d -uid 0 ! -perm /022)" ]
+}
+
+require_trusted() {
+    trusted || drain "ktaskfs: $directory is not a directory that only root may write to"
 }
 
 asked_pages() { # squeue prints only this field, so no word of the user can pass for it
@@ -39,7 +47,7 @@ prolog() {
     [ "$pages" -gt 0 ] || return 0
     [ "$(stat --file-system --format=%T $hugetlbfs)" = hugetlbfs ] || drain "ktaskfs: no hugetlbfs is mounted on $hugetlbfs"
     mkdir -p -m 755 $directory
-    [ -O $directory ] && [ ! -L $directory ] || drain "ktaskfs: $directory is not a directory of root"
+    require_trusted
     rm -f "$file" # of an earlier job with this number, on a node that was drained
     (umask 077 && : >"$file")
     carry_out fallocate "path=$file" "length=$((pages * $(stat --file-system --format=%S $hugetlbfs)))" undo=1 "name=$task"
@@ -48,6 +56,8 @@ prolog() {
 
 epilog() {
     local page memory
+    [ -e $directory ] || return 0
+    require_trusted
     [ -e "$file" ] || return 0
     # Slurm may have ended a slow prolog, whose task still runs. Its end does not matter: the file is scrubbed in any case.
     ktaskfs wait --quiet "$task" >/dev/null 2>&1
@@ -62,5 +72,5 @@ epilog() {
 case $SLURM_SCRIPT_CONTEXT in
     prolog_slurmd) prolog ;;
     epilog_slurmd) epilog ;;
-    prolog_task) [ ! -e "$file" ] || echo "export HUGEPAGES_FILE=$file" ;;
+    prolog_task) [ ! -e "$file" ] || ! trusted || echo "export HUGEPAGES_FILE=$file" ;;
 esac

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psutil
 import pytest
@@ -188,47 +186,3 @@ def test_pages_of_a_size_that_the_machine_lacks(libvirt: Libvirt, page_size: int
     outcome = libvirt.create("odd", backing=backing)
     assert outcome.status == 1
     assert "status 1: ktaskfs: /sys/kernel/mm/hugepages/hugepages-3072kB/" in outcome.err
-
-
-def test_a_release_without_the_command_says_so_and_remembers_the_pages(page_size: int, tmp_path: Path) -> None:
-    """The hook alone, as it imports nothing of ktaskfs."""
-    hook = runpy.run_path(str(ROOT / "packaging/libvirt_hook.py"))
-    file = tmp_path / "domain"
-    file.write_text(json.dumps([(0, page_size, 0)]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path))
-        with pytest.raises(FileNotFoundError, match="ktaskfs"):
-            hook["release"](file, "domain")
-    assert file.exists()
-    file.unlink()
-    hook["release"](file, "domain")  # nothing was added for this domain
-
-
-def test_what_could_not_be_removed_at_an_end_is_removed_at_the_next_one(page_size: int, tmp_path: Path) -> None:
-    """The hook alone, with pools that only note what is asked of them."""
-    hook = runpy.run_path(str(ROOT / "packaging/libvirt_hook.py"))
-    pool, file, asked = hook["Pool"], tmp_path / "domain", []
-    bad: set[int] = set()
-
-    def grow(self: Any, pages: int, name: str) -> None:
-        if self.node in bad:
-            raise subprocess.CalledProcessError(1, "ktaskfs")
-        asked.append((self.node, pages))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "grow", grow)
-        patch.setattr(pool, "available", 100)
-        share = {pool(0, page_size): 3, pool(1, page_size): 4}
-        patch.setitem(hook["prepare"].__globals__, "wants", lambda domain: [None])
-        patch.setitem(hook["prepare"].__globals__, "shares", lambda want, taken: share)
-        hook["prepare"](None, file, "domain")
-        bad.add(0)
-        with pytest.raises(subprocess.CalledProcessError):
-            hook["release"](file, "domain")
-        assert asked == [(0, 3), (1, 4), (1, -4)]
-        bad.clear()
-        share = {pool(1, page_size): 2}
-        hook["prepare"](None, file, "domain")
-        hook["release"](file, "domain")
-        assert asked[3:] == [(1, 2), (1, -2), (0, -3)]
-    assert os.listdir(tmp_path) == []

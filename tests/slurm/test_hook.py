@@ -9,10 +9,12 @@ import pytest
 
 from tests.slurm.cluster import HOOK, PAGE, PAGES, Cluster
 from tests.support.poll import DEADLINE
+from tests.support.shell import Outcome
 
 if TYPE_CHECKING:
     from tests.fleet.hosts import Host
 
+DISTRUST = "ktaskfs: /dev/hugepages/slurm is not a directory that only root may write to"
 ASKS = f"--gres=hugepages:{PAGES}"
 HALF = f"--gres=hugepages:{PAGES // 2}"
 
@@ -140,13 +142,33 @@ def test_a_prolog_that_was_killed_leaves_nothing(cluster: Cluster) -> None:
     assert figures(host, "slurm-999-scrub")["state"] == "done"
 
 
-def test_a_directory_of_somebody_else_drains_the_node(cluster: Cluster) -> None:
+@pytest.mark.parametrize("change", ["chown {}", "chmod 777", "chmod 775"])
+def test_a_directory_of_somebody_else_drains_the_node(cluster: Cluster, change: str) -> None:
     """Its owner could put another file in the place of the job's."""
     host = cluster.hosts[2]
-    host.sh(f"rm -rf /dev/hugepages/slurm; mkdir /dev/hugepages/slurm; chown {cluster.user.uid} /dev/hugepages/slurm")
+    host.sh("rm -rf /dev/hugepages/slurm; mkdir /dev/hugepages/slurm")
+    host.sh(f"{change.format(cluster.user.uid)} /dev/hugepages/slurm")
     try:
         assert cluster.job("hv3", "echo begun", HALF).status != 0
-        assert cluster.until_drained("hv3") == "ktaskfs: /dev/hugepages/slurm is not a directory of root"
+        assert cluster.until_drained("hv3") == DISTRUST
     finally:
         host.sh("rmdir /dev/hugepages/slurm")
+    cluster.resume("hv3")
+
+
+def test_a_link_in_a_directory_of_somebody_else_is_not_followed(cluster: Cluster) -> None:
+    """The epilog is root, and would clear and free its target. hugetlbfs has only hard links."""
+    host, directory, target = cluster.hosts[2], "/dev/hugepages/slurm", "/dev/hugepages/precious"
+    state = f"stat --format='%i %s %b %a %u %y' {target}"
+    host.sh(f"rm -rf {directory}; mkdir {directory}; chown {cluster.user.uid} {directory}")
+    host.sh(f": >{target}; chmod 666 {target}; ktaskfs run --quiet fallocate path={target} length={PAGE} name=precious")
+    before, known = host.sh(state), tasks(host)
+    try:
+        link = f"ln {target} {directory}/$SLURM_JOB_ID"
+        outcome = cluster.job("hv3", f"{link}; SLURM_SCRIPT_CONTEXT=prolog_task {HOOK}; echo $?")
+        assert outcome == Outcome(0, "0\n", "")
+        assert cluster.until_drained("hv3") == DISTRUST
+        assert (host.sh(state), tasks(host)) == (before, known)
+    finally:
+        host.sh(f"rm -rf {directory} {target}")
     cluster.resume("hv3")
