@@ -186,34 +186,6 @@ def test_a_host_that_closes_its_output_and_does_not_end_holds_nobody_up(hosts: H
     assert {"done (2): good1,quick1", "lost (1): shut1: the connection ended"} <= set(outcome.err.splitlines())
 
 
-def test_hosts_that_close_their_output_and_do_not_end_are_waited_for_together(hosts: Hosts) -> None:
-    """Meanwhile the others are heard. The time of one for each host would be more than a minute."""
-    with started(hosts.words("shut[1-30],quick1", "--json")) as command:
-        assert command.stdout is not None
-        found = [json.loads(line) for line in command.stdout]
-        assert command.wait(DEADLINE) == 1
-    ends = [each["host"] for each in found if each["host"] and each["state"] != "running"]
-    assert ends[0] == "quick1"
-    assert found[-1]["summary"][-1] == {
-        "state": "lost",
-        "error": "the connection ended",
-        "count": 30,
-        "hosts": "shut[1-30]",
-    }
-
-
-def test_a_timeout_is_kept_while_hosts_do_not_end(hosts: Hosts) -> None:
-    outcome = hosts("shut[1-30]", "--timeout", "1")
-    assert outcome.status == 1
-    assert "timeout (30): shut[1-30]: not done after 1 s" in outcome.err
-
-
-def test_a_host_has_time_to_end_after_its_output(hosts: Hosts) -> None:
-    outcome = hosts("late[1-3]", "--detach")
-    assert (outcome.status, outcome.err.splitlines()[-1]) == (0, "started (3): late[1-3]")
-    assert sum(line.startswith("end ") for line in hosts.log()) == 3
-
-
 def test_nobody_reads_what_it_prints(hosts: Hosts) -> None:
     with started(hosts.words("good[1-3],slow1", "--json")) as command:
         assert command.stdout is not None
