@@ -142,19 +142,6 @@ def test_it_mounts_without_standard_descriptors(area: Path, point: Path, closed:
         assert run("umount", str(point)).status == 0
 
 
-def test_programs_of_a_mount_without_standard_descriptors_have_them(area: Path, point: Path) -> None:
-    with none_left():
-        words = [*COMMAND, "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
-        with subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *words], cwd=ROOT) as daemon:
-            until(lambda: bool(filesystems_at(str(point))) and (point / "version").exists(), "it is mounted")
-            for fd in range(3):
-                told = Path(f"/proc/{daemon.pid}/fdinfo/{fd}").read_text()
-                flags = next(int(line.split()[1], 8) for line in told.splitlines() if line.startswith("flags:"))
-                assert flags & os.O_CLOEXEC == 0, fd
-            until(lambda: run("umount", str(point)).status == 0, "it is unmounted")
-            assert daemon.wait(DEADLINE) == 0
-
-
 def test_the_log_in_the_state_directory_does_not_grow_for_ever(area: Path, point: Path) -> None:
     log, old = area / "state/log", area / "state/log.old"
     with none_left():
