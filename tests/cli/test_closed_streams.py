@@ -18,13 +18,8 @@ def test_programs_of_a_mount_without_standard_descriptors_have_them(area: Path) 
     point = area / "mount"
     point.mkdir()
     with none_left():
-        words = [
-            *(sys.executable, "-m", "ktaskfs.cli.main", "mount"),
-            "--foreground",
-            "-o",
-            f"statedir={area / 'state'}",
-            str(point),
-        ]
+        options = ["--foreground", "-o", f"statedir={area / 'state'}"]
+        words = [sys.executable, "-m", "ktaskfs.cli.main", "mount", *options, str(point)]
         with subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *words], cwd=ROOT) as daemon:
             until(lambda: bool(filesystems_at(str(point))) and (point / "version").exists(), "it is mounted")
             for fd in range(3):
