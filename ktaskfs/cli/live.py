@@ -53,11 +53,22 @@ def row(standing: Standing, width: int) -> list[Text | ProgressBar]:
     return [*cells, *map(Text, words), Text(state, style=STYLES.get(standing.state, ""))]
 
 
+class LineConsole(Console):
+    """Standard error. rich hides the cursor while it draws lines; after a kill or ^Z it would stay hidden."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False)
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Called by rich, and does nothing."""
+        return False
+
+
 class LiveReport:
     """Bars on standard error, drawn anew by each ``show``."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._console = LineConsole() if console is None else console
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._live.start()
 

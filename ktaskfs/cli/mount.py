@@ -37,7 +37,6 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Mount by the command line; returns the exit status, in the background as soon as the mount answers."""
     gc.disable()  # the imports make no garbage, and looking for it takes a twentieth of the start
-    _fill_standard_descriptors()
     try:
         manager = Manager(environment)
         fd = manager.kept(NAME) if given.keep and given.fd is None else given.fd
@@ -208,13 +207,6 @@ def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
         os.write(writable, error.message.encode(errors="backslashreplace"))
         return 1
     return 0
-
-
-def _fill_standard_descriptors() -> None:
-    """Open /dev/null for standard descriptors that the caller has closed, or the next file would become one of them."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def _leave() -> None:

@@ -12,17 +12,12 @@ import os
 import select
 import signal
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
-from ktaskfs.cli.screen import can_draw
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 GRACE: Final = 1.0
 """Seconds without an answer to ^C after which the child counts as waiting for the daemon."""
-SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 class PassedInterrupts:
@@ -97,8 +92,6 @@ def _watch(child: int, interrupts: OwnInterrupts, press: int, told: int, last: i
     for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(each) is signal.SIG_DFL:
             signal.signal(each, lambda number, _frame: _end_both(child, number))
-    if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-        signal.signal(signal.SIGTSTP, _stop)
     pidfd = os.pidfd_open(child)
     poll = select.poll()
     for fd in (pidfd, interrupts.fd, told):
@@ -117,8 +110,6 @@ def _watch(child: int, interrupts: OwnInterrupts, press: int, told: int, last: i
         if interrupts.fd in ready:
             interrupts.drain()
             pressed = interrupts.count
-            if pressed == passed:  # another signal
-                continue
             os.kill(child, signal.SIGINT)  # the terminal may have sent it to this process alone
             with contextlib.suppress(BrokenPipeError):  # it is about to end
                 os.write(press, bytes(pressed - passed))
@@ -145,31 +136,17 @@ def _end_as(child: int) -> NoReturn:
 
 def _end_both(child: int, number: int) -> None:
     os.kill(child, signal.SIGKILL)
-    _show_cursor()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    """Stop at ^Z, like the child, until SIGCONT."""
-    _show_cursor()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    signal.signal(number, _stop)
 
 
 def _leave(child: int, words: str) -> NoReturn:
     os.kill(child, signal.SIGKILL)  # withdraws its request, unless the daemon has read it already
-    _show_cursor()
     _say(f"ktaskfs: the daemon does not answer; {words}")
     os._exit(INTERRUPTED)
 
 
-def _show_cursor() -> None:
-    if can_draw(os.environ):
-        _say(SHOW_CURSOR)
-
-
 def _say(words: str) -> None:
+    """Say it after ^C, which a terminal shows."""
     with contextlib.suppress(OSError):  # standard error is closed
-        os.write(2, os.fsencode(f"{words}\n"))
+        os.write(2, b"\n" * os.isatty(2) + os.fsencode(f"{words}\n"))

@@ -116,9 +116,10 @@ def test_the_daemon_goes_on_after_the_first_one(command: Command, memory: Path) 
     assert command.mount.read("tasks/cancelled/state") == "cancelled\n"
 
 
-def test_a_terminal_is_put_in_order(command: Command, memory: Path, slow: str) -> None:
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_words_on_a_terminal_have_their_own_line(command: Command, memory: Path, slow: str, term: str) -> None:
     words = command.words("run", "--if-exists=join", f"clear path={memory}/slow-{slow} name={slow}")
-    with Terminal(*words, columns=100, env={"PYTHONPATH": str(ROOT)}) as terminal:
+    with Terminal(*words, columns=100, env={"PYTHONPATH": str(ROOT), "TERM": term}) as terminal:
         terminal.sees(slow, "running")
         with stopped(command.mount):
             terminal.type(CONTROL_C)
@@ -126,7 +127,7 @@ def test_a_terminal_is_put_in_order(command: Command, memory: Path, slow: str) -
             terminal.type(CONTROL_C)
             assert terminal.end() == 130
         assert "follow them with: ktaskfs wait" in terminal.text
-        assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")
+        assert "\r\nktaskfs: the daemon does not answer" in terminal.raw
 
 
 def test_a_start_that_is_not_answered(command: Command, memory: Path) -> None:

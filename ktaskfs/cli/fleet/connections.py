@@ -37,7 +37,7 @@ SSH_OPTIONS: Final = "-oServerAliveInterval=5 -oServerAliveCountMax=2"
 """They come after the options of the user: ssh(1) takes the first value of an option."""
 APART: Final = "setsid"
 """Runs each connection in its own session, so that only this program gets the terminal's ^C."""
-DESCRIPTORS: Final = 3
+DESCRIPTORS: Final = 4
 """Descriptors for each new connection."""
 OWN_DESCRIPTORS: Final = 64
 

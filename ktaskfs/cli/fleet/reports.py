@@ -11,6 +11,7 @@ from ktaskfs.cli.fleet.connections import folded
 from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE, with_host
 from ktaskfs.cli.fleet.summary import WORDS_MOST, course, show_summary
 from ktaskfs.cli.reports import LINES_EVERY
+from ktaskfs.cli.screen import can_draw
 
 if TYPE_CHECKING:
     import argparse
@@ -42,7 +43,7 @@ def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> Fle
     """The report for the options, or for the kind of standard error."""
     if given.json:
         return FleetJson()
-    if not given.quiet and sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb":
+    if not given.quiet and can_draw(environment):
         from ktaskfs.cli.fleet.table import LiveTable
 
         return LiveTable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
@@ -16,7 +16,7 @@ from ktaskfs.cli.fleet.summary import course, show_summary, summary_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from ktaskfs.cli.fleet.hosts import Fleet, Host
 
@@ -34,7 +34,7 @@ class LiveTable:
     """The table on standard error."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._console = live.LineConsole() if console is None else console
         self._clock = clock
         self._next = 0.0
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)

@@ -95,7 +95,7 @@ class Watch:
         try:
             unreachable = connections.run()
         except BaseException:
-            self._report.close(self._fleet)  # or the cursor would stay hidden
+            self._report.close(self._fleet)
             raise
         self._connections = None
         for host in self._fleet:

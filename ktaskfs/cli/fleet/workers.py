@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 LINE_MOST: Final = 8 << 20
 """Bytes of a line. A result of 1 MiB in JSON has at most six times as many."""
-GRACE: Final = 1.0
-"""Seconds for the end of a process that has closed its output. Meanwhile no other host is heard."""
+GRACE: Final = 5.0
+"""Seconds for the end of a process that has closed its output."""
+PROCESS: Final = "process"
+"""The stream of a client that ends with its process: the pidfd."""
 TOO_LONG: Final = f"a line of more than {LINE_MOST >> 20} MiB"
 
 
@@ -59,6 +61,7 @@ def _begin(
         process = subprocess.Popen(
             command, stdin=reading[0], stdout=writing[1], stderr=subprocess.STDOUT, shell=shell, env=environment
         )
+        pidfd = _pidfd_of(process)
     except OSError:
         os.close(reading[1])
         os.close(writing[0])
@@ -70,11 +73,26 @@ def _begin(
         os.set_blocking(fd, False)
     client.streams.set_stream(client.worker.SNAME_STDOUT, writing[0], E_READ)
     client.streams.set_stream(client.worker.SNAME_STDIN, reading[1], E_WRITE, retain=False)
+    client.streams.set_stream(PROCESS, pidfd, E_READ)
     return process
 
 
+def _pidfd_of(process: subprocess.Popen[bytes]) -> int:
+    """Raises OSError after the end of the process."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:  # no descriptor is left
+        process.kill()
+        process.wait()
+        raise
+
+
 class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
-    """Mixed into a client of ClusterShell's: replaces some of its methods."""
+    """Mixed into a client of ClusterShell's: replaces some of its methods.
+
+    It ends when its output and its process have ended. ClusterShell ends it with the output, and then waits for the
+    process, while no other host is heard.
+    """
 
     def __repr__(self) -> str:
         return str(self.key)
@@ -85,6 +103,8 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
         return _begin(self, commandlist, shell=shell, env=env)
 
     def _handle_read(self, sname: str) -> None:
+        if sname == PROCESS:
+            raise EngineClientEOF
         for line in self._readlines(sname):
             self.worker.eh.ev_read(self.worker, self.key, sname, line)
         stream = self.streams[sname]
@@ -92,16 +112,17 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
             stream.rbuf = b""
             self.worker.eh.ev_read(self.worker, self.key, sname, TOO_LONG.encode())
             self.popen.kill()
-            raise EngineClientEOF  # ClusterShell then closes the stream, and waits for the process
+            raise EngineClientEOF  # ClusterShell then closes the stream
 
-    def _close(self, abort: bool, timeout: bool) -> None:
-        """Called by ClusterShell after the end of the output; it then waits for the end of the process."""
-        if not abort:
-            try:
-                self.popen.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-        super()._close(abort, timeout)
+    def _close_stream(self, sname: str, abort: bool = False) -> None:
+        super()._close_stream(sname, abort)
+        if sname == self.worker.SNAME_STDOUT and PROCESS in self.streams:
+            self.fire_delay = GRACE
+            self._engine.timerq.schedule(self)
+
+    def _fire(self) -> None:
+        """Called by ClusterShell ``GRACE`` after the end of the output."""
+        self.popen.kill()
 
 
 class _SshClient(_Client, SshClient):  # type: ignore[misc]  # ClusterShell has no types

@@ -34,6 +34,7 @@ case $host in
     mute*) exec <&- && tell running 1 && until grep -q "^slow1 cancel" "$log"; do sleep 0.1; done && tell done 100 ;;
     silent*) ;;
     endless*) tell running 1 && exec tr '\0' x </dev/zero ;;
+    late*) tell running 1 && exec >&- 2>&- && sleep 1.5 ;;
     shut*) tell running 1 && exec sleep 600 >&- 2>&- ;;
     noisy*) exec tr '\0' x </dev/zero ;;
     quick*) tell running 90 && sleep 0.2 && tell done 100 ;;

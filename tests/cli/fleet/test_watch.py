@@ -238,6 +238,22 @@ def test_a_terminal_shows_the_slowest_first(hosts: Hosts) -> None:
     assert "slow85 " not in last
 
 
+def test_a_table_leaves_the_cursor_on_the_screen(hosts: Hosts) -> None:
+    with Terminal(*hosts.words("slow1")) as terminal:
+        terminal.sees("slow1 ", "running")
+        terminal.type(CONTROL_C)
+        assert terminal.end() == 130
+        assert "\x1b[?25" not in terminal.raw
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", ""])
+def test_plain_lines_where_the_terminal_is_dumb(hosts: Hosts, term: str) -> None:
+    with Terminal(*hosts.words("quick1"), env={"TERM": term}) as terminal:
+        assert terminal.end() == 0
+        assert "\x1b" not in terminal.raw
+        assert "done (1): quick1" in terminal.text
+
+
 def test_what_cannot_be_begun(hosts: Hosts) -> None:
     for options, words in (
         (["--batch", "0"], "--batch: '0' is neither"),
