@@ -11,7 +11,6 @@ from ktaskfs.control.privilege import require_power_over
 from ktaskfs.control.shown_task import LOCAL, ShownTask
 from ktaskfs.control.task_directory import TaskDirectory, task_files
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.tasks.task import CANCELLABLE
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
 if TYPE_CHECKING:
@@ -152,9 +151,7 @@ class TasksDirectory(Directory):
         """Specs, one per line, all or none; or ``cancel``."""
         if text == CANCEL:
             caller.close()
-            for task in self._service.table.of_user(caller.identity.uid):
-                if task.state in CANCELLABLE:
-                    self._service.cancel(task)
+            self._service.cancel_all(caller.identity.uid)
             return None
         try:
             specs = await self._service.specs.read(caller.identity.uid, text)

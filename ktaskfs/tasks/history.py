@@ -21,7 +21,8 @@ class History(NamedTuple):
     """One value, replaced as a whole: to undo a failed start, assign the earlier one.
 
     operation: None while an empty task (mkdir) has no operation.
-    texts:     the given parameters, as canonical text, and after the start the defaults that the target decided.
+    texts:     the given parameters, as canonical text.
+    used:      the defaults that the target decided at the last start, as canonical text: only shown.
     remaining: the ranges of a resumed task at its start, None for a first run.
     base:      units done by earlier runs.
     baseline:  the files of those units; None before the first start.
@@ -33,6 +34,7 @@ class History(NamedTuple):
 
     operation: Operation[Any] | None = None
     texts: Mapping[str, str] = MappingProxyType({})
+    used: Mapping[str, str] = MappingProxyType({})
     remaining: tuple[Node, ...] | None = None
     base: int = 0
     baseline: Baseline | None = None

@@ -163,12 +163,10 @@ def planned(history: History, answer: protocol.Ready) -> History:
     Raises ValueError for an invalid baseline.
     """
     declared = () if history.operation is None else history.operation.declared
-    defaults = {
+    used = {
         each.name: answer.defaults[each.name] for each in declared if answer.defaults.get(each.name) in each.defaults
     }
-    return history._replace(
-        planned=answer.total, baseline=Baseline.from_fields(answer.baseline), texts={**defaults, **history.texts}
-    )
+    return history._replace(planned=answer.total, baseline=Baseline.from_fields(answer.baseline), used=used)
 
 
 async def wait_for_end(worker: WorkerHandle) -> None:

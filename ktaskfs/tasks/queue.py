@@ -35,7 +35,10 @@ class TaskQueue:
         context.table.settings.observers.append(self.advance)
 
     def put(self, task: Task) -> None:
-        """Begin a QUEUED task with a ``caller`` as soon as there is room."""
+        """Begin a QUEUED task as soon as there is room; without a ``caller``, it was cancelled before."""
+        if task.caller is None:
+            self._end(task)
+            return
         self._users.setdefault(task.uid, deque()).append(task)
         self.advance()
 
@@ -43,11 +46,15 @@ class TaskQueue:
         """Whether ``uid`` has a task in the queue."""
         return uid in self._users
 
-    def cancel(self, task: Task) -> None:
-        """End a QUEUED task, which can then be resumed."""
+    def cancel(self, task: Task, *, answered: bool) -> None:
+        """End a QUEUED task, which can then be resumed. If its write is not ``answered``, ``put`` ends it."""
         caller, task.caller = task.caller, None
         if caller is not None:
             caller.close()
+        if answered:
+            self._end(task)
+
+    def _end(self, task: Task) -> None:
         self._lifecycle.refuse_late(task, StartCancelled("cancelled while it was queued"))
 
     def _changed(self, task: Task) -> None:

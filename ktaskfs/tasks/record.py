@@ -85,7 +85,7 @@ class Record(NamedTuple):
             "gid": self.gid,
             "operation": None if history.operation is None else history.operation.name,
             "rights": history.rights,
-            "parameters": dict(history.texts),
+            "parameters": {**history.texts, **{_USED + name: text for name, text in history.used.items()}},
             "state": self.state,
             "created_ns": self.created_ns,
             "pid": self.pid,
@@ -109,6 +109,9 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("remaining", "shape"), list | None),
     **dict.fromkeys(("baseline", "final", "caller"), dict | None),
 }
+_USED: Final = "used "
+"""Begins the keys of defaults in use, beside the parameters. An older daemon sets a record with an unknown field aside,
+but reads these, ignores them until a resume, which it refuses, and writes them again."""
 _MOST: Final = 1 << 20
 """Upper bounds of slots and ranges."""
 
@@ -152,9 +155,11 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
         operation = operations.get(fields["operation"])
         if operation is None:
             raise InvalidValue(f"there is no operation {fields['operation']}")
-    texts = fields["parameters"]
-    if not all(isinstance(each, str) for each in texts.values()):
+    parameters = fields["parameters"]
+    if not all(isinstance(each, str) for each in parameters.values()):
         raise TypeError("a parameter is of the wrong type")
+    texts = {name: text for name, text in parameters.items() if not name.startswith(_USED)}
+    used = {name.removeprefix(_USED): text for name, text in parameters.items() if name not in texts}
     for each in TaskParameters.declared if operation is None else operation.declared:
         if each.name in texts:
             each.kind.parse(texts[each.name])
@@ -163,6 +168,7 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
         operation=operation,
         rights=fields["rights"],
         texts=texts,
+        used=used,
         remaining=remaining,
         base=fields["base"],
         baseline=None if fields["baseline"] is None else Baseline.from_fields(fields["baseline"]),

@@ -292,22 +292,32 @@ class TaskService:
             self._lifecycle.save(task)
 
     def cancel(self, task: Task) -> None:
-        """End the work after the current chunks. Raises WrongState."""
+        """End the work after the current chunks. Raises WrongState, and TargetError if the worker cannot be told."""
         task.require(CANCELLABLE, "cancel")
         if task.state is State.QUEUED:
-            self._require_settled(task, "cancel")
-            self._queue.cancel(task)
+            self._queue.cancel(task, answered=task not in self._unanswered)
         elif task.state is State.STARTING:
             self._starter.cancel(task)
         else:
             task.ask(task.requests._replace(cancel=True, paused=False))
 
+    def cancel_all(self, uid: int) -> None:
+        """Cancel all tasks of ``uid``. Raises the first error of ``cancel`` after it was called for each."""
+        errors = []
+        for task in self.table.of_user(uid):
+            if task.state in CANCELLABLE:
+                try:
+                    self.cancel(task)
+                except KtaskfsError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+
     def kill(self, task: Task) -> None:
         """SIGKILL the worker, even in the middle of a chunk. Raises WrongState."""
         task.require(CANCELLABLE, "kill")
         if task.state is State.QUEUED:
-            self._require_settled(task, "kill")
-            self._queue.cancel(task)
+            self._queue.cancel(task, answered=task not in self._unanswered)
         elif task.state is State.STARTING:
             self._starter.kill(task)
         elif task.worker is not None:

@@ -148,8 +148,9 @@ class Task:
             )
 
     def parameter_text(self, parameter: Parameter) -> str:
-        """The text of a parameter's file: the given value, or the default."""
-        return self.texts.get(parameter.name, parameter.default_text())
+        """The text of a parameter's file: the given value, or the default in use."""
+        known = {**self.history.used, **self.texts}
+        return known.get(parameter.name, parameter.default_text())
 
     def parsed(self) -> TaskParameters:
         """The parameters as values; raises InvalidValue while something is missing."""

@@ -95,6 +95,15 @@ def test_the_form_on_disk_stays() -> None:
     }
 
 
+def test_defaults_in_use_are_beside_the_parameters_where_an_older_daemon_accepts_them(state: StateDirectory) -> None:
+    used = RECORD._replace(history=RECORD.history._replace(used={"algorithm": "crc32"}))
+    fields = json.loads(as_json(used))
+    assert fields.keys() == RECORD.to_json().keys()
+    assert fields["parameters"] == {"path": "/a b\n", "length": "64G", "nice": "3", "used algorithm": "crc32"}
+    write_raw(state, "00000003.json", as_json(used))
+    assert records(state) == [used]
+
+
 def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
     write_raw(
         state,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,8 +72,40 @@ async def test_before_a_start_all_are_shown(house: House, memory: Path) -> None:
 )
 def test_a_worker_can_name_only_possible_defaults(lie: dict[str, str]) -> None:
     history = History(OPERATIONS["checksum"], {"path": "/"})
-    assert planned(history, READY._replace(defaults=lie)).texts == {"path": "/"}
-    true = READY._replace(defaults={"algorithm": "crc32"})
-    assert planned(history, true).texts == {"path": "/", "algorithm": "crc32"}
-    given = history._replace(texts={"algorithm": "md5sum"})
-    assert planned(given, true).texts == {"algorithm": "md5sum"}
+    assert planned(history, READY._replace(defaults=lie)).used == {}
+    assert planned(history, READY._replace(defaults={"algorithm": "crc32"})).used == {"algorithm": "crc32"}
+
+
+def make(target: Path, kind: str) -> None:
+    if kind == "directory":
+        target.mkdir()
+    (target / "inside" if kind == "directory" else target).write_bytes(bytes(1 << 20))
+
+
+@pytest.mark.parametrize(("first", "second"), [("file", "directory"), ("directory", "file")])
+async def test_a_start_of_another_target_decides_anew(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    """Nothing was done, so a resume is a first start."""
+    used = {"file": "crc32", "directory": "sha256sum"}
+    make(memory / "target", first)
+
+    def hang(where: str) -> None:
+        worker = house.table.require("t").worker
+        if where == "the worker is ready" and worker is not None:
+            worker.signal(signal.SIGSTOP)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.state, "crash_point", hang)
+        task = await house.run_one(f"checksum path={memory}/target name=t")
+    assert shown(task) == (used[first], used[first])
+    house.service.kill(task)
+    assert await ended(task) is State.INTERRUPTED
+    (memory / "target").rename(memory / "old")
+    make(memory / "target", second)
+    await house.service.resume(task, me())
+    assert shown(task) == (used[second], used[second])
+    assert await ended(task) is State.DONE
+    fresh = await house.run_one(f"checksum path={memory}/target")
+    assert await ended(fresh) is State.DONE
+    assert task.history.result == fresh.history.result
