@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import Operation
 
-VERSION: Final = 5
-"""Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5."""
+VERSION: Final = 6
+"""Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5,
+``used`` with 6."""
 
 
 class Record(NamedTuple):
@@ -85,7 +86,8 @@ class Record(NamedTuple):
             "gid": self.gid,
             "operation": None if history.operation is None else history.operation.name,
             "rights": history.rights,
-            "parameters": {**history.texts, **{_USED + name: text for name, text in history.used.items()}},
+            "parameters": dict(history.texts),
+            "used": dict(history.used),
             "state": self.state,
             "created_ns": self.created_ns,
             "pid": self.pid,
@@ -105,13 +107,10 @@ _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("name", "state", "result"), str),
     "operation": str | None,
     **dict.fromkeys(("pid", "start_time"), int | None),
-    "parameters": dict,
+    **dict.fromkeys(("parameters", "used"), dict),
     **dict.fromkeys(("remaining", "shape"), list | None),
     **dict.fromkeys(("baseline", "final", "caller"), dict | None),
 }
-_USED: Final = "used "
-"""Begins the keys of defaults in use, beside the parameters. An older daemon sets a record with an unknown field aside,
-but reads these, ignores them until a resume, which it refuses, and writes them again."""
 _MOST: Final = 1 << 20
 """Upper bounds of slots and ranges."""
 
@@ -133,6 +132,8 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
         fields["caller"] = None
     if version < 5 and fields["baseline"] is not None:
         fields["baseline"]["tree"] = 0
+    if version < 6:
+        fields["used"] = {}
     for name, kind in _TYPES.items():
         if not isinstance(fields[name], kind):
             raise TypeError(f"{name} is of the wrong type")
@@ -155,11 +156,9 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]
         operation = operations.get(fields["operation"])
         if operation is None:
             raise InvalidValue(f"there is no operation {fields['operation']}")
-    parameters = fields["parameters"]
-    if not all(isinstance(each, str) for each in parameters.values()):
+    texts, used = fields["parameters"], fields["used"]
+    if not all(isinstance(each, str) for each in (*texts.values(), *used.values())):
         raise TypeError("a parameter is of the wrong type")
-    texts = {name: text for name, text in parameters.items() if not name.startswith(_USED)}
-    used = {name.removeprefix(_USED): text for name, text in parameters.items() if name not in texts}
     for each in TaskParameters.declared if operation is None else operation.declared:
         if each.name in texts:
             each.kind.parse(texts[each.name])

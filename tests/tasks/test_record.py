@@ -72,7 +72,7 @@ def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
 def test_the_form_on_disk_stays() -> None:
     """Another version of the daemon reads it; only a new VERSION may change it."""
     fields = json.loads(as_json(RECORD))
-    assert (VERSION, fields.pop("version")) == (5, 5)
+    assert (VERSION, fields.pop("version")) == (6, 6)
     assert fields == {
         "task": 3,
         "name": "vm0",
@@ -81,6 +81,7 @@ def test_the_form_on_disk_stays() -> None:
         "operation": "clear",
         "rights": 0x21,
         "parameters": {"path": "/a b\n", "length": "64G", "nice": "3"},
+        "used": {},
         "state": "failed",
         "created_ns": 1,
         "pid": 77,
@@ -95,13 +96,17 @@ def test_the_form_on_disk_stays() -> None:
     }
 
 
-def test_defaults_in_use_are_beside_the_parameters_where_an_older_daemon_accepts_them(state: StateDirectory) -> None:
+def test_defaults_in_use_are_kept(state: StateDirectory) -> None:
     used = RECORD._replace(history=RECORD.history._replace(used={"algorithm": "crc32"}))
-    fields = json.loads(as_json(used))
-    assert fields.keys() == RECORD.to_json().keys()
-    assert fields["parameters"] == {"path": "/a b\n", "length": "64G", "nice": "3", "used algorithm": "crc32"}
     write_raw(state, "00000003.json", as_json(used))
     assert records(state) == [used]
+
+
+def test_a_record_of_version_5_is_read(state: StateDirectory) -> None:
+    fields = json.loads(as_json(RECORD, version=5))
+    del fields["used"]
+    write_raw(state, "00000003.json", json.dumps(fields).encode())
+    assert records(state) == [RECORD]
 
 
 def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
@@ -123,14 +128,14 @@ def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
 
 def test_a_record_of_version_4_is_read(state: StateDirectory) -> None:
     fields = json.loads(as_json(RECORD, version=4))
-    del fields["baseline"]["tree"]
+    del fields["used"], fields["baseline"]["tree"]
     write_raw(state, "00000003.json", json.dumps(fields).encode())
     assert records(state) == [RECORD]
 
 
 def test_a_record_of_version_2_is_read(state: StateDirectory) -> None:
     fields = json.loads(as_json(RECORD, version=2))
-    del fields["rights"], fields["baseline"]["tree"]
+    del fields["used"], fields["rights"], fields["baseline"]["tree"]
     write_raw(state, "00000003.json", json.dumps(fields).encode())
     everybodys = RECORD._replace(history=RECORD.history._replace(rights=ALL_CAPABILITIES))
     assert records(state) == [everybodys]
