@@ -40,7 +40,7 @@ BASELINE = {"files": {"path": [1, 2, 3]}, "end": 0, "size": 0, "total": 5, "tree
 
 
 def ready(**fields: Any) -> bytes:
-    return json.dumps(["Ready", {"total": 5, "baseline": BASELINE, **fields}]).encode()
+    return json.dumps(["Ready", {"total": 5, "baseline": BASELINE, "defaults": {}, **fields}]).encode()
 
 
 def baseline(**fields: Any) -> bytes:
@@ -69,6 +69,7 @@ LIES = {
     "a total of thousands of digits": ready().replace(b"5, ", b"9" * 4000 + b", ", 1),
     "infinity": ready().replace(b"5, ", b"Infinity, ", 1),
     "no baseline": ready(baseline=None),
+    "defaults without names": ready(defaults=["crc32"]),
     "files that are no object": baseline(files=[]),
     "a file without a birth": baseline(files={"path": [1, 2]}),
     "many files": baseline(files={str(n): [1, 2, 3] for n in range(100)}),

@@ -141,6 +141,19 @@ class Ledger(Monitor):
             self.chunks.clear()
             self._note("undo_started")
 
+    def most_live(self, last: int) -> int:
+        """The most threads that lived at once when one of them got a chunk, during the ``last`` calls."""
+        live: set[int] = set()
+        numbers = [0]
+        for number, (name, *rest) in enumerate(self.calls):
+            if name == "thread_started":
+                live.add(rest[0])
+            elif name == "thread_ended":
+                live.discard(rest[0])
+            elif name == "chunk_assigned" and number >= len(self.calls) - last:
+                numbers.append(len(live))
+        return max(numbers)
+
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [call[1:] for call in self.calls if call[0] == name]
 
