@@ -321,12 +321,13 @@ def measure(settings: Settings) -> list[Section]:
         mount = stack.enter_context(Ktaskfs(where / "mnt", where / "state"))
         memory_table = memory(mount, huge, settings)
         sections = timed(mount, huge, settings)
+        numbers = searching(huge, settings)
         mount.submit(f"fallocate path={huge / 'shown'} length={PAGE} name=shown")
         mount.wait("shown")
         status = mount.read("tasks/shown/status")
         minimal = stack.enter_context(MinimalFs(where / "minimal", len(status.encode())))
         sections += reading(mount, minimal, "shown", settings)
-        return [*sections, mounting(settings), memory_table, searching(huge, settings)]
+        return [*sections, mounting(settings), memory_table, numbers]
 
 
 if __name__ == "__main__":
