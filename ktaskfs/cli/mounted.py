@@ -24,7 +24,7 @@ PAUSE: Final = 0.1
 """Seconds between two tries."""
 READ_SIZE: Final = 1 << 16
 COMMAND_MAX: Final = 1 << 16
-"""Maximum bytes of a command."""
+"""Maximum bytes of a command, as in the daemon (ktaskfs.vfs), of which this layer imports nothing."""
 ENTRY: Final = re.compile(
     r"^\[[^]]*\] (?P<file>.*?): (?P<errname>[A-Z0-9]+): (?P<message>.*)\n  Command: ", re.MULTILINE
 )

@@ -149,8 +149,8 @@ class Task:
 
     def parameter_text(self, parameter: Parameter) -> str:
         """The text of a parameter's file: the given value, or the default in use."""
-        known = {**self.history.used, **self.texts}
-        return known.get(parameter.name, parameter.default_text())
+        name = parameter.name
+        return self.texts.get(name, self.history.used.get(name, parameter.default_text()))
 
     def parsed(self) -> TaskParameters:
         """The parameters as values; raises InvalidValue while something is missing."""
