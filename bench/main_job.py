@@ -41,7 +41,7 @@ WHY_ALLOCATING: Final = (
 )
 WHY_START: Final = (
     "Each write comes right after another task, before the next worker has been forked in advance. With such a "
-    "worker, the write takes 3.1 ms (`bench.starts`)."
+    "worker, the write takes about half as long (`bench.starts`)."
 )
 _numbers = itertools.count()
 
