@@ -18,6 +18,7 @@ DEFAULT_MOUNT: Final = "/run/ktaskfs"
 SAVED_POOLS: Final = "/etc/tmpfiles.d/ktaskfs-pools.conf"
 """The file that systemd-tmpfiles(8) reads at boot."""
 MOUNT_VARIABLE: Final = "KTASKFS"
+MOUNT_OPTIONS: Final = ("-m", "--mount")
 VERBS: Final = {
     "cancel": "end tasks after their current chunks",
     "pause": "stop tasks from starting chunks until they are resumed",
@@ -59,6 +60,7 @@ def _columns() -> int:
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
     """The parsed command line. Options may stand between the words of a list, until "--"."""
+    arguments = command_first(arguments)
     top = parser(environment, next(iter(arguments), None))
     given, rest = top.parse_known_args(arguments)
     words = getattr(given, "spec", getattr(given, "name", None))
@@ -69,6 +71,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     if words is not None:  # argparse puts those before the first option into the list
         words += rest[:end] + rest[end + 1 :]
     return given
+
+
+def command_first(words: Sequence[str]) -> list[str]:
+    """The words with a ``-m MOUNT`` before the command moved behind it; none if no command follows."""
+    first = words[0] if words else ""
+    count = 2 if first in MOUNT_OPTIONS else int(first.startswith((f"{MOUNT_OPTIONS[1]}=", MOUNT_OPTIONS[0])))
+    return [words[count], *words[:count], *words[count + 1 :]] if count < len(words) else []
 
 
 def parser(environment: Mapping[str, str], command: str | None = None) -> argparse.ArgumentParser:
@@ -107,8 +116,7 @@ def _client(
 
 def _add_place(added: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
     added.add_argument(
-        "-m",
-        "--mount",
+        *MOUNT_OPTIONS,
         default=environment.get(MOUNT_VARIABLE) or DEFAULT_MOUNT,
         help=f"where ktaskfs is mounted (${MOUNT_VARIABLE}, or {DEFAULT_MOUNT})",
     )

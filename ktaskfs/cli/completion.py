@@ -9,6 +9,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.cli.arguments import MOUNT_OPTIONS, command_first
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.tables import rows
 from ktaskfs.errors import KtaskfsError
@@ -80,6 +81,9 @@ def completion(given: argparse.Namespace, top: argparse.ArgumentParser) -> int:
 def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
     """The candidates for the last of the words after ``ktaskfs``; an unfinished one ends in = or /."""
     *before, current = words
+    if before and before[-1] in MOUNT_OPTIONS:
+        return _mounts(current)
+    before = command_first(before)
     commands = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
     if not before:
         return _beginning_with(current, [*commands, "--help", "--version"])
@@ -112,15 +116,20 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
 
 def _of_option(option: argparse.Action, current: str) -> list[str]:
     if option.dest == "mount":
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
-            lines = [line.split() for line in stream]
-        return _beginning_with(current, [line[1] for line in lines if line[2] == "fuse.ktaskfs"])
+        return _mounts(current)
     if option.dest == "hosts":
         *_, last = re.split(r"[,!&^]", current)
         return [f"{current[: len(current) - len(last)]}{each}" for each in _beginning_with(last, _known_hosts())]
     if option.dest == "topology":
         return _paths("", current)
     return _beginning_with(current, option.choices or [])
+
+
+def _mounts(current: str) -> list[str]:
+    """The mount points of ktaskfs."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
+        lines = [line.split() for line in stream]
+    return _beginning_with(current, [line[1] for line in lines if line[2] == "fuse.ktaskfs"])
 
 
 def _known_hosts() -> list[str]:
@@ -149,7 +158,7 @@ def _lines(path: str) -> list[str]:
 def _mount(before: Sequence[str], options: Mapping[str, argparse.Action]) -> str:
     """The mount in the words, or the default."""
     for word, after in zip(before, [*before[1:], ""], strict=True):
-        if word in ("-m", "--mount"):
+        if word in MOUNT_OPTIONS:
             return after
         if word.startswith("--mount="):
             return word.partition("=")[2]

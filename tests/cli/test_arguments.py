@@ -115,3 +115,27 @@ def test_the_help_is_as_wide_as_the_terminal() -> None:
     shown = os.read(here, 65536).decode().splitlines()
     os.close(here)
     assert 48 < max(map(len, shown)) <= 58
+
+
+@pytest.mark.parametrize(
+    ("line", "mount"),
+    [
+        ("-m /x run copy a=1", "/x"),
+        ("-m/x run copy a=1", "/x"),
+        ("--mount /x run copy a=1", "/x"),
+        ("--mount=/x run copy a=1", "/x"),
+        ("-m /x run -m /y copy a=1", "/y"),
+        ("run -m /y copy a=1", "/y"),
+        ("run copy a=1", "/run/ktaskfs"),
+    ],
+)
+def test_the_mount_may_stand_before_the_command(line: str, mount: str) -> None:
+    given = parse(line.split(), {})
+    assert (given.command, given.spec, given.mount) == ("run", ["copy", "a=1"], mount)
+
+
+@pytest.mark.parametrize("line", ["-m", "-m /x", "-m /x nonsense", "-m /x mount /y", "--mount=/x"])
+def test_the_mount_alone_is_no_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(line.split(), {})
+    assert (ended.value.code, capsys.readouterr().out) == (2, "")
