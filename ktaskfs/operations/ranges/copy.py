@@ -93,6 +93,7 @@ class Copy(RangeOperation[CopyParameters]):
         if target is None:
             path, mode = parameters.path, parameters.mode
             target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
+            guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         unit = 1 if digest is None else LEAF
