@@ -188,6 +188,7 @@ class Worker:
             load_bal_shift=self._request.load_bal_shift,
             monitor=self._page,
             thread_start=self._name_thread,
+            machine=ktask.LinuxMachine(self._kernel.sys),  # the caller's root may have any files in /sys
         )
         job = ktask.Job(plan.nodes, control)
         try:

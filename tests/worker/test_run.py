@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.credentials import read_caller
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
@@ -164,3 +167,24 @@ def test_more_ranges_than_the_page_has_room_for(spawner: Spawner, memory: Path) 
     assert isinstance(refusal, protocol.WorkerRefused)
     assert refusal.errno == errno.EOPNOTSUPP
     assert spawner.exited(worker) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+def test_a_worker_reads_no_file_of_its_callers_sys(spawner: Spawner, tmp_path: Path) -> None:
+    """A FIFO there would block it."""
+    node = tmp_path / "sys/devices/system/node/node0"
+    node.mkdir(parents=True)
+    os.mkfifo(node / "cpulist")
+    (tmp_path / "file").write_bytes(b"x")
+    program = f"import os, sys; os.chroot({str(tmp_path)!r}); os.chdir('/'); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        request = spawner.request("checksum", {"path": "/file", "nodes": "0"})
+        caller = read_caller(process.pid, 0, 0)
+        worker = spawner.send(request._replace(identity=caller.identity.to_fields()), Requests(), caller)
+        worker.go()
+        assert worker.has_ended(30)
+        assert spawner.exited(worker) == 0
+    assert worker.snapshot().phase is Phase.DONE
