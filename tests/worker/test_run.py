@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -19,10 +20,13 @@ from tests.support.poll import until
 from tests.worker.spawned import MIB, PAUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.worker.spawned import Spawner
 
+FS_IOC_SETFLAGS, FS_APPEND_FL = 0x40086602, 0x20
+"""Of linux/fs.h."""
 SLOW = Requests(rate=1)
 """A unit a second: after a first chunk nothing more happens for a very long time."""
 
@@ -188,3 +192,46 @@ def test_a_worker_reads_no_file_of_its_callers_sys(spawner: Spawner, tmp_path: P
         assert worker.has_ended(30)
         assert spawner.exited(worker) == 0
     assert worker.snapshot().phase is Phase.DONE
+
+
+@pytest.fixture
+def keeps(memory: Path) -> Iterator[Path]:
+    """A directory in which files can be made, but not removed."""
+    _set_append_only(memory, append=True)
+    yield memory
+    _set_append_only(memory, append=False)
+
+
+def _set_append_only(directory: Path, *, append: bool) -> None:
+    """As chattr(1) does with a; ioctl_iflags(2)."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, (FS_APPEND_FL if append else 0).to_bytes(8, sys.byteorder))
+    except OSError as error:
+        pytest.skip(f"tmpfs has no such flag before Linux 6.6, and only root may set it: {error.strerror}")
+    finally:
+        os.close(fd)
+
+
+def test_a_failed_undo_does_not_hide_the_refusal(spawner: Spawner, keeps: Path) -> None:
+    request = spawner.request(
+        "fallocate",
+        {"path": str(keeps / "file"), "length": str(MIB)},
+        remaining=[(start, 4096, NO_NODE) for start in range(0, 9 * 8192, 8192)],
+    )
+    worker = spawner.send(request, Requests())
+    refusal = worker.answer()
+    assert isinstance(refusal, protocol.WorkerRefused)
+    words = "9 ranges do not fit the shared page; undo failed: Operation not permitted"
+    assert (refusal.errno, refusal.message) == (errno.EOPNOTSUPP, words)
+    assert spawner.exited(worker) == 0
+
+
+def test_a_cancelled_task_whose_undo_failed_has_failed(spawner: Spawner, keeps: Path) -> None:
+    worker = spawner.spawn("fallocate", keeps / "file", length=MIB, undo=1)
+    assert isinstance(worker.answer(), protocol.Ready)
+    worker.ask(Requests(cancel=True))
+    worker.channel.send(protocol.GO)
+    assert spawner.exited(worker) == 0
+    snapshot = worker.snapshot()
+    assert (snapshot.phase, snapshot.errno, snapshot.message) == (Phase.FAILED, errno.EPERM, "Operation not permitted")
