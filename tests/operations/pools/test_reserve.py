@@ -183,18 +183,25 @@ def test_a_pool_that_another_changes_meanwhile(
     assert there() == before - 40
 
 
-@pytest.mark.parametrize("option", [{}, {"undo": 0}], ids=["default", "undo=0"])
+@pytest.mark.parametrize("kept", ["", "undo=0", "the kernel refuses"])
 def test_pages_that_another_takes_off_meanwhile_fail_the_task_and_the_rest_goes_back(
-    runner: Runner, spare: hugepages.TestPool, option: dict[str, int]
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     before = there()
+    option = {"undo": 0} if kept == "undo=0" else {}
     plan = runner.prepare("reserve", pages=before + 16, nodes="0", **option)
     outcome = Job(plan.nodes, plan.control).run()
     POOLS[0].write_text(str(int(POOLS[0].read_text()) - 5))
-    with pytest.raises(Finding) as caught:
+
+    def refuse(pool: NodePool, pages: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patched, pytest.raises(Finding) as caught:
+        if kept == "the kernel refuses":
+            patched.setattr(NodePool, "resize", refuse)
         plan.finish(outcome)
     assert caught.value.errno == errno.ENOMEM
-    left = before if not option else before + 11
+    left = before + 11 if kept else before
     assert (there(), parsed(caught.value.result)["0"]["pages"]) == (left, left)
     result_of(runner.prepare("reserve", pages=before, nodes="0"))
 
