@@ -6,9 +6,9 @@ worker sends it a chunk over a socket and waits for the answer. If a hand dies, 
 system calls, which succeed or fail with the right error.
 
 Only a single-threaded process can fork without the risk that a lock of some library stays taken for good. So ``Hands``
-are made before the worker starts threads. If an earlier thread hangs, there are none. They begin with one child that only forks hands on request. It makes them the
-worker's children (CLONE_PARENT), not its own. The kernel kills all of them when the worker's first thread ends, and
-with it the worker (PR_SET_PDEATHSIG).
+are made before the worker starts threads; if an earlier thread hangs, there are none. They begin with one child that
+only forks hands on request. It makes them the worker's children (CLONE_PARENT), not its own. The kernel kills all of
+them when the worker's first thread ends, and with it the worker (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
