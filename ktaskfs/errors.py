@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class KtaskfsError(Exception):
@@ -27,6 +31,14 @@ class KtaskfsError(Exception):
     def errname(self) -> str:
         """The symbolic name of the errno, as errno(3) spells it."""
         return errno_name(self.errno)
+
+
+def undo_after(error: BaseException, undo: Callable[[], object]) -> None:
+    """Undo what was done before ``error``. If that fails, ``error`` gets a note, and stays the reason."""
+    try:
+        undo()
+    except Exception as failure:
+        error.add_note(f"undo failed: {getattr(failure, 'strerror', None) or failure}")
 
 
 def errno_name(number: int) -> str:

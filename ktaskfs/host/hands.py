@@ -6,9 +6,9 @@ worker sends it a chunk over a socket and waits for the answer. If a hand dies, 
 system calls, which succeed or fail with the right error.
 
 Only a single-threaded process can fork without the risk that a lock of some library stays taken for good. So ``Hands``
-are made before the worker starts threads. They begin with one child that only forks hands on request. It makes them the
-worker's children (CLONE_PARENT), not its own. The kernel kills all of them when the worker's first thread ends, and
-with it the worker (PR_SET_PDEATHSIG).
+are made before the worker starts threads; if an earlier thread hangs, there are none. They begin with one child that
+only forks hands on request. It makes them the worker's children (CLONE_PARENT), not its own. The kernel kills all of
+them when the worker's first thread ends, and with it the worker (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Hands:
     def __init__(
         self, kernel: Kernel, touch: Callable[[int, int], bytes], descriptors: Collection[int], most: int
     ) -> None:
-        """Make it while the process has one thread. If no process can be forked, there are no hands."""
+        """If no process can be forked, or this one has other threads (``may_hang``), there are no hands."""
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._resources = contextlib.ExitStack()
         self._lock = threading.Lock()  # guards everything below
@@ -91,6 +91,8 @@ class Hands:
         """How many more hands may be made: none after a failed fork or the death of a hand."""
         self._misses = 0
         worker = os.getpid()
+        if threading.active_count() > 1:
+            return
         with contextlib.suppress(OSError):  # at the limit of processes, of memory or of descriptors
             self._forker, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._resources.callback(self._forker.close)

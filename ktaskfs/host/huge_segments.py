@@ -44,7 +44,7 @@ def detached_segments(kernel: Kernel, page_sizes: Mapping[int, int]) -> Iterator
     The kernel reports the page size only of attached segments, so a large segment is attached for a moment.
     """
     with contextlib.suppress(OSError, NotPermitted):
-        if not sysv.stay_when_detached(kernel):
+        if not page_sizes or not sysv.stay_when_detached(kernel):
             return
         for segment in sysv.segments(kernel):
             if segment.attached or segment.mode & sysv.SHM_DEST or segment.size < min(page_sizes.values()):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from ktaskfs.errors import TargetError
 from ktaskfs.host.files import read_file
 
 if TYPE_CHECKING:
@@ -23,16 +25,16 @@ def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: flo
 
     ``patience`` is the total time in seconds without an answer while every asking thread sleeps, according to ``proc``
     (an open /proc): a thread that waits for a CPU does not hang. A hanging question keeps a thread until its answer or
-    the end of the process. ``ask`` must not raise.
+    the end of the process; if all have answered, no thread is left. ``ask`` must not raise. Raises TargetError (EAGAIN)
+    at the limit of threads.
     """
     left = list(questions)
     answers: list[tuple[Q, A]] = []
-    threads: list[int] = []
+    threads: list[threading.Thread] = []
     complete = threading.Event()  # a wake-up for each answer would take longer than most answers
     expected = len(left)
 
     def work() -> None:
-        threads.append(threading.get_native_id())
         while True:
             try:
                 question = left.pop()  # atomic
@@ -44,17 +46,23 @@ def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: flo
 
     while len(answers) < expected and patience > 0:
         if left:
-            threading.Thread(target=work, daemon=True).start()
+            threads.append(threading.Thread(target=work, daemon=True))
+            try:
+                threads[-1].start()
+            except RuntimeError as error:
+                raise TargetError(f"cannot start a thread: {error}", errno=errno.EAGAIN) from error
         before = -1
         while len(answers) > before and not complete.is_set():
             before = len(answers)
             complete.wait(STEP)
-        if len(answers) < expected and not any(_runs(proc, thread) for thread in list(threads)):
+        if len(answers) < expected and not any(_runs(proc, thread.native_id) for thread in threads):
             patience -= STEP
+    for thread in threads if len(answers) == expected else ():
+        thread.join()
     return answers[:]
 
 
-def _runs(proc: int, thread: int) -> bool:
+def _runs(proc: int, thread: int | None) -> bool:
     """Whether a thread of this process has a CPU or waits for one; proc_pid_stat(5), state."""
     with contextlib.suppress(OSError):  # it has ended
         return read_file(f"self/task/{thread}/stat", proc).rpartition(b") ")[2].startswith(b"R")

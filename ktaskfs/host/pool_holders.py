@@ -176,6 +176,8 @@ class _Look:
                     spans[area.file].append(area.span)
         found = []
         for file, each in self.files.items():
+            if each.status is None and not holders[file]:  # the only process with it has ended during the look
+                continue
             whole = Span(0, SIZE_MAX if each.status is None else each.status.size)
             mapped = covered(span.cut(whole) for span in spans[file])
             reserved = max(0, mapped // each.page_size - used[file])

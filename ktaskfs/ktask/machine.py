@@ -56,7 +56,9 @@ class Machine(Protocol):
 class LinuxMachine:
     """This machine, without libnuma: affinity from the standard library, memory policy by system call."""
 
-    def __init__(self) -> None:
+    def __init__(self, sys: int | None = None) -> None:
+        """``sys``: an open /sys, for a process whose own may be another, or nobody's; stays open."""
+        self._sys = sys
         self._set_mempolicy, self._get_mempolicy = _SYSCALLS.get(os.uname().machine, (0, 0))
 
     def cpus(self) -> int:
@@ -67,11 +69,15 @@ class LinuxMachine:
         try:
             # Binary, as opening text may make Python import a codec, and a process that has changed its user may not
             # be able to read that.
-            with open(f"/sys/devices/system/node/node{nid}/cpulist", "rb") as file:
+            path = f"devices/system/node/node{nid}/cpulist"
+            with open(f"/sys/{path}" if self._sys is None else path, "rb", opener=self._open) as file:
                 text = file.read().decode().strip()
         except OSError:
             return frozenset()
         return frozenset(parse_cpulist(text)) if text else frozenset()
+
+    def _open(self, path: str, flags: int) -> int:
+        return os.open(path, flags, dir_fd=self._sys)
 
     def placement(self) -> Placement:
         return Placement(frozenset(os.sched_getaffinity(0)), self._policy())

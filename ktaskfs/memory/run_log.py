@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_RUNS: Final = 1 << 18
-"""Runs in one log: 4 MiB. Adjacent runs merge, so a file with up to this many separate holes fits."""
+"""Runs in one log: 4 MiB. Adjacent runs merge, so only separate ones count."""
 
 
 class RunLog:
@@ -44,7 +44,9 @@ class RunLog:
             elif joins_right:
                 self._starts[index] = start
             elif len(self._starts) >= self._most:
-                raise TargetError(f"undo=1 remembers at most {self._most} separate holes of a file", errno=errno.ENOMEM)
+                raise TargetError(
+                    f"undo=1 remembers at most {self._most} separate ranges of a file", errno=errno.ENOMEM
+                )
             else:
                 self._starts.insert(index, start)
                 self._ends.insert(index, end)

@@ -304,15 +304,20 @@ def near(runs: Iterable[Span]) -> Iterator[list[Span]]:
         yield together
 
 
+def is_written(target: Target) -> bool:
+    """Whether copies into the file may use write(2): it has no huge pages. Raises OSError."""
+    on_tmpfs = target.filesystem is FilesystemType.TMPFS
+    return target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target.fd))
+
+
 def open_sink(kernel: Kernel, source: Source, target: Target, extent: Span, shift: int) -> Sink:
     """The sink for a target that already has its new size.
 
     Raises TargetError if it cannot be mapped, OSError (EFBIG) for a write past the caller's RLIMIT_FSIZE.
     """
-    on_tmpfs = target.filesystem is FilesystemType.TMPFS
-    if target.filesystem is FilesystemType.OTHER or (on_tmpfs and not has_huge_pages(target.fd)):
+    if is_written(target):
         require_file_size(target, extent.end, written=True)
-        if on_tmpfs:
+        if target.filesystem is FilesystemType.TMPFS:
             with contextlib.suppress(OSError):  # a filter forbids it
                 return PageSink(source, target, extent, shift)
         return WritingSink(source, target, extent.end, shift)

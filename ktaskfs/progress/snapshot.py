@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -105,12 +106,12 @@ class Snapshot:
         if self.undone:
             return tuple(Node(node.start, node.size, node.nid) for node in self.nodes)
         left: list[Node] = []
+        chunks = defaultdict[int, list[tuple[int, int]]](list)  # by range: there may be thousands
+        for each in self.threads:
+            chunks[each.node].append((each.start, each.end))
         for index, node in enumerate(self.nodes):
-            loose = sorted(
-                (each.start, min(each.end, node.position))
-                for each in self.threads
-                if each.node == index and each.start < min(each.end, node.position)
-            )
+            given = [(start, min(end, node.position)) for start, end in sorted(chunks.get(index, ()))]
+            loose = [(start, end) for start, end in given if start < end]
             for start, end in [*loose, (node.position, node.size)]:
                 if left and left[-1].nid == node.nid and left[-1].end == node.start + start:
                     left[-1] = Node(left[-1].start, left[-1].size + end - start, node.nid)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from ktaskfs.errors import WorkerLost
+from ktaskfs.errors import TooBig, WorkerLost
 from ktaskfs.host.process import is_stopped
 from ktaskfs.worker import protocol
 from ktaskfs.worker.start import SpawnerProcess, start_spawner
@@ -82,7 +82,7 @@ class Launcher:
         return self._pid if self._sock is not None and is_stopped(self._pid) else None
 
     async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
-        """Request a fork with ``fds``. Raises WorkerLost."""
+        """Request a fork with ``fds``. Raises WorkerLost, and TooBig for a rest of more ranges than fit a message."""
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
         try:
@@ -119,6 +119,8 @@ class Launcher:
 
     async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
         data, sock = protocol.encode(request), self._sock
+        if len(data) > protocol.MESSAGE_MAX:  # only ranges can be so many
+            raise TooBig("the work that is left has too many separate ranges: start a new task")
         for _ in range(2):  # a killed spawner is detected here, and replaced once
             try:
                 self.start()

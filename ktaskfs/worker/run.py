@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import setproctitle
 
 from ktaskfs import ktask
-from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError
+from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError, undo_after
 from ktaskfs.host import syscalls
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.base.resume import Baseline
@@ -117,7 +117,7 @@ class Worker:
             # absolute.
             os.fchdir(self._kernel.proc)
         except Exception as error:
-            plan.abort()
+            undo_after(error, plan.abort)
             self._refuse(error)
             return
         if not self._may_begin(ready):
@@ -188,6 +188,7 @@ class Worker:
             load_bal_shift=self._request.load_bal_shift,
             monitor=self._page,
             thread_start=self._name_thread,
+            machine=ktask.LinuxMachine(self._kernel.sys),  # the caller's root may have any files in /sys
         )
         job = ktask.Job(plan.nodes, control)
         try:
@@ -204,13 +205,16 @@ class Worker:
         result = ""
         try:
             result = plan.finish(outcome)
+        except Finding as finding:
+            result = finding.result
+            if ending.phase is Phase.DONE:
+                ending = FinalReport(Phase.FAILED, finding.errno, finding.position, explain(finding)[1])
         except Exception as error:
             number, message = explain(error)
-            position = 0
-            if isinstance(error, Finding):
-                position, result = error.position, error.result
-            if ending.phase is Phase.DONE:
-                ending = FinalReport(Phase.FAILED, number, position, message)
+            if ending.phase is Phase.FAILED:
+                ending = ending._replace(message=f"{ending.message}; at the end: {message}")
+            else:
+                ending = FinalReport(Phase.FAILED, number, message=message)
         if self._told_to_end and ending.phase is Phase.CANCELLED:
             _die_of_sigterm()
         self._page.end(

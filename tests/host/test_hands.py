@@ -292,3 +292,16 @@ def test_a_thread_leaves_idle_hands_to_threads_with_a_lower_nice_value(kernel: K
         return [pids.index(found), len(set(pids))]
 
     assert run_forked(inside) == [1, 3]
+
+
+def test_a_process_with_threads_gets_none(kernel: Kernel) -> None:
+    """A fork could copy a lock that another thread has."""
+    never = threading.Event()
+    thread = threading.Thread(target=never.wait)
+    thread.start()
+    try:
+        with made(kernel, pid_and_sum) as hands:
+            assert hands.do(1, 2) is None
+    finally:
+        never.set()
+        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.errors import TargetError
 from ktaskfs.host.may_hang import STEP, answers_in_time
 
 if TYPE_CHECKING:
@@ -84,3 +86,21 @@ def test_one_that_still_runs_is_waited_for(proc: int) -> None:
         return number
 
     assert answers_in_time(ask, [1], STEP, proc) == [(1, 1)]
+
+
+def test_no_thread_is_left_after_all_answers(proc: int) -> None:
+    """A process with one thread can still fork afterwards."""
+    before = threading.active_count()
+    for _ in range(100):
+        answers_in_time(str, range(100), STEP, proc)
+        assert threading.active_count() == before
+
+
+def test_the_limit_of_threads_is_a_refusal(proc: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(TargetError) as caught:
+        answers_in_time(str, [1], STEP, proc)
+    assert (caught.value.errno, caught.value.message) == (errno.EAGAIN, "cannot start a thread: can't start new thread")

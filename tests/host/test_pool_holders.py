@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ktaskfs.host import pool_holders
+from ktaskfs.host.huge_files import MountedFiles
 from ktaskfs.host.huge_mappings import look_at
 from ktaskfs.host.page_table import PageTable
 from ktaskfs.host.pool_holders import find_holdings
@@ -263,3 +264,30 @@ def test_who_does_not_answer_is_named_and_keeps_nobody_waiting(
         assert f"{silent.pid}:sleep" in report.hung
         assert f"{other.pid}:sleep" not in report.hung
         assert [each.kind for each in report.holdings if holder.pid in {of.pid for of in each.processes}] == ["memfd"]
+
+
+@smallest_pages
+@pytest.mark.parametrize("how", EXPECTED)
+def test_a_process_that_ends_while_it_is_looked_at(
+    kernel: Kernel, hugetlbfs: Path, page_size: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(proc: int, pid: int, known: Known) -> HugeProcess | None:
+        found = look_at(proc, pid, known)
+        return None if pid in (holder.pid, holder.number) else found
+
+    with reserved(page_size, PAGES), holding(how, page_size, hugetlbfs / FILE) as holder:
+        monkeypatch.setattr(pool_holders, "look_at", look)
+        report = find_holdings(kernel, os.getpid())
+        assert holder.pid not in {process.pid for each in report.holdings for process in each.processes}
+        (hugetlbfs / FILE).unlink(missing_ok=True)
+
+
+@smallest_pages
+def test_no_filesystem_of_huge_pages_is_known(
+    kernel: Kernel, hugetlbfs: Path, page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter forbids memfd_create(2), and none is mounted."""
+    monkeypatch.setattr(pool_holders, "unmounted_devices", lambda kernel: {})
+    monkeypatch.setattr(pool_holders, "find_mounted", lambda *arguments: MountedFiles({}, {}, frozenset(), ()))
+    with reserved(page_size, PAGES), holding("sysv, detached", page_size, hugetlbfs / FILE):
+        assert find_holdings(kernel, os.getpid()).holdings == ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from types import SimpleNamespace
@@ -12,12 +11,12 @@ import pytest
 
 from ktaskfs import ktask
 from ktaskfs.ktask import NO_NODE, Control, HelperBudget, Job, LinuxMachine, Node, Placement
-from ktaskfs.ktask import machine as machine_module
 from ktaskfs.ktask.machine import place_on_node
 from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 TWO_NODES = {0: frozenset(range(4)), 1: frozenset(range(4, 8))}
 
@@ -274,9 +273,16 @@ def test_this_machine_knows_its_cpus() -> None:
     assert machine.node_cpus(9999) == frozenset()
 
 
-def test_a_node_with_memory_only_has_no_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "open", lambda path, mode: io.BytesIO(b"\n"), raising=False)
-    assert LinuxMachine().node_cpus(1) == frozenset()
+def test_the_cpus_of_nodes_in_an_open_sys(tmp_path: Path) -> None:
+    """A node with memory only has none."""
+    for nid, cpus in enumerate(["0-2,5\n", "\n"]):
+        node = tmp_path / f"devices/system/node/node{nid}"
+        node.mkdir(parents=True)
+        (node / "cpulist").write_text(cpus)
+    sys = os.open(tmp_path, os.O_PATH)
+    machine = LinuxMachine(sys)
+    assert [machine.node_cpus(nid) for nid in range(3)] == [{0, 1, 2, 5}, frozenset(), frozenset()]
+    os.close(sys)
 
 
 def refuse(*_: Any) -> None:

@@ -228,3 +228,25 @@ def test_the_scan_is_spared_where_the_kernel_says_that_nobody_has_it(
     make_dirty(path, 2 * HUGE)
     monkeypatch.setattr(guard, "holders_of", scanned)
     runner.run("clear", path=path)
+
+
+@pytest.mark.parametrize("plan", [0, 1], ids=["start", "plan"])
+def test_a_file_that_others_make_while_the_source_is_waited_for(
+    runner: Runner, place: Place, plain: Path, plan: int
+) -> None:
+    """The owner of the source's lease makes the file of ``path``, and has it open, before it gives up the lease."""
+    path = place.directory / "file"
+    program = (
+        "import fcntl, os, signal, sys; fd = os.open(sys.argv[1], os.O_RDWR); "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO}); fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); "
+        "print(flush=True); signal.sigwait({signal.SIGIO}); made = open(sys.argv[2], 'x'); os.close(fd); "
+        "sys.stdin.read()"
+    )
+    command = ["python3", "-c", program, plain, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        with pytest.raises(TargetError) as caught:
+            runner.prepare("copy", source=plain, path=path, plan=plan)
+        assert message(caught.value) == f"{path} is in use by {comm(process.pid)} ({process.pid}): {FORCE}"
+        assert path.stat().st_size == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import threading
@@ -18,6 +19,7 @@ from ktaskfs.progress import (
     Requests,
     Shape,
     Snapshot,
+    ThreadProgress,
     ThreadState,
     WorkerPage,
     create_page,
@@ -127,6 +129,30 @@ def test_what_the_threads_say(page: int) -> None:
     assert (second.tid, second.nid, second.state) == (72, -1, ThreadState.THROTTLED)
     assert (third.slot, third.state, third.chunks) == (2, ThreadState.ENDED, 0)
     assert read_snapshot(page, SHAPE).remaining() == (Node(104, 6, 0), Node(110, 7, -1))
+
+
+class Counted(tuple[ThreadProgress, ...]):
+    """Counts how often somebody goes through it."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[ThreadProgress]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_the_rest_of_many_ranges_looks_at_each_thread_once(page: int) -> None:
+    """A task that was killed and resumed often has many ranges, and the daemon looks at each request."""
+    worker = WorkerPage(page)
+    worker.begin(NODES, 17)
+    worker.thread_started(0, 71, 0)
+    worker.chunk_assigned(0, 1, 0, 3)
+    worker.node_advanced(1, 3)
+    snapshot = read_snapshot(page, SHAPE)
+    threads = Counted(snapshot.threads)
+    many = dataclasses.replace(snapshot, threads=threads, nodes=snapshot.nodes * 10)
+    assert len(many.remaining()) >= 10
+    assert threads.times == 1
 
 
 def test_the_end_as_it_was_told(page: int) -> None:

@@ -11,9 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from ktaskfs.errors import WorkerLost
+from ktaskfs.errors import TooBig, WorkerLost
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks.task import State
+from ktaskfs.worker.protocol import StartRequest
 from tests.support.processes import child_called
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
@@ -132,3 +133,10 @@ async def test_a_spawner_that_babbles_does_no_harm(
             assert await ended(task) is State.DONE
     assert "an invalid message" in caplog.text
     assert open_files() == before
+
+
+async def test_more_ranges_than_fit_a_request_are_refused_in_words(house: House) -> None:
+    ranges = [(number << 30, 1 << 20, -1) for number in range(1 << 15)]
+    request = StartRequest("many", "clear", {}, ranges, None, {}, load_bal_shift=2)
+    with pytest.raises(TooBig, match="the work that is left has too many separate ranges: start a new task"):
+        await house.launcher.fork(request, [])

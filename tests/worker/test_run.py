@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.credentials import read_caller
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
@@ -16,10 +20,13 @@ from tests.support.poll import until
 from tests.worker.spawned import MIB, PAUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.worker.spawned import Spawner
 
+FS_IOC_SETFLAGS, FS_APPEND_FL = 0x40086602, 0x20
+"""Of linux/fs.h."""
 SLOW = Requests(rate=1)
 """A unit a second: after a first chunk nothing more happens for a very long time."""
 
@@ -164,3 +171,67 @@ def test_more_ranges_than_the_page_has_room_for(spawner: Spawner, memory: Path) 
     assert isinstance(refusal, protocol.WorkerRefused)
     assert refusal.errno == errno.EOPNOTSUPP
     assert spawner.exited(worker) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+def test_a_worker_reads_no_file_of_its_callers_sys(spawner: Spawner, tmp_path: Path) -> None:
+    """A FIFO there would block it."""
+    node = tmp_path / "sys/devices/system/node/node0"
+    node.mkdir(parents=True)
+    os.mkfifo(node / "cpulist")
+    (tmp_path / "file").write_bytes(b"x")
+    program = f"import os, sys; os.chroot({str(tmp_path)!r}); os.chdir('/'); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        request = spawner.request("checksum", {"path": "/file", "nodes": "0"})
+        caller = read_caller(process.pid, 0, 0)
+        worker = spawner.send(request._replace(identity=caller.identity.to_fields()), Requests(), caller)
+        worker.go()
+        assert worker.has_ended(30)
+        assert spawner.exited(worker) == 0
+    assert worker.snapshot().phase is Phase.DONE
+
+
+@pytest.fixture
+def keeps(memory: Path) -> Iterator[Path]:
+    """A directory in which files can be made, but not removed."""
+    _set_append_only(memory, append=True)
+    yield memory
+    _set_append_only(memory, append=False)
+
+
+def _set_append_only(directory: Path, *, append: bool) -> None:
+    """As chattr(1) does with a; ioctl_iflags(2)."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, (FS_APPEND_FL if append else 0).to_bytes(8, sys.byteorder))
+    except OSError as error:
+        pytest.skip(f"tmpfs has no such flag before Linux 6.6, and only root may set it: {error.strerror}")
+    finally:
+        os.close(fd)
+
+
+def test_a_failed_undo_does_not_hide_the_refusal(spawner: Spawner, keeps: Path) -> None:
+    request = spawner.request(
+        "fallocate",
+        {"path": str(keeps / "file"), "length": str(MIB)},
+        remaining=[(start, 4096, NO_NODE) for start in range(0, 9 * 8192, 8192)],
+    )
+    worker = spawner.send(request, Requests())
+    refusal = worker.answer()
+    assert isinstance(refusal, protocol.WorkerRefused)
+    words = "9 ranges do not fit the shared page; undo failed: Operation not permitted"
+    assert (refusal.errno, refusal.message) == (errno.EOPNOTSUPP, words)
+    assert spawner.exited(worker) == 0
+
+
+def test_a_cancelled_task_whose_undo_failed_has_failed(spawner: Spawner, keeps: Path) -> None:
+    worker = spawner.spawn("fallocate", keeps / "file", length=MIB, undo=1)
+    assert isinstance(worker.answer(), protocol.Ready)
+    worker.ask(Requests(cancel=True))
+    worker.channel.send(protocol.GO)
+    assert spawner.exited(worker) == 0
+    snapshot = worker.snapshot()
+    assert (snapshot.phase, snapshot.errno, snapshot.message) == (Phase.FAILED, errno.EPERM, "Operation not permitted")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.holders import holders_of, is_held, workers_at
+from ktaskfs.host.target import AbsentTarget
 from ktaskfs.operations.base.parameters import FLAG, TaskParameters, parameter
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def guard(preparation: Preparation[P], target: Target) -> None:
     Call it when ``target`` is this process's only descriptor of the file: the kernel only reports whether there
     are others. Other workers do not count, nor does a process in ``path`` (/proc/PID/fd/N).
     """
-    if preparation.parameters.force or target.created:
+    if preparation.parameters.force or target.created or isinstance(target, AbsentTarget):
         return
     holders: str | None = None
     for look in range(LOOKS):

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ktaskfs.errors import NotSupported
+from ktaskfs.errors import NotSupported, undo_after
 from ktaskfs.ktask import Control
 from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
@@ -96,8 +96,9 @@ class Operation(ABC, Generic[P]):
             return self._prepared(kernel, parameters, remaining)
         whole = self._prepared(kernel, parameters, None)
         if sum(each.size for each in remaining) < sum(node.size for node in whole.nodes):
-            whole.abort()
-            raise NotSupported(f"resume: {lacking}; start a new task")
+            refusal = NotSupported(f"resume: {lacking}; start a new task")
+            undo_after(refusal, whole.abort)
+            raise refusal
         return whole
 
     def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
+from ktaskfs.errors import undo_after
 from ktaskfs.ktask import Control
 from ktaskfs.operations.base.nodes import chunk_sizes, make_nodes
 from ktaskfs.operations.base.parameters import TaskParameters
@@ -98,8 +99,10 @@ class Preparation(Generic[P]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if isinstance(error, PlanToldError):
             self._resources.close()
+        elif error is not None:
+            undo_after(error, self._resources.close)
 
     def keep(self, resource: C) -> C:
         """Close ``resource`` at the end; returns it."""
@@ -149,8 +152,11 @@ class Preparation(Generic[P]):
 
         def finish_and_close(outcome: Outcome) -> str:
             try:
-                return finish(outcome)
-            finally:
-                close()
+                result = finish(outcome)
+            except Exception as error:
+                undo_after(error, close)
+                raise
+            close()
+            return result
 
         return Plan(nodes=nodes, control=control, abort=close, finish=finish_and_close, tree=tree)

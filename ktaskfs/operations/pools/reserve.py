@@ -264,7 +264,7 @@ class _Reserver:
             missed = [(share, pages) for share, pages in now if pages != share.wanted]
         if missed and self._take_back:
             for node, share in self._nodes:
-                with contextlib.suppress(TargetError):  # it gives what it can, and the result says how much
+                with contextlib.suppress(TargetError, OSError):  # it gives what it can, and the result says how much
                     share.move(node.size, share.before)
         rows = []
         for share in self._shares:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 FILES_MAX: Final = 1 << 16
 """Files that one task takes; the list has some 400 bytes of each."""
 
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH})
+"""What open(2) of a removed file, or of a mapping of an ended process, fails with."""
+
 P = TypeVar("P", bound=RangeParameters)
 
 
@@ -89,22 +92,11 @@ class ManyFiles:
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Target | None]:
         """The file of that number, or None if its name now means another file. Raises TargetError."""
-        target = None
-        try:
-            target = _open(self._kernel, self.files[index], self._mapped, write=self._write)
-        except TargetError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH):
-                raise
-        try:
-            if target is None or _identity(os.fstat(target.fd)) != self.files[index].identity:
+        with _opened(self._kernel, self.files[index], self._mapped, write=self._write) as target:
+            if target is None:
                 with self._lock:
                     self._gone.add(index)
-                yield None
-            else:
-                yield target
-        finally:
-            if target is not None:
-                target.close()
+            yield target
 
     def whole_pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
         """As ``pieces``, without bytes past the end of a file. Raises TargetError (ENXIO) if a file became shorter."""
@@ -153,8 +145,8 @@ def open_many(
     for one in _found(preparation, every_name=every_name):
         if len(found) == FILES_MAX:
             raise TargetError(f"{parameters.path} stands for more than {FILES_MAX} files", errno=errno.E2BIG)
-        with contextlib.closing(_open(preparation.kernel, one, preparation.files, write=write)) as target:
-            if _identity(os.fstat(target.fd)) != one.identity:  # replaced just now
+        with _opened(preparation.kernel, one, preparation.files, write=write) as target:
+            if target is None:
                 continue
             check(target)
             pages[target.page_size] += 1
@@ -177,6 +169,20 @@ def _page_size_of(directory: str) -> int:
         return os.statvfs(directory).f_bsize
     except OSError as error:
         raise TargetError.from_os(error, f"look at {directory}") from error
+
+
+@contextlib.contextmanager
+def _opened(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Iterator[Target | None]:
+    """A file of the list; None if its name or mapping is gone, or now means another file. Raises TargetError."""
+    try:
+        target = _open(kernel, one, mapped, write=write)
+    except TargetError as error:
+        if error.errno not in GONE:
+            raise
+        yield None
+        return
+    with contextlib.closing(target):
+        yield target if _identity(os.fstat(target.fd)) == one.identity else None
 
 
 def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:
@@ -205,7 +211,7 @@ def _named(kernel: Kernel, path: str, *, every_name: bool) -> Iterator[tuple[str
     if not os.path.isdir(path):
         seen = set[tuple[int, int]]()
         for name in sorted(glob.iglob(path)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = os.stat(name, follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and (every_name or _identity(status) not in seen):
                     seen.add(_identity(status))
@@ -219,7 +225,7 @@ def _named(kernel: Kernel, path: str, *, every_name: bool) -> Iterator[tuple[str
         walk = Walk(kernel, Tree(fd, cross_mounts=False), once=not every_name)
         for directory, name, status in walk:
             yield os.path.join(path, directory, name), status
-        for number, left in walk.left[:1]:
+        for number, left in [each for each in walk.left if each[0] not in GONE][:1]:
             raise TargetError(f"{os.path.join(path, left)} cannot be read: {os.strerror(number)}", errno=number)
     finally:
         os.close(fd)

@@ -21,7 +21,7 @@ from ktaskfs.memory.room import (
     require_reservable,
     require_space,
 )
-from ktaskfs.memory.sinks import near, open_sink
+from ktaskfs.memory.sinks import is_written, near, open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
@@ -93,6 +93,7 @@ class Copy(RangeOperation[CopyParameters]):
         if target is None:
             path, mode = parameters.path, parameters.mode
             target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
+            guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
         unit = 1 if digest is None else LEAF
@@ -207,7 +208,7 @@ def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
             require_reservable(kernel, target, missing // target.page_size)
         else:
             _require_space(kernel, route)
-        require_file_size(target, end, written=target.filesystem is FilesystemType.OTHER)
+        require_file_size(target, end, written=is_written(target))
         return growth.changes(end if route.extent.size else 0)
     except OSError as error:
         raise TargetError.from_os(error, f"allocate {target.path}") from error

@@ -117,6 +117,6 @@ def test_a_run_log_has_a_limit() -> None:
     log.add(2, 3)
     log.add(1, 2)
     log.add(4, 5)
-    with pytest.raises(TargetError, match="at most 2"):
+    with pytest.raises(TargetError, match="undo=1 remembers at most 2 separate ranges of a file"):
         log.add(6, 7)
     assert list(log.within(0, 10)) == [(0, 3), (4, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,34 @@ def test_a_failed_preparation_closes_everything(runner: Runner) -> None:
     with pytest.raises(TargetError, match="cannot open"):
         prepared(runner, log, TaskParameters(), refused=True)
     assert log == ["last", "taken back", "first"]
+
+
+class Stuck(Thing):
+    """Cannot be closed."""
+
+    def close(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("ends", ["at the start", "at the end"])
+def test_an_error_stays_the_reason_if_what_it_leaves_cannot_be_closed(runner: Runner, ends: str) -> None:
+    def finish(outcome: Outcome) -> str:
+        raise TargetError("cannot finish")
+
+    def fail() -> None:
+        log: list[str] = []
+        with Preparation(runner.kernel, TaskParameters(), None) as preparation:
+            preparation.keep(Stuck("", log))
+            if ends == "at the start":
+                raise TargetError("cannot open")
+            control = preparation.control(lambda start, end: None, least=1, most=1)
+            plan = preparation.plan([Node(0, 100, NO_NODE)], control, finish)
+        plan.finish(not_begun(plan))
+
+    with pytest.raises(TargetError) as caught:
+        fail()
+    assert caught.value.message == ("cannot open" if ends == "at the start" else "cannot finish")
+    assert caught.value.__notes__ == ["undo failed: Input/output error"]
 
 
 def test_abort_closes_everything(runner: Runner) -> None:

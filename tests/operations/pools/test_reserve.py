@@ -147,8 +147,7 @@ def test_a_failure_takes_back_the_part_of_a_step_that_failed_and_no_more(
 
 def test_two_tasks_with_one_aim_meet_there(runner: Runner, spare: hugepages.TestPool) -> None:
     before = there()
-    plans = [runner.prepare("reserve", pages=before + 20) for _ in range(2)]
-    for plan in plans:
+    for plan in [runner.prepare("reserve", pages=before + 20) for _ in range(2)]:
         result_of(plan)
     assert there() == before + 20
     result_of(runner.prepare("reserve", pages=before))
@@ -183,19 +182,23 @@ def test_a_pool_that_another_changes_meanwhile(
     assert there() == before - 40
 
 
-@pytest.mark.parametrize("option", [{}, {"undo": 0}], ids=["default", "undo=0"])
+@pytest.mark.parametrize("kept", ["", "undo=0", "the kernel refuses"])
 def test_pages_that_another_takes_off_meanwhile_fail_the_task_and_the_rest_goes_back(
-    runner: Runner, spare: hugepages.TestPool, option: dict[str, int]
+    runner: Runner, spare: hugepages.TestPool, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     before = there()
-    plan = runner.prepare("reserve", pages=before + 16, nodes="0", **option)
+    plan = runner.prepare("reserve", pages=before + 16, nodes="0", undo=0 if kept == "undo=0" else 1)
     outcome = Job(plan.nodes, plan.control).run()
     POOLS[0].write_text(str(int(POOLS[0].read_text()) - 5))
-    with pytest.raises(Finding) as caught:
+
+    def refuse(pool: NodePool, pages: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patched, pytest.raises(Finding) as caught:
+        patched.setattr(NodePool, "resize", refuse if kept == "the kernel refuses" else NodePool.resize)
         plan.finish(outcome)
-    assert caught.value.errno == errno.ENOMEM
-    left = before if not option else before + 11
-    assert (there(), parsed(caught.value.result)["0"]["pages"]) == (left, left)
+    left = before + 11 if kept else before
+    assert (caught.value.errno, there(), parsed(caught.value.result)["0"]["pages"]) == (errno.ENOMEM, left, left)
     result_of(runner.prepare("reserve", pages=before, nodes="0"))
 
 

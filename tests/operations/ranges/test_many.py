@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+import shutil
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
@@ -231,3 +234,33 @@ def test_too_many(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_many, "FILES_MAX", 3)
     assert runner.refused("survey", path=place.directory / "*").errno == errno.E2BIG
     assert runner.refused("free", path=place.directory / "*").errno == errno.E2BIG
+
+
+@smallest
+@pytest.mark.parametrize("pattern", ["", "*"], ids=["directory", "pattern"])
+@pytest.mark.parametrize("operation", ["clear", "free", "survey"])
+def test_what_goes_while_the_files_are_found_keeps_none_of_the_others(
+    runner: Runner,
+    pool: TestPool,
+    hugetlbfs: Path,
+    operation: str,
+    pattern: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first open of a file removes another file, and the directory of a third."""
+    for name in ("one", "two"):
+        (hugetlbfs / name).mkdir()
+        (hugetlbfs / name / "file").touch()
+        (hugetlbfs / f"{name} file").touch()
+    original = _many.open_target
+
+    def removing(kernel: Kernel, path: str, **more: Any) -> Target:
+        kept = os.path.dirname(path) if os.path.dirname(path) != str(hugetlbfs) else path
+        for each in list(hugetlbfs.iterdir()):
+            if str(each) != kept:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        return original(kernel, path, **more)
+
+    monkeypatch.setattr(_many, "open_target", removing)
+    result = counts(runner.result(runner.prepare(operation, path=hugetlbfs / pattern)))
+    assert (result["files"], result["gone"]) == (1, 0)
