@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,3 +95,26 @@ async def test_one_that_cannot_be_told_does_not_keep_the_others_from_their_end(h
     assert deaf.state is State.PAUSED
     house.service.cancel(deaf)
     assert await ended(deaf) is State.CANCELLED
+
+
+async def test_a_cancelled_task_behind_another_is_not_kept(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    await house.run(line(memory / "first"))
+    kept = []
+    for verb in ("cancel", "kill"):
+        waiting = await house.run_one(line(memory / verb))
+        getattr(house.service, verb)(waiting)
+        house.service.forget(waiting)
+        kept.append(weakref.ref(waiting))
+        del waiting
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
+
+
+async def test_a_user_whose_queued_tasks_were_all_cancelled_has_no_queue(house: House, memory: Path) -> None:
+    first = await busy(house, memory)
+    for waiting in await house.run(line(memory / "a"), line(memory / "b")):
+        house.service.cancel(waiting)
+    house.set("max_tasks", 2)
+    assert (await house.run_one(line(memory / "c"))).state is not State.QUEUED
+    house.service.kill(first)
