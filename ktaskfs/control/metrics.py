@@ -19,6 +19,7 @@ from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.tasks.task import ENDED, WORKING, State
+from ktaskfs.user_threads import in_thread
 from ktaskfs.vfs import TextFile
 
 if TYPE_CHECKING:
@@ -123,12 +124,12 @@ class Metrics:
         run.units = max(run.units, units)
 
     async def facts(self) -> Facts:
-        """The current figures; other tasks of the event loop run while many pages are read."""
+        """The current figures; other tasks of the event loop run while many pages are read. Raises NoThread."""
         for task in list(self._runs):
             await trio.lowlevel.checkpoint()
             if task in self._runs:
                 self._sample(task)
-        pools = await trio.to_thread.run_sync(self._pools)
+        pools = await in_thread(self._pools)
         before = trio.current_time()
         await trio.lowlevel.checkpoint()
         tasks = self._kept.copy()
@@ -149,7 +150,7 @@ class Metrics:
         return (*read_pools(self._kernel), *read_node_pools(self._kernel))
 
     async def text(self, form: Exposition) -> bytes:
-        """A file with facts that are at most MAX_AGE old, shared by all opens in that time."""
+        """A file with facts that are at most MAX_AGE old, shared by all opens in that time. Raises NoThread."""
         async with self._lock:
             if self._facts is None or trio.current_time() - self._taken >= MAX_AGE:
                 self._facts = await self.facts()
@@ -157,7 +158,7 @@ class Metrics:
                 self._texts.clear()
             if form not in self._texts:
                 # The import of the library takes as long as a whole mount: do it in a thread, at the first read.
-                self._texts[form] = await trio.to_thread.run_sync(_render, self._facts, form)
+                self._texts[form] = await in_thread(_render, self._facts, form)
             return self._texts[form]
 
 
