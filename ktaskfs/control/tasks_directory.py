@@ -151,7 +151,7 @@ class TasksDirectory(Directory):
         """Specs, one per line, all or none; or ``cancel``."""
         if text == CANCEL:
             caller.close()
-            self._service.cancel_all(caller.identity.uid)
+            await self._service.cancel_all(caller.identity.uid)
             return None
         try:
             specs = await self._service.specs.read(caller.identity.uid, text)
