@@ -38,7 +38,7 @@ PATIENCE: Final = 0.9
 """Seconds for which a request waits for the thread, so that it is answered within a second."""
 CLOSING_MAX: Final = 256
 """Unfinished closes of descriptors of a user, beyond which no more are copied."""
-UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
+UNSEEN: Final = "the daemon cannot see your pid namespace: use this file from outside of it"
 
 
 class NoLook(KtaskfsError):
@@ -79,7 +79,7 @@ class Callers:
             raise found
         if found is None:
             reasons = "its working directory or root may hang, or this machine has too much to do"
-            raise NoLook(f"process {caller.pid}, the writer, could not be examined in {PATIENCE} s: {reasons}")
+            raise NoLook(f"your process {caller.pid} could not be examined in {PATIENCE} s: {reasons}")
         return found._replace(closing=functools.partial(self._close_soon, caller.uid))
 
     def copy(self, process: CallerProcess) -> CallerProcess:

@@ -65,9 +65,10 @@ class Limits:
         self.texts = OpenTexts(self.memory)
 
     def observe(self, refused: Callable[[int, KtaskfsError], None]) -> None:
-        """Call ``refused`` with the uid and the error when a limit prevents an open or a read."""
+        """Call ``refused`` with the uid and the error of an open or a read that fails."""
         self.streams.observers.append(refused)
         self.memory.observers.append(refused)
+        self.texts.observers.append(refused)
 
 
 def _quota(what: str, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> Quota:

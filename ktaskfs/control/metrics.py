@@ -25,7 +25,6 @@ from ktaskfs.vfs import TextFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ktaskfs.control.facts import Load
     from ktaskfs.control.transitions import Transition
     from ktaskfs.host.hugepages import Pool
     from ktaskfs.host.kernel import Kernel
@@ -64,9 +63,11 @@ class _Run:
 class Metrics:
     """Keeps the counters of one mount, and the texts of the files."""
 
-    def __init__(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, load: Callable[[], Load]) -> None:
+    def __init__(
+        self, operations: Mapping[str, Operation[Any]], kernel: Kernel, open_handles: Callable[[], int]
+    ) -> None:
         self._kernel = kernel
-        self._load = load
+        self._open_handles = open_handles
         names = sorted(operations)
         self._started: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
         self._refused = self._started.copy()
@@ -142,7 +143,7 @@ class Metrics:
             units=self._units.copy(),
             durations=self._durations.copy(),
             pools=pools,
-            load=self._load(),
+            open_handles=self._open_handles(),
             lag=trio.current_time() - before,
         )
 

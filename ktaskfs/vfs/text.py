@@ -82,6 +82,14 @@ class TextFile(File):
             text = await text
         return self.texts.made(self.ino, os.fsencode(text) if isinstance(text, str) else text, version)
 
+    async def make_to_read(self, caller: Caller) -> TextSnapshot:
+        """As ``make``, for a reader: its error is told to the observers of ``texts``."""
+        try:
+            return await self.make(caller)
+        except KtaskfsError as error:
+            self.texts.unreadable(caller.uid, error)
+            raise
+
     async def look(self, caller: Caller, *, anew: bool) -> Look:
         attributes = self.attributes()
         if self.render is None:
@@ -104,7 +112,7 @@ class TextFile(File):
             raise AccessDenied("this file cannot be written")
         snapshot = None
         if wants_read(flags):
-            snapshot = self.texts.take_look(self.ino, caller) or await self.make(caller)
+            snapshot = self.texts.take_look(self.ino, caller) or await self.make_to_read(caller)
         return CommandText(self, caller, snapshot, flags) if wants_write(flags) else OpenText(self, caller, snapshot)
 
 
@@ -136,7 +144,7 @@ class OpenText(OpenFile):
     async def read(self, offset: int, size: int) -> bytes:
         if offset == 0:
             if self._seen is not None or self._snapshot is None:
-                snapshot = await self._file.make(self._caller)
+                snapshot = await self._file.make_to_read(self._caller)
                 self._file.texts.hold(self._caller.uid, snapshot.text)
                 self._let_text_go()
                 self._file.texts.opened(self._file.ino, self._caller, snapshot)
