@@ -3,7 +3,7 @@
 MiB at the most, with the tunables as they are by default:
 
      35  the daemon when it has just begun
-     58  7296 requests under way (fuse/session.py), each of some 8 KiB
+     58  5888 requests under way (fuse/session.py), each of some 10 KiB
      16  1 MiB of writes under way (fuse/turns.py), which take sixteen times their size while they are read
      18  open files (MEMORY_TOTAL)
      10  streams (STREAMS_TOTAL)
