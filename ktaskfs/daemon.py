@@ -14,7 +14,6 @@ import trio
 
 from ktaskfs.config import KIND, NAME
 from ktaskfs.control.access import Access
-from ktaskfs.control.facts import Load
 from ktaskfs.control.filesystem import Filesystem
 from ktaskfs.control.mount_tree import build_tree
 from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
@@ -171,11 +170,7 @@ async def _serve(daemon: _Daemon) -> None:
         access = Access(config.uid, config.gid, config.mode, config.hidepid)
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
         fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
-
-        def load() -> Load:
-            return Load(session.open_handles)
-
-        root = build_tree(fs, load)
+        root = build_tree(fs, lambda: session.open_handles)
         service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:

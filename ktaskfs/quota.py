@@ -43,7 +43,7 @@ class Quota:
         self._used = 0
 
     def take(self, user: int, amount: int = 1) -> None:
-        """Count ``amount`` more for ``user``; or raises the refusal, and counts nothing."""
+        """Count ``amount`` more for ``user``. Raises the refusal, and then counts nothing."""
         held = self.held(user) + amount
         most = self._total // 2 if user == ROOT else self._each
         if held > most:

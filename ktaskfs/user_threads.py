@@ -1,12 +1,47 @@
-"""Limits on threads that may hang, for each user apart."""
+"""Threads for the event loop, and limits on those that may hang, for each user apart."""
 
 from __future__ import annotations
 
+import errno
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
 import trio
 
+from ktaskfs.errors import KtaskfsError
 from ktaskfs.quota import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class NoThread(KtaskfsError):
+    """The daemon cannot start a thread: a limit on processes (EAGAIN)."""
+
+    default_errno = errno.EAGAIN
+
+
+async def in_thread(run: Callable[[*Ts], T], *args: *Ts, limiter: trio.CapacityLimiter | None = None) -> T:
+    """The result of ``run(*args)`` in a thread, which is abandoned if this is cancelled. ``limiter``: trio's if None.
+
+    Raises NoThread, and the errors of ``run``.
+    """
+    began = False
+
+    def noted() -> T:
+        nonlocal began
+        began = True
+        return run(*args)
+
+    try:
+        return await trio.to_thread.run_sync(noted, abandon_on_cancel=True, limiter=limiter)
+    except RuntimeError as error:
+        if began:
+            raise
+        raise NoThread("the daemon cannot start a thread: its number of processes is limited") from error
 
 
 class UserThreads:

@@ -83,7 +83,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def size(element: ET.Element, value: str, default_unit: str = "KiB") -> int:
-    """Bytes."""
+    """The bytes of ``value`` in the unit of ``element``."""
     return int(value) * UNITS[element.get("unit", default_unit)]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
@@ -123,6 +124,16 @@ def root() -> None:
     """Mounts, users and pools need root: skip the test for others, and take it out of the tier ``fast``."""
     if os.geteuid() != 0:
         pytest.skip("only root may do this")
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop cannot start a thread, as at a limit on processes."""
+
+    async def no_thread(*arguments: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
 
 
 @pytest.fixture

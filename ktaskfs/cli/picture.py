@@ -75,9 +75,9 @@ def take(mounted: Mounted, chosen: str | None, before: Picture) -> Picture:
 
 
 def holders(mounted: Mounted) -> list[str]:
-    """A line for each holding of huge pages, the largest first; nothing where nobody can be told.
+    """A line for each holding of huge pages, the largest first; empty if the mount cannot tell.
 
-    To look for them takes the time of a walk through /proc.
+    The read walks through all of /proc.
     """
     try:
         found = json.loads(mounted.read("info/holders.json"))["holdings"]
@@ -123,7 +123,7 @@ def next_threads(standing: Standing, step: int) -> int:
 
 
 def next_rate(standing: Standing, *, faster: bool) -> str:
-    """Twice or half of the task's limit; of its speed where it has none, which cannot be made higher."""
+    """Twice or half of the task's ``rate_max``, in units a second; without a limit half of its speed, or ``max``."""
     limit, speed = standing.figures.get("rate_max"), standing.figures.get("speed")
     if not limit and (faster or not speed):
         return "max"

@@ -22,7 +22,7 @@ import trio
 from ktaskfs.errors import KtaskfsError, NotPermitted, TargetError
 from ktaskfs.host.credentials import CallerProcess, close_all, read_caller
 from ktaskfs.quota import ROOT
-from ktaskfs.user_threads import UserThreads
+from ktaskfs.user_threads import NoThread, UserThreads, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -38,7 +38,7 @@ PATIENCE: Final = 0.9
 """Seconds for which a request waits for the thread, so that it is answered within a second."""
 CLOSING_MAX: Final = 256
 """Unfinished closes of descriptors of a user, beyond which no more are copied."""
-UNSEEN: Final = "the daemon cannot see your pid namespace: write from outside of it"
+UNSEEN: Final = "the daemon cannot see your pid namespace: use this file from outside of it"
 
 
 class NoLook(KtaskfsError):
@@ -61,24 +61,25 @@ class Callers:
     async def find(self, caller: Caller) -> CallerProcess:
         """The process behind a request, which waits for the answer, so its pid cannot be reused.
 
-        Raises NotPermitted if this daemon cannot see the process, TargetError if it has no descriptor left, and NoLook.
+        Raises NotPermitted if this daemon cannot see the process, TargetError if it has no descriptor left, NoThread,
+        and NoLook.
         """
         if not caller.pid:
             raise NotPermitted(UNSEEN)
-        look = _Look(functools.partial(self._read, caller.pid, caller.uid, caller.gid))
-        trio.lowlevel.spawn_system_task(self._carry_out, look, caller.uid)
+        examination = _Examination(functools.partial(self._read, caller.pid, caller.uid, caller.gid))
+        trio.lowlevel.spawn_system_task(self._carry_out, examination, caller.uid)
         try:
             with trio.move_on_after(PATIENCE):
-                await look.over.wait()
+                await examination.over.wait()
         except trio.Cancelled:
-            look.drop()
+            examination.drop()
             raise
-        found = look.take()
+        found = examination.take()
         if isinstance(found, Exception):
             raise found
         if found is None:
             reasons = "its working directory or root may hang, or this machine has too much to do"
-            raise NoLook(f"process {caller.pid}, the writer, could not be examined in {PATIENCE} s: {reasons}")
+            raise NoLook(f"your process {caller.pid} could not be examined in {PATIENCE} s: {reasons}")
         return found._replace(closing=functools.partial(self._close_soon, caller.uid))
 
     def copy(self, process: CallerProcess) -> CallerProcess:
@@ -96,7 +97,7 @@ class Callers:
     async def capabilities(self, caller: Caller) -> tuple[int, int]:
         """Effective and permitted capabilities of the process behind a request, none if it cannot be seen.
 
-        Raises TargetError and NoLook as ``find``.
+        Raises TargetError, NoThread and NoLook as ``find``.
         """
         try:
             process = await self.find(caller)
@@ -105,14 +106,16 @@ class Callers:
         process.close()
         return process.identity.effective, process.identity.permitted
 
-    async def _carry_out(self, look: _Look, uid: int) -> None:
-        async with self._place(uid):
-            if look.wanted:
+    async def _carry_out(self, examination: _Examination, uid: int) -> None:
+        async with contextlib.AsyncExitStack() as held:
+            with examination.queued:
+                await held.enter_async_context(self._place(uid))
+            if examination.wanted:
                 try:
-                    await _run_in_thread(look.run)
-                except RuntimeError:  # a limit on processes: an error here would end the daemon
-                    look.fail(TargetError("the daemon cannot start a thread to see your process", errno=errno.EAGAIN))
-        look.over.set()
+                    await _run_in_thread(examination.run)
+                except NoThread as error:  # here it would end the daemon
+                    examination.fail(error)
+        examination.over.set()
 
     def _close_soon(self, uid: int, fds: Sequence[int]) -> None:
         self._closing[uid] += 1
@@ -122,7 +125,7 @@ class Callers:
         async with self._place(uid):
             try:
                 await _run_in_thread(functools.partial(close_all, fds))
-            except RuntimeError:
+            except NoThread:
                 close_all(fds)
         self._closing[uid] -= 1
         if not self._closing[uid]:
@@ -136,17 +139,19 @@ class Callers:
 
 
 async def _run_in_thread(run: Callable[[], object]) -> None:
-    await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    await in_thread(run, limiter=trio.CapacityLimiter(1))
 
 
-class _Look:
+class _Examination:
     """One examination of a process in a thread. ``over`` is set at its end.
 
-    If nobody waits, the later of thread and waiter closes the result.
+    If nobody waits, it leaves its queue, or the later of thread and waiter closes the result. ``queued`` is the wait
+    for a place.
     """
 
     def __init__(self, read: Callable[[], CallerProcess]) -> None:
         self.over = trio.Event()
+        self.queued = trio.CancelScope()
         self.wanted = True
         self._read = read
         self._lock = threading.Lock()
@@ -169,7 +174,8 @@ class _Look:
         self._found = error
 
     def take(self) -> CallerProcess | Exception | None:
-        """The result for the waiter; None if the thread still runs."""
+        """The result for the waiter; None if there is none yet. Nobody waits for it any more."""
+        self.queued.cancel()
         with self._lock:
             self.wanted = False
             return self._found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import OrderedDict, deque
@@ -13,7 +14,7 @@ from ktaskfs.quota import ROOT
 from ktaskfs.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ktaskfs.vfs import Caller
 
@@ -76,6 +77,15 @@ class CommandLog:
         log.errors.append(entry)
         self._weigh(caller.uid)
 
+    @contextlib.contextmanager
+    def refusals(self, file: str, caller: Caller, text: str) -> Iterator[None]:
+        """A context for a write of ``text`` to ``file``: its KtaskfsError is recorded."""
+        try:
+            yield
+        except KtaskfsError as error:
+            self.refused(file, caller, text, error)
+            raise
+
     def refused_opening(self, uid: int, error: KtaskfsError) -> None:
         """Record that a user could not open or reread a file."""
         self._of(uid).status = f"open: {error.errname}: {error.message}"
@@ -108,11 +118,8 @@ class CommandLog:
         """``write`` that records its outcome, and a function that records a write of ``file`` that never reaches it."""
 
         async def recorded(caller: Caller, text: str) -> str | None:
-            try:
+            with self.refusals(file, caller, text):
                 reply = await write(caller, text)
-            except KtaskfsError as error:
-                self.refused(file, caller, text, error)
-                raise
             self.succeeded(caller)
             return reply
 

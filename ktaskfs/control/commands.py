@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control.privilege import CAP_SYS_ADMIN
-from ktaskfs.errors import KtaskfsError
 from ktaskfs.vfs import Caller, File, Look, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
@@ -74,11 +73,8 @@ class CommandFile(File):
         commands, texts = self._commands, self._limits.texts
         if not wants_write(flags):
             return await self._usage().open(caller, flags)
-        try:
+        with self._log.refusals(commands.file, caller, "(open)"):
             opener = await self._enter(caller)
-        except KtaskfsError as error:
-            self._log.refused(commands.file, caller, "(open)", error)
-            raise
 
         async def write(_: Caller, text: str) -> str | None:
             return await commands.run(self._callers.copy(opener), text)

@@ -110,7 +110,7 @@ class _FactsCollector(Collector):
             "open_handles",
             "Open files and directories of the mount.",
             (),
-            {(): facts.load.open_handles},
+            {(): facts.open_handles},
         )
         yield _family(
             GaugeMetricFamily,

@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from ktaskfs.host.hugepages import Pool
 
 
-class Load(NamedTuple):
-    """The kernel's load on this filesystem: open files and directories."""
-
-    open_handles: int
-
-
 class Facts(NamedTuple):
     """Everything in ``metrics``, except the figures of every process (CPU time, memory, descriptors).
 
@@ -26,6 +20,7 @@ class Facts(NamedTuple):
     ended:   by operation and outcome, since the mount.
     units:   by operation and unit, done by workers seen since the mount.
     durations: by operation, of tasks that became done since the mount: from the start of the work to its end.
+    open_handles: open files and directories of the mount.
     lag:     delay of the event loop in seconds.
     """
 
@@ -36,5 +31,5 @@ class Facts(NamedTuple):
     units: Mapping[tuple[str, ...], int]
     durations: Mapping[str, Durations]
     pools: tuple[Pool, ...]
-    load: Load
+    open_handles: int
     lag: float

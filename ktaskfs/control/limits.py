@@ -3,7 +3,7 @@
 MiB at the most, with the tunables as they are by default:
 
      35  the daemon when it has just begun
-     58  7296 requests under way (fuse/session.py), each of some 8 KiB
+     58  5888 requests under way (fuse/session.py), each of some 10 KiB
      16  1 MiB of writes under way (fuse/turns.py), which take sixteen times their size while they are read
      18  open files (MEMORY_TOTAL)
      10  streams (STREAMS_TOTAL)
@@ -65,9 +65,10 @@ class Limits:
         self.texts = OpenTexts(self.memory)
 
     def observe(self, refused: Callable[[int, KtaskfsError], None]) -> None:
-        """Call ``refused`` with the uid and the error when a limit prevents an open or a read."""
+        """Call ``refused`` with the uid and the error of an open or a read that fails."""
         self.streams.observers.append(refused)
         self.memory.observers.append(refused)
+        self.texts.observers.append(refused)
 
 
 def _quota(what: str, each: int, total: int, refusal: Callable[[str], KtaskfsError]) -> Quota:

@@ -19,12 +19,12 @@ from ktaskfs.control.facts import Facts
 from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.tasks.task import ENDED, WORKING, State
+from ktaskfs.user_threads import in_thread
 from ktaskfs.vfs import TextFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ktaskfs.control.facts import Load
     from ktaskfs.control.transitions import Transition
     from ktaskfs.host.hugepages import Pool
     from ktaskfs.host.kernel import Kernel
@@ -63,9 +63,11 @@ class _Run:
 class Metrics:
     """Keeps the counters of one mount, and the texts of the files."""
 
-    def __init__(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, load: Callable[[], Load]) -> None:
+    def __init__(
+        self, operations: Mapping[str, Operation[Any]], kernel: Kernel, open_handles: Callable[[], int]
+    ) -> None:
         self._kernel = kernel
-        self._load = load
+        self._open_handles = open_handles
         names = sorted(operations)
         self._started: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
         self._refused = self._started.copy()
@@ -123,12 +125,12 @@ class Metrics:
         run.units = max(run.units, units)
 
     async def facts(self) -> Facts:
-        """The current figures; other tasks of the event loop run while many pages are read."""
+        """The current figures; other tasks of the event loop run while many pages are read. Raises NoThread."""
         for task in list(self._runs):
             await trio.lowlevel.checkpoint()
             if task in self._runs:
                 self._sample(task)
-        pools = await trio.to_thread.run_sync(self._pools)
+        pools = await in_thread(self._pools)
         before = trio.current_time()
         await trio.lowlevel.checkpoint()
         tasks = self._kept.copy()
@@ -141,7 +143,7 @@ class Metrics:
             units=self._units.copy(),
             durations=self._durations.copy(),
             pools=pools,
-            load=self._load(),
+            open_handles=self._open_handles(),
             lag=trio.current_time() - before,
         )
 
@@ -149,7 +151,7 @@ class Metrics:
         return (*read_pools(self._kernel), *read_node_pools(self._kernel))
 
     async def text(self, form: Exposition) -> bytes:
-        """A file with facts that are at most MAX_AGE old, shared by all opens in that time."""
+        """A file with facts that are at most MAX_AGE old, shared by all opens in that time. Raises NoThread."""
         async with self._lock:
             if self._facts is None or trio.current_time() - self._taken >= MAX_AGE:
                 self._facts = await self.facts()
@@ -157,7 +159,7 @@ class Metrics:
                 self._texts.clear()
             if form not in self._texts:
                 # The import of the library takes as long as a whole mount: do it in a thread, at the first read.
-                self._texts[form] = await trio.to_thread.run_sync(_render, self._facts, form)
+                self._texts[form] = await in_thread(_render, self._facts, form)
             return self._texts[form]
 
 

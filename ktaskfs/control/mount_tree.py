@@ -22,17 +22,17 @@ from ktaskfs.vfs import ROOT_INO, Attributes, Caller, Directory, Inode, StaticDi
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from ktaskfs.control.facts import Load
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.operation import Operation
 
 
-def build_tree(fs: Filesystem, load: Callable[[], Load]) -> Directory:
-    """The root directory. ``load`` returns the kernel's load on the mount, and is called while the mount is served."""
+def build_tree(fs: Filesystem, open_handles: Callable[[], int]) -> Directory:
+    """The root directory. ``open_handles`` returns the open files and directories; it is called while the
+    mount is served."""
     operations = fs.service.operations
     events = EventFeed(fs.access, fs.portions)
-    metrics = Metrics(operations, fs.kernel, load)
+    metrics = Metrics(operations, fs.kernel, open_handles)
     own_list = f"users/{fs.root.uid}/task_list"
     tasks = TaskList(fs.service.table, fs.access, lambda: fs.notices.add(own_list))
     Transitions(fs.service.table).observers.extend((events.publish, metrics.count, tasks.observe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,7 +12,7 @@ from ktaskfs.control.privilege import require_power_over
 from ktaskfs.control.shown_task import WATCHED, TaskFiles
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
-from ktaskfs.errors import InvalidValue, KtaskfsError
+from ktaskfs.errors import InvalidValue
 from ktaskfs.host.cgroups import frozen_group
 from ktaskfs.host.process import is_stopped
 from ktaskfs.tasks.task import State
@@ -51,9 +52,10 @@ def _held(shown: ShownTask, task: Task) -> str:
     if task.worker is None:
         spawner = shown.fs.service.stopped_spawner if task.state is State.STARTING else None
         return "" if spawner is None else f"the spawner, process {spawner}, is stopped by a signal"
-    frozen = frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
-    if frozen is not None:
-        return f"its control group {frozen} is frozen"
+    with contextlib.suppress(OSError):  # no descriptor is left to look
+        frozen = frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
+        if frozen is not None:
+            return f"its control group {frozen} is frozen"
     return "its worker is stopped by a signal" if is_stopped(task.worker.pid) else ""
 
 
@@ -129,12 +131,9 @@ class _SettingFile(File):
         file_name = f"tasks/{task.name}/{self._name}"
         rights = 0
         if wants_write(flags):
-            try:
+            with shown.fs.log.refusals(file_name, caller, "(open)"):
                 effective, rights = await shown.fs.callers.capabilities(caller)
                 require_power_over(caller.uid, effective, task.uid, f"set {self._name} of task {task.name}")
-            except KtaskfsError as error:
-                shown.fs.log.refused(file_name, caller, "(open)", error)
-                raise
 
         async def write(_: Caller, text: str) -> None:
             self.set(text)

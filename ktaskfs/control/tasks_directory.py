@@ -10,7 +10,6 @@ from ktaskfs.control.commands import CommandFile, Commands
 from ktaskfs.control.privilege import require_power_over
 from ktaskfs.control.shown_task import LOCAL, ShownTask
 from ktaskfs.control.task_directory import TaskDirectory, task_files
-from ktaskfs.errors import KtaskfsError
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
 if TYPE_CHECKING:
@@ -125,33 +124,27 @@ class TasksDirectory(Directory):
         )
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
-        try:
+        with self._fs.log.refusals("tasks", caller, f"mkdir {name}"):
             _, rights = await self._fs.callers.capabilities(caller)
             task = self._service.create_empty(name, caller.uid, caller.gid, rights)
-        except KtaskfsError as error:
-            self._fs.log.refused("tasks", caller, f"mkdir {name}", error)
-            raise
         self._fs.log.succeeded(caller)
         return self._directory(self._tasks.of(task))
 
     async def rmdir(self, name: str, caller: Caller) -> None:
-        try:
+        with self._fs.log.refusals("tasks", caller, f"rmdir {name}"):
             task = self._service.table.require(name)
             if caller.uid != task.uid:
                 effective, _ = await self._fs.callers.capabilities(caller)
                 task = self._service.table.require(name)  # its owner may have removed it meanwhile
                 require_power_over(caller.uid, effective, task.uid, f"remove task {name}")
             self._service.forget(task)
-        except KtaskfsError as error:
-            self._fs.log.refused("tasks", caller, f"rmdir {name}", error)
-            raise
         self._fs.log.succeeded(caller)
 
     async def _command(self, caller: CallerProcess, text: str) -> str | None:
         """Specs, one per line, all or none; or ``cancel``."""
         if text == CANCEL:
             caller.close()
-            self._service.cancel_all(caller.identity.uid)
+            await self._service.cancel_all(caller.identity.uid)
             return None
         try:
             specs = await self._service.specs.read(caller.identity.uid, text)

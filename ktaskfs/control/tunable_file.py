@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,8 @@ from ktaskfs.vfs import File, Look, OpenFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.tasks.tunables import Tunable
     from ktaskfs.vfs import Caller
@@ -28,15 +31,11 @@ class TunableFile(File):
         settings = fs.service.table.settings
 
         async def write(caller: Caller, text: str) -> None:
-            extra = {"KTASK_TUNABLE": tunable.name, "KTASK_UID": caller.uid}
             before = tunable.format(settings[tunable.name])
-            try:
+            with self._refusals_logged(caller):
                 settings.set(tunable, text)
-            except KtaskfsError as error:
-                LOG.warning("%s: refused to user %d: %s", self._name, caller.uid, error.message, extra=extra)
-                raise
             after = tunable.format(settings[tunable.name])
-            LOG.info("%s: %s, was %s, by user %d", self._name, after, before, caller.uid, extra=extra)
+            LOG.info("%s: %s, was %s, by user %d", self._name, after, before, caller.uid, extra=self._fields(caller))
 
         self._fs = fs
         self._name = f"debug/{tunable.file}"
@@ -56,12 +55,19 @@ class TunableFile(File):
 
     async def open(self, caller: Caller, flags: int) -> OpenFile:
         if wants_write(flags):
-            try:
+            with self._refusals_logged(caller), self._fs.log.refusals(self._name, caller, "(open)"):
                 effective, _ = await self._fs.callers.capabilities(caller)
                 require_admin(caller.uid, effective, self._fs.root.uid, f"write to {self._name}")
-            except KtaskfsError as error:
-                self._fs.log.refused(self._name, caller, "(open)", error)
-                extra = {"KTASK_TUNABLE": self._tunable, "KTASK_UID": caller.uid}
-                LOG.warning("%s: refused to user %d: %s", self._name, caller.uid, error.message, extra=extra)
-                raise
         return await self._file.open(caller, flags)
+
+    def _fields(self, caller: Caller) -> dict[str, object]:
+        return {"KTASK_TUNABLE": self._tunable, "KTASK_UID": caller.uid}
+
+    @contextlib.contextmanager
+    def _refusals_logged(self, caller: Caller) -> Iterator[None]:
+        try:
+            yield
+        except KtaskfsError as error:
+            text, extra = error.message, self._fields(caller)
+            LOG.warning("%s: refused to user %d: %s", self._name, caller.uid, text, extra=extra)
+            raise

@@ -76,7 +76,7 @@ class Inodes:
         self._open[inode.ino] = inode, times + 1
 
     def released(self, ino: int) -> None:
-        """One open less."""
+        """Count one open of the inode less."""
         inode, times = self._open.pop(ino)
         if times > 1:
             self._open[ino] = inode, times - 1

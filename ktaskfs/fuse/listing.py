@@ -47,10 +47,13 @@ class Listing:
         self._rest = iter(self.directory.entries(self.caller))
 
     def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
-        """Some children. Others are not made."""
-        more = list(itertools.islice(self._rest, max(0, start + count - len(self._children))))
-        self._quota.take(self.caller.uid, CHILD_SIZE * len(more))
-        self._children += more
+        """Some children, none if ``start`` is beyond those that were listed. Others are not made."""
+        wanted = start + count - len(self._children)
+        if 0 < wanted <= count:
+            self._quota.take(self.caller.uid, CHILD_SIZE * wanted)  # before they are made: a refusal loses none
+            more = list(itertools.islice(self._rest, wanted))
+            self._quota.give_back(self.caller.uid, CHILD_SIZE * (wanted - len(more)))
+            self._children += more
         return self._children[start : start + count]
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from ktaskfs.fuse.answers import NAME_MAX, answering, caller_of, entry_of, files
 from ktaskfs.fuse.fixed_names import FixedNames
 from ktaskfs.fuse.inodes import Inodes
 from ktaskfs.fuse.listing import Listing, listings_quota
-from ktaskfs.fuse.pollers import Openings
+from ktaskfs.fuse.pollers import Openings, wake
 from ktaskfs.fuse.turns import TooManyRequests
 from ktaskfs.vfs import Caller, Directory, File, Link, Look, OpenFile
 from ktaskfs.vfs.refusals import AccessDenied, NameTooLong, NoSuchEntry, NotADirectory, NotAFile, NotALink, Stale
@@ -42,8 +42,6 @@ DOTS: Final = 2
 
 LISTED_MAX: Final = 100
 """Maximum children in one reply to a listing, so that others get a turn. The kernel asks for the rest."""
-NOBODY: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT})
-"""The errors of a notification after the end of the mount."""
 
 OF_A_DEAD_SERVER: Final = "it was opened at a daemon that died: open it again"
 
@@ -265,8 +263,8 @@ class TreeOperations(FixedNames):
     ) -> int:
         # Every open file of the kernel has one wait queue, and one notification wakes all of it; so the
         # newest handle replaces all earlier ones, which are freed.
-        wake = None if poll_handle is None else functools.partial(_wake, poll_handle)
-        return self._file(fh).poll(wake)
+        notify = None if poll_handle is None else functools.partial(wake, poll_handle)
+        return self._file(fh).poll(notify)
 
     @answering
     async def flush(self, fh: int) -> None:
@@ -278,11 +276,17 @@ class TreeOperations(FixedNames):
     @answering
     async def release(self, fh: int) -> None:
         opened = self._files.get(fh)
-        if opened is not None and opened.file.pending:
-            with contextlib.suppress(KtaskfsError):  # nobody waits for this answer
-                await self.turns.take(opened.caller.uid)
-                await opened.file.closed(last=True)
-        if opened is None or self._files.pop(fh, None) is None:  # from a dead server, or the mount is gone
+        try:
+            if opened is not None and opened.file.pending:
+                with contextlib.suppress(KtaskfsError):  # nobody waits for this answer
+                    await self.turns.take(opened.caller.uid)
+                    await opened.file.closed(last=True)
+        finally:
+            self._release(fh)
+
+    def _release(self, handle: int) -> None:
+        opened = self._files.pop(handle, None)
+        if opened is None:  # from a dead server, or the mount is gone
             return
         self._inodes.released(opened.ino)
         if opened.hasty:
@@ -335,11 +339,3 @@ def _checked_name(name: bytes) -> str:
     if len(name) > NAME_MAX:
         raise NameTooLong(f"a name is at most {NAME_MAX} bytes")
     return os.fsdecode(name)
-
-
-def _wake(handle: pyfuse3.PollHandle) -> None:
-    try:
-        handle.notify()
-    except OSError as error:
-        if error.errno not in NOBODY:
-            log.exception("cannot wake a poll")

@@ -15,6 +15,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.look import ANSWERS, DESCRIPTORS_MAX, MESSAGE_MAX, asking, fork_look
+from ktaskfs.user_threads import NoThread, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class FirstLook:
         """Fork it from a process with one thread. Raises NoAnswer."""
         try:
             self.pid, self._sock = fork_look()
+            self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             raise _no_child(error) from error
         self._sock.setblocking(False)
@@ -48,13 +50,15 @@ class FirstLook:
     def close(self) -> None:
         """Call it when the event loop has ended."""
         self._sock.close()
+        os.close(self._pidfd)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         os.kill(self.pid, signal.SIGKILL)  # it may wait for an answer of the mount that never comes
-        await trio.to_thread.run_sync(os.waitpid, self.pid, 0, abandon_on_cancel=True)
+        await trio.lowlevel.wait_readable(self._pidfd)
+        os.waitpid(self.pid, 0)  # noqa: ASYNC222  it has ended
 
     async def answers(self, mountpoint: str, file: str, names: Sequence[str]) -> None:
         """Have ``file`` of the mount read, and then ``names`` opened. Raises NoAnswer."""
@@ -101,9 +105,11 @@ async def probe(mountpoint: str, file: str) -> None:
         return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/")
 
     try:
-        done = await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+        done = await in_thread(run)
     except OSError as error:  # there is no descriptor left, no memory, or no Python
         raise _no_child(error) from error
+    except NoThread as error:
+        raise NoAnswer(error.message) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").splitlines()
         raise NoAnswer(said[-1] if said else f"the child ended with {done.returncode}")

@@ -21,17 +21,21 @@ from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, m
 from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.pollers import wake_all
+from ktaskfs.fuse.turns import IN_ALL_MAX as WAITING_FOR_TURN_MAX
 from ktaskfs.fuse.turns import Turns
+from ktaskfs.vfs.patience import IN_ALL_MAX as WAITING_READS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ktaskfs.vfs import Directory
 
-MAX_REQUESTS: Final = 7296
-"""Maximum pending requests: those that wait for their turn (turns.IN_ALL_MAX), blocked readers of streams
-(vfs.patience.IN_ALL_MAX), and 128 more. For each, libfuse has 1 MiB of address space; 10 KiB are in use (measured), and
-after a large write as much as ``negotiation`` allows, until the request is answered."""
+MAX_REQUESTS: Final = WAITING_FOR_TURN_MAX + WAITING_READS_MAX + 128
+"""Maximum pending requests: those that wait for their turn, blocked readers of streams, and some more.
+
+For each, libfuse has 1 MiB of address space; 10 KiB are in use (measured), and after a large write as much as
+``negotiation`` allows, until the request is answered.
+"""
 
 END_OF_SOCKET: Final = "short read on fuse device"
 """libfuse's message at the end of ``negotiate``."""

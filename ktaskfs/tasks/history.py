@@ -42,3 +42,10 @@ class History(NamedTuple):
     final: Snapshot | None = None
     result: bytes = b""
     rights: int = ALL_CAPABILITIES
+
+    def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
+        """This history with the changes of its operation's parameters from ``old`` to ``new``."""
+        declared = () if self.operation is None else self.operation.declared
+        changed = {each.name for each in declared if old.get(each.name) != new.get(each.name)}
+        kept = {name: text for name, text in self.texts.items() if name not in changed}
+        return self._replace(texts=kept | {name: new[name] for name in changed if name in new})

@@ -54,18 +54,18 @@ class Lifecycle:
         self._table.move(task, state)
         return self.save(task)
 
-    def drop(self, task: Task) -> None:
-        """Remove a task and its record."""
-        self._table.drop(task)
-        try:
-            self._state.forget(task.number)
-        except OSError as error:
-            LOG.error("cannot remove the record of task %s: %s", task.name, error)
+    def drop(self, *tasks: Task) -> None:
+        """Remove ``tasks`` and their records."""
+        self._table.drop(*tasks)
+        for task in tasks:
+            try:
+                self._state.forget(task.number)
+            except OSError as error:
+                LOG.error("cannot remove the record of task %s: %s", task.name, error)
 
     def drop_overdue(self) -> None:
         """Remove ended tasks beyond those that are kept."""
-        for old in self._table.overdue():
-            self.drop(old)
+        self.drop(*self._table.overdue())
 
     def begin(self, task: Task, worker: WorkerHandle) -> None:
         """The worker of a task got GO: log it, and watch the worker."""

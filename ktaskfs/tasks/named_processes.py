@@ -13,7 +13,7 @@ import trio
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.credentials import start_time
-from ktaskfs.user_threads import UserThreads
+from ktaskfs.user_threads import UserThreads, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -35,18 +35,12 @@ class NamedProcesses:
     async def began(self, uid: int, pids: Collection[int]) -> dict[int, int | None]:
         """By number, when the processes began, in clock ticks since boot; None where there is no process.
 
-        ``uid`` is the user who asks. Raises TargetError, ETIMEDOUT without an answer in time.
+        ``uid`` is the user who asks. Raises NoThread, and TargetError, ETIMEDOUT without an answer in time.
         """
         if not pids:
             return {}
         with trio.move_on_after(PATIENCE):
-            try:
-                return await trio.to_thread.run_sync(
-                    _began, pids, abandon_on_cancel=True, limiter=self._threads.of(uid)
-                )
-            except RuntimeError as error:  # a limit on processes
-                text = "the daemon cannot start a thread to look at the process that the spec names"
-                raise TargetError(text, errno=errno.EAGAIN) from error
+            return await in_thread(_began, pids, limiter=self._threads.of(uid))
         which = f"process {next(iter(pids))}" if len(pids) == 1 else "a process that the specs name"
         text = f"{which} could not be looked at in {PATIENCE} s: it may hang in execve(2); try again"
         raise TargetError(text, errno=errno.ETIMEDOUT)

@@ -78,12 +78,12 @@ class WorkerMaker:
                 forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors])
             undo.callback(os.close, forked.pidfd)
             undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
-            began = credentials.start_time(forked.pid) or 0  # 0 if it already exited
             try:
+                began = credentials.start_time(forked.pid) or 0  # 0 if it already exited
                 write_requests(page, task.requests)  # the requests may have changed since the page was made
+                oom_kills = OomKills.of(self._mounts, identity.cgroups or own_groups().values())
             except OSError as error:
-                raise TargetError.from_os(error, "write to the page shared with the worker") from error
-            oom_kills = OomKills.of(self._mounts, identity.cgroups or own_groups().values())
+                raise TargetError.from_os(error, "watch the worker") from error
             undo.pop_all()
         worker = WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket, oom_kills, begun=False)
         return NewWorker(task, worker, channel, identity.label)

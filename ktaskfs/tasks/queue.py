@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.tasks.lifecycle import StartCancelled
-from ktaskfs.tasks.task import ENDED, State
+from ktaskfs.tasks.task import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +28,8 @@ class TaskQueue:
         self._nursery = context.nursery
         self._lifecycle = lifecycle
         self._start = start
-        self._users: dict[int, deque[Task]] = {}
+        self._users: dict[int, dict[Task, None]] = {}
+        """By uid, the queued tasks in the order of their specs."""
         self._coming = False
         context.table.observers.append(self._changed)
         context.table.settings.observers.append(self.advance)
@@ -39,7 +39,7 @@ class TaskQueue:
         if task.caller is None:
             self._end(task)
             return
-        self._users.setdefault(task.uid, deque()).append(task)
+        self._users.setdefault(task.uid, {})[task] = None
         self.advance()
 
     def waits(self, uid: int) -> bool:
@@ -59,7 +59,14 @@ class TaskQueue:
 
     def _changed(self, task: Task) -> None:
         if task.state in ENDED or task.forgotten:
+            self._remove(task)
             self.advance()
+
+    def _remove(self, task: Task) -> None:
+        waiting = self._users.get(task.uid, {})
+        waiting.pop(task, None)
+        if not waiting:
+            self._users.pop(task.uid, None)
 
     def advance(self) -> None:
         """Check for room soon, after the current change of the table."""
@@ -70,13 +77,10 @@ class TaskQueue:
     async def _advance(self) -> None:
         self._coming = False
         for uid in list(self._users):
-            waiting = self._users[uid]
-            while waiting and (waiting[0].state is not State.QUEUED or self._table.has_room(uid, 1)):
-                task = waiting.popleft()
-                if task.state is State.QUEUED:
-                    self._begin(task)
-            if not waiting:
-                del self._users[uid]
+            while (waiting := self._users.get(uid)) and self._table.has_room(uid, 1):
+                task = next(iter(waiting))
+                self._remove(task)
+                self._begin(task)
 
     def _begin(self, task: Task) -> None:
         caller, task.caller = task.caller, None

@@ -8,6 +8,8 @@ import functools
 import signal
 from typing import TYPE_CHECKING
 
+import trio
+
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.operations.base.parameters import PID, format_parameters
 from ktaskfs.operations.base.resume import values_of
@@ -116,10 +118,8 @@ class TaskService:
         ``run_specs``. ``began``: the start times of processes that queued specs name."""
 
         def commit() -> None:
-            while replaced:
-                old = replaced.pop()
-                if not old.forgotten:
-                    self._lifecycle.drop(old)
+            self._lifecycle.drop(*(old for old in replaced if not old.forgotten))
+            replaced.clear()
 
         try:
             self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller, began)
@@ -128,7 +128,7 @@ class TaskService:
             for task in tasks:
                 if task.caller is not None:
                     task.caller.close()
-                self._lifecycle.drop(task)
+            self._lifecycle.drop(*tasks)
             for old in replaced:
                 self.table.put_back(old)
             if isinstance(error, StartRefused):
@@ -259,14 +259,15 @@ class TaskService:
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:
-        """Start one task. If that fails, restore its state and its history ``before``."""
+        """Start one task. If that fails, restore its state and its history ``before``, except for parameters that were
+        written meanwhile."""
         state, history = task.state, task.history
         assert history.operation is not None
-        task.history = history._replace(texts=absolute_paths(history.operation, history.texts, caller))
+        task.history = begun = history._replace(texts=absolute_paths(history.operation, history.texts, caller))
         try:
             await self._start([task], caller)
         except KtaskfsError:
-            task.history = before
+            task.history = before.changed_as(begun.texts, task.texts)
             self._lifecycle.move(task, state)
             raise
 
@@ -301,11 +302,14 @@ class TaskService:
         else:
             task.ask(task.requests._replace(cancel=True, paused=False))
 
-    def cancel_all(self, uid: int) -> None:
-        """Cancel all tasks of ``uid``. Raises the first error of ``cancel`` after it was called for each."""
+    async def cancel_all(self, uid: int) -> None:
+        """Cancel all tasks of ``uid``, and yield between two. Raises the first error of ``cancel`` after it was called
+        for each."""
         errors = []
-        for task in self.table.of_user(uid):
-            if task.state in CANCELLABLE:
+        # Queued ones first, so that none begins in the place of another.
+        for task in sorted(self.table.of_user(uid), key=lambda task: task.state is not State.QUEUED):
+            await trio.lowlevel.checkpoint()
+            if task.state in CANCELLABLE and not task.forgotten:
                 try:
                     self.cancel(task)
                 except KtaskfsError as error:

@@ -199,28 +199,33 @@ class TaskTable:
         self._place(task)
         self._tell(task)
 
-    def drop(self, task: Task) -> None:
-        """Remove a task permanently. Its open files fail afterwards."""
-        if task in self:
-            del self._tasks[task.name]
-        self._displace(task)
-        task.forgotten = True
-        self._tell(task)
-        self.rebalance()
+    def drop(self, *tasks: Task) -> None:
+        """Remove ``tasks`` permanently. Their open files fail afterwards."""
+        active = any(task in self._active for task in tasks)
+        for task in tasks:
+            if task in self:
+                del self._tasks[task.name]
+            self._displace(task)
+            task.forgotten = True
+            self._tell(task)
+        if active:
+            self.rebalance()
 
     def move(self, task: Task, state: State) -> None:
         """Change the state of a task, update counts and threads, and call the observers. Raises TaskForgotten."""
         self.move_all([task], state)
 
     def move_all(self, tasks: Sequence[Task], state: State) -> None:
-        """Like ``move`` for each of ``tasks``, but deal threads only once, because that visits every running task."""
+        """Like ``move`` for each of ``tasks``, but deal threads at most once: that visits every running task."""
+        active = state in ACTIVE or any(task in self._active for task in tasks)
         for task in tasks:
             task.require_known()
             self._displace(task)
             task.state = state
             self._place(task)
             self._tell(task)
-        self.rebalance()
+        if active:
+            self.rebalance()
 
     def overdue(self) -> list[Task]:
         """The ended tasks beyond ``debug/ktask_keep_finished``; see EndedTasks for their order."""

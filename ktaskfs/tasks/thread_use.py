@@ -23,7 +23,7 @@ SLACK: Final = 0.1
 help."""
 
 
-class _Look(NamedTuple):
+class _Sample(NamedTuple):
     """One observation of a task: its time (time.monotonic()), rate limit, the threads' work, and the threads it can
     use.
 
@@ -41,7 +41,7 @@ class ThreadUse:
     """The last observations of running tasks."""
 
     def __init__(self) -> None:
-        self._looks: dict[Task, _Look] = {}
+        self._looks: dict[Task, _Sample] = {}
 
     def usable(self, task: Task) -> int | None:
         """Threads that ``task`` can use, None if unknown. A new rate limit invalidates the last observation."""
@@ -71,7 +71,7 @@ class ThreadUse:
             usable = _busy_threads(snapshot, before, now)
         elif snapshot.found_why is FoundWhy.ENOUGH:
             usable = snapshot.found + max(1, snapshot.found // 4)  # it keeps trying a quarter more
-        self._looks[task] = _Look(
+        self._looks[task] = _Sample(
             at=now,
             rate=task.requests.rate,
             busy_us=sum(each.busy_us for each in snapshot.threads),
@@ -80,7 +80,7 @@ class ThreadUse:
         )
 
 
-def _busy_threads(snapshot: Snapshot, before: _Look, now: float) -> int:
+def _busy_threads(snapshot: Snapshot, before: _Sample, now: float) -> int:
     """Threads that worked since the observation ``before``, at least 1: by their time in chunks, or still in one."""
     busy = (sum(each.busy_us for each in snapshot.threads) - before.busy_us) / 1e6 / max(now - before.at, 1e-3)
     in_one_chunk = sum(

@@ -12,6 +12,7 @@ from ktaskfs.vfs.inode import Look
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktaskfs.errors import KtaskfsError
     from ktaskfs.quota import Quota
     from ktaskfs.vfs.inode import Caller
 
@@ -44,6 +45,8 @@ class OpenTexts:
     """The looked-up and the open texts. Bytes shared by several opens of a user count once in ``quota``."""
 
     def __init__(self, quota: Quota | None = None, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self.observers: list[Callable[[int, KtaskfsError], None]] = []
+        """Called with the user and the error when a text cannot be made for a reader."""
         self._quota = quota
         self._now_ns = now_ns
         self._openings: dict[tuple[int, int], int] = {}
@@ -77,6 +80,11 @@ class OpenTexts:
             self._openings[key] = others
         if self._quota is not None:
             self._quota.give_back(user, OPENING_SIZE + (0 if others else len(text)))
+
+    def unreadable(self, user: int, error: KtaskfsError) -> None:
+        """A text could not be made for ``user``."""
+        for observer in self.observers:
+            observer(user, error)
 
     def made(self, ino: int, text: bytes, version: int) -> TextSnapshot:
         """The snapshot of a new text."""

@@ -10,10 +10,10 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OF_ONE_MAX: Final = 2048
+OF_ONE_MAX: Final = 1024
 """Maximum waiting reads of one user. It is large, because a thread whose wait was ended can read again at once."""
-IN_ALL_MAX: Final = 2560
-"""Maximum waiting reads of all users. Each holds a buffer."""
+IN_ALL_MAX: Final = 1152
+"""Maximum waiting reads of all users: one of each stream, and some whose readers were killed. Each holds a buffer."""
 
 
 class Patience:

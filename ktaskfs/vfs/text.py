@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.user_threads import NoThread, in_thread
 from ktaskfs.vfs.change import CHANGED, READABLE, WRITABLE, Change
 from ktaskfs.vfs.inode import NEW_TEXT_SIZE, Attributes, Caller, File, Look, OpenFile, wants_read, wants_write
 from ktaskfs.vfs.open_texts import OpenTexts
@@ -80,6 +82,14 @@ class TextFile(File):
             text = await text
         return self.texts.made(self.ino, os.fsencode(text) if isinstance(text, str) else text, version)
 
+    async def make_to_read(self, caller: Caller) -> TextSnapshot:
+        """As ``make``, for a reader: its error is told to the observers of ``texts``."""
+        try:
+            return await self.make(caller)
+        except KtaskfsError as error:
+            self.texts.unreadable(caller.uid, error)
+            raise
+
     async def look(self, caller: Caller, *, anew: bool) -> Look:
         attributes = self.attributes()
         if self.render is None:
@@ -102,7 +112,7 @@ class TextFile(File):
             raise AccessDenied("this file cannot be written")
         snapshot = None
         if wants_read(flags):
-            snapshot = self.texts.take_look(self.ino, caller) or await self.make(caller)
+            snapshot = self.texts.take_look(self.ino, caller) or await self.make_to_read(caller)
         return CommandText(self, caller, snapshot, flags) if wants_write(flags) else OpenText(self, caller, snapshot)
 
 
@@ -134,7 +144,7 @@ class OpenText(OpenFile):
     async def read(self, offset: int, size: int) -> bytes:
         if offset == 0:
             if self._seen is not None or self._snapshot is None:
-                snapshot = await self._file.make(self._caller)
+                snapshot = await self._file.make_to_read(self._caller)
                 self._file.texts.hold(self._caller.uid, snapshot.text)
                 self._let_text_go()
                 self._file.texts.opened(self._file.ino, self._caller, snapshot)
@@ -199,7 +209,7 @@ class CommandText(OpenText):
             self._let_go(before)
         if whole is None:
             if not before:
-                self._passed_on = await self._ask(self._opener.has_it_open) is not True
+                self._passed_on = await self._opener_has_it_open() is not True
             return len(data)
         try:
             await self._carry_out(whole)
@@ -254,27 +264,34 @@ class CommandText(OpenText):
         if not last and self._passed_on:
             return
         # First, because the opener may be gone at the next close.
-        killed = False
-        with trio.move_on_after(EXEC_PATIENCE):
-            limiter = self._file.texts.death_threads.of(self._caller.uid)
-            killed = await trio.to_thread.run_sync(self._opener.was_killed, abandon_on_cancel=True, limiter=limiter)
-        if not (last or killed) and await self._ask(self._opener.has_it_open) is not False:
+        refusal = await self._refusal()
+        if not (last or isinstance(refusal, Incomplete)) and await self._opener_has_it_open() is not False:
             return
         if not held or self._pieces.held is not held:  # another close, or a write, came first
             return
         whole = self._pieces.finish()
         self._let_go(whole)
-        if killed:
-            error = Incomplete("its writer was killed before the command was complete")
-            self._tell_refused(whole, error)
-            raise error
+        if refusal is not None:
+            self._tell_refused(whole, refusal)
+            raise refusal
         await self._carry_out(whole)
 
-    async def _ask(self, question: Callable[[], bool | None]) -> bool | None:
-        """The answer of a question about the opener's process; None if it takes too long."""
-        with trio.move_on_after(PATIENCE):
+    async def _refusal(self) -> KtaskfsError | None:
+        """Why the held command is not run: Incomplete if a signal ends the opener, NoThread if nobody can look."""
+        with trio.move_on_after(EXEC_PATIENCE):
+            limiter = self._file.texts.death_threads.of(self._caller.uid)
+            try:
+                if await in_thread(self._opener.was_killed, limiter=limiter):
+                    return Incomplete("its writer was killed before the command was complete")
+            except NoThread as error:
+                return error
+        return None
+
+    async def _opener_has_it_open(self) -> bool | None:
+        """Whether the opener has the file open; None if unknown, also if the answer takes too long."""
+        with contextlib.suppress(NoThread), trio.move_on_after(PATIENCE):
             limiter = self._file.texts.open_threads.of(self._caller.uid)
-            return await trio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=limiter)
+            return await in_thread(self._opener.has_it_open, limiter=limiter)
         return None
 
     def release(self) -> None:

@@ -61,7 +61,7 @@ class LookRequest(NamedTuple):
     """Fork a process that finds the holders of huge pages. The message carries a pipe, and the caller's root and
     directory.
 
-    The process writes a Found or a Refused into the pipe, and ends. ``identity`` and ``ticket`` are as in a
+    The process writes a Found or a WorkerRefused into the pipe, and ends. ``identity`` and ``ticket`` are as in a
     StartRequest.
     """
 

@@ -115,6 +115,12 @@ BLOCKING = {"acquire", "communicate", "join", "result", "wait"}
 """Methods whose only argument may be a time limit."""
 
 
+def test_threads_of_the_event_loop_are_started_in_one_place() -> None:
+    """Each start may fail, and must not end the daemon."""
+    starting = [path.name for path in SOURCES if "to_thread.run_sync" in path.read_text()]
+    assert starting == ["user_threads.py"]
+
+
 def test_a_hang_is_bounded_by_the_deadline() -> None:
     """A number of seconds is too short where processors are emulated, and KTASKFS_TEST_PATIENCE does not extend it."""
     found = [

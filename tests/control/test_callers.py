@@ -13,8 +13,9 @@ import trio.testing
 
 from ktaskfs.control import callers
 from ktaskfs.control.callers import CLOSING_MAX, IN_ALL_MAX, OF_ONE_MAX, OF_ROOT_MAX, Callers, NoLook
-from ktaskfs.errors import NotPermitted, TargetError
+from ktaskfs.errors import NotPermitted
 from ktaskfs.host.credentials import close_all, read_caller
+from ktaskfs.user_threads import NoThread
 from ktaskfs.vfs import Caller
 from tests.support.poll import DEADLINE
 from tests.tasks.house import until
@@ -89,17 +90,27 @@ async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Look
 
 
 async def test_without_a_thread_the_request_is_refused_and_the_daemon_goes_on(
-    looks: Looks, monkeypatch: pytest.MonkeyPatch
+    looks: Looks, request: pytest.FixtureRequest
 ) -> None:
-    async def no_thread(*arguments: object, **options: object) -> None:
-        raise RuntimeError("can't start new thread")
+    before = open_files()
+    kept = await looks.callers.find(Caller(8, 8, os.getpid()))
+    request.getfixturevalue("no_threads")
+    with pytest.raises(NoThread):
+        await looks.find(8)
+    kept.close()
+    await until(lambda: open_files() == before, "all descriptors are closed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trio.to_thread, "run_sync", no_thread)
-        with pytest.raises(TargetError) as refused:
-            await looks.find(8)
-    assert refused.value.errno == errno.EAGAIN
-    await looks.find(8)
+
+async def test_requests_that_gave_up_leave_nothing_behind(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "PATIENCE", 0.01)
+    for _ in range(OF_ONE_MAX):
+        await looks.find_late(HANGS)
+    before = trio.lowlevel.current_statistics().tasks_living
+    for _ in range(9):
+        await looks.find_late(HANGS)
+    await trio.testing.wait_all_tasks_blocked()
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    looks.answer.set()
 
 
 async def test_users_who_hang_leave_root_its_looks() -> None:

@@ -12,7 +12,6 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from ktaskfs.control.durations import Durations
 from ktaskfs.control.exposition import render_openmetrics, render_prometheus
-from ktaskfs.control.facts import Load
 from ktaskfs.control.metrics import MAX_AGE, UNITS_PER_SECOND, Exposition, Metrics
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.host.hugepages import Pool
@@ -54,7 +53,7 @@ def worked(units: int, *, undone: bool = False) -> Snapshot:
 class House:
     def __init__(self) -> None:
         self.table = TaskTable(Settings({}))
-        self.metrics = Metrics(find_operations(), Kernel.open(), lambda: Load(3))
+        self.metrics = Metrics(find_operations(), Kernel.open(), lambda: 3)
 
     def follow(self) -> None:
         Transitions(self.table).observers.append(self.metrics.count)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MountMaker
     from tests.support.daemon import Mount
+    from tests.support.users import User
 
 MIB = 1 << 20
 
@@ -214,3 +215,23 @@ def test_what_ends_during_the_start_of_a_daemon_has_its_own_lines_in_the_log(
     ends = [line for line in second.log.read_text().splitlines() if words in line]
     lines = [re.fullmatch(r"\S+ \S+ WARNING task (\w): \w+ \S+ (.*)", line) for line in ends]
     assert sorted((line[1], line[2]) for line in lines if line is not None) == [("a", words), ("b", words)], ends
+
+
+def test_at_a_limit_on_processes_it_refuses_what_needs_a_thread(mount_maker: MountMaker, two_users: list[User]) -> None:
+    user = two_users[0]
+    mount = mount_maker(user=user)
+
+    def limit(*nproc: str) -> str:
+        outcome = run("prlimit", f"--pid={mount.pid}", *nproc, user=user)
+        assert outcome.status == 0, outcome.err
+        return outcome.out.strip()
+
+    before = limit("--nproc", "--output=SOFT", "--noheadings")
+    limit("--nproc=1:")
+    for file in ("metrics", "info/holders"):
+        assert mount.cat(file, user=user).errname == "EAGAIN"
+    assert mount.write("tasks/control", "cancel", user=user) == (1, "EAGAIN")
+    assert "cannot start a thread" in mount.read("info/last_cmd_status", user=user)
+    limit(f"--nproc={before}:")
+    assert mount.write("tasks/control", "cancel", user=user) == (0, None)
+    assert "ktaskfs_tasks" in mount.read("metrics", user=user)

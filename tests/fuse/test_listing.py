@@ -34,6 +34,16 @@ def test_a_listing_counts_what_was_asked_for_until_it_is_closed() -> None:
     assert quota.held(ANNE.uid) == 0
 
 
+def test_beyond_what_was_listed_is_nothing_and_nothing_is_made() -> None:
+    quota = Quota("bytes", each=1 << 20, total=1 << 24, refusal=TooMuchText)
+    listing = Listing(directory(50), ANNE, quota)
+    assert len(listing.children(0, 10)) == 10
+    for start in (11, 30, (1 << 63) - 1):
+        assert listing.children(start, 10) == []
+    assert quota.held(ANNE.uid) == LISTING_SIZE + 10 * CHILD_SIZE
+    assert len(listing.children(10, 100)) == 40
+
+
 def test_a_user_with_too_many_open_directories_is_refused() -> None:
     quota = Quota("bytes", each=2 * LISTING_SIZE + 10 * CHILD_SIZE, total=1 << 24, refusal=TooMuchText)
     first, second = Listing(directory(50), ANNE, quota), Listing(directory(50), ANNE, quota)
@@ -44,4 +54,6 @@ def test_a_user_with_too_many_open_directories_is_refused() -> None:
         Listing(directory(50), ANNE, quota)
     assert len(Listing(directory(50), BERT, quota).children(0, 10)) == 10
     first.close()
-    assert len(second.children(0, 10)) == 10
+    assert [name for name, _ in second.children(0, 10)] == [str(ino) for ino in range(2, 12)]
+    second.close()
+    assert quota.held(ANNE.uid) == 0

@@ -93,6 +93,7 @@ def test_nobody_but_the_user_makes_the_text(mount_maker: MountMaker, two_users: 
     ann, ben = two_users
     file = f"users/{ann.uid}/holders"
     assert mount.cat(file).errname == "EACCES"
+    assert mount.read("info/last_cmd_status") == "open: EACCES: only its owner may use this file\n"
     assert mount.cat(file, user=ben).errname == "EACCES"
     assert mount.cat(file, user=ann).out.split()[: len(HEADER)] == HEADER
     assert mount.shell(f"stat -c %s {file}").out == "4096\n"

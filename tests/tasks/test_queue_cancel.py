@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,7 +59,7 @@ async def test_all_are_cancelled_and_a_write_under_way_is_given_up(house: House,
         nursery.start_soon(given_up)
         await until(lambda: len(house.table) == 3, "the write is under way")
         later = await house.run_one(line(memory / "later"))
-        house.service.cancel_all(os.geteuid())
+        await house.service.cancel_all(os.geteuid())
         assert later.state is State.CANCELLED
         worker.resume()
     assert await ended(first) is State.CANCELLED
@@ -70,7 +72,7 @@ async def test_all_are_cancelled_between_the_begin_and_the_answer(house: House, 
     def cancel_all(task: Task) -> None:
         if task.name == "a" and task.state is State.RUNNING:
             house.table.observers.remove(cancel_all)
-            house.service.cancel_all(task.uid)
+            house.nursery.start_soon(house.service.cancel_all, task.uid)
 
     house.table.observers.append(cancel_all)
     tasks = await house.run(f"fallocate path={memory}/a length=1M chunk=4096 rate_max=1 name=a", line(memory / "b"))
@@ -86,10 +88,33 @@ async def test_one_that_cannot_be_told_does_not_keep_the_others_from_their_end(h
     nothing = os.open(os.devnull, os.O_RDONLY)
     deaf.worker = worker._replace(page=nothing)
     with pytest.raises(TargetError, match="tell the worker of task deaf"):
-        house.service.cancel_all(os.geteuid())
+        await house.service.cancel_all(os.geteuid())
     deaf.worker = worker
     os.close(nothing)
     assert await ended(other) is State.CANCELLED
     assert deaf.state is State.PAUSED
     house.service.cancel(deaf)
     assert await ended(deaf) is State.CANCELLED
+
+
+async def test_a_cancelled_task_behind_another_is_not_kept(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    await house.run(line(memory / "first"))
+    kept = []
+    for verb in ("cancel", "kill"):
+        waiting = await house.run_one(line(memory / verb))
+        getattr(house.service, verb)(waiting)
+        house.service.forget(waiting)
+        kept.append(weakref.ref(waiting))
+        del waiting
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
+
+
+async def test_a_user_whose_queued_tasks_were_all_cancelled_has_no_queue(house: House, memory: Path) -> None:
+    first = await busy(house, memory)
+    for waiting in await house.run(line(memory / "a"), line(memory / "b")):
+        house.service.cancel(waiting)
+    house.set("max_tasks", 2)
+    assert (await house.run_one(line(memory / "c"))).state is not State.QUEUED
+    house.service.kill(first)

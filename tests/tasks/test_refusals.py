@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from ktaskfs.control.facts import Load
 from ktaskfs.control.metrics import Metrics
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.errors import KtaskfsError
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 def metrics() -> Iterator[Metrics]:
     """Counters that see what is told to ``count``."""
     with contextlib.closing(Kernel.open()) as kernel:
-        yield Metrics(OPERATIONS, kernel, lambda: Load(0))
+        yield Metrics(OPERATIONS, kernel, lambda: 0)
 
 
 async def refused(metrics: Metrics) -> int:

@@ -290,3 +290,20 @@ async def test_a_name_can_be_used_again_after_its_task_is_forgotten(house: House
     assert await ended(second) is State.DONE
     assert house.files() == ["00000002.json"]
     assert house.record(second)["name"] == "again"
+
+
+async def test_without_a_descriptor_to_watch_the_worker_the_start_is_refused(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_descriptor(pid: int) -> int | None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr("ktaskfs.host.credentials.start_time", no_descriptor)
+        with pytest.raises(TargetError) as refused:
+            await house.run(f"fallocate path={memory}/file length=64K")
+    assert refused.value.errno == errno.EMFILE
+    assert "Traceback" not in caplog.text
+    assert (list(house.table), house.files(), (memory / "file").exists()) == ([], [], False)
+    await until(lambda: open_files() == before, "all descriptors are closed")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ktaskfs.errors import KtaskfsError, TooBig
 from ktaskfs.host.credentials import GROUPS_MAX
 from ktaskfs.quota import Quota
+from ktaskfs.user_threads import NoThread
 from ktaskfs.vfs import COMMAND_MAX, Attributes, Caller, OpenTexts, TextFile, TooMuchText
 from ktaskfs.vfs.open_json import OpenJson
 from ktaskfs.vfs.open_texts import OPENING_SIZE
@@ -179,6 +180,18 @@ async def test_a_writer_that_hangs_takes_no_thread_from_all_users(monkeypatch: p
         assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     finally:
         go_on.set()
+
+
+async def test_without_a_thread_a_held_command_is_kept_and_refused_at_the_last_close(no_threads: None) -> None:
+    """Nobody knows whether its writer was killed."""
+    taker = Taker()
+    file = await taker.open()
+    await file.write(0, b"x" * 1024)
+    await file.closed(last=False)
+    assert file.pending
+    with pytest.raises(NoThread):
+        await file.closed(last=True)
+    assert (file.pending, taker.commands, taker.refused) == (False, [], [("x" * 1024, errno.EAGAIN)])
 
 
 async def test_what_the_command_raises_is_the_error_of_the_close() -> None:
