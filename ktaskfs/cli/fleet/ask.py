@@ -16,6 +16,7 @@ from ktaskfs.cli.fleet.hosts import (
     HostGroup,
     broken,
     parsed,
+    reason_of,
     text_of_line,
     with_host,
     without_name,
@@ -78,7 +79,7 @@ class Answers:
             self._sizes[host] += OBJECT_SIZE + len(line)
             self.objects[host].append(told)
         else:
-            self._left[host] = text_of_line(line)
+            self._left[host] = reason_of(line, self._left[host])
 
     def ended(self, host: str, status: int | None) -> bool:
         """See HostObserver."""

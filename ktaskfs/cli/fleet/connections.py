@@ -86,7 +86,7 @@ def names_of(text: str) -> list[str]:
         raise InvalidValue(f"--hosts: {error}") from error
     if not found:
         raise InvalidValue(f"--hosts: {text!r} names no host")
-    if bad := [each for each in found if each.startswith("-")]:
+    if bad := [each for each in found if each.startswith("-") or any(map(str.isspace, each)) or not each.isprintable()]:
         raise InvalidValue(f"--hosts: {bad[0]!r} is not a host name")
     return found
 

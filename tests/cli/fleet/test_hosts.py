@@ -28,6 +28,13 @@ def fleet() -> Fleet:
         ([], 255, "unreachable", "exit status 255"),
         ([b"hv1: no route"], 255, "unreachable", "%h: no route"),
         ([b"hv11 and my-hv1 are others, hv1 is not"], 255, "unreachable", "hv11 and my-hv1 are others, %h is not"),
+        ([b"Host key verification failed.\r"], 255, "unreachable", "Host key verification failed."),
+        (
+            [b"Host key for hv1 has changed.\r", b"Host key verification failed.\r"],
+            255,
+            "unreachable",
+            "Host key for %h has changed.",
+        ),
         ([b"no ktaskfs"], 127, "failed", "no ktaskfs"),
         ([b"\x1b[31mred\xff\r"], 1, "failed", "?[31mred\\xff"),
         ([told("running", percent="high")], 0, "failed", told("running", percent="high").decode()),
