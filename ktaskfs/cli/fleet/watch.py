@@ -108,7 +108,8 @@ class Watch:
             elif self._interrupts.count > 1:
                 self._ends(host.name, LEFT)
             else:
-                self._ends(host.name, TIMEOUT, f"not done after {self._timeout} s")
+                why = ": its daemon does not answer" if host.standing.stale else ""
+                self._ends(host.name, TIMEOUT, f"not done after {self._timeout} s{why}")
         self._report.close(self._fleet)
         at_work = [host for host in self._fleet if host.state in (LEFT, TIMEOUT)]
         if at_work:

@@ -140,6 +140,12 @@ def test_the_timeout_ends_the_watching_only(hosts: Hosts) -> None:
     assert "slow1 cancel" not in hosts.log()
 
 
+def test_a_host_without_a_daemon_is_named_at_the_timeout(hosts: Hosts) -> None:
+    outcome = hosts("away1,slow1", "--timeout", "1")
+    assert "timeout (1): away1: not done after 1 s: its daemon does not answer\n" in outcome.err
+    assert "timeout (1): slow1: not done after 1 s\n" in outcome.err
+
+
 def test_control_c_cancels_everywhere(hosts: Hosts) -> None:
     """A terminal sends ^C to all processes of the command. It must not reach the connections."""
     with Terminal(*hosts.words("slow[1-3]", "--fanout", "2"), columns=100) as terminal:
