@@ -66,7 +66,8 @@ class Pool:
         spec = f"reserve size={self.page_size} nodes={self.node} pages={self.read('nr_hugepages') + pages}"
         spec += f" reclaim=1 name=libvirt-{name}-{self.page_size >> 10}kB-{self.node}"
         command = ["ktaskfs", "run", "--quiet", "--if-exists=replace", spec]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        subprocess.run(command, check=True, stdin=quiet, stdout=quiet, close_fds=False)  # it shares the lock
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -215,11 +216,12 @@ def remove(added: Iterable[tuple[Pool, int]], file: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """While this runs, no other domain changes the pools."""
+    """While this runs, or a command that outlives a killed hook, no other domain changes the pools."""
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(STATE, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
+        os.set_inheritable(directory, True)
         yield
     finally:
         os.close(directory)

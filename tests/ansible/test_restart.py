@@ -7,13 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from tests.support.daemon import Mount
 from tests.support.poll import DEADLINE, until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.ansible.conftest import Utilities
     from tests.conftest import MountMaker
@@ -43,6 +43,33 @@ def test_who_waits_for_a_change_waits_on(mount_maker: MountMaker, utilities: Uti
             assert state.result(2 * DEADLINE) == utilities.mounted.ABSENT
         finally:
             again.close()
+    mount.kill()
+
+
+def test_a_daemon_that_stays_away_is_told_in_a_sentence(
+    mount_maker: MountMaker, utilities: Utilities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead daemon has no log to wait for."""
+    mount = mount_maker()
+    mounted = utilities.mounted.Mounted(str(mount.path))
+    write = os.write
+
+    def written_late(fd: int, data: bytes) -> int:
+        mount.process.kill()
+        mount.process.wait()
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", written_late)
+    monkeypatch.setattr(utilities.mounted, "PATIENCE", DEADLINE)
+    begin = time.monotonic()
+    with pytest.raises(
+        utilities.mounted.Refused, match=f"^the daemon of {mount.path} ended during the command, which may"
+    ):
+        mounted.start({"op": "verify"})
+    assert time.monotonic() - begin < DEADLINE / 2
+    monkeypatch.setattr(utilities.mounted, "PATIENCE", 0)
+    with pytest.raises(utilities.mounted.Refused, match=f"^the daemon of {mount.path} does not answer: "):
+        mounted.require()
     mount.kill()
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import runpy
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.daemon import ROOT
+from tests.support.poll import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +167,48 @@ def test_after_a_kill_no_end_removes_pages_of_somebody_else(
             pools.end()
     pools.end()
     assert all(free >= 100 for free in pools.free.values())
+
+
+ALONE = """
+import pathlib, runpy, sys
+hook = runpy.run_path(sys.argv[1])
+hook["main"].__globals__["STATE"] = pathlib.Path(sys.argv[2])
+with hook["alone"]():
+    hook["Pool"](0, int(sys.argv[3])).grow(0, "domain")
+"""
+COMMAND = """#!/bin/sh
+: >{area}/began
+until [ -e {area}/end ]; do sleep 0.02; done
+"""
+
+
+def test_the_command_of_a_killed_hook_keeps_other_domains_waiting(page_size: int, tmp_path: Path) -> None:
+    """Its change of the pool is still at work, and another one would be reckoned from half of it."""
+    command, locked = tmp_path / "bin/ktaskfs", tmp_path / "state"
+    command.parent.mkdir()
+    command.write_text(COMMAND.format(area=tmp_path))
+    command.chmod(0o755)
+    words = [sys.executable, "-c", ALONE, str(ROOT / "packaging/libvirt_hook.py"), str(locked), str(page_size)]
+    locked.mkdir()
+    directory = os.open(locked, os.O_RDONLY)
+
+    def is_free() -> bool:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        with subprocess.Popen(words, env={"PATH": f"{command.parent}:{os.environ['PATH']}"}) as hook:
+            until((tmp_path / "began").exists, "the command is at work")
+            hook.kill()
+        assert not is_free()
+        (tmp_path / "end").touch()
+        until(is_free, "the next domain may change the pools")
+    finally:
+        (tmp_path / "end").touch()
+        os.close(directory)
 
 
 def test_a_note_that_cannot_be_written_leaves_the_last_one(pools: Pools, tmp_path: Path) -> None:

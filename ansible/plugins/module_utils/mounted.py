@@ -89,7 +89,10 @@ class Mounted:
             except OSError as error:
                 number = error.errno or errno.EIO
                 if not self._is_away(number) or time.monotonic() > end:
-                    raise Refused(f"{error.filename or self.path}: {error.strerror}", number) from error
+                    what = (
+                        f"the daemon of {self.path} does not answer" if number in AWAY else error.filename or self.path
+                    )
+                    raise Refused(f"{what}: {error.strerror}", number) from error
             time.sleep(PAUSE)
 
     def _is_away(self, number: int) -> bool:
@@ -131,8 +134,8 @@ class Mounted:
     def _words(self, file: str, number: int, command: str) -> str:
         """Returns the daemon's message for a refusal. Other commands of the same user may have failed since."""
         try:
-            log = self.read("info/error_log")
-        except Refused:  # the errno is the answer, the message only helps
+            log = self._read("info/error_log")
+        except OSError:  # the errno is the answer, the message only helps
             log = ""
         found = [
             entry["message"]
@@ -140,6 +143,8 @@ class Mounted:
             if (entry["file"], entry["errname"]) == (file, errno.errorcode.get(number))
             and log[entry.end() :].lstrip("\n").partition("\n")[0].partition("Command: ")[2] in command
         ]
+        if not found and number in AWAY:  # ESTALE is also the errno of a changed target
+            return f"the daemon of {self.path} ended during the command, which may have taken effect"
         return found[-1] if found else f"{file}: {os.strerror(number)}"
 
     def start(self, spec: dict[str, str]) -> str:

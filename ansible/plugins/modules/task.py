@@ -250,7 +250,7 @@ def main() -> None:
         carry_out(module, Request(mounted, wanted, time.monotonic() + given["timeout"]), answer)
     except NotMounted as error:
         if not module.check_mode:
-            module.fail_json(msg=str(error), errno=error.name)
+            module.fail_json(msg=str(error), errno=error.name, changed=bool(answer.actions), actions=answer.actions)
         module.warn(f"{error}: the play may mount it before this step")
         starts = wanted.state in ("done", "started")
         module.exit_json(changed=starts, actions=[START] if starts else [])

@@ -16,6 +16,7 @@ from ktaskfs.cli.fleet.hosts import (
     HostGroup,
     broken,
     parsed,
+    reason_of,
     text_of_line,
     with_host,
     without_name,
@@ -65,10 +66,10 @@ class Answers:
         return [HostGroup(state, words, names) for (state, words), names in self._bad.items()]
 
     def connecting(self, host: str) -> None:
-        """See Watcher."""
+        """See HostObserver."""
 
     def said(self, host: str, line: bytes) -> None:
-        """See Watcher."""
+        """See HostObserver."""
         if host not in self.objects:
             print(f"{host}: {text_of_line(line)}", file=sys.stderr)
         elif self._sizes[host] > KEPT_MOST:
@@ -78,10 +79,10 @@ class Answers:
             self._sizes[host] += OBJECT_SIZE + len(line)
             self.objects[host].append(told)
         else:
-            self._left[host] = text_of_line(line)
+            self._left[host] = reason_of(line, self._left[host])
 
     def ended(self, host: str, status: int | None) -> bool:
-        """See Watcher."""
+        """See HostObserver."""
         heard = self._left.pop(host, "")
         has_spoken = bool(self.objects.get(host))
         # The status 1 is that of the doctor if something is wrong.
@@ -93,7 +94,7 @@ class Answers:
         return True
 
     def tick(self) -> None:
-        """See Watcher."""
+        """See HostObserver."""
         if self._connections is not None and time.monotonic() > self._end:
             self._connections.drop()
 

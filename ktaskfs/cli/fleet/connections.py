@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 TICK: Final = 0.25
-"""Seconds between two calls of ``Watcher.tick``."""
+"""Seconds between two calls of ``HostObserver.tick``."""
 FILLING: Final = 0.1
 """Seconds to connect to more hosts before the output of connected ones is read."""
 GATHERING: Final = 1e-4
@@ -86,7 +86,7 @@ def names_of(text: str) -> list[str]:
         raise InvalidValue(f"--hosts: {error}") from error
     if not found:
         raise InvalidValue(f"--hosts: {text!r} names no host")
-    if bad := [each for each in found if each.startswith("-")]:
+    if bad := [each for each in found if each.startswith("-") or any(map(str.isspace, each)) or not each.isprintable()]:
         raise InvalidValue(f"--hosts: {bad[0]!r} is not a host name")
     return found
 
@@ -107,16 +107,16 @@ def raise_descriptors(fanout: int) -> int:
 
 
 class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no types
-    """Runs ``command``, a line for a shell, on hosts in ``batches``, and calls ``watcher`` for each event."""
+    """Runs ``command``, a line for a shell, on hosts in ``batches``, and calls ``observer`` for each event."""
 
-    def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], watcher: HostObserver) -> None:
+    def __init__(self, way: Way, command: str, batches: Sequence[Sequence[str]], observer: HostObserver) -> None:
         super().__init__()
         self._way = way._replace(fanout=raise_descriptors(way.fanout))
         self._command = command
         self._batches = deque(deque(each) for each in batches)
         self._waiting: deque[str] = deque()
         self._workers: dict[str, Any] = {}
-        self._watcher = watcher
+        self._observer = observer
         self._is_filling = False
         # EPIPE of a host that has just ended is no news.
         logging.getLogger("ClusterShell").addHandler(logging.NullHandler())
@@ -171,11 +171,11 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
     def ev_timer(self, timer: Any) -> None:
         """Called by ClusterShell."""
         self._fill()
-        self._watcher.tick()
+        self._observer.tick()
 
     def ev_read(self, worker: Any, node: str, sname: str, msg: bytes) -> None:
         """Called by ClusterShell."""
-        self._watcher.said(node, msg)
+        self._observer.said(node, msg)
 
     def ev_hup(self, worker: Any, node: str, rc: int | None) -> None:
         """Called by ClusterShell."""
@@ -184,7 +184,7 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
 
     def _end(self, node: str, status: int | None) -> None:
         self._workers.pop(node, None)
-        if not self._watcher.ended(node, status):
+        if not self._observer.ended(node, status):
             self.begin_no_more()
 
     def _fill(self) -> None:
@@ -220,14 +220,14 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
             worker = self._worker(nodes)
         self._workers.update(dict.fromkeys(hosts, worker))
         for host in hosts:
-            self._watcher.connecting(host)
+            self._observer.connecting(host)
         if self._way.topology is None:
             try:
                 self._task.schedule(worker)
             except (OSError, WorkerError) as error:  # no process, no descriptor; a percent sign that means nothing
                 worker.abort()
                 for host in hosts:
-                    self._watcher.said(host, str(error).encode())
+                    self._observer.said(host, str(error).encode())
                     self._end(host, None)
 
     def _worker(self, nodes: Any) -> Any:

@@ -40,6 +40,8 @@ NO_CONNECTION: Final = 255
 """What ssh(1) returns when it could not connect, or the connection was lost."""
 FIGURES: Final = ("percent", "done", "total", "speed", "finish_usec", "elapsed_usec")
 """The numbers of an object that are shown."""
+KEY_FAILED: Final = "Host key verification failed."
+"""What ssh(1) says after the reason: a key that has changed may be an attack, an unknown one is not."""
 HEARD_MOST: Final = 300
 """Maximum characters of a line that is not an object."""
 KEPT_MOST: Final = 32 << 20
@@ -134,6 +136,12 @@ def text_of_line(line: bytes) -> str:
     return "".join(each if each.isprintable() else "?" for each in text[:HEARD_MOST])
 
 
+def reason_of(line: bytes, last: str) -> str:
+    """The text of a line that is not an object, or of the ``last`` one if that says more."""
+    text = text_of_line(line)
+    return last if last and text == KEY_FAILED else text
+
+
 def without_name(words: str, host: str) -> str:
     """``words`` with %h for the host, so that hosts share a reason that differs only by their names."""
     if host not in words:  # a regular expression for each host is dear
@@ -183,7 +191,7 @@ class Fleet:
         told = parsed(line)
         if told is None or not isinstance(told.get("state"), str):
             if told is None:
-                self._hosts[name] = host._replace(heard=text_of_line(line))
+                self._hosts[name] = host._replace(heard=reason_of(line, host.heard))
             return None
         if told["state"] == REFUSED:
             errno = told.get("errno")

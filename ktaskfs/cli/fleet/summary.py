@@ -19,7 +19,7 @@ WORDS_MOST: Final = 200
 
 
 def course(fleet: Fleet) -> str:
-    """One line on all hosts: ``500 running, 12 done; 5.2TiB/s; slowest hv007 at 12.1%``."""
+    """One line on all hosts: ``500 running, 12 done; 5.2TiB/s; slowest hv007 at 12.1%; no daemon on hv003``."""
     words = [", ".join(f"{count} {state}" for state, count in fleet.counts().items())]
     if speed := fleet.speed():
         words.append(f"{human_size(speed)}/s")
@@ -27,6 +27,8 @@ def course(fleet: Fleet) -> str:
     if at_work:
         slowest = min(at_work, key=lambda host: percent(host.standing))
         words.append(f"slowest {slowest.name} at {percent(slowest.standing):.1f}%")
+    if away := [host.name for host in at_work if host.standing.stale]:
+        words.append(f"no daemon on {folded(away)}")
     return "; ".join(words)
 
 

@@ -108,7 +108,8 @@ class Watch:
             elif self._interrupts.count > 1:
                 self._ends(host.name, LEFT)
             else:
-                self._ends(host.name, TIMEOUT, f"not done after {self._timeout} s")
+                why = ": its daemon does not answer" if host.standing.stale else ""
+                self._ends(host.name, TIMEOUT, f"not done after {self._timeout} s{why}")
         self._report.close(self._fleet)
         at_work = [host for host in self._fleet if host.state in (LEFT, TIMEOUT)]
         if at_work:
@@ -119,25 +120,25 @@ class Watch:
         self._report.ended(self._fleet[name])
 
     def connecting(self, host: str) -> None:
-        """See Watcher."""
+        """See HostObserver."""
         self._fleet.connecting(host)
 
     def said(self, host: str, line: bytes) -> None:
-        """See Watcher."""
+        """See HostObserver."""
         if host not in self._fleet:
             self._report.note(f"{host}: {text_of_line(line)}")
         elif (told := self._fleet.heard(host, line)) is not None:
             self._report.heard(self._fleet[host], told)
 
     def ended(self, host: str, status: int | None) -> bool:
-        """See Watcher."""
+        """See HostObserver."""
         if host in self._fleet:
             self._fleet.ended(host, status)
             self._report.ended(self._fleet[host])
         return not self._told and (self._max_failed is None or self._fleet.failed < self._max_failed)
 
     def tick(self) -> None:
-        """See Watcher."""
+        """See HostObserver."""
         self._report.show(self._fleet)
         if self._connections is None:
             return

@@ -31,6 +31,7 @@ case $host in
     bare*) echo 'bash: line 1: ktaskfs: command not found' && status=127 ;;
     slow*) follow $((10#${host//[!0-9]/} % 100)) ;;
     deaf*) tell running 1 && while read -r line; do echo "$host $line" >>"$log"; done ;;
+    away*) tell running 1 | sed 's/"stale": false/"stale": true/' && while read -r line; do :; done ;;
     mute*) exec <&- && tell running 1 && until grep -q "^slow1 cancel" "$log"; do sleep 0.1; done && tell done 100 ;;
     silent*) ;;
     endless*) tell running 1 && exec tr '\0' x </dev/zero ;;

@@ -11,10 +11,11 @@ import pytest
 from ktaskfs.cli.fleet.ask import Answers
 from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
+from ktaskfs.cli.fleet.summary import course
 
 
 def told(state: str, *, task: str = "vm", percent: object = None, **more: object) -> bytes:
-    return json.dumps({"name": task, "state": state, "percent": percent, "stale": False, **more}).encode()
+    return json.dumps({"name": task, "state": state, "percent": percent, "stale": False} | more).encode()
 
 
 @pytest.fixture
@@ -28,6 +29,13 @@ def fleet() -> Fleet:
         ([], 255, "unreachable", "exit status 255"),
         ([b"hv1: no route"], 255, "unreachable", "%h: no route"),
         ([b"hv11 and my-hv1 are others, hv1 is not"], 255, "unreachable", "hv11 and my-hv1 are others, %h is not"),
+        ([b"Host key verification failed.\r"], 255, "unreachable", "Host key verification failed."),
+        (
+            [b"Host key for hv1 has changed.\r", b"Host key verification failed.\r"],
+            255,
+            "unreachable",
+            "Host key for %h has changed.",
+        ),
         ([b"no ktaskfs"], 127, "failed", "no ktaskfs"),
         ([b"\x1b[31mred\xff\r"], 1, "failed", "?[31mred\\xff"),
         ([told("running", percent="high")], 0, "failed", told("running", percent="high").decode()),
@@ -100,6 +108,16 @@ def test_the_task_at_work_that_is_least_advanced_counts(fleet: Fleet) -> None:
     standing = fleet["hv1"].standing
     assert (standing.name, standing.state, standing.figures["percent"]) == ("hv1", "paused", 20.0)
     assert fleet.counts() == {"paused": 1, "waiting": 1}
+
+
+def test_the_line_on_all_hosts_names_those_without_a_daemon(fleet: Fleet) -> None:
+    fleet.heard("hv1", told("running", percent=5))
+    fleet.heard("hv2", told("running", percent=7))
+    assert course(fleet) == "2 running; slowest hv1 at 5.0%"
+    fleet.heard("hv2", told("running", percent=7, stale=True))
+    assert course(fleet) == "2 running; slowest hv1 at 5.0%; no daemon on hv2"
+    fleet.ended("hv2", 255)
+    assert course(fleet) == "1 running, 1 lost; slowest hv1 at 5.0%"
 
 
 def test_equal_results_are_one(fleet: Fleet) -> None:

@@ -140,6 +140,12 @@ def test_the_timeout_ends_the_watching_only(hosts: Hosts) -> None:
     assert "slow1 cancel" not in hosts.log()
 
 
+def test_a_host_without_a_daemon_is_named_at_the_timeout(hosts: Hosts) -> None:
+    outcome = hosts("away1,slow1", "--timeout", "1")
+    assert "timeout (1): away1: not done after 1 s: its daemon does not answer\n" in outcome.err
+    assert "timeout (1): slow1: not done after 1 s\n" in outcome.err
+
+
 def test_control_c_cancels_everywhere(hosts: Hosts) -> None:
     """A terminal sends ^C to all processes of the command. It must not reach the connections."""
     with Terminal(*hosts.words("slow[1-3]", "--fanout", "2"), columns=100) as terminal:
@@ -264,7 +270,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
     ):
         outcome = hosts("good1", *options)
         assert (outcome.status, words in outcome.err) == (1, True), outcome
-    for names in ("hv[1", "", "hv[3-1]"):
+    for names in ("hv[1", "", "hv[3-1]", "hv1 hv2", "hv1\nhv2,hv3", "hv\x1b[31m1", "good1,-oProxyCommand=x"):
         outcome = hosts(names)
         assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (1, True), outcome
     assert hosts("good1", spec="").err == "ktaskfs: there is no specification\n"
