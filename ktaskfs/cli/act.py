@@ -32,6 +32,8 @@ def assign(given: argparse.Namespace) -> int:
     values = {match[1]: match[2] for match in matches if match is not None}
     if not values:
         raise InvalidValue("nothing to set: write KEY=VALUE after the names")
+    if empty := next((key for key, value in values.items() if not value.strip()), ""):
+        raise InvalidValue(f"{empty} has no value")
     if "control" in values:
         raise InvalidValue("control is not a parameter: use ktaskfs cancel, pause, resume or kill")
     mounted = Mounted(given.mount)
@@ -40,8 +42,14 @@ def assign(given: argparse.Namespace) -> int:
 
 
 def _set(mounted: Mounted, name: str, values: Mapping[str, str]) -> None:
+    """Raises InvalidValue for a parameter that the task does not have."""
     for key, value in values.items():
-        mounted.write(f"tasks/{name}/{key}", value)
+        try:
+            mounted.write(f"tasks/{name}/{key}", value)
+        except TargetError as error:
+            if error.errno == errno.ENOENT and name in mounted.directories("tasks"):
+                raise InvalidValue(f"{name} has no parameter {key!r}") from error
+            raise
 
 
 def _targets(

@@ -20,18 +20,36 @@ if TYPE_CHECKING:
 SCRIPTS: Final[Mapping[str, str]] = {
     "bash": r"""# Completion of ktaskfs for bash; `eval "$(ktaskfs completion bash)"`.
 _ktaskfs() {
-    local words prefix each line=${COMP_LINE:0:COMP_POINT}
-    # Not COMP_WORDS, which is cut at = and :. Without -r a backslash keeps a blank in its word.
-    # shellcheck disable=SC2162
-    read -a words <<<"$line"
-    [[ $line != *[[:blank:]] || $line == *\\[[:blank:]] ]] || words+=('')
-    prefix=${words[-1]%"${words[-1]##*[=:]}"} # bash replaces what is after these only
+    local words=('') quote='' before='' prefix each i line=${COMP_LINE:0:COMP_POINT}
+    for ((i = 0; i < ${#line}; i++)); do # not COMP_WORDS, which is cut at = and :
+        each=${line:i:1}
+        if [[ $each == "$quote" ]]; then
+            quote=''
+        elif [[ $each == \\ && $quote != \' ]]; then
+            words[-1]+=${line:$((++i)):1}
+        elif [[ ! $quote && $each == [\'\"] ]]; then
+            quote=$each before=${words[-1]}
+        elif [[ ! $quote && $each == [[:blank:]] ]]; then
+            [[ ! ${words[-1]} ]] || words+=('')
+        else
+            words[-1]+=$each
+        fi
+    done
+    prefix=${words[-1]%"${words[-1]##*[=:]}"} # bash replaces what is after these only, or after an open quote
+    [[ ! $quote ]] || prefix=$before
     COMPREPLY=()
     while IFS= read -r each; do
-        printf -v each %q "${each#"$prefix"}"
-        [[ $each == *[=/] ]] || each+=' '
+        each=${each#"$prefix"}
+        case $quote in
+            \') each=${each//\'/\'\\\'\'} ;;
+            \") each=$(sed 's/[\\"$`]/\\&/g' <<<"$each") ;;
+            *) printf -v each %q "$each" ;;
+        esac
+        [[ $quote || $each == *[=/] ]] || each+=' '
         COMPREPLY+=("$each")
     done < <("${words[0]}" completion words "${words[@]:1}" 2>/dev/null)
+    # bash closes the quote of the only one; the blank comes after that.
+    [[ ! $quote || ${#COMPREPLY[@]} != 1 || ${COMPREPLY[0]} == *[=/] ]] || compopt +o nospace
 }
 complete -o nospace -F _ktaskfs ktaskfs
 """,

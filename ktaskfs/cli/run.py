@@ -16,7 +16,7 @@ from ktaskfs.cli.interrupts import INTERRUPTED
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.orders import DETACH, Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
-from ktaskfs.cli.spec_files import read_lines, spec_files
+from ktaskfs.cli.spec_files import spec_files
 from ktaskfs.cli.specs import of_words
 from ktaskfs.cli.start import IfExists, start, taken_name
 from ktaskfs.cli.watcher import fork_watched
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.cli.follow import Standing
     from ktaskfs.cli.reports import Report
+    from ktaskfs.cli.spec_files import SpecFile
     from ktaskfs.cli.watcher import PassedInterrupts
 
 LAST: Final = 2
@@ -55,11 +56,11 @@ def _run_files(given: argparse.Namespace, interrupts: PassedInterrupts) -> int:
     return gravest(statuses)
 
 
-def _run_file(given: argparse.Namespace, file: str, interrupts: PassedInterrupts) -> int:
+def _run_file(given: argparse.Namespace, file: SpecFile, interrupts: PassedInterrupts) -> int:
     """Run a file up to the first line that fails. Raises DaemonAway."""
     place = ""
     try:
-        for place, text in read_lines(file):
+        for place, text in file.lines():
             if status := _run_text(given, text, interrupts):
                 say(f"{place}: not done; the following lines are skipped")
                 return status

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import TargetError
@@ -20,28 +22,40 @@ class SpecLine(NamedTuple):
     text: str
 
 
-def spec_files(paths: Sequence[str]) -> Iterator[str]:
+class SpecFile(NamedTuple):
+    """A file of specs. ``is_found``: it comes from a directory, so nobody chose it; a person may name a pipe."""
+
+    path: str
+    is_found: bool
+
+    def lines(self) -> list[SpecLine]:
+        """Its lines, without empty lines and lines that begin with #.
+
+        Raises TargetError, also for a found file that is not a regular file: a FIFO has no end without a writer.
+        """
+        try:
+            if self.is_found and not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise TargetError(f"{self.path} is not a regular file", errno=errno.EINVAL)
+            with open(self.path, "rb") as stream:  # decoded like the words of a command line
+                texts = [os.fsdecode(line).strip() for line in stream]
+        except OSError as error:
+            raise TargetError.from_os(error, self.path) from error
+        numbered = enumerate(texts, 1)
+        return [SpecLine(f"{self.path}:{at}", text) for at, text in numbered if text and not text.startswith("#")]
+
+
+def spec_files(paths: Sequence[str]) -> Iterator[SpecFile]:
     """The files at ``paths``. A directory stands for its files with SUFFIX that are not hidden, sorted by name.
 
     Raises TargetError for a directory that cannot be read.
     """
     for path in paths:
         if not os.path.isdir(path):
-            yield path
+            yield SpecFile(path, is_found=False)
             continue
         try:
             names = sorted(os.listdir(path))
         except OSError as error:
             raise TargetError.from_os(error, path) from error
-        yield from (os.path.join(path, each) for each in names if each.endswith(SUFFIX) and not each.startswith("."))
-
-
-def read_lines(path: str) -> list[SpecLine]:
-    """The lines of a file, without empty lines and lines that begin with #. Raises TargetError."""
-    try:
-        with open(path, "rb") as stream:  # decoded like the words of a command line
-            texts = [os.fsdecode(line).strip() for line in stream]
-    except OSError as error:
-        raise TargetError.from_os(error, path) from error
-    numbered = enumerate(texts, 1)
-    return [SpecLine(f"{path}:{number}", text) for number, text in numbered if text and not text.startswith("#")]
+        chosen = [each for each in names if each.endswith(SUFFIX) and not each.startswith(".")]
+        yield from (SpecFile(os.path.join(path, each), is_found=True) for each in chosen)

@@ -127,6 +127,7 @@ def test_bash_gets_what_comes_after_the_sign_of_equality(command: Command, memor
     assert replies("ktaskfs run checksum algorithm=bl") == ["blake3 "]
     assert replies(f"ktaskfs run checksum path={memory}/f") == [f"{memory}/file "]
     assert replies(f"ktaskfs run checksum path={memory}/a\\ ") == [f"{memory}/a\\ b "]
+    assert replies(f"ktaskfs run checksum path={memory}/a' 'name=x alg") == ["algorithm="]
     assert replies("ktaskfs run checksum ")[0] == "name="
 
 
@@ -139,6 +140,20 @@ def test_bash_at_a_terminal(command: Command, memory: Path) -> None:
         terminal.type("exit\n")
         terminal.end()
     assert command.mount.read("tasks/sum/path") == f"{memory}/file\n"
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"$b`c\\d'])
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_bash_in_an_open_quote(command: Command, memory: Path, name: str, quote: str) -> None:
+    (memory / f"x{name}").write_text("x")
+    with Terminal("bash", "--norc", "--noprofile", "-i", env=environment(command.mount), columns=200) as terminal:
+        terminal.type('eval "$(ktaskfs completion bash)"; echo lo""aded\n')
+        terminal.sees("loaded")
+        terminal.type(f"ktaskfs run -q check\tpath={quote}{memory}/x\tname=sum 2>&1 | sed s/^/said:/\n")
+        terminal.sees("said:crc32 ")
+        terminal.type("exit\n")
+        terminal.end()
+    assert command.mount.read("tasks/sum/state") == "done\n"
 
 
 def test_zsh_at_a_terminal(command: Command, memory: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import stat
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +12,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.poll import until
-from tests.support.shell import Outcome
+from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +66,35 @@ def test_after_a_line_that_does_not_get_done_the_next_file_comes(command: Comman
     assert outcome.err.startswith(f"ktaskfs: {first}:1: ")
     assert f"{memory}/none" in outcome.err
     assert states(command, "two", "three") == ["", "done"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "device", "dangling"])
+def test_what_is_no_file_does_not_hold_the_others(command: Command, memory: Path, kind: str) -> None:
+    """A FIFO has no end without a writer, and /dev/zero none at all."""
+    odd, good = memory / "10.tasks", memory / "20.tasks"
+    match kind:
+        case "fifo":
+            os.mkfifo(odd)
+        case "socket":
+            os.mknod(odd, stat.S_IFSOCK)
+        case "directory":
+            odd.mkdir()
+        case "device":
+            odd.symlink_to("/dev/zero")
+        case _:
+            odd.symlink_to(memory / "none")
+    reason = ": No such file or directory" if kind == "dangling" else " is not a regular file"
+    good.write_text(f"checksum path={memory}/file name=next\n")
+    outcome = command("run", "--quiet", "--files", str(memory))
+    assert outcome == Outcome(1, command.mount.read("tasks/next/result"), f"ktaskfs: {odd}{reason}\n")
+
+
+def test_a_person_may_name_a_pipe(command: Command, memory: Path) -> None:
+    line = command.mount.shell(f"echo 'checksum path={memory}/file name=sum' > {memory}/lines")
+    assert line.status == 0
+    words = shlex.join(command.words("run", "--quiet", "--files"))
+    assert run("bash", "-c", f"{words} <(cat {memory}/lines)", cwd=ROOT).status == 0
+    assert states(command, "sum") == ["done"]
 
 
 def test_a_word_that_is_wrong_is_shown_with_its_place(command: Command, memory: Path) -> None:

@@ -118,7 +118,8 @@ def test_set(command: Command, tasks: Mount) -> None:
         (["vm0", "control=cancel"], "control is not a parameter"),
         (["vm0", "nice=20"], "set vm0: '20' is above the maximum, 19"),
         (["sum", "nice=2"], "set sum: "),
-        (["vm0", "nonesuch=2"], "No such file or directory"),
+        (["vm0", "nonesuch=2"], "set vm0: vm0 has no parameter 'nonesuch'"),
+        (["vm0", "nice="], "nice has no value"),
     ):
         outcome = command("set", *words)
         assert (outcome.status, outcome.out) == (1, "")
