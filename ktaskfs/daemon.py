@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.config import MountConfig
     from ktaskfs.fuse.session import Session
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.systemd import Manager
     from ktaskfs.tasks.private_directory import PrivateDirectory
     from ktaskfs.tasks.task import Task
@@ -76,7 +76,7 @@ class _Daemon(NamedTuple):
     settings: Settings
     state: StateDirectory
     manager: Manager
-    operations: Mapping[str, Operation[Any]]
+    operations: Mapping[str, SpecWord]
     spawner: SpawnerProcess
     place: contextlib.ExitStack
     look: FirstLook
@@ -89,7 +89,7 @@ def run_daemon(
     directory: PrivateDirectory,
     ready: Callable[[], None],
     manager: Manager,
-    operations: Mapping[str, Operation[Any]],
+    operations: Mapping[str, SpecWord],
     spawner: SpawnerProcess,
 ) -> None:
     """Mount and serve; returns after the unmount. Calls ``ready`` when the mount answers; it must not block.

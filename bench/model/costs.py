@@ -61,7 +61,8 @@ class _Bench:
         """Returns the plan of the operation on the whole file, as a worker prepares it."""
         found = self._operations[operation]
         texts = {"path": str(self.target), "length": str(self.size)}
-        return found.plan(self._kernel, parse_parameters(found.parameters, texts), None)
+        meant, parameters = found.meant(parse_parameters(found.parameters, texts))
+        return meant.plan(self._kernel, parameters, None)
 
     @contextmanager
     def page(self) -> Iterator[WorkerPage]:

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from ktaskfs.cli.arguments import parser
@@ -21,7 +21,7 @@ from ktaskfs.operations.base.registry import find_operations
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import Parameter
 
 HERE: Final = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def operation_text(operation: Operation[Any]) -> str:
+def operation_text(operation: SpecWord) -> str:
     """The generated part of an operation's page."""
     parts = [f"# {operation.name}"]
     common = {each.name: each for each in COMMON}
@@ -70,7 +70,7 @@ def index_text() -> str:
     return "\n".join(rows) + "\n\n## Parameters of every operation\n\n" + table(COMMON)
 
 
-def _works_on(operation: Operation[Any]) -> str:
+def _works_on(operation: SpecWord) -> str:
     """In words, by what a spec has to name."""
     names = {each.name for each in operation.declared}
     if "path" not in names:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 _TEXT = """\
 Large work on huge pages, in chunks, on several threads. Everything here is read with cat and set with echo.
@@ -34,7 +34,7 @@ A task runs with the writer's rights, in its own process. It continues after an 
 """
 
 
-def manual(operations: Mapping[str, Operation[Any]]) -> str:
+def manual(operations: Mapping[str, SpecWord]) -> str:
     """The whole text."""
     width = max((len(name) for name in operations), default=0)
     lines = [

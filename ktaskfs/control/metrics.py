@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ktaskfs.control.transitions import Transition
     from ktaskfs.host.hugepages import Pool
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.tasks.task import Task
     from ktaskfs.vfs import Caller
     from ktaskfs.vfs.open_texts import TextSnapshot
@@ -63,9 +63,7 @@ class _Run:
 class Metrics:
     """Keeps the counters of one mount, and the texts of the files."""
 
-    def __init__(
-        self, operations: Mapping[str, Operation[Any]], kernel: Kernel, open_handles: Callable[[], int]
-    ) -> None:
+    def __init__(self, operations: Mapping[str, SpecWord], kernel: Kernel, open_handles: Callable[[], int]) -> None:
         self._kernel = kernel
         self._open_handles = open_handles
         names = sorted(operations)

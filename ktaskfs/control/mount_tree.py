@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ktaskfs.control.events import EventFeed
 from ktaskfs.control.manual import manual
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 
 def build_tree(fs: Filesystem, open_handles: Callable[[], int]) -> Directory:
@@ -68,7 +68,7 @@ def _metrics_file(fs: Filesystem, metrics: Metrics, form: Exposition) -> TextFil
     )
 
 
-def _operation(fs: Filesystem, operation: Operation[Any]) -> Directory:
+def _operation(fs: Filesystem, operation: SpecWord) -> Directory:
     return _directory(
         fs,
         {
@@ -106,7 +106,7 @@ def _event_stream(fs: Filesystem, events: EventFeed) -> StreamFile:
     )
 
 
-def parameters_text(operation: Operation[Any]) -> str:
+def parameters_text(operation: SpecWord) -> str:
     """A line for each parameter: name, type, default (``-`` for none), meaning."""
     lines = operation.declared
     return table(

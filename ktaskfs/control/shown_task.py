@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.tasks.task import ACTIVE
 from ktaskfs.vfs import Attributes, Change, WatchedChange
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ktaskfs.control.filesystem import Filesystem
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.tasks.task import Task
 
@@ -42,7 +42,7 @@ class TaskFiles:
     parameters: Mapping[str | None, Mapping[str, Parameter]]
 
     @classmethod
-    def of(cls, operations: Mapping[str, Operation[Any]], fixed: Iterable[str]) -> TaskFiles:
+    def of(cls, operations: Mapping[str, SpecWord], fixed: Iterable[str]) -> TaskFiles:
         """The files ``fixed`` of every task, and those declared by ``operations``."""
         parameters: dict[str | None, Mapping[str, Parameter]] = {
             name: {each.name: each for each in operation.declared if each.name not in OF_THE_SPEC}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.control import figures, task_text
 from ktaskfs.control.commands import CommandFile, Commands
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ktaskfs.control.shown_task import ShownTask
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.tasks.task import Task
     from ktaskfs.vfs import Caller, Change, Inode
@@ -248,6 +248,6 @@ def inode_of(shown: ShownTask, ino: int) -> Inode | None:
     return None if name is None else _file(shown, name, ino)
 
 
-def task_files(operations: Mapping[str, Operation[Any]]) -> TaskFiles:
+def task_files(operations: Mapping[str, SpecWord]) -> TaskFiles:
     """The possible files of tasks of ``operations``."""
     return TaskFiles.of(operations, _FILES)

@@ -106,6 +106,10 @@ class Kernel(NamedTuple):
             time.sleep(pause)
             pause = min(2 * pause, _LEASE_PAUSE_MAX)
 
+    def link(self, fd: int, name: str, directory: int) -> None:
+        """Give an open file (O_TMPFILE) a name in a directory; raises OSError, EEXIST for a name that is taken."""
+        os.link(f"self/fd/{fd}", name, src_dir_fd=self.proc, dst_dir_fd=directory, follow_symlinks=True)
+
     def _lease_time(self) -> float:
         """Seconds after which no lease is left: a little more than the kernel's own limit."""
         return (int(self.read_proc("sys/fs/lease-break-time")) or LEASE_BREAK_TIME) + _LEASE_GRACE

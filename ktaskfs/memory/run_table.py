@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 MAX_ROWS: Final = 1 << 15
 """Rows that are kept, the first ones of the file: about as many as fit into a result of 1 MiB."""
-RESULT_MAX: Final = 1 << 20
-"""Bytes of a result that are kept (RESULT_MAX of the shared page)."""
 
 
 class RunTable:

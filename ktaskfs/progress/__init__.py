@@ -29,12 +29,11 @@ from ktaskfs.progress.daemon_side import (
     read_snapshot,
     write_requests,
 )
-from ktaskfs.progress.layout import RESULT_MAX, Shape
+from ktaskfs.progress.layout import Shape
 from ktaskfs.progress.snapshot import FoundWhy, NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.progress.worker_page import WorkerPage
 
 __all__ = [
-    "RESULT_MAX",
     "FoundWhy",
     "NodeProgress",
     "Phase",

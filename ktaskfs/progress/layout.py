@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.progress.snapshot import FoundWhy, Phase, ThreadState
+from ktaskfs.result import RESULT_MAX
 from ktaskfs.span import NO_NODE
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ WORD: Final = 8
 MAGIC: Final = int.from_bytes(b"ktaskpg1", "little")
 MESSAGE_AT: Final = 64
 MESSAGE_BYTES: Final = 1024
-RESULT_MAX: Final = 1 << 20
-"""Bytes of result text that the daemon reads at most."""
 ERRNO_MAX: Final = 4096
 """The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 _MASK: Final = 2**64 - 1

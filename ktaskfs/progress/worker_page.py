@@ -18,12 +18,12 @@ from ktaskfs.progress.layout import (
     RANGE,
     REPORT,
     REQUESTS,
-    RESULT_MAX,
     SLOT,
     WORD,
     Shape,
 )
 from ktaskfs.progress.snapshot import FoundWhy, Phase, Requests, ThreadState
+from ktaskfs.result import RESULT_MAX
 from ktaskfs.units import printable
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class WorkerPage:
         """Write the outcome; ``number`` is an errno. The phase is stored last, so that a reader of the phase sees the
         rest.
 
-        A result that cannot be stored (ENOSPC, or EFBIG beyond the user's limit) makes DONE a failure.
+        A result that cannot be stored (ENOSPC; EFBIG beyond RESULT_MAX or the user's limit) makes DONE a failure.
         """
-        data = result.encode("utf-8", "replace")[:RESULT_MAX]
+        data = result.encode("utf-8", "replace")
         try:
             self._store_result(data)
         except OSError as error:
@@ -105,6 +105,8 @@ class WorkerPage:
         REPORT.store(self._words, REPORT.at, **values)
 
     def _store_result(self, data: bytes) -> None:
+        if len(data) > RESULT_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         stored = 0
         while stored < len(data):
             stored += os.pwrite(self._fd, data[stored:], self.shape.size + stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import trio
 
     from ktaskfs.host.cgroups import GroupMounts
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.tasks.launcher import Launcher
     from ktaskfs.tasks.state_directory import StateDirectory
     from ktaskfs.tasks.table import TaskTable
@@ -30,6 +30,6 @@ class TaskContext(NamedTuple):
     table: TaskTable
     launcher: Launcher
     state: StateDirectory
-    operations: Mapping[str, Operation[Any]]
+    operations: Mapping[str, SpecWord]
     nursery: trio.Nursery
     cgroups: GroupMounts

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.resume import Baseline
     from ktaskfs.progress import Snapshot
     from ktaskfs.span import Node
@@ -32,7 +32,7 @@ class History(NamedTuple):
     rights:    the common capabilities of all who defined the task, a bit mask.
     """
 
-    operation: Operation[Any] | None = None
+    operation: SpecWord | None = None
     texts: Mapping[str, str] = MappingProxyType({})
     used: Mapping[str, str] = MappingProxyType({})
     remaining: tuple[Node, ...] | None = None

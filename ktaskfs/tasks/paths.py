@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.operations.base.parameters import FILE, PATH, PATH_MAX
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ktaskfs.host.credentials import CallerProcess
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 
 _PATHS: Final = (PATH, FILE)
 
 
-def are_absolute(operation: Operation[Any], texts: Mapping[str, str]) -> bool:
+def are_absolute(operation: SpecWord, texts: Mapping[str, str]) -> bool:
     """Whether all paths in ``texts`` begin at the root."""
     return all(texts.get(each.name, "/").startswith("/") for each in operation.declared if each.kind in _PATHS)
 
 
-def absolute_paths(operation: Operation[Any], texts: Mapping[str, str], caller: CallerProcess) -> dict[str, str]:
+def absolute_paths(operation: SpecWord, texts: Mapping[str, str], caller: CallerProcess) -> dict[str, str]:
     """``texts`` with relative paths made absolute below the caller's working directory, as seen from the caller's root.
 
     So a task shows its target, and a resume from elsewhere uses the same one. If the directory has no such name

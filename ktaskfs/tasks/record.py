@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import UnionType
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 VERSION: Final = 6
 """Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5,
@@ -115,7 +115,7 @@ _MOST: Final = 1 << 20
 """Upper bounds of slots and ranges."""
 
 
-def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str, Operation[Any]]) -> Record:
+def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str, SpecWord]) -> Record:
     """The record of ``task`` from its fields, of any version until now.
 
     Raises InvalidValue for an unknown operation or parameter, and ValueError, KeyError, TypeError or AttributeError for
@@ -150,7 +150,7 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
     )
 
 
-def _history(fields: Mapping[str, Any], operations: Mapping[str, Operation[Any]]) -> History:
+def _history(fields: Mapping[str, Any], operations: Mapping[str, SpecWord]) -> History:
     operation = None
     if fields["operation"] is not None:
         operation = operations.get(fields["operation"])

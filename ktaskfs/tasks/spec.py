@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ktaskfs.errors import KtaskfsError
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 """Names of tasks: safe in a shell, in a table's column and in a metric's label."""
@@ -30,7 +30,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+=,~-]{0,127}", re.ASCII)
 class Spec:
     """A checked job spec: the operation, its parsed parameters, the names of those given, and the original text."""
 
-    operation: Operation[Any]
+    operation: SpecWord
     parameters: TaskParameters
     given: frozenset[str] = field(compare=False)
     text: str = field(compare=False)
@@ -96,7 +96,7 @@ def _end_of_line(text: str, at: int) -> int:
     return len(text) if end < 0 else end
 
 
-def parse_spec(text: str, operations: Mapping[str, Operation[Any]]) -> Spec:
+def parse_spec(text: str, operations: Mapping[str, SpecWord]) -> Spec:
     """Read one job spec, in either form; raises SpecError."""
     try:
         return _parse(text, operations)
@@ -104,7 +104,7 @@ def parse_spec(text: str, operations: Mapping[str, Operation[Any]]) -> Spec:
         raise _on_its_line(error) from error
 
 
-def _parse(line: str, operations: Mapping[str, Operation[Any]]) -> Spec:
+def _parse(line: str, operations: Mapping[str, SpecWord]) -> Spec:
     operation, words = words_of_object(line) if line.lstrip(BLANKS).startswith("{") else _from_words(line)
     known = operations.get(operation.text)
     if known is None:

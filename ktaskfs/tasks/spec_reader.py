@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import trio
@@ -13,7 +13,7 @@ from ktaskfs.tasks.spec import Spec, parse_spec, split_specs
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.tasks.tunables import Settings
 
 SPLIT_AT_ONCE: Final = 64
@@ -23,7 +23,7 @@ SPLIT_AT_ONCE: Final = 64
 class SpecReader:
     """Parses line by line, one user's write at a time. The others' requests run between two lines."""
 
-    def __init__(self, operations: Mapping[str, Operation[Any]], settings: Settings) -> None:
+    def __init__(self, operations: Mapping[str, SpecWord], settings: Settings) -> None:
         self._operations = operations
         self._settings = settings
         self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()

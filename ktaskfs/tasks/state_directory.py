@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.host.files import read_file
@@ -25,7 +25,7 @@ from ktaskfs.tasks.record import record_from_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.progress import Requests, Shape
     from ktaskfs.tasks.private_directory import PrivateDirectory
     from ktaskfs.tasks.record import Record
@@ -171,7 +171,7 @@ class StateDirectory:
             if unused and self._directory.is_ours(name):
                 self._directory.remove(name)
 
-    def records(self, operations: Mapping[str, Operation[Any]]) -> Iterator[Record]:
+    def records(self, operations: Mapping[str, SpecWord]) -> Iterator[Record]:
         """Every readable record, oldest first, without the processes of an earlier boot; others are renamed to
         ``*.bad`` and logged.
 

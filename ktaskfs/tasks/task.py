@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError, TaskForgotten, WrongState
 from ktaskfs.operations.base.parameters import MAX, parse_parameters
@@ -16,7 +16,7 @@ from ktaskfs.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import Parameter, TaskParameters
     from ktaskfs.tasks.kept_caller import KeptCaller
     from ktaskfs.tasks.worker_handle import WorkerHandle
@@ -94,7 +94,7 @@ class Task:
         return f"<Task {self.name} {self.state}>"
 
     @property
-    def operation(self) -> Operation[Any] | None:
+    def operation(self) -> SpecWord | None:
         """The operation, None while an empty task has none."""
         return self.history.operation
 
@@ -103,7 +103,7 @@ class Task:
         """The given parameters, as canonical text."""
         return self.history.texts
 
-    def define(self, operation: Operation[Any], texts: Mapping[str, str]) -> None:
+    def define(self, operation: SpecWord, texts: Mapping[str, str]) -> None:
         """Set the operation and ``texts`` of a new task.
 
         Earlier texts stay if ``texts`` does not name them and the operation has the parameter.

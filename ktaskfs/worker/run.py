@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import TaskParameters
     from ktaskfs.operations.base.plan import Plan
 
@@ -56,7 +56,7 @@ class Worker:
     def __init__(
         self,
         request: protocol.StartRequest,
-        operation: Operation[Any],
+        word: SpecWord,
         kernel: Kernel,
         fds: Sequence[int],
         cgroups: GroupMounts,
@@ -67,7 +67,7 @@ class Worker:
         """
         page, channel, *self._callers = fds
         self._request = request
-        self._operation = operation
+        self._word = word
         self._kernel = kernel._replace(abandoned=self._given_up)
         self._cgroups = cgroups
         self._page = WorkerPage(page)
@@ -95,11 +95,12 @@ class Worker:
     def carry_out(self) -> None:
         """The life after this process has become the caller."""
         try:
-            parameters = parse_parameters(self._operation.parameters, self._request.parameters)
-            remaining, baseline = self._earlier(parameters)
+            shared = parse_parameters(self._word.parameters, self._request.parameters)
+            remaining, baseline = self._earlier(shared)
+            operation, parameters = self._word.meant(shared)
             if baseline is not None:
-                parameters = self._operation.settled(parameters, baseline)
-            plan = self._operation.plan(self._kernel, parameters, remaining)
+                parameters = operation.settled(parameters, baseline)
+            plan = operation.plan(self._kernel, parameters, remaining)
         except Exception as error:
             self._refuse(error)
             return
@@ -108,9 +109,9 @@ class Worker:
                 baseline.require_tree(plan.tree)
             if parameters.plan:
                 baseline = Baseline({}, end=0, size=0, total=0)
-            baseline = baseline or self._operation.baseline(parameters, plan.nodes)._replace(tree=plan.tree)
+            baseline = baseline or operation.baseline(parameters, plan.nodes)._replace(tree=plan.tree)
             ready = protocol.Ready(
-                sum(node.size for node in plan.nodes), baseline._asdict(), self._operation.used_defaults(parameters)
+                sum(node.size for node in plan.nodes), baseline._asdict(), self._word.used_defaults(parameters)
             )
             job = self._make_job(plan)
             # Leave the caller's directory, which would block an unmount: everything is open, and all paths are

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import setproctitle
 
@@ -40,7 +40,7 @@ from ktaskfs.worker.warm_up import WarmUp
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 OUTPUT_MAX: Final = 8192
 """Maximum bytes of one worker's standard error in the log."""
@@ -83,7 +83,7 @@ class _Child(NamedTuple):
 class Spawner:
     """Forks on request and reports the end of each worker; ``serve`` runs until the daemon is gone."""
 
-    def __init__(self, sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:
+    def __init__(self, sock: socket.socket, operations: Mapping[str, SpecWord]) -> None:
         self._sock = sock
         self._operations = operations
         self._kernel = Kernel.open_read_only()
@@ -262,7 +262,7 @@ def _pass_on(child: _Child) -> None:
     os.close(child.output)
 
 
-def serve_on(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> None:
+def serve_on(sock: socket.socket, operations: Mapping[str, SpecWord]) -> None:
     """Be the spawner until the daemon closes the other end of ``sock``, and keep no other descriptor of it."""
     close_all_but({sock.fileno()})
     os.chdir("/")

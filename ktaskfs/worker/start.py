@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ktaskfs.host.process import open_child
 from ktaskfs.worker import protocol
@@ -18,7 +18,7 @@ from ktaskfs.worker import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 
 class SpawnerProcess(NamedTuple):
@@ -34,7 +34,7 @@ class SpawnerProcess(NamedTuple):
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def fork_spawner(operations: Mapping[str, Operation[Any]]) -> SpawnerProcess:
+def fork_spawner(operations: Mapping[str, SpecWord]) -> SpawnerProcess:
     """Fork the spawner from this process, which has one thread. Raises OSError."""
 
     def fork(sock: socket.socket) -> int:
@@ -75,7 +75,7 @@ def _start(start: Callable[[socket.socket], int]) -> SpawnerProcess:
     return SpawnerProcess(pid, pidfd, ours)
 
 
-def _serve(sock: socket.socket, operations: Mapping[str, Operation[Any]]) -> NoReturn:
+def _serve(sock: socket.socket, operations: Mapping[str, SpecWord]) -> NoReturn:
     """In a forked spawner: serve to the end."""
     status = 1
     try:

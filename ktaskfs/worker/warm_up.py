@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ktaskfs.host.becoming import warm_up_becoming
 from ktaskfs.host.cgroups import own_groups
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
 
 _OPERATION: Final = "clear"
 """An operation that uses the code of operations on ranges of files."""
@@ -77,7 +77,7 @@ class WarmUp(NamedTuple):
             for fd in fds:
                 os.close(fd)
 
-    def run(self, operations: Mapping[str, Operation[Any]], kernel: Kernel, cgroups: GroupMounts) -> None:
+    def run(self, operations: Mapping[str, SpecWord], kernel: Kernel, cgroups: GroupMounts) -> None:
         """Do all reversible steps of a start, and close the descriptors. Raises the errors of a start."""
         parameters = {"path": f"/proc/{os.getpid()}/fd/{self.target}", "force": "1"}
         request = protocol.decode(protocol.encode(self.request._replace(parameters=parameters)))
@@ -92,13 +92,11 @@ class WarmUp(NamedTuple):
                 os.close(fd)
             os.chdir("/")
 
-    def _do(
-        self, request: protocol.StartRequest, operation: Operation[Any], kernel: Kernel, cgroups: GroupMounts
-    ) -> None:
+    def _do(self, request: protocol.StartRequest, word: SpecWord, kernel: Kernel, cgroups: GroupMounts) -> None:
         daemon, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with daemon:
             daemon.send(protocol.GO)
-            Worker(request, operation, kernel, [self.page, channel.detach()], cgroups).carry_out()
+            Worker(request, word, kernel, [self.page, channel.detach()], cgroups).carry_out()
         if _threads() > 1:  # none if the start was refused; the signal would otherwise stay pending for the real task
             os.kill(os.getpid(), signal.SIGTERM)  # ends the thread that waits for the signal
         while _threads() > 1:  # only a single-threaded process can become its caller

@@ -19,7 +19,7 @@ from ktaskfs.vfs import Caller
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.parameters import Kind
 
 OPERATIONS: Final = find_operations()
@@ -39,7 +39,7 @@ ANYBODY: Final = Caller(pid=1, uid=1000, gid=1000)
 class Checker:
     """Counts what it has seen: ``accepted`` specs, and ``refused`` ones."""
 
-    def __init__(self, operations: Mapping[str, Operation[Any]] = OPERATIONS) -> None:
+    def __init__(self, operations: Mapping[str, SpecWord] = OPERATIONS) -> None:
         self._operations = operations
         self._log = CommandLog()
         self.accepted = 0

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from ktaskfs.errors import InvalidValue
 from ktaskfs.progress import (
-    RESULT_MAX,
     Phase,
     Requests,
     Shape,
@@ -28,6 +27,7 @@ from ktaskfs.progress import (
     read_snapshot,
     write_requests,
 )
+from ktaskfs.result import RESULT_MAX
 from ktaskfs.span import Node
 from tests.support.filesystems import tmpfs as mount_tmpfs
 from tests.support.pages import ALL, NODES, SHAPE, units
@@ -168,10 +168,21 @@ def test_the_end_as_it_was_told(page: int) -> None:
 
 def test_long_words_are_cut(page: int) -> None:
     worker = WorkerPage(page)
-    worker.end(Phase.DONE, message="m" * 5000, result="r" * (RESULT_MAX + 1))
+    worker.end(Phase.DONE, message="m" * 5000, result="r" * RESULT_MAX)
     snapshot = read_snapshot(page, SHAPE)
     assert snapshot.message == "m" * 1023
     assert read_result(page, SHAPE, snapshot) == "r" * RESULT_MAX
+
+
+@pytest.mark.parametrize(("phase", "number", "message"), [(Phase.DONE, 27, "result"), (Phase.FAILED, 5, "sad")])
+def test_a_result_that_is_too_long_is_a_failure_and_is_not_cut(
+    page: int, phase: Phase, number: int, message: str
+) -> None:
+    worker = WorkerPage(page)
+    worker.end(phase, number=5 if phase is Phase.FAILED else 0, message="sad", result="r" * (RESULT_MAX + 1))
+    snapshot = read_snapshot(page, SHAPE)
+    assert (snapshot.phase, snapshot.errno, snapshot.result_size) == (Phase.FAILED, number, 0)
+    assert message in snapshot.message
 
 
 @pytest.mark.parametrize(("phase", "number", "message"), [(Phase.DONE, 27, "result"), (Phase.FAILED, 5, "sad")])

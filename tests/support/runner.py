@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ktaskfs.operations.base.operation import Operation
+    from ktaskfs.operations.base.operation import SpecWord
     from ktaskfs.operations.base.plan import Plan
     from ktaskfs.span import Node
 
@@ -39,13 +39,14 @@ class Runner:
     """Prepares and runs operations as the worker does, without its process."""
 
     kernel: Kernel
-    operations: Mapping[str, Operation[Any]]
+    operations: Mapping[str, SpecWord]
 
     def prepare(self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object) -> Plan:
         """The plan for a spec; the values are written as in a spec. What follows an @ in the name says the family."""
         found = self.operations[operation.partition("@")[0]]
         parameters = parse_parameters(found.parameters, {key: str(value) for key, value in texts.items()})
-        return found.plan(self.kernel, parameters, remaining)
+        meant, own = found.meant(parameters)
+        return meant.plan(self.kernel, own, remaining)
 
     def refused(self, operation: str, remaining: Sequence[Node] | None = None, /, **texts: object) -> KtaskfsError:
         """Why there is no plan for a spec; no descriptor may be left open. With plan=1 it is refused just so."""

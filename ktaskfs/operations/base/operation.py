@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported, undo_after
 from ktaskfs.ktask import Control
-from ktaskfs.operations.base.parameters import TaskParameters
+from ktaskfs.operations.base.parameters import TaskParameters, format_parameters
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
 from ktaskfs.operations.base.resume import Baseline, identities_of
 from ktaskfs.span import NO_NODE
@@ -29,23 +29,16 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=TaskParameters)
 
 
-class Operation(ABC, Generic[P]):
-    """One kind of work. Subclasses are found by the registry: one file in this package each."""
+class SpecWord(ABC):
+    """The word that starts a spec: an operation, or several of one name (``SharedWord``)."""
 
     name: str
-    """The word that starts a spec."""
-    target: str = ""
-    """If operations share a name: the target of this one, in words (``SharedWord``)."""
     description: str
     """One or two sentences for ``operations/NAME/description``."""
     units: Units
     """What positions count."""
     parameters: type[Any]
-    """The class P."""
-    no_undo: str = ""
-    """Why ``undo=1`` is refused; empty if the operation can undo its work."""
-    no_resume: str = ""
-    """Why a resume is refused; empty if the operation can resume."""
+    """A class of TaskParameters."""
 
     @cached_property
     def declared(self) -> tuple[Parameter, ...]:
@@ -54,9 +47,39 @@ class Operation(ABC, Generic[P]):
         return declaration.declared
 
     @property
+    @abstractmethod
     def meanings(self) -> tuple[Operation[Any], ...]:
         """The operations of this name, the general one first."""
+
+    @abstractmethod
+    def meant(self, parameters: Any) -> tuple[Operation[Any], Any]:
+        """The operation that a spec is for, and its own parameters; raises InvalidValue for parameters that it lacks.
+
+        Called once for a run, in the worker, because it may examine the target, and the next look may find another.
+        """
+
+    def used_defaults(self, own: TaskParameters) -> Mapping[str, str]:
+        """The texts that an operation with its ``own`` parameters takes of those with several ``defaults``."""
+        used = format_parameters(own)
+        return {each.name: used[each.name] for each in self.declared if each.defaults and each.name in used}
+
+
+class Operation(SpecWord, Generic[P]):
+    """One kind of work. Subclasses are found by the registry: one file in this package each."""
+
+    target: str = ""
+    """If operations share a name: the target of this one, in words (``SharedWord``)."""
+    no_undo: str = ""
+    """Why ``undo=1`` is refused; empty if the operation can undo its work."""
+    no_resume: str = ""
+    """Why a resume is refused; empty if the operation can resume."""
+
+    @property
+    def meanings(self) -> tuple[Operation[Any], ...]:
         return (self,)
+
+    def meant(self, parameters: P) -> tuple[Operation[Any], P]:
+        return self, parameters
 
     def means(self, parameters: Any) -> bool:
         """Whether a spec, with the parameters of all operations of this name, is for this operation instead of the
@@ -72,10 +95,6 @@ class Operation(ABC, Generic[P]):
         A family with ranges adds the end of its range. Not called for plan=1: the files need not exist.
         """
         return Baseline(identities_of(parameters), end=0, size=0, total=sum(node.size for node in nodes))
-
-    def used_defaults(self, parameters: P) -> Mapping[str, str]:
-        """The texts that this target takes of parameters with several ``defaults``."""
-        return {}
 
     def settled(self, parameters: P, baseline: Baseline) -> P:
         """The parameters for a resume: defaults keep their meaning of the first run."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import ktaskfs.operations
-from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.operation import Operation, SpecWord
 from ktaskfs.operations.base.shared_word import SharedWord
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BASE: Final = "base"
 
 
-def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, Operation[Any]]:
+def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, SpecWord]:
     """All operations of the families in ``package`` by name, in alphabetical order.
 
     Importing them is slow, so call it once in a process. Operations of one name become a SharedWord. Raises TypeError
@@ -36,7 +36,9 @@ def find_operations(package: ModuleType = ktaskfs.operations) -> Mapping[str, Op
         (found_class,) = operations
         operation = found_class()
         found.setdefault(operation.name, []).append(operation)
-    words = {name: each[0] if len(each) == 1 else SharedWord(each) for name, each in sorted(found.items())}
+    words: dict[str, SpecWord] = {
+        name: each[0] if len(each) == 1 else SharedWord(each) for name, each in sorted(found.items())
+    }
     return MappingProxyType(words)
 
 

@@ -5,27 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.errors import InvalidValue
-from ktaskfs.operations.base.operation import Operation
+from ktaskfs.operations.base.operation import Operation, SpecWord
 from ktaskfs.operations.base.parameters import (
     Kind,
     Parameter,
     TaskParameters,
-    format_parameters,
     parameter,
     parse_parameters,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from ktaskfs.operations.base.plan import Plan, Preparation
-    from ktaskfs.operations.base.resume import Baseline
-    from ktaskfs.span import Node
 
 COMMON: frozenset[str] = frozenset(each.name for each in TaskParameters.declared)
 
 
-class SharedWord(Operation[TaskParameters]):
+class SharedWord(SpecWord):
     """Has the parameters of all ``meanings``. A spec selects the first meaning whose ``means`` accepts it, or else the
     general one.
 
@@ -51,38 +47,9 @@ class SharedWord(Operation[TaskParameters]):
     def meanings(self) -> tuple[Operation[Any], ...]:
         return (self._general, *self._particular)
 
-    def _meant(self, parameters: TaskParameters) -> tuple[Operation[Any], Any]:
-        """The operation that a spec is for, and its parameters; raises InvalidValue for parameters that it lacks."""
+    def meant(self, parameters: TaskParameters) -> tuple[Operation[Any], Any]:
         operation = next((each for each in self._particular if each.means(parameters)), self._general)
         return operation, _as_own(operation, parameters)
-
-    def prepare(self, preparation: Preparation[TaskParameters]) -> Plan:
-        operation, preparation.parameters = self._meant(preparation.parameters)
-        operation.locate(preparation)
-        return operation.prepare(preparation)
-
-    def used_defaults(self, parameters: TaskParameters) -> Mapping[str, str]:
-        _, own = self._meant(parameters)
-        used = format_parameters(own)
-        return {each.name: used[each.name] for each in self.declared if each.defaults and each.name in used}
-
-    def undo_refusal(self, parameters: TaskParameters) -> str:
-        operation, own = self._meant(parameters)
-        return operation.undo_refusal(own)
-
-    def resume_refusal(self, parameters: TaskParameters) -> str:
-        operation, own = self._meant(parameters)
-        return operation.resume_refusal(own)
-
-    def baseline(self, parameters: TaskParameters, nodes: Sequence[Node]) -> Baseline:
-        operation, own = self._meant(parameters)
-        return operation.baseline(own, nodes)
-
-    def settled(self, parameters: TaskParameters, baseline: Baseline) -> TaskParameters:
-        operation, own = self._meant(parameters)
-        settled = operation.settled(own, baseline)
-        values = {each.name: getattr(settled, each.name) for each in operation.declared}
-        return parameters._replace(**values)
 
 
 def _union(meanings: Sequence[Operation[Any]]) -> type[TaskParameters]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ktaskfs.host import numa_pages
 from ktaskfs.host.page_table import FILE, HUGE, PRESENT
 from ktaskfs.host.topology import read_nodes
-from ktaskfs.memory.run_table import RESULT_MAX
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.processes._mappings import MappedPages, ProcessParameters, open_pages
+from ktaskfs.result import with_table
 from ktaskfs.units import PAGES, escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ktaskfs.host.page_table import Run
     from ktaskfs.ktask import Outcome
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 4 << 10
 MAX_CHUNK: Final = 16 << 10
 """Pages. An mmap(2) of the process waits for the scan of one chunk of 64 MiB, some milliseconds."""
-MARGIN: Final = 4 << 10
-"""Bytes of the result that the sums take."""
 COUNTS: Final = ("present", "huge", "swapped", "file", "anonymous")
 
 
@@ -105,21 +103,15 @@ class _Surveyor:
         for each in self._counts:
             sums += each
         columns = [*COUNTS, *(f"node{nid}" for nid in self._nids)]
-        lines = [f"page_size {self._pages.page}\n", f"pages {outcome.units_done}\n"]
-        lines.append(f"mappings {len(self._pages.areas)}\n")
-        lines += [f"{name} {self._shown(sums, name)}\n" for name in columns]
-        rows, room = [], RESULT_MAX - MARGIN
+        counts: dict[str, object] = {"page_size": self._pages.page, "pages": outcome.units_done}
+        counts |= {"mappings": len(self._pages.areas)} | {name: self._shown(sums, name) for name in columns}
+        return with_table(counts, f"start end permissions pages {' '.join(columns)} name", self._rows(columns))
+
+    def _rows(self, columns: Sequence[str]) -> Iterator[str]:
         for area, counts in zip(self._pages.areas, self._counts, strict=True):
             numbers = " ".join(self._shown(counts, name) for name in columns)
             pages, name = area.size // self._pages.page, escaped(area.name) or "-"
-            row = f"{area.start:x} {area.end:x} {area.permissions} {pages} {numbers} {name}\n"
-            room -= len(row.encode())
-            if room < 0:
-                break
-            rows.append(row)
-        lines.append(f"left_out {len(self._pages.areas) - len(rows)}\n")
-        lines.append(f"start end permissions pages {' '.join(columns)} name\n")
-        return "".join([*lines, *rows])
+            yield f"{area.start:x} {area.end:x} {area.permissions} {pages} {numbers} {name}"
 
     def _shown(self, counts: Counter[str], name: str) -> str:
         return "-" if name == "huge" and not self._pages.table.tells_huge else str(counts[name])

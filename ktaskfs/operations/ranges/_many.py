@@ -24,6 +24,7 @@ from ktaskfs.memory.target_errors import truncated
 from ktaskfs.operations.base.line import Line
 from ktaskfs.operations.base.processes import map_file, open_mapped
 from ktaskfs.operations.ranges._range import RangeParameters
+from ktaskfs.result import lines
 from ktaskfs.span import Span
 from ktaskfs.units import format_size
 
@@ -114,7 +115,7 @@ class ManyFiles:
     @property
     def text(self) -> str:
         """The counts as lines of the result."""
-        return "".join(f"{key} {value}\n" for key, value in self.counts.items())
+        return lines(self.counts)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ from ktaskfs.operations.ranges._range import (
     open_range_source,
     resolve_extent,
 )
+from ktaskfs.result import with_table
 from ktaskfs.span import Span
 from ktaskfs.units import shown
 
@@ -114,8 +115,8 @@ def _prepare_many(preparation: Preparation[ChecksumParameters], maker: Callable[
         if outcome.remaining():
             return ""
         there = [index for index in range(len(digests)) if not files.is_gone(index)]
-        lines = [(labelled(parameters.algorithm, digests[index].value()), files.files[index].path) for index in there]
-        return files.text + "".join(f"{line.rstrip()} {path}\n" for line, path in lines)
+        values = ((labelled(parameters.algorithm, digests[index].value()), files.files[index].path) for index in there)
+        return with_table(files.counts, "", (f"{value.rstrip()} {path}" for value, path in values))
 
     nodes = preparation.nodes(files.extent, LEAF)
     control = preparation.control(digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)

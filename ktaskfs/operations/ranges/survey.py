@@ -13,9 +13,10 @@ from ktaskfs.host.presence import HOLE
 from ktaskfs.host.target import MEMORY, FilesystemType, Target, open_target
 from ktaskfs.memory.file_pages import WINDOW, FilePages
 from ktaskfs.memory.guarded_pages import require_guard
-from ktaskfs.memory.run_table import RESULT_MAX, RunTable
+from ktaskfs.memory.run_table import RunTable
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import PageRangeOperation, RangeParameters, is_many
+from ktaskfs.result import with_table
 from ktaskfs.span import Node, Span
 from ktaskfs.units import escaped
 
@@ -84,17 +85,10 @@ def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
         nids = sorted({*pages} - {HOLE})
         counts = files.counts | {"pages": pages.total(), "present": pages.total() - pages[HOLE], "holes": pages[HOLE]}
         counts |= {f"node{nid}": pages[nid] for nid in nids}
-        rows = [" ".join(["pages", "present", "holes", *(f"node{nid}" for nid in nids), "path\n"])]
-        room = RESULT_MAX - 1024 * (len(nids) + 1)
-        for file, of in zip(files.files, found, strict=True):
-            numbers = (of.total(), of.total() - of[HOLE], of[HOLE], *(of[nid] for nid in nids))
-            row = f"{' '.join(map(str, numbers))} {escaped(file.path)}\n"
-            room -= len(row.encode())
-            if room < 0:
-                break
-            rows.append(row)
-        counts |= {"left_out": len(files.files) - len(rows) + 1}
-        return "".join([*(f"{key} {value}\n" for key, value in counts.items()), *rows])
+        header = " ".join(["pages", "present", "holes", *(f"node{nid}" for nid in nids), "path"])
+        numbers = ((of.total(), of.total() - of[HOLE], of[HOLE], *(of[nid] for nid in nids)) for of in found)
+        each = zip(files.files, numbers, strict=True)
+        return with_table(counts, header, (f"{' '.join(map(str, row))} {escaped(file.path)}" for file, row in each))
 
     nodes = preparation.nodes(Span(0, files.extent.end // page), 1)
     control = preparation.control(survey, least=MIN_CHUNK, most=MAX_CHUNK[FilesystemType.HUGETLBFS])
@@ -157,14 +151,9 @@ class _Surveyor:
         counts = {"page_size": self._page, "pages": table.seen, "present": table.present}
         counts |= {"holes": table.pages[HOLE], "allocated": allocated}
         counts |= {f"node{node}": table.pages[node] for node in sorted(table.pages) if node != HOLE}
-        rows = ["offset length pages node\n"]
-        room = RESULT_MAX - 1024
-        for run in table:
-            where = "hole" if run.nid == HOLE else run.nid
-            row = f"{run.start * self._page} {run.size * self._page} {run.size} {where}\n"
-            room -= len(row)
-            if room < 0:
-                break
-            rows.append(row)
-        counts |= {"rows": table.rows, "left_out": table.rows - len(rows) + 1}
-        return "".join([*(f"{key} {value}\n" for key, value in counts.items()), *rows])
+        counts |= {"rows": table.rows}
+        rows = [
+            f"{run.start * self._page} {run.size * self._page} {run.size} {'hole' if run.nid == HOLE else run.nid}"
+            for run in table
+        ]
+        return with_table(counts, "offset length pages node", rows, more=table.rows - len(rows))

@@ -25,11 +25,12 @@ from ktaskfs.operations.ranges._range import (
     resolve_extent,
     stands_for_many,
 )
+from ktaskfs.result import with_table
 from ktaskfs.span import Span
 from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ktaskfs.host.hands import Hands
     from ktaskfs.ktask import Outcome
@@ -79,7 +80,7 @@ class Verify(RangeOperation[PatternParameters]):
         verifier = _Verifier(target, pages.guarded, block, findings, hands)
 
         def finish(outcome: Outcome) -> str:
-            return findings.result(lambda row: target.path, lambda row: row.offset)
+            return findings.result({}, lambda row: target.path, lambda row: row.offset)
 
         align = min(target.page_size, MIN_CHUNK)
         control = preparation.control(verifier.verify, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
@@ -101,7 +102,7 @@ def _prepare_many(preparation: Preparation[PatternParameters], block: bytes) -> 
         def name(row: _Difference) -> str:
             return files.files[row.file].path
 
-        return files.text + findings.result(name, lambda row: files.line.begin(row.file) + row.offset, many=True)
+        return findings.result(files.counts, name, lambda row: files.line.begin(row.file) + row.offset)
 
     nodes = preparation.nodes(files.extent, files.page_size)
     align = min(files.page_size, MIN_CHUNK)
@@ -159,29 +160,30 @@ class _Findings:
             del self.rows[MAX_ROWS:]
 
     def result(
-        self, name: Callable[[_Difference], str], position: Callable[[_Difference], int], *, many: bool = False
+        self, many: Mapping[str, int], name: Callable[[_Difference], str], position: Callable[[_Difference], int]
     ) -> str:
         """The result. Raises Finding if any byte differs.
 
-        With ``many``, each row has the ``name`` of its file. ``position`` returns the position of a row in the task.
+        With counts of ``many`` files, each row has the ``name`` of its file. ``position`` returns the position of a row
+        in the task.
         """
-        text = self._text(name if many else None)
+        text = self._text(many, name)
         if self.differing:
             first = self.rows[0]
             where = f"{self.differing} bytes differ from the pattern, the first at {first.offset}"
             raise Finding(f"{name(first)}: {where}", position=position(first), result=text)
         return text
 
-    def _text(self, name: Callable[[_Difference], str] | None) -> str:
+    def _text(self, many: Mapping[str, int], name: Callable[[_Difference], str]) -> str:
         """The counts, then the table."""
         counts = {"compared": self.compared, "holes": self.holes, "differing": self.differing, "rows": self.grains}
-        counts |= {"left_out": self.grains - len(self.rows)}
-        lines = [f"{key} {value}\n" for key, value in counts.items()]
-        lines.append(f"offset differing expected found{' path' if name else ''}\n")
-        for row in self.rows:
-            path = f" {escaped(name(row))}" if name else ""
-            lines.append(f"{row.offset} {row.differing} {row.expected.hex()} {row.found.hex()}{path}\n")
-        return "".join(lines)
+        rows = (
+            f"{row.offset} {row.differing} {row.expected.hex()} {row.found.hex()}"
+            + (f" {escaped(name(row))}" if many else "")
+            for row in self.rows
+        )
+        header = f"offset differing expected found{' path' if many else ''}"
+        return with_table({**many, **counts}, header, rows, more=self.grains - len(self.rows))
 
 
 class _Verifier:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import TargetError
 from ktaskfs.host.target import AbsentTarget, FilesystemType, open_target
@@ -13,33 +13,55 @@ from ktaskfs.host.target import AbsentTarget, FilesystemType, open_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ktaskfs.host.target import Target
+    from ktaskfs.host.kernel import Kernel
     from ktaskfs.operations.base.plan import Preparation
     from ktaskfs.span import Node
 
+_NEW: Final = os.O_WRONLY | os.O_CLOEXEC
+_MODE: Final = 0o666
+_BUFFER: Final = 1 << 20
+
 
 class Output:
-    """A new file, which is removed by ``close`` unless it was written: the task was refused, or ended early."""
+    """A file that is not there yet. It gets its name when all of it is written: a task that ends early leaves none."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._written = False
+    def __init__(self, kernel: Kernel, target: AbsentTarget) -> None:
+        self._kernel = kernel
+        self._path = target.path
+        self._directory = target.fd
+        self._name = os.path.basename(target.path)
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Write all of it. Raises TargetError."""
+        """Write all of it. Raises TargetError, EEXIST if somebody else has made a file of that name."""
         try:
-            with os.fdopen(os.dup(self._target.fd), "wb", buffering=1 << 20) as file:
-                file.writelines(lines)
+            self._write(lines)
         except OSError as error:
-            raise TargetError.from_os(error, f"write {self._target.path}") from error
-        self._written = True
+            raise TargetError.from_os(error, f"write {self._path}") from error
 
-    def close(self) -> None:
-        """Close it; remove it unless it was written."""
-        if not self._written:
-            with contextlib.suppress(OSError):  # somebody may have removed it
-                os.unlink(self._target.name, dir_fd=self._target.directory)
-        self._target.close()
+    def _write(self, lines: Iterable[bytes]) -> None:
+        try:
+            fd, named = os.open(".", os.O_TMPFILE | _NEW, _MODE, dir_fd=self._directory), False
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # NFS, vfat
+                raise
+            fd, named = os.open(self._name, os.O_CREAT | os.O_EXCL | _NEW, _MODE, dir_fd=self._directory), True
+        with os.fdopen(fd, "wb", buffering=_BUFFER) as file:
+            try:
+                file.writelines(lines)
+                file.flush()
+                if not named:
+                    self._kernel.link(fd, self._name, self._directory)
+            except BaseException:
+                if named:
+                    self._remove(fd)
+                raise
+
+    def _remove(self, fd: int) -> None:
+        """Remove the file, unless its name means another one by now."""
+        with contextlib.suppress(FileNotFoundError):
+            named = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            if os.path.samestat(named, os.fstat(fd)):
+                os.unlink(self._name, dir_fd=self._directory)
 
 
 def make_output(
@@ -48,17 +70,14 @@ def make_output(
     nodes: Sequence[Node],
     told: Callable[[], Mapping[str, object]] | None = None,
 ) -> Output:
-    """Make the file at once, so that the start fails if it cannot be; with plan=1 it is not made.
+    """The output of a task. The start fails if there is such a file, or the caller could make none.
 
     ``told`` as for ``before_changes``, where there is more to tell than that the file is made. Raises TargetError,
-    EEXIST if there is one.
+    EEXIST if there is one, and NotSupported on hugetlbfs, which has no write(2).
     """
-    look = preparation.parameters.plan
-    target = open_target(preparation.kernel, path, kinds=frozenset(FilesystemType), create=0o666, look=look)
-    if not target.created and not isinstance(target, AbsentTarget):
-        target.close()
+    kinds = frozenset({FilesystemType.TMPFS, FilesystemType.OTHER})
+    target = preparation.keep(open_target(preparation.kernel, path, kinds=kinds, create=_MODE, look=True))
+    if not isinstance(target, AbsentTarget):
         raise TargetError(f"{path} exists already; out must be a new file", errno=errno.EEXIST)
-    if look:
-        preparation.keep(target)
     preparation.before_changes(nodes, told or (lambda: {"creates": path}))
-    return preparation.keep(Output(target))
+    return Output(preparation.kernel, target)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import Finding, TargetError, errno_name
 from ktaskfs.host.tree import LEFT_MAX
-from ktaskfs.memory.run_table import RESULT_MAX
+from ktaskfs.result import fitting, lines, with_table
 from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ CHANGED: Final = errno.EBUSY
 FIRST_OWN_MARK: Final = 4
 """First mark with a meaning of the operation's own."""
 SKIPPED_ROOM: Final = 256 << 10
-MARGIN: Final = 1 << 10
-"""Bytes of a result: for the table of what was skipped, and what is left free."""
+"""Bytes of a result, for the table of what was skipped."""
 
 
 class TreeReport:
@@ -100,20 +99,15 @@ class TreeReport:
         The first has ``rows`` below ``header``, as many as there is room for; the second names what was skipped.
         """
         reasons = self.reasons
-        lines = {"files": self.marked(DONE), **counts}
-        lines |= {"skipped": reasons.total(), "mounts": self._files.walk.mounts}
-        lines |= dict(sorted((f"skipped_{_name(number)}", count) for number, count in reasons.items()))
-        text = "".join(f"{key} {value}\n" for key, value in lines.items())
-        why = self.why()
-        if header:
-            table, left_out = _table(header, rows, RESULT_MAX - len(text) - len(why) - MARGIN)
-            text += f"left_out {left_out}\n{table}"
-        return text + why
+        told = {"files": self.marked(DONE), **counts}
+        told |= {"skipped": reasons.total(), "mounts": self._files.walk.mounts}
+        told |= dict(sorted((f"skipped_{_name(number)}", count) for number, count in reasons.items()))
+        return with_table(told, header, rows, after=self.why()) if header else lines(told) + self.why()
 
     def why(self) -> str:
         """A table of the first skipped files; empty if there are none."""
         left = [f"{_name(number)} {escaped(path)}" for number, path in [*self._files.walk.left, *self._skipped]]
-        return _table("reason path", left, SKIPPED_ROOM)[0] if left else ""
+        return f"reason path\n{fitting(left, SKIPPED_ROOM)[0]}" if left else ""
 
     def require_some(self, text: str, done: str) -> str:
         """The result ``text``; raises Finding if no file was done and some were skipped for a reason other than
@@ -136,18 +130,6 @@ class TreeReport:
             why = "changed during the work" if serious[0] == CHANGED else os.strerror(serious[0])
             words += f"{self.reasons.total()} skipped: {why}"
             raise Finding(words, position=0, result=text, errno=serious[0])
-
-
-def _table(header: str, rows: Iterable[str], room: int) -> tuple[str, int]:
-    """A table of at most ``room`` bytes, and the number of rows left out."""
-    lines, left_out = [header], 0
-    for row in rows:
-        room -= len(row.encode()) + 1
-        if room > 0:
-            lines.append(row)
-        else:
-            left_out += 1
-    return "".join(f"{line}\n" for line in lines), left_out
 
 
 def _name(number: int) -> str:

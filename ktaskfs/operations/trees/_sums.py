@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host.target import FilesystemType, open_target
-from ktaskfs.memory.run_table import RESULT_MAX
-from ktaskfs.operations.trees._report import MARGIN
+from ktaskfs.result import RESULT_MAX, fitting
 from ktaskfs.units import shown
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ MANIFEST_MAX: Final = 64 << 20
 """Maximum bytes of a list."""
 WHOLE_FILE: Final = 64 << 10
 """Bytes that a file takes beside its size in a list whose files are done whole, each by one thread."""
+REST: Final = 64
+"""Bytes of the last comment of a list, at most."""
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{32,128}) [ *](.+)", re.DOTALL)
 _ESCAPES: Final = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
 _ESCAPED: Final = {escape: byte for byte, escape in _ESCAPES.items()}
@@ -68,23 +69,20 @@ class Sums:
                 yield line_of(digest, alone if self._files.tree.is_file else self._files.path(index))
 
 
-def list_text(lines: Iterable[bytes], remarks: str) -> str:
-    """Lines as a result, as many as there is room for, then remarks as comments, which the tools pass over."""
-    room, left_out, kept = RESULT_MAX - 2 * len(remarks) - MARGIN, 0, []
-    for line in lines:
-        room -= len(line)
-        try:
-            text = line.decode()
-        except UnicodeDecodeError:  # a result is text
-            text = ""
-        if text and room > 0:
-            kept.append(text)
-        else:
-            left_out += 1
-    comments = [f"# {line}\n" for line in remarks.splitlines()]
-    if left_out:
-        comments.append(f"# {left_out} more; use out=FILE for all\n")
-    return "".join([*kept, *comments])
+def list_text(rows: Iterable[bytes], remarks: str) -> str:
+    """Rows as a result, as many as there is room for, then remarks as comments, which the tools pass over."""
+    comments = "".join(f"# {line}\n" for line in remarks.splitlines())
+    kept, left_out = fitting(map(_as_text, rows), RESULT_MAX - len(comments.encode()) - REST)
+    rest = f"# {left_out} more; use out=FILE for all\n" if left_out else ""
+    return kept + comments + rest
+
+
+def _as_text(row: bytes) -> str | None:
+    """The row without its line feed, or None if it is not UTF-8, because a result is text."""
+    try:
+        return row.removesuffix(b"\n").decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def read_manifest(kernel: Kernel, path: str, algorithm: str) -> dict[str, bytes]:

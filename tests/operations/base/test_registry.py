@@ -82,7 +82,7 @@ def test_one_file_is_a_new_operation(package: Package, runner: Runner) -> None:
     package.add("shapes/draw.py", "draw")
     found = find_operations(package.load())
     assert list(found) == ["draw", "paint"]
-    paint = found["paint"]
+    (paint,) = found["paint"].meanings
     assert [each.name for each in paint.declared if each.required] == ["units"]
     parameters = paint.parameters(units=100)
     plan = paint.plan(runner.kernel, parameters, None)

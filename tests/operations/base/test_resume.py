@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIZE = 8192
 NODES = (Node(0, 4096, NO_NODE), Node(4096, 4096, NO_NODE))
-OPERATIONS = find_operations()
+OPERATIONS = {name: word.meanings[0] for name, word in find_operations().items()}
 COPY = OPERATIONS["copy"]
 RESERVE = OPERATIONS["reserve"].parameters(pages=1)
 

@@ -9,7 +9,6 @@ import pytest
 from ktaskfs.errors import InvalidValue, NotSupported
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import COUNT, FLAG, TaskParameters, choice, parameter, parse_parameters
-from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.operations.base.shared_word import SharedWord
 from ktaskfs.span import NO_NODE, Node
 from ktaskfs.units import BYTES, PAGES
@@ -56,9 +55,6 @@ class PaintWall(Painting):
     parameters = WallParameters
     no_undo = "paint stays on a wall"
 
-    def settled(self, parameters: WallParameters, baseline: Baseline) -> WallParameters:
-        return parameters._replace(height=baseline.size)
-
 
 class PaintBoard(Painting):
     target = "a board"
@@ -76,7 +72,8 @@ def paint() -> SharedWord:
 
 
 def result(runner: Runner, paint: SharedWord, remaining: Sequence[Node] | None = None, **texts: str) -> str:
-    return runner.result(paint.plan(runner.kernel, parse_parameters(paint.parameters, texts), remaining))
+    operation, own = paint.meant(parse_parameters(paint.parameters, texts))
+    return runner.result(operation.plan(runner.kernel, own, remaining))
 
 
 def test_a_spec_is_for_the_one_that_means_it(runner: Runner, paint: SharedWord) -> None:
@@ -125,7 +122,8 @@ def test_a_default_that_the_target_decides(paint: SharedWord) -> None:
         ({"what": "board"}, "red"),
         ({"what": "wall", "colour": "grey"}, "grey"),
     ):
-        assert paint.used_defaults(parse_parameters(paint.parameters, texts)) == {"colour": used}
+        _, own = paint.meant(parse_parameters(paint.parameters, texts))
+        assert paint.used_defaults(own) == {"colour": used}
 
 
 def test_undo_and_resume_are_as_each_has_them(runner: Runner, paint: SharedWord) -> None:
@@ -136,14 +134,6 @@ def test_undo_and_resume_are_as_each_has_them(runner: Runner, paint: SharedWord)
     assert result(runner, paint, rest, what="wall") == "a wall white"
     with pytest.raises(NotSupported, match="resume: the board is wet"):
         result(runner, paint, rest, what="board")
-
-
-def test_a_resume_is_settled_by_the_one_that_is_meant(paint: SharedWord) -> None:
-    wall = parse_parameters(paint.parameters, {"what": "wall"})
-    baseline = paint.baseline(wall, [Node(0, 2, NO_NODE)])
-    assert baseline == Baseline({}, 0, 0, 2)
-    settled = paint.settled(wall, baseline._replace(size=7))
-    assert (type(settled), settled) == (type(wall), wall._replace(height=7, colour="white"))
 
 
 def test_one_of_them_is_for_all_else() -> None:

@@ -205,7 +205,7 @@ def test_the_rest_alone_is_refused(runner: Runner, place: Place, pattern: str) -
     plan = runner.prepare("clear", path=path)
     (node,) = plan.nodes
     plan.abort()
-    operation = runner.operations["clear"]
+    (operation,) = runner.operations["clear"].meanings
     parameters = parse_parameters(operation.parameters, {"path": str(path)})
     operation.baseline(parameters, [node]).require(parameters)
     runner.prepare("clear", [node], path=path).abort()

@@ -195,7 +195,7 @@ def test_a_process_that_ends_or_unmaps_before_the_work(runner: Runner, root: Non
 def test_no_other_process_is_taken_for_it_at_a_resume(runner: Runner, root: None) -> None:
     first, second = running(MEMFD), running(MEMFD)
     try:
-        operation = runner.operations["clear"]
+        (operation,) = runner.operations["clear"].meanings
         parameters = build_parameters(operation.parameters, {"pid": first.pid})
         plan = runner.prepare("clear", pid=first.pid)
         baseline = operation.baseline(parameters, plan.nodes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import ktaskfs.result
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.hugepages import read_pools
 from tests.support.holding import used
@@ -40,7 +41,9 @@ def counts(result: str) -> dict[str, str]:
     return dict(words for line in result.splitlines() if len(words := line.split()) == 2)
 
 
-def test_all_files_in_huge_pages_are_one_task(runner: Runner, pool_2m: TestPool, root: None) -> None:
+def test_all_files_in_huge_pages_are_one_task(
+    runner: Runner, pool_2m: TestPool, root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The task does not touch the shared memory in small pages."""
     process = running(SEVERAL)
     try:
@@ -68,7 +71,11 @@ def test_all_files_in_huge_pages_are_one_task(runner: Runner, pool_2m: TestPool,
         assert os.path.samefile(path, memory[1])
         sums = runner.result(runner.prepare("checksum", pid=pid, chunk="3M"))
         alone = [runner.result(runner.prepare("checksum", path=path)).split() for path in memory]
-        assert sorted(line.split()[:2] for line in sums.splitlines()[3:]) == sorted(alone)
+        assert counts(sums)["left_out"] == "0"
+        assert sorted(line.split()[:2] for line in sums.splitlines()[4:]) == sorted(alone)
+        monkeypatch.setattr(ktaskfs.result, "RESULT_MAX", 150)
+        sums = runner.result(runner.prepare("checksum", pid=pid))
+        assert sums.splitlines()[3:-1] == ["left_out 1"], "digests that the result has no room for are counted"
         runner.run("clear", pid=pid)
         assert all(is_all(0, path, 0, 2 * HUGE) for path in memory)
         runner.run("free", pid=pid)

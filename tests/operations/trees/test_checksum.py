@@ -133,7 +133,7 @@ def test_a_long_list_goes_to_a_file(runner: Runner, tree: Path, disk: Path) -> N
     assert digests(runner, path=tree).endswith("# 1 more; use out=FILE for all\n")
     out = disk / "out"
     plan = runner.prepare("checksum", path=tree, out=out)
-    assert out.exists(), "the start fails if it cannot be made"
+    assert not out.exists()
     size = sum(file.stat().st_size for file in tree.rglob("*") if file.is_file())
     assert runner.result(plan) == f"files 28\nbytes {size}\nskipped 0\nmounts 0\n"
     assert subprocess.run(["sha256sum", "-c", "--strict", "--quiet", out], cwd=tree, check=False).returncode == 0
@@ -152,6 +152,12 @@ def test_out_is_made_anew_or_not_at_all(runner: Runner, tree: Path, disk: Path) 
     out.unlink()
     runner.prepare("checksum", path=tree, out=out).abort()
     assert not out.exists()
+    plan = runner.prepare("checksum", path=tree, out=out)
+    out.write_text("theirs")
+    with pytest.raises(TargetError) as caught:
+        runner.work(plan)
+    assert (caught.value.errno, out.read_text()) == (errno.EEXIST, "theirs")
+    out.unlink()
     told = runner.result(runner.prepare("checksum", path=tree, out=out, plan=1))
     assert f"\ncreates {out}\n" in told
     assert not out.exists()
