@@ -140,7 +140,8 @@ def test_a_hook_that_was_killed_leaves_nothing(cluster: Cluster, task: str, spec
         f"ktaskfs run --detach --if-exists=replace {spec} path={file} name={task} rate_max={PAGE // 4} chunk={PAGE}"
     )
     host.sh(f"{by_hand} >/run/epilog 2>&1 & echo $! >/run/epilog.pid")
-    host.sh("until pgrep -f 'ktaskfs.cli.main wait .*slurm-999'; do sleep 0.02; done")
+    awaited = "slurm-999" if task == "slurm-999" else "slurm-999-"
+    host.sh(f"until pgrep -f 'ktaskfs.cli.main wait .*{awaited}'; do sleep 0.02; done")
     assert figures(host, task)["state"] == "running"
     host.sh(f"echo max >/run/ktaskfs/tasks/{task}/rate_max; while kill -0 $(cat /run/epilog.pid); do sleep 0.02; done")
     assert (files(host), host.sh("cat /run/epilog")) == ([], "")
