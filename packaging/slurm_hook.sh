@@ -55,12 +55,14 @@ prolog() {
 }
 
 epilog() {
-    local page memory
+    local each page memory
     [ -e $directory ] || return 0
     require_trusted
     [ -e "$file" ] || return 0
-    # Slurm may have ended a slow prolog, whose task still runs. Its end does not matter: the file is scrubbed in any case.
-    ktaskfs wait --quiet "$task" >/dev/null 2>&1
+    # Slurm may have ended a slow prolog or epilog, whose task still runs. Its end does not matter: the file is scrubbed in
+    # any case.
+    for each in "$task" "$task-*"; do ktaskfs wait --quiet "$each" >/dev/null 2>&1; done
+    [ -e "$file" ] || return 0
     # The job may have made its file larger than all memory: to clear such a file would take days.
     page=$(stat --file-system --format=%S "$file")
     memory=$(sed -nE 's/^MemTotal: +([0-9]+) kB$/\1/p' /proc/meminfo)

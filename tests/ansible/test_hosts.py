@@ -121,6 +121,9 @@ def test_a_scrub_and_its_proof(fleet: Fleet) -> None:
 def test_a_host_without_room_fails_and_a_batch_ends_the_play(fleet: Fleet) -> None:
     """hv2 has no room. In batches of one host, it ends the play before hv3. In one batch, the others are done."""
     variables = {"guests": [{"name": "vm0", "size": "8M"}], "directory": "/dev/shm"}
+    planned = fleet.play("ktaskfs.host.hypervisors", "--check", batch=3, **variables)
+    (item,) = planned.of("Start to allocate")["hv2"]["results"]
+    assert (item["errno"], item["changed"], item["actions"]) == ("ENOSPC", False, [])
     rolling = fleet.play("ktaskfs.host.hypervisors", batch=1, **variables)
     assert rolling.outcome.status != 0
     assert (rolling.counts["hv1"]["changed"], rolling.counts["hv2"]["failures"]) == (1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.daemon import Mount
 from tests.support.poll import DEADLINE, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.ansible.conftest import Utilities
@@ -71,6 +73,30 @@ def test_a_daemon_that_stays_away_is_told_in_a_sentence(
     with pytest.raises(utilities.mounted.Refused, match=f"^the daemon of {mount.path} does not answer: "):
         mounted.require()
     mount.kill()
+
+
+def test_between_the_dead_mount_and_the_next_there_is_none(
+    mount_maker: MountMaker, utilities: Utilities, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look of a module sees the dead mount, the second one no mount, the third one the next daemon."""
+    mount = mount_maker(statedir=area / "kept")
+    mount.process.kill()
+    mount.process.wait()
+    again: list[Mount] = []
+
+    def mount_again() -> None:
+        again.append(Mount(mount.path, statedir=area / "kept", log=area / "again"))
+
+    steps: Iterator[Callable[[], None]] = iter([mount.kill, mount_again])
+    pauses = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: next(steps)())
+    monkeypatch.setattr(utilities.mounted, "time", pauses)
+    try:
+        assert utilities.mounted.Mounted(str(mount.path)).is_there()
+        assert len(again) == 1
+    finally:
+        for each in again:
+            each.close()
+    assert not utilities.mounted.Mounted(str(mount.path)).is_there()
 
 
 def test_a_command_before_the_death_has_been_carried_out(

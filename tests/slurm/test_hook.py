@@ -126,20 +126,26 @@ def test_a_file_that_is_still_in_use_drains_the_node(cluster: Cluster) -> None:
     cluster.resume("hv3")
 
 
-def test_a_prolog_that_was_killed_leaves_nothing(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("task", "spec"), [("slurm-999", "fallocate"), ("slurm-999-scrub", "clear"), ("slurm-999-free", "free unlink=1")]
+)
+def test_a_hook_that_was_killed_leaves_nothing(cluster: Cluster, task: str, spec: str) -> None:
     """Slurm does so after PrologEpilogTimeout; the task is still at work then, and the epilog waits for it."""
-    host = cluster.hosts[0]
+    host, file = cluster.hosts[0], "/dev/hugepages/slurm/999"
     by_hand = f"SLURM_SCRIPT_CONTEXT=epilog_slurmd SLURM_JOB_ID=999 SLURMD_NODENAME=hv1 {HOOK}"
-    spec = f"path=/dev/hugepages/slurm/999 length={PAGES * PAGE} name=slurm-999 rate_max={PAGE // 4} chunk={PAGE}"
-    host.sh(f"mkdir -p /dev/hugepages/slurm; ktaskfs run --detach fallocate {spec}")
-    host.sh(f"{by_hand} >/run/epilog 2>&1 & echo $! >/run/epilog.pid")
-    host.sh("until pgrep -f 'ktaskfs.cli.main wait .*slurm-999'; do sleep 0.02; done")
-    assert figures(host, "slurm-999")["state"] == "running"
+    host.sh(f"mkdir -p /dev/hugepages/slurm; truncate --size={PAGES * PAGE} {file}")
+    if task != "slurm-999":
+        host.sh(f"ktaskfs run --quiet --if-exists=replace fallocate path={file} name=pages")
     host.sh(
-        "echo max >/run/ktaskfs/tasks/slurm-999/rate_max; while kill -0 $(cat /run/epilog.pid); do sleep 0.02; done"
+        f"ktaskfs run --detach --if-exists=replace {spec} path={file} name={task} rate_max={PAGE // 4} chunk={PAGE}"
     )
+    host.sh(f"{by_hand} >/run/epilog 2>&1 & echo $! >/run/epilog.pid")
+    awaited = "slurm-999" if task == "slurm-999" else "slurm-999-"
+    host.sh(f"until pgrep -f 'ktaskfs.cli.main wait .*{awaited}'; do sleep 0.02; done")
+    assert figures(host, task)["state"] == "running"
+    host.sh(f"echo max >/run/ktaskfs/tasks/{task}/rate_max; while kill -0 $(cat /run/epilog.pid); do sleep 0.02; done")
     assert (files(host), host.sh("cat /run/epilog")) == ([], "")
-    assert figures(host, "slurm-999-scrub")["state"] == "done"
+    assert figures(host, task)["state"] == "done"
 
 
 @pytest.mark.parametrize("change", ["chown {}", "chmod 777", "chmod 775"])

@@ -64,16 +64,19 @@ class Mounted:
         self._was_there = False
 
     def is_there(self) -> bool:
-        """Whether a ktaskfs is mounted. Waits while the daemon restarts."""
-        self._was_there = bool(self._patiently(self._exists))
-        return self._was_there
-
-    def _exists(self) -> bool:
+        """Whether a ktaskfs is mounted. Waits while the daemon restarts, not for a mount that is gone."""
+        self._was_there = False
         try:
-            os.stat(f"{self.path}/tasks/control")
-        except FileNotFoundError:
+            self._patiently(self._look)
+        except Refused as error:
+            if error.number != errno.ENOENT:
+                raise
             return False
+        self._was_there = True
         return True
+
+    def _look(self) -> None:
+        os.stat(f"{self.path}/tasks/control")
 
     def require(self) -> None:
         """Raise NotMounted if no ktaskfs is mounted."""
@@ -88,6 +91,7 @@ class Mounted:
                 return call()
             except OSError as error:
                 number = error.errno or errno.EIO
+                self._was_there = self._was_there or number in AWAY
                 if not self._is_away(number) or time.monotonic() > end:
                     what = (
                         f"the daemon of {self.path} does not answer" if number in AWAY else error.filename or self.path
@@ -100,9 +104,10 @@ class Mounted:
         if number != errno.ENOENT or not self._was_there:
             return number in AWAY
         try:
-            return not self._exists()
+            self._look()
         except OSError:
             return True
+        return False
 
     def read(self, file: str) -> str:
         """Returns the text of a file that is not a stream."""

@@ -224,9 +224,9 @@ def carry_out(module: AnsibleModule, request: Request, answer: Answer) -> None:
     before_shown = shown(request, before, own=True)
     if module.check_mode:
         action = request.action(before)
-        answer.actions = [] if action is None else [action]
         if action in (START, REPLACE):
             answer.more["plan"] = request.plan()
+        answer.actions = [] if action is None else [action]
         after = request.wanted.state if action else before
     else:
         answer.actions = request.carry_out()

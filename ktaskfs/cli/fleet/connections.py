@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import shlex
 import signal
@@ -40,6 +41,9 @@ APART: Final = "setsid"
 DESCRIPTORS: Final = 4
 """Descriptors for each new connection."""
 OWN_DESCRIPTORS: Final = 64
+HOSTS_MOST: Final = 1 << 16
+"""Hosts of a range."""
+RANGE: Final = re.compile(r"[\[,](\d{1,4000})-(\d{1,4000})(?=[],/])")
 
 
 class HostObserver(Protocol):
@@ -80,6 +84,9 @@ class Way(NamedTuple):
 
 def names_of(text: str) -> list[str]:
     """The hosts that ``text`` names, each once, sorted. Raises InvalidValue."""
+    # A number too many would fill the memory: ClusterShell keeps each number of a range.
+    if any(int(last) - int(first) >= HOSTS_MOST for first, last in RANGE.findall(text)):
+        raise InvalidValue(f"--hosts: a range has more than {HOSTS_MOST} hosts")
     try:
         found = [str(each) for each in NodeSet(text)]
     except NodeSetException as error:

@@ -9,9 +9,11 @@ import tracemalloc
 import pytest
 
 from ktaskfs.cli.fleet.ask import Answers
+from ktaskfs.cli.fleet.connections import names_of
 from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
 from ktaskfs.cli.fleet.summary import course
+from ktaskfs.errors import InvalidValue
 
 
 def told(state: str, *, task: str = "vm", percent: object = None, **more: object) -> bytes:
@@ -75,6 +77,14 @@ def test_the_end_of_a_host(fleet: Fleet, lines: list[bytes], status: int | None,
     assert fleet.groups() == [HostGroup(state, words, ["hv1"])]
     fleet.ended("hv1", 255)
     assert fleet["hv1"] == host
+
+
+@pytest.mark.parametrize("names", ["hv[1-2,5-65541]", "hv[1-70000/2]", "a[1-3]b[1-99999]-ib"])
+def test_a_range_with_a_number_too_many(names: str) -> None:
+    with pytest.raises(InvalidValue, match="a range has more than 65536 hosts"):
+        names_of(names)
+    assert names_of("ip-1-99999999,hv[5-7]") == ["hv5", "hv6", "hv7", "ip-1-99999999"]
+    assert len(names_of("hv[5-65540]")) == 65536
 
 
 @pytest.mark.parametrize(("status", "state"), [(0, "started"), (255, "lost")])

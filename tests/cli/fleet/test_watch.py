@@ -270,7 +270,16 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
     ):
         outcome = hosts("good1", *options)
         assert (outcome.status, words in outcome.err) == (1, True), outcome
-    for names in ("hv[1", "", "hv[3-1]", "hv1 hv2", "hv1\nhv2,hv3", "hv\x1b[31m1", "good1,-oProxyCommand=x"):
+    for names in (
+        "hv[1",
+        "",
+        "hv[3-1]",
+        "hv1 hv2",
+        "hv1\nhv2,hv3",
+        "hv\x1b[31m1",
+        "good1,-oProxyCommand=x",
+        "hv[1-2,5-99999999]",
+    ):
         outcome = hosts(names)
         assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (1, True), outcome
     assert hosts("good1", spec="").err == "ktaskfs: there is no specification\n"
