@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.tables import rows
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.units import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ def _of_option(option: argparse.Action, current: str) -> list[str]:
     if option.dest == "mount":
         with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
             lines = [line.split() for line in stream]
-        return _beginning_with(current, [line[1] for line in lines if line[2] == "fuse.ktaskfs"])
+        return _beginning_with(current, [unescaped(line[1]) for line in lines if line[2] == "fuse.ktaskfs"])
     if option.dest == "hosts":
         *_, last = re.split(r"[,!&^]", current)
         return [f"{current[: len(current) - len(last)]}{each}" for each in _beginning_with(last, _known_hosts())]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
+from ktaskfs.host.target import Target, open_target
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.ranges import _many
 from ktaskfs.span import Node
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.target import Target
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
@@ -252,14 +252,13 @@ def test_what_goes_while_the_files_are_found_keeps_none_of_the_others(
         (hugetlbfs / name).mkdir()
         (hugetlbfs / name / "file").touch()
         (hugetlbfs / f"{name} file").touch()
-    original = _many.open_target
 
     def removing(kernel: Kernel, path: str, **more: Any) -> Target:
         kept = os.path.dirname(path) if os.path.dirname(path) != str(hugetlbfs) else path
         for each in list(hugetlbfs.iterdir()):
             if str(each) != kept:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
-        return original(kernel, path, **more)
+        return open_target(kernel, path, **more)
 
     monkeypatch.setattr(_many, "open_target", removing)
     result = counts(runner.result(runner.prepare(operation, path=hugetlbfs / pattern)))
