@@ -194,9 +194,10 @@ def test_pages_that_another_takes_off_meanwhile_fail_the_task_and_the_rest_goes_
     def refuse(pool: NodePool, pages: int) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    with monkeypatch.context() as patched, pytest.raises(Finding) as caught:
-        patched.setattr(NodePool, "resize", refuse if kept == "the kernel refuses" else NodePool.resize)
+    monkeypatch.setattr(NodePool, "resize", refuse if kept == "the kernel refuses" else NodePool.resize)
+    with pytest.raises(Finding) as caught:
         plan.finish(outcome)
+    monkeypatch.undo()
     left = before + 11 if kept else before
     assert (caught.value.errno, there(), parsed(caught.value.result)["0"]["pages"]) == (errno.ENOMEM, left, left)
     result_of(runner.prepare("reserve", pages=before, nodes="0"))
