@@ -161,14 +161,13 @@ def test_a_pool_that_another_changes_meanwhile(
     before = there() + 40
     result_of(runner.prepare("reserve", pages=before))
     wanted = before + (16 if grows else -16)
-    first = POOLS[0]
     plan = runner.prepare("reserve", pages=wanted, nodes="0", chunk=8)
     steps: list[int] = []
 
     def step(start: int, end: int) -> None:
         plan.control.thread_func(start, end)
         steps.append(end - start)
-        first.write_text(str(before))  # as somebody else with echo
+        POOLS[0].write_text(str(before))  # as somebody else with echo
 
     control = dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)
     outcome = Job(plan.nodes, control).run()
