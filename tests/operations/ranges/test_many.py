@@ -13,7 +13,7 @@ import pytest
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.target import Target, open_target
 from ktaskfs.operations.base.parameters import parse_parameters
-from ktaskfs.operations.ranges import _many
+from ktaskfs.operations.ranges import _many, free
 from ktaskfs.span import Node
 from tests.support import filesystems
 from tests.support.holding import used
@@ -263,3 +263,24 @@ def test_what_goes_while_the_files_are_found_keeps_none_of_the_others(
     monkeypatch.setattr(_many, "open_target", removing)
     result = counts(runner.result(runner.prepare(operation, path=hugetlbfs / pattern)))
     assert (result["files"], result["gone"]) == (1, 0)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("moment", ["guard", "unlink"])
+def test_a_file_that_goes_just_before_it_is_looked_at_or_removed(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, replaced: bool
+) -> None:
+    first, second, *_ = files_in(place)
+    where = free if moment == "guard" else free._Name
+    original = getattr(where, moment)
+
+    def going(*arguments: Any) -> None:
+        if str(first) in {getattr(each, "path", "") for each in arguments}:
+            first.unlink()
+            if replaced:
+                first.touch()
+        original(*arguments)
+
+    monkeypatch.setattr(where, moment, going)
+    runner.run("free", path=place.directory / "rtemap_*", unlink=1)
+    assert (first.exists(), second.exists()) == (replaced, False)
