@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+ERRNO_MAX: Final = 4096
+"""The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 
 
 class KtaskfsError(Exception):

@@ -21,6 +21,7 @@ SIZE_MAX: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
 _DECIMAL: Final = re.compile(r"([0-9]+)([KMGTPE])B", re.ASCII | re.IGNORECASE)
 """``2MB`` is ambiguous: two million, or 2 MiB."""
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _FRACTION: Final = re.compile(r"([0-9]*)\.([0-9]*)(?:([KMGTPE])(?:i?B?)?)?", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS: Final = 40
 """Longer numbers are out of every range; refusing them first avoids the quadratic time of int()."""
@@ -95,6 +96,11 @@ def escaped(name: str) -> str:
     Backslashes are in octal, too. The kernel shows paths in this way (seq_path()).
     """
     return printable(name.replace("\\", "\\134"))
+
+
+def unescaped(text: str) -> str:
+    """The name that ``escaped``, or the kernel, shows as ``text``."""
+    return os.fsdecode(_ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), os.fsencode(text)))
 
 
 def _octal(character: str) -> str:

@@ -13,6 +13,7 @@ from ktaskfs.cli.arguments import MOUNT_OPTIONS, command_first
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.tables import rows
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.units import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -147,7 +148,7 @@ def _mounts(current: str) -> list[str]:
     """The mount points of ktaskfs."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
         lines = [line.split() for line in stream]
-    return _beginning_with(current, [line[1] for line in lines if line[2] == "fuse.ktaskfs"])
+    return _beginning_with(current, [unescaped(line[1]) for line in lines if line[2] == "fuse.ktaskfs"])
 
 
 def _known_hosts() -> list[str]:

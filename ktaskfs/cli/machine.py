@@ -6,14 +6,10 @@ import os
 import re
 from typing import Final, Literal, NamedTuple
 
-from ktaskfs.units import parse_cpulist, parse_size
+from ktaskfs.units import parse_cpulist, parse_size, unescaped
 
 POOLS: Final = "sys/kernel/mm/hugepages"
 NODES: Final = "sys/devices/system/node"
-
-
-def _without_octal(path: str) -> str:
-    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 class Settled(NamedTuple):
@@ -133,7 +129,7 @@ class MachineFiles(NamedTuple):
     def filesystems(self) -> list[MountLine]:
         """The mounted filesystems."""
         lines = (line.split() for line in (self.read("proc/self/mounts") or "").splitlines())
-        return [MountLine(_without_octal(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
+        return [MountLine(unescaped(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
 
     def page_size_of(self, mounted: MountLine) -> int:
         """Bytes of a page of a hugetlbfs."""

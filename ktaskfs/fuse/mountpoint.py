@@ -8,7 +8,6 @@ import fcntl
 import functools
 import logging
 import os
-import re
 import select
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs import mounts
 from ktaskfs.errors import ConfigError
+from ktaskfs.units import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,6 @@ PATIENCE: Final = 5.0
 """Seconds for an answer; this server takes at most about one."""
 TURN: Final = 3 * PATIENCE
 """Seconds to wait while another server mounts. A longer lock may be an attempt to prevent the mount."""
-_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +50,17 @@ def filesystems_at(path: str, otherwise: Sequence[MountedFilesystem] = ()) -> li
     """
     try:
         with open(MOUNTINFO, "rb") as file:
-            lines = file.readlines()
+            lines = os.fsdecode(file.read()).split("\n")[:-1]
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         return list(otherwise)
-    wanted = os.fsencode(path)
     found = []
     for line in lines:
-        of_mount, _, of_filesystem = line.partition(b" - ")
-        device, _, at = of_mount.split(b" ", 5)[2:5]
-        if _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), at) == wanted:
-            found.append(MountedFilesystem(device.decode(), of_filesystem.split(b" ", 1)[0].decode()))
+        of_mount, _, of_filesystem = line.partition(" - ")
+        device, _, at = of_mount.split(" ", 5)[2:5]
+        if unescaped(at) == path:
+            found.append(MountedFilesystem(device, of_filesystem.split(" ", 1)[0]))
     return found
 
 

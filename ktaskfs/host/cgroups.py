@@ -9,18 +9,17 @@ import contextlib
 import errno
 import os
 import posixpath
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host.files import list_directory, read_file
 from ktaskfs.mounts import open_harmless, open_mount
+from ktaskfs.units import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 V2: Final = ""
 """The controllers of the hierarchy of version 2, as /proc/PID/cgroup writes them."""
-_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -188,18 +187,17 @@ def _places() -> list[_Place]:
     """All mounts of hierarchies. proc_pid_mountinfo(5)."""
     known = {name for controllers in own_groups() for name in controllers.split(",")}
     with open("/proc/self/mountinfo", "rb") as file:
-        lines = file.read().splitlines()
+        lines = os.fsdecode(file.read()).split("\n")[:-1]
     places = []
     for line in lines:
-        left, _, right = line.partition(b" - ")
-        kind, _, options = right.split(b" ", 2)
-        if kind not in (b"cgroup", b"cgroup2"):
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        if kind not in ("cgroup", "cgroup2"):
             continue
-        root, point = (
-            os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), each)) for each in left.split()[3:5]
-        )
+        words = left.split(" ")
+        root, point = map(unescaped, words[3:5])
         if not root.startswith("/.."):  # names outside this namespace are unknown
-            names = os.fsdecode(options).split(",")
-            controllers = (V2,) if kind == b"cgroup2" else tuple(name for name in names if name in known)
-            places.append(_Place(controllers, root, point, b"ro" in left.split()[5].split(b",")))
+            names = options.split(",")
+            controllers = (V2,) if kind == "cgroup2" else tuple(name for name in names if name in known)
+            places.append(_Place(controllers, root, point, "ro" in words[5].split(",")))
     return places

@@ -24,6 +24,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from ktaskfs.descriptors import close_all_but
 from ktaskfs.host import syscalls
 from ktaskfs.host.holders import mark
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = struct.Struct("=QQ")
 _PID: Final = struct.Struct("=i")
-_DESCRIPTORS_MAX: Final = 1 << 16
-"""More than a worker has ever open."""
 _ANSWER_MAX: Final = 16 << 10
 _MISSES_MAX: Final = 64
 """Failed minus successful chunks after which hands are no longer used: the file then consists mostly of holes, and a
@@ -227,11 +226,7 @@ def _settle(worker: int, descriptors: Collection[int], sock: int) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     for number in (signal.SIGBUS, signal.SIGSEGV):
         signal.signal(number, signal.SIG_DFL)
-    last = 2
-    for fd in sorted({*descriptors, sock}):
-        os.closerange(last + 1, fd)
-        last = fd
-    os.closerange(last + 1, _DESCRIPTORS_MAX)
+    close_all_but({*descriptors, sock})
     for fd in descriptors:
         mark(fd)
     gc.disable()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.host import statx, syscalls
 from ktaskfs.host.files import read_file
 from ktaskfs.host.hugepages import read_pools
+from ktaskfs.units import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,22 +63,17 @@ def unmounted_devices(kernel: Kernel) -> dict[int, int]:
 def read_mounts(kernel: Kernel, process: str) -> Mounts:
     """The mounts in the namespace of ``process``, a name below /proc. proc_pid_mountinfo(5). Raises OSError."""
     hugetlbfs, others = [], set()
-    for line in os.fsdecode(read_file(f"{process}/mountinfo", kernel.proc)).splitlines():
+    for line in os.fsdecode(read_file(f"{process}/mountinfo", kernel.proc)).split("\n")[:-1]:
         place, _, what = line.partition(" - ")
         _, _, numbers, root, path, *_ = place.split(" ")
         kind, _, options = what.split(" ", 2)
         device = os.makedev(*map(int, numbers.split(":")))
         if kind == "hugetlbfs":
             least = next((int(each[9:]) for each in options.split(",") if each.startswith("min_size=")), 0)
-            hugetlbfs.append(HugetlbfsMount(device, _plain(path), root == "/", least))
+            hugetlbfs.append(HugetlbfsMount(device, unescaped(path), root == "/", least))
         else:
             others.add(device)
     return Mounts(tuple(hugetlbfs), frozenset(others))
-
-
-def _plain(path: str) -> str:
-    """A path without the kernel's octal escapes for blanks and backslashes."""
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path)
 
 
 def read_content(kernel: Kernel, place: HugetlbfsMount, root: str) -> MountContent | None:

@@ -15,6 +15,7 @@ from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import size_of
 from ktaskfs.host.transparent import huge_page_size
+from ktaskfs.libc import bind, checked
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -40,10 +41,9 @@ _Answer = ctypes.c_uint64 * 5
 """struct cachestat, which begins with the numbers of cached and of dirty pages."""
 _RANGE: Final = struct.Struct("=QQ")
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LIBC.syscall.restype = ctypes.c_long
-_LIBC.syscall.argtypes = (ctypes.c_long, ctypes.c_uint, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint)
-_LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_ptr = ctypes.c_void_p
+_syscall = bind("syscall", ctypes.c_long, ctypes.c_long, ctypes.c_uint, ctypes.c_char_p, _ptr, ctypes.c_uint)
+_mincore = bind("mincore", ctypes.c_int, _ptr, ctypes.c_size_t, _ptr)
 
 
 def is_of_memory(fd: int) -> bool:
@@ -128,7 +128,7 @@ def _is_own(fd: int) -> bool:
 def _cachestat(fd: int, start: int, end: int) -> Cached:
     """cachestat(2): ``nr_cache`` and ``nr_dirty`` of struct cachestat."""
     answer = _Answer()
-    _check(_LIBC.syscall(_CACHESTAT, fd, _RANGE.pack(start, end - start), answer, 0))
+    checked(_syscall(_CACHESTAT, fd, _RANGE.pack(start, end - start), answer, 0))
     resident, dirty, *_ = answer
     return Cached(resident * syscalls.page_size(), dirty * syscalls.page_size())
 
@@ -142,14 +142,8 @@ def _resident(fd: int, start: int, end: int) -> int:
         seen = ctypes.create_string_buffer(pages)
         address = syscalls.mmap(fd, position, length, syscalls.PROT_READ, syscalls.MAP_SHARED)
         try:
-            _check(_LIBC.mincore(address, length, seen))
+            checked(_mincore(address, length, seen))
         finally:
             syscalls.munmap(address, length)
         found += pages - seen.raw.count(0)
     return found * page
-
-
-def _check(result: int) -> None:
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

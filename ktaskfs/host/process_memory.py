@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final, Self
 
 from ktaskfs.host import statx, syscalls
+from ktaskfs.host.credentials import parse_start_time
 from ktaskfs.host.files import list_directory, read_file
 from ktaskfs.host.maps import read_areas, read_details
 
@@ -75,7 +76,7 @@ class Process:
 
     def began(self) -> int:
         """When it began, in clock ticks since the boot; proc_pid_stat(5), starttime. Raises OSError."""
-        return int(self.read("stat").rpartition(")")[2].split()[19])
+        return parse_start_time(read_file("stat", self._directory))
 
     def areas(self) -> Iterator[Area]:
         """Its mappings, in the order of addresses; raises OSError."""

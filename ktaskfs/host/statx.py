@@ -23,17 +23,17 @@ _STATX_SIZE: Final = 256
 _STATX_ATTRIBUTES_AT: Final = 8
 """Where struct statx has the attributes, as u64 (linux/stat.h)."""
 _STATX_ATTRIBUTES_MASK_AT: Final = 56
-"""Where it says which attributes are supported, as u64."""
+"""Where struct statx says which attributes are supported, as u64."""
 _STATX_UID_AT: Final = 20
-"""Where it has uid and gid, two of u32, and the mode as u16."""
+"""Where struct statx has uid and gid, two of u32, and the mode as u16."""
 _STATX_INO_AT: Final = 32
-"""And the inode number, size and blocks, each as u64."""
+"""Where struct statx has the inode number, size and blocks, each as u64."""
 _STATX_DEV_AT: Final = 136
-"""And the device's numbers, two of u32."""
+"""Where struct statx has the device's numbers, two of u32."""
 _STATX_BTIME_AT: Final = 80
-"""And the time of birth: seconds as s64, nanoseconds as u32."""
+"""Where struct statx has the time of birth: seconds as s64, nanoseconds as u32."""
 _STATX_MNT_ID_AT: Final = 144
-"""And the mount's number, as u64."""
+"""Where struct statx has the mount's number, as u64."""
 
 
 def birth_time(path: str) -> int:

@@ -15,7 +15,7 @@ import signal
 import struct
 from typing import Any, Final
 
-from ktaskfs.libc import LIBC, checked
+from ktaskfs.libc import bind, checked
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
@@ -93,34 +93,27 @@ _LIBC_LOCKED: Final = ctypes.PyDLL(None, use_errno=True)
 """Like LIBC, for calls that keep the interpreter's lock."""
 
 
-def _bind(name: str, result: Any, *arguments: Any, library: ctypes.CDLL = LIBC) -> Any:
-    function = library[name]  # a new one, with types of its own
-    function.restype = result
-    function.argtypes = arguments
-    return function
-
-
 _long, _ulong, _int, _ptr = ctypes.c_long, ctypes.c_ulong, ctypes.c_int, ctypes.c_void_p
-_mmap = _bind("mmap", _ptr, _ptr, ctypes.c_size_t, _int, _int, _int, ctypes.c_int64)
-_munmap = _bind("munmap", _int, _ptr, ctypes.c_size_t)
-_mprotect = _bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
-_madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
-_quick_madvise = _bind("madvise", _int, _ptr, ctypes.c_size_t, _int, library=_LIBC_LOCKED)
-_fork = _bind("fork", _int, library=_LIBC_LOCKED)
-_memcmp = _bind("memcmp", _int, _ptr, _ptr, ctypes.c_size_t)
-_fallocate = _bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
-_sync_file_range = _bind("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_getaffinity = _bind("sched_getaffinity", _int, _int, ctypes.c_size_t, _ptr)
-_setaffinity = _bind("sched_setaffinity", _int, _int, ctypes.c_size_t, ctypes.c_char_p)
-_prctl = _bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
-_capget = _bind("capget", _int, _ptr, _ptr)
-_capset = _bind("capset", _int, _ptr, _ptr)
-_statx = _bind("statx", _int, _int, ctypes.c_char_p, _int, ctypes.c_uint, _ptr)
-_setns = _bind("setns", _int, _int, _int)
-_fstatfs = _bind("fstatfs", _int, _int, _ptr)
-_syscall = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, _ulong)
-_openat2 = _bind("syscall", _long, _long, _long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
-_clone = _bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, library=_LIBC_LOCKED)
+_mmap = bind("mmap", _ptr, _ptr, ctypes.c_size_t, _int, _int, _int, ctypes.c_int64)
+_munmap = bind("munmap", _int, _ptr, ctypes.c_size_t)
+_mprotect = bind("mprotect", _int, _ptr, ctypes.c_size_t, _int)
+_madvise = bind("madvise", _int, _ptr, ctypes.c_size_t, _int)
+_quick_madvise = bind("madvise", _int, _ptr, ctypes.c_size_t, _int, library=_LIBC_LOCKED)
+_fork = bind("fork", _int, library=_LIBC_LOCKED)
+_memcmp = bind("memcmp", _int, _ptr, _ptr, ctypes.c_size_t)
+_fallocate = bind("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
+_sync_file_range = bind("sync_file_range", _int, _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_getaffinity = bind("sched_getaffinity", _int, _int, ctypes.c_size_t, _ptr)
+_setaffinity = bind("sched_setaffinity", _int, _int, ctypes.c_size_t, ctypes.c_char_p)
+_prctl = bind("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
+_capget = bind("capget", _int, _ptr, _ptr)
+_capset = bind("capset", _int, _ptr, _ptr)
+_statx = bind("statx", _int, _int, ctypes.c_char_p, _int, ctypes.c_uint, _ptr)
+_setns = bind("setns", _int, _int, _int)
+_fstatfs = bind("fstatfs", _int, _int, _ptr)
+_syscall = bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, _ulong)
+_openat2 = bind("syscall", _long, _long, _long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+_clone = bind("syscall", _long, _long, _ulong, _ulong, _ulong, _ulong, _ulong, library=_LIBC_LOCKED)
 _HOW: Final = struct.Struct("=QQQ")
 """struct open_how: flags, mode, resolve."""
 _MASK_BYTES: Final = 1024

@@ -34,7 +34,7 @@ class MachineMemory(NamedTuple):
 
 
 def read_memory(kernel: Kernel) -> MachineMemory:
-    """What there is now."""
+    """The machine's memory now. Raises OSError or NotPermitted."""
     meminfo = _meminfo(kernel.read_proc("meminfo"))
     return MachineMemory(meminfo["MemTotal:"], meminfo["MemAvailable:"])
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 DEPTH_MAX: Final = 200
-"""Maximum depth; each level keeps a descriptor open, and a process usually has 1024."""
+"""Maximum depth; each level keeps two descriptors open, and a process usually has 1024."""
 LOOK: Final = 1024
 """Entries between two checks whether the walk was given up."""
 LEFT_MAX: Final = 1000

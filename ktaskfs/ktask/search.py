@@ -13,7 +13,7 @@ GAIN: Final = 0.04
 LOSS: Final = 0.025
 """Fewer threads are kept if they cost at most this much, of the speed before the number was lowered."""
 _SLOPE: Final = 0.4
-"""And at most this part of the loss expected if each thread were equally fast."""
+"""Fewer threads must also cost at most this part of the loss expected if each thread were equally fast."""
 _SURE: Final = 2.0
 """Standard errors from the threshold that allow a decision before the longest measurement."""
 _LONGEST: Final = 12

@@ -166,7 +166,8 @@ class Growth:
             return
         if target.created:
             if self._is_ours():
-                os.unlink(target.name, dir_fd=target.directory)
+                with contextlib.suppress(FileNotFoundError):  # somebody else has just removed it
+                    os.unlink(target.name, dir_fd=target.directory)
                 return
         elif target.size() > self.old_size and self._is_ours():
             os.ftruncate(target.fd, self.old_size)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ktaskfs.errors import ERRNO_MAX
 from ktaskfs.progress.snapshot import FoundWhy, Phase, ThreadState
 from ktaskfs.result import RESULT_MAX
 from ktaskfs.span import NO_NODE
@@ -23,8 +24,6 @@ WORD: Final = 8
 MAGIC: Final = int.from_bytes(b"ktaskpg1", "little")
 MESSAGE_AT: Final = 64
 MESSAGE_BYTES: Final = 1024
-ERRNO_MAX: Final = 4096
-"""The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 _MASK: Final = 2**64 - 1
 _PHASES: Final = {int(each): each for each in Phase}
 _FOUND_WHY: Final = {int(each): each for each in FoundWhy}

@@ -50,8 +50,8 @@ _NOT_A_PAGE: Final = "not a ktaskfs progress page"
 class WorkerPage:
     """Maps the page, and is the Monitor that the framework reports to.
 
-    Each slot has one writer, the thread that owns it, except that ``chunk_assigned`` and ``node_advanced`` come
-    under the scheduler's lock; so no lock is needed here.
+    Only ``chunk_done`` comes without the scheduler's lock, from the thread that has the slot, and nothing else is
+    reported of that slot meanwhile; so no lock is needed here.
     """
 
     def __init__(self, fd: int) -> None:

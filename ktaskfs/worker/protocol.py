@@ -14,7 +14,7 @@ import socket
 from errno import EIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.errors import ERRNO_MAX, KtaskfsError, TargetError
 from ktaskfs.units import printable
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ ANSWER_MAX: Final = 1 << 16
 FDS_MAX: Final = 8
 UNHEARD: Final = 77
 """Exit status of a worker whose caller's label keeps it from the channel (EX_NOPERM of sysexits.h)."""
-ERRNO_MAX: Final = 4096
-"""The end of the kernel's error numbers (MAX_ERRNO + 1)."""
 WORDS_MAX: Final = 4096
 """Maximum characters of a worker's refusal."""
 

@@ -52,6 +52,19 @@ def test_commands_and_options(words: Callable[..., list[str]]) -> None:
     assert words("completion", "") == ["bash", "zsh", "fish"]
 
 
+def test_a_mount_at_a_path_with_a_blank(
+    command: Command, words: Callable[..., list[str]], area: Path, root: None
+) -> None:
+    """The kernel's table of mounts has it in octal."""
+    path = area / "a b\\c"
+    path.mkdir()
+    subprocess.run(["mount", "--bind", command.mount.path, path], check=True)
+    try:
+        assert str(path) in words("show", "-m", str(area))
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
 def test_hosts(command: Command, words: Callable[..., list[str]], memory: Path) -> None:
     (memory / ".ssh").mkdir()
     (memory / ".ssh/config").write_text("Host hv1 hv2 *.example !x\n HostName=10.0.0.1\nhost=gw1\n")

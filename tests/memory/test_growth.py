@@ -16,6 +16,7 @@ from ktaskfs.host.mapping import Mapping
 from ktaskfs.host.presence import data_extents
 from ktaskfs.host.target import Target
 from ktaskfs.ktask import LinuxMachine, Placement
+from ktaskfs.memory.growth import Growth
 from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, write_bytes
 from tests.support.runner import not_begun
 
@@ -313,3 +314,21 @@ def test_a_memfd_gets_its_old_size(runner: Runner, pool_2m: object, area: Path) 
         growing(runner, "fallocate", Path(f"/proc/{os.getpid()}/fd/{fd}"), area).abort()
         assert os.fstat(fd).st_size == 0
         os.close(fd)
+
+
+@OPERATIONS
+def test_abort_of_a_new_file_that_somebody_removes_at_this_moment(
+    runner: Runner, place: Place, area: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.directory / "file"
+    plan = growing(runner, operation, path, area)
+    is_ours = Growth._is_ours
+
+    def removing(growth: Growth) -> bool:
+        ours = is_ours(growth)
+        path.unlink()
+        return ours
+
+    monkeypatch.setattr(Growth, "_is_ours", removing)
+    plan.abort()
+    assert not path.exists()

@@ -242,7 +242,7 @@ def test_a_file_that_others_make_while_the_source_is_waited_for(
         "print(flush=True); signal.sigwait({signal.SIGIO}); made = open(sys.argv[2], 'x'); os.close(fd); "
         "sys.stdin.read()"
     )
-    command = ["python3", "-c", program, plain, path]
+    command = ["python3", "-c", program, str(plain), str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"

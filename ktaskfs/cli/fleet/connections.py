@@ -42,7 +42,7 @@ DESCRIPTORS: Final = 4
 """Descriptors for each new connection."""
 OWN_DESCRIPTORS: Final = 64
 HOSTS_MOST: Final = 1 << 16
-"""Hosts of a range."""
+"""Hosts of one command."""
 RANGE: Final = re.compile(r"[\[,](\d{1,4000})-(\d{1,4000})(?=[],/])")
 
 
@@ -84,11 +84,15 @@ class Way(NamedTuple):
 
 def names_of(text: str) -> list[str]:
     """The hosts that ``text`` names, each once, sorted. Raises InvalidValue."""
-    # A number too many would fill the memory: ClusterShell keeps each number of a range.
+    too_many = InvalidValue(f"--hosts: these are more than {HOSTS_MOST} hosts")
+    # A number too many would fill the memory: ClusterShell keeps each number of a range, but not each product of ranges.
     if any(int(last) - int(first) >= HOSTS_MOST for first, last in RANGE.findall(text)):
-        raise InvalidValue(f"--hosts: a range has more than {HOSTS_MOST} hosts")
+        raise too_many
     try:
-        found = [str(each) for each in NodeSet(text)]
+        nodes = NodeSet(text)
+        if len(nodes) > HOSTS_MOST:
+            raise too_many
+        found = [str(each) for each in nodes]
     except NodeSetException as error:
         raise InvalidValue(f"--hosts: {error}") from error
     if not found:

@@ -115,9 +115,9 @@ class Operation(SpecWord, Generic[P]):
             return self._prepared(kernel, parameters, remaining)
         whole = self._prepared(kernel, parameters, None)
         if sum(each.size for each in remaining) < sum(node.size for node in whole.nodes):
-            refusal = NotSupported(f"resume: {lacking}; start a new task")
-            undo_after(refusal, whole.abort)
-            raise refusal
+            error = NotSupported(f"resume: {lacking}; start a new task")
+            undo_after(error, whole.abort)
+            raise error
         return whole
 
     def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 FILES_MAX: Final = 1 << 16
 """Files that one task takes; the list has some 400 bytes of each."""
 
-GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH})
-"""What open(2) of a removed file, or of a mapping of an ended process, fails with."""
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ESTALE})
+"""The errors for a file that was removed or replaced, or whose mapping has ended with its process."""
 
 P = TypeVar("P", bound=RangeParameters)
 
@@ -149,7 +149,12 @@ def open_many(
         with _opened(preparation.kernel, one, preparation.files, write=write) as target:
             if target is None:
                 continue
-            check(target)
+            try:
+                check(target)
+            except TargetError as error:
+                if error.errno not in GONE:
+                    raise
+                continue
             pages[target.page_size] += 1
             length, step = target.size(), max(target.page_size, unit)
         found.append(one._replace(length=length, size=-(-length // step) * step))

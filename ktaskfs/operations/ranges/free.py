@@ -14,7 +14,7 @@ from ktaskfs.host.target import MEMORY, SEAL_SHRINK, Target
 from ktaskfs.memory.target_errors import require_unsealed
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, parameter
-from ktaskfs.operations.ranges._many import open_many
+from ktaskfs.operations.ranges._many import GONE, open_many
 from ktaskfs.operations.ranges._range import (
     FileParameters,
     RangeOperation,
@@ -121,7 +121,8 @@ def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
                     if target is not None:
                         end_of(target, files.files[index].length)
             except TargetError as error:  # the others are still removed
-                errors.append(error)
+                if error.errno not in GONE:
+                    errors.append(error)
         if errors:
             errors[0].add_note(f"{len(errors)} of {len(files.files)} files are left")
             raise errors[0]

@@ -161,14 +161,13 @@ def test_a_pool_that_another_changes_meanwhile(
     before = there() + 40
     result_of(runner.prepare("reserve", pages=before))
     wanted = before + (16 if grows else -16)
-    first = POOLS[0]
     plan = runner.prepare("reserve", pages=wanted, nodes="0", chunk=8)
     steps: list[int] = []
 
     def step(start: int, end: int) -> None:
         plan.control.thread_func(start, end)
         steps.append(end - start)
-        first.write_text(str(before))  # as somebody else with echo
+        POOLS[0].write_text(str(before))  # as somebody else with echo
 
     control = dataclasses.replace(plan.control, thread_func=step, max_threads=1, max_chunk_size=8)
     outcome = Job(plan.nodes, control).run()
@@ -194,9 +193,10 @@ def test_pages_that_another_takes_off_meanwhile_fail_the_task_and_the_rest_goes_
     def refuse(pool: NodePool, pages: int) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    with monkeypatch.context() as patched, pytest.raises(Finding) as caught:
-        patched.setattr(NodePool, "resize", refuse if kept == "the kernel refuses" else NodePool.resize)
+    monkeypatch.setattr(NodePool, "resize", refuse if kept == "the kernel refuses" else NodePool.resize)
+    with pytest.raises(Finding) as caught:
         plan.finish(outcome)
+    monkeypatch.undo()
     left = before + 11 if kept else before
     assert (caught.value.errno, there(), parsed(caught.value.result)["0"]["pages"]) == (errno.ENOMEM, left, left)
     result_of(runner.prepare("reserve", pages=before, nodes="0"))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
+from ktaskfs.host.target import Target, open_target
 from ktaskfs.operations.base.parameters import parse_parameters
-from ktaskfs.operations.ranges import _many
+from ktaskfs.operations.ranges import _many, free
 from ktaskfs.span import Node
 from tests.support import filesystems
 from tests.support.holding import used
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.target import Target
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
@@ -252,15 +252,35 @@ def test_what_goes_while_the_files_are_found_keeps_none_of_the_others(
         (hugetlbfs / name).mkdir()
         (hugetlbfs / name / "file").touch()
         (hugetlbfs / f"{name} file").touch()
-    original = _many.open_target
 
     def removing(kernel: Kernel, path: str, **more: Any) -> Target:
         kept = os.path.dirname(path) if os.path.dirname(path) != str(hugetlbfs) else path
         for each in list(hugetlbfs.iterdir()):
             if str(each) != kept:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
-        return original(kernel, path, **more)
+        return open_target(kernel, path, **more)
 
     monkeypatch.setattr(_many, "open_target", removing)
     result = counts(runner.result(runner.prepare(operation, path=hugetlbfs / pattern)))
     assert (result["files"], result["gone"]) == (1, 0)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("moment", ["guard", "unlink"])
+def test_a_file_that_goes_just_before_it_is_looked_at_or_removed(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, replaced: bool
+) -> None:
+    first, second, *_ = files_in(place)
+    where = free if moment == "guard" else free._Name
+    original = getattr(where, moment)
+
+    def going(*arguments: Any) -> None:
+        if str(first) in {getattr(each, "path", "") for each in arguments}:
+            first.unlink()
+            if replaced:
+                first.touch()
+        original(*arguments)
+
+    monkeypatch.setattr(where, moment, going)
+    runner.run("free", path=place.directory / "rtemap_*", unlink=1)
+    assert (first.exists(), second.exists()) == (replaced, False)
