@@ -38,6 +38,8 @@ class Lifecycle:
         self._launcher = context.launcher
         self._state = context.state
         self._nursery = context.nursery
+        self._concluding = trio.Lock()
+        """Of many workers that end at once one is concluded at a time, so that requests come in between."""
         context.table.settings.observers.append(self.drop_overdue)
 
     def save(self, task: Task) -> bool:
@@ -89,12 +91,13 @@ class Lifecycle:
         # The exit status explains a worker's death. If the page has the outcome, do not wait for the spawner.
         ended = _tells_its_end(worker)
         status = None if ended else await self._launcher.exit_status(worker.ticket)
-        try:
-            self.conclude(task, worker, status)
-        except Exception:
-            # A bug must not end the daemon, because others' tasks depend on it.
-            LOG.exception("the end of task %s", task.name)
-            task.worker = None
+        async with self._concluding:
+            try:
+                self.conclude(task, worker, status)
+            except Exception:
+                # A bug must not end the daemon, because others' tasks depend on it.
+                LOG.exception("the end of task %s", task.name)
+                task.worker = None
         worker.close()  # after nothing shows it
         if ended:
             await self._launcher.exit_status(worker.ticket)

@@ -196,6 +196,7 @@ class Starter:
             each.task.worker = None
             each.worker.close()
         for task in batch.tasks:
+            await trio.lowlevel.checkpoint()  # each takes milliseconds
             try:
                 self._state.forget_page(task.number)
             except OSError as page_error:  # the next start replaces the page, or the next daemon removes it

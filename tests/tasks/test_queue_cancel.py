@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.tasks.task import State
+from tests.support.poll import DEADLINE
 from tests.tasks.house import House, busy, ended, line, me, open_files, stop_spare, until
 
 if TYPE_CHECKING:
@@ -118,3 +121,23 @@ async def test_a_user_whose_queued_tasks_were_all_cancelled_has_no_queue(house: 
     house.set("max_tasks", 2)
     assert (await house.run_one(line(memory / "c"))).state is not State.QUEUED
     house.service.kill(first)
+
+
+async def test_requests_come_in_between_the_ends_of_many_tasks(house: House, memory: Path) -> None:
+    house.set("max_tasks", 4)
+    tasks = [await house.paused(memory / name, more=f"name={name}") for name in "abcd"]
+    turns, ends = 0, []
+
+    def note(task: Task) -> None:
+        ends.append(turns)
+
+    house.table.observers.append(note)
+    for task in tasks:
+        house.service.kill(task)
+    for task in tasks:
+        assert task.worker is not None
+        select.select([task.worker.pidfd], [], [], DEADLINE)
+    while len(ends) < len(tasks):
+        turns += 1
+        await trio.lowlevel.checkpoint()
+    assert max(Counter(ends).values()) <= 2  # in any order within a turn of the event loop
