@@ -149,7 +149,8 @@ def _on_hosts(given: argparse.Namespace) -> int:
     try:
         from ktaskfs.cli.fleet import ask, watch
     except ModuleNotFoundError as error:
-        raise NotSupported(f"--hosts needs {error.name}: pip install 'ktaskfs[fleet]'") from error
+        ways = "apt install python3-clustershell, or pipx inject ktaskfs ClusterShell"
+        raise NotSupported(f"--hosts needs {error.name}: {ways}") from error
     match given.command:
         case "run":
             return watch.run(given)

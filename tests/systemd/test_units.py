@@ -156,7 +156,7 @@ def test_up_to_the_limit_on_memory_and_not_past_it(service: Machine, kind: str) 
 def documented_unit() -> str:
     """That of the page for administrators."""
     page = (ROOT / "docs/how-to/units.md").read_text()
-    return textwrap.dedent(page[page.index("    [Unit]") :].partition("\n\nA `oneshot`")[0])
+    return textwrap.dedent(page[page.index("    [Unit]") :].partition("\n\nIf the task")[0])
 
 
 def test_the_unit_in_the_documentation_can_be_started_again_and_again(service: Machine) -> None:
@@ -190,6 +190,17 @@ def test_the_unit_in_the_documentation_goes_on_waiting_while_the_daemon_restarts
     assert service.sh("systemctl stop vm0 && rm /dev/hugepages/vm0").status == 0
     path.unlink()
     assert service.run("systemctl", "daemon-reload").status == 0
+
+
+def test_the_journal_of_the_unit_in_the_documentation_has_the_reason(service: Machine) -> None:
+    """The echo of dash calls any refusal an I/O error."""
+    path = service.root / "run/systemd/system/vm0.service"
+    path.write_text(documented_unit().replace("length=64G", "length=16M nodes=999"))
+    assert service.run("systemctl", "start", "vm0").status == 1
+    journal = ("journalctl", "--output=cat", "--unit=vm0", "--identifier=ktaskfs")
+    until(lambda: "ktaskfs: node 999 does not exist" in service.out(*journal), "the journal has it")
+    path.unlink()
+    assert service.sh("systemctl daemon-reload; systemctl reset-failed vm0").status == 0
 
 
 def test_a_unit_that_fails_has_another_tell_of_it(service: Machine) -> None:

@@ -306,7 +306,8 @@ def test_without_clustershell(hosts: Hosts, tmp_path: Path) -> None:
     (tmp_path / "ClusterShell").mkdir()
     (tmp_path / "ClusterShell/__init__.py").write_text("raise ModuleNotFoundError('none', name='ClusterShell')\n")
     outcome = hosts("good1", env={"PYTHONPATH": os.fspath(tmp_path)})
-    assert (outcome.status, outcome.err) == (1, "ktaskfs: --hosts needs ClusterShell: pip install 'ktaskfs[fleet]'\n")
+    ways = "apt install python3-clustershell, or pipx inject ktaskfs ClusterShell"
+    assert (outcome.status, outcome.err) == (1, f"ktaskfs: --hosts needs ClusterShell: {ways}\n")
 
 
 def test_the_same_command_has_the_same_name(hosts: Hosts) -> None:
