@@ -33,7 +33,8 @@ _COARSEST_NS: Final = 2_000_000_000
 
 
 class TargetTree:
-    """The directory at ``path``, which is made, or is there and empty; ``filled``: an earlier run has made files in it.
+    """The directory at ``path``, which ends in no slash, unless it is ``/``. It is made, or is there and empty;
+    ``filled``: an earlier run has made files in it.
 
     ``close`` removes it if it was made and ``keep`` was not called. Raises TargetError (ENOTEMPTY).
     """
@@ -43,7 +44,8 @@ class TargetTree:
         self.path = path
         self.filled = filled
         """Whether an earlier run has made files in it."""
-        parent, self._name = os.path.split(path.rstrip("/") or "/")
+        parent, name = os.path.split(path)
+        self._name = name or "."
         self.made = False
         try:
             self._parent = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -62,7 +64,7 @@ class TargetTree:
                 self.made = True
             except FileExistsError:
                 pass
-            self.fd = os.open(self._name or ".", _DIRECTORY, dir_fd=self._parent)
+            self.fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent)
         except OSError as error:
             raise TargetError.from_os(error, f"open {self.path}") from error
         self._tree = Tree(self.fd, cross_mounts=False)

@@ -109,22 +109,23 @@ class Copy(Operation[CopyParameters]):
         NotSupported for links on hugetlbfs.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
+        path = parameters.path.rstrip("/") or "/"
         cost = FILE_COST if parameters.digest is None else WHOLE_FILE
         which = Which(cost, align=ONE_THREAD, once=False, everything=True)
         files = list_files(preparation, which, path=parameters.source)
         require_directory(files.tree, parameters.source)
-        require_apart(files.tree.fd, parameters.path)
+        require_apart(files.tree.fd, path)
         nodes = preparation.nodes(work_on(files), 1)
 
         def told() -> dict[str, object]:
-            return changes(kernel, files, parameters.path) | ({"list": parameters.out} if parameters.out else {})
+            return changes(kernel, files, path) | ({"list": parameters.out} if parameters.out else {})
 
         output = None
         if parameters.out is None:
             preparation.before_changes(nodes, told)
         else:
             output = make_output(preparation, parameters.out, nodes, told)
-        target = preparation.keep(TargetTree(kernel, parameters.path, filled=preparation.resumes))
+        target = preparation.keep(TargetTree(kernel, path, filled=preparation.resumes))
         if not preparation.resumes:
             require_room(kernel, files, target.kind)
         copier = _Copier(kernel, files, target, parameters.digest, output)
