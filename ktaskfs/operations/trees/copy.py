@@ -31,14 +31,8 @@ from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_tree import (
-    TargetTree,
-    changes,
-    dress,
-    mark_incomplete,
-    require_apart,
-    require_room,
-)
+from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room
+from ktaskfs.operations.trees._target_tree import TargetTree, dress
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
@@ -218,8 +212,8 @@ class _Copier:
                 status = self._copy_piece(source, target, piece)
             except OSError as error:
                 known = error.errno in FATAL  # after which a resume repeats the chunk
-                known = known or (whole and self._target.remove(path)) or mark_incomplete(target)
-                if not known:
+                known = known or (whole and self._target.remove(path))
+                if not known and not self._target.mark_incomplete(target, piece.size):
                     where = f"{self._target.path}/{path}"
                     words = f"copy to {where}, where the filesystem keeps no mark of an incomplete file"
                     raise TargetError.from_os(error, words) from error
@@ -313,7 +307,7 @@ class _Copier:
     def _remove_incomplete(self) -> None:
         for index in range(len(self._files)):
             if self._report.is_skipped(index) and self._files.kind(index) == stat.S_IFREG:
-                self._target.remove_incomplete(self._files.path(index))
+                self._target.remove_incomplete(self._files.path(index), self._files.size(index))
 
     def _dress(self, index: int) -> None:
         """The steps after the last piece of a file or directory, perhaps of an earlier run."""
