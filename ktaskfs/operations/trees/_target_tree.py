@@ -161,6 +161,11 @@ class TargetTree:
                 self._grow(fd, size + 1)
         return self._is_marked(os.fstat(fd), size)
 
+    def unmark(self, fd: int, size: int) -> None:
+        """The file is complete, but has not yet its own mode and times. Raises OSError."""
+        os.ftruncate(fd, self._size(size))
+        os.fchmod(fd, 0o600)
+
     def _is_marked(self, status: os.stat_result, size: int) -> bool:
         return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size > self._size(size)
 

@@ -143,6 +143,7 @@ class _Copier:
         self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output
+        self._finishing = False
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
@@ -209,7 +210,11 @@ class _Copier:
             try:
                 if not whole:
                     source = self._opened(piece.file, stack)
+                if self._finishing and not self._target.mark_incomplete(target, piece.size):  # this is no chunk
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 status = self._copy_piece(source, target, piece)
+                if self._finishing:
+                    self._target.unmark(target, piece.size)
             except OSError as error:
                 known = error.errno in FATAL  # after which a resume repeats the chunk
                 known = known or (whole and self._target.remove(path))
@@ -297,8 +302,10 @@ class _Copier:
     def _copy_skipped(self) -> None:
         """Copy the files that an earlier run has skipped, or skip them again, so that this result names them.
 
-        Their positions are done, so this is no chunk: only ``kill`` ends it.
+        Their positions are done, so this is no chunk: only ``kill`` ends it, and no resume repeats it. A file is marked
+        as incomplete until all of it is copied.
         """
+        self._finishing = True
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.errors import TargetError
 from ktaskfs.ktask import Job
 from ktaskfs.operations.trees._files import FileList
 from tests.operations.trees.ground import as_nobody, make
@@ -184,6 +185,36 @@ def test_a_large_file_that_lacks_a_part_is_known_to_a_resume_without_modes(
         plan = runner.prepare("copy", **texts)
         Job(plan.nodes, plan.control).run()
         assert (disk / "copy/large").stat().st_size == 33 * MIB + 1
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+@pytest.mark.parametrize("modes", [False, True])
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_a_resume_that_ends_within_a_file_that_was_skipped(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, modes: bool, name: str
+) -> None:
+    """It copies that file at its end, after all chunks. The next resume completes it."""
+    real = os.sendfile
+    texts = {"source": with_large, "path": disk / "copy"}
+
+    def fails(number: int, least: int) -> Callable[..., int]:
+        def sendfile(target: int, source: int, position: int, count: int) -> int:
+            if position >= least and os.readlink(f"/proc/self/fd/{source}").endswith(name):
+                raise OSError(number, os.strerror(number))
+            return real(target, source, position, min(count, 64 << 10))
+
+        return sendfile
+
+    with monkeypatch.context() as patch:
+        if not modes:
+            patch.setattr(os, "fchmod", lambda fd, mode: None)
+        patch.setattr(os, "sendfile", fails(errno.EIO, 0))
+        assert rows(failed(runner, **texts)) == {f"EIO {name}"}
+        patch.setattr(os, "sendfile", fails(errno.ENOSPC, 64 << 10))
+        with pytest.raises(TargetError) as caught:
+            runner.run("copy", [], **texts)
+        assert caught.value.errno == errno.ENOSPC
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
 
