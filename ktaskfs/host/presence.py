@@ -7,6 +7,7 @@ tables; there each page is tested under a HoleGuard.
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -160,11 +161,15 @@ def gaps(runs: Iterable[Span], start: int, end: int) -> Iterator[Span]:
         yield Span(position, end)
 
 
-def union(*lists: list[Span]) -> Iterator[Span]:
-    """The union of the runs of all lists, in order."""
-    runs = sorted(run for each in lists for run in each)
-    while runs:
-        low, high = runs.pop(0)
-        while runs and runs[0][0] <= high:
-            high = max(high, runs.pop(0)[1])
-        yield Span(low, high)
+def union(*several: Iterable[Span]) -> Iterator[Span]:
+    """The union of runs, each of which are in order; looks ahead by one run."""
+    whole: Span | None = None
+    for run in heapq.merge(*several):
+        if whole is not None and run.start <= whole.end:
+            whole = Span(whole.start, max(whole.end, run.end))
+            continue
+        if whole is not None:
+            yield whole
+        whole = run
+    if whole is not None:
+        yield whole

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ktaskfs.host.presence import data_extents, hole_extents
+from ktaskfs.host.presence import data_extents, hole_extents, union
+from ktaskfs.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.runner import Runner
@@ -57,3 +62,24 @@ def test_operations_pass_over_it(runner: Runner, punched: Path, name: str) -> No
         assert f"\npresent {PAGES - 3}\nholes 2\n" in result
     if name == "migrate":
         assert f"\nthere {PAGES - 3}\n" in result
+
+
+RUNS = st.lists(st.integers(0, 60), max_size=12, unique=True).map(
+    lambda edges: [Span(*pair) for pair in zip(*[iter(sorted(edges))] * 2, strict=False)]
+)
+
+
+@given(RUNS, RUNS)
+def test_the_union_has_what_one_of_them_has(one: list[Span], two: list[Span]) -> None:
+    found = list(union(one, two))
+    assert {at for run in found for at in range(*run)} == {at for run in [*one, *two] for at in range(*run)}
+    assert all(before.end < after.start for before, after in itertools.pairwise(found)), "touching runs are one"
+
+
+def test_the_union_of_long_lists_is_made_step_by_step() -> None:
+    def endless() -> Iterator[Span]:
+        for number in range(5):
+            yield Span(10 * number, 10 * number + 5)
+        raise AssertionError("more than is needed")
+
+    assert next(union(endless(), [Span(5, 7)])) == Span(0, 7)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from array import array
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError
@@ -176,9 +177,19 @@ class FileList:
 
     def path(self, index: int) -> str:
         """The path of a file below the directory; ``.`` if the tree is one file."""
-        directory = self._directories[bisect.bisect_right(self._first_of, index) - 1]
+        return self._directories[bisect.bisect_right(self._first_of, index) - 1] + self.base(index)
+
+    def base(self, index: int) -> str:
+        """The last component of ``path``."""
         start = self._name_ends[index - 1] if index else 0
-        return directory + os.fsdecode(bytes(self._names[start : self._name_ends[index]]))
+        return os.fsdecode(bytes(self._names[start : self._name_ends[index]]))
+
+    def directories(self) -> dict[str, list[range]]:
+        """The numbers of the files in each directory, by its path as a prefix."""
+        found: dict[str, list[range]] = {}
+        for directory, (first, end) in zip(self._directories, pairwise([*self._first_of, len(self)]), strict=True):
+            found.setdefault(directory, []).append(range(first, end))
+        return found
 
     def name(self, index: int) -> str:
         """As ``path``; the file's own name if the tree is one file."""

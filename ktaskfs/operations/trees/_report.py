@@ -32,10 +32,14 @@ SKIPPED_ROOM: Final = 256 << 10
 
 
 class TreeReport:
-    """Marks of each file, one byte, and why files were skipped. Threads may enter what they have done at any time."""
+    """Marks of each file, one byte, and why files were skipped. Threads may enter what they have done at any time.
 
-    def __init__(self, files: FileList) -> None:
+    ``mounts``: mounted filesystems that were not entered, beside those that the walk through ``files`` has counted.
+    """
+
+    def __init__(self, files: FileList, *, mounts: int = 0) -> None:
         self._files = files
+        self._mounts = mounts
         self._lock = threading.Lock()
         self._marks = bytearray(len(files))  # guarded by _lock, as all below
         self._reasons: Counter[int] = Counter()
@@ -52,6 +56,13 @@ class TreeReport:
     def skip_special(self, index: int) -> None:
         """A FIFO, a device or the like was skipped, which is not a failure."""
         self._skip(index, SPECIAL)
+
+    def pass_over(self, index: int, *, mounts: int) -> None:
+        """A file lies in a mounted filesystem, which is no failure; ``mounts`` is 1 if that is not counted yet."""
+        with self._lock:
+            if not self._marks[index] & SKIPPED:
+                self._marks[index] |= SKIPPED
+                self._mounts += mounts
 
     def skip(self, index: int, error: OSError) -> None:
         """A file, or its rest, was skipped. Raises TargetError if a system call is missing for all files."""
@@ -100,7 +111,7 @@ class TreeReport:
         """
         reasons = self.reasons
         told = {"files": self.marked(DONE), **counts}
-        told |= {"skipped": reasons.total(), "mounts": self._files.walk.mounts}
+        told |= {"skipped": reasons.total(), "mounts": self._files.walk.mounts + self._mounts}
         told |= dict(sorted((f"skipped_{_name(number)}", count) for number, count in reasons.items()))
         return with_table(told, header, rows, after=self.why()) if header else lines(told) + self.why()
 

@@ -6,34 +6,33 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
-from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.errors import TargetError
+from ktaskfs.host.target import FilesystemType, directory_as_target
 from ktaskfs.host.tree import Tree
-from ktaskfs.memory.room import mount_room, require_reservable, require_space
+from ktaskfs.operations.trees._target_checks import require_usable
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ktaskfs.host.kernel import Kernel
-    from ktaskfs.host.target import Target
-    from ktaskfs.operations.trees._files import FileList
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PERMISSIONS: Final = 0o777
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _INCOMPLETE: Final = 0o1600
-"""The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one."""
+"""The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one. A
+filesystem without modes, such as vfat, may ignore chmod(2) without an error: there the file is a byte too long."""
 
 _COARSEST_NS: Final = 2_000_000_000
 """Filesystems round times: vfat to two seconds."""
 
 
 class TargetTree:
-    """The directory at ``path``, which is made, or is there and empty; ``filled``: an earlier run has made files in it.
+    """The directory at ``path``, which ends in no slash, unless it is ``/``. It is made, or is there and empty;
+    ``filled``: an earlier run has made files in it.
 
     ``close`` removes it if it was made and ``keep`` was not called. Raises TargetError (ENOTEMPTY).
     """
@@ -43,7 +42,9 @@ class TargetTree:
         self.path = path
         self.filled = filled
         """Whether an earlier run has made files in it."""
-        parent, self._name = os.path.split(path.rstrip("/") or "/")
+        parent, name = os.path.split(path)
+        self._name = name or "."
+        self._growing = threading.Lock()
         self.made = False
         try:
             self._parent = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -62,7 +63,7 @@ class TargetTree:
                 self.made = True
             except FileExistsError:
                 pass
-            self.fd = os.open(self._name or ".", _DIRECTORY, dir_fd=self._parent)
+            self.fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent)
         except OSError as error:
             raise TargetError.from_os(error, f"open {self.path}") from error
         self._tree = Tree(self.fd, cross_mounts=False)
@@ -132,12 +133,41 @@ class TargetTree:
             status = os.fstat(fd)
             if not _is_own(status):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if status.st_size != self._size(size):
+            if replace:
                 os.ftruncate(fd, self._size(size))
+            else:
+                self._grow(fd, self._size(size))
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _grow(self, fd: int, size: int) -> None:
+        """Without losing the mark of another thread."""
+        with self._growing:
+            if os.fstat(fd).st_size < size:
+                os.ftruncate(fd, size)
+
+    def mark_incomplete(self, fd: int, size: int) -> bool:
+        """Mark an open file of ``size`` bytes, of which a part could not be copied, for the end of the task or a
+        resume.
+
+        False if that is impossible.
+        """
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, _INCOMPLETE)
+        if not self._is_marked(os.fstat(fd), size):
+            with contextlib.suppress(OSError):
+                self._grow(fd, size + 1)
+        return self._is_marked(os.fstat(fd), size)
+
+    def unmark(self, fd: int, size: int) -> None:
+        """The file is complete, but has not yet its own mode and times. Raises OSError."""
+        os.ftruncate(fd, self._size(size))
+        os.fchmod(fd, 0o600)
+
+    def _is_marked(self, status: os.stat_result, size: int) -> bool:
+        return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size > self._size(size)
 
     def _size(self, size: int) -> int:
         """The size of the copy of a file of ``size`` bytes."""
@@ -159,10 +189,10 @@ class TargetTree:
         os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
         return os.open(name, _FILE, 0o600, dir_fd=parent)
 
-    def remove_incomplete(self, path: str) -> None:
+    def remove_incomplete(self, path: str, size: int) -> None:
         """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
         with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            if stat.S_IMODE(self._tree.status(path).st_mode) == _INCOMPLETE:
+            if self._is_marked(self._tree.status(path), size):
                 self.remove(path)
 
     def remove(self, path: str) -> bool:
@@ -190,7 +220,7 @@ class TargetTree:
             return True
         if kind != stat.S_IFREG:
             return stat.S_IFMT(status.st_mode) != kind
-        complete = status.st_size == self._size(size) and stat.S_IMODE(status.st_mode) != _INCOMPLETE
+        complete = status.st_size == self._size(size) and not self._is_marked(status, size)
         return not (_is_own(status) and complete)
 
     def dress_file(self, path: str, status: os.stat_result) -> None:
@@ -240,16 +270,6 @@ class TargetTree:
             os.close(fd)
 
 
-def mark_incomplete(fd: int) -> bool:
-    """Mark an open file, of which a part could not be copied, for the end of the task or a resume.
-
-    False on a filesystem without this mode, such as vfat, which may ignore chmod(2) without an error.
-    """
-    with contextlib.suppress(OSError):
-        os.fchmod(fd, _INCOMPLETE)
-    return stat.S_IMODE(os.fstat(fd).st_mode) == _INCOMPLETE
-
-
 def dress(fd: int, status: os.stat_result) -> None:
     """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
     os.utime(fd, ns=_times(status))
@@ -267,80 +287,3 @@ def _is_own(status: os.stat_result) -> bool:
 
 def _times(status: os.stat_result) -> tuple[int, int]:
     return status.st_atime_ns, status.st_mtime_ns
-
-
-def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
-    """Raises TargetError for an unwritable directory, or one that should be ``empty`` but is not."""
-    try:
-        fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise TargetError(f"{path} cannot be read: {os.strerror(error.errno or 0)}", errno=error.errno) from error
-    try:
-        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
-            number = errno.EROFS if os.fstatvfs(fd).f_flag & os.ST_RDONLY else errno.EACCES
-            raise TargetError(f"cannot create anything in {path}: {os.strerror(number)}", errno=number)
-        with os.scandir(fd) as entries:
-            if empty and next(entries, None) is not None:
-                raise TargetError(f"{path} is not empty; a tree is copied into a new directory", errno=errno.ENOTEMPTY)
-    finally:
-        os.close(fd)
-
-
-def require_apart(source: int, path: str) -> None:
-    """Raises InvalidValue if ``path``, which may be missing, lies in the directory ``source``."""
-    inner = os.fstat(source)
-    for each in _above(path):
-        if os.path.samestat(each, inner):
-            raise InvalidValue(f"{path} lies inside the source directory")
-
-
-def _above(path: str) -> Iterator[os.stat_result]:
-    """The parents of an existing or new ``path``, up to the root."""
-    here = os.path.realpath(path)
-    while True:
-        with contextlib.suppress(OSError):  # it is missing, or a later open reports the error
-            yield os.stat(here)
-        if here == "/":
-            return
-        here = os.path.dirname(here)
-
-
-def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
-    """An estimate; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
-    try:
-        if target.filesystem is FilesystemType.HUGETLBFS:
-            if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
-                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
-            pages = sum(-(-files.size(index) // target.page_size) for index in range(len(files)))
-            require_reservable(kernel, target, pages)
-        elif target.filesystem is FilesystemType.TMPFS:
-            require_space(kernel, target, Span(0, files.allocated))
-        elif (room := mount_room(target)) is not None and files.allocated > room:
-            words = f"{files.allocated} bytes must be written, but its filesystem has {room} left"
-            raise OutOfSpace(f"{target.path}: {words}")
-    except OSError as error:
-        raise TargetError.from_os(error, f"find the free space of {target.path}") from error
-
-
-def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
-    """The lines of a plan to copy ``files`` to ``path``, if there is room.
-
-    Raises as ``TargetTree`` and ``require_room``.
-    """
-    told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        told["creates"] = path
-        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
-    except OSError as error:
-        raise TargetError.from_os(error, f"open {path}") from error
-    else:
-        target = directory_as_target(fd, path)
-    try:
-        if "creates" not in told:
-            require_usable(kernel, target.fd, path, empty=True)
-        require_room(kernel, files, target)
-    finally:
-        os.close(target.fd)
-    return told

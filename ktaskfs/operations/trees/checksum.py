@@ -168,14 +168,20 @@ class _Digester:
 
     def _compare(self, expected: dict[str, bytes]) -> str:
         report = self._report
-        found = {self._files.name(index) for index in range(len(self._files))}
-        bad = [("differs", self._files.name(index)) for index, marks in report.done() if marks & DIFFERS]
-        differ = len(bad)
-        bad += [("missing", name) for name in sorted(expected.keys() - found)]
-        counts = {"bytes": report.sums["bytes"], "differ": differ, "missing": len(bad) - differ}
-        text = report.text(counts, header="what path", rows=(f"{what} {escaped(name)}" for what, name in bad))
-        if bad:
-            words = f"{differ} differ from the manifest, {len(bad) - differ} are missing: {escaped(bad[0][1])}"
+        missing = set(expected)
+        missing.difference_update(map(self._files.name, range(len(self._files))))
+
+        def bad() -> Iterator[tuple[str, str]]:
+            for index, marks in report.done():
+                if marks & DIFFERS:
+                    yield "differs", self._files.name(index)
+            yield from (("missing", name) for name in sorted(missing))
+
+        differ = report.marked(DIFFERS)
+        counts = {"bytes": report.sums["bytes"], "differ": differ, "missing": len(missing)}
+        text = report.text(counts, header="what path", rows=(f"{what} {escaped(name)}" for what, name in bad()))
+        if first := next(bad(), None):
+            words = f"{differ} differ from the manifest, {len(missing)} are missing: {escaped(first[1])}"
             raise Finding(words, position=0, result=text, errno=errno.EBADMSG)
         return report.require_all(text, gone=False)
 

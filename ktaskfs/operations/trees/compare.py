@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from typing import TYPE_CHECKING, Any, Final
@@ -38,9 +39,12 @@ MAX_CHUNK: Final = 8 << 20
 """Bytes, of which each file takes 4 KiB more than it has: up to 2048 empty files, at some 60 µs each."""
 PIECE: Final = 256 << 10
 """Bytes read of each file before a comparison, so that both fit a CPU's own cache."""
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""Errors of an open if there is no such file: any other leaves that unknown."""
 DIFFERS: Final = FIRST_OWN_MARK
 MISSING: Final = FIRST_OWN_MARK << 1
 OTHER_KIND: Final = FIRST_OWN_MARK << 2
+FINDINGS: Final = {DIFFERS: "differs", MISSING: "missing", OTHER_KIND: "kind"}
 
 
 class CompareParameters(TreeParameters):
@@ -89,7 +93,7 @@ class _Comparer:
     def __init__(self, files: FileList, others: FileList) -> None:
         self._files = files
         self._others = others
-        self._report = TreeReport(files)
+        self._report = TreeReport(files, mounts=others.walk.mounts)
         self._turns = ThreadTurns(SMALL_READ)
         self._buffer = Buffer(2 * PIECE)
         magic = syscalls.filesystem_magic
@@ -106,9 +110,24 @@ class _Comparer:
         try:
             marks = self._compare(piece)
         except OSError as error:
-            self._report.skip(piece.file, error)
+            if error.errno == errno.EXDEV:
+                self._report.pass_over(piece.file, mounts=int(self._is_mounted(piece.file)))
+            else:
+                self._report.skip(piece.file, error)
         else:
             self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
+
+    def _is_mounted(self, index: int) -> bool:
+        """Whether a file is itself a mount, which no walk counts, and does not lie below one."""
+        if self._files.kind(index) == stat.S_IFDIR:
+            return False
+        above = os.path.dirname(self._files.path(index)) or "."
+        try:
+            for each in (self._files, self._others):
+                os.close(each.tree.open(above))
+        except OSError:
+            return False
+        return True
 
     def _compare(self, piece: Piece) -> int:
         """The marks of a piece's file."""
@@ -116,7 +135,7 @@ class _Comparer:
         try:
             other = self._others.tree.open(path)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in ABSENT:
                 return MISSING
             raise
         try:
@@ -153,7 +172,7 @@ class _Comparer:
     def _same(self, mine: int, other: int, start: int, end: int) -> bool:
         """Whether both are equal from ``start`` to ``end``; past its end a file has zeros. Holes are not read."""
         buffer = self._buffer
-        for run in union(list(data_extents(mine, start, end)), list(data_extents(other, start, end))):
+        for run in union(data_extents(mine, start, end), data_extents(other, start, end)):
             for position in range(run.start, run.end, PIECE):
                 size = min(PIECE, run.end - position)
                 _read(mine, buffer.view[:size], position)
@@ -166,26 +185,44 @@ class _Comparer:
         """The result; nothing if the task did not finish. Raises Finding as ``Report.require_all``."""
         if outcome.remaining():
             return ""
-        rows = [*self._differing(), *self._extra()]
-        kinds = [row.partition(" ")[0] for row in rows]
+        extra = self._extra()
         counts = {"bytes": self._report.sums["bytes"]}
-        counts |= {kind: kinds.count(kind) for kind in ("differs", "missing", "kind", "extra")}
-        text = self._report.text(counts, header="what path", rows=rows)
+        counts |= {what: self._report.marked(mark) for mark, what in FINDINGS.items()} | {"extra": extra.count(1)}
+        text = self._report.text(
+            counts, header="what path", rows=itertools.chain(self._rows(), self._extra_rows(extra))
+        )
         for number, path in self._others.walk.left[:1]:
             words = f"{escaped(path)} in path cannot be read: {os.strerror(number)}"
             raise Finding(words, position=0, result=text, errno=number)
         return self._report.require_all(text, gone=False)
 
-    def _differing(self) -> Iterator[str]:
+    def _rows(self) -> Iterator[str]:
         for index, marks in self._report.done():
-            for mark, what in ((DIFFERS, "differs"), (MISSING, "missing"), (OTHER_KIND, "kind")):
+            for mark, what in FINDINGS.items():
                 if marks & mark:
                     yield f"{what} {escaped(self._files.path(index))}"
 
-    def _extra(self) -> Iterator[str]:
-        found = {self._files.path(index) for index in range(len(self._files))}
-        paths = (self._others.path(index) for index in range(len(self._others)))
-        return (f"extra {escaped(path)}" for path in paths if path not in found)
+    def _extra(self) -> bytearray:
+        """A mark, 1, for each file that is only in ``path``: one directory at a time, because all names need too much
+        memory."""
+        found, directories = bytearray(len(self._others)), self._files.directories()
+        for directory, runs in self._others.directories().items():
+            known = {self._files.base(index) for run in directories.get(directory, ()) for index in run}
+            for index in itertools.chain(*runs):
+                if self._others.base(index) not in known and self._is_absent(self._others.path(index)):
+                    found[index] = 1
+        return found
+
+    def _is_absent(self, path: str) -> bool:
+        """Whether there is no such file in ``source``. The walk finds none in a directory that it could not read."""
+        try:
+            os.close(self._files.tree.open(path))
+        except OSError as error:
+            return error.errno in ABSENT
+        return False
+
+    def _extra_rows(self, extra: bytearray) -> Iterator[str]:
+        return (f"extra {escaped(self._others.path(index))}" for index, is_extra in enumerate(extra) if is_extra)
 
 
 def _read(fd: int, view: memoryview, position: int) -> None:

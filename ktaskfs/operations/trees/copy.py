@@ -31,14 +31,8 @@ from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_tree import (
-    TargetTree,
-    changes,
-    dress,
-    mark_incomplete,
-    require_apart,
-    require_room,
-)
+from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room
+from ktaskfs.operations.trees._target_tree import TargetTree, dress
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
@@ -109,22 +103,23 @@ class Copy(Operation[CopyParameters]):
         NotSupported for links on hugetlbfs.
         """
         kernel, parameters = preparation.kernel, preparation.parameters
+        path = parameters.path.rstrip("/") or "/"
         cost = FILE_COST if parameters.digest is None else WHOLE_FILE
         which = Which(cost, align=ONE_THREAD, once=False, everything=True)
         files = list_files(preparation, which, path=parameters.source)
         require_directory(files.tree, parameters.source)
-        require_apart(files.tree.fd, parameters.path)
+        require_apart(files.tree.fd, path)
         nodes = preparation.nodes(work_on(files), 1)
 
         def told() -> dict[str, object]:
-            return changes(kernel, files, parameters.path) | ({"list": parameters.out} if parameters.out else {})
+            return changes(kernel, files, path) | ({"list": parameters.out} if parameters.out else {})
 
         output = None
         if parameters.out is None:
             preparation.before_changes(nodes, told)
         else:
             output = make_output(preparation, parameters.out, nodes, told)
-        target = preparation.keep(TargetTree(kernel, parameters.path, filled=preparation.resumes))
+        target = preparation.keep(TargetTree(kernel, path, filled=preparation.resumes))
         if not preparation.resumes:
             require_room(kernel, files, target.kind)
         copier = _Copier(kernel, files, target, parameters.digest, output)
@@ -148,6 +143,7 @@ class _Copier:
         self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output
+        self._finishing = False
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
@@ -214,11 +210,15 @@ class _Copier:
             try:
                 if not whole:
                     source = self._opened(piece.file, stack)
+                if self._finishing and not self._target.mark_incomplete(target, piece.size):  # this is no chunk
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 status = self._copy_piece(source, target, piece)
+                if self._finishing:
+                    self._target.unmark(target, piece.size)
             except OSError as error:
                 known = error.errno in FATAL  # after which a resume repeats the chunk
-                known = known or (whole and self._target.remove(path)) or mark_incomplete(target)
-                if not known:
+                known = known or (whole and self._target.remove(path))
+                if not known and not self._target.mark_incomplete(target, piece.size):
                     where = f"{self._target.path}/{path}"
                     words = f"copy to {where}, where the filesystem keeps no mark of an incomplete file"
                     raise TargetError.from_os(error, words) from error
@@ -302,8 +302,10 @@ class _Copier:
     def _copy_skipped(self) -> None:
         """Copy the files that an earlier run has skipped, or skip them again, so that this result names them.
 
-        Their positions are done, so this is no chunk: only ``kill`` ends it.
+        Their positions are done, so this is no chunk: only ``kill`` ends it, and no resume repeats it. A file is marked
+        as incomplete until all of it is copied.
         """
+        self._finishing = True
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):
@@ -312,7 +314,7 @@ class _Copier:
     def _remove_incomplete(self) -> None:
         for index in range(len(self._files)):
             if self._report.is_skipped(index) and self._files.kind(index) == stat.S_IFREG:
-                self._target.remove_incomplete(self._files.path(index))
+                self._target.remove_incomplete(self._files.path(index), self._files.size(index))
 
     def _dress(self, index: int) -> None:
         """The steps after the last piece of a file or directory, perhaps of an earlier run."""

@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.errors import Finding
 from tests.operations.trees.ground import as_nobody, make, parsed
+from tests.support import filesystems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,3 +141,59 @@ def test_files_that_vanish_or_become_others(runner: Runner, source: Path, copy: 
     assert caught.value.errno == errno.ENOENT
     assert "\nkind d0/deep/f3\n" in caught.value.result
     assert caught.value.result.endswith("reason path\ngone d0/deep/f0\n")
+
+
+@pytest.mark.parametrize("at", ["source", "path"])
+def test_what_is_mounted_on_either_side_is_counted(runner: Runner, disk: Path, at: str, root: None) -> None:
+    """Nobody knows whether the files below differ: they are no difference and no failure."""
+    for name in ("source", "path"):
+        for inner in ("sub/deep", "rest"):
+            (disk / name / inner).mkdir(parents=True)
+            (disk / name / inner / "file").touch()
+    texts = {"source": disk / "source", "path": disk / "path"}
+
+    def told() -> dict[str, int]:
+        return parsed(runner.result(runner.prepare("compare", **texts)).partition("what path\n")[0])
+
+    with filesystems.tmpfs(disk / at / "sub/deep", MIB) as mounted:
+        (mounted / "file").write_text("other")
+        counts = told()
+        assert (counts["mounts"], counts["skipped"], compared(runner, **texts)) == (1, 0, ({}, []))
+        assert compared(runner, **texts, cross_mounts=1) == ({"differs": 1}, ["differs sub/deep/file"])
+    file = disk / at / "rest/file"
+    subprocess.run(["mount", "--bind", "/dev/null", file], check=True)
+    try:
+        counts = told()
+    finally:
+        subprocess.run(["umount", file], check=True)
+    assert counts["skipped"] == 0
+    assert counts["mounts"] + counts["kind"] + counts["extra"] == 1
+
+
+def test_files_below_an_unreadable_directory_are_not_extra(
+    runner: Runner, source: Path, copy: Path, root: None
+) -> None:
+    for path in (source, copy):
+        path.chmod(0o755)
+    make(copy / "d1/new")
+    (source / "d0").chmod(0o700)
+    (source / "d2").chmod(0o711)
+
+    def failure() -> str:
+        with pytest.raises(Finding) as caught:
+            runner.run("compare", source=source, path=copy)
+        return caught.value.result
+
+    text = as_nobody(failure)
+    assert "\nskipped_EACCES 2\n" in text
+    assert [line for line in text.splitlines() if line.startswith("extra ")] == ["extra 1", "extra d1/new"]
+
+
+def test_one_directory_in_several_runs_of_the_walk(runner: Runner, disk: Path) -> None:
+    for name in ("source", "path"):
+        for number in range(20):
+            (disk / name / f"{number}d/{number}").mkdir(parents=True)
+            (disk / name / f"{number}").touch()
+    make(disk / "path/more")
+    make(disk / "path/3d/3/more")
+    assert compared(runner, disk / "source", disk / "path") == ({"extra": 2}, ["extra 3d/3/more", "extra more"])

@@ -16,6 +16,7 @@ from tests.support import filesystems
 from tests.support.hugepages import TestPool
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.support.runner import Place, Runner
@@ -68,9 +69,9 @@ def copied(runner: Runner, source: Path, path: Path, **texts: object) -> dict[st
     return parsed(runner.result(plan))
 
 
-def failed(runner: Runner, **texts: object) -> Finding:
+def failed(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> Finding:
     with pytest.raises(Finding) as caught:
-        runner.run("copy", **texts)
+        runner.run("copy", remaining, **texts)
     return caught.value
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import Finding
+from ktaskfs.errors import TargetError
+from ktaskfs.ktask import Job
 from ktaskfs.operations.trees._files import FileList
 from tests.operations.trees.ground import as_nobody, make
 from tests.operations.trees.test_copy import failed, traits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from ktaskfs.errors import Finding
     from tests.support.runner import Runner
 
 MIB = 1 << 20
@@ -51,9 +55,7 @@ def test_a_resume_names_or_copies_what_the_earlier_run_skipped(
         patch.setattr(os, "sendfile", sendfile)
         named = rows(failed(runner, **texts))
         assert named == {"EIO large", "EIO small"}
-        with pytest.raises(Finding) as caught:
-            runner.run("copy", [], **texts)
-        assert rows(caught.value) == named
+        assert rows(failed(runner, [], **texts)) == named
     (disk / "copy/gone").unlink()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -88,9 +90,7 @@ def test_a_resume_in_a_directory_that_became_unwritable_says_so(runner: Runner, 
     def body() -> str:
         failed(runner, **texts)
         (disk / "theirs/copy/a").chmod(0o555)
-        with pytest.raises(Finding) as caught:
-            runner.run("copy", [], **texts)
-        return caught.value.result
+        return failed(runner, [], **texts).result
 
     assert "EACCES a/file" in as_nobody(body)
 
@@ -109,29 +109,6 @@ def test_a_resume_keeps_a_large_file_that_is_complete_and_unwritable(
 
     as_nobody(body)
     assert traits(disk / "theirs/copy") == traits(with_large)
-
-
-def test_a_resume_names_a_small_file_that_still_cannot_get_its_mode(
-    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (with_large / "small").chmod(0o640)
-    real = os.fchmod
-
-    def fchmod(fd: int, mode: int) -> None:
-        if mode == 0o640:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-        real(fd, mode)
-
-    texts = {"source": with_large, "path": disk / "copy"}
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fchmod", fchmod)
-        assert rows(failed(runner, **texts)) == {"EPERM small"}
-        assert (disk / "copy/small").read_bytes() == (with_large / "small").read_bytes()
-        with pytest.raises(Finding) as caught:
-            runner.run("copy", [], **texts)
-        assert rows(caught.value) == {"EPERM small"}
-    runner.run("copy", [], **texts)
-    assert traits(disk / "copy") == traits(with_large)
 
 
 def test_a_resume_corrects_a_time_that_is_only_a_second_off(runner: Runner, with_large: Path, disk: Path) -> None:
@@ -160,29 +137,99 @@ def without_modes(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     monkeypatch.setattr(os, "fchmod", lambda fd, mode: None)
 
 
-def test_a_small_file_that_lacks_a_part_is_known_without_modes(
-    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+def without_one_mode(monkeypatch: pytest.MonkeyPatch, _: str) -> None:
+    """The mode of the small file is refused."""
+    real = os.fchmod
+
+    def fchmod(fd: int, mode: int) -> None:
+        if mode == 0o640:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "broken", "reason"),
+    [(without_one_mode, "small", "EPERM"), (without_modes, "small", "EIO"), (without_modes, "large", "EIO")],
+)
+def test_a_resume_names_a_file_that_still_cannot_be_copied(
+    runner: Runner,
+    with_large: Path,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[pytest.MonkeyPatch, str], None],
+    broken: str,
+    reason: str,
 ) -> None:
+    """A file that lacks a part is removed, and one that lacks only its mode stays."""
+    (with_large / "small").chmod(0o640)
     texts = {"source": with_large, "path": disk / "copy"}
+    copy = disk / "copy" / broken
     with monkeypatch.context() as patch:
-        without_modes(patch, "small")
-        assert rows(failed(runner, **texts)) == {"EIO small"}
-        assert not (disk / "copy/small").exists()
-        with pytest.raises(Finding) as caught:
-            runner.run("copy", [], **texts)
-        assert rows(caught.value) == {"EIO small"}
+        breaks(patch, broken)
+        for resumed in (False, True):
+            assert rows(failed(runner, [] if resumed else None, **texts)) == {f"{reason} {broken}"}
+            assert copy.exists() == (reason == "EPERM")
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
 
 
-def test_without_modes_a_large_file_that_lacks_a_part_ends_the_task(
+def test_a_large_file_that_lacks_a_part_is_known_to_a_resume_without_modes(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resume repeats the chunk."""
+    """The earlier run was killed after that part, before its end."""
     texts = {"source": with_large, "path": disk / "copy"}
     with monkeypatch.context() as patch:
         without_modes(patch, "large")
-        error = runner.failure(runner.prepare("copy", **texts))
+        plan = runner.prepare("copy", **texts)
+        Job(plan.nodes, plan.control).run()
+        assert (disk / "copy/large").stat().st_size == 33 * MIB + 1
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+@pytest.mark.parametrize("modes", [False, True])
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_a_resume_that_ends_within_a_file_that_was_skipped(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, modes: bool, name: str
+) -> None:
+    """It copies that file at its end, after all chunks. The next resume completes it."""
+    real = os.sendfile
+    texts = {"source": with_large, "path": disk / "copy"}
+
+    def fails(number: int, least: int) -> Callable[..., int]:
+        def sendfile(target: int, source: int, position: int, count: int) -> int:
+            if position >= least and os.readlink(f"/proc/self/fd/{source}").endswith(name):
+                raise OSError(number, os.strerror(number))
+            return real(target, source, position, min(count, 64 << 10))
+
+        return sendfile
+
+    with monkeypatch.context() as patch:
+        if not modes:
+            patch.setattr(os, "fchmod", lambda fd, mode: None)
+        patch.setattr(os, "sendfile", fails(errno.EIO, 0))
+        assert rows(failed(runner, **texts)) == {f"EIO {name}"}
+        patch.setattr(os, "sendfile", fails(errno.ENOSPC, 64 << 10))
+        with pytest.raises(TargetError) as caught:
+            runner.run("copy", [], **texts)
+        assert caught.value.errno == errno.ENOSPC
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_large_file_that_lacks_a_part_and_can_have_no_mark_ends_the_task(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume repeats the chunk."""
+    without_modes(monkeypatch, "large")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (33 * MIB, before[1]))
+    try:
+        error = runner.failure(runner.prepare("copy", source=with_large, path=disk / "copy"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.errno == errno.EIO
     assert "/copy/large, where the filesystem keeps no mark of an incomplete file: " in error.message
 

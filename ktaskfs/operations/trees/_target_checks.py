@@ -1,0 +1,98 @@
+"""What must hold before a tree is copied: the place, and the room there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.memory.room import mount_room, require_reservable, require_space
+from ktaskfs.span import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.target import Target
+    from ktaskfs.operations.trees._files import FileList
+
+
+def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
+    """Raises TargetError for an unwritable directory, or one that should be ``empty`` but is not."""
+    try:
+        fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise TargetError(f"{path} cannot be read: {os.strerror(error.errno or 0)}", errno=error.errno) from error
+    try:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+            number = errno.EROFS if os.fstatvfs(fd).f_flag & os.ST_RDONLY else errno.EACCES
+            raise TargetError(f"cannot create anything in {path}: {os.strerror(number)}", errno=number)
+        with os.scandir(fd) as entries:
+            if empty and next(entries, None) is not None:
+                raise TargetError(f"{path} is not empty; a tree is copied into a new directory", errno=errno.ENOTEMPTY)
+    finally:
+        os.close(fd)
+
+
+def require_apart(source: int, path: str) -> None:
+    """Raises InvalidValue if ``path``, which may be missing, lies in the directory ``source``."""
+    inner = os.fstat(source)
+    for each in _above(path):
+        if os.path.samestat(each, inner):
+            raise InvalidValue(f"{path} lies inside the source directory")
+
+
+def _above(path: str) -> Iterator[os.stat_result]:
+    """The parents of an existing or new ``path``, up to the root."""
+    here = os.path.realpath(path)
+    while True:
+        with contextlib.suppress(OSError):  # it is missing, or a later open reports the error
+            yield os.stat(here)
+        if here == "/":
+            return
+        here = os.path.dirname(here)
+
+
+def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
+    """An estimate; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
+    try:
+        if target.filesystem is FilesystemType.HUGETLBFS:
+            if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
+                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
+            pages = sum(-(-files.size(index) // target.page_size) for index in range(len(files)))
+            require_reservable(kernel, target, pages)
+        elif target.filesystem is FilesystemType.TMPFS:
+            require_space(kernel, target, Span(0, files.allocated))
+        elif (room := mount_room(target)) is not None and files.allocated > room:
+            words = f"{files.allocated} bytes must be written, but its filesystem has {room} left"
+            raise OutOfSpace(f"{target.path}: {words}")
+    except OSError as error:
+        raise TargetError.from_os(error, f"find the free space of {target.path}") from error
+
+
+def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
+    """The lines of a plan to copy ``files`` to ``path``, if there is room.
+
+    Raises as ``TargetTree`` and ``require_room``.
+    """
+    told: dict[str, object] = {"files": len(files), "bytes": files.bytes}
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        told["creates"] = path
+        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {path}") from error
+    else:
+        target = directory_as_target(fd, path)
+    try:
+        if "creates" not in told:
+            require_usable(kernel, target.fd, path, empty=True)
+        require_room(kernel, files, target)
+    finally:
+        os.close(target.fd)
+    return told
