@@ -85,7 +85,7 @@ class Way(NamedTuple):
 def names_of(text: str) -> list[str]:
     """The hosts that ``text`` names, each once, sorted. Raises InvalidValue."""
     too_many = InvalidValue(f"--hosts: these are more than {HOSTS_MOST} hosts")
-    # A number too many would fill the memory: ClusterShell keeps each number of a range, but not each product of ranges.
+    # A number too many would fill the memory: ClusterShell keeps each number of a range, not each product.
     if any(int(last) - int(first) >= HOSTS_MOST for first, last in RANGE.findall(text)):
         raise too_many
     try:

@@ -114,8 +114,8 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
             self.popen.kill()
             raise EngineClientEOF  # ClusterShell then closes the stream
 
-    def _close_stream(self, sname: str, abort: bool = False) -> None:
-        super()._close_stream(sname, abort)
+    def _close_stream(self, sname: str, *abort: bool) -> None:  # ClusterShell 1.9 has one argument
+        super()._close_stream(sname, *abort)
         if sname == self.worker.SNAME_STDOUT and PROCESS in self.streams:
             self.fire_delay = GRACE
             self._engine.timerq.schedule(self)
