@@ -41,21 +41,21 @@ class ThreadUse:
     """The last observations of running tasks."""
 
     def __init__(self) -> None:
-        self._looks: dict[Task, _Sample] = {}
+        self._samples: dict[Task, _Sample] = {}
 
     def usable(self, task: Task) -> int | None:
         """Threads that ``task`` can use, None if unknown. A new rate limit invalidates the last observation."""
-        look = self._looks.get(task)
+        look = self._samples.get(task)
         return None if look is None or look.rate != task.requests.rate else look.usable
 
     def forget_all_but(self, tasks: Collection[Task]) -> None:
         """Forget tasks that no longer run."""
-        self._looks = {task: look for task, look in self._looks.items() if task in tasks}
+        self._samples = {task: look for task, look in self._samples.items() if task in tasks}
 
     def look(self, task: Task) -> None:
         """Observe how many threads ``task`` can use."""
         if task.worker is None:
-            self._looks.pop(task, None)
+            self._samples.pop(task, None)
             return
         try:
             snapshot = task.snapshot()
@@ -63,7 +63,7 @@ class ThreadUse:
         except OSError as error:
             LOG.error("cannot see the work of task %s: %s", task.name, error)
             return
-        now, before = time.monotonic(), self._looks.get(task)
+        now, before = time.monotonic(), self._samples.get(task)
         usable: int | None = None
         if stopped:
             usable = 1
@@ -71,7 +71,7 @@ class ThreadUse:
             usable = _busy_threads(snapshot, before, now)
         elif snapshot.found_why is FoundWhy.ENOUGH:
             usable = snapshot.found + max(1, snapshot.found // 4)  # it keeps trying a quarter more
-        self._looks[task] = _Sample(
+        self._samples[task] = _Sample(
             at=now,
             rate=task.requests.rate,
             busy_us=sum(each.busy_us for each in snapshot.threads),
