@@ -11,8 +11,9 @@ import os
 import select
 import socket
 import struct
-import sys
 from typing import TYPE_CHECKING, Final
+
+from ktaskfs.line_output import LineOutput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,6 +132,7 @@ class JournalHandler(logging.Handler):
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(PATIENCE)
+        self._standard_error = LineOutput(2)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -143,7 +145,7 @@ class JournalHandler(logging.Handler):
             return  # standard error leads there, too, and would wait forever
         except OSError:  # the journal is being restarted, or the text is longer than a datagram may be
             for line in text.splitlines():
-                print(f"<{priority}>{line}", file=sys.stderr, flush=True)
+                self._standard_error.write(f"<{priority}>{line}")
 
     def close(self) -> None:
         self._socket.close()

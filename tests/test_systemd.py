@@ -177,11 +177,11 @@ def test_priorities(listener: socket.socket, level: int, priority: bytes) -> Non
     assert logged(listener, listener.getsockname(), level, "text")[b"PRIORITY"] == priority
 
 
-def test_without_a_journal_it_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_journal_it_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     handler = JournalHandler(str(tmp_path / "none"))
     handler.handle(logging.makeLogRecord({"levelno": logging.ERROR, "msg": "one\ntwo"}))
     handler.close()
-    assert capsys.readouterr().err == "<3>one\n<3>two\n"
+    assert capfd.readouterr().err == "<3>one\n<3>two\n"
 
 
 def test_the_journal_is_known_by_its_inode() -> None:

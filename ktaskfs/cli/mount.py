@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from ktaskfs.config import KIND, NAME, MountConfig, parse_options
 from ktaskfs.descriptors import close_all_but
 from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.line_output import LineOutput
 from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
             return _store(config, manager)
         if not given.foreground:
             return _run_behind(config, environment)
-        _log_to(JournalHandler() if stderr_is_journal(environment) else logging.StreamHandler(_log_stream(os.dup(2))))
+        _log_to(JournalHandler() if stderr_is_journal(environment) else LineHandler(os.dup(2)))
         # With --fd another process mounts.
         may_mount_anew = given.keep and given.fd is None
         _run(config, _open_statedir(config), lambda: None, manager, may_mount_anew=may_mount_anew)
@@ -65,10 +66,16 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _log_stream(fd: int) -> TextIO:
-    """A stream to ``fd``, a copy of standard error. Descriptor 2 is another file while the session captures what
-    libfuse says."""
-    return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+class LineHandler(logging.Handler):
+    """Logs to ``fd``, a copy of standard error. Descriptor 2 is another file while the session captures what libfuse
+    says."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._output = LineOutput(fd)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.write(self.format(record))
 
 
 class LogFile(logging.StreamHandler[TextIO]):
@@ -80,7 +87,9 @@ class LogFile(logging.StreamHandler[TextIO]):
     def __init__(self, directory: PrivateDirectory) -> None:
         """Open the file, made if missing, as standard output and error. Raises OSError."""
         self._fd = os.dup(2)
-        super().__init__(_log_stream(self._fd))
+        super().__init__(
+            open(self._fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - for all its life
+        )
         self._directory = directory
         self._open()
 

@@ -29,6 +29,7 @@ from ktaskfs.host.cgroups import GroupMounts
 from ktaskfs.host.kernel import Kernel
 from ktaskfs.host.process import open_child
 from ktaskfs.host.syscalls import fork
+from ktaskfs.line_output import LineOutput
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.worker import protocol
 from ktaskfs.worker.look import look
@@ -93,7 +94,8 @@ class Spawner:
         self._children: dict[int, _Child] = {}
         """By pidfd of each living worker."""
         self._spare: _Spare | None = None
-        self._warm_up = _open_warm_up()
+        self._log = LineOutput(2)
+        self._warm_up = self._open_warm_up()
 
     def serve(self) -> None:
         """Answer requests until the daemon closes the socket."""
@@ -123,7 +125,7 @@ class Spawner:
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(child.pid, 0)
-        _pass_on(child)
+        self._pass_on(child)
         protocol.send(self._sock, protocol.Exited(child.ticket, status))
 
     def _request(self) -> bool:
@@ -142,10 +144,10 @@ class Spawner:
         try:
             request = protocol.decode(data)
         except (ValueError, TypeError, KeyError) as error:
-            print(f"unknown request to the spawner ({error}): {data[:200]!r}", file=sys.stderr)
+            self._log.write(f"unknown request to the spawner ({error}): {data[:200]!r}")
             return
         if not isinstance(request, protocol.ForkRequest):
-            print(f"the spawner takes no {type(request).__name__}", file=sys.stderr)
+            self._log.write(f"the spawner takes no {type(request).__name__}")
             return
         try:
             if cut:  # there was no room for all the descriptors
@@ -182,7 +184,7 @@ class Spawner:
         try:
             self._spare = self._fork(warm=warm)
         except OSError as error:
-            print(f"cannot fork a spare worker: {error.strerror}", file=sys.stderr)
+            self._log.write(f"cannot fork a spare worker: {error.strerror}")
             self._poll.poll()  # wait for the next event before another try
         else:
             # This process, too, copies each page at its next write: do it now instead of at the next request.
@@ -244,22 +246,20 @@ class Spawner:
         finally:
             os._exit(status)
 
+    def _open_warm_up(self) -> WarmUp | None:
+        try:
+            return WarmUp.open()
+        except (OSError, KtaskfsError) as error:
+            self._log.write(f"workers cannot warm up; starts are slower: {error}")
+            return None
 
-def _open_warm_up() -> WarmUp | None:
-    try:
-        return WarmUp.open()
-    except (OSError, KtaskfsError) as error:
-        print(f"workers cannot warm up; starts are slower: {error}", file=sys.stderr)
-        return None
-
-
-def _pass_on(child: _Child) -> None:
-    """Copy the standard error of an ended worker to this process's, with the worker's name on each line."""
-    with contextlib.suppress(BlockingIOError):  # it is empty, and another process has the other end
-        for line in os.read(child.output, OUTPUT_MAX).decode(errors="replace").splitlines():
-            shown = "".join(each if each.isprintable() else "?" for each in line)
-            print(f"process {child.pid}: {shown}", file=sys.stderr)
-    os.close(child.output)
+    def _pass_on(self, child: _Child) -> None:
+        """Log the standard error of an ended worker, with its pid before each line."""
+        with contextlib.suppress(BlockingIOError):  # it is empty, and another process has the other end
+            for line in os.read(child.output, OUTPUT_MAX).decode(errors="replace").splitlines():
+                shown = "".join(each if each.isprintable() else "?" for each in line)
+                self._log.write(f"process {child.pid}: {shown}")
+        os.close(child.output)
 
 
 def serve_on(sock: socket.socket, operations: Mapping[str, SpecWord]) -> None:

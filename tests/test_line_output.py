@@ -1,0 +1,62 @@
+"""Lines for a pipe that nobody reads are dropped, and counted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.line_output import PIECE, LineOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LINE = "x" * (PIECE - 1)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe with room for two pieces."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2 * PIECE)
+    yield reader, writer
+    os.close(writer)
+
+
+def test_lines_that_nobody_reads_are_dropped(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    output = LineOutput(writer)
+    for _ in range(5):
+        output.write(LINE)
+    assert os.read(reader, 8 * PIECE) == f"{LINE}\n{LINE}\n".encode()
+    output.write("a")
+    output.write("b")
+    assert os.read(reader, PIECE) == b"\n3 lines were dropped, because nobody read them\na\nb\n"
+    os.close(reader)
+
+
+def test_a_line_for_which_there_is_no_room_is_cut(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    output = LineOutput(writer)
+    output.write(3 * LINE)
+    assert os.read(reader, 8 * PIECE) == (3 * LINE)[: 2 * PIECE].encode()
+    output.write("a")
+    assert os.read(reader, PIECE) == b"\n1 lines were dropped, because nobody read them\na\n"
+    os.close(reader)
+
+
+def test_a_pipe_that_is_closed_takes_nothing(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.close(reader)
+    LineOutput(writer).write("a")
+
+
+def test_a_file_takes_all(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        output = LineOutput(file.fileno())
+        output.write(3 * LINE)
+        output.write("\udcff")
+    assert (tmp_path / "log").read_bytes() == (3 * LINE).encode() + b"\n\\udcff\n"
