@@ -17,7 +17,7 @@ MOUNT_ATTR_NOSUID: Final = 2
 MOUNT_ATTR_NODEV: Final = 4
 MOUNT_ATTR_NOEXEC: Final = 8
 HARMLESS: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-"""Nothing can be changed, run or used as a device."""
+"""The attributes of a mount on which nothing can be changed, run or used as a device."""
 
 _MNT_DETACH: Final = 2
 _AT_FDCWD: Final = -100

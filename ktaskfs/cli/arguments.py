@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_MOUNT: Final = "/run/ktaskfs"
-"""Where the service mounts."""
+"""The mount point of the service."""
 SAVED_POOLS: Final = "/etc/tmpfiles.d/ktaskfs-pools.conf"
 """The file that systemd-tmpfiles(8) reads at boot."""
 MOUNT_VARIABLE: Final = "KTASKFS"

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """Write what is still in memory. Returns ``status``, or 1 if the system refuses that."""
+    """Flush the standard streams. Returns ``status``, or 1 if the system refuses that."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

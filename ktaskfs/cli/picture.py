@@ -32,7 +32,7 @@ class PoolFigures(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """All of it. ``problem`` says why the rest is old, or empty."""
+    """The whole screen. ``problem`` says why the rest is old, or empty."""
 
     tasks: Sequence[Standing] = ()
     pools: Sequence[PoolFigures] = ()
@@ -94,7 +94,7 @@ def holders(mounted: Mounted) -> list[str]:
 
 
 def _threads(mounted: Mounted, name: str | None) -> list[str]:
-    """A line for each node on which threads of the task are, with how many and what they do."""
+    """A line for each node with threads of the task: their number and states."""
     if name is None:
         return []
     try:

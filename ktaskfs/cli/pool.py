@@ -24,7 +24,7 @@ HEAD: Final = (
     "# The pools of huge pages that the next boot makes, as ktaskfs pool save found them. See tmpfiles.d(5).\n"
 )
 LINKS_MAX: Final = 40
-"""As in the kernel (path_resolution(7))."""
+"""Symbolic links of one path, the limit of the kernel (path_resolution(7))."""
 _OF_MACHINE: Final = "/sys/kernel/mm/hugepages"
 _OF_NODE: Final = "/sys/devices/system/node/node{}/hugepages"
 

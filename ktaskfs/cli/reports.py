@@ -44,7 +44,7 @@ class Report(Protocol):
     results: bool
 
     def show(self, standings: Sequence[Standing]) -> None:
-        """Show what is new."""
+        """Show new events."""
 
     def note(self, words: str) -> None:
         """Show a sentence to a person."""

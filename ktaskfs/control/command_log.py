@@ -1,4 +1,4 @@
-"""How each user's last commands ended: ``info/last_cmd_status`` and ``info/error_log``."""
+"""The outcome of each user's last commands: ``info/last_cmd_status`` and ``info/error_log``."""
 
 from __future__ import annotations
 

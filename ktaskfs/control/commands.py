@@ -28,7 +28,7 @@ POWERLESS_ROOT: Final = -1
 
 
 class Commands(NamedTuple):
-    """What a command file does.
+    """The contents of a command file, and its reaction to a command.
 
     file: its path in the mount, for the log. text: what it shows.
     run:  carries out a command. It gets a CallerProcess of its own for each write, and closes it.

@@ -48,7 +48,7 @@ def render_prometheus(facts: Facts) -> bytes:
 
 
 def render_openmetrics(facts: Facts) -> bytes:
-    """The same as OpenMetrics 1.0."""
+    """The families as text of OpenMetrics 1.0."""
     text: bytes = openmetrics.generate_latest(_registry(facts))
     return text
 

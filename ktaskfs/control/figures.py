@@ -107,6 +107,6 @@ def _stat_word(key: str, figure: object) -> str:
 
 
 def stat_json(task: Task) -> str:
-    """The same and more as a JSON object, with the identity of each file that the task began with."""
+    """All figures as a JSON object, with the identity of each file that the task began with."""
     baseline = task.history.baseline
     return json.dumps({**vars(Figures.of(task)), "files": {} if baseline is None else dict(baseline.files)}) + "\n"

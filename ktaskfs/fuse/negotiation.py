@@ -60,7 +60,7 @@ class Agreement(NamedTuple):
     opened: int = 0
 
     def to_text(self) -> str:
-        """All of it in words of ASCII."""
+        """The whole negotiation as ASCII text."""
         return f"{self.request.hex()} {self.answer.hex()} {self.tree} {self.opened}\n"
 
     @classmethod

@@ -164,7 +164,7 @@ class TreeOperations(FixedNames):
         return entry_of(node, directory.entry_timeout, await self._look(node, caller, anew=True))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is held for inodes known to the kernel."""
+        """Does nothing: the daemon holds nothing for inodes known to the kernel."""
 
     @in_turn
     async def mkdir(

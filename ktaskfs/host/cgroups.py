@@ -175,7 +175,7 @@ def _open_mounts(open_point: Callable[[str], int], places: Iterable[_Place]) -> 
 
 
 class _Place(NamedTuple):
-    """Where a hierarchy is mounted: its controllers, the group that it shows, the mount point."""
+    """A mounted hierarchy: its controllers, the group that it shows, the mount point."""
 
     controllers: tuple[str, ...]
     root: str

@@ -131,7 +131,7 @@ def parse_start_time(stat: bytes) -> int:
 
 
 def start_time(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None if there is no such process."""
+    """The start time of the process, in clock ticks since boot; None if there is no such process."""
     try:
         return parse_start_time(read_file(f"/proc/{pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):

@@ -24,7 +24,7 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 _UNLIMITED: Final = 1 << 62
 """Version 1, and hugetlb in version 2, show about 2**63 without a limit."""
 _ENDINGS_V1: Final = ("limit_in_bytes", "usage_in_bytes")
-"""How the names of the files end that have a limit, and what is used of it."""
+"""The endings of the files with a limit and with its usage."""
 _ENDINGS_V2: Final = ("max", "current")
 _LIMIT_FILE: Final = re.compile(
     r".*\.(max|high|limit_in_bytes|cfs_quota_us)|cpuset\.(cpus|mems)|devices\.list|blkio\.throttle\.\w+_device"

@@ -85,7 +85,7 @@ class Hands:
         self._lock = threading.Lock()  # guards everything below
         self._idle: list[_Hand] = []
         self._pids: set[int] = set()
-        """Of all children that are not reaped yet."""
+        """The pids of all children that are not reaped yet."""
         self._more = 0
         """How many more hands may be made: none after a failed fork or the death of a hand."""
         self._misses = 0

@@ -88,7 +88,7 @@ def alone_with(fd: int) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _leased(fd: int) -> Iterator[None]:
-    """With a write lease, which the kernel grants only on a file that nobody else has open (fcntl(2), F_SETLEASE).
+    """Hold a write lease, which the kernel grants only on a file that nobody else has open (fcntl(2), F_SETLEASE).
 
     A memfd's first descriptor does not count (alloc_file_pseudo() in fs/file_table.c takes no write access). Raises
     OSError: EAGAIN if others have it open.

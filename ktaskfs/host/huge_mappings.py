@@ -1,4 +1,4 @@
-"""What a process has of huge pages: files open and mapped, and private memory. proc_pid_maps(5), proc_pid_fd(5)."""
+"""The huge pages of a process: files open and mapped, and private memory. proc_pid_maps(5), proc_pid_fd(5)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FileId = tuple[int, int, str]
 """Device, inode and, of a SysV segment, the IPC namespace: the inode there is the segment's number."""
 
 SYSV: Final = "/SYSV"
-"""How the kernel's names of SysV segments begin."""
+"""The prefix of the kernel's names of SysV segments."""
 PRESENT: Final = 1 << 63
 OF_FILE: Final = 1 << 61
-"""Of a file, or of shared memory: private memory has it clear."""
+"""This bit is set for a page of a file or of shared memory, and clear for private memory."""
 ALONE: Final = 1 << 56
 """Nobody else has the page mapped."""
 PFN: Final = (1 << 55) - 1
@@ -45,7 +45,7 @@ class HugeArea(NamedTuple):
 
     @property
     def span(self) -> Span:
-        """What it has of the file, in bytes."""
+        """The mapped range of the file, in bytes."""
         return Span(self.offset, self.offset + self.end - self.start)
 
 
@@ -76,7 +76,7 @@ class HugeAreas(NamedTuple):
 
 @dataclass
 class Known:
-    """What was learned from the processes that were looked at.
+    """Facts learned from the processes examined so far.
 
     page_sizes: of each filesystem of huge pages, by device.
     others:     devices that are none.
@@ -100,7 +100,7 @@ class Known:
 
 
 def look_at(proc: int, pid: int, known: Known) -> HugeProcess | None:
-    """What the process has; None if it has none, has ended, or may not be looked at. It may hang.
+    """The huge pages of the process; None if it has none, has ended, or may not be looked at. It may hang.
 
     What is met for the first time is entered in ``known``.
     """
@@ -159,7 +159,7 @@ def _huge_areas(mapped: Iterable[maps.Area], namespace: str, known: Known) -> Hu
 
 
 def _mapped_status(proc: int, pid: int, area: HugeArea) -> statx.FileStatus | None:
-    """What stat(2) says of a mapped file; None without the capability to ask (CAP_CHECKPOINT_RESTORE)."""
+    """The stat(2) of a mapped file; None without the capability to ask (CAP_CHECKPOINT_RESTORE)."""
     with contextlib.suppress(OSError):
         status = statx.file_status(proc, f"{pid}/map_files/{area.start:x}-{area.end:x}")
         return status if status.inode else None
@@ -184,7 +184,7 @@ def _opened(proc: int, pid: int, known: Known) -> Iterator[tuple[FileId, SeenFil
 
 
 def reserving(proc: int, pid: int, areas: Iterable[HugeArea]) -> set[HugeArea]:
-    """Those of the process's areas for which the kernel has set pages aside. It may hang. Raises OSError."""
+    """The areas of the process for which the kernel has set pages aside. It may hang. Raises OSError."""
     keeping = {each.start for each in maps.read_details(proc, f"{pid}/smaps") if each.reserves}
     return {area for area in areas if area.start in keeping}
 

@@ -61,7 +61,7 @@ class Kernel(NamedTuple):
 
     @property
     def descriptors(self) -> frozenset[int]:
-        """All of them."""
+        """All its descriptors."""
         return frozenset({self.proc, self.sys, self.zero}) | self.cgroups.descriptors
 
     def close(self) -> None:

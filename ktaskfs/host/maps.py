@@ -1,4 +1,4 @@
-"""What a process has mapped: the lines of /proc/PID/maps. proc_pid_maps(5)."""
+"""The mappings of a process: the lines of /proc/PID/maps. proc_pid_maps(5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Area(NamedTuple):
 
     @property
     def is_shared(self) -> bool:
-        """Whether what is written there goes into the file."""
+        """Whether writes to the mapping go into the file."""
         return self.permissions.endswith("s")
 
 

@@ -36,7 +36,7 @@ than a huge page of 512 MiB."""
 _NO_LOOK: Final = frozenset({errno.ENODEV, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
 """Its filesystem knows no mappings; a filter; the room for addresses is used up (RLIMIT_AS)."""
 _CACHESTAT: Final = 451
-"""The same on every machine; since Linux 6.5."""
+"""The number of cachestat(2), the same on every machine; since Linux 6.5."""
 _Answer = ctypes.c_uint64 * 5
 """struct cachestat, which begins with the numbers of cached and of dirty pages."""
 _RANGE: Final = struct.Struct("=QQ")

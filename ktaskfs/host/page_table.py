@@ -81,7 +81,7 @@ class PageTable:
         return count, stopped
 
     def _read(self, start: int, end: int) -> Iterator[Run]:
-        """The same from pagemap entries."""
+        """Read the states from pagemap entries."""
         entries = array.array("Q", os.pread(self._fd, (end - start) // self._page * 8, start // self._page * 8))
         run: Run | None = None
         for at, entry in zip(range(start, end, self._page), entries, strict=False):

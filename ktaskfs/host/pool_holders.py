@@ -137,7 +137,7 @@ class _Private:
 
 @dataclass
 class _Look:
-    """What was found in processes and mounts, and how it is put together. ``hung`` are processes that do not answer."""
+    """The finds in processes and mounts, and the way to join them. ``hung`` are processes that do not answer."""
 
     kernel: Kernel
     page_sizes: Mapping[int, int]

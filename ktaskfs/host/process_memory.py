@@ -1,4 +1,4 @@
-"""Another process, held by descriptors, and what it has mapped."""
+"""Another process, held by descriptors, and its mappings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Process:
         return os.fsdecode(read_file(name, self._directory))
 
     def began(self) -> int:
-        """When it began, in clock ticks since the boot; proc_pid_stat(5), starttime. Raises OSError."""
+        """Its start time, in clock ticks since the boot; proc_pid_stat(5), starttime. Raises OSError."""
         return parse_start_time(read_file("stat", self._directory))
 
     def areas(self) -> Iterator[Area]:

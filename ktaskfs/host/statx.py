@@ -21,7 +21,7 @@ _STATX_BTIME: Final = 0x800
 _STATX_MNT_ID: Final = 0x1000
 _STATX_SIZE: Final = 256
 _STATX_ATTRIBUTES_AT: Final = 8
-"""Where struct statx has the attributes, as u64 (linux/stat.h)."""
+"""The offset of the attributes in struct statx, u64 (linux/stat.h)."""
 _STATX_ATTRIBUTES_MASK_AT: Final = 56
 """Where struct statx says which attributes are supported, as u64."""
 _STATX_UID_AT: Final = 20
@@ -37,7 +37,7 @@ _STATX_MNT_ID_AT: Final = 144
 
 
 def birth_time(path: str) -> int:
-    """When the file was made, in nanoseconds (statx(2), STATX_BTIME); raises OSError.
+    """The time of the file's birth, in nanoseconds (statx(2), STATX_BTIME); raises OSError.
 
     0 if its filesystem lacks it (hugetlbfs), or a filter forbids the call.
     """
@@ -67,7 +67,7 @@ def is_mount_root(fd: int) -> bool:
 
 
 class FileStatus(NamedTuple):
-    """What stat(2) tells of a file; ``size`` is in bytes, ``blocks`` are of 512."""
+    """The status of a file, as from stat(2); ``size`` is in bytes, ``blocks`` are of 512."""
 
     device: int
     inode: int

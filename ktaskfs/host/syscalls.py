@@ -71,7 +71,7 @@ SYNC_FILE_RANGE_WRITE: Final = 2
 SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
 _OPENAT2: Final = 437
-"""The same on every machine, like all newer system calls."""
+"""The number is the same on every machine, like those of all newer system calls."""
 _GENERIC_NUMBERS: Final = {
     "userfaultfd": 282,
     "move_pages": 239,

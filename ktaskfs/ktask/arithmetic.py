@@ -62,7 +62,7 @@ def chunk_size(
 
 
 def tail_size(chunk: int, threads: int) -> int:
-    """With fewer units left, chunks are smaller than ``chunk``.
+    """The number of units left below which chunks are smaller than ``chunk``.
 
     Not in the kernel. 0 for one thread, because no other waits for it at the end.
     """

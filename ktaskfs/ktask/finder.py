@@ -35,7 +35,7 @@ class NodeGroup:
         """A new measure after each change of its number of threads."""
         self.measure = Measure(1)
         self.began_ns = 0
-        """When the measure began."""
+        """The time at which the measure began."""
         self.live = 0
         """Threads that worked here at the last count."""
         self.told = 0, ""

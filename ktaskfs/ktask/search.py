@@ -138,7 +138,7 @@ class Search:
 
     @property
     def settled(self) -> bool:
-        """As far as is known, more threads do not help, and fewer are not enough."""
+        """Whether, by all measures so far, more threads do not help and fewer are not enough."""
         return not (self.tried or self._aside or self._up or self._down)
 
     def limit(self, most: int) -> None:
@@ -236,7 +236,7 @@ class Search:
         return True
 
     def _choose(self, left: int) -> None:
-        """What to measure next: another number, or the kept one for a while."""
+        """Choose the next number to measure: another one, or the kept one for a while."""
         self.tried = self._more(left) or self._fewer(left)
         self._check_at = 0
         if not self.tried:

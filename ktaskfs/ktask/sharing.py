@@ -1,4 +1,4 @@
-"""How the threads of a task share its work: their number, and their chunk size."""
+"""The shares of a task's threads in its work: their number, and their chunk size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sharing:
         self.chunk = size
         """Units of one chunk."""
         self.tail = 0
-        """With fewer units left, ``next_chunk`` gives the size of the next chunk."""
+        """The number of units left below which ``next_chunk`` gives the size of the next chunk."""
         self.steady = False
         """No pause, rate limit or thread change is pending: a thread may take its next chunk without ``_turn``."""
 

@@ -60,7 +60,7 @@ class TaskThreads:
         self._monitor.thread_started(thread.slot, tid, nid)
 
     def hire(self, index: int | None) -> TaskThread | None:
-        """One more helper to start, or None if the budget is spent.
+        """Another helper to start, or None if the budget is spent.
 
         It begins with the node of ``index``; None: helpers are spread evenly over the nodes.
         """
@@ -147,7 +147,7 @@ class TaskThreads:
         return held
 
     def shares(self) -> list[ThreadShare]:
-        """What the threads of each slot have done."""
+        """The work done by the threads of each slot."""
         return [
             ThreadShare(thread.slot, thread.chunks, thread.units, thread.busy_ns / 1e9)
             for thread in self.by_slot

@@ -262,7 +262,7 @@ class Growth:
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
-    """The same units in order, with touching spans merged."""
+    """Sort the spans, and merge touching ones."""
     merged: list[Span] = []
     for span in sorted(spans):
         if merged and span.start <= merged[-1].end:

@@ -96,7 +96,7 @@ class RunTable:
             return self._pages.total()
 
     def __iter__(self) -> Iterator[Node]:
-        """The rows that are kept, in order, without one that a row which is not kept may continue."""
+        """The kept rows, in order; without the last one if a row that was not kept may continue it."""
         for start, end, nid in zip(self._starts, self._ends, self._nodes, strict=True):
             if end != self._limit:
                 yield Node(start, end - start, nid)

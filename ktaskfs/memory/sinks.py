@@ -177,7 +177,7 @@ class PageSink(WritingSink):
         source.map()
 
     def copy(self, extent: Span, digest: Parts | None) -> None:
-        """With a digest the data passes through a buffer; a few pages are written, which takes fewer calls."""
+        """Copy the extent. With a digest the data passes through a buffer; few pages are written, which takes fewer calls."""
         if extent.size < FEW:
             super().copy(extent, digest)
             return

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WORTH: Final = 1 << 30
 """Bytes of work per forked process: its fork and end take a tenth of the time that it saves."""
 WORTH_IN_CACHE: Final = 256 << 20
-"""The same for files in the page cache, where a touch saves the copy into a buffer: hands gain nothing below twice so
+"""The same limit for files in the page cache. A touch saves the copy into a buffer, and hands gain nothing below twice so
 much."""
 CACHE_WINDOW: Final = 8 << 20
 """Bytes of a cached file that a hand has mapped at a time: for the OOM killer they are the hand's own memory."""

@@ -32,7 +32,7 @@ EACH: Final = 8
 AGREED: Final = 0.75
 """Share of the pages that must be on the node of their part. Of pages spread over two nodes it is 0.64."""
 RANGES_MAX: Final = 16
-"""With more changes of the node, threads would move too often."""
+"""The most ranges; with more, threads would move between nodes too often."""
 
 
 def nodes_of_pages(kernel: Kernel, target: Target, extent: Span, unit: int) -> tuple[Node, ...]:

@@ -72,7 +72,8 @@ def read_snapshot(fd: int, shape: Shape) -> Snapshot:
 
 @functools.lru_cache(maxsize=1)
 def _checked(copy: bytes, shape: Shape) -> Snapshot:
-    """One is kept, because a request asks for the text of a task and for its changes."""
+    """The checked snapshot of a page. The last one is kept, because a request asks for the text of a task and for its
+    changes."""
     words = _words(copy)
     report = REPORT.read(words, REPORT.at)
     ranges = report.pop("ranges")

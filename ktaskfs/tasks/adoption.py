@@ -138,7 +138,7 @@ def _open_process(record: Record) -> int | None:
 
 
 def _start_time(pid: int) -> int | None:
-    """As in ``credentials``; None, too, without an answer in PATIENCE.
+    """The start time, as in ``credentials``; also None without an answer in PATIENCE.
 
     The read may hang as long as the process does in execve(2). No worker calls that, so then another process has its
     number. Raises OSError.

@@ -69,7 +69,7 @@ class KeptCaller:
         raise TargetError("the root directory of the task's writer is lost", errno=errno.ESTALE)
 
     def after_boot(self) -> KeptCaller:
-        """The same after a boot: the process that the spec names is gone."""
+        """The caller after a boot: the process that the spec names is gone."""
         return replace(self, process=None if self.process is None else (self.process[0], None))
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class NamedProcesses:
         raise TargetError(text, errno=errno.ETIMEDOUT)
 
     async def require(self, uid: int, pid: int, began: int | None) -> None:
-        """Raise TargetError, ESTALE if ``pid`` is by now another process than the one that began at ``began``."""
+        """Raise TargetError (ESTALE) if the process ``pid`` did not begin at ``began``: the number was used again."""
         now = (await self.began(uid, [pid]))[pid]
         if now not in (began, None):  # if there is none, the operation says so
             text = f"process {pid} is not the one that the spec named when it was queued"

@@ -64,7 +64,7 @@ class Record(NamedTuple):
         )
 
     def after_boot(self) -> Record:
-        """The same after a boot: none of its processes lives."""
+        """The record after a boot: none of its processes lives."""
         return self._replace(pid=None, caller=None if self.caller is None else self.caller.after_boot())
 
     def make_task(self) -> Task:

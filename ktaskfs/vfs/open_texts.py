@@ -66,7 +66,7 @@ class OpenTexts:
         because processes that hang would use up the threads that all users share."""
 
     def hold(self, user: int, text: bytes) -> None:
-        """One more open of ``user`` holds ``text``; raises the quota's refusal."""
+        """Count an open of ``user`` that holds ``text``; raises the quota's refusal."""
         key = user, id(text)
         if self._quota is not None:
             self._quota.take(user, OPENING_SIZE + (0 if key in self._openings else len(text)))

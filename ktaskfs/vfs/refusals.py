@@ -14,7 +14,7 @@ class NoSuchEntry(KtaskfsError):
 
 
 class Stale(KtaskfsError):
-    """What the kernel knows is a removed inode, or one of an earlier daemon (ESTALE): its path can be opened again."""
+    """The inode was removed, or belongs to an earlier daemon (ESTALE); its path can be opened again."""
 
     default_errno = errno.ESTALE
 

@@ -22,7 +22,7 @@ LATELY: Final = 0.25
 
 
 class Splices:
-    """When each stream of a mount was last spliced, by its inode number."""
+    """The time of the last splice(2) of each stream of a mount, by inode number."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now

@@ -63,7 +63,7 @@ class HostObserver(Protocol):
 
 
 class Way(NamedTuple):
-    """How to reach hosts, and how many at a time."""
+    """The way to reach hosts, and the number of hosts at a time."""
 
     fanout: int
     ssh_options: str

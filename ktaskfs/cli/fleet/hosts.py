@@ -37,7 +37,7 @@ AT_THE_END: Final = frozenset({LEFT, TIMEOUT, SKIPPED})
 """States that many hosts get together, when the watching ends."""
 FINE: Final = frozenset({"done", "planned", STARTED})
 NO_CONNECTION: Final = 255
-"""What ssh(1) returns when it could not connect, or the connection was lost."""
+"""The exit status of ssh(1) without a connection, or after it was lost."""
 FIGURES: Final = ("percent", "done", "total", "speed", "finish_usec", "elapsed_usec")
 """The numbers of an object that are shown."""
 KEY_FAILED: Final = "Host key verification failed."

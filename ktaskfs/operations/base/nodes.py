@@ -1,4 +1,4 @@
-"""How an operation's work is shared over NUMA nodes and cut into chunks."""
+"""The division of an operation's work into NUMA nodes and chunks."""
 
 from __future__ import annotations
 

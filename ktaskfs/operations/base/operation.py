@@ -36,7 +36,7 @@ class SpecWord(ABC):
     description: str
     """One or two sentences for ``operations/NAME/description``."""
     units: Units
-    """What positions count."""
+    """The unit of positions."""
     parameters: type[Any]
     """A class of TaskParameters."""
 

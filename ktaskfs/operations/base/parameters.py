@@ -127,7 +127,7 @@ class Declaration:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def _replace(self, **changes: Any) -> Self:
-        """As that of a NamedTuple: the same with other values."""
+        """A copy with other values, as by the method of a NamedTuple."""
         return type(self)(**vars(self) | changes)
 
 
@@ -194,7 +194,7 @@ COUNT: Final[Kind[int]] = Kind("number", parse_int, str)
 FLAG: Final[Kind[bool]] = Kind("0/1", _parse_flag, lambda value: str(int(value)))
 OCTAL: Final[Kind[int]] = Kind("mode", _parse_octal, lambda value: f"{value:04o}")
 PATH: Final[Kind[str]] = Kind("path", _parse_path, str)
-"""What the task works on: a resume finds it again."""
+"""The path of the task's target: a resume finds it again."""
 FILE: Final[Kind[str]] = Kind("path", _parse_path, str)
 """Another file that the task reads or makes."""
 WORD: Final[Kind[str]] = Kind("word", _parse_word, str)

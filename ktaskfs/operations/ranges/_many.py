@@ -170,7 +170,7 @@ def open_many(
 
 
 def _page_size_of(directory: str) -> int:
-    """That of files which could be in an empty directory of hugetlbfs. Raises TargetError."""
+    """The page size of files in an empty directory of hugetlbfs. Raises TargetError."""
     try:
         return os.statvfs(directory).f_bsize
     except OSError as error:

@@ -46,7 +46,7 @@ ALIGN: Final = 2 << 20
 
 
 class Content(NamedTuple):
-    """What is written: a descriptor that never ends (``period`` None), or its first ``period`` bytes, over and over.
+    """The data to write: a descriptor that never ends (``period`` None), or its first ``period`` bytes, over and over.
 
     A period begins at every multiple of it in the file, wherever the range begins. ``block`` is one; None: zeros.
     """
@@ -91,7 +91,7 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
 
 
 def _prepare_many(preparation: Preparation[P], source: Content, *, report: Callable[[int], str]) -> Plan:
-    """The same for many whole files; raises the same, of the first file that it is about."""
+    """Prepare for many whole files; raises the errors for one file, of the first that has one."""
 
     def check(target: Target) -> None:
         guard(preparation, target)

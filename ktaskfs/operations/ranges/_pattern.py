@@ -36,7 +36,7 @@ HEX: Final[Kind[bytes]] = Kind("hex", _parse, bytes.hex, absent="random")
 
 
 class PatternParameters(FileParameters):
-    """A range, and what is repeated in it."""
+    """A range, and the pattern that is repeated in it."""
 
     pattern: bytes | None = parameter(
         HEX,

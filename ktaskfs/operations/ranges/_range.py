@@ -186,7 +186,7 @@ def open_range_target(
 
 
 def open_range_source(preparation: Preparation[P]) -> Source:
-    """The same for reading, as a Source."""
+    """Open the range for reading, as a Source."""
     return Source(preparation.kernel, preparation.parameters.path, handle=preparation.file)
 
 

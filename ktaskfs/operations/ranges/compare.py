@@ -39,7 +39,7 @@ GRAIN: Final = 4096
 
 
 class CompareParameters(FileParameters):
-    """A range of ``path``, and what it is compared with; without ``length`` up to the end of the longer file.
+    """A range of ``path``, and the file to compare it with; without ``length`` up to the end of the longer file.
 
     The size of a file of hugetlbfs is whole pages, so a copy there ends in zeros that its source lacks.
     """

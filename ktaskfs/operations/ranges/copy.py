@@ -178,7 +178,7 @@ def _require_copyable(route: _Route, growth: Growth, *, keep_size: bool) -> None
 
 
 def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
-    """Reserve what is missing, give the target its size, open the sink."""
+    """Reserve the missing pages, give the target its size, open the sink."""
     target, extent = route.target, route.extent
     huge = target.filesystem is FilesystemType.HUGETLBFS
     try:

@@ -88,7 +88,7 @@ class Free(RangeOperation[FreeParameters]):
 
 
 def _prepare_many(preparation: Preparation[FreeParameters]) -> Plan:
-    """The same for many whole files; raises the same, of the first file that it is about."""
+    """Prepare for many whole files; raises the errors for one file, of the first that has one."""
     parameters = preparation.parameters
     if parameters.unlink and parameters.shrink:
         raise InvalidValue("unlink=1 excludes shrink")

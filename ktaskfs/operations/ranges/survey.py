@@ -67,7 +67,7 @@ class Survey(PageRangeOperation[SurveyParameters]):
 
 
 def _prepare_many(preparation: Preparation[SurveyParameters]) -> Plan:
-    """The same for many whole files: the result has a row for each file. Raises the same, of the first file."""
+    """Prepare for many whole files: the result has a row for each. Raises the errors for one file, of the first."""
     files = open_many(preparation, lambda target: require_guard(target).close(), write=False)
     page, lock = files.page_size, threading.Lock()
     found = [Counter[int]() for _ in files.files]

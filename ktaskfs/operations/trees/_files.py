@@ -66,7 +66,7 @@ class Piece(NamedTuple):
 
 
 class Which(NamedTuple):
-    """What a list has of a tree, and the room that it gives each file.
+    """The entries of a tree in a list, and the room for each file.
 
     Positions count units of ``unit`` bytes; a file takes those that its size begins, and ``cost`` more after them.
     Edges inside a file are multiples of ``align`` bytes.
@@ -168,7 +168,7 @@ class FileList:
         return self._sizes[index]
 
     def kind(self, index: int) -> int:
-        """As S_IFMT of inode(7): S_IFREG, S_IFDIR, S_IFLNK …"""
+        """The file type, S_IFMT of inode(7): S_IFREG, S_IFDIR, S_IFLNK …"""
         return self._kinds[index] << KIND_SHIFT
 
     def is_as_found(self, index: int, status: os.stat_result) -> bool:

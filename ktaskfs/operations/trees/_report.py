@@ -92,7 +92,7 @@ class TreeReport:
 
     @property
     def sums(self) -> Mapping[str, int]:
-        """What was entered, by name."""
+        """The entered sums, by name."""
         return self._sums
 
     def done(self) -> Iterator[tuple[int, int]]:

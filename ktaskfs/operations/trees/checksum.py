@@ -131,7 +131,7 @@ class _Digester:
         self._report.enter(file, marks=DIFFERS if differs else 0, bytes=file.size)
 
     def _by_hand(self, file: Piece) -> bytes | None:
-        """None if there is no hand for it, or the hand could not do it."""
+        """The digest by a hand; None if there is no hand for it, or the hand could not do it."""
         return self._hands.do(file.file, 0) if self._hands is not None and file.size >= LARGE else None
 
     def _read(self, fd: int, end: int) -> Iterator[memoryview]:

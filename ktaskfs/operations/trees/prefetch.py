@@ -79,7 +79,7 @@ def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> 
 
 
 class _Prefetcher(PieceWork):
-    """Reads what is missing."""
+    """Reads the missing data."""
 
     def __init__(self, files: FileList, preparation: Preparation[PrefetchParameters]) -> None:
         super().__init__(files)
@@ -117,7 +117,7 @@ class _Prefetcher(PieceWork):
         return cached is not None and not cached.resident
 
     def _read(self, fd: int, extent: Span) -> int:
-        """Read what is missing; returns how much the file still has of it.
+        """Read the missing data; returns the bytes of it that the file still has.
 
         A huge page belongs to the extent in which it begins.
         """
