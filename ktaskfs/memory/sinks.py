@@ -177,7 +177,7 @@ class PageSink(WritingSink):
         source.map()
 
     def copy(self, extent: Span, digest: Parts | None) -> None:
-        """Copy the extent. With a digest the data passes through a buffer; few pages are written, which takes fewer calls."""
+        """Copy it: through a buffer with a digest, and few pages with write(2), which takes fewer calls."""
         if extent.size < FEW:
             super().copy(extent, digest)
             return

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 WORTH: Final = 1 << 30
 """Bytes of work per forked process: its fork and end take a tenth of the time that it saves."""
 WORTH_IN_CACHE: Final = 256 << 20
-"""The same limit for files in the page cache. A touch saves the copy into a buffer, and hands gain nothing below twice so
-much."""
+"""The same limit for files in the page cache. A touch saves the copy into a buffer; hands gain nothing below twice
+as much."""
 CACHE_WINDOW: Final = 8 << 20
 """Bytes of a cached file that a hand has mapped at a time: for the OOM killer they are the hand's own memory."""
 
