@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.quota import Quota
@@ -49,11 +48,13 @@ class Listing:
     def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
         """Some children, none if ``start`` is beyond those that were listed. Others are not made."""
         wanted = start + count - len(self._children)
-        if 0 < wanted <= count:
-            self._quota.take(self.caller.uid, CHILD_SIZE * wanted)  # before they are made: a refusal loses none
-            more = list(itertools.islice(self._rest, wanted))
-            self._quota.give_back(self.caller.uid, CHILD_SIZE * (wanted - len(more)))
-            self._children += more
+        for _ in range(wanted if wanted <= count else 0):
+            self._quota.take(self.caller.uid, CHILD_SIZE)  # before it is made: a refusal loses none
+            child = next(self._rest, None)
+            if child is None:
+                self._quota.give_back(self.caller.uid, CHILD_SIZE)
+                break
+            self._children.append(child)
         return self._children[start : start + count]
 
     def close(self) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from ktaskfs.control import limits
 from ktaskfs.fuse.session import MAX_REQUESTS
+from ktaskfs.vfs.patience import OF_ONE_MAX
+from tests.support.daemon import ROOT
 
 PROMISED = 200
 """MiB, in docs/explanation/security.md."""
@@ -20,3 +24,8 @@ def test_the_sum_of_all_bounds_is_below_the_promise() -> None:
 
 def test_the_bound_on_requests_is_that_of_the_session() -> None:
     assert f"  {-(-MAX_REQUESTS * REQUEST_KIB // 1024)}  {MAX_REQUESTS} requests" in str(limits.__doc__)
+
+
+@pytest.mark.parametrize("page", ["docs/explanation/security.md", "docs/abi/README.md"])
+def test_the_pages_have_the_bound_on_waiting_reads(page: str) -> None:
+    assert f"more than {OF_ONE_MAX} reads" in (ROOT / page).read_text()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.fuse.listing import CHILD_SIZE, LISTING_SIZE, Listing
+from ktaskfs.fuse.listing import CHILD_SIZE, LISTING_SIZE, LISTINGS_OF_ONE_MAX, Listing, listings_quota
 from ktaskfs.quota import Quota
 from ktaskfs.vfs import ROOT_INO, Attributes, Caller, StaticDirectory, TooMuchText
 
@@ -57,3 +57,13 @@ def test_a_user_with_too_many_open_directories_is_refused() -> None:
     assert [name for name, _ in second.children(0, 10)] == [str(ino) for ino in range(2, 12)]
     second.close()
     assert quota.held(ANNE.uid) == 0
+
+
+def test_a_small_directory_can_be_listed_while_others_hold_half() -> None:
+    """Half of all is for small holdings, and what counts is what there is, not what was asked for."""
+    quota = listings_quota()
+    quota.take(2000, LISTINGS_OF_ONE_MAX)
+    with pytest.raises(TooMuchText):
+        quota.take(2001, LISTINGS_OF_ONE_MAX)
+    quota.take(2001, LISTINGS_OF_ONE_MAX * 3 // 4)
+    assert len(Listing(directory(3), ANNE, quota).children(0, 100)) == 3

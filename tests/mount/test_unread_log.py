@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,27 +30,30 @@ def test_refused_starts_do_not_hang_the_daemon(memory: Path, root: None) -> None
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, SIZE)
     command = [sys.executable, "-m", "ktaskfs.cli.main", "mount", "--foreground", "-o", f"statedir={state}", str(point)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, cwd=ROOT) as daemon:
+    with (
+        ThreadPoolExecutor(1) as pool,  # a write to a daemon that hangs cannot be interrupted
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, cwd=ROOT) as daemon,
+    ):
         try:
             until(lambda: (point / "version").exists(), "the mount answers")
-            for _ in range(STARTS):
-                refused(point)
+            pool.submit(refused, point, STARTS).result(DEADLINE)
             assert len(os.read(reader, 2 * SIZE)) > SIZE // 2
-            refused(point)
+            pool.submit(refused, point, 1).result(DEADLINE)
             assert b"lines were dropped, because nobody read them\n" in os.read(reader, SIZE)
         finally:
-            subprocess.run(["umount", str(point)], check=True)
-            daemon.wait(DEADLINE)
-            os.close(reader)
+            os.close(reader)  # a daemon that waits in a write to the pipe goes on (EPIPE)
             os.close(writer)
+            daemon.terminate()
+            daemon.wait(DEADLINE)
     assert daemon.returncode == 0
 
 
-def refused(point: Path) -> None:
-    """A start that the log tells of."""
-    control = os.open(point / "tasks/control", os.O_WRONLY)
-    try:
-        with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
-            os.write(control, f"checksum path={point}/none\n".encode())
-    finally:
-        os.close(control)
+def refused(point: Path, count: int) -> None:
+    """Starts that the log tells of."""
+    for _ in range(count):
+        control = os.open(point / "tasks/control", os.O_WRONLY)
+        try:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+                os.write(control, f"checksum path={point}/none\n".encode())
+        finally:
+            os.close(control)
