@@ -17,12 +17,18 @@ import pytest
 from ktaskfs.host import syscalls
 from ktaskfs.host.hands import Hands
 from tests.support.forked import run_forked
+from tests.support.hands import wait_for_one_thread
 from tests.support.poll import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ktaskfs.host.kernel import Kernel
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    wait_for_one_thread()
 
 
 def pid_and_sum(start: int, end: int) -> bytes:

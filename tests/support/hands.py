@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from ktaskfs.host.hands import Hands
 from ktaskfs.memory import touch
+from tests.support.poll import until
+
+
+def wait_for_one_thread() -> None:
+    """Return when this process has one thread: with others, as trio keeps one idle for ten seconds, it has no hands."""
+    until(lambda: threading.active_count() == 1, "this process has one thread")
 
 
 class Answers(list[bool]):
@@ -15,6 +23,7 @@ class Answers(list[bool]):
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     """Have hands for tasks of any size."""
+    wait_for_one_thread()
     found, do = Answers(), Hands.do
 
     def seen(hands: Hands, start: int, end: int) -> bytes | None:

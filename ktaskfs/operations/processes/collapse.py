@@ -15,6 +15,7 @@ from ktaskfs.host.transparent import COUNTS, huge_page_size
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.processes import areas_of, open_process
 from ktaskfs.operations.processes._mappings import Addresses, ProcessParameters, ended
+from ktaskfs.result import lines
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
@@ -146,4 +147,4 @@ class _Collapser:
             "huge_after": "-" if after is None else after,
         }
         rows = [f"{errno_name(number)} {size}\n" for number, size in left.items()]
-        return "".join([*(f"{key} {value}\n" for key, value in facts.items()), "reason bytes\n", *rows])
+        return "".join([lines(facts), "reason bytes\n", *rows])

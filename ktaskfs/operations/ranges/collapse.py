@@ -15,6 +15,7 @@ from ktaskfs.host.transparent import bytes_in_huge_pages, huge_page_size
 from ktaskfs.memory.source import Source
 from ktaskfs.memory.target_errors import truncated
 from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, resolve_extent
+from ktaskfs.result import lines
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -124,4 +125,4 @@ class _Collapser:
         facts = {name: self._bytes[name] for name in ("collapsed", "already", "holes")}
         facts |= {"left": self._left.total()}
         rows = [f"{errno_name(number)} {size}\n" for number, size in sorted(self._left.items())]
-        return "".join([*(f"{key} {value}\n" for key, value in facts.items()), "reason bytes\n", *rows])
+        return "".join([lines(facts), "reason bytes\n", *rows])

@@ -45,22 +45,21 @@ class Output:
             if error.errno != errno.EOPNOTSUPP:  # NFS, vfat
                 raise
             fd, named = os.open(self._name, os.O_CREAT | os.O_EXCL | _NEW, _MODE, dir_fd=self._directory), True
-        with os.fdopen(fd, "wb", buffering=_BUFFER) as file:
-            try:
+        made = os.fstat(fd)
+        try:
+            with os.fdopen(fd, "wb", buffering=_BUFFER) as file:
                 file.writelines(lines)
                 file.flush()
                 if not named:
                     self._kernel.link(fd, self._name, self._directory)
-            except BaseException:
-                if named:
-                    self._remove(fd)
-                raise
+        except BaseException:  # also of close(2), with which NFS reports a full disk
+            self._remove(made)
+            raise
 
-    def _remove(self, fd: int) -> None:
-        """Remove the file, unless its name means another one by now."""
+    def _remove(self, made: os.stat_result) -> None:
+        """Remove the file, unless it has no name yet, or its name means another one by now."""
         with contextlib.suppress(FileNotFoundError):
-            named = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(fd)):
+            if os.path.samestat(os.stat(self._name, dir_fd=self._directory, follow_symlinks=False), made):
                 os.unlink(self._name, dir_fd=self._directory)
 
 

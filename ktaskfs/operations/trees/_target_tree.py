@@ -143,7 +143,7 @@ class TargetTree:
         return fd
 
     def _grow(self, fd: int, size: int) -> None:
-        """Without losing the mark of another thread."""
+        """Make the file at least ``size`` bytes long; one that another thread has marked stays longer."""
         with self._growing:
             if os.fstat(fd).st_size < size:
                 os.ftruncate(fd, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,25 @@ def test_half_a_list_is_removed_and_no_file_of_others(
         runner.run("checksum", **texts)
     assert caught.value.errno == errno.ENOSPC
     assert [path.read_text() for path in disk.glob("out")] == (["theirs"] if replaced else [])
+
+
+class Late(io.FileIO):
+    """A file whose last bytes cannot be written at its close, as on NFS."""
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def test_a_list_that_cannot_be_closed_is_removed(
+    runner: Runner, disk: Path, texts: dict[str, object], nameless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdopen", lambda fd, *_, **__: Late(fd, "wb"))
+    with pytest.raises(TargetError) as caught:
+        runner.run("checksum", **texts)
+    assert caught.value.errno == errno.EDQUOT
+    assert not (disk / "out").exists()
 
 
 def test_it_cannot_be_where_nothing_can_be_written(runner: Runner, hugetlbfs: Path, texts: dict[str, object]) -> None:
