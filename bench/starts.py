@@ -38,8 +38,8 @@ WHY_START: Final = (
     "A worker is a fork of an interpreter with all modules, and copies 1,100 pages of it: 4 ms, which a spare worker "
     "spends in advance. The rest is Python in four processes: reading who the caller is, some 30 requests of the "
     "kernel, becoming the caller, opening and checking the target, the record, the page. The entry into another group "
-    "of version 2 waits 12 ms for a grace period of RCU, but not with the mount option favordynmods, nor, on Linux "
-    "6.18, at any time between that and the next boot."
+    "of version 2 waits 12 ms for a grace period of RCU. With the mount option favordynmods it does not wait, and on "
+    "Linux 6.18 then no longer until the next boot."
 )
 WHY_CPU: Final = (
     "perf on an EPYC: of 11 ms of a worker, 4.0 are faults of pages that it shares with the spawner, 1.3 the end of "
@@ -47,14 +47,14 @@ WHY_CPU: Final = (
     "faults. The worker's share includes what it does before it waits for a task."
 )
 WHY_BURST: Final = (
-    "Each line takes some 12 ms of CPU time of three processes, so the two CPUs are busy for most of the time, and "
+    "Each line takes 12 to 17 ms of CPU time of three processes, so the two CPUs are busy for most of the time, and "
     "workers that prepare side by side would gain little. If all lines name one file, each worker also searches "
     "/proc for other users of the file: `bench.calls` measures that."
 )
 
 WHY_FILES: Final = (
     "All processes of ktaskfs, from the write of all specs until the last worker has ended and the next one waits. C: "
-    "one process with one thread. What ktaskfs adds is the start and the end of each task: some 12 ms, as above."
+    "one process with one thread. What ktaskfs adds is the start and the end of each task: 12 to 17 ms, as above."
 )
 
 

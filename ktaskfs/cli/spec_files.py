@@ -47,7 +47,7 @@ class SpecFile(NamedTuple):
 def spec_files(paths: Sequence[str]) -> Iterator[SpecFile]:
     """The files at ``paths``. A directory stands for its files with SUFFIX that are not hidden, sorted by name.
 
-    Raises TargetError for a directory that cannot be read.
+    A link to /dev/null masks a file, as in tmpfiles.d(5). Raises TargetError for a directory that cannot be read.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -57,5 +57,5 @@ def spec_files(paths: Sequence[str]) -> Iterator[SpecFile]:
             names = sorted(os.listdir(path))
         except OSError as error:
             raise TargetError.from_os(error, path) from error
-        chosen = [each for each in names if each.endswith(SUFFIX) and not each.startswith(".")]
-        yield from (SpecFile(os.path.join(path, each), is_found=True) for each in chosen)
+        chosen = [os.path.join(path, each) for each in names if each.endswith(SUFFIX) and not each.startswith(".")]
+        yield from (SpecFile(each, is_found=True) for each in chosen if os.path.realpath(each) != os.devnull)

@@ -89,6 +89,13 @@ def test_what_is_no_file_does_not_hold_the_others(command: Command, memory: Path
     assert outcome == Outcome(1, command.mount.read("tasks/next/result"), f"ktaskfs: {odd}{reason}\n")
 
 
+def test_a_link_to_null_masks_a_file(command: Command, memory: Path) -> None:
+    (memory / "10.tasks").symlink_to(os.devnull)
+    (memory / "20.tasks").write_text(f"checksum path={memory}/file name=next\n")
+    outcome = command("run", "--quiet", "--files", str(memory))
+    assert outcome == Outcome(0, command.mount.read("tasks/next/result"), "")
+
+
 def test_a_person_may_name_a_pipe(command: Command, memory: Path) -> None:
     line = command.mount.shell(f"echo 'checksum path={memory}/file name=sum' > {memory}/lines")
     assert line.status == 0
