@@ -149,6 +149,7 @@ class JournalHandler(logging.Handler):
 
     def close(self) -> None:
         self._socket.close()
+        self._standard_error.close()
         super().close()
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
+import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs.line_output import PIECE, LineOutput
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +39,7 @@ def test_lines_that_nobody_reads_are_dropped(pipe: tuple[int, int]) -> None:
     output.write("a")
     output.write("b")
     assert os.read(reader, PIECE) == b"\n3 lines were dropped, because nobody read them\na\nb\n"
+    output.close()
     os.close(reader)
 
 
@@ -45,7 +50,26 @@ def test_a_line_for_which_there_is_no_room_is_cut(pipe: tuple[int, int]) -> None
     assert os.read(reader, 8 * PIECE) == (3 * LINE)[: 2 * PIECE].encode()
     output.write("a")
     assert os.read(reader, PIECE) == b"\n1 lines were dropped, because nobody read them\na\n"
+    output.close()
     os.close(reader)
+
+
+def test_another_process_fills_the_pipe_just_before_the_write(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon and its spawner have one standard error."""
+    reader, writer = pipe
+    monkeypatch.setattr(select, "poll", lambda: SimpleNamespace(register=lambda *_: None, poll=lambda _: [(writer, 4)]))
+    output = LineOutput(writer)
+    os.write(writer, bytes(2 * PIECE))
+    thread = threading.Thread(target=output.write, args=("a",))
+    thread.start()
+    thread.join(DEADLINE)
+    hangs = thread.is_alive()
+    os.close(reader)  # ends a write that waits
+    thread.join(DEADLINE)
+    output.close()
+    assert not hangs
 
 
 def test_a_pipe_that_is_closed_takes_nothing(pipe: tuple[int, int]) -> None:
