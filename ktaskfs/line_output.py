@@ -34,7 +34,7 @@ class LineOutput:
     def write(self, line: str) -> None:
         """Write the line, if the file takes it now."""
         # It begins with a line feed, because the last line may have been cut.
-        before = f"\n{self._dropped} lines were dropped, because nobody read them\n" if self._dropped else ""
+        before = f"\nlines dropped, because nobody read them: {self._dropped}\n" if self._dropped else ""
         data = f"{before}{line}\n".encode(errors="backslashreplace")
         try:
             while data and self._poll.poll(0):

@@ -38,7 +38,7 @@ def test_lines_that_nobody_reads_are_dropped(pipe: tuple[int, int]) -> None:
     assert os.read(reader, 8 * PIECE) == f"{LINE}\n{LINE}\n".encode()
     output.write("a")
     output.write("b")
-    assert os.read(reader, PIECE) == b"\n3 lines were dropped, because nobody read them\na\nb\n"
+    assert os.read(reader, PIECE) == b"\nlines dropped, because nobody read them: 3\na\nb\n"
     output.close()
     os.close(reader)
 
@@ -49,7 +49,7 @@ def test_a_line_for_which_there_is_no_room_is_cut(pipe: tuple[int, int]) -> None
     output.write(3 * LINE)
     assert os.read(reader, 8 * PIECE) == (3 * LINE)[: 2 * PIECE].encode()
     output.write("a")
-    assert os.read(reader, PIECE) == b"\n1 lines were dropped, because nobody read them\na\n"
+    assert os.read(reader, PIECE) == b"\nlines dropped, because nobody read them: 1\na\n"
     output.close()
     os.close(reader)
 
