@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import KtaskfsError, SpecError
+from ktaskfs.errors import KtaskfsError, SpecError, TaskForgotten
 from ktaskfs.quota import ROOT
 from ktaskfs.units import printable
 
@@ -87,7 +87,12 @@ class CommandLog:
             raise
 
     def refused_opening(self, uid: int, error: KtaskfsError) -> None:
-        """Record that a user could not open or reread a file."""
+        """Record that a user could not open or reread a file, unless that is only because its task was removed.
+
+        A program that reads the files of all tasks would otherwise hide the reason of the user's last refused command.
+        """
+        if isinstance(error, TaskForgotten):
+            return
         self._of(uid).status = f"open: {error.errname}: {error.message}"
         self._weigh(uid)
 

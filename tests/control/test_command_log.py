@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ktaskfs.control.command_log import BYTES_MAX, KEPT, SHOWN_MAX, USERS_MAX, CommandLog
-from ktaskfs.errors import InvalidValue, KtaskfsError, NameTaken, SpecError
+from ktaskfs.errors import InvalidValue, KtaskfsError, NameTaken, NotPermitted, SpecError, TaskForgotten
 from ktaskfs.vfs import Caller
 
 
@@ -31,6 +31,12 @@ def wrong(line: str, start: int, end: int) -> SpecError:
 
 def test_who_has_written_nothing_reads_ok(log: CommandLog) -> None:
     assert (log.status(ME), log.errors(ME)) == ("ok\n", "")
+
+
+def test_a_file_that_cannot_be_read_is_told_unless_its_task_was_removed(log: CommandLog) -> None:
+    log.refused_opening(ME.uid, NotPermitted("only its owner may use this file"))
+    log.refused_opening(ME.uid, TaskForgotten("the task a was removed"))
+    assert log.status(ME) == "open: EPERM: only its owner may use this file\n"
 
 
 def test_a_refused_write_is_shown_with_a_caret_under_its_token(log: CommandLog) -> None:
