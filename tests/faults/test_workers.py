@@ -202,7 +202,8 @@ def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> N
 
 @pytest.mark.parametrize("what", ["truncate", "unlink", "replace", "punch"])
 def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what: str) -> None:
-    file = tmpfs / "f"
+    file, other = tmpfs / "f", tmpfs / "other"
+    other.write_text("of somebody else")
     start(mounted, f"fallocate path={file} length=64M rate_max=1 chunk=1M")
     match what:
         case "truncate":
@@ -211,12 +212,13 @@ def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what
             file.unlink()
         case "replace":
             file.unlink()
-            file.symlink_to("/etc/passwd")
+            file.symlink_to(other)
         case "punch":
             subprocess.run(["fallocate", "-p", "-l", "64M", str(file)], check=True)
     mounted.write("tasks/t/rate_max", "max")
     state = mounted.read("tasks/t/wait").splitlines()[-1]
     assert state == ("failed" if what == "truncate" else "done")
+    assert other.read_text() == "of somebody else"
     if what == "truncate":
         assert mounted.read("tasks/t/error") != "0\n"
         assert file.stat().st_size == 0
