@@ -122,8 +122,8 @@ def as_root(*lines: str) -> str:
 
 
 def test_its_shared_buffers_are_there_before_they_are_used(cluster: Cluster, mounted: Mount) -> None:
-    (wanted, _), find = commands(cluster, mounted, "$"), commands(cluster, mounted, "#")
-    pid, fallocate, plan, _, _, survey = find[:6]
+    (wanted,) = commands(cluster, mounted, "$")
+    _, pid, fallocate, plan, _, _, survey = commands(cluster, mounted, "#")[:7]
     with reserved(HUGE, PAGES):
         pages = int(shell(wanted, user=cluster.user, cwd=cluster.user.home).out)
         assert 16 < pages < PAGES
@@ -139,7 +139,7 @@ def test_its_shared_buffers_are_there_before_they_are_used(cluster: Cluster, mou
 
 def test_a_segment_of_small_pages(cluster: Cluster, mounted: Mount) -> None:
     """PostgreSQL has no huge pages in SysV segments; no path leads to them either."""
-    pid, _, _, mapping, fallocate = commands(cluster, mounted, "#")[:5]
+    _, pid, _, _, mapping, fallocate = commands(cluster, mounted, "#")[:6]
     plan = f"{fallocate} plan=1"
     with cluster.started(huge_pages="off", shared_memory_type="sysv"):
         assert "\nallocates 0\n" not in as_root(pid, mapping, plan)
