@@ -38,7 +38,7 @@ class KtaskfsError(Exception):
 
 
 def undo_after(error: BaseException, undo: Callable[[], object]) -> None:
-    """Undo what was done before ``error``. If that fails, ``error`` gets a note, and stays the reason."""
+    """Call ``undo`` after ``error``. If that fails, ``error`` gets a note, and stays the reason."""
     try:
         undo()
     except Exception as failure:

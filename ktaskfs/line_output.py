@@ -26,7 +26,7 @@ class LineOutput:
         self._dropped = 0
 
     def close(self) -> None:
-        """Close what it has opened; ``fd`` stays open."""
+        """Close the second descriptor, if it has one; ``fd`` stays open."""
         if self._own is not None:
             os.close(self._own)
             self._own = None

@@ -17,7 +17,7 @@ class Durations(NamedTuple):
     total: float = 0.0
 
     def plus(self, seconds: float) -> Durations:
-        """These and one more, of ``seconds``."""
+        """These durations and another one, of ``seconds``."""
         place = bisect_left(BOUNDS, seconds)
         counts = tuple(count + (number == place) for number, count in enumerate(self.counts))
         return Durations(counts, self.total + seconds)

@@ -162,7 +162,7 @@ def gaps(runs: Iterable[Span], start: int, end: int) -> Iterator[Span]:
 
 
 def union(*several: Iterable[Span]) -> Iterator[Span]:
-    """The union of runs, each of which are in order; looks ahead by one run."""
+    """The union of several series of runs, each in order; looks ahead by one run."""
     whole: Span | None = None
     for run in heapq.merge(*several):
         if whole is not None and run.start <= whole.end:

@@ -83,7 +83,7 @@ class TextFile(File):
         return self.texts.made(self.ino, os.fsencode(text) if isinstance(text, str) else text, version)
 
     async def make_to_read(self, caller: Caller) -> TextSnapshot:
-        """As ``make``, for a reader: its error is told to the observers of ``texts``."""
+        """``make`` for a reader; tells an error to the observers of ``texts``. Raises the errors of ``make``."""
         try:
             return await self.make(caller)
         except KtaskfsError as error:

@@ -41,7 +41,7 @@ NO_CONNECTION: Final = 255
 FIGURES: Final = ("percent", "done", "total", "speed", "finish_usec", "elapsed_usec")
 """The numbers of an object that are shown."""
 KEY_FAILED: Final = "Host key verification failed."
-"""What ssh(1) says after the reason: a key that has changed may be an attack, an unknown one is not."""
+"""The words of ssh(1) after the reason: a changed key may be an attack, an unknown key is none."""
 HEARD_MOST: Final = 300
 """Maximum characters of a line that is not an object."""
 KEPT_MOST: Final = 32 << 20

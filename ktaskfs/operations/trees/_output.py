@@ -32,7 +32,7 @@ class Output:
         self._name = os.path.basename(target.path)
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Write all of it. Raises TargetError, EEXIST if somebody else has made a file of that name."""
+        """Write the whole file. Raises TargetError, EEXIST if somebody else has made a file of that name."""
         try:
             self._write(lines)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What must hold before a tree is copied: the place, and the room there."""
+"""Checks before a tree is copied: the place, and the room there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
-    """Raises TargetError for an unwritable directory, or one that should be ``empty`` but is not."""
+    """Raises TargetError for an unwritable directory, and, if ``empty`` is wanted, for a directory with entries."""
     try:
         fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
