@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.host.credentials import CallerProcess, Identity
-    from ktaskfs.host.labels import Label
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.history import History
     from ktaskfs.tasks.launcher import ForkedWorker
@@ -43,12 +42,12 @@ SPARE_RANGES: Final = 64
 
 
 class NewWorker(NamedTuple):
-    """A worker of ``task`` that takes over ``label``, prepares, and then waits for GO on ``channel``."""
+    """A worker of ``task`` that takes over ``identity``, prepares, and then waits for GO on ``channel``."""
 
     task: Task
     worker: WorkerHandle
     channel: trio.socket.SocketType
-    label: Label | None
+    identity: Identity
 
 
 class WorkerMaker:
@@ -57,12 +56,11 @@ class WorkerMaker:
     def __init__(self, context: TaskContext) -> None:
         self._launcher = context.launcher
         self._state = context.state
-        self._nursery = context.nursery
         self._settings = context.table.settings
         self._mounts = context.cgroups
 
     async def fork(self, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
-        """Start a worker, which begins to prepare; call ``wait_until_ready`` next. Raises KtaskfsError.
+        """Start a worker, which begins to prepare; call ``watched`` and ``wait_until_ready`` next. Raises KtaskfsError.
 
         ``follows``: another one follows when this one is ready.
         """
@@ -76,17 +74,20 @@ class WorkerMaker:
             with theirs:
                 request = self._request(task, identity, follows=follows)
                 forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors])
-            undo.callback(os.close, forked.pidfd)
-            undo.callback(self._nursery.start_soon, self._launcher.exit_status, forked.ticket)
-            try:
-                began = credentials.start_time(forked.pid) or 0  # 0 if it already exited
-                write_requests(page, task.requests)  # the requests may have changed since the page was made
-                oom_kills = OomKills.of(self._mounts, identity.cgroups or own_groups().values())
-            except OSError as error:
-                raise TargetError.from_os(error, "watch the worker") from error
             undo.pop_all()
-        worker = WorkerHandle(forked.pid, began, forked.pidfd, page, shape, forked.ticket, oom_kills, begun=False)
-        return NewWorker(task, worker, channel, identity.label)
+        worker = WorkerHandle(forked.pid, 0, forked.pidfd, page, shape, forked.ticket, begun=False)
+        return NewWorker(task, worker, channel, identity)
+
+    def watched(self, new: NewWorker) -> NewWorker:
+        """``new`` with what identifies its process and explains its end. Raises TargetError without a descriptor."""
+        worker = new.worker
+        try:
+            began = credentials.start_time(worker.pid) or 0  # 0 if it already exited
+            write_requests(worker.page, new.task.requests)  # the requests may have changed since the page was made
+            oom_kills = OomKills.of(self._mounts, new.identity.cgroups or own_groups().values())
+        except OSError as error:
+            raise TargetError.from_os(error, "watch the worker") from error
+        return new._replace(worker=worker._replace(start_time=began, oom_kills=oom_kills))
 
     async def _fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
@@ -125,13 +126,13 @@ class WorkerMaker:
         if not data:
             status = await self._launcher.exit_status(new.worker.ticket)
             if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == protocol.UNHEARD:
-                text = f"your {new.label} keeps the worker from answering on its unix socket"
+                text = f"your {new.identity.label} keeps the worker from answering on its unix socket"
                 raise NotPermitted(text, errno=errno.EACCES)
             raise WorkerLost(f"the worker died before it could begin{new.worker.ending_text(status)}")
         try:
             answer = protocol.decode(data)
             if isinstance(answer, protocol.Ready) and 0 <= answer.total <= NUMBER_MAX:
-                if new.label is not None:
+                if new.identity.label is not None:
                     new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet; this checks that it can be woken
                 return planned(new.task.history, answer)
         except (ValueError, TypeError, KeyError) as error:

@@ -228,9 +228,10 @@ class Starter:
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
         """Fork a worker into ``batch.workers``, and wait until it is ready. Raises KtaskfsError."""
-        new = await self._worker_maker.fork(task, batch.caller, follows=task is not batch.tasks[-1])
+        forked = await self._worker_maker.fork(task, batch.caller, follows=task is not batch.tasks[-1])
+        batch.workers.append(forked)  # before anything can fail, so that a refusal waits for its undo
+        new = batch.workers[-1] = self._worker_maker.watched(forked)
         task.worker = new.worker
-        batch.workers.append(new)
         self._state.crash_point("a worker is forked")
         task.history = await self._worker_maker.wait_until_ready(new)
         self._state.crash_point("the worker is ready")

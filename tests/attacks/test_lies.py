@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.host.credentials import start_time
 from ktaskfs.progress import Shape
 from ktaskfs.progress.layout import RANGE, REPORT, WORD
 from ktaskfs.tasks.new_worker import NewWorker, WorkerMaker
@@ -29,7 +28,7 @@ from tests.tasks.house import open_files, until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ktaskfs.host.credentials import CallerProcess
+    from ktaskfs.host.credentials import CallerProcess, Identity
     from ktaskfs.tasks.task import Task
     from tests.support.daemon import Mount
     from tests.tasks.house import House
@@ -96,9 +95,9 @@ class Liar:
         self.workers: list[subprocess.Popen[bytes]] = []
 
     async def fork(self, maker: WorkerMaker, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
-        return self._lying(task)
+        return self._lying(task, caller.identity._replace(label=None))
 
-    def _lying(self, task: Task) -> NewWorker:
+    def _lying(self, task: Task, identity: Identity) -> NewWorker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (ours, theirs):
@@ -108,8 +107,8 @@ class Liar:
         self.workers.append(worker)
         page = os.memfd_create("page")
         pidfd = os.pidfd_open(worker.pid)
-        handle = WorkerHandle(worker.pid, start_time(worker.pid) or 0, pidfd, page, self._shape)
-        return NewWorker(task, handle, trio.socket.from_stdlib_socket(ours), label=None)
+        handle = WorkerHandle(worker.pid, 0, pidfd, page, self._shape)
+        return NewWorker(task, handle, trio.socket.from_stdlib_socket(ours), identity)
 
     def end(self) -> None:
         """Wait for its workers."""

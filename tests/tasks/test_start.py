@@ -24,6 +24,7 @@ from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.task import State
+from tests.support.poll import until as wait_until
 from tests.support.processes import has_ended
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, me, open_files, stop_spare, until
@@ -296,6 +297,7 @@ async def test_without_a_descriptor_to_watch_the_worker_the_start_is_refused(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_descriptor(pid: int) -> int | None:
+        wait_until((memory / "file").exists, "the worker has made its file")  # which the refusal must not leave
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     before = open_files()
