@@ -82,8 +82,14 @@ def touches(process: psutil.Process) -> bool:
 def test_the_process_that_tells_is_there_while_something_changes(mounted: Mount, memory: Path) -> None:
     start_slow(mounted, memory, "slow")
     stop(mounted, "slow")
-    until(lambda: len(helpers(mounted)) == 1, "it is there")
-    (one,) = helpers(mounted)
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        found[:] = helpers(mounted)
+        return len(found) == 1
+
+    until(is_there, "it is there")
+    (one,) = found
     assert one.num_fds() <= 5, "its standard streams, its socket is one of them, and the root of the mount"
     until(lambda: helpers(mounted) == [], "it ends")
 
