@@ -27,7 +27,7 @@ FIRST_UID = 4_000_000_000
 """Beyond the ids of accounts and of subordinate ids, which begin at 100,000 and 524,288."""
 
 
-SOON = DEADLINE / 6
+SOON = DEADLINE / 2
 """Seconds within which a command that takes milliseconds is over on a busy machine."""
 
 

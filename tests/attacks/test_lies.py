@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import trio
 
@@ -21,6 +23,7 @@ from ktaskfs.tasks.task import ENDED, State
 from ktaskfs.tasks.worker_handle import WorkerHandle
 from ktaskfs.worker.protocol import MESSAGE_MAX
 from tests.support.poll import DEADLINE
+from tests.support.poll import until as wait_until
 from tests.support.slow import start_slow
 from tests.tasks.conftest import house, memory, workers
 from tests.tasks.house import open_files, until
@@ -196,6 +199,15 @@ IN_THE_PAGE = {
 }
 
 
+def workers_left(mount: Mount) -> list[str]:
+    """The names of workers, also of those that have ended and that the spawner has not reaped."""
+    names = []
+    for each in psutil.Process(mount.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names.append(each.name())
+    return [name for name in names if name.startswith("ktask/")]
+
+
 def test_a_lie_in_the_page_is_shown_and_harms_nobody(mounted: Mount, tmpfs: Path) -> None:
     shown = ("status", "stat", "progress", "threads", "error", "state")
     start_slow(mounted, tmpfs, "honest")
@@ -212,6 +224,9 @@ def test_a_lie_in_the_page_is_shown_and_harms_nobody(mounted: Mount, tmpfs: Path
     assert mounted.read("tasks/honest/state") == "running\n"
     assert mounted.write("tasks/honest/control", "cancel") == (0, None)
     assert mounted.read("tasks/honest/wait").endswith("cancelled\n")
+    wait_until(lambda: not workers_left(mounted), "the spawner has read their ends")
+    assert mounted.write("tasks/control", f"fallocate path={tmpfs}/last length=4K name=last") == (0, None)
+    assert mounted.read("tasks/last/wait").endswith("done\n"), "after their output: the spawner does one thing at a time"
     log = mounted.log.read_text()
     assert all(line.startswith("process ") for line in log.splitlines() if "Traceback" in line)  # of a worker itself
     mounted.log.write_text(log.replace("Traceback", "(seen)"))

@@ -29,7 +29,7 @@ HIDE_CURSOR: Final = "\x1b[?25l"
 def lasting(memory: Path) -> list[str]:
     """Returns a spec of a task that runs until bars appear."""
     (memory / "large").write_bytes(b"x" * (8 << 20))
-    return ["checksum", f"path={memory}/large", "rate_max=8M", "chunk=1M", "name=sum"]
+    return ["checksum", f"path={memory}/large", "rate_max=4M", "chunk=1M", "name=sum"]
 
 
 def test_a_short_task_has_a_line_and_nothing_is_drawn(command: Command, memory: Path) -> None:

@@ -50,7 +50,8 @@ def test_it_returns_when_the_mount_answers_and_keeps_nothing_of_the_caller(area:
         outcome = mount("-o", f"statedir={area / 'state'}", point)  # its pipes are closed, or this would never end
         assert outcome == Outcome(0, "", "")
         assert (point / "version").exists()
-        (daemon,) = run("pgrep", "-f", f"^[^ ]+ -m ktaskfs.cli.main mount .*{point}$").out.split()
+        words = f"^[^ ]+ -m ktaskfs.cli.main mount .*{point}$"  # of its children, too, until they have their names
+        daemon = run("pgrep", "--oldest", "-f", words).out.strip()
         assert os.readlink(f"/proc/{daemon}/cwd") == "/"
         assert os.getsid(int(daemon)) == int(daemon)
         assert "mounted on" in (area / "state/log").read_text()

@@ -81,11 +81,17 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
 
 def stopped_asleep(process: subprocess.Popen[str]) -> psutil.Process:
     """Stops the process of a command that sleeps at a dead mount, so that it does not give up, and returns it."""
-    until(lambda: bool(_asleep(process)) or process.poll() is not None, "it has found a dead mount")
+    found: list[psutil.Process] = []
+
+    def sleeps() -> bool:
+        found[:] = _asleep(process)
+        return bool(found) or process.poll() is not None
+
+    until(sleeps, "it has found a dead mount")
     assert process.poll() is None, process.communicate()
-    (found,) = _asleep(process)
-    found.suspend()
-    return found
+    (only,) = found
+    only.suspend()
+    return only
 
 
 def _asleep(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -50,8 +50,12 @@ def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]
 def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
     """Whether a thread of the command is in a system call that the daemon must answer."""
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-    threads = (each for found in processes for each in Path(f"/proc/{found.pid}/task").glob("*/wchan"))
-    return any(each.read_text() == "request_wait_answer" for each in threads)
+    for found in processes:
+        for each in Path(f"/proc/{found.pid}/task").glob("*/wchan"):
+            with contextlib.suppress(OSError):  # a thread that has ended
+                if each.read_text() == "request_wait_answer":
+                    return True
+    return False
 
 
 def press(process: subprocess.Popen[str]) -> None:

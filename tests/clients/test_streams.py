@@ -79,7 +79,7 @@ def test_following_a_text_and_a_stream(mounted: Mount, newest: Utilities, memory
     """tail -f and -F of ``events`` pass each line on; of a text they show it once."""
     (memory / "f").write_bytes(b"x")
     follow = """
-        timeout 20 stdbuf -o0 $1 events > "$2" & follower=$!
+        timeout 60 stdbuf -o0 $1 events > "$2" & follower=$!
         until [ -s "$2" ]; do kill -0 $follower || exit 1; done
         echo "clear path=$3" > tasks/control
         until grep -q 'running done' "$2"; do kill -0 $follower || exit 1; done
@@ -91,7 +91,7 @@ def test_following_a_text_and_a_stream(mounted: Mount, newest: Utilities, memory
     mounted.shell(f"echo 'clear path={memory}/f name=t' > tasks/control; cat tasks/t/wait")
     commands = ("tail -f", "tail -F", f"{newest.gnu('tail')} -f", f"{newest.uutils('tail')} -f")
     with concurrent.futures.ThreadPoolExecutor(len(commands)) as at_once:
-        outcomes = at_once.map(lambda command: mounted.shell(f"timeout 2 {command} tasks/t/state"), commands)
+        outcomes = at_once.map(lambda command: mounted.shell(f"timeout 5 {command} tasks/t/state"), commands)
     assert [(each.out, each.err) for each in outcomes] == [("done\n", "")] * len(commands)
 
 

@@ -16,6 +16,7 @@ import pytest
 from tests.attacks.callers import wait_for_worker
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.poll import until
+from tests.support.processes import child_called
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def ktaskfs(*arguments: str) -> Outcome:
     return run(sys.executable, "-m", "ktaskfs.cli.main", *arguments, cwd=Path(__file__).parents[2])
 
 
-def start(mount: Mount, name: str, file: Path, size: str = "64M", rate: str = "8M") -> None:
+def start(mount: Mount, name: str, file: Path, size: str = "64M", rate: str = "1M") -> None:
     spec = f"fallocate path={file} length={size} rate_max={rate} chunk=1M name={name}"
     assert mount.write("tasks/control", spec) == (0, None), mount.read("info/last_cmd_status")
 
@@ -69,7 +70,7 @@ def test_a_stale_mount_point_is_cleared(mounted: Mount, area: Path, tmpfs: Path)
         assert mounted.read("tasks/t/state") == "running\n"
         finish(mounted, "t")
     finally:
-        assert run("umount", str(mounted.path)).status == 0
+        until(lambda: run("umount", str(mounted.path)).status == 0, "what looked at the mount has ended")
     mounted.kill()
     until(lambda: ktaskfs("mount", "-o", f"statedir={mounted.statedir}", "/nowhere").status == 1, "it ends")
 
@@ -187,14 +188,14 @@ def test_a_pid_that_is_anothers_by_now(mount_maker: MountMaker, area: Path, tmpf
 
 def test_a_caller_that_dies_during_its_write(mounted: Mount, tmpfs: Path) -> None:
     """With the spawner stopped, the write waits. Its caller is killed meanwhile; the mount and the task are intact."""
-    spawner = int(run("pgrep", "-P", str(mounted.pid), "-f", "spawner").out)
-    os.kill(spawner, signal.SIGSTOP)
+    spawner = child_called(mounted.pid, "ktaskfs: spawner")
+    spawner.suspend()
     command = ["bash", "-c", 'echo "fallocate path=$1 length=1M name=t" > "$0"', str(mounted.path / "tasks/control")]
     with subprocess.Popen([*command, str(tmpfs / "f")]) as caller:
         until(lambda: (mounted.path / "tasks" / "t").exists(), "the write has arrived")
         caller.kill()
         caller.wait()
-    os.kill(spawner, signal.SIGCONT)
+    spawner.resume()
     finish(mounted, "t")
     assert mounted.read("tasks/t/progress") == f"{MIB} / {MIB}\n"
 
@@ -204,12 +205,12 @@ def test_what_ends_during_the_start_of_a_daemon_has_its_own_lines_in_the_log(
 ) -> None:
     """The session captures standard error at that time, for the errors of libfuse; the log is not in it."""
     first = mount_maker(statedir=area / "kept")
-    spawner = int(run("pgrep", "-P", str(first.pid), "-f", "spawner").out)
-    os.kill(spawner, signal.SIGSTOP)
+    spawner = child_called(first.pid, "ktaskfs: spawner")
+    spawner.suspend()
     for name in ("a", "b"):
         start(first, name, tmpfs / name)  # answered after a second, without a worker
     first.kill()
-    os.kill(spawner, signal.SIGKILL)
+    spawner.kill()
     second = mount_maker(statedir=area / "kept")
     words = "interrupted in 0.0s: the daemon ended before the work began"
     ends = [line for line in second.log.read_text().splitlines() if words in line]

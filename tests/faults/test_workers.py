@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from ktaskfs.span import Span
-from tests.support.cgroups import count_huge_pages
+from tests.support.cgroups import count_huge_pages, removed
 from tests.support.daemon import ROOT, interpreter
+from tests.support.filesystems import hugetlbfs
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.hugepages import reserved
 from tests.support.memory_files import HUGE, allocated
@@ -121,7 +122,7 @@ def test_the_spawner_is_killed(mounted: Mount, tmpfs: Path) -> None:
     finish(mounted, "t", "done")
 
 
-@contextmanager
+@contextlib.contextmanager
 def cgroup(directory: Path, **limits: str) -> Iterator[Path]:
     """A new control group; ``limits`` are its files (``_`` for the dot)."""
     directory.mkdir()
@@ -130,8 +131,7 @@ def cgroup(directory: Path, **limits: str) -> Iterator[Path]:
             (directory / name.replace("__", ".")).write_text(value)
         yield directory
     finally:
-        until(lambda: not (directory / "cgroup.procs").read_text(), "the control group is empty")
-        directory.rmdir()
+        until(lambda: removed(directory), f"{directory} is empty")
 
 
 def test_killed_for_want_of_memory(mounted: Mount, tmpfs: Path) -> None:
@@ -158,21 +158,18 @@ def test_a_limit_on_huge_pages(mount_maker: MountMaker, area: Path) -> None:
     if root is None:
         pytest.skip("no control group for huge pages here")
     count_huge_pages(root)
-    huge = area / "huge"
-    huge.mkdir()
-    with cgroup(root / f"kt{os.getpid()}", hugetlb__2MB__max=str(8 * MIB)) as group, reserved(2 * MIB, 16):
-        run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
-        try:
-            mount = mount_maker()
-            pid = start(mount, f"fallocate path={huge}/f length=32M rate_max=1 max_threads=1 chunk=2M")
-            (group / "cgroup.procs").write_text(str(pid))
-            mount.write("tasks/t/rate_max", "max")
-            finish(mount, "t", "failed")
-            assert int(stat(mount, "t")["done"]) <= 12 * MIB
-            assert mount.read("tasks/t/error").split()[0] in {"ENOMEM", "EFAULT"}
-            (huge / "f").unlink()
-        finally:
-            run("umount", str(huge))
+    with (
+        cgroup(root / f"kt{os.getpid()}", hugetlb__2MB__max=str(8 * MIB)) as group,
+        reserved(2 * MIB, 16),
+        hugetlbfs(area / "huge", 2 * MIB) as huge,
+    ):
+        mount = mount_maker()
+        pid = start(mount, f"fallocate path={huge}/f length=32M rate_max=1 max_threads=1 chunk=2M")
+        (group / "cgroup.procs").write_text(str(pid))
+        mount.write("tasks/t/rate_max", "max")
+        finish(mount, "t", "failed")
+        assert int(stat(mount, "t")["done"]) <= 12 * MIB
+        assert mount.read("tasks/t/error").split()[0] in {"ENOMEM", "EFAULT"}
 
 
 def controllers(root: Path) -> bool:
@@ -181,23 +178,16 @@ def controllers(root: Path) -> bool:
 
 
 def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> None:
-    huge = area / "huge"
-    huge.mkdir()
-    with reserved(2 * MIB, 16) as pool:
+    with reserved(2 * MIB, 16) as pool, hugetlbfs(area / "huge", 2 * MIB) as huge:
         spare = pool.available - 16
-        run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(huge))
-        try:
-            start(mounted, f"fallocate path={huge}/f length=32M rate_max=1 chunk=2M")
-            assert pool.available == spare
-            too_much = (spare + 1) * 2 * MIB
-            assert mounted.write("tasks/control", f"fallocate path={huge}/g length={too_much}") == (1, "ENOMEM")
-            assert run("fallocate", "-l", str(too_much), str(huge / "h")).status == 1
-            (huge / "h").unlink(missing_ok=True)
-            mounted.write("tasks/t/rate_max", "max")
-            finish(mounted, "t", "done")
-            (huge / "f").unlink()
-        finally:
-            run("umount", str(huge))
+        start(mounted, f"fallocate path={huge}/f length=32M rate_max=1 chunk=2M")
+        assert pool.available == spare
+        too_much = (spare + 1) * 2 * MIB
+        assert mounted.write("tasks/control", f"fallocate path={huge}/g length={too_much}") == (1, "ENOMEM")
+        assert run("fallocate", "-l", str(too_much), str(huge / "h")).status == 1
+        (huge / "h").unlink(missing_ok=True)
+        mounted.write("tasks/t/rate_max", "max")
+        finish(mounted, "t", "done")
 
 
 @pytest.mark.parametrize("what", ["truncate", "unlink", "replace", "punch"])
@@ -227,7 +217,8 @@ def test_a_target_that_others_change_meanwhile(mounted: Mount, tmpfs: Path, what
 def test_cpus_taken_away(mounted: Mount, tmpfs: Path) -> None:
     pid = start(mounted, f"fallocate path={tmpfs}/f length=64M rate_max=1 chunk=1M")
     for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {0})
+        with contextlib.suppress(ProcessLookupError):  # those without work end
+            os.sched_setaffinity(thread.id, {0})
     mounted.write("tasks/t/rate_max", "max")
     finish(mounted, "t", "done")
 

@@ -106,7 +106,7 @@ def test_what_was_open_is_stale_and_whoever_waits_hears_of_it(device: str, area:
         assert "Stale file handle" in reader.communicate()[1]
         assert user.communicate()[0].split() == ["woken", "True", "ESTALE", "ESTALE", "ESTALE"]
         assert second.cat("hello") == "hello, world\n"
-    assert second.counts()["handles"] == 0
+    until(lambda: second.counts()["handles"] == 0, "every handle is given back")
     assert second.log.read_text() == ""
     kill(second)
 

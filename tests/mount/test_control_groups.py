@@ -152,7 +152,7 @@ def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Pa
         assert mounted.shell(script, spec, str(where), freeze, file).status == 0
         assert mounted.read("tasks/t/state") == "starting\n"
         words = f"/{where.name} is frozen)"
-        assert words in mounted.read("tasks/t/status")
+        until(lambda: words in mounted.read("tasks/t/status"), "it is frozen at its start")
         assert mounted.write("tasks/control", f"fallocate name=other path={memory}/g length=1M") == (0, None)
         assert mounted.cat("tasks/other/wait").status == 0
         (where / file).write_text(thaw)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.test_main_job import fill, finish, start, stat
+from tests.attacks.callers import wait_for_worker
+from tests.mount.test_main_job import fill, finish, start
 from tests.support.hugepages import reserved, smallest_pages
 from tests.support.poll import until
 from tests.support.shell import run
@@ -46,7 +47,7 @@ def result(mount: Mount, spec: str, name: str, state: str = "done", user: User |
     return mount.read(f"tasks/{name}/result", user=user)
 
 
-def private_memory(pid: str) -> int:
+def private_memory(pid: int) -> int:
     """The memory that the process shares with no other, without huge pages."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -160,8 +161,10 @@ def test_a_worker_stays_small(mounted: Mount, tmpfs: Path, plain: Path) -> None:
         ("checksum", f"checksum path={plain} algorithm=blake3"),
         ("compare", f"compare path={file} source={plain}"),
     ):
-        start(mounted, f"{spec} rate_max=64M chunk=1M name={name}")
-        pid, most = stat(mounted, name)["pid"], 0
+        start(mounted, f"{spec} rate_max=1M chunk=1M name={name}")
+        pid = wait_for_worker(mounted, name)
+        most = private_memory(pid)
+        assert mounted.write(f"tasks/{name}/rate_max", "64M") == (0, None)
         while mounted.read(f"tasks/{name}/state") != "done\n":
             most = max(most, private_memory(pid))
         assert 0 < most < OWN_MEMORY, name

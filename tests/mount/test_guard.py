@@ -55,7 +55,7 @@ def test_several_tasks_on_one_file(
     mount = mount_maker("mode=0666")
     if user is not None:
         os.chown(file, user.uid, user.gid)
-    slow = f"fill path={file} pattern=11 chunk=1M rate_max=1M max_threads=1 name=slow"
+    slow = f"fill path={file} pattern=11 chunk=1M rate_max=256K max_threads=1 name=slow"
     assert mount.write("tasks/control", slow, user=user) == (0, None)
     for number in range(5):
         spec = f"clear path={file} offset={SIZE // 2} name=t{number}"

@@ -33,7 +33,7 @@ def source(tmpfs: Path) -> Path:
 
 def cancelled(mount: Mount, spec: str) -> None:
     """Start a task named t, and cancel it when part of it is done; the rest is not slowed down."""
-    start(mount, f"{spec} rate_max=16M chunk=2M name=t")
+    start(mount, f"{spec} rate_max=1M chunk=2M name=t")
     until(lambda: not mount.read("tasks/t/progress").startswith("0 "), "something is done")
     assert mount.write("tasks/t/control", "cancel") == (0, None)
     finish(mount, "t", "cancelled")

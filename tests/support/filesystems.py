@@ -74,7 +74,7 @@ def disk_image(area: Path, *command: str) -> Iterator[Path]:
     try:
         yield where
     finally:
-        subprocess.run(["umount", str(where)], check=True)
+        until(lambda: _unmounted(where), f"umount {where}: what a test has killed may still be ending")
 
 
 @contextlib.contextmanager

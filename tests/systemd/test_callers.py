@@ -55,7 +55,7 @@ def test_the_main_job(service: Machine, settings: str, user: str) -> None:
     assert service.run(*command) == Outcome(0, f"done\n{user} {PAGES * HUGE // 512}\n", "")
 
 
-START: Final = "fallocate path=/dev/shm/slow length=64M rate_max=8M chunk=1M name=slow"
+START: Final = "fallocate path=/dev/shm/slow length=64M rate_max=1M chunk=1M name=slow"
 
 
 def start_in_a_unit(machine: Machine) -> None:

@@ -21,7 +21,7 @@ UNIT: Final = "ktaskfs.service"
 MOUNT: Final = "/run/ktaskfs"
 TASK: Final = f"{MOUNT}/tasks/slow"
 SPEC: Final = "fallocate path=/dev/shm/slow length=64M chunk=1M name=slow"
-START: Final = f"echo '{SPEC} rate_max=8M' > {MOUNT}/tasks/control"
+START: Final = f"echo '{SPEC} rate_max=1M' > {MOUNT}/tasks/control"
 MIB: Final = 1 << 20
 
 
@@ -179,7 +179,7 @@ def test_the_unit_in_the_documentation_can_be_started_again_and_again(service: M
 
 def test_the_unit_in_the_documentation_goes_on_waiting_while_the_daemon_restarts(service: Machine) -> None:
     path = service.root / "run/systemd/system/vm0.service"
-    path.write_text(documented_unit().replace("length=64G", "length=16M chunk=2M rate_max=2M"))
+    path.write_text(documented_unit().replace("length=64G", "length=16M chunk=2M rate_max=512K"))
     assert service.run("systemctl", "start", "--no-block", "vm0").status == 0
     until(lambda: service.sh(f"grep -x running {MOUNT}/tasks/vm0/state").status == 0, "the task runs")
     assert service.run("systemctl", "restart", "ktaskfs").status == 0

@@ -31,12 +31,14 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every worker is killed at the end, and no process may be left after that.
+def workers(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Iterator[None]:
+    """Every worker is killed at the end, and no process may be left after that: then ``memory`` is removed.
 
-    A write waits for its targets on any slow machine, unless a test sets another time.
+    A write waits for its targets on any slow machine, and if it is refused for what the workers take back, unless a
+    test sets another time.
     """
     monkeypatch.setattr(starter, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(starter, "GRACE", DEADLINE)
     with none_left():
         yield
         for child in psutil.Process().children(recursive=True):

@@ -256,10 +256,10 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
     monkeypatch.setattr(starter_module, "PATIENCE", 0.0)
     async with open_house(statedir) as house:
         worker = await stop_spare(house)
-        monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.2)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
         house.service.save(house.table.require("t"))
+    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.2)
     async with open_house(statedir) as house:
         assert await ended(adopted(house, "t")) is State.INTERRUPTED
         assert has_ended(worker)

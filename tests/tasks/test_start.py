@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from ktaskfs.errors import (
     WorkerLost,
     WrongState,
 )
+from ktaskfs.host.process import cpu_ticks
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
@@ -30,6 +30,7 @@ from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, me, open_files, stop_spare, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ktaskfs.tasks.task import Task
@@ -139,7 +140,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Pa
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.3)
+    limit_answers(monkeypatch, 0.3, cpu_ticks)
     worker = await stop_spare(house)
     with pytest.raises(WorkerLost, match="could not open and reserve") as error:
         await house.run(f"fallocate path={memory}/file length=64K")
@@ -150,16 +151,30 @@ async def test_a_worker_that_answers_nothing_is_killed(
 
 async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have a million files to count; a worker that uses a CPU does not hang."""
-    ticks = itertools.count()
-    monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.05)
-    monkeypatch.setattr(new_worker_module, "cpu_ticks", lambda pid: next(ticks))
+    looks: list[int] = []
+
+    def ticks(pid: int) -> int:
+        looks.append(pid)
+        return len(looks)
+
+    limit_answers(monkeypatch, 0.05, ticks)
     worker = await stop_spare(house)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
-        await until(lambda: next(ticks) > 5, "it was given time again and again")
+        await until(lambda: len(looks) > 5, "it was given time again and again")
         assert house.table.require("t").state is State.STARTING
         worker.resume()
     assert await ended(house.table.require("t")) is State.DONE
+
+
+def limit_answers(monkeypatch: pytest.MonkeyPatch, seconds: float, ticks: Callable[[int], int]) -> None:
+    """A worker hangs after ``seconds`` without ``ticks``; the spawner, which has to fork it first, may take longer."""
+
+    def look(pid: int) -> int:
+        monkeypatch.setattr(new_worker_module, "TIMEOUT", seconds)
+        return ticks(pid)
+
+    monkeypatch.setattr(new_worker_module, "cpu_ticks", look)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -19,6 +19,7 @@ from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from ktaskfs.worker.spawner import YOUNG_MS
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import has_ended
 from tests.support.shell import run
 from tests.worker.spawned import MIB, PAUSED, Spawner, me
 
@@ -163,6 +164,10 @@ def test_the_limit_of_processes_is_an_answer(tmp_path: Path, public_root: Path, 
     try:
         until(lambda: "spawner" in _cmdline(spawner.process.pid), "the spawner runs as the user")
         _limit_processes(spawner, two_users[0], 0)
+        spare = psutil.Process(spawner.process.pid).children()  # it may have been forked before
+        for each in spare:
+            each.kill()
+        until(lambda: all(map(has_ended, spare)), "there is no spare")
         worker = spawner.spawn("fallocate", None)
         assert (worker.forked.errno, worker.forked.pid, worker.pidfd) == (errno.EAGAIN, 0, -1)
         assert worker.answer() is None

@@ -3,8 +3,8 @@ from __future__ import annotations
 import threading
 
 from ktaskfs.operations.base.shared_lock import SharedLock
+from tests.support.poll import DEADLINE
 
-PATIENCE = 10
 MOMENT = 0.05
 """Seconds in which something must not happen; a failure can be missed, never invented."""
 
@@ -20,8 +20,8 @@ def test_many_together_and_one_alone() -> None:
 
     def share() -> None:
         with turns.together():
-            both.wait(PATIENCE)
-            leave.wait(PATIENCE)
+            both.wait(DEADLINE)
+            leave.wait(DEADLINE)
 
     def claim() -> None:
         with turns.alone():
@@ -29,13 +29,13 @@ def test_many_together_and_one_alone() -> None:
 
     sharers, claimer = [threading.Thread(target=share) for _ in range(2)], threading.Thread(target=claim)
     begin(*sharers)
-    both.wait(PATIENCE)
+    both.wait(DEADLINE)
     begin(claimer)
     assert not alone.wait(MOMENT)
     leave.set()
-    assert alone.wait(PATIENCE)
+    assert alone.wait(DEADLINE)
     for each in (*sharers, claimer):
-        each.join(PATIENCE)
+        each.join(DEADLINE)
         assert not each.is_alive()
 
 
@@ -57,11 +57,11 @@ def test_who_waits_to_be_alone_goes_first() -> None:
         while not turns._waiting:
             claimer.join(0.001)
         begin(sharer)
-        assert late.wait(PATIENCE)
+        assert late.wait(DEADLINE)
         sharer.join(MOMENT)
         assert order == []
     for each in (claimer, sharer):
-        each.join(PATIENCE)
+        each.join(DEADLINE)
     assert order == ["alone", "together"]
 
 
