@@ -226,7 +226,7 @@ def test_a_lie_in_the_page_is_shown_and_harms_nobody(mounted: Mount, tmpfs: Path
     assert mounted.read("tasks/honest/wait").endswith("cancelled\n")
     wait_until(lambda: not workers_left(mounted), "the spawner has read their ends")
     assert mounted.write("tasks/control", f"fallocate path={tmpfs}/last length=4K name=last") == (0, None)
-    assert mounted.read("tasks/last/wait").endswith("done\n"), "after their output: the spawner does one thing at a time"
+    assert mounted.read("tasks/last/wait").endswith("done\n"), "so their output is in the log"
     log = mounted.log.read_text()
     assert all(line.startswith("process ") for line in log.splitlines() if "Traceback" in line)  # of a worker itself
     mounted.log.write_text(log.replace("Traceback", "(seen)"))
