@@ -44,6 +44,7 @@ class _Batch:
     """Tasks that start together. ``caller_waits`` until the answer to their write.
 
     workers: the workers forked until now, in the order of their tasks.
+    lost:    the ticket of a later one, whose fork was given up while it began to prepare, if there is one.
     check:   called before the first worker is forked; its KtaskfsError is why no task begins.
     commit:  called before the first record is written.
     error:   why no task begins, once known.
@@ -55,6 +56,7 @@ class _Batch:
     tasks: Sequence[Task]
     caller: CallerProcess
     workers: list[NewWorker] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     caller_waits: bool = True
     check: Callable[[], Awaitable[None]] | None = None
@@ -189,6 +191,8 @@ class Starter:
         if not late:  # the tasks return to their old states, without a worker
             for each in batch.workers:
                 each.task.worker = None
+        for ticket in batch.lost:  # its channel is closed
+            await self._launcher.exit_status(ticket)
         for each in reversed(batch.workers):
             each.channel.close()  # so the worker undoes its preparation and ends
             await wait_for_end(each.worker)
@@ -228,7 +232,8 @@ class Starter:
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
         """Fork a worker into ``batch.workers``, and wait until it is ready. Raises KtaskfsError."""
-        forked = await self._worker_maker.fork(task, batch.caller, follows=task is not batch.tasks[-1])
+        follows = task is not batch.tasks[-1]
+        forked = await self._worker_maker.fork(task, batch.caller, follows=follows, lost=batch.lost.append)
         batch.workers.append(forked)  # before anything can fail, so that a refusal waits for its undo
         new = batch.workers[-1] = self._worker_maker.watched(forked)
         task.worker = new.worker
