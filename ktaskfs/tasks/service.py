@@ -61,9 +61,9 @@ class TaskService:
         """The pid of the spawner if it is stopped; else None."""
         return self._launcher.stopped
 
-    def adopt(self) -> None:
-        """Take over every task of the state directory. Raises OSError if it cannot be read."""
-        self._adopter.adopt()
+    async def adopt(self) -> None:
+        """Take over every task of the state directory. Raises OSError if it cannot be read, and NoThread."""
+        await self._adopter.adopt()
 
     async def run_specs(self, caller: CallerProcess, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
