@@ -29,6 +29,7 @@ from ktaskfs.progress.daemon_side import (
     read_snapshot,
     write_requests,
 )
+from ktaskfs.progress.holder import worker_of
 from ktaskfs.progress.layout import Shape
 from ktaskfs.progress.snapshot import FoundWhy, NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.progress.worker_page import WorkerPage
@@ -48,5 +49,6 @@ __all__ = [
     "read_requests",
     "read_result",
     "read_snapshot",
+    "worker_of",
     "write_requests",
 ]

@@ -15,7 +15,7 @@ from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import groups_of
 from ktaskfs.host.group_limits import OomKills
-from ktaskfs.progress import Shape, read_requests
+from ktaskfs.progress import Shape, read_requests, worker_of
 from ktaskfs.tasks.log_lines import log_fields
 from ktaskfs.tasks.new_worker import wait_for_end
 from ktaskfs.tasks.task import ACTIVE, EMPTY, State
@@ -55,7 +55,7 @@ class Adopter:
         self._state.sweep_pages()
         records = list(self._state.records(self._operations))
         # Before there are tasks, so that nothing happens to one during the wait.
-        processes = {record.task: await _open_process(record) for record in records if record.state in ACTIVE}
+        processes = {record.task: await self._open_process(record) for record in records if record.state in ACTIVE}
         for record in records:
             try:
                 self._table.check_names([record.name])
@@ -74,6 +74,39 @@ class Adopter:
         self._table.number_from(self._state.highest_number() + 1)
         self._table.rebalance()
         self._lifecycle.drop_overdue()
+
+    async def _open_process(self, record: Record) -> int | None:
+        """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused.
+
+        Raises OSError, NoThread.
+        """
+        if record.pid is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(record.pid)
+        except OSError as error:
+            # ESRCH: the number is unused. EINVAL, and ENOENT since Linux 6.9: it is a thread.
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                return None
+            raise
+        with contextlib.ExitStack() as unused:
+            unused.callback(os.close, pidfd)
+            began = await _start_time(record.pid)
+            if not (self._has_page(record) if began is None else began == record.start_time):
+                return None
+            unused.pop_all()
+        return pidfd
+
+    def _has_page(self, record: Record) -> bool:
+        """Whether the process in ``record`` has the page of the task as its worker."""
+        try:
+            page = self._state.open_page(record.task)
+        except OSError:  # then the task ends
+            return False
+        try:
+            return worker_of(page) == record.pid
+        finally:
+            os.close(page)
 
     def _adopt_active(self, task: Task, record: Record, pidfd: int | None) -> None:
         """Adopt a task that was running: its worker lives, and has ``pidfd``, or it has ended, or never began."""
@@ -130,34 +163,12 @@ class Adopter:
             worker.close()
 
 
-async def _open_process(record: Record) -> int | None:
-    """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused.
-
-    Raises OSError, NoThread.
-    """
-    if record.pid is None:
-        return None
-    try:
-        pidfd = os.pidfd_open(record.pid)
-    except OSError as error:
-        # ESRCH: the number is unused. EINVAL, and ENOENT since Linux 6.9: it is a thread.
-        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
-            return None
-        raise
-    with contextlib.ExitStack() as unused:
-        unused.callback(os.close, pidfd)
-        if await _start_time(record.pid) != record.start_time:
-            return None
-        unused.pop_all()
-    return pidfd
-
-
 async def _start_time(pid: int) -> int | None:
-    """The start time, as in ``credentials``; also None without an answer in PATIENCE.
+    """The start time, as in ``credentials``; None, too, if /proc hides the process, and without an answer in PATIENCE.
 
     The read may hang as long as the process does in execve(2). No worker calls that, so then another process has its
     number. Raises OSError, NoThread.
     """
-    with trio.move_on_after(PATIENCE):
+    with contextlib.suppress(PermissionError), trio.move_on_after(PATIENCE):
         return await in_thread(credentials.start_time, pid)
     return None

@@ -83,9 +83,10 @@ class WorkerMaker:
 
     def watched(self, new: NewWorker) -> NewWorker:
         """``new`` with what identifies its process and explains its end. Raises TargetError without a descriptor."""
-        worker = new.worker
+        worker, began = new.worker, 0  # it has already exited, or /proc hides it (hidepid)
         try:
-            began = credentials.start_time(worker.pid) or 0  # 0 if it already exited
+            with contextlib.suppress(PermissionError):
+                began = credentials.start_time(worker.pid) or 0
             write_requests(worker.page, new.task.requests)  # the requests may have changed since the page was made
             oom_kills = OomKills.of(self._mounts, new.identity.cgroups or own_groups().values())
         except OSError as error:
