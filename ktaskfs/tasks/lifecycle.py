@@ -17,11 +17,15 @@ from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.worker_handle import WorkerHandle
 
 LOG: Final = logging.getLogger(__name__)
+TAKEN_BACK_AT_ONCE: Final = 16
+"""Tasks of a refused write that are removed without a pause."""
 
 
 class StartCancelled(KtaskfsError):
@@ -64,6 +68,21 @@ class Lifecycle:
                 self._state.forget(task.number)
             except OSError as error:
                 LOG.error("cannot remove the record of task %s: %s", task.name, error)
+
+    async def take_back(self, tasks: Sequence[Task], replaced: Mapping[str, Task]) -> None:
+        """Remove the ``tasks`` of a refused write, and put the tasks that they ``replaced`` back, by name; a few at a
+        time."""
+        for first in range(0, len(tasks), TAKEN_BACK_AT_ONCE):
+            some = tasks[first : first + TAKEN_BACK_AT_ONCE]
+            for task in some:
+                if task.caller is not None:
+                    task.caller.close()
+                    task.caller = None
+            self.drop(*some)
+            for task in some:
+                if task.name in replaced:
+                    self._table.put_back(replaced[task.name])
+            await trio.lowlevel.checkpoint()
 
     def drop_overdue(self) -> None:
         """Remove ended tasks beyond those that are kept."""

@@ -125,12 +125,7 @@ class TaskService:
             self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller, began)
             await self._start([task for task in tasks if task.state is State.NEW], caller, commit)
         except KtaskfsError as error:
-            for task in tasks:
-                if task.caller is not None:
-                    task.caller.close()
-            self._lifecycle.drop(*tasks)
-            for old in replaced:
-                self.table.put_back(old)
+            await self._lifecycle.take_back(tasks, {old.name: old for old in replaced})
             if isinstance(error, StartRefused):
                 index = tasks.index(error.task)
                 raise specs[index].refused(error, index + 1, len(specs)) from error
