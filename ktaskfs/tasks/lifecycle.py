@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.progress import Phase, read_result, read_snapshot
 from ktaskfs.tasks.log_lines import log_end, log_fields, subject
 from ktaskfs.tasks.record import Record
@@ -46,12 +46,19 @@ class Lifecycle:
         """Of many workers that end at once one is concluded at a time, so that requests come in between."""
         context.table.settings.observers.append(self.drop_overdue)
 
-    def save(self, task: Task) -> bool:
-        """Write the record of ``task``. False if that fails: the next daemon would read the old record."""
+    def record(self, task: Task) -> None:
+        """Write the record of ``task``. Raises TargetError: the next daemon would read the old record."""
         try:
             self._state.write(Record.of(task))
         except OSError as error:
-            LOG.error("cannot write the record of task %s: %s", task.name, error)
+            raise TargetError.from_os(error, f"write the record of task {task.name}") from error
+
+    def save(self, task: Task) -> bool:
+        """As ``record``, but an error is only logged. Returns whether there was none."""
+        try:
+            self.record(task)
+        except TargetError as error:
+            LOG.error("%s", error.message)
             return False
         return True
 
@@ -149,11 +156,14 @@ class Lifecycle:
         """Record the end of a task, with or without a worker."""
         task.history = task.history._replace(final=final, result=result)
         task.worker = None
-        if self.move(task, state):  # otherwise the next daemon needs the page
-            try:
+        saved = self.move(task, state)
+        try:
+            if saved:
                 self._state.forget_page(task.number)
-            except OSError as error:
-                LOG.error("cannot remove the page of task %s: %s", task.name, error)
+            else:  # the next daemon needs the page, but must not start a task that was queued
+                self._state.forget_queued(task.number)
+        except OSError as error:
+            LOG.error("cannot remove the %s of task %s: %s", "page" if saved else "record", task.name, error)
         log_end(LOG, task, state, final)
         self.drop_overdue()
 

@@ -101,7 +101,6 @@ class TaskService:
             self._unanswered.difference_update(tasks)
         for task in tasks:
             if task.state is State.QUEUED:
-                self._lifecycle.save(task)
                 self._queue.put(task)
         self.table.note_last(uid, [task.name for task in tasks])
         return tasks
@@ -116,13 +115,17 @@ class TaskService:
     ) -> None:
         """Start the NEW ones of ``tasks``, which ``specs`` describe, instead of the ``replaced`` ones. Raises as
         ``run_specs``. ``began``: the start times of processes that queued specs name."""
+        queued = [task for task in tasks if task.state is State.QUEUED]
 
         def commit() -> None:
+            for task in queued:
+                self._lifecycle.record(task)
+            queued.clear()
             self._lifecycle.drop(*(old for old in replaced if not old.forgotten))
             replaced.clear()
 
         try:
-            self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller, began)
+            self._keep_caller(queued, caller, began)
             await self._start([task for task in tasks if task.state is State.NEW], caller, commit)
         except KtaskfsError as error:
             await self._lifecycle.take_back(tasks, {old.name: old for old in replaced})
@@ -130,7 +133,6 @@ class TaskService:
                 index = tasks.index(error.task)
                 raise specs[index].refused(error, index + 1, len(specs)) from error
             raise
-        commit()
 
     def _beginning_now(self, uid: int, specs: Sequence[Spec]) -> set[int]:
         """The indices of the specs that begin at once; the others wait. Raises TooManyTasks."""
@@ -194,14 +196,14 @@ class TaskService:
     def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
         """Make a task without an operation; ``rights`` are its maker's permitted capabilities.
 
-        Raises NameTaken, InvalidValue, TooManyTasks.
+        Raises NameTaken, InvalidValue, TooManyTasks, and TargetError without a record.
         """
         self.table.check_room(uid, 1)
         self.table.check_names([name])
         task = Task(self.table.next_number(), name, uid, gid)
         task.limit_rights(rights)
+        self._lifecycle.record(task)
         self.table.add(task)
-        self._lifecycle.save(task)
         return task
 
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
@@ -239,6 +241,7 @@ class TaskService:
             self._require_settled(task, "resume")
             task.require_rights(caller.identity.permitted)
             self.table.check_room(task.uid, 1)
+            self._lifecycle.record(task)  # its page, which the start removes, may have more than its old record
         except KtaskfsError:
             caller.close()
             raise
