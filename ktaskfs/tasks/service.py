@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import signal
@@ -15,7 +14,7 @@ from ktaskfs.operations.base.parameters import PID, format_parameters
 from ktaskfs.operations.base.resume import values_of
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
-from ktaskfs.tasks.kept_caller import KeptCaller
+from ktaskfs.tasks.kept_caller import KeptCaller, common_root
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.looks import Looks
 from ktaskfs.tasks.named_processes import NamedProcesses
@@ -172,17 +171,14 @@ class TaskService:
     def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess, began: Mapping[int, int | None]) -> None:
         """Keep ``caller`` for queued tasks. On TargetError closes it."""
         try:
+            root = common_root(caller) if tasks else None
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
                 named = task.texts.get("pid")
                 pid = None if named is None else parse_int(named)
                 process = None if pid is None else (pid, began[pid])
-                with contextlib.ExitStack() as undo:
-                    copy = caller.copy()
-                    undo.callback(copy.close)
-                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute, process=process)
-                    undo.pop_all()
+                task.caller = KeptCaller.of(caller, root, paths_are_absolute=absolute, process=process)
         except OSError as error:
             caller.close()
             raise TargetError.from_os(error, "queue a task") from error

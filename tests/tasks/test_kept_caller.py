@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks import named_processes
-from ktaskfs.tasks.kept_caller import KeptCaller
+from ktaskfs.tasks.kept_caller import KeptCaller, common_root
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
 from tests.tasks.house import OPERATIONS, House, busy, ended, line, me, open_files, open_house, until
@@ -185,7 +186,8 @@ async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
 
 @pytest.mark.parametrize("called", ["file_status", "os.dup"])
 async def test_a_failed_look_at_the_root_leaves_no_descriptor(called: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptCaller.of(me(), paths_are_absolute=True)
+    with contextlib.closing(me()) as caller:
+        kept = KeptCaller.of(caller, common_root(caller), paths_are_absolute=True)
     assert kept.root is not None
     before = open_files()
 
