@@ -171,7 +171,7 @@ async def _serve(daemon: _Daemon) -> None:
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
         fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
         root = build_tree(fs, lambda: session.open_handles)
-        service.adopt()
+        await service.adopt()
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             daemon.place.close()

@@ -124,28 +124,36 @@ def stderr_is_journal(environment: Mapping[str, str]) -> bool:
 
 
 class JournalHandler(logging.Handler):
-    """Logs to the journal by its native protocol; to standard error, with a priority, while it cannot be reached."""
+    """Logs to the journal by its native protocol; to standard error, with a priority, while it cannot be reached.
+
+    A journal that takes nothing for PATIENCE loses lines until it takes one again, which says how many were dropped:
+    any user can make the daemon log something, and each line that waits holds up the event loop.
+    """
 
     def __init__(self, address: str = JOURNAL) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter())  # otherwise logging.basicConfig() adds the level in words
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(PATIENCE)
+        self._dropped = 0
         self._standard_error = LineOutput(2)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        before = f"lines dropped, because the journal did not take them: {self._dropped}\n" if self._dropped else ""
+        text = before + self.format(record)
         priority = PRIORITIES.get(record.levelno, 6)
         fields = {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "ktaskfs"}
         fields |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        self._socket.settimeout(0 if self._dropped else PATIENCE)
         try:
             self._socket.sendto(b"".join(_field(name, str(value)) for name, value in fields.items()), self._address)
-        except TimeoutError:
-            return  # standard error leads there, too, and would wait forever
+        except (TimeoutError, BlockingIOError):  # standard error leads there, too, and would wait forever
+            self._dropped += 1
+            return
         except OSError:  # the journal is being restarted, or the text is longer than a datagram may be
             for line in text.splitlines():
                 self._standard_error.write(f"<{priority}>{line}")
+        self._dropped = 0
 
     def close(self) -> None:
         self._socket.close()

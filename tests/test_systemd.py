@@ -10,12 +10,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktaskfs import systemd
-from ktaskfs.systemd import JournalHandler, Manager, stderr_is_journal
+from ktaskfs.systemd import PATIENCE, JournalHandler, Manager, stderr_is_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +143,16 @@ def test_a_manager_or_journal_that_does_not_read_keeps_nobody(
     Manager({"NOTIFY_SOCKET": address}).tell("READY=1")
     assert "READY=1: timed out" in caplog.text
     handler = JournalHandler(address)
-    handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
+    begun = time.monotonic()
+    for _ in range(20):
+        handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
+    assert time.monotonic() - begun < 10 * PATIENCE, "it waits once, not for each line"
+    with contextlib.suppress(BlockingIOError):
+        while listener.recv(100, socket.MSG_DONTWAIT):
+            pass
+    for words in (b"because the journal did not take them: 20\na line\n", b"MESSAGE\n\6\0\0\0\0\0\0\0a line\n"):
+        handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
+        assert words in listener.recv(1 << 16)
     handler.close()
 
 

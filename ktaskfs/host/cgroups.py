@@ -124,10 +124,11 @@ class GroupMounts(NamedTuple):
 
 
 def groups_of(pid: int | str) -> tuple[Group, ...]:
-    """The groups of a process, one in each hierarchy; empty if it has ended. Raises OSError."""
+    """The groups of a process, one in each hierarchy; empty if it has ended, or if /proc hides it (hidepid). Raises
+    OSError."""
     try:
         return parse_groups(os.fsdecode(read_file(f"/proc/{pid}/cgroup")))
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
         return ()
 
 

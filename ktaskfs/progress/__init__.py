@@ -4,7 +4,7 @@ Imports no other layer.
 
 The worker maps the file (``worker_page.py``). The daemon uses only pread and pwrite on it (``daemon_side.py``), and
 checks everything that it reads, because the owner of the worker's uid may write to the page, too. Every field is an
-aligned 64-bit word with one writer; ``layout.py`` has the table of them. By word:
+aligned 64-bit word with one writer; ``layout.py`` has the table of them. ``holder.py`` tells the worker. By word:
 
     0     identity    written once, at creation: magic, number of slots, number of ranges
     8     requests    written by the daemon: cancel, paused, threads, rate, nice
@@ -29,6 +29,7 @@ from ktaskfs.progress.daemon_side import (
     read_snapshot,
     write_requests,
 )
+from ktaskfs.progress.holder import worker_of
 from ktaskfs.progress.layout import Shape
 from ktaskfs.progress.snapshot import FoundWhy, NodeProgress, Phase, Requests, Snapshot, ThreadProgress, ThreadState
 from ktaskfs.progress.worker_page import WorkerPage
@@ -48,5 +49,6 @@ __all__ = [
     "read_requests",
     "read_result",
     "read_snapshot",
+    "worker_of",
     "write_requests",
 ]

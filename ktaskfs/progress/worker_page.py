@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue
+from ktaskfs.progress.holder import mark_as_worker
 from ktaskfs.progress.layout import (
     BANK,
     IDENTITY,
@@ -65,6 +66,7 @@ class WorkerPage:
         self.shape = Shape(identity["slots"], identity["nodes"])
         if identity["magic"] != MAGIC or self.shape.words > len(self._words):
             raise InvalidValue(_NOT_A_PAGE)
+        mark_as_worker(fd)
         self._slots = self.shape.each_slot()
         self._found: dict[int, int] = {}  # threads by NUMA node
 

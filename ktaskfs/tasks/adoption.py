@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import threading
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+import trio
 
 from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import groups_of
 from ktaskfs.host.group_limits import OomKills
-from ktaskfs.progress import Shape, read_requests
+from ktaskfs.progress import Shape, read_requests, worker_of
 from ktaskfs.tasks.log_lines import log_fields
 from ktaskfs.tasks.new_worker import wait_for_end
 from ktaskfs.tasks.task import ACTIVE, EMPTY, State
 from ktaskfs.tasks.worker_handle import WorkerHandle
+from ktaskfs.user_threads import in_thread
 
 if TYPE_CHECKING:
     from ktaskfs.tasks.context import TaskContext
@@ -45,19 +47,27 @@ class Adopter:
         self._cgroups = context.cgroups
         self._queue = queue
 
-    def adopt(self) -> None:
-        """Take over every task of the state directory. Raises OSError if it cannot be read."""
+    async def adopt(self) -> None:
+        """Take over every task of the state directory.
+
+        Raises OSError if it cannot be read, and NoThread; the state directory then still has every task.
+        """
         self._state.sweep_pages()
-        for record in self._state.records(self._operations):
+        records = list(self._state.records(self._operations))
+        # Before there are tasks, so that nothing happens to one during the wait.
+        processes = {record.task: await self._open_process(record) for record in records if record.state in ACTIVE}
+        for record in records:
             try:
                 self._table.check_names([record.name])
             except KtaskfsError as error:
                 self._state.set_aside(record.task, error)
+                if (pidfd := processes.get(record.task)) is not None:
+                    os.close(pidfd)
                 continue
             task = record.make_task()
             self._table.add(task)
             if task.state in ACTIVE:
-                self._adopt_active(task, record)
+                self._adopt_active(task, record, processes[record.task])
             elif task.state is State.QUEUED:
                 self._adopt_queued(task)
         self._state.begin_boot()
@@ -65,10 +75,42 @@ class Adopter:
         self._table.rebalance()
         self._lifecycle.drop_overdue()
 
-    def _adopt_active(self, task: Task, record: Record) -> None:
-        """Adopt a task that was running: its worker lives, has ended, or never began."""
+    async def _open_process(self, record: Record) -> int | None:
+        """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused.
+
+        Raises OSError, NoThread.
+        """
+        if record.pid is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(record.pid)
+        except OSError as error:
+            # ESRCH: the number is unused. EINVAL, and ENOENT since Linux 6.9: it is a thread.
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                return None
+            raise
+        with contextlib.ExitStack() as unused:
+            unused.callback(os.close, pidfd)
+            began = await _start_time(record.pid)
+            if not (self._has_page(record) if began is None else began == record.start_time):
+                return None
+            unused.pop_all()
+        return pidfd
+
+    def _has_page(self, record: Record) -> bool:
+        """Whether the process in ``record`` has the page of the task as its worker."""
+        try:
+            page = self._state.open_page(record.task)
+        except OSError:  # then the task ends
+            return False
+        try:
+            return worker_of(page) == record.pid
+        finally:
+            os.close(page)
+
+    def _adopt_active(self, task: Task, record: Record, pidfd: int | None) -> None:
+        """Adopt a task that was running: its worker lives, and has ``pidfd``, or it has ended, or never began."""
         if task.state is State.STARTING:
-            pidfd = _open_process(record)
             if pidfd is not None:
                 null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # for the page, which is still empty
                 task.worker = WorkerHandle(record.pid or 0, record.start_time or 0, pidfd, null, _NO_SHAPE)
@@ -79,9 +121,10 @@ class Adopter:
         except OSError as error:
             message = f"the daemon ended, and its successor cannot read the worker's page: {error.strerror}"
             self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
+            if pidfd is not None:
+                os.close(pidfd)
             return
         shape = record.shape or _NO_SHAPE
-        pidfd = _open_process(record)
         if pidfd is None:
             worker = WorkerHandle(0, 0, os.open(os.devnull, os.O_RDONLY), page, shape)
             self._lifecycle.conclude(task, worker, None)
@@ -120,39 +163,12 @@ class Adopter:
             worker.close()
 
 
-def _open_process(record: Record) -> int | None:
-    """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused."""
-    if record.pid is None:
-        return None
-    try:
-        pidfd = os.pidfd_open(record.pid)
-    except OSError as error:
-        # ESRCH: the number is unused. EINVAL, and ENOENT since Linux 6.9: it is a thread.
-        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
-            return None
-        raise
-    if _start_time(record.pid) != record.start_time:
-        os.close(pidfd)
-        return None
-    return pidfd
-
-
-def _start_time(pid: int) -> int | None:
-    """The start time, as in ``credentials``; also None without an answer in PATIENCE.
+async def _start_time(pid: int) -> int | None:
+    """The start time, as in ``credentials``; None, too, if /proc hides the process, and without an answer in PATIENCE.
 
     The read may hang as long as the process does in execve(2). No worker calls that, so then another process has its
-    number. Raises OSError.
+    number. Raises OSError, NoThread.
     """
-    answer: Future[int | None] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(credentials.start_time(pid))
-        except OSError as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answer.result(PATIENCE)
-    except TimeoutError:
-        return None
+    with contextlib.suppress(PermissionError), trio.move_on_after(PATIENCE):
+        return await in_thread(credentials.start_time, pid)
+    return None

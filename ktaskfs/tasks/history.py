@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ktaskfs.operations.base.parameters import TaskParameters
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -44,8 +46,9 @@ class History(NamedTuple):
     rights: int = ALL_CAPABILITIES
 
     def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
-        """This history with the changes of its operation's parameters from ``old`` to ``new``."""
-        declared = () if self.operation is None else self.operation.declared
+        """This history with the changes of its operation's parameters from ``old`` to ``new``; without an operation, of
+        those that every operation has."""
+        declared = TaskParameters.declared if self.operation is None else self.operation.declared
         changed = {each.name for each in declared if old.get(each.name) != new.get(each.name)}
         kept = {name: text for name, text in self.texts.items() if name not in changed}
         return self._replace(texts=kept | {name: new[name] for name in changed if name in new})

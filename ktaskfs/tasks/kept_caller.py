@@ -35,20 +35,20 @@ class KeptCaller:
 
     @classmethod
     def of(
-        cls, caller: CallerProcess, *, paths_are_absolute: bool, process: tuple[int, int | None] | None = None
+        cls,
+        caller: CallerProcess,
+        root: tuple[int, int, int] | None,
+        *,
+        paths_are_absolute: bool,
+        process: tuple[int, int | None] | None = None,
     ) -> KeptCaller:
-        """Keep ``caller``, with its descriptors only if needed: for a separate root, or for relative paths.
+        """Keep ``caller``, with copies of its descriptors only if needed: for a separate root, or for relative paths.
 
-        Raises OSError.
+        ``root`` is from ``common_root``. Raises OSError.
         """
-        root = _place(caller.root)
-        found = None if root is None else _open_root(root)
-        if found is not None:
-            os.close(found)
-            if paths_are_absolute and caller.user_namespace is None:
-                caller.close()
-                return cls(caller.identity, root, process)
-        return cls(caller.identity, None, process, caller)
+        if root is not None and paths_are_absolute and caller.user_namespace is None:
+            return cls(caller.identity, root, process)
+        return cls(caller.identity, None, process, caller.copy())
 
     def open(self) -> CallerProcess:
         """The caller, for a worker to become; takes over ``held``.
@@ -93,6 +93,16 @@ class KeptCaller:
             pid, began = process
             process = int(pid), None if began is None else int(began)
         return cls(Identity.from_fields(fields["identity"]), root, process)
+
+
+def common_root(caller: CallerProcess) -> tuple[int, int, int] | None:
+    """The root of ``caller`` as (mount, device, inode) if it is one of ROOTS, else None. Raises OSError."""
+    root = _place(caller.root)
+    found = None if root is None else _open_root(root)
+    if found is None:
+        return None
+    os.close(found)
+    return root
 
 
 def _place(directory: int) -> tuple[int, int, int] | None:

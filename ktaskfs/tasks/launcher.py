@@ -22,7 +22,7 @@ from ktaskfs.worker import protocol
 from ktaskfs.worker.start import SpawnerProcess, start_spawner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
@@ -33,7 +33,10 @@ END_PATIENCE: Final = 5.0
 
 @dataclass
 class _Child:
-    """A worker requested from ``spawner``. The spawner's reports set both events, and so does its end."""
+    """A worker requested from ``spawner``. The spawner's reports set both events, and so does its end.
+
+    ``lost``: its request was given up after the spawner had got it, so nobody has the pidfd.
+    """
 
     spawner: trio.socket.SocketType | None = None
     answer: protocol.Forked | None = None
@@ -41,6 +44,7 @@ class _Child:
     answered: trio.Event = field(default_factory=trio.Event)
     status: int | None = None
     exited: trio.Event = field(default_factory=trio.Event)
+    lost: bool = False
 
     def lose(self) -> None:
         """No more reports come."""
@@ -81,8 +85,13 @@ class Launcher:
         """The pid of the spawner if a signal or a tracer has stopped it: every start waits for it. Else None."""
         return self._pid if self._sock is not None and is_stopped(self._pid) else None
 
-    async def fork(self, request: protocol.ForkRequest, fds: Sequence[int]) -> ForkedWorker:
-        """Request a fork with ``fds``. Raises WorkerLost, and TooBig for a rest of more ranges than fit a message."""
+    async def fork(
+        self, request: protocol.ForkRequest, fds: Sequence[int], lost: Callable[[int], object] | None = None
+    ) -> ForkedWorker:
+        """Request a fork with ``fds``. Raises WorkerLost, and TooBig for a rest of more ranges than fit a message.
+
+        ``lost`` gets the ticket of a worker that there may be although this raises: ``exit_status`` waits for its end.
+        """
         ticket = next(self._tickets)
         child = self._children[ticket] = _Child()
         try:
@@ -96,9 +105,13 @@ class Launcher:
             if number:
                 raise WorkerLost(f"cannot start a worker: {os.strerror(number)}", errno=number)
         except BaseException:
-            del self._children[ticket]
             if child.pidfd >= 0:
                 os.close(child.pidfd)
+            if lost is None or child.spawner is None or child.exited.is_set():
+                del self._children[ticket]
+            else:
+                child.lost = True
+                lost(ticket)
             raise
         return ForkedWorker(answer.pid, child.pidfd, ticket)
 
@@ -184,7 +197,9 @@ class Launcher:
     def _take(self, message: protocol.Message, fds: list[int]) -> None:
         if isinstance(message, protocol.Forked):
             child = self._children.get(message.ticket)
-            if child is None:  # the start was given up: its channel is closed, so the worker ends
+            if child is not None and message.errno:  # there is no worker
+                child.exited.set()
+            if child is None or child.lost:  # the start was given up: its channel is closed, so the worker ends
                 for fd in fds:
                     os.close(fd)
                 return

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, TargetError
 from ktaskfs.progress import Phase, read_result, read_snapshot
 from ktaskfs.tasks.log_lines import log_end, log_fields, subject
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import EMPTY, PHASE_STATES, State, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.worker_handle import WorkerHandle
 
 LOG: Final = logging.getLogger(__name__)
+TAKEN_BACK_AT_ONCE: Final = 16
+"""Tasks of a refused write that are removed without a pause."""
 
 
 class StartCancelled(KtaskfsError):
@@ -42,12 +46,19 @@ class Lifecycle:
         """Of many workers that end at once one is concluded at a time, so that requests come in between."""
         context.table.settings.observers.append(self.drop_overdue)
 
-    def save(self, task: Task) -> bool:
-        """Write the record of ``task``. False if that fails: the next daemon would read the old record."""
+    def record(self, task: Task) -> None:
+        """Write the record of ``task``. Raises TargetError: the next daemon would read the old record."""
         try:
             self._state.write(Record.of(task))
         except OSError as error:
-            LOG.error("cannot write the record of task %s: %s", task.name, error)
+            raise TargetError.from_os(error, f"write the record of task {task.name}") from error
+
+    def save(self, task: Task) -> bool:
+        """As ``record``, but an error is only logged. Returns whether there was none."""
+        try:
+            self.record(task)
+        except TargetError as error:
+            LOG.error("%s", error.message)
             return False
         return True
 
@@ -64,6 +75,21 @@ class Lifecycle:
                 self._state.forget(task.number)
             except OSError as error:
                 LOG.error("cannot remove the record of task %s: %s", task.name, error)
+
+    async def take_back(self, tasks: Sequence[Task], replaced: Mapping[str, Task]) -> None:
+        """Remove the ``tasks`` of a refused write, and put the tasks that they ``replaced`` back, by name; a few at a
+        time."""
+        for first in range(0, len(tasks), TAKEN_BACK_AT_ONCE):
+            some = tasks[first : first + TAKEN_BACK_AT_ONCE]
+            for task in some:
+                if task.caller is not None:
+                    task.caller.close()
+                    task.caller = None
+            self.drop(*some)
+            for task in some:
+                if task.name in replaced:
+                    self._table.put_back(replaced[task.name])
+            await trio.lowlevel.checkpoint()
 
     def drop_overdue(self) -> None:
         """Remove ended tasks beyond those that are kept."""
@@ -130,11 +156,14 @@ class Lifecycle:
         """Record the end of a task, with or without a worker."""
         task.history = task.history._replace(final=final, result=result)
         task.worker = None
-        if self.move(task, state):  # otherwise the next daemon needs the page
-            try:
+        saved = self.move(task, state)
+        try:
+            if saved:
                 self._state.forget_page(task.number)
-            except OSError as error:
-                LOG.error("cannot remove the page of task %s: %s", task.name, error)
+            else:  # the next daemon needs the page, but must not start a task that was queued
+                self._state.forget_queued(task.number)
+        except OSError as error:
+            LOG.error("cannot remove the %s of task %s: %s", "page" if saved else "record", task.name, error)
         log_end(LOG, task, state, final)
         self.drop_overdue()
 

@@ -24,7 +24,7 @@ from ktaskfs.tasks.worker_handle import WorkerHandle
 from ktaskfs.worker import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ktaskfs.host.credentials import CallerProcess, Identity
     from ktaskfs.tasks.context import TaskContext
@@ -59,10 +59,13 @@ class WorkerMaker:
         self._settings = context.table.settings
         self._mounts = context.cgroups
 
-    async def fork(self, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
+    async def fork(
+        self, task: Task, caller: CallerProcess, *, follows: bool, lost: Callable[[int], object]
+    ) -> NewWorker:
         """Start a worker, which begins to prepare; call ``watched`` and ``wait_until_ready`` next. Raises KtaskfsError.
 
-        ``follows``: another one follows when this one is ready.
+        ``follows``: another one follows when this one is ready. ``lost`` is as in ``Launcher.fork``; that worker undoes
+        what it has prepared.
         """
         identity = taken_over(caller.identity, self._settings)
         with contextlib.ExitStack() as undo:
@@ -73,25 +76,28 @@ class WorkerMaker:
             self._state.crash_point("ask for a worker")
             with theirs:
                 request = self._request(task, identity, follows=follows)
-                forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors])
+                forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors], lost)
             undo.pop_all()
         worker = WorkerHandle(forked.pid, 0, forked.pidfd, page, shape, forked.ticket, begun=False)
         return NewWorker(task, worker, channel, identity)
 
     def watched(self, new: NewWorker) -> NewWorker:
         """``new`` with what identifies its process and explains its end. Raises TargetError without a descriptor."""
-        worker = new.worker
+        worker, began = new.worker, 0  # it has already exited, or /proc hides it (hidepid)
         try:
-            began = credentials.start_time(worker.pid) or 0  # 0 if it already exited
+            with contextlib.suppress(PermissionError):
+                began = credentials.start_time(worker.pid) or 0
             write_requests(worker.page, new.task.requests)  # the requests may have changed since the page was made
             oom_kills = OomKills.of(self._mounts, new.identity.cgroups or own_groups().values())
         except OSError as error:
             raise TargetError.from_os(error, "watch the worker") from error
         return new._replace(worker=worker._replace(start_time=began, oom_kills=oom_kills))
 
-    async def _fork(self, request: protocol.StartRequest, fds: Sequence[int]) -> ForkedWorker:
+    async def _fork(
+        self, request: protocol.StartRequest, fds: Sequence[int], lost: Callable[[int], object]
+    ) -> ForkedWorker:
         with trio.move_on_after(TIMEOUT):
-            return await self._launcher.fork(request, fds)
+            return await self._launcher.fork(request, fds, lost)
         raise WorkerLost(f"cannot start a worker within {TIMEOUT:.0f} s", errno=errno.ETIMEDOUT)
 
     def _make_page(self, task: Task) -> tuple[int, Shape]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import signal
@@ -15,7 +14,7 @@ from ktaskfs.operations.base.parameters import PID, format_parameters
 from ktaskfs.operations.base.resume import values_of
 from ktaskfs.tasks.adoption import Adopter
 from ktaskfs.tasks.helper_watch import HelperWatch
-from ktaskfs.tasks.kept_caller import KeptCaller
+from ktaskfs.tasks.kept_caller import KeptCaller, common_root
 from ktaskfs.tasks.lifecycle import Lifecycle
 from ktaskfs.tasks.looks import Looks
 from ktaskfs.tasks.named_processes import NamedProcesses
@@ -61,9 +60,9 @@ class TaskService:
         """The pid of the spawner if it is stopped; else None."""
         return self._launcher.stopped
 
-    def adopt(self) -> None:
-        """Take over every task of the state directory. Raises OSError if it cannot be read."""
-        self._adopter.adopt()
+    async def adopt(self) -> None:
+        """Take over every task of the state directory. Raises OSError if it cannot be read, and NoThread."""
+        await self._adopter.adopt()
 
     async def run_specs(self, caller: CallerProcess, specs: Sequence[Spec]) -> list[Task]:
         """Create a task for each spec and start them, all or none; returns when their targets are reserved.
@@ -101,7 +100,6 @@ class TaskService:
             self._unanswered.difference_update(tasks)
         for task in tasks:
             if task.state is State.QUEUED:
-                self._lifecycle.save(task)
                 self._queue.put(task)
         self.table.note_last(uid, [task.name for task in tasks])
         return tasks
@@ -116,26 +114,24 @@ class TaskService:
     ) -> None:
         """Start the NEW ones of ``tasks``, which ``specs`` describe, instead of the ``replaced`` ones. Raises as
         ``run_specs``. ``began``: the start times of processes that queued specs name."""
+        queued = [task for task in tasks if task.state is State.QUEUED]
 
         def commit() -> None:
+            for task in queued:
+                self._lifecycle.record(task)
+            queued.clear()
             self._lifecycle.drop(*(old for old in replaced if not old.forgotten))
             replaced.clear()
 
         try:
-            self._keep_caller([task for task in tasks if task.state is State.QUEUED], caller, began)
+            self._keep_caller(queued, caller, began)
             await self._start([task for task in tasks if task.state is State.NEW], caller, commit)
         except KtaskfsError as error:
-            for task in tasks:
-                if task.caller is not None:
-                    task.caller.close()
-            self._lifecycle.drop(*tasks)
-            for old in replaced:
-                self.table.put_back(old)
+            await self._lifecycle.take_back(tasks, {old.name: old for old in replaced})
             if isinstance(error, StartRefused):
                 index = tasks.index(error.task)
                 raise specs[index].refused(error, index + 1, len(specs)) from error
             raise
-        commit()
 
     def _beginning_now(self, uid: int, specs: Sequence[Spec]) -> set[int]:
         """The indices of the specs that begin at once; the others wait. Raises TooManyTasks."""
@@ -175,17 +171,14 @@ class TaskService:
     def _keep_caller(self, tasks: Sequence[Task], caller: CallerProcess, began: Mapping[int, int | None]) -> None:
         """Keep ``caller`` for queued tasks. On TargetError closes it."""
         try:
+            root = common_root(caller) if tasks else None
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
                 named = task.texts.get("pid")
                 pid = None if named is None else parse_int(named)
                 process = None if pid is None else (pid, began[pid])
-                with contextlib.ExitStack() as undo:
-                    copy = caller.copy()
-                    undo.callback(copy.close)
-                    task.caller = KeptCaller.of(copy, paths_are_absolute=absolute, process=process)
-                    undo.pop_all()
+                task.caller = KeptCaller.of(caller, root, paths_are_absolute=absolute, process=process)
         except OSError as error:
             caller.close()
             raise TargetError.from_os(error, "queue a task") from error
@@ -199,14 +192,14 @@ class TaskService:
     def create_empty(self, name: str, uid: int, gid: int, rights: int) -> Task:
         """Make a task without an operation; ``rights`` are its maker's permitted capabilities.
 
-        Raises NameTaken, InvalidValue, TooManyTasks.
+        Raises NameTaken, InvalidValue, TooManyTasks, and TargetError without a record.
         """
         self.table.check_room(uid, 1)
         self.table.check_names([name])
         task = Task(self.table.next_number(), name, uid, gid)
         task.limit_rights(rights)
+        self._lifecycle.record(task)
         self.table.add(task)
-        self._lifecycle.save(task)
         return task
 
     async def start(self, task: Task, caller: CallerProcess, spec: Spec | None = None) -> None:
@@ -244,6 +237,7 @@ class TaskService:
             self._require_settled(task, "resume")
             task.require_rights(caller.identity.permitted)
             self.table.check_room(task.uid, 1)
+            self._lifecycle.record(task)  # its page, which the start removes, may have more than its old record
         except KtaskfsError:
             caller.close()
             raise

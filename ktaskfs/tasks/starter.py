@@ -44,8 +44,10 @@ class _Batch:
     """Tasks that start together. ``caller_waits`` until the answer to their write.
 
     workers: the workers forked until now, in the order of their tasks.
+    lost:    the ticket of a later one, whose fork was given up while it began to prepare, if there is one.
     check:   called before the first worker is forked; its KtaskfsError is why no task begins.
-    commit:  called before the first record is written.
+    commit:  called when all have records; its TargetError is why no task begins.
+    refusal: why the answer to their write is an error, if that was found out meanwhile.
     error:   why no task begins, once known.
     failed:  the task whose preparation failed, if any.
     decided: the tasks have begun, or there is an error.
@@ -55,10 +57,12 @@ class _Batch:
     tasks: Sequence[Task]
     caller: CallerProcess
     workers: list[NewWorker] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     caller_waits: bool = True
     check: Callable[[], Awaitable[None]] | None = None
     commit: Callable[[], None] = lambda: None
+    refusal: KtaskfsError | None = None
     error: KtaskfsError | None = None
     failed: Task | None = None
     decided: trio.Event = field(default_factory=trio.Event)
@@ -89,13 +93,15 @@ class Starter:
 
         Returns when all have begun, or after PATIENCE, when some are still STARTING. Raises KtaskfsError if none
         may begin, StartRefused for several; the caller of this method then restores their states. ``commit`` is
-        called when all are ready, or before the write is answered.
+        called when all have records: they are ready, or the write is to be answered. Its TargetError refuses the start.
         """
         batch = _Batch(tasks, caller, commit=commit)
         self._begin(batch)
         try:
             with trio.move_on_after(PATIENCE):
                 await batch.decided.wait()
+            if not batch.decided.is_set():
+                await self._answer_early(batch)
             if batch.error is not None:
                 with trio.move_on_after(GRACE):
                     await batch.over.wait()
@@ -107,10 +113,16 @@ class Starter:
             if batch.failed is not None and len(tasks) > 1:
                 raise StartRefused(batch.error, batch.failed) from batch.error
             raise batch.error
-        if not batch.over.is_set():  # the write succeeds, so the next daemon must know the tasks
-            batch.commit()
-            for task in batch.tasks:
-                self._lifecycle.save(task)
+
+    async def _answer_early(self, batch: _Batch) -> None:
+        """Let the write succeed before the tasks have begun. The next daemon must know them: without records, refuse
+        the write."""
+        try:
+            self._write_records(batch)
+        except TargetError as error:
+            batch.refusal = error
+            batch.scope.cancel()
+            await batch.decided.wait()
 
     def start_queued(self, task: Task, caller: CallerProcess, check: Callable[[], Awaitable[None]] | None) -> None:
         """Start a STARTING task in the background, after ``check`` if any: an error ends it. Takes over ``caller``."""
@@ -171,8 +183,8 @@ class Starter:
                     await self._prepare(task, batch)
             batch.failed = None
             if batch.scope.cancel_called:  # possibly after the last worker became ready
-                return StartCancelled("cancelled before the work began")
-            self._write_records(batch)
+                return batch.refusal or StartCancelled("cancelled before the work began")
+            self._write_records(batch, State.RUNNING)
         except KtaskfsError as refusal:
             return refusal
         except Exception:
@@ -189,6 +201,8 @@ class Starter:
         if not late:  # the tasks return to their old states, without a worker
             for each in batch.workers:
                 each.task.worker = None
+        for ticket in batch.lost:  # its channel is closed
+            await self._launcher.exit_status(ticket)
         for each in reversed(batch.workers):
             each.channel.close()  # so the worker undoes its preparation and ends
             await wait_for_end(each.worker)
@@ -204,14 +218,17 @@ class Starter:
             if late:
                 self._lifecycle.refuse_late(task, _reason(task, batch, error))
 
-    def _write_records(self, batch: _Batch) -> None:
-        """Write the records before any GO: the next daemon must know every worker that may have begun."""
-        batch.commit()
+    def _write_records(self, batch: _Batch, state: State | None = None) -> None:
+        """Write the records with ``state``, the present one if None. On TargetError nothing is committed.
+
+        It comes before any GO: the next daemon must know every worker that may have begun.
+        """
         try:
             for task in batch.tasks:
-                self._state.write(Record.of(task)._replace(state=State.RUNNING))
+                self._state.write(Record.of(task)._replace(state=state or task.state))
         except OSError as error:
             raise TargetError.from_os(error, "write the task's record") from error
+        batch.commit()
 
     async def _let_go(self, batch: _Batch) -> None:
         self._table.move_all(batch.tasks, State.RUNNING)  # before anything else, such as a cancel
@@ -228,7 +245,8 @@ class Starter:
 
     async def _prepare(self, task: Task, batch: _Batch) -> None:
         """Fork a worker into ``batch.workers``, and wait until it is ready. Raises KtaskfsError."""
-        forked = await self._worker_maker.fork(task, batch.caller, follows=task is not batch.tasks[-1])
+        follows = task is not batch.tasks[-1]
+        forked = await self._worker_maker.fork(task, batch.caller, follows=follows, lost=batch.lost.append)
         batch.workers.append(forked)  # before anything can fail, so that a refusal waits for its undo
         new = batch.workers[-1] = self._worker_maker.watched(forked)
         task.worker = new.worker

@@ -21,6 +21,7 @@ from ktaskfs.host.files import read_file
 from ktaskfs.progress import create_page
 from ktaskfs.tasks.crash_points import pass_on
 from ktaskfs.tasks.record import record_from_json
+from ktaskfs.tasks.task import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -151,6 +152,17 @@ class StateDirectory:
         self.crash_point("remove the record")
         self._directory.remove(_name(task, "json"))
         self.forget_page(task)
+
+    def forget_queued(self, task: int) -> None:
+        """Remove the record of ``task`` if the next daemon would queue the task by it. Raises OSError."""
+        name = _name(task, "json")
+        try:
+            with os.fdopen(self._directory.open(name, os.O_RDONLY), "rb") as file:
+                queued = json.load(file)["state"] == State.QUEUED
+        except (FileNotFoundError, LookupError, TypeError, ValueError):  # the next daemon reads no record from it
+            return
+        if queued:
+            self._directory.remove(name)
 
     def forget_page(self, task: int) -> None:
         """Remove the page of ``task``, if there is one; its record stays. Raises OSError."""

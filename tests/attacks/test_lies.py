@@ -97,7 +97,7 @@ class Liar:
         self._fds = fds
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    async def fork(self, maker: WorkerMaker, task: Task, caller: CallerProcess, *, follows: bool) -> NewWorker:
+    async def fork(self, maker: WorkerMaker, task: Task, caller: CallerProcess, **_: object) -> NewWorker:
         return self._lying(task, caller.identity._replace(label=None))
 
     def _lying(self, task: Task, identity: Identity) -> NewWorker:
@@ -123,7 +123,7 @@ async def refused(house: House, monkeypatch: pytest.MonkeyPatch, lie: bytes) -> 
     """The refusal of a start whose worker sends ``lie``; nothing of the task may remain."""
     before = open_files()
     liar = Liar(lie, Shape(2, 2))
-    monkeypatch.setattr(WorkerMaker, "fork", lambda *given, follows: liar.fork(*given, follows=follows))
+    monkeypatch.setattr(WorkerMaker, "fork", lambda *given, **named: liar.fork(*given, **named))
     try:
         with pytest.raises(KtaskfsError) as error:
             await house.run("clear path=/nowhere")
@@ -153,7 +153,7 @@ async def test_descriptors_that_come_with_an_answer_are_not_taken(
 ) -> None:
     before = open_files()
     liar = Liar(ready(), Shape(2, 2), fds=200)
-    monkeypatch.setattr(WorkerMaker, "fork", lambda *given, follows: liar.fork(*given, follows=follows))
+    monkeypatch.setattr(WorkerMaker, "fork", lambda *given, **named: liar.fork(*given, **named))
     (task,) = await house.run("clear path=/nowhere")
     liar.end()
     await until(lambda: task.state in ENDED, "its end")

@@ -110,7 +110,7 @@ def test_an_outcome_that_could_not_be_recorded_is_found_in_the_page(
     start(first, "t", tmpfs / "f")
     run("dd", "if=/dev/zero", f"of={small}/filler", "bs=4096")
     finish(first, "t")
-    assert "cannot write the record of task t: " in first.log.read_text()
+    assert "write the record of task t: No space left on device" in first.log.read_text()
     first.kill()
     (small / "filler").unlink()
     second = mount_maker(statedir=small)

@@ -41,9 +41,9 @@ def statedir(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def adopted(house: House, name: str) -> Task:
+async def adopted(house: House, name: str) -> Task:
     """The task of that name, after taking over."""
-    house.service.adopt()
+    await house.service.adopt()
     return house.table.require(name)
 
 
@@ -64,7 +64,7 @@ async def test_a_worker_that_lives_goes_on(statedir: Path, memory: Path) -> None
     before = open_files()
     pid = await leave_paused(statedir, memory)
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert task.worker is not None
         assert (task.state, task.worker.pid) == (State.PAUSED, pid)
         assert (task.done(task.snapshot()), task.total(task.snapshot())) == (4096, SIZE)
@@ -84,7 +84,7 @@ async def test_a_task_of_a_daemon_that_wrote_version_1_goes_on(statedir: Path, m
     fields["basis"] = fields.pop("baseline")
     path.write_text(json.dumps(fields))
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert task.worker is not None
         assert (task.state, task.worker.pid) == (State.PAUSED, pid)
         house.service.kill(task)
@@ -100,7 +100,7 @@ async def test_a_task_of_a_daemon_that_wrote_version_1_goes_on(statedir: Path, m
 async def test_a_worker_that_dies_after_that_is_interrupted_without_a_status(statedir: Path, memory: Path) -> None:
     await leave_paused(statedir, memory)
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         house.service.kill(task)
         assert await ended(task) is State.INTERRUPTED
         assert task.snapshot().message == "the worker died"
@@ -111,7 +111,7 @@ async def test_a_pause_that_the_dead_daemon_had_asked_for_is_known(statedir: Pat
     await leave_paused(statedir, memory)
     change_record(statedir, 1, state="running")
     async with open_house(statedir) as house:
-        assert adopted(house, "t").state is State.PAUSED
+        assert (await adopted(house, "t")).state is State.PAUSED
 
 
 async def test_a_cancel_that_the_dead_daemon_wrote_and_did_not_say_is_said(statedir: Path, memory: Path) -> None:
@@ -121,7 +121,7 @@ async def test_a_cancel_that_the_dead_daemon_wrote_and_did_not_say_is_said(state
         assert task.worker is not None
         write_requests(task.worker.page, task.requests._replace(cancel=True))
     async with open_house(statedir) as house:
-        assert await ended(adopted(house, "t")) is State.CANCELLED
+        assert await ended(await adopted(house, "t")) is State.CANCELLED
 
 
 async def test_a_worker_that_finished_meanwhile_is_done(statedir: Path, memory: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_worker_that_finished_meanwhile_is_done(statedir: Path, memory: 
     await until(lambda: _dead(pidfd), "the worker ends")
     os.close(pidfd)
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert await ended(task) is State.DONE
         assert (task.done(task.snapshot()), task.worker) == (SIZE, None)
         assert house.files() == ["00000001.json"]
@@ -150,7 +150,7 @@ async def test_a_worker_that_died_meanwhile_is_interrupted_where_it_was(statedir
     os.kill(pid, signal.SIGKILL)
     async with open_house(statedir) as house:
         await until(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the worker is dead")
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert await ended(task) is State.INTERRUPTED
         snapshot = task.snapshot()
         assert (snapshot.errno, snapshot.error_position) == (errno.EINTR, 4096)
@@ -169,7 +169,7 @@ async def test_a_pid_that_is_anothers_now_is_left_alone(
     change_record(statedir, 1, **change)
     before = open_files()
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert (task.state, task.worker) == (State.INTERRUPTED, None)
         assert task.done(task.snapshot()) == 4096
     assert open_files() == before
@@ -180,7 +180,7 @@ async def test_no_worker_of_an_earlier_boot_lives(statedir: Path, memory: Path) 
     pid = await leave_paused(statedir, memory)
     (statedir / "lock").write_text("8a8ffd4e-0000-0000-0000-000000000000\n")
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert (task.state, task.worker) == (State.INTERRUPTED, None)
         assert (statedir / "lock").read_bytes() == read_file("/proc/sys/kernel/random/boot_id")
     worker = psutil.Process(pid)
@@ -203,7 +203,7 @@ async def test_a_pid_that_is_a_threads_now_is_left_alone(statedir: Path, memory:
         tid = tids.get()
         change_record(statedir, 1, pid=tid, start_time=credentials.start_time(tid))
         async with open_house(statedir) as house:
-            assert adopted(house, "t").state is State.INTERRUPTED
+            assert (await adopted(house, "t")).state is State.INTERRUPTED
     finally:
         over.set()
         thread.join()
@@ -213,7 +213,7 @@ async def test_a_task_whose_page_is_gone_is_interrupted(statedir: Path, memory: 
     await leave_paused(statedir, memory)
     os.unlink(statedir / "00000001.page")
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert task.state is State.INTERRUPTED
         assert "cannot read the worker's page: No such file" in task.snapshot().message
 
@@ -225,7 +225,7 @@ async def test_a_page_full_of_garbage_costs_its_task_only(statedir: Path, memory
     async with open_house(statedir) as house:
         (statedir / "00000001.page").write_bytes(garbage)
         await until(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the worker is dead")
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         await ended(task)
         assert 0 <= task.done(task.snapshot()) <= task.total(task.snapshot())
 
@@ -242,7 +242,7 @@ async def test_a_start_that_was_answered_late_is_interrupted_and_can_be_resumed(
         spawner.resume()
     await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert await ended(task) is State.INTERRUPTED
         assert task.snapshot().message == "the daemon ended before the work began"
         await house.service.resume(task, me())
@@ -261,7 +261,7 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
         house.service.save(house.table.require("t"))
     monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.2)
     async with open_house(statedir) as house:
-        assert await ended(adopted(house, "t")) is State.INTERRUPTED
+        assert await ended(await adopted(house, "t")) is State.INTERRUPTED
         assert has_ended(worker)
     assert os.listdir(memory) == []
 
@@ -277,7 +277,7 @@ async def test_a_worker_that_hangs_in_its_start_can_be_killed_by_the_next_daemon
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
         house.service.save(house.table.require("t"))
     async with open_house(statedir) as house:
-        task = adopted(house, "t")
+        task = await adopted(house, "t")
         assert (task.state, task.worker is not None and task.worker.pid) == (State.STARTING, worker.pid)
         assert task.snapshot().done == 0
         house.service.kill(task)
@@ -295,7 +295,7 @@ async def test_tasks_that_are_new_or_ended_are_remembered(statedir: Path, memory
         await ended(done)
         snapshot = done.snapshot()
     async with open_house(statedir) as house:
-        house.service.adopt()
+        await house.service.adopt()
         first, second = house.table
         assert (first.name, first.uid, first.gid, first.state, first.texts) == ("new", 7, 8, State.NEW, new.texts)
         assert (second.state, second.snapshot(), second.texts) == (State.DONE, snapshot, done.texts)
@@ -323,7 +323,7 @@ async def test_a_record_that_makes_no_sense_is_set_aside_beside_sound_ones(
     change_record(statedir, 2, **change)
     async with open_house(statedir) as house:
         with caplog.at_level(logging.WARNING):
-            house.service.adopt()
+            await house.service.adopt()
         assert [task.name for task in house.table] == ["other", "third"]
         assert house.files() == ["00000001.json", "00000002.json.bad", "00000003.json"]
         assert "setting aside" in caplog.text
@@ -335,6 +335,6 @@ async def test_a_lower_limit_of_finished_tasks_holds_for_those_taken_over(stated
         for name in "abc":
             await ended(await house.run_one(f"fallocate path={memory}/file length=64K name={name}"))
     async with open_house(statedir, keep_finished=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         assert [task.name for task in house.table] == ["c"]
         assert house.files() == ["00000003.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
 from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks import named_processes
-from ktaskfs.tasks.kept_caller import KeptCaller
+from ktaskfs.tasks.kept_caller import KeptCaller, common_root
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import State
 from tests.tasks.house import OPERATIONS, House, busy, ended, line, me, open_files, open_house, until
@@ -81,7 +82,7 @@ async def test_in_a_root_of_its_own_one_waits_as_long_as_the_daemon_lives(tmp_pa
         held = last.caller
         assert held is not None
     async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         last = house.table.require("last")
         assert last.state is State.INTERRUPTED
         assert "the caller's root directory is lost" in last.snapshot().message
@@ -109,7 +110,7 @@ async def test_a_record_with_a_group_that_no_kernel_has_is_set_aside(tmp_path: P
     record["caller"]["identity"]["groups"] = [1 << 40]
     path.write_text(json.dumps(record))
     async with open_house(tmp_path / "state") as house:
-        house.service.adopt()
+        await house.service.adopt()
         assert [task.name for task in house.table] == ["busy"]
         assert f"{path.name}.bad" in house.files()
         house.service.kill(house.table.require("busy"))
@@ -135,7 +136,7 @@ async def test_a_number_of_a_process_means_the_process_that_had_it(tmp_path: Pat
     record["caller"]["process"][1] -= 1  # as if that one had begun earlier, and had ended
     path.write_text(json.dumps(record))
     async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         first, same, other = house.table
         house.service.kill(first)
         assert (await ended(same), await ended(other)) == (State.DONE, State.FAILED)
@@ -161,7 +162,7 @@ async def test_no_process_of_an_earlier_boot_lives(tmp_path: Path, memory: Path,
         worker = psutil.Process(first.worker.pid)
     (tmp_path / "state" / "lock").write_text("8a8ffd4e-0000-0000-0000-000000000000\n")
     async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         waiting = house.table.require("waiting")
         assert (await ended(waiting), waiting.snapshot().errno) == (State.FAILED, errno.ESTALE)
     worker.kill()
@@ -185,7 +186,8 @@ async def test_a_process_that_cannot_be_looked_at_fails_the_task_alone(
 
 @pytest.mark.parametrize("called", ["file_status", "os.dup"])
 async def test_a_failed_look_at_the_root_leaves_no_descriptor(called: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptCaller.of(me(), paths_are_absolute=True)
+    with contextlib.closing(me()) as caller:
+        kept = KeptCaller.of(caller, common_root(caller), paths_are_absolute=True)
     assert kept.root is not None
     before = open_files()
 

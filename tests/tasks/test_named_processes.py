@@ -16,6 +16,7 @@ from ktaskfs.host.files import read_file
 from ktaskfs.tasks import adoption, named_processes
 from ktaskfs.tasks.named_processes import OF_ONE_MAX, NamedProcesses
 from ktaskfs.tasks.task import State
+from ktaskfs.user_threads import NoThread
 from tests.support.poll import DEADLINE
 from tests.tasks.house import House, busy, ended, line, open_files, open_house, until
 
@@ -99,22 +100,43 @@ async def test_a_successor_does_not_wait_for_the_process_of_a_queued_task(
     monkeypatch.setattr(named_processes, "PATIENCE", 0.01)
     hang.on = True
     async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         house.service.kill(house.table.require("busy"))
         named = house.table.require("named")
         assert (await ended(named), named.snapshot().errno) == (State.FAILED, errno.ETIMEDOUT)
     assert threading.get_ident() not in hang.threads
 
 
-def test_no_worker_hangs_so_that_is_another_process(hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_worker_hangs_so_that_is_another_process(hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of a worker in a record may be a user's process by now."""
     monkeypatch.setattr(adoption, "PATIENCE", 0.01)
     hang.on = True
-    assert adoption._start_time(os.getpid()) is None
+    assert await adoption._start_time(os.getpid()) is None
     assert not hang.over.is_set()
     hang.on = False
     monkeypatch.setattr(adoption, "PATIENCE", DEADLINE)
-    assert adoption._start_time(os.getpid()) == credentials.start_time(os.getpid())
+    assert await adoption._start_time(os.getpid()) == credentials.start_time(os.getpid())
+
+
+async def test_without_a_thread_to_look_at_a_process_nothing_is_taken_over(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with open_house(tmp_path / "state") as house:
+        await busy(house, memory)
+    before = open_files()
+    async with open_house(tmp_path / "state") as house:
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.to_thread, "run_sync", no_thread)
+            with pytest.raises(NoThread):
+                await house.service.adopt()
+        assert list(house.table) == []
+    assert open_files() == before
+    async with open_house(tmp_path / "state") as house:
+        await house.service.adopt()
+        assert house.table.require("busy").state is State.PAUSED
 
 
 async def test_the_threads_of_a_user_that_hang_delay_no_other_user(hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ async def test_they_outlive_the_daemon(tmp_path: Path, memory: Path) -> None:
         await busy(house, memory)
         await house.run(line(memory / "a"), line(memory / "b"))
     async with open_house(tmp_path / "state", max_tasks=1) as house:
-        house.service.adopt()
+        await house.service.adopt()
         first, one, other = house.table
         assert [task.state for task in (first, one, other)] == [State.PAUSED, State.QUEUED, State.QUEUED]
         house.service.cancel(other)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import trio
 import trio.testing
 
-from ktaskfs.errors import TooBig, WorkerLost
+from ktaskfs.errors import KtaskfsError, TooBig, WorkerLost
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks.task import State
+from ktaskfs.worker import protocol
 from ktaskfs.worker.protocol import StartRequest
+from tests.support.poll import until as wait_until
 from tests.support.processes import child_called
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, kill_quietly, me, open_files, open_house, until
@@ -140,3 +144,37 @@ async def test_more_ranges_than_fit_a_request_are_refused_in_words(house: House)
     request = StartRequest("many", "clear", {}, ranges, None, {}, load_bal_shift=2)
     with pytest.raises(TooBig, match="the work that is left has too many separate ranges: start a new task"):
         await house.launcher.fork(request, [])
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_fork_that_is_given_up_waits_for_what_the_worker_takes_back(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    """Without a descriptor for the worker, or when a cancel comes before the answer."""
+    before, take, exit_status = open_files(), house.launcher._take, house.launcher.exit_status
+    workers: list[psutil.Process] = []
+
+    def take_late(message: protocol.Message, fds: list[int]) -> None:
+        if isinstance(message, protocol.Forked):
+            wait_until((memory / "file").exists, "the worker has made its file")
+            workers.append(psutil.Process(message.pid))
+            workers[0].suspend()
+            if cancelled:
+                house.service.cancel(next(iter(house.table)))
+            else:
+                os.close(fds.pop())  # as the kernel, if this process has none left
+        take(message, fds)
+
+    async def waited(ticket: int | None) -> int | None:
+        workers[0].resume()
+        return await exit_status(ticket)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.launcher, "_take", take_late)
+        patch.setattr(house.launcher, "exit_status", waited)
+        with pytest.raises(KtaskfsError) as refused:
+            await house.run(f"fallocate path={memory}/file length=64K")
+    assert refused.value.errno == (errno.ECANCELED if cancelled else errno.EMFILE)
+    assert (list(house.table), house.files(), (memory / "file").exists()) == ([], [], False)
+    assert house.launcher._children == {}
+    await until(lambda: open_files() == before, "all descriptors are closed")

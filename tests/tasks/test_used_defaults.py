@@ -47,7 +47,7 @@ async def test_the_one_in_use_is_shown(tmp_path: Path, memory: Path) -> None:
         running = await house.run_one(f"checksum path={memory}/file rate_max=1 chunk=1M name=running")
         house.service.pause(running)
     async with open_house(tmp_path / "state") as house:
-        house.service.adopt()
+        await house.service.adopt()
         found = {task.name: shown(task)[0] for task in house.table}
         assert found == {f"checksum-{number}": each for number, each in enumerate(used.values(), 1)} | {
             "running": "crc32"

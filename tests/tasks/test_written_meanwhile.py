@@ -49,7 +49,7 @@ async def test_those_of_the_operation_stay(house: House, memory: Path) -> None:
     assert task.texts == {**{name: text for name, text in before.items() if name != "rate_max"}, "max_threads": "2"}
 
 
-async def test_those_of_a_refused_spec_go_with_it(house: House, memory: Path) -> None:
+async def test_those_of_a_refused_spec_go_with_it_and_what_was_written_stays(house: House, memory: Path) -> None:
     task = house.service.create_empty("mine", os.geteuid(), os.getegid(), ALL_CAPABILITIES)
     await start_and_write(house, task, parse_spec(f"fallocate path={memory}/none/file length=64K", OPERATIONS))
-    assert (task.operation, dict(task.texts)) == (None, {})
+    assert (task.operation, dict(task.texts)) == (None, {"max_threads": "2"})
