@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
+from ktaskfs.host.holders import is_held
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
@@ -159,13 +160,13 @@ class Growth:
     def take_back(self) -> None:
         """Remove a new file, or restore the size of an old one and release its reservation.
 
-        Not if others use it (``_is_ours``, ``give_back``), or after ``keep``.
+        Not if others use it (``_is_ours``, ``give_back``) or have the new file open, or after ``keep``.
         """
         target = self.target
         if self._kept:
             return
         if target.created:
-            if self._is_ours():
+            if self._is_ours() and not is_held(target.fd):  # another task may be about to fill it
                 with contextlib.suppress(FileNotFoundError):  # somebody else has just removed it
                     os.unlink(target.name, dir_fd=target.directory)
                 return
