@@ -26,7 +26,13 @@ from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, nodes_beside_pages, source_length
+from ktaskfs.operations.ranges._range import (
+    RangeOperation,
+    RangeParameters,
+    nodes_beside_pages,
+    require_right_place,
+    source_length,
+)
 from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -96,6 +102,7 @@ class Copy(RangeOperation[CopyParameters]):
             guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
+        require_right_place(target)
         unit = 1 if digest is None else LEAF
         route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
         nodes = nodes_beside_pages(preparation, source.file, extent, max(target.page_size, unit), route.shift)

@@ -36,6 +36,7 @@ from ktaskfs.operations.ranges._range import (
     RangeOperation,
     is_mapped,
     open_range_target,
+    require_right_place,
     require_whole_pages,
     resolve_extent,
 )
@@ -92,6 +93,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
+        require_right_place(target)
         wanted = _wanted(parameters, growth, rest=preparation.resumes)
         grows = wanted.size > growth.old_size or wanted.past_end
         require_unsealed(target, SEAL_GROW if grows else 0)
