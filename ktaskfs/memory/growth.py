@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.host import syscalls
+from ktaskfs.host.holders import is_held
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, missing_pages, reads_as_zeros
@@ -89,11 +90,11 @@ class Growth:
             Mapping(target.fd, end - target.page_size, target.page_size, reserve=False, extend=True).close()
             return nothing
         self._before = target.allocated()
-        self._last = Span(end - 1, end).widened(self._block())
+        self._last = Span(end - 1, end).widened(self.block())
         try:
             return self._allocate_last(end, free_from)
         finally:
-            most = self._block() if target.filesystem is FilesystemType.TMPFS else OWN_MAX
+            most = self.block() if target.filesystem is FilesystemType.TMPFS else OWN_MAX
             self._grown = min(max(target.allocated() - self._before, 0), most)
 
     def _allocate_last(self, end: int, free_from: int | None) -> Span:
@@ -111,7 +112,7 @@ class Growth:
         grown = target.allocated() - self._before
         if grown <= 0:
             return Span(end, end)
-        one = grown <= self._block() and grown & (grown - 1) == 0  # or others allocate, too
+        one = grown <= self.block() and grown & (grown - 1) == 0  # or others allocate, too
         last = Span(end - 1, end).widened(grown if one else target.page_size)
         overwritten = free_from is not None and max(free_from, self.old_size) <= last.start
         if overwritten and target.size() == end:
@@ -159,13 +160,13 @@ class Growth:
     def take_back(self) -> None:
         """Remove a new file, or restore the size of an old one and release its reservation.
 
-        Not if others use it (``_is_ours``, ``give_back``), or after ``keep``.
+        Not if others use it (``_is_ours``, ``give_back``) or have the new file open, or after ``keep``.
         """
         target = self.target
         if self._kept:
             return
         if target.created:
-            if self._is_ours():
+            if self._is_ours() and not is_held(target.fd):  # another task may be about to fill it
                 with contextlib.suppress(FileNotFoundError):  # somebody else has just removed it
                     os.unlink(target.name, dir_fd=target.directory)
                 return
@@ -212,7 +213,7 @@ class Growth:
         hugetlbfs and tmpfs report pages past the end of a file only in the total, and tmpfs does not show unwritten
         ones: if the pages before the old end equal the file's total, there are no others.
         """
-        target, block = self.target, self._block()
+        target, block = self.target, self.block()
         if target.filesystem in MEMORY and target.allocated() == 0:
             return True
         edge = min(-(-self.old_size // block) * block, self._made)
@@ -256,8 +257,8 @@ class Growth:
             stack.callback(pages.close)
             return edge - sum(end - start for start, end in missing_pages(pages, 0, edge, page))
 
-    def _block(self) -> int:
-        """The maximum that the filesystem allocates for one page."""
+    def block(self) -> int:
+        """The most bytes that the filesystem allocates for one page: on some mounts of tmpfs a huge page."""
         return max(self.target.page_size, os.fstat(self.target.fd).st_blksize)
 
 

@@ -15,7 +15,7 @@ from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.target import FilesystemType
-from ktaskfs.memory.room import require_file_size
+from ktaskfs.memory.room import missing_bytes, require_file_size
 from ktaskfs.memory.target_errors import page_unavailable, truncated
 from ktaskfs.memory.tmpfs import WINDOW, has_huge_pages, mapped_windows
 from ktaskfs.span import Span
@@ -64,6 +64,10 @@ class Sink(ABC):
         """Copy to several ranges of the target that ``near`` put together, not to the holes between them."""
         for run in runs:
             self.copy(run, None)
+
+    def missing(self, runs: Iterable[Span]) -> int:
+        """Bytes of the pages that the target lacks in ``runs``. Raises OSError, and what making the runs raises."""
+        return sum(missing_bytes(self._target, run) for run in runs)
 
     def clear(self, extent: Span, digest: Parts | None) -> None:
         """Punch a hole, or write zeros where that is impossible, as in a part of a hugetlbfs page."""
@@ -189,6 +193,10 @@ class PageSink(WritingSink):
                 self._sender.release()
         if done < extent.end:
             self._insert(Span(done, extent.end), digest)
+
+    def missing(self, runs: Iterable[Span]) -> int:
+        with self._sender:  # lseek(2) moves the offset of the descriptor, at which sendfile(2) writes
+            return super().missing(runs)
 
     def _send(self, extent: Span) -> int:
         """Returns the end of the part that was sent; the other ways report why the next byte was not."""

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import resource
 import signal
 import socket
 import threading
@@ -218,6 +219,9 @@ class Worker:
                 ending = FinalReport(Phase.FAILED, number, message=message)
         if self._told_to_end and ending.phase is Phase.CANCELLED:
             _die_of_sigterm()
+        with contextlib.suppress(OSError):  # the label forbids it, and a result that does not fit is an error
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # the caller's limit is not for the daemon's page
         self._page.end(
             ending.phase, number=ending.number, position=ending.position, message=ending.message, result=result
         )

@@ -117,6 +117,18 @@ def test_abort_leaves_a_file_that_has_another_name_by_now(
 
 
 @OPERATIONS
+def test_abort_leaves_a_new_file_that_another_task_has_opened(
+    runner: Runner, place: Place, area: Path, operation: str
+) -> None:
+    path = place.directory / "file"
+    first = growing(runner, operation, path, area)
+    second = runner.prepare("fallocate", path=path, length=LENGTH)
+    first.abort()
+    runner.work(second)
+    assert (path.stat().st_size, allocated(path)) == (LENGTH, LENGTH)
+
+
+@OPERATIONS
 def test_pages_past_the_old_end_stay(runner: Runner, place: Place, area: Path, operation: str) -> None:
     path = place.directory / "file"
     path.touch()

@@ -21,11 +21,12 @@ from ktaskfs.memory import tmpfs
 from ktaskfs.memory.source import Source
 from ktaskfs.operations.ranges import copy as copy_module
 from ktaskfs.operations.ranges._range import source_length
+from tests.memory.test_group_room import asleep
 from tests.support import filesystems
 from tests.support.as_caller import as_nobody
 from tests.support.forked import run_forked
 from tests.support.memory_files import HUGE, allocated, content, is_all, make_dirty, punch, same, write_bytes
-from tests.support.poll import DEADLINE
+from tests.support.poll import DEADLINE, until
 from tests.support.resident import mapped_from
 from tests.support.runner import SIZE
 
@@ -86,6 +87,46 @@ def test_others_insert_while_one_sends(
     runner.run("copy", source=plain, path=small_pages)
     assert inserted.is_set()
     assert same(plain, small_pages, SIZE)
+
+
+def test_a_look_for_missing_pages_moves_nothing_that_is_sent(
+    runner: Runner, small_pages: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near a limit of memory one thread looks for holes of the target while another one sends to it."""
+    looks: list[threading.Thread] = []
+    send = Source.send
+
+    def sent(source: Source, target: int, position: int, length: int) -> int:
+        if not looks:
+            looks.append(threading.Thread(target=copier._missing, args=(0, SIZE)))
+            looks[0].start()
+            until(lambda: asleep(looks[0]), "the look waits, or has ended")
+        return send(source, target, position, length)
+
+    make_dirty(small_pages, SIZE)
+    plan = runner.prepare("copy", source=plain, path=small_pages)
+    copier = getattr(plan.control.thread_func, "__self__")  # noqa: B009 - a bound method
+    monkeypatch.setattr(Source, "send", sent)
+    runner.work(plan)
+    looks[0].join()
+    assert same(plain, small_pages, SIZE)
+    assert small_pages.stat().st_size == SIZE
+
+
+def test_a_huge_page_counts_whole(runner: Runner, area: Path) -> None:
+    """A chunk takes more than its data then, which matters near a limit of memory."""
+    source = area / "source"
+    with source.open("wb") as file:
+        for position in range(0, 8 * HUGE, HUGE):
+            file.seek(position)
+            file.write(b"x" * 4096)
+        file.truncate(8 * HUGE)
+    with filesystems.tmpfs(area / "huge", 16 * HUGE, "huge=always") as directory:
+        plan = runner.prepare("copy", source=source, path=directory / "file")
+        before = allocated(directory / "file")
+        missing = getattr(plan.control.thread_func, "__self__")._missing(0, 8 * HUGE)  # noqa: B009 - a bound method
+        runner.work(plan)
+        assert before < allocated(directory / "file") <= before + missing
 
 
 def test_direct_reads_are_not_sent(

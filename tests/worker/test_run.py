@@ -44,6 +44,17 @@ def test_a_worker_does_its_task(spawner: Spawner, memory: Path) -> None:
     assert os.stat(memory / "file").st_blocks * 512 == 4 * MIB
 
 
+def test_the_callers_limit_of_file_sizes_is_not_for_the_result(spawner: Spawner, memory: Path) -> None:
+    (memory / "file").write_bytes(b"x")
+    request = spawner.request("checksum", {"path": str(memory / "file")})
+    worker = spawner.send(request._replace(identity={**request.identity, "file_size_max": 0}), Requests())
+    worker.go()
+    assert spawner.exited(worker) == 0
+    snapshot = worker.snapshot()
+    assert (snapshot.phase, snapshot.message) == (Phase.DONE, "")
+    assert snapshot.result_size == len("crc32 8cdc1683\n")
+
+
 @pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT)])
 def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Path, done: int, number: int) -> None:
     """If the file is gone and nothing was done, the task can start again; otherwise only the rest would be done."""

@@ -101,11 +101,13 @@ class ManyFiles:
 
     def whole_pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
         """As ``pieces``, without bytes past the end of a file. Raises TargetError (ENXIO) if a file became shorter."""
-        for index, target, piece in self.pieces(start, end):
-            within = Span(piece.start, min(piece.end, self.files[index].length))
-            if target.size() < within.end:
-                raise truncated(target)
-            if within.size > 0:
+        for index, low, high in self.line.pieces(start, end):
+            within = Span(low, min(high, self.files[index].length))
+            with self.opened(index) as target:
+                if target is None or within.size <= 0:
+                    continue
+                if target.size() < within.end:
+                    raise truncated(target)
                 yield index, target, within
 
     def is_gone(self, index: int) -> bool:
@@ -185,21 +187,33 @@ def _opened(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool
     except TargetError as error:
         if error.errno not in GONE:
             raise
+        target = None
+    if target is None:
         yield None
         return
     with contextlib.closing(target):
-        yield target if _identity(os.fstat(target.fd)) == one.identity else None
+        yield target
 
 
-def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target:
-    """Open a file of the list. Raises TargetError: ENOENT or ESRCH if the mapping is gone."""
-    if mapped is None or one.mapped is None:
-        return open_target(kernel, one.path, kinds=MEMORY, write=write)
-    handle = open_mapped(mapped.process, mapped.areas[one.mapped])
+def _open(kernel: Kernel, one: One, mapped: MappedFiles | None, *, write: bool) -> Target | None:
+    """Open a file of the list; None if it is another one now. Raises TargetError: ENOENT or ESRCH if it is gone."""
+    handle = _handle(one, mapped)
     try:
+        if _identity(os.fstat(handle)) != one.identity:
+            return None
         return open_target(kernel, one.path, kinds=MEMORY, write=write, handle=handle)
     finally:
         os.close(handle)
+
+
+def _handle(one: One, mapped: MappedFiles | None) -> int:
+    """An O_PATH descriptor of what a file of the list is now. Raises TargetError."""
+    if mapped is not None and one.mapped is not None:
+        return open_mapped(mapped.process, mapped.areas[one.mapped])
+    try:
+        return os.open(one.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise TargetError.from_os(error, f"open {one.path}") from error
 
 
 def _found(preparation: Preparation[P], *, every_name: bool) -> Iterator[One]:

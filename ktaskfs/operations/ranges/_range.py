@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, NotSupported
 from ktaskfs.host import syscalls
-from ktaskfs.host.target import open_target
+from ktaskfs.host.target import FilesystemType, open_target
 from ktaskfs.memory.source import Source, require_source_range
 from ktaskfs.memory.whereabouts import nodes_of_pages
 from ktaskfs.operations.base.operation import Operation
@@ -24,7 +25,7 @@ from ktaskfs.units import BYTES, PAGES, SIZE_MAX, format_size
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from ktaskfs.host.target import FilesystemType, Target
+    from ktaskfs.host.target import Target
     from ktaskfs.operations.base.plan import Preparation
     from ktaskfs.span import Node
 
@@ -69,6 +70,7 @@ class FileParameters(RangeParameters):
             raise InvalidValue("path and pid both name a file: give only one")
 
 
+DEVICES: Final = "/dev"
 NO_RESUME: Final = "the list of finished files is lost"
 NO_RESUME_MAPPED: Final = "the process may have changed its mappings"
 
@@ -233,6 +235,18 @@ def require_start(path: str, offset: int, size: int) -> None:
     """Raises InvalidValue if a range begins past the end of a file of ``size`` bytes."""
     if offset > size:
         raise InvalidValue(f"the range begins at {offset}, past the end of {path} ({size} bytes)")
+
+
+def require_right_place(target: Target) -> None:
+    """Raises NotSupported for a file below /dev/hugepages if no hugetlbfs is mounted there: it would have small pages.
+
+    Another directory that lacks its mount is not noticed if it is on a tmpfs.
+    """
+    place = re.match(f"{DEVICES}/hugepages[^/]*", re.sub("^/+", "/", os.path.normpath(target.path)))
+    if place is None or target.filesystem is FilesystemType.HUGETLBFS:
+        return
+    if os.fstat(target.fd).st_dev == os.stat(DEVICES).st_dev:
+        raise NotSupported(f"{target.path} would have small pages: no hugetlbfs is mounted on {place[0]}")
 
 
 def require_whole_pages(extent: Span, page_size: int, path: str) -> None:

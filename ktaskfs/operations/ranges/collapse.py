@@ -83,6 +83,8 @@ class _Collapser:
             else:
                 self._collapse(start, end)
         except OSError as error:
+            if self._target.size() < end:
+                raise truncated(self._target) from error
             raise TargetError.from_os(error, f"collapse {self._target.path}") from error
 
     def _collapse(self, start: int, end: int) -> None:

@@ -166,7 +166,7 @@ class _Comparer:
 
     def _data(self, start: int, end: int) -> Iterator[Span]:
         """The runs where one of the files may have non-zero bytes."""
-        return union(list(self._file.data(start, end)), list(self._source.data(start, end)))
+        return union(self._file.data(start, end), self._source.data(start, end))
 
     def _compare_piece(self, position: int, size: int) -> tuple[int, int] | None:
         """The first position that differs and how many do; None if it is the same in both."""

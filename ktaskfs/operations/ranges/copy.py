@@ -26,7 +26,13 @@ from ktaskfs.memory.source import DIRECT_BLOCK, Source
 from ktaskfs.memory.target_errors import require_unsealed, truncated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.base.parameters import FLAG, LENGTH, OCTAL, PATH, SIZE, choice, parameter
-from ktaskfs.operations.ranges._range import RangeOperation, RangeParameters, nodes_beside_pages, source_length
+from ktaskfs.operations.ranges._range import (
+    RangeOperation,
+    RangeParameters,
+    nodes_beside_pages,
+    require_right_place,
+    source_length,
+)
 from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
@@ -96,6 +102,7 @@ class Copy(RangeOperation[CopyParameters]):
             guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
+        require_right_place(target)
         unit = 1 if digest is None else LEAF
         route = _Route(source, target, extent, parameters.source_offset - extent.start, parameters.sparse)
         nodes = nodes_beside_pages(preparation, source.file, extent, max(target.page_size, unit), route.shift)
@@ -152,11 +159,11 @@ class _Route(NamedTuple):
         runs = self.source.data(there.start, there.end)
         yield from runs if self.shift == 0 else (run.shifted(-self.shift) for run in runs)
 
-    def whole_pages(self) -> Iterator[Span]:
-        """The runs to copy, in whole pages of the target."""
+    def whole_pages(self, extent: Span, page: int) -> Iterator[Span]:
+        """The runs to copy to a range of the target, in whole pages of that size. Raises TargetError."""
         end = 0
-        for each in self.data(self.extent):
-            run = each.widened(self.target.page_size)
+        for each in self.data(extent):
+            run = each.widened(page)
             run = Span(max(run.start, end), run.end)
             if run.size > 0:
                 yield run
@@ -183,10 +190,10 @@ def _make_room(kernel: Kernel, route: _Route, growth: Growth) -> Sink:
     huge = target.filesystem is FilesystemType.HUGETLBFS
     try:
         if huge:
-            pages = sum(run.size for run in route.whole_pages()) // target.page_size
+            pages = sum(run.size for run in route.whole_pages(extent, target.page_size)) // target.page_size
             # If a later run cannot be reserved, earlier reservations stay with a file that had its size.
             require_pool(kernel, target, pages, promised=growth.old_size > 0)
-            for run in route.whole_pages():
+            for run in route.whole_pages(extent, target.page_size):
                 growth.reserve(run).close()
         else:
             _require_space(kernel, route)
@@ -204,7 +211,8 @@ def _told(kernel: Kernel, route: _Route, growth: Growth) -> dict[str, object]:
     try:
         if huge:
             end = route.extent.widened(target.page_size).end
-            missing = sum(missing_bytes(target, run) for run in route.whole_pages())
+            runs = route.whole_pages(route.extent, target.page_size)
+            missing = sum(missing_bytes(target, run) for run in runs)
             require_reservable(kernel, target, missing // target.page_size)
         else:
             _require_space(kernel, route)
@@ -293,8 +301,8 @@ class _Copier:
         return near(runs) if self._digest is None else ([run] for run in runs)
 
     def _missing(self, start: int, end: int) -> int:
-        """Bytes of the pages that a copy of the range allocates. Raises TargetError, OSError."""
-        return sum(missing_bytes(self._route.target, run) for run in self._route.data(Span(start, end)))
+        """Bytes of the pages, maybe huge ones, that a copy of the range allocates. Raises TargetError, OSError."""
+        return self._sink.missing(self._route.whole_pages(Span(start, end), self._growth.block()))
 
     def _clear(self, start: int, end: int, digest: Parts | None) -> None:
         """Past the old end of the file only its last page needs clearing.

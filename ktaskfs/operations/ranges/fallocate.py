@@ -36,6 +36,7 @@ from ktaskfs.operations.ranges._range import (
     RangeOperation,
     is_mapped,
     open_range_target,
+    require_right_place,
     require_whole_pages,
     resolve_extent,
 )
@@ -92,6 +93,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
+        require_right_place(target)
         wanted = _wanted(parameters, growth, rest=preparation.resumes)
         grows = wanted.size > growth.old_size or wanted.past_end
         require_unsealed(target, SEAL_GROW if grows else 0)
@@ -113,7 +115,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
             filler.fill,
             least=MIN_CHUNK,
             most=MAX_CHUNK,
-            align=target.page_size,
+            align=growth.block(),  # undo frees what its chunk lacked, so no huge page of tmpfs may be in two chunks
             undo_func=None if undo is None else undo.take_back,
         )
         return preparation.plan(nodes, control, filler.finish)
@@ -136,7 +138,9 @@ def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
 
     files = open_many(preparation, check)
     nodes = preparation.nodes(files.extent, files.page_size)
-    preparation.before_changes(nodes, lambda: _told_of_many(kernel, files, sum(missing)))
+    # Before the first reservation: if a later one is refused, earlier ones stay with their files.
+    told = _told_of_many(kernel, files, sum(missing))
+    preparation.before_changes(nodes, lambda: told)
     pages = [preparation.keep(_reserved(kernel, files, index)) for index in range(len(files.files))]
 
     def fill(start: int, end: int) -> None:
@@ -154,12 +158,15 @@ def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
 
 
 def _told_of_many(kernel: Kernel, files: ManyFiles, missing: int) -> dict[str, object]:
-    """As ``_told``, for several files that a process maps."""
+    """As ``_told``, for several files that a process maps. Raises TargetError, OutOfHugePages, OutOfSpace."""
     if files.files:  # none is left if the process has just unmapped them
         with files.opened(0) as target:
             if target is not None:
                 pages = (missing + target.allocated()) // target.page_size
-                require_pool(kernel, target, pages, promised=True)
+                try:
+                    require_pool(kernel, target, pages, promised=True)
+                except OSError as error:
+                    raise TargetError.from_os(error, f"allocate {target.path}") from error
     return {"files": len(files.files), "allocates": missing}
 
 

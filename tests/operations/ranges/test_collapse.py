@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.mapping import Mapping
 from tests.support import filesystems
 from tests.support.hugepages import smallest_pages
 from tests.support.memory_files import HUGE, allocated, dirty
@@ -54,6 +55,18 @@ def test_whole_huge_pages_of_the_range(runner: Runner, small: Path) -> None:
     assert found == {"collapsed": 2 * HUGE, "already": 0, "holes": 0, "left": 0}
     assert sum(collapsed(runner, small, offset=4096, length=HUGE).values()) == 0
     assert collapsed(runner, small, length=4 * HUGE)["already"] == 2 * HUGE
+
+
+def test_a_file_that_is_cut_meanwhile(runner: Runner, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    populate = Mapping.populate_read
+
+    def cut(mapping: Mapping, start: int, length: int) -> None:
+        os.truncate(small, 0)
+        populate(mapping, start, length)
+
+    plan = runner.prepare("collapse", path=small)
+    monkeypatch.setattr(Mapping, "populate_read", cut)
+    assert runner.failure(plan, threads=1).errno == errno.ENXIO
 
 
 def test_holes_stay_holes(runner: Runner, small: Path) -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import random
 import subprocess
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.operations.ranges.compare import PIECE
 from tests.support.as_caller import as_nobody
 from tests.support.memory_files import HUGE, TIB, allocated, content, make_dirty, punch, write_bytes
 from tests.support.runner import not_begun
@@ -61,6 +63,24 @@ def test_differences_as_cmp_finds_them(runner: Runner, place: Place, plain: Path
     expected = cmp(path, plain)
     for threads in (1, 3):
         assert compare(runner, path, plain, chunk=1 << 20, threads=threads) == expected
+
+
+def test_many_runs_take_no_memory(runner: Runner, tmpfs: Path) -> None:
+    path, runs = tmpfs / "file", 10_000
+    with path.open("wb") as file:
+        for number in range(runs):
+            file.seek(2 * number * 4096)
+            file.write(b"x" * 4096)
+    plan = runner.prepare("compare", path=path, source=path, chunk=1 << 30)
+    plan.control.thread_func(0, PIECE)  # makes the buffer
+    tracemalloc.start()
+    try:
+        plan.control.thread_func(0, path.stat().st_size)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        plan.abort()
+    assert most < 100 * runs
 
 
 def test_the_first_and_the_last_byte(runner: Runner, place: Place, plain: Path) -> None:

@@ -59,6 +59,16 @@ def test_undo_frees_only_what_it_allocated(runner: Runner, any_place: Place) -> 
     assert path.stat().st_size == 2 * unit
 
 
+def test_undo_frees_whole_huge_pages_of_tmpfs(runner: Runner, area: Path) -> None:
+    """Two chunks in one would take its other half for the work of somebody else."""
+    with filesystems.tmpfs(area / "huge", 16 * HUGE, "huge=always") as directory:
+        path = directory / "file"
+        path.touch()
+        os.truncate(path, 4 * HUGE)
+        cancelling(runner, 2, path=path, undo=1, chunk=HUGE // 2)
+        assert allocated(path) == 0
+
+
 def test_undo_keeps_what_others_have_written_meanwhile(runner: Runner, place: Place) -> None:
     unit = place.unit if place.unit > 4096 else HUGE
     path = place.directory / "file"

@@ -15,11 +15,13 @@ import pytest
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.ktask import Job
 from ktaskfs.operations.ranges._pattern import HEX, repeated
-from ktaskfs.span import Node
+from ktaskfs.operations.ranges.verify import _Verifier
+from ktaskfs.span import Node, Span
 from tests.support.forked import run_forked
 from tests.support.memory_files import allocated, dirty, is_all
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ktaskfs.operations.base.plan import Plan
@@ -133,6 +135,19 @@ def test_what_differs_is_found(runner: Runner, any_place: Place) -> None:
     assert (
         result_of(runner.prepare("verify", path=path, pattern="00112233", offset=4099, length=100))["compared"] == 100
     )
+
+
+def test_what_is_cut_off_meanwhile_is_no_hole(runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = make(place)
+    present = _Verifier._present
+
+    def cut(verifier: _Verifier, start: int, end: int) -> Iterator[Span]:
+        os.truncate(path, 0)
+        return present(verifier, start, end)
+
+    plan = runner.prepare("verify", path=path, pattern="ff", chunk=1 << 30)
+    monkeypatch.setattr(_Verifier, "_present", cut)
+    assert runner.failure(plan).errno == errno.ENXIO
 
 
 def test_everything_differs(runner: Runner, place: Place) -> None:

@@ -186,6 +186,28 @@ def test_files_that_go_or_are_replaced_meanwhile_are_left_alone(runner: Runner, 
     assert is_all(0, deeper, 0, unit)
 
 
+@pytest.mark.parametrize("operation", ["clear", "free", "survey", "verify"])
+def test_a_file_that_is_replaced_by_something_else_stops_nothing(
+    runner: Runner, place: Place, operation: str, disk: Path
+) -> None:
+    """Its owner may do that at any time, while root scrubs the files of all."""
+    first, second, _, other = files_in(place)
+    more = {"pattern": "ff"} if operation == "verify" else {}
+    plan = runner.prepare(operation, path=place.directory / "rtemap_*", **more)
+    first.unlink()
+    os.mkfifo(first)
+    second.unlink()
+    second.mkdir()
+    result = counts(runner.result(plan))
+    assert (result["files"], result["gone"]) == (2, 2)
+    if not is_huge(place):
+        plan = runner.prepare(operation, path=place.directory / "other*", **more)
+        other.unlink()
+        other.symlink_to(disk / "file")
+        (disk / "file").write_bytes(b"x")
+        assert counts(runner.result(plan))["gone"] == 1
+
+
 def test_one_that_cannot_be_removed_keeps_none_of_the_others(runner: Runner, place: Place) -> None:
     first, second, *_ = files_in(place)
     plan = runner.prepare("free", path=place.directory / "rtemap_*", shrink=1)

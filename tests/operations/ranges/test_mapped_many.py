@@ -116,6 +116,43 @@ def test_files_that_a_process_has_no_more_are_counted(
     assert counts(result)["gone"] == ("0" if operation == "fallocate" else "2")
 
 
+@pytest.mark.parametrize("operation", ["verify", "checksum"])
+@pytest.mark.parametrize("pages", [0, 1])
+def test_a_file_that_is_cut_meanwhile_is_an_error(
+    runner: Runner, pool_2m: TestPool, root: None, operation: str, pages: int
+) -> None:
+    """A digest of the rest would look like that of the whole file."""
+    process = running(SEVERAL)
+    try:
+        runner.run("fallocate", pid=process.pid)
+        more = {"pattern": "00"} if operation == "verify" else {}
+        plan = runner.prepare(operation, pid=process.pid, **more)
+        os.truncate(opened(process.pid, "/memfd:two"), pages * HUGE)
+        assert runner.failure(plan).errno == errno.ENXIO
+    finally:
+        ended(process)
+
+
+def test_a_refused_start_reserves_nothing(runner: Runner, pool_2m: TestPool, root: None) -> None:
+    """The process itself has reserved nothing: the pages of one file would fit."""
+    (pool,) = [each for each in read_pools(runner.kernel) if each.size == HUGE]
+    before = pool_2m.reserved
+    process = running(
+        f"""
+kept = []
+for name, pages in (("large", {pool.obtainable + pool.reserved}), ("small", 1)):
+    fd = os.memfd_create(name, os.MFD_HUGETLB | 21 << 26)
+    os.ftruncate(fd, pages << 21)
+    kept.append(mmap.mmap(fd, 0, flags=mmap.MAP_SHARED | 0x4000))  # MAP_NORESERVE
+"""
+    )
+    try:
+        assert runner.refused("fallocate", pid=process.pid).errno == errno.ENOMEM
+        assert pool_2m.reserved == before
+    finally:
+        ended(process)
+
+
 def test_a_plan_where_all_pages_are_reserved_for_the_process(runner: Runner, pool_2m: TestPool, root: None) -> None:
     """A database reserves its pages at its start."""
     (pool,) = [each for each in read_pools(runner.kernel) if each.size == HUGE]
