@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 STATE = Path("/run/libvirt/ktaskfs")
-"""A file for each domain with pages that were added: NODE, bytes of a page, and how many, of each pool."""
+"""A file for each domain with pages that were added: NODE, bytes of a page, and how many, of each pool. While a domain
+starts, a second file, NAME.start, has the free pages that it is about to take."""
 NODES = Path("/sys/devices/system/node")
 POOLS = Path("/sys/kernel/mm/hugepages")
 UNITS = {"b": 1, "bytes": 1, "KB": 1000, "k": 1024, "KiB": 1024, "MB": 1000**2, "M": 1024**2, "MiB": 1024**2}
@@ -163,10 +164,26 @@ def remember(file: Path, added: Iterable[tuple[Pool, int]]) -> None:
         new.unlink(missing_ok=True)
 
 
+def promise(file: Path) -> Path:
+    """The file with the free pages that a domain is about to take."""
+    return file.with_suffix(".start")
+
+
+def promised(directory: Path) -> dict[Pool, int]:
+    """The free pages that domains are about to take."""
+    found: dict[Pool, int] = {}
+    for file in directory.glob("*.start"):
+        for pool, pages in remembered(file):
+            found[pool] = found.get(pool, 0) + pages
+    return found
+
+
 def prepare(domain: ET.Element, file: Path, name: str) -> None:
     """Add the missing pages, and store how many. Raises CalledProcessError and OSError after it removed them again."""
     added = remembered(file)  # of an earlier run, whose end could not remove them
-    taken: dict[Pool, int] = {}
+    settle(file)  # of one that was killed
+    others = promised(file.parent)
+    taken = dict(others)
     try:
         for want in wants(domain):
             for pool, pages in shares(want, taken).items():
@@ -174,13 +191,22 @@ def prepare(domain: ET.Element, file: Path, name: str) -> None:
                 taken[pool] = taken.get(pool, 0) + pages
                 added.append((pool, pages))
                 remember(file, added)
+        soon = [(pool, pages - others.get(pool, 0)) for pool, pages in taken.items()]
+        if any(pages for _, pages in soon):
+            remember(promise(file), soon)
     except (subprocess.CalledProcessError, OSError):
         remove(added, file, name)  # the file may lack the last ones
         raise
 
 
+def settle(file: Path) -> None:
+    """The domain has taken its pages, or does not start."""
+    promise(file).unlink(missing_ok=True)
+
+
 def release(file: Path, name: str) -> None:
     """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
+    settle(file)
     remove(remembered(file), file, name)
 
 
@@ -230,7 +256,7 @@ def alone() -> Iterator[None]:
 def main() -> int:
     """With exit status 1 the domain does not start."""
     _, _, operation, part, *_ = sys.argv
-    if (operation, part) not in {("prepare", "begin"), ("release", "end")}:
+    if (operation, part) not in {("prepare", "begin"), ("started", "begin"), ("release", "end")}:
         return 0
     domain = ET.fromstring(sys.stdin.read())
     name = domain.findtext("uuid", "")
@@ -238,6 +264,8 @@ def main() -> int:
         with alone():
             if operation == "prepare":
                 prepare(domain, STATE / name, name)
+            elif operation == "started":
+                settle(STATE / name)
             else:
                 release(STATE / name, name)
     except subprocess.CalledProcessError:

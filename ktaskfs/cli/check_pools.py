@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, wrong
+from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, name_of, note, wrong
 from ktaskfs.units import format_cpulist, format_size, human_size, parse_size
 
 if TYPE_CHECKING:
@@ -134,6 +134,10 @@ def check_mounts(machine: MachineFiles) -> Iterator[Diagnosis]:
         if limit is not None and parse_size(limit) < size:
             text = f"{words}, with size={limit}, less than one page"
             yield Diagnosis("hugetlbfs", wrong(f"mount -o remount,size={format_size(pool or size)} {point}"), text)
+        elif not _takes_files(machine, each.point[1:]):
+            user = name_of(os.getuid())
+            text = f"{words}, but {user} may not write to it"
+            yield Diagnosis("hugetlbfs", note(f"install -d -o {user} {point}/{user}"), text)
         else:
             yield Diagnosis("hugetlbfs", OK, f"{words}{f', of which it may use {limit}' if limit else ''}")
     for size in machine.page_sizes():
@@ -143,6 +147,13 @@ def check_mounts(machine: MachineFiles) -> Iterator[Diagnosis]:
             point = "/dev/hugepages" if is_default else f"/dev/hugepages-{name}"
             mend = f"mkdir -p {point} && mount -t hugetlbfs -o pagesize={name} none {point}"
             yield Diagnosis("hugetlbfs", wrong(mend), f"no writable hugetlbfs has pages of {name}")
+
+
+def _takes_files(machine: MachineFiles, point: str) -> bool:
+    """Whether the caller may write to the directory, or to something in it."""
+    if not machine.exists(point) or machine.may_write(point):
+        return True
+    return any(machine.may_write(f"{point}/{name}") for name in machine.names(point))
 
 
 def check_balance(machine: MachineFiles) -> Iterator[Diagnosis]:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import grp
 import os
-import pwd
 import re
 import shlex
 import subprocess
@@ -15,8 +14,9 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
-from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, note, wrong
+from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, name_of, note, wrong
 from ktaskfs.errors import DaemonAway, KtaskfsError
+from ktaskfs.units import human_size
 from ktaskfs.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ THREADS_OF_NODE: Final = 16
 """Threads that use up the memory bandwidth of a NUMA node (docs/explanation/scaling.md)."""
 UNITS: Final = ("ktaskfs.service", "ktaskfs-confined.service")
 """The units that serve DEFAULT_MOUNT, one at a time."""
-SERVICE: Final = ("systemctl", "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState")
-SERVICE_TIMEOUT: Final = 5.0
+SYSTEMCTL_TIMEOUT: Final = 5.0
 """Seconds."""
+STATES: Final = "run/ktaskfs-state"
+"""The directory with the state directories of root's mounts without the option statedir=."""
+STATES_LEAST: Final = 2 << 20
+"""Bytes for a record with the largest result."""
 SPAWNER: Final = "ktaskfs: spawner"
 """The command line that the process that forks the workers gives itself."""
 ANSWER_TIMEOUT: Final = 5.0
@@ -45,7 +48,7 @@ def check_fuse(machine: MachineFiles) -> Iterator[Diagnosis]:
     if known and machine.may_write("dev/fuse"):
         yield Diagnosis("fuse", OK, "/dev/fuse exists")
     elif known and machine.exists("dev/fuse"):
-        text = f"{_name(os.getuid())} may not open /dev/fuse, and cannot mount"
+        text = f"{name_of(os.getuid())} may not open /dev/fuse, and cannot mount"
         yield Diagnosis("fuse", note("chmod 666 /dev/fuse"), text)
     else:
         yield Diagnosis("fuse", wrong("modprobe fuse"), "the kernel has no FUSE, or /dev/fuse is missing")
@@ -80,22 +83,33 @@ def _unit(state: Mapping[str, str]) -> str:
     return state.get("Id", UNITS[0]).removesuffix(".service")
 
 
-def check_mount(mounted: Mounted, state: Mapping[str, str]) -> Iterator[Diagnosis]:
+def _mount_anew(machine: MachineFiles, path: str, *, answers: bool) -> str:
+    """The command for a mount without the service, with the options of fstab(5) or of its unit, if it has any."""
+    place, full = shlex.quote(path), os.path.abspath(path)
+    first = f"umount {place} && " if answers else ""
+    if any(each.kind.endswith("ktaskfs") and each.point == full for each in machine.filesystems("etc/fstab")):
+        return f"{first}mount {place}"
+    if _systemctl(machine, "show", "--property=FragmentPath", "--value", "--", full).strip():
+        return f"systemctl restart {shlex.quote(full)}"
+    return f"{first}ktaskfs mount {place}  # with the options that it had"
+
+
+def check_mount(machine: MachineFiles, mounted: Mounted, state: Mapping[str, str]) -> Iterator[Diagnosis]:
     """Whether a daemon of the command's version answers at the mount; ``state`` is that of the service."""
-    restart, place = _restart(mounted, state), shlex.quote(mounted.path)
+    restart = _restart(mounted, state)
     try:
         version = mounted.read("version").strip()
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Diagnosis("mount", wrong(restart or f"ktaskfs mount {place}"), text)
+        yield Diagnosis("mount", wrong(restart or _mount_anew(machine, mounted.path, answers=False)), text)
         return
     yield Diagnosis("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
         yield Diagnosis("versions", OK, f"command and daemon are {VERSION}")
     else:
         text = f"the command is {VERSION}, the daemon of {mounted.path} is {version}"
-        yield Diagnosis("versions", wrong(restart or f"umount {place} && ktaskfs mount {place}"), text)
+        yield Diagnosis("versions", wrong(restart or _mount_anew(machine, mounted.path, answers=True)), text)
 
 
 def check_system(machine: MachineFiles) -> Iterator[Diagnosis]:
@@ -114,13 +128,18 @@ def check_system(machine: MachineFiles) -> Iterator[Diagnosis]:
 
 def service_state(machine: MachineFiles) -> Mapping[str, str]:
     """systemd's state of the service; empty without systemd, or without an answer."""
+    return in_use(_systemctl(machine, "show", *UNITS, "--property=Id,LoadState,ActiveState,UnitFileState"))
+
+
+def _systemctl(machine: MachineFiles, *words: str) -> str:
+    """The output of systemctl(1); empty without systemd, or without an answer."""
     if not machine.exists("run/systemd/system"):
-        return {}
+        return ""
     try:
-        done = subprocess.run(SERVICE, capture_output=True, text=True, check=False, timeout=SERVICE_TIMEOUT)
+        command = ("systemctl", *words)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SYSTEMCTL_TIMEOUT).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return in_use(done.stdout)
+        return ""
 
 
 def in_use(text: str) -> Mapping[str, str]:
@@ -156,18 +175,35 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
         gid = os.stat(control).st_gid
     except OSError:  # check_mount says so
         return
-    user = _name(os.getuid())
+    user = name_of(os.getuid())
     if os.access(control, os.W_OK):
         yield Diagnosis("access", OK, f"{user} may start tasks")
     elif gid == 0:
         text = f"{user} may not start tasks, and neither may any group"
         place = shlex.quote(mounted.path)
-        mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}"
+        mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}  # and with its other options"
         yield Diagnosis("access", wrong(mend), text)
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
         yield Diagnosis("access", wrong(f"usermod --append --groups {group} {user}"), text)
+
+
+def check_states(machine: MachineFiles) -> Iterator[Diagnosis]:
+    """Whether root's daemons can write the records of tasks: otherwise no task starts."""
+    room = machine.room(STATES)
+    if room is None:  # root has no mount, or only mounts with statedir=
+        return
+    free = room.f_bfree * room.f_frsize
+    if room.f_flag & os.ST_RDONLY:
+        mend = f'mount -o remount,rw "$(findmnt -n -o TARGET -T /{STATES})"'
+        yield Diagnosis("state directory", wrong(mend), f"/{STATES} is read-only: no task can start")
+    elif free < STATES_LEAST or (room.f_files and not room.f_ffree):
+        mend = "du -ahx /run | sort -h | tail  # and remove what nobody needs"
+        text = f"/{STATES} has {human_size(free)} and {room.f_ffree} inodes left: no task can start"
+        yield Diagnosis("state directory", wrong(mend), text)
+    else:
+        yield Diagnosis("state directory", OK, f"/{STATES} has {human_size(free)} left")
 
 
 def check_spawner(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:
@@ -190,13 +226,6 @@ def _is_stopped_spawner(machine: MachineFiles, pid: str, uid: int) -> bool:
     if re.search(rf"^State:\s+[Tt] .*^Uid:\s+{uid}\s", status, re.MULTILINE | re.DOTALL) is None:
         return False
     return (machine.read(f"proc/{pid}/cmdline") or "").startswith(SPAWNER)
-
-
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _group(gid: int) -> str:

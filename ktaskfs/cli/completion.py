@@ -72,6 +72,8 @@ end
 complete --command ktaskfs --no-files --arguments '(__ktaskfs_candidates)'
 """,
 }
+GLUED: Final = (f"{MOUNT_OPTIONS[1]}=", MOUNT_OPTIONS[0])
+"""The beginnings of a word that ends in the mount."""
 BEFORE_END: Final = ("queued", "starting", "running", "paused")
 STATES_FOR: Final[Mapping[str, Sequence[str]]] = {
     "wait": BEFORE_END,
@@ -102,10 +104,12 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
     *before, current = words
     if before and before[-1] in MOUNT_OPTIONS:
         return _mounts(current)
+    if (glued := _glued(current)) and current not in MOUNT_OPTIONS:
+        return [f"{glued}{each}" for each in _mounts(current.removeprefix(glued))]
     before = command_first(before)
     commands = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
     if not before:
-        return _beginning_with(current, [*commands, "--help", "--version"])
+        return _beginning_with(current, [*commands, *MOUNT_OPTIONS, "--help", "--version"])
     command = commands.get(before[0])
     if command is None:
         return []
@@ -175,13 +179,19 @@ def _lines(path: str) -> list[str]:
 
 
 def _mount(before: Sequence[str], options: Mapping[str, argparse.Action]) -> str:
-    """The mount in the words, or the default."""
+    """The last mount in the words, or the default."""
+    found = str(options["--mount"].default)
     for word, after in zip(before, [*before[1:], ""], strict=True):
         if word in MOUNT_OPTIONS:
-            return after
-        if word.startswith("--mount="):
-            return word.partition("=")[2]
-    return str(options["--mount"].default)
+            found = after
+        elif glued := _glued(word):
+            found = word.removeprefix(glued)
+    return found
+
+
+def _glued(word: str) -> str:
+    """The beginning of a word that ends in the mount; empty for other words."""
+    return next((each for each in GLUED if word.startswith(each)), "")
 
 
 def _of_mount(mounted: Mounted, command: str, given: Sequence[str], current: str) -> list[str]:

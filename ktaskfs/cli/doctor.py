@@ -31,7 +31,7 @@ def findings(machine: MachineFiles, mounted: Mounted) -> Iterable[Diagnosis]:
     service = check_service.service_state(machine)
     if check_service.answers(mounted):
         of_mount: Iterator[Diagnosis] = itertools.chain(
-            check_service.check_mount(mounted, service),
+            check_service.check_mount(machine, mounted, service),
             check_service.check_access(mounted),
             check_service.check_threads(machine, mounted),
             check_service.check_spawner(machine, mounted),
@@ -42,6 +42,7 @@ def findings(machine: MachineFiles, mounted: Mounted) -> Iterable[Diagnosis]:
         check_service.check_system(machine),
         check_service.check_fuse(machine),
         check_service.check_service(service),
+        check_service.check_states(machine),
         of_mount,
         check_pools.check_pools(machine),
         check_pools.check_balance(machine),

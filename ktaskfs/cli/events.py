@@ -6,6 +6,8 @@ import fnmatch
 import json
 import math
 import os
+import select
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +50,19 @@ def _lines(mounted: Mounted, fd: int, interrupts: Interrupts | None) -> Iterator
             raise mounted.failed(error, "events") from error
         if interrupts is not None:
             interrupts.drain()
+        _end_without_reader()
         if not piece:
             raise DaemonAway(f"the daemon of {mounted.path} has ended")
         *lines, rest = (rest + piece).split(b"\n")
         yield from (line.decode() for line in lines if line)
+
+
+def _end_without_reader() -> None:
+    """End as if by a write to a pipe that nobody reads any more: the next event may come hours later."""
+    poll = select.poll()
+    poll.register(1, 0)
+    if poll.poll(0):  # POLLERR or POLLHUP
+        signal.raise_signal(signal.SIGPIPE)
 
 
 def _is_wanted(line: str, patterns: list[str]) -> bool:

@@ -87,7 +87,10 @@ class _Followed:
             if self.standing.figures.get("created_usec", figures["created_usec"]) != figures["created_usec"]:
                 return self._forgotten()
             ended = figures["state"] in STATUS_OF
-            result = self._mounted.read(f"tasks/{name}/result") if ended else None
+            result = None
+            if ended:
+                result = self._mounted.read(f"tasks/{name}/result")
+                self._rearm(self.fd)  # fails if another task has the name by now: the result may be that one's
         except TargetError as error:
             if error.errno not in GONE:
                 raise

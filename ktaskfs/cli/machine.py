@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from typing import Final, Literal, NamedTuple
 
@@ -55,6 +56,14 @@ class Diagnosis(NamedTuple):
     def mend(self) -> str | None:
         """The command that fixes it."""
         return self.level.mend if isinstance(self.level, ToMend) else None
+
+
+def name_of(uid: int) -> str:
+    """The name of a user; the number if there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 class MountLine(NamedTuple):
@@ -126,10 +135,18 @@ class MachineFiles(NamedTuple):
         """How many CPUs are online."""
         return len(parse_cpulist((self.read("sys/devices/system/cpu/online") or "0").strip()))
 
-    def filesystems(self) -> list[MountLine]:
-        """The mounted filesystems."""
-        lines = (line.split() for line in (self.read("proc/self/mounts") or "").splitlines())
-        return [MountLine(unescaped(words[1]), words[2], tuple(words[3].split(","))) for words in lines]
+    def room(self, directory: str) -> os.statvfs_result | None:
+        """statvfs(3) of a directory; None if that cannot be had."""
+        try:
+            return os.statvfs(os.path.join(self.root, directory))
+        except OSError:
+            return None
+
+    def filesystems(self, table: str = "proc/self/mounts") -> list[MountLine]:
+        """The filesystems in a table of the form of fstab(5): the mounted ones."""
+        lines = (line.split() for line in (self.read(table) or "").splitlines() if not line.lstrip().startswith("#"))
+        rows = [words for words in lines if len(words) > 3]
+        return [MountLine(unescaped(words[1]), words[2], tuple(words[3].split(","))) for words in rows]
 
     def page_size_of(self, mounted: MountLine) -> int:
         """Bytes of a page of a hugetlbfs."""

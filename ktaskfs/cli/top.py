@@ -257,7 +257,8 @@ def top(mount: str) -> int:
     """Show the screen until the user quits. Raises KtaskfsError."""
     mounted = Mounted(mount, patience=0)
     mounted.read("version")  # raises now if nothing is mounted
-    if not (sys.stdin.isatty() and can_draw(os.environ)):
+    # The screen is on standard error; but whoever sends standard output elsewhere, as to head(1), wants lines.
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and can_draw(os.environ)):
         raise NotSupported(
             "ktaskfs top needs a terminal, and not a dumb one; ktaskfs ls and events print what it shows"
         )

@@ -114,7 +114,13 @@ def test_names_of_tasks_that_the_command_is_for(
     assert words("pause", "-m", str(area), "") == words("pause", f"--mount={area}", "") == []
     assert str(command.mount.path) in words("pause", "-m", str(area))
     assert str(command.mount.path) in words("-m", str(area))
-    assert words("-m", str(area), "to") == words(f"--mount={area}", "to") == ["top"]
+    assert words("-m", str(area), "to") == words(f"--mount={area}", "to") == words(f"-m{area}", "to") == ["top"]
+    assert {"-m", "--mount"} <= set(words("-"))
+    for glued in ("-m", "--mount="):
+        assert f"{glued}{command.mount.path}" in words(f"{glued}{area}")
+        assert f"{glued}{command.mount.path}" in words("pause", f"{glued}{area}")
+        assert words("pause", f"{glued}{area}", "") == []
+        assert words("pause", "-m", str(area), f"{glued}{command.mount.path}", "") == ["slow"]
     assert words("-m", str(command.mount.path), "run", "c") == OPERATIONS_WITH_C
     stop(command.mount, "slow")
     assert words("resume", "") == ["slow"]

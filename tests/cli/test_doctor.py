@@ -264,26 +264,32 @@ def test_threads_against_the_cpus(command: Command, make: MachineMaker) -> None:
             assert str(found[0][1]).startswith(f"echo max > {command.mount.path}/{most}")
 
 
-def test_the_mount(command: Command, area: Path) -> None:
+def test_the_mount(command: Command, area: Path, make: MachineMaker) -> None:
     mount = command.mount
-    found = list(check_service.check_mount(Mounted(str(mount.path)), {}))
+    machine = make({})
+    found = list(check_service.check_mount(machine, Mounted(str(mount.path)), {}))
     assert [each.text for each in found] == [f"{mount.path} answers", f"command and daemon are {VERSION}"]
-    (missing,) = check_service.check_mount(Mounted(str(area), 0), {"LoadState": "loaded"})
-    assert (missing.is_wrong, missing.mend) == (True, f"ktaskfs mount {area}"), "it is not the service's"
+    options = "  # with the options that it had"
+    (missing,) = check_service.check_mount(machine, Mounted(str(area), 0), {"LoadState": "loaded"})
+    assert (missing.is_wrong, missing.mend) == (True, f"ktaskfs mount {area}{options}"), "it is not the service's"
     mount.process.kill()
     mount.process.wait()
-    (dead,) = check_service.check_mount(Mounted(str(mount.path), 0), {})
-    assert (dead.text, dead.mend) == (f"{mount.path}: its daemon does not answer", f"ktaskfs mount {mount.path}")
+    (dead,) = check_service.check_mount(machine, Mounted(str(mount.path), 0), {})
+    assert dead.text == f"{mount.path}: its daemon does not answer"
+    assert dead.mend == f"ktaskfs mount {mount.path}{options}"
+    lines = f"# comment\n\nktaskfs {mount.path} ktaskfs gid=ktask,statedir=/var/lib/kt 0 0\n"
+    (listed,) = check_service.check_mount(make({"etc/fstab": lines}), Mounted(f"{mount.path}/", 0), {})
+    assert listed.mend == f"mount {mount.path}/"
     mount.kill()
 
 
-def test_another_version(area: Path) -> None:
+def test_another_version(area: Path, make: MachineMaker) -> None:
     """The daemon was not restarted after an upgrade. Its files show its older version."""
     (area / "tasks").mkdir()
     (area / "tasks/control").touch()
     (area / "version").write_text("0.0.1\n")
-    found = list(check_service.check_mount(Mounted(str(area)), {"LoadState": "loaded"}))
-    mend = f"umount {area} && ktaskfs mount {area}"
+    found = list(check_service.check_mount(make({}), Mounted(str(area)), {"LoadState": "loaded"}))
+    mend = f"umount {area} && ktaskfs mount {area}  # with the options that it had"
     assert wrong(found) == [(f"the command is {VERSION}, the daemon of {area} is 0.0.1", mend)]
 
 
@@ -293,7 +299,11 @@ def test_who_may_not_start_tasks(
     user = two_users[0]
     with_group = mount_maker("gid=1")
     for mount, mend in (
-        (command.mount, f"umount {command.mount.path} && ktaskfs mount -o gid=ktask,mode=0660 {command.mount.path}"),
+        (
+            command.mount,
+            f"umount {command.mount.path} && ktaskfs mount -o gid=ktask,mode=0660 {command.mount.path}"
+            "  # and with its other options",
+        ),
         (with_group, f"usermod --append --groups daemon {user.name}"),
     ):
         words = command.words("doctor", "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,12 @@ def test_help_for_a_full_disk_fails_without_a_traceback(words: list[str], unbuff
 def test_a_wrong_command_line_is_not_told_on_standard_output() -> None:
     script = f"{shlex.join([sys.executable, '-m', 'ktaskfs.cli.main', 'run', '--nonsense'])} 2>&-"
     assert run("bash", "-c", script, cwd=ROOT) == Outcome(2, "", "")
+
+
+def test_events_end_with_their_reader(command: Command) -> None:
+    """As soon as nobody reads, not at the next event."""
+    script = f"set -o pipefail; {shlex.join(command.words('events'))} | true"
+    assert run("bash", "-c", script, cwd=ROOT) == Outcome(128 + signal.SIGPIPE, "", "")
 
 
 def test_closed_streams_are_no_files_of_the_mount(command: Command, memory: Path) -> None:

@@ -275,6 +275,9 @@ def test_it_needs_a_terminal(command: Command) -> None:
         with Terminal(*command.words("top"), env={"TERM": term}, columns=200) as terminal:
             assert terminal.end() == 1
             assert terminal.raw == f"{NEEDS}\r\n"
+    with Terminal("bash", "-c", f"{shlex.join(command.words('top'))} | head -1", columns=200) as terminal:
+        assert terminal.end() == 0
+        assert terminal.raw == f"{NEEDS}\r\n"
 
 
 @pytest.mark.parametrize("ended_by", ["\x03", "SIGTERM"])

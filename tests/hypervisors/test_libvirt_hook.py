@@ -77,6 +77,29 @@ def test_an_end_removes_what_the_beginning_added(pools: Pools, tmp_path: Path) -
     assert pools.free == {0: 100, 1: 100}
 
 
+def test_domains_that_start_at_the_same_time_count_no_page_twice(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """QEMU takes its pages some time after the hook."""
+    hook, names = pools.hook, pools.hook["prepare"].__globals__
+    monkeypatch.setitem(names, "shares", hook["shares"])
+    monkeypatch.setitem(names, "memory_free", lambda node: 1 << 40)
+    monkeypatch.setitem(names, "wants", lambda domain: [hook["Want"](SIZE, 150, (0, 1))])
+    pools.begin()
+    assert pools.free == {0: 100, 1: 100}
+    hook["prepare"](None, tmp_path / "other", "other")
+    assert sum(pools.free.values()) == 300
+    pools.free[0] -= 100  # the first domain takes its pages
+    pools.free[1] -= 50
+    hook["settle"](pools.file)
+    pools.begin()
+    assert sum(pools.free.values()) == 300
+    pools.end()
+    hook["release"](tmp_path / "other", "other")
+    assert sum(pools.free.values()) == 50
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("begins_again", [True, False])
 def test_a_pool_that_refuses_an_end_is_tried_at_the_next_one(
@@ -222,7 +245,7 @@ def test_a_note_that_cannot_be_written_leaves_the_last_one(pools: Pools, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert pools.hook["remembered"](pools.file) == known
-    assert os.listdir(tmp_path) == ["domain"]
+    assert sorted(os.listdir(tmp_path)) == ["domain", "domain.start"]
 
 
 def test_a_release_without_the_command_says_so_and_remembers_the_pages(page_size: int, tmp_path: Path) -> None:

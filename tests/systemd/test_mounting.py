@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +100,31 @@ def test_a_mount_unit_whose_daemon_was_killed(idle: Machine) -> None:
 def fstab(machine: Machine, options: str, *, kind: str = "ktaskfs", where: str = "/mnt/k") -> None:
     (machine.root / "etc/fstab").write_text(f"ktaskfs {where} {kind} {options} 0 0\n")
     assert machine.run("systemctl", "daemon-reload").status == 0
+
+
+@pytest.mark.parametrize("place", ["fstab", "unit"])
+def test_a_dead_mount_gets_its_options_again_by_what_the_doctor_says(idle: Machine, place: str) -> None:
+    """The task is only known in the state directory that the options name."""
+    unit = idle.root / "etc/systemd/system/mnt-k.mount"
+    options = "gid=ktask,mode=0660,statedir=/run/k-state"
+    if place == "unit":
+        unit.write_text(f"[Mount]\nWhat=ktaskfs\nWhere=/mnt/k\nType=ktaskfs\nOptions={options}\n")
+        assert idle.run("systemctl", "daemon-reload").status == 0
+    else:
+        fstab(idle, f"noauto,{options}")
+    try:
+        idle.start("mnt-k.mount")
+        idle.start_slow_task(f"by-{place}", mount="/mnt/k")
+        assert idle.run("pkill", "--signal", "KILL", "--full", "ktaskfs mount .*/mnt/k").status == 0
+        until(lambda: idle.run("ls", "/mnt/k").errname == "ENOTCONN", "the end of the connection")
+        found = map(json.loads, idle.run("ktaskfs", "doctor", "--json", "-m", "/mnt/k").out.splitlines())
+        (mend,) = [each["mend"] for each in found if each["check"] == "mount"]
+        assert mend == ("systemctl restart /mnt/k" if place == "unit" else "mount /mnt/k")
+        assert idle.sh(mend) == Outcome(0, "", "")
+        idle.finish_task(f"by-{place}", mount="/mnt/k")
+        unmount(idle, "/mnt/k")
+    finally:
+        unit.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("kind", ["ktaskfs", "fuse.ktaskfs"])

@@ -140,6 +140,7 @@ class Connections(EventHandler):  # type: ignore[misc]  # ClusterShell has no ty
         self._task.set_info("ssh_path", f"{APART} ssh")
         self._task.set_info("ssh_options", f"{self._way.ssh_options} {SSH_OPTIONS}")
         if self._way.topology is not None:
+            self._task.set_default("distant_worker", SshWorker)  # for gateways
             try:
                 self._task.load_topology(self._way.topology)
             except TopologyError as error:

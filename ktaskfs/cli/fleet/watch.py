@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST: Final = 96 << 10
 """Bytes of a specification: it is one word of a command line, and the kernel allows 128 KiB for a word."""
+SPECIAL: Final = re.compile(r"([\\!'])")
+"""Characters that mean something between single quotes in sh(1), csh(1) or fish(1)."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -61,7 +63,18 @@ def _command(given: argparse.Namespace) -> str:
 def remote(given: argparse.Namespace, command: str, words: Sequence[str]) -> str:
     """The line for a shell that runs a command of ``ktaskfs`` on a host."""
     place = [] if given.mount == DEFAULT_MOUNT else ["-m", given.mount]
-    return f"{given.remote or 'ktaskfs'} {shlex.join([command, '--json', *place, *words])}"
+    return f"{given.remote or 'ktaskfs'} {' '.join(map(quoted, [command, '--json', *place, *words]))}"
+
+
+def quoted(word: str) -> str:
+    """A word for the login shell of a host: sh(1) and its relatives, csh(1), tcsh(1) or fish(1).
+
+    csh takes no line break in a word.
+    """
+    if shlex.quote(word) == word:
+        return word
+    parts = [each for each in SPECIAL.split(word) if each]
+    return "".join(f"\\{each}" if SPECIAL.fullmatch(each) else f"'{each}'" for each in parts) or "''"
 
 
 def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:

@@ -8,6 +8,7 @@ newline however long it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -54,27 +55,34 @@ class GatheringEpoll:
 def _begin(
     client: Any, command: str | Sequence[str], *, shell: bool, env: Mapping[str, str] | None
 ) -> subprocess.Popen[bytes]:
-    """Begin a process whose input, and output with errors, are streams of the client. Raises OSError."""
-    reading, writing = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    try:
+    """Begin a process whose input, output and errors are streams of the client. Raises OSError.
+
+    The errors are a stream of their own only for a gateway: ClusterShell reads messages from its output.
+    """
+    with contextlib.ExitStack() as kept, contextlib.ExitStack() as given:
+        stdin, reading = _pipe(kept, given, writes=True)
+        stdout, writing = _pipe(kept, given, writes=False)
+        stderr, errors = _pipe(kept, given, writes=False) if client._stderr else (None, subprocess.STDOUT)
         environment = None if env is None else {**os.environ, **env}
-        process = subprocess.Popen(
-            command, stdin=reading[0], stdout=writing[1], stderr=subprocess.STDOUT, shell=shell, env=environment
-        )
+        process = subprocess.Popen(command, stdin=reading, stdout=writing, stderr=errors, shell=shell, env=environment)
         pidfd = _pidfd_of(process)
-    except OSError:
-        os.close(reading[1])
-        os.close(writing[0])
-        raise
-    finally:
-        os.close(reading[0])
-        os.close(writing[1])
-    for fd in (reading[1], writing[0]):
-        os.set_blocking(fd, False)
-    client.streams.set_stream(client.worker.SNAME_STDOUT, writing[0], E_READ)
-    client.streams.set_stream(client.worker.SNAME_STDIN, reading[1], E_WRITE, retain=False)
+        kept.pop_all()  # the client closes them
+    if stderr is not None:
+        client.streams.set_stream(client.worker.SNAME_STDERR, stderr, E_READ)
+    client.streams.set_stream(client.worker.SNAME_STDOUT, stdout, E_READ)
+    client.streams.set_stream(client.worker.SNAME_STDIN, stdin, E_WRITE, retain=False)
     client.streams.set_stream(PROCESS, pidfd, E_READ)
     return process
+
+
+def _pipe(kept: contextlib.ExitStack, given: contextlib.ExitStack, *, writes: bool) -> tuple[int, int]:
+    """The own end of a new pipe, to which this process ``writes`` or not, and the end for a child. Raises OSError."""
+    readable, writable = os.pipe2(os.O_CLOEXEC)
+    own, other = (writable, readable) if writes else (readable, writable)
+    kept.callback(os.close, own)
+    given.callback(os.close, other)
+    os.set_blocking(own, False)
+    return own, other
 
 
 def _pidfd_of(process: subprocess.Popen[bytes]) -> int:
@@ -136,6 +144,6 @@ class LocalWorker(ExecWorker):  # type: ignore[misc]  # ClusterShell has no type
 
 
 class SshWorker(WorkerSsh):  # type: ignore[misc]  # ClusterShell has no types
-    """Runs ssh(1) for each host."""
+    """Runs ssh(1) for each host, or for a gateway."""
 
     SHELL_CLASS = _SshClient

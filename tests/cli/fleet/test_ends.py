@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+from tests.cli.fleet.conftest import SPEC
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE
+from tests.support.shell import run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.fleet.conftest import Hosts
 
 
@@ -41,3 +48,14 @@ def test_a_host_has_time_to_end_after_its_output(hosts: Hosts) -> None:
     outcome = hosts("late[1-3]", "--detach")
     assert (outcome.status, outcome.err.splitlines()[-1]) == (0, "started (3): late[1-3]")
     assert sum(line.startswith("end ") for line in hosts.log()) == 3
+
+
+def test_a_gateway_that_closes_its_output_and_does_not_end_is_given_up(tmp_path: Path) -> None:
+    ssh, topology = tmp_path / "ssh", tmp_path / "topology.conf"
+    ssh.write_text(f"#!/bin/sh\necho a banner >&2; exec sleep {DEADLINE} >&- 2>&-\n")
+    ssh.chmod(0o755)
+    topology.write_text(f"[routes]\n{socket.gethostname().partition('.')[0]}: gw1\ngw1: hv[1-2]\n")
+    words = [sys.executable, "-m", "ktaskfs.cli.main", "run", "--hosts", "hv[1-2]", "--topology", str(topology), SPEC]
+    outcome = run(*words, cwd=ROOT, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert (outcome.status, "gw1: a banner\n" in outcome.err) == (1, True), outcome
+    assert "unreachable (2): hv[1-2]: no gateway to it is left\n" in outcome.err
