@@ -152,7 +152,7 @@ async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, m
     """It may have a million files to count; a worker that uses a CPU does not hang."""
     ticks = itertools.count()
     monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.05)
-    monkeypatch.setattr(new_worker_module, "cpu_ticks", lambda pid: next(ticks))
+    monkeypatch.setattr(new_worker_module, "cpu_time", lambda pid: next(ticks))
     worker = await stop_spare(house)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
