@@ -15,7 +15,7 @@ from ktaskfs.errors import NotPermitted, TargetError, WorkerLost
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import own_groups
 from ktaskfs.host.group_limits import OomKills
-from ktaskfs.host.process import cpu_ticks
+from ktaskfs.host.process import cpu_time
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.resume import NUMBER_MAX, Baseline
 from ktaskfs.progress import Shape, write_requests
@@ -150,14 +150,14 @@ class WorkerMaker:
     async def _answer(self, new: NewWorker) -> bytes:
         """The worker's first message, empty if it died. Raises WorkerLost if it hangs."""
         worker = new.worker
-        used = cpu_ticks(worker.pid)
+        used = cpu_time(worker.pid)
         while True:
             with trio.move_on_after(TIMEOUT):
                 try:
                     return await new.channel.recv(protocol.ANSWER_MAX)
                 except ConnectionError:
                     return b""
-            before, used = used, cpu_ticks(worker.pid)
+            before, used = used, cpu_time(worker.pid)
             if used == before:
                 worker.signal(signal.SIGKILL)
                 message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
@@ -181,9 +181,9 @@ async def wait_for_end(worker: WorkerHandle) -> None:
 
     Leaves a worker behind that survives SIGKILL (it waits for a device) or may not be signalled.
     """
-    used = cpu_ticks(worker.pid)
+    used = cpu_time(worker.pid)
     while not await _ends(worker.pidfd, TIMEOUT):
-        before, used = used, cpu_ticks(worker.pid)
+        before, used = used, cpu_time(worker.pid)
         if used == before:
             with contextlib.suppress(NotPermitted):
                 worker.signal(signal.SIGKILL)

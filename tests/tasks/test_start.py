@@ -19,7 +19,7 @@ from ktaskfs.errors import (
     WorkerLost,
     WrongState,
 )
-from ktaskfs.host.process import cpu_ticks
+from ktaskfs.host.process import cpu_time
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
@@ -140,7 +140,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(house: House, memory: Pa
 async def test_a_worker_that_answers_nothing_is_killed(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit_answers(monkeypatch, 0.3, cpu_ticks)
+    limit_answers(monkeypatch, 0.3, cpu_time)
     worker = await stop_spare(house)
     with pytest.raises(WorkerLost, match="could not open and reserve") as error:
         await house.run(f"fallocate path={memory}/file length=64K")
@@ -153,11 +153,11 @@ async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, m
     """It may have a million files to count; a worker that uses a CPU does not hang."""
     looks: list[int] = []
 
-    def ticks(pid: int) -> int:
+    def nanoseconds(pid: int) -> int:
         looks.append(pid)
         return len(looks)
 
-    limit_answers(monkeypatch, 0.05, ticks)
+    limit_answers(monkeypatch, 0.05, nanoseconds)
     worker = await stop_spare(house)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.run, f"fallocate path={memory}/file length=64K name=t")
@@ -167,14 +167,14 @@ async def test_a_worker_that_is_busy_is_waited_for(house: House, memory: Path, m
     assert await ended(house.table.require("t")) is State.DONE
 
 
-def limit_answers(monkeypatch: pytest.MonkeyPatch, seconds: float, ticks: Callable[[int], int]) -> None:
-    """A worker hangs after ``seconds`` without ``ticks``; the spawner, which has to fork it first, may take longer."""
+def limit_answers(monkeypatch: pytest.MonkeyPatch, seconds: float, used: Callable[[int], int]) -> None:
+    """A worker hangs after ``seconds`` without ``used`` CPU time; the spawner may take longer to fork it."""
 
     def look(pid: int) -> int:
         monkeypatch.setattr(new_worker_module, "TIMEOUT", seconds)
-        return ticks(pid)
+        return used(pid)
 
-    monkeypatch.setattr(new_worker_module, "cpu_ticks", look)
+    monkeypatch.setattr(new_worker_module, "cpu_time", look)
 
 
 @pytest.mark.usefixtures("hasty")
