@@ -209,6 +209,7 @@ class _Verifier:
 
     def verify(self, start: int, end: int) -> None:
         """Compare the bytes from ``start`` to ``end`` that exist; raises TargetError."""
+        self._require(end)
         if self._hands is not None and self._hands.do(start, end) is not None:
             self._findings.count(end - start, 0)
             return
@@ -219,9 +220,12 @@ class _Verifier:
                 compared += high - low
         except OSError as error:
             raise TargetError.from_os(error, f"read {self._target.path}") from error
-        if self._target.size() < end:  # what was cut off looks like a hole
-            raise truncated(self._target)
+        self._require(end)  # what was cut off meanwhile looks like a hole
         self._findings.count(compared, end - start - compared)
+
+    def _require(self, end: int) -> None:
+        if self._target.size() < end:
+            raise truncated(self._target)
 
     def _present(self, start: int, end: int) -> Iterator[Span]:
         if self._target.allocated() == 0:
