@@ -113,9 +113,9 @@ class _Client(ExecClient):  # type: ignore[misc]  # ClusterShell has no types
     def _handle_read(self, sname: str) -> None:
         if sname == PROCESS:
             raise EngineClientEOF
+        stream = self.streams[sname]  # a message of a gateway may end the client
         for line in self._readlines(sname):
             self.worker.eh.ev_read(self.worker, self.key, sname, line)
-        stream = self.streams[sname]
         if len(stream.rbuf) > LINE_MOST:
             stream.rbuf = b""
             self.worker.eh.ev_read(self.worker, self.key, sname, TOO_LONG.encode())
