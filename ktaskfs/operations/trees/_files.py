@@ -36,8 +36,12 @@ FILES_MAX: Final = 1 << 24
 """Files that one task takes: the list has some 60 bytes of each."""
 ALIGN: Final = 2 << 20
 """Edges inside a file are multiples of it: the cache may hold so much in one piece, and drops all of that or none."""
+TOTAL_MAX: Final = 2**64 - 1
+"""Units of all files: sparse files can have 2^63 bytes each."""
 KIND_SHIFT: Final = 12
 """Bits below the kind in st_mode."""
+_TIMES: Final = 2**64
+"""Times are kept modulo this number of ns: filesystems know years after 2262, and before 1677."""
 
 
 class TreeParameters(TaskParameters):
@@ -85,8 +89,8 @@ class Which(NamedTuple):
 class FileList:
     """The regular files of a tree, in the order of the walk, which is done at once.
 
-    Raises TargetError: E2BIG for more than FILES_MAX files, ECANCELED if nobody waits any more, and what the system
-    says if the directory itself cannot be read.
+    Raises TargetError: E2BIG for more than FILES_MAX files, EFBIG for more than TOTAL_MAX units, ECANCELED if nobody
+    waits any more, and what the system says if the directory itself cannot be read.
     """
 
     def __init__(self, kernel: Kernel, tree: Tree, path: str, which: Which) -> None:
@@ -99,10 +103,13 @@ class FileList:
         self._ends = array("Q")
         self._line = Line(self._ends)
         self._sizes = array("Q")
-        self._times = array("q")
+        self._times = array("Q")
         self._kinds = bytearray()
         self.allocated = 0
         """Bytes that the files have without their holes; too little where the filesystem compresses them."""
+        device = os.fstat(tree.fd).st_dev
+        self.on_one_device = True
+        """Whether all files have the device of the directory: others may be of another filesystem."""
         self._names = bytearray()
         self._name_ends = array("Q")
         self._directories: list[str] = []
@@ -121,9 +128,12 @@ class FileList:
             encoded = os.fsencode(name)
             size = self._size_of(status)
             total += -(-size // which.unit) + which.cost
+            if total > TOTAL_MAX:
+                raise TargetError(f"the files of {path} are too large for one task", errno=errno.EFBIG)
             self._ends.append(total)
             self._sizes.append(size)
-            self._times.append(status.st_mtime_ns)
+            self._times.append(status.st_mtime_ns % _TIMES)
+            self.on_one_device &= status.st_dev == device
             self._kinds.append(stat.S_IFMT(status.st_mode) >> KIND_SHIFT)
             self.allocated += min(size, status.st_blocks * 512)
             self._names += encoded
@@ -173,7 +183,7 @@ class FileList:
 
     def is_as_found(self, index: int, status: os.stat_result) -> bool:
         """Whether ``status`` has the size and the time of change that the file had when it was found."""
-        return (status.st_size, status.st_mtime_ns) == (self._sizes[index], self._times[index])
+        return (status.st_size, status.st_mtime_ns % _TIMES) == (self._sizes[index], self._times[index])
 
     def path(self, index: int) -> str:
         """The path of a file below the directory; ``.`` if the tree is one file."""

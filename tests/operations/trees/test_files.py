@@ -178,6 +178,34 @@ def test_what_changes_the_fingerprint(tmp_path: Path) -> None:
     assert len(set(found)) == len(found) == 7
 
 
+def test_times_of_any_year(area: Path, root: None) -> None:
+    """Anybody may set such times: tmpfs, XFS, btrfs and ext4 keep some of them."""
+    with filesystems.tmpfs(area / "old", MIB) as top:
+        for year, second in {"1500": -14831769600, "1969": -1, "2400": 13569465600}.items():
+            (top / year).touch()
+            os.utime(top / year, ns=(0, second * 10**9 + 5))
+        with listed(top) as files:
+            assert len(files) == 3
+            for index in range(3):
+                path = top / files.path(index)
+                assert files.is_as_found(index, path.stat())
+                os.utime(path, ns=(0, 6))
+                assert not files.is_as_found(index, path.stat())
+
+
+def test_more_bytes_than_positions(area: Path, root: None) -> None:
+    with filesystems.tmpfs(area / "sparse", MIB) as top:
+        for name in ("a", "b"):
+            (top / name).touch()
+            os.truncate(top / name, 2**63 - 1)
+        with pytest.raises(TargetError) as caught, listed(top):
+            pass
+        assert caught.value.errno == errno.EFBIG
+        (top / "b").unlink()
+        with listed(top) as files:
+            assert files.total == 2**63 - 1 + COST
+
+
 def test_a_walk_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     kernel = Kernel.open()
