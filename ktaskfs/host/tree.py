@@ -92,8 +92,9 @@ def _error(number: int) -> OSError:
 class Tree(NamedTuple):
     """Everything below ``fd``, the descriptor of a directory, of one regular file, or of one block device.
 
-    ``cross_mounts``: enter other filesystems that are mounted there. ``links``: follow links, even out of the tree, but
-    not magic links of /proc. Otherwise no link is followed, and no path leads out of the tree.
+    ``cross_mounts``: enter directories that are mounted there; a file that is mounted on a file is always in the tree,
+    as for cp -x, rsync -x and tar --one-file-system. ``links``: follow links, even out of the tree, but not magic links
+    of /proc. Otherwise no link is followed, and no path leads out of the tree.
     """
 
     fd: int
@@ -114,9 +115,27 @@ class Tree(NamedTuple):
             os.close(handle)
 
     def open(self, path: str) -> int:
-        """An O_PATH descriptor of that path in the tree; raises OSError: EXDEV for another mount, ELOOP."""
+        """An O_PATH descriptor of that path in the tree; raises OSError: EXDEV for a mounted directory and all in it,
+        ELOOP."""
         if path == "." and self.is_file:
             return os.dup(self.fd)
+        try:
+            return self._open_inside(path)
+        except OSError as error:
+            if error.errno != errno.EXDEV or self.cross_mounts:
+                raise
+        above, name = os.path.split(path)
+        directory = self._open_inside(above or ".")
+        try:
+            handle = os.open(name, _OPEN, dir_fd=directory)
+        finally:
+            os.close(directory)
+        if stat.S_IFMT(os.fstat(handle).st_mode) in (stat.S_IFDIR, stat.S_IFLNK):
+            os.close(handle)
+            raise _error(errno.EXDEV)
+        return handle
+
+    def _open_inside(self, path: str) -> int:
         if not self.links:
             return open_beneath(self.fd, path, cross_mounts=self.cross_mounts)
         handle = _open_following(self.fd, path)

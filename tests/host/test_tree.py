@@ -108,6 +108,32 @@ def test_mounts_below(opener: Opener, top: Path, root: None, kind: str) -> None:
         subprocess.run(["umount", target], check=True)
 
 
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("has_openat2", [False, True])
+def test_a_file_mounted_on_a_file_is_in_the_tree(
+    top: Path, monkeypatch: pytest.MonkeyPatch, root: None, links: bool, has_openat2: bool
+) -> None:
+    """A mounted directory is not, with everything below it."""
+    if not has_openat2:
+        monkeypatch.setattr(syscalls, "openat2", missing)
+    (top / "c").mkdir()
+    (top / "d").touch()
+    directory = os.open(top, os.O_PATH)
+    found = tree.Tree(directory, cross_mounts=False, links=links)
+    for source, target in ((top / "a/b", top / "c"), (top.parent / "outside", top / "d")):
+        subprocess.run(["mount", "--bind", source, target], check=True)
+    try:
+        assert found.status("d").st_ino == (top.parent / "outside").stat().st_ino
+        for path in ("c", "c/file"):
+            with pytest.raises(OSError, match="cross-device") as caught:
+                found.open(path)
+            assert caught.value.errno == errno.EXDEV
+    finally:
+        for name in ("c", "d"):
+            subprocess.run(["umount", top / name], check=True)
+        os.close(directory)
+
+
 @both
 def test_a_directory_that_may_not_be_searched(opener: Opener, top: Path, root: None) -> None:
     (top / "a").chmod(0o700)

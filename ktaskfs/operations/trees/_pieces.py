@@ -89,7 +89,7 @@ class PieceWork(ABC):
         self.files = files
         self.report = TreeReport(files)
         self._turns = ThreadTurns()
-        self._overlay = None if files.tree.cross_mounts else _is_overlay(files.tree.fd)  # else each file's own
+        self._overlay = _is_overlay(files.tree.fd) if files.on_one_device else None  # then each file's own
 
     def chunk(self, start: int, end: int) -> None:
         """Do the files between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""

@@ -57,12 +57,10 @@ class TreeReport:
         """A FIFO, a device or the like was skipped, which is not a failure."""
         self._skip(index, SPECIAL)
 
-    def pass_over(self, index: int, *, mounts: int) -> None:
-        """A file lies in a mounted filesystem, which is no failure; ``mounts`` is 1 if that is not counted yet."""
+    def pass_over(self, index: int) -> None:
+        """A file lies in a mounted filesystem, which is no failure, and is counted in ``mounts``."""
         with self._lock:
-            if not self._marks[index] & SKIPPED:
-                self._marks[index] |= SKIPPED
-                self._mounts += mounts
+            self._marks[index] |= SKIPPED
 
     def skip(self, index: int, error: OSError) -> None:
         """A file, or its rest, was skipped. Raises TargetError if a system call is missing for all files."""

@@ -111,23 +111,11 @@ class _Comparer:
             marks = self._compare(piece)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                self._report.pass_over(piece.file, mounts=int(self._is_mounted(piece.file)))
+                self._report.pass_over(piece.file)
             else:
                 self._report.skip(piece.file, error)
         else:
             self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
-
-    def _is_mounted(self, index: int) -> bool:
-        """Whether a file is itself a mount, which no walk counts, and does not lie below one."""
-        if self._files.kind(index) == stat.S_IFDIR:
-            return False
-        above = os.path.dirname(self._files.path(index)) or "."
-        try:
-            for each in (self._files, self._others):
-                os.close(each.tree.open(above))
-        except OSError:
-            return False
-        return True
 
     def _compare(self, piece: Piece) -> int:
         """The marks of a piece's file."""
