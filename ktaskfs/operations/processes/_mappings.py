@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -83,19 +84,26 @@ class MappedPages:
     def each(self, start: int, end: int, verb: str, work: Callable[[int, int], T]) -> Iterator[tuple[int, T]]:
         """The number of each mapping between two positions, and the result of ``work`` for its addresses there.
 
-        The process exists before and afterwards, so its number was not reused. Raises TargetError; its message has
+        The process lives before and afterwards, so its number was not reused. Raises TargetError; its message has
         ``verb``.
         """
         for piece in self.addresses.pieces(start, end):
             try:
-                self.process.read("stat")
+                self._require_alive()
                 found = work(piece.start, piece.end)
-                self.process.read("stat")
+                self._require_alive()
             except (ProcessLookupError, FileNotFoundError) as error:
                 raise ended(self.process) from error
             except OSError as error:
+                if error.errno == errno.EINVAL:  # its memory is gone: find_mm_struct in mm/migrate.c
+                    raise ended(self.process) from error
                 raise TargetError.from_os(error, f"{verb} pages of process {self.process.pid}") from error
             yield piece.mapping, found
+
+    def _require_alive(self) -> None:
+        """Raises OSError: ESRCH also for a zombie, which has no pages."""
+        if self.process.read("stat").rpartition(") ")[2][0] in "ZX":
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 def open_pages(preparation: Preparation[P]) -> MappedPages:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -120,6 +121,20 @@ def test_a_process_that_ends_meanwhile(runner: Runner, root: None) -> None:
     with victim(size=HUGE) as process:
         plan = runner.prepare("survey", pid=process.pid)
         process.close()
+        with pytest.raises(TaskError, match=f"process {process.pid} has ended"):
+            runner.work(plan)
+
+
+@pytest.mark.usefixtures("scans")
+@pytest.mark.parametrize(("operation", "texts"), [("survey", {}), ("migrate", {"nodes": 0})])
+def test_a_process_whose_parent_does_not_notice_its_end(
+    runner: Runner, root: None, operation: str, texts: dict[str, object]
+) -> None:
+    """A zombie has no memory: a table of zeros would not be what was asked for."""
+    with victim(size=HUGE) as process:
+        plan = runner.prepare(operation, pid=process.pid, **texts)
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(TaskError, match=f"process {process.pid} has ended"):
             runner.work(plan)
 
