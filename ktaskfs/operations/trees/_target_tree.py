@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_PERMISSIONS: Final = 0o777
-_SET_ID: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_PERMISSIONS: Final = 0o1777
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _INCOMPLETE: Final = 0o1600
 """The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one. A
 filesystem without modes, such as vfat, may ignore chmod(2) without an error: there the file is a byte too long."""

@@ -231,6 +231,10 @@ def test_as_another_user(runner: Runner, source: Path, disk: Path, root: None) -
     assert "\nEACCES d0\n" in text
     status = (disk / "theirs/copy/tool").stat()
     assert (status.st_uid, oct(status.st_mode)) == (65534, oct(stat.S_IFREG | 0o755))
+    (source / "d2").chmod(0o3777)
+    os.chown(source / "d2", 65534, 65534)
+    copied(runner, source, disk / "mine")
+    assert stat.S_IMODE((disk / "mine/d2").stat().st_mode) == 0o1777, "others may not remove files there either"
     (disk / "closed").mkdir(0o755)
     assert as_nobody(lambda: runner.refused("copy", source=source, path=disk / "closed").errno) == errno.EACCES
 
@@ -242,6 +246,24 @@ def test_other_mounts_are_left_out(runner: Runner, disk: Path, root: None) -> No
         assert copied(runner, disk / "source", disk / "apart")["mounts"] == 1
         assert copied(runner, disk / "source", disk / "across", cross_mounts=1)["files"] == 1
         assert (disk / "across/below/mounted/file").exists()
+
+
+@pytest.mark.parametrize("links", [0, 1])
+def test_a_file_that_is_mounted_on_a_file_is_copied(runner: Runner, disk: Path, links: int, root: None) -> None:
+    """As by cp -x, rsync -x and tar --one-file-system."""
+    for name in ("source/point", "source/rest", "other"):
+        make(disk / name)
+    source, path = disk / "source", disk / "copy"
+    subprocess.run(["mount", "--bind", disk / "other", disk / "source/point"], check=True)
+    try:
+        assert copied(runner, source, path, links=links)["mounts"] == 0
+        assert (disk / "copy/point").read_bytes() == (disk / "other").read_bytes()
+        assert "\ndiffers 0\n" in runner.result(runner.prepare("compare", source=source, path=path, links=links))
+        for operation in ("prefetch", "evict"):
+            result = parsed(runner.result(runner.prepare(operation, path=source, links=links)))
+            assert (result["files"], result["mounts"]) == (2, 0)
+    finally:
+        subprocess.run(["umount", disk / "source/point"], check=True)
 
 
 @pytest.mark.parametrize("make", ["mkfs.xfs", "mkfs.btrfs"])
