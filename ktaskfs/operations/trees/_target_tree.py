@@ -7,9 +7,10 @@ import errno
 import os
 import stat
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import TargetError, undo_after
 from ktaskfs.host.target import FilesystemType, directory_as_target
 from ktaskfs.host.tree import Tree
 from ktaskfs.operations.trees._target_checks import require_usable
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW: Final = _OLD | os.O_CREAT | os.O_EXCL
 _PERMISSIONS: Final = 0o1777
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _INCOMPLETE: Final = 0o1600
@@ -44,7 +46,11 @@ class TargetTree:
         """Whether an earlier run has made files in it."""
         parent, name = os.path.split(path)
         self._name = name or "."
-        self._growing = threading.Lock()
+        self._growing = threading.Lock()  # held while a file of which several threads copy parts is made, or grows
+        self._begun: set[str] = set()
+        """Such files that this run has opened; guarded by _growing."""
+        self._owner = os.geteuid()
+        """The owner of new files: of vfat, NFS and sshfs perhaps another user."""
         self.made = False
         try:
             self._parent = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,8 +75,23 @@ class TargetTree:
         self._tree = Tree(self.fd, cross_mounts=False)
         if not self.made:
             require_usable(self._kernel, self.fd, self.path, empty=not self.filled)
+        if self.filled:
+            self._find_owner()
         self.kind = directory_as_target(self.fd, self.path)
         self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS
+
+    def _find_owner(self) -> None:
+        """Look at a new file, because those of an earlier run are the caller's own, whoever they belong to."""
+        name = f".ktaskfs-{os.urandom(8).hex()}"
+        try:
+            fd = os.open(name, _NEW, 0o600, dir_fd=self.fd)
+            try:
+                self._owner = os.fstat(fd).st_uid
+            finally:
+                os.close(fd)
+                os.unlink(name, dir_fd=self.fd)
+        except OSError as error:
+            raise TargetError.from_os(error, f"create a file in {self.path}") from error
 
     def keep(self) -> None:
         """Something was copied: keep the directory."""
@@ -116,37 +137,68 @@ class TargetTree:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
         ``replace``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
-        EEXIST for a foreign entry: a link to another place, another user's file, a file with several names.
+        EEXIST for what this task has not made: a file of another task or user, a link to another place, a file with
+        several names, and a file of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
-            try:
-                fd = self._open_file(name, parent, replace=replace)
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
-                raise
+            with contextlib.nullcontext() if replace else self._growing:
+                return self._open_file(path, name, parent, size, replace=replace)
         finally:
             os.close(parent)
+
+    def _open_file(self, path: str, name: str, parent: int, size: int, *, replace: bool) -> int:
+        made = True
+        try:
+            fd = os.open(name, _NEW, 0o600, dir_fd=parent)
+        except FileExistsError:
+            if not self.filled and path not in self._begun:
+                raise
+            fd, made = self._open_existing(name, parent, replace=replace)
         try:
             status = os.fstat(fd)
-            if not _is_own(status):
+            if made:
+                self._owner = status.st_uid
+            elif not self._is_own(status):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             if replace:
                 os.ftruncate(fd, self._size(size))
             else:
                 self._grow(fd, self._size(size))
-        except BaseException:
+                self._begun.add(path)
+        except BaseException as error:
             os.close(fd)
+            if made:
+                undo_after(error, partial(os.unlink, name, dir_fd=parent))
             raise
         return fd
 
-    def _grow(self, fd: int, size: int) -> None:
-        """Make the file at least ``size`` bytes long; one that another thread has marked stays longer."""
+    def has_begun(self, path: str) -> bool:
+        """Whether this run has opened a file of which several threads copy parts."""
         with self._growing:
-            if os.fstat(fd).st_size < size:
-                os.ftruncate(fd, size)
+            return path in self._begun
+
+    def _open_existing(self, name: str, parent: int, *, replace: bool) -> tuple[int, bool]:
+        """The file, and whether it is a new one in the place of an unwritable one."""
+        try:
+            return os.open(name, _OLD, dir_fd=parent), False
+        except PermissionError:
+            if not replace or not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                raise
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            raise
+        os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
+        return os.open(name, _NEW, 0o600, dir_fd=parent), True
+
+    @staticmethod
+    def _grow(fd: int, size: int) -> None:
+        """Make the file at least ``size`` bytes long; one that another thread has marked stays longer. Call it with
+        ``_growing``."""
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
 
     def mark_incomplete(self, fd: int, size: int) -> bool:
         """Mark an open file of ``size`` bytes, of which a part could not be copied, for the end of the task or a
@@ -157,7 +209,7 @@ class TargetTree:
         with contextlib.suppress(OSError):
             os.fchmod(fd, _INCOMPLETE)
         if not self._is_marked(os.fstat(fd), size):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._growing:
                 self._grow(fd, size + 1)
         return self._is_marked(os.fstat(fd), size)
 
@@ -166,28 +218,15 @@ class TargetTree:
         os.ftruncate(fd, self._size(size))
         os.fchmod(fd, 0o600)
 
+    def _is_own(self, status: os.stat_result) -> bool:
+        return stat.S_ISREG(status.st_mode) and status.st_uid == self._owner and status.st_nlink == 1
+
     def _is_marked(self, status: os.stat_result, size: int) -> bool:
         return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size > self._size(size)
 
     def _size(self, size: int) -> int:
         """The size of the copy of a file of ``size`` bytes."""
         return Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
-
-    def _open_file(self, name: str, parent: int, *, replace: bool) -> int:
-        try:
-            return os.open(name, _FILE, 0o600, dir_fd=parent)
-        except PermissionError as error:
-            if not self.filled or not replace:
-                raise
-            refused = error
-        try:
-            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:  # the directory itself is unwritable
-            raise refused from None
-        if not _is_own(status):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        os.unlink(name, dir_fd=parent)  # an earlier run completed it, but was killed before it reported that
-        return os.open(name, _FILE, 0o600, dir_fd=parent)
 
     def remove_incomplete(self, path: str, size: int) -> None:
         """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
@@ -201,7 +240,7 @@ class TargetTree:
         try:
             parent = self.directory(above)
             try:
-                if not _is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                if not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
                     return False
                 os.unlink(name, dir_fd=parent)
             finally:
@@ -221,14 +260,14 @@ class TargetTree:
         if kind != stat.S_IFREG:
             return stat.S_IFMT(status.st_mode) != kind
         complete = status.st_size == self._size(size) and not self._is_marked(status, size)
-        return not (_is_own(status) and complete)
+        return not (self._is_own(status) and complete)
 
     def dress_file(self, path: str, status: os.stat_result) -> None:
         """Give a complete file mode and times. Raises OSError: EEXIST for a foreign entry."""
         handle = self._tree.open(path)
         try:
             mine = os.fstat(handle)
-            if not _is_own(mine):
+            if not self._is_own(mine):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError:  # an earlier run has perhaps made it unreadable
@@ -279,10 +318,6 @@ def dress(fd: int, status: os.stat_result) -> None:
 def _mode(mine: os.stat_result, status: os.stat_result) -> int:
     same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
     return stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0))
-
-
-def _is_own(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
 
 
 def _times(status: os.stat_result) -> tuple[int, int]:

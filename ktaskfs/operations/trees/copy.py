@@ -53,7 +53,7 @@ SMALL: Final = 128 << 10
 """Bytes of a small file: from 150 KiB on, two threads are as quick as one."""
 ONE_THREAD: Final = 32 << 20
 """A file up to so many bytes is copied by one thread, and is a part of a larger file: ``FileData`` says why."""
-FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EFBIG})
+FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM})
 """Errors that the next file would get, too."""
 
 
@@ -79,11 +79,11 @@ class Copy(Operation[CopyParameters]):
     target = "a directory"
     description = (
         "Copy the contents of the directory source into path, a new or empty directory: files with their holes, "
-        "directories, and links as links (links=1 copies their targets). Keeps modes and times, but not owners, hard "
-        "links, ACLs and extended attributes; skips FIFOs and devices. On hugetlbfs each file has whole pages. The "
-        "result has the counts and the skipped files; the task fails if it skips anything but FIFOs and devices. With "
-        "digest, the result begins with a list for the tool's -c, and has the rest as comments; with out, that file "
-        "has the list."
+        "directories, and links as links (links=1 copies their targets). Keeps modes and modification times, but not "
+        "owners, hard links, ACLs and extended attributes; skips FIFOs and devices. On hugetlbfs each file has whole "
+        "pages. The result has the counts and the skipped files; the task fails if it skips anything but FIFOs and "
+        "devices. With digest, the result begins with a list for the tool's -c, and has the rest as comments; with "
+        "out, that file has the list."
     )
     units = BYTES
     parameters = CopyParameters
@@ -161,9 +161,11 @@ class _Copier:
                 self._copy(piece)
         except OSError as error:
             if error.errno in FATAL:
-                where = f"{self._target.path}/{self._files.path(piece.file)}"
-                raise TargetError.from_os(error, f"copy to {where}") from error
+                raise self._failure(self._files.path(piece.file), error) from error
             self._report.skip(piece.file, error)
+
+    def _failure(self, path: str, error: OSError, why: str = "") -> TargetError:
+        return TargetError.from_os(error, f"copy to {self._target.path}/{path}{why}")
 
     def _pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The ranges between two positions; with digests, which cannot be combined, the whole files that begin
@@ -205,7 +207,12 @@ class _Copier:
         with contextlib.ExitStack() as stack:
             if whole:  # of an unreadable source there is no copy
                 source = self._opened(piece.file, stack)
-            target = self._target.file(path, piece.size, replace=whole)
+            try:
+                target = self._target.file(path, piece.size, replace=whole)
+            except OSError as error:
+                if self._target.has_begun(path):  # its other parts are there
+                    raise self._failure(path, error) from error
+                raise
             stack.callback(os.close, target)
             try:
                 if not whole:
@@ -213,15 +220,15 @@ class _Copier:
                 if self._finishing and not self._target.mark_incomplete(target, piece.size):  # this is no chunk
                     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 status = self._copy_piece(source, target, piece)
+                os.close(os.dup(target))  # NFS and FUSE report only now what they could not write
                 if self._finishing:
                     self._target.unmark(target, piece.size)
             except OSError as error:
-                known = error.errno in FATAL  # after which a resume repeats the chunk
-                known = known or (whole and self._target.remove(path))
+                known = whole and self._target.remove(path)
+                known = known or error.errno in FATAL  # after which a resume repeats the chunk
                 if not known and not self._target.mark_incomplete(target, piece.size):
-                    where = f"{self._target.path}/{path}"
-                    words = f"copy to {where}, where the filesystem keeps no mark of an incomplete file"
-                    raise TargetError.from_os(error, words) from error
+                    why = ", where the filesystem keeps no mark of an incomplete file"
+                    raise self._failure(path, error, why) from error
                 raise
             if whole:
                 dress(target, status)
@@ -286,7 +293,8 @@ class _Copier:
             except OSError as error:
                 if error.errno != errno.EXDEV:  # another filesystem is mounted there, which has been counted
                     self._report.skip(index, error)
-        self._dress_directory("")
+        with contextlib.suppress(PermissionError):  # it was there, and belongs to somebody else
+            self._dress_directory("")
         report = self._report
         counts = {name: report.sums[name] for name in ("bytes", "directories", "links")}
         files = report.marked(DONE) - counts["directories"] - counts["links"]

@@ -1,0 +1,153 @@
+"""``copy`` of a directory: targets that are peculiar, or not the task's alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import resource
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktaskfs.errors import KtaskfsError
+from ktaskfs.ktask import Job, TaskError
+from tests.operations.trees.ground import as_nobody, make, parsed
+from tests.operations.trees.test_copy import failed, traits
+from tests.operations.trees.test_copy_resume import rows, with_large
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.runner import Runner
+
+__all__ = ["with_large"]
+
+MIB = 1 << 20
+
+
+def in_one_thread(runner: Runner, **texts: object) -> Job:
+    """All chunks of a run that is killed before its end."""
+    plan = runner.prepare("copy", **texts)
+    least = plan.control.min_chunk_size
+    return Job(plan.nodes, dataclasses.replace(plan.control, max_threads=1, max_chunk_size=least))
+
+
+def test_names_that_are_one_on_the_target(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on vfat: no file of the copy takes the place of another one."""
+    for name in ("a", "A"):
+        make(disk / "source" / name)
+    real = os.open
+
+    def fold(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        return real("a" if path == "A" and flags & os.O_CREAT else path, flags, mode, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fold)
+        (row,) = rows(failed(runner, source=disk / "source", path=disk / "copy"))
+    reason, skipped = row.split()
+    assert reason == "EEXIST"
+    kept = {"a": "A", "A": "a"}[skipped]
+    assert (disk / "copy/a").read_bytes() == (disk / "source" / kept).read_bytes()
+
+
+def test_two_tasks_do_not_mix_their_files(runner: Runner, disk: Path) -> None:
+    """The directory was empty when both began."""
+    for name in ("one", "two"):
+        make(disk / name / "file")
+    plans = [runner.prepare("copy", source=disk / name, path=disk / "copy") for name in ("one", "two")]
+    runner.work(plans[0])
+    with pytest.raises(KtaskfsError) as caught:
+        runner.work(plans[1])
+    assert caught.value.errno == errno.EEXIST
+    assert (disk / "copy/file").read_bytes() == (disk / "one/file").read_bytes()
+
+
+def test_new_files_that_belong_to_somebody_else(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS with root_squash, or vfat with uid=: to this task they are not those of its caller."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    runner.run("copy", **texts)
+    assert traits(disk / "copy") == traits(with_large)
+    os.truncate(disk / "copy/large", 5)
+    (disk / "copy/small").unlink()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_directory_of_somebody_else_is_filled_and_keeps_its_mode(
+    runner: Runner, with_large: Path, disk: Path, root: None
+) -> None:
+    theirs = disk / "theirs"
+    theirs.mkdir()
+    theirs.chmod(0o1777)
+    text = as_nobody(lambda: runner.result(runner.prepare("copy", source=with_large, path=theirs)))
+    assert (parsed(text)["files"], parsed(text)["skipped"]) == (2, 0)
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o1777
+    assert (theirs / "large").read_bytes() == (with_large / "large").read_bytes()
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 40 * MIB])
+def test_a_file_that_is_too_large_for_the_target_is_left_out(runner: Runner, disk: Path, size: int) -> None:
+    """The next one need not be, and nothing of it stays."""
+    for name in ("first", "huge", "last"):
+        make(disk / "source" / name)
+    os.truncate(disk / "source/huge", size)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
+    try:
+        named = rows(failed(runner, source=disk / "source", path=disk / "copy"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert named == {"EFBIG huge"}
+    assert sorted(os.listdir(disk / "copy")) == ["first", "last"]
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_what_only_close_reports_is_no_complete_file(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As on NFS, where the data was lost by then. The run is killed before its end, and resumed."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    copy, real, errors = disk / "copy" / name, os.close, iter([errno.EIO])
+
+    def close(fd: int) -> None:
+        where = os.readlink(f"/proc/self/fd/{fd}")
+        real(fd)
+        if where == str(copy) and (number := next(errors, 0)):
+            with copy.open("r+b") as file:
+                file.write(bytes(4096))
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        in_one_thread(runner, **texts).run()
+    assert next(errors, None) is None
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_large_file_that_gets_a_second_name_meanwhile(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second part is refused then. A resume copies that part, when the name is gone."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    other, real = disk / "other", os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        if os.readlink(f"/proc/self/fd/{source}").endswith("large") and not other.exists():
+            os.link(disk / "copy/large", other)
+        return real(target, source, position, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sendfile", sendfile)
+        with pytest.raises(TaskError) as caught:
+            in_one_thread(runner, **texts).run()
+    assert isinstance(caught.value.error, KtaskfsError)
+    assert caught.value.error.errno == errno.EEXIST
+    other.unlink()
+    runner.run("copy", caught.value.outcome.remaining(), **texts)
+    assert traits(disk / "copy") == traits(with_large)
