@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from ktaskfs.errors import TargetError
 from ktaskfs.host.buffer import Block
 from ktaskfs.host.presence import data_extents, next_page
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
@@ -43,6 +44,9 @@ MAX_CHUNK: Final = 64 << 20
 """Zeroing runs at 20 GiB/s a thread: chunks of 64 MiB take 3 ms, those of 16 MiB were a tenth slower."""
 ALIGN: Final = 2 << 20
 """Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
+
+CUTS_MAX: Final = 8
+"""How often one of many files may become shorter during one chunk."""
 
 
 class Content(NamedTuple):
@@ -102,12 +106,9 @@ def _prepare_many(preparation: Preparation[P], source: Content, *, report: Calla
 
     def overwrite(start: int, end: int) -> None:
         for _, target, piece in files.pieces(start, end):
-            within = Span(piece.start, min(piece.end, target.size()))
-            with contextlib.closing(guarded_pages(target, within)) as pages:
-                writer = _Overwriter(preparation.kernel, source, target, pages)
-                writer.overwrite(within.start, within.end)
+            size = _overwrite_rest(preparation.kernel, source, target, piece)
             with lock:
-                written["bytes"] += writer.written
+                written["bytes"] += size
 
     def finish(outcome: Outcome) -> str:
         return report(written["bytes"]) + files.text
@@ -116,6 +117,27 @@ def _prepare_many(preparation: Preparation[P], source: Content, *, report: Calla
     align = min(files.page_size, ALIGN)
     control = preparation.control(overwrite, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
     return preparation.plan(nodes, control, finish)
+
+
+def _overwrite_rest(kernel: Kernel, source: Content, target: Target, piece: Span) -> int:
+    """Overwrite what the file has of ``piece``; returns the bytes written. Raises TargetError.
+
+    The owner of one of many files may cut it meanwhile, and does not stop the task with that.
+    """
+    for cuts in range(CUTS_MAX + 1):
+        within = Span(piece.start, min(piece.end, target.size()))
+        if within.size <= 0:
+            break
+        with contextlib.closing(guarded_pages(target, within)) as pages:
+            writer = _Overwriter(kernel, source, target, pages)
+            try:
+                writer.overwrite(within.start, within.end)
+            except TargetError as error:
+                if error.errno != errno.ENXIO or cuts == CUTS_MAX:
+                    raise
+            else:
+                return writer.written
+    return 0
 
 
 class _Overwriter:

@@ -14,6 +14,7 @@ from ktaskfs.errors import Finding, InvalidValue, NotSupported, TargetError
 from ktaskfs.host.target import Target, open_target
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.ranges import _many, free
+from ktaskfs.operations.ranges._overwrite import _Overwriter
 from ktaskfs.span import Node
 from tests.support import filesystems
 from tests.support.holding import used
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ktaskfs.host.kernel import Kernel
+    from ktaskfs.host.mapping import Mapping
     from tests.support.hugepages import TestPool
     from tests.support.runner import Runner
 
@@ -206,6 +208,28 @@ def test_a_file_that_is_replaced_by_something_else_stops_nothing(
         other.symlink_to(disk / "file")
         (disk / "file").write_bytes(b"x")
         assert counts(runner.result(plan))["gone"] == 1
+
+
+@pytest.mark.parametrize("operation", ["clear", "fill"])
+def test_a_file_that_is_cut_while_it_is_overwritten_stops_nothing(
+    runner: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    unit = max(place.unit, HUGE)
+    first, second, *_ = files_in(place)
+    write = _Overwriter._write
+
+    def cut(writer: _Overwriter, mapping: Mapping, position: int, end: int) -> int:
+        if writer._target.path == str(second) and second.stat().st_size > unit:
+            os.truncate(second, unit)
+        return write(writer, mapping, position, end)
+
+    more, byte = ({"pattern": "5a"}, 0x5A) if operation == "fill" else ({}, 0)
+    plan = runner.prepare(operation, path=place.directory / "rtemap_*", **more)
+    monkeypatch.setattr(_Overwriter, "_write", cut)
+    assert counts(runner.result(plan))["files"] == 2
+    assert second.stat().st_size == unit
+    assert is_all(byte, first, 0, unit)
+    assert is_all(byte, second, 0, unit)
 
 
 def test_one_that_cannot_be_removed_keeps_none_of_the_others(runner: Runner, place: Place) -> None:
