@@ -13,6 +13,7 @@ from ktaskfs.fuse.mountpoint import clear_place, filesystems_at
 from tests.attacks.conftest import SOON
 from tests.support.daemon import Mount
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import halt
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def test_a_successor_takes_a_held_mount_away(mount_maker: MountMaker, attack: At
     attack("never.py", "write", str(mount.path / "tasks/control"))
     attack("never.py", "getdents", str(mount.path / "tasks/"))
     attack("never.py", "getdents", str(mount.path))
-    mount.process.send_signal(signal.SIGSTOP)
+    halt(mount.pid)
     waiting = [attack.begin(mount, script) for script in ("cat version", "ls tasks/", "mkdir none", "echo x > events")]
     mount.process.send_signal(signal.SIGKILL)
     mount.process.wait(SOON)

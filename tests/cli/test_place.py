@@ -17,6 +17,7 @@ from ktaskfs.fuse.mountpoint import filesystems_at, vacant
 from tests.support.daemon import ROOT, Mount, interpreter
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import halt
 from tests.support.shell import Outcome, environment, run, shell
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def test_nobody_can_keep_a_mount_away_by_a_lock(
 @pytest.mark.usefixtures("root")
 def test_a_daemon_that_is_stopped_is_not_dead(area: Path, point: Path) -> None:
     first = Mount(point, statedir=area / "state", log=area / "log")
-    first.process.send_signal(signal.SIGSTOP)
+    halt(first.pid)
     try:
         refused(mount("-o", f"statedir={area / 'other'}", point), "is mounted there already, and does not answer")
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
-from tests.support.processes import child_called
+from tests.support.processes import child_called, halt
 from tests.support.slow import start_slow, stop
 from tests.support.terminal import CONTROL_C, Terminal
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def stopped(mount: Mount) -> Iterator[None]:
     """Stops the daemon by SIGSTOP for the time of the block."""
-    os.kill(mount.pid, signal.SIGSTOP)
+    halt(mount.pid)
     try:
         yield
     finally:
@@ -146,13 +146,14 @@ def test_a_start_that_is_not_answered(command: Command, memory: Path) -> None:
 
 
 STOPS: Final = """
-import os, signal, sys
+import os, sys
 from ktaskfs.cli.main import main
+from tests.support.processes import halt
 daemon, name, *words = sys.argv[1:]
 real = getattr(os, name)
 def call(fd, *rest):
     if os.readlink(f"/proc/self/fd/{fd}").startswith(words[2]):
-        os.kill(int(daemon), signal.SIGSTOP)
+        halt(int(daemon))
     return real(fd, *rest)
 setattr(os, name, call)
 sys.exit(main(words))

@@ -23,6 +23,7 @@ import yaml
 from tests.support.daemon import ROOT
 from tests.support.packages import Unavailable, cache, unpacked
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import halt
 from tests.support.shell import environment, run
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def test_an_alert_on_a_daemon_that_hangs(mounted: Mount, server: Server) -> None
     until(lambda: server.values("ktaskfs_build_info") == ["1"], "the metrics are there")
     alert = 'ALERTS{alertname="KtaskfsGone"}'
     until(lambda: server.query(alert) == [], "no scrape is late")
-    os.kill(mounted.pid, signal.SIGSTOP)
+    halt(mounted.pid)
     try:
         until(lambda: server.values("up") == ["0"] and server.query(alert) != [], "the alert is pending")
     finally:

@@ -20,7 +20,7 @@ from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.hugepages import reserved
 from tests.support.memory_files import HUGE, allocated
 from tests.support.poll import DEADLINE, until
-from tests.support.processes import child_called
+from tests.support.processes import child_called, halt
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def test_a_start_that_hangs_is_answered_and_can_be_killed(mounted: Mount, area: 
     )
     try:
         until(lambda: run("cat", str(hung / "version")).status == 0, "the other mount answers")
-        other.send_signal(signal.SIGSTOP)
+        halt(other.pid)
         assert mounted.write("tasks/control", f"clear path={hung}/tasks/none/at/all name=t") == (0, None)
         assert mounted.read("tasks/t/state") == "starting\n"
         assert mounted.write("tasks/t/control", "cancel") == (0, None)

@@ -15,6 +15,7 @@ from ktaskfs.host.holders import Holder, holders_of, is_held, mark, workers_at
 from ktaskfs.host.kernel import Kernel
 from tests.support.forked import run_forked
 from tests.support.holding import USES, used
+from tests.support.processes import halt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def test_a_filesystem_that_does_not_answer_is_not_asked(kernel: Kernel, tmpfs: P
         (mounted.path / "version").open() as stdin,
         subprocess.Popen(["sleep", "60"], stdin=stdin) as process,
     ):
-        mounted.process.send_signal(signal.SIGSTOP)
+        halt(mounted.pid)
         try:
             assert holders_of(kernel, fd) == []
         finally:

@@ -22,6 +22,7 @@ from tests.support import filesystems, huge_holder
 from tests.support.forked import run_forked
 from tests.support.holding import holding
 from tests.support.hugepages import reserved, smallest_pages
+from tests.support.processes import halt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,7 +254,7 @@ def test_who_does_not_answer_is_named_and_keeps_nobody_waiting(
         subprocess.Popen(["sleep", "60"], stdin=stdin) as other,
         holding("memfd", page_size, hugetlbfs) as holder,
     ):
-        mounted.process.send_signal(signal.SIGSTOP)
+        halt(mounted.pid)
         try:
             report = find_holdings(kernel, os.getpid())
         finally:

@@ -1,8 +1,10 @@
-"""Facts about processes; finds one among the children of another."""
+"""Facts about processes; stops one, or finds one among the children of another."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,24 @@ def has_ended(process: psutil.Process) -> bool:
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
+        return True
+
+
+def halt(pid: int) -> None:
+    """Send SIGSTOP, and return when every thread has stopped.
+
+    Until then a thread of a FUSE daemon may take another request, and whoever waits for that cannot be interrupted.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    until(lambda: all(map(_is_stopped, threads.glob("*/stat"))), f"every thread of {pid} has stopped")
+
+
+def _is_stopped(stat: Path) -> bool:
+    """Whether a thread has stopped or ended; proc_pid_stat(5)."""
+    try:
+        return stat.read_text().rpartition(") ")[2][0] in "TtZX"
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
