@@ -11,6 +11,7 @@ hugetlbfs=/dev/hugepages     # the size of its pages is the unit of the GRES
 directory=$hugetlbfs/slurm
 file=$directory/$SLURM_JOB_ID
 task=slurm-$SLURM_JOB_ID
+lock=$directory/.$SLURM_JOB_ID
 
 drain() { # REASON
     scontrol update "NodeName=$SLURMD_NODENAME" State=DRAIN "Reason=${1%%$'\n'*}"
@@ -32,10 +33,12 @@ require_trusted() {
     trusted || drain "ktaskfs: $directory is not a directory that only root may write to"
 }
 
-asked_pages() { # squeue prints only this field, so no word of the user can pass for it
+asked_pages() { # squeue prints only these fields, so no word of the user can pass for one
     local asked count
-    asked=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%b) || return
-    count=$(tr , '\n' <<<"$asked" | sed -nE 's,^gres[:/]hugepages([:=]([0-9]+[A-Za-z]?))?$,=\2,p')
+    # It names all jobs of an array, or parts of a job, whose number this one has.
+    asked=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%A %b') || return
+    count=$(sed -n "s/^$SLURM_JOB_ID //p" <<<"$asked" | tr , '\n' |
+        sed -nE 's,^gres[:/]hugepages([:=]([0-9]+[A-Za-z]?))?$,=\2,p' | tail -n 1) # of several, Slurm takes the last
     [ -z "$count" ] && echo 0 && return
     count=${count#=}
     numfmt --from=iec "$(tr a-z A-Z <<<"${count:-1}")" # without a number it is one page, as in Slurm
@@ -59,6 +62,9 @@ epilog() {
     [ -e $directory ] || return 0
     require_trusted
     [ -e "$file" ] || return 0
+    # Another epilog of the job may be at work, one of slurmd or one by hand.
+    exec 9>"$lock" && flock 9 || drain "ktaskfs: cannot lock $lock"
+    trap 'rm -f "$lock"' EXIT
     # Slurm may have ended a slow prolog or epilog, whose task still runs. Its end does not matter: the file is scrubbed in
     # any case.
     for each in "$task" "$task-*"; do ktaskfs wait --quiet "$each" >/dev/null 2>&1; done

@@ -83,7 +83,7 @@ def _unit(state: Mapping[str, str]) -> str:
     return state.get("Id", UNITS[0]).removesuffix(".service")
 
 
-def _mount_anew(machine: MachineFiles, path: str, *, answers: bool) -> str:
+def _mount_anew(machine: MachineFiles, path: str, *, is_there: bool = True, answers: bool = False) -> str:
     """The command for a mount without the service, with the options of fstab(5) or of its unit, if it has any."""
     place, full = shlex.quote(path), os.path.abspath(path)
     first = f"umount {place} && " if answers else ""
@@ -91,7 +91,7 @@ def _mount_anew(machine: MachineFiles, path: str, *, answers: bool) -> str:
         return f"{first}mount {place}"
     if _systemctl(machine, "show", "--property=FragmentPath", "--value", "--", full).strip():
         return f"systemctl restart {shlex.quote(full)}"
-    return f"{first}ktaskfs mount {place}  # with the options that it had"
+    return f"{first}ktaskfs mount {place}{'  # with the options that it had' if is_there else ''}"
 
 
 def check_mount(machine: MachineFiles, mounted: Mounted, state: Mapping[str, str]) -> Iterator[Diagnosis]:
@@ -102,7 +102,7 @@ def check_mount(machine: MachineFiles, mounted: Mounted, state: Mapping[str, str
     except DaemonAway as error:
         dead = error.errno != errno.ENOENT
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
-        yield Diagnosis("mount", wrong(restart or _mount_anew(machine, mounted.path, answers=False)), text)
+        yield Diagnosis("mount", wrong(restart or _mount_anew(machine, mounted.path, is_there=dead)), text)
         return
     yield Diagnosis("mount", OK, f"{mounted.path} answers")
     if version == VERSION:

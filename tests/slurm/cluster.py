@@ -85,10 +85,19 @@ class Cluster:
         self.hosts[0].sh(f"scontrol update NodeName={node} State=RESUME")
         self.until_idle(node)
 
+    @property
+    def _as_user(self) -> list[str]:
+        ids = [f"--reuid={self.user.uid}", f"--regid={self.user.gid}"]
+        return [*self.hosts[0].prefix, "setpriv", *ids, "--clear-groups"]
+
     def _words(self, nodes: str, script: str, options: Sequence[str]) -> list[str]:
-        as_user = ["setpriv", f"--reuid={self.user.uid}", f"--regid={self.user.gid}", "--clear-groups"]
         srun = ["srun", "--chdir=/", f"--nodelist={nodes}", "--ntasks-per-node=1", *options]
-        return [*self.hosts[0].prefix, *as_user, *srun, "bash", "-c", script]
+        return [*self._as_user, *srun, "bash", "-c", script]
+
+    def batch(self, nodes: str, script: str, *options: str) -> Outcome:
+        """Run a script by sbatch(1) as an ordinary user, and wait for its end; the status is that of the script."""
+        words = ["--wait", "--chdir=/", "--output=/dev/null", f"--wrap={script}", f"--nodelist={nodes}", *options]
+        return run(*self._as_user, "sbatch", *words)
 
     def job(self, nodes: str, script: str, *options: str) -> Outcome:
         """Run a script of bash as an ordinary user on each of the nodes, and wait for its end."""

@@ -65,11 +65,23 @@ def test_a_job_that_asks_for_none_gets_none(cluster: Cluster, name: str) -> None
     assert tasks(cluster.hosts[0]) == before
 
 
-@pytest.mark.parametrize(("count", "pages"), [("hugepages", 1), ("hugepages:2", 2)])
+@pytest.mark.parametrize(("count", "pages"), [("hugepages", 1), ("hugepages:2", 2), ("hugepages:2,hugepages:1", 1)])
 def test_the_number_of_pages(cluster: Cluster, count: str, pages: int) -> None:
     outcome = cluster.job("hv1", "stat --format=%s $HUGEPAGES_FILE", f"--gres={count}")
     assert outcome.out == f"{pages * PAGE}\n", outcome
     cluster.until_idle("hv1")
+
+
+@pytest.mark.parametrize(
+    "options", [["--array=1-2", HALF], [HALF, ":", "--nodelist=hv3", f"--gres=hugepages:{PAGES // 4}"]]
+)
+def test_each_job_of_an_array_or_of_several_parts_gets_its_own_pages(cluster: Cluster, options: list[str]) -> None:
+    """The number of the whole is also the number of one of them: squeue(1) then names all of them."""
+    script = f"test $(stat --format=%s $HUGEPAGES_FILE) = {PAGES // 2 * PAGE}"
+    outcome = cluster.batch("hv1", script, *options)
+    assert outcome.status == 0, outcome
+    cluster.until_idle("hv[1,3]")
+    assert files(cluster.hosts[0]) == []
 
 
 @pytest.mark.parametrize("size", [0, PAGE, 2 * PAGES * PAGE, 1 << 60])
@@ -146,6 +158,19 @@ def test_a_hook_that_was_killed_leaves_nothing(cluster: Cluster, task: str, spec
     host.sh(f"echo max >/run/ktaskfs/tasks/{task}/rate_max; while kill -0 $(cat /run/epilog.pid); do sleep 0.02; done")
     assert (files(host), host.sh("cat /run/epilog")) == ([], "")
     assert figures(host, task)["state"] == "done"
+
+
+def test_two_epilogs_of_one_job_at_the_same_moment(cluster: Cluster) -> None:
+    """As when slurmd runs one, and somebody another by hand. Neither drains the node because of the other."""
+    host, directory = cluster.hosts[0], "/dev/hugepages/slurm"
+    host.sh(f"mkdir -p {directory}")
+    for number in range(801, 811):
+        file = f"{directory}/{number}"
+        host.sh(f"ktaskfs run --quiet --if-exists=replace fallocate path={file} length={PAGES * PAGE} name=pages")
+        epilog = f"SLURM_SCRIPT_CONTEXT=epilog_slurmd SLURM_JOB_ID={number} SLURMD_NODENAME=hv1 {HOOK} 2>&1"
+        both = f"{epilog} >/run/one & {epilog} >/run/other || echo the second failed; wait $! || echo the first failed"
+        assert (host.sh(f"{both}; cat /run/one /run/other"), files(host)) == ("", [])
+        assert figures(host, f"slurm-{number}-scrub")["state"] == "done"
 
 
 @pytest.mark.parametrize("change", ["chown {}", "chmod 777", "chmod 775"])
