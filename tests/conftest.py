@@ -62,11 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if os.getpid() != here:  # a forked child of a test
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        signal.signal(number, lambda *_: None)  # timeout(1) tells its child and then its group: the child twice
         if hasattr(config, "workerinput"):
-            signal.signal(number, lambda *_: None)  # timeout(1) has told it, and the first process tells it again
             config.add_cleanup(lambda: os._exit(pytest.ExitCode.INTERRUPTED))  # instead of waiting for more to do
-        else:
-            signal.signal(number, signal.SIG_DFL)
         if config.pluginmanager.hasplugin("dsession"):
             others = psutil.Process().children()
             for each in others:
