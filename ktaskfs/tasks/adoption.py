@@ -92,7 +92,7 @@ class Adopter:
         with contextlib.ExitStack() as unused:
             unused.callback(os.close, pidfd)
             began = await _start_time(record.pid)
-            if not (self._has_page(record) if began is None else began == record.start_time):
+            if not (began == record.start_time if began and record.start_time else self._has_page(record)):
                 return None
             unused.pop_all()
         return pidfd
