@@ -126,8 +126,9 @@ def stderr_is_journal(environment: Mapping[str, str]) -> bool:
 class JournalHandler(logging.Handler):
     """Logs to the journal by its native protocol; to standard error, with a priority, while it cannot be reached.
 
-    A journal that takes nothing for PATIENCE loses lines until it takes one again, which says how many were dropped:
-    any user can make the daemon log something, and each line that waits holds up the event loop.
+    A journal that takes nothing for PATIENCE loses lines until it takes one again, which says how many were dropped,
+    and is at least a warning: any user can make the daemon log something, and each line that waits holds up the event
+    loop.
     """
 
     def __init__(self, address: str = JOURNAL) -> None:
@@ -142,6 +143,8 @@ class JournalHandler(logging.Handler):
         before = f"lines dropped, because the journal did not take them: {self._dropped}\n" if self._dropped else ""
         text = before + self.format(record)
         priority = PRIORITIES.get(record.levelno, 6)
+        if before:
+            priority = min(priority, PRIORITIES[logging.WARNING])
         fields = {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "ktaskfs"}
         fields |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         self._socket.settimeout(0 if self._dropped else PATIENCE)

@@ -150,9 +150,14 @@ def test_a_manager_or_journal_that_does_not_read_keeps_nobody(
     with contextlib.suppress(BlockingIOError):
         while listener.recv(100, socket.MSG_DONTWAIT):
             pass
-    for words in (b"because the journal did not take them: 20\na line\n", b"MESSAGE\n\6\0\0\0\0\0\0\0a line\n"):
+    for words, priority in (
+        (b"because the journal did not take them: 20\na line\n", b"4"),
+        (b"MESSAGE\n\6\0\0\0\0\0\0\0a line\n", b"6"),
+    ):
         handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line"}))
-        assert words in listener.recv(1 << 16)
+        told = listener.recv(1 << 16)
+        assert words in told
+        assert b"PRIORITY\n\1\0\0\0\0\0\0\0" + priority + b"\n" in told
     handler.close()
 
 

@@ -92,7 +92,8 @@ class Adopter:
         with contextlib.ExitStack() as unused:
             unused.callback(os.close, pidfd)
             began = await _start_time(record.pid)
-            if not (self._has_page(record) if began is None else began == record.start_time):
+            hidden = began is None or record.start_time == 0
+            if not (self._has_page(record) if hidden else began == record.start_time):
                 return None
             unused.pop_all()
         return pidfd

@@ -28,7 +28,7 @@ VERSION: Final = 6
 class Record(NamedTuple):
     """The data needed to show or adopt a task after the daemon's death.
 
-    pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot.
+    pid, start_time: of its worker, None when there is none; start_time in clock ticks after boot, 0 if unknown.
     shape:           slots and ranges of its page.
     caller:          the caller of its worker, if it is queued.
     """

@@ -211,6 +211,7 @@ class TaskService:
         before = task.history
         try:
             task.require({State.NEW}, "start")
+            self._require_settled(task, "start")
             task.require_rights(caller.identity.permitted)
             if spec is not None:
                 task.define(spec.operation, spec.texts)

@@ -17,7 +17,8 @@ _BY_A_MANAGER: Final = ", as when systemd stops a unit: resume does the rest"
 
 
 class WorkerHandle(NamedTuple):
-    """The process that runs a task, identified by its pidfd, and by pid and start time (ticks) for a later daemon.
+    """The process that runs a task, identified by its pidfd, and by pid and start time (ticks, 0 if unknown) for a
+    later daemon.
 
     ``page`` is a descriptor of the shared page. ``ticket`` is the launcher's number for the worker, None if an earlier
     daemon launched it. ``oom_kills`` tells whether the kernel killed a process of its control group, None if unknown.

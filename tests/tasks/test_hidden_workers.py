@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from ktaskfs.host import credentials
 from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
 from tests.tasks.house import ended, open_files, open_house
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+START_TIME = credentials.start_time
 
 pytestmark = pytest.mark.usefixtures("workers", "hidepid")
 
@@ -60,3 +63,18 @@ async def test_another_process_with_its_number_is_left_alone(tmp_path: Path, mem
         await house.service.adopt()
         (task,) = house.table
         assert (task.state, task.worker) == (State.INTERRUPTED, None)
+
+
+async def test_a_worker_that_is_no_longer_hidden_is_known(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record has no start time."""
+    async with open_house(tmp_path / "state") as house:
+        await house.paused(memory / "file")
+    monkeypatch.setattr(credentials, "start_time", START_TIME)
+    async with open_house(tmp_path / "state") as house:
+        await house.service.adopt()
+        (task,) = house.table
+        assert (task.state, task.worker is not None) == (State.PAUSED, True)
+        house.service.kill(task)
+        assert await ended(task) is State.INTERRUPTED

@@ -7,10 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from ktaskfs.errors import WrongState
 from ktaskfs.progress import Requests, read_requests
 from ktaskfs.tasks.task import State
+from ktaskfs.worker import protocol
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, ended, me, open_files, until
 
@@ -98,3 +100,26 @@ async def test_wishes_that_change_while_a_task_starts_are_in_force_when_it_begin
     await until(lambda: task.state is State.RUNNING, "the task runs")
     assert task.worker is not None
     assert read_requests(task.worker.page) == Requests(threads=1, rate=2, nice=7)
+
+
+async def test_a_task_that_is_dropped_before_others_of_its_write_begin_leaves_no_record(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write is answered between the first GO and the second, because it has waited long enough."""
+    with trio.socket.socket() as sock:
+        kind = type(sock)
+    send, starter, gos = kind.send, house.service._starter, 0
+
+    async def send_later(sock: trio.socket.SocketType, data: bytes) -> int:
+        nonlocal gos
+        gos += data == protocol.GO
+        if gos == 2:
+            await until(lambda: "first" not in {task.name for task in house.table}, "the first task is dropped")
+            await starter._answer_early(starter._batches[house.table.require("second")])
+        return await send(sock, data)
+
+    house.set("keep_finished", 0)
+    monkeypatch.setattr(kind, "send", send_later)
+    await house.run(*(f"fallocate path={memory}/{name} length=64K name={name}" for name in ("first", "second")))
+    assert gos == 2
+    await until(lambda: house.files() == [], "all tasks are dropped, with their records")

@@ -6,18 +6,15 @@ import errno
 import logging
 import os
 import signal
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
 from ktaskfs.span import Node
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
-from ktaskfs.tasks.lifecycle import TAKEN_BACK_AT_ONCE
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State, Task
 from tests.support.tasks import change_texts
@@ -312,29 +309,3 @@ async def test_a_bug_in_starting_one_task_is_its_own_error(
     assert "ZeroDivisionError" in caplog.text
     await until(lambda: os.listdir(memory) == [], "what was prepared is taken back")
     await until(lambda: open_files() == before, "all descriptors are closed")
-
-
-async def test_requests_come_in_between_the_removals_of_a_refused_writes_tasks(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uid, gid = os.geteuid(), os.getegid()
-    tasks = [house.service.create_empty(f"t{number}", uid, gid, ALL_CAPABILITIES) for number in range(50)]
-    turns, removed, forget = 0, Counter[int](), house.state.forget
-
-    def note(number: int) -> None:
-        removed[turns] += 1
-        forget(number)
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
-    monkeypatch.setattr(house.state, "forget", note)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(others)
-        await house.service._lifecycle.take_back(tasks, {})
-        nursery.cancel_scope.cancel()
-    assert (list(house.table), house.files(), removed.total()) == ([], [], len(tasks))
-    assert max(removed.values()) <= 2 * TAKEN_BACK_AT_ONCE  # in any order within a turn of the event loop
