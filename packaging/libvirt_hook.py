@@ -205,7 +205,7 @@ def settle(file: Path) -> None:
 
 
 def release(file: Path, name: str) -> None:
-    """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
+    """Remove the added pages that are neither in use nor about to be taken. Raises CalledProcessError and OSError."""
     settle(file)
     remove(remembered(file), file, name)
 
@@ -215,13 +215,14 @@ def remove(added: Iterable[tuple[Pool, int]], file: Path, name: str) -> None:
 
     The file goes first: a killed hook leaves pages in the pools, but the next one does not remove pages of others.
     """
+    others = promised(file.parent)
     file.unlink(missing_ok=True)
     left: list[tuple[Pool, int]] = []
     failure: subprocess.CalledProcessError | OSError | None = None
     for pool, pages in added:
         removed = 0
         try:
-            unused = min(pages, pool.available)
+            unused = min(pages, max(0, pool.available - others.get(pool, 0)))
             pool.grow(-unused, name)
             removed = unused
         except (subprocess.CalledProcessError, OSError) as error:

@@ -100,6 +100,20 @@ def test_domains_that_start_at_the_same_time_count_no_page_twice(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_end_leaves_the_pages_that_a_starting_domain_has_found(pools: Pools, tmp_path: Path) -> None:
+    """QEMU of the first domain ends, the second one starts, and only then the hook hears of the end."""
+    pools.begin()
+    pools.hook["settle"](pools.file)
+    pool = pools.hook["Pool"](0, SIZE)
+    pools.hook["remember"](tmp_path / "other.start", [(pool, 101)])
+    pools.end()
+    assert pools.free == {0: 101, 1: 100}
+    pools.hook["settle"](tmp_path / "other")
+    pools.free[0] = 50
+    pools.end()
+    assert pools.free == {0: 49, 1: 100}
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("begins_again", [True, False])
 def test_a_pool_that_refuses_an_end_is_tried_at_the_next_one(
