@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ktaskfs.span import Span
+    from ktaskfs.span import Node
     from tests.support.runner import Runner
 
 __all__ = ["with_large"]
@@ -29,7 +29,7 @@ __all__ = ["with_large"]
 MIB = 1 << 20
 
 
-def in_one_thread(runner: Runner, remaining: Sequence[Span] | None = None, **texts: object) -> Job:
+def in_one_thread(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> Job:
     """All chunks of a run that is killed before its end."""
     plan = runner.prepare("copy", remaining, **texts)
     least = plan.control.min_chunk_size
@@ -126,7 +126,7 @@ def test_what_only_close_reports_is_no_complete_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", close)
-        in_one_thread(runner, **texts).run()
+        in_one_thread(runner, None, **texts).run()
     assert next(errors, None) is None
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -147,7 +147,7 @@ def test_a_large_file_that_gets_a_second_name_meanwhile(
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
         with pytest.raises(TaskError) as caught:
-            in_one_thread(runner, **texts).run()
+            in_one_thread(runner, None, **texts).run()
     assert isinstance(caught.value.error, KtaskfsError)
     assert caught.value.error.errno == errno.EEXIST
     other.unlink()
@@ -160,8 +160,8 @@ def test_a_part_of_a_large_file_that_was_refused_once(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
 ) -> None:
     """The open of the first part fails, that of the second would not. Nothing then looks like a complete file."""
-    texts = {"source": with_large, "path": disk / "copy"}
-    remaining = None
+    texts: dict[str, object] = {"source": with_large, "path": disk / "copy"}
+    remaining: Sequence[Node] | None = None
     if earlier:
         with pytest.raises(TaskError) as caught:
             fail_at_second_part(runner, monkeypatch, texts)
@@ -185,7 +185,7 @@ def test_a_part_of_a_large_file_that_was_refused_once(
     assert traits(disk / "copy") == traits(with_large)
 
 
-def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: dict[str, Path]) -> None:
+def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: dict[str, object]) -> None:
     """A run that stops after the first part of the large file."""
     real = os.sendfile
 
@@ -196,4 +196,4 @@ def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
-        in_one_thread(runner, **texts).run()
+        in_one_thread(runner, None, **texts).run()
