@@ -149,9 +149,11 @@ def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
 
 def remembered(file: Path) -> list[tuple[Pool, int]]:
     """The added pages of a domain."""
-    if not file.exists():
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
         return []
-    return [(Pool(node, page_size), pages) for node, page_size, pages in json.loads(file.read_text())]
+    return [(Pool(node, page_size), pages) for node, page_size, pages in json.loads(text)]
 
 
 def remember(file: Path, added: Iterable[tuple[Pool, int]]) -> None:
@@ -262,11 +264,12 @@ def main() -> int:
     domain = ET.fromstring(sys.stdin.read())
     name = domain.findtext("uuid", "")
     try:
+        if operation == "started":  # it does not wait for a domain that adds pages for minutes
+            settle(STATE / name)
+            return 0
         with alone():
             if operation == "prepare":
                 prepare(domain, STATE / name, name)
-            elif operation == "started":
-                settle(STATE / name)
             else:
                 release(STATE / name, name)
     except subprocess.CalledProcessError:
