@@ -149,9 +149,11 @@ def shares(want: Want, taken: dict[Pool, int]) -> dict[Pool, int]:
 
 def remembered(file: Path) -> list[tuple[Pool, int]]:
     """The added pages of a domain."""
-    if not file.exists():
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
         return []
-    return [(Pool(node, page_size), pages) for node, page_size, pages in json.loads(file.read_text())]
+    return [(Pool(node, page_size), pages) for node, page_size, pages in json.loads(text)]
 
 
 def remember(file: Path, added: Iterable[tuple[Pool, int]]) -> None:
@@ -205,7 +207,7 @@ def settle(file: Path) -> None:
 
 
 def release(file: Path, name: str) -> None:
-    """Remove the added pages that are not in use. Raises CalledProcessError and OSError."""
+    """Remove the added pages that are neither in use nor about to be taken. Raises CalledProcessError and OSError."""
     settle(file)
     remove(remembered(file), file, name)
 
@@ -215,13 +217,14 @@ def remove(added: Iterable[tuple[Pool, int]], file: Path, name: str) -> None:
 
     The file goes first: a killed hook leaves pages in the pools, but the next one does not remove pages of others.
     """
+    others = promised(file.parent)
     file.unlink(missing_ok=True)
     left: list[tuple[Pool, int]] = []
     failure: subprocess.CalledProcessError | OSError | None = None
     for pool, pages in added:
         removed = 0
         try:
-            unused = min(pages, pool.available)
+            unused = min(pages, max(0, pool.available - others.get(pool, 0)))
             pool.grow(-unused, name)
             removed = unused
         except (subprocess.CalledProcessError, OSError) as error:
@@ -261,11 +264,12 @@ def main() -> int:
     domain = ET.fromstring(sys.stdin.read())
     name = domain.findtext("uuid", "")
     try:
+        if operation == "started":  # it does not wait for a domain that adds pages for minutes
+            settle(STATE / name)
+            return 0
         with alone():
             if operation == "prepare":
                 prepare(domain, STATE / name, name)
-            elif operation == "started":
-                settle(STATE / name)
             else:
                 release(STATE / name, name)
     except subprocess.CalledProcessError:

@@ -62,7 +62,8 @@ epilog() {
     [ -e $directory ] || return 0
     require_trusted
     [ -e "$file" ] || return 0
-    # Another epilog of the job may be at work, one of slurmd or one by hand.
+    # Another epilog of the job may be at work, one of slurmd or one by hand. No user may open the lock, and so keep it.
+    umask 077
     exec 9>"$lock" && flock 9 || drain "ktaskfs: cannot lock $lock"
     trap 'rm -f "$lock"' EXIT
     # Slurm may have ended a slow prolog or epilog, whose task still runs. Its end does not matter: the file is scrubbed in

@@ -192,7 +192,7 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
 def check_states(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether root's daemons can write the records of tasks: otherwise no task starts."""
     room = machine.room(STATES)
-    if room is None:  # root has no mount, or only mounts with statedir=
+    if room is None or not room.f_blocks:  # root has no mount, or only mounts with statedir=; or there is no limit
         return
     free = room.f_bfree * room.f_frsize
     if room.f_flag & os.ST_RDONLY:

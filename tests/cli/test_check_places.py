@@ -56,5 +56,13 @@ def test_the_state_directories(
     assert (found.is_wrong, found.mend) == (mend is not None, mend)
 
 
+def test_state_directories_on_a_filesystem_without_a_limit(
+    machine: MachineFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tmpfs with size=0, or a ramfs: statvfs(3) has zeros."""
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255)))
+    assert [each.text for each in check_service.check_states(machine) if each.is_wrong] == []
+
+
 def test_the_place_of_the_state_directories_is_that_of_the_daemon() -> None:
     assert f"/{check_service.STATES}" == config.STATE_ROOT

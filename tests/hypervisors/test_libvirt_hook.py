@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import resource
@@ -98,6 +99,38 @@ def test_domains_that_start_at_the_same_time_count_no_page_twice(
     hook["release"](tmp_path / "other", "other")
     assert sum(pools.free.values()) == 50
     assert os.listdir(tmp_path) == []
+
+
+def test_a_domain_that_has_started_waits_for_no_other(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another one may be adding pages for minutes, and reads the files meanwhile."""
+
+    def locked(directory: int, operation: int) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    names = pools.hook["main"].__globals__
+    pools.begin()
+    monkeypatch.setattr(fcntl, "flock", locked)
+    monkeypatch.setitem(names, "STATE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["qemu", "guest", "started", "begin", "-"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("<domain><uuid>domain</uuid></domain>"))
+    assert (names["main"](), os.listdir(tmp_path)) == (0, ["domain"])
+    assert names["remembered"](tmp_path / "domain.start") == []
+
+
+def test_an_end_leaves_the_pages_that_a_starting_domain_has_found(pools: Pools, tmp_path: Path) -> None:
+    """QEMU of the first domain ends, the second one starts, and only then the hook hears of the end."""
+    pools.begin()
+    pools.hook["settle"](pools.file)
+    pool = pools.hook["Pool"](0, SIZE)
+    pools.hook["remember"](tmp_path / "other.start", [(pool, 101)])
+    pools.end()
+    assert pools.free == {0: 101, 1: 100}
+    pools.hook["settle"](tmp_path / "other")
+    pools.free[0] = 50
+    pools.end()
+    assert pools.free == {0: 49, 1: 100}
 
 
 @pytest.mark.parametrize("bad", [0, 1])

@@ -155,6 +155,7 @@ def test_a_hook_that_was_killed_leaves_nothing(cluster: Cluster, task: str, spec
     awaited = "slurm-999" if task == "slurm-999" else "slurm-999-"
     host.sh(f"until pgrep -f 'ktaskfs.cli.main wait .*{awaited}'; do sleep 0.02; done")
     assert figures(host, task)["state"] == "running"
+    assert host.sh("stat --format=%a /dev/hugepages/slurm/.999") == "600\n", "no user may open it"
     host.sh(f"echo max >/run/ktaskfs/tasks/{task}/rate_max; while kill -0 $(cat /run/epilog.pid); do sleep 0.02; done")
     assert (files(host), host.sh("cat /run/epilog")) == ([], "")
     assert figures(host, task)["state"] == "done"

@@ -49,6 +49,8 @@ class TargetTree:
         self._growing = threading.Lock()  # held while a file of which several threads copy parts is made, or grows
         self._begun: set[str] = set()
         """Such files that this run has opened; guarded by _growing."""
+        self._given_up: dict[str, int] = {}
+        """Such files of which a part could not be opened before any other was, with the errno; guarded by _growing."""
         self._owner = os.geteuid()
         """The owner of new files: of vfat, NFS and sshfs perhaps another user."""
         self.made = False
@@ -144,6 +146,8 @@ class TargetTree:
         parent = self.directory(above)
         try:
             with contextlib.nullcontext() if replace else self._growing:
+                if (number := self._given_up.get(path)) is not None:
+                    raise OSError(number, os.strerror(number))
                 return self._open_file(path, name, parent, size, replace=replace)
         finally:
             os.close(parent)
@@ -174,10 +178,16 @@ class TargetTree:
             raise
         return fd
 
-    def has_begun(self, path: str) -> bool:
-        """Whether this run has opened a file of which several threads copy parts."""
+    def give_up(self, path: str, size: int, number: int) -> bool:
+        """A part of a large file could not be opened: refuse its other parts with the same errno.
+
+        False if some of them are there: the file would look complete.
+        """
         with self._growing:
-            return path in self._begun
+            if path in self._begun or (self.filled and not self.lacks(path, stat.S_IFREG, size)):
+                return False
+            self._given_up[path] = number
+            return True
 
     def _open_existing(self, name: str, parent: int, *, replace: bool) -> tuple[int, bool]:
         """The file, and whether it is a new one in the place of an unwritable one."""

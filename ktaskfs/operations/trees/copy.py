@@ -210,9 +210,10 @@ class _Copier:
             try:
                 target = self._target.file(path, piece.size, replace=whole)
             except OSError as error:
-                if self._target.has_begun(path):  # its other parts are there
-                    raise self._failure(path, error) from error
-                raise
+                number = error.errno or errno.EIO
+                if whole or number in FATAL or self._target.give_up(path, piece.size, number):
+                    raise
+                raise self._failure(path, error) from error
             stack.callback(os.close, target)
             try:
                 if not whole:

@@ -18,8 +18,10 @@ from tests.operations.trees.test_copy import failed, traits
 from tests.operations.trees.test_copy_resume import rows, with_large
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from ktaskfs.span import Node
     from tests.support.runner import Runner
 
 __all__ = ["with_large"]
@@ -27,9 +29,9 @@ __all__ = ["with_large"]
 MIB = 1 << 20
 
 
-def in_one_thread(runner: Runner, **texts: object) -> Job:
+def in_one_thread(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> Job:
     """All chunks of a run that is killed before its end."""
-    plan = runner.prepare("copy", **texts)
+    plan = runner.prepare("copy", remaining, **texts)
     least = plan.control.min_chunk_size
     return Job(plan.nodes, dataclasses.replace(plan.control, max_threads=1, max_chunk_size=least))
 
@@ -124,7 +126,7 @@ def test_what_only_close_reports_is_no_complete_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", close)
-        in_one_thread(runner, **texts).run()
+        in_one_thread(runner, None, **texts).run()
     assert next(errors, None) is None
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -145,9 +147,53 @@ def test_a_large_file_that_gets_a_second_name_meanwhile(
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
         with pytest.raises(TaskError) as caught:
-            in_one_thread(runner, **texts).run()
+            in_one_thread(runner, None, **texts).run()
     assert isinstance(caught.value.error, KtaskfsError)
     assert caught.value.error.errno == errno.EEXIST
     other.unlink()
     runner.run("copy", caught.value.outcome.remaining(), **texts)
     assert traits(disk / "copy") == traits(with_large)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "resumed"])
+def test_a_part_of_a_large_file_that_was_refused_once(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """The open of the first part fails, that of the second would not. Nothing then looks like a complete file."""
+    texts: dict[str, object] = {"source": with_large, "path": disk / "copy"}
+    remaining: Sequence[Node] | None = None
+    if earlier:
+        with pytest.raises(TaskError) as caught:
+            fail_at_second_part(runner, monkeypatch, texts)
+        remaining = caught.value.outcome.remaining()
+    real, failures = os.open, iter([errno.EMFILE])
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == "large" and flags & os.O_CREAT and (number := next(failures, 0)):
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        try:
+            in_one_thread(runner, remaining, **texts).run()
+            remaining = []
+        except TaskError as error:
+            remaining = error.outcome.remaining()
+    assert next(failures, None) is None
+    runner.run("copy", remaining, **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: dict[str, object]) -> None:
+    """A run that stops after the first part of the large file."""
+    real = os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        if position + count > 32 * MIB:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(target, source, position, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sendfile", sendfile)
+        in_one_thread(runner, None, **texts).run()
