@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ktaskfs.units import Nid
 from tests.support.tasks import change_history
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ktaskfs.progress import Snapshot
 
@@ -51,9 +52,9 @@ def worked(units: int, *, undone: bool = False) -> Snapshot:
 
 
 class House:
-    def __init__(self) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.table = TaskTable(Settings({}))
-        self.metrics = Metrics(find_operations(), Kernel.open(), lambda: 3)
+        self.metrics = Metrics(find_operations(), kernel, lambda: 3)
 
     def follow(self) -> None:
         Transitions(self.table).observers.append(self.metrics.count)
@@ -66,14 +67,19 @@ class House:
         return task
 
 
+@pytest.fixture
+def house() -> Iterator[House]:
+    with contextlib.closing(Kernel.open()) as kernel:
+        yield House(kernel)
+
+
 def some(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
     """The counts without those that are 0, as nearly all are."""
     return {key: count for key, count in counts.items() if count}
 
 
 @pytest.mark.parametrize("form", Exposition)
-async def test_both_texts_are_what_they_say_and_say_the_same(form: Exposition) -> None:
-    house = House()
+async def test_both_texts_are_what_they_say_and_say_the_same(house: House, form: Exposition) -> None:
     house.follow()
     house.add(1)
     found = samples((await house.metrics.text(form)).decode(), form)
@@ -93,9 +99,8 @@ async def test_both_texts_are_what_they_say_and_say_the_same(form: Exposition) -
     assert set(same) == set(found)
 
 
-async def test_every_series_is_there_before_anything_has_happened() -> None:
+async def test_every_series_is_there_before_anything_has_happened(house: House) -> None:
     """Where one appears with its first event, an alert on its increase does not see that."""
-    house = House()
     house.follow()
     before = samples((await house.metrics.text(Exposition.PROMETHEUS)).decode())
     for number, end in enumerate(sorted(ENDED), 1):
@@ -119,8 +124,7 @@ async def test_every_series_is_there_before_anything_has_happened() -> None:
         assert ("ktaskfs_tasks_refused_total", (("operation", operation),)) in before
 
 
-async def test_ends_and_units_are_counted_once() -> None:
-    house = House()
+async def test_ends_and_units_are_counted_once(house: House) -> None:
     house.follow()
     clear = ("clear",)
     for number, end in enumerate((State.DONE, State.DONE, State.CANCELLED), 1):
@@ -142,8 +146,7 @@ async def test_ends_and_units_are_counted_once() -> None:
     assert facts.durations["copy"] == Durations()
 
 
-async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> None:
-    house = House()
+async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end(house: House) -> None:
     house.follow()
     resumed = house.add(1)
     house.table.move(resumed, State.STARTING)
@@ -165,9 +168,8 @@ async def test_a_start_that_comes_to_nothing_is_neither_a_start_nor_an_end() -> 
     assert some(facts.units) == {("clear", "bytes"): 300}
 
 
-async def test_a_queued_task_that_cannot_start_is_a_refused_start() -> None:
+async def test_a_queued_task_that_cannot_start_is_a_refused_start(house: House) -> None:
     """The root directory of its caller may be lost."""
-    house = House()
     house.follow()
     for number, end in enumerate((State.FAILED, State.INTERRUPTED, State.CANCELLED), 1):
         house.table.move(house.add(number, State.QUEUED), end)
@@ -176,9 +178,8 @@ async def test_a_queued_task_that_cannot_start_is_a_refused_start() -> None:
     assert (some(facts.started), some(facts.ended)) == ({}, {})
 
 
-async def test_a_start_that_somebody_cancels_is_not_a_refused_one() -> None:
+async def test_a_start_that_somebody_cancels_is_not_a_refused_one(house: House) -> None:
     """The journal has it as information, so no alert may tell people to look there for a warning."""
-    house = House()
     house.follow()
     task = house.add(1)
     house.table.move(task, State.STARTING)
@@ -188,8 +189,7 @@ async def test_a_start_that_somebody_cancels_is_not_a_refused_one() -> None:
     assert (some(facts.refused), some(facts.started), some(facts.ended)) == ({}, {}, {})
 
 
-async def test_work_that_is_taken_back_was_work_all_the_same() -> None:
-    house = House()
+async def test_work_that_is_taken_back_was_work_all_the_same(house: House) -> None:
     house.follow()
     task = house.add(1)
     house.table.move(task, State.RUNNING)
@@ -197,8 +197,7 @@ async def test_work_that_is_taken_back_was_work_all_the_same() -> None:
     assert (await house.metrics.facts()).units["clear", "bytes"] == 500
 
 
-async def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
-    house = House()
+async def test_what_an_earlier_daemon_saw_is_not_counted_again(house: House) -> None:
     house.follow()
     house.add(1, State.DONE)
     adopted = house.add(2, State.RUNNING)
@@ -210,11 +209,11 @@ async def test_what_an_earlier_daemon_saw_is_not_counted_again() -> None:
     assert set((await house.metrics.facts()).durations.values()) == {Durations()}, "its beginning is unknown"
 
 
-async def test_the_histogram_counts_each_duration_at_its_bound_and_at_all_above() -> None:
+async def test_the_histogram_counts_each_duration_at_its_bound_and_at_all_above(house: House) -> None:
     durations = Durations()
     for seconds in (0.05, 1.0, 1.5, 299.0, 1e6):
         durations = durations.plus(seconds)
-    facts = (await House().metrics.facts())._replace(durations={"clear": durations})
+    facts = (await house.metrics.facts())._replace(durations={"clear": durations})
     for form, text in (
         (Exposition.PROMETHEUS, render_prometheus(facts)),
         (Exposition.OPENMETRICS, render_openmetrics(facts)),
@@ -233,8 +232,8 @@ async def test_the_histogram_counts_each_duration_at_its_bound_and_at_all_above(
         assert found["ktaskfs_task_duration_seconds_sum", (("operation", "clear"),)] == pytest.approx(1000301.55)
 
 
-async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own() -> None:
-    facts = await House().metrics.facts()
+async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own(house: House) -> None:
+    facts = await house.metrics.facts()
     pools = (
         Pool(2 << 20, None, 8, 6, 4, 1, 2),
         Pool(2 << 20, Nid(0), 3, 3, 0, 0, 0),
@@ -257,8 +256,7 @@ async def test_pools_of_the_machine_and_of_nodes_are_metrics_of_their_own() -> N
     }
 
 
-async def test_a_crowd_of_readers_shares_one_text() -> None:
-    house = House()
+async def test_a_crowd_of_readers_shares_one_text(house: House) -> None:
     texts: list[bytes] = []
 
     async def read() -> None:
@@ -272,8 +270,7 @@ async def test_a_crowd_of_readers_shares_one_text() -> None:
     assert await house.metrics.text(Exposition.PROMETHEUS) is not texts[-1]
 
 
-async def test_forged_numbers_add_no_more_than_the_total_and_never_fall() -> None:
-    house = House()
+async def test_forged_numbers_add_no_more_than_the_total_and_never_fall(house: House) -> None:
     house.follow()
     task = house.add(1)
     house.table.move(task, State.RUNNING)

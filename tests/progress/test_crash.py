@@ -135,7 +135,9 @@ def run_until(steps: Sequence[Step], crash: int | None, fd: int) -> tuple[Model,
 @given(STEPS)
 @example([Step(0, 0, 4, "take"), Step(1, 0, 4, "take"), Step(0, 1, 4, "take"), Step(1, 0, 4, "fail")])
 def test_whenever_the_worker_dies_no_unit_is_lost(steps: list[Step]) -> None:
-    _, stores = run_until(steps, None, new_page())
+    whole = new_page()
+    _, stores = run_until(steps, None, whole)
+    os.close(whole)
     for crash in range(stores + 1):
         fd = new_page()
         model, _ = run_until(steps, crash, fd)

@@ -30,7 +30,8 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         inherited = {key: value for key, value in os.environ.items() if key not in SIZE}
         environment = {**inherited, "LC_ALL": "C.UTF-8", "TERM": "xterm", **(env or {})}
-        words = ["setsid", "--ctty", "--wait", *command]  # so that ^C reaches it
+        # ^C reaches it, and ^\, even if the tests run in the background of a shell, which then ignores both.
+        words = ["setsid", "--ctty", "--wait", "env", "--default-signal=INT,QUIT", *command]
         self._process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
         os.close(slave)
         self._said = b""
