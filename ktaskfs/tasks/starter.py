@@ -218,16 +218,15 @@ class Starter:
             if late:
                 self._lifecycle.refuse_late(task, _reason(task, batch, error))
 
-    def _write_records(self, batch: _Batch, state: State | None = None) -> None:
-        """Write the records of tasks that have not begun, with ``state``, the present one if None. On TargetError
-        nothing is committed.
+    def _write_records(self, batch: _Batch, state: State = State.STARTING) -> None:
+        """Write the records of tasks that have not begun, with ``state``. On TargetError nothing is committed.
 
         It comes before any GO: the next daemon must know every worker that may have begun.
         """
         try:
             for task in batch.tasks:
                 if task.state is State.STARTING:  # otherwise it has a record, or was even dropped after its end
-                    self._state.write(Record.of(task)._replace(state=state or task.state))
+                    self._state.write(Record.of(task)._replace(state=state))
         except OSError as error:
             raise TargetError.from_os(error, "write the task's record") from error
         batch.commit()
