@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trio
 
 from ktaskfs.errors import TargetError
 from ktaskfs.tasks.history import ALL_CAPABILITIES
+from ktaskfs.tasks.starter import Starter
 from ktaskfs.tasks.task import State
 from tests.tasks.house import House, busy, ended, line, me, open_files, open_house, stop_spare, until
 
@@ -49,19 +49,20 @@ async def test_a_write_whose_task_cannot_be_recorded_does_not_succeed_before_the
     assert await ended(old) is State.DONE
     before = open_files()
     worker = await stop_spare(house)
+    answer_early = Starter._answer_early
 
-    async def write() -> None:
-        with pytest.raises(TargetError, match="write the task's record") as refused:
-            await house.run(line(memory / "t", "replace=1"))
-        assert refused.value.errno == errno.ENOSPC
+    async def with_page(starter: Starter, batch: Any) -> None:
+        await until(lambda: len(house.files()) > 1, "the start has a page")
+        await answer_early(starter, batch)
+        worker.resume()  # the refusal waits for what it undoes
 
     with monkeypatch.context() as patch:
+        patch.setattr(Starter, "_answer_early", with_page)
         patch.setattr(house.state, "write", no_room)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write)
-            await until(lambda: len(house.files()) > 1, "the start has a page")
+        with pytest.raises(TargetError, match="write the task's record") as refused:
+            await house.run(line(memory / "t", "replace=1"))
+    assert refused.value.errno == errno.ENOSPC
     assert (list(house.table), old.forgotten) == ([old], False)
-    worker.resume()
     await until(lambda: house.files() == ["00000001.json"], "its worker has ended")
     await until(lambda: open_files() == before, "all descriptors are closed")
 
