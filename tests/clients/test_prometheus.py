@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import yaml
 
@@ -67,12 +67,9 @@ def programs(root: None) -> Programs:
 @contextlib.contextmanager
 def served(user: User, log: Path, program: Path, *arguments: str, ready: str = "metrics") -> Iterator[str]:
     """``program`` as a service of an ordinary user; its address. At the end it must still have run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = "{}:{}".format(*probe.getsockname())
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [program, f"--web.listen-address={address}", *arguments],
+            [program, "--web.listen-address=127.0.0.1:0", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -82,14 +79,30 @@ def served(user: User, log: Path, program: Path, *arguments: str, ready: str = "
             group=user.gid,
             extra_groups=[],
         )
+    found: list[str] = []
+
+    def is_ready() -> bool:
+        found[:] = listened(process.pid)
+        return process.poll() is not None or any(answers(f"{each}/{ready}") for each in found)
+
     try:
-        until(lambda: process.poll() is not None or answers(f"{address}/{ready}"), f"{program.name} answers")
+        until(is_ready, f"{program.name} answers")
         assert process.poll() is None, log.read_text()
+        (address,) = found
         yield address
         assert process.poll() is None, log.read_text()
     finally:
         process.terminate()
         process.wait(DEADLINE)
+
+
+def listened(pid: int) -> list[str]:
+    """The addresses on which a process waits for connections."""
+    try:
+        sockets = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:  # it has ended
+        return []
+    return ["{}:{}".format(*each.laddr) for each in sockets if each.status == psutil.CONN_LISTEN]
 
 
 def get(url: str) -> str:
