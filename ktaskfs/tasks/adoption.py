@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ktaskfs.errors import KtaskfsError, NotPermitted
+from ktaskfs.errors import KtaskfsError, NameTaken, NotPermitted
 from ktaskfs.host import credentials
 from ktaskfs.host.cgroups import groups_of
 from ktaskfs.host.group_limits import OomKills
 from ktaskfs.progress import Shape, read_requests, worker_of
 from ktaskfs.tasks.log_lines import log_fields
 from ktaskfs.tasks.new_worker import wait_for_end
-from ktaskfs.tasks.task import ACTIVE, EMPTY, State
+from ktaskfs.tasks.task import ACTIVE, CANCELLABLE, EMPTY, State
 from ktaskfs.tasks.worker_handle import WorkerHandle
 from ktaskfs.user_threads import in_thread
 
@@ -60,7 +60,12 @@ class Adopter:
             try:
                 self._table.check_names([record.name])
             except KtaskfsError as error:
-                self._state.set_aside(record.task, error)
+                if isinstance(error, NameTaken) and record.state in CANCELLABLE:
+                    # The daemon died between the records of a write with replace=1 and the removal of the old ones.
+                    LOG.warning("task %s stays: the write that replaces it has begun no work", record.name)
+                    self._state.forget(record.task)
+                else:
+                    self._state.set_aside(record.task, error)
                 if (pidfd := processes.get(record.task)) is not None:
                     os.close(pidfd)
                 continue

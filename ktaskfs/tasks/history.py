@@ -28,6 +28,7 @@ class History(NamedTuple):
     remaining: the ranges of a resumed task at its start, None for a first run.
     base:      units done by earlier runs.
     baseline:  the files of those units; None before the first start.
+    boot:      the boot in which those units were done (random(4)); empty before the first start.
     planned:   units of this run, announced by its worker before it began.
     final:     the last snapshot of the ended worker.
     result:    the text of ``result``, as bytes shared by all opens.
@@ -40,10 +41,28 @@ class History(NamedTuple):
     remaining: tuple[Node, ...] | None = None
     base: int = 0
     baseline: Baseline | None = None
+    boot: str = ""
     planned: int = 0
     final: Snapshot | None = None
     result: bytes = b""
     rights: int = ALL_CAPABILITIES
+
+    def continued(self, boot: str) -> History:
+        """The history of a resumed task before its next run, in that ``boot``.
+
+        After another boot nothing counts as done, because a crash loses what was not yet on the disk; the next run must
+        have the same files.
+        """
+        again = self._replace(final=None, result=b"")
+        if boot != self.boot:
+            return again._replace(remaining=None, base=0, planned=0)
+        remaining, done = self.remaining, 0
+        if self.final is not None and self.final.nodes:
+            remaining, done = self.final.remaining(), self.final.done
+        if remaining is None:  # no work began, and what was prepared for it was undone
+            return again._replace(baseline=None)
+        # From now on ``base`` instead of ``final`` counts the earlier run's work.
+        return again._replace(remaining=remaining, base=self.base + done, planned=sum(node.size for node in remaining))
 
     def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
         """This history with the changes of its operation's parameters from ``old`` to ``new``; without an operation, of

@@ -123,8 +123,8 @@ class WorkerMaker:
         )
 
     async def wait_until_ready(self, new: NewWorker) -> History:
-        """Wait until a worker is ready; returns the history of its task with the units, their baseline and the defaults
-        that the target decided.
+        """Wait until a worker is ready; returns the history of its task with the units, their baseline and boot, and
+        the defaults that the target decided.
 
         Raises its refusal, or WorkerLost; NotPermitted if its label prevents communication with the daemon.
         """
@@ -140,7 +140,7 @@ class WorkerMaker:
             if isinstance(answer, protocol.Ready) and 0 <= answer.total <= NUMBER_MAX:
                 if new.identity.label is not None:
                     new.worker.signal(signal.SIGUSR1)  # it has nothing to read yet; this checks that it can be woken
-                return planned(new.task.history, answer)
+                return planned(new.task.history, answer)._replace(boot=self._state.boot)
         except (ValueError, TypeError, KeyError) as error:
             raise WorkerLost("the worker sent an invalid message") from error
         if isinstance(answer, protocol.WorkerRefused):

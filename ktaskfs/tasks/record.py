@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from ktaskfs.operations.base.operation import SpecWord
 
-VERSION: Final = 6
+VERSION: Final = 7
 """Version 1 had ``basis`` in place of ``baseline``. ``rights`` came with 3, ``caller`` with 4, ``tree`` with 5,
-``used`` with 6."""
+``used`` with 6, ``boot`` with 7."""
 
 
 class Record(NamedTuple):
@@ -95,6 +95,7 @@ class Record(NamedTuple):
             "remaining": history.remaining and [(node.start, node.end, node.nid) for node in history.remaining],
             "base": history.base,
             "baseline": history.baseline and history.baseline._asdict(),
+            "boot": history.boot,
             "caller": self.caller and self.caller.to_fields(),
             "shape": self.shape and (self.shape.slots, self.shape.nodes),
             "final": history.final and _snapshot_fields(history.final),
@@ -104,7 +105,7 @@ class Record(NamedTuple):
 
 _TYPES: Final[Mapping[str, type | UnionType]] = {
     **dict.fromkeys(("task", "uid", "gid", "created_ns", "rights", "base"), int),
-    **dict.fromkeys(("name", "state", "result"), str),
+    **dict.fromkeys(("name", "state", "result", "boot"), str),
     "operation": str | None,
     **dict.fromkeys(("pid", "start_time"), int | None),
     **dict.fromkeys(("parameters", "used"), dict),
@@ -134,6 +135,8 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
         fields["baseline"]["tree"] = 0
     if version < 6:
         fields["used"] = {}
+    if version < 7:
+        fields["boot"] = ""
     for name, kind in _TYPES.items():
         if not isinstance(fields[name], kind):
             raise TypeError(f"{name} is of the wrong type")
@@ -171,6 +174,7 @@ def _history(fields: Mapping[str, Any], operations: Mapping[str, SpecWord]) -> H
         remaining=remaining,
         base=fields["base"],
         baseline=None if fields["baseline"] is None else Baseline.from_fields(fields["baseline"]),
+        boot=fields["boot"],
         planned=sum(node.size for node in remaining or ()),
         final=None if fields["final"] is None else _snapshot(fields["final"]),
         result=fields["result"].encode(),

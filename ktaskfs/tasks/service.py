@@ -22,7 +22,7 @@ from ktaskfs.tasks.paths import absolute_paths, are_absolute
 from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
-from ktaskfs.tasks.task import CANCELLABLE, EMPTY, RESUMABLE, WORKING, State, Task
+from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, WORKING, State, Task
 from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class TaskService:
         """The tasks of writes under way: if such a write fails, nothing of it stays."""
         HelperWatch(context.table, context.nursery)
         self._launcher = context.launcher
+        self._boot = context.state.boot
 
     @property
     def stopped_spawner(self) -> int | None:
@@ -224,7 +225,7 @@ class TaskService:
         await self._start_again(task, caller, before)
 
     async def resume(self, task: Task, caller: CallerProcess) -> None:
-        """Continue a paused task, or give an ended task a new worker for the rest of its work.
+        """Continue a paused task, or give an ended task a new worker for the rest of its work; after a boot, for all.
 
         Raises WrongState, NotPermitted like ``start``, or the target's error.
         """
@@ -243,14 +244,7 @@ class TaskService:
             caller.close()
             raise
         before = task.history
-        final = before.final or EMPTY
-        remaining, planned = before.remaining, before.planned
-        if final.nodes:
-            remaining = final.remaining()
-            planned = sum(node.size for node in remaining)
-        # From now on ``base`` instead of ``final`` counts the earlier run's work.
-        base = task.done(final)
-        task.history = before._replace(remaining=remaining, base=base, planned=planned, final=None, result=b"")
+        task.history = before.continued(self._boot)
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:

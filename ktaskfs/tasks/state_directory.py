@@ -61,6 +61,8 @@ class StateDirectory:
     The records name the processes that the daemon may signal. Raises KtaskfsError (EBUSY if another
     daemon has it). ``crash_point`` is called between any two changes that the next daemon could see
     (see ``crash_points``).
+
+    boot: the current boot, as in ``History``.
     """
 
     def __init__(self, directory: PrivateDirectory, crash_point: Callable[[str], None] = pass_on) -> None:
@@ -69,6 +71,7 @@ class StateDirectory:
         self._directory = directory
         try:
             self._boot = read_file(_BOOT_ID)
+            self.boot = self._boot.decode().strip()
             self._lock = directory.open(_LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             directory.close()

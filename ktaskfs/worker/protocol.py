@@ -37,7 +37,7 @@ class StartRequest(NamedTuple):
 
     parameters: canonical texts.
     remaining:  (start, size, nid) of each range of a resumed task, None for a new task.
-    baseline:   from the Ready of an earlier run.
+    baseline:   from the Ready of an earlier run; without ``remaining``, nothing of that run counts any more.
     identity:   the fields of the caller's ``ktaskfs.host.credentials.Identity``.
     ticket:     a number for each request, repeated in the answers. The task's name would be ambiguous while an old
                 worker of the task ends.

@@ -98,10 +98,13 @@ class Worker:
         try:
             shared = parse_parameters(self._word.parameters, self._request.parameters)
             remaining, baseline = self._earlier(shared)
-            operation, parameters = self._word.meant(shared)
-            if baseline is not None:
-                parameters = operation.settled(parameters, baseline)
+            operation, given = self._word.meant(shared)
+            parameters = given if baseline is None else operation.settled(given, baseline)
             plan = operation.plan(self._kernel, parameters, remaining)
+            if baseline is not None and baseline.tree != plan.tree and _nothing_done(remaining, baseline):
+                plan.abort()
+                baseline, parameters = None, given
+                plan = operation.plan(self._kernel, parameters, None)
         except Exception as error:
             self._refuse(error)
             return
@@ -161,23 +164,23 @@ class Worker:
             return False
 
     def _earlier(self, parameters: TaskParameters) -> tuple[list[Node] | None, Baseline | None]:
-        """The rest of an earlier run, and its baseline. Raises TargetError if its files are gone.
+        """The rest of an earlier run, and its baseline. Raises TargetError if its files or its process are gone.
 
-        If that run did nothing, the task restarts instead.
+        If that run did nothing, the task restarts instead, even with other files. A baseline without ``remaining`` says
+        that nothing of the run counts any more: then the task restarts with the same files.
         """
-        if self._request.remaining is None:
-            return None, None
-        remaining = [Node(*each) for each in self._request.remaining]
+        remaining = None if self._request.remaining is None else [Node(*each) for each in self._request.remaining]
         if self._request.baseline is None:
             return remaining, None
         baseline = Baseline.from_fields(self._request.baseline)
+        baseline.require_processes(parameters)
         try:
-            baseline.require(parameters)
+            baseline.require_files(parameters)
         except TargetError:
-            if sum(each.size for each in remaining) < baseline.total:
+            if not _nothing_done(remaining, baseline):
                 raise
             return None, None
-        return remaining, baseline
+        return remaining, None if remaining is None else baseline
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and its control thread: at the limit of threads this fails before any work."""
@@ -264,6 +267,10 @@ class Worker:
     def _name_thread(self, slot: int) -> None:
         suffix = f":{slot}"
         syscalls.set_thread_name(f"ktask/{self._request.name}"[: COMM_MAX - len(suffix)] + suffix)
+
+
+def _nothing_done(remaining: Sequence[Node] | None, baseline: Baseline) -> bool:
+    return remaining is not None and sum(each.size for each in remaining) >= baseline.total
 
 
 def _die_of_sigterm() -> None:

@@ -119,6 +119,7 @@ def test_evicting_in_two_runs(mounted: Mount) -> None:
         slow = "chunk=8K rate_max=1 max_threads=1"
         assert mounted.write("tasks/control", f"evict path={name} {slow} name=e") == (0, None)
         assert mounted.read("tasks/e/progress").endswith(f" / {60 * 8192}\n")
+        until(lambda: not mounted.read("tasks/e/progress").startswith("0 "), "the first chunk")
         mounted.write("tasks/e/control", "cancel")
         assert mounted.read("tasks/e/wait").splitlines()[-1] == "cancelled"
         done = int(fields(mounted.read("tasks/e/stat"))["done"]) // 8192

@@ -119,14 +119,29 @@ def test_only_the_first_range_is_reserved(mounted: Mount, area: Path) -> None:
         assert pool.reserved == 0
 
 
-def test_a_source_that_has_grown(mounted: Mount, tmpfs: Path, source: Path) -> None:
+@pytest.mark.parametrize("mode", ["r+b", "ab"])
+def test_a_source_that_was_written_to(mounted: Mount, tmpfs: Path, source: Path, mode: str) -> None:
+    """The target would be a mixture; or not, if the source has only grown, but its time does not say that."""
     cancelled(mounted, f"copy source={source} path={tmpfs}/file")
-    with source.open("ab") as file:
-        file.write(b"more")
+    before, some = source.stat(), source.read_bytes()[:4]
+    with source.open(mode) as file:
+        file.write(some)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # two ticks of its clock may be one
+    number, words = resume(mounted)
+    assert (number, "changed since the task began" in words) == ("ESTALE", True)
+    os.truncate(source, SIZE)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert resume(mounted) == (None, "ok\n")
     finish(mounted, "t")
-    assert (tmpfs / "file").stat().st_size == SIZE
-    assert run("cmp", "-n", str(SIZE), str(source), str(tmpfs / "file")).status == 0
+    assert run("cmp", str(source), str(tmpfs / "file")).status == 0
+
+
+def test_a_source_that_the_task_itself_writes_to(mounted: Mount, source: Path) -> None:
+    cancelled(mounted, f"copy source={source} path={source} offset={SIZE}")
+    assert resume(mounted) == (None, "ok\n")
+    finish(mounted, "t")
+    assert source.stat().st_size == 2 * SIZE
+    assert run("cmp", "-n", str(SIZE), "-i", f"0:{SIZE}", str(source), str(source)).status == 0
 
 
 def test_an_undo_that_fails_is_told(mounted: Mount) -> None:

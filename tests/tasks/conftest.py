@@ -55,6 +55,12 @@ async def house(workers: None, tmp_path: Path) -> AsyncIterator[House]:
 
 
 @pytest.fixture
+def statedir(tmp_path: Path) -> Path:
+    """The directory that one daemon leaves to the next."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateDirectory]:
     """An empty state directory, locked."""
     directory = StateDirectory(PrivateDirectory(str(tmp_path / "state")))

@@ -165,3 +165,23 @@ async def open_house(statedir: Path, **tunables: int) -> AsyncIterator[House]:
     finally:
         if house is not None:
             house.die()
+
+
+async def adopted(house: House, name: str) -> Task:
+    """The task of that name, after taking over."""
+    await house.service.adopt()
+    return house.table.require(name)
+
+
+def change_record(statedir: Path, number: int, **changes: object) -> None:
+    """Give some fields of the record of a task other values."""
+    path = statedir / f"{number:08d}.json"
+    path.write_text(json.dumps(read_json(str(path)) | changes))
+
+
+async def leave_paused(statedir: Path, memory: Path) -> int:
+    """A daemon that dies beside a paused task ``t``; returns the worker's pid."""
+    async with open_house(statedir) as house:
+        task = await house.paused(memory / "file", more="name=t")
+        assert task.worker is not None
+        return task.worker.pid

@@ -12,20 +12,29 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from ktaskfs.host import credentials
-from ktaskfs.host.files import read_file
 from ktaskfs.progress import write_requests
 from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.record import VERSION
-from ktaskfs.tasks.task import State, Task
+from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
 from tests.support.tasks import change_texts
-from tests.tasks.house import House, ended, me, open_files, open_house, read_json, stop_spare, until
+from tests.tasks.house import (
+    adopted,
+    change_record,
+    ended,
+    leave_paused,
+    me,
+    open_files,
+    open_house,
+    read_json,
+    stop_spare,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,31 +42,6 @@ if TYPE_CHECKING:
 SIZE = 1 << 20
 
 pytestmark = pytest.mark.usefixtures("workers")
-
-
-@pytest.fixture
-def statedir(tmp_path: Path) -> Path:
-    """The directory that one daemon leaves to the next."""
-    return tmp_path / "state"
-
-
-async def adopted(house: House, name: str) -> Task:
-    """The task of that name, after taking over."""
-    await house.service.adopt()
-    return house.table.require(name)
-
-
-def change_record(statedir: Path, number: int, **changes: object) -> None:
-    path = statedir / f"{number:08d}.json"
-    path.write_text(json.dumps(read_json(str(path)) | changes))
-
-
-async def leave_paused(statedir: Path, memory: Path) -> int:
-    """A daemon that dies beside a paused task ``t``; returns the worker's pid."""
-    async with open_house(statedir) as house:
-        task = await house.paused(memory / "file", more="name=t")
-        assert task.worker is not None
-        return task.worker.pid
 
 
 async def test_a_worker_that_lives_goes_on(statedir: Path, memory: Path) -> None:
@@ -175,17 +159,19 @@ async def test_a_pid_that_is_anothers_now_is_left_alone(
     assert open_files() == before
 
 
-async def test_no_worker_of_an_earlier_boot_lives(statedir: Path, memory: Path) -> None:
-    """The directory may be on a disk: then another process may have the same pid, and have begun as long after boot."""
-    pid = await leave_paused(statedir, memory)
-    (statedir / "lock").write_text("8a8ffd4e-0000-0000-0000-000000000000\n")
+@pytest.mark.parametrize("state", ["starting", "running", "queued"])
+async def test_a_task_that_was_to_replace_another_is_removed(statedir: Path, memory: Path, state: str) -> None:
+    """The daemon died before it removed the old record; no work had begun."""
+    async with open_house(statedir) as house:
+        await ended(await house.run_one(f"fallocate path={memory}/file length=64K name=t"))
+        fields = house.record(house.table.require("t"))
+    new = fields | {"task": 2, "state": state, "final": None}
+    (statedir / "00000002.json").write_text(json.dumps(new))
+    (statedir / "00000002.page").touch()
     async with open_house(statedir) as house:
         task = await adopted(house, "t")
-        assert (task.state, task.worker) == (State.INTERRUPTED, None)
-        assert (statedir / "lock").read_bytes() == read_file("/proc/sys/kernel/random/boot_id")
-    worker = psutil.Process(pid)
-    assert not has_ended(worker)
-    worker.kill()
+        assert (list(house.table), task.number, task.state) == ([task], 1, State.DONE)
+        assert house.files() == ["00000001.json"]
 
 
 async def test_a_pid_that_is_a_threads_now_is_left_alone(statedir: Path, memory: Path) -> None:

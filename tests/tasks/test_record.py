@@ -72,7 +72,7 @@ def test_a_task_comes_back_from_its_record(state: StateDirectory) -> None:
 def test_the_form_on_disk_stays() -> None:
     """Another version of the daemon reads it; only a new VERSION may change it."""
     fields = json.loads(as_json(RECORD))
-    assert (VERSION, fields.pop("version")) == (6, 6)
+    assert (VERSION, fields.pop("version")) == (7, 7)
     assert fields == {
         "task": 3,
         "name": "vm0",
@@ -90,21 +90,29 @@ def test_the_form_on_disk_stays() -> None:
         "remaining": [[1, 2, -1]],
         "base": 50,
         "baseline": {"files": {"path": [1, 2, 3]}, "end": 2, "size": 2, "total": 51, "tree": 0},
+        "boot": "",
         "shape": [2, 64],
         "final": FINAL_FIELDS,
         "result": "text\n",
     }
 
 
-def test_defaults_in_use_are_kept(state: StateDirectory) -> None:
-    used = RECORD._replace(history=RECORD.history._replace(used={"algorithm": "crc32"}))
+def test_defaults_in_use_and_the_boot_are_kept(state: StateDirectory) -> None:
+    used = RECORD._replace(history=RECORD.history._replace(used={"algorithm": "crc32"}, boot=state.boot))
     write_raw(state, "00000003.json", as_json(used))
     assert records(state) == [used]
 
 
+def test_a_record_of_version_6_is_read(state: StateDirectory) -> None:
+    fields = json.loads(as_json(RECORD, version=6))
+    del fields["boot"]
+    write_raw(state, "00000003.json", json.dumps(fields).encode())
+    assert records(state) == [RECORD]
+
+
 def test_a_record_of_version_5_is_read(state: StateDirectory) -> None:
     fields = json.loads(as_json(RECORD, version=5))
-    del fields["used"]
+    del fields["boot"], fields["used"]
     write_raw(state, "00000003.json", json.dumps(fields).encode())
     assert records(state) == [RECORD]
 
@@ -128,14 +136,14 @@ def test_a_record_of_version_1_is_read(state: StateDirectory) -> None:
 
 def test_a_record_of_version_4_is_read(state: StateDirectory) -> None:
     fields = json.loads(as_json(RECORD, version=4))
-    del fields["used"], fields["baseline"]["tree"]
+    del fields["boot"], fields["used"], fields["baseline"]["tree"]
     write_raw(state, "00000003.json", json.dumps(fields).encode())
     assert records(state) == [RECORD]
 
 
 def test_a_record_of_version_2_is_read(state: StateDirectory) -> None:
     fields = json.loads(as_json(RECORD, version=2))
-    del fields["used"], fields["rights"], fields["baseline"]["tree"]
+    del fields["boot"], fields["used"], fields["rights"], fields["baseline"]["tree"]
     write_raw(state, "00000003.json", json.dumps(fields).encode())
     everybodys = RECORD._replace(history=RECORD.history._replace(rights=ALL_CAPABILITIES))
     assert records(state) == [everybodys]

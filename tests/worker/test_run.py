@@ -14,6 +14,7 @@ import pytest
 
 from ktaskfs.host.credentials import read_caller
 from ktaskfs.ktask import NO_NODE
+from ktaskfs.operations.base.resume import FileState
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from tests.support.poll import until
@@ -55,19 +56,54 @@ def test_the_callers_limit_of_file_sizes_is_not_for_the_result(spawner: Spawner,
     assert snapshot.result_size == len("crc32 8cdc1683\n")
 
 
-@pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT)])
-def test_the_rest_of_a_task_rests_on_what_was_done(spawner: Spawner, memory: Path, done: int, number: int) -> None:
-    """If the file is gone and nothing was done, the task can start again; otherwise only the rest would be done."""
+@pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ENOENT), (None, errno.ENOENT)])
+def test_the_rest_of_a_task_rests_on_what_was_done(
+    spawner: Spawner, memory: Path, done: int | None, number: int
+) -> None:
+    """If the file is gone and nothing was done, the task can start again; otherwise only the rest would be done. None:
+    something was, in an earlier boot."""
     path = memory / "file"
     request = spawner.request(
         "fallocate",
         {"path": str(path), "length": str(4 * MIB)},
-        remaining=[[done, 4 * MIB - done, NO_NODE]],
+        remaining=None if done is None else [[done, 4 * MIB - done, NO_NODE]],
         baseline={"files": {"path": [1, 2, 3]}, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB, "tree": 0},
     )
     answer = spawner.send(request, Requests()).answer()
     assert (answer.errno if isinstance(answer, protocol.WorkerRefused) else 0) == number
     assert path.exists() == (number == 0)
+
+
+@pytest.mark.parametrize(("done", "number"), [(0, 0), (MIB, errno.ESTALE)])
+def test_the_rest_of_a_copy_needs_the_same_source(spawner: Spawner, memory: Path, done: int, number: int) -> None:
+    source, path = memory / "source", memory / "file"
+    source.write_bytes(b"x" * 4 * MIB)
+    path.write_bytes(b"y" * 4 * MIB)
+    files = {"source": FileState.of(str(source)).identity, "path": FileState.of(str(path)).identity}
+    request = spawner.request(
+        "copy",
+        {"source": str(source), "path": str(path)},
+        remaining=[[done, 4 * MIB - done, NO_NODE]],
+        baseline={"files": files, "end": 4 * MIB, "size": 4 * MIB, "total": 4 * MIB, "tree": 5},
+    )
+    answer = spawner.send(request, Requests()).answer()
+    assert (answer.errno if isinstance(answer, protocol.WorkerRefused) else 0) == number
+    if isinstance(answer, protocol.Ready):
+        assert (answer.total, answer.baseline["tree"] in (0, 5)) == (4 * MIB, False)
+
+
+def test_nothing_is_done_to_another_process_of_the_same_number(spawner: Spawner) -> None:
+    """Not even if nothing was done to the first one: ``pid`` named that one."""
+    pid = os.getpid()
+    request = spawner.request(
+        "survey",
+        {"pid": str(pid)},
+        remaining=[[0, 1, NO_NODE]],
+        baseline={"files": {"pid": [pid, 1, 0]}, "end": 0, "size": 0, "total": 1, "tree": 0},
+    )
+    answer = spawner.send(request, Requests()).answer()
+    assert isinstance(answer, protocol.WorkerRefused)
+    assert (answer.errno, "is not the process of the task's start" in answer.message) == (errno.ESTALE, True)
 
 
 @pytest.mark.parametrize(

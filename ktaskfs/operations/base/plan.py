@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     abort:   undoes the changes of ``prepare`` (a created file, a new size); called if the task never starts.
     finish:  called once after the last chunk, with the outcome of the job; returns the text for the ``result`` file.
              It may raise KtaskfsError (an unexpected digest).
-    tree:    a digest of the list of files that the positions count; 0 without one.
+    tree:    a digest of the list of files that the positions count, or of the file that is copied; 0 without one.
     """
 
     nodes: Sequence[Node]

@@ -51,7 +51,7 @@ class Baseline(NamedTuple):
     end:   byte of ``path`` at which the range ends; 0 for an operation without a range.
     size:  the bytes of the file up to ``end``.
     total: units to do.
-    tree:  the digest of the list of files of a tree, as in ``Plan``; 0 for an operation without one.
+    tree:  the digest of the files that are read, as in ``Plan``; 0 for an operation without one.
     """
 
     files: Mapping[str, tuple[int, int, int]]
@@ -66,18 +66,21 @@ class Baseline(NamedTuple):
             text = "files were added, removed or changed since the task began: start a new task"
             raise TargetError(text, errno=errno.ESTALE)
 
-    def require(self, parameters: TaskParameters) -> None:
-        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for a file that is too short."""
+    def require_processes(self, parameters: TaskParameters) -> None:
+        """Raises TargetError: ESRCH, ESTALE for another process, to which the number was given meanwhile."""
         for name, pid in values_of(parameters, PID):
-            if process_identity(pid) != self.files.get(name):
+            if name in self.files and process_identity(pid) != self.files[name]:
                 raise TargetError(
                     f"process {pid} is not the process of the task's start: start a new task", errno=errno.ESTALE
                 )
+
+    def require_files(self, parameters: TaskParameters) -> None:
+        """Raises TargetError: ENOENT and the like, ESTALE for another file, ENXIO for a file that is too short."""
         for name, path in values_of(parameters, PATH):
             if name not in self.files:  # the path stands for many files
                 continue
             now = FileState.of(path)
-            if now.identity != self.files.get(name):
+            if now.identity != self.files[name]:
                 raise TargetError(f"{path} is not the file of the task's start: start a new task", errno=errno.ESTALE)
             if name == "path" and now.size < self.size:
                 raise TargetError(

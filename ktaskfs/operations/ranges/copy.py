@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -111,7 +112,19 @@ class Copy(RangeOperation[CopyParameters]):
         copier = _Copier(route, growth, preparation.keep(_make_room(kernel, route, growth)), digest)
         align = max(min(target.page_size, ALIGN), unit)
         control = preparation.control(copier.copy, least=MIN_CHUNK, most=MAX_CHUNK, align=align)
-        return preparation.plan(nodes, control, copier.finish)
+        return preparation.plan(nodes, control, copier.finish, tree=_tree(source, target))
+
+
+def _tree(source: Source, target: Target) -> int:
+    """A digest of the size and the time of change of the source; 0 if the task itself changes them.
+
+    A write to tmpfs or hugetlbfs through a mapping does not change the time.
+    """
+    status = os.fstat(source.file.fd)
+    if os.path.samestat(status, os.fstat(target.fd)):
+        return 0
+    written = b"%d %d" % (source.file.size(), status.st_mtime_ns)
+    return int.from_bytes(hashlib.blake2b(written, digest_size=8, usedforsecurity=False).digest(), "little")
 
 
 def _existing_target(preparation: Preparation[CopyParameters]) -> Target | None:

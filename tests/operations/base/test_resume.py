@@ -37,7 +37,7 @@ def copying(tmp_path: Path) -> CopyParameters:
 
 def refusal(baseline: Baseline, parameters: TaskParameters) -> int:
     with pytest.raises(TargetError) as caught:
-        baseline.require(parameters)
+        baseline.require_files(parameters)
     return caught.value.errno
 
 
@@ -46,7 +46,7 @@ def test_what_is_as_it_was(copying: CopyParameters) -> None:
     assert (sorted(baseline.files), baseline.size, baseline.total) == (["path", "source"], SIZE, SIZE)
     os.truncate(copying.path, 2 * SIZE)
     os.truncate(copying.source, 1)  # the operation decides that
-    baseline.require(copying)
+    baseline.require_files(copying)
 
 
 @pytest.mark.parametrize("name", ["path", "source"])
@@ -59,7 +59,7 @@ def test_another_file_or_none(copying: CopyParameters, name: str) -> None:
         file.write(bytes(SIZE))
     assert refusal(baseline, copying) == errno.ESTALE
     os.rename(path + ".old", path)
-    baseline.require(copying)
+    baseline.require_files(copying)
 
 
 def test_a_file_that_was_cut(copying: CopyParameters) -> None:
@@ -101,7 +101,8 @@ def test_a_new_file_with_the_number_of_an_old_one(copying: CopyParameters, monke
 def test_no_file_at_all() -> None:
     baseline = OPERATIONS["reserve"].baseline(RESERVE, NODES)
     assert baseline == Baseline({}, 0, 0, SIZE)
-    baseline.require(RESERVE)
+    baseline.require_files(RESERVE)
+    baseline.require_processes(RESERVE)
 
 
 def test_another_list_of_files() -> None:

@@ -253,7 +253,7 @@ def test_the_rest_alone_is_refused(runner: Runner, place: Place, pattern: str) -
     plan.abort()
     (operation,) = runner.operations["clear"].meanings
     parameters = parse_parameters(operation.parameters, {"path": str(path)})
-    operation.baseline(parameters, [node]).require(parameters)
+    operation.baseline(parameters, [node]).require_files(parameters)
     runner.prepare("clear", [node], path=path).abort()
     refusal = runner.refused("clear", [Node(HUGE, node.size - HUGE, node.nid)], path=path)
     assert isinstance(refusal, NotSupported)

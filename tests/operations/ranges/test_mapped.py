@@ -199,7 +199,7 @@ def test_no_other_process_is_taken_for_it_at_a_resume(runner: Runner, root: None
         parameters = build_parameters(operation.parameters, {"pid": first.pid})
         plan = runner.prepare("clear", pid=first.pid)
         baseline = operation.baseline(parameters, plan.nodes)
-        baseline.require(parameters)
+        baseline.require_processes(parameters)
         whole = [(each.start, each.size) for each in plan.nodes]
         part = [type(plan.nodes[0])(start, size // 2, -1) for start, size in whole]
         plan.abort()
@@ -208,7 +208,7 @@ def test_no_other_process_is_taken_for_it_at_a_resume(runner: Runner, root: None
         assert "may have changed its mappings" in error.message
         began = dict(baseline.files) | {"pid": (first.pid, second.pid, 0)}
         with pytest.raises(TargetError, match="is not the process of"):
-            type(baseline)(began, baseline.end, baseline.size, baseline.total).require(parameters)
+            type(baseline)(began, baseline.end, baseline.size, baseline.total).require_processes(parameters)
     finally:
         ended(first)
         ended(second)
