@@ -144,12 +144,13 @@ def test_a_state_directory_that_becomes_read_only(frail: Path, mount_maker: Moun
     number = os.stat(frail).st_dev
     disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
     Path(f"/sys/fs/ext4/{disk}/trigger_fs_error").write_text("1")
-    assert mount.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=no") == (1, "EROFS")
-    assert not (tmpfs / "g").exists()
-    assert mount.write("tasks/t/rate_max", "max") == (1, "EROFS")
-    assert mount.read("tasks/t/rate_max") == "1\n"
-    assert mount.write("tasks/t/control", "kill") == (0, None)
+    no_start = mount.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=no")
+    no_change = mount.write("tasks/t/rate_max", "max")
+    rate = mount.read("tasks/t/rate_max")
+    assert mount.write("tasks/t/control", "kill") == (0, None)  # before any check, because nothing else ends it
     assert mount.read("tasks/t/wait").splitlines()[-1] == "interrupted"
+    assert (no_start, no_change, rate) == ((1, "EROFS"), (1, "EROFS"), "1\n")
+    assert not (tmpfs / "g").exists()
 
 
 def test_no_more_descriptors(mount_maker: MountMaker, tmpfs: Path) -> None:
