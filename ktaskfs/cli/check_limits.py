@@ -54,18 +54,23 @@ MEMORY: Final = {
     1: _Files("memory.limit_in_bytes", "-1", "memory.usage_in_bytes", ("total_cache", "total_shmem")),
 }
 
+PIDS: Final = dict.fromkeys((2, 1), _Files("pids.max", "max", "pids.current"))
+PIDS_LEAST: Final = 2
+"""Processes and threads of a small task: its worker, and the thread that takes its commands."""
 
-def _hugetlb(size: int) -> dict[int, _Files]:
+
+def _hugetlb(size: int) -> Iterator[dict[int, _Files]]:
+    """The files for pages of ``size`` bytes: in use, and reserved."""
     unit = next(f"{size >> shift}{name}" for shift, name in ((30, "GB"), (20, "MB"), (10, "KB")) if size >> shift)
-    name = f"hugetlb.{unit}"
-    return {
-        2: _Files(f"{name}.max", "max", f"{name}.current"),
-        1: _Files(f"{name}.limit_in_bytes", "-1", f"{name}.usage_in_bytes"),
-    }
+    for name in (f"hugetlb.{unit}", f"hugetlb.{unit}.rsvd"):
+        yield {
+            2: _Files(f"{name}.max", "max", f"{name}.current"),
+            1: _Files(f"{name}.limit_in_bytes", "-1", f"{name}.usage_in_bytes"),
+        }
 
 
 class _Room(NamedTuple):
-    """The bytes that a limit leaves, the path of its file, and the command that lifts it."""
+    """The bytes, or processes, that a limit leaves, the path of its file, and the command that lifts it."""
 
     left: int
     file: str
@@ -80,12 +85,16 @@ def check_groups(machine: MachineFiles) -> Iterator[Diagnosis]:
     else:
         level = wrong(room.lift) if room.left < ROOM_LEAST else OK
         yield Diagnosis("control groups", level, f"{room.file} leaves {human_size(room.left)} of memory")
+    if (room := _least_room(machine, "pids", PIDS)) is not None:
+        level = wrong(room.lift) if room.left < PIDS_LEAST else OK
+        yield Diagnosis("control groups", level, f"{room.file} leaves {room.left} processes and threads")
     for size in machine.page_sizes():
         free = max(0, machine.pool(size, "free_hugepages") - machine.pool(size, "resv_hugepages")) * size
-        room = _least_room(machine, "hugetlb", _hugetlb(size))
-        if room is not None:
-            text = f"{room.file} leaves {human_size(room.left)} of the {human_size(free)} that are free in the pool"
-            yield Diagnosis("control groups", wrong(room.lift) if room.left < free else OK, text)
+        for files in _hugetlb(size):
+            room = _least_room(machine, "hugetlb", files)
+            if room is not None:
+                text = f"{room.file} leaves {human_size(room.left)} of the {human_size(free)} that are free in the pool"
+                yield Diagnosis("control groups", wrong(room.lift) if room.left < free else OK, text)
 
 
 def _least_room(machine: MachineFiles, controller: str, files: dict[int, _Files]) -> _Room | None:

@@ -130,10 +130,13 @@ def check_mounts(machine: MachineFiles) -> Iterator[Diagnosis]:
             yield Diagnosis("hugetlbfs", wrong(f"mount -o remount,rw {point}"), text)
             continue
         reached.add(size)
-        pool = machine.pool(size, "nr_hugepages") * size
         if limit is not None and parse_size(limit) < size:
             text = f"{words}, with size={limit}, less than one page"
-            yield Diagnosis("hugetlbfs", wrong(f"mount -o remount,size={format_size(pool or size)} {point}"), text)
+            anew = f"mount -t hugetlbfs -o pagesize={format_size(size)} none {point}"  # a remount changes no size
+            yield Diagnosis("hugetlbfs", wrong(f"umount {point} && {anew}"), text)
+        elif (room := machine.room(each.point[1:])) is not None and room.f_files and not room.f_ffree:
+            text = f"{words}, but no inode is left for another file"
+            yield Diagnosis("hugetlbfs", wrong(f"find {point} -type f  # and remove what nobody needs"), text)
         elif not _takes_files(machine, each.point[1:]):
             user = name_of(os.getuid())
             text = f"{words}, but {user} may not write to it"

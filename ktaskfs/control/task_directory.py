@@ -12,7 +12,7 @@ from ktaskfs.control.privilege import require_power_over
 from ktaskfs.control.shown_task import WATCHED, TaskFiles
 from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.host.cgroups import frozen_group
 from ktaskfs.host.process import is_stopped
 from ktaskfs.tasks.task import State
@@ -188,8 +188,13 @@ class _ParameterFile(_SettingFile):
     def set(self, text: str) -> None:
         task, parameter = self._shown.known_task, self._parameter
         if self._name in LIVE_PARAMETERS:
+            before = task.history
             task.set_text(parameter, text)
-            self._shown.fs.service.set_live(task)
+            try:
+                self._shown.fs.service.set_live(task)
+            except KtaskfsError:  # the worker still has the old value
+                task.history = before
+                raise
         else:
             task.set_parameter(parameter, text)
 

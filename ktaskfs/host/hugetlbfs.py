@@ -76,6 +76,11 @@ def read_mounts(kernel: Kernel, process: str) -> Mounts:
     return Mounts(tuple(hugetlbfs), frozenset(others))
 
 
+def sets_aside(kernel: Kernel, device: int) -> bool:
+    """Whether a hugetlbfs of this process's mount namespace has the option min_size. Raises OSError."""
+    return any(mount.least for mount in read_mounts(kernel, "self").hugetlbfs if mount.device == device)
+
+
 def read_content(kernel: Kernel, place: HugetlbfsMount, root: str) -> MountContent | None:
     """The files of ``place``, as far as they can be listed; None if another filesystem is mounted there now.
 

@@ -12,6 +12,7 @@ from ktaskfs.errors import KtaskfsError, NotPermitted, OutOfHugePages, OutOfSpac
 from ktaskfs.host import syscalls
 from ktaskfs.host.group_limits import memory_headroom
 from ktaskfs.host.hugepages import free_on_own_nodes, pool_of
+from ktaskfs.host.hugetlbfs import sets_aside
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard, Mapping
 from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
 
 
 def mount_room(target: Target) -> int | None:
-    """Free bytes of the filesystem; None without a limit. Raises OSError.
+    """Bytes of the filesystem that the caller may still use; None without a limit. Raises OSError.
 
     hugetlbfs has a limit with the option ``size=``. With only ``min_size=`` it reports -1 (hugetlbfs_statfs in
-    fs/hugetlbfs/inode.c), and without either 0, like tmpfs without a limit.
+    fs/hugetlbfs/inode.c), and without either 0, like tmpfs without a limit. For root the blocks that ext4 keeps for
+    root count, too.
     """
     mount = os.fstatvfs(target.fd)
-    return mount.f_bavail * mount.f_frsize if 0 < mount.f_blocks <= SIZE_MAX else None
+    free = mount.f_bavail if os.geteuid() else mount.f_bfree
+    return free * mount.f_frsize if 0 < mount.f_blocks <= SIZE_MAX else None
+
+
+def mount_inodes(target: Target) -> int | None:
+    """Inodes of the filesystem that are still free; None without a limit (btrfs, vfat). Raises OSError."""
+    mount = os.fstatvfs(target.fd)
+    return mount.f_favail if 0 < mount.f_files <= SIZE_MAX else None
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
@@ -82,7 +91,9 @@ def require_pool(kernel: Kernel, target: Target, pages: int, *, promised: bool) 
         impossible = pool is not None and missing > pool.obtainable + pool.reserved
     else:
         over = room is not None and missing > room // target.page_size
-        impossible = over or (pool is not None and missing > pool.obtainable and not _can_be_set_aside(target, missing))
+        impossible = over or (
+            pool is not None and missing > pool.obtainable and not _can_be_set_aside(kernel, target, missing)
+        )
     if impossible:
         raise too_few_pages(kernel, target, pages)
     require_group_pages(kernel, target, pages, reserve=not promised)
@@ -119,7 +130,7 @@ def require_reservable(kernel: Kernel, target: Target, pages: int) -> None:
     """
     pool, room = pool_of(kernel, target.page_size), mount_room(target)
     over = room is not None and pages > room // target.page_size
-    short = pool is not None and pages > pool.obtainable and not _can_be_set_aside(target, pages)
+    short = pool is not None and pages > pool.obtainable and not _can_be_set_aside(kernel, target, pages)
     if over or short or not _has_addresses(pages * target.page_size):
         raise too_few_pages(kernel, target, pages)
     refusal = group_refusal(kernel, target, pages, reserve=target.size() == 0) or nodes_refusal(kernel, target, pages)
@@ -140,19 +151,27 @@ def _has_addresses(size: int) -> bool:
     return True
 
 
-def _can_be_set_aside(target: Target, pages: int) -> bool:
+def _can_be_set_aside(kernel: Kernel, target: Target, pages: int) -> bool:
     """Whether the kernel would reserve this many huge pages now: a mount with ``min_size=`` has its own.
 
     A private read mapping reserves all of its pages, and releases them; it does not extend the file.
     """
-    if isinstance(target, AbsentTarget):  # there is nothing to map
-        return False
-    try:
-        Mapping(target.fd, 0, pages * target.page_size, reserve=True, private=True).close()
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        return False
+    with contextlib.ExitStack() as stack:
+        fd = target.fd
+        if isinstance(target, AbsentTarget):  # a file without a name stands for it
+            try:
+                if not sets_aside(kernel, os.fstat(fd).st_dev):  # the directory's times stay as they are
+                    return False
+                fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            except OSError:  # whatever the reason, a file could not be made either
+                return False
+            stack.callback(os.close, fd)
+        try:
+            Mapping(fd, 0, pages * target.page_size, reserve=True, private=True).close()
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            return False
     return True
 
 

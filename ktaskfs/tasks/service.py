@@ -323,7 +323,10 @@ class TaskService:
         self._lifecycle.move(task, State.PAUSED)
 
     def set_live(self, task: Task) -> None:
-        """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``."""
+        """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``.
+
+        Raises TargetError if the worker cannot be told ``rate_max``.
+        """
         task.require_known()
         asked = self.table.asked_for(task)
         task.ask(task.requests._replace(rate=asked.rate) if task.worker else asked)

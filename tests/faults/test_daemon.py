@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.attacks.callers import wait_for_worker
+from tests.support.filesystems import EXT4, disk_image
 from tests.support.filesystems import tmpfs as make_tmpfs
 from tests.support.poll import until
 from tests.support.processes import child_called
@@ -126,6 +127,30 @@ def test_a_state_directory_that_is_read_only(small: Path, area: Path) -> None:
     outcome = ktaskfs("mount", "-o", f"statedir={small}", str(point))
     assert outcome.status == 1
     assert outcome.err == f"ktaskfs: state directory {small}: Read-only file system\n"
+
+
+@pytest.fixture
+def frail(root: None, area: Path) -> Iterator[Path]:
+    """A state directory on an ext4 that becomes read-only after an error of its disk."""
+    with disk_image(area, *EXT4, "-e", "remount-ro") as path:
+        (path / "state").mkdir(mode=0o700)
+        yield path / "state"
+
+
+def test_a_state_directory_that_becomes_read_only(frail: Path, mount_maker: MountMaker, tmpfs: Path) -> None:
+    """Nothing starts. A task goes on with its old values, and can be killed."""
+    mount = mount_maker(statedir=frail)
+    start(mount, "t", tmpfs / "f", rate="1")
+    number = os.stat(frail).st_dev
+    disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
+    Path(f"/sys/fs/ext4/{disk}/trigger_fs_error").write_text("1")
+    no_start = mount.write("tasks/control", f"fallocate path={tmpfs}/g length=1M name=no")
+    no_change = mount.write("tasks/t/rate_max", "max")
+    rate = mount.read("tasks/t/rate_max")
+    assert mount.write("tasks/t/control", "kill") == (0, None)  # before any check, because nothing else ends it
+    assert mount.read("tasks/t/wait").splitlines()[-1] == "interrupted"
+    assert (no_start, no_change, rate) == ((1, "EROFS"), (1, "EROFS"), "1\n")
+    assert not (tmpfs / "g").exists()
 
 
 def test_no_more_descriptors(mount_maker: MountMaker, tmpfs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,31 @@ def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed
     assert mount.cat("tasks/t/wait").status == 0
     assert mount.read("tasks/t/state") == "done\n"
     (huge / "f").unlink()
+
+
+@pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
+def test_huge_pages_of_a_directory(mount: Mount, where: Path, huge: Path, disk: Path, file: str) -> None:
+    """As for one file: the task ends at the limit, which it names, and does not skip one file after another."""
+    (disk / "source").mkdir()
+    for number in range(16):
+        (disk / f"source/{number}").write_bytes(b"x" * (2 * PAGE))
+    pool = TestPool(PAGE, 0)
+    reserved = pool.reserved
+    at_work(mount, where, f"copy source={disk}/source path={huge}/copy {SLOW}")
+    (where / file).write_text(str(5 * PAGE))  # each of two threads may have copied one file
+    assert end(mount) == "failed"
+    error = mount.read("tasks/t/error")
+    assert error.startswith("ENOMEM at ")
+    assert f"bytes of huge pages are missing, but your control group v2:/{where.name} has " in error
+    assert f"{file} is {5 * PAGE}, " in error
+    assert pool.reserved == reserved
+    (where / file).write_text("max")
+    mount.write("tasks/t/control", "resume")
+    assert mount.cat("tasks/t/wait").status == 0
+    assert mount.read("tasks/t/state") == "done\n"
+    for number in range(16):
+        assert (huge / f"copy/{number}").read_bytes() == b"x" * (2 * PAGE)
+    shutil.rmtree(huge / "copy")
 
 
 def test_what_is_reserved_already_stays_so(mount: Mount, where: Path, huge: Path) -> None:

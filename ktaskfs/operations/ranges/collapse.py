@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -98,7 +99,7 @@ class _Collapser:
         # One page more, or the kernel would make one mapping of this and another thread's, and count for both.
         with Mapping(self._target.fd, start, end - start + page, reserve=False, private=True) as mapping:
             for at in touched.values():
-                mapping.populate_read(at - start, page)
+                self._populate(mapping, at)
             already = bytes_in_huge_pages(self._kernel, mapping.address, mapping.address + mapping.length)
             for first in touched:
                 try:
@@ -108,6 +109,15 @@ class _Collapser:
                     left[error.errno or errno.EIO] += self._huge
         huge = len(touched) * self._huge - left.total()
         self._enter(end - start, left, already=min(already, huge), collapsed=max(huge - already, 0))
+
+    def _populate(self, mapping: Mapping, at: int) -> None:
+        """Map a page for reading. Raises OSError."""
+        try:
+            mapping.populate_read(at - mapping.offset, self._target.page_size)
+        except OSError as error:
+            if error.errno == errno.EFAULT:  # read(2) says why: a broken disk
+                os.pread(self._target.fd, 1, at)
+            raise
 
     def _require_possible(self, error: OSError) -> None:
         if error.errno == errno.EINVAL and self._target.filesystem is FilesystemType.OTHER:

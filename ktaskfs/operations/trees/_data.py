@@ -114,13 +114,21 @@ def _write(target: int, view: memoryview, position: int) -> None:
 
 
 def copy_to_huge_pages(source: int, target: int, piece: Span, page: int) -> None:
-    """The kernel reads directly into a mapping of the target, whose pages are reserved before a touch."""
+    """The kernel reads directly into a mapping of the target, whose pages are reserved before a touch.
+
+    Raises OSError: ENOMEM also for a page that was reserved, but that a control group, or a cpuset, may not have.
+    """
     for run in data_extents(source, piece.start, piece.end):
         whole = run.widened(page)
         with Mapping(target, whole.start, whole.size, reserve=True) as mapping:
             position = run.start
             while position < run.end:
-                count = mapping.readv_into(source, position, position - whole.start, run.end - position)
+                try:
+                    count = mapping.readv_into(source, position, position - whole.start, run.end - position)
+                except OSError as error:
+                    if error.errno == errno.EFAULT and os.fstat(target).st_size >= whole.end:  # not truncated
+                        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+                    raise
                 if not count:
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                 position += count

@@ -173,6 +173,15 @@ class FileList:
         """The sizes of all files of at least ``least`` bytes."""
         return sum(size for size in self._sizes if size >= least)
 
+    def bytes_in(self, page: int) -> int:
+        """The sizes of all files in whole pages of ``page`` bytes."""
+        return sum(-(-size // page) for size in self._sizes) * page
+
+    def data_bytes_in(self, page: int) -> int:
+        """Bytes of the pages of ``page`` bytes that have data, of all files; it opens those of several pages."""
+        whole = (Piece(index, 0, size, size) for index, size in enumerate(self._sizes) if size)
+        return sum(page if each.size <= page else self.data_bytes(each, page) for each in whole)
+
     def size(self, index: int) -> int:
         """Bytes that a file had when it was found."""
         return self._sizes[index]

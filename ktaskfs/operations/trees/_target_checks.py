@@ -6,19 +6,23 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.errors import InvalidValue, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
-from ktaskfs.memory.room import mount_room, require_reservable, require_space
+from ktaskfs.memory.group_room import group_refusal
+from ktaskfs.memory.room import mount_inodes, mount_room, require_reservable, require_space, too_few_pages
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ktaskfs.errors import KtaskfsError
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
     from ktaskfs.operations.trees._files import FileList
+
+_COPIED: Final = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 
 
 def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
@@ -59,19 +63,49 @@ def _above(path: str) -> Iterator[os.stat_result]:
 
 def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
     """An estimate; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
+    huge = target.filesystem is FilesystemType.HUGETLBFS
     try:
-        if target.filesystem is FilesystemType.HUGETLBFS:
-            if any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
-                raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
-            pages = sum(-(-files.size(index) // target.page_size) for index in range(len(files)))
-            require_reservable(kernel, target, pages)
-        elif target.filesystem is FilesystemType.TMPFS:
-            require_space(kernel, target, Span(0, files.allocated))
-        elif (room := mount_room(target)) is not None and files.allocated > room:
-            words = f"{files.allocated} bytes must be written, but its filesystem has {room} left"
-            raise OutOfSpace(f"{target.path}: {words}")
+        if huge and any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
+            raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
+        _require_inodes(files, target)
+        try:
+            _require_bytes(kernel, target, files.bytes_in(target.page_size) if huge else files.allocated)
+        except (OutOfHugePages, OutOfSpace, TargetError):  # holes and unwritten blocks were counted: look at each file
+            _require_bytes(kernel, target, files.data_bytes_in(target.page_size))
     except OSError as error:
         raise TargetError.from_os(error, f"find the free space of {target.path}") from error
+
+
+def _require_inodes(files: FileList, target: Target) -> None:
+    left = mount_inodes(target)
+    if left is None or len(files) <= left:
+        return
+    wanted = sum(files.kind(index) in _COPIED for index in range(len(files)))
+    if wanted > left:
+        words = f"{wanted} files and directories must be made, but its filesystem has {left} inodes left"
+        raise OutOfSpace(f"{target.path}: {words}")
+
+
+def _require_bytes(kernel: Kernel, target: Target, size: int) -> None:
+    if target.filesystem is FilesystemType.HUGETLBFS:
+        require_reservable(kernel, target, size // target.page_size)
+    elif target.filesystem is FilesystemType.TMPFS:
+        require_space(kernel, target, Span(0, size))
+    elif (room := mount_room(target)) is not None and size > room:
+        raise OutOfSpace(f"{target.path}: {size} bytes must be written, but its filesystem has {room} left")
+
+
+def used_up(kernel: Kernel, target: Target, size: int, error: OSError) -> KtaskfsError | None:
+    """What kept the directory ``target`` from ``size`` more bytes, where the errno of ``error`` does not say it.
+
+    Raises OSError.
+    """
+    if error.errno == errno.ENOSPC and mount_inodes(target) == 0 and mount_room(target) != 0:
+        return TargetError(f"{target.path}: its filesystem has no inode left", errno=errno.ENOSPC)
+    if error.errno == errno.ENOMEM and target.filesystem is FilesystemType.HUGETLBFS:
+        pages = size // target.page_size
+        return group_refusal(kernel, target, pages, reserve=True) or too_few_pages(kernel, target, pages)
+    return None
 
 
 def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:

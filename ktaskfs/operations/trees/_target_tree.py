@@ -100,16 +100,17 @@ class TargetTree:
         self.made = False
 
     def close(self) -> None:
-        """Close it, or remove it."""
-        if self.made:
-            try:
+        """Close it, and remove it if nothing was copied. Raises OSError."""
+        try:
+            if self.made:
                 os.rmdir(self._name, dir_fd=self._parent)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # somebody else uses it or has removed it
-                    raise
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-        os.close(self._parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # somebody else uses it or has removed it
+                raise
+        finally:
+            if hasattr(self, "fd"):
+                os.close(self.fd)
+            os.close(self._parent)
 
     def directory(self, path: str) -> int:
         """A directory below, with all above it, open as O_PATH; made if it is missing. Raises OSError."""

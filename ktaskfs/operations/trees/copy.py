@@ -31,7 +31,7 @@ from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room
+from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
 from ktaskfs.operations.trees._target_tree import TargetTree, dress
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
@@ -161,7 +161,9 @@ class _Copier:
                 self._copy(piece)
         except OSError as error:
             if error.errno in FATAL:
-                raise self._failure(self._files.path(piece.file), error) from error
+                size = Span(piece.start, piece.end).widened(self._page).size
+                reason = used_up(self._files.kernel, self._target.kind, size, error)
+                raise (reason or self._failure(self._files.path(piece.file), error)) from error
             self._report.skip(piece.file, error)
 
     def _failure(self, path: str, error: OSError, why: str = "") -> TargetError:

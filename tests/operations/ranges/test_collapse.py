@@ -109,3 +109,20 @@ def test_a_file_of_a_disk(runner: Runner, disk: Path) -> None:
     else:
         error = runner.failure(plan)
         assert (error.errno, "CONFIG_READ_ONLY_THP_FOR_FS" in error.message) == (errno.EOPNOTSUPP, True)
+
+
+def test_a_broken_disk_is_named(runner: Runner, disk: Path) -> None:
+    """Its file, in which the filesystem is, loses all but its first part."""
+    with filesystems.disk_image(disk, *filesystems.EXT4) as where:
+        with (where / "file").open("wb") as file:
+            file.write(os.urandom(16 * HUGE))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        size = (disk / "image").stat().st_size
+        os.truncate(disk / "image", HUGE)
+        try:
+            error = runner.failure(runner.prepare("collapse", path=where / "file"))
+        finally:
+            os.truncate(disk / "image", size)
+        assert (error.errno, error.message) == (errno.EIO, f"collapse {where}/file: Input/output error")

@@ -204,10 +204,13 @@ def test_no_room(runner: Runner, disk: Path, place: Place) -> None:
     top = disk / "source"
     top.mkdir()
     with (top / "large").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 300 * MIB)
-        if place.unit > 4096:  # the machine may have free huge pages, of which each byte of a hole takes its part
-            free = TestPool(place.unit, 0).available
-            file.truncate(max(300 * MIB, 2 * free * place.unit))
+        if place.unit > 4096:  # a byte in each of more huge pages than the machine has
+            for number in range(2 * TestPool(place.unit, 0).available):
+                os.pwrite(file.fileno(), b"x", number * place.unit)
+        else:
+            file.write(bytes(2 * MIB))
+            with (place.directory / "other").open("wb") as other:
+                os.posix_fallocate(other.fileno(), 0, os.statvfs(place.directory).f_bavail * 4096 - MIB)
     refused = runner.refused("copy", source=top, path=place.directory / "copy")
     assert isinstance(refused, (OutOfSpace, OutOfHugePages))
     assert not (place.directory / "copy").exists()

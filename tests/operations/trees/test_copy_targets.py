@@ -197,3 +197,19 @@ def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: 
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
         in_one_thread(runner, None, **texts).run()
+
+
+def test_a_target_that_becomes_read_only_before_the_first_file(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new directory stays, which is an error, and nothing stays open."""
+    before = os.listdir("/proc/self/fd")
+    plan = runner.prepare("copy", source=with_large, path=disk / "copy")
+
+    def rmdir(path: str, *, dir_fd: int | None = None) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(OSError, match="Read-only"):
+        plan.abort()
+    assert os.listdir("/proc/self/fd") == before
