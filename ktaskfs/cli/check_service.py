@@ -106,7 +106,7 @@ def check_mount(machine: MachineFiles, mounted: Mounted, state: Mapping[str, str
         yield Diagnosis("mount", wrong(restart or _mount_anew(machine, mounted.path, is_there=dead)), text)
         return
     except TargetError as error:  # only its user may look at a user's mount
-        yield Diagnosis("mount", UNKNOWN, error.message)
+        yield Diagnosis("mount", UNKNOWN if error.errno == errno.EACCES else wrong(None), error.message)
         return
     yield Diagnosis("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
