@@ -209,8 +209,6 @@ class Mounted(NamedTuple):
 
     def _away(self, number: int) -> DaemonAway:
         if number == errno.ENOENT:
-            return DaemonAway(
-                f"no ktaskfs is mounted on {self.path}: systemctl start ktaskfs, or name another mount with -m or $KTASKFS",
-                errno=number,
-            )
+            ways = "systemctl start ktaskfs, or name another mount with -m or $KTASKFS"
+            return DaemonAway(f"no ktaskfs is mounted on {self.path}: {ways}", errno=number)
         return DaemonAway(f"the daemon of {self.path} does not answer: {os.strerror(number)}", errno=number)

@@ -90,13 +90,16 @@ def _programs() -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(two_users: tuple[User, User]) -> Iterator[Cluster]:
-    """A cluster with a table of a few megabytes, on a disk: /tmp may be tmpfs. Its configuration is apart, as on Debian."""
+    """A cluster with a table of a few megabytes, on a disk: /tmp may be tmpfs.
+
+    Its configuration has a directory of its own, as on Debian.
+    """
     user = two_users[0]
     with tempfile.TemporaryDirectory(prefix="kt-", dir="/var/tmp") as place:
         os.chown(place, user.uid, user.gid)
         found = Cluster(_programs(), Path(place, "main"), Path(place, "etc"), user)
         found.run("initdb", "-D", str(found.data), "-A", "trust", "--no-sync")
-        found.run("mkdir", str(found.configuration))
+        found.configuration.mkdir()
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             (found.data / name).rename(found.configuration / name)
         with (found.configuration / "postgresql.conf").open("a") as file:
