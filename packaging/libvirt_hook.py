@@ -274,8 +274,8 @@ def main() -> int:
                 release(STATE / name, name)
     except subprocess.CalledProcessError:
         return 1
-    except OSError as error:  # no pool of that size on that node, or no command ktaskfs
-        print(f"ktaskfs: {error.filename}: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # no pool of that size on that node, no command ktaskfs, or no room to store the pages
+        print(f"ktaskfs: {error.filename or STATE / name}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

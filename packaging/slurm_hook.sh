@@ -46,7 +46,7 @@ asked_pages() { # squeue prints only these fields, so no word of the user can pa
 
 prolog() {
     local pages
-    pages=$(asked_pages) || drain "ktaskfs: how many huge pages does job $SLURM_JOB_ID ask for?"
+    pages=$(asked_pages) || drain "ktaskfs: squeue does not say how many huge pages job $SLURM_JOB_ID asks for"
     [ "$pages" -gt 0 ] || return 0
     [ "$(stat --file-system --format=%T $hugetlbfs)" = hugetlbfs ] || drain "ktaskfs: no hugetlbfs is mounted on $hugetlbfs"
     mkdir -p -m 755 $directory

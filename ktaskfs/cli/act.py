@@ -21,7 +21,7 @@ def act(given: argparse.Namespace) -> int:
     """Write the verb ``given.command`` to the control files of tasks; 1 if one does not accept it."""
     verb = given.command
     mounted = Mounted(given.mount)
-    targets = _targets(mounted, given.name, lambda verbs: verb in verbs, f"takes {verb}")
+    targets = _targets(mounted, given.name, lambda verbs: verb in verbs, f"accepts {verb}")
     return _each(given, targets, lambda name: mounted.write(f"tasks/{name}/control", verb))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import grp
 import os
+import pwd
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
 from ktaskfs.cli.machine import OK, UNKNOWN, Diagnosis, MachineFiles, name_of, note, wrong
-from ktaskfs.errors import DaemonAway, KtaskfsError
+from ktaskfs.errors import DaemonAway, KtaskfsError, TargetError
 from ktaskfs.units import human_size
 from ktaskfs.version import VERSION
 
@@ -104,6 +105,9 @@ def check_mount(machine: MachineFiles, mounted: Mounted, state: Mapping[str, str
         text = f"{mounted.path}: {'its daemon does not answer' if dead else 'no ktaskfs is mounted'}"
         yield Diagnosis("mount", wrong(restart or _mount_anew(machine, mounted.path, is_there=dead)), text)
         return
+    except TargetError as error:  # only its user may look at a user's mount
+        yield Diagnosis("mount", UNKNOWN if error.errno == errno.EACCES else wrong(None), error.message)
+        return
     yield Diagnosis("mount", OK, f"{mounted.path} answers")
     if version == VERSION:
         yield Diagnosis("versions", OK, f"command and daemon are {VERSION}")
@@ -183,6 +187,9 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
         place = shlex.quote(mounted.path)
         mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}  # and with its other options"
         yield Diagnosis("access", wrong(mend), text)
+    elif _is_member(gid):
+        text = f"{user} is a member of the group {_group(gid)}, but this session is older than that"
+        yield Diagnosis("access", wrong(f"newgrp {_group(gid)}  # or log in again"), text)
     else:
         group = _group(gid)
         text = f"{user} may not start tasks; the group {group} may"
@@ -226,6 +233,15 @@ def _is_stopped_spawner(machine: MachineFiles, pid: str, uid: int) -> bool:
     if re.search(rf"^State:\s+[Tt] .*^Uid:\s+{uid}\s", status, re.MULTILINE | re.DOTALL) is None:
         return False
     return (machine.read(f"proc/{pid}/cmdline") or "").startswith(SPAWNER)
+
+
+def _is_member(gid: int) -> bool:
+    """Whether the user is a member of the group, although this process may not have it yet."""
+    try:
+        user = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def _group(gid: int) -> str:

@@ -164,7 +164,7 @@ def _top(mount: str) -> int:
     try:
         from ktaskfs.cli.top import top
     except ModuleNotFoundError as error:
-        raise NotSupported(f"ktaskfs top needs {error.name}: pip install 'ktaskfs[top]'") from error
+        raise NotSupported(f"ktaskfs top needs {error.name}: pipx inject ktaskfs textual") from error
     return top(mount)
 
 

@@ -151,7 +151,7 @@ class Mounted(NamedTuple):
 
     def start(self, text: str) -> list[str]:
         """Write specs to ``tasks/control``; returns the names of the tasks. Also raises Refused."""
-        fd = self.open("tasks/control", os.O_RDWR)
+        fd = self._open_control()
         try:
             self._write(fd, "tasks/control", text)
             try:
@@ -160,6 +160,15 @@ class Mounted(NamedTuple):
                 raise self._ended_meanwhile() from error
         finally:
             let_go(fd)
+
+    def _open_control(self) -> int:
+        try:
+            return self.open("tasks/control", os.O_RDWR)
+        except TargetError as error:
+            if error.errno != errno.EACCES:
+                raise
+            words = f"{error.message}: ktaskfs doctor shows who may start tasks"
+            raise TargetError(words, errno=errno.EACCES) from error
 
     def _write(self, fd: int, file: str, text: str) -> None:
         try:
@@ -200,8 +209,6 @@ class Mounted(NamedTuple):
 
     def _away(self, number: int) -> DaemonAway:
         if number == errno.ENOENT:
-            return DaemonAway(
-                f"no ktaskfs is mounted on {self.path}: systemctl start ktaskfs, or name another mount with -m",
-                errno=number,
-            )
+            ways = "systemctl start ktaskfs, or name another mount with -m or $KTASKFS"
+            return DaemonAway(f"no ktaskfs is mounted on {self.path}: {ways}", errno=number)
         return DaemonAway(f"the daemon of {self.path} does not answer: {os.strerror(number)}", errno=number)

@@ -120,7 +120,7 @@ def wait(given: argparse.Namespace) -> int:
     from ktaskfs.cli.names import chosen
 
     mounted = Mounted(given.mount)
-    interrupts = fork_watched(1, "what is at work stays so")
+    interrupts = fork_watched(1, "the tasks go on")
     report = report_for(given, os.environ)
     names = chosen(mounted, given.name, report.note)
     return _stay(mounted, names, report, interrupts, Orders(None), cancels=False)

@@ -211,7 +211,7 @@ def test_the_other_unit_is_not_started_at_boot(controlled: Controlled) -> None:
     units = [UNIT, "ktaskfs-confined.service"]
     controlled.play(service_package=f"{PLACE}/ktaskfs.deb")
     for wanted in (*reversed(units), UNIT):
-        words = ["--start-at-task=Keep the other unit from the next boot"]
+        words = ["--start-at-task=Stop and disable the other unit"]
         assert controlled.play(*words, service_unit=wanted, service_install="none").outcome.status == 0
         enabled = [unit for unit in units if machine.run("systemctl", "is-enabled", unit).out == "enabled\n"]
         active = [unit for unit in units if machine.show(unit, "ActiveState") == "active"]

@@ -90,7 +90,7 @@ def test_verbs_by_name_and_by_glob(command: Command, tasks: Mount) -> None:
     assert command("cancel", "*") == Outcome(0, "vm1\n", "")
     assert command("wait", "--quiet", "vm1").status == 3
     nothing = command("cancel", "vm*")
-    assert nothing == Outcome(1, "", "ktaskfs: cancel vm*: no task that matches vm* takes cancel now\n")
+    assert nothing == Outcome(1, "", "ktaskfs: cancel vm*: no task that matches vm* accepts cancel now\n")
 
 
 def test_what_does_not_fit_is_said_and_the_rest_is_done(command: Command, tasks: Mount) -> None:

@@ -222,7 +222,7 @@ def test_without_textual_it_says_what_to_install(command: Command) -> None:
     script = "import sys; sys.modules['textual'] = None; from ktaskfs.cli.main import main; sys.exit(main())"
     outcome = run(sys.executable, "-c", script, *command.words("top")[3:], cwd=ROOT)
     assert (outcome.status, outcome.err.count("\n")) == (1, 1)
-    assert outcome.err.endswith("pip install 'ktaskfs[top]'\n")
+    assert outcome.err.endswith("pipx inject ktaskfs textual\n")
 
 
 def test_no_mount(area: Path, command: Command) -> None:

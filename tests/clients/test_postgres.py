@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 PAGE: Final = ROOT / "docs/how-to/database.md"
 CLUSTER: Final = "/var/lib/postgresql/15/main"
+CONFIGURATION: Final = "/etc/postgresql/15/main"
 PROGRAMS: Final = "/usr/lib/postgresql/15/bin"
-"""Where the page has a cluster, and its programs."""
+"""Where the page has a cluster, its configuration, and its programs."""
 PAGES: Final = 48
 HUGE: Final = 2 << 20
 SETTINGS: Final = """
@@ -46,6 +47,7 @@ class Cluster:
 
     programs: Path
     data: Path
+    configuration: Path
     user: User
 
     def run(self, program: str, *arguments: str) -> str:
@@ -59,7 +61,7 @@ class Cluster:
         """The server runs, with these settings."""
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         log = str(self.user.home / "log")
-        control = ("pg_ctl", "-D", str(self.data), "-w", "-s")
+        control = ("pg_ctl", "-D", str(self.configuration), "-w", "-s")
         with contextlib.ExitStack() as stack:
             self.run(*control, "-l", log, "-o", f"-k {self.user.home} {options}", "start")
             stack.callback(self.run, *control, "-m", "fast", "stop")
@@ -88,14 +90,20 @@ def _programs() -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(two_users: tuple[User, User]) -> Iterator[Cluster]:
-    """A cluster with a table of a few megabytes, on a disk: /tmp may be tmpfs."""
+    """A cluster with a table of a few megabytes, on a disk: /tmp may be tmpfs.
+
+    Its configuration has a directory of its own, as on Debian.
+    """
     user = two_users[0]
     with tempfile.TemporaryDirectory(prefix="kt-", dir="/var/tmp") as place:
         os.chown(place, user.uid, user.gid)
-        found = Cluster(_programs(), Path(place, "main"), user)
+        found = Cluster(_programs(), Path(place, "main"), Path(place, "etc"), user)
         found.run("initdb", "-D", str(found.data), "-A", "trust", "--no-sync")
-        with (found.data / "postgresql.conf").open("a") as file:
-            file.write(SETTINGS)
+        found.configuration.mkdir()
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            (found.data / name).rename(found.configuration / name)
+        with (found.configuration / "postgresql.conf").open("a") as file:
+            file.write(f"{SETTINGS}data_directory = '{found.data}'\n")
         with found.started(huge_pages="off"):
             found.sql("create table t as select generate_series(1, 100000) as n")
         yield found
@@ -105,6 +113,7 @@ def commands(cluster: Cluster, mount: Mount, prompt: str) -> list[str]:
     """The commands on the page, for this cluster and this mount."""
     names = {
         CLUSTER: str(cluster.data),
+        CONFIGURATION: str(cluster.configuration),
         PROGRAMS: str(cluster.programs),
         "ktaskfs run": f"{sys.executable} -m ktaskfs.cli.main run -q -m {mount.path}",
         "/root": str(cluster.user.home),

@@ -281,6 +281,23 @@ def test_a_note_that_cannot_be_written_leaves_the_last_one(pools: Pools, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["domain", "domain.start"]
 
 
+def test_a_full_filesystem_is_named(pools: Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write(2) fails without a name of a file."""
+    errors = io.StringIO()
+    monkeypatch.setitem(pools.hook["main"].__globals__, "STATE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["qemu", "guest", "prepare", "begin", "-"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("<domain><uuid>domain</uuid></domain>"))
+    monkeypatch.setattr(sys, "stderr", errors)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+    try:
+        assert pools.hook["main"]() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert errors.getvalue() == f"ktaskfs: {pools.file}: File too large\n"
+    assert pools.free == {0: 100, 1: 100}
+
+
 def test_a_release_without_the_command_says_so_and_remembers_the_pages(page_size: int, tmp_path: Path) -> None:
     """The hook alone, as it imports nothing of ktaskfs."""
     hook = runpy.run_path(str(ROOT / "packaging/libvirt_hook.py"))
