@@ -133,7 +133,8 @@ def check_mounts(machine: MachineFiles) -> Iterator[Diagnosis]:
         if limit is not None and parse_size(limit) < size:
             text = f"{words}, with size={limit}, less than one page"
             anew = f"mount -t hugetlbfs -o pagesize={format_size(size)} none {point}"  # a remount changes no size
-            yield Diagnosis("hugetlbfs", wrong(f"umount {point} && {anew}"), text)
+            mend = f"umount {point} && {anew}  # and with its other options"
+            yield Diagnosis("hugetlbfs", wrong(mend), text)
         elif (room := machine.room(each.point[1:])) is not None and room.f_files and not room.f_ffree:
             text = f"{words}, but no inode is left for another file"
             yield Diagnosis("hugetlbfs", wrong(f"find {point} -type f  # and remove what nobody needs"), text)

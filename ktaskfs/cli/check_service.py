@@ -187,7 +187,7 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
         place = shlex.quote(mounted.path)
         mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}  # and with its other options"
         yield Diagnosis("access", wrong(mend), text)
-    elif _is_member(gid):
+    elif _is_member(gid) and gid not in {os.getgid(), *os.getgroups()}:
         text = f"{user} is a member of the group {_group(gid)}, but this session is older than that"
         yield Diagnosis("access", wrong(f"newgrp {_group(gid)}  # or log in again"), text)
     else:

@@ -255,7 +255,7 @@ class Walk:
                 if entry is None:
                     return
                 if not number % LOOK:
-                    self._go_on()
+                    self.go_on()
                 below = prefix + entry.name
                 try:
                     status = self._look_at(below, entry)
@@ -280,7 +280,7 @@ class Walk:
 
     def _open_directory(self, path: str) -> int | None:
         """A directory, open for reading; None if it was already walked through a link."""
-        self._go_on()
+        self.go_on()
         handle = self.tree.open(path)
         try:
             if self.tree.links and not _added(self._walked, os.fstat(handle)):
@@ -289,7 +289,8 @@ class Walk:
         finally:
             os.close(handle)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Raises TargetError, ECANCELED, if nobody waits for the walk any more."""
         if self.kernel.abandoned():
             raise TargetError("the walk through the tree was given up", errno=errno.ECANCELED)
 

@@ -31,7 +31,7 @@ def mount_room(target: Target) -> int | None:
 
     hugetlbfs has a limit with the option ``size=``. With only ``min_size=`` it reports -1 (hugetlbfs_statfs in
     fs/hugetlbfs/inode.c), and without either 0, like tmpfs without a limit. For root the blocks that ext4 keeps for
-    root count, too.
+    root count, too; for root of a user namespace, and on btrfs, that may be too much.
     """
     mount = os.fstatvfs(target.fd)
     free = mount.f_bavail if os.geteuid() else mount.f_bfree
@@ -160,7 +160,7 @@ def _can_be_set_aside(kernel: Kernel, target: Target, pages: int) -> bool:
         fd = target.fd
         if isinstance(target, AbsentTarget):  # a file without a name stands for it
             try:
-                if not sets_aside(kernel, os.fstat(fd).st_dev):  # the directory's times stay as they are
+                if not sets_aside(kernel, os.fstat(fd).st_dev):  # else the directory's times stay as they are
                     return False
                 fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
             except OSError:  # whatever the reason, a file could not be made either

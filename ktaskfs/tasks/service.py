@@ -325,12 +325,14 @@ class TaskService:
     def set_live(self, task: Task) -> None:
         """Apply changed values of ``max_threads``, ``nice`` and ``rate_max``.
 
-        Raises TargetError if the worker cannot be told ``rate_max``.
+        Raises TargetError if the worker cannot be told.
         """
         task.require_known()
         asked = self.table.asked_for(task)
         task.ask(task.requests._replace(rate=asked.rate) if task.worker else asked)
-        self.table.rebalance()
+        errors = self.table.rebalance()
+        if task in errors:
+            raise errors[task]
 
     def forget(self, task: Task) -> None:
         """Remove a task that is not running, starting or queued. Raises WrongState, and TaskForgotten."""

@@ -235,8 +235,11 @@ class TaskTable:
         """The tasks of ``uid`` that have not ended."""
         return [task for task in self._tasks.values() if task.uid == uid and task.state not in ENDED]
 
-    def rebalance(self) -> None:
-        """Deal the helper threads among the running tasks, and apply other live limits."""
+    def rebalance(self) -> dict[Task, KtaskfsError]:
+        """Deal the helper threads among the running tasks, and apply other live limits.
+
+        Returns the errors of workers that could not be told, which it also logs.
+        """
         cpus = frozenset(usable_cpus())
         wanted: dict[Task, int] = {}
         claims: dict[Task, Claim] = {}
@@ -250,11 +253,14 @@ class TaskTable:
         if self.short_of_threads:
             for observer in self.shortage_observers:
                 observer()
+        errors: dict[Task, KtaskfsError] = {}
         for task, threads in dealt.items():
             try:
                 task.ask(task.requests._replace(threads=threads, nice=self.nice_of(task)))
             except KtaskfsError as error:  # an error of one worker's page must not affect the others
                 LOG.error("%s", error.message)
+                errors[task] = error
+        return errors
 
     def running(self) -> list[Task]:
         """The tasks that are running."""

@@ -76,7 +76,7 @@ class Settings:
 
     def __init__(self, values: Mapping[str, int]) -> None:
         self._values = {each.name: values.get(each.name, each.default) for each in TUNABLES}
-        self.observers: list[Callable[[], None]] = []
+        self.observers: list[Callable[[], object]] = []
 
     def __getitem__(self, name: str) -> int:
         return self._values[name]

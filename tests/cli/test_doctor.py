@@ -172,7 +172,7 @@ def test_hugetlbfs(make: MachineMaker) -> None:
     small = "none /a hugetlbfs rw,pagesize=2M,size=1024K 0 0\n"
     ((text, mend),) = wrong(check_pools.check_mounts(make({"proc/self/mounts": small, f"{GIANT}/nr_hugepages": "0"})))
     assert text == "/a: pages of 2M, with size=1024K, less than one page"
-    assert mend == "umount /a && mount -t hugetlbfs -o pagesize=2M none /a"
+    assert mend == "umount /a && mount -t hugetlbfs -o pagesize=2M none /a  # and with its other options"
 
 
 def test_overcommit(make: MachineMaker) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.page_cache import is_of_memory
-from ktaskfs.host.presence import data_extents
+from ktaskfs.host.presence import data_extents, union
 from ktaskfs.host.target import refuse_own_descriptors, size_of
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
@@ -178,9 +178,18 @@ class FileList:
         return sum(-(-size // page) for size in self._sizes) * page
 
     def data_bytes_in(self, page: int) -> int:
-        """Bytes of the pages of ``page`` bytes that have data, of all files; it opens those of several pages."""
-        whole = (Piece(index, 0, size, size) for index, size in enumerate(self._sizes) if size)
-        return sum(page if each.size <= page else self.data_bytes(each, page) for each in whole)
+        """Bytes of the pages of ``page`` bytes that have data, of all files; it opens those of several pages.
+
+        Raises TargetError, ECANCELED, if nobody waits any more.
+        """
+        total = 0
+        for index, size in enumerate(self._sizes):
+            if 0 < size <= page:
+                total += page
+            elif size:
+                self.walk.go_on()
+                total += self.data_bytes(Piece(index, 0, size, size), page)
+        return total
 
     def size(self, index: int) -> int:
         """Bytes that a file had when it was found."""
@@ -230,7 +239,8 @@ class FileList:
         try:
             fd = self.open(piece.file)
             try:
-                return sum(run.widened(page).size for run in data_extents(fd, piece.start, piece.end))
+                pages = (run.widened(page) for run in data_extents(fd, piece.start, piece.end))
+                return sum(run.size for run in union(pages))
             finally:
                 os.close(fd)
         except OSError:

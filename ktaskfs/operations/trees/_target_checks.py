@@ -9,9 +9,17 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfHugePages, OutOfSpace, TargetError
+from ktaskfs.host.hugepages import pool_of
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
 from ktaskfs.memory.group_room import group_refusal
-from ktaskfs.memory.room import mount_inodes, mount_room, require_reservable, require_space, too_few_pages
+from ktaskfs.memory.room import (
+    mount_inodes,
+    mount_room,
+    nodes_refusal,
+    require_reservable,
+    require_space,
+    too_few_pages,
+)
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -61,13 +69,13 @@ def _above(path: str) -> Iterator[os.stat_result]:
         here = os.path.dirname(here)
 
 
-def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
-    """An estimate; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
+def require_room(kernel: Kernel, files: FileList, target: Target, *, new: int = 0) -> None:
+    """An estimate, with ``new`` more directories; raises OutOfSpace, OutOfHugePages, NotSupported, TargetError."""
     huge = target.filesystem is FilesystemType.HUGETLBFS
     try:
         if huge and any(files.kind(index) == stat.S_IFLNK for index in range(len(files))):
             raise NotSupported(f"{target.path}: hugetlbfs takes no links; links=1 copies their targets")
-        _require_inodes(files, target)
+        _require_inodes(files, target, new)
         try:
             _require_bytes(kernel, target, files.bytes_in(target.page_size) if huge else files.allocated)
         except (OutOfHugePages, OutOfSpace, TargetError):  # holes and unwritten blocks were counted: look at each file
@@ -76,11 +84,11 @@ def require_room(kernel: Kernel, files: FileList, target: Target) -> None:
         raise TargetError.from_os(error, f"find the free space of {target.path}") from error
 
 
-def _require_inodes(files: FileList, target: Target) -> None:
+def _require_inodes(files: FileList, target: Target, new: int) -> None:
     left = mount_inodes(target)
-    if left is None or len(files) <= left:
+    if left is None or new + len(files) <= left:
         return
-    wanted = sum(files.kind(index) in _COPIED for index in range(len(files)))
+    wanted = new + sum(files.kind(index) in _COPIED for index in range(len(files)))
     if wanted > left:
         words = f"{wanted} files and directories must be made, but its filesystem has {left} inodes left"
         raise OutOfSpace(f"{target.path}: {words}")
@@ -103,8 +111,10 @@ def used_up(kernel: Kernel, target: Target, size: int, error: OSError) -> Ktaskf
     if error.errno == errno.ENOSPC and mount_inodes(target) == 0 and mount_room(target) != 0:
         return TargetError(f"{target.path}: its filesystem has no inode left", errno=errno.ENOSPC)
     if error.errno == errno.ENOMEM and target.filesystem is FilesystemType.HUGETLBFS:
-        pages = size // target.page_size
-        return group_refusal(kernel, target, pages, reserve=True) or too_few_pages(kernel, target, pages)
+        pages, pool, room = size // target.page_size, pool_of(kernel, target.page_size), mount_room(target)
+        refusal = group_refusal(kernel, target, pages, reserve=True) or nodes_refusal(kernel, target, pages)
+        is_short = (pool is not None and pages > pool.available) or (room is not None and size > room)
+        return refusal or (too_few_pages(kernel, target, pages) if is_short else None)
     return None
 
 
@@ -126,7 +136,7 @@ def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
     try:
         if "creates" not in told:
             require_usable(kernel, target.fd, path, empty=True)
-        require_room(kernel, files, target)
+        require_room(kernel, files, target, new="creates" in told)
     finally:
         os.close(target.fd)
     return told

@@ -104,3 +104,26 @@ def test_huge_pages_that_the_mount_has_set_aside(runner: Runner, some: Path, are
             assert traits(huge / "copy") == traits(some)
             length = (pool.total + 1) * page_size
             assert isinstance(runner.refused("fallocate", path=huge / "file", length=length), OutOfHugePages)
+
+
+@hugepages.smallest_pages
+def test_data_in_pieces_needs_each_page_once(runner: Runner, disk: Path, area: Path, page_size: int) -> None:
+    with hugepages.reserved(page_size, 4) as pool:
+        (disk / "source").mkdir()
+        with (disk / "source/image").open("wb") as file:
+            file.truncate((pool.total + 1) * page_size)
+            for at in range(0, 2 * page_size, page_size // 16):
+                os.pwrite(file.fileno(), b"data", at)
+        with filesystems.hugetlbfs(area / "huge", page_size) as huge:
+            copied(runner, disk / "source", huge / "copy")
+            assert (huge / "copy/image").stat().st_blocks * 512 == 2 * page_size
+
+
+def test_the_directory_of_a_copy_takes_an_inode(runner: Runner, some: Path, area: Path, root: None) -> None:
+    """Its plan is refused where the copy would be."""
+    with filesystems.tmpfs(area / "few", 64 * MIB, "nr_inodes=100") as few:
+        for number in range(os.statvfs(few).f_favail - 24):
+            (few / str(number)).touch()
+        assert isinstance(runner.refused("copy", source=some, path=few / "copy"), OutOfSpace)
+        (few / "0").unlink()
+        copied(runner, some, few / "copy")

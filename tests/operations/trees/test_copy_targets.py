@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 import resource
 import stat
@@ -203,6 +204,7 @@ def test_a_target_that_becomes_read_only_before_the_first_file(
     runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new directory stays, which is an error, and nothing stays open."""
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     plan = runner.prepare("copy", source=with_large, path=disk / "copy")
 
