@@ -60,13 +60,14 @@ class Adopter:
             try:
                 self._table.check_names([record.name])
             except KtaskfsError as error:
-                if isinstance(error, NameTaken) and record.state in CANCELLABLE:
+                pidfd = processes.get(record.task)
+                if isinstance(error, NameTaken) and record.state in CANCELLABLE and pidfd is None:
                     # The daemon died between the records of a write with replace=1 and the removal of the old ones.
                     LOG.warning("task %s stays: the write that replaces it has begun no work", record.name)
                     self._state.forget(record.task)
                 else:
                     self._state.set_aside(record.task, error)
-                if (pidfd := processes.get(record.task)) is not None:
+                if pidfd is not None:
                     os.close(pidfd)
                 continue
             task = record.make_task()

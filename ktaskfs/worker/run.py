@@ -105,6 +105,8 @@ class Worker:
                 plan.abort()
                 baseline, parameters = None, given
                 plan = operation.plan(self._kernel, parameters, None)
+            if remaining is None:  # all is done again, in the range of the first start
+                baseline = None
         except Exception as error:
             self._refuse(error)
             return
@@ -180,7 +182,7 @@ class Worker:
             if not _nothing_done(remaining, baseline):
                 raise
             return None, None
-        return remaining, None if remaining is None else baseline
+        return remaining, baseline
 
     def _make_job(self, plan: Plan) -> ktask.Job:
         """The job, and its control thread: at the limit of threads this fails before any work."""

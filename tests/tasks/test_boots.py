@@ -13,7 +13,7 @@ from ktaskfs.host.files import read_file
 from ktaskfs.tasks.task import State
 from tests.support.processes import has_ended
 from tests.support.tasks import change_texts
-from tests.tasks.house import adopted, change_record, ended, leave_paused, me, open_house
+from tests.tasks.house import adopted, change_record, ended, leave_paused, me, open_house, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +64,24 @@ async def test_what_was_done_in_this_boot_counts(statedir: Path, memory: Path) -
         await house.service.resume(task, me())
         assert await ended(task) is State.DONE
         assert (task.history.base, task.snapshot().done) == (4096, SIZE - 4096)
+
+
+async def test_what_came_behind_the_range_is_kept(statedir: Path, memory: Path) -> None:
+    """All is done again, but in the range of the first start."""
+    path = memory / "file"
+    path.write_bytes(b"x" * SIZE)
+    async with open_house(statedir) as house:
+        task = await house.run_one(f"clear path={path} chunk=4096 rate_max=1 name=t")
+        await until(lambda: task.snapshot().done > 0, "the first chunk")
+        house.service.kill(task)
+        assert await ended(task) is State.INTERRUPTED
+    change_record(statedir, 1, boot=EARLIER)
+    with path.open("ab") as file:
+        file.write(b"y" * SIZE)
+    async with open_house(statedir) as house:
+        task = await adopted(house, "t")
+        change_texts(task, rate_max=None)
+        await house.service.resume(task, me())
+        assert await ended(task) is State.DONE
+        assert (task.history.base, task.snapshot().done) == (0, SIZE)
+    assert path.read_bytes() == bytes(SIZE) + b"y" * SIZE
