@@ -104,7 +104,7 @@ def _require_bytes(kernel: Kernel, target: Target, size: int) -> None:
 
 
 def used_up(kernel: Kernel, target: Target, size: int, error: OSError) -> KtaskfsError | None:
-    """What kept the directory ``target`` from ``size`` more bytes, where the errno of ``error`` does not say it.
+    """The limit that kept the directory ``target`` from ``size`` more bytes; None if the errno of ``error`` names it.
 
     Raises OSError.
     """
