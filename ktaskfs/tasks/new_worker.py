@@ -167,13 +167,17 @@ class WorkerMaker:
 def planned(history: History, answer: protocol.Ready) -> History:
     """``history`` after the answer. The caller controls the worker, so only possible defaults count.
 
-    Raises ValueError for an invalid baseline.
+    With another baseline the task begins anew, so the rest of an earlier run is not its rest. Raises ValueError for an
+    invalid baseline.
     """
     declared = () if history.operation is None else history.operation.declared
     used = {
         each.name: answer.defaults[each.name] for each in declared if answer.defaults.get(each.name) in each.defaults
     }
-    return history._replace(planned=answer.total, baseline=Baseline.from_fields(answer.baseline), used=used)
+    baseline = Baseline.from_fields(answer.baseline)
+    if baseline != history.baseline:
+        history = history._replace(remaining=None, base=0)
+    return history._replace(planned=answer.total, baseline=baseline, used=used)
 
 
 async def wait_for_end(worker: WorkerHandle) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from ktaskfs.operations.base.resume import Baseline
 from ktaskfs.span import Node
+from ktaskfs.tasks.new_worker import planned
+from ktaskfs.worker.protocol import Ready
 from tests.tasks.records import FINAL, RECORD
 
 BEFORE: Final = RECORD.history._replace(boot="this")
@@ -27,6 +30,16 @@ def test_a_run_that_never_began_leaves_the_rest_as_it_was() -> None:
 def test_a_first_run_that_never_began_leaves_no_file() -> None:
     again = BEFORE._replace(final=None, remaining=None, base=0).continued("this")
     assert (again.remaining, again.base, again.baseline) == (None, 0, None)
+
+
+def test_the_rest_is_that_of_its_files() -> None:
+    """A worker may begin anew with other files, and the daemon may die before it lets the worker go."""
+    again = BEFORE.continued("this")
+    baseline = Baseline({"path": (1, 2, 3)}, end=2, size=2, total=51)
+    assert planned(again, Ready(60, baseline._asdict(), {})) == again
+    anew = planned(again, Ready(51, baseline._replace(files={"path": (1, 9, 3)})._asdict(), {}))
+    assert (anew.remaining, anew.base, anew.planned) == (None, 0, 51)
+    assert anew.continued("this").baseline is None
 
 
 def test_after_another_boot_only_the_files_count() -> None:
