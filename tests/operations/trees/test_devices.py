@@ -55,6 +55,22 @@ def test_a_copy_of_a_device(runner: Runner, device: str, image: Path, place: Pla
     assert (place.directory / "part").read_bytes()[:size] == image.read_bytes()[4096 : 4096 + size]
 
 
+def test_the_time_of_a_device_says_nothing(runner: Runner, device: str, image: Path, tmpfs: Path) -> None:
+    """Udev changes it without a write, and a resume must not be refused for that; the size counts."""
+
+    def tree() -> int:
+        plan = runner.prepare("copy", source=device, path=tmpfs / "copy")
+        plan.abort()
+        return plan.tree
+
+    before = tree()
+    os.utime(device, ns=(1, 1))
+    assert tree() == before
+    os.truncate(image, SIZE - MIB)
+    subprocess.run(["losetup", "--set-capacity", device], check=True)
+    assert tree() != before
+
+
 def test_a_device_is_not_read_by_page_faults(device: str) -> None:
     """Its cache has no huge pages, and the faults took three times as long as sendfile(2)."""
     with open(device, "rb") as opened, pytest.raises(OSError, match="not supported"):
