@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from ktaskfs.tasks.starter import VARIABLE
 from tests.support import filesystems, fuse_device
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
@@ -132,6 +133,12 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons answer a start when it has begun or is refused, even if its worker stalls as on a busy machine."""
+    monkeypatch.setenv(VARIABLE, str(DEADLINE))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
 """Seconds for which a start waits for its target: no request may block much longer."""
+VARIABLE: Final = "KTASKFS_START_PATIENCE"
+"""Seconds in place of PATIENCE, in the environment of a daemon: with them, tests on a busy machine see each refusal at
+the write."""
 GRACE: Final = 0.5
 """Seconds for which a refused write waits for the workers' undo."""
 
@@ -98,7 +102,7 @@ class Starter:
         batch = _Batch(tasks, caller, commit=commit)
         self._begin(batch)
         try:
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(float(os.environ.get(VARIABLE, PATIENCE))):
                 await batch.decided.wait()
             if not batch.decided.is_set():
                 await self._answer_early(batch)

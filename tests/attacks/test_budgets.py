@@ -44,6 +44,8 @@ sys.stdin.read()
 """
 """Opens a file as often as may be and holds it; prints how often, and the errno."""
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def test_a_large_result_is_in_memory_once(mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]) -> None:
     mounted = mount_maker("mode=0666")

@@ -30,6 +30,8 @@ for directory, _, names in os.walk(".", followlinks=True):
             pass
 """
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def all_that_is_said(mount: Mount, user: User) -> str:
     """All names in the mount, and the texts of all files that ``user`` may read."""

@@ -23,6 +23,8 @@ POWERLESS: Final = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 CONTAINER: Final = ("setpriv", "--bounding-set=-all,+dac_override,+fowner", "--inh-caps=-all")
 """May write any file, but signal no process of another user."""
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def as_root_with(prefix: tuple[str, ...], mount: Mount, script: str, *arguments: str) -> Outcome:
     """The result of a script in the mount, run as root with few capabilities."""

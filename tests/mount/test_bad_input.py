@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CONTROL = "tasks/control"
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def mount(mounted: Mount, disk: Path) -> Iterator[Mount]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SIZE = 32 << 20
 OWN_MEMORY = 25 << 20
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def plain(disk: Path) -> Path:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @contextmanager
 def following(mount: Mount, *command: str, user: User | None = None) -> Iterator[IO[str]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def test_a_file_of_a_task_that_was_removed_gives_and_takes_nothing(mounted: Mount, memory: Path) -> None:
     task = mounted.path / "tasks/t"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SIZE = 32 << 20
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def file(memory: Path) -> Path:

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support import huge_holder
 from tests.support.holding import holding
 from tests.support.hugepages import reserved, smallest_pages
@@ -25,6 +27,8 @@ HELD = (
 )
 """Bash that prints the pid of a process that holds pages, and who holds some."""
 SUMS = ["explained", "pool", "unexplained"]
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def rows(mount: Mount, user: User | None = None) -> list[list[str]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.daemon import Mount
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def number(mount: Mount, task: str, key: str) -> int:
     """A key of ``tasks/NAME/stat``."""

@@ -37,6 +37,8 @@ print(os.getpid(), fd, flush=True)
 sys.stdin.read()
 """
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def fill(path: Path | str) -> None:
     """Have another program write ones over all of a file, through a mapping: hugetlbfs has no write(2)."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 HUGE = 2 << 20
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def huge_pages(area: Path) -> Iterator[Path]:

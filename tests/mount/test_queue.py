@@ -6,6 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.poll import until
 from tests.support.slow import start_slow, stop
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from tests.support.users import User
 
 CONTROL = "tasks/control"
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def test_a_queue_outlives_the_daemon_and_the_writer(

@@ -23,6 +23,8 @@ SIZE = 64 << 20
 HUGE = 2 << 20
 F_SEAL_FUTURE_WRITE = 0x10
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def source(tmpfs: Path) -> Path:

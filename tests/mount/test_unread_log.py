@@ -22,6 +22,8 @@ SIZE = 16384
 STARTS = 200
 """Their refusals fill the pipe several times."""
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def test_refused_starts_do_not_hang_the_daemon(memory: Path, root: None) -> None:
     point, state = memory / "mount", memory / "state"

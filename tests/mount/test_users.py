@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILES = ("control", "state", "status", "stat", "progress", "threads", "result", "error", "wait", "path", "max_threads")
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.mark.parametrize("hidepid", [0, 1, 2])
 def test_neither_sees_into_nor_disturbs_the_others_task(
