@@ -191,7 +191,7 @@ def test_a_copy_of_a_directory_in_two_runs(
         file = source / f"d{number % 4}" / f"f{number}"
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_bytes(os.urandom(60 << 10))
-    slow = "chunk=64K rate_max=256K max_threads=1"
+    slow = "chunk=512K rate_max=1 max_threads=1"
     spec = f"copy source={source} path={copy} {slow} name=c"
     assert mount.write("tasks/control", spec, user=first) == (0, None)
     until(lambda: len(list(copy.rglob("f*"))) > 2, "the first files")
