@@ -30,11 +30,14 @@ __all__ = ["with_large"]
 MIB = 1 << 20
 
 
-def in_one_thread(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> Job:
-    """All chunks of a run that is killed before its end."""
+def in_one_thread(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> None:
+    """Do all chunks of a run that is killed before its end, which closes what it has open."""
     plan = runner.prepare("copy", remaining, **texts)
     least = plan.control.min_chunk_size
-    return Job(plan.nodes, dataclasses.replace(plan.control, max_threads=1, max_chunk_size=least))
+    try:
+        Job(plan.nodes, dataclasses.replace(plan.control, max_threads=1, max_chunk_size=least)).run()
+    finally:
+        plan.abort()
 
 
 def test_names_that_are_one_on_the_target(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +130,7 @@ def test_what_only_close_reports_is_no_complete_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", close)
-        in_one_thread(runner, None, **texts).run()
+        in_one_thread(runner, None, **texts)
     assert next(errors, None) is None
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -148,7 +151,7 @@ def test_a_large_file_that_gets_a_second_name_meanwhile(
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
         with pytest.raises(TaskError) as caught:
-            in_one_thread(runner, None, **texts).run()
+            in_one_thread(runner, None, **texts)
     assert isinstance(caught.value.error, KtaskfsError)
     assert caught.value.error.errno == errno.EEXIST
     other.unlink()
@@ -177,7 +180,7 @@ def test_a_part_of_a_large_file_that_was_refused_once(
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
         try:
-            in_one_thread(runner, remaining, **texts).run()
+            in_one_thread(runner, remaining, **texts)
             remaining = []
         except TaskError as error:
             remaining = error.outcome.remaining()
@@ -197,7 +200,7 @@ def fail_at_second_part(runner: Runner, monkeypatch: pytest.MonkeyPatch, texts: 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "sendfile", sendfile)
-        in_one_thread(runner, None, **texts).run()
+        in_one_thread(runner, None, **texts)
 
 
 def test_a_target_that_becomes_read_only_before_the_first_file(
