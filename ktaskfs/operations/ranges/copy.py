@@ -14,6 +14,7 @@ from ktaskfs.host.presence import gaps
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
+from ktaskfs.memory.lost_writes import LostWrites
 from ktaskfs.memory.room import (
     available_memory,
     missing_bytes,
@@ -289,6 +290,7 @@ class _Copier:
         self._route = route
         self._growth = growth
         self._sink = sink
+        self._lost_writes = LostWrites(route.target)
         self._old_end = Span(0, growth.old_size).widened(route.target.page_size).end
         self._digest = digest
 
@@ -307,6 +309,7 @@ class _Copier:
                     self._sink.copy_near(runs)
                 position = runs[-1].end
             self._clear(position, end, mine)
+        self._lost_writes.require_none()
         if self._digest is not None and mine is not None:
             self._digest.merge(mine)
 

@@ -124,6 +124,32 @@ def test_a_source_that_cannot_be_read(
     plan.finish(not_begun(plan))
 
 
+def test_what_only_close_reports_is_done_again(
+    runner: Runner, plain: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where the data was lost by then. The error may be that of another thread's data."""
+    path, real, errors = disk / "file", os.close, iter([errno.EIO])
+    plan = runner.prepare("copy", source=plain, path=path)
+
+    def close(fd: int) -> None:
+        where = os.readlink(f"/proc/self/fd/{fd}")
+        real(fd)
+        if where == str(path) and (number := next(errors, 0)):
+            os.truncate(path, 0)
+            os.truncate(path, SIZE)
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        for position in (0, HUGE):
+            with pytest.raises(TargetError) as caught:
+                plan.control.thread_func(position, position + HUGE)
+            assert (caught.value.errno, caught.value.message) == (errno.EIO, f"write {path}: Input/output error")
+    plan.finish(not_begun(plan))
+    runner.run("copy", [Node(0, SIZE, NO_NODE)], source=plain, path=path)
+    assert same(plain, path, SIZE)
+
+
 @pytest.mark.parametrize("digest", [{}, {"digest": "crc32"}], ids=["", "crc32"])
 @pytest.mark.parametrize("to_disk", [False, True])
 def test_the_target_is_shortened_meanwhile(
