@@ -104,8 +104,10 @@ def _enter(root: int, cwd: int) -> bool:
 
 
 def _go_to(cwd: int) -> None:
-    """Go to the caller's working directory, or, if the caller may not enter it (after su(1)), to one that has no targets:
-    the daemon has made relative paths absolute, except below a directory without a name."""
+    """Go to the caller's working directory or, if the caller may not enter it (after su(1)), to one without targets.
+
+    The daemon has made relative paths absolute, except below a directory that has no name.
+    """
     try:
         os.fchdir(cwd)
     except PermissionError:
