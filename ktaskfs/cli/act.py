@@ -10,7 +10,7 @@ from ktaskfs.cli.complain import say
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.names import FORBIDDEN, GLOB, matching
 from ktaskfs.cli.orders import ASSIGNMENT
-from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, TargetError, WrongState
+from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, Refused, TargetError, WrongState
 
 if TYPE_CHECKING:
     import argparse
@@ -42,13 +42,15 @@ def assign(given: argparse.Namespace) -> int:
 
 
 def _set(mounted: Mounted, name: str, values: Mapping[str, str]) -> None:
-    """Raises InvalidValue for a parameter that the task does not have."""
+    """Raises InvalidValue for a parameter that the task does not have, or a value that it does not take."""
     for key, value in values.items():
         try:
             mounted.write(f"tasks/{name}/{key}", value)
-        except TargetError as error:
+        except (Refused, TargetError) as error:
             if error.errno == errno.ENOENT and name in mounted.directories("tasks"):
                 raise InvalidValue(f"{name} has no parameter {key!r}") from error
+            if error.errno == errno.EINVAL:
+                raise InvalidValue(f"{key}: {error.message}") from error
             raise
 
 

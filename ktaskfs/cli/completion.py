@@ -124,6 +124,9 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser) -> list[str]:
         return _beginning_with(current, options)
     if before[0] == "completion":
         return _beginning_with(current, SCRIPTS)
+    positional = next((action for action in command._actions if not action.option_strings), None)
+    if positional is None or positional.choices:
+        return _beginning_with(current, positional.choices if positional else [])
     if before[0] == "mount" or "--files" in before:
         return _paths("", current)
     given = [

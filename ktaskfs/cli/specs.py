@@ -45,8 +45,13 @@ class CommandSpec(NamedTuple):
 
 
 def of_words(words: Sequence[str]) -> str:
-    """One spec of several words of a shell; a single word is the whole text."""
-    return words[0] if len(words) == 1 else shlex.join(words)
+    """One spec of several words of a shell, in JSON if one has a line break; a single word is the whole text."""
+    if len(words) == 1:
+        return words[0]
+    pairs = [("op", "=", words[0]), *(word.partition("=") for word in words[1:])]
+    if "\n" not in "".join(words) or not all(equals for _, equals, _ in pairs):
+        return shlex.join(words)
+    return f"{{{', '.join(f'{json.dumps(key)}: {json.dumps(value)}' for key, _, value in pairs)}}}"
 
 
 def read_specs(text: str) -> list[CommandSpec]:

@@ -99,7 +99,7 @@ def _start_or_join(mounted: Mounted, specs: list[CommandSpec], if_exists: IfExis
 
 def _state_of(mounted: Mounted, name: str | None) -> str | None:
     """The state of the task of that name; None if there is none."""
-    if name is None or "/" in name or not name.isprintable():  # the daemon says what is wrong with it
+    if name in (None, "control") or "/" in name or not name.isprintable():  # the daemon says what is wrong with it
         return None
     try:
         return mounted.read(f"tasks/{name}/state").strip()

@@ -50,10 +50,10 @@ def become(identity: Identity, root: int, cwd: int, user_namespace: int | None =
             inside = _enter(root, cwd)
             _change_ids(identity)
             if not inside:
-                os.fchdir(cwd)
+                _go_to(cwd)
         else:
             _require_same_user(identity, root)
-            os.fchdir(cwd)
+            _go_to(cwd)
         held = _ids_hold(identity, changes)
         if user_namespace is not None:
             _join(user_namespace)
@@ -101,6 +101,17 @@ def _enter(root: int, cwd: int) -> bool:
     except PermissionError:
         return False
     return True
+
+
+def _go_to(cwd: int) -> None:
+    """Go to the caller's working directory or, if the caller may not enter it (after su(1)), to one without targets.
+
+    The daemon has made relative paths absolute, except below a directory that has no name.
+    """
+    try:
+        os.fchdir(cwd)
+    except PermissionError:
+        os.chdir("/proc/self/fdinfo")
 
 
 def _change_ids(identity: Identity) -> None:

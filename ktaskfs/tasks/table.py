@@ -164,7 +164,11 @@ class TaskTable:
         seen: set[str] = set()
         for name in names:
             taken = name in self._tasks and self._tasks[name] not in replaced
-            if taken or name in RESERVED or name in seen:
+            if name in RESERVED:
+                raise NameTaken(f"no task can have the name {name}")
+            if name in seen:
+                raise NameTaken(f"two tasks of one write have the name {name}")
+            if taken:
                 raise NameTaken(f"a task {name} exists")
             seen.add(check_name(name))
 

@@ -107,7 +107,10 @@ def test_names_of_tasks_that_the_command_is_for(
 ) -> None:
     assert command("run", "--quiet", "checksum", f"path={memory}/file", "name=sum").status == 0
     start_slow(command.mount, memory, "slow")
-    for verb, names in (("show", ["slow", "sum"]), ("ls", ["slow", "sum"]), ("pause", ["slow"]), ("resume", [])):
+    for verb, names in (
+        *(("show", ["slow", "sum"]), ("ls", ["slow", "sum"]), ("pause", ["slow"]), ("resume", [])),
+        *(("doctor", []), ("top", []), ("pool", ["save"])),
+    ):
         assert words(verb, "") == names
     assert words("show", "slow", "s") == ["sum"]
     assert words("set", "slow", "n") == ["nice="]

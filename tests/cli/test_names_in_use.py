@@ -31,6 +31,13 @@ def test_only_an_own_task_can_be_joined(
     assert (refused.status, refused.err.splitlines()[0]) == (1, "ktaskfs: a task theirs exists: choose another name=")
 
 
+def test_a_name_that_no_task_can_have(command: Command, memory: Path) -> None:
+    for options in ([], ["--if-exists=rerun"], ["--plan"]):
+        refused = command("run", *options, "checksum", f"path={memory}/file", "name=control")
+        said = "ktaskfs: no task can have the name control"
+        assert (refused.status, refused.err.splitlines()[0]) == (1, said)
+
+
 def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> None:
     out = memory / "list"
     out.touch()

@@ -123,3 +123,4 @@ def test_what_cannot_be_split_is_refused(text: str) -> None:
 def test_words_of_a_shell() -> None:
     assert of_words(["clear path='a b'"]) == "clear path='a b'"
     assert of_words(["clear", "path=a b", "length=4K"]) == "clear 'path=a b' length=4K"
+    assert of_words(["clear", "path=a\nb=", "length=4K"]) == '{"op": "clear", "path": "a\\nb=", "length": "4K"}'

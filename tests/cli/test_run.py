@@ -39,7 +39,7 @@ def test_quiet_says_the_result_alone(command: Command, memory: Path) -> None:
 
 
 def test_words_are_quoted(command: Command, memory: Path) -> None:
-    for number, name in enumerate(["a file", "it's", 'q"uote', "back\\slash", "caf\udce9", "$HOME;*"]):
+    for number, name in enumerate(["a file", "it's", 'q"uote', "back\\slash", "caf\udce9", "$HOME;*", "line\nbreak"]):
         (memory / name).write_bytes(b"x" * 4096)
         outcome = command("run", "--json", "checksum", f"path={memory}/{name}", f"name=sum{number}")
         assert (outcome.status, objects(outcome)[-1]["total"]) == (0, 4096), outcome

@@ -116,7 +116,7 @@ def test_set(command: Command, tasks: Mount) -> None:
     for words, complaint in (
         (["vm0"], "nothing to set: write KEY=VALUE after the names"),
         (["vm0", "control=cancel"], "control is not a parameter"),
-        (["vm0", "nice=20"], "set vm0: '20' is above the maximum, 19"),
+        (["vm0", "nice=20"], "set vm0: nice: '20' is above the maximum, 19"),
         (["sum", "nice=2"], "set sum: "),
         (["vm0", "nonesuch=2"], "set vm0: vm0 has no parameter 'nonesuch'"),
         (["vm0", "nice="], "nice has no value"),

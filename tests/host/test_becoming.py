@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -275,6 +276,14 @@ def test_an_ordinary_users_daemon_serves_that_user_alone(area: Path) -> None:
     assert "cannot run as user 4242" in unprivileged(mine._replace(uid=4242), caller.root)
     assert "root directory" in unprivileged(mine, here)
     os.close(here)
+    if os.geteuid() == 0:  # another user's directory can be made
+        closed = area / "closed"
+        closed.mkdir(0o700)
+        here = os.open(closed, os.O_PATH)
+        where, *rest = unprivileged(mine, caller.root)
+        assert rest == [me, 1]
+        assert re.fullmatch("/proc/[0-9]+/fdinfo", where)  # no relative path leads to a target from there
+        os.close(here)
     caller.close()
 
 

@@ -65,11 +65,16 @@ def test_a_name_is_taken_until_its_task_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "error"),
-    [(["a", "a"], NameTaken), (["control"], NameTaken), (["a/b"], InvalidValue), ([".."], InvalidValue)],
+    ("names", "error", "message"),
+    [
+        (["a", "a"], NameTaken, "two tasks of one write have the name a"),
+        (["control"], NameTaken, "no task can have the name control"),
+        (["a/b"], InvalidValue, "is not a task name"),
+        ([".."], InvalidValue, "is not a task name"),
+    ],
 )
-def test_names_that_cannot_be_had(names: list[str], error: type[Exception]) -> None:
-    with pytest.raises(error):
+def test_names_that_cannot_be_had(names: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         make_table().check_names(names)
 
 
