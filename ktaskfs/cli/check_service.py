@@ -196,21 +196,36 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
         yield Diagnosis("access", wrong(f"usermod --append --groups {group} {user}"), text)
 
 
-def check_states(machine: MachineFiles) -> Iterator[Diagnosis]:
-    """Whether root's daemons can write the records of tasks: otherwise no task starts."""
-    room = machine.room(STATES)
-    if room is None or not room.f_blocks:  # root has no mount, or only mounts with statedir=; or there is no limit
+def check_states(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:
+    """Whether the mount's daemon can write the records of tasks: otherwise no task starts."""
+    states = _option(machine, mounted.path, "statedir").lstrip("/") or STATES
+    room = machine.room(states)
+    if room is None or not room.f_blocks:  # root has no mount, or there is no limit
         return
     free = room.f_bfree * room.f_frsize
     if room.f_flag & os.ST_RDONLY:
-        mend = f'mount -o remount,rw "$(findmnt -n -o TARGET -T /{STATES})"'
-        yield Diagnosis("state directory", wrong(mend), f"/{STATES} is read-only: no task can start")
+        mend = f'mount -o remount,rw "$(findmnt -n -o TARGET -T {shlex.quote(f"/{states}")})"'
+        yield Diagnosis("state directory", wrong(mend), f"/{states} is read-only: no task can start")
     elif free < STATES_LEAST or (room.f_files and not room.f_ffree):
-        mend = "du -ahx /run | sort -h | tail  # and remove what nobody needs"
-        text = f"/{STATES} has {human_size(free)} and {room.f_ffree} inodes left: no task can start"
+        place = "/run" if states == STATES else f'"$(findmnt -n -o TARGET -T {shlex.quote(f"/{states}")})"'
+        mend = f"du -ahx {place} | sort -h | tail  # and remove what nobody needs"
+        text = f"/{states} has {human_size(free)} and {room.f_ffree} inodes left: no task can start"
         yield Diagnosis("state directory", wrong(mend), text)
     else:
-        yield Diagnosis("state directory", OK, f"/{STATES} has {human_size(free)} left")
+        yield Diagnosis("state directory", OK, f"/{states} has {human_size(free)} left")
+
+
+def _option(machine: MachineFiles, path: str, name: str) -> str:
+    """The value of a mount option of the mount on ``path``; empty without one. Any user may give a process any command
+    line, so only those of root and of this user count."""
+    for pid in filter(str.isdecimal, machine.names("proc")):
+        words = (machine.read(f"proc/{pid}/cmdline") or "").split("\0")
+        if os.path.abspath(path) in words:
+            owner = re.search(r"^Uid:\s+(\d+)", machine.read(f"proc/{pid}/status") or "", re.MULTILINE)
+            given = [each for word in words for each in word.split(",") if each.startswith(f"{name}=")]
+            if given and owner is not None and int(owner[1]) in {0, os.getuid()}:
+                return given[-1].removeprefix(f"{name}=")
+    return ""
 
 
 def check_spawner(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:

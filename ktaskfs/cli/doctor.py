@@ -42,7 +42,7 @@ def findings(machine: MachineFiles, mounted: Mounted) -> Iterable[Diagnosis]:
         check_service.check_system(machine),
         check_service.check_fuse(machine),
         check_service.check_service(service),
-        check_service.check_states(machine),
+        check_service.check_states(machine, mounted),
         of_mount,
         check_pools.check_pools(machine),
         check_pools.check_balance(machine),

@@ -59,8 +59,8 @@ class History(NamedTuple):
         remaining, done = self.remaining, 0
         if self.final is not None and self.final.nodes:
             remaining, done = self.final.remaining(), self.final.done
-        if remaining is None:  # no work began, and what was prepared for it was undone
-            return again._replace(baseline=None)
+        if remaining is None:  # no work began, and what was prepared for it was undone; but a process must be the same
+            return again if "pid" in self.texts else again._replace(baseline=None)
         # From now on ``base`` instead of ``final`` counts the earlier run's work.
         return again._replace(remaining=remaining, base=self.base + done, planned=sum(node.size for node in remaining))
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make users")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make users"),
+    pytest.mark.usefixtures("patient"),
+]
 
 SECRET = b"secret" * 1000
 HOLD = """

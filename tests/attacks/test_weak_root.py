@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from tests.conftest import MountMaker
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root without capabilities")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root without capabilities"),
+    pytest.mark.usefixtures("patient"),
+]
 
 BREAK_IN = """
 import ctypes, os, sys

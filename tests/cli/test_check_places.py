@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ktaskfs import config
 from ktaskfs.cli import check_pools, check_service
 from ktaskfs.cli.machine import MachineFiles, name_of
+from ktaskfs.cli.mounted import Mounted
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+MOUNTED = Mounted("/mnt/kt")
 MAKE_ROOM = "du -ahx /run | sort -h | tail  # and remove what nobody needs"
 REMOUNT = 'mount -o remount,rw "$(findmnt -n -o TARGET -T /run/ktaskfs-state)"'
 
@@ -49,10 +48,10 @@ def test_a_hugetlbfs_of_somebody_else(
 def test_the_state_directories(
     machine: MachineFiles, monkeypatch: pytest.MonkeyPatch, free: int, inodes: int, flag: int, mend: str | None
 ) -> None:
-    assert list(check_service.check_states(machine)) == []
+    assert list(check_service.check_states(machine, MOUNTED)) == []
     room = os.statvfs_result((4096, 4096, 1 << 20, free, free, 9, inodes, inodes, flag, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: room)
-    (found,) = check_service.check_states(machine)
+    (found,) = check_service.check_states(machine, MOUNTED)
     assert (found.is_wrong, found.mend) == (mend is not None, mend)
 
 
@@ -61,7 +60,31 @@ def test_state_directories_on_a_filesystem_without_a_limit(
 ) -> None:
     """A tmpfs with size=0, or a ramfs: statvfs(3) has zeros."""
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255)))
-    assert [each.text for each in check_service.check_states(machine) if each.is_wrong] == []
+    assert [each.text for each in check_service.check_states(machine, MOUNTED) if each.is_wrong] == []
+
+
+@pytest.mark.parametrize("uid", [os.getuid(), 0, 12345])
+def test_the_state_directory_of_a_mount_with_one(
+    machine: MachineFiles, monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    """Another user's process may have any command line."""
+    process = Path(machine.root) / "proc/77"
+    process.mkdir()
+    command = ["python3", "ktaskfs", "mount", "-o", "mode=0666,statedir=/srv/a b", "/mnt/kt"]
+    (process / "cmdline").write_text("\0".join([*command, ""]))
+    (process / "status").write_text(f"Name:\tktaskfs\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
+    looked: list[str] = []
+
+    def statvfs(path: str) -> os.statvfs_result:
+        looked.append(os.path.relpath(path, machine.root))
+        return os.statvfs_result((4096, 4096, 1 << 20, 9, 9, 9, 5, 5, os.ST_RDONLY, 255))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    (found,) = check_service.check_states(machine, MOUNTED)
+    place = "run/ktaskfs-state" if uid == 12345 else "srv/a b"
+    assert looked == [place]
+    assert found.text == f"/{place} is read-only: no task can start"
+    assert found.mend == (REMOUNT if uid == 12345 else REMOUNT.replace("/run/ktaskfs-state", "'/srv/a b'"))
 
 
 def test_the_place_of_the_state_directories_is_that_of_the_daemon() -> None:

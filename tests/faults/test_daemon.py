@@ -90,6 +90,7 @@ def test_mounting_where_nothing_can_be_mounted(area: Path) -> None:
     assert outcome.err == "ktaskfs: option 'frobnicate': unknown option\n"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_state_directory_that_fills_up(small: Path, mount_maker: MountMaker, tmpfs: Path) -> None:
     mount = mount_maker(statedir=small)
     start(mount, "before", tmpfs / "f")
@@ -157,6 +158,7 @@ def test_a_state_directory_that_becomes_read_only(frail: Path, mount_maker: Moun
     assert not (tmpfs / "g").exists()
 
 
+@pytest.mark.usefixtures("patient")
 def test_no_more_descriptors(mount_maker: MountMaker, tmpfs: Path) -> None:
     mount = mount_maker()
     start(mount, "t", tmpfs / "f")

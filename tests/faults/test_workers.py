@@ -177,6 +177,7 @@ def controllers(root: Path) -> bool:
     return file.exists() and "hugetlb" in file.read_text().split()
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_was_reserved_cannot_be_taken_away(mounted: Mount, area: Path) -> None:
     with reserved(2 * MIB, 16) as pool, hugetlbfs(area / "huge", 2 * MIB) as huge:
         spare = pool.available - 16

@@ -77,6 +77,7 @@ def test_an_empty_file_of_huge_pages(mounted: Mount, hugetlbfs: Path, disk: Path
     assert result(mounted, f"copy source={hugetlbfs}/file path={disk}/back", "back") == ""
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_size_of_0_is_not_taken_for_the_truth(mounted: Mount, disk: Path) -> None:
     """Files of control groups, and of FUSE filesystems that say as little, are not copied as if they were empty."""
     files = (path for path in Path("/sys/fs/cgroup").rglob("cgroup.procs") if path.read_bytes())
@@ -177,6 +178,7 @@ def test_two_workers_on_one_file_do_not_wait_for_each_other(mounted: Mount, file
 # Disks
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_active_swap_file(mounted: Mount, area: Path) -> None:
     """It can be read, and is refused at the write of a task that would write to it."""
     with filesystems.disk_image(area, *filesystems.EXT4) as disk:
@@ -228,6 +230,7 @@ def test_a_relative_path_is_the_same_file_when_resumed(mounted: Mount, memory: P
 # Huge pages that a mount has set aside for itself
 
 
+@pytest.mark.usefixtures("patient")
 @smallest_pages
 @pytest.mark.parametrize("option", ["min_size", "size", "min_size and size"])
 def test_pages_that_the_mount_itself_has_reserved(

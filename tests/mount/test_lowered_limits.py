@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["huge"]
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "patient")
 
 SLOW = "chunk=2M rate_max=1"
 """One chunk for each thread until the rate is raised."""

@@ -32,6 +32,13 @@ def test_a_first_run_that_never_began_leaves_no_file() -> None:
     assert (again.remaining, again.base, again.baseline) == (None, 0, None)
 
 
+def test_a_first_run_that_never_began_needs_its_process() -> None:
+    """Another one may have its number by now."""
+    before = BEFORE._replace(texts={"pid": "7"}, baseline=Baseline({"pid": (7, 8, 0)}, 0, 0, 1))
+    again = before._replace(final=None, remaining=None, base=0).continued("this")
+    assert (again.remaining, again.base, again.baseline) == (None, 0, before.baseline)
+
+
 def test_the_rest_is_that_of_its_files() -> None:
     """A worker may begin anew with other files, and the daemon may die before it lets the worker go."""
     again = BEFORE.continued("this")

@@ -92,13 +92,16 @@ def test_the_rest_of_a_copy_needs_the_same_source(spawner: Spawner, memory: Path
         assert (answer.total, answer.baseline["tree"] in (0, 5)) == (4 * MIB, False)
 
 
-def test_nothing_is_done_to_another_process_of_the_same_number(spawner: Spawner) -> None:
+@pytest.mark.parametrize("remaining", [[[0, 1, NO_NODE]], None], ids=["nothing was done", "it never began"])
+def test_nothing_is_done_to_another_process_of_the_same_number(
+    spawner: Spawner, remaining: list[list[int]] | None
+) -> None:
     """Not even if nothing was done to the first one: ``pid`` named that one."""
     pid = os.getpid()
     request = spawner.request(
         "survey",
         {"pid": str(pid)},
-        remaining=[[0, 1, NO_NODE]],
+        remaining=remaining,
         baseline={"files": {"pid": [pid, 1, 0]}, "end": 0, "size": 0, "total": 1, "tree": 0},
     )
     answer = spawner.send(request, Requests()).answer()

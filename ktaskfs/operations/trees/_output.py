@@ -7,8 +7,9 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import Finding, TargetError
 from ktaskfs.host.target import AbsentTarget, FilesystemType, open_target
+from ktaskfs.operations.trees._sums import list_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,12 +32,17 @@ class Output:
         self._directory = target.fd
         self._name = os.path.basename(target.path)
 
-    def write(self, lines: Iterable[bytes]) -> None:
-        """Write the whole file. Raises TargetError, EEXIST if somebody else has made a file of that name."""
+    def write(self, lines: Callable[[], Iterable[bytes]], remarks: str) -> None:
+        """Write the whole file.
+
+        Raises Finding, EEXIST if somebody else has made a file of that name; its result then has the lines for which
+        there is room, and the ``remarks``.
+        """
         try:
-            self._write(lines)
+            self._write(lines())
         except OSError as error:
-            raise TargetError.from_os(error, f"write {self._path}") from error
+            words = f"{TargetError.from_os(error, f'write {self._path}').message}; the result has the lines that fit"
+            raise Finding(words, position=0, result=list_text(lines(), remarks), errno=error.errno) from error
 
     def _write(self, lines: Iterable[bytes]) -> None:
         try:

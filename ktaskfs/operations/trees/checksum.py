@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding, InvalidValue
@@ -160,11 +161,12 @@ class _Digester:
     def _list(self) -> str:
         """The lines with remarks as comments; or the counts, with ``out``."""
         report = self._report
-        lines = self._sums.lines(report, self._path)
+        lines = partial(self._sums.lines, report, self._path)
         if self._output is not None:
-            self._output.write(lines)
-            return report.require_all(report.text({"bytes": report.sums["bytes"]}), gone=True)
-        return report.require_all(list_text(lines, report.why()), gone=True)
+            text = report.text({"bytes": report.sums["bytes"]})
+            self._output.write(lines, text)
+            return report.require_all(text, gone=True)
+        return report.require_all(list_text(lines(), report.why()), gone=True)
 
     def _compare(self, expected: dict[str, bytes]) -> str:
         report = self._report

@@ -303,11 +303,11 @@ class _Copier:
         files = report.marked(DONE) - counts["directories"] - counts["links"]
         text = report.text({"files": files, **counts})
         if self._sums is not None:
-            lines = self._sums.lines(report)
+            lines = partial(self._sums.lines, report)
             if self._output is None:
-                text = list_text(lines, text)
+                text = list_text(lines(), text)
             else:
-                self._output.write(lines)
+                self._output.write(lines, text)
         return report.require_all(text, gone=False)
 
     def _copy_skipped(self) -> None:

@@ -184,6 +184,7 @@ def test_a_large_file_that_lacks_a_part_is_known_to_a_resume_without_modes(
         without_modes(patch, "large")
         plan = runner.prepare("copy", **texts)
         Job(plan.nodes, plan.control).run()
+        plan.abort()
         assert (disk / "copy/large").stat().st_size == 33 * MIB + 1
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)

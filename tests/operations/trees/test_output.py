@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import NotSupported, TargetError
+from ktaskfs.errors import Finding, NotSupported
 from tests.operations.trees.ground import as_nobody, make
+from tests.support.shell import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def test_a_killed_task_leaves_nothing_in_the_way_of_its_restart(
     assert not (disk / "out").exists()
     runner.run("checksum", killed.nodes, **texts)
     assert len((disk / "out").read_text().splitlines()) == 3
-    with pytest.raises(TargetError) as caught:
+    with pytest.raises(Finding) as caught:
         runner.work(killed)
     assert caught.value.errno == errno.EEXIST
     assert len((disk / "out").read_text().splitlines()) == 3
@@ -101,7 +102,7 @@ def test_half_a_list_is_removed_and_no_file_of_others(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fdopen", lambda fd, *_, **__: Full(fd))
-    with pytest.raises(TargetError) as caught:
+    with pytest.raises(Finding) as caught:
         runner.run("checksum", **texts)
     assert caught.value.errno == errno.ENOSPC
     assert [path.read_text() for path in disk.glob("out")] == (["theirs"] if replaced else [])
@@ -120,10 +121,26 @@ def test_a_list_that_cannot_be_closed_is_removed(
     runner: Runner, disk: Path, texts: dict[str, object], nameless: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fdopen", lambda fd, *_, **__: Late(fd, "wb"))
-    with pytest.raises(TargetError) as caught:
+    with pytest.raises(Finding) as caught:
         runner.run("checksum", **texts)
     assert caught.value.errno == errno.EDQUOT
     assert not (disk / "out").exists()
+
+
+@pytest.mark.parametrize("operation", ["checksum", "copy"])
+def test_what_could_not_be_written_is_in_the_result(
+    runner: Runner, disk: Path, texts: dict[str, object], monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """All files were read for it, and no resume reads them again."""
+    more = {"source": texts["path"], "path": disk / "copy", "digest": "sha256sum"} if operation == "copy" else {}
+    monkeypatch.setattr(os, "fdopen", lambda fd, *_, **__: Late(fd, "wb"))
+    with pytest.raises(Finding) as caught:
+        runner.run(operation, **texts | more)
+    assert f"write {disk}/out: {os.strerror(errno.EDQUOT)}; the result has" in caught.value.message
+    monkeypatch.undo()
+    (disk / "list").write_text(caught.value.result)
+    assert run("sha256sum", "-c", "--strict", str(disk / "list"), cwd=disk / "tree").status == 0
+    assert "# files 3\n" in caught.value.result
 
 
 def test_it_cannot_be_where_nothing_can_be_written(runner: Runner, hugetlbfs: Path, texts: dict[str, object]) -> None:
