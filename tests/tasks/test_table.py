@@ -66,7 +66,7 @@ def test_a_name_is_taken_until_its_task_is_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("a a", "two tasks of one write"), ("control", "no task can"), ("a/b", "not a task name"), ("..", "not a task name")],
+    [("a a", "two tasks of one"), ("control", "no task can"), ("a/b", "not a task name"), ("..", "not a task name")],
 )
 def test_names_that_cannot_be_had(names: str, message: str) -> None:
     with pytest.raises((NameTaken, InvalidValue), match=message):
