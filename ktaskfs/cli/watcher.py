@@ -15,6 +15,7 @@ import sys
 from typing import Final, NoReturn
 
 from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
+from ktaskfs.errors import TargetError
 
 GRACE: Final = 1.0
 """Seconds without an answer to ^C after which the child counts as waiting for the daemon."""
@@ -67,15 +68,18 @@ def fork_watched(last: int, words: str) -> PassedInterrupts:
     """Fork; return in the child, which ignores SIGINT. The parent ends as the child does, or leaves it and the tasks.
 
     It leaves at the ``last`` ^C, or at a later one, if the child does not read it. It then says ``words``, or what the
-    child has told it.
+    child has told it. Raises TargetError at a limit on processes or open files.
     """
-    presses, press = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    told, tell = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Entered before the fork: a ^C at this moment is heard by the one or the other.
-    interrupts = OwnInterrupts().__enter__()
-    child = os.fork()
+    try:
+        presses, press = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        # Entered before the fork: a ^C at this moment is heard by the one or the other.
+        interrupts = OwnInterrupts().__enter__()
+        child = os.fork()
+    except OSError as error:
+        raise TargetError.from_os(error, "start a second process") from error
     if child:
         os.close(presses)
         os.close(tell)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Command
+    from tests.support.users import User
 
 
 def redirected(command: Command, redirection: str, *arguments: str) -> Outcome:
@@ -30,6 +31,15 @@ def test_a_full_disk_is_told_and_fails(command: Command, memory: Path, words: li
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1] == "ktaskfs: standard output: No space left on device"
     assert "Traceback" not in outcome.err
+
+
+def test_a_limit_on_processes_is_no_trouble_of_the_output(
+    command: Command, two_users: tuple[User, User], public_root: Path
+) -> None:
+    words = ["bash", "-c", 'ulimit -u 1; exec "$@"', "-", *command.words("ls")]
+    refused = run(*words, user=two_users[0], cwd=public_root)
+    said = "ktaskfs: start a second process: Resource temporarily unavailable\n"
+    assert (refused.status, refused.out, refused.err) == (1, "", said)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

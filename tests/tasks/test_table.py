@@ -65,17 +65,12 @@ def test_a_name_is_taken_until_its_task_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "error", "message"),
-    [
-        (["a", "a"], NameTaken, "two tasks of one write have the name a"),
-        (["control"], NameTaken, "no task can have the name control"),
-        (["a/b"], InvalidValue, "is not a task name"),
-        ([".."], InvalidValue, "is not a task name"),
-    ],
+    ("names", "message"),
+    [("a a", "two tasks of one"), ("control", "no task can"), ("a/b", "not a task name"), ("..", "not a task name")],
 )
-def test_names_that_cannot_be_had(names: list[str], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make_table().check_names(names)
+def test_names_that_cannot_be_had(names: str, message: str) -> None:
+    with pytest.raises((NameTaken, InvalidValue), match=message):
+        make_table().check_names(names.split())
 
 
 def test_a_free_name_is_neither_in_use_nor_spoken_for() -> None:
