@@ -219,12 +219,13 @@ def _option(machine: MachineFiles, path: str, name: str) -> str:
     """The value of a mount option of the mount on ``path``; empty without one. Any user may give a process any command
     line, so only those of root and of this user count."""
     for pid in filter(str.isdecimal, machine.names("proc")):
+        owner = re.search(r"^Uid:\s+(\d+)", machine.read(f"proc/{pid}/status") or "", re.MULTILINE)
+        if owner is None or int(owner[1]) not in {0, os.getuid()}:
+            continue
         words = (machine.read(f"proc/{pid}/cmdline") or "").split("\0")
-        if os.path.abspath(path) in words:
-            owner = re.search(r"^Uid:\s+(\d+)", machine.read(f"proc/{pid}/status") or "", re.MULTILINE)
-            given = [each for word in words for each in word.split(",") if each.startswith(f"{name}=")]
-            if given and owner is not None and int(owner[1]) in {0, os.getuid()}:
-                return given[-1].removeprefix(f"{name}=")
+        given = [each for word in words for each in word.split(",") if each.startswith(f"{name}=")]
+        if given and os.path.abspath(path) in words:
+            return given[-1].removeprefix(f"{name}=")
     return ""
 
 
