@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from tests.support.daemon import ROOT
+from tests.support.hugepages import alone
 from tests.support.packages import Unavailable, cache, unpacked
 from tests.support.poll import DEADLINE, until
 from tests.support.processes import halt
@@ -165,7 +166,8 @@ def test_the_collector_takes_the_file_and_says_how_old_it_is(mounted: Mount, exp
 
 
 def test_the_pools_of_the_machine_add_up_to_what_it_has(exporter: str) -> None:
-    found = scraped(exporter)
+    with alone():
+        found = scraped(exporter)
     for pool in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
         size = int(pool.name[10:-2]) << 10
         of_size = {name: value for name, value in found.items() if f'page_size="{size}"' in name}

@@ -164,8 +164,11 @@ def test_every_file_of_an_empty_task_can_be_read() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([0, 1, 3, 2**31, 2**63, 2**64 - 1]) | st.integers(0, 50), min_size=584, max_size=584))
-def test_a_scribbled_page_is_shown_without_harm(words: list[int]) -> None:
+@given(st.binary(min_size=584, max_size=584))
+def test_a_scribbled_page_is_shown_without_harm(chosen: bytes) -> None:
+    """Half of the words are extreme, half are from 0 to 50. A byte selects each: Hypothesis makes bytes fastest."""
+    extreme = (0, 1, 3, 2**31, 2**63, 2**64 - 1)
+    words = (extreme[byte % 6] if byte >= 128 else byte % 51 for byte in chosen)
     fd = os.memfd_create("page")
     try:
         os.write(fd, b"".join(word.to_bytes(8, "little") for word in words))

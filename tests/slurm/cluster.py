@@ -33,6 +33,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+SchedulerParameters=bf_interval=1,sched_interval=1
 GresTypes=hugepages
 SlurmdParameters=config_overrides
 StateSaveLocation=/run/slurm/ctld

@@ -47,7 +47,7 @@ TIERS: Final = {
 }
 """The tier of each folder of tests; a folder that is not named has that of the folder around it."""
 
-BESIDE: Final = frozenset({"bench", "setup"})
+BESIDE: Final = frozenset({"bench", "fuse", "setup"})
 """Folders whose tests run in the process of the machines, so that both processes take the same time."""
 
 ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
