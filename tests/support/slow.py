@@ -18,10 +18,10 @@ SIZE = 64 << 20
 def start_slow(
     mount: Mount, directory: Path, name: str, *, rate: str = "64K", chunk: str = "4K", user: User | None = None
 ) -> Path:
-    """Start the task ``name``, which clears a new file at ``rate`` in small chunks; returns the file when the task is
-    running.
+    """Start the task ``name``, which clears a new file at ``rate`` in small chunks; returns the file when the task has
+    done a chunk.
 
-    On a busy machine a start is answered earlier.
+    On a busy machine a start is answered earlier. A resume of a task that has done nothing begins anew, with any file.
     """
     file = directory / f"slow-{name}"
     with file.open("wb") as stream:
@@ -29,7 +29,7 @@ def start_slow(
     file.chmod(0o666)
     spec = f"clear path={file} name={name} rate_max={rate} chunk={chunk}"
     assert mount.write("tasks/control", spec, user=user) == (0, None), mount.read("info/last_cmd_status", user=user)
-    until(lambda: mount.read(f"tasks/{name}/state", user=user) != "starting\n", f"{name} begins")
+    until(lambda: mount.read(f"tasks/{name}/progress", user=user).split()[0] != "0", f"{name} works")
     return file
 
 
