@@ -72,6 +72,7 @@ class TargetTree:
             except FileExistsError:
                 pass
             self.fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent)
+            self.kind = directory_as_target(self.fd, self.path)
         except OSError as error:
             raise TargetError.from_os(error, f"open {self.path}") from error
         self._tree = Tree(self.fd, cross_mounts=False)
@@ -79,7 +80,6 @@ class TargetTree:
             require_usable(self._kernel, self.fd, self.path, empty=not self.filled)
         if self.filled:
             self._find_owner()
-        self.kind = directory_as_target(self.fd, self.path)
         self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS
 
     def _find_owner(self) -> None:

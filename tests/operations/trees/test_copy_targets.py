@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.host import syscalls
 from ktaskfs.ktask import Job, TaskError
 from tests.operations.trees.ground import as_nobody, make, parsed
 from tests.operations.trees.test_copy import failed, traits
@@ -110,6 +111,23 @@ def test_a_file_that_is_too_large_for_the_target_is_left_out(runner: Runner, dis
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert named == {"EFBIG huge"}
     assert sorted(os.listdir(disk / "copy")) == ["first", "last"]
+
+
+def test_a_filesystem_that_tells_nothing_of_itself(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server that answers EIO to statfs(2)."""
+    (disk / "source").mkdir()
+    path, real = disk / "copy", syscalls.filesystem_magic
+
+    def magic(fd: int) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd)
+
+    monkeypatch.setattr(syscalls, "filesystem_magic", magic)
+    with pytest.raises(TargetError) as caught:
+        runner.prepare("copy", source=disk / "source", path=path)
+    assert (caught.value.errno, caught.value.message) == (errno.EIO, f"open {path}: Input/output error")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["large", "small"])
