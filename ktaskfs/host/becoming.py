@@ -106,11 +106,14 @@ def _enter(root: int, cwd: int) -> bool:
 def _go_to(cwd: int) -> None:
     """Go to the caller's working directory or, if the caller may not enter it (after su(1)), to one without targets.
 
-    The daemon has made relative paths absolute, except below a directory that has no name.
+    The daemon has made paths absolute, except below a directory that has no name: then this raises PermissionError.
     """
     try:
         os.fchdir(cwd)
     except PermissionError:
+        name = os.readlink(f"/proc/self/fd/{cwd}")
+        if not name.startswith("/") or name.endswith(" (deleted)"):
+            raise
         os.chdir("/proc/self/fdinfo")
 
 

@@ -59,10 +59,17 @@ class History(NamedTuple):
         remaining, done = self.remaining, 0
         if self.final is not None and self.final.nodes:
             remaining, done = self.final.remaining(), self.final.done
-        if remaining is None:  # no work began, and what was prepared for it was undone; but a process must be the same
-            return again if "pid" in self.texts else again._replace(baseline=None)
+        if remaining is None:  # no work began, and what was prepared for it was undone
+            return again._replace(baseline=self._same_process())
         # From now on ``base`` instead of ``final`` counts the earlier run's work.
         return again._replace(remaining=remaining, base=self.base + done, planned=sum(node.size for node in remaining))
+
+    def _same_process(self) -> Baseline | None:
+        """The baseline of a task without work: another process may have the number by now."""
+        began = None if self.baseline is None else self.baseline.files.get("pid")
+        if self.baseline is None or began is None or self.texts.get("pid") != str(began[0]):
+            return None
+        return self.baseline._replace(files={"pid": began})
 
     def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
         """This history with the changes of its operation's parameters from ``old`` to ``new``; without an operation, of

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Command
     from tests.support.users import User
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def objects(outcome: Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in outcome.out.splitlines()]

@@ -57,6 +57,7 @@ def test_files_of_a_directory_come_in_the_order_of_their_names(command: Command,
     assert created(command, "a") < created(command, "b")
 
 
+@pytest.mark.usefixtures("patient")
 def test_after_a_line_that_does_not_get_done_the_next_file_comes(command: Command, memory: Path) -> None:
     first, second = memory / "10.tasks", memory / "20.tasks"
     first.write_text(f"checksum path={memory}/none name=one\nchecksum path={memory}/file name=two\n")

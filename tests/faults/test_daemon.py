@@ -60,6 +60,7 @@ def test_a_second_daemon_on_one_state_directory(mounted: Mount, area: Path) -> N
     assert mounted.read("version")
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_stale_mount_point_is_cleared(mounted: Mount, area: Path, tmpfs: Path) -> None:
     start(mounted, "t", tmpfs / "f")
     mounted.process.send_signal(signal.SIGKILL)
@@ -105,6 +106,7 @@ def test_a_state_directory_that_fills_up(small: Path, mount_maker: MountMaker, t
     finish(mount, "after")
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_outcome_that_could_not_be_recorded_is_found_in_the_page(
     small: Path, mount_maker: MountMaker, tmpfs: Path
 ) -> None:

@@ -34,9 +34,12 @@ def test_a_first_run_that_never_began_leaves_no_file() -> None:
 
 def test_a_first_run_that_never_began_needs_its_process() -> None:
     """Another one may have its number by now."""
-    before = BEFORE._replace(texts={"pid": "7"}, baseline=Baseline({"pid": (7, 8, 0)}, 0, 0, 1))
-    again = before._replace(final=None, remaining=None, base=0).continued("this")
-    assert (again.remaining, again.base, again.baseline) == (None, 0, before.baseline)
+    baseline = Baseline({"pid": (7, 8, 0), "source": (1, 2, 3)}, 0, 0, 1)
+    before = BEFORE._replace(texts={"pid": "7"}, baseline=baseline, final=None, remaining=None, base=0)
+    again = before.continued("this")
+    assert (again.remaining, again.base) == (None, 0)
+    assert again.baseline == baseline._replace(files={"pid": (7, 8, 0)}), "it may have other files"
+    assert before._replace(texts={"pid": "9"}).continued("this").baseline is None, "its user has named another one"
 
 
 def test_the_rest_is_that_of_its_files() -> None:
