@@ -60,9 +60,10 @@ def run(command: str, labels: str = APPARMOR) -> tuple[int, str]:
 def _parameters(command: str, labels: str) -> str:
     """The kernel's."""
     encoded = base64.b64encode(command.encode()).decode()
-    # tsc=reliable: every other clock is a device, whose emulation stops the processor at each look at the time.
+    # The kernel's checks of its clock take seconds and fail with emulated processors. With tsc=reliable it measures
+    # the clock's frequency wrongly on a busy host, and its seconds pass several times too fast.
     # norandmaps: a program at the same addresses again is not translated again.
-    emulated = "mitigations=off random.trust_cpu=on init_on_alloc=0 norandmaps tsc=reliable"
+    emulated = "mitigations=off random.trust_cpu=on init_on_alloc=0 norandmaps tsc=unstable"
     modules = f"lsm=landlock,lockdown,yama,integrity,{labels},bpf"
     return f"console=ttyS0 panic=-1 quiet {emulated} {modules} command={encoded}"
 

@@ -9,6 +9,7 @@ import ast
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +18,11 @@ import pytest
 from bench import harness, migration
 from bench.harness import SMOKE
 from bench.migration import command_inside
-from tests.numa import machine
+from tests.numa import machine, packages
 from tests.support.benchmarks import EMULATED, check_report
 from tests.support.daemon import ROOT, interpreter
 from tests.support.packages import CACHE, Unavailable
+from tests.systemd.machine import INSTALLED, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,9 +61,14 @@ class Outcomes:
         pytest_in_there = [interpreter(ROOT), "-m", "pytest", *options, str(HERE / directory)]
         settings = f"KTASKFS_NUMA_GUEST=1 KTASKFS_REQUIRE_ALL=1 KTASKFS_TEST_PATIENCE={PATIENCE}"
         settings += f" KTASKFS_TEST_CACHE={shlex.quote(str(CACHE))}"
-        command = f"cd {shlex.quote(str(ROOT))} && {settings} {shlex.join(pytest_in_there)}"
         try:
-            _, self.output = machine.run(f"{command}; {more}", labels)
+            packages.install()
+            with tempfile.TemporaryDirectory(dir=CACHE) as installed:  # the machine sees it there
+                Path(installed).chmod(0o755)
+                install(Path(installed))
+                settings += f" {INSTALLED}={shlex.quote(installed)}"
+                command = f"cd {shlex.quote(str(ROOT))} && {settings} {shlex.join(pytest_in_there)}"
+                _, self.output = machine.run(f"{command}; {more}", labels)
         except Unavailable as error:
             pytest.skip(str(error))
         self._found: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BOOT: Final = Path(__file__).with_name("boot.sh")
+INSTALLED: Final = "KTASKFS_TEST_INSTALLED"
+"""The variable with a directory of installed files, where processors are emulated: to compile them takes minutes."""
 NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
 SETUP: Final = """
 useradd ann
@@ -116,14 +119,22 @@ class Machine:
         return set(self.run("pgrep", "--full", "^ktask/").out.split())
 
 
+def install(directory: Path) -> None:
+    """The files of ktaskfs with PREFIX=/usr, below ``directory``."""
+    subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", directory], check=True)
+
+
 @contextlib.contextmanager
 def booted(setup: str = SETUP) -> Iterator[Machine]:
     """Install ktaskfs with PREFIX=/usr, run ``setup``, and boot; skips where that cannot be done."""
 
-    def install(layer: Path) -> None:
-        subprocess.run([sys.executable, ROOT / "packaging/install.py", "install", "/usr", layer], check=True)
+    def fill(layer: Path) -> None:
+        if INSTALLED in os.environ:
+            shutil.copytree(os.environ[INSTALLED], layer, symlinks=True, dirs_exist_ok=True)
+        else:
+            install(layer)
 
-    with booted_with(install, setup) as machine:
+    with booted_with(fill, setup) as machine:
         yield machine
 
 
