@@ -113,7 +113,7 @@ class Finding(KtaskfsError):
 
 
 class NameTaken(KtaskfsError):
-    """A task of that name exists (EEXIST)."""
+    """A task of that name exists, a write names it twice, or no task can have it (EEXIST)."""
 
     default_errno = errno.EEXIST
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from _typeshed import SupportsWrite
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -80,12 +83,18 @@ def command_first(words: Sequence[str]) -> list[str]:
     return [words[count], *words[:count], *words[count + 1 :]] if count < len(words) else []
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Raises OSError, which argparse drops since Python 3.12."""
+        (file or sys.stderr).write(message)
+
+
 def parser(environment: Mapping[str, str], command: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command line; the default mount comes from ``environment``.
 
     With the first argument as ``command``, if that is one, the others are left out: they take milliseconds.
     """
-    top = argparse.ArgumentParser(
+    top: argparse.ArgumentParser = _Parser(
         prog="ktaskfs",
         description="Chunked, multithreaded work on huge-page memory, through a filesystem like /proc.",
         formatter_class=_Formatter,

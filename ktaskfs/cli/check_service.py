@@ -197,30 +197,38 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
 
 
 def check_states(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]:
-    """Whether the mount's daemon can write the records of tasks: otherwise no task starts."""
-    states = _option(machine, mounted.path, "statedir").lstrip("/") or STATES
-    room = machine.room(states)
+    """Whether the mount's daemon can write the records of tasks: otherwise no task starts.
+
+    Says nothing about an ordinary user's default, which the user's environment decides.
+    """
+    try:
+        uid = os.stat(mounted.path).st_uid
+    except OSError:  # check_mount says so
+        uid = 0
+    states = _option(machine, mounted.path, uid, "statedir") or ("" if uid else f"/{STATES}")
+    room = machine.room(states.lstrip("/")) if states.startswith("/") else None
     if room is None or not room.f_blocks:  # root has no mount, or there is no limit
         return
     free = room.f_bfree * room.f_frsize
+    place = f'"$(findmnt -n -o TARGET -T {shlex.quote(states)})"'
     if room.f_flag & os.ST_RDONLY:
-        mend = f'mount -o remount,rw "$(findmnt -n -o TARGET -T {shlex.quote(f"/{states}")})"'
-        yield Diagnosis("state directory", wrong(mend), f"/{states} is read-only: no task can start")
+        yield Diagnosis(
+            "state directory", wrong(f"mount -o remount,rw {place}"), f"{states} is read-only: no task can start"
+        )
     elif free < STATES_LEAST or (room.f_files and not room.f_ffree):
-        place = "/run" if states == STATES else f'"$(findmnt -n -o TARGET -T {shlex.quote(f"/{states}")})"'
         mend = f"du -ahx {place} | sort -h | tail  # and remove what nobody needs"
-        text = f"/{states} has {human_size(free)} and {room.f_ffree} inodes left: no task can start"
+        text = f"{states} has {human_size(free)} and {room.f_ffree} inodes left: no task can start"
         yield Diagnosis("state directory", wrong(mend), text)
     else:
-        yield Diagnosis("state directory", OK, f"/{states} has {human_size(free)} left")
+        yield Diagnosis("state directory", OK, f"{states} has {human_size(free)} left")
 
 
-def _option(machine: MachineFiles, path: str, name: str) -> str:
-    """The value of a mount option of the mount on ``path``; empty without one. Any user may give a process any command
-    line, so only those of root and of this user count."""
+def _option(machine: MachineFiles, path: str, uid: int, name: str) -> str:
+    """The value of an option of the mount on ``path``, which ``uid`` serves; empty without one. Any user may give a
+    process any command line, so only those of that user count."""
     for pid in filter(str.isdecimal, machine.names("proc")):
         owner = re.search(r"^Uid:\s+(\d+)", machine.read(f"proc/{pid}/status") or "", re.MULTILINE)
-        if owner is None or int(owner[1]) not in {0, os.getuid()}:
+        if owner is None or int(owner[1]) != uid:
             continue
         words = (machine.read(f"proc/{pid}/cmdline") or "").split("\0")
         given = [each for word in words for each in word.split(",") if each.startswith(f"{name}=")]

@@ -75,9 +75,11 @@ def fork_watched(last: int, words: str) -> PassedInterrupts:
     try:
         presses, press = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         told, tell = os.pipe2(os.O_CLOEXEC)
-        # Entered before the fork: a ^C at this moment is heard by the one or the other.
-        interrupts = OwnInterrupts().__enter__()
-        child = os.fork()
+        with contextlib.ExitStack() as undo:
+            # Entered before the fork: a ^C at this moment is heard by the one or the other.
+            interrupts = undo.enter_context(OwnInterrupts())
+            child = os.fork()
+            undo.pop_all()
     except OSError as error:
         raise TargetError.from_os(error, "start a second process") from error
     if child:

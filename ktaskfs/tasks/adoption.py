@@ -137,8 +137,8 @@ class Adopter:
             self._lifecycle.conclude(task, worker, None)
             worker.close()
             return
-        # A record of an older version names no boot.
-        task.history = task.history._replace(boot=self._state.boot)
+        if record.history.remaining is None:  # a record of an older version names no boot, but the worker has done all
+            task.history = task.history._replace(boot=self._state.boot)
         task.requests = read_requests(page)
         pid = record.pid or 0
         oom_kills = OomKills.of(self._cgroups, groups_of(pid))

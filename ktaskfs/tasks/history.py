@@ -69,7 +69,7 @@ class History(NamedTuple):
         began = None if self.baseline is None else self.baseline.files.get("pid")
         if self.baseline is None or began is None or self.texts.get("pid") != str(began[0]):
             return None
-        return self.baseline._replace(files={"pid": began})
+        return self.baseline._replace(files={"pid": began}, end=0, size=0)
 
     def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
         """This history with the changes of its operation's parameters from ``old`` to ``new``; without an operation, of

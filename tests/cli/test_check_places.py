@@ -13,8 +13,9 @@ from ktaskfs.cli.machine import MachineFiles, name_of
 from ktaskfs.cli.mounted import Mounted
 
 MOUNTED = Mounted("/mnt/kt")
-MAKE_ROOM = "du -ahx /run | sort -h | tail  # and remove what nobody needs"
-REMOUNT = 'mount -o remount,rw "$(findmnt -n -o TARGET -T /run/ktaskfs-state)"'
+FILESYSTEM = '"$(findmnt -n -o TARGET -T /run/ktaskfs-state)"'
+MAKE_ROOM = f"du -ahx {FILESYSTEM} | sort -h | tail  # and remove what nobody needs"
+REMOUNT = f"mount -o remount,rw {FILESYSTEM}"
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_state_directories_on_a_filesystem_without_a_limit(
     assert [each.text for each in check_service.check_states(machine, MOUNTED) if each.is_wrong] == []
 
 
-@pytest.mark.parametrize("uid", [os.getuid(), 0, 12345])
+@pytest.mark.parametrize("uid", [0, 12345])
 def test_the_state_directory_of_a_mount_with_one(
     machine: MachineFiles, monkeypatch: pytest.MonkeyPatch, uid: int
 ) -> None:
@@ -85,6 +86,13 @@ def test_the_state_directory_of_a_mount_with_one(
     assert looked == [place]
     assert found.text == f"/{place} is read-only: no task can start"
     assert found.mend == (REMOUNT if uid == 12345 else REMOUNT.replace("/run/ktaskfs-state", "'/srv/a b'"))
+
+
+def test_the_default_of_another_user_is_unknown(machine: MachineFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = os.statvfs_result((4096, 4096, 1 << 20, 0, 0, 9, 0, 0, os.ST_RDONLY, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    monkeypatch.setattr(os, "stat", lambda _: os.stat_result((0o40755, 1, 1, 1, 12345, 12345, 0, 0, 0, 0)))
+    assert list(check_service.check_states(machine, MOUNTED)) == [], "root's directory is not the one"
 
 
 def test_the_place_of_the_state_directories_is_that_of_the_daemon() -> None:

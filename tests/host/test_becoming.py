@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ktaskfs.errors import NotPermitted
+from ktaskfs.errors import KtaskfsError, NotPermitted
 from ktaskfs.host import syscalls
 from ktaskfs.host.becoming import become
 from ktaskfs.host.credentials import Identity, read_caller
@@ -264,7 +264,7 @@ def test_an_ordinary_users_daemon_serves_that_user_alone(area: Path) -> None:
                 os.setresuid(NOBODY, NOBODY, NOBODY)
             try:
                 become(identity, root, here)
-            except NotPermitted as error:
+            except KtaskfsError as error:
                 return error.message
             return [os.getcwd(), os.getuid(), syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS)]
 
@@ -283,6 +283,8 @@ def test_an_ordinary_users_daemon_serves_that_user_alone(area: Path) -> None:
         where, *rest = unprivileged(mine, caller.root)
         assert rest == [me, 1]
         assert re.fullmatch("/proc/[0-9]+/fdinfo", where)  # no relative path leads to a target from there
+        closed.rmdir()
+        assert unprivileged(mine, caller.root) == f"become user {me}: Permission denied", "paths are relative to it"
         os.close(here)
     caller.close()
 

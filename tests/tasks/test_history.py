@@ -34,11 +34,11 @@ def test_a_first_run_that_never_began_leaves_no_file() -> None:
 
 def test_a_first_run_that_never_began_needs_its_process() -> None:
     """Another one may have its number by now."""
-    baseline = Baseline({"pid": (7, 8, 0), "source": (1, 2, 3)}, 0, 0, 1)
+    baseline = Baseline({"pid": (7, 8, 0), "source": (1, 2, 3)}, end=2, size=2, total=1)
     before = BEFORE._replace(texts={"pid": "7"}, baseline=baseline, final=None, remaining=None, base=0)
     again = before.continued("this")
     assert (again.remaining, again.base) == (None, 0)
-    assert again.baseline == baseline._replace(files={"pid": (7, 8, 0)}), "it may have other files"
+    assert again.baseline == Baseline({"pid": (7, 8, 0)}, end=0, size=0, total=1), "it may have other files"
     assert before._replace(texts={"pid": "9"}).continued("this").baseline is None, "its user has named another one"
 
 
