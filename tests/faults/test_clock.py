@@ -71,6 +71,7 @@ def test_set_back_between_two_daemons(mount_maker: MountMaker, clock: Path, tmpf
     first.kill()
     clock.write_text("-3h\n")
     second = mount_maker(statedir=first.statedir)
-    assert second.read("tasks/t/state") == "running\n", "the worker was known by its start, not by the wall clock"
+    known = second.read("tasks/t/state") == "running\n"
+    assert known, second.read("tasks/t/error") + "the worker was known by its start, not by the wall clock"
     assert second.write("tasks/t/rate_max", "max") == (0, None)
     assert second.read("tasks/t/wait").splitlines()[-1] == "done"

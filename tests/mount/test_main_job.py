@@ -143,7 +143,7 @@ def test_a_worker_is_its_caller_and_has_a_name(
 ) -> None:
     user = two_users[0]
     mount = mount_maker("mode=0666")
-    start(mount, f"fallocate path={tmpfs}/f length=128M rate_max=16M name=mine", user)
+    start(mount, f"fallocate path={tmpfs}/f length=128M rate_max=1M chunk=128K name=mine", user)
     pid = str(wait_for_worker(mount, "mine"))
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert status["Uid"].split() == [str(user.uid)] * 4
@@ -172,7 +172,7 @@ def test_an_ordinary_users_own_mount(mount_maker: MountMaker, tmpfs: Path, two_u
 
 
 def test_cancel_keeps_what_was_done_and_resume_does_the_rest(mounted: Mount, tmpfs: Path) -> None:
-    start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=16M chunk=1M name=t")
+    start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=1M chunk=128K name=t")
     assert mounted.write("tasks/t/control", "cancel") == (0, None)
     finish(mounted, "t", "cancelled")
     done, _, total = mounted.read("tasks/t/progress").split()
@@ -185,7 +185,7 @@ def test_cancel_keeps_what_was_done_and_resume_does_the_rest(mounted: Mount, tmp
 
 
 def test_pause_holds_and_resume_goes_on(mounted: Mount, tmpfs: Path) -> None:
-    start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=16M name=t")
+    start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=1M chunk=128K name=t")
     assert mounted.write("tasks/t/control", "pause") == (0, None)
     assert mounted.read("tasks/t/state") == "paused\n"
     assert mounted.read("tasks/t/control").split() == ["resume", "cancel", "kill"]

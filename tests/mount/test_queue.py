@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.slow import start_slow, stop
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_events_tell_of_a_name_that_is_used_again(mounted: Mount, memory: Path) 
         exec 3< events
         for i in 1 2; do echo '{spec}' > {CONTROL} && cat tasks/t/wait > /dev/null; done
         rmdir tasks/t
-        timeout 5 sed '/ t .* - /q' <&3 | cut -d ' ' -f 2-4
+        timeout {DEADLINE:g} sed '/ t .* - /q' <&3 | cut -d ' ' -f 2-4
     """
     lines = [line for line in mounted.shell(script).out.splitlines() if line]
     life = ["t - new", "t new starting", "t starting running", "t running done"]
@@ -124,7 +124,7 @@ def test_events_end_with_the_state_of_a_task_whose_replacement_failed(mounted: M
         exec 3< events
         echo 'clear path={memory}/no-such name=t replace=1' > {CONTROL}
         rmdir tasks/t
-        timeout 5 sed '/ t done - /q' <&3 | cut -d ' ' -f 2-4
+        timeout {DEADLINE:g} sed '/ t done - /q' <&3 | cut -d ' ' -f 2-4
     """
     lines = [line for line in mounted.shell(script).out.splitlines() if line]
     assert lines == ["t - new", "t new starting", "t starting -", "t - done", "t done -"]

@@ -150,10 +150,11 @@ def test_an_undo_that_fails_is_told(mounted: Mount) -> None:
     """Beside the reason for which it was needed."""
     fd = os.memfd_create("target", os.MFD_ALLOW_SEALING)
     try:
-        start(mounted, f"fallocate path=/proc/{os.getpid()}/fd/{fd} length=64M undo=1 rate_max=16M chunk=2M name=t")
+        start(mounted, f"fallocate path=/proc/{os.getpid()}/fd/{fd} length=64M undo=1 rate_max=1M chunk=2M name=t")
         until(lambda: not mounted.read("tasks/t/progress").startswith("0 "), "something is done")
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
         os.truncate(fd, 2 << 20)
+        assert mounted.write("tasks/t/rate_max", "max") == (0, None)
         finish(mounted, "t", "failed")
         error = mounted.read("tasks/t/error")
         assert error.startswith("ENXIO")
