@@ -12,8 +12,8 @@ program='fuse3 python3'
 build='libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv'
 # The tests read the mount with busybox, less, rsync, node and inotifywait, write to it with jq, mawk and perl, complete
 # the command in zsh and fish, watch it in tmux, boot a systemd of their own, start containers and guests, make
-# filesystems, give a daemon a clock that goes back (faketime), have Slurm start jobs, and Ansible install a package.
-tests='busybox less systemd dbus man-db procps faketime podman runc rsync jq mawk nodejs perl inotify-tools zsh fish tmux'
+# filesystems, have Slurm start jobs, and Ansible install a package.
+tests='busybox less systemd dbus man-db procps podman runc rsync jq mawk nodejs perl inotify-tools zsh fish tmux'
 tests="$tests e2fsprogs xfsprogs btrfs-progs libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86"
 # Debian 13 has some of util-linux in a package of its own.
 tests="$tests util-linux-extra openssh-server openssh-client iproute2"
