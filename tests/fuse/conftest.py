@@ -85,7 +85,10 @@ class Example:
         return outcome.out
 
     def counts(self) -> dict[str, int]:
-        """The objects of the server now, without ``counts`` itself, whose text is made before it has a handle."""
+        """The objects of the server now, without ``counts`` itself, whose text is made before it has a handle.
+
+        ``blocks``: those of Python's allocator, at least one for each object.
+        """
         counts: dict[str, int] = json.loads(self.cat("counts"))
         return counts
 

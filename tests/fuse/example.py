@@ -5,6 +5,7 @@ Usage: example.py MOUNTPOINT[=/dev/fd/N] REPORT [OPTION...]; writes the remainin
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import signal
@@ -277,7 +278,8 @@ class ExampleTree:
         self.requests.clear()
 
     def _counts(self, caller: Caller) -> str:
-        return json.dumps(self.leftovers())
+        gc.collect()
+        return json.dumps(self.leftovers() | {"blocks": sys.getallocatedblocks()})
 
     def leftovers(self) -> dict[str, int]:
         session = self._session()

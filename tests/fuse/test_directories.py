@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.resident import resident
-
 if TYPE_CHECKING:
     from tests.fuse.conftest import Example
     from tests.support.users import User
@@ -111,11 +109,10 @@ def test_only_the_owner_removes_in_a_sticky_directory(example: Example, two_user
 
 
 def test_what_the_kernel_knows_takes_no_memory_of_the_server(example: Example) -> None:
-    grown = []
-    for _ in range(8):
+    blocks = []
+    for _ in range(4):
         assert example.shell("ls -lR many > /dev/null").status == 0
-        grown.append(resident(example.process.pid))
         # 2: unused dentries and inodes (Documentation/admin-guide/sysctl/vm.rst)
         Path("/proc/sys/vm/drop_caches").write_text("2")
-    # Memory of current requests comes and goes, and the first listings warm up; memory for names would grow with each
-    assert min(grown[6:]) - max(grown[1:4]) < 3 * MANY * 50, "less than an object for each name and listing"
+        blocks.append(example.counts()["blocks"])
+    assert blocks[-1] - blocks[1] < MANY, "less than an object for each two names, beyond those of the first listings"
