@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ktaskfs.tasks.starter import VARIABLE
+from ktaskfs.tasks.launcher import VARIABLE
 from tests.support import filesystems, fuse_device
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left
@@ -137,7 +137,10 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Daemons answer a start when it has begun or is refused, even if its worker stalls as on a busy machine."""
+    """Daemons answer a start when it has begun or is refused, even if its worker stalls as on a busy machine.
+
+    They learn what killed a worker even if the spawner stalls.
+    """
     monkeypatch.setenv(VARIABLE, str(DEADLINE))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
+from ktaskfs.tasks.launcher import VARIABLE
 from ktaskfs.tasks.lifecycle import Lifecycle, StartCancelled
 from ktaskfs.tasks.log_lines import log_refusal
 from ktaskfs.tasks.new_worker import NewWorker, WorkerMaker, wait_for_end
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 0.9
 """Seconds for which a start waits for its target: no request may block much longer."""
-VARIABLE: Final = "KTASKFS_START_PATIENCE"
-"""Seconds in place of PATIENCE, in the environment of a daemon: with them, tests on a busy machine see each refusal at
-the write."""
 GRACE: Final = 0.5
 """Seconds for which a refused write waits for the workers' undo."""
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
     from tests.support.users import User
 
-TIMES = 300
+TIMES = 100
+ROUNDS = 3
+"""Of which the best counts: while the victim itself does not run, the attacker goes on."""
 OF_THE_OTHER = 40
 """Answers to the attacker while the victim reads a file once. With turns there are some five, without them 200."""
 
@@ -30,9 +32,12 @@ def calls_meanwhile(attack: Attack, mount: Mount, user: User) -> float:
         os.setresuid(user.uid, user.uid, user.uid)
         return sum(len(path.read_bytes()) > 0 for _ in range(TIMES))
 
-    before = attack.calls()
-    assert run_forked(read) == TIMES
-    return (attack.calls() - before) / TIMES
+    def calls_in_a_round() -> int:
+        before = attack.calls()
+        assert run_forked(read) == TIMES
+        return attack.calls() - before
+
+    return min(calls_in_a_round() for _ in range(ROUNDS)) / TIMES
 
 
 @pytest.mark.parametrize("file", ["version", "metrics"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ktaskfs.host.topology import usable_cpus
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.thread_sharing import helper_limit
+from ktaskfs.tasks.thread_use import ThreadUse
 from tests.tasks.conftest import house, memory, workers
 from tests.tasks.house import OPERATIONS, me, until
 
@@ -41,22 +42,29 @@ def has_begun(task: Task) -> bool:
     return task.snapshot().done > 0
 
 
-async def greedy_and_hungry(house: House, memory: Path) -> tuple[Task, Task]:
-    """A task that waits for its rate limit and has all helpers, and a second one that has none."""
+async def greedy_and_hungry(house: House, memory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Task, Task]:
+    """A task that waits for its rate limit and has all helpers, and a second one that has none.
+
+    Nobody looks at them until both have begun, even if a worker stalls before its first chunk.
+    """
     house.set("max_threads", CPUS)
     house.set("cpu_percent", -(-100 // CPUS))  # one helper
     tasks = []
-    for name in ("greedy", "hungry"):
-        task = await house.run_one(f"fallocate path={memory}/{name} length=1M chunk=4096 rate_max=1")
-        await until(functools.partial(has_begun, task), "the first chunk")
-        tasks.append(task)
+    with monkeypatch.context() as unseen:
+        unseen.setattr(ThreadUse, "look", lambda _use, _task: None)
+        for name in ("greedy", "hungry"):
+            task = await house.run_one(f"fallocate path={memory}/{name} length=1M chunk=4096 rate_max=1")
+            await until(functools.partial(has_begun, task), "the first chunk")
+            tasks.append(task)
     greedy, hungry = tasks
     assert greedy.requests.threads > hungry.requests.threads == 1
     return greedy, hungry
 
 
-async def test_a_task_that_waits_for_its_rate_gives_its_helpers_back(house: House, memory: Path) -> None:
-    greedy, hungry = await greedy_and_hungry(house, memory)
+async def test_a_task_that_waits_for_its_rate_gives_its_helpers_back(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy, hungry = await greedy_and_hungry(house, memory, monkeypatch)
     await until(lambda: greedy.requests.threads == 1, "it keeps its first thread only")
     set_rate(house, hungry, "max")
     assert hungry.requests.threads == WANTED
@@ -65,8 +73,10 @@ async def test_a_task_that_waits_for_its_rate_gives_its_helpers_back(house: Hous
     assert greedy.requests.threads == WANTED
 
 
-async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(house: House, memory: Path) -> None:
-    greedy, hungry = await greedy_and_hungry(house, memory)
+async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(
+    house: House, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy, hungry = await greedy_and_hungry(house, memory, monkeypatch)
     assert greedy.worker is not None
     os.kill(greedy.worker.pid, signal.SIGSTOP)
     set_rate(house, greedy, "max")

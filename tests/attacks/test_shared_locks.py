@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.attacks.conftest import SOON
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Attack
@@ -83,7 +82,7 @@ def test_a_listing_that_hangs_keeps_no_daemon_from_its_end(
     os.close(events)
     mount.process.send_signal(number)
     try:
-        mount.process.wait(SOON)
+        mount.process.wait(DEADLINE)
         assert mount_maker(statedir=mount.statedir).read("version")
     finally:
         attack.end()

@@ -12,6 +12,7 @@ from ktaskfs.errors import TargetError
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.state_directory import StateDirectory
 from tests.support.daemon import ROOT, interpreter
+from tests.support.poll import until
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def mount(area: Path, statedir: Path) -> tuple[int, str]:
     command = [interpreter(ROOT), "-m", "ktaskfs.cli.main", "mount", "-o", f"statedir={statedir}", str(area / "m")]
     outcome = run(*command, cwd=ROOT)
     if outcome.status == 0:
-        run("umount", str(area / "m"))
+        until(lambda: run("umount", str(area / "m")).status == 0, "what looks at the mount has ended")
     return outcome.status, outcome.err
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.attacks.callers import wait_for_worker
 from tests.support.poll import until
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def test_a_lease_on_ones_own_file_does_not_keep_root_from_ending_the_task(
     file.chmod(0o666)
     spec = f"clear path={file} name=mine rate_max=1 chunk=4K"
     assert mount.write("tasks/control", spec, user=attacker) == (0, None)
+    wait_for_worker(mount, "mine")
     attack("lease.py", str(mount.path / "tasks/mine/control"))
     assert attack.answered(mount, "echo kill > tasks/mine/control")
+    assert attack.holds_lease(), "nobody had to wait for it"
     until(lambda: mount.read("tasks/mine/state") == "interrupted\n", "it was killed")
 
 

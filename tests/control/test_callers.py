@@ -23,6 +23,8 @@ from tests.tasks.house import until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from trio.testing import MockClock
+
     from ktaskfs.host.credentials import CallerProcess
 
 HANGS = 7
@@ -64,6 +66,19 @@ def looks() -> Iterator[Looks]:
     made.answer.set()
 
 
+@pytest.fixture
+def clock(mock_clock: MockClock) -> MockClock:
+    """The clock of the test goes as ever, but can jump."""
+    mock_clock.rate = 1
+    return mock_clock
+
+
+async def lose_patience(clock: MockClock) -> None:
+    """All requests that now wait give up, after each look for which there is a place has begun."""
+    await trio.testing.wait_all_tasks_blocked()
+    clock.jump(DEADLINE)
+
+
 async def test_the_caller_is_found() -> None:
     found = await Callers().find(Caller(os.geteuid(), os.getegid(), os.getpid()))
     assert found.identity.pid == os.getpid()
@@ -75,14 +90,16 @@ async def test_the_caller_is_found() -> None:
     assert await Callers().capabilities(Caller(12345, 12345, os.getpid())) == (0, 0)
 
 
-async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Looks) -> None:
+async def test_a_look_that_hangs_is_given_up_and_holds_its_user_only(looks: Looks, clock: MockClock) -> None:
     before = open_files()
     async with trio.open_nursery() as nursery:
         for _ in range(OF_ONE_MAX + 3):
             nursery.start_soon(looks.find_late, HANGS)
         for uid in (0, 8, 9):
             await looks.find(uid)
-    assert looks.begun == OF_ONE_MAX + 3  # all places of the user who hangs, and the three others
+        await lose_patience(clock)
+    all_places = OF_ONE_MAX + 3  # those of the user who hangs, and the three others
+    await until(lambda: looks.begun == all_places, "no place is left")
     looks.answer.set()
     await looks.find(HANGS)
     assert looks.begun == OF_ONE_MAX + 4
@@ -101,20 +118,23 @@ async def test_without_a_thread_the_request_is_refused_and_the_daemon_goes_on(
     await until(lambda: open_files() == before, "all descriptors are closed")
 
 
-async def test_requests_that_gave_up_leave_nothing_behind(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "PATIENCE", 0.01)
-    for _ in range(OF_ONE_MAX):
-        await looks.find_late(HANGS)
+async def test_requests_that_gave_up_leave_nothing_behind(looks: Looks, clock: MockClock) -> None:
+    async def find_late(times: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(times):
+                nursery.start_soon(looks.find_late, HANGS)
+            await lose_patience(clock)
+
+    await find_late(OF_ONE_MAX)
     before = trio.lowlevel.current_statistics().tasks_living
-    for _ in range(9):
-        await looks.find_late(HANGS)
+    await find_late(9)
     await trio.testing.wait_all_tasks_blocked()
     assert trio.lowlevel.current_statistics().tasks_living == before
     looks.answer.set()
 
 
-async def test_users_who_hang_leave_root_its_looks() -> None:
-    users = range(1, IN_ALL_MAX + 10)
+async def test_users_who_hang_leave_root_its_looks(clock: MockClock) -> None:
+    users, all_places = range(1, IN_ALL_MAX + 10), IN_ALL_MAX + OF_ROOT_MAX
     looks = Looks(*users)
     try:
         async with trio.open_nursery() as nursery:
@@ -122,12 +142,13 @@ async def test_users_who_hang_leave_root_its_looks() -> None:
                 nursery.start_soon(looks.find_late, uid)
             for _ in range(OF_ROOT_MAX):
                 await looks.find(0)
-        assert looks.begun == IN_ALL_MAX + OF_ROOT_MAX
+            await lose_patience(clock)
+        await until(lambda: looks.begun == all_places, "no place is left to those who hang")
     finally:
         looks.answer.set()
 
 
-async def test_many_opens_at_once_refuse_no_command(looks: Looks) -> None:
+async def test_many_opens_at_once_refuse_no_command(looks: Looks, clock: MockClock) -> None:
     """Those who wait for a look do not count as closes that hang."""
     kept = await looks.callers.find(Caller(0, 0, os.getpid()))
     kept = kept._replace(identity=kept.identity._replace(uid=HANGS))
@@ -136,10 +157,11 @@ async def test_many_opens_at_once_refuse_no_command(looks: Looks) -> None:
             nursery.start_soon(looks.find_late, HANGS)
         await trio.testing.wait_all_tasks_blocked()
         looks.callers.copy(kept).close()
+        await lose_patience(clock)
     kept.close()
 
 
-async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.MonkeyPatch, clock: MockClock) -> None:
     """Like that of a filesystem which the user has detached: the last one unmounts it."""
     answer = threading.Event()
     hanging: set[int] = set()
@@ -160,7 +182,9 @@ async def test_a_close_that_hangs_holds_its_user_only(monkeypatch: pytest.Monkey
             each.close()
         for uid in (0, 8, 9):
             await looks.find(uid)
-        await looks.find_late(HANGS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(looks.find_late, HANGS)
+            await lose_patience(clock)
         with pytest.raises(NoLook, match="hang"):
             looks.callers.copy(kept)
     finally:

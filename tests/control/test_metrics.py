@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client import parser as prometheus
 from prometheus_client.openmetrics import parser as openmetrics
 
@@ -79,7 +80,10 @@ def some(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
 
 
 @pytest.mark.parametrize("form", Exposition)
-async def test_both_texts_are_what_they_say_and_say_the_same(house: House, form: Exposition) -> None:
+async def test_both_texts_are_what_they_say_and_say_the_same(
+    house: House, form: Exposition, mock_clock: trio.testing.MockClock
+) -> None:
+    """The clock stands, so the second text is of the same facts."""
     house.follow()
     house.add(1)
     found = samples((await house.metrics.text(form)).decode(), form)

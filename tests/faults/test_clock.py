@@ -73,7 +73,7 @@ def test_set_back_while_a_task_is_at_work(mount_maker: MountMaker, clock: Path, 
 
 def test_set_back_between_two_daemons(mount_maker: MountMaker, clock: Path, tmpfs: Path) -> None:
     first = mount_maker()
-    spec = f"fallocate path={tmpfs}/f length=64M rate_max=1M chunk=128K name=t"
+    spec = f"fallocate path={tmpfs}/f length=64M rate_max=64K chunk=128K name=t"
     assert first.write("tasks/control", spec) == (0, None)
     until(lambda: first.read("tasks/t/state") == "running\n", "the task is at work")
     first.kill()

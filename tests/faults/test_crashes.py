@@ -27,7 +27,7 @@ MIB = 1 << 20
 LIFE = """
     echo "fallocate path=$1/first$2 length=4M chunk=1M name=first$2" > tasks/control || exit
     tail -n 1 tasks/first$2/wait || exit
-    echo "fallocate path=$1/slow$2 length=16M rate_max=1M chunk=1M name=slow$2" > tasks/control || exit
+    echo "fallocate path=$1/slow$2 length=16M rate_max=64K chunk=1M name=slow$2" > tasks/control || exit
     echo 1 > debug/ktask_max_tasks || exit
     echo "fallocate path=$1/queued$2 length=4M chunk=1M name=queued$2 queue=1" > tasks/control || exit
     echo 64 > debug/ktask_max_tasks && tail -n 1 tasks/queued$2/wait || exit
@@ -122,6 +122,7 @@ def die_at(step: int, mount_maker: MountMaker, area: Path, tmpfs: Path) -> str:
     return said
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.timeout(1800)  # it starts 160 daemons, each of which imports for 0.7 s of CPU time
 @pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 def test_the_daemon_dies_at_every_step(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:

@@ -34,7 +34,7 @@ def ktaskfs(*arguments: str) -> Outcome:
     return run(sys.executable, "-m", "ktaskfs.cli.main", *arguments, cwd=Path(__file__).parents[2])
 
 
-def start(mount: Mount, name: str, file: Path, size: str = "64M", rate: str = "1M") -> None:
+def start(mount: Mount, name: str, file: Path, size: str = "64M", rate: str = "64K") -> None:
     spec = f"fallocate path={file} length={size} rate_max={rate} chunk=1M name={name}"
     assert mount.write("tasks/control", spec) == (0, None), mount.read("info/last_cmd_status")
 

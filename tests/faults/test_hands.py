@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LENGTH = 8 << 30
 DATA = 48 * HUGE
-SLOW = f"length={LENGTH} chunk=2M rate_max=8M"
+SLOW = f"length={LENGTH} chunk=2M rate_max=1M"
 
 
 @pytest.fixture(scope="module")

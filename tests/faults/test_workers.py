@@ -64,6 +64,7 @@ def do_the_rest(mount: Mount, file: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+@pytest.mark.usefixtures("patient")
 def test_a_worker_that_a_signal_ends(mounted: Mount, tmpfs: Path, number: signal.Signals) -> None:
     file = tmpfs / "f"
     pid = start(mounted, f"fallocate path={file} length=64M rate_max=1M chunk=128K")
@@ -77,6 +78,7 @@ def test_a_worker_that_a_signal_ends(mounted: Mount, tmpfs: Path, number: signal
 
 
 @pytest.mark.parametrize("undo", [0, 1])
+@pytest.mark.usefixtures("patient")
 def test_sigterm_ends_a_worker_after_its_chunks(mounted: Mount, tmpfs: Path, undo: int) -> None:
     """As a service manager stops the caller's unit: nothing is taken back, and the task can be resumed."""
     file = tmpfs / "f"

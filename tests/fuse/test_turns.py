@@ -23,6 +23,7 @@ from ktaskfs.fuse.turns import (
 )
 from ktaskfs.quota import FEW_PART, Quota
 from ktaskfs.vfs import ROOT_INO, Attributes, Caller, OpenTexts, StaticDirectory, TextFile, TooMuchText
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -143,7 +144,7 @@ async def test_requests_that_cannot_be_read_do_not_stop_the_turns() -> None:
     server.unread = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.turns.run)
-        with trio.fail_after(5):
+        with trio.fail_after(DEADLINE):
             for _ in range(2 * HEARD_MAX):
                 await server.request(1, "a")
         nursery.cancel_scope.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ktaskfs.host.page_cache import cached_bytes
 from ktaskfs.ktask import Control
-from tests.support.poll import DEADLINE, until
+from tests.support.poll import until
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "ktask.md").read_text()
 CLIENTS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -36,7 +36,7 @@ def test_the_first_client_brings_all_of_a_file_into_the_cache(disk: Path) -> Non
             return found.resident == LARGE
 
         # Another process may drop caches meanwhile. A client that leaves something out does so each time.
-        until(brings_all, "all of it is in the cache", deadline=DEADLINE / 4)
+        until(brings_all, "all of it is in the cache")
 
 
 def test_the_list() -> None:

@@ -148,7 +148,7 @@ def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Pa
         if not (where / file).exists():
             file, freeze, thaw = "freezer.state", "FROZEN", "THAWED"
         script = ENTER + LEAVE + 'enter "$2"; exec 3>tasks/control; leave "$2"\necho "$3" > "$2/$4"; echo "$1" >&3\n'
-        spec = f"fallocate name=t path={memory}/f length=1M chunk=64K rate_max=64K"
+        spec = f"fallocate name=t path={memory}/f length=1M chunk=4096 rate_max=1"
         assert mounted.shell(script, spec, str(where), freeze, file).status == 0
         assert mounted.read("tasks/t/state") == "starting\n"
         words = f"/{where.name} is frozen)"
@@ -179,6 +179,7 @@ def test_a_caller_in_a_control_group_namespace(mounted: Mount, memory: Path) -> 
         assert mounted.cat("tasks/t/wait").status == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_ordinary_users_daemon_enters_what_is_delegated_to_the_user(
     mount_maker: MountMaker, two_users: tuple[User, User], memory: Path
 ) -> None:

@@ -163,7 +163,7 @@ def test_a_worker_stays_small(mounted: Mount, tmpfs: Path, plain: Path) -> None:
         ("checksum", f"checksum path={plain} algorithm=blake3"),
         ("compare", f"compare path={file} source={plain}"),
     ):
-        start(mounted, f"{spec} rate_max=1M chunk=1M name={name}")
+        start(mounted, f"{spec} rate_max=1 chunk=1M name={name}")
         pid = wait_for_worker(mounted, name)
         most = private_memory(pid)
         assert mounted.write(f"tasks/{name}/rate_max", "64M") == (0, None)

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import run
 from tests.support.slow import start_slow, stop
 
@@ -132,7 +132,7 @@ def test_poll_says_when_there_is_something(mounted: Mount) -> None:
 def test_a_pipeline_ends_soon_after_its_reader(mounted: Mount) -> None:
     """A follower in a pipe notices within a second that its reader is gone, with or without events."""
     script = "cat events | { head -n 1 > /dev/null; }"
-    assert mounted.shell(f"timeout 30 bash -c '{script}'").status == 0
+    assert mounted.shell(f"timeout {DEADLINE:g} bash -c '{script}'").status == 0
 
 
 def test_a_reader_that_sleeps_is_told_what_it_lost(mounted: Mount) -> None:

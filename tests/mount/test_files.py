@@ -159,9 +159,10 @@ def test_a_lease_that_is_never_given_back(mounted: Mount, file: Path) -> None:
     before = limit.read_text()
     limit.write_text("5")
     try:
-        with leased(file, "F_WRLCK", "slow"):
+        with leased(file, "F_WRLCK", "slow") as holder:
             start(mounted, f"checksum path={file} name=sum")
-            assert mounted.read("tasks/sum/state") == "starting\n"
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "asked\n"
             finish(mounted, "sum")
     finally:
         limit.write_text(before)

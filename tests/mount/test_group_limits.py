@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["huge"]
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "patient")
 
 MIB = 1 << 20
 VERSION_2 = mount_point("memory") == mount_point("")

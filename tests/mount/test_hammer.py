@@ -45,7 +45,7 @@ def hammered(mount: Mount, directory: Path, seconds: float, seed: int) -> Counte
     outcomes = []
     try:
         for process in processes:
-            outcomes.append(process.communicate(timeout=seconds + DEADLINE))
+            outcomes.append(process.communicate(timeout=seconds + 2 * DEADLINE))
     finally:
         for process in processes:
             process.kill()

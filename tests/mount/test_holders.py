@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import huge_holder
+from tests.support.daemon import in_time
 from tests.support.holding import holding
 from tests.support.hugepages import reserved, smallest_pages
 from tests.support.poll import until
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 HEADER = ["size", "kind", "used", "reserved", "uids", "processes", "path"]
 HELD = (
-    'coproc "$1" -I "$2" memfd "$3" x; read -u ${COPROC[0]}; echo $COPROC_PID; cat info/holders.json; kill $COPROC_PID'
+    'coproc "$1" -I "$2" memfd "$3" x; read -u ${COPROC[0]}; pid=$COPROC_PID; '
+    'found=$(cat info/holders.json) && echo "$pid" && echo "$found"; kill $pid'
 )
 """Bash that prints the pid of a process that holds pages, and who holds some."""
 SUMS = ["explained", "pool", "unexplained"]
@@ -109,7 +111,7 @@ def test_many_who_read_at_once_share_a_look(mounted: Mount, hugetlbfs: Path, pag
         script = (
             'for i in {1..30}; do cat info/holders > /dev/null & pids+=($!); done; wait -f "${pids[@]}" && echo all'
         )
-        assert mounted.shell(script).out == "all\n"
+        assert in_time(lambda: mounted.shell(script)).out == "all\n"
         assert of(holder.pid, parsed(mounted))
     until(lambda: not of(holder.pid, parsed(mounted)), "the pages of a process that has ended are not shown")
 
@@ -122,7 +124,7 @@ def test_a_user_in_a_user_namespace_sees_what_is_in_there(
     ann, _ = two_users
     with reserved(page_size, 8), holding("memfd", page_size, hugetlbfs, ann) as outside:
         command = ["unshare", "--user", "--map-root-user", "bash", "-c", HELD, "bash", sys.executable]
-        outcome = run(*command, huge_holder.__file__, str(page_size), user=ann, cwd=mount.path)
+        outcome = in_time(lambda: run(*command, huge_holder.__file__, str(page_size), user=ann, cwd=mount.path))
         pid, _, text = outcome.out.partition("\n")
         assert json.loads(text)["hung"] == []
         (inside,) = of(int(pid), json.loads(text))

@@ -103,7 +103,7 @@ def test_reserving(mounted: Mount) -> None:
         result = do(mounted, f"reserve pages={before + 6} size=2M")
         assert pool.total == before + 6
         assert f"\nall {before} {before + 6} {before + 6} " in result
-        spec = f"reserve pages={before + 40} size=2M chunk=1 rate_max=2 undo=1 name=slow"
+        spec = f"reserve pages={before + 76} size=2M chunk=1 rate_max=1 undo=1 name=slow"
         assert mounted.write("tasks/control", spec) == (0, None)
         until(lambda: pool.total > before + 6, "the first page")
         mounted.write("tasks/slow/control", "cancel")

@@ -54,6 +54,8 @@ PROGRAMS = {
 }  # fmt: skip
 LENGTHS = (1024, 2048, 3000)
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def deep(mounted: Mount, memory: Path) -> Iterator[Path]:

@@ -62,7 +62,7 @@ def test_the_end_of_a_task_wakes(mounted: Mount, memory: Path, file: str) -> Non
 @pytest.mark.parametrize("file", ["status", "stat", "progress"])
 def test_work_that_goes_on_wakes_now_and_then(mounted: Mount, memory: Path, file: str) -> None:
     """Each wake finds a changed text; there are far fewer wakes than finished chunks."""
-    start_slow(mounted, memory, "slow", rate="4M")  # a thousand chunks a second
+    start_slow(mounted, memory, "slow", rate="1M")  # 256 chunks a second
     with opened(mounted, f"tasks/slow/{file}") as fd, opened(mounted, "tasks/slow/progress") as progress:
         texts = [reread(fd)]
         first = int(reread(progress).split()[0])

@@ -157,7 +157,8 @@ def test_cat_of_everything_in_a_task_at_work_goes_on_line_by_line_and_can_be_sto
 def test_tail_follows(mount: Mount) -> None:
     """From the first line, tail passes on what comes; without that it waits for the end of the file."""
     assert follow(mount, "stdbuf -o0 tail -n +1 -f wait", end=signal.SIGTERM) == -signal.SIGTERM
-    assert mount.shell("timeout 3 tail -f tasks/ended/state").out == "done\n"
+    more = 'exec 3< <(exec tail -f tasks/ended/state); read -r line <&3; echo "$line"; timeout 3 cat <&3; kill $!'
+    assert mount.shell(more).out == "done\n"
     assert mount.shell("tail -n 1 tasks/ended/wait").out == "done\n"
 
 

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +44,8 @@ STATUS: Final = (
 SHARED: Final = ("shared-1", "shared-2", "shared-3")
 SIZE: Final = 1 << 20
 
+T = TypeVar("T")
+
 
 class Fate(Enum):
     """The known state of a task with a name of this process."""
@@ -52,6 +54,18 @@ class Fate(Enum):
     NEW = 1
     STARTED = 2
     ENDED = 3
+
+
+def in_time(call: Callable[[], T]) -> T:
+    """The result of ``call``, repeated while a machine with too much to do has no time to examine this process.
+
+    ETIMEDOUT says so, and then nothing was done.
+    """
+    while True:
+        try:
+            return call()
+        except TimeoutError:
+            continue
 
 
 class Hammer:
@@ -67,7 +81,7 @@ class Hammer:
         self.events = os.open(mount / "events", os.O_RDONLY | os.O_NONBLOCK)
 
     def run(self, seconds: float) -> None:
-        """Hammer for ``seconds``, then remove all tasks with its own names."""
+        """Hammer for ``seconds``, and until each action is done twice; then remove all tasks with its own names."""
         actions: list[Callable[[], None]] = [
             self.make,
             self.remove,
@@ -85,7 +99,7 @@ class Hammer:
             self.outlive,
         ]
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or min(self.done[each.__name__] for each in actions) < 2:
             action = self.random.choice(actions)
             action()
             self.done[action.__name__] += 1
@@ -114,7 +128,7 @@ class Hammer:
         assert met[0] in allowed, f"{errno.errorcode.get(met[0], met[0])} is not among {allowed}; {self.fates}"
 
     def write(self, path: Path, text: str) -> None:
-        fd = os.open(path, os.O_WRONLY)
+        fd = in_time(lambda: os.open(path, os.O_WRONLY))
         try:
             os.write(fd, text.encode())
         finally:
@@ -123,7 +137,7 @@ class Hammer:
     def make(self) -> None:
         name, fate = self.own()
         with self.meets(0 if fate is Fate.MISSING else errno.EEXIST):
-            os.mkdir(self.path(name))
+            in_time(lambda: os.mkdir(self.path(name)))
         if fate is Fate.MISSING:
             self.fates[name] = Fate.NEW
 
@@ -141,7 +155,7 @@ class Hammer:
         if fate not in (Fate.NEW, Fate.ENDED):
             return
         file, text = self.random.choice([("control", "resume"), ("control", "start"), ("nice", "3"), ("length", "1M")])
-        fd = os.open(self.path(name, file), os.O_WRONLY)
+        fd = in_time(lambda: os.open(self.path(name, file), os.O_WRONLY))
         os.rmdir(self.path(name))
         self.fates[name] = Fate.MISSING
         if self.random.random() < 0.5:
@@ -241,7 +255,7 @@ class Hammer:
     def share(self) -> None:
         name = self.random.choice(SHARED)
         with self.meets(0, errno.EEXIST):
-            os.mkdir(self.path(name))
+            in_time(lambda: os.mkdir(self.path(name)))
         with self.meets(0, errno.ENOENT, errno.ENODEV, errno.ESTALE):  # ESTALE: removed and made again, twice
             self.path(name, "status").read_text()
         with self.meets(0, errno.ENOENT):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from ktaskfs.tasks import starter
+from ktaskfs.tasks import adoption, named_processes, starter
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.state_directory import StateDirectory
 from tests.support.leftovers import none_left
@@ -39,6 +39,8 @@ def workers(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Iterator[None]:
     """
     monkeypatch.setattr(starter, "PATIENCE", DEADLINE)
     monkeypatch.setattr(starter, "GRACE", DEADLINE)
+    monkeypatch.setattr(named_processes, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(adoption, "PATIENCE", DEADLINE)
     with none_left():
         yield
         for child in psutil.Process().children(recursive=True):

@@ -13,10 +13,12 @@ import pytest
 from ktaskfs.errors import KtaskfsError, TargetError, WrongState
 from ktaskfs.host import credentials
 from ktaskfs.span import Node
+from ktaskfs.tasks import launcher as launcher_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State, Task
+from tests.support.poll import DEADLINE
 from tests.support.tasks import change_texts
 from tests.tasks.house import OPERATIONS, House, ended, me, open_files, until
 
@@ -95,7 +97,10 @@ async def test_cancel_ends_a_task_after_the_chunk_and_resume_does_the_rest(
 
 
 @pytest.mark.parametrize("how", ["kill", "signal"])
-async def test_a_worker_that_is_killed_leaves_the_exact_position(house: House, memory: Path, how: str) -> None:
+async def test_a_worker_that_is_killed_leaves_the_exact_position(
+    house: House, memory: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_module, "STATUS_PATIENCE", DEADLINE)
     before = open_files()
     task = await house.paused(memory / "file")
     assert task.worker is not None

@@ -162,7 +162,7 @@ async def test_a_look_that_takes_long_is_asked_for_again_and_given_up_at_last(
     ],
 )
 async def test_what_is_no_find_is_an_error(
-    looks: Looks, launcher: Launcher, answer: bytes, number: int, words: str
+    looks: Looks, launcher: Launcher, autojump_clock: trio.testing.MockClock, answer: bytes, number: int, words: str
 ) -> None:
     launcher.answer = answer
     with pytest.raises(KtaskfsError, match=words) as refusal:

@@ -74,7 +74,9 @@ class Silent(Stream):
         pass
 
 
-async def test_readers_of_one_descriptor_who_must_not_wait_get_something_harmless(nursery: trio.Nursery) -> None:
+async def test_readers_of_one_descriptor_who_must_not_wait_get_something_harmless(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
     patience = Patience(of_one=1, in_all=10)
     file = StreamFile(2, Attributes(0o444), lambda caller: Silent(b"\n"), patience=patience)
     opened = await file.open(Caller(7, 7, 1), 0)

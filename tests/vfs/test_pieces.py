@@ -25,6 +25,7 @@ from ktaskfs.vfs.opener import FDS_MAX, Opener
 from ktaskfs.vfs.opener import _read as read_proc
 from ktaskfs.vfs.pieces import BLOCK, Pieces, is_piece
 from ktaskfs.vfs.refusals import BadWrite, Incomplete
+from tests.support.poll import DEADLINE
 
 if TYPE_CHECKING:
     from ktaskfs.vfs.text import OpenText
@@ -154,6 +155,7 @@ async def test_of_a_killed_writer_nothing_is_carried_out_even_if_its_files_canno
     await file.write(0, b"x" * 1024)
     monkeypatch.setattr(Opener, "was_killed", lambda opener: True)
     monkeypatch.setattr("ktaskfs.vfs.text.PATIENCE", 0)
+    monkeypatch.setattr("ktaskfs.vfs.text.EXEC_PATIENCE", DEADLINE)
     async with taker.file.texts.open_threads.of(UNSEEN.uid):
         with pytest.raises(Incomplete):
             await file.closed(last=False)

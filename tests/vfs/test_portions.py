@@ -6,6 +6,7 @@ import trio
 
 from ktaskfs.vfs import Portions
 from ktaskfs.vfs.portions import PORTION
+from tests.support.poll import DEADLINE
 
 
 class Rounds(trio.abc.Instrument):
@@ -44,5 +45,5 @@ async def test_it_wakes_again_after_all_were_woken() -> None:
     for _ in range(3):
         event = trio.Event()
         portions.wake(1, event)
-        with trio.fail_after(5):
+        with trio.fail_after(DEADLINE):
             await event.wait()

@@ -17,7 +17,7 @@ from ktaskfs.ktask import NO_NODE
 from ktaskfs.operations.base.resume import FileState
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.worker.spawned import MIB, PAUSED
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def test_a_worker_that_waits_for_go_ends_with_the_daemon(spawner: Spawner, memor
     assert isinstance(worker.answer(), protocol.Ready)
     spawner.sock.close()
     worker.channel.close()
-    assert worker.has_ended(30)
+    assert worker.has_ended(DEADLINE)
     assert list(memory.iterdir()) == []
 
 
@@ -239,7 +239,7 @@ def test_a_worker_reads_no_file_of_its_callers_sys(spawner: Spawner, tmp_path: P
         caller = read_caller(process.pid, 0, 0)
         worker = spawner.send(request._replace(identity=caller.identity.to_fields()), Requests(), caller)
         worker.go()
-        assert worker.has_ended(30)
+        assert worker.has_ended(DEADLINE)
         assert spawner.exited(worker) == 0
     assert worker.snapshot().phase is Phase.DONE
 

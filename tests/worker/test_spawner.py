@@ -66,7 +66,7 @@ def test_the_end_of_the_daemon_is_the_end_of_the_spawner_but_not_of_a_worker(spa
     assert spawner.process.wait(DEADLINE) == 0
     assert not worker.has_ended()
     worker.ask(Requests())
-    assert worker.has_ended(30)
+    assert worker.has_ended(DEADLINE)
     assert (worker.snapshot().phase, worker.snapshot().done) == (Phase.DONE, 4 * MIB)
 
 
