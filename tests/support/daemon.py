@@ -161,7 +161,7 @@ class Mount:
         """Unmount with umount(8); the daemon must then end by itself, with status 0 and a clean log."""
         if self.process.poll() is None:
             try:
-                until(self._umount, "umount: what a test has killed may still be ending", deadline=DEADLINE / 6)
+                until(self._umount, "umount: what a test has killed may still be ending")
             except AssertionError:
                 self.kill()
                 raise
