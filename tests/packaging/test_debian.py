@@ -118,7 +118,7 @@ def serves(machine: Machine) -> None:
 def is_upgraded_under_a_task(machine: Machine) -> None:
     """The worker of 0.1.0 continues, the next daemon adopts it, and the changed configuration stays."""
     assert machine.sh("echo 'max_threads = 3' >> /etc/ktaskfs.conf").status == 0
-    machine.start_slow_task("long", rate="16K")
+    machine.start_slow_task("long")
     workers, daemon = machine.workers(), machine.show(UNIT, "MainPID")
     install(machine, "newer.deb")
     machine.until_mounted()
