@@ -205,7 +205,7 @@ def test_the_image_serves_the_host(podman: Podman, built: Built, area: Path) -> 
             spec = f"fallocate path=/dev/shm/{area.name} length=4M name=a"
             job = run("sh", "-c", f"echo '{spec}' > {area}/mount/tasks/control && tail -n 1 {area}/mount/tasks/a/wait")
             assert job == Outcome(0, "done\n", "")
-            assert run("umount", str(area / "mount")).status == 0
+            until(lambda: run("umount", str(area / "mount")).status == 0, "it is unmounted")
             assert daemon.wait(DEADLINE) == 0
     finally:
         run("rm", "-f", f"/dev/shm/{area.name}")
