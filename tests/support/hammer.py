@@ -113,8 +113,14 @@ class Hammer:
             met[0] = error.errno or -1
         assert met[0] in allowed, f"{errno.errorcode.get(met[0], met[0])} is not among {allowed}; {self.fates}"
 
+    def open_to_write(self, path: Path) -> int:
+        """open(2), repeated while the daemon has no time to examine this process."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return os.open(path, os.O_WRONLY)
+
     def write(self, path: Path, text: str) -> None:
-        fd = os.open(path, os.O_WRONLY)
+        fd = self.open_to_write(path)
         try:
             os.write(fd, text.encode())
         finally:
@@ -141,7 +147,7 @@ class Hammer:
         if fate not in (Fate.NEW, Fate.ENDED):
             return
         file, text = self.random.choice([("control", "resume"), ("control", "start"), ("nice", "3"), ("length", "1M")])
-        fd = os.open(self.path(name, file), os.O_WRONLY)
+        fd = self.open_to_write(self.path(name, file))
         os.rmdir(self.path(name))
         self.fates[name] = Fate.MISSING
         if self.random.random() < 0.5:
