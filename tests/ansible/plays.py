@@ -23,6 +23,7 @@ SETTINGS: Final = {
     "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callback")),
     "ANSIBLE_STDOUT_CALLBACK": "told",
     "LC_ALL": "C.UTF-8",
+    "SYSTEMD_BUS_TIMEOUT": f"{DEADLINE:.0f}",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 

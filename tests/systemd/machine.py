@@ -25,6 +25,9 @@ BOOT: Final = Path(__file__).with_name("boot.sh")
 INSTALLED: Final = "KTASKFS_TEST_INSTALLED"
 """The variable with a directory of installed files, where processors are emulated: to compile them takes minutes."""
 NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
+PATIENT: Final = {VARIABLE: str(DEADLINE), "SYSTEMD_BUS_TIMEOUT": f"{DEADLINE:.0f}"}
+"""The environment of commands: a daemon answers a start when that has begun or is refused, and systemctl(1) waits for a
+systemd that stalls."""
 SLOWLY: Final = "rate_max=32K chunk=32K"
 """With these, a task of 64M goes on for half an hour."""
 SETUP: Final = """
@@ -63,10 +66,10 @@ class Machine:
     def run(self, *command: str, user: str | None = None, timeout: float = 4 * DEADLINE) -> Outcome:
         """Run ``command`` inside to its end, as ``user`` if given; ``timeout`` in seconds.
 
-        A daemon that it starts answers a start when that has begun or is refused, as those of the services do.
+        Its environment is PATIENT; the services have the first half of it.
         """
         as_user = ["runuser", "-u", user, "--"] if user else []
-        return run(*self.prefix, *as_user, *command, env={VARIABLE: str(DEADLINE)}, timeout=timeout)
+        return run(*self.prefix, *as_user, *command, env=PATIENT, timeout=timeout)
 
     def sh(self, script: str, *, user: str | None = None, timeout: float = 4 * DEADLINE) -> Outcome:
         """Run a script of bash inside."""
