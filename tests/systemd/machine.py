@@ -64,10 +64,7 @@ class Machine:
         return [str(BOOT), "exec", str(self._directory)]
 
     def run(self, *command: str, user: str | None = None, timeout: float = 4 * DEADLINE) -> Outcome:
-        """Run ``command`` inside to its end, as ``user`` if given; ``timeout`` in seconds.
-
-        Its environment is PATIENT; the services have the first half of it.
-        """
+        """Run ``command`` inside to its end, as ``user`` if given, with PATIENT; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
         return run(*self.prefix, *as_user, *command, env=PATIENT, timeout=timeout)
 
