@@ -83,8 +83,8 @@ is_clean() {
     [ -z "$(processes_left)" ] && ! grep -qF "$dir" /proc/self/mounts
 }
 
-soon() { # until COMMAND succeeds, or ten seconds
-    local end=$((SECONDS + 10))
+soon() { # until COMMAND succeeds, or a minute: on a busy machine a process may end late
+    local end=$((SECONDS + 60))
     until "$@"; do
         [ "$SECONDS" -lt "$end" ] || return 1
         sleep 0.02

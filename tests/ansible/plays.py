@@ -18,10 +18,12 @@ SETTINGS: Final = {
     "ANSIBLE_DEPRECATION_WARNINGS": "0",
     "ANSIBLE_FORCE_COLOR": "0",
     "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_TIMEOUT": f"{DEADLINE:.0f}",
     "ANSIBLE_PIPELINING": "1",
     "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callback")),
     "ANSIBLE_STDOUT_CALLBACK": "told",
     "LC_ALL": "C.UTF-8",
+    "SYSTEMD_BUS_TIMEOUT": f"{DEADLINE:.0f}",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 

@@ -38,7 +38,7 @@ class Fleet:
         self._place = place
         self.inventory = str(place.directory / "inventory")
         self._ssh = ["-F", f"{place.directory}/ssh_config", "-o", f"ControlPath={place.directory}/%n.socket"]
-        shared = "-o ControlMaster=auto -o ControlPersist=600 -o ConnectTimeout=5"
+        shared = "-o ControlMaster=auto -o ControlPersist=600"
         Path(self.inventory).write_text(
             "hv[1:3]\n[all:vars]\nansible_python_interpreter=/usr/bin/python3\n"
             f"ansible_ssh_args={' '.join(self._ssh)} {shared}\nansible_host_key_checking=false\n"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ktaskfs.tasks.starter import VARIABLE
 from tests.support import filesystems
 from tests.support.daemon import Mount
 from tests.support.filesystems import page_sizes
@@ -36,7 +37,8 @@ def daemon(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mou
     directory = tmp_path_factory.mktemp("daemon")
     for name in ("mount", "state"):
         (directory / name).mkdir()
-    with none_left():
+    with none_left(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(DEADLINE))  # as the fixture ``patient``
         mount = Mount(directory / "mount", statedir=directory / "state", log=directory / "log")
         yield mount
         mount.close()
@@ -96,7 +98,7 @@ def settled(make: Make) -> Make:
 
 def slow(path: Path, **more: Any) -> dict[str, Any]:
     """Returns parameters of a fallocate that runs until somebody changes its rate."""
-    return {"path": str(path), "length": "4M", "chunk": "64K", "rate_max": "64K", **more}
+    return {"path": str(path), "length": "4M", "chunk": "64K", "rate_max": "16K", **more}
 
 
 def created(mounted: Mount, name: str = "t") -> str:
@@ -302,8 +304,9 @@ def test_the_pool_is_as_asked(settled: Make, mounted: Mount) -> None:
 
 
 def test_a_daemon_that_is_restarted_is_waited_for(
-    make: Make, utilities: Utilities, mount_maker: MountMaker, area: Path, memory: Path
+    utilities: Utilities, mount_maker: MountMaker, area: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(utilities.mounted, "PATIENCE", 2 * DEADLINE)
     mount = mount_maker(statedir=area / "kept")
     mounted = utilities.mounted.Mounted(str(mount.path))
     mounted.require()
@@ -317,7 +320,7 @@ def test_a_daemon_that_is_restarted_is_waited_for(
         again = Mount(mount.path, statedir=area / "kept", log=area / "again")
         try:
             assert again.write("tasks/t/rate_max", "max") == (0, None)
-            assert settled.result(DEADLINE) == "done"
+            assert settled.result(2 * DEADLINE) == "done"
         finally:
             again.close()
     mount.kill()

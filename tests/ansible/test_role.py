@@ -15,6 +15,7 @@ from ktaskfs.version import VERSION
 from tests.ansible.plays import Ansible
 from tests.support.daemon import ROOT
 from tests.support.hugepages import TestPool, reserved
+from tests.support.poll import until
 from tests.systemd.machine import Machine, booted_with
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def test_from_a_package(controlled: Controlled) -> None:
     assert first.outcome.status == 0, first.failures
     assert machine.show(UNIT, "ActiveState") == "active"
     assert machine.out("systemctl", "is-enabled", UNIT) == "enabled\n"
-    assert machine.out("cat", TUNABLE) == "3\n"
+    until(lambda: machine.out("cat", TUNABLE) == "3\n", "the daemon has the tunable")
     assert "ktask" in machine.out("id", "--name", "--groups", "ann").split()
     facts = controlled.facts()
     assert (facts["mounted"], facts["version"], facts["tasks"]) == (True, VERSION, {})
@@ -151,7 +152,7 @@ def test_from_a_package(controlled: Controlled) -> None:
         f"{ROLE} : Write the tunables",
         f"{ROLE} : Reload ktaskfs",
     }, "what is as it should be is not changed"
-    assert machine.out("cat", TUNABLE) == "5\n"
+    until(lambda: machine.out("cat", TUNABLE) == "5\n", "the daemon has the new value")
     assert machine.show(UNIT, "InvocationID") == invocation, "it was not restarted"
 
 

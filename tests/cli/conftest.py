@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import pytest
 
 from tests.support import filesystems
-from tests.support.daemon import ROOT, Mount
+from tests.support.daemon import ROOT, Mount, in_time
 from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
@@ -34,12 +34,21 @@ class Command:
         return [sys.executable, "-m", "ktaskfs.cli.main", command, "-m", str(self.mount.path), *rest]
 
     def __call__(self, *arguments: str, stdin: str | bytes = "", user: User | None = None) -> Outcome:
-        return run(*self.words(*arguments), stdin=stdin, user=user, cwd=ROOT)
+        return in_time(lambda: run(*self.words(*arguments), stdin=stdin, user=user, cwd=ROOT))
 
     def started(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts the command, whose output goes into pipes."""
         pipe = subprocess.PIPE
         return subprocess.Popen(self.words(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def until_said(stream: IO[str] | None, *words: str) -> str:
+    """Read lines until one has all of the words; returns it. A task at work has a line every few seconds."""
+    assert stream is not None
+    for line in stream:
+        if all(word in line for word in words):
+            return line
+    raise AssertionError(f"no line has {words}")
 
 
 @pytest.fixture

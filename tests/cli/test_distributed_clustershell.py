@@ -35,5 +35,6 @@ def test_hosts(environment: dict[str, str], tmp_path: Path) -> None:
     outcome = hosts("quick[1-3],failed1", env=environment)
     assert (outcome.status, "Traceback" in outcome.err) == (1, False)
     assert "done (3): quick[1-3]" in outcome.err
-    assert hosts("late[1-3]", "--detach", env=environment).err.endswith("started (3): late[1-3]\n")
-    assert "timeout (2): shut[1-2]" in hosts("shut[1-2]", "--timeout", "1", env=environment).err
+    started = hosts.until_said("started (3): late[1-3]\n", "late[1-3]", "--detach", env=environment)
+    assert started.err.endswith("started (3): late[1-3]\n")
+    hosts.until_said("timeout (2): shut[1-2]", "shut[1-2]", "--timeout", "1", env=environment)

@@ -27,13 +27,23 @@ HIDE_CURSOR: Final = "\x1b[?25l"
 
 @pytest.fixture
 def lasting(memory: Path) -> list[str]:
-    """Returns a spec of a task that runs until bars appear."""
+    """Returns a spec of a task that runs until ``let_end``."""
     (memory / "large").write_bytes(b"x" * (8 << 20))
-    return ["checksum", f"path={memory}/large", "rate_max=4M", "chunk=1M", "name=sum"]
+    return ["checksum", f"path={memory}/large", "rate_max=32K", "chunk=32K", "name=sum"]
+
+
+def let_end(command: Command, terminal: Terminal) -> int:
+    """Lets the task of ``lasting`` end when it is seen to run; returns the exit status of the command."""
+    terminal.sees("running", "%")
+    assert command.mount.write("tasks/sum/rate_max", "max") == (0, None)
+    return terminal.end()
 
 
 def test_a_short_task_has_a_line_and_nothing_is_drawn(command: Command, memory: Path) -> None:
-    words = command.words("run", "checksum", f"path={memory}/file", "name=sum")
+    """It has ended at the first look, as a short one has."""
+    spec = ("checksum", f"path={memory}/file", "name=sum")
+    assert command("run", *spec).status == 0
+    words = command.words("run", "--if-exists=join", *spec)
     with Terminal(words[0], "-X", "importtime", *words[1:], columns=500) as terminal:
         assert terminal.end() == 0
         imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
@@ -45,7 +55,7 @@ def test_a_short_task_has_a_line_and_nothing_is_drawn(command: Command, memory: 
 
 def test_a_line_with_a_bar_to_the_end_and_the_result_below(command: Command, lasting: list[str]) -> None:
     with Terminal(*command.words("run", *lasting)) as terminal:
-        assert terminal.end() == 0
+        assert let_end(command, terminal) == 0
         last = terminal.text.strip().splitlines()[-2:]
     assert last[0].split()[0] == "sum"
     assert "━━━━" in last[0]
@@ -79,7 +89,7 @@ def test_control_c_in_wait_says_how_to_go_on(command: Command, memory: Path) -> 
 @pytest.mark.parametrize("term", ["dumb", "unknown", ""])
 def test_plain_lines_where_the_terminal_is_dumb(command: Command, lasting: list[str], term: str) -> None:
     with Terminal(*command.words("run", *lasting), env={"TERM": term}) as terminal:
-        assert terminal.end() == 0
+        assert let_end(command, terminal) == 0
         assert "\x1b" not in terminal.raw
         assert "sum: running" in terminal.text
         assert "sum: done 8.0MiB in " in terminal.text
@@ -106,7 +116,7 @@ def test_nothing_heavy_is_imported(command: Command, lasting: list[str]) -> None
     """rich draws the bars. The command imports no other slow module for them."""
     python, *words = command.words("run", *lasting)
     with Terminal(python, "-X", "importtime", *words, columns=500) as terminal:
-        assert terminal.end() == 0
+        assert let_end(command, terminal) == 0
         imported = {line.rpartition("|")[2].strip() for line in terminal.text.splitlines()}
     assert "ktaskfs.cli.live" in imported
     assert {"textual", "asyncio", "trio", "psutil", "ClusterShell"} & imported == set()
@@ -116,7 +126,7 @@ def test_no_colour(command: Command, lasting: list[str]) -> None:
     words = command.words("run", *lasting)
     for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         with Terminal(*words, "replace=1", env=env) as terminal:
-            assert terminal.end() == 0
+            assert let_end(command, terminal) == 0
             assert ("\x1b[32m" in terminal.raw) is coloured
 
 
@@ -136,7 +146,7 @@ def test_a_long_result_does_not_flood_the_terminal(command: Command, memory: Pat
 def test_a_pipe_gets_the_result_alone(command: Command, lasting: list[str]) -> None:
     script = shlex.join(command.words("run", *lasting))
     with Terminal("bash", "--norc", "-c", f"{script} | tr a-z A-Z") as terminal:
-        assert terminal.end() == 0
+        assert let_end(command, terminal) == 0
         assert command.mount.read("tasks/sum/result").upper().strip() in terminal.text
         assert "━━━━" in terminal.text
     until(lambda: command.mount.read("tasks/sum/state") == "done\n", "it is done")

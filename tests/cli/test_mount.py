@@ -123,6 +123,7 @@ def test_a_daemon_that_has_mounted_meanwhile_is_left_alone(area: Path, point: Pa
     with none_left():
         assert mount("-o", f"statedir={area / 'first'}", point).status == 0
         late = "import ktaskfs.cli.mount as m; m._open_statedir = lambda config: config.open_statedir(); " + (
+            f"from ktaskfs.fuse import mountpoint; mountpoint.PATIENCE = {2 * DEADLINE}; "
             "from ktaskfs.cli.main import main; raise SystemExit(main())"
         )
         second = run(sys.executable, "-c", late, "mount", "-o", f"statedir={area / 'second'}", str(point), cwd=ROOT)
@@ -248,7 +249,6 @@ def test_what_the_service_manager_hears(area: Path, point: Path) -> None:
 import os, socket, subprocess, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 sock.bind(sys.argv[1] + "/notify")
-sock.settimeout(30)
 environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
 daemon = subprocess.Popen(sys.argv[2:], env=environment)
 heard = []
@@ -276,7 +276,6 @@ WATCHED = """
 import os, socket, subprocess, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 sock.bind(sys.argv[1] + "/notify")
-sock.settimeout(30)
 environment = dict(os.environ, NOTIFY_SOCKET=sys.argv[1] + "/notify", WATCHDOG_USEC="300000")
 daemon = subprocess.Popen(sys.argv[2:], env=environment, stderr=subprocess.PIPE, text=True)
 while sock.recv(1 << 12) != b"WATCHDOG=1":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.users import User
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def test_only_an_own_task_can_be_joined(
     mount_maker: MountMaker, memory: Path, two_users: tuple[User, User], public_root: Path
@@ -38,7 +40,6 @@ def test_a_name_that_no_task_can_have(command: Command, memory: Path) -> None:
         assert (refused.status, refused.err.splitlines()[0]) == (1, said)
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_file_in_the_way_cannot_be_joined(command: Command, memory: Path) -> None:
     out = memory / "list"
     out.touch()
@@ -132,7 +133,6 @@ def test_a_refused_resume_leaves_the_others_followed(command: Command, memory: P
     assert (alone.status, alone.out, "slow-old" in alone.err) == (1, "", True)
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_resume_of_another_file_says_so(command: Command, memory: Path) -> None:
     """Its errno, ESTALE, is also that of a file of a daemon that has died."""
     file = start_slow(command.mount, memory, "old")

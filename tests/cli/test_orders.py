@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
-from tests.support.slow import stop
+from tests.support.slow import SIZE, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 Process = subprocess.Popen[str]
 SPEC = ("clear", "name=slow", "rate_max=1K", "chunk=4K")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture
 def steered(command: Command, memory: Path) -> Iterator[Process]:
     """The command while it follows a task that does not end by itself."""
-    words = command.words("run", "--json", *SPEC, f"path={memory}/file")
+    with (memory / "large").open("wb") as stream:
+        stream.truncate(SIZE)
+    words = command.words("run", "--json", *SPEC, f"path={memory}/large")
     pipe = subprocess.PIPE
     with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         until(lambda: command.mount.cat("tasks/slow/state").out == "running\n", "the task runs")

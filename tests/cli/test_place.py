@@ -39,10 +39,24 @@ daemon.FirstLook = slow
 sys.exit(main())
 """
 """A daemon that waits for the end of its input after it has found the place empty, and before it mounts."""
+PATIENT = f"""
+import functools, sys
+from ktaskfs import daemon
+from ktaskfs.cli.main import main
+from ktaskfs.fuse import mountpoint
+mountpoint.PATIENCE = {2 * DEADLINE}
+daemon.vacant = functools.partial(daemon.vacant, turn={2 * DEADLINE})
+sys.exit(main())
+"""
+"""A daemon that waits longer for another one than a process may stall."""
 
 
 def mount(*arguments: str | Path, cwd: Path = ROOT) -> Outcome:
     return run(*COMMAND, *map(str, arguments), cwd=cwd, env={"PYTHONPATH": str(ROOT)})
+
+
+def mount_patiently(*arguments: str | Path) -> Outcome:
+    return run(sys.executable, "-c", PATIENT, "mount", *map(str, arguments), cwd=ROOT)
 
 
 def refused(outcome: Outcome, words: str) -> None:
@@ -104,7 +118,7 @@ def test_a_second_mount_on_the_same_directory(area: Path, point: Path) -> None:
     """The first mount survives, whichever state directory the second one has."""
     first = Mount(point, statedir=area / "state", log=area / "log")
     for options in (f"statedir={area / 'other'}", f"statedir={area / 'other'},nonempty", f"statedir={area / 'state'}"):
-        refused(mount("-o", options, point), f"{point}: fuse.ktaskfs is mounted there already, and answers")
+        refused(mount_patiently("-o", options, point), f"{point}: fuse.ktaskfs is mounted there already, and answers")
     assert not (area / "other").exists()
     assert len(filesystems_at(str(point))) == 1
     assert first.read("version")
@@ -157,7 +171,7 @@ def test_two_at_the_same_moment(
         assert first.stdout.readline() == b"about to mount\n"
         there = len(filesystems_at(str(point)))
         second = subprocess.Popen(
-            [python, "-m", "ktaskfs.cli.main", *words, f"statedir={area / state}", area / "link/mount"],
+            [python, "-c", PATIENT, *words, f"statedir={area / state}", area / "link/mount"],
             stderr=subprocess.PIPE,
             text=True,
             **account,

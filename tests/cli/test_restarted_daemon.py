@@ -6,21 +6,20 @@ import contextlib
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psutil
 import pytest
 
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.errors import DaemonAway
-from tests.support.daemon import Mount
+from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
 from tests.support.slow import stop
 
 if TYPE_CHECKING:
-    import subprocess
-
     from tests.cli.conftest import Command
 
 
@@ -48,10 +47,9 @@ def test_a_start_waits_for_the_daemon(command: Command, area: Path, memory: Path
     mount = command.mount
     mount.process.kill()
     mount.process.wait()
-    with command.started("run", "--quiet", "checksum", f"path={memory}/file") as follower:
-        waiting = stopped_asleep(follower)
+    with patient(command, "run", "--quiet", "checksum", f"path={memory}/file") as follower:
+        until_asleep(follower)
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
-        waiting.resume()
         assert follower.wait(DEADLINE) == 0, follower.communicate()
     again.close()
     mount.kill()
@@ -65,11 +63,10 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
     mount = command.mount
     mount.process.kill()
     mount.process.wait()
-    with command.started(*words.split()) as process:
-        waiting = stopped_asleep(process)
+    with patient(command, *words.split()) as process:
+        until_asleep(process)
         again = Mount(mount.path, statedir=mount.statedir, log=area / "again")
         try:
-            waiting.resume()
             if verb != "wait":
                 assert process.wait(DEADLINE) == 0, process.communicate()
         finally:
@@ -79,29 +76,35 @@ def test_a_command_that_looks_for_names_waits_for_the_daemon(
     mount.kill()
 
 
-def stopped_asleep(process: subprocess.Popen[str]) -> psutil.Process:
-    """Stops the process of a command that sleeps at a dead mount, so that it does not give up, and returns it."""
-    found: list[psutil.Process] = []
+PATIENT: Final = f"""
+import sys
+from ktaskfs.cli.main import main
+from ktaskfs.cli.mounted import Mounted
+Mounted.__new__.__defaults__ = ({4 * DEADLINE},)
+sys.exit(main())
+"""
+"""The command, which waits longer for the next daemon than a process may stall."""
 
-    def sleeps() -> bool:
-        found[:] = _asleep(process)
-        return bool(found) or process.poll() is not None
 
-    until(sleeps, "it has found a dead mount")
+def patient(command: Command, *arguments: str) -> subprocess.Popen[str]:
+    """Starts it, whose output goes into pipes."""
+    python, _, _, *words = command.words(*arguments)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([python, "-c", PATIENT, *words], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def until_asleep(process: subprocess.Popen[str]) -> None:
+    """Return when the command sleeps, because it has found a dead mount."""
+    until(lambda: _sleeps(process) or process.poll() is not None, "it has found a dead mount")
     assert process.poll() is None, process.communicate()
-    (only,) = found
-    only.suspend()
-    return only
 
 
-def _asleep(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes of the command that are in clock_nanosleep(2)."""
-    found = []
+def _sleeps(process: subprocess.Popen[str]) -> bool:
+    """Whether a process of the command is in clock_nanosleep(2)."""
     with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
-        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children()]:
-            if "nanosleep" in Path(f"/proc/{each.pid}/wchan").read_text():
-                found.append(each)
-    return found
+        each = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        return any("nanosleep" in Path(f"/proc/{one.pid}/wchan").read_text() for one in each)
+    return False
 
 
 def test_a_daemon_that_ends_during_the_write_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

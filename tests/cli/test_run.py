@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.cli.conftest import until_said
 from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
@@ -168,9 +169,9 @@ def test_the_status_says_how_it_ended(command: Command, memory: Path) -> None:
 
 def test_a_task_that_is_removed_meanwhile(command: Command, slow: str) -> None:
     with command.started("wait", slow) as follower:
-        assert f"{slow}: running" in str(follower.stderr and follower.stderr.readline())
+        until_said(follower.stderr, f"{slow}: running")
         command.mount.write(f"tasks/{slow}/control", "pause")
-        assert f"{slow}: paused" in str(follower.stderr and follower.stderr.readline())
+        until_said(follower.stderr, f"{slow}: paused")
         (looking,) = psutil.Process(follower.pid).children()
         looking.suspend()
         stop(command.mount, slow)

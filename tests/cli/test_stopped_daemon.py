@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import pytest
 
+from tests.cli.conftest import until_said
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
 from tests.support.processes import child_called, halt
@@ -20,7 +21,7 @@ from tests.support.slow import start_slow, stop
 from tests.support.terminal import CONTROL_C, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.cli.conftest import Command
     from tests.support.daemon import Mount
@@ -37,14 +38,18 @@ def stopped(mount: Mount) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started(command: Command, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts the command, and kills it at the end if it still runs."""
-    words = command.words(*arguments)
+def begun(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts a program, and kills it at the end if it still runs."""
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def started(command: Command, *arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """The same for the command."""
+    return begun(command.words(*arguments))
 
 
 def waits_for_the_daemon(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
@@ -83,7 +88,7 @@ def test_run_says_so_and_a_second_control_c_leaves_the_task(command: Command, me
         with stopped(command.mount):
             until(lambda: waits_for_the_daemon(follower), "it looks at the task")
             follower.send_signal(signal.SIGINT)
-            line = follower.stderr.readline()
+            line = until_said(follower.stderr, "the daemon does not answer yet; ")
             assert line == "the daemon does not answer yet; ^C again ends this command alone\n"
             follower.send_signal(signal.SIGINT)
             assert follower.wait(DEADLINE) == 130
@@ -115,7 +120,7 @@ def test_the_daemon_goes_on_after_the_first_one(command: Command, memory: Path) 
         with stopped(command.mount):
             until(lambda: waits_for_the_daemon(follower), "it looks at the task")
             follower.send_signal(signal.SIGINT)
-            assert follower.stderr.readline().startswith("the daemon does not answer yet; ")
+            until_said(follower.stderr, "the daemon does not answer yet; ")
         assert follower.wait(DEADLINE) == 130
     assert command.mount.read("tasks/cancelled/state") == "cancelled\n"
 
@@ -209,21 +214,33 @@ def test_a_stopped_spawner_is_named(command: Command, memory: Path) -> None:
 
     spawner = child_called(command.mount.pid, "ktaskfs: spawner")
     assert not named_by_the_doctor()
-    spawner.suspend()
+    halt(spawner.pid)
     try:
         assert command.mount.write("tasks/control", f"checksum path={memory}/file name=late") == (0, None)
         words = f"State:\tstarting (the spawner, process {spawner.pid}, is stopped by a signal)\n"
         assert words in command.mount.read("tasks/late/status")
-        assert named_by_the_doctor()
+        until(named_by_the_doctor, "the doctor names it")  # not while the daemon takes more than five seconds
     finally:
         spawner.resume()
     assert command.mount.read("tasks/late/wait").endswith("done\n")
     assert not named_by_the_doctor()
 
 
+PATIENT_DOCTOR: Final = f"""
+import sys
+from ktaskfs.cli import check_service
+from ktaskfs.cli.main import main
+check_service.answers.__defaults__ = ({2 * DEADLINE},)
+sys.exit(main())
+"""
+"""The command, whose doctor waits longer for the mount than a process may stall."""
+
+
 @pytest.mark.parametrize("words", [["wait", "slow"], ["ls"], ["show", "slow"], ["set", "slow", "nice=5"], ["doctor"]])
 def test_one_is_enough_for_the_others(command: Command, slow: str, words: list[str]) -> None:
-    with stopped(command.mount), started(command, *words) as process:
+    python, _, _, *arguments = command.words(*words)
+    line = [python, "-c", PATIENT_DOCTOR, *arguments]
+    with stopped(command.mount), begun(line) as process:
         until(lambda: waits_for_the_daemon(process), "it waits")
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) in (130, -signal.SIGINT)

@@ -109,8 +109,8 @@ def test_what_does_not_fit_is_said_and_the_rest_is_done(command: Command, tasks:
 
 
 def test_set(command: Command, tasks: Mount) -> None:
-    assert command("set", "vm0", "rate_max=2M", "max_threads=1") == Outcome(0, "vm0\n", "")
-    assert (tasks.read("tasks/vm0/rate_max"), tasks.read("tasks/vm0/max_threads")) == ("2M\n", "1\n")
+    assert command("set", "vm0", "rate_max=128K", "max_threads=1") == Outcome(0, "vm0\n", "")
+    assert (tasks.read("tasks/vm0/rate_max"), tasks.read("tasks/vm0/max_threads")) == ("128K\n", "1\n")
     assert command("set", "*", "nice=7") == Outcome(0, "empty\nvm0\nvm1\n", "")
     assert tasks.read("tasks/vm1/nice") == "7\n"
     for words, complaint in (

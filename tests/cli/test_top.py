@@ -17,7 +17,7 @@ from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.picture import Picture, holders, next_rate, next_threads, take
 from ktaskfs.cli.top import Top
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 from tests.support.terminal import Terminal
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Command
 
-TRIES = 600
+PAUSE: Final = 0.05
+TRIES: Final = round(DEADLINE / PAUSE)
 
 
 def figures(name: str, **changes: Any) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def screen(app: Top) -> list[str]:
 
 async def sees(pilot: Pilot[None], app: Top, what: Callable[[list[str]], bool]) -> None:
     for _ in range(TRIES):
-        await pilot.pause(0.05)
+        await pilot.pause(PAUSE)
         if what(screen(app)):
             return
     raise AssertionError("\n".join(screen(app)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def test_a_change_of_state_is_told(mounted: Mount, memory: Path, area: Path, com
 
 
 def test_progress_is_not_told(mounted: Mount, memory: Path, area: Path) -> None:
-    start_slow(mounted, memory, "slow", rate="1M")
+    start_slow(mounted, memory, "slow", rate="256K")
     with watching(mounted, area / "watch", STATE, "info/tasks") as watch:
         for name in ("one", "two"):  # the start may be told of when the watch has begun: with the first, or after it
             tell_of(mounted, watch, name)
@@ -89,18 +90,17 @@ def touches(process: psutil.Process) -> bool:
         return False
 
 
-def test_the_process_that_tells_is_there_while_something_changes(mounted: Mount, memory: Path) -> None:
-    start_slow(mounted, memory, "slow")
-    stop(mounted, "slow")
-    found: list[psutil.Process] = []
+def test_the_process_that_tells_is_there_while_something_changes(mounted: Mount) -> None:
+    descriptors: list[int] = []
 
-    def is_there() -> bool:
-        found[:] = helpers(mounted)
-        return len(found) == 1
+    def is_there() -> bool:  # ten seconds after the last change it is there no more
+        assert mounted.shell("mkdir tasks/new && rmdir tasks/new").status == 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descriptors[:] = [each.num_fds() for each in helpers(mounted)]
+        return len(descriptors) == 1
 
     until(is_there, "it is there")
-    (one,) = found
-    assert one.num_fds() <= 5, "its standard streams, its socket is one of them, and the root of the mount"
+    assert descriptors[0] <= 5, "its standard streams, its socket is one of them, and the root of the mount"
     until(lambda: helpers(mounted) == [], "it ends")
 
 
@@ -113,7 +113,8 @@ def test_one_that_is_killed_is_replaced(mounted: Mount, memory: Path, area: Path
         watch.until(f"{STATE}:ATTRIB")
         killed = helpers(mounted) + [child_called(mounted.pid, "ktaskfs: spawner")] * spawner
         for each in killed:
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ten seconds after the last change
+                each.kill()
         until(lambda: all(map(has_ended, killed)), "they have ended")
         told = len(watch.text)
         mounted.write("tasks/slow/control", "resume")

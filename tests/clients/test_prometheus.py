@@ -143,6 +143,7 @@ def fail_one(mount: Mount, memory: Path) -> None:
     source.write_bytes(bytes(1 << 20))
     spec = f"copy source={source} path={memory}/target name=failing rate_max=4K chunk=4K"
     assert mount.write("tasks/control", spec) == (0, None)
+    until(lambda: not mount.read("tasks/failing/progress").startswith("0 /"), "a part is copied")
     os.truncate(source, 0)
     assert mount.read("tasks/failing/wait").endswith("failed\n")
 
@@ -213,8 +214,14 @@ def test_an_alert_on_the_first_failure(mounted: Mount, memory: Path, server: Ser
     fired = 'ALERTS{alertname="KtaskfsTaskFailed",alertstate="firing"}'
     assert server.query(fired) == []
     fail_one(mounted, memory)
-    until(lambda: server.query(fired) != [], "the alert fires")
-    (alert,) = server.query(fired)
+    alerts: list[dict[str, Any]] = []
+
+    def fires() -> bool:
+        alerts[:] = server.query(fired)
+        return alerts != []
+
+    until(fires, "the alert fires")
+    (alert,) = alerts
     assert alert["metric"]["operation"] == "copy"
 
 

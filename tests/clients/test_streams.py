@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -75,11 +75,20 @@ def test_the_recipe_tells_how_the_task_ended(mounted: Mount, newest: Utilities, 
     assert mounted.shell(recipe, "bad").out == ""
 
 
+ONCE: Final = """
+coproc follower {{ exec {} tasks/t/state; }}
+read -r -u "${{follower[0]}}" && echo "$REPLY"
+! read -r -t 5 -u "${{follower[0]}}" || echo "$REPLY again"
+kill $follower_PID
+"""
+"""Prints the first line that a program gets, and what comes in five seconds after it."""
+
+
 def test_following_a_text_and_a_stream(mounted: Mount, newest: Utilities, memory: Path, area: Path) -> None:
     """tail -f and -F of ``events`` pass each line on; of a text they show it once."""
     (memory / "f").write_bytes(b"x")
-    follow = """
-        timeout 60 stdbuf -o0 $1 events > "$2" & follower=$!
+    follow = f"""
+        timeout {2 * DEADLINE:.0f} stdbuf -o0 $1 events > "$2" & follower=$!
         until [ -s "$2" ]; do kill -0 $follower || exit 1; done
         echo "clear path=$3" > tasks/control
         until grep -q 'running done' "$2"; do kill -0 $follower || exit 1; done
@@ -91,7 +100,7 @@ def test_following_a_text_and_a_stream(mounted: Mount, newest: Utilities, memory
     mounted.shell(f"echo 'clear path={memory}/f name=t' > tasks/control; cat tasks/t/wait")
     commands = ("tail -f", "tail -F", f"{newest.gnu('tail')} -f", f"{newest.uutils('tail')} -f")
     with concurrent.futures.ThreadPoolExecutor(len(commands)) as at_once:
-        outcomes = at_once.map(lambda command: mounted.shell(f"timeout 5 {command} tasks/t/state"), commands)
+        outcomes = at_once.map(lambda command: mounted.shell(ONCE.format(command)), commands)
     assert [(each.out, each.err) for each in outcomes] == [("done\n", "")] * len(commands)
 
 

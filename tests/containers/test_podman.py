@@ -112,7 +112,7 @@ def daemon(podman: Podman) -> Iterator[subprocess.Popen[bytes]]:
     try:
         until(answers, "the mount is seen outside")
         yield daemon
-        assert run("umount", str(podman.area / "mount")).status == 0
+        until(lambda: run("umount", str(podman.area / "mount")).status == 0, "it is unmounted")
         assert daemon.wait(DEADLINE) == 0
     finally:
         if daemon.poll() is None:
@@ -137,6 +137,7 @@ def test_a_daemon_in_a_container_serves_others(
     (directory / "a").unlink()
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_containers_limit_on_memory_holds(podman: Podman, shared_mount: Mount) -> None:
     """Up to the limit a task is done. Past it the start is refused, with the container's group and limit; nothing is
     killed."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from ktaskfs.tasks.starter import VARIABLE
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ StrictModes no
 UsePAM no
 PidFile none
 """
+PATIENT_DAEMON: Final = {VARIABLE: str(DEADLINE)}
+"""The environment of a daemon that answers a start when that has begun or is refused, even if a worker stalls."""
 CLIENT: Final = """
 Host hv*
  User root
@@ -74,6 +77,12 @@ class Place:
     def ip(self, words: str) -> None:
         """Run ip(8) in this network."""
         subprocess.run([*self.prefix, "ip", *words.split()], check=True)
+
+    @property
+    def patient(self) -> list[str]:
+        """Words of a command whose ssh(1) waits longer for a host than a process may stall."""
+        waits = f"-oConnectTimeout={DEADLINE:.0f} -oServerAliveInterval={DEADLINE:.0f}"
+        return ["--ssh-options", f"-F {self.directory}/ssh_config {waits}"]
 
     def has_link(self, name: str) -> bool:
         """Whether there is an interface of that name here."""
@@ -121,6 +130,7 @@ class Host:
                 stderr=log,
                 pass_fds=[writing],
                 cwd=ROOT,
+                env=os.environ | PATIENT_DAEMON,
             )
         os.close(writing)
         self._ready = reading
@@ -161,7 +171,7 @@ class Host:
 
     def sh(self, script: str) -> str:
         """Run a script of bash on the host without ssh; returns its output."""
-        outcome = run(*self.prefix, "bash", "-euc", script)
+        outcome = run(*self.prefix, "bash", "-euc", script, env=PATIENT_DAEMON)
         assert outcome.status == 0, outcome
         return outcome.out
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.fleet.hosts import NET
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=bf_interval=1,sched_interval=1
+MessageTimeout={DEADLINE:.0f}
+TCPTimeout={DEADLINE:.0f}
+BatchStartTimeout={DEADLINE:.0f}
 GresTypes=hugepages
 SlurmdParameters=config_overrides
 StateSaveLocation=/run/slurm/ctld

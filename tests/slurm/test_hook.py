@@ -127,7 +127,7 @@ def test_a_file_that_is_still_in_use_drains_the_node(cluster: Cluster) -> None:
         file = f"/dev/hugepages/slurm/{number}"
         host.sh(f"sleep infinity <{file} >/dev/null 2>&1 & echo $! >/run/holder")
         cluster.hosts[0].sh(f"scancel {number}")
-        job.communicate(timeout=DEADLINE)
+        job.communicate(timeout=2 * DEADLINE)
     reason = cluster.until_drained("hv3")
     assert reason.startswith(f"ktaskfs: {file} is in use by sleep (")
     assert files(host) == [number]
@@ -149,7 +149,7 @@ def test_a_hook_that_was_killed_leaves_nothing(cluster: Cluster, task: str, spec
     if task != "slurm-999":
         host.sh(f"ktaskfs run --quiet --if-exists=replace fallocate path={file} name=pages")
     host.sh(
-        f"ktaskfs run --detach --if-exists=replace {spec} path={file} name={task} rate_max={PAGE // 4} chunk={PAGE}"
+        f"ktaskfs run --detach --if-exists=replace {spec} path={file} name={task} rate_max={PAGE // 256} chunk={PAGE}"
     )
     host.sh(f"{by_hand} >/run/epilog 2>&1 & echo $! >/run/epilog.pid")
     awaited = "slurm-999" if task == "slurm-999" else "slurm-999-"

@@ -142,7 +142,7 @@ class Running:
             os.close(self._reader)
             try:
                 become(user)
-                faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # a request that hangs blocks signals
+                faulthandler.dump_traceback_later(4 * PATIENCE, exit=True)  # a request that hangs blocks signals
                 activity.work(writer)
             except BaseException:
                 os.write(writer, json.dumps({"broken": traceback.format_exc()}).encode() + b"\n")

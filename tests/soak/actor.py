@@ -82,7 +82,7 @@ class Actor(Client, ABC):
         while (now := time.monotonic()) < begin + seconds and self.broken < BROKEN_MAX:
             time.sleep(max(0.0, min(begin + self.tasks / pace, begin + seconds) - now))
             scenario = self.random.choice(self.scenarios())
-            faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)  # a request that hangs blocks signals
+            faulthandler.dump_traceback_later(4 * PATIENCE, exit=True)  # a request that hangs blocks signals
             self.words.clear()
             try:
                 scenario()
@@ -150,7 +150,7 @@ class Actor(Client, ABC):
                 self.run(f"fallocate path={path} length={size}")
                 what += f" pattern={pattern}"
             name = self.start(f"{operation} {what}")
-            until(lambda: self.begun(name), "something is done", deadline=4 * PATIENCE)
+            until(lambda: self.begun(name), "something is done", deadline=2 * PATIENCE)
             yield name, path, size, pattern
             self.forget(name)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB: Final = 1 << 20
-PATIENCE: Final = DEADLINE / 2
+PATIENCE: Final = DEADLINE
 """Seconds within which any request must be answered, on a busy machine and at a low priority too."""
 ENDED: Final = frozenset({"done", "planned", "failed", "cancelled", "interrupted"})
 _RETRY: Final = {"failed", "cancelled", "interrupted"}
@@ -114,7 +114,7 @@ class Client:
         It is repeated while the user's tasks are as many as they may be (EAGAIN), and when the machine had no time to
         look at this process (ETIMEDOUT, of open(2)), which is counted.
         """
-        end = time.monotonic() + 4 * PATIENCE
+        end = time.monotonic() + 2 * PATIENCE
         while (got := self._write(file, text)) in RETRIED and time.monotonic() < end:
             self.counts[RETRIED[got]] += 1
             time.sleep(0.05)
@@ -139,7 +139,7 @@ class Client:
 
     def make(self, task: str) -> None:
         """mkdir(2) of a task, when there is room for one more; raises OSError."""
-        end = time.monotonic() + 4 * PATIENCE
+        end = time.monotonic() + 2 * PATIENCE
         while True:
             try:
                 with self.timed():

@@ -44,7 +44,7 @@ ALIVE: Final = 3 * 5
 """Seconds until ssh(1) gives a silent host up: ServerAliveInterval, twice unanswered."""
 ADMISSION: Final = 6
 """Seconds for which a command on a host waits for a daemon that may come back."""
-SLACK: Final = DEADLINE / 2
+SLACK: Final = DEADLINE
 """Seconds for all that a busy machine needs."""
 SHORT: Final = 2
 """Seconds of --timeout, where it is given."""
@@ -125,7 +125,7 @@ class Rounds:
 
     def _fail_meanwhile(self, faults: dict[Host, Fault]) -> None:
         """They fail while all are at work on the task ``slow``."""
-        spec = f"fallocate path=/dev/shm/slow{self._number} length=1M chunk=64K rate_max=16K name=slow{self._number}"
+        spec = f"fallocate path=/dev/shm/slow{self._number} length=1M chunk=64K rate_max=4K name=slow{self._number}"
         command = self._place.command("run", ALL, "--json", spec)
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
             try:

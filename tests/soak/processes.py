@@ -168,7 +168,7 @@ class Processes(Orders):
             where = f"pid={child.pid} mapping={child.shared:#x}"
             filling = self.start(f"fill {where} chunk=4096 rate_max={SHARED}")
             looking = self.start(f"survey pid={child.pid} chunk=16 rate_max=20000")
-            until(lambda: self.begun(filling), "something is done", deadline=4 * PATIENCE)
+            until(lambda: self.begun(filling), "something is done", deadline=2 * PATIENCE)
             kept = os.open(child.file, os.O_RDONLY)  # not before: a start may still look for others who have it open
             try:
                 child.kill()
@@ -211,21 +211,25 @@ class Processes(Orders):
             found[:] = [each for each in self.holdings() if name in (each["path"] or "")]
             return bool(found)
 
-        until(is_there, f"info/holders names {name}", deadline=4 * PATIENCE)
+        until(is_there, f"info/holders names {name}", deadline=2 * PATIENCE)
         return found
 
     def holdings(self) -> list[dict[str, Any]]:
         """Those of info/holders.json, when the scan is complete."""
-        for _ in range(10):
+        found: list[dict[str, Any]] = []
+
+        def is_told() -> bool:
             try:
-                found: list[dict[str, Any]] = json.loads(self.read("info/holders.json"))["holdings"]
+                found[:] = json.loads(self.read("info/holders.json"))["holdings"]
             except OSError as error:
                 if error.errno not in (errno.ETIMEDOUT, errno.EAGAIN):
                     raise
                 self.counts[f"holders: {errno_name(error)}"] += 1
-            else:
-                return found
-        raise AssertionError("info/holders.json does not answer")
+                return False
+            return True
+
+        until(is_told, "info/holders.json answers", deadline=2 * PATIENCE)
+        return found
 
 
 def _live(asked: int, answer: int) -> None:

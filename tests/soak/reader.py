@@ -48,7 +48,7 @@ class Reader(Client):
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.broken < 10:
             look = self.random.choice(looks)
-            faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)
+            faulthandler.dump_traceback_later(4 * PATIENCE, exit=True)
             try:
                 look()
                 self.counts[f"looked {look.__name__}"] += 1

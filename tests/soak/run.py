@@ -72,6 +72,7 @@ class Soak:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close, mount)
             sampler = Sampler(mount)
+            sampler.take()
             pool = HugePages(area)
             pool.start()
             stack.callback(pool.stop)

@@ -166,7 +166,7 @@ class Trees(Actor):
         """A copy at work that needs some seconds; its name. The copy is ``beside / "copy"``."""
         limits = f"max_threads=2 chunk=4096 rate_max={max(tree.size // 2, 4096)}"
         name = self.start(f"copy source={tree.path} path={tree.beside / 'copy'} {limits}")
-        until(lambda: self.begun(name), "something is copied", deadline=4 * PATIENCE)
+        until(lambda: self.begun(name), "something is copied", deadline=2 * PATIENCE)
         yield name
         self.forget(name)
 

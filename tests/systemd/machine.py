@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.support.daemon import ROOT
+from ktaskfs.tasks.starter import VARIABLE
+from tests.support.daemon import ROOT, in_time
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
 
@@ -24,6 +25,11 @@ BOOT: Final = Path(__file__).with_name("boot.sh")
 INSTALLED: Final = "KTASKFS_TEST_INSTALLED"
 """The variable with a directory of installed files, where processors are emulated: to compile them takes minutes."""
 NEEDED: Final = ("systemctl", "systemd-analyze", "dbus-daemon", "unshare", "nsenter", "runuser")
+PATIENT: Final = {VARIABLE: str(DEADLINE), "SYSTEMD_BUS_TIMEOUT": f"{DEADLINE:.0f}"}
+"""The environment of commands: a daemon answers a start when that has begun or is refused, and systemctl(1) waits for a
+systemd that stalls."""
+SLOWLY: Final = "rate_max=32K chunk=32K"
+"""With these, a task of 64M goes on for half an hour."""
 SETUP: Final = """
 useradd ann
 useradd bob
@@ -57,12 +63,12 @@ class Machine:
         """The words before a command that runs inside."""
         return [str(BOOT), "exec", str(self._directory)]
 
-    def run(self, *command: str, user: str | None = None, timeout: float = DEADLINE) -> Outcome:
-        """Run ``command`` inside to its end, as ``user`` if given; ``timeout`` in seconds."""
+    def run(self, *command: str, user: str | None = None, timeout: float = 4 * DEADLINE) -> Outcome:
+        """Run ``command`` inside to its end, as ``user`` if given, with PATIENT; ``timeout`` in seconds."""
         as_user = ["runuser", "-u", user, "--"] if user else []
-        return run(*self.prefix, *as_user, *command, timeout=timeout)
+        return run(*self.prefix, *as_user, *command, env=PATIENT, timeout=timeout)
 
-    def sh(self, script: str, *, user: str | None = None, timeout: float = DEADLINE) -> Outcome:
+    def sh(self, script: str, *, user: str | None = None, timeout: float = 4 * DEADLINE) -> Outcome:
         """Run a script of bash inside."""
         return self.run("bash", "-c", script, user=user, timeout=timeout)
 
@@ -83,6 +89,10 @@ class Machine:
             self.run("cat", f"{where}/version").status == 0
         )
 
+    def until_logged(self, words: str, *arguments: str) -> None:
+        """Return when the lines that journalctl(1) shows have ``words``: the journal may be late."""
+        until(lambda: words in self.out("journalctl", *arguments), f"the journal has: {words}")
+
     def until_mounted(self, where: str = "/run/ktaskfs") -> None:
         until(lambda: self.is_mounted(where), f"{where} answers")
 
@@ -91,10 +101,10 @@ class Machine:
         found = self.run("pgrep", "--list-full", "--full", "ktaskfs mount").out.splitlines()
         return [line for line in found if "pgrep" not in line]
 
-    def start_slow_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs", rate: str = "1M") -> None:
+    def start_slow_task(self, name: str, *, user: str = "ann", mount: str = "/run/ktaskfs") -> None:
         """A task that goes on until ``finish_task``."""
-        spec = f"fallocate path=/dev/shm/{name} length=64M rate_max={rate} chunk=1M name={name}"
-        outcome = self.sh(f'echo "{spec}" > {mount}/tasks/control', user=user)
+        spec = f"fallocate path=/dev/shm/{name} length=64M {SLOWLY} name={name}"
+        outcome = in_time(lambda: self.sh(f'echo "{spec}" > {mount}/tasks/control', user=user))
         assert outcome.status == 0, outcome
 
     def start(self, unit: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.support.hugepages import reserved
 from tests.support.poll import until
 from tests.support.shell import Outcome
+from tests.systemd.machine import SLOWLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,7 @@ def test_the_main_job(service: Machine, settings: str, user: str) -> None:
     assert service.run(*command) == Outcome(0, f"done\n{user} {PAGES * HUGE // 512}\n", "")
 
 
-START: Final = "fallocate path=/dev/shm/slow length=64M rate_max=1M chunk=1M name=slow"
+START: Final = f"fallocate path=/dev/shm/slow length=64M {SLOWLY} name=slow"
 
 
 def start_in_a_unit(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import huge_holder
 from tests.support.hugepages import reserved
+from tests.support.poll import DEADLINE
 from tests.systemd.test_callers import UNITS
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ mount -t hugetlbfs -o pagesize=2M none /dev/hugepages
 coproc python3 -I {SCRIPT} "$1" {SIZE} /dev/hugepages/f
 read -r -u ${{COPROC[0]}}
 echo $COPROC_PID
-for look in {{1..500}}; do # what it says may be a second old
+until # what it says may be a second old
     said=$(cat /run/ktaskfs/info/holders.json)
-    [[ $said != *": $COPROC_PID, "* ]] || break
+    [[ $said == *": $COPROC_PID, "* || $SECONDS -gt {DEADLINE:.0f} ]]
+do
     sleep 0.02
 done
 printf '%s\n' "$said"

@@ -76,7 +76,7 @@ def test_fake_mounts_nothing(idle: Machine) -> None:
 def test_the_mount_unit(idle: Machine) -> None:
     idle.start("run-ktaskfs.mount")
     assert idle.is_mounted()
-    assert "mounted on /run/ktaskfs" in idle.out("journalctl", "-u", "run-ktaskfs.mount")
+    idle.until_logged("mounted on /run/ktaskfs", "-u", "run-ktaskfs.mount")
     idle.start_slow_task("unit")
     workers = idle.workers()
     assert idle.run("systemctl", "stop", "run-ktaskfs.mount").status == 0

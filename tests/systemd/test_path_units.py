@@ -11,6 +11,7 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.poll import until
 from tests.support.shell import Outcome
+from tests.systemd.machine import SLOWLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 UNIT = "ktaskfs.service"
 MOUNT = "/run/ktaskfs"
-START = "fallocate path=/dev/shm/watched length=64M rate_max=1M chunk=1M name=watched"
+START = f"fallocate path=/dev/shm/watched length=64M {SLOWLY} name=watched"
 
 
 @pytest.fixture
@@ -28,7 +29,10 @@ def service(machine: Machine) -> Iterator[Machine]:
     machine.start(UNIT)
     machine.until_mounted()
     assert machine.sh(f"echo '{START}' > {MOUNT}/tasks/control").status == 0
-    until(lambda: machine.sh("pgrep --full '^ktaskfs: toucher'").status == 1, "watchers of earlier changes were told")
+    toucher = "pgrep --full '^ktaskfs: toucher'"
+    change = f"mkdir {MOUNT}/tasks/new && rmdir {MOUNT}/tasks/new"  # ten seconds after the last one it ends
+    until(lambda: machine.sh(f"{change} && {toucher}").status == 0, "watchers are told")
+    until(lambda: machine.sh(toucher).status == 1, "watchers of earlier changes were told")
     yield machine
     cancel = f"cd {MOUNT}/tasks; echo cancel > watched/control; tail -n 1 watched/wait; rmdir watched"
     assert machine.sh(f"{cancel}; rm /dev/shm/watched").status == 0

@@ -39,7 +39,7 @@ ABSENT: Final = ("gcc", "libfuse3-dev", "pkg-config", "busybox", "nodejs", "podm
 
 
 def paste(
-    machine: Machine, block: Block, *, user: str | None = None, timeout: float = DEADLINE, before: str = ""
+    machine: Machine, block: Block, *, user: str | None = None, timeout: float = 4 * DEADLINE, before: str = ""
 ) -> str:
     """Run a block as bash does at a prompt, except that the first failed command ends it; returns the output."""
     done = machine.sh(f"set -eu -o pipefail\n{before}\n{block.text}", user=user, timeout=timeout)

@@ -87,13 +87,15 @@ def test_the_doctor_knows_the_service(service: Machine) -> None:
         found = map(json.loads, service.sh("ktaskfs doctor --json").out.splitlines())
         return {each["check"]: each["level"] for each in found if each["check"] in ("service", "mount", "access")}
 
-    assert levels() == {"service": "ok", "mount": "ok", "access": "ok"}
+    # Neither the daemon nor systemd has more than five seconds for an answer.
+    until(lambda: levels() == {"service": "ok", "mount": "ok", "access": "ok"}, "all is well")
     assert service.run("systemctl", "stop", UNIT).status == 0
-    assert levels() == {"service": "ok", "mount": "wrong"}
-    assert "systemctl restart ktaskfs\n" in service.sh("ktaskfs doctor").out
+    until(lambda: levels() == {"service": "ok", "mount": "wrong"}, "the mount is missed")
+    until(lambda: "systemctl restart ktaskfs\n" in service.sh("ktaskfs doctor").out, "the remedy is named")
     assert "usermod" not in service.sh("ktaskfs doctor", user="bob").out
     service.start(UNIT)
-    assert "usermod --append --groups ktask bob\n" in service.sh("ktaskfs doctor", user="bob").out
+    advice = "usermod --append --groups ktask bob\n"
+    until(lambda: advice in service.sh("ktaskfs doctor", user="bob").out, "the group is named")
 
 
 OWN_NAMESPACE = "unshare --user --map-root-user bash -c"
@@ -128,7 +130,7 @@ def test_a_killed_daemon_comes_back_and_its_task_is_finished(service: Machine) -
     service.until_mounted()
     assert service.workers() == workers
     service.finish_task("killed")
-    assert "killed is adopted" in service.out("journalctl", "-u", UNIT, "KTASK_NAME=killed")
+    service.until_logged("killed is adopted", "-u", UNIT, "KTASK_NAME=killed")
 
 
 @pytest.mark.parametrize("verb", ["restart", "stop"])
@@ -146,7 +148,8 @@ def test_no_task_is_lost(service: Machine, verb: str) -> None:
 
 
 def test_umount_ends_the_service(service: Machine) -> None:
-    assert service.run("umount", "/run/ktaskfs").status == 0
+    # Not while the daemon has a program look whether the mount answers.
+    until(lambda: service.run("umount", "/run/ktaskfs").status == 0, "it is unmounted")
     until(lambda: service.show(UNIT, "ActiveState") == "inactive", "the end of the service")
     assert service.show(UNIT, "Result") == "success"
 
@@ -156,7 +159,7 @@ def test_a_start_that_fails_leaves_a_mount_that_somebody_else_made(service: Mach
     assert service.run("ktaskfs", "mount", "-o", "gid=ktask,mode=0660", "/run/ktaskfs").status == 0
     assert service.run("systemctl", "start", UNIT).status != 0
     until(lambda: service.show(UNIT, "ActiveState") == "failed", "systemd gives up")
-    assert "is mounted there already, and answers" in service.out("journalctl", "-u", UNIT)
+    service.until_logged("is mounted there already, and answers", "-u", UNIT)
     assert service.out("cat", "/run/ktaskfs/version")
     assert service.run("umount", "/run/ktaskfs").status == 0
     assert service.sh(f"systemctl reset-failed {UNIT} && systemctl start {UNIT}").status == 0
@@ -172,7 +175,7 @@ def test_reload_reads_the_configuration_again(service: Machine) -> None:
 
     conf.write_text("# a fault below\nmax_threads = no\n")
     assert service.run("systemctl", "reload", UNIT).status != 0
-    assert "/etc/ktaskfs.conf:2: " in service.out("journalctl", "-u", UNIT, "-p", "err")
+    service.until_logged("/etc/ktaskfs.conf:2: ", "-u", UNIT, "-p", "err")
     assert service.out("cat", threads) == "7\n"
     assert service.show(UNIT, "MainPID") == before
     assert service.show(UNIT, "ActiveState") == "active"
@@ -189,7 +192,7 @@ def test_a_daemon_that_no_longer_answers_is_replaced(service: Machine) -> None:
         assert service.run("kill", "-STOP", before).status == 0
         until(lambda: service.show(UNIT, "MainPID") not in (before, "0"), "another daemon")
         service.until_mounted()
-        assert "Watchdog timeout" in service.out("journalctl", "-u", UNIT)
+        service.until_logged("Watchdog timeout", "-u", UNIT)
         service.finish_task("watched")
     finally:
         (dropin / "watchdog.conf").unlink()
@@ -197,16 +200,24 @@ def test_a_daemon_that_no_longer_answers_is_replaced(service: Machine) -> None:
         service.run("systemctl", "daemon-reload")
 
 
-def journal(machine: Machine, match: str) -> list[Mapping[str, str]]:
-    """The lines of the service's journal that match."""
-    return [json.loads(line) for line in machine.out("journalctl", "-u", UNIT, "-o", "json", match).splitlines()]
+def journal(machine: Machine, match: str, count: int) -> list[Mapping[str, str]]:
+    """The lines of the service's journal that match, once there are ``count``."""
+    found: list[Mapping[str, str]] = []
+
+    def has_them() -> bool:
+        lines = machine.out("journalctl", "-u", UNIT, "-o", "json", match).splitlines()
+        found[:] = map(json.loads, lines)
+        return len(found) >= count
+
+    until(has_them, f"the journal has {count} lines with {match}")
+    return found
 
 
 def test_the_journal_knows_tasks_and_priorities(service: Machine) -> None:
     service.start_slow_task("noted")
     service.sh("pkill --signal KILL --full '^ktask/noted'")
     assert service.sh("tail -n 1 /run/ktaskfs/tasks/noted/wait").out == "interrupted\n"
-    began, ended = journal(service, "KTASK_NAME=noted")
+    began, ended = journal(service, "KTASK_NAME=noted", 2)
     assert began["MESSAGE"].startswith("task noted: fallocate /dev/shm/noted 64M by user")
     assert (began["PRIORITY"], began["KTASK_STATE"]) == ("6", "running")
     assert ended["PRIORITY"] == "4"
@@ -224,12 +235,12 @@ def test_the_journal_knows_tasks_and_priorities(service: Machine) -> None:
 def test_the_journal_knows_what_was_refused_and_who_changed_a_tunable(service: Machine) -> None:
     refused = service.sh("echo 'clear path=/etc/hostname name=no' > /run/ktaskfs/tasks/control", user="ann")
     assert refused.errname == "EOPNOTSUPP"
-    (line,) = journal(service, "KTASK_NAME=no")
+    (line,) = journal(service, "KTASK_NAME=no", 1)
     assert line["MESSAGE"].startswith("task no: clear /etc/hostname refused (EOPNOTSUPP): ")
     assert (line["PRIORITY"], line["KTASK_STATE"], line["ERRNO"]) == ("4", "refused", str(errno.EOPNOTSUPP))
     assert service.sh("echo 3 > /run/ktaskfs/debug/ktask_max_threads").status == 0
     assert service.sh("echo 0 > /run/ktaskfs/debug/ktask_max_threads").errname == "EINVAL"
-    changed, not_changed = journal(service, "KTASK_TUNABLE=max_threads")
+    changed, not_changed = journal(service, "KTASK_TUNABLE=max_threads", 2)
     assert changed["MESSAGE"] == "debug/ktask_max_threads: 3, was max, by user 0"
     assert changed["PRIORITY"] == "6"
     assert not_changed["PRIORITY"] == "4"

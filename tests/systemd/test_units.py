@@ -11,6 +11,7 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.poll import until
 from tests.support.shell import Outcome
+from tests.systemd.machine import SLOWLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 UNIT: Final = "ktaskfs.service"
 MOUNT: Final = "/run/ktaskfs"
 TASK: Final = f"{MOUNT}/tasks/slow"
-SPEC: Final = "fallocate path=/dev/shm/slow length=64M chunk=1M name=slow"
-START: Final = f"echo '{SPEC} rate_max=1M' > {MOUNT}/tasks/control"
+START: Final = f"echo 'fallocate path=/dev/shm/slow length=64M {SLOWLY} name=slow' > {MOUNT}/tasks/control"
 MIB: Final = 1 << 20
 
 
@@ -50,6 +50,10 @@ def let_it_end(machine: Machine) -> None:
     assert machine.sh(f"echo max > {TASK}/rate_max; tail -n 1 {TASK}/wait") == Outcome(0, "done\n", "")
 
 
+def until_running(machine: Machine, task: str) -> None:
+    until(lambda: machine.sh(f"grep -x running {MOUNT}/tasks/{task}/state").status == 0, f"{task} runs")
+
+
 def until_ended(machine: Machine, name: str) -> None:
     until(lambda: machine.show(name, "ActiveState") == "inactive", f"{name} has ended")
 
@@ -65,7 +69,7 @@ def test_what_a_oneshot_unit_leaves_is_interrupted_and_can_be_resumed(service: M
 def test_a_oneshot_unit_that_waits_lasts_as_long_as_its_task(service: Machine) -> None:
     script = f"{START} && tail -n 1 {TASK}/wait | grep -qx done"
     assert unit(service, script, "--no-block").status == 0
-    until(lambda: service.run("test", "-e", TASK).status == 0, "the task has started")
+    until_running(service, "slow")
     assert service.show("caller", "ActiveState") == "activating"
     let_it_end(service)
     until_ended(service, "caller")
@@ -75,7 +79,7 @@ def test_a_oneshot_unit_that_waits_lasts_as_long_as_its_task(service: Machine) -
 def test_a_oneshot_unit_that_waits_for_a_task_that_ends_early_fails(service: Machine) -> None:
     script = f"{START} && tail -n 1 {TASK}/wait | grep -qx done"
     assert unit(service, script, "--no-block").status == 0
-    until(lambda: service.run("test", "-e", TASK).status == 0, "the task has started")
+    until_running(service, "slow")
     assert service.sh(f"echo cancel > {TASK}/control").status == 0
     until(lambda: service.show("caller", "ActiveState") == "failed", "the unit has failed")
 
@@ -180,9 +184,9 @@ def test_the_unit_in_the_documentation_can_be_started_again_and_again(service: M
 
 def test_the_unit_in_the_documentation_goes_on_waiting_while_the_daemon_restarts(service: Machine) -> None:
     path = service.root / "run/systemd/system/vm0.service"
-    path.write_text(documented_unit().replace("length=64G", "length=16M chunk=2M rate_max=512K"))
+    path.write_text(documented_unit().replace("length=64G", f"length=16M {SLOWLY}"))
     assert service.run("systemctl", "start", "--no-block", "vm0").status == 0
-    until(lambda: service.sh(f"grep -x running {MOUNT}/tasks/vm0/state").status == 0, "the task runs")
+    until_running(service, "vm0")
     assert service.run("systemctl", "restart", "ktaskfs").status == 0
     assert service.show("vm0", "ActiveState") == "activating"
     assert service.sh(f"echo max > {MOUNT}/tasks/vm0/rate_max").status == 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support.daemon import ROOT
+from tests.support.poll import until
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -33,6 +34,25 @@ class Hosts:
 
     def __call__(self, hosts: str, *options: str, spec: str = SPEC, env: Mapping[str, str] | None = None) -> Outcome:
         return run(*self.words(hosts, *options, spec=spec), cwd=ROOT, env=env)
+
+    def until_said(self, words: str, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
+        """Run the command until it says ``words`` on standard error: not while a process stalls longer than it waits.
+
+        The log is that of the last run.
+        """
+        outcomes: list[Outcome] = []
+
+        def says() -> bool:
+            self._log.write_text("")
+            outcomes[:] = [self(*arguments, env=env)]
+            return words in outcomes[0].err
+
+        try:
+            until(says, f"it says: {words}")
+        except AssertionError as error:
+            error.add_note(f"it said: {outcomes[0].err}")
+            raise
+        return outcomes[0]
 
     def log(self) -> list[str]:
         """Returns the lines of the hosts' log."""

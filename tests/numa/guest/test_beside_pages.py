@@ -60,9 +60,8 @@ def test_every_chunk_is_done_beside_its_pages(mounted: Mount, huge: Path, runner
 def test_the_threads_of_a_task_are_on_both_nodes(mounted: Mount, huge: Path) -> None:
     """As the table of threads and the kernel have it."""
     do(mounted, f"fallocate path={huge}/file length={SIZE} nodes=0,1 chunk=2M")
-    spec = f"clear path={huge}/file chunk=2M rate_max=2M name=beside max_threads=2"
+    spec = f"clear path={huge}/file chunk=2M rate_max=256K name=beside max_threads=2"
     assert mounted.write("tasks/control", spec) == (0, None)
-    pid = rows(mounted.read("tasks/beside/stat"))["pid"][0]
 
     def at_work() -> list[list[str]]:
         threads = [line.split() for line in mounted.read("tasks/beside/threads").splitlines()[1:]]
@@ -73,6 +72,7 @@ def test_the_threads_of_a_task_are_on_both_nodes(mounted: Mount, huge: Path) -> 
         return {line[1] for line in at_work()} == {"0", "1"}
 
     until(on_both, "a chunk on each node")
+    pid = rows(mounted.read("tasks/beside/stat"))["pid"][0]
     for line in at_work():
         status = rows(Path(f"/proc/{pid}/task/{line[0]}/status").read_text())
         assert status["Cpus_allowed_list:"] == [{"0": "0-1", "1": "2-3"}[line[1]]]

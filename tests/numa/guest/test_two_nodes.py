@@ -203,9 +203,8 @@ def test_a_worker_of_a_task_is_on_its_node(mounted: Mount, huge: Path) -> None:
     """As ps sees it: the processor in the table of threads, and the affinity that the kernel has."""
     dirty_file = huge / "file"
     do(mounted, f"fallocate path={dirty_file} length=32M nodes=1")
-    spec = f"clear path={dirty_file} nodes=1 chunk=2M rate_max=4M name=slow max_threads=2"
+    spec = f"clear path={dirty_file} nodes=1 chunk=2M rate_max=256K name=slow max_threads=2"
     assert mounted.write("tasks/control", spec) == (0, None)
-    pid = rows(mounted.read("tasks/slow/stat"))["pid"][0]
 
     def at_work() -> list[list[str]]:  # the others have not been put there yet
         threads = [line.split() for line in mounted.read("tasks/slow/threads").splitlines()[1:]]
@@ -213,6 +212,7 @@ def test_a_worker_of_a_task_is_on_its_node(mounted: Mount, huge: Path) -> None:
         return [line for line in threads if line[4] != "0" or line[7] != "-"]
 
     until(lambda: at_work() != [], "the first chunk")
+    pid = rows(mounted.read("tasks/slow/stat"))["pid"][0]
     for line in at_work():
         status = rows(Path(f"/proc/{pid}/task/{line[0]}/status").read_text())
         assert status["Cpus_allowed_list:"] == ["2-3"]
@@ -255,14 +255,15 @@ def test_pages_that_cannot_move_are_counted(mounted: Mount, huge: Path) -> None:
 
 
 def test_migrate_taken_back(mounted: Mount, huge: Path) -> None:
-    do(mounted, f"fallocate path={huge}/file length=32M nodes=0,1 chunk=2M")
+    """The task takes as many seconds as there are pages: it is at work when it is cancelled."""
+    do(mounted, f"fallocate path={huge}/file length=80M nodes=0,1 chunk=2M")
     spec = f"migrate path={huge}/file nodes=1 undo=1 chunk=1 rate_max=1 max_threads=1 name=back"
     assert mounted.write("tasks/control", spec) == (0, None)
-    until(lambda: mounted.read("tasks/back/progress") != "0 / 16\n", "the first page moved")
+    until(lambda: mounted.read("tasks/back/progress") != "0 / 40\n", "the first page moved")
     mounted.write("tasks/back/control", "cancel")
     assert mounted.read("tasks/back/wait").splitlines()[-1] == "cancelled"
     assert rows(mounted.read("tasks/back/result"))["moved_back"][0] == "0"
-    assert mapped_pages(huge / "file") == {0: 8, 1: 8}
+    assert mapped_pages(huge / "file") == {0: 20, 1: 20}
 
 
 def test_migrate_tmpfs_and_what_another_maps(mounted: Mount, area: Path) -> None:
