@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 if str(Path(__file__).parents[1]) not in sys.path:  # so that a bare `pytest` finds tests.support as `python -m` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ktaskfs.tasks.launcher import VARIABLE
+from ktaskfs.tasks.patience import VARIABLE
 from tests.support import filesystems, fuse_device
 from tests.support.daemon import ROOT, Mount
 from tests.support.leftovers import none_left

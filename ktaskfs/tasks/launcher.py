@@ -18,6 +18,7 @@ import trio
 
 from ktaskfs.errors import TooBig, WorkerLost
 from ktaskfs.host.process import is_stopped
+from ktaskfs.tasks.patience import patience
 from ktaskfs.worker import protocol
 from ktaskfs.worker.start import SpawnerProcess, start_spawner
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 STATUS_PATIENCE: Final = 1.0
 """Seconds to wait for the spawner's report on a worker that is known to have ended."""
-VARIABLE: Final = "KTASKFS_START_PATIENCE"
-"""Seconds in place of STATUS_PATIENCE, and of PATIENCE of a start, in the environment of a daemon: with them, tests on
-a busy machine see each refusal at the write, and what killed a worker."""
 END_PATIENCE: Final = 5.0
 """Seconds for a spawner to end by itself after its socket was closed; a guess."""
 
@@ -163,7 +161,7 @@ class Launcher:
         child = None if ticket is None else self._children.get(ticket)
         if ticket is None or child is None:
             return None
-        with trio.move_on_after(float(os.environ.get(VARIABLE, STATUS_PATIENCE))):
+        with trio.move_on_after(patience(STATUS_PATIENCE)):
             await child.exited.wait()
         self._children.pop(ticket, None)
         return child.status

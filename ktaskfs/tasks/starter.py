@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ktaskfs.errors import KtaskfsError, TargetError, WorkerLost
-from ktaskfs.tasks.launcher import VARIABLE
 from ktaskfs.tasks.lifecycle import Lifecycle, StartCancelled
 from ktaskfs.tasks.log_lines import log_refusal
 from ktaskfs.tasks.new_worker import NewWorker, WorkerMaker, wait_for_end
+from ktaskfs.tasks.patience import patience
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.task import State, Task
 from ktaskfs.worker import protocol
@@ -100,7 +99,7 @@ class Starter:
         batch = _Batch(tasks, caller, commit=commit)
         self._begin(batch)
         try:
-            with trio.move_on_after(float(os.environ.get(VARIABLE, PATIENCE))):
+            with trio.move_on_after(patience(PATIENCE)):
                 await batch.decided.wait()
             if not batch.decided.is_set():
                 await self._answer_early(batch)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ktaskfs.tasks.starter import VARIABLE
+from ktaskfs.tasks.patience import VARIABLE
 from tests.support import filesystems
 from tests.support.daemon import Mount
 from tests.support.filesystems import page_sizes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ktaskfs.tasks.starter import VARIABLE
+from ktaskfs.tasks.patience import VARIABLE
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run

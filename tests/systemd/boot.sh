@@ -97,7 +97,7 @@ inside() { # as PID 1 of the new namespaces, in its groups already
     done
     printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\n' >"$root/etc/systemd/journald.conf.d/test.conf"
     mkdir -p "$root/etc/systemd/system.conf.d" # a refusal is seen at the write, even if a worker stalls
-    printf '[Manager]\nDefaultEnvironment=KTASKFS_START_PATIENCE=%s\n' "$patience" >"$root/etc/systemd/system.conf.d/test.conf"
+    printf '[Manager]\nDefaultEnvironment=KTASKFS_PATIENCE=%s\n' "$patience" >"$root/etc/systemd/system.conf.d/test.conf"
     if [ "$patience" != 60 ]; then # a daemon on emulated processors may be late with its sign of life
         mkdir "$etc/ktaskfs.service.d"
         printf '[Service]\nWatchdogSec=%s\n' "$((patience / 2))" >"$etc/ktaskfs.service.d/test-patience.conf"
