@@ -216,7 +216,7 @@ def test_tunables_hold(mounted: Mount, tmpfs: Path) -> None:
 def test_tasks_go_on_when_the_daemon_is_killed(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
     state = area / "kept"
     first = mount_maker(statedir=state)
-    start(first, f"fallocate path={tmpfs}/f length=64M rate_max=64K chunk=128K name=t")
+    start(first, f"fallocate path={tmpfs}/f length=64M rate_max=1M chunk=128K name=t")
     start(first, f"fallocate path={tmpfs}/g length=1M name=ended")
     finish(first, "ended")
     pid = str(wait_for_worker(first, "t"))
@@ -232,7 +232,7 @@ def test_tasks_go_on_when_the_daemon_is_killed(mount_maker: MountMaker, area: Pa
 def test_tasks_go_on_after_umount(mount_maker: MountMaker, area: Path, tmpfs: Path) -> None:
     state = area / "kept"
     first = mount_maker(statedir=state)
-    start(first, f"fallocate path={tmpfs}/f length=32M rate_max=64K chunk=1M name=t")
+    start(first, f"fallocate path={tmpfs}/f length=32M rate_max=1M chunk=1M name=t")
     first.close()
     assert "1 tasks go on: t" in first.log.read_text()
     second = mount_maker(statedir=state)
