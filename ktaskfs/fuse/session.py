@@ -45,6 +45,8 @@ DEV_FUSE: Final = os.makedev(10, 229)
 
 log = logging.getLogger(__name__)
 
+GONE: Final = frozenset({errno.ENODEV, errno.ENOENT, errno.ECONNABORTED})
+"""The errno of /dev/fuse when the mount was unmounted before the kernel had an answer."""
 _SAID_MAX: Final = 4096
 """Maximum bytes of libfuse's messages."""
 
@@ -81,12 +83,15 @@ def _woken() -> Iterator[None]:
 class Session:
     """A mounted tree. The mount answers while ``serve`` runs."""
 
-    def __init__(self, operations: TreeOperations, device: int, filesystem: MountedFilesystem | None) -> None:
+    def __init__(
+        self, operations: TreeOperations, device: int, filesystem: MountedFilesystem | None, *, own: bool
+    ) -> None:
         """``device`` is the open /dev/fuse, ``filesystem`` the mount that it serves, None if invisible to this
-        process."""
+        process. ``own``: this process has made the mount."""
         self._operations = operations
         self._device = device
         self._filesystem = filesystem
+        self._own = own
         self._pins: list[int] = []
         self._serving = False
         self._told = False
@@ -134,7 +139,14 @@ class Session:
                 nursery.start_soon(self._terminate_when_gone, self._filesystem)
             with trio.CancelScope(shield=True), _woken():
                 with _stderr_text() as said:
-                    agreement = await negotiate(self._device, self._operations.digest, Agreement.from_text(earlier))
+                    try:
+                        agreement = await negotiate(self._device, self._operations.digest, Agreement.from_text(earlier))
+                    except OSError as error:
+                        if not self._own or error.errno not in GONE:
+                            raise
+                        said()
+                        nursery.cancel_scope.cancel()
+                        return
                     others = said().replace(END_OF_SOCKET, "").strip("; ")
                 if others:
                     log.warning("%s", others)
@@ -258,7 +270,7 @@ def mounted(
     unread.register(served, select.POLLIN)
     seen = filesystems_at(mountpoint)[-1:]
     ours = [each for each in seen if each.kind == f"fuse.{name}"]
-    session = Session(operations, served, ours[0] if ours else None)
+    session = Session(operations, served, ours[0] if ours else None, own=device is None)
     try:
         yield session
     finally:

@@ -125,6 +125,31 @@ def test_a_second_mount_on_the_same_directory(area: Path, point: Path) -> None:
     first.close()
 
 
+GONE = """
+import ctypes, os, sys
+from ktaskfs.cli.main import main
+from ktaskfs.fuse import negotiation, session
+when, *words = sys.argv[1:]
+module = {"negotiate": session, "_answer": negotiation}[when]
+real = getattr(module, when)
+async def late(*arguments):
+    ctypes.CDLL(None).umount2(os.fsencode(words[-1]), 1)  # MNT_FORCE: the daemon's own look may be waiting
+    return await real(*arguments)
+setattr(module, when, late)
+sys.exit(main(words))
+"""
+"""A daemon whose mount is unmounted before it has read the kernel's first request, or before it answers that."""
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("when", ["negotiate", "_answer"])
+def test_a_mount_that_is_gone_before_it_answers_is_an_end_like_any_other(area: Path, point: Path, when: str) -> None:
+    words = ["mount", "--foreground", "-o", f"statedir={area / 'state'}", str(point)]
+    outcome = run(sys.executable, "-c", GONE, when, *words, cwd=ROOT)
+    assert (outcome.status, "Traceback" in outcome.err) == (0, False), outcome
+    assert filesystems_at(str(point)) == []
+
+
 def waits_for_lock(directory: Path) -> bool:
     """Whether a process waits for the lock of a directory, by /proc/locks (proc_locks(5))."""
     number = f":{directory.stat().st_ino} "
