@@ -207,7 +207,7 @@ def check_states(machine: MachineFiles, mounted: Mounted) -> Iterator[Diagnosis]
         uid = 0
     states = _option(machine, mounted.path, uid, "statedir") or ("" if uid else f"/{STATES}")
     room = machine.room(states.lstrip("/")) if states.startswith("/") else None
-    if room is None or not room.f_blocks:  # root has no mount, or there is no limit
+    if room is None or not room.f_blocks:  # there is no such directory, or no limit
         return
     free = room.f_bfree * room.f_frsize
     place = f'"$(findmnt -n -o TARGET -T {shlex.quote(states)})"'
