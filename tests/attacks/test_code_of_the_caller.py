@@ -45,9 +45,13 @@ while stat()["state"].strip() != "running" or stat()["done"].strip() == "0":
 pid = int(stat()["pid"])
 with open(os.open(f"{pid}/statm", os.O_RDONLY, dir_fd=proc)) as file:
     size = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + int(sys.argv[3])
-resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
-write("tasks/held/max_threads", "2")
-write("tasks/held/rate_max", "max")
+_, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+while stat()["threads"].strip() != "2":  # the first limit may be too low for a stack
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
+    write("tasks/held/max_threads", "1")
+    write("tasks/held/max_threads", "2")
+    size += 1 << 16
+write("tasks/held/rate_max", "1M")  # the threads take chunks in turns
 with open("/mount0/tasks/held/wait") as wait:
     print(wait.read().split()[-1])
 with open("/mount0/tasks/held/error") as error:
