@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import encodings
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -42,25 +41,23 @@ def stat():
 write("tasks/control", "checksum path=/memory/file name=held rate_max=1 max_threads=1 chunk=1M")
 while stat()["state"].strip() != "running" or stat()["done"].strip() == "0":
     time.sleep(0.01)
+write("tasks/held/max_threads", "2")
+while stat()["threads"].strip() != "2":
+    time.sleep(0.01)
 pid = int(stat()["pid"])
 with open(os.open(f"{pid}/statm", os.O_RDONLY, dir_fd=proc)) as file:
     size = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + int(sys.argv[3])
-_, hard = resource.prlimit(pid, resource.RLIMIT_AS)
-while stat()["threads"].strip() != "2":  # the first limit may be too low for a stack
-    resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
-    write("tasks/held/max_threads", "1")
-    write("tasks/held/max_threads", "2")
-    size += 1 << 16
+resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
 write("tasks/held/rate_max", "1M")  # the threads take chunks in turns
 with open("/mount0/tasks/held/wait") as wait:
     print(wait.read().split()[-1])
 with open("/mount0/tasks/held/error") as error:
     print(error.read())
 """
-DEFAULT_STACK = 2 << 20
-"""Bytes of a thread's stack without a limit."""
 LITTLE = 110_000
 """Bytes that are less than a buffer for reading."""
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(LITTLE), "MALLOC_TRIM_THRESHOLD_": str(LITTLE)}
+"""malloc(3) keeps no room for a buffer: without an arena for each thread it maps a large piece anew (mallopt(3))."""
 EVIL = """
 with open("/memory/ran", "a") as marker:
     marker.write("the caller's code ran")
@@ -80,16 +77,16 @@ def plant(area: Path) -> None:
 
 
 def test_no_code_of_its_own_runs_when_memory_runs_out(
-    mount_maker: MountMaker, area: Path, memory: Path, two_users: tuple[User, User]
+    monkeypatch: pytest.MonkeyPatch, mount_maker: MountMaker, area: Path, memory: Path, two_users: tuple[User, User]
 ) -> None:
-    """The caller takes address space from its worker, so that a second thread starts and has none for its buffer."""
+    """The caller takes address space from its worker, whose second thread then has none for its buffer."""
+    for name, value in MALLOC.items():
+        monkeypatch.setenv(name, value)
     mount = mount_maker("mode=0666")
     plant(area)
     (memory / "file").write_bytes(bytes(64 << 20))
     os.chown(memory / "file", two_users[0].uid, -1)
-    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
-    extra = (DEFAULT_STACK if stack == resource.RLIM_INFINITY else stack) + LITTLE
-    command = [sys.executable, "-I", "-c", CALLER, str(area), str(two_users[0].uid), str(extra)]
+    command = [sys.executable, "-I", "-c", CALLER, str(area), str(two_users[0].uid), str(LITTLE)]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
     assert outcome.stderr == ""
     assert outcome.stdout.startswith("failed\n")
