@@ -60,7 +60,8 @@ class FakeClock:
         if seconds is None:
             assert gate.acquire(timeout=TIMEOUT), "nobody woke a thread that waits"
         else:
-            self.now_ns += int(seconds * 1e9) + 1
+            step = int(seconds * 1e9) + 1  # a call between read and write would let another thread in
+            self.now_ns += step
 
 
 class Ledger(Monitor):
@@ -142,17 +143,19 @@ class Ledger(Monitor):
             self._note("undo_started")
 
     def most_live(self, last: int) -> int:
-        """The most threads that lived at once when one of them got a chunk, during the ``last`` calls."""
+        """The most threads at once that got a chunk during the ``last`` calls and had not ended.
+
+        A thread that should have left and stalls in an earlier chunk does not count.
+        """
         live: set[int] = set()
-        numbers = [0]
-        for number, (name, *rest) in enumerate(self.calls):
-            if name == "thread_started":
+        most = 0
+        for name, *rest in self.calls[-last:]:
+            if name == "chunk_assigned":
                 live.add(rest[0])
+                most = max(most, len(live))
             elif name == "thread_ended":
                 live.discard(rest[0])
-            elif name == "chunk_assigned" and number >= len(self.calls) - last:
-                numbers.append(len(live))
-        return max(numbers)
+        return most
 
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [call[1:] for call in self.calls if call[0] == name]

@@ -17,12 +17,13 @@ from ktaskfs.ktask.finder import Finder
 from ktaskfs.ktask.node_work import NodeWork
 from ktaskfs.ktask.task_thread import TaskThread
 from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, Unlucky, control, units_of
+from tests.support.poll import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-ENOUGH = 40_000
+ENOUGH = 1_000_000
 """Units of a task that is cancelled when the test has seen enough. It never does all of them."""
 
 
@@ -235,6 +236,8 @@ def test_a_lower_cap_while_it_runs() -> None:
         if start == 1500:
             jobs[0].set_max_threads(2)
             lowered.set()
+        elif start > 1500:
+            assert lowered.wait(TIMEOUT)
 
     jobs.append(Job([Node(0, 4000)], found(each, 64, monitor=ledger)))
     jobs[0].run()
@@ -246,15 +249,21 @@ def test_a_lower_cap_while_it_runs() -> None:
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_a_cap_below_the_number_of_numa_nodes_while_it_runs(most: int) -> None:
     memory, ledger, jobs = Memory(64), Ledger(), list[Job]()
+    lowered = threading.Event()
 
     def each(start: int, end: int) -> None:
         memory(start, end)
         if start == 50:
+            until(lambda: len(ledger.live) > 4, "each node has a thread, and one of them another")
             jobs[0].set_max_threads(most)
+            lowered.set()
+        elif start % 1000 > 50:
+            assert lowered.wait(TIMEOUT)
 
     nodes = [Node(1000 * nid, 300, nid) for nid in range(4)]
     jobs.append(Job(nodes, found(each, 32, monitor=ledger)))
-    assert jobs[0].run().threads > 4
+    jobs[0].run()
+    assert lowered.is_set()
     assert len(memory.done) == 1200
     assert 0 < ledger.most_live(last=200) <= most  # the search may replace a thread by another
 

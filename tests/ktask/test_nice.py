@@ -39,7 +39,7 @@ def test_helpers_are_raised_one_at_a_time_once_the_first_thread_has_nothing_left
 
     def each(start: int, end: int) -> None:
         tid = threading.get_native_id()
-        slot = next(slot for slot, live in ledger.live.items() if live == tid)
+        slot = next(slot for slot, live in dict(ledger.live).items() if live == tid)
         if slot:
             helpers_in.release()
             assert may_end[slot].acquire(timeout=TIMEOUT)

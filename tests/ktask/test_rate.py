@@ -21,13 +21,14 @@ SECOND = 10**9
 class SharedTime(FakeClock):
     """A clock that advances only when no thread can continue: to the earliest moment that a thread waits for."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, threads: int = 0) -> None:
         super().__init__()
         self._ledger = ledger
+        self._threads = threads
         self._lock = threading.Lock()  # guards both below
         self._waiting: dict[int, tuple[threading.Lock, int | None]] = {}
         self.keepers = 0
-        """The largest number of threads that waited for a moment at the same time, after all had begun."""
+        """The largest number of threads that waited for a moment at the same time, after all ``threads`` had begun."""
 
     def wait(self, gate: threading.Lock, seconds: float | None) -> None:
         with self.waiting(gate, None if seconds is None else self.now_ns + int(seconds * SECOND) + 1):
@@ -40,7 +41,7 @@ class SharedTime(FakeClock):
         with self._lock:
             self._waiting[me] = gate, moment
             moments = [(moment, gate) for gate, moment in self._waiting.values() if moment is not None]
-            if self._ledger.named("chunk_assigned"):
+            if len(self._ledger.named("thread_started")) == self._threads:
                 # A thread whose gate is open goes on, though it may not have run since.
                 self.keepers = max(self.keepers, sum(gate.locked() for _, gate in moments))
             parked = all(each.locked() for each, _ in self._waiting.values())
@@ -68,7 +69,7 @@ def test_a_wait_of_many_years_is_no_error() -> None:
 def test_one_keeps_the_time_and_hands_it_on() -> None:
     """Each round of chunks needs all threads, so each of them must be woken in its turn."""
     ledger = Ledger()
-    clock = SharedTime(ledger)
+    clock = SharedTime(ledger, 4)
     shut = threading.Lock()
     shut.acquire()
     together = threading.Barrier(4, lambda: clock.go_on(shut))

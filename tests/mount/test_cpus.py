@@ -44,7 +44,7 @@ def test_a_caller_on_other_cpus_than_the_daemon_gets_the_daemons(mount_maker: Mo
 
 
 def test_a_task_on_one_cpu_leaves_the_helpers_to_others(mounted: Mount, memory: Path) -> None:
-    spec = "length=1M chunk=4096 rate_max=8192"
+    spec = "length=1M chunk=4096 rate_max=8192 max_threads=2"
     start_on(mounted, FIRST, f"fallocate name=pinned path={memory}/f {spec}")
     assert mounted.write("tasks/control", f"fallocate name=free path={memory}/g {spec}") == (0, None)
 

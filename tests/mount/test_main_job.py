@@ -142,7 +142,7 @@ def test_a_worker_is_its_caller_and_has_a_name(
     mount_maker: MountMaker, tmpfs: Path, two_users: tuple[User, User]
 ) -> None:
     user = two_users[0]
-    mount = mount_maker("mode=0666")
+    mount = mount_maker("mode=0666,cpu_percent=100")  # a helper on one CPU, too
     start(mount, f"fallocate path={tmpfs}/f length=128M rate_max=1M chunk=128K name=mine", user)
     pid = str(wait_for_worker(mount, "mine"))
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())

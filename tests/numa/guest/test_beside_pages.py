@@ -63,15 +63,15 @@ def test_the_threads_of_a_task_are_on_both_nodes(mounted: Mount, huge: Path) -> 
     spec = f"clear path={huge}/file chunk=2M rate_max=256K name=beside max_threads=2"
     assert mounted.write("tasks/control", spec) == (0, None)
 
-    def at_work() -> list[list[str]]:
+    def at_work() -> list[list[str]]:  # a thread may have its first chunk before it is put there
         threads = [line.split() for line in mounted.read("tasks/beside/threads").splitlines()[1:]]
-        return [line for line in threads if line[4] != "0" or line[7] != "-"]
+        return [line for line in threads if line[4] != "0"]
 
     def on_both() -> bool:
         assert mounted.read("tasks/beside/state") in ("starting\n", "running\n"), mounted.read("tasks/beside/error")
         return {line[1] for line in at_work()} == {"0", "1"}
 
-    until(on_both, "a chunk on each node")
+    until(on_both, "a chunk is done on each node")
     pid = rows(mounted.read("tasks/beside/stat"))["pid"][0]
     for line in at_work():
         status = rows(Path(f"/proc/{pid}/task/{line[0]}/status").read_text())

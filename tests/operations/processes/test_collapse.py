@@ -28,7 +28,7 @@ def test_all_of_a_mapping(runner: Runner, root: None, threads: int) -> None:
         whole = process.huge()
         assert whole >= (PAGES - 2) * HUGE  # the ends of the mapping may not be aligned
         assert (result["mappings"], result["left"]) == ("1", "0")
-        assert int(result["huge_before"]) < int(result["huge_after"]) == whole  # khugepaged may have begun
+        assert int(result["huge_before"]) <= int(result["huge_after"]) >= whole  # khugepaged may have begun
         assert int(result["collapsed"]) == whole
         assert process.digest() == digest_of(process.size)
 
