@@ -161,6 +161,11 @@ class Finder:
         self.count(threads)
         return group.live > (group.search.target if self._is_open(group) else 0)
 
+    def kept(self, threads: Iterable[TaskThread]) -> int:
+        """The live threads, without those that are too many for their group."""
+        self.count(threads)
+        return sum(min(group.live, group.search.target) for group in self._open())
+
     def even(self, threads: Iterable[TaskThread]) -> bool:
         """No group has more threads than it should."""
         self.count(threads)

@@ -86,7 +86,7 @@ class FoundSharing(Sharing):
             if index is not None and threads.live <= self.wanted:
                 thread.index = index
                 return False
-        elif threads.live <= self.wanted or not self._finder.even(threads.by_slot):
+        elif self._finder.kept(threads.by_slot) <= self.wanted:
             return False
         self._count()  # fewer, if a group has no work left: otherwise another thread would come in its place
         self.share(threads)

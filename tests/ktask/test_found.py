@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ktaskfs.ktask import Control, HelperBudget, Job, Monitor, Node, TaskError
-from ktaskfs.ktask.finder import Finder
-from ktaskfs.ktask.node_work import NodeWork
 from ktaskfs.ktask.task_thread import TaskThread
 from tests.ktask.fakes import TIMEOUT, Background, FakeMachine, Ledger, Unlucky, control, units_of
 from tests.support.poll import until
@@ -268,6 +266,28 @@ def test_a_cap_below_the_number_of_numa_nodes_while_it_runs(most: int) -> None:
     assert 0 < ledger.most_live(last=200) <= most  # the search may replace a thread by another
 
 
+def test_a_cap_holds_while_threads_that_are_too_many_are_at_their_chunks() -> None:
+    ledger, jobs = Ledger(), list[Job]()
+    lowered, left = threading.Event(), threading.Event()
+
+    def lower() -> None:
+        jobs[0].set_max_threads(1)
+        lowered.set()
+
+    two_on_the_first_node = threading.Barrier(2, lower)
+
+    def each(start: int, end: int) -> None:
+        if start in (50, 51):
+            two_on_the_first_node.wait(TIMEOUT)
+            until(lambda: len(ledger.live) <= 3, "only the first thread is left beside these two")
+            left.set()
+        elif start % 1000 > 50:
+            assert (left if start % 1000 > 200 else lowered).wait(TIMEOUT)
+
+    jobs.append(Job([Node(1000 * nid, 300, nid) for nid in range(4)], found(each, 32, monitor=ledger)))
+    assert jobs[0].run().units_done == 1200
+
+
 def test_no_memory_is_kept_of_threads_that_have_ended() -> None:
     meet, gone, first = threading.Barrier(2), threading.Semaphore(0), threading.get_ident()
 
@@ -316,27 +336,6 @@ def test_a_failure_while_more_are_tried() -> None:
         Job([Node(0, 4000)], ctl).run()
     assert ledger.live == {}
     assert set(units_of(undone)) == memory.done - {700}
-
-
-class Counted(list[NodeWork]):
-    """Nodes that count how often one of them is looked at."""
-
-    looks = 0
-
-    def __getitem__(self, index: Any) -> Any:
-        self.looks += 1
-        return super().__getitem__(index)
-
-
-def test_the_end_of_a_node_does_not_look_at_all_others() -> None:
-    """A client may have a node for each of many files."""
-    nodes = Counted(NodeWork(Node(each, 1, each % 2), frozenset()) for each in range(2000))
-    finder = Finder(nodes)
-    for node_work in [*nodes]:
-        node_work.left = 0
-        assert finder.even([])
-    assert finder.total == 0
-    assert nodes.looks < 20 * len(nodes)
 
 
 def test_threads_is_one_of_two_words() -> None:
