@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.operations.trees import _pieces
 from ktaskfs.operations.trees._data import FileData
 from ktaskfs.operations.trees.copy import ONE_THREAD
 from tests.operations.trees.ground import make, overlapping_sends
@@ -53,7 +54,8 @@ def test_small_files_are_copied_by_one_thread_at_a_time(runner: Runner, disk: Pa
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * 5000)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pieces, "_sleeps", lambda: 0)  # on a busy machine calls wait, and then two threads are right
         overlaps = overlapping_sends(patch)
         runner.run("copy", source=disk / "source", path=tmpfs / "copy")
-    assert len(overlaps) <= 30
+    assert not overlaps
     subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)
