@@ -199,14 +199,30 @@ def _look(path: str, kinds: Collection[FilesystemType]) -> Target:
         with contextlib.suppress(FileNotFoundError):
             os.stat(name, dir_fd=directory, follow_symlinks=False)
             raise FileExistsError  # just made, or a dangling link
-        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
-            read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
-            number = errno.EROFS if read_only else errno.EACCES
-            raise OSError(number, os.strerror(number))
+        require_creatable(directory, filesystem)
     except BaseException:
         os.close(directory)
         raise
     return AbsentTarget(directory, path, filesystem, _page_size(directory, filesystem))
+
+
+def require_creatable(directory: int, filesystem: FilesystemType) -> None:
+    """Make a file without a name, because modes say nothing of inodes, quotas, labels, attributes and id mappings.
+
+    The modes decide where there are no such files, as on NFS and vfat, and on hugetlbfs, where such a file would change
+    the times of the directory. Raises OSError.
+    """
+    if filesystem is not FilesystemType.HUGETLBFS:
+        try:
+            os.close(os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+            return
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
+        read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number))
 
 
 def _create(path: str, kinds: Collection[FilesystemType], mode: int) -> Target:

@@ -69,14 +69,23 @@ class TreeReport:
             raise TargetError.from_os(error, self._files.name(index)) from error
         self._skip(index, number)
 
+    def skip_top(self, error: OSError) -> None:
+        """The directory itself could not be completed."""
+        with self._lock:
+            self._name_skipped(error.errno or errno.EIO, ".")
+
     def _skip(self, index: int, number: int) -> None:
         with self._lock:
             if self._marks[index] & SKIPPED:
                 return
             self._marks[index] |= SKIPPED
-            self._reasons[number] += 1
-            if len(self._skipped) < LEFT_MAX:
-                self._skipped.append((number, self._files.name(index)))
+            self._name_skipped(number, self._files.name(index))
+
+    def _name_skipped(self, number: int, name: str) -> None:
+        """Call it with ``_lock``."""
+        self._reasons[number] += 1
+        if len(self._skipped) < LEFT_MAX:
+            self._skipped.append((number, name))
 
     def is_skipped(self, index: int) -> bool:
         """Whether a file was skipped."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host.hugepages import pool_of
-from ktaskfs.host.target import FilesystemType, directory_as_target, open_target
+from ktaskfs.host.target import FilesystemType, directory_as_target, open_target, require_creatable
 from ktaskfs.memory.group_room import group_refusal
 from ktaskfs.memory.room import (
     mount_inodes,
@@ -33,16 +33,18 @@ if TYPE_CHECKING:
 _COPIED: Final = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 
 
-def require_usable(kernel: Kernel, handle: int, path: str, *, empty: bool) -> None:
+def require_usable(kernel: Kernel, target: Target, *, empty: bool) -> None:
     """Raises TargetError for an unwritable directory, and, if ``empty`` is wanted, for a directory with entries."""
+    path = target.path
     try:
-        fd = kernel.reopen(handle, os.O_RDONLY | os.O_DIRECTORY)
+        fd = kernel.reopen(target.fd, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise TargetError(f"{path} cannot be read: {os.strerror(error.errno or 0)}", errno=error.errno) from error
     try:
-        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
-            number = errno.EROFS if os.fstatvfs(fd).f_flag & os.ST_RDONLY else errno.EACCES
-            raise TargetError(f"cannot create anything in {path}: {os.strerror(number)}", errno=number)
+        try:
+            require_creatable(fd, target.filesystem)
+        except OSError as error:
+            raise TargetError.from_os(error, f"cannot create anything in {path}") from error
         with os.scandir(fd) as entries:
             if empty and next(entries, None) is not None:
                 raise TargetError(f"{path} is not empty; a tree is copied into a new directory", errno=errno.ENOTEMPTY)
@@ -135,7 +137,7 @@ def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
         target = directory_as_target(fd, path)
     try:
         if "creates" not in told:
-            require_usable(kernel, target.fd, path, empty=True)
+            require_usable(kernel, target, empty=True)
         require_room(kernel, files, target, new="creates" in told)
     finally:
         os.close(target.fd)

@@ -77,7 +77,7 @@ class TargetTree:
             raise TargetError.from_os(error, f"open {self.path}") from error
         self._tree = Tree(self.fd, cross_mounts=False)
         if not self.made:
-            require_usable(self._kernel, self.fd, self.path, empty=not self.filled)
+            require_usable(self._kernel, self.kind, empty=not self.filled)
         if self.filled:
             self._find_owner()
         self.is_huge = self.kind.filesystem is FilesystemType.HUGETLBFS

@@ -282,11 +282,10 @@ class _Copier:
 
         Raises Finding as ``Report.require_all``.
         """
-        if outcome.units_done:
+        if outcome.units_done or not outcome.remaining():
             self._target.keep()
         if outcome.remaining():
             return ""
-        self._target.keep()
         if self._target.filled:
             self._copy_skipped()
         self._remove_incomplete()
@@ -296,19 +295,21 @@ class _Copier:
             except OSError as error:
                 if error.errno != errno.EXDEV:  # another filesystem is mounted there, which has been counted
                     self._report.skip(index, error)
-        with contextlib.suppress(PermissionError):  # it was there, and belongs to somebody else
-            self._dress_directory("")
-        report = self._report
-        counts = {name: report.sums[name] for name in ("bytes", "directories", "links")}
-        files = report.marked(DONE) - counts["directories"] - counts["links"]
-        text = report.text({"files": files, **counts})
+        try:
+            with contextlib.suppress(PermissionError):  # it was there, and belongs to somebody else
+                self._dress_directory("")
+        except OSError as error:
+            self._report.skip_top(error)
+        counts = {name: self._report.sums[name] for name in ("bytes", "directories", "links")}
+        files = self._report.marked(DONE) - counts["directories"] - counts["links"]
+        text = self._report.text({"files": files, **counts})
         if self._sums is not None:
-            lines = partial(self._sums.lines, report)
+            lines = partial(self._sums.lines, self._report)
             if self._output is None:
                 text = list_text(lines(), text)
             else:
                 self._output.write(lines, text)
-        return report.require_all(text, gone=False)
+        return self._report.require_all(text, gone=False)
 
     def _copy_skipped(self) -> None:
         """Copy the files that an earlier run has skipped, or skip them again, so that this result names them.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.operations.trees.ground import make
+from tests.support import filesystems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,3 +50,17 @@ def test_any_form_of_a_path_that_a_start_refuses(runner: Runner, disk: Path, for
     (disk / "link").symlink_to("empty")
     path = form if form == "/" else f"{disk}/{form}"
     assert runner.refused("copy", source=disk / "source", path=path).errno == number
+
+
+@pytest.mark.parametrize("form", ["fixed", "fixed/new"])
+def test_a_directory_that_takes_no_file_whatever_its_mode(runner: Runner, disk: Path, form: str, root: None) -> None:
+    """A plan has the errno of a start, which is not that of access(2)."""
+    make(disk / "source/file")
+    with filesystems.disk_image(disk, *filesystems.EXT4) as other:
+        (other / "fixed").mkdir()
+        subprocess.run(["chattr", "+i", other / "fixed"], check=True)
+        try:
+            refused = runner.refused("copy", source=disk / "source", path=other / form)
+        finally:
+            subprocess.run(["chattr", "-i", other / "fixed"], check=True)
+    assert refused.errno == errno.EPERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import KtaskfsError, TargetError
+from ktaskfs.errors import Finding, KtaskfsError, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.ktask import Job, TaskError
 from tests.operations.trees.ground import as_nobody, make, parsed
 from tests.operations.trees.test_copy import failed, traits
 from tests.operations.trees.test_copy_resume import rows, with_large
+from tests.support import filesystems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["with_large"]
 
 MIB = 1 << 20
+SHUT_DOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN: from then on everything fails with EIO, as when a disk dies."""
 
 
 def in_one_thread(runner: Runner, remaining: Sequence[Node] | None = None, /, **texts: object) -> None:
@@ -236,3 +240,20 @@ def test_a_target_that_becomes_read_only_before_the_first_file(
     with pytest.raises(OSError, match="Read-only"):
         plan.abort()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_disk_that_dies_is_reported_with_all_that_was_skipped(runner: Runner, disk: Path, root: None) -> None:
+    """The copy's own directory cannot be completed either, and is named like the files."""
+    make(disk / "source/one")
+    make(disk / "source/two")
+    with filesystems.disk_image(disk, *filesystems.EXT4) as dying:
+        plan = runner.prepare("copy", source=disk / "source", path=dying / "copy", digest="sha256sum")
+        top = os.open(dying, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(top, SHUT_DOWN, bytes(4))
+        finally:
+            os.close(top)
+        with pytest.raises(Finding, match="3 skipped: Input/output error") as caught:
+            runner.result(plan)
+    assert caught.value.errno == errno.EIO
+    assert sorted(rows(caught.value)) == ["# EIO .", "# EIO one", "# EIO two"]

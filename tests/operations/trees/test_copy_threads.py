@@ -54,8 +54,8 @@ def test_small_files_are_copied_by_one_thread_at_a_time(runner: Runner, disk: Pa
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * 5000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pieces, "_sleeps", lambda: 0)  # other work on the disk must not let a thread wait
+        patch.setattr(_pieces, "_sleeps", lambda: 0)  # on a busy machine calls wait, and then two threads are right
         overlaps = overlapping_sends(patch)
         runner.run("copy", source=disk / "source", path=tmpfs / "copy")
-    assert len(overlaps) <= 30
+    assert not overlaps
     subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)

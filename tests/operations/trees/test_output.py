@@ -11,6 +11,7 @@ import pytest
 
 from ktaskfs.errors import Finding, NotSupported
 from tests.operations.trees.ground import as_nobody, make
+from tests.support import filesystems
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -147,3 +148,14 @@ def test_it_cannot_be_where_nothing_can_be_written(runner: Runner, hugetlbfs: Pa
     refused = runner.refused("checksum", path=texts["path"], out=hugetlbfs / "out")
     assert isinstance(refused, NotSupported)
     assert not (hugetlbfs / "out").exists()
+
+
+def test_it_cannot_be_where_no_file_is_left(runner: Runner, area: Path, texts: dict[str, object], root: None) -> None:
+    """The start says so, not the end, when all files have been read."""
+    with filesystems.tmpfs(area / "few", 1 << 20, "nr_inodes=3") as few:
+        for number in range(2):
+            (few / str(number)).touch()
+        assert runner.refused("checksum", path=texts["path"], out=few / "out").errno == errno.ENOSPC
+        (few / "0").unlink()
+        runner.run("checksum", path=texts["path"], out=few / "out")
+        assert len((few / "out").read_text().splitlines()) == 3
