@@ -47,6 +47,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
         if given.fake:
             config.file_tunables()
             return 0
+        os.umask(os.umask(0) & 0o077)  # the next daemon must be able to read the state directory
         if given.store:
             return _store(config, manager)
         if not given.foreground:
