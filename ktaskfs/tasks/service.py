@@ -293,7 +293,9 @@ class TaskService:
 
     def is_cancelling(self, task: Task) -> bool:
         """Whether the task was told to end, but its worker has not yet done so."""
-        return self._starter.is_cancelling(task) or (task.state in WORKING and task.requests.cancel)
+        if task.state is State.STARTING:
+            return self._starter.is_cancelling(task)
+        return task.state in WORKING and task.requests.cancel
 
     async def cancel_all(self, uid: int) -> None:
         """Cancel all tasks of ``uid``, and yield between two. Raises the first error of ``cancel`` after it was called
