@@ -15,7 +15,7 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
-from tests.support.shell import run
+from tests.support.shell import Outcome, run
 
 PYTHON = [sys.executable, "-W", "error"]
 COMMAND = [*PYTHON, "-m", "ktaskfs.cli.main", "mount"]
@@ -59,6 +59,14 @@ def test_no_umask_takes_the_records_from_the_next_daemon(area: Path, point: Path
     assert (modes.pop("above"), modes.pop("state")) == (0o700, 0o700)
     assert any(name.endswith(".json") for name in modes)
     assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize("words", [[], ["--foreground"]])
+def test_a_limit_on_open_files_that_is_too_low_is_named(area: Path, point: Path, words: list[str]) -> None:
+    command = ["prlimit", "--nofile=20", *COMMAND, *words, "-o", f"statedir={area / 'state'}", str(point)]
+    with none_left():
+        outcome = run(*command, cwd=ROOT)
+    assert outcome == Outcome(1, "", "ktaskfs: the limit on open files (ulimit -Hn) is 20, below 64\n")
 
 
 def test_a_reload_before_the_mount_answers_does_not_end_the_start(area: Path, point: Path) -> None:
