@@ -69,6 +69,7 @@ class _Daemon(NamedTuple):
     place:    keeps other servers from mounting there, until it is closed.
     look:     looks at the mount once.
     ready:    called when the mount answers.
+    answers:  set when it does.
     stop:     set to end the mount.
     """
 
@@ -81,6 +82,7 @@ class _Daemon(NamedTuple):
     place: contextlib.ExitStack
     look: FirstLook
     ready: Callable[[], None]
+    answers: trio.Event
     stop: trio.Event
 
 
@@ -111,8 +113,10 @@ def run_daemon(
                 except OSError as error:
                     LOG.warning("the service manager may keep the mount: %s", error.strerror)
             with contextlib.closing(FirstLook()) as look:
-                stop = trio.Event()
-                parts = _Daemon(config, settings, state, manager, operations, spawner, place, look, ready, stop)
+                answers, stop = trio.Event(), trio.Event()
+                parts = _Daemon(
+                    config, settings, state, manager, operations, spawner, place, look, ready, answers, stop
+                )
                 trio.run(_obey, parts)
             if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
                 state.remove_unused()
@@ -223,6 +227,7 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: L
             return
         LOG.info("mounted on %s", mountpoint)
         daemon.ready()
+        daemon.answers.set()
         manager.tell("READY=1", _status(table))
         pins = await look.pins()
         session.hold(pins)
@@ -293,8 +298,9 @@ async def _obey_signals(daemon: _Daemon, signals: AsyncIterator[int]) -> None:
 
 def _reload(daemon: _Daemon) -> None:
     """Apply the tunables of the configuration file; nothing changes if one of its lines is wrong."""
-    manager = daemon.manager
-    manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    manager, answers = daemon.manager, daemon.answers.is_set()
+    if answers:  # before, the manager would take the end of a reload for that of the start
+        manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         tunables = daemon.config.file_tunables()
     except KtaskfsError as error:
@@ -304,4 +310,5 @@ def _reload(daemon: _Daemon) -> None:
         daemon.settings.update(tunables)
         texts = [f"{each.name}={each.format(tunables[each.name])}" for each in TUNABLES if each.name in tunables]
         LOG.info("configuration reloaded: %s", " ".join(texts) or "empty")
-    manager.tell("READY=1")
+    if answers:
+        manager.tell("READY=1")

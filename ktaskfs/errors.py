@@ -56,6 +56,10 @@ class InvalidValue(KtaskfsError):
     """A number, size, list or word that cannot be parsed, or is out of its range (EINVAL)."""
 
 
+class WrongCommandLine(InvalidValue):
+    """Options or words of a command that are wrong, whatever is mounted (EINVAL); the command ends with 2."""
+
+
 class SpecError(KtaskfsError):
     """A command that cannot be parsed (EINVAL, or the errno of the value's error).
 

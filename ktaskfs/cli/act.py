@@ -10,7 +10,7 @@ from ktaskfs.cli.complain import say
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.names import FORBIDDEN, GLOB, matching
 from ktaskfs.cli.orders import ASSIGNMENT
-from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, Refused, TargetError, WrongState
+from ktaskfs.errors import InvalidValue, KtaskfsError, NoSuchTask, Refused, TargetError, WrongCommandLine, WrongState
 
 if TYPE_CHECKING:
     import argparse
@@ -26,16 +26,16 @@ def act(given: argparse.Namespace) -> int:
 
 
 def assign(given: argparse.Namespace) -> int:
-    """Set parameters of tasks; 1 if one of them cannot be set."""
+    """Set parameters of tasks; 1 if one of them cannot be set. Raises WrongCommandLine."""
     patterns = [given.name[0], *(word for word in given.name[1:] if ASSIGNMENT.fullmatch(word) is None)]
     matches = (ASSIGNMENT.fullmatch(word) for word in given.name[1:])
     values = {match[1]: match[2] for match in matches if match is not None}
     if not values:
-        raise InvalidValue("nothing to set: write KEY=VALUE after the names")
+        raise WrongCommandLine("nothing to set: write KEY=VALUE after the names")
     if empty := next((key for key, value in values.items() if not value.strip()), ""):
-        raise InvalidValue(f"{empty} has no value")
+        raise WrongCommandLine(f"{empty} has no value")
     if "control" in values:
-        raise InvalidValue("control is not a parameter: use ktaskfs cancel, pause, resume or kill")
+        raise WrongCommandLine("control is not a parameter: use ktaskfs cancel, pause, resume or kill")
     mounted = Mounted(given.mount)
     targets = _targets(mounted, patterns, lambda verbs: verbs != [], "can be set")
     return _each(given, targets, lambda name: _set(mounted, name, values))

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ktaskfs.cli.complain import complain
-from ktaskfs.errors import InvalidValue, KtaskfsError, NotSupported, TargetError
+from ktaskfs.errors import KtaskfsError, NotSupported, TargetError, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = _client(given)
     except KtaskfsError as error:
         complain(error)
-        status = 1
+        status = 2 if isinstance(error, WrongCommandLine) else 1
     except OSError as error:
         status = _complain_of_system(error)
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def _client(given: argparse.Namespace) -> int:
         return _on_hosts(given)
     for option in HOST_OPTIONS:
         if getattr(given, option, None) is not None:
-            raise InvalidValue(f"--{option.replace('_', '-')} needs --hosts")
+            raise WrongCommandLine(f"--{option.replace('_', '-')} needs --hosts")
     match given.command:
         case "run" | "wait":
             from ktaskfs.cli import run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 READY: Final = b"ready"
+DESCRIPTORS_LEAST: Final = 64
+"""Descriptors without which a daemon cannot start."""
 CHILDREN_MAX: Final = 10.0
 """Maximum seconds until the children have ended."""
 PAUSE: Final = 0.01
@@ -47,6 +50,7 @@ def mount(given: argparse.Namespace, environment: Mapping[str, str]) -> int:
         if given.fake:
             config.file_tunables()
             return 0
+        os.umask(os.umask(0) & 0o077)  # the next daemon must be able to read the state directory
         if given.store:
             return _store(config, manager)
         if not given.foreground:
@@ -146,6 +150,9 @@ def _run(
 
     # Each running task takes two descriptors, and so does each open control file: raise the limit.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < DESCRIPTORS_LEAST:
+        message = f"the limit on open files (ulimit -Hn) is {most}, below {DESCRIPTORS_LEAST}"
+        raise TargetError(message, errno=errno.EMFILE)
     with contextlib.suppress(ValueError):  # more than fs.nr_open, if that was lowered
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     operations = find_operations()

@@ -37,7 +37,7 @@ def let_go(fd: int) -> None:
         os.close(fd)
 
 
-def _in_utf8(text: str) -> str:
+def in_utf8(text: str) -> str:
     """``text`` as the daemon decodes it, whatever the locale of the command."""
     return os.fsencode(text).decode(errors="surrogateescape")
 
@@ -185,10 +185,10 @@ class Mounted(NamedTuple):
         from ktaskfs.units import printable
 
         try:
-            log = _in_utf8(self._replace(patience=0).read("info/error_log"))
+            log = in_utf8(self._replace(patience=0).read("info/error_log"))
         except KtaskfsError:  # the message is optional, the errno is the answer
             return None
-        written = printable(_in_utf8(f"{text[:COMMAND_MAX]}\n"))  # the log has the newline if there is a NUL byte
+        written = printable(in_utf8(f"{text[:COMMAND_MAX]}\n"))  # the log has the newline if there is a NUL byte
         found = list(ENTRY.finditer(log))
         for begin, end in zip(reversed(found), [len(log), *(each.start() for each in reversed(found))], strict=False):
             command, _, caret = log[begin.end() : end].partition("\n")

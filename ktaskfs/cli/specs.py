@@ -7,6 +7,7 @@ import shlex
 import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ktaskfs.cli.mounted import in_utf8
 from ktaskfs.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def of_words(words: Sequence[str]) -> str:
     pairs = [("op", "=", words[0]), *(word.partition("=") for word in words[1:])]
     if "\n" not in "".join(words) or not all(equals for _, equals, _ in pairs):
         return shlex.join(words)
-    return f"{{{', '.join(f'{json.dumps(key)}: {json.dumps(value)}' for key, _, value in pairs)}}}"
+    members = (f"{json.dumps(in_utf8(key))}: {json.dumps(in_utf8(value))}" for key, _, value in pairs)
+    return f"{{{', '.join(members)}}}"  # the daemon refuses a key that is given twice
 
 
 def read_specs(text: str) -> list[CommandSpec]:

@@ -44,7 +44,10 @@ def _of_task(text: Callable[[Task], str | bytes]) -> Callable[[ShownTask], str |
 
 def _status_text(shown: ShownTask) -> str:
     task = shown.known_task
-    return task_text.status(task, shown.parameters().values(), _held(shown, task))
+    notes = ["a cancel is pending"] * shown.fs.service.is_cancelling(task)
+    if held := _held(shown, task):
+        notes.append(held)
+    return task_text.status(task, shown.parameters().values(), "; ".join(notes))
 
 
 def _held(shown: ShownTask, task: Task) -> str:

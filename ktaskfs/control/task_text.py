@@ -127,10 +127,10 @@ def _found(snapshot: Snapshot) -> str:
     return f" ({snapshot.found} help: {why})"
 
 
-def status(task: Task, parameters: Iterable[Parameter], held: str = "") -> str:
+def status(task: Task, parameters: Iterable[Parameter], notes: str = "") -> str:
     """Everything for people, in the form of /proc/PID/status.
 
-    ``parameters`` are those of the task, ``held`` says why it does not go on, if something outside holds it.
+    ``parameters`` are those of the task, ``notes`` are about its state: a pending cancel, or what holds it.
     """
     snapshot = task.snapshot()
     done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
@@ -139,7 +139,7 @@ def status(task: Task, parameters: Iterable[Parameter], held: str = "") -> str:
     fields: list[tuple[str, object]] = [
         ("Name", task.name),
         ("Operation", "-" if task.operation is None else task.operation.name),
-        ("State", f"{task.state} ({held})" if held else task.state),
+        ("State", f"{task.state} ({notes})" if notes else task.state),
     ]
     fields += [(each.name.capitalize(), escaped(task.parameter_text(each))) for each in parameters]
     fields += [

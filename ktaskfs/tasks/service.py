@@ -291,6 +291,12 @@ class TaskService:
         else:
             task.ask(task.requests._replace(cancel=True, paused=False))
 
+    def is_cancelling(self, task: Task) -> bool:
+        """Whether the task was told to end, but its worker has not yet done so."""
+        if task.state is State.STARTING:
+            return self._starter.is_cancelling(task)
+        return task.state in WORKING and task.requests.cancel
+
     async def cancel_all(self, uid: int) -> None:
         """Cancel all tasks of ``uid``, and yield between two. Raises the first error of ``cancel`` after it was called
         for each."""

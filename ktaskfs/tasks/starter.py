@@ -142,6 +142,11 @@ class Starter:
         if batch is not None:
             batch.scope.cancel()
 
+    def is_cancelling(self, task: Task) -> bool:
+        """Whether the start of ``task`` was given up, but is not yet undone."""
+        batch = self._batches.get(task)
+        return batch is not None and batch.scope.cancel_called
+
     def kill(self, task: Task) -> None:
         """Like ``cancel``, but kill the worker at once, without undo of its preparation."""
         self.cancel(task)

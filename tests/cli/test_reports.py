@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,6 +119,16 @@ def test_a_key_is_added_to_each_spec_of_any_form() -> None:
 def test_what_cannot_be_split_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue, match="cannot read the spec"):
         read_specs(text)
+
+
+def test_words_with_a_line_break_in_another_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon reads UTF-8: the word has a letter of two bytes, and a byte that is none."""
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1"))
+    word = "path=/a\n\u00e9\xff".encode().replace(b"\xc3\xbf", b"\xff").decode("latin-1")
+    text = of_words(["clear", word])
+    assert json.loads(text)["path"] == "/a\n\u00e9\udcff"
+    (spec,) = read_specs(text)
+    assert json.loads(spec.adding("plan").text)["path"] == "/a\n\u00e9\udcff"
 
 
 def test_words_of_a_shell() -> None:

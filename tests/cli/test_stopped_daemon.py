@@ -219,10 +219,14 @@ def test_a_stopped_spawner_is_named(command: Command, memory: Path) -> None:
         assert command.mount.write("tasks/control", f"checksum path={memory}/file name=late") == (0, None)
         words = f"State:\tstarting (the spawner, process {spawner.pid}, is stopped by a signal)\n"
         assert words in command.mount.read("tasks/late/status")
+        assert command.mount.write("tasks/control", f"checksum path={memory}/file name=given-up") == (0, None)
+        assert command.mount.write("tasks/given-up/control", "cancel") == (0, None)
+        assert words.replace("(", "(a cancel is pending; ") in command.mount.read("tasks/given-up/status")
         until(named_by_the_doctor, "the doctor names it")  # not while the daemon takes more than five seconds
     finally:
         spawner.resume()
     assert command.mount.read("tasks/late/wait").endswith("done\n")
+    assert command.mount.read("tasks/given-up/wait").endswith("cancelled\n")
     assert not named_by_the_doctor()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import pytest
 from tests.attacks.callers import wait_for_worker
 from tests.support.hugepages import reserved
 from tests.support.poll import until
+from tests.support.processes import halt
 from tests.support.shell import run
 
 if TYPE_CHECKING:
@@ -182,6 +185,21 @@ def test_cancel_keeps_what_was_done_and_resume_does_the_rest(mounted: Mount, tmp
     finish(mounted, "t")
     assert mounted.read("tasks/t/progress") == f"{total} / {total}\n"
     assert is_zero(tmpfs / "f", 128 << 20)
+
+
+def test_a_cancel_that_the_worker_has_not_yet_obeyed_is_shown(mounted: Mount, tmpfs: Path) -> None:
+    start(mounted, f"fallocate path={tmpfs}/f length=128M rate_max=1M chunk=128K name=t")
+    worker = wait_for_worker(mounted, "t")
+    assert "State:\trunning\n" in mounted.read("tasks/t/status")
+    halt(worker)
+    try:
+        assert mounted.write("tasks/t/control", "cancel") == (0, None)
+        words = "State:\trunning (a cancel is pending; its worker is stopped by a signal)\n"
+        assert words in mounted.read("tasks/t/status")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    finish(mounted, "t", "cancelled")
+    assert "State:\tcancelled\n" in mounted.read("tasks/t/status")
 
 
 def test_pause_holds_and_resume_goes_on(mounted: Mount, tmpfs: Path) -> None:

@@ -56,7 +56,7 @@ class Fate(Enum):
     ENDED = 3
 
 
-def in_time(call: Callable[[], T]) -> T:
+def when_examined(call: Callable[[], T]) -> T:
     """The result of ``call``, repeated while a machine with too much to do has no time to examine this process.
 
     ETIMEDOUT says so, and then nothing was done.
@@ -128,7 +128,7 @@ class Hammer:
         assert met[0] in allowed, f"{errno.errorcode.get(met[0], met[0])} is not among {allowed}; {self.fates}"
 
     def write(self, path: Path, text: str) -> None:
-        fd = in_time(lambda: os.open(path, os.O_WRONLY))
+        fd = when_examined(lambda: os.open(path, os.O_WRONLY))
         try:
             os.write(fd, text.encode())
         finally:
@@ -137,7 +137,7 @@ class Hammer:
     def make(self) -> None:
         name, fate = self.own()
         with self.meets(0 if fate is Fate.MISSING else errno.EEXIST):
-            in_time(lambda: os.mkdir(self.path(name)))
+            when_examined(lambda: os.mkdir(self.path(name)))
         if fate is Fate.MISSING:
             self.fates[name] = Fate.NEW
 
@@ -155,7 +155,7 @@ class Hammer:
         if fate not in (Fate.NEW, Fate.ENDED):
             return
         file, text = self.random.choice([("control", "resume"), ("control", "start"), ("nice", "3"), ("length", "1M")])
-        fd = in_time(lambda: os.open(self.path(name, file), os.O_WRONLY))
+        fd = when_examined(lambda: os.open(self.path(name, file), os.O_WRONLY))
         os.rmdir(self.path(name))
         self.fates[name] = Fate.MISSING
         if self.random.random() < 0.5:
@@ -255,7 +255,7 @@ class Hammer:
     def share(self) -> None:
         name = self.random.choice(SHARED)
         with self.meets(0, errno.EEXIST):
-            in_time(lambda: os.mkdir(self.path(name)))
+            when_examined(lambda: os.mkdir(self.path(name)))
         with self.meets(0, errno.ENOENT, errno.ENODEV, errno.ESTALE):  # ESTALE: removed and made again, twice
             self.path(name, "status").read_text()
         with self.meets(0, errno.ENOENT):

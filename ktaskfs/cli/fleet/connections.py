@@ -20,7 +20,7 @@ from ClusterShell.Worker.Worker import WorkerError
 
 from ktaskfs.cli.arguments import FANOUT
 from ktaskfs.cli.fleet.workers import GatheringEpoll, LocalWorker, SshWorker
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
@@ -72,19 +72,19 @@ class Way(NamedTuple):
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Way:
-        """From the command line. Raises InvalidValue."""
+        """From the command line. Raises WrongCommandLine."""
         if given.topology is not None and given.via is not None:
-            raise InvalidValue("--topology needs ssh: leave out --via")
+            raise WrongCommandLine("--topology needs ssh: leave out --via")
         try:
             shlex.split(given.ssh_options or "")
         except ValueError as error:
-            raise InvalidValue(f"--ssh-options: {error}") from error
+            raise WrongCommandLine(f"--ssh-options: {error}") from error
         return cls(given.fanout or FANOUT, given.ssh_options or "", given.topology, given.via)
 
 
 def names_of(text: str) -> list[str]:
-    """The hosts that ``text`` names, each once, sorted. Raises InvalidValue."""
-    too_many = InvalidValue(f"--hosts: these are more than {HOSTS_MOST} hosts")
+    """The hosts that ``text`` names, each once, sorted. Raises WrongCommandLine."""
+    too_many = WrongCommandLine(f"--hosts: these are more than {HOSTS_MOST} hosts")
     # A number too many would fill the memory: ClusterShell keeps each number of a range, not each product.
     if any(int(last) - int(first) >= HOSTS_MOST for first, last in RANGE.findall(text)):
         raise too_many
@@ -94,11 +94,11 @@ def names_of(text: str) -> list[str]:
             raise too_many
         found = [str(each) for each in nodes]
     except NodeSetException as error:
-        raise InvalidValue(f"--hosts: {error}") from error
+        raise WrongCommandLine(f"--hosts: {error}") from error
     if not found:
-        raise InvalidValue(f"--hosts: {text!r} names no host")
+        raise WrongCommandLine(f"--hosts: {text!r} names no host")
     if bad := [each for each in found if each.startswith("-") or any(map(str.isspace, each)) or not each.isprintable()]:
-        raise InvalidValue(f"--hosts: {bad[0]!r} is not a host name")
+        raise WrongCommandLine(f"--hosts: {bad[0]!r} is not a host name")
     return found
 
 

@@ -18,7 +18,7 @@ from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
 from ktaskfs.cli.run import text_of
 from ktaskfs.cli.specs import read_specs
 from ktaskfs.cli.start import IfExists
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ SPECIAL: Final = re.compile(r"([\\!'])")
 def run(given: argparse.Namespace) -> int:
     """Start it on all hosts; returns the exit status. Raises KtaskfsError if nothing can start."""
     if given.files:
-        raise InvalidValue("--files reads files of this machine: leave out --hosts")
+        raise WrongCommandLine("--files reads files of this machine: leave out --hosts")
     names = names_of(given.hosts)
     batches = batches_of(names, given.batch)
     command = _command(given)
@@ -78,13 +78,13 @@ def quoted(word: str) -> str:
 
 
 def batches_of(names: Sequence[str], text: str | None) -> list[Sequence[str]]:
-    """The hosts in batches of ``N``, or of ``P%`` of all. Raises InvalidValue."""
+    """The hosts in batches of ``N``, or of ``P%`` of all. Raises WrongCommandLine."""
     if text is None:
         return [names]
     match = re.fullmatch(r"(\d+)(%?)", text)
     number = int(match[1]) if match is not None else 0
     if match is None or number < 1 or (match[2] and number > 100):
-        raise InvalidValue(f"--batch: {text!r} is neither a number of hosts nor a percentage such as 10%")
+        raise WrongCommandLine(f"--batch: {text!r} is neither a number of hosts nor a percentage such as 10%")
     size = max(1, len(names) * number // 100) if match[2] else number
     return [names[at : at + size] for at in range(0, len(names), size)]
 

@@ -294,7 +294,7 @@ class TargetTree:
             os.close(fd)
 
     def link(self, path: str, text: str, status: os.stat_result) -> None:
-        """A symbolic link; an equal one may exist. Raises OSError."""
+        """A symbolic link, with its times if they can be set; an equal one may exist. Raises OSError."""
         above, name = os.path.split(path)
         parent = self.directory(above)
         try:
@@ -303,7 +303,9 @@ class TargetTree:
             except FileExistsError:
                 if os.readlink(name, dir_fd=parent) != text:
                     raise
-            os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
+            # sshfs sets the times of what the link leads to, which may be missing, or somebody else's.
+            with contextlib.suppress(OSError):
+                os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
 

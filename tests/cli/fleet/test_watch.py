@@ -268,7 +268,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
         (["--files"], "--files reads files of this machine"),
     ):
         outcome = hosts("good1", *options)
-        assert (outcome.status, words in outcome.err) == (1, True), outcome
+        assert (outcome.status, words in outcome.err) == (2, True), outcome
     for names in (
         "hv[1",
         "",
@@ -280,7 +280,7 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
         "hv[1-2,5-99999999]",
     ):
         outcome = hosts(names)
-        assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (1, True), outcome
+        assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (2, True), outcome
     assert hosts("good1", spec="").err == "ktaskfs: there is no specification\n"
     assert "more than 96 KiB" in hosts("good1", spec=f"free path=/{'x' * 100_000}").err
     assert hosts.log() == []
@@ -298,7 +298,7 @@ def test_an_option_for_hosts_alone(hosts: Hosts) -> None:
     words = hosts.words("good1", "--fanout", "3")
     del words[4:6]
     outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (outcome.returncode, outcome.stderr) == (1, "ktaskfs: --fanout needs --hosts\n")
+    assert (outcome.returncode, outcome.stderr) == (2, "ktaskfs: --fanout needs --hosts\n")
 
 
 def test_without_clustershell(hosts: Hosts, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ktaskfs.errors import Finding, KtaskfsError, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.ktask import Job, TaskError
 from tests.operations.trees.ground import as_nobody, make, parsed
-from tests.operations.trees.test_copy import failed, traits
+from tests.operations.trees.test_copy import copied, failed, traits
 from tests.operations.trees.test_copy_resume import rows, with_large
 from tests.support import filesystems
 
@@ -61,6 +61,22 @@ def test_names_that_are_one_on_the_target(runner: Runner, disk: Path, monkeypatc
     assert reason == "EEXIST"
     kept = {"a": "A", "A": "a"}[skipped]
     assert (disk / "copy/a").read_bytes() == (disk / "source" / kept).read_bytes()
+
+
+def test_a_link_whose_times_cannot_be_set(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshfs follows it, and ENOENT says that it leads nowhere."""
+    real = os.utime
+
+    def follow(path: str | int, *, ns: tuple[int, int], dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        assert follow_symlinks or dir_fd is not None
+        real(path, ns=ns, dir_fd=dir_fd)
+
+    make(disk / "source/file")
+    (disk / "source/link").symlink_to("nowhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", follow)
+        assert copied(runner, disk / "source", disk / "copy")["links"] == 1
+    assert os.readlink(disk / "copy/link") == "nowhere"
 
 
 def test_two_tasks_do_not_mix_their_files(runner: Runner, disk: Path) -> None:
