@@ -8,7 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ from tests.support.daemon import ROOT
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PYTHON = [sys.executable, "-W", "error"]
 COMMAND = [*PYTHON, "-m", "ktaskfs.cli.main", "mount"]

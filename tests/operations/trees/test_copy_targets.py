@@ -67,7 +67,9 @@ def test_a_link_whose_times_cannot_be_set(runner: Runner, disk: Path, monkeypatc
     """sshfs follows it, and ENOENT says that it leads nowhere."""
     real = os.utime
 
-    def follow(path: str | int, *, ns: tuple[int, int], dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+    def follow(
+        path: str | int, *, ns: tuple[int, int], dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> None:
         assert follow_symlinks or dir_fd is not None
         real(path, ns=ns, dir_fd=dir_fd)
 
