@@ -11,6 +11,7 @@ from ktaskfs.host.topology import usable_cpus
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.thread_use import ThreadUse
+from tests.support.processes import halt
 from tests.tasks.conftest import house, memory, workers
 from tests.tasks.house import OPERATIONS, me, until
 
@@ -78,7 +79,7 @@ async def test_a_task_that_is_stopped_by_a_signal_gives_its_helpers_back(
 ) -> None:
     greedy, hungry = await greedy_and_hungry(house, memory, monkeypatch)
     assert greedy.worker is not None
-    os.kill(greedy.worker.pid, signal.SIGSTOP)
+    halt(greedy.worker.pid)  # before anybody looks at it
     set_rate(house, greedy, "max")
     assert greedy.requests.threads == WANTED
     await until(lambda: (greedy.requests.threads, hungry.requests.threads) == (1, WANTED), "the helpers go over")

@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import until_said
 from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
+from tests.support.processes import halt
 from tests.support.shell import Outcome, run
 from tests.support.slow import start_slow, stop
 
@@ -261,7 +262,7 @@ def test_control_c_cancels_and_a_second_one_leaves(command: Command, memory: Pat
         assert follower.stderr is not None
         until(lambda: command.mount.cat("tasks/twice/state").out == "running\n", "it runs")
         worker = json.loads(command.mount.read("tasks/twice/stat.json"))["pid"]
-        os.kill(worker, signal.SIGSTOP)  # as in a chunk that takes long
+        halt(worker)  # as in a chunk that takes long
         try:
             follower.send_signal(signal.SIGINT)
             while not follower.stderr.readline().startswith("cancelling"):
