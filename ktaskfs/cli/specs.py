@@ -68,7 +68,9 @@ def _specs(text: str) -> Iterator[CommandSpec]:
     rest = text.lstrip(BLANKS)
     while rest:
         if rest[0] in "{[":
-            value, end = json.JSONDecoder(object_pairs_hook=_members).raw_decode(rest)
+            decoder = json.JSONDecoder(object_pairs_hook=_members)
+            _, end = decoder.raw_decode(rest)
+            value = decoder.decode(in_utf8(rest[:end]))  # json.dumps would keep the locale's letters, not their bytes
             for each in value if isinstance(value, list) else [value]:
                 if not isinstance(each, dict):
                     raise ValueError(f"{each!r} is not an object")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ktaskfs.ktask.outcome import Outcome
     from ktaskfs.ktask.task_thread import TaskThread
 
-_LATE: Final = 60.0
+_LATE: Final = 1.0
 """Seconds that the interpreter's exit waits for a thread that has not begun: more than a busy machine needs."""
 
 

@@ -143,9 +143,9 @@ class Starter:
             batch.scope.cancel()
 
     def is_cancelling(self, task: Task) -> bool:
-        """Whether the start of ``task`` was given up, but is not yet undone."""
+        """Whether the start of ``task`` was cancelled, but is not yet undone."""
         batch = self._batches.get(task)
-        return batch is not None and batch.scope.cancel_called
+        return batch is not None and batch.scope.cancel_called and batch.refusal is None
 
     def kill(self, task: Task) -> None:
         """Like ``cancel``, but kill the worker at once, without undo of its preparation."""

@@ -131,6 +131,13 @@ def test_words_with_a_line_break_in_another_locale(monkeypatch: pytest.MonkeyPat
     assert json.loads(spec.adding("plan").text)["path"] == "/a\n\u00e9\udcff"
 
 
+def test_json_in_another_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1"))
+    (spec,) = read_specs('{"op": "clear", "path": "/\u00e9"}'.encode().decode("latin-1"))
+    assert json.loads(spec.adding("plan").text)["path"] == "/\u00e9"
+    assert spec.values["path"] == "/\u00e9"
+
+
 def test_words_of_a_shell() -> None:
     assert of_words(["clear path='a b'"]) == "clear path='a b'"
     assert of_words(["clear", "path=a b", "length=4K"]) == "clear 'path=a b' length=4K"

@@ -30,6 +30,9 @@ filesystem without modes, such as vfat, may ignore chmod(2) without an error: th
 
 _COARSEST_NS: Final = 2_000_000_000
 """Filesystems round times: vfat to two seconds."""
+_NO_LINK_TIMES: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Errors of a filesystem that has no times of links. sshfs sets those of the file that the link leads to, as for cp -a:
+it may be missing, or belong to somebody else."""
 
 
 class TargetTree:
@@ -303,9 +306,11 @@ class TargetTree:
             except FileExistsError:
                 if os.readlink(name, dir_fd=parent) != text:
                     raise
-            # sshfs sets the times of what the link leads to, which may be missing, or somebody else's.
-            with contextlib.suppress(OSError):
+            try:
                 os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINK_TIMES:
+                    raise
         finally:
             os.close(parent)
 
