@@ -44,29 +44,40 @@ class Reads:
 
     Since Linux 6.5 splice(2) reads a FUSE file through the page cache, which treats a short read as the end of the
     file. Only an error makes programs use read(2) instead. The kernel reads SPLICE_SIZE for it, and after an error the
-    first page again. If that page remains from another splice, the kernel reads only this page:
+    first page again. If that page remains from another splice, the kernel reads only this page: so after a splice, a
+    first read of one page counts as a splice. (A lookup and an open drop the pages.)
 
-    so after a splice, a first read of one page counts as a splice. (A lookup drops the page.) A program that reads
-    st_size bytes gets an error before the end.
+    If another program's open drops some of the pages meanwhile, the kernel reads the missing pages ahead, and the first
+    page again. So an opening that was refused once gets no page at the beginning, and two pages only after the refusal
+    of one: programs that fall back from splice(2) have larger buffers (Rust 2 pages, busybox 16). The position of a
+    program's own read is never beyond what it was given. A program that reads st_size bytes gets an error before the
+    end.
     """
 
-    __slots__ = ("_first", "_ino", "_last", "_opened", "_splices")
+    __slots__ = ("_first", "_ino", "_last", "_opened", "_refused", "_splices")
 
     def __init__(self, ino: int, splices: Splices) -> None:
         self._ino = ino
         self._splices = splices
         self._opened = splices.now()
-        self._first = self._last = 0
+        self._first = 0
+        self._refused: tuple[int, int] | None = None
+        """Offset and size of the last refused read."""
 
-    def check(self, offset: int, size: int) -> None:
-        """Raise NotSpliced if the next read, of ``size`` at ``offset``, treats the stream as a file of SHOWN_SIZE."""
-        first, last = self._first, self._last
-        self._first, self._last = first or size, size
-        if offset == 0 and (size == SPLICE_SIZE or (size == PAGE and self._left_over(first, last))):
+    def check(self, offset: int, size: int, given: int) -> None:
+        """Raise NotSpliced if a read of ``size`` at ``offset``, after ``given`` bytes, treats the stream as a file of
+        SHOWN_SIZE."""
+        if offset > given or (offset == 0 and self._is_splice(size)):
+            self._first = self._first or size
+            self._refused = (offset, size)
             self._splices.refused(self._ino)
             raise NotSpliced("a stream cannot be spliced")
-        if first == SHOWN_SIZE and offset + size == SHOWN_SIZE and size <= SHOWN_SIZE // 2:
+        self._first = self._first or size
+        if self._first == SHOWN_SIZE and offset + size == SHOWN_SIZE and size <= SHOWN_SIZE // 2:
             raise NotSpliced("a stream has no size: read it to its end")
 
-    def _left_over(self, first: int, last: int) -> bool:
-        return last == SPLICE_SIZE or (not first and self._splices.since(self._ino, self._opened - LATELY))
+    def _is_splice(self, size: int) -> bool:
+        if self._refused is None:
+            left_over = not self._first and self._splices.since(self._ino, self._opened - LATELY)
+            return size == SPLICE_SIZE or (size == PAGE and left_over)
+        return size in {PAGE, SPLICE_SIZE} or (size == 2 * PAGE and self._refused != (0, PAGE))

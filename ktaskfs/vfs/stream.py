@@ -117,7 +117,7 @@ class Reader(NamedTuple):
 class OpenStream(OpenFile):
     """One reader of a stream."""
 
-    __slots__ = ("_change", "_ended", "_held", "_lock", "_reader", "_reads", "_stream")
+    __slots__ = ("_change", "_ended", "_given", "_held", "_lock", "_reader", "_reads", "_stream")
 
     def __init__(self, stream: Stream, reader: Reader, change: Change | None, reads: Reads) -> None:
         self._stream = stream
@@ -125,12 +125,14 @@ class OpenStream(OpenFile):
         self._change = change
         self._reads = reads
         self._lock = trio.Lock()  # guards _held and _ended during a wait for a chunk
+        self._given = 0
+        """Bytes that were delivered."""
         self._held = b""
         """Received but undelivered bytes."""
         self._ended = False
 
     async def read(self, offset: int, size: int) -> bytes:
-        self._reads.check(offset, size)
+        self._reads.check(offset, size, self._given)
         with self._reader.patience.wait(self._reader.uid, PATIENCE):
             async with self._lock:
                 if not self._held and not self._ended:
@@ -144,6 +146,7 @@ class OpenStream(OpenFile):
 
     def _give(self, size: int) -> bytes:
         given, self._held = self._held[:size], self._held[size:]
+        self._given += len(given)
         return given
 
     async def _hold_next(self) -> None:

@@ -32,7 +32,12 @@ def test_every_program_waits(mounted: Mount, newest: Utilities, memory: Path, ar
             readers[f"{program} {len(readers)}"] = subprocess.Popen(
                 ["bash", "-c", command, "bash", wait, place], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
-        until(lambda: _streams(mounted) == len(readers), "all have opened the stream")
+        until(all_follow, "all have opened the stream")
+
+    def all_follow() -> bool:
+        ended = {name: reader.communicate() for name, reader in readers.items() if reader.poll() is not None}
+        assert ended == {}  # what these have read says why
+        return _streams(mounted) == len(readers)
 
     start(page_readers())
     for _ in range(2):

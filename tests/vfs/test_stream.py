@@ -134,10 +134,28 @@ async def test_what_the_kernel_reads_for_a_splice_is_refused_and_loses_nothing()
         with pytest.raises(KtaskfsError) as refused:
             await file.read(0, size)
         assert refused.value.errno == errno.EINVAL
-    assert [await file.read(0, PAGE), await file.read(4, PAGE)] == [b"one\n", b""]
+    assert [await file.read(0, 2 * PAGE), await file.read(4, PAGE)] == [b"one\n", b""]
 
 
-async def test_a_page_that_is_left_from_the_splice_of_another_is_refused_once() -> None:
+@pytest.mark.parametrize(
+    "again",
+    [
+        [(0, PAGE), (0, PAGE)],
+        [(0, 2 * PAGE), (0, PAGE)],
+        [(0, SPLICE_SIZE), (0, PAGE)],
+        [(0, PAGE), (2 * PAGE, PAGE), (0, 2 * PAGE), (0, PAGE)],
+    ],
+)
+async def test_it_is_refused_too_if_another_open_drops_some_of_its_pages(again: list[tuple[int, int]]) -> None:
+    """The kernel reads what is missing ahead, and after the error the first page again."""
+    file = await opened(Chunks(b"one\n", b""))
+    for offset, size in ((0, SPLICE_SIZE), *again):
+        with pytest.raises(KtaskfsError, match="spliced"):
+            await file.read(offset, size)
+    assert await file.read(0, 2 * PAGE) == b"one\n"
+
+
+async def test_a_page_that_is_left_from_the_splice_of_another_is_refused() -> None:
     now = 0.0
     splices = Splices(lambda: now)
     streams = iter([Chunks(), *(Chunks(b"one\n") for _ in range(3))])
@@ -148,7 +166,7 @@ async def test_a_page_that_is_left_from_the_splice_of_another_is_refused_once() 
         await splicer.read(0, SPLICE_SIZE)
     with pytest.raises(KtaskfsError):
         await before.read(0, PAGE)
-    assert await before.read(0, PAGE) == b"one\n"
+    assert await before.read(0, 2 * PAGE) == b"one\n"
     assert await (await other.open(ALICE, os.O_RDONLY)).read(0, PAGE) == b"one\n"
     now += 2 * LATELY
     assert await (await file.open(ALICE, os.O_RDONLY)).read(0, PAGE) == b"one\n"
