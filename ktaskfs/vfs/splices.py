@@ -50,8 +50,8 @@ class Reads:
     If another program's open drops some of the pages meanwhile, the kernel reads the missing pages ahead, and the first
     page again. So an opening that was refused once gets no page at the beginning, and two pages only after the refusal
     of one: programs that fall back from splice(2) have larger buffers (Rust 2 pages, busybox 16). The position of a
-    program's own read is never beyond what it was given. A program that reads st_size bytes gets an error before the
-    end.
+    program's own read is never beyond what it was given. A first read of two pages may be either, and is taken for a
+    program's own, as tail(1) and sed(1) have it. A program that reads st_size bytes gets an error before the end.
     """
 
     __slots__ = ("_first", "_ino", "_last", "_opened", "_refused", "_splices")
