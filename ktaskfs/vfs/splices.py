@@ -48,10 +48,11 @@ class Reads:
     first read of one page counts as a splice. (A lookup and an open drop the pages.)
 
     If another program's open drops some of the pages meanwhile, the kernel reads the missing pages ahead, and the first
-    page again. So an opening that was refused once gets no page at the beginning, and two pages only after the refusal
-    of one: programs that fall back from splice(2) have larger buffers (Rust 2 pages, busybox 16). The position of a
-    program's own read is never beyond what it was given. A first read of two pages may be either, and is taken for a
-    program's own, as tail(1) and sed(1) have it. A program that reads st_size bytes gets an error before the end.
+    page again; if the program splices again, the first page too. So after one refusal every read of the first page is
+    refused, and a read of the first two pages unless the last refusal was of the first page: programs fall back to
+    larger buffers (cp of uutils 2 pages, busybox 16). A read beyond the delivered bytes is always refused. A first read
+    of two pages is taken for a program's own, because tail(1) and sed(1) read two pages; this is a guess. A program
+    that reads st_size bytes gets an error before the end.
     """
 
     __slots__ = ("_first", "_ino", "_last", "_opened", "_refused", "_splices")
@@ -67,17 +68,16 @@ class Reads:
     def check(self, offset: int, size: int, given: int) -> None:
         """Raise NotSpliced if a read of ``size`` at ``offset``, after ``given`` bytes, treats the stream as a file of
         SHOWN_SIZE."""
-        if offset > given or (offset == 0 and self._is_splice(size)):
-            self._first = self._first or size
+        is_first, self._first = not self._first, self._first or size
+        if offset > given or (offset == 0 and self._is_splice(size, is_first=is_first)):
             self._refused = (offset, size)
             self._splices.refused(self._ino)
             raise NotSpliced("a stream cannot be spliced")
-        self._first = self._first or size
         if self._first == SHOWN_SIZE and offset + size == SHOWN_SIZE and size <= SHOWN_SIZE // 2:
             raise NotSpliced("a stream has no size: read it to its end")
 
-    def _is_splice(self, size: int) -> bool:
+    def _is_splice(self, size: int, *, is_first: bool) -> bool:
         if self._refused is None:
-            left_over = not self._first and self._splices.since(self._ino, self._opened - LATELY)
+            left_over = is_first and self._splices.since(self._ino, self._opened - LATELY)
             return size == SPLICE_SIZE or (size == PAGE and left_over)
         return size in {PAGE, SPLICE_SIZE} or (size == 2 * PAGE and self._refused != (0, PAGE))

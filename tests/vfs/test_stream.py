@@ -155,6 +155,15 @@ async def test_it_is_refused_too_if_another_open_drops_some_of_its_pages(again: 
     assert await file.read(0, 2 * PAGE) == b"one\n"
 
 
+async def test_a_read_beyond_the_delivered_bytes_is_refused() -> None:
+    """A program reads a stream from where it is; only the kernel reads ahead of that."""
+    file = await opened(Chunks(b"one\n", b"two\n", b""))
+    assert await file.read(0, 2 * PAGE) == b"one\n"
+    with pytest.raises(KtaskfsError, match="spliced"):
+        await file.read(2 * PAGE, PAGE)
+    assert [await file.read(4, 2 * PAGE), await file.read(8, 2 * PAGE)] == [b"two\n", b""]
+
+
 async def test_a_page_that_is_left_from_the_splice_of_another_is_refused() -> None:
     now = 0.0
     splices = Splices(lambda: now)
