@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.users import User
 
-TASK = 'echo "clear path=$1 name=$2" > tasks/control && cat tasks/$2/wait | tail -n 1 | grep -qx done'
+TASK = 'echo "clear path=$1 name=$2 force=1" > tasks/control && cat tasks/$2/wait | tail -n 1 | grep -qx done'
+"""With force=1, because the guard of files in use finds the killed workers of the attacker, too."""
 
 
 @pytest.mark.parametrize("number", ["SIGSTOP", "SIGKILL"])
