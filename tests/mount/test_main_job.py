@@ -15,6 +15,7 @@ import pytest
 
 from tests.attacks.callers import wait_for_worker
 from tests.support.hugepages import reserved
+from tests.support.memory_files import is_all
 from tests.support.poll import until
 from tests.support.processes import halt
 from tests.support.shell import run
@@ -48,10 +49,6 @@ def fill(path: Path | str) -> None:
     subprocess.run([sys.executable, "-c", FILL, str(path)], check=True)
 
 
-def is_zero(path: Path | str, size: int) -> bool:
-    return run("cmp", "-n", str(size), str(path), "/dev/zero").status == 0
-
-
 def start(mount: Mount, spec: str, user: User | None = None) -> None:
     assert mount.write("tasks/control", spec, user=user) == (0, None), mount.read("info/last_cmd_status", user=user)
 
@@ -82,14 +79,14 @@ def test_allocate_and_clear_huge_pages(mounted: Mount, hugetlbfs: Path, page_siz
         assert file.stat().st_blocks * 512 == size
         assert file.stat().st_mode & 0o777 == 0o600
         assert pool.available == spare
-        assert is_zero(file, size)
+        assert is_all(0, file, 0, size)
         fill(file)
         start(mounted, f"fallocate path={file} name=again")
         finish(mounted, "again")
         assert run("od", "-An", "-tx1", "-N1", str(file)).out.split() == ["ff"], "what was there was touched"
         start(mounted, f"clear path={file} name=scrub")
         finish(mounted, "scrub")
-        assert is_zero(file, size)
+        assert is_all(0, file, 0, size)
         assert pool.available == spare
         file.unlink()
 
@@ -99,7 +96,7 @@ def test_allocate_and_clear_tmpfs(mounted: Mount, tmpfs: Path) -> None:
     start(mounted, json.dumps({"op": "fallocate", "path": str(file), "length": "96M", "name": "f", "mode": "0640"}))
     finish(mounted, "f")
     assert file.stat().st_blocks * 512 == size
-    assert is_zero(file, size)
+    assert is_all(0, file, 0, size)
     fill(file)
     start(mounted, f"clear path='{file}' offset=4097 length=1000000 name=part")
     finish(mounted, "part")
@@ -130,7 +127,7 @@ def test_a_memfd_through_its_process(mounted: Mount, kind: str) -> None:
         fill(path)
         start(mounted, f"clear path={path} name=scrub")
         finish(mounted, "scrub")
-        assert is_zero(path, size)
+        assert is_all(0, path, 0, size)
 
 
 def test_a_path_relative_to_the_writers_directory(mounted: Mount, tmpfs: Path) -> None:
@@ -184,7 +181,7 @@ def test_cancel_keeps_what_was_done_and_resume_does_the_rest(mounted: Mount, tmp
     assert mounted.write("tasks/t/control", "resume") == (0, None)
     finish(mounted, "t")
     assert mounted.read("tasks/t/progress") == f"{total} / {total}\n"
-    assert is_zero(tmpfs / "f", 128 << 20)
+    assert is_all(0, tmpfs / "f", 0, 128 << 20)
 
 
 def test_a_cancel_that_the_worker_has_not_yet_obeyed_is_shown(mounted: Mount, tmpfs: Path) -> None:
@@ -256,7 +253,7 @@ def test_tasks_go_on_after_umount(mount_maker: MountMaker, area: Path, tmpfs: Pa
     second = mount_maker(statedir=state)
     assert second.write("tasks/t/rate_max", "max") == (0, None)
     finish(second, "t")
-    assert is_zero(tmpfs / "f", 32 << 20)
+    assert is_all(0, tmpfs / "f", 0, 32 << 20)
 
 
 def test_what_the_mount_says_of_itself(mounted: Mount) -> None:

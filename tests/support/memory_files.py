@@ -1,4 +1,4 @@
-"""Looking at files of memory with other programs, and writing to them."""
+"""Looking at files of memory without our own code, and writing to them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 HUGE = 2 << 20
 TIB = 1 << 40
+STEP = 1 << 20
+"""Bytes to read or write at a time."""
 
 
 def allocated(path: Path | str) -> int:
@@ -22,11 +24,23 @@ def allocated(path: Path | str) -> int:
     return int(blocks) * int(unit)
 
 
+def repeats(pattern: bytes, path: Path | str, start: int, end: int) -> bool:
+    """Whether the bytes from ``start`` to ``end`` are ``pattern`` again and again, the first one at ``start``.
+
+    Reading fills no hole.
+    """
+    wanted = pattern * max(1, STEP // len(pattern))
+    with open(path, "rb", buffering=0) as file:
+        for position in range(start, end, len(wanted)):
+            part = wanted[: end - position]
+            if os.pread(file.fileno(), len(part), position) != part:
+                return False
+    return True
+
+
 def is_all(byte: int, path: Path | str, start: int, end: int) -> bool:
-    """Whether every byte from ``start`` to ``end`` is ``byte``, as cmp(1) sees it. Reading fills no hole."""
-    source = "/dev/zero" if byte == 0 else f"<(tr '\\0' '\\{byte:03o}' < /dev/zero)"
-    command = f'cmp -n {end - start} -i {start}:0 "$0" {source}'
-    return subprocess.run(["bash", "-c", command, str(path)], capture_output=True, check=False).returncode == 0
+    """Whether every byte from ``start`` to ``end`` is ``byte``. Reading fills no hole."""
+    return repeats(bytes([byte]), path, start, end)
 
 
 def dirty(path: Path | str, start: int, end: int) -> None:
@@ -34,9 +48,9 @@ def dirty(path: Path | str, start: int, end: int) -> None:
     fd = os.open(path, os.O_RDWR)
     with mmap.mmap(fd, 0) as mapped:
         os.close(fd)
-        step = 1 << 20
-        for position in range(start, end, step):
-            mapped[position : min(position + step, end)] = b"\xff" * min(step, end - position)
+        ones = b"\xff" * STEP
+        for position in range(start, end, STEP):
+            mapped[position : min(position + STEP, end)] = ones[: end - position]
 
 
 def write_bytes(path: Path | str, data: bytes | bytearray, offset: int = 0) -> None:
@@ -70,6 +84,13 @@ def content(size: int, seed: int = 1) -> bytes:
 
 
 def same(first: Path | str, second: Path | str, length: int, skip: tuple[int, int] = (0, 0)) -> bool:
-    """As cmp(1) sees it."""
-    command = ["cmp", "-n", str(length), "-i", f"{skip[0]}:{skip[1]}", str(first), str(second)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    """Whether ``length`` bytes are the same, after those to skip in each file; fewer if both files end there."""
+    with open(first, "rb", buffering=0) as one, open(second, "rb", buffering=0) as other:
+        for position in range(0, length, STEP):
+            size = min(STEP, length - position)
+            part = os.pread(one.fileno(), size, skip[0] + position)
+            if part != os.pread(other.fileno(), size, skip[1] + position):
+                return False
+            if len(part) < size:
+                break
+    return True

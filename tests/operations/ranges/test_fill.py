@@ -18,7 +18,7 @@ from ktaskfs.operations.ranges._pattern import HEX, repeated
 from ktaskfs.operations.ranges.verify import _Verifier
 from ktaskfs.span import Node, Span
 from tests.support.forked import run_forked
-from tests.support.memory_files import allocated, dirty, is_all
+from tests.support.memory_files import allocated, dirty, is_all, repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,16 +58,9 @@ def make(place: Place) -> tuple[Path, int]:
 
 
 def holds(path: Path, pattern: bytes, start: int, end: int) -> bool:
-    """Whether cmp(1) finds the pattern there, counted from the beginning of the file."""
+    """Whether the pattern is there, counted from the beginning of the file."""
     turn = start % len(pattern)
-    turned = (pattern[turn:] + pattern[:turn]) * (1 + (1 << 20) // len(pattern))
-    written = os.memfd_create("pattern")
-    with os.fdopen(written, "wb") as file:
-        for _ in range((end - start) // len(turned) + 1):
-            file.write(turned)
-        file.flush()
-        command = ["cmp", "-n", str(end - start), "-i", f"{start}:0", str(path), f"/proc/self/fd/{written}"]
-        return subprocess.run(command, capture_output=True, pass_fds=[written], check=False).returncode == 0
+    return repeats(pattern[turn:] + pattern[:turn], path, start, end)
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:

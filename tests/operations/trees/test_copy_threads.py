@@ -47,6 +47,7 @@ def test_one_thread_copies_a_file_unless_it_is_large(runner: Runner, disk: Path,
     subprocess.run(["diff", "-r", disk / "source", tmpfs / "copy"], check=True)
 
 
+@pytest.mark.parametrize("tmpfs", ["huge=never"], indirect=True)
 def test_small_files_are_copied_by_one_thread_at_a_time(runner: Runner, disk: Path, tmpfs: Path) -> None:
     """Two threads took up to 1.7 times as long: they asked each other for the interpreter's lock at each call."""
     for number in range(1500):
