@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.topology import usable_cpus
 from tests.support.daemon import ROOT
 from tests.support.poll import DEADLINE, until
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from tests.conftest import MountMaker
     from tests.support.users import User
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory"),
+    pytest.mark.skipif(len(usable_cpus()) < 2, reason="there is one CPU, and no second thread"),
+]
 
 CALLER = """
 import os, resource, sys, time

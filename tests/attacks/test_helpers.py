@@ -5,29 +5,31 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ktaskfs.host.topology import usable_cpus
+import pytest
+
 from ktaskfs.tasks.spec import parse_spec
 from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.thread_use import ThreadUse
 from tests.support.processes import halt
-from tests.tasks.conftest import house, memory, workers
-from tests.tasks.house import OPERATIONS, me, until
+from tests.tasks.conftest import house, known_cpus, memory, workers
+from tests.tasks.house import CPUS, OPERATIONS, me, until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from ktaskfs.tasks.task import Task
     from tests.support.users import User
     from tests.tasks.house import House
 
-__all__ = ["house", "memory", "workers"]
+__all__ = ["house", "known_cpus", "memory", "workers"]
 
-CPUS = len(usable_cpus())
-WANTED = min(CPUS, 1 + helper_limit(CPUS, -(-100 // CPUS)))
+pytestmark = pytest.mark.usefixtures("known_cpus")
+
+PERCENT: Final = 100 // len(CPUS)
+"""The part of the CPUs that makes one helper."""
+WANTED: Final = 1 + helper_limit(len(CPUS), PERCENT)
 """Threads of a task that has all helpers."""
 
 
@@ -48,8 +50,8 @@ async def greedy_and_hungry(house: House, memory: Path, monkeypatch: pytest.Monk
 
     Nobody looks at them until both have begun, even if a worker stalls before its first chunk.
     """
-    house.set("max_threads", CPUS)
-    house.set("cpu_percent", -(-100 // CPUS))  # one helper
+    house.set("max_threads", len(CPUS))
+    house.set("cpu_percent", PERCENT)
     tasks = []
     with monkeypatch.context() as unseen:
         unseen.setattr(ThreadUse, "look", lambda _use, _task: None)
@@ -102,7 +104,7 @@ async def test_many_tasks_of_one_user_leave_another_users_task_its_share(
 ) -> None:
     monkeypatch.setattr("ktaskfs.tasks.helper_watch.INTERVAL", 1e6)  # none gives helpers back
     os.chmod(memory, 0o1777)
-    house.set("max_threads", CPUS)
+    house.set("max_threads", len(CPUS))
     house.set("cpu_percent", 100)
     many = [await run_as(house, attacker, memory / f"many{number}") for number in range(3)]
     one = await run_as(house, victim, memory / "one")

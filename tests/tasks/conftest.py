@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from ktaskfs.tasks import adoption, named_processes, starter
+from ktaskfs.tasks import adoption, named_processes, new_worker, starter, table
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.state_directory import StateDirectory
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE
-from tests.tasks.house import House, open_house
+from tests.tasks.house import CPUS, House, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -47,6 +47,13 @@ def workers(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if child.name().startswith("ktask/"):
                     child.kill()
+
+
+@pytest.fixture
+def known_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon shares out the helpers of CPUS, however many CPUs this machine has."""
+    for module in (table, new_worker):
+        monkeypatch.setattr(module, "usable_cpus", lambda pid=0: CPUS)
 
 
 @pytest.fixture

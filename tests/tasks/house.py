@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 OPERATIONS = find_operations()
+CPUS = (0, 1, 2, 3)
+"""The CPUs of the fixture ``known_cpus``."""
 
 
 def me() -> CallerProcess:

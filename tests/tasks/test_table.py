@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ktaskfs.errors import InvalidValue, NameTaken, NoSuchTask, TaskForgotten, TooManyTasks
-from ktaskfs.host.topology import usable_cpus
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
 from ktaskfs.tasks import retention as ended_module
@@ -22,10 +21,12 @@ from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.tunables import TUNABLES, Settings
 from ktaskfs.tasks.worker_handle import WorkerHandle
 from tests.support.tasks import change_history, change_texts
+from tests.tasks.house import CPUS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("known_cpus")
 TUNABLE = {each.name: each for each in TUNABLES}
 
 
@@ -203,13 +204,12 @@ def test_observers_hear_of_every_change() -> None:
 
 def test_helpers_are_dealt_anew_whenever_a_task_begins_or_ends_or_a_tunable_changes() -> None:
     table = make_table(max_threads=1000)
-    cpus = len(usable_cpus())
     first, second = add(table, "a"), add(table, "b")
     table.move(first, State.RUNNING)
     alone = first.requests.threads
-    assert alone == min(cpus, 1 + helper_limit(cpus, 80))
+    assert alone == 1 + helper_limit(len(CPUS), 80)
     table.move(second, State.RUNNING)
-    assert first.requests.threads + second.requests.threads <= 2 + helper_limit(cpus, 80)
+    assert first.requests.threads + second.requests.threads <= 2 + helper_limit(len(CPUS), 80)
     table.move(second, State.DONE)
     assert first.requests.threads == alone
     table.settings.set(TUNABLE["max_threads"], "1")
@@ -241,7 +241,7 @@ def test_a_tasks_own_limit_of_threads_counts(text: str) -> None:
     task = add(table, "a")
     change_texts(task, max_threads=text)
     table.move(task, State.RUNNING)
-    assert task.requests.threads == (1 if text == "1" else len(usable_cpus()))
+    assert task.requests.threads == (1 if text == "1" else len(CPUS))
 
 
 def test_a_worker_that_cannot_be_told_does_not_stand_in_the_others_way(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ class TableMachine(RuleBasedStateMachine):
         assert set(self.table.overdue()) == ended
         active = [task for task in tasks if task.state in ACTIVE]
         helpers = sum(task.requests.threads for task in active) - len(active)
-        assert helpers <= helper_limit(len(usable_cpus()), 80)
+        assert helpers <= helper_limit(len(CPUS), 80)
         assert all(task.requests.threads >= 1 for task in active)
 
 
