@@ -20,7 +20,8 @@ from tests.support.poll import until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NODE_MEMORY: Final = "512M"
+NODE_MEMORY: Final = 768
+"""MiB of each of the two nodes: a test reserves all of one, and the tests themselves then have the other."""
 APPARMOR: Final = "apparmor"
 SELINUX: Final = "selinux"
 """A kernel has one of them at work."""
@@ -71,11 +72,11 @@ def _parameters(command: str, labels: str) -> str:
 def _qemu(parts: packages.Parts, ramdisk: Path, socket: Path, parameters: str) -> list[str]:
     nodes = []
     for node, cpus in enumerate(("0-1", "2-3")):
-        nodes += ["-object", f"memory-backend-memfd,id=m{node},size={NODE_MEMORY},share=on"]
+        nodes += ["-object", f"memory-backend-memfd,id=m{node},size={NODE_MEMORY}M,share=on"]
         nodes += ["-numa", f"node,nodeid={node},cpus={cpus},memdev=m{node}"]
     return [
         str(parts.qemu),
-        *("-accel", "tcg,thread=multi", "-M", "q35", "-cpu", PROCESSOR, "-smp", "4", "-m", "1G"),
+        *("-accel", "tcg,thread=multi", "-M", "q35", "-cpu", PROCESSOR, "-smp", "4", "-m", f"{2 * NODE_MEMORY}M"),
         *nodes,
         *("-chardev", f"socket,id=c0,path={socket}"),
         *("-device", "vhost-user-fs-pci,chardev=c0,tag=root,queue-size=1024"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import mmap
@@ -32,9 +33,14 @@ CPUS = {0: {0, 1}, 1: {2, 3}}
 NUMBERS = itertools.count()
 
 
+def pool_file(node: int, what: str = "nr_hugepages") -> Path:
+    """A file of the kernel about a node's pool."""
+    return Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{what}")
+
+
 def pool(node: int, what: str = "nr_hugepages") -> int:
     """The kernel's counts of a node's pool."""
-    return int(Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{what}").read_text())
+    return int(pool_file(node, what).read_text())
 
 
 def mapped_pages(path: Path) -> dict[int, int]:
@@ -62,13 +68,12 @@ def rows(text: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module", autouse=True)
 def pages() -> Iterator[None]:
     """Forty huge pages on each node, set up without our own code."""
-    files = [Path(f"/sys/devices/system/node/node{n}/hugepages/hugepages-2048kB/nr_hugepages") for n in (0, 1)]
-    for file in files:
-        file.write_text("40")
-        assert file.read_text() == "40\n"
+    for node in (0, 1):
+        pool_file(node).write_text("40")
+        assert pool(node) == 40
     yield
-    for file in files:
-        file.write_text("0")
+    for node in (0, 1):
+        pool_file(node).write_text("0")
 
 
 @pytest.fixture
@@ -99,16 +104,26 @@ def test_reserve_on_both_nodes(mounted: Mount) -> None:
     assert (pool(0), pool(1)) == (40, 40)
 
 
+@contextlib.contextmanager
+def all_taken(node: int) -> Iterator[None]:
+    """For a body that reserves all memory of a node. The next test has memory again, even if this one fails."""
+    try:
+        yield
+    finally:
+        pool_file(node).write_text("40")
+
+
 @pytest.mark.parametrize("undo", [0, 1])
 def test_reserve_more_than_there_is(mounted: Mount, undo: int) -> None:
-    table = rows(do(mounted, f"reserve pages=100000 nodes=1 force=1 undo={undo}", "failed"))
-    error = mounted.read(f"{sorted_tasks(mounted)[-1]}/error")
-    assert error.startswith("ENOMEM at ")
-    assert "finds no memory" in error
-    assert table["1"][2] == str(pool(1))
-    assert (pool(1) == 40) if undo else (40 < pool(1) < 100000)
-    assert pool(0) == 40
-    do(mounted, "reserve pages=40 nodes=1")
+    with all_taken(1):
+        table = rows(do(mounted, f"reserve pages=100000 nodes=1 force=1 undo={undo}", "failed"))
+        error = mounted.read(f"{sorted_tasks(mounted)[-1]}/error")
+        assert error.startswith("ENOMEM at ")
+        assert "finds no memory" in error
+        assert table["1"][2] == str(pool(1))
+        assert (pool(1) == 40) if undo else (40 < pool(1) < 100000)
+        assert pool(0) == 40
+        do(mounted, "reserve pages=40 nodes=1")
 
 
 def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) -> None:
@@ -245,17 +260,18 @@ def test_migrate_to_the_other_node(mounted: Mount, huge: Path) -> None:
 def test_pages_that_cannot_move_are_counted(mounted: Mount, huge: Path) -> None:
     """Beyond the pool the kernel takes free memory for a moved page; so there must be no free memory either."""
     do(mounted, f"fallocate path={huge}/file length={30 * HUGE} nodes=0")
-    do(mounted, "reserve pages=100000 nodes=1 force=1 undo=0", "failed")
-    do(mounted, f"fallocate path={huge}/other length={(pool(1, 'free_hugepages') - 4) * HUGE} nodes=1")
-    result = rows(do(mounted, f"migrate path={huge}/file nodes=1"))
-    moved, failed = int(result["moved"][1]), int(result["failed"][0])
-    assert moved >= 4
-    assert failed > 0
-    assert moved + failed == 30
-    assert result["ENOMEM"] == ["0", str(failed)]
-    assert mapped_pages(huge / "file") == {0: failed, 1: moved}
-    (huge / "other").unlink()
-    do(mounted, "reserve pages=40 nodes=1")
+    with all_taken(1):
+        do(mounted, "reserve pages=100000 nodes=1 force=1 undo=0", "failed")
+        do(mounted, f"fallocate path={huge}/other length={(pool(1, 'free_hugepages') - 4) * HUGE} nodes=1")
+        result = rows(do(mounted, f"migrate path={huge}/file nodes=1"))
+        moved, failed = int(result["moved"][1]), int(result["failed"][0])
+        assert moved >= 4
+        assert failed > 0
+        assert moved + failed == 30
+        assert result["ENOMEM"] == ["0", str(failed)]
+        assert mapped_pages(huge / "file") == {0: failed, 1: moved}
+        (huge / "other").unlink()
+        do(mounted, "reserve pages=40 nodes=1")
 
 
 def test_migrate_taken_back(mounted: Mount, huge: Path) -> None:
