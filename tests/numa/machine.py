@@ -64,7 +64,9 @@ def _parameters(command: str, labels: str) -> str:
     # The kernel's checks of its clock take seconds and fail with emulated processors. With tsc=reliable it measures
     # the clock's frequency wrongly on a busy host, and its seconds pass several times too fast.
     # norandmaps: a program at the same addresses again is not translated again.
-    emulated = "mitigations=off random.trust_cpu=on init_on_alloc=0 norandmaps tsc=unstable"
+    # init_on_alloc: QEMU executes old translations of a page of memory until a processor writes to the page. It does
+    # not see that the server of the files writes there, so a program would execute what was in the page before.
+    emulated = "mitigations=off random.trust_cpu=on init_on_alloc=1 norandmaps tsc=unstable"
     modules = f"lsm=landlock,lockdown,yama,integrity,{labels},bpf"
     return f"console=ttyS0 panic=-1 quiet {emulated} {modules} command={encoded}"
 
