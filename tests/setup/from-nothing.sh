@@ -3,7 +3,7 @@
 # lists and without a venv, in one of two systems in mount and PID namespaces of their own:
 # - a copy of this system without the packages that scripts/setup.sh installs and all that depends on them. It is an
 #   overlay whose changes lie in memory; nothing here changes.
-# - with --release, a fresh Debian of that release below /var/tmp, made by mmdebstrap.
+# - with --release, a fresh Debian of that release below /var/tmp, made by mmdebstrap, which must be installed.
 # Needs root and takes minutes, most of them in apt and pip: so it is not among the tests that `make test` runs.
 #
 # Usage: tests/setup/from-nothing.sh [--release NAME] [TARGET...]   (default: demo test)
@@ -14,6 +14,7 @@ if [ "${1-}" != --inside ]; then
     if [ "${1-}" = --release ]; then
         release=$2
         shift 2
+        command -v mmdebstrap >/dev/null || { echo "from-nothing: --release needs the package mmdebstrap" >&2; exit 1; }
     fi
     [ $# -gt 0 ] || set -- demo test
     new=$(mktemp -d -p /var/tmp)
