@@ -20,7 +20,7 @@ from ktaskfs.cli.spec_files import spec_files
 from ktaskfs.cli.specs import of_words
 from ktaskfs.cli.start import IfExists, start, taken_name
 from ktaskfs.cli.watcher import fork_watched
-from ktaskfs.errors import DaemonAway, InvalidValue, KtaskfsError, Refused, TargetError
+from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
@@ -77,6 +77,8 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
     mounted = Mounted(given.mount)
     try:
         names, refused = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+    except WrongCommandLine:
+        raise
     except KtaskfsError as error:
         if not given.json:
             taken = None if error.errno != errno.EEXIST or given.if_exists else taken_name(mounted, text)
@@ -108,10 +110,10 @@ def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], in
 
 
 def text_of(words: Sequence[str]) -> str:
-    """The specs of the command line, or of standard input. Raises InvalidValue if there is none."""
+    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none."""
     text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
     if not text.strip():
-        raise InvalidValue("there is no specification")
+        raise WrongCommandLine("there is no specification")
     return text
 
 
