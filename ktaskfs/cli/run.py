@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shlex
@@ -18,13 +19,13 @@ from ktaskfs.cli.orders import DETACH, Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
 from ktaskfs.cli.spec_files import spec_files
 from ktaskfs.cli.specs import of_words
-from ktaskfs.cli.start import IfExists, start, taken_name
+from ktaskfs.cli.start import IfExists, does_the_same, start, taken_name
 from ktaskfs.cli.watcher import fork_watched
 from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ktaskfs.cli.follow import Standing
     from ktaskfs.cli.reports import Report
@@ -92,21 +93,29 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
             print(_refusal(each), flush=True)
         else:
             complain(each)
-    return gravest([_go_on(given, mounted, names, interrupts), *(1 for _ in refused)])
+    # Another command may do the work again before this one has seen its end.
+    is_heir = functools.partial(does_the_same, mounted, text if given.if_exists == IfExists.RERUN else "")
+    return gravest([_go_on(given, mounted, names, is_heir, interrupts), *(1 for _ in refused)])
 
 
-def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
+def _go_on(
+    given: argparse.Namespace,
+    mounted: Mounted,
+    names: Sequence[str],
+    is_heir: Callable[[str], bool],
+    interrupts: PassedInterrupts,
+) -> int:
     """Follow the started tasks, or print their names; returns the exit status."""
     if given.detach:
         lines: Iterable[str] = names
         if given.json:
-            standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
+            standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None), is_heir)))
             lines = map(as_json, standings)
         for line in lines:
             print(line, flush=True)
         return 0
     orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
-    return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)
+    return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, is_heir, cancels=True)
 
 
 def text_of(words: Sequence[str]) -> str:
@@ -148,6 +157,7 @@ def _stay(
     report: Report,
     interrupts: PassedInterrupts,
     orders: Orders,
+    is_heir: Callable[[str], bool] = lambda name: False,
     *,
     cancels: bool,
 ) -> int:
@@ -161,7 +171,7 @@ def _stay(
     told = False
     standings: Sequence[Standing] = []
     try:
-        for standings in follow(mounted, names, report.every, interrupts, orders):
+        for standings in follow(mounted, names, report.every, interrupts, orders, is_heir):
             report.show(standings)
             if _obeys(mounted, standings, orders):
                 return 0

@@ -71,6 +71,23 @@ def taken_name(mounted: Mounted, text: str) -> str | None:
     return None
 
 
+def does_the_same(mounted: Mounted, text: str, name: str) -> bool:
+    """Whether a task has that name, and does the work of the spec of that name in ``text``. Raises DaemonAway."""
+    return any(each.name == name and _does(mounted, each) for each in read_specs(text))
+
+
+def _does(mounted: Mounted, spec: CommandSpec) -> bool:
+    for _ in range(TRIES):
+        try:
+            _require_the_same(mounted, spec)
+        except TargetError:  # it was removed just now, and another may have the name
+            continue
+        except (NameTaken, InvalidValue):
+            return False
+        return True
+    return False
+
+
 def _text(specs: list[CommandSpec]) -> str:
     return "\n".join(each.text for each in specs)
 
