@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ERRNO_MAX: Final = 4096
 """The end of the kernel's error numbers (MAX_ERRNO + 1)."""
+NO_MORE_PROCESSES: Final = "pids.max of the control group, RLIMIT_NPROC or RLIMIT_AS does not allow it"
+"""Why no thread or process can be started: the kernel does not say which of them."""
 
 
 class KtaskfsError(Exception):

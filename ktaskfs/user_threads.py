@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from ktaskfs.errors import KtaskfsError
+from ktaskfs.errors import NO_MORE_PROCESSES, KtaskfsError
 from ktaskfs.quota import ROOT
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def in_thread(run: Callable[[*Ts], T], *args: *Ts, limiter: trio.CapacityL
     except RuntimeError as error:
         if began:
             raise
-        raise NoThread("the daemon cannot start a thread: its number of processes is limited") from error
+        raise NoThread(f"the daemon cannot start a thread: {NO_MORE_PROCESSES}") from error
 
 
 class UserThreads:

@@ -15,7 +15,7 @@ from ktaskfs.cli.mounted import let_go
 from ktaskfs.errors import DaemonAway, TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ktaskfs.cli.interrupts import Interrupts
     from ktaskfs.cli.mounted import Mounted
@@ -62,8 +62,9 @@ def gravest(statuses: Collection[int]) -> int:
 class _Followed:
     """One task, with its ``state`` open to be polled."""
 
-    def __init__(self, mounted: Mounted, name: str) -> None:
+    def __init__(self, mounted: Mounted, name: str, is_heir: Callable[[str], bool]) -> None:
         self._mounted = mounted
+        self._is_heir = is_heir
         self.standing = Standing(name, "unknown", {"name": name}, stale=True)
         self.fd: int | None = None
 
@@ -107,7 +108,12 @@ class _Followed:
             raise self._mounted.failed(error, f"tasks/{self.standing.name}/state") from error
 
     def _forgotten(self) -> Standing:
+        """The standing of a removed task, or of its heir."""
         self.close()
+        name = self.standing.name
+        if self._is_heir(name):
+            self.standing = Standing(name, "unknown", {"name": name}, stale=True)
+            return self._look()
         return self.standing._replace(state="forgotten", stale=False)
 
     def close(self) -> None:
@@ -117,13 +123,19 @@ class _Followed:
 
 
 def follow(
-    mounted: Mounted, names: Sequence[str], every: float, interrupts: Interrupts, orders: Orders
+    mounted: Mounted,
+    names: Sequence[str],
+    every: float,
+    interrupts: Interrupts,
+    orders: Orders,
+    is_heir: Callable[[str], bool] = lambda name: False,
 ) -> Iterator[Sequence[Standing]]:
     """The status of all tasks: at once, after each change of a state, every ``every`` seconds, after ^C and orders.
 
-    It stops when all have ended. Raises TargetError for a task that the caller may not read.
+    ``is_heir`` says of a name whether the task that now has it is followed in place of a removed one. It stops when all
+    have ended. Raises TargetError for a task that the caller may not read.
     """
-    tasks = [_Followed(mounted._replace(patience=0), name) for name in names]
+    tasks = [_Followed(mounted._replace(patience=0), name, is_heir) for name in names]
     with contextlib.ExitStack() as stack:
         for task in tasks:
             stack.callback(task.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shlex
@@ -18,13 +19,13 @@ from ktaskfs.cli.orders import DETACH, Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
 from ktaskfs.cli.spec_files import spec_files
 from ktaskfs.cli.specs import of_words
-from ktaskfs.cli.start import IfExists, start, taken_name
+from ktaskfs.cli.start import IfExists, does_the_same, start, taken_name
 from ktaskfs.cli.watcher import fork_watched
-from ktaskfs.errors import DaemonAway, InvalidValue, KtaskfsError, Refused, TargetError
+from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError, WrongCommandLine
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ktaskfs.cli.follow import Standing
     from ktaskfs.cli.reports import Report
@@ -77,6 +78,8 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
     mounted = Mounted(given.mount)
     try:
         names, refused = start(mounted, text, IfExists(given.if_exists or IfExists.FAIL), plan=given.plan)
+    except WrongCommandLine:
+        raise
     except KtaskfsError as error:
         if not given.json:
             taken = None if error.errno != errno.EEXIST or given.if_exists else taken_name(mounted, text)
@@ -90,28 +93,36 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
             print(_refusal(each), flush=True)
         else:
             complain(each)
-    return gravest([_go_on(given, mounted, names, interrupts), *(1 for _ in refused)])
+    # Another command may do the work again before this one has seen its end.
+    is_heir = functools.partial(does_the_same, mounted, text if given.if_exists == IfExists.RERUN else "")
+    return gravest([_go_on(given, mounted, names, is_heir, interrupts), *(1 for _ in refused)])
 
 
-def _go_on(given: argparse.Namespace, mounted: Mounted, names: Sequence[str], interrupts: PassedInterrupts) -> int:
+def _go_on(
+    given: argparse.Namespace,
+    mounted: Mounted,
+    names: Sequence[str],
+    is_heir: Callable[[str], bool],
+    interrupts: PassedInterrupts,
+) -> int:
     """Follow the started tasks, or print their names; returns the exit status."""
     if given.detach:
         lines: Iterable[str] = names
         if given.json:
-            standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None))))
+            standings = next(iter(follow(mounted, names, 0, interrupts, Orders(None), is_heir)))
             lines = map(as_json, standings)
         for line in lines:
             print(line, flush=True)
         return 0
     orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
-    return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, cancels=True)
+    return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, is_heir, cancels=True)
 
 
 def text_of(words: Sequence[str]) -> str:
-    """The specs of the command line, or of standard input. Raises InvalidValue if there is none."""
+    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none."""
     text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
     if not text.strip():
-        raise InvalidValue("there is no specification")
+        raise WrongCommandLine("there is no specification")
     return text
 
 
@@ -146,6 +157,7 @@ def _stay(
     report: Report,
     interrupts: PassedInterrupts,
     orders: Orders,
+    is_heir: Callable[[str], bool] = lambda name: False,
     *,
     cancels: bool,
 ) -> int:
@@ -159,7 +171,7 @@ def _stay(
     told = False
     standings: Sequence[Standing] = []
     try:
-        for standings in follow(mounted, names, report.every, interrupts, orders):
+        for standings in follow(mounted, names, report.every, interrupts, orders, is_heir):
             report.show(standings)
             if _obeys(mounted, standings, orders):
                 return 0

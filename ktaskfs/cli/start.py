@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ktaskfs.cli.follow import GONE, STATUS_OF
 from ktaskfs.cli.specs import CommandSpec, read_specs
 from ktaskfs.cli.tables import rows
-from ktaskfs.errors import InvalidValue, NameTaken, Refused, TargetError
+from ktaskfs.errors import InvalidValue, NameTaken, Refused, TargetError, WrongCommandLine
 
 if TYPE_CHECKING:
     from ktaskfs.cli.mounted import Mounted
@@ -47,7 +47,8 @@ class Started(NamedTuple):
 def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> Started:
     """The tasks of the specs in ``text``. Raises KtaskfsError if none was started or resumed."""
     if text.split() == [ALL]:
-        raise InvalidValue(f"{ALL} is not a spec: use ktaskfs {ALL} NAME for one task, ktaskfs {ALL} '*' for all")
+        way = f"use ktaskfs {ALL} NAME for one task, ktaskfs {ALL} '*' for all"
+        raise WrongCommandLine(f"{ALL} is not a spec: {way}")
     if if_exists is IfExists.FAIL and not plan:
         return Started(mounted.start(text), [])  # the unchanged text: the caret must be below the right word
     specs = [each.adding("plan") if plan else each for each in read_specs(text)]
@@ -68,6 +69,23 @@ def taken_name(mounted: Mounted, text: str) -> str | None:
         if owner is not None and _state_of(mounted, spec.name) not in (None, *given_up):
             return spec.name
     return None
+
+
+def does_the_same(mounted: Mounted, text: str, name: str) -> bool:
+    """Whether a task has that name, and does the work of the spec of that name in ``text``. Raises DaemonAway."""
+    return any(each.name == name and _does(mounted, each) for each in read_specs(text))
+
+
+def _does(mounted: Mounted, spec: CommandSpec) -> bool:
+    for _ in range(TRIES):
+        try:
+            _require_the_same(mounted, spec)
+        except TargetError:  # it was removed just now, and another may have the name
+            continue
+        except (NameTaken, InvalidValue):
+            return False
+        return True
+    return False
 
 
 def _text(specs: list[CommandSpec]) -> str:

@@ -7,7 +7,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import NO_MORE_PROCESSES, TargetError
 from ktaskfs.host.files import read_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def answers_in_time(ask: Callable[[Q], A], questions: Iterable[Q], patience: flo
             try:
                 threads[-1].start()
             except RuntimeError as error:
-                raise TargetError(f"cannot start a thread: {error}", errno=errno.EAGAIN) from error
+                raise TargetError(f"cannot start a thread: {NO_MORE_PROCESSES}", errno=errno.EAGAIN) from error
         before = -1
         while len(answers) > before and not complete.is_set():
             before = len(answers)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ktaskfs.errors import TargetError
 from ktaskfs.operations.base.parameters import TaskParameters
+from ktaskfs.operations.base.resume import Baseline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ktaskfs.operations.base.operation import SpecWord
-    from ktaskfs.operations.base.resume import Baseline
     from ktaskfs.progress import Snapshot
     from ktaskfs.span import Node
 
@@ -27,7 +29,7 @@ class History(NamedTuple):
     used:      the defaults that the target decided at the last start, as canonical text: only shown.
     remaining: the ranges of a resumed task at its start, None for a first run.
     base:      units done by earlier runs.
-    baseline:  the files of those units; None before the first start.
+    baseline:  the files of those units; of a queued task, the process that it names. None before the first start.
     boot:      the boot in which those units were done (random(4)); empty before the first start.
     planned:   units of this run, announced by its worker before it began.
     final:     the last snapshot of the ended worker.
@@ -47,12 +49,25 @@ class History(NamedTuple):
     result: bytes = b""
     rights: int = ALL_CAPABILITIES
 
+    def of_process(self, process: tuple[int, int | None] | None) -> History:
+        """This history with the process that the task names, by its number and its start time, if there is one."""
+        match process:
+            case int(pid), int(began):
+                return self._replace(baseline=Baseline({"pid": (pid, began, 0)}, end=0, size=0, total=0))
+            case _:
+                return self
+
     def continued(self, boot: str) -> History:
         """The history of a resumed task before its next run, in that ``boot``.
 
         After another boot nothing counts as done, because a crash loses what was not yet on the disk; the next run must
         have the same files.
+
+        Raises TargetError (ESTALE) if the task names a process, and its start ended before the worker found it.
         """
+        if self.baseline is None and "pid" in self.texts:
+            text = f"it is not known which process was {self.texts['pid']} at the start: start a new task"
+            raise TargetError(text, errno=errno.ESTALE)
         again = self._replace(final=None, result=b"")
         if boot != self.boot:
             return again._replace(remaining=None, base=0, planned=0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from ktaskfs.errors import TooBig, WorkerLost
+from ktaskfs.errors import NO_MORE_PROCESSES, TooBig, WorkerLost
 from ktaskfs.host.process import is_stopped
 from ktaskfs.tasks.patience import patience
 from ktaskfs.worker import protocol
@@ -104,7 +104,8 @@ class Launcher:
             # EMFILE: this process has no descriptor left, so the kernel dropped the pidfd.
             number = answer.errno or (0 if child.pidfd >= 0 else errno.EMFILE)
             if number:
-                raise WorkerLost(f"cannot start a worker: {os.strerror(number)}", errno=number)
+                reason = NO_MORE_PROCESSES if number == errno.EAGAIN else os.strerror(number)
+                raise WorkerLost(f"cannot start a worker: {reason}", errno=number)
         except BaseException:
             if child.pidfd >= 0:
                 os.close(child.pidfd)

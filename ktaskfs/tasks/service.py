@@ -179,6 +179,7 @@ class TaskService:
                 named = task.texts.get("pid")
                 pid = None if named is None else parse_int(named)
                 process = None if pid is None else (pid, began[pid])
+                task.history = task.history.of_process(process)
                 task.caller = KeptCaller.of(caller, root, paths_are_absolute=absolute, process=process)
         except OSError as error:
             caller.close()
@@ -240,11 +241,10 @@ class TaskService:
             task.require_rights(caller.identity.permitted)
             self.table.check_room(task.uid, 1)
             self._lifecycle.record(task)  # its page, which the start removes, may have more than its old record
+            before, task.history = task.history, task.history.continued(self._boot)
         except KtaskfsError:
             caller.close()
             raise
-        before = task.history
-        task.history = before.continued(self._boot)
         await self._start_again(task, caller, before)
 
     async def _start_again(self, task: Task, caller: CallerProcess, before: History) -> None:

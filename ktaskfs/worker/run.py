@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import setproctitle
 
 from ktaskfs import ktask
-from ktaskfs.errors import Finding, KtaskfsError, NotSupported, TargetError, undo_after
+from ktaskfs.errors import NO_MORE_PROCESSES, Finding, KtaskfsError, NotSupported, TargetError, undo_after
 from ktaskfs.host import syscalls
 from ktaskfs.operations.base.parameters import parse_parameters
 from ktaskfs.operations.base.resume import Baseline
@@ -201,7 +201,7 @@ class Worker:
         try:
             _thread.start_new_thread(self._listen, (job,))  # threading.Thread would wait until the new thread runs
         except RuntimeError as error:
-            raise TargetError(f"cannot start a thread: {error}", errno=errno.EAGAIN) from error
+            raise TargetError(f"cannot start a thread: {NO_MORE_PROCESSES}", errno=errno.EAGAIN) from error
         return job
 
     def _work(self, plan: Plan, job: ktask.Job) -> None:

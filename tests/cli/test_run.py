@@ -110,15 +110,16 @@ def test_an_empty_list_is_no_work(command: Command, options: list[str]) -> None:
 
 
 def test_what_is_no_spec_cancels_nothing(command: Command, slow: str) -> None:
-    outcome = command("run", "cancel")
-    assert outcome.status == 1
-    assert outcome.err.startswith("ktaskfs: cancel is not a spec")
+    for options in ([], ["--json"], ["--if-exists=join"]):
+        outcome = command("run", *options, "cancel")
+        assert outcome.status == 2
+        assert outcome.err.startswith("ktaskfs: cancel is not a spec")
     assert command.mount.read(f"tasks/{slow}/state") == "running\n"
 
 
 @pytest.mark.parametrize("words", [["-"], [""], [" "]])
 def test_no_specification(command: Command, words: list[str]) -> None:
-    assert command("run", *words, stdin="\n") == Outcome(1, "", "ktaskfs: there is no specification\n")
+    assert command("run", *words, stdin="\n") == Outcome(2, "", "ktaskfs: there is no specification\n")
 
 
 def test_no_mount(command: Command, area: Path) -> None:

@@ -264,7 +264,7 @@ def test_at_a_limit_on_processes_it_refuses_what_needs_a_thread(mount_maker: Mou
     for file in ("metrics", "info/holders"):
         assert mount.cat(file, user=user).errname == "EAGAIN"
     assert mount.write("tasks/control", "cancel", user=user) == (1, "EAGAIN")
-    assert "cannot start a thread" in mount.read("info/last_cmd_status", user=user)
+    assert "cannot start a thread: pids.max" in mount.read("info/last_cmd_status", user=user)
     limit(f"--nproc={before}:")
     assert mount.write("tasks/control", "cancel", user=user) == (0, None)
     assert "ktaskfs_tasks" in mount.read("metrics", user=user)

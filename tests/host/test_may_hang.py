@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktaskfs.errors import TargetError
+from ktaskfs.errors import NO_MORE_PROCESSES, TargetError
 from ktaskfs.host.may_hang import STEP, answers_in_time
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def test_the_limit_of_threads_is_a_refusal(proc: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(TargetError) as caught:
         answers_in_time(str, [1], STEP, proc)
-    assert (caught.value.errno, caught.value.message) == (errno.EAGAIN, "cannot start a thread: can't start new thread")
+    assert (caught.value.errno, caught.value.message) == (errno.EAGAIN, f"cannot start a thread: {NO_MORE_PROCESSES}")

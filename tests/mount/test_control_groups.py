@@ -97,8 +97,10 @@ def test_memory_is_charged_to_the_caller(mounted: Mount, memory: Path) -> None:
 def test_a_limit_on_processes_holds(mounted: Mount, memory: Path) -> None:
     """One for the caller's shell, one for the worker, and none for the worker's control thread."""
     with group("pids", {"pids.max": "2"}) as where:
-        assert refused_in(mounted, where, f"fallocate path={memory}/f length=1M").errname == "EAGAIN"
-        assert not (memory / "f").exists()
+        refused = refused_in(mounted, where, f"fallocate path={memory}/f length=1M")
+    assert refused.errname == "EAGAIN"
+    assert "pids.max" in refused.words
+    assert not (memory / "f").exists()
 
 
 def test_a_cpuset_holds(mounted: Mount, memory: Path) -> None:

@@ -153,6 +153,25 @@ async def test_a_process_that_has_ended_meanwhile_is_no_other_one(house: House, 
     assert (await ended(waiting), waiting.snapshot().errno) == (State.FAILED, errno.ESRCH)
 
 
+async def test_a_task_that_was_cancelled_in_the_queue_means_the_same_process(
+    house: House, memory: Path, sleeper: int
+) -> None:
+    first = await busy(house, memory)
+    (waiting,) = await house.run(f"survey pid={sleeper} queue=1")
+    house.service.cancel(waiting)
+    house.service.kill(first)
+    assert (await ended(first), waiting.state) == (State.INTERRUPTED, State.CANCELLED)
+    history = waiting.history
+    assert history.baseline is not None
+    pid, began, _ = history.baseline.files["pid"]
+    waiting.history = history._replace(baseline=history.baseline._replace(files={"pid": (pid, began - 1, 0)}))
+    with pytest.raises(TargetError, match=f"process {sleeper} is not the process of the task's start"):
+        await house.service.resume(waiting, me())
+    waiting.history = history
+    await house.service.resume(waiting, me())
+    assert await ended(waiting) is State.DONE
+
+
 async def test_no_process_of_an_earlier_boot_lives(tmp_path: Path, memory: Path, sleeper: int) -> None:
     """Another one may have the number, and have begun as long after boot."""
     async with open_house(tmp_path / "state") as house:

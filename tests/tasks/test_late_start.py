@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from ktaskfs.errors import WrongState
+from ktaskfs.errors import TargetError, WrongState
 from ktaskfs.progress import Requests, read_requests
 from ktaskfs.tasks.task import State
 from ktaskfs.worker import protocol
 from tests.support.tasks import change_texts
-from tests.tasks.house import House, ended, me, open_files, until
+from tests.tasks.house import House, adopted, ended, me, open_files, open_house, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +88,24 @@ async def test_a_late_start_can_be_cancelled_and_killed(house: House, memory: Pa
     await house.service.resume(task, me())
     assert await ended(task) is State.DONE
     assert (task.done(task.snapshot()), task.total(task.snapshot())) == (64 << 10, 64 << 10)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_start_that_never_looked_at_its_process_is_not_resumed(statedir: Path, *, dies: bool) -> None:
+    """Another process may have the number by now."""
+    async with open_house(statedir) as house:
+        task = await begin_late(house, f"survey pid={os.getpid()} name=t")
+        if not dies:
+            house.service.cancel(task)
+            assert await ended(task) is State.CANCELLED
+    async with open_house(statedir) as house:
+        task = await adopted(house, "t")
+        state = await ended(task)
+        assert state is (State.INTERRUPTED if dies else State.CANCELLED)
+        with pytest.raises(TargetError, match=f"which process was {os.getpid()} at the start") as refused:
+            await house.service.resume(task, me())
+        assert (refused.value.errno, task.state) == (errno.ESTALE, state)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -146,6 +146,18 @@ async def test_more_ranges_than_fit_a_request_are_refused_in_words(house: House)
         await house.launcher.fork(request, [])
 
 
+async def test_a_limit_on_processes_is_named(house: House, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = house.launcher._take
+
+    def take_refusal(message: protocol.Message, fds: list[int]) -> None:
+        take(message._replace(errno=errno.EAGAIN) if isinstance(message, protocol.Forked) else message, fds)
+
+    monkeypatch.setattr(house.launcher, "_take", take_refusal)
+    with pytest.raises(WorkerLost, match=r"cannot start a worker: pids\.max") as refused:
+        await house.run(f"fallocate path={memory}/file length=64K")
+    assert refused.value.errno == errno.EAGAIN
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_fork_that_is_given_up_waits_for_what_the_worker_takes_back(
     house: House, memory: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from ktaskfs.errors import NO_MORE_PROCESSES
 from ktaskfs.progress import Phase, Requests
 from ktaskfs.worker import protocol
 from ktaskfs.worker.spawner import YOUNG_MS
@@ -202,7 +203,7 @@ def test_the_limit_of_threads_is_a_refusal(spawner: Spawner, memory: Path, two_u
         worker = spawner.send(spawner.request("fallocate", parameters, identity=fields), Requests())
         refusal = worker.answer()
     assert isinstance(refusal, protocol.WorkerRefused)
-    assert (refusal.errno, refusal.message) == (errno.EAGAIN, "cannot start a thread: can't start new thread")
+    assert (refusal.errno, refusal.message) == (errno.EAGAIN, f"cannot start a thread: {NO_MORE_PROCESSES}")
     assert spawner.exited(worker) == 0
     assert [each.name for each in memory.iterdir()] == ["after"]
 

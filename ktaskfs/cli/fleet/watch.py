@@ -52,7 +52,7 @@ def _command(given: argparse.Namespace) -> str:
     """The command for a shell on each host."""
     text = "\n".join(each.named().text for each in read_specs(text_of(given.spec)))
     if not text:
-        raise InvalidValue("there is no specification")
+        raise WrongCommandLine("there is no specification")
     if len(text.encode(errors="surrogateescape")) > MOST:
         raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent")
     options = [f"--if-exists={given.if_exists or IfExists.RERUN.value}"]

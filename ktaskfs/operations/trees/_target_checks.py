@@ -110,7 +110,9 @@ def used_up(kernel: Kernel, target: Target, size: int, error: OSError) -> Ktaskf
 
     Raises OSError.
     """
-    if error.errno == errno.ENOSPC and mount_inodes(target) == 0 and mount_room(target) != 0:
+    # For a lack of pages hugetlbfs has ENOMEM. With nr_inodes= alone it reports no number of inodes.
+    no_inode = target.filesystem is FilesystemType.HUGETLBFS or (mount_inodes(target) == 0 and mount_room(target) != 0)
+    if error.errno == errno.ENOSPC and no_inode:
         return TargetError(f"{target.path}: its filesystem has no inode left", errno=errno.ENOSPC)
     if error.errno == errno.ENOMEM and target.filesystem is FilesystemType.HUGETLBFS:
         pages, pool, room = size // target.page_size, pool_of(kernel, target.page_size), mount_room(target)

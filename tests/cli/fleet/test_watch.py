@@ -281,7 +281,9 @@ def test_what_cannot_be_begun(hosts: Hosts) -> None:
     ):
         outcome = hosts(names)
         assert (outcome.status, outcome.err.startswith("ktaskfs: --hosts: ")) == (2, True), outcome
-    assert hosts("good1", spec="").err == "ktaskfs: there is no specification\n"
+    for empty in ("", "[]"):
+        outcome = hosts("good1", spec=empty)
+        assert (outcome.status, outcome.err) == (2, "ktaskfs: there is no specification\n")
     assert "more than 96 KiB" in hosts("good1", spec=f"free path=/{'x' * 100_000}").err
     assert hosts.log() == []
     assert "is not a valid pattern" in hosts("good1", "--via", "/bin/echo %x %h").err

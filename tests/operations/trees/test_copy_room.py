@@ -48,6 +48,17 @@ def test_inodes_that_others_take_meanwhile(runner: Runner, some: Path, area: Pat
         assert (error.errno, error.message) == (errno.ENOSPC, f"{few}/copy: its filesystem has no inode left")
 
 
+def test_inodes_that_the_kernel_does_not_count(runner: Runner, disk: Path, area: Path, root: None) -> None:
+    """hugetlbfs with nr_inodes= and no size= reports none at all."""
+    (disk / "source").mkdir()
+    for number in range(8):
+        (disk / f"source/{number}").touch()
+    with filesystems.hugetlbfs(area / "few", 2 * MIB, "nr_inodes=5") as few:
+        assert os.statvfs(few).f_files == 0
+        error = runner.failure(runner.prepare("copy", source=disk / "source", path=few / "copy"))
+        assert (error.errno, error.message) == (errno.ENOSPC, f"{few}/copy: its filesystem has no inode left")
+
+
 def test_sparse_files_need_the_pages_of_their_data(runner: Runner, disk: Path, place: Place) -> None:
     """Also those that were allocated and never written."""
     (disk / "source").mkdir()
