@@ -18,7 +18,10 @@ SUFFIXES: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 SIZE_MAX: Final = 2**63 - 1
 """The largest offset a file can have (off_t)."""
 
-_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
+_DIGITS: Final = "0[xX][0-9a-fA-F]++|[0-9]++"
+_NUMBER: Final = re.compile(rf"({_DIGITS})(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
+_RANGE: Final = rf"(?:{_DIGITS})(?:-(?:{_DIGITS}))?"
+_LIST: Final = re.compile(rf"{_RANGE}(?:,{_RANGE})*", re.ASCII)
 _DECIMAL: Final = re.compile(r"([0-9]+)([KMGTPE])B", re.ASCII | re.IGNORECASE)
 """``2MB`` is ambiguous: two million, or 2 MiB."""
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
@@ -152,6 +155,8 @@ def parse_cpulist(text: str, *, most: int = 4095) -> tuple[int, ...]:
 
     The format is described at bitmap_parselist() in lib/bitmap-str.c; strides (``0-9:2/4``) are not supported.
     """
+    if _LIST.fullmatch(text) is None:
+        raise InvalidValue(f"{shown(text)} is not a list of numbers (such as 0-3,8)")
     ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")

@@ -171,10 +171,21 @@ def test_overlapping_ranges_in_any_order_make_one_sorted_list(ranges: list[tuple
     assert parse_cpulist(text) == tuple(sorted(expected))
 
 
-@pytest.mark.parametrize("text", ["", ",", "1,", ",1", "1-", "-1", "3-1", "1--2", "1-2-3", "a", "0-9:2/4", "0-4096"])
+@pytest.mark.parametrize("text", ["", ",", "1,", ",1", "1-", "-1", "1--2", "1-2-3", "a", "0-9:2/4"])
 def test_what_is_no_cpulist(text: str) -> None:
-    with pytest.raises(InvalidValue):
+    with pytest.raises(InvalidValue) as refusal:
         parse_cpulist(text)
+    assert refusal.value.message == f"{text!r} is not a list of numbers (such as 0-3,8)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0,3-1", "'3-1' runs backwards"), ("0-4096", "'4096' is above the maximum, 4095")],
+)
+def test_a_cpulist_with_a_wrong_number(text: str, message: str) -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        parse_cpulist(text)
+    assert refusal.value.message == message
 
 
 def test_a_command_full_of_long_ranges_costs_no_more_than_one() -> None:

@@ -70,7 +70,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     end = rest.index("--") if "--" in rest else len(rest)
     unknown = rest if words is None else [each for each in rest[:end] if each.startswith("-") and each != "-"]
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+        given_with_dashes = [each.lstrip("-") for each in unknown if each.startswith("--") and "=" in each]
+        takes_parameters = given.command in ("run", "set") and given_with_dashes
+        hint = f"; write parameters without dashes: {' '.join(given_with_dashes)}" if takes_parameters else ""
+        top.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if words is not None:  # argparse puts those before the first option into the list
         words += rest[:end] + rest[end + 1 :]
     return given
@@ -246,7 +249,8 @@ def _add_completion(commands: Commands, _: Mapping[str, str], name: str) -> None
         metavar="bash|zsh|fish",
         help="the shell; `words WORD...` prints candidates for the last word, for other shells",
     )
-    added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    words = added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    words.required = False  # else the complaint about a missing shell names it
 
 
 def _add_top(commands: Commands, environment: Mapping[str, str], name: str) -> None:

@@ -8,7 +8,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.cli.mounted import in_utf8
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, WrongCommandLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,9 +46,14 @@ class CommandSpec(NamedTuple):
 
 
 def of_words(words: Sequence[str]) -> str:
-    """One spec of several words of a shell, in JSON if one has a line break; a single word is the whole text."""
+    """One spec of several words of a shell, in JSON if one has a line break; a single word is the whole text.
+
+    Raises WrongCommandLine for several specs.
+    """
     if len(words) == 1:
         return words[0]
+    if " " in words[0]:
+        raise WrongCommandLine("one spec only, in words or as one word; write several to ktaskfs run -, one a line")
     pairs = [("op", "=", words[0]), *(word.partition("=") for word in words[1:])]
     if "\n" not in "".join(words) or not all(equals for _, equals, _ in pairs):
         return shlex.join(words)

@@ -116,9 +116,9 @@ def _parse(line: str, operations: Mapping[str, SpecWord]) -> Spec:
             message = f"{known.name} has no parameter {shown(key)}; it takes {', '.join(declared)}"
             raise _wrong(message, line, word)
         try:
-            values[key] = declared[key].kind.parse(word.text)
-            if key == "name":
+            if key == "name":  # first: names are shorter than other words
                 check_name(word.text)
+            values[key] = declared[key].kind.parse(word.text)
         except InvalidValue as error:
             raise _wrong(f"{key}: {error.message}", line, word, error.errno) from error
     try:

@@ -74,12 +74,18 @@ def test_options_stand_between_names() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("run copy --detach a=1 --bogus=1 b=2", "unrecognized arguments: --bogus=1"),
+        (
+            "run copy --detach a=1 --bogus=1 b=2",
+            "unrecognized arguments: --bogus=1; write parameters without dashes: bogus=1",
+        ),
+        ("set vm0 --nice=5", "unrecognized arguments: --nice=5; write parameters without dashes: nice=5"),
+        ("ls --x=1", "unrecognized arguments: --x=1"),
         ("run copy -z --detach a=1 -- --odd", "unrecognized arguments: -z"),
         ("run --detach", "the following arguments are required: SPEC"),
         ("run copy --files a=1 --detach", "argument --detach: not allowed with argument --files"),
         ("mount /a -o x /b", "unrecognized arguments: /b"),
         ("doctor all", "unrecognized arguments: all"),
+        ("completion", "the following arguments are required: bash|zsh|fish"),
         ("completion --odd bash", "unrecognized arguments: --odd"),
     ],
 )

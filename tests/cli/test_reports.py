@@ -12,7 +12,7 @@ from ktaskfs.cli.follow import Standing, exit_status
 from ktaskfs.cli.phrases import complaint, duration, line
 from ktaskfs.cli.reports import JsonReport, Lines
 from ktaskfs.cli.specs import of_words, read_specs
-from ktaskfs.errors import InvalidValue
+from ktaskfs.errors import InvalidValue, WrongCommandLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +136,12 @@ def test_json_in_another_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     (spec,) = read_specs('{"op": "clear", "path": "/\u00e9"}'.encode().decode("latin-1"))
     assert json.loads(spec.adding("plan").text)["path"] == "/\u00e9"
     assert spec.values["path"] == "/\u00e9"
+
+
+def test_several_specs_are_not_words_of_one() -> None:
+    with pytest.raises(WrongCommandLine) as refusal:
+        of_words(["clear path=/a", "clear path=/b"])
+    assert refusal.value.message == "one spec only, in words or as one word; write several to ktaskfs run -, one a line"
 
 
 def test_words_of_a_shell() -> None:

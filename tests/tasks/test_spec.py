@@ -213,6 +213,7 @@ def test_nodes_may_be_a_list_of_numbers() -> None:
         ("wipe path=a length=7Q offset=0", "length=7Q", "length: '7Q' is not a size"),
         ("wipe path= ", "path=", "path: the path is empty"),
         ("wipe path=a name=a/b", "name=a/b", "name: 'a/b' is not a task name"),
+        (f"wipe path=a name={'x' * 300}", f"name={'x' * 300}", "is not a task name: 1 to 128 of"),
         ("wipe", "wipe", "parameter path is missing"),
         ("wipe path=a offset=9223372036854775807 length=1", "wipe", "largest file offset"),
         ('{"op": "wipe", "path": "a", "path": "b"}', '"path": "b"', "'path' is given twice"),

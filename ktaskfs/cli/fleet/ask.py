@@ -19,6 +19,7 @@ from ktaskfs.cli.fleet.hosts import (
     reason_of,
     text_of_line,
     with_host,
+    with_name,
     without_name,
 )
 from ktaskfs.cli.fleet.summary import summary_line
@@ -111,7 +112,7 @@ def _end(given: argparse.Namespace, answers: Answers) -> int:
     for group in answers.bad:
         if given.json:
             for name in group.hosts:
-                print(json.dumps({"host": name, "state": group.state, "error": group.words}))
+                print(json.dumps({"host": name, "state": group.state, "error": with_name(group.words, name)}))
         else:
             print(f"ktaskfs: {summary_line(group)}", file=sys.stderr)
     return int(bool(answers.bad))

@@ -77,7 +77,7 @@ class Host(NamedTuple):
     @property
     def own_words(self) -> str:
         """``words`` with its name."""
-        return self.words.replace("%h", self.name)
+        return with_name(self.words, self.name)
 
     @property
     def status(self) -> int:
@@ -147,6 +147,11 @@ def without_name(words: str, host: str) -> str:
     if host not in words:  # a regular expression for each host is dear
         return words
     return re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "%h", words)
+
+
+def with_name(words: str, host: str) -> str:
+    """The inverse of ``without_name``."""
+    return words.replace("%h", host)
 
 
 def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, str]:

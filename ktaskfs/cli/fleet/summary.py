@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.fleet.connections import folded
-from ktaskfs.cli.fleet.hosts import FINE, percent
+from ktaskfs.cli.fleet.hosts import FINE, percent, with_name
 from ktaskfs.cli.reports import beginning, for_people, write_all
 from ktaskfs.units import human_size
 
@@ -34,7 +34,7 @@ def course(fleet: Fleet) -> str:
 
 def summary_line(group: HostGroup) -> str:
     """``refused (1): hv2: ENOSPC: ...``."""
-    reason = group.words if len(group.hosts) > 1 else group.words.replace("%h", group.hosts[0])
+    reason = group.words if len(group.hosts) > 1 else with_name(group.words, group.hosts[0])
     words = f": {reason}" if reason else ""
     return f"{group.state} ({len(group.hosts)}): {folded(group.hosts)}{words[:WORDS_MOST]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ktaskfs.errors import InvalidValue
@@ -13,6 +14,7 @@ from ktaskfs.operations.base.parameters import (
     parameter,
     parse_parameters,
 )
+from ktaskfs.units import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,16 +103,14 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
 def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:
     """A kind that accepts the values of any of these kinds, which all write values in the same way."""
 
-    def parse(text: str) -> Any:
-        refusals = []
-        for kind in kinds:
-            try:
-                return kind.parse(text)
-            except InvalidValue as error:
-                refusals.append(error.message)
-        raise InvalidValue(", and ".join(refusals))
-
     names = dict.fromkeys(name for kind in kinds for name in kind.name.split("|"))
+
+    def parse(text: str) -> Any:
+        for kind in kinds:
+            with contextlib.suppress(InvalidValue):
+                return kind.parse(text)
+        raise InvalidValue(f"{shown(text)} is not one of {', '.join(names)}")
+
     return Kind("|".join(names), parse, kinds[0].format, kinds[0].absent)
 
 

@@ -334,10 +334,10 @@ def is_directory(path: str | None) -> bool:
     return path is not None and os.path.isdir(path)
 
 
-def require_directory(tree: Tree, path: str) -> None:
-    """Raises TargetError (ENOTDIR) for a tree that is one file."""
+def require_directory(tree: Tree, path: str, other: str) -> None:
+    """Raises TargetError (ENOTDIR) for a tree that is one file, while ``other`` is a directory."""
     if tree.is_file:
-        raise TargetError(f"{path} is not a directory", errno=errno.ENOTDIR)
+        raise TargetError(f"{path} is not a directory, but {other} is", errno=errno.ENOTDIR)
 
 
 def work_on(files: FileList) -> Span:

@@ -107,7 +107,7 @@ class Copy(Operation[CopyParameters]):
         cost = FILE_COST if parameters.digest is None else WHOLE_FILE
         which = Which(cost, align=ONE_THREAD, once=False, everything=True)
         files = list_files(preparation, which, path=parameters.source)
-        require_directory(files.tree, parameters.source)
+        require_directory(files.tree, parameters.source, path)
         require_apart(files.tree.fd, path)
         nodes = preparation.nodes(work_on(files), 1)
 

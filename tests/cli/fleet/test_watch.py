@@ -219,6 +219,16 @@ def test_a_doctor_without_a_proper_end_has_found_nobody_well(hosts: Hosts) -> No
     ]
 
 
+@pytest.mark.parametrize("name", ["ls", "doctor"])
+def test_the_reason_of_a_host_has_its_name_in_json(hosts: Hosts, name: str) -> None:
+    """Also if other hosts have the same reason."""
+    words = hosts.words("dead[1-2]", "--json")[:-1]
+    words[3] = name
+    found = [json.loads(line) for line in run(*words, cwd=ROOT).out.splitlines()]
+    reasons = {each["host"]: each["error"] for each in found}
+    assert reasons == {host: f"ssh: connect to host {host} port 22: No route to host" for host in ("dead1", "dead2")}
+
+
 def test_a_second_control_c_leaves_the_tasks(hosts: Hosts) -> None:
     with started(hosts.words("deaf1,good1")) as command:
         until(lambda: "end good1" in hosts.log() and begun(hosts) == 2, "both have begun")

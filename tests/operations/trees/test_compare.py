@@ -125,8 +125,11 @@ def test_what_cannot_be_read_fails(runner: Runner, source: Path, copy: Path, roo
 
 
 def test_a_file_and_a_directory(runner: Runner, source: Path, copy: Path) -> None:
-    assert runner.refused("compare", source=source, path=copy / "large").errno == errno.ENOTDIR
-    assert runner.refused("compare", source=source / "large", path=copy).errno == errno.ENOTDIR
+    for one, other in ((source, copy / "large"), (source / "large", copy)):
+        refused = runner.refused("compare", source=one, path=other)
+        file, directory = (one, other) if other is copy else (other, one)
+        assert refused.errno == errno.ENOTDIR
+        assert refused.message == f"{file} is not a directory, but {directory} is"
     assert runner.refused("compare", source=source, path=copy / "none").errno == errno.ENOENT
     assert runner.result(runner.prepare("compare", source=source / "large", path=copy / "large")) == "equal\n"
 

@@ -108,7 +108,9 @@ def test_a_directory_that_is_there(runner: Runner, source: Path, disk: Path) -> 
     assert refused.errno == errno.ENOTEMPTY
     for path in (source / "new", source, source / "nothing"):
         assert isinstance(runner.refused("copy", source=source, path=path), InvalidValue)
-    assert runner.refused("copy", source=source / "large", path=disk / "empty").errno == errno.ENOTDIR
+    refused = runner.refused("copy", source=source / "large", path=disk / "empty")
+    assert refused.errno == errno.ENOTDIR
+    assert refused.message == f"{source}/large is not a directory, but {disk}/empty is"
     assert runner.refused("copy", source=source, path=make(disk / "file")).errno == errno.ENOTDIR
     assert runner.refused("copy", source=source, path=disk / "none/x").errno == errno.ENOENT
 
