@@ -216,6 +216,6 @@ class Mounted(NamedTuple):
 
     def _away(self, number: int) -> DaemonAway:
         if number == errno.ENOENT:
-            ways = "systemctl start ktaskfs, or name another mount with -m or $KTASKFS"
+            ways = "systemctl start ktaskfs, or ktaskfs mount DIRECTORY; -m or $KTASKFS names another mount"
             return DaemonAway(f"no ktaskfs is mounted on {self.path}: {ways}", errno=number)
         return DaemonAway(f"the daemon of {self.path} does not answer: {os.strerror(number)}", errno=number)
