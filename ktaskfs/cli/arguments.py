@@ -228,7 +228,8 @@ def _add_verb(commands: Commands, environment: Mapping[str, str], name: str) -> 
 
 def _add_set(commands: Commands, environment: Mapping[str, str], name: str) -> None:
     added = _client(commands, environment, name, "set parameters of tasks")
-    added.add_argument("name", nargs="+", metavar="NAME|KEY=VALUE", help=f"{NAMES}; then max_threads=2 and so on")
+    keys = "then max_threads=, nice= or rate_max=, and before the start of a task any parameter"
+    added.add_argument("name", nargs="+", metavar="NAME|KEY=VALUE", help=f"{NAMES}; {keys}")
 
 
 def _add_events(commands: Commands, environment: Mapping[str, str], name: str) -> None:

@@ -155,11 +155,18 @@ class Mounted(NamedTuple):
         try:
             self._write(fd, "tasks/control", text)
             try:
-                return self._read(fd, "tasks/control").split()
+                names = self._read(fd, "tasks/control").split()
             except DaemonAway as error:
                 raise self._ended_meanwhile() from error
-        finally:
+        except BaseException:
             let_go(fd)
+            raise
+        try:
+            os.close(fd)
+        except OSError as error:  # the daemon waited for the end of JSON; or it has died, and the tasks go on
+            if (refused := self._refused(error.errno or errno.EIO, "tasks/control", text)) is not None:
+                raise refused from error
+        return names
 
     def _open_control(self) -> int:
         try:
@@ -209,6 +216,6 @@ class Mounted(NamedTuple):
 
     def _away(self, number: int) -> DaemonAway:
         if number == errno.ENOENT:
-            ways = "systemctl start ktaskfs, or name another mount with -m or $KTASKFS"
+            ways = "systemctl start ktaskfs, or ktaskfs mount DIRECTORY; -m or $KTASKFS names another mount"
             return DaemonAway(f"no ktaskfs is mounted on {self.path}: {ways}", errno=number)
         return DaemonAway(f"the daemon of {self.path} does not answer: {os.strerror(number)}", errno=number)

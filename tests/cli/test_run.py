@@ -92,6 +92,16 @@ def test_a_refusal_as_json(command: Command, memory: Path) -> None:
     assert found["command"] == f"checksum path={memory}/none"
 
 
+@pytest.mark.parametrize("text", ['{"op": "clear", "path": "/x"', '[{"op": "clear", "path": "/x"}'])
+def test_json_that_ends_early_is_refused_with_its_words(command: Command, text: str) -> None:
+    """The daemon waits for more of it, until the command closes the file."""
+    for outcome in (command("run", text), command("run", "-", stdin=text)):
+        assert (outcome.status, outcome.out) == (1, "")
+        message, line, caret = outcome.err.splitlines()
+        assert (message, line) == ("ktaskfs: the JSON ends early", f"  {text}")
+        assert len(caret) == len(line)
+
+
 def test_a_refusal_of_a_nul_byte_has_its_words(command: Command) -> None:
     assert command("run", "-", stdin="clear\0x").err.splitlines()[0] == "ktaskfs: the command has a NUL byte"
 
