@@ -138,17 +138,26 @@ def own_groups() -> dict[str, Group]:
 
 
 def frozen_group(mounts: GroupMounts, pid: int) -> Group | None:
-    """The group in which a process is frozen, by its own freezer or one above; None if it is not frozen, or has ended.
+    """The process's group, or one above it, whose freezer holds the process; None if it is not frozen, or has ended.
 
     Raises OSError.
     """
     for group in groups_of(pid):
-        with contextlib.suppress(OSError):  # it is not mounted here, or is the root, which has no such file
-            if group.controllers == V2 and "frozen 1" in mounts.read(group, "cgroup.events").splitlines():
-                return group
-            if "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n":
-                return group
+        for each in group.ancestors():
+            with contextlib.suppress(OSError):  # it is not mounted here, or is the root, which has no such file
+                if _is_frozen(mounts, each):
+                    return each
     return None
+
+
+def _is_frozen(mounts: GroupMounts, group: Group) -> bool:
+    """Raises OSError for a group without a freezer."""
+    if group.controllers != V2:
+        return "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n"
+    # One process that waits for a FUSE server, such as a reader of this mount, keeps the whole group from "frozen 1".
+    if mounts.read(group, "cgroup.freeze") == "1\n":
+        return True
+    return "frozen 1" in mounts.read(group, "cgroup.events").splitlines()  # by a group above, which may not be mounted
 
 
 def enter_group(mounts: GroupMounts, group: Group) -> None:

@@ -13,7 +13,7 @@ import trio
 
 from ktaskfs.errors import NotPermitted, TargetError, WorkerLost
 from ktaskfs.host import credentials
-from ktaskfs.host.cgroups import own_groups
+from ktaskfs.host.cgroups import frozen_group, own_groups
 from ktaskfs.host.group_limits import OomKills
 from ktaskfs.host.process import cpu_time
 from ktaskfs.host.topology import usable_cpus
@@ -68,6 +68,7 @@ class WorkerMaker:
         what it has prepared.
         """
         identity = taken_over(caller.identity, self._settings)
+        oom_kills = self._oom_kills(identity)  # before the worker, which a small limit kills at once
         with contextlib.ExitStack() as undo:
             page, shape = self._make_page(task)
             undo.callback(os.close, page)
@@ -78,20 +79,26 @@ class WorkerMaker:
                 request = self._request(task, identity, follows=follows)
                 forked = await self._fork(request, [page, theirs.fileno(), *caller.descriptors], lost)
             undo.pop_all()
-        worker = WorkerHandle(forked.pid, 0, forked.pidfd, page, shape, forked.ticket, begun=False)
+        worker = WorkerHandle(forked.pid, 0, forked.pidfd, page, shape, forked.ticket, oom_kills, begun=False)
         return NewWorker(task, worker, channel, identity)
 
+    def _oom_kills(self, identity: Identity) -> OomKills | None:
+        """Raises TargetError without a descriptor."""
+        try:
+            return OomKills.of(self._mounts, identity.cgroups or own_groups().values())
+        except OSError as error:
+            raise TargetError.from_os(error, "read your control groups") from error
+
     def watched(self, new: NewWorker) -> NewWorker:
-        """``new`` with what identifies its process and explains its end. Raises TargetError without a descriptor."""
+        """``new`` with what identifies its process. Raises TargetError without a descriptor."""
         worker, began = new.worker, 0  # it has already exited, or /proc hides it (hidepid)
         try:
             with contextlib.suppress(PermissionError):
                 began = credentials.start_time(worker.pid) or 0
             write_requests(worker.page, new.task.requests)  # the requests may have changed since the page was made
-            oom_kills = OomKills.of(self._mounts, new.identity.cgroups or own_groups().values())
         except OSError as error:
             raise TargetError.from_os(error, "watch the worker") from error
-        return new._replace(worker=worker._replace(start_time=began, oom_kills=oom_kills))
+        return new._replace(worker=worker._replace(start_time=began))
 
     async def _fork(
         self, request: protocol.StartRequest, fds: Sequence[int], lost: Callable[[int], object]
@@ -148,7 +155,7 @@ class WorkerMaker:
         raise WorkerLost("the worker sent an invalid answer")
 
     async def _answer(self, new: NewWorker) -> bytes:
-        """The worker's first message, empty if it died. Raises WorkerLost if it hangs."""
+        """The worker's first message, empty if it died. Raises WorkerLost if it hangs; a frozen one does not."""
         worker = new.worker
         used = cpu_time(worker.pid)
         while True:
@@ -158,10 +165,15 @@ class WorkerMaker:
                 except ConnectionError:
                     return b""
             before, used = used, cpu_time(worker.pid)
-            if used == before:
+            if used == before and not self._is_frozen(worker.pid):
                 worker.signal(signal.SIGKILL)
                 message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
                 raise WorkerLost(message, errno=errno.ETIMEDOUT)
+
+    def _is_frozen(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):  # no descriptor is left to look
+            return frozen_group(self._mounts, pid) is not None
+        return False
 
 
 def planned(history: History, answer: protocol.Ready) -> History:

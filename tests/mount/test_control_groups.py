@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -19,7 +21,6 @@ from tests.support.shell import shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import MountMaker
     from tests.support.daemon import Mount
@@ -98,9 +99,9 @@ def test_a_limit_on_processes_holds(mounted: Mount, memory: Path) -> None:
     """One for the caller's shell, one for the worker, and none for the worker's control thread."""
     with group("pids", {"pids.max": "2"}) as where:
         refused = refused_in(mounted, where, f"fallocate path={memory}/f length=1M")
-    assert refused.errname == "EAGAIN"
-    assert "pids.max" in refused.words
-    assert not (memory / "f").exists()
+        assert refused.errname == "EAGAIN"
+        assert "pids.max" in refused.words
+        assert not (memory / "f").exists()
 
 
 def test_a_cpuset_holds(mounted: Mount, memory: Path) -> None:
@@ -166,6 +167,29 @@ def test_in_a_frozen_group_a_start_waits_for_the_thaw(mounted: Mount, memory: Pa
         (where / file).write_text(thaw)
         assert mounted.cat("tasks/t/wait").status == 0
         assert mounted.read("tasks/t/state") == "done\n"
+
+
+def test_a_frozen_group_is_named_although_a_reader_of_the_mount_in_it_cannot_freeze(
+    mounted: Mount, memory: Path
+) -> None:
+    with group("") as where:
+        assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=1M chunk=4096 rate_max=1").status == 0
+        wait_for_worker(mounted, "t")
+        with subprocess.Popen(["cat", mounted.path / "events"], stdout=subprocess.DEVNULL) as reader:
+            move([reader.pid], where)
+            wchan = Path(f"/proc/{reader.pid}/wchan")
+            until(lambda: wchan.read_text() == "request_wait_answer", "the reader waits for an event")
+            (where / "cgroup.freeze").write_text("1")
+            words = f"/{where.name} is frozen)"
+            try:
+                until(lambda: words in mounted.read("tasks/t/status"), "the frozen group is named")
+                assert "frozen 0" in (where / "cgroup.events").read_text()
+            finally:
+                (where / "cgroup.freeze").write_text("0")
+                reader.kill()
+        assert words not in mounted.read("tasks/t/status")
+        mounted.write("tasks/t/control", "cancel")
+        assert mounted.cat("tasks/t/wait").status == 0
 
 
 def test_a_caller_in_a_control_group_namespace(mounted: Mount, memory: Path) -> None:
