@@ -18,7 +18,7 @@ SUFFIXES: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 SIZE_MAX: Final = 2**63 - 1
 """The largest offset a file can have (off_t)."""
 
-_DIGITS: Final = "0[xX][0-9a-fA-F]++|[0-9]++"
+_DIGITS: Final = "0[xX][0-9a-fA-F]+|[0-9]+"
 _NUMBER: Final = re.compile(rf"({_DIGITS})(?:([KMGTPE])(?:iB?)?)?", re.ASCII | re.IGNORECASE)
 _RANGE: Final = rf"(?:{_DIGITS})(?:-(?:{_DIGITS}))?"
 _LIST: Final = re.compile(rf"{_RANGE}(?:,{_RANGE})*", re.ASCII)

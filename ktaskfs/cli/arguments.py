@@ -70,9 +70,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     end = rest.index("--") if "--" in rest else len(rest)
     unknown = rest if words is None else [each for each in rest[:end] if each.startswith("-") and each != "-"]
     if unknown:
-        given_with_dashes = [each.lstrip("-") for each in unknown if each.startswith("--") and "=" in each]
-        takes_parameters = given.command in ("run", "set") and given_with_dashes
-        hint = f"; write parameters without dashes: {' '.join(given_with_dashes)}" if takes_parameters else ""
+        takes_parameters = given.command in ("run", "set")
+        parameters = [each.lstrip("-") for each in unknown if takes_parameters and "=" in each]
+        hint = f"; write parameters without dashes: {' '.join(parameters)}" if parameters else ""
         top.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if words is not None:  # argparse puts those before the first option into the list
         words += rest[:end] + rest[end + 1 :]

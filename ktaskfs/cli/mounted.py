@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from ktaskfs.errors import DaemonAway, KtaskfsError, Refused, TargetError, errno_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _T = TypeVar("_T")
 
@@ -143,30 +143,16 @@ class Mounted(NamedTuple):
 
     def write(self, file: str, text: str) -> None:
         """Write one command with one write(2). Also raises Refused."""
-        fd = self.open(file, os.O_WRONLY)
-        try:
-            self._write(fd, file, text)
-        finally:
-            let_go(fd)
+        with self._written(self.open(file, os.O_WRONLY), file, text):
+            pass
 
     def start(self, text: str) -> list[str]:
         """Write specs to ``tasks/control``; returns the names of the tasks. Also raises Refused."""
-        fd = self._open_control()
-        try:
-            self._write(fd, "tasks/control", text)
+        with self._written(self._open_control(), "tasks/control", text) as fd:
             try:
-                names = self._read(fd, "tasks/control").split()
+                return self._read(fd, "tasks/control").split()
             except DaemonAway as error:
                 raise self._ended_meanwhile() from error
-        except BaseException:
-            let_go(fd)
-            raise
-        try:
-            os.close(fd)
-        except OSError as error:  # the daemon waited for the end of JSON; or it has died, and the tasks go on
-            if (refused := self._refused(error.errno or errno.EIO, "tasks/control", text)) is not None:
-                raise refused from error
-        return names
 
     def _open_control(self) -> int:
         try:
@@ -177,15 +163,32 @@ class Mounted(NamedTuple):
             words = f"{error.message}: ktaskfs doctor shows who may start tasks"
             raise TargetError(words, errno=errno.EACCES) from error
 
-    def _write(self, fd: int, file: str, text: str) -> None:
+    @contextlib.contextmanager
+    def _written(self, fd: int, file: str, text: str) -> Iterator[int]:
+        """``fd`` after ``text`` was written to it; closes it. Raises Refused, also after the body."""
         try:
-            os.write(fd, os.fsencode(f"{text}\n"))  # the newline says that the command is whole
-        except OSError as error:
-            number = error.errno or errno.EIO
-            refused = self._refused(number, file, text)  # ESTALE is also the errno of a changed target
-            if refused is None and number in AWAY:
-                raise self._ended_meanwhile() from error
-            raise refused or Refused(f"{file}: {os.strerror(number)}", errno=number) from error
+            try:
+                os.write(fd, os.fsencode(f"{text}\n"))  # the newline says that the command is whole
+            except OSError as error:
+                raise (self._refusal(error, file, text) or self._ended_meanwhile()) from error
+            yield fd
+        except BaseException:
+            let_go(fd)
+            raise
+        try:
+            os.close(fd)
+        except OSError as error:  # the daemon waited for the end of JSON
+            refusal = self._refusal(error, file, text)
+            if refusal is not None:  # else it has died after its answer, and the tasks go on
+                raise refusal from error
+
+    def _refusal(self, error: OSError, file: str, text: str) -> Refused | None:
+        """Why the daemon refused ``text``; None if it has ended."""
+        number = error.errno or errno.EIO
+        refused = self._refused(number, file, text)  # ESTALE is also the errno of a changed target
+        if refused is None and number not in AWAY:
+            return Refused(f"{file}: {os.strerror(number)}", errno=number)
+        return refused
 
     def _refused(self, number: int, file: str, text: str) -> Refused | None:
         """The last entry of the log that fits: another command of the user may have been refused since."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from ktaskfs.cli.mounted import Mounted
+from ktaskfs.errors import Refused, TargetError
 from tests.cli.conftest import until_said
 from tests.support.daemon import ROOT, Mount
 from tests.support.poll import DEADLINE, until
@@ -100,6 +102,18 @@ def test_json_that_ends_early_is_refused_with_its_words(command: Command, text: 
         message, line, caret = outcome.err.splitlines()
         assert (message, line) == ("ktaskfs: the JSON ends early", f"  {text}")
         assert len(caret) == len(line)
+
+
+class Wordless(Mounted):
+    def read(self, file: str) -> str:
+        if file == "info/error_log":
+            raise TargetError(file)
+        return super().read(file)
+
+
+def test_a_refusal_at_the_last_close_counts_also_without_words(command: Command) -> None:
+    with pytest.raises(Refused, match="tasks/control: Invalid argument"):
+        Wordless(str(command.mount.path)).start('{"op": "clear"')
 
 
 def test_a_refusal_of_a_nul_byte_has_its_words(command: Command) -> None:
