@@ -145,19 +145,23 @@ def frozen_group(mounts: GroupMounts, pid: int) -> Group | None:
     for group in groups_of(pid):
         for each in group.ancestors():
             with contextlib.suppress(OSError):  # it is not mounted here, or is the root, which has no such file
-                if _is_frozen(mounts, each):
+                if _is_told_to_freeze(mounts, each):
                     return each
+        with contextlib.suppress(OSError):
+            if group.controllers == V2 and "frozen 1" in mounts.read(group, "cgroup.events").splitlines():
+                return group  # a group above it, which is not mounted here, was told to
     return None
 
 
-def _is_frozen(mounts: GroupMounts, group: Group) -> bool:
-    """Raises OSError for a group without a freezer."""
-    if group.controllers != V2:
-        return "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n"
-    # One process that waits for a FUSE server, such as a reader of this mount, keeps the whole group from "frozen 1".
-    if mounts.read(group, "cgroup.freeze") == "1\n":
-        return True
-    return "frozen 1" in mounts.read(group, "cgroup.events").splitlines()  # by a group above, which may not be mounted
+def _is_told_to_freeze(mounts: GroupMounts, group: Group) -> bool:
+    """Raises OSError for a group without a freezer.
+
+    The state "frozen" would say less: one process that waits for a FUSE server, such as a reader of this mount, keeps
+    its whole group of version 2 from it.
+    """
+    if group.controllers == V2:
+        return mounts.read(group, "cgroup.freeze") == "1\n"
+    return "freezer" in group.controllers.split(",") and mounts.read(group, "freezer.state") != "THAWED\n"
 
 
 def enter_group(mounts: GroupMounts, group: Group) -> None:

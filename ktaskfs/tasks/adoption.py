@@ -165,7 +165,7 @@ class Adopter:
         """End a start that was unfinished when the daemon ended: its worker has not begun."""
         worker = task.worker
         if worker is not None:
-            await wait_for_end(worker)
+            await wait_for_end(worker, self._cgroups)
         message = "the daemon ended before the work began"
         self._lifecycle.end(task, State.INTERRUPTED, replace(EMPTY, errno=errno.EINTR, message=message))
         if worker is not None:

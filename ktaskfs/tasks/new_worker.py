@@ -26,6 +26,7 @@ from ktaskfs.worker import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ktaskfs.host.cgroups import GroupMounts
     from ktaskfs.host.credentials import CallerProcess, Identity
     from ktaskfs.tasks.context import TaskContext
     from ktaskfs.tasks.history import History
@@ -165,15 +166,10 @@ class WorkerMaker:
                 except ConnectionError:
                     return b""
             before, used = used, cpu_time(worker.pid)
-            if used == before and not self._is_frozen(worker.pid):
+            if used == before and not _is_frozen(worker.pid, self._mounts):
                 worker.signal(signal.SIGKILL)
                 message = f"the worker could not open and reserve its target within {TIMEOUT:.0f} s"
                 raise WorkerLost(message, errno=errno.ETIMEDOUT)
-
-    def _is_frozen(self, pid: int) -> bool:
-        with contextlib.suppress(OSError):  # no descriptor is left to look
-            return frozen_group(self._mounts, pid) is not None
-        return False
 
 
 def planned(history: History, answer: protocol.Ready) -> History:
@@ -192,19 +188,25 @@ def planned(history: History, answer: protocol.Ready) -> History:
     return history._replace(planned=answer.total, baseline=baseline, used=used)
 
 
-async def wait_for_end(worker: WorkerHandle) -> None:
-    """Return when a worker whose start was given up has ended. Kills it if it hangs for TIMEOUT.
+async def wait_for_end(worker: WorkerHandle, mounts: GroupMounts) -> None:
+    """Return when a worker whose start was given up has ended. Kills it if it hangs for TIMEOUT; a frozen one does not.
 
     Leaves a worker behind that survives SIGKILL (it waits for a device) or may not be signalled.
     """
     used = cpu_time(worker.pid)
     while not await _ends(worker.pidfd, TIMEOUT):
         before, used = used, cpu_time(worker.pid)
-        if used == before:
+        if used == before and not _is_frozen(worker.pid, mounts):
             with contextlib.suppress(NotPermitted):
                 worker.signal(signal.SIGKILL)
             await _ends(worker.pidfd, KILL_WAIT)
             return
+
+
+def _is_frozen(pid: int, mounts: GroupMounts) -> bool:
+    with contextlib.suppress(OSError):  # no descriptor is left to look
+        return frozen_group(mounts, pid) is not None
+    return False
 
 
 async def _ends(pidfd: int, seconds: float) -> bool:

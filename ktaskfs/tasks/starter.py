@@ -83,6 +83,7 @@ class Starter:
         self._state = context.state
         self._nursery = context.nursery
         self._lifecycle = lifecycle
+        self._cgroups = context.cgroups
         self._worker_maker = WorkerMaker(context)
         self._batches: dict[Task, _Batch] = {}
         """By task, from its start until the end of the batch."""
@@ -211,7 +212,7 @@ class Starter:
             await self._launcher.exit_status(ticket)
         for each in reversed(batch.workers):
             each.channel.close()  # so the worker undoes its preparation and ends
-            await wait_for_end(each.worker)
+            await wait_for_end(each.worker, self._cgroups)
             self._nursery.start_soon(self._launcher.exit_status, each.worker.ticket)
             each.task.worker = None
             each.worker.close()
