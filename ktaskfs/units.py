@@ -132,21 +132,26 @@ def human_size(number: float) -> str:
 
 
 class Units(NamedTuple):
-    """The unit of an operation's positions: ``name`` in the plural, ``amount`` formats a number of units for people."""
+    """The unit of an operation's positions: ``name`` in the plural.
+
+    amount: formats a number of units for people, who may want it rounded: ``40.0MiB``, ``5120pages``.
+    exact:  formats it exactly: ``40M``, ``5120 pages``.
+    """
 
     name: str
     amount: Callable[[float], str]
+    exact: Callable[[int], str]
 
     def __str__(self) -> str:
         return self.name
 
     @classmethod
     def counted(cls, name: str) -> Units:
-        """Countable things: ``5120pages``."""
-        return cls(name, lambda number: f"{number:.0f}{name}")
+        """Countable things."""
+        return cls(name, lambda number: f"{number:.0f}{name}", lambda number: f"{number} {name}")
 
 
-BYTES: Final = Units("bytes", human_size)
+BYTES: Final = Units("bytes", human_size, format_size)
 PAGES: Final = Units.counted("pages")
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.control.task_text import percent, seconds_at_work, seconds_left, speed, units_of
+from ktaskfs.control.task_text import percent, seconds_at_work, seconds_left, speed
 from ktaskfs.tasks.task import ENDED, State
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Figures:
             chunks=sum(each.chunks for each in snapshot.threads),
             done=task.done(snapshot),
             total=total if total or snapshot.started_ns else None,
-            units=units_of(task).name,
+            units=task.units.name,
             busy_usec=sum(each.busy_us for each in snapshot.threads),
             created_usec=task.created_ns // 1000,
             elapsed_usec=round(seconds_at_work(snapshot) * 1e6),

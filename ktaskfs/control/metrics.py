@@ -16,7 +16,6 @@ import trio
 
 from ktaskfs.control.durations import Durations
 from ktaskfs.control.facts import Facts
-from ktaskfs.control.task_text import units_of
 from ktaskfs.host.hugepages import read_node_pools, read_pools
 from ktaskfs.tasks.task import ENDED, WORKING, State
 from ktaskfs.user_threads import in_thread
@@ -119,7 +118,7 @@ class Metrics:
         most = int(UNITS_PER_SECOND * max(1.0, time.monotonic() - run.began))
         total = snapshot.total or task.history.planned
         units = min(sum(each.units for each in snapshot.threads), total, most)
-        self._units[_operation(task), str(units_of(task))] += max(0, units - run.units)
+        self._units[_operation(task), str(task.units)] += max(0, units - run.units)
         run.units = max(run.units, units)
 
     async def facts(self) -> Facts:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from ktaskfs.control.figures import Figures
-from ktaskfs.control.task_text import format_speed, units_of
+from ktaskfs.control.task_text import format_speed
 from ktaskfs.tasks.task import ENDED, State
 from ktaskfs.vfs import Change
 
@@ -173,7 +173,7 @@ def _may_read(uid: int, task: Task) -> bool:
 
 def _row_of(figures: Figures, task: Task) -> _Row:
     left = None if figures.finish_usec is None else f"{figures.finish_usec / 1e6:.1f}s"
-    rate = None if figures.speed is None else format_speed(units_of(task), figures.speed)
+    rate = None if figures.speed is None else format_speed(task.units, figures.speed)
     shown = (
         figures.name,
         figures.operation,

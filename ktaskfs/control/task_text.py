@@ -9,7 +9,7 @@ from ktaskfs.errors import errno_name
 from ktaskfs.host.process import thread_cpu
 from ktaskfs.progress import FoundWhy
 from ktaskfs.tasks.task import ENDED, State
-from ktaskfs.units import BYTES, Units, escaped, table
+from ktaskfs.units import escaped, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.parameters import Parameter
     from ktaskfs.progress import Snapshot
     from ktaskfs.tasks.task import Task
+    from ktaskfs.units import Units
 
 BAR_WIDTH: Final = 20
 FAR: Final = 365 * 86400
 """Maximum seconds of a known finish. The speed of stalled work falls, but not to 0."""
-
-
-def units_of(task: Task) -> Units:
-    """The unit of the task's positions."""
-    return BYTES if task.operation is None else task.operation.units
 
 
 def seconds_at_work(snapshot: Snapshot) -> float:
@@ -74,7 +70,7 @@ def progress_line(task: Task, snapshot: Snapshot) -> str:
     bar = ("=" * filled + ">" + "." * BAR_WIDTH)[:BAR_WIDTH] if filled < BAR_WIDTH else "=" * BAR_WIDTH
     left = seconds_left(task, snapshot, rate)
     finish = "unknown" if left is None else f"{left:.1f}s"
-    return f"[{bar}] {part:5.1f}% ({done}/{total}) finish={finish} speed={format_speed(units_of(task), rate)}\n"
+    return f"[{bar}] {part:5.1f}% ({done}/{total}) finish={finish} speed={format_speed(task.units, rate)}\n"
 
 
 def error(task: Task) -> str:
@@ -133,7 +129,7 @@ def status(task: Task, parameters: Iterable[Parameter], notes: str = "") -> str:
     ``parameters`` are those of the task, ``notes`` are about its state: a pending cancel, or what holds it.
     """
     snapshot = task.snapshot()
-    done, total, units = task.done(snapshot), task.total(snapshot), units_of(task)
+    done, total, units = task.done(snapshot), task.total(snapshot), task.units
     rate = speed(task, snapshot)
     left = None if task.state in ENDED else seconds_left(task, snapshot, rate)
     fields: list[tuple[str, object]] = [

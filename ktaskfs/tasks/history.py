@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import TargetError
-from ktaskfs.operations.base.parameters import TaskParameters
+from ktaskfs.operations.base.parameters import PID, TaskParameters
 from ktaskfs.operations.base.resume import Baseline
 
 if TYPE_CHECKING:
@@ -49,13 +49,19 @@ class History(NamedTuple):
     result: bytes = b""
     rights: int = ALL_CAPABILITIES
 
-    def of_process(self, process: tuple[int, int | None] | None) -> History:
-        """This history with the process that the task names, by its number and its start time, if there is one."""
-        match process:
-            case int(pid), int(began):
-                return self._replace(baseline=Baseline({"pid": (pid, began, 0)}, end=0, size=0, total=0))
-            case _:
-                return self
+    @property
+    def named_process(self) -> tuple[str, int] | None:
+        """The parameter that names a process, and its number; None if none was given."""
+        declared = () if self.operation is None else self.operation.declared
+        given = (each for each in declared if each.kind is PID and each.name in self.texts)
+        return next(((each.name, PID.parse(self.texts[each.name])) for each in given), None)
+
+    def of_process(self, began: int | None) -> History:
+        """This history with the identity of the process that the task names, which began at ``began``, if it exists."""
+        if self.named_process is None or began is None:
+            return self
+        name, pid = self.named_process
+        return self._replace(baseline=Baseline({name: (pid, began, 0)}, end=0, size=0, total=0))
 
     def continued(self, boot: str) -> History:
         """The history of a resumed task before its next run, in that ``boot``.
@@ -65,8 +71,8 @@ class History(NamedTuple):
 
         Raises TargetError (ESTALE) if the task names a process, and its start ended before the worker found it.
         """
-        if self.baseline is None and "pid" in self.texts:
-            text = f"it is not known which process was {self.texts['pid']} at the start: start a new task"
+        if self.baseline is None and self.named_process is not None:
+            text = f"it is not known which process was {self.named_process[1]} at the start: start a new task"
             raise TargetError(text, errno=errno.ESTALE)
         again = self._replace(final=None, result=b"")
         if boot != self.boot:
@@ -81,10 +87,13 @@ class History(NamedTuple):
 
     def _same_process(self) -> Baseline | None:
         """The baseline of a task without work: another process may have the number by now."""
-        began = None if self.baseline is None else self.baseline.files.get("pid")
-        if self.baseline is None or began is None or self.texts.get("pid") != str(began[0]):
+        if self.baseline is None or self.named_process is None:
             return None
-        return self.baseline._replace(files={"pid": began}, end=0, size=0)
+        name, pid = self.named_process
+        identity = self.baseline.files.get(name)
+        if identity is None or identity[0] != pid:
+            return None
+        return self.baseline._replace(files={name: identity}, end=0, size=0)
 
     def changed_as(self, old: Mapping[str, str], new: Mapping[str, str]) -> History:
         """This history with the changes of its operation's parameters from ``old`` to ``new``; without an operation, of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from ktaskfs.operations.base.parameters import PATH
 from ktaskfs.tasks.task import EMPTY, State, Task
-from ktaskfs.units import BYTES, escaped, format_size
+from ktaskfs.units import escaped
 
 if TYPE_CHECKING:
     from ktaskfs.errors import KtaskfsError
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 LEVELS: Final = {State.FAILED: logging.WARNING, State.INTERRUPTED: logging.WARNING}
 """Log levels of ends; the others are information."""
-WHAT: Final = ("path", "pid", "size")
-"""The parameters that name a target: the first one present is used."""
 
 
 def log_fields(task: Task, **more: object) -> dict[str, object]:
@@ -34,18 +33,13 @@ def log_fields(task: Task, **more: object) -> dict[str, object]:
 def subject(task: Task, snapshot: Snapshot = EMPTY) -> str:
     """``clear /dev/hugepages/vm1 40M``: the operation, its target, and the amount, if known."""
     words = [task.operation.name] if task.operation else []
-    named = next((key for key in WHAT if key in task.texts), None)
-    if named is not None:
-        words.append(f"{'' if named == 'path' else f'{named}='}{escaped(task.texts[named])}")
+    declared = task.operation.declared if task.operation else ()
+    targets = (each for each in declared if each.is_target and each.name in task.texts)
+    if (target := next(targets, None)) is not None:
+        words.append(f"{'' if target.kind is PATH else f'{target.name}='}{escaped(task.texts[target.name])}")
     if total := task.total(snapshot):
-        words.append(amount(task, total))
+        words.append(task.units.exact(total))
     return " ".join(words)
-
-
-def amount(task: Task, count: int) -> str:
-    """``40M``, ``3 pages``."""
-    in_bytes = task.operation is None or task.operation.units == BYTES
-    return format_size(count) if in_bytes else f"{count} pages"
 
 
 def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> None:
@@ -53,7 +47,7 @@ def log_end(log: logging.Logger, task: Task, state: State, final: Snapshot) -> N
     reason."""
     taken = max(0, final.ended_ns - final.started_ns) if final.started_ns else 0
     done, total = task.done(final), task.total(final)
-    part = "" if done == total else f", {amount(task, done)} done"
+    part = "" if done == total else f", {task.units.exact(done)} done"
     why = f": {final.message}" if final.message else ""
     fields = {"KTASK_DONE": done, "KTASK_TOTAL": total, "KTASK_USEC": taken // 1000}
     fields |= {"ERRNO": final.errno} if final.errno else {}

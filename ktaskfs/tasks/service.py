@@ -23,7 +23,6 @@ from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
 from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, WORKING, State, Task
-from ktaskfs.units import parse_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -176,10 +175,9 @@ class TaskService:
             for task in tasks:
                 assert task.operation is not None
                 absolute = are_absolute(task.operation, task.texts)
-                named = task.texts.get("pid")
-                pid = None if named is None else parse_int(named)
-                process = None if pid is None else (pid, began[pid])
-                task.history = task.history.of_process(process)
+                named = task.history.named_process
+                process = None if named is None else (named[1], began[named[1]])
+                task.history = task.history.of_process(None if process is None else process[1])
                 task.caller = KeptCaller.of(caller, root, paths_are_absolute=absolute, process=process)
         except OSError as error:
             caller.close()

@@ -11,7 +11,7 @@ from ktaskfs.operations.base.parameters import MAX, parse_parameters
 from ktaskfs.progress import Phase, Requests, Snapshot, read_snapshot, write_requests
 from ktaskfs.tasks.history import History
 from ktaskfs.tasks.pace import Pace
-from ktaskfs.units import parse_size
+from ktaskfs.units import BYTES, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ktaskfs.operations.base.parameters import Parameter, TaskParameters
     from ktaskfs.tasks.kept_caller import KeptCaller
     from ktaskfs.tasks.worker_handle import WorkerHandle
+    from ktaskfs.units import Units
 
 
 class State(StrEnum):
@@ -97,6 +98,11 @@ class Task:
     def operation(self) -> SpecWord | None:
         """The operation, None while an empty task has none."""
         return self.history.operation
+
+    @property
+    def units(self) -> Units:
+        """The unit of its positions; bytes while it has no operation."""
+        return BYTES if self.operation is None else self.operation.units
 
     @property
     def texts(self) -> Mapping[str, str]:

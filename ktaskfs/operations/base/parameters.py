@@ -55,7 +55,8 @@ class Kind(NamedTuple, Generic[T]):
 class Parameter(NamedTuple):
     """One declared parameter, as the spec parser and the mount's files see it.
 
-    defaults: canonical texts of the possible defaults, if the target decides; ``default`` is then None.
+    defaults:  canonical texts of the possible defaults, if the target decides; ``default`` is then None.
+    is_target: it says what the operation works on, for people who read the log.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Parameter(NamedTuple):
     help: str
     required: bool
     defaults: tuple[str, ...] = ()
+    is_target: bool = False
 
     def default_text(self) -> str:
         """The default as canonical text; the kind's ``absent`` without one, all if the target decides."""
@@ -75,13 +77,13 @@ class Parameter(NamedTuple):
 _REQUIRED: Final = object()
 
 
-def parameter(kind: Kind[T], help: str, *, default: Any = _REQUIRED) -> Any:
+def parameter(kind: Kind[T], help: str, *, default: Any = _REQUIRED, is_target: bool = False) -> Any:
     """A field of a declaration; without ``default=`` every spec must give it.
 
     A default of None means "not given"; ``help`` explains the effect.
     """
     required = default is _REQUIRED
-    return Parameter("", kind, None if required else default, help, required)
+    return Parameter("", kind, None if required else default, help, required, is_target=is_target)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(parameter,))

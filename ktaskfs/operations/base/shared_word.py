@@ -91,13 +91,14 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
     kind = parameters[0].kind
     if any(each.kind is not kind for each in parameters):
         kind = _either([each.kind for each in parameters])
+    is_target = any(each.is_target for each in parameters)
     if len(declared) == meanings and all(each.required for each in parameters):
-        return parameter(kind, text)
+        return parameter(kind, text, is_target=is_target)
     defaults = list(dict.fromkeys(each.default for each in parameters))
     if len(defaults) == 1:
-        return parameter(kind, text, default=defaults[0])
+        return parameter(kind, text, default=defaults[0], is_target=is_target)
     of_targets = () if None in defaults else tuple(map(kind.format, defaults))
-    return parameter(kind, text, default=None)._replace(defaults=of_targets)
+    return parameter(kind, text, default=None, is_target=is_target)._replace(defaults=of_targets)
 
 
 def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:

@@ -46,7 +46,9 @@ class ReserveParameters(TaskParameters):
     """The number, size and ``nodes`` of the pages."""
 
     pages: int = parameter(COUNT, "total pages of the pool on all of the nodes, shared evenly")
-    size: int | None = parameter(LENGTH, "size of the pages (default: the machine's default huge page)", default=None)
+    size: int | None = parameter(
+        LENGTH, "size of the pages (default: the machine's default huge page)", default=None, is_target=True
+    )
     undo: bool = parameter(FLAG, "if it fails or is cancelled, restore the pools; 0: keep the pages", default=True)
     reclaim: bool = parameter(FLAG, "if too few, reclaim page cache of the nodes (Linux 6.18)", default=False)
     drop_caches: bool = parameter(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class ProcessParameters(TaskParameters):
     """A process, and which of its mappings."""
 
-    pid: int = parameter(PID, "the process")
+    pid: int = parameter(PID, "the process", is_target=True)
     mapping: int | None = parameter(ADDRESS, "an address in the mapping to work on (all: every mapping)", default=None)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class RangeParameters(TaskParameters):
     """The parameters of every operation on a range of one file."""
 
-    path: str = parameter(PATH, "the file")
+    path: str = parameter(PATH, "the file", is_target=True)
     offset: int = parameter(SIZE, "first byte of the range", default=0)
     length: int | None = parameter(LENGTH, "bytes in the range (default: to the end of the file)", default=None)
 
@@ -48,9 +48,12 @@ class FileParameters(RangeParameters):
     An operation that is prepared finds ``path`` set in either case.
     """
 
-    path: str = parameter(PATH, "the file", default=None)
+    path: str = parameter(PATH, "the file", default=None, is_target=True)
     pid: int | None = parameter(
-        PID, "a process, instead of path: the file behind one of its shared mappings", default=None
+        PID,
+        "a process, instead of path: the file behind one of its shared mappings",
+        default=None,
+        is_target=True,
     )
     mapping: int | None = parameter(
         ADDRESS,

@@ -47,7 +47,7 @@ _TIMES: Final = 2**64
 class TreeParameters(TaskParameters):
     """A directory, or one file."""
 
-    path: str = parameter(PATH, "the directory (or one regular file, or block device)")
+    path: str = parameter(PATH, "the directory (or one regular file, or block device)", is_target=True)
     cross_mounts: bool = parameter(FLAG, "enter filesystems that are mounted below it", default=False)
     links: bool = parameter(FLAG, "follow symbolic links, even out of the directory", default=False)
 

@@ -51,7 +51,7 @@ class CompareParameters(TreeParameters):
     """Two directories."""
 
     source: str = parameter(PATH, "the directory to compare with")
-    path: str = parameter(PATH, "the directory")
+    path: str = parameter(PATH, "the directory", is_target=True)
 
 
 class Compare(Operation[CompareParameters]):

@@ -61,7 +61,7 @@ class CopyParameters(TreeParameters):
     """A directory, and the place of its copy."""
 
     source: str = parameter(PATH, "the directory to copy")
-    path: str = parameter(PATH, "the copy: a new or empty directory")
+    path: str = parameter(PATH, "the copy: a new or empty directory", is_target=True)
     digest: str | None = parameter(
         choice(*TOOLS), "make a list of the files in the format of this tool during the copy", default=None
     )
