@@ -55,25 +55,27 @@ class Adopter:
         self._state.sweep_pages()
         records = list(self._state.records(self._operations))
         # Before there are tasks, so that nothing happens to one during the wait.
-        processes = {record.task: await self._open_process(record) for record in records if record.state in ACTIVE}
+        processes = {
+            record.origin.number: await self._open_process(record) for record in records if record.state in ACTIVE
+        }
         for record in records:
             try:
-                self._table.check_names([record.name])
+                self._table.check_names([record.origin.name])
             except KtaskfsError as error:
-                pidfd = processes.get(record.task)
+                pidfd = processes.get(record.origin.number)
                 if isinstance(error, NameTaken) and record.state in CANCELLABLE and pidfd is None:
                     # The daemon died between the records of a write with replace=1 and the removal of the old ones.
-                    LOG.warning("task %s stays: the write that replaces it has begun no work", record.name)
-                    self._state.forget(record.task)
+                    LOG.warning("task %s stays: the write that replaces it has begun no work", record.origin.name)
+                    self._state.forget(record.origin.number)
                 else:
-                    self._state.set_aside(record.task, error)
+                    self._state.set_aside(record.origin.number, error)
                 if pidfd is not None:
                     os.close(pidfd)
                 continue
             task = record.make_task()
             self._table.add(task)
             if task.state in ACTIVE:
-                self._adopt_active(task, record, processes[record.task])
+                self._adopt_active(task, record, processes[record.origin.number])
             elif task.state is State.QUEUED:
                 self._adopt_queued(task)
         self._state.begin_boot()
@@ -107,7 +109,7 @@ class Adopter:
     def _has_page(self, record: Record) -> bool:
         """Whether the process in ``record`` has the page of the task as its worker."""
         try:
-            page = self._state.open_page(record.task)
+            page = self._state.open_page(record.origin.number)
         except OSError:  # then the task ends
             return False
         try:

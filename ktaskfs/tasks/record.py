@@ -12,7 +12,7 @@ from ktaskfs.progress import FoundWhy, NodeProgress, Phase, Shape, Snapshot, Thr
 from ktaskfs.span import Node
 from ktaskfs.tasks.history import ALL_CAPABILITIES, History
 from ktaskfs.tasks.kept_caller import KeptCaller
-from ktaskfs.tasks.task import State, Task
+from ktaskfs.tasks.task import Origin, State, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,11 +33,7 @@ class Record(NamedTuple):
     caller:          the caller of its worker, if it is queued.
     """
 
-    task: int
-    name: str
-    uid: int
-    gid: int
-    created_ns: int
+    origin: Origin
     state: State
     history: History
     pid: int | None = None
@@ -50,11 +46,7 @@ class Record(NamedTuple):
         """The record of ``task`` as it is now."""
         worker = task.worker
         return cls(
-            task=task.number,
-            name=task.name,
-            uid=task.uid,
-            gid=task.gid,
-            created_ns=task.created_ns,
+            origin=task.origin,
             state=task.state,
             history=task.history,
             pid=None if worker is None else worker.pid,
@@ -69,7 +61,7 @@ class Record(NamedTuple):
 
     def make_task(self) -> Task:
         """The task, without its worker."""
-        task = Task(self.task, self.name, self.uid, self.gid, created_ns=self.created_ns)
+        task = Task(self.origin)
         task.state = self.state
         task.history = self.history
         task.caller = self.caller
@@ -77,19 +69,19 @@ class Record(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The fields for writing: ranges are (start, end, nid)."""
-        history = self.history
+        history, origin = self.history, self.origin
         return {
             "version": VERSION,
-            "task": self.task,
-            "name": self.name,
-            "uid": self.uid,
-            "gid": self.gid,
+            "task": origin.number,
+            "name": origin.name,
+            "uid": origin.uid,
+            "gid": origin.gid,
             "operation": None if history.operation is None else history.operation.name,
             "rights": history.rights,
             "parameters": dict(history.texts),
             "used": dict(history.used),
             "state": self.state,
-            "created_ns": self.created_ns,
+            "created_ns": origin.created_ns,
             "pid": self.pid,
             "start_time": self.start_time,
             "remaining": history.remaining and [(node.start, node.end, node.nid) for node in history.remaining],
@@ -145,10 +137,12 @@ def record_from_json(fields: dict[str, Any], task: int, operations: Mapping[str,
     if fields["task"] != task or (fields["pid"] is not None and fields["pid"] <= 0):
         raise ValueError("a number is out of its range")
     return Record(
-        **{name: fields[name] for name in ("task", "name", "uid", "gid", "created_ns", "pid", "start_time")},
+        Origin(task, *(fields[name] for name in ("name", "uid", "gid", "created_ns"))),
         state=State(fields["state"]),
         history=_history(fields, operations),
         shape=None if fields["shape"] is None else _shape(fields["shape"]),
+        pid=fields["pid"],
+        start_time=fields["start_time"],
         caller=None if fields["caller"] is None else KeptCaller.from_fields(fields["caller"]),
     )
 

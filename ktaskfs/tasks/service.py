@@ -22,7 +22,7 @@ from ktaskfs.tasks.paths import absolute_paths, are_absolute
 from ktaskfs.tasks.queue import TaskQueue
 from ktaskfs.tasks.spec_reader import SpecReader
 from ktaskfs.tasks.starter import Starter, StartRefused
-from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, WORKING, State, Task
+from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, WORKING, Origin, State, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -159,7 +159,7 @@ class TaskService:
         for index, spec in enumerate(specs):
             number = self.table.next_number()
             name = spec.parameters.name or self.table.free_name(spec.operation.name, uid, number, taken)
-            task = Task(number, name, uid, gid)
+            task = Task(Origin.now(number, name, uid, gid))
             task.limit_rights(caller.identity.permitted)
             task.define(spec.operation, absolute_paths(spec.operation, format_parameters(spec.parameters), caller))
             if index not in now:
@@ -196,7 +196,7 @@ class TaskService:
         """
         self.table.check_room(uid, 1)
         self.table.check_names([name])
-        task = Task(self.table.next_number(), name, uid, gid)
+        task = Task(Origin.now(self.table.next_number(), name, uid, gid))
         task.limit_rights(rights)
         self._lifecycle.record(task)
         self.table.add(task)

@@ -135,7 +135,7 @@ class StateDirectory:
 
     def write(self, record: Record) -> None:
         """Replace the record of a task. On OSError the old one stays."""
-        name = _name(record.task, "json")
+        name = _name(record.origin.number, "json")
         data = json.dumps(record.to_json()).encode()
         self.crash_point(f"write the record: {record.state}")
         try:

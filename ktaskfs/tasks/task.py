@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotPermitted, TargetError, TaskForgotten, WrongState
 from ktaskfs.operations.base.parameters import MAX, parse_parameters
@@ -63,9 +63,25 @@ EMPTY: Final = Snapshot(
 """The snapshot of a task that never had a worker."""
 
 
+class Origin(NamedTuple):
+    """The parts of a task that never change: its number and name, its owner, and when it was made (ns since 1970)."""
+
+    number: int
+    name: str
+    uid: int
+    gid: int
+    created_ns: int
+
+    @classmethod
+    def now(cls, number: int, name: str, uid: int, gid: int) -> Origin:
+        """Of a task that is made now."""
+        return cls(number, name, uid, gid, time.time_ns())
+
+
 class Task:
     """A task. Used only on the trio thread; files read it at each request.
 
+    origin:     what never changes, of which each part is an attribute, too.
     history:    its work and the results of its runs.
     requests:   those to its worker.
     pace:       its speed.
@@ -76,12 +92,9 @@ class Task:
     start_cancelled: its last start was cancelled before the work began: so it was not refused.
     """
 
-    def __init__(self, number: int, name: str, uid: int, gid: int, *, created_ns: int | None = None) -> None:
-        self.number = number
-        self.name = name
-        self.uid = uid
-        self.gid = gid
-        self.created_ns = time.time_ns() if created_ns is None else created_ns
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.number, self.name, self.uid, self.gid, self.created_ns = origin
         self.state = State.NEW
         self.history = History()
         self.requests = Requests()

@@ -12,7 +12,7 @@ from ktaskfs.control.access import Access
 from ktaskfs.control.events import BACKLOG_TOTAL, CHUNK, EventFeed
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import State, Task
+from ktaskfs.tasks.task import Origin, State, Task
 from ktaskfs.tasks.tunables import Settings
 from ktaskfs.vfs import Caller, Portions
 
@@ -31,7 +31,7 @@ class House:
         self._numbers = itertools.count(1)
 
     def add(self, name: str, owner: Caller) -> Task:
-        task = Task(next(self._numbers), name, owner.uid, owner.gid)
+        task = Task(Origin.now(next(self._numbers), name, owner.uid, owner.gid))
         self.table.add(task)
         return task
 

@@ -21,7 +21,7 @@ from ktaskfs.host.kernel import Kernel
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, ThreadProgress, ThreadState
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import EMPTY, ENDED, State, Task
+from ktaskfs.tasks.task import EMPTY, ENDED, Origin, State, Task
 from ktaskfs.tasks.tunables import Settings
 from ktaskfs.units import Nid
 from tests.support.tasks import change_history
@@ -61,7 +61,7 @@ class House:
         Transitions(self.table).observers.append(self.metrics.count)
 
     def add(self, number: int, state: State = State.NEW) -> Task:
-        task = Task(number, f"t{number}", 1000, 1000)
+        task = Task(Origin.now(number, f"t{number}", 1000, 1000))
         task.define(find_operations()["clear"], {})
         task.state = state
         self.table.add(task)
@@ -116,7 +116,7 @@ async def test_every_series_is_there_before_anything_has_happened(house: House) 
     refused = house.add(9)
     house.table.move(refused, State.STARTING)
     house.table.drop(refused)
-    house.table.add(Task(10, "empty", 1000, 1000))
+    house.table.add(Task(Origin.now(10, "empty", 1000, 1000)))
     facts = await house.metrics.facts()
     after = samples(render_prometheus(facts).decode())
     assert set(after) == set(before)

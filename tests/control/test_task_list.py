@@ -13,7 +13,7 @@ from ktaskfs.control.task_list import HEADER, MADE, ORDER, SLICE, Form, TaskList
 from ktaskfs.control.transitions import Transitions
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import State, Task
+from ktaskfs.tasks.task import Origin, State, Task
 from ktaskfs.tasks.tunables import Settings
 from tests.support.tasks import change_texts
 
@@ -31,7 +31,7 @@ class House:
         Transitions(self.table).observers.append(self.tasks.observe)
 
     def add(self, number: int, state: State = State.DONE, uid: int = ANN) -> Task:
-        task = Task(number, f"t{number}", uid, uid)
+        task = Task(Origin.now(number, f"t{number}", uid, uid))
         task.define(find_operations()["clear"], {})
         task.state = state
         self.table.add(task)

@@ -20,7 +20,7 @@ from ktaskfs.control.wait import INTERVAL, WaitStream
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgress, ThreadState, read_snapshot
 from ktaskfs.tasks.history import History
-from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.tasks.task import EMPTY, Origin, State, Task
 from ktaskfs.units import PAGES, table
 from ktaskfs.vfs import Change, Portions
 from tests.support.tasks import change_history, change_texts
@@ -47,7 +47,7 @@ HALF = Snapshot(
 
 
 def make(snapshot: Snapshot = HALF, state: State = State.RUNNING, **texts: str) -> Task:
-    task = Task(1, "t", 7, 8, created_ns=10**18)
+    task = Task(Origin(1, "t", 7, 8, created_ns=10**18))
     task.history = History(OPERATIONS["clear"], {"path": "/a", **texts}, final=snapshot)
     task.state = state
     return task
@@ -118,12 +118,12 @@ def test_status_is_keys_and_values_as_in_proc() -> None:
 
 def test_no_key_of_the_status_has_two_meanings() -> None:
     """An empty task has the parameters of all operations."""
-    keys = [line.partition(":\t")[0] for line in status(Task(1, "t", 0, 0)).splitlines()]
+    keys = [line.partition(":\t")[0] for line in status(Task(Origin.now(1, "t", 0, 0))).splitlines()]
     assert sorted(set(keys)) == sorted(keys)
 
 
 def test_the_status_of_an_empty_task_shows_every_parameter_that_it_has_a_file_for() -> None:
-    shown = [line.partition(":\t")[0].lower() for line in status(Task(1, "t", 0, 0)).splitlines()]
+    shown = [line.partition(":\t")[0].lower() for line in status(Task(Origin.now(1, "t", 0, 0))).splitlines()]
     files = [name for operation in OPERATIONS.values() for name in FILES.parameters[operation.name]]
     assert shown[3 : shown.index("uid")] == list(dict.fromkeys(files))
 
@@ -157,7 +157,7 @@ def test_stat_is_flat_keyed_and_its_keys_stay() -> None:
 
 
 def test_every_file_of_an_empty_task_can_be_read() -> None:
-    task = Task(1, "t", 0, 0)
+    task = Task(Origin.now(1, "t", 0, 0))
     for render in (status, figures.stat, task_text.progress, task_text.threads, task_text.error):
         assert render(task)
     assert task_text.progress(task) == "0 / 0\n"

@@ -15,7 +15,7 @@ from ktaskfs.tasks.history import History
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.record import Record
 from ktaskfs.tasks.state_directory import StateDirectory
-from ktaskfs.tasks.task import EMPTY, State
+from ktaskfs.tasks.task import EMPTY, Origin, State
 from tests.support.resident import resident
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ def ended_task(number: int) -> Record:
         threads=(ThreadProgress(0, 100 + number, 0, ThreadState.ENDED, 1, 4096, 5, 0, 4096, 4096),),
     )
     return Record(
-        task=number,
-        name=f"t{number}",
-        uid=number % 3,
-        gid=0,
-        created_ns=number,
+        Origin(number, f"t{number}", number % 3, 0, created_ns=number),
         state=State.DONE,
         history=History(CLEAR, {"path": f"/dev/hugepages/{number}", "length": "4K"}, final=final),
     )

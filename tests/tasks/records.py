@@ -11,7 +11,7 @@ from ktaskfs.progress import NodeProgress, Phase, Shape, Snapshot, ThreadProgres
 from ktaskfs.span import Node
 from ktaskfs.tasks.history import History
 from ktaskfs.tasks.record import Record
-from ktaskfs.tasks.task import State
+from ktaskfs.tasks.task import Origin, State
 from tests.tasks.house import OPERATIONS
 
 if TYPE_CHECKING:
@@ -31,11 +31,7 @@ FINAL = Snapshot(
     threads=(ThreadProgress(0, 7, -1, ThreadState.ENDED, 1, 50, 9, 0, 40, 50),),
 )
 RECORD = Record(
-    task=3,
-    name="vm0",
-    uid=1,
-    gid=2,
-    created_ns=1,
+    Origin(3, "vm0", 1, 2, created_ns=1),
     state=State.FAILED,
     history=History(
         operation=OPERATIONS["clear"],

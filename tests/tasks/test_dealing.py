@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ktaskfs.tasks.table import TaskTable
-from ktaskfs.tasks.task import State, Task
+from ktaskfs.tasks.task import Origin, State, Task
 from ktaskfs.tasks.thread_sharing import deal_threads
 from ktaskfs.tasks.tunables import Settings
 
@@ -27,7 +27,7 @@ def dealt(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_threads_are_dealt_once_for_many_and_not_for_tasks_without(dealt: list[int]) -> None:
     table = TaskTable(Settings({}))
-    tasks = [Task(number, f"t{number}", 1, 1) for number in range(6)]
+    tasks = [Task(Origin.now(number, f"t{number}", 1, 1)) for number in range(6)]
     for task in tasks:
         table.add(task)
     table.move_all(tasks[:4], State.QUEUED)

@@ -17,7 +17,7 @@ from ktaskfs.tasks import launcher as launcher_module
 from ktaskfs.tasks import starter as starter_module
 from ktaskfs.tasks.history import ALL_CAPABILITIES
 from ktaskfs.tasks.spec import parse_spec
-from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, State, Task
+from ktaskfs.tasks.task import CANCELLABLE, RESUMABLE, Origin, State, Task
 from tests.support.poll import DEADLINE
 from tests.support.tasks import change_texts
 from tests.tasks.house import OPERATIONS, House, ended, me, open_files, until
@@ -51,7 +51,7 @@ async def apply(house: House, verb: str, task: Task) -> None:
 async def test_a_verb_that_does_not_fit_the_state_is_refused_and_changes_nothing(
     house: House, verb: str, state: State
 ) -> None:
-    task = Task(1, "t", os.geteuid(), os.getegid())
+    task = Task(Origin.now(1, "t", os.geteuid(), os.getegid()))
     house.table.add(task)
     house.table.move(task, state)
     before = open_files(), task.requests

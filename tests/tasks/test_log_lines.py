@@ -12,7 +12,7 @@ import pytest
 from ktaskfs.errors import TargetError
 from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.tasks.log_lines import log_end, log_refusal
-from ktaskfs.tasks.task import EMPTY, State, Task
+from ktaskfs.tasks.task import EMPTY, Origin, State, Task
 
 if TYPE_CHECKING:
     from ktaskfs.progress import Snapshot
@@ -23,7 +23,7 @@ SIZE: Final = 40 << 20
 
 
 def made(operation: str = "clear", **texts: str) -> Task:
-    task = Task(1, "vm1", 1000, 1000)
+    task = Task(Origin.now(1, "vm1", 1000, 1000))
     task.define(find_operations()[operation], texts or {"path": "/dev/hugepages/vm1"})
     return task
 

@@ -16,7 +16,7 @@ from ktaskfs.tasks.history import ALL_CAPABILITIES, History
 from ktaskfs.tasks.private_directory import PrivateDirectory
 from ktaskfs.tasks.record import VERSION, Record, record_from_json
 from ktaskfs.tasks.state_directory import StateDirectory
-from ktaskfs.tasks.task import State
+from ktaskfs.tasks.task import Origin, State
 from tests.tasks.house import OPERATIONS
 from tests.tasks.records import RECORD, as_json, records, write_raw
 
@@ -53,7 +53,7 @@ FINAL_FIELDS = {
 
 
 def test_what_was_written_is_read_back(state: StateDirectory) -> None:
-    minimal = Record(12, "x", 0, 0, 5, State.NEW, History())
+    minimal = Record(Origin(12, "x", 0, 0, 5), State.NEW, History())
     state.write(minimal)
     state.write(RECORD)
     assert records(state) == [RECORD, minimal]
@@ -191,11 +191,11 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_hurts_no_other(
     state: StateDirectory, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_raw(state, "00000003.json", data)
-    sound = [RECORD._replace(task=number, name=f"t{number}") for number in (2, 4)]
+    sound = [RECORD._replace(origin=Origin(number, f"t{number}", 1, 2, created_ns=1)) for number in (2, 4)]
     for each in sound:
         state.write(each)
     with caplog.at_level(logging.WARNING):
-        assert [record.name for record in records(state)] == ["t2", "t4"]
+        assert [record.origin.name for record in records(state)] == ["t2", "t4"]
     assert "setting aside the record" in caplog.text
     assert "00000003.json" in caplog.text
     with open(os.path.join(state.path, "00000003.json.bad"), "rb") as file:
@@ -221,7 +221,7 @@ def test_a_record_with_any_field_changed_is_read_or_set_aside(data: st.DataObjec
         write_raw(state, "00000003.json", raw)
         for record in records(state):
             task = record.make_task()
-            assert Record.of(task).name == record.name
+            assert Record.of(task).origin == record.origin
             task.rate_limit()
     finally:
         for entry in os.listdir(path):

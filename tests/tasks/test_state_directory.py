@@ -31,9 +31,9 @@ def test_the_directory_and_its_files_are_the_daemons_alone(state: StateDirectory
 def test_a_record_is_replaced_whole(state: StateDirectory) -> None:
     state.write(RECORD)
     with open(os.path.join(state.path, "00000003.json"), "rb") as before:
-        state.write(RECORD._replace(name="other"))
+        state.write(RECORD._replace(origin=RECORD.origin._replace(name="other")))
         assert json.load(before)["name"] == "vm0"
-    assert [record.name for record in records(state)] == ["other"]
+    assert [record.origin.name for record in records(state)] == ["other"]
 
 
 @pytest.mark.usefixtures("root")

@@ -16,7 +16,7 @@ from ktaskfs.operations.base.registry import find_operations
 from ktaskfs.progress import Requests, Shape, read_requests
 from ktaskfs.tasks import retention as ended_module
 from ktaskfs.tasks.table import LAST_NAMES_MAX, UNFINISHED_MAX, USERS_MAX, TaskTable
-from ktaskfs.tasks.task import ACTIVE, ENDED, State, Task
+from ktaskfs.tasks.task import ACTIVE, ENDED, Origin, State, Task
 from ktaskfs.tasks.thread_sharing import helper_limit
 from ktaskfs.tasks.tunables import TUNABLES, Settings
 from ktaskfs.tasks.worker_handle import WorkerHandle
@@ -36,7 +36,7 @@ def make_table(**tunables: int) -> TaskTable:
 
 def add(table: TaskTable, name: str, *, uid: int = 1) -> Task:
     table.check_names([name])
-    task = Task(table.next_number(), name, uid, uid)
+    task = Task(Origin.now(table.next_number(), name, uid, uid))
     table.add(task)
     return task
 
@@ -170,7 +170,7 @@ def test_a_task_that_was_dropped_is_moved_nowhere() -> None:
 
 def test_another_operation_takes_only_the_parameters_that_it_has() -> None:
     operations = find_operations()
-    task = Task(1, "t", 1, 1)
+    task = Task(Origin.now(1, "t", 1, 1))
     by_name = {each.name: each for each in operations["fallocate"].declared}
     task.define(operations["fallocate"], {})
     for name, text in (("path", "/f"), ("length", "1M"), ("mode", "0700"), ("nice", "5"), ("max_threads", "2")):

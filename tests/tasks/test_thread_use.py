@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.progress import Phase, Requests, Shape, ThreadProgress, ThreadState
-from ktaskfs.tasks.task import EMPTY, Task
+from ktaskfs.tasks.task import EMPTY, Origin, Task
 from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.tasks.worker_handle import WorkerHandle
 
@@ -22,7 +22,7 @@ class Worked(Task):
     """A task of this process whose snapshot is set."""
 
     def __init__(self, rate: int) -> None:
-        super().__init__(1, "t", 0, 0)
+        super().__init__(Origin.now(1, "t", 0, 0))
         self.worker = WorkerHandle(os.getpid(), 0, -1, -1, Shape(4, 4))
         self.requests = Requests(rate=rate)
         self.now = 0.0
