@@ -131,6 +131,12 @@ def human_size(number: float) -> str:
     return f"{number:.1f}EiB"
 
 
+def compared_sizes(one: int, other: int) -> tuple[str, str]:
+    """Two sizes for a sentence that compares them: as ``human_size``, or exact if they would look alike."""
+    texts = human_size(one), human_size(other)
+    return texts if texts[0] != texts[1] else (format_size(one), format_size(other))
+
+
 class Units(NamedTuple):
     """The unit of an operation's positions: ``name`` in the plural.
 

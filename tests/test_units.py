@@ -12,6 +12,7 @@ from ktaskfs.errors import InvalidValue
 from ktaskfs.units import (
     SIZE_MAX,
     SUFFIXES,
+    compared_sizes,
     escaped,
     format_cpulist,
     format_size,
@@ -207,6 +208,16 @@ def test_a_command_full_of_long_ranges_costs_no_more_than_one() -> None:
 )
 def test_sizes_for_people(number: float, text: str) -> None:
     assert human_size(number) == text
+
+
+@given(SIZES, SIZES)
+def test_sizes_that_differ_look_different(one: int, other: int) -> None:
+    assert (len(set(compared_sizes(one, other))) == 1) == (one == other)
+
+
+def test_sizes_that_are_compared_are_exact_only_if_they_must_be() -> None:
+    assert compared_sizes(3 << 29, 1 << 20) == ("1.5GiB", "1.0MiB")
+    assert compared_sizes((4 << 30) + 4096, 4 << 30) == ("4194308K", "4G")
 
 
 @given(st.floats(0, 2**60))

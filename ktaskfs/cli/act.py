@@ -102,6 +102,7 @@ def _each(
         elif error is None:
             print(name)
         else:
-            say(f"{given.command} {name}: {error.message}")
+            begins = error.message.startswith(f"{given.command} ")  # as "pause does not fit: task vm0 is paused"
+            say(error.message if begins else f"{given.command} {name}: {error.message}")
         status = status if error is None else 1
     return status

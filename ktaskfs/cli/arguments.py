@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
         takes_parameters = given.command in ("run", "set")
         parameters = [each.lstrip("-") for each in unknown if takes_parameters and "=" in each]
         hint = f"; write parameters without dashes: {' '.join(parameters)}" if parameters else ""
-        top.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        given.refuse(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if words is not None:  # argparse puts those before the first option into the list
         words += rest[:end] + rest[end + 1 :]
     return given
@@ -113,7 +113,9 @@ def parser(environment: Mapping[str, str], command: str | None = None) -> argpar
 def _command(commands: Commands, name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A command; ``text`` is its line in the list of commands, and begins its own help."""
     description = f"{text[0].upper()}{text[1:]}."
-    return commands.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=_Formatter)
+    added = commands.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=_Formatter)
+    added.set_defaults(refuse=added.error)  # that of the whole command line would show its usage
+    return added
 
 
 def _client(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shlex
 import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ktaskfs.cli.mounted import in_utf8
-from ktaskfs.errors import InvalidValue, WrongCommandLine
+from ktaskfs.errors import Refused, WrongCommandLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -62,11 +64,15 @@ def of_words(words: Sequence[str]) -> str:
 
 
 def read_specs(text: str) -> list[CommandSpec]:
-    """The specs in ``text``. Raises InvalidValue for what cannot be split."""
+    """The specs in ``text``. Raises Refused for what cannot be split."""
     try:
         return list(_specs(text))
+    except json.JSONDecodeError as error:
+        begin = error.doc.rfind("\n", 0, error.pos) + 1
+        line, caret = error.doc[begin:].partition("\n")[0], f"{' ' * (error.pos - begin)}^"
+        raise Refused(f"not JSON: {error.msg}", errno=errno.EINVAL, command=line, caret=caret) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidValue(f"cannot read the spec: {error}") from error
+        raise Refused(f"cannot read the spec: {error}", errno=errno.EINVAL) from error
 
 
 def _specs(text: str) -> Iterator[CommandSpec]:
@@ -83,11 +89,29 @@ def _specs(text: str) -> Iterator[CommandSpec]:
             rest = rest[end:].lstrip(BLANKS)
         else:
             line, _, rest = rest.partition("\n")
-            words = shlex.split(line)
+            words = _words(line)
             pairs = (word.partition("=") for word in words[1:])
             # Joined anew: after a backslash at its end the line would swallow what is added to it.
             yield CommandSpec(shlex.join(words), {"op": words[0], **{key: value for key, _, value in pairs}})
             rest = rest.lstrip(BLANKS)
+
+
+def _words(line: str) -> list[str]:
+    """Raises Refused for an open quotation or escape, with the caret below its word."""
+    stream, words = io.StringIO(line), list[str]()
+    lexer = shlex.shlex(stream, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    end = 0
+    try:
+        for word in lexer:
+            words.append(word)
+            end = stream.tell()
+    except ValueError as error:
+        size = len(line[end:].lstrip(BLANKS))
+        caret = f"{' ' * (len(line) - size)}{'^' * size}"
+        text = "a quotation or an escape is not closed"
+        raise Refused(text, errno=errno.EINVAL, command=line, caret=caret) from error
+    return words
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

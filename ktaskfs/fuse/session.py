@@ -17,6 +17,7 @@ import trio
 
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.buffers import give_back_what_is_freed
+from ktaskfs.fuse.device import DEVICE
 from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, mounts_file
 from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
@@ -265,7 +266,8 @@ def mounted(
             all_options = {f"fsname={name}", f"subtype={name}", "default_permissions", *options}
             pyfuse3.init(operations, device or mountpoint, all_options)
         except RuntimeError as error:
-            raise MountFailed(f"cannot mount at {device or mountpoint}: {said() or error}") from error
+            way = "" if os.access(DEVICE, os.R_OK | os.W_OK) else f"; ktaskfs doctor says more of {DEVICE}"
+            raise MountFailed(f"cannot mount at {device or mountpoint}: {said() or error}{way}") from error
     (served,) = [int(device.removeprefix(DESCRIPTOR))] if device is not None else _devices() - before
     unread.register(served, select.POLLIN)
     seen = filesystems_at(mountpoint)[-1:]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host.cgroups import V2, Group, enter_group, own_groups, parse_groups
+from ktaskfs.units import compared_sizes, human_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -102,9 +103,11 @@ class Headroom(NamedTuple):
         """Bytes that can still be charged."""
         return max(0, self.limit - self.used)
 
-    def __str__(self) -> str:
-        state = f"{self.file} is {self.limit}, {self.used} in use"
-        return f"your control group {self.group} has {self.left} left: {state}"
+    def beside(self, wanted: int) -> tuple[str, str]:
+        """``wanted`` bytes, and the room, for a sentence that compares them."""
+        size, left = compared_sizes(wanted, self.left)
+        state = f"{self.file} is {human_size(self.limit)}, {human_size(self.used)} in use"
+        return size, f"your control group {self.group} has {left} left: {state}"
 
 
 def page_headroom(kernel: Kernel, size: int, *, reserve: bool) -> Headroom | None:

@@ -29,15 +29,16 @@ def group_refusal(kernel: Kernel, target: Target, pages: int, *, reserve: bool) 
     headroom = page_headroom(kernel, target.page_size, reserve=reserve)
     if headroom is None or pages * target.page_size <= headroom.left:
         return None
-    missing = pages * target.page_size
-    return OutOfHugePages(f"{target.path}: {missing} bytes of huge pages are missing, but {headroom}")
+    missing, room = headroom.beside(pages * target.page_size)
+    return OutOfHugePages(f"{target.path}: {missing} of huge pages are missing, but {room}")
 
 
 def require_group_memory(kernel: Kernel, target: Target, missing: int) -> None:
     """Raises TargetError (ENOMEM) if a control group cannot have this many more bytes of memory; OSError."""
     headroom = memory_headroom(kernel)
     if headroom is not None and missing + SPARE > headroom.left:
-        raise TargetError(f"{target.path}: {missing} bytes are missing, but {headroom}", errno=errno.ENOMEM)
+        size, room = headroom.beside(missing)
+        raise TargetError(f"{target.path}: {size} are missing, but {room}", errno=errno.ENOMEM)
 
 
 class GroupRoom:
@@ -66,7 +67,8 @@ class GroupRoom:
                 if not alone:
                     return False
                 if not self._taking:
-                    text = f"{self._target.path}: {size} bytes of this chunk are missing, but {headroom}"
+                    wanted, room = headroom.beside(size)
+                    text = f"{self._target.path}: {wanted} of this chunk are missing, but {room}"
                     raise TargetError(text, errno=errno.ENOMEM)
                 self._ended.wait()
             self._taking += size

@@ -19,7 +19,7 @@ from ktaskfs.host.presence import data_extents, hole_extents, missing_pages
 from ktaskfs.host.target import AbsentTarget, FilesystemType
 from ktaskfs.memory.group_room import SPARE, group_refusal, require_group_memory
 from ktaskfs.span import Span
-from ktaskfs.units import SIZE_MAX, format_size
+from ktaskfs.units import SIZE_MAX, compared_sizes, format_size
 
 if TYPE_CHECKING:
     from ktaskfs.host.kernel import Kernel
@@ -59,6 +59,12 @@ def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:
         text = f"{wanted}; the pool has enough, so the limit on the worker's address space (RLIMIT_AS) stopped it"
         return refusal or TargetError(text, errno=errno.ENOMEM)
     return OutOfHugePages(f"{wanted}, but the pool has {pool.free} free of {pool.total}, with {pool.reserved} reserved")
+
+
+def too_little_space(target: Target, wanted: int, room: int, what: str) -> OutOfSpace:
+    """The refusal of ``wanted`` bytes, which ``what`` says more of, on a filesystem with ``room`` left."""
+    size, left = compared_sizes(wanted, room)
+    return OutOfSpace(f"{target.path}: {size} {what}, but its filesystem has {left} left")
 
 
 def nodes_refusal(kernel: Kernel, target: Target, pages: int) -> OutOfHugePages | None:
@@ -218,10 +224,9 @@ def require_space(kernel: Kernel, target: Target, extent: Span) -> None:
         # Bytes that were allocated but never written, anywhere; counted as in range, so that no refusal is wrong.
         missing -= max(0, target.allocated() - data)
     if missing > space:
-        raise OutOfSpace(f"{target.path}: {missing} bytes are missing, but its filesystem has {space} left")
+        raise too_little_space(target, missing, space, "are missing")
     if missing > memory:
         require_group_memory(kernel, target, missing)
-        raise TargetError(
-            f"{target.path}: {missing} bytes are missing, but {memory} bytes of memory are available",
-            errno=errno.ENOMEM,
-        )
+        wanted, left = compared_sizes(missing, memory)
+        text = f"{target.path}: {wanted} are missing, but {left} of memory are available"
+        raise TargetError(text, errno=errno.ENOMEM)

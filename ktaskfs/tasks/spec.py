@@ -133,6 +133,9 @@ def _wrong(message: str, line: str, word: Word, errno: int | None = None) -> Spe
 
 
 def _from_words(line: str) -> tuple[Word, dict[str, Word]]:
+    if line.lstrip(BLANKS).startswith("#"):
+        text = "a line that begins with # is no spec; only ktaskfs run --files leaves such lines out"
+        raise SpecError(text, line=line, start=0, end=len(line))
     words = split_words(line)
     if not words:
         raise SpecError("the spec is empty", line=line, start=0, end=len(line))

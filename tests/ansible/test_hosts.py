@@ -131,7 +131,7 @@ def test_a_host_without_room_fails_and_a_batch_ends_the_play(fleet: Fleet) -> No
     (item,) = rolling.of("Start to allocate")["hv2"]["results"]
     assert item["errno"] == "ENOSPC"
     assert item["msg"].startswith("/dev/shm/vm0: ")
-    assert "bytes are missing" in item["msg"]
+    assert "are missing, but " in item["msg"]
     assert fleet.sh("ls /dev/shm") == ["vm0\n", "", ""]
 
 

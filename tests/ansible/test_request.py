@@ -259,7 +259,7 @@ def test_a_failure_is_told_and_tried_again(
 def test_a_refusal_has_the_words_of_the_daemon(make: Make, utilities: Utilities, mounted: Mount, memory: Path) -> None:
     table: dict[str, tuple[str, dict[str, Any], str]] = {
         "ENOENT": ("clear", {"path": memory / "none"}, "none: No such file"),
-        "ENOSPC": ("fallocate", {"path": memory / "a", "length": "1G"}, "bytes are missing"),
+        "ENOSPC": ("fallocate", {"path": memory / "a", "length": "1G"}, "are missing, but "),
         "EINVAL": ("fallocate", {"path": memory / "a", "length": "1G", "lenght": 1}, "lenght"),
     }
     for name, (op, params, words) in table.items():
@@ -287,7 +287,7 @@ def test_a_plan_touches_nothing(make: Make, utilities: Utilities, mounted: Mount
     assert (plan["creates"], plan["allocates"], plan["total"]) == (str(memory / "a"), str(MIB), str(MIB))
     assert os.listdir(memory) == []
     assert mounted.shell("ls tasks/").out == "control\n"
-    with pytest.raises(utilities.mounted.Refused, match="bytes are missing"):
+    with pytest.raises(utilities.mounted.Refused, match="are missing, but "):
         make("done", "fallocate", path=memory / "a", length="1G").plan()
 
 

@@ -93,7 +93,10 @@ def test_a_wrong_command_line(line: str, words: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         parse(line.split(), {})
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith(f"error: {words}\n")
+    said = capsys.readouterr().err
+    command = line.split(maxsplit=1)[0]
+    assert said.startswith(f"usage: ktaskfs {command} ")
+    assert said.endswith(f"ktaskfs {command}: error: {words}\n")
 
 
 def test_a_mount_waits_for_no_module_of_compression() -> None:

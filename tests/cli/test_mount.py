@@ -183,8 +183,13 @@ def test_the_log_in_the_state_directory_does_not_grow_for_ever(area: Path, point
         (': > "$1"', "Not a directory"),
         ('mkdir "$1"; mount --bind /dev/null /dev/fuse', "Invalid argument"),
         ('mkdir "$1"; mount -t tmpfs -o ro none "$0"', "Read-only file system"),
+        (
+            'mkdir "$1"; chown 65534 "$1" "$0"; install -m 600 /dev/null "$0/d"; mount --bind "$0/d" /dev/fuse; shift; '
+            'set -- - setpriv --reuid=65534 --clear-groups "$@"',
+            "denied; ktaskfs doctor says more of /dev/fuse\n",
+        ),
     ],
-    ids=["nothing there", "a file", "no fuse", "no room for state"],
+    ids=["nothing there", "a file", "no fuse", "no room for state", "not for this user"],
 )
 def test_what_cannot_be_mounted_is_said_in_one_line(area: Path, make: str, words: str) -> None:
     state = area / "state"

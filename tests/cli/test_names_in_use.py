@@ -97,6 +97,26 @@ def test_what_can_be_no_spec_is_refused_in_words(command: Command, memory: Path,
     assert refused.err.startswith(f"ktaskfs: {words}")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fill path='/x",
+        "fill path=/é length=1\n  fill  'path=/x'  name=\"a pattern=5",
+        "fill path=/x\\",
+        '"',
+        '{"op": "fill", }',
+        '{"op": "fill",\n "path": /x}\nfree path=/x',
+    ],
+)
+@pytest.mark.parametrize("option", ["--if-exists=join", "--plan"])
+def test_what_cannot_be_split_has_the_words_and_the_caret_of_the_daemon(
+    command: Command, spec: str, option: str
+) -> None:
+    refused = command("run", option, "-", stdin=spec)
+    assert refused == command("run", "-", stdin=spec)
+    assert "^" in refused.err.splitlines()[-1]
+
+
 def test_a_task_in_the_way_is_found_whatever_the_message_says(command: Command, memory: Path) -> None:
     """Messages are for people: another version of the daemon may have other words."""
     words = ["checksum", f"path={memory}/file", "name=listed"]

@@ -93,11 +93,17 @@ def test_verbs_by_name_and_by_glob(command: Command, tasks: Mount) -> None:
     assert nothing == Outcome(1, "", "ktaskfs: cancel vm*: no task that matches vm* accepts cancel now\n")
 
 
+@pytest.mark.parametrize("verb", ["show", "ls", "wait"])
+def test_a_name_without_a_task_is_no_object(command: Command, verb: str) -> None:
+    """Whoever reads objects sees none, and the status."""
+    assert command(verb, "--json", "none") == Outcome(1, "", "ktaskfs: there is no task none\n")
+
+
 def test_what_does_not_fit_is_said_and_the_rest_is_done(command: Command, tasks: Mount) -> None:
     outcome = command("pause", "sum", "none", "vm0")
     assert (outcome.status, outcome.out) == (1, "vm0\n")
     assert outcome.err.splitlines() == [
-        "ktaskfs: pause sum: pause does not fit: task sum is done",
+        "ktaskfs: pause does not fit: task sum is done",
         "ktaskfs: pause none: there is no task none",
     ]
     found = [json.loads(line) for line in command("resume", "--json", "sum", "vm0").out.splitlines()]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.units import human_size
 from tests.attacks.callers import wait_for_worker
 from tests.mount.test_control_groups import PAGE, huge, refused_in, start_in
 from tests.support.cgroups import group, mount_point
@@ -44,7 +45,7 @@ def test_more_huge_pages_than_the_group_may_have_are_refused(
             refused = refused_in(mounted, limited, f"fallocate path={huge}/f length=100M")
         assert refused.errname == "ENOMEM"
         assert f"v2:/{limited.name} " in refused.words
-        assert f"{file} is {20 * MIB}, 0 in use" in refused.words
+        assert f"{file} is 20.0MiB, 0B in use" in refused.words
         assert not (huge / "f").exists()
         if not above:  # and no less
             assert start_in(mounted, limited, f"fallocate name=t path={huge}/f length=20M").status == 0
@@ -62,7 +63,7 @@ def test_whatever_takes_pages_is_refused_past_the_limit(mounted: Mount, huge: Pa
         for spec, plan in itertools.product(specs, (0, 1)):
             refused = refused_in(mounted, where, f"{spec} path={huge}/f plan={plan}")
             assert refused.errname == "ENOMEM", spec
-            assert f"{file} is {20 * MIB}, 0 in use" in refused.words
+            assert f"{file} is 20.0MiB, 0B in use" in refused.words
             assert not (huge / "f").exists()
 
 
@@ -78,7 +79,7 @@ def test_a_limit_on_huge_pages_that_is_met_at_work_is_named(mounted: Mount, huge
         assert mounted.read("tasks/t/state") == "failed\n"
         error = mounted.read("tasks/t/error")
         assert error.startswith("ENOMEM at ")
-        assert f"v2:/{where.name} has 0 left: hugetlb.2MB.max is {2 * PAGE}" in error
+        assert f"v2:/{where.name} has 0B left: hugetlb.2MB.max is {human_size(2 * PAGE)}" in error
         (huge / "f").unlink()
 
 
@@ -90,7 +91,7 @@ def test_more_memory_than_the_group_may_have_is_refused(mounted: Mount, memory: 
             refused = refused_in(mounted, where, spec)
             assert refused.errname == "ENOMEM"
             assert where.name in refused.words
-            assert f"{MEMORY_MAX} is {64 * MIB}" in refused.words
+            assert f"{MEMORY_MAX} is 64.0MiB" in refused.words
             assert not (memory / "f").exists()
         assert start_in(mounted, where, f"fallocate name=t path={memory}/f length=32M").status == 0
         assert mounted.cat("tasks/t/wait").status == 0
@@ -109,7 +110,7 @@ def test_a_limit_on_memory_that_is_met_at_work_ends_the_task_and_kills_nobody(mo
         assert mounted.cat("tasks/t/wait").status == 0
         assert mounted.read("tasks/t/state") == "failed\n", pid
         error = mounted.read("tasks/t/error")
-        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {64 * MIB}, \d+ in use$", error), error
+        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is 64\.0MiB, \S+B in use$", error), error
         assert kills(where) == 0
         (memory / "f").unlink()
 
@@ -133,7 +134,7 @@ def test_a_directory_is_copied_up_to_the_limit_and_nobody_is_killed(mounted: Mou
         assert mounted.cat("tasks/t/wait").status == 0
         assert mounted.read("tasks/t/state") == "failed\n"
         error = mounted.read("tasks/t/error")
-        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {limit}, \d+ in use$", error), error
+        assert re.match(rf"ENOMEM at \d+: .* {MEMORY_MAX} is {human_size(limit)}, \S+B in use$", error), error
         assert kills(where) == 0
         (source / "large").unlink()
         assert start_in(mounted, where, f"copy name=u source={source} path={memory}/other").status == 0

@@ -12,6 +12,7 @@ import pytest
 from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import missing_pages
+from ktaskfs.units import human_size
 from tests.attacks.callers import wait_for_worker
 from tests.mount.test_control_groups import MIB, PAGE, huge, start_in
 from tests.support.cgroups import group
@@ -91,7 +92,7 @@ def test_huge_pages(mount: Mount, where: Path, huge: Path, threads: int, existed
     assert end(mount) == "failed"
     error = mount.read("tasks/t/error")
     assert error.startswith("ENOMEM at ")
-    assert f"v2:/{where.name} has 0 left: hugetlb.2MB.max is {4 * PAGE}" in error
+    assert f"v2:/{where.name} has 0B left: hugetlb.2MB.max is {human_size(4 * PAGE)}" in error
     result = mount.read("tasks/t/result")
     stays = int(result.removeprefix("reserved ")) if result else 0
     assert pool.reserved == reserved + stays // PAGE
@@ -119,8 +120,8 @@ def test_huge_pages_of_a_directory(mount: Mount, where: Path, huge: Path, disk: 
     assert end(mount) == "failed"
     error = mount.read("tasks/t/error")
     assert error.startswith("ENOMEM at ")
-    assert f"bytes of huge pages are missing, but your control group v2:/{where.name} has " in error
-    assert f"{file} is {5 * PAGE}, " in error
+    assert f"MiB of huge pages are missing, but your control group v2:/{where.name} has " in error
+    assert f"{file} is {human_size(5 * PAGE)}, " in error
     assert pool.reserved == reserved
     (where / file).write_text("max")
     mount.write("tasks/t/control", "resume")
@@ -138,7 +139,7 @@ def test_what_is_reserved_already_stays_so(mount: Mount, where: Path, huge: Path
     assert end(mount) == "done"
     outcome = start_in(mount, where, f"fallocate path={huge}/g length=2M")
     assert outcome.errname == "ENOMEM"
-    assert f"v2:/{where.name} has 0 left: hugetlb.2MB.rsvd.max is {64 * MIB}" in mount.read("info/last_cmd_status")
+    assert f"v2:/{where.name} has 0B left: hugetlb.2MB.rsvd.max is 64.0MiB" in mount.read("info/last_cmd_status")
     (huge / "f").unlink()
 
 

@@ -204,6 +204,8 @@ def test_nodes_may_be_a_list_of_numbers() -> None:
         ("", "", "empty"),
         (" \t ", " \t ", "empty"),
         ("''", "''", "unknown operation ''"),
+        ("# don't wipe a=b", "# don't wipe a=b", "a line that begins with # is no spec"),
+        ("#", "#", "a line that begins with # is no spec"),
         ("wipe path=a  colour=red x=y", "colour=red", "no parameter 'colour'"),
         ("wipe path=a 'b c' d=e", "'b c'", "is not of the form key=value"),
         ("wipe path=a 'path=b'", "'path=b'", "'path' is given twice"),

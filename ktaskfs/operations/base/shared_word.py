@@ -102,7 +102,7 @@ def _merged(declared: Sequence[tuple[Operation[Any], Parameter]], meanings: int)
 
 
 def _either(kinds: Sequence[Kind[Any]]) -> Kind[Any]:
-    """A kind that accepts the values of any of these kinds, which all write values in the same way."""
+    """A choice of the words of any of these choices."""
 
     names = dict.fromkeys(name for kind in kinds for name in kind.name.split("|"))
 

@@ -9,7 +9,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.errors import InvalidValue, NotSupported, OutOfSpace, TargetError
+from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.presence import gaps
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
@@ -23,6 +23,7 @@ from ktaskfs.memory.room import (
     require_pool,
     require_reservable,
     require_space,
+    too_little_space,
 )
 from ktaskfs.memory.sinks import is_written, near, open_sink
 from ktaskfs.memory.source import DIRECT_BLOCK, Source
@@ -255,7 +256,7 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
     if on_tmpfs:
         require_space(kernel, target, route.extent)
     else:
-        raise OutOfSpace(f"{target.path}: {data} bytes must be written, but its filesystem has {space} left")
+        raise too_little_space(target, data, space, "must be written")
 
 
 class _Copied:

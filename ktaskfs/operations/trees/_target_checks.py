@@ -19,6 +19,7 @@ from ktaskfs.memory.room import (
     require_reservable,
     require_space,
     too_few_pages,
+    too_little_space,
 )
 from ktaskfs.span import Span
 
@@ -102,7 +103,7 @@ def _require_bytes(kernel: Kernel, target: Target, size: int) -> None:
     elif target.filesystem is FilesystemType.TMPFS:
         require_space(kernel, target, Span(0, size))
     elif (room := mount_room(target)) is not None and size > room:
-        raise OutOfSpace(f"{target.path}: {size} bytes must be written, but its filesystem has {room} left")
+        raise too_little_space(target, size, room, "must be written")
 
 
 def used_up(kernel: Kernel, target: Target, size: int, error: OSError) -> KtaskfsError | None:

@@ -17,7 +17,7 @@ from ktaskfs.operations.base.parameters import FLAG, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters
 from ktaskfs.operations.trees._pieces import PieceOperation, PieceWork
 from ktaskfs.span import Span
-from ktaskfs.units import BYTES
+from ktaskfs.units import BYTES, compared_sizes
 
 if TYPE_CHECKING:
     from ktaskfs.ktask import Outcome
@@ -70,11 +70,12 @@ def _require_memory(preparation: Preparation[PrefetchParameters], size: int) -> 
     """Raises TargetError if the last pages would displace the first ones."""
     headroom = memory_headroom(preparation.kernel)
     available = preparation.kernel.available_memory(swap=False)
-    why = f"{available} are available"
+    has, left = compared_sizes(size, available)
+    why = f"{left} are available"
     if headroom is not None and headroom.left < available:
-        available, why = headroom.left, str(headroom)
+        available, (has, why) = headroom.left, headroom.beside(size)
     if size > available:
-        text = f"{preparation.parameters.path} has {size} bytes, and {why}: force=1 reads it anyway"
+        text = f"{preparation.parameters.path} has {has}, and {why}: force=1 reads it anyway"
         raise TargetError(text, errno=errno.ENOMEM)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Mount
 
 HUGE = 2 << 20
+PAGES = 40
+"""Huge pages on each node."""
 CPUS = {0: {0, 1}, 1: {2, 3}}
 NUMBERS = itertools.count()
 
@@ -67,10 +69,10 @@ def rows(text: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def pages() -> Iterator[None]:
-    """Forty huge pages on each node, set up without our own code."""
+    """PAGES huge pages on each node, set up without our own code."""
     for node in (0, 1):
-        pool_file(node).write_text("40")
-        assert pool(node) == 40
+        pool_file(node).write_text(str(PAGES))
+        assert pool(node) == PAGES
     yield
     for node in (0, 1):
         pool_file(node).write_text("0")
@@ -91,17 +93,17 @@ def test_the_nodes_are_told(mounted: Mount) -> None:
         assert total is not None
         assert str(int(total[1]) << 10) in table[str(node)]
     pools = [line.split() for line in mounted.read("info/hugepages").splitlines()]
-    assert [line[2:4] for line in pools if line[:2] in (["2M", "0"], ["2M", "1"])] == [["40", "40"]] * 2
+    assert [line[2:4] for line in pools if line[:2] in (["2M", "0"], ["2M", "1"])] == [[str(PAGES)] * 2] * 2
 
 
 def test_reserve_on_both_nodes(mounted: Mount) -> None:
     table = rows(do(mounted, "reserve pages=101 size=2M nodes=0,1 force=1"))
     assert (pool(0), pool(1)) == (50, 51)
-    assert (table["0"][2], table["1"][2], table["all"][:3]) == ("50", "51", ["80", "101", "101"])
+    assert (table["0"][2], table["1"][2], table["all"][:3]) == ("50", "51", [str(2 * PAGES), "101", "101"])
     do(mounted, "reserve pages=30 size=2M nodes=1 force=1")
     assert (pool(0), pool(1)) == (50, 30)
-    do(mounted, "reserve pages=80 force=1")
-    assert (pool(0), pool(1)) == (40, 40)
+    do(mounted, f"reserve pages={2 * PAGES} force=1")
+    assert (pool(0), pool(1)) == (PAGES, PAGES)
 
 
 @contextlib.contextmanager
@@ -110,7 +112,7 @@ def all_taken(node: int) -> Iterator[None]:
     try:
         yield
     finally:
-        pool_file(node).write_text("40")
+        pool_file(node).write_text(str(PAGES))
 
 
 @pytest.mark.parametrize("undo", [0, 1])
@@ -121,9 +123,9 @@ def test_reserve_more_than_there_is(mounted: Mount, undo: int) -> None:
         assert error.startswith("ENOMEM at ")
         assert "finds no memory" in error
         assert table["1"][2] == str(pool(1))
-        assert (pool(1) == 40) if undo else (40 < pool(1) < 100000)
-        assert pool(0) == 40
-        do(mounted, "reserve pages=40 nodes=1")
+        assert (pool(1) == PAGES) if undo else (PAGES < pool(1) < 100000)
+        assert pool(0) == PAGES
+        do(mounted, f"reserve pages={PAGES} nodes=1")
 
 
 def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) -> None:
@@ -131,7 +133,7 @@ def test_reserve_what_the_node_cannot_give_is_refused_at_once(mounted: Mount) ->
     refused = refusal(mounted, lambda spec: mounted.shell(begin, spec), "reserve pages=100000 nodes=1")
     assert refused.errname == "ENOMEM"
     assert "force=1 tries anyway" in refused.words
-    assert (pool(0), pool(1)) == (40, 40)
+    assert (pool(0), pool(1)) == (PAGES, PAGES)
 
 
 def sorted_tasks(mount: Mount) -> list[str]:
@@ -143,7 +145,7 @@ def sorted_tasks(mount: Mount) -> list[str]:
 def test_allocate_on_one_node(mounted: Mount, huge: Path) -> None:
     do(mounted, f"fallocate path={huge}/file length=32M nodes=1")
     assert mapped_pages(huge / "file") == {1: 16}
-    assert (pool(0, "free_hugepages"), pool(1, "free_hugepages")) == (40, 24)
+    assert (pool(0, "free_hugepages"), pool(1, "free_hugepages")) == (PAGES, PAGES - 16)
 
 
 def test_allocate_half_on_each(mounted: Mount, huge: Path) -> None:
@@ -180,7 +182,7 @@ def test_survey_with_holes(mounted: Mount, huge: Path) -> None:
     result = do(mounted, f"survey path={huge}/file")
     table = result.partition("node\n")[2].splitlines()
     assert [line.split()[2:] for line in table] == [["2", "hole"], ["2", "1"], ["2", "hole"], ["1", "0"]]
-    assert [40 - pool(node, "free_hugepages") for node in (0, 1)] == [1, 2]
+    assert [PAGES - pool(node, "free_hugepages") for node in (0, 1)] == [1, 2]
 
 
 def test_threads_work_on_their_node_and_help_out_on_the_other() -> None:
@@ -271,7 +273,7 @@ def test_pages_that_cannot_move_are_counted(mounted: Mount, huge: Path) -> None:
         assert result["ENOMEM"] == ["0", str(failed)]
         assert mapped_pages(huge / "file") == {0: failed, 1: moved}
         (huge / "other").unlink()
-        do(mounted, "reserve pages=40 nodes=1")
+        do(mounted, f"reserve pages={PAGES} nodes=1")
 
 
 def test_migrate_taken_back(mounted: Mount, huge: Path) -> None:
@@ -322,8 +324,8 @@ def test_a_caller_that_may_use_one_node_only(mounted: Mount, huge: Path) -> None
         for plan in (0, 1):
             refused = refused_in(mounted, where, f"fallocate path={huge}/file length=120M plan={plan}")
             assert refused.errname == "ENOMEM"
-            assert "60 huge pages are needed, but your memory nodes (1) have 40 free" in refused.words
-        assert start_in(mounted, where, f"fallocate path={huge}/file length=80M name=t").status == 0
+            assert f"60 huge pages are needed, but your memory nodes (1) have {PAGES} free" in refused.words
+        assert start_in(mounted, where, f"fallocate path={huge}/file length={PAGES * HUGE} name=t").status == 0
         assert mounted.cat("tasks/t/wait").out.splitlines()[-1] == "done"
-        assert mapped_pages(huge / "file") == {1: 40}
+        assert mapped_pages(huge / "file") == {1: PAGES}
         (huge / "file").unlink()

@@ -24,7 +24,7 @@ def test_a_units_limit_on_memory_holds(machine: Machine, options: tuple[str, ...
     machine.until_mounted()
     limited = ("systemd-run", "--quiet", "--property=MemoryMax=64M", *options, "bash", "-c", TRY, "bash")
     refused = machine.run(*limited, "100M").out
-    assert re.search(rf"group v2:/system.slice/run-\S+ has \d+ left: memory.max is {64 << 20}, \d+ in use", refused)
+    assert re.search(r"group v2:/system.slice/run-\S+ has \S+B left: memory.max is 64\.0MiB, \S+B in use", refused)
     assert refused.endswith("oom_kill 0\n")
     done = machine.run(*limited, "32M")
     assert (done.out, done.err) == ("done\n0\noom_kill 0\n", "")

@@ -56,7 +56,9 @@ def test_out_to_a_disk_that_is_too_small(runner: Runner, area: Path) -> None:
     with filesystems.tmpfs(area / "tmpfs", HUGE) as tmpfs:
         (tmpfs / "source").touch()
         os.truncate(tmpfs / "source", 12 * TIB)
-        assert isinstance(runner.refused("copy", source=tmpfs / "source", path=area / "out", sparse=0), OutOfSpace)
+        refused = runner.refused("copy", source=tmpfs / "source", path=area / "out", sparse=0)
+        assert isinstance(refused, OutOfSpace)
+        assert refused.message.startswith(f"{area}/out: 12.0TiB must be written, but its filesystem has ")
         assert not (area / "out").exists()
         runner.run("copy", source=tmpfs / "source", path=area / "out", chunk=TIB)
         assert ((area / "out").stat().st_size, allocated(area / "out")) == (12 * TIB, 0)

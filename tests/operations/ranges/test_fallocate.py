@@ -12,6 +12,7 @@ import pytest
 from ktaskfs.errors import InvalidValue, KtaskfsError, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.ktask import NO_NODE
 from ktaskfs.span import Node
+from ktaskfs.units import human_size
 from tests.support import filesystems
 from tests.support.forked import run_forked
 from tests.support.hugepages import smallest_pages
@@ -223,6 +224,8 @@ def test_a_full_tmpfs_is_refused_before_a_page_is_touched(runner: Runner, tmpfs:
     for length in (257 << 20, PIB):
         error = runner.refused("fallocate", path=path, length=length)
         assert isinstance(error, OutOfSpace)
+        size = human_size(length)
+        assert error.message == f"{path}: {size} are missing, but its filesystem has 256.0MiB left"
         assert not path.exists()
     assert os.statvfs(tmpfs).f_bfree == free
     runner.run("fallocate", path=path, length=128 << 20)

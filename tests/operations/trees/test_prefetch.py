@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ktaskfs.host.transparent import bytes_in_huge_pages
 from ktaskfs.operations.trees import prefetch
 from ktaskfs.operations.trees._files import COST
 from ktaskfs.span import Node, Span
+from ktaskfs.units import human_size
 from tests.operations.trees.ground import SIZE, as_nobody, cached, make, parsed, result_of
 from tests.support.filesystems import disk_image
 from tests.support.filesystems import hugetlbfs as hugetlbfs_on
@@ -247,13 +249,15 @@ def test_a_tree_larger_than_the_memory(runner: Runner, disk: Path, monkeypatch: 
     os.truncate(file, 2 * available)
     refused = runner.refused("prefetch", path=disk)
     assert refused.errno == errno.ENOMEM
-    assert refused.message.endswith(" are available: force=1 reads it anyway")
+    words = re.escape(f"{disk} has {human_size(2 * available)}, and ")
+    assert re.fullmatch(rf"{words}\S+iB are available: force=1 reads it anyway", refused.message)
     runner.prepare("prefetch", path=disk, force=1).abort()
     os.truncate(file, MIB)
     limit = Headroom(Group("memory", "/a"), "memory.max", 2 * MIB, MIB + 1)
     monkeypatch.setattr(prefetch, "memory_headroom", lambda kernel: limit)
     refused = runner.refused("prefetch", path=disk)
-    assert refused.message == f"{disk} has {MIB} bytes, and {limit}: force=1 reads it anyway"
+    words = "your control group memory:/a has 1048575 left: memory.max is 2.0MiB, 1.0MiB in use"
+    assert refused.message == f"{disk} has 1M, and {words}: force=1 reads it anyway"
 
 
 def test_files_that_go_shrink_or_grow(runner: Runner, disk: Path) -> None:
