@@ -157,8 +157,8 @@ class Scheduler:
 
         ``start_helpers`` starts those that were hired, when more threads than before are to be measured.
 
-        One function, few calls and few fields from one chunk to the next: a thread whose chunk has slept finds the CPU's
-        caches cold, and every object that it touches costs a miss.
+        One function, few calls and few fields from one chunk to the next: a thread whose chunk has slept finds the
+        CPU's caches cold, and every object that it touches costs a miss.
         """
         ctl, work, numa = self._ctl, self._work, self._base is not None
         acquire, release = self._lock.acquire, self._lock.release
