@@ -18,7 +18,7 @@ WORDS_MOST: Final = 200
 """Characters of a reason."""
 
 
-def course(fleet: Fleet) -> str:
+def status_line(fleet: Fleet) -> str:
     """One line on all hosts: ``500 running, 12 done; 5.2TiB/s; slowest hv007 at 12.1%; no daemon on hv003``."""
     words = [", ".join(f"{count} {state}" for state, count in fleet.counts().items())]
     if speed := fleet.speed():
