@@ -39,7 +39,7 @@ class FleetReport(Protocol):
         """All hosts have ended."""
 
 
-def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
+def fleet_report(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
     """The report for the options, or for the kind of standard error."""
     if given.json:
         return FleetJson()

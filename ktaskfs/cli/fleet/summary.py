@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.fleet.connections import folded
-from ktaskfs.cli.fleet.hosts import FINE, percent, with_name
+from ktaskfs.cli.fleet.hosts import FINE, finished_percent, with_name
 from ktaskfs.cli.reports import beginning, for_people, write_all
 from ktaskfs.units import human_size
 
@@ -25,8 +25,8 @@ def status_line(fleet: Fleet) -> str:
         words.append(f"{human_size(speed)}/s")
     at_work = [host for host in fleet if host.tasks and not host.has_ended]
     if at_work:
-        slowest = min(at_work, key=lambda host: percent(host.standing))
-        words.append(f"slowest {slowest.name} at {percent(slowest.standing):.1f}%")
+        slowest = min(at_work, key=lambda host: finished_percent(host.standing))
+        words.append(f"slowest {slowest.name} at {finished_percent(slowest.standing):.1f}%")
     if away := [host.name for host in at_work if host.standing.stale]:
         words.append(f"no daemon on {folded(away)}")
     return "; ".join(words)
