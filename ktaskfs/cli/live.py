@@ -44,12 +44,12 @@ def row(standing: Standing, width: int) -> list[Text | ProgressBar]:
     cells: list[Text | ProgressBar] = [Text(standing.name, no_wrap=True, overflow="ellipsis")]
     if width >= WIDE:
         cells.append(ProgressBar(total=100, completed=part, width=BAR_WIDTH))
-    words = [phrases.percent(standing)]
+    words = [phrases.percent_text(standing)]
     if width >= SHORT:
-        left = phrases.finish(standing)
+        left = phrases.finish_text(standing)
         if standing.has_ended and standing.figures.get("elapsed_usec"):
             left = phrases.duration(standing.figures["elapsed_usec"] / 1e6)
-        words += [phrases.progress(standing), phrases.speed(standing), left]
+        words += [phrases.progress_text(standing), phrases.speed_text(standing), left]
     return [*cells, *map(Text, words), Text(state, style=STYLES.get(standing.state, ""))]
 
 

@@ -11,33 +11,33 @@ if TYPE_CHECKING:
     from ktaskfs.cli.follow import Standing
 
 
-def amount(standing: Standing, number: float) -> str:
+def amount_text(standing: Standing, number: float) -> str:
     """``number`` with the task's units: ``29.5GiB``, ``512 pages``."""
     units = standing.figures.get("units", "bytes")
     return human_size(number) if units == "bytes" else f"{number:.0f} {units}"
 
 
-def percent(standing: Standing) -> str:
+def percent_text(standing: Standing) -> str:
     """``46.1%``, or the empty text if that is unknown."""
     part = standing.figures.get("percent")
     return "" if part is None else f"{part:.1f}%"
 
 
-def progress(standing: Standing) -> str:
+def progress_text(standing: Standing) -> str:
     """``29.5GiB/64.0GiB``, or the empty text before the work has begun."""
     total = standing.figures.get("total")
     if total is None:
         return ""
-    return f"{amount(standing, standing.figures.get('done') or 0)}/{amount(standing, total)}"
+    return f"{amount_text(standing, standing.figures.get('done') or 0)}/{amount_text(standing, total)}"
 
 
-def speed(standing: Standing) -> str:
+def speed_text(standing: Standing) -> str:
     """``19.4GiB/s``, or the empty text."""
     rate = standing.figures.get("speed")
-    return "" if rate is None else f"{amount(standing, rate)}/s"
+    return "" if rate is None else f"{amount_text(standing, rate)}/s"
 
 
-def finish(standing: Standing) -> str:
+def finish_text(standing: Standing) -> str:
     """The time that is left, ``1.9s``, or the empty text."""
     left = standing.figures.get("finish_usec")
     return "" if left is None else duration(left / 1e6)
@@ -59,7 +59,7 @@ def complaint(standing: Standing) -> str:
         return f"{standing.name} failed: {errno_name(figures['errno'])}{where}: {figures['error']}"
     if state == "forgotten":
         return f"{standing.name} was removed, or has ended and was not kept (debug/ktask_keep_finished)"
-    done = progress(standing)
+    done = progress_text(standing)
     return f"{standing.name} was {state}{f' at {done}' if done else ''}"
 
 
@@ -70,10 +70,10 @@ def line(standing: Standing) -> str:
     if standing.state == "done":
         took = duration(standing.figures["elapsed_usec"] / 1e6)
         total = standing.figures.get("total")
-        work = "" if total is None else f" {amount(standing, total)} in {took}, {speed(standing)}"
+        work = "" if total is None else f" {amount_text(standing, total)} in {took}, {speed_text(standing)}"
         return f"{standing.name}: done{work}"
     if standing.has_ended:
         return f"{standing.name}: {standing.state}"
-    left = finish(standing)
-    words = (percent(standing), progress(standing), speed(standing), left and f"finish {left}")
+    left = finish_text(standing)
+    words = (percent_text(standing), progress_text(standing), speed_text(standing), left and f"finish {left}")
     return f"{standing.name}: {standing.state} {' '.join(filter(None, words))}".rstrip()

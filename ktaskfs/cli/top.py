@@ -54,10 +54,10 @@ def cells(standing: Standing) -> tuple[Text, ...]:
     texts = (
         name,
         "█" * full + "░" * (BAR_WIDTH - full),
-        phrases.percent(standing),
-        phrases.progress(standing),
-        phrases.speed(standing) if standing.state == "running" else "",
-        phrases.finish(standing),
+        phrases.percent_text(standing),
+        phrases.progress_text(standing),
+        phrases.speed_text(standing) if standing.state == "running" else "",
+        phrases.finish_text(standing),
         standing.state,
     )
     style = STYLES.get(standing.state, "")

@@ -48,7 +48,7 @@ class Exposition(StrEnum):
 
 
 @dataclass
-class _Run:
+class _RunningTask:
     """A task running since ``began`` (time.monotonic()), and its counted units.
 
     ``whole``: this daemon saw the beginning; an adopted task began at an unknown time.
@@ -75,7 +75,7 @@ class Metrics:
         """Ended tasks that are still in the table, perhaps very many."""
         self._kept[NO_OPERATION, str(State.NEW)] = 0  # it can be in no other state
         self._unfinished: dict[Task, None] = {}
-        self._runs: dict[Task, _Run] = {}
+        self._runs: dict[Task, _RunningTask] = {}
         self._lock = trio.Lock()
         """Guards the fields below while a text is made."""
         self._texts: dict[Exposition, bytes] = {}
@@ -94,7 +94,7 @@ class Metrics:
         else:
             self._unfinished[task] = None
         if new in WORKING:
-            self._runs.setdefault(task, _Run(time.monotonic(), whole=old is State.STARTING))
+            self._runs.setdefault(task, _RunningTask(time.monotonic(), whole=old is State.STARTING))
         elif task in self._runs:
             self._sample(task)
             run = self._runs.pop(task)

@@ -77,7 +77,7 @@ class _Text:
     begun: float = 0.0
 
 
-class _Followed(Change):
+class _ChangeOfList(Change):
     """The change that all opens of one user wait for; it lives as long as the user's view and these opens."""
 
     __slots__ = ("__weakref__",)
@@ -96,7 +96,7 @@ class TaskList:
         self._texts: dict[tuple[int, Form], _Text] = {}
         self._making = trio.Lock()
         """One text is made at a time; otherwise the slices of many texts would delay other requests."""
-        self._followed: WeakValueDictionary[int, _Followed] = WeakValueDictionary()
+        self._followed: WeakValueDictionary[int, _ChangeOfList] = WeakValueDictionary()
         """By uid."""
 
     def observe(self, transition: Transition) -> None:
@@ -114,7 +114,7 @@ class TaskList:
         """The change that poll(2) on an open of ``uid`` waits for."""
         followed = self._followed.get(uid)
         if followed is None:
-            followed = self._followed[uid] = _Followed()
+            followed = self._followed[uid] = _ChangeOfList()
         return followed
 
     async def text(self, uid: int, form: Form) -> bytes:

@@ -170,7 +170,7 @@ def clear_place(path: str, kind: str, *, nonempty: bool) -> None:
     """
     while (there := filesystems_at(path)) and there[-1].kind == kind:
         abort(there[-1])
-        detach(path)
+        unmount(path)
         if len(filesystems_at(path)) >= len(there):
             raise ConfigError(f"{path}: cannot remove the old mount", errno=errno.EBUSY)
     _require_directory(path, nonempty=nonempty)
@@ -203,7 +203,7 @@ def _write(path: str, directory: int | None) -> None:
         os.close(fd)
 
 
-def detach(path: str) -> None:
+def unmount(path: str) -> None:
     """Unmount the topmost filesystem at ``path``, served or not. A failure is logged; fusermount3 prints it."""
     if os.geteuid() != 0:
         subprocess.run(["fusermount3", "-u", "-z", path], check=False)

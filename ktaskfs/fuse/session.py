@@ -18,7 +18,7 @@ import trio
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.fuse.buffers import give_back_what_is_freed
 from ktaskfs.fuse.device import DEVICE
-from ktaskfs.fuse.mountpoint import MountedFilesystem, detach, filesystems_at, mounts_file
+from ktaskfs.fuse.mountpoint import MountedFilesystem, filesystems_at, mounts_file, unmount
 from ktaskfs.fuse.negotiation import Agreement, negotiate
 from ktaskfs.fuse.operations import TreeOperations
 from ktaskfs.fuse.pollers import wake_all
@@ -294,7 +294,7 @@ def _unmount(mountpoint: str, ours: list[MountedFilesystem]) -> None:
     if ours and ours[0] in there[:-1]:
         log.warning("another mount covers %s: the rest of this mount lies below it", mountpoint)
     elif ours and still_there[-1:] == ours:
-        detach(mountpoint)
+        unmount(mountpoint)
 
 
 @contextmanager

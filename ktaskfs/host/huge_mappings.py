@@ -105,7 +105,7 @@ def look_at(proc: int, pid: int, known: Known) -> HugeProcess | None:
     What is met for the first time is entered in ``known``.
     """
     try:
-        areas, names = areas_of(proc, str(pid), known)
+        areas, names = huge_areas_of(proc, str(pid), known)
         files = set(names)
         for file, opened in _opened(proc, pid, known):
             files.add(file)
@@ -123,13 +123,13 @@ def look_at(proc: int, pid: int, known: Known) -> HugeProcess | None:
     return HugeProcess(pid, os.fsdecode(status[b"Name"].strip()), uid, started, areas, files)
 
 
-def areas_of(proc: int, process: str, known: Known) -> HugeAreas:
+def huge_areas_of(proc: int, process: str, known: Known) -> HugeAreas:
     """The areas of ``process``, a name below /proc, that have huge pages. It may hang. Raises OSError."""
     lines = known.lines(read_file(f"{process}/maps", proc))
     namespace = os.readlink(f"{process}/ns/ipc", dir_fd=proc) if SYSV.encode() in lines else ""
     found = known.areas.get((lines, namespace))
     if found is None:
-        mapped = list(maps.parse(lines.splitlines(keepends=True)))
+        mapped = list(maps.parse_areas(lines.splitlines(keepends=True)))
         _learn_devices(proc, process, mapped, known)
         found = known.areas[lines, namespace] = _huge_areas(mapped, namespace, known)
     return found

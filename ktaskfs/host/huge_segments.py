@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import NotPermitted
 from ktaskfs.host import sysv
-from ktaskfs.host.huge_mappings import FileId, Known, areas_of
+from ktaskfs.host.huge_mappings import FileId, Known, huge_areas_of
 from ktaskfs.host.syscalls import page_size as base_page_size
 from ktaskfs.host.syscalls import release
 
@@ -50,7 +50,7 @@ def detached_segments(kernel: Kernel, page_sizes: Mapping[int, int]) -> Iterator
             if segment.attached or segment.mode & sysv.SHM_DEST or segment.size < min(page_sizes.values()):
                 continue
             with contextlib.suppress(OSError), sysv.attached(segment.number) as address:
-                for area in areas_of(kernel.proc, "self", Known(dict(page_sizes))).areas:
+                for area in huge_areas_of(kernel.proc, "self", Known(dict(page_sizes))).areas:
                     if area.start == address:
                         page_size = page_sizes[area.file[0]]
                         yield page_size, segment, _pages(segment, page_size)

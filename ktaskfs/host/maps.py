@@ -45,10 +45,10 @@ class Area(NamedTuple):
 def read_areas(directory: int, path: str) -> Iterator[Area]:
     """The mappings in the file ``path``, a ``maps`` of /proc. Raises OSError. The process can make it hang."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
-        yield from parse(file)
+        yield from parse_areas(file)
 
 
-def parse(lines: Iterable[bytes]) -> Iterator[Area]:
+def parse_areas(lines: Iterable[bytes]) -> Iterator[Area]:
     """The mapping of each line."""
     for line in lines:
         addresses, permissions, offset, device, inode, *name = line.split(None, 5)

@@ -99,13 +99,13 @@ def find_holdings(kernel: Kernel, viewer: int) -> HoldersReport:
     known.page_sizes.update({device: size for device, (_, size) in mounted.mounts.items()})
     known.others.update(mounted.others - known.page_sizes.keys())
     known.files.update({file: SeenFile(each.path, each.status) for file, each in mounted.files.items()})
-    look = _Look(kernel, known.page_sizes)
-    found = look.ask(lambda pid: look_at(kernel.proc, pid, known), pids)
-    look.processes = {pid: each for pid, each in sorted(found.items()) if each is not None}
+    scan = _Scan(kernel, known.page_sizes)
+    found = scan.ask(lambda pid: look_at(kernel.proc, pid, known), pids)
+    scan.processes = {pid: each for pid, each in sorted(found.items()) if each is not None}
     for file, each in list(known.files.items()):
         page_size = known.page_sizes[file[0]]
-        look.files[file] = mounted.files.get(file) or named(file, each, page_size, unmounted=file[0] in unmounted)
-    holdings = look.holdings()
+        scan.files[file] = mounted.files.get(file) or named(file, each, page_size, unmounted=file[0] in unmounted)
+    holdings = scan.holdings()
     for device, (place, page_size) in mounted.mounts.items():
         inside = sum(each.used + each.reserved for each, of in holdings if of == device)
         aside = place.least // page_size - inside
@@ -118,7 +118,7 @@ def find_holdings(kernel: Kernel, viewer: int) -> HoldersReport:
             reserved = max(0, -(-segment.size // page_size) - used)
             report.append(Holding(page_size, "sysv", segment.text, used, reserved, segment.uid))
     report.sort(key=lambda each: (each.page_size, -each.used - each.reserved, each.path))
-    hung = [*mounted.hung, *(f"{pid}:{look.name(pid)}" for pid in sorted(look.hung))]
+    hung = [*mounted.hung, *(f"{pid}:{scan.name(pid)}" for pid in sorted(scan.hung))]
     return HoldersReport(tuple(report), pools, tuple(hung))
 
 
@@ -136,7 +136,7 @@ class _Private:
 
 
 @dataclass
-class _Look:
+class _Scan:
     """The finds in processes and mounts, and the way to join them. ``hung`` are processes that do not answer."""
 
     kernel: Kernel
@@ -176,7 +176,7 @@ class _Look:
                     spans[area.file].append(area.span)
         found = []
         for file, each in self.files.items():
-            if each.status is None and not holders[file]:  # the only process with it has ended during the look
+            if each.status is None and not holders[file]:  # the only process with it has ended during the scan
                 continue
             whole = Span(0, SIZE_MAX if each.status is None else each.status.size)
             mapped = covered(span.cut(whole) for span in spans[file])

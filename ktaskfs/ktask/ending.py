@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from ktaskfs.ktask.outcome import Outcome, TaskError, shown
+from ktaskfs.ktask.outcome import Outcome, TaskError, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +98,7 @@ class Ending:
         undo_failure, interrupt = self._undo_failure, self._interrupt
         if failure is not None and undo_failure is not None:
             with contextlib.suppress(Exception):  # the client's exception may refuse a note, as a frozen class does
-                failure[0].add_note(f"undo failed at {shown(undo_failure[1])}: {shown(undo_failure[0], repr)}")
+                failure[0].add_note(f"undo failed at {safe_text(undo_failure[1])}: {safe_text(undo_failure[0], repr)}")
         failure = failure or undo_failure
         if interrupt is None and failure is not None and not isinstance(failure[0], Exception):
             interrupt = failure[0]  # a helper's: which thread a chunk meets is chance

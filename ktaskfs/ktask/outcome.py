@@ -62,7 +62,7 @@ class TaskError(Exception):
     """
 
     def __init__(self, error: BaseException, position: Any, outcome: Outcome) -> None:
-        super().__init__(f"chunk at {shown(position)}: {shown(error, repr)}")
+        super().__init__(f"chunk at {safe_text(position)}: {safe_text(error, repr)}")
         self.error = error
         self.position = position
         self.outcome = outcome
@@ -73,7 +73,7 @@ class TaskError(Exception):
         return type(self), (self.error, self.position, self.outcome)
 
 
-def shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
+def safe_text(value: Any, text_of: Callable[[Any], str] = str) -> str:
     """``value`` as text, or its type alone if that fails, as for a position that is an element of a long list."""
     try:
         return text_of(value)

@@ -14,7 +14,7 @@ from ktaskfs.host.mapped_range import MappedRange
 from ktaskfs.host.mapping import HoleGuard
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, FilesystemType, open_target
-from ktaskfs.memory.target_errors import ended, truncated
+from ktaskfs.memory.target_errors import file_ended, truncated
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Source:
             except OSError as error:
                 raise TargetError.from_os(error, f"read {self.file.path}") from error
             if count == 0:
-                raise ended(self.file, position + done)
+                raise file_ended(self.file, position + done)
             done += count
 
     def send(self, target: int, position: int, length: int) -> int:
@@ -158,7 +158,7 @@ class Source:
                     raise
                 raise TargetError.from_os(error, f"read {self.file.path}") from error
             if count == 0:
-                raise ended(self.file, position + done)
+                raise file_ended(self.file, position + done)
             done += count
 
     @contextlib.contextmanager

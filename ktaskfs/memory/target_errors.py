@@ -23,7 +23,7 @@ def truncated(target: Target) -> TargetError:
     return TargetError(f"{target.path} was truncated to {target.size()} bytes during the work", errno=errno.ENXIO)
 
 
-def ended(target: Target, position: int) -> TargetError:
+def file_ended(target: Target, position: int) -> TargetError:
     """The file ended at ``position`` of the range, maybe before its size, like files of sysfs (ENXIO)."""
     size = target.size()
     if size <= position:

@@ -33,8 +33,8 @@ END_PATIENCE: Final = 5.0
 
 
 @dataclass
-class _Child:
-    """A worker requested from ``spawner``. The spawner's reports set both events, and so does its end.
+class _RequestedChild:
+    """A process requested from ``spawner``. The spawner's reports set both events, and so does its end.
 
     ``lost``: its request was given up after the spawner had got it, so nobody has the pidfd.
     """
@@ -69,7 +69,7 @@ class Launcher:
         self._sock: trio.socket.SocketType | None = None
         self._pid = 0
         """The pid of the spawner, while there is a socket."""
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, _RequestedChild] = {}
         """By ticket, from the request until ``exit_status``."""
         self._tickets = itertools.count(1)
 
@@ -94,7 +94,7 @@ class Launcher:
         ``lost`` gets the ticket of a worker that there may be although this raises: ``exit_status`` waits for its end.
         """
         ticket = next(self._tickets)
-        child = self._children[ticket] = _Child()
+        child = self._children[ticket] = _RequestedChild()
         try:
             await self._send(request._replace(ticket=ticket), fds, child)
             await child.answered.wait()
@@ -132,7 +132,7 @@ class Launcher:
             os.close(child.pidfd)
             self._nursery.start_soon(self.exit_status, child.ticket)
 
-    async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _Child) -> None:
+    async def _send(self, request: protocol.ForkRequest, fds: Sequence[int], child: _RequestedChild) -> None:
         data, sock = protocol.encode(request), self._sock
         if len(data) > protocol.MESSAGE_MAX:  # only ranges can be so many
             raise TooBig("the work that is left has too many separate ranges: start a new task")

@@ -39,7 +39,7 @@ class TooManyLooks(KtaskfsError):
 
 
 @dataclass
-class _Look:
+class _KeptLook:
     over: trio.Event = field(default_factory=trio.Event)
     found: protocol.Found | KtaskfsError | None = None
 
@@ -51,7 +51,7 @@ class Looks:
         self._launcher = context.launcher
         self._nursery = context.nursery
         self._settings = context.table.settings
-        self._looks: dict[object, _Look] = {}
+        self._looks: dict[object, _KeptLook] = {}
         """By the rights of their callers, while they are fresh."""
         self._quota = Quota("scans of the pools", each=OF_ONE_MAX, total=IN_ALL_MAX, refusal=TooManyLooks)
 
@@ -67,7 +67,7 @@ class Looks:
             look = self._looks.get(key)
             if look is None:
                 self._quota.take(caller.identity.uid)
-                look = self._looks[key] = _Look()
+                look = self._looks[key] = _KeptLook()
                 self._nursery.start_soon(self._carry_out, key, look, caller)
                 undo.pop_all()
         with trio.move_on_at(deadline):
@@ -78,7 +78,7 @@ class Looks:
             raise TargetError("the scan of all processes takes longer than a second: read again", errno=errno.ETIMEDOUT)
         return look.found
 
-    async def _carry_out(self, key: object, look: _Look, caller: CallerProcess) -> None:
+    async def _carry_out(self, key: object, look: _KeptLook, caller: CallerProcess) -> None:
         uid = caller.identity.uid
         try:
             with trio.move_on_after(TIMEOUT):

@@ -42,15 +42,15 @@ def look(request: protocol.LookRequest, kernel: Kernel, fds: Sequence[int], cgro
     try:
         kernel = become_caller(request.identity, callers, cgroups, kernel)
         os.fchdir(kernel.proc)
-        report = shown(find_holdings(kernel, request.identity["pid"]))
-        answer: protocol.Message = protocol.Found(as_table(report), as_json(report))
+        report = shortened(find_holdings(kernel, request.identity["pid"]))
+        answer: protocol.Message = protocol.Found(holders_table(report), holders_json(report))
     except Exception as error:
         answer = protocol.WorkerRefused(*explain(error))
     with contextlib.suppress(BrokenPipeError), open(output, "wb") as file:  # nobody waits any more
         file.write(protocol.encode(answer))
 
 
-def shown(report: HoldersReport) -> HoldersReport:
+def shortened(report: HoldersReport) -> HoldersReport:
     """The report, with small holdings combined if there are too many."""
     room, kept, left = BYTES_MAX, list[Holding](), defaultdict[int, list[Holding]](list)
     for each in sorted(report.holdings, key=lambda each: -(each.used + each.reserved) * each.page_size):
@@ -65,7 +65,7 @@ def shown(report: HoldersReport) -> HoldersReport:
     return report._replace(holdings=tuple(sorted(kept, key=lambda each: each.page_size)))
 
 
-def as_table(report: HoldersReport) -> str:
+def holders_table(report: HoldersReport) -> str:
     """The table for people and awk: no column is empty."""
     rows: list[Sequence[object]] = []
     for pool in report.pools:
@@ -89,7 +89,7 @@ def as_table(report: HoldersReport) -> str:
     return table(HEADER, rows)
 
 
-def as_json(report: HoldersReport) -> str:
+def holders_json(report: HoldersReport) -> str:
     """For programs: an object on one line.
 
     A process chooses its name, and jq and ``ktaskfs top`` show it on a terminal.

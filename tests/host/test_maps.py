@@ -6,7 +6,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-from ktaskfs.host.maps import Area, all_except, parse, read_areas
+from ktaskfs.host.maps import Area, all_except, parse_areas, read_areas
 
 if TYPE_CHECKING:
     import re
@@ -25,7 +25,7 @@ MEMORY = os.makedev(0, 0x10)
 
 
 def test_each_line_is_an_area() -> None:
-    first, heap, shared, *_, last = parse(LINES.splitlines(keepends=True))
+    first, heap, shared, *_, last = parse_areas(LINES.splitlines(keepends=True))
     assert first == Area(0x400000, 0x452000, "r-xp", 0x1000, DISK, 173521, "/usr/bin/a b")
     assert (first.size, first.is_shared) == (0x52000, False)
     assert (heap.name, heap.inode, heap.device) == ("[heap]", 0, 0)
@@ -52,7 +52,7 @@ def test_a_name_is_that_of_the_file(tmp_path: Path) -> None:
 
 
 def lines_of(pattern: re.Pattern[bytes]) -> list[str]:
-    return [each.name for each in parse(b"".join(pattern.findall(LINES)).splitlines(keepends=True))]
+    return [each.name for each in parse_areas(b"".join(pattern.findall(LINES)).splitlines(keepends=True))]
 
 
 def test_lines_of_other_devices() -> None:

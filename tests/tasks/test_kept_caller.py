@@ -18,7 +18,7 @@ import trio
 
 from ktaskfs.errors import TargetError
 from ktaskfs.fuse.device import mount_device
-from ktaskfs.fuse.mountpoint import abort, detach, filesystems_at
+from ktaskfs.fuse.mountpoint import abort, filesystems_at, unmount
 from ktaskfs.host.credentials import CallerProcess
 from ktaskfs.tasks import named_processes
 from ktaskfs.tasks.kept_caller import KeptCaller, common_root
@@ -50,7 +50,7 @@ def silent_root(root: None, tmp_path: Path) -> Iterator[int]:
     timer.cancel()
     os.close(directory)
     os.close(device)
-    detach(str(place))
+    unmount(str(place))
 
 
 def in_another_root(directory: Path) -> CallerProcess:

@@ -141,10 +141,10 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         standing.name,
         figures.get("operation"),
         standing.state,
-        phrases.percent(standing),
-        phrases.progress(standing).replace(" ", ""),
-        phrases.speed(standing).replace(" ", ""),
-        phrases.finish(standing),
+        phrases.percent_text(standing),
+        phrases.progress_text(standing).replace(" ", ""),
+        phrases.speed_text(standing).replace(" ", ""),
+        phrases.finish_text(standing),
         figures.get("uid"),
     )
     return ["-" if each in (None, "") else str(each) for each in words]

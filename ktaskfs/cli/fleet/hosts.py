@@ -69,7 +69,7 @@ class Host(NamedTuple):
         """The status of the slowest running task, or of the worst ended one, with the host's name."""
         at_work = [each for each in self.tasks.values() if not each.has_ended]
         if at_work:
-            found = min(at_work, key=percent)
+            found = min(at_work, key=finished_percent)
         else:
             found = min(self.tasks.values(), key=_gravity, default=Standing(self.name, self.state, {}))
         return found._replace(name=self.name, state=self.state, stale=found.stale and not self.has_ended)
@@ -93,7 +93,7 @@ class HostGroup(NamedTuple):
     hosts: Sequence[str]
 
 
-def percent(standing: Standing) -> float:
+def finished_percent(standing: Standing) -> float:
     """The finished part; 0 if unknown."""
     return standing.figures.get("percent") or 0.0
 
@@ -219,7 +219,7 @@ class Fleet:
         state = standing.state
         if len(tasks) > 1:
             at_work = [each for each in tasks.values() if not each.has_ended] or list(tasks.values())
-            state = min(at_work, key=percent).state
+            state = min(at_work, key=finished_percent).state
         self._hosts[name] = Host(name, state, tasks, host.words, size=kept)
         return told
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ktaskfs.cli.fleet.connections import folded
 from ktaskfs.cli.fleet.hosts import AT_THE_END, FINE, with_host
-from ktaskfs.cli.fleet.summary import WORDS_MOST, course, show_summary
+from ktaskfs.cli.fleet.summary import WORDS_MOST, show_summary, status_line
 from ktaskfs.cli.reports import LINES_EVERY
 from ktaskfs.cli.screen import can_draw
 
@@ -39,7 +39,7 @@ class FleetReport(Protocol):
         """All hosts have ended."""
 
 
-def report_for(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
+def fleet_report(given: argparse.Namespace, environment: Mapping[str, str]) -> FleetReport:
     """The report for the options, or for the kind of standard error."""
     if given.json:
         return FleetJson()
@@ -95,7 +95,7 @@ class FleetLines:
         now = self._clock()
         if not self._quiet and now - self._said >= LINES_EVERY:
             self._said = now
-            self.note(course(fleet))
+            self.note(status_line(fleet))
 
     def note(self, words: str) -> None:
         print(words, file=sys.stderr, flush=True)

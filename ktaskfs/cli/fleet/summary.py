@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.cli.fleet.connections import folded
-from ktaskfs.cli.fleet.hosts import FINE, percent, with_name
+from ktaskfs.cli.fleet.hosts import FINE, finished_percent, with_name
 from ktaskfs.cli.reports import beginning, for_people, write_all
 from ktaskfs.units import human_size
 
@@ -18,15 +18,15 @@ WORDS_MOST: Final = 200
 """Characters of a reason."""
 
 
-def course(fleet: Fleet) -> str:
+def status_line(fleet: Fleet) -> str:
     """One line on all hosts: ``500 running, 12 done; 5.2TiB/s; slowest hv007 at 12.1%; no daemon on hv003``."""
     words = [", ".join(f"{count} {state}" for state, count in fleet.counts().items())]
     if speed := fleet.speed():
         words.append(f"{human_size(speed)}/s")
     at_work = [host for host in fleet if host.tasks and not host.has_ended]
     if at_work:
-        slowest = min(at_work, key=lambda host: percent(host.standing))
-        words.append(f"slowest {slowest.name} at {percent(slowest.standing):.1f}%")
+        slowest = min(at_work, key=lambda host: finished_percent(host.standing))
+        words.append(f"slowest {slowest.name} at {finished_percent(slowest.standing):.1f}%")
     if away := [host.name for host in at_work if host.standing.stale]:
         words.append(f"no daemon on {folded(away)}")
     return "; ".join(words)

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from ktaskfs.cli import live
-from ktaskfs.cli.fleet.hosts import FINE, percent
-from ktaskfs.cli.fleet.summary import course, show_summary, summary_line
+from ktaskfs.cli.fleet.hosts import FINE, finished_percent
+from ktaskfs.cli.fleet.summary import show_summary, status_line, summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,16 +71,16 @@ class LiveTable:
         ]
         if folded:
             below.append(Text(f"{sum(len(each.hosts) for each in folded)} more ended in other ways"))
-        below.append(Text(course(fleet), style="bold", no_wrap=True, overflow="ellipsis"))
+        below.append(Text(status_line(fleet), style="bold", no_wrap=True, overflow="ellipsis"))
         most = max(1, min(ROWS_MOST, self._console.height - 2 - len(below)))  # the cursor has the last line
         at_work = sorted(
             (host.standing for host in fleet if host.tasks and not host.has_ended),
-            key=lambda each: (percent(each), each.name),
+            key=lambda each: (finished_percent(each), each.name),
         )
         width = self._console.width
         table = live.grid(width)
         for each in at_work[:most]:
             table.add_row(*live.row(each, width))
         if hidden := at_work[most:]:
-            below.insert(0, Text(f"{len(hidden)} more from {percent(hidden[0]):.1f}% on", style="dim"))
+            below.insert(0, Text(f"{len(hidden)} more from {finished_percent(hidden[0]):.1f}% on", style="dim"))
         return Group(table, *below)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.cli.arguments import DEFAULT_MOUNT
 from ktaskfs.cli.fleet.connections import Connections, Way, names_of
 from ktaskfs.cli.fleet.hosts import LEFT, SKIPPED, TIMEOUT, UNREACHABLE, WAITING, Fleet, text_of_line
-from ktaskfs.cli.fleet.reports import report_for
+from ktaskfs.cli.fleet.reports import fleet_report
 from ktaskfs.cli.fleet.summary import show_results
 from ktaskfs.cli.interrupts import INTERRUPTED, OwnInterrupts
 from ktaskfs.cli.run import text_of
@@ -41,7 +41,7 @@ def run(given: argparse.Namespace) -> int:
     command = _command(given)
     fleet = Fleet(names, detach=given.detach)
     with OwnInterrupts() as interrupts:
-        watch = Watch(fleet, report_for(given, os.environ), interrupts, given)
+        watch = Watch(fleet, fleet_report(given, os.environ), interrupts, given)
         watch.run(Connections(Way.of(given), command, batches, watch))
     if not given.json:
         show_results(fleet)

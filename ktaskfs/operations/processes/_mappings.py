@@ -35,7 +35,7 @@ P = TypeVar("P", bound=ProcessParameters)
 T = TypeVar("T")
 
 
-def ended(process: Process) -> TargetError:
+def process_ended(process: Process) -> TargetError:
     """The error of a chunk whose process has ended."""
     return TargetError(f"process {process.pid} has ended", errno=errno.ESRCH)
 
@@ -93,10 +93,10 @@ class MappedPages:
                 found = work(piece.start, piece.end)
                 self._require_alive()
             except (ProcessLookupError, FileNotFoundError) as error:
-                raise ended(self.process) from error
+                raise process_ended(self.process) from error
             except OSError as error:
                 if error.errno == errno.EINVAL:  # its memory is gone: find_mm_struct in mm/migrate.c
-                    raise ended(self.process) from error
+                    raise process_ended(self.process) from error
                 raise TargetError.from_os(error, f"{verb} pages of process {self.process.pid}") from error
             yield piece.mapping, found
 

@@ -14,7 +14,7 @@ from ktaskfs.host.process_memory import NOT_MEMORY
 from ktaskfs.host.transparent import COUNTS, huge_page_size
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.processes import areas_of, open_process
-from ktaskfs.operations.processes._mappings import Addresses, ProcessParameters, ended
+from ktaskfs.operations.processes._mappings import Addresses, ProcessParameters, process_ended
 from ktaskfs.result import lines
 from ktaskfs.span import Span
 from ktaskfs.units import BYTES
@@ -122,7 +122,7 @@ class _Collapser:
         try:
             self._process.advise(address, size, syscalls.MADV_COLLAPSE)
         except ProcessLookupError as error:
-            raise ended(self._process) from error
+            raise process_ended(self._process) from error
         except OSError as error:
             return error.errno or errno.EIO
         return 0

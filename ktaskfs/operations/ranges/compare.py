@@ -70,20 +70,20 @@ class Compare(RangeOperation[CompareParameters]):
         parameters = preparation.parameters
         file = preparation.keep(open_range_source(preparation))
         source = preparation.keep(Source(preparation.kernel, parameters.source))
-        work = _work(parameters, file, source)
+        comparison = _comparison(parameters, file, source)
         if file.file.filesystem in MEMORY:
-            nodes = nodes_beside_pages(preparation, file.file, work.extent, PIECE)
+            nodes = nodes_beside_pages(preparation, file.file, comparison.extent, PIECE)
         else:
-            nodes = nodes_beside_pages(preparation, source.file, work.extent, PIECE, work.shift)
+            nodes = nodes_beside_pages(preparation, source.file, comparison.extent, PIECE, comparison.shift)
         files = [TouchedFile(each.file, write=False) for each in (file, source)]
-        touch = _Toucher(files, work.shift).compare
+        touch = _Toucher(files, comparison.shift).compare
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, files))
-        comparer = _Comparer(file, source, work, hands)
+        comparer = _Comparer(file, source, comparison, hands)
         control = preparation.control(comparer.compare, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
         return preparation.plan(nodes, control, comparer.finish)
 
 
-class _Work(NamedTuple):
+class _Comparison(NamedTuple):
     """The comparison: ``extent`` of the file with the range ``shift`` bytes further in the source.
 
     ``ends``: the ends of file and source, or of the extent if that is first; all are positions in the file. After the
@@ -96,22 +96,22 @@ class _Work(NamedTuple):
     lacking: int
 
 
-def _work(parameters: CompareParameters, file: Source, source: Source) -> _Work:
+def _comparison(parameters: CompareParameters, file: Source, source: Source) -> _Comparison:
     offset, source_offset = parameters.offset, parameters.source_offset
     shift = source_offset - offset
     if parameters.length is not None:
         extent = Span(offset, offset + parameters.length)
         require_source_range(file, extent)
         require_source_range(source, extent.shifted(shift))
-        return _Work(extent, shift, (extent.end, extent.end), 0)
+        return _Comparison(extent, shift, (extent.end, extent.end), 0)
     left, right = file.file.size() - offset, source.file.size() - source_offset
     require_start(file.file.path, offset, offset + left)
     require_start(source.file.path, source_offset, source_offset + right)
     shared, whole = offset + min(left, right), offset + max(left, right)
     longer = (file if left > right else source).file
     if longer.filesystem is FilesystemType.HUGETLBFS and whole - shared < longer.page_size:
-        return _Work(Span(offset, whole), shift, (offset + left, offset + right), 0)
-    return _Work(Span(offset, shared), shift, (shared, shared), whole - shared)
+        return _Comparison(Span(offset, whole), shift, (offset + left, offset + right), 0)
+    return _Comparison(Span(offset, shared), shift, (shared, shared), whole - shared)
 
 
 class _Side:
@@ -139,14 +139,14 @@ class _Side:
 class _Comparer:
     """The chunk function, and the findings in finished chunks."""
 
-    def __init__(self, file: Source, source: Source, work: _Work, hands: Hands | None) -> None:
+    def __init__(self, file: Source, source: Source, comparison: _Comparison, hands: Hands | None) -> None:
         self._hands = hands
-        self._file = _Side(file, 0, work.ends[0])
-        self._source = _Side(source, work.shift, work.ends[1])
+        self._file = _Side(file, 0, comparison.ends[0])
+        self._source = _Side(source, comparison.shift, comparison.ends[1])
         self._buffer = Buffer(2 * PIECE)
         self._lock = threading.Lock()  # guards everything below
-        self._differing = work.lacking
-        self._first = work.extent.end if work.lacking else None
+        self._differing = comparison.lacking
+        self._first = comparison.extent.end if comparison.lacking else None
 
     def compare(self, start: int, end: int) -> None:
         """Compare the bytes from ``start`` to ``end``; raises TargetError."""

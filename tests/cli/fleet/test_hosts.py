@@ -12,7 +12,7 @@ from ktaskfs.cli.fleet.ask import Answers
 from ktaskfs.cli.fleet.connections import names_of
 from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
-from ktaskfs.cli.fleet.summary import course
+from ktaskfs.cli.fleet.summary import status_line
 from ktaskfs.errors import InvalidValue
 
 
@@ -125,11 +125,11 @@ def test_the_task_at_work_that_is_least_advanced_counts(fleet: Fleet) -> None:
 def test_the_line_on_all_hosts_names_those_without_a_daemon(fleet: Fleet) -> None:
     fleet.heard("hv1", told("running", percent=5))
     fleet.heard("hv2", told("running", percent=7))
-    assert course(fleet) == "2 running; slowest hv1 at 5.0%"
+    assert status_line(fleet) == "2 running; slowest hv1 at 5.0%"
     fleet.heard("hv2", told("running", percent=7, stale=True))
-    assert course(fleet) == "2 running; slowest hv1 at 5.0%; no daemon on hv2"
+    assert status_line(fleet) == "2 running; slowest hv1 at 5.0%; no daemon on hv2"
     fleet.ended("hv2", 255)
-    assert course(fleet) == "1 running, 1 lost; slowest hv1 at 5.0%"
+    assert status_line(fleet) == "1 running, 1 lost; slowest hv1 at 5.0%"
 
 
 def test_equal_results_are_one(fleet: Fleet) -> None:
