@@ -58,6 +58,7 @@ RAMFS_MAGIC: Final = 0x858458F6
 PROC_SUPER_MAGIC: Final = 0x9FA0
 SYSFS_MAGIC: Final = 0x62656572
 TMPFS_MAGIC: Final = 0x01021994
+FUSE_SUPER_MAGIC: Final = 0x65735546
 
 _LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 
@@ -222,6 +223,11 @@ def filesystem_magic(fd: int) -> int:
         return 0
     magic: int = struct.unpack_from("=q", buffer)[0]
     return magic & 0xFFFFFFFF
+
+
+def is_served(fd: int) -> bool:
+    """Whether the file is on a FUSE. Raises OSError."""
+    return filesystem_magic(fd) in (FUSE_SUPER_MAGIC, 0)
 
 
 def statx(directory: int, path: str, flags: int, mask: int, status: ctypes.Array[ctypes.c_char]) -> None:

@@ -26,22 +26,36 @@ if TYPE_CHECKING:
     from ktaskfs.host.target import Target
 
 
+def _statistics(target: Target) -> os.statvfs_result | None:
+    """statvfs(3) of the filesystem; None where a server of FUSE does not answer it. Raises OSError."""
+    try:
+        return os.fstatvfs(target.fd)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return None
+
+
 def mount_room(target: Target) -> int | None:
-    """Bytes of the filesystem that the caller may still use; None without a limit. Raises OSError.
+    """Bytes of the filesystem that the caller may still use; None without a limit, or if it does not tell.
+
+    Raises OSError.
 
     hugetlbfs has a limit with the option ``size=``. With only ``min_size=`` it reports -1 (hugetlbfs_statfs in
     fs/hugetlbfs/inode.c), and without either 0, like tmpfs without a limit. For root the blocks that ext4 keeps for
     root count, too; for root of a user namespace, and on btrfs, that may be too much.
     """
-    mount = os.fstatvfs(target.fd)
+    mount = _statistics(target)
+    if mount is None:
+        return None
     free = mount.f_bavail if os.geteuid() else mount.f_bfree
     return free * mount.f_frsize if 0 < mount.f_blocks <= SIZE_MAX else None
 
 
 def mount_inodes(target: Target) -> int | None:
-    """Inodes of the filesystem that are still free; None without a limit (btrfs, vfat). Raises OSError."""
-    mount = os.fstatvfs(target.fd)
-    return mount.f_favail if 0 < mount.f_files <= SIZE_MAX else None
+    """As ``mount_room``, inodes that are still free; btrfs and vfat have no limit."""
+    mount = _statistics(target)
+    return mount.f_favail if mount is not None and 0 < mount.f_files <= SIZE_MAX else None
 
 
 def too_few_pages(kernel: Kernel, target: Target, pages: int) -> KtaskfsError:

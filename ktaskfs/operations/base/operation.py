@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ktaskfs.errors import NotSupported, undo_after
+from ktaskfs.errors import NotSupported, TargetError, undo_after
 from ktaskfs.ktask import Control
 from ktaskfs.operations.base.parameters import TaskParameters, format_parameters
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
@@ -122,8 +122,12 @@ class Operation(SpecWord, Generic[P]):
 
     def _prepared(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
         with Preparation(kernel, parameters, remaining) as preparation:
-            self.locate(preparation)
-            return self.prepare(preparation)
+            try:
+                self.locate(preparation)
+                return self.prepare(preparation)
+            except OSError as error:  # of any call, as when the server of a FUSE has died
+                what = " ".join([self.name, *filter(None, [getattr(parameters, "path", None)])])
+                raise TargetError.from_os(error, what) from error
 
     def _told(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
         """A plan without work, whose result lists the work of a real start."""

@@ -207,14 +207,14 @@ def is_many(path: str) -> bool:
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return stat.S_ISDIR(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return glob.has_magic(path)
-    except OSError:  # the later open reports the error
+    except OSError:  # a later call reports the error
         return False
-    try:
-        return stat.S_ISDIR(os.fstat(fd).st_mode) and syscalls.filesystem_magic(fd) == syscalls.HUGETLBFS_MAGIC
-    finally:
-        os.close(fd)
 
 
 def resolve_extent(parameters: RangeParameters, size: int, *, may_grow: bool) -> Span:

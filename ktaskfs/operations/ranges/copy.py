@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.presence import gaps
+from ktaskfs.host.syscalls import is_served
 from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
@@ -243,7 +244,7 @@ def _require_space(kernel: Kernel, route: _Route) -> None:
     """An estimate: only on tmpfs the existing pages of the target are known."""
     target = route.target
     room = mount_room(target)
-    if target.filesystem is FilesystemType.OTHER and room is None:
+    if room is None and target.filesystem is FilesystemType.OTHER and not is_served(target.fd):
         raise NotSupported(f"{target.path} is on a filesystem that keeps no data, such as procfs")
     space = SIZE_MAX if room is None else room
     on_tmpfs = target.filesystem is FilesystemType.TMPFS

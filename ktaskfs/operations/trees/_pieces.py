@@ -92,7 +92,7 @@ class PieceWork(ABC):
         self._overlay = _is_overlay(files.tree.fd) if files.on_one_device else None  # then each file's own
 
     def chunk(self, start: int, end: int) -> None:
-        """Do the files between two positions. Raises TargetError (ENOSYS) if the kernel or a filter lacks a call."""
+        """Do the files between two positions."""
         self._turns.do(self.files.pieces(start, end), self._do)
 
     def _do(self, piece: Piece) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.errors import Finding, TargetError, errno_name
+from ktaskfs.errors import Finding, errno_name
 from ktaskfs.host.tree import LEFT_MAX
 from ktaskfs.result import fitting, lines, with_table
 from ktaskfs.units import escaped
@@ -63,11 +63,8 @@ class TreeReport:
             self._marks[index] |= SKIPPED
 
     def skip(self, index: int, error: OSError) -> None:
-        """A file, or its rest, was skipped. Raises TargetError if a system call is missing for all files."""
-        number = error.errno or errno.EIO
-        if number == errno.ENOSYS:  # all other files would be skipped as well
-            raise TargetError.from_os(error, self._files.name(index)) from error
-        self._skip(index, number)
+        """A file, or its rest, was skipped."""
+        self._skip(index, error.errno or errno.EIO)
 
     def skip_top(self, error: OSError) -> None:
         """The directory itself could not be completed."""

@@ -329,8 +329,10 @@ class TargetTree:
 
 def dress(fd: int, status: os.stat_result) -> None:
     """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
-    os.utime(fd, ns=_times(status))
-    os.fchmod(fd, _mode(os.fstat(fd), status))
+    try:
+        os.utime(fd, ns=_times(status))
+    finally:
+        os.fchmod(fd, _mode(os.fstat(fd), status))
 
 
 def _mode(mine: os.stat_result, status: os.stat_result) -> int:

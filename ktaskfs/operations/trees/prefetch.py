@@ -27,8 +27,6 @@ WINDOW: Final = 1 << 20
 """Bytes that are looked at, and read, in one go where some of a piece is in the cache: a disk is busy with so many."""
 TOUCH: Final = 256 << 10
 """Bytes of one pread(2)."""
-FUSE_MAGICS: Final = frozenset({0x65735546, 0})
-"""0: a server need not tell."""
 
 
 class PrefetchParameters(TreeParameters):
@@ -111,7 +109,7 @@ class _Prefetcher(PieceWork):
         server keeps it. Raises OSError.
         """
         with contextlib.ExitStack() as stack:
-            if syscalls.filesystem_magic(fd) in FUSE_MAGICS:
+            if syscalls.is_served(fd):
                 fd = self.files.open(piece.file)
                 stack.callback(os.close, fd)
             cached = cached_bytes(fd, piece.start, piece.end, overlay=overlay)

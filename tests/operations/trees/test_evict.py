@@ -184,14 +184,14 @@ def test_a_task_that_could_evict_nothing_fails(runner: Runner, disk: Path) -> No
     assert result_of(runner.prepare("evict", path=disk / "tree"))["files"] == 0  # there is nothing to do
 
 
-def test_a_call_that_is_missing_is_no_reason_to_skip(
-    runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_that_is_missing_fails_the_task(runner: Runner, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(disk / "file")
     plan = runner.prepare("evict", path=disk)
 
     monkeypatch.setattr(os, "posix_fadvise", missing_call)
-    assert runner.failure(plan).errno == errno.ENOSYS
+    with pytest.raises(Finding) as caught:
+        runner.result(plan)
+    assert caught.value.errno == errno.ENOSYS
 
 
 @pytest.mark.parametrize("cross", [0, 1])
