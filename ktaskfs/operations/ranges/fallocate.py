@@ -144,14 +144,14 @@ def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
     pages = [preparation.keep(_reserved(kernel, files, index)) for index in range(len(files.files))]
 
     def fill(start: int, end: int) -> None:
-        for index, low, high in files.line.pieces(start, end):
+        for index, part in files.line.pieces(start, end):
             try:
-                pages[index].populate(low, high)
+                pages[index].populate(part.start, part.end)
             except OSError as error:
                 with files.opened(index) as target:
                     if target is None:
                         raise TargetError.from_os(error, f"allocate {files.files[index].path}") from error
-                    raise page_unavailable(kernel, target, error, high) from error
+                    raise page_unavailable(kernel, target, error, part.end) from error
 
     control = preparation.control(fill, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)
     return preparation.plan(nodes, control, lambda outcome: files.text)
