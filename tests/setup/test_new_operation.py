@@ -90,7 +90,7 @@ def test_the_documents_take_it_up(copy: Path, area: Path) -> None:
     page = (copy / "docs/reference/operations/count.md").read_text()
     assert "# count\n\nCount the zero bytes of the range of any file.\n" in page
     assert "`undo=1`: refused, counting changes nothing. Resume of a part: refused, the earlier sum is lost." in page
-    row = "| [count](operations/count.md) | a file of memory | bytes |\n"
+    row = "| [count](operations/count.md) | a file | bytes |\n"
     assert row in (copy / "docs/reference/README.md").read_text()
     assert '.SS "count"\n' in (area / "ktaskfs-operations.7").read_text()
 

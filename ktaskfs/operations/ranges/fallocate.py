@@ -77,6 +77,8 @@ class Fallocate(RangeOperation[FallocateParameters]):
         "the pool, unless others have the file open: then the result has reserved BYTES."
     )
     parameters = FallocateParameters
+    kinds = MEMORY
+    creates = past_end = True
     takes_many_mapped = True
 
     def prepare(self, preparation: Preparation[FallocateParameters]) -> Plan:
@@ -89,7 +91,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         if preparation.files is not None:
             return _prepare_many(preparation)
         target = preparation.keep(
-            open_range_target(preparation, kinds=MEMORY, create=parameters.mode, look=parameters.plan)
+            open_range_target(preparation, kinds=self.kinds, create=parameters.mode, look=parameters.plan)
         )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)

@@ -87,6 +87,7 @@ class Copy(Operation[CopyParameters]):
     )
     units = BYTES
     parameters = CopyParameters
+    creates = True
     no_undo = "rm -r removes the copy"
 
     def resume_refusal(self, parameters: CopyParameters) -> str:
@@ -169,8 +170,7 @@ class _Copier:
         return TargetError.from_os(error, f"copy to {self._target.path}/{path}{why}")
 
     def _pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """The ranges between two positions; with digests, which cannot be combined, the whole files that begin
-        there."""
+        """The ranges between two positions; with digests, which cannot be combined, the files that begin there."""
         if self._sums is None:
             return self._files.pieces(start, end, self._page)
         return self._files.whole_files(start, end)
