@@ -1,1 +1,4 @@
-"""ktaskfs: chunked, multithreaded work on huge-page memory, controlled through a filesystem like /proc."""
+"""ktaskfs: chunked, multithreaded work on huge-page memory, controlled through a filesystem like /proc.
+
+Imports nothing. ARCHITECTURE.md has the layers, and who may import whom.
+"""

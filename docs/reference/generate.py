@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from ktaskfs.cli.arguments import parser
+from ktaskfs.host.target import MEMORY
 from ktaskfs.operations.base.parameters import TaskParameters
 from ktaskfs.operations.base.registry import find_operations
+from ktaskfs.operations.ranges._range import RangeOperation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +30,7 @@ HERE: Final = Path(__file__).resolve().parent
 BEGINS: Final = "<!-- from the declarations: docs/reference/generate.py writes what stands between these marks -->"
 ENDS: Final = "<!-- written by hand from here on -->"
 COMMON: Final = TaskParameters.declared
+PAST_END: Final = "A range past the end of the file: possible."
 
 
 def table(parameters: Iterable[Parameter]) -> str:
@@ -56,6 +59,7 @@ def operation_text(operation: SpecWord) -> str:
         parts.append(
             f"Counts {each.units}. `undo=1`: {f'refused, {each.no_undo}' if each.no_undo else 'possible'}. "
             f"Resume of a part: {f'refused, {each.no_resume}' if each.no_resume else 'possible'}."
+            + (f" {PAST_END}" if isinstance(each, RangeOperation) and each.past_end else "")
         )
     parts.append("It also takes the [parameters of every operation](../README.md#parameters-of-every-operation).")
     return "\n\n".join(parts)
@@ -77,7 +81,8 @@ def _works_on(operation: SpecWord) -> str:
         return "a process" if "pid" in names else "pools of huge pages"
     if "cross_mounts" in names:
         return "a directory, or a file of a disk"
-    return "a file of memory" + (", also by a process that has it mapped" if "pid" in names else "")
+    kind = "a file of memory" if isinstance(operation, RangeOperation) and operation.kinds == MEMORY else "a file"
+    return kind + (", also by a process that has it mapped" if "pid" in names else "")
 
 
 def command_text() -> str:

@@ -18,7 +18,7 @@ _EXCEPT: Final = rb"(?:^[^ ]+ [^ ]+ [^ ]+ (?!(?:%s) ).*\n)+"
 
 
 class Area(NamedTuple):
-    """One mapping: addresses, ``end`` exclusive, the file behind it and where it begins there.
+    """One mapping, with what its line says: addresses, ``end`` exclusive, the file behind it and where it begins there.
 
     ``permissions`` is such as ``rw-p``; ``inode`` is 0 and ``name`` empty, or in brackets, for memory without a file.
     A SysV segment has its own number for an inode, which may be 0.

@@ -4,15 +4,9 @@ Imports no other layer.
 
 The worker maps the file (``worker_page.py``). The daemon uses only pread and pwrite on it (``daemon_side.py``), and
 checks everything that it reads, because the owner of the worker's uid may write to the page, too. Every field is an
-aligned 64-bit word with one writer; ``layout.py`` has the table of them. ``holder.py`` tells the worker. By word:
-
-    0     identity    written once, at creation: magic, number of slots, number of ranges
-    8     requests    written by the daemon: cancel, paused, threads, rate, nice
-    32    report      written by the worker: phase, times, totals, error, undone
-    64    message     of the error, as bytes
-    512   ranges      8 words for each range of the work: start, size, nid, position
-    ...   slots       16 words for each thread
-    end   result      the text of ``result``, appended by the worker at its end with pwrite
+aligned 64-bit word with one writer; ``layout.py`` has the table of them: what the daemon wrote at creation, its
+requests, the worker's report with the message of an error, the ranges of the work, and a slot for each thread. Behind
+them is the text of ``result``, which the worker appends at its end with pwrite. ``holder.py`` tells the worker.
 
 The finished work survives a SIGKILL of the worker at any instruction. A slot holds two banks for the chunk in flight
 and a sequence number whose lowest bit says which one counts; that number is one aligned 8-byte store. The chunk

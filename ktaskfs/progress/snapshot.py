@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from ktaskfs.span import NO_NODE, Node
+from ktaskfs.span import NO_NODE, Node, Span
 
 
 class Phase(IntEnum):
@@ -106,17 +106,16 @@ class Snapshot:
         if self.undone:
             return tuple(Node(node.start, node.size, node.nid) for node in self.nodes)
         left: list[Node] = []
-        chunks = defaultdict[int, list[tuple[int, int]]](list)  # by range: there may be thousands
+        chunks = defaultdict[int, list[Span]](list)  # by range: there may be thousands
         for each in self.threads:
-            chunks[each.node].append((each.start, each.end))
+            chunks[each.node].append(Span(each.start, each.end))
         for index, node in enumerate(self.nodes):
-            given = [(start, min(end, node.position)) for start, end in sorted(chunks.get(index, ()))]
-            loose = [(start, end) for start, end in given if start < end]
-            for start, end in [*loose, (node.position, node.size)]:
-                if left and left[-1].nid == node.nid and left[-1].end == node.start + start:
-                    left[-1] = Node(left[-1].start, left[-1].size + end - start, node.nid)
-                elif start < end:
-                    left.append(Node(node.start + start, end - start, node.nid))
+            given = [each.cut(Span(0, node.position)) for each in sorted(chunks.get(index, ()))]
+            for part in [*(one for one in given if one.size > 0), Span(node.position, node.size)]:
+                if left and left[-1].nid == node.nid and left[-1].end == node.start + part.start:
+                    left[-1] = Node(left[-1].start, left[-1].size + part.size, node.nid)
+                elif part.size > 0:
+                    left.append(Node(node.start + part.start, part.size, node.nid))
         return tuple(left)
 
     @cached_property

@@ -115,6 +115,26 @@ def test_the_table_has_every_layer_and_nothing_else() -> None:
     assert set().union(*MAY_IMPORT.values()) <= MAY_IMPORT.keys()
 
 
+RULE = re.compile(r"\b[Ii]mports ((?:no other layer|``).*?)\.(?= |$)")
+"""The sentence of a docstring with what its package imports: the layer, and after a semicolon a single file."""
+
+
+def said(path: Path, layer: str) -> dict[str, set[str]]:
+    """Who may import what, by the docstring of a package."""
+    text = " ".join((ast.get_docstring(ast.parse((path / "__init__.py").read_text())) or "").split())
+    (sentence,) = RULE.findall(text)
+    first, *single = [re.findall(r"``([\w/.]+)``", part) for part in sentence.split(";")]
+    return {layer: set(first)} | {f"{layer}/{file}": set(names) for file, *names in single}
+
+
+@pytest.mark.parametrize("layer", [each for each in MAY_IMPORT if (PACKAGE / each).is_dir()])
+def test_the_docstring_of_a_package_says_what_the_table_says(layer: str) -> None:
+    """That of ``operations`` speaks for the families."""
+    of_family = layer.startswith("operations/") and layer != "operations/base"
+    entries = {entry: MAY_IMPORT[entry] for entry in MAY_IMPORT if entry == layer or entry.startswith(f"{layer}/")}
+    assert said(PACKAGE / "operations" if of_family else PACKAGE / layer, layer) == entries
+
+
 def test_the_table_permits_nothing_that_no_module_needs() -> None:
     """The families share a row: what one of them needs, all may import."""
     used: dict[str, set[str]] = {entry: set() for entry in MAY_IMPORT}

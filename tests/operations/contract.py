@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from ktaskfs.errors import KtaskfsError
+from ktaskfs.host.target import MEMORY
 from ktaskfs.ktask import TaskError
 from ktaskfs.operations.base.parameters import PATH
 from ktaskfs.operations.base.registry import find_operations
@@ -38,18 +39,6 @@ RANGES: Final = [name for name, operation in OPERATIONS.items() if isinstance(op
 SIZE: Final = 4 * HUGE
 DATA: Final = 3 * HUGE
 """Bytes of a file of the example that hold data; the rest of its SIZE is a hole."""
-
-# An operation without an entry below only reads files, of any kind.
-WRITERS: Final = {"clear", "copy", "fallocate", "fill", "free", "migrate"}
-"""Change the pages of ``path``, or where they are."""
-ON_MEMORY: Final = {"clear", "fallocate", "fill", "free", "migrate", "survey", "verify"}
-"""Work only on files of memory."""
-PAST_THE_END: Final = {"copy", "fallocate", "free"}
-"""Work past the end of ``path``, too: make it longer, or free the pages that lie there."""
-
-
-INTO_DIRECTORIES: Final = {"copy@trees"}
-"""Fill the directory ``path``, which is made, or is empty."""
 
 
 def make_file(path: Path) -> None:
@@ -109,6 +98,31 @@ def declares(name: str, parameter: str) -> bool:
     return any(each.name == parameter for each in OPERATIONS[name].declared)
 
 
+def writes(name: str) -> bool:
+    """Whether an operation on a range changes the pages of ``path``, or where they are.
+
+    It then can undo that, or the old contents are lost, and it guards files in use.
+    """
+    return declares(name, "force") or not OPERATIONS[name].no_undo
+
+
+def is_on_memory(name: str) -> bool:
+    """Whether an operation on a range works only on files of memory."""
+    return ranges_of(name).kinds == MEMORY
+
+
+def frees(name: str) -> bool:
+    """Whether all that an operation on a range wants is that pages go: it works past the end of a file, and makes none
+    longer."""
+    return ranges_of(name).past_end and not OPERATIONS[name].creates
+
+
+def ranges_of(name: str) -> RangeOperation[Any]:
+    operation = OPERATIONS[name]
+    assert isinstance(operation, RangeOperation)
+    return operation
+
+
 def paths(name: str) -> list[str]:
     """The parameters that are paths."""
     return [each.name for each in OPERATIONS[name].declared if each.kind is PATH]
@@ -116,7 +130,7 @@ def paths(name: str) -> list[str]:
 
 def fixed_texts(name: str) -> dict[str, str]:
     """The other parameters of an operation's spec beside its paths; ``path`` holds 0xff where it has data."""
-    found = {"pattern": "5a" if name in WRITERS else "ff", "nodes": "0"}
+    found = {"pattern": "5a" if writes(name) else "ff", "nodes": "0"}
     return {key: text for key, text in found.items() if declares(name, key)}
 
 
@@ -163,7 +177,7 @@ def texts(ground: Path, name: str) -> Iterator[dict[str, str]]:
             found |= {"pages": str(pool.total), "size": str(page_size)}
         for parameter in paths(name):
             assert example.make is not None
-            if parameter == "path" and name in INTO_DIRECTORIES:
+            if parameter == "path" and family(name) == "trees" and OPERATIONS[name].creates:  # it wants an empty one
                 (ground / parameter).mkdir()
             else:
                 example.make(ground / parameter)

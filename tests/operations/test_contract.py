@@ -1,5 +1,5 @@
 """The contract of every operation. New operations are included; the tests read from the declaration what an operation
-supports.
+does (``tests/operations/contract.py``).
 
 A new family adds its example to EXAMPLES in contract.py.
 """
@@ -13,13 +13,7 @@ from ktaskfs.errors import NotSupported
 from tests.operations.contract import (
     ALL,
     EXAMPLES,
-    INTO_DIRECTORIES,
-    ON_MEMORY,
     OPERATIONS,
-    PAST_THE_END,
-    RANGES,
-    WRITERS,
-    declares,
     descriptors,
     every,
     every_path,
@@ -41,10 +35,6 @@ if TYPE_CHECKING:
 
 def test_every_family_has_an_example() -> None:
     assert {family(name) for name in ALL} == set(EXAMPLES)
-
-
-def test_no_operation_is_named_that_is_not_there() -> None:
-    assert set(RANGES) >= WRITERS | ON_MEMORY | PAST_THE_END
 
 
 @every
@@ -88,13 +78,12 @@ def test_a_node_that_is_not_there(runner: Runner, texts: dict[str, str], ground:
 def test_a_target_that_is_missing(
     runner: Runner, texts: dict[str, str], ground: Path, name: str, parameter: str
 ) -> None:
-    """With a mode, a missing ``path`` is created, but no directory for it; so is a directory to be filled."""
+    """It is created if it is ``path`` and the operation creates that, but no directory for it."""
     before = state(ground, name)
     for missing in (ground / "no" / "file", ground / "missing"):
         *_, spec = specs(name, texts, ground)
         found = refusal(runner, name, spec | {parameter: str(missing)})
-        makes = declares(name, "mode") or name in INTO_DIRECTORIES
-        made = missing.parent == ground and parameter == "path" and makes
+        made = missing.parent == ground and parameter == "path" and OPERATIONS[name].creates
         expected = None if made else ("TargetError", "ENOENT", f"open {missing}: No such file or directory")
         assert said(found) == expected
         assert state(ground, name) == before

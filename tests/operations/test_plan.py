@@ -12,7 +12,7 @@ from tests.operations.contract import OPERATIONS, RANGES, declares, descriptors,
 if TYPE_CHECKING:
     from tests.support.runner import Place, Runner
 
-MAKERS: Final = [name for name in RANGES if declares(name, "mode")]
+MAKERS: Final = [name for name in RANGES if OPERATIONS[name].creates]
 """Operations that create the file if it is missing."""
 
 

@@ -26,16 +26,13 @@ class Line:
         """The position of the first unit of item ``index``."""
         return self._ends[index - 1] if index else 0
 
-    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The items between two positions: index, start and end. The two count from the beginning of the item.
-
-        Skips empty items.
-        """
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, Span]]:
+        """The items between two positions, and the part of each, counted from its beginning. Skips empty items."""
         index = bisect_right(self._ends, start)
         begin = self.begin(index)
         while start < end and index < len(self._ends):
             stop = self._ends[index]
             if stop > start:
-                yield index, start - begin, min(end, stop) - begin
+                yield index, Span(start - begin, min(end, stop) - begin)
             start = begin = stop
             index += 1

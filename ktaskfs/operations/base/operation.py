@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError, undo_after
 from ktaskfs.ktask import Control
@@ -69,6 +69,8 @@ class Operation(SpecWord, Generic[P]):
 
     target: str = ""
     """If operations share a name: the target of this one, in words (``SharedWord``)."""
+    creates: ClassVar[bool] = False
+    """Whether it makes ``path`` if there is none."""
     no_undo: str = ""
     """Why ``undo=1`` is refused; empty if the operation can undo its work."""
     no_resume: str = ""

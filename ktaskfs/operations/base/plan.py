@@ -133,7 +133,8 @@ class Preparation(Generic[P]):
     ) -> Control:
         """The control for an operation's chunk function and its own chunk sizes, with ``chunk`` and ``undo`` applied.
 
-        ``undo_func`` can also undo a chunk that failed midway.
+        ``undo_func`` must also undo a chunk that failed midway: the chunk function records the old state before it
+        changes anything, or how far it came.
         """
         sizes = chunk_sizes(self.parameters.chunk, least=least, most=most, align=align)
         undo_func = undo_func if self.parameters.undo else None

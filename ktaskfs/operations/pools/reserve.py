@@ -242,12 +242,11 @@ class _Reserver:
             before = share.pool.persistent()
             try:
                 share.move(end - start, share.wanted)
-            except OSError as error:
-                share.moved[start] = 0
-                raise TargetError.from_os(error, f"change the pool of node {share.nid}") from error
-            except TargetError:
+            except (OSError, TargetError) as error:
                 share.moved[start] = max(share.pool.persistent() - before, 0)
-                raise
+                if isinstance(error, TargetError):
+                    raise
+                raise TargetError.from_os(error, f"change the pool of node {share.nid}") from error
 
     def undo(self, start: int, end: int) -> None:
         """Move it back by the same number of pages."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ktaskfs.errors import InvalidValue, TargetError
 from ktaskfs.host import syscalls
@@ -40,14 +40,6 @@ def process_ended(process: Process) -> TargetError:
     return TargetError(f"process {process.pid} has ended", errno=errno.ESRCH)
 
 
-class MappedPiece(NamedTuple):
-    """Addresses of the mapping of that number."""
-
-    mapping: int
-    start: int
-    end: int
-
-
 class Addresses:
     """Ranges of addresses laid end to end; a position counts units of ``unit`` bytes."""
 
@@ -64,11 +56,11 @@ class Addresses:
         """All positions."""
         return self._line.whole
 
-    def pieces(self, start: int, end: int) -> Iterator[MappedPiece]:
-        """The ranges between two positions."""
-        for index, low, high in self._line.pieces(start, end):
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, Span]]:
+        """The ranges between two positions: the number of each, and the addresses."""
+        for index, part in self._line.pieces(start, end):
             first = self._ranges[index].start
-            yield MappedPiece(index, first + low * self._unit, first + high * self._unit)
+            yield index, Span(first + part.start * self._unit, first + part.end * self._unit)
 
 
 class MappedPages:
@@ -87,10 +79,10 @@ class MappedPages:
         The process lives before and afterwards, so its number was not reused. Raises TargetError; its message has
         ``verb``.
         """
-        for piece in self.addresses.pieces(start, end):
+        for mapping, addresses in self.addresses.pieces(start, end):
             try:
                 self._require_alive()
-                found = work(piece.start, piece.end)
+                found = work(addresses.start, addresses.end)
                 self._require_alive()
             except (ProcessLookupError, FileNotFoundError) as error:
                 raise process_ended(self.process) from error
@@ -98,7 +90,7 @@ class MappedPages:
                 if error.errno == errno.EINVAL:  # its memory is gone: find_mm_struct in mm/migrate.c
                     raise process_ended(self.process) from error
                 raise TargetError.from_os(error, f"{verb} pages of process {self.process.pid}") from error
-            yield piece.mapping, found
+            yield mapping, found
 
     def _require_alive(self) -> None:
         """Raises OSError: ESRCH also for a zombie, which has no pages."""

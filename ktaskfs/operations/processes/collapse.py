@@ -107,8 +107,8 @@ class _Collapser:
 
     def collapse(self, start: int, end: int) -> None:
         """Collapse the memory at positions ``start`` to ``end``; raises TargetError if the process ended."""
-        for piece in self._addresses.pieces(start, end):
-            counts = self._collapse(piece.start, piece.end - piece.start)
+        for _, addresses in self._addresses.pieces(start, end):
+            counts = self._collapse(addresses.start, addresses.size)
             with self._lock:
                 self._counts += counts
 

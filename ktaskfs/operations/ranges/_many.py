@@ -83,10 +83,10 @@ class ManyFiles:
         Raises TargetError. Skips removed and replaced files, and files that the process no longer maps. A file that
         became shorter ends earlier.
         """
-        for index, low, high in self.line.pieces(start, end):
+        for index, part in self.line.pieces(start, end):
             with self.opened(index) as target:
                 if target is not None:
-                    piece = Span(low, min(high, -(-target.size() // self.page_size) * self.page_size))
+                    piece = part.cut(Span(0, target.size()).widened(self.page_size))
                     if piece.size > 0:
                         yield index, target, piece
 
@@ -101,8 +101,8 @@ class ManyFiles:
 
     def whole_pieces(self, start: int, end: int) -> Iterator[tuple[int, Target, Span]]:
         """As ``pieces``, without bytes past the end of a file. Raises TargetError (ENXIO) if a file became shorter."""
-        for index, low, high in self.line.pieces(start, end):
-            within = Span(low, min(high, self.files[index].length))
+        for index, part in self.line.pieces(start, end):
+            within = part.cut(Span(0, self.files[index].length))
             with self.opened(index) as target:
                 if target is None or within.size <= 0:
                     continue

@@ -84,6 +84,10 @@ class RangeOperation(Operation[P]):
     """An operation whose positions are bytes of ``path``."""
 
     units = BYTES
+    kinds: ClassVar[Collection[FilesystemType]] = frozenset(FilesystemType)
+    """The filesystems of the files that it works on."""
+    past_end: ClassVar[bool] = False
+    """Whether the range may end past the end of ``path``: to make the file longer, or to free the pages there."""
     takes_many: ClassVar[bool] = False
     """Whether ``path`` may be a directory of a hugetlbfs, or a pattern."""
     takes_many_mapped: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
+from ktaskfs.host.target import MEMORY
 from ktaskfs.host.zeros import Zeros
 from ktaskfs.operations.ranges._overwrite import Content, OverwriteParameters, prepare_overwrite
 from ktaskfs.operations.ranges._range import RangeOperation
@@ -23,6 +24,7 @@ class Clear(RangeOperation[OverwriteParameters]):
         "there."
     )
     parameters = OverwriteParameters
+    kinds = MEMORY
     takes_many = takes_many_mapped = True
     no_undo = "overwritten data is lost"
 

@@ -42,7 +42,7 @@ from ktaskfs.span import Span
 from ktaskfs.units import SIZE_MAX, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.ktask import Outcome
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 MIN_CHUNK: Final = 16 << 20
 MAX_CHUNK: Final = 64 << 20
 """At 4 GiB/s a thread, 15 ms; to or from a disk a fraction of a second."""
-KINDS: Final = frozenset(FilesystemType)
 ALIGN: Final = 2 << 20
 """Alignment of chunks, even within a gigantic page: the largest common mapping of a CPU."""
 
@@ -82,6 +81,7 @@ class Copy(RangeOperation[CopyParameters]):
         "all huge pages before it touches the first; holes stay holes."
     )
     parameters = CopyParameters
+    creates = past_end = True
     no_undo = "overwritten data is lost"
 
     def resume_refusal(self, parameters: CopyParameters) -> str:
@@ -97,13 +97,13 @@ class Copy(RangeOperation[CopyParameters]):
         kernel, parameters = preparation.kernel, preparation.parameters
         if parameters.direct and (parameters.offset % DIRECT_BLOCK or parameters.source_offset % DIRECT_BLOCK):
             raise InvalidValue(f"direct=1: offset and source_offset must be multiples of {format_size(DIRECT_BLOCK)}")
-        target = _existing_target(preparation)
+        target = _existing_target(preparation, self.kinds)
         source = preparation.keep(Source(kernel, parameters.source, direct=parameters.direct))
         extent = _extent(parameters, source, rest=preparation.resumes)
         digest = None if parameters.digest is None else _Copied(parameters.digest, extent.start)
         if target is None:
             path, mode = parameters.path, parameters.mode
-            target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
+            target = preparation.keep(open_target(kernel, path, kinds=self.kinds, create=mode, look=parameters.plan))
             guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
@@ -132,10 +132,10 @@ def _tree(source: Source, target: Target) -> int:
     return int.from_bytes(hashlib.blake2b(written, digest_size=8, usedforsecurity=False).digest(), "little")
 
 
-def _existing_target(preparation: Preparation[CopyParameters]) -> Target | None:
+def _existing_target(preparation: Preparation[CopyParameters], kinds: Collection[FilesystemType]) -> Target | None:
     """``path``, guarded, if there is such a file; opened before the source, which may be the same file."""
     try:
-        target = preparation.keep(open_target(preparation.kernel, preparation.parameters.path, kinds=KINDS))
+        target = preparation.keep(open_target(preparation.kernel, preparation.parameters.path, kinds=kinds))
     except TargetError as error:
         if error.errno != errno.ENOENT:
             raise

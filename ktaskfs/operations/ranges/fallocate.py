@@ -77,6 +77,8 @@ class Fallocate(RangeOperation[FallocateParameters]):
         "the pool, unless others have the file open: then the result has reserved BYTES."
     )
     parameters = FallocateParameters
+    kinds = MEMORY
+    creates = past_end = True
     takes_many_mapped = True
 
     def prepare(self, preparation: Preparation[FallocateParameters]) -> Plan:
@@ -89,7 +91,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         if preparation.files is not None:
             return _prepare_many(preparation)
         target = preparation.keep(
-            open_range_target(preparation, kinds=MEMORY, create=parameters.mode, look=parameters.plan)
+            open_range_target(preparation, kinds=self.kinds, create=parameters.mode, look=parameters.plan)
         )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
@@ -144,14 +146,14 @@ def _prepare_many(preparation: Preparation[FallocateParameters]) -> Plan:
     pages = [preparation.keep(_reserved(kernel, files, index)) for index in range(len(files.files))]
 
     def fill(start: int, end: int) -> None:
-        for index, low, high in files.line.pieces(start, end):
+        for index, part in files.line.pieces(start, end):
             try:
-                pages[index].populate(low, high)
+                pages[index].populate(part.start, part.end)
             except OSError as error:
                 with files.opened(index) as target:
                     if target is None:
                         raise TargetError.from_os(error, f"allocate {files.files[index].path}") from error
-                    raise page_unavailable(kernel, target, error, high) from error
+                    raise page_unavailable(kernel, target, error, part.end) from error
 
     control = preparation.control(fill, least=MIN_CHUNK, most=MAX_CHUNK, align=files.page_size)
     return preparation.plan(nodes, control, lambda outcome: files.text)

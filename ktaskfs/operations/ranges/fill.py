@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ktaskfs.errors import TargetError
+from ktaskfs.host.target import MEMORY
 from ktaskfs.operations.ranges._overwrite import Content, OverwriteParameters, prepare_overwrite
 from ktaskfs.operations.ranges._pattern import PatternParameters, memory_file, repeated
 from ktaskfs.operations.ranges._range import RangeOperation
@@ -32,6 +33,7 @@ class Fill(RangeOperation[FillParameters]):
         "run. path may be a directory on hugetlbfs or a quoted pattern, for all files of memory there."
     )
     parameters = FillParameters
+    kinds = MEMORY
     takes_many = takes_many_mapped = True
     no_undo = "overwritten data is lost"
 

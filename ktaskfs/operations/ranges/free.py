@@ -60,6 +60,8 @@ class Free(RangeOperation[FreeParameters]):
         "for all files of memory there."
     )
     parameters = FreeParameters
+    kinds = MEMORY
+    past_end = True
     takes_many = takes_many_mapped = True
     no_undo = "the contents of freed pages are lost"
 
@@ -76,7 +78,7 @@ class Free(RangeOperation[FreeParameters]):
         length_given = parameters.length is not None and not preparation.resumes  # a resume always knows the length
         if parameters.unlink and (parameters.offset or length_given or parameters.shrink):
             raise InvalidValue("unlink=1 removes the whole file: leave out offset, length and shrink")
-        target = preparation.keep(open_range_target(preparation, kinds=MEMORY))
+        target = preparation.keep(open_range_target(preparation, kinds=self.kinds))
         guard(preparation, target)
         wanted, extent = _extents(parameters, target, rest=preparation.resumes)
         require_unsealed(target, SEAL_SHRINK if parameters.shrink else 0)

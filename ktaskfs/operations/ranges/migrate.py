@@ -57,6 +57,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
         "run."
     )
     parameters = MigrateParameters
+    kinds = MEMORY
 
     def prepare(self, preparation: Preparation[MigrateParameters]) -> Plan:
         """Open; raises InvalidValue without ``nodes`` or past the end of the file, NotSupported without userfaultfd.
@@ -66,7 +67,7 @@ class Migrate(PageRangeOperation[MigrateParameters]):
         parameters = preparation.parameters
         if not parameters.nodes:
             raise InvalidValue("nodes is missing: the destination of the pages")
-        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=MEMORY))
+        target = preparation.keep(open_target(preparation.kernel, parameters.path, kinds=self.kinds))
         nodes = self.nodes(preparation, target)
         require_unsealed(target, 0)
         mover = _Mover(target, preparation.keep(FilePages(target)), nodes, remember=parameters.undo)

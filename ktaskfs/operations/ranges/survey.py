@@ -50,6 +50,7 @@ class Survey(PageRangeOperation[SurveyParameters]):
         "for all files of memory there; the result then has a row for each file."
     )
     parameters = SurveyParameters
+    kinds = MEMORY
     takes_many = True
     no_undo = "a survey changes nothing"
     no_resume = "the earlier part of the table is lost"
@@ -59,7 +60,7 @@ class Survey(PageRangeOperation[SurveyParameters]):
         path = preparation.parameters.path
         if is_many(path):
             return _prepare_many(preparation)
-        target = preparation.keep(open_target(preparation.kernel, path, kinds=MEMORY, write=False))
+        target = preparation.keep(open_target(preparation.kernel, path, kinds=self.kinds, write=False))
         nodes = self.nodes(preparation, target)
         surveyor = _Surveyor(target, preparation.keep(FilePages(target, private=True)))
         control = preparation.control(surveyor.survey, least=MIN_CHUNK, most=MAX_CHUNK[target.filesystem])

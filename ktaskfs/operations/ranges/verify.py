@@ -59,6 +59,7 @@ class Verify(RangeOperation[PatternParameters]):
         "a quoted pattern, for all files of memory there."
     )
     parameters = PatternParameters
+    kinds = MEMORY
     takes_many = takes_many_mapped = True
     no_undo = "a verification changes nothing"
     no_resume = "the earlier findings are lost"
@@ -69,7 +70,7 @@ class Verify(RangeOperation[PatternParameters]):
         block = repeated(parameters.pattern)
         if stands_for_many(preparation):
             return _prepare_many(preparation, block)
-        target = preparation.keep(open_range_target(preparation, kinds=MEMORY, write=False))
+        target = preparation.keep(open_range_target(preparation, kinds=self.kinds, write=False))
         extent = resolve_extent(parameters, target.size(), may_grow=False)
         nodes = nodes_beside_pages(preparation, target, extent, target.page_size)
         pages = preparation.keep(_Pages(target, extent))

@@ -64,6 +64,10 @@ class Piece(NamedTuple):
     size: int
 
     @property
+    def extent(self) -> Span:
+        return Span(self.start, self.end)
+
+    @property
     def is_last(self) -> bool:
         """Whether the file ends here."""
         return self.end == self.size
@@ -252,7 +256,7 @@ class FileList:
         Edges inside a file are also multiples of ``page``, a power of two.
         """
         align = max(self._align, page)
-        for index, first, last in self._line.pieces(start, end):
+        for index, (first, last) in self._line.pieces(start, end):
             size = self._sizes[index]
             if not first and last * self._unit >= size:  # all of it, as of most small files
                 low, high = 0, size

@@ -115,7 +115,7 @@ class _Comparer:
             else:
                 self._report.skip(piece.file, error)
         else:
-            self._report.enter(piece, marks=marks, bytes=piece.end - piece.start)
+            self._report.enter(piece, marks=marks, bytes=piece.extent.size)
 
     def _compare(self, piece: Piece) -> int:
         """The marks of a piece's file."""

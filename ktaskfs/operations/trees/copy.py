@@ -33,7 +33,6 @@ from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
 from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
 from ktaskfs.operations.trees._target_tree import TargetTree, dress
-from ktaskfs.span import Span
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from ktaskfs.ktask import Outcome
     from ktaskfs.operations.base.plan import Plan, Preparation
     from ktaskfs.operations.trees._output import Output
+    from ktaskfs.span import Span
 
 MIN_CHUNK: Final = 1 << 20
 MAX_CHUNK: Final = 32 << 20
@@ -87,6 +87,7 @@ class Copy(Operation[CopyParameters]):
     )
     units = BYTES
     parameters = CopyParameters
+    creates = True
     no_undo = "rm -r removes the copy"
 
     def resume_refusal(self, parameters: CopyParameters) -> str:
@@ -150,7 +151,7 @@ class _Copier:
         self._turns.do(self._pieces(start, end), self._do, self._room_for)
 
     def _room_for(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:
-        at_most = sum(Span(each.start, each.end).widened(self._page).size for each in pieces)
+        at_most = sum(each.extent.widened(self._page).size for each in pieces)
         return self._room.taking(at_most, lambda: sum(self._files.data_bytes(each, self._page) for each in pieces))
 
     def _do(self, piece: Piece) -> None:
@@ -161,8 +162,7 @@ class _Copier:
                 self._copy(piece)
         except OSError as error:
             if error.errno in FATAL:
-                size = Span(piece.start, piece.end).widened(self._page).size
-                reason = used_up(self._files.kernel, self._target.kind, size, error)
+                reason = used_up(self._files.kernel, self._target.kind, piece.extent.widened(self._page).size, error)
                 raise (reason or self._failure(self._files.path(piece.file), error)) from error
             self._report.skip(piece.file, error)
 
@@ -170,8 +170,7 @@ class _Copier:
         return TargetError.from_os(error, f"copy to {self._target.path}/{path}{why}")
 
     def _pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """The ranges between two positions; with digests, which cannot be combined, the whole files that begin
-        there."""
+        """The ranges between two positions; with digests, which cannot be combined, the files that begin there."""
         if self._sums is None:
             return self._files.pieces(start, end, self._page)
         return self._files.whole_files(start, end)
@@ -180,7 +179,7 @@ class _Copier:
         kind, path = self._files.kind(piece.file), self._files.path(piece.file)
         if kind == stat.S_IFREG:
             self._copy_file(piece, path)
-            self._report.enter(piece, bytes=piece.end - piece.start)
+            self._report.enter(piece, bytes=piece.extent.size)
         elif kind == stat.S_IFDIR:
             os.close(self._target.directory(path))
             self._report.enter(piece, directories=1)
@@ -245,7 +244,7 @@ class _Copier:
         """Returns the status of the source; raises OSError as ``_copy_file``."""
         if self._sums is None:
             shared = piece.file if piece.size > self._one_thread else None
-            self._copy_data(source, target, Span(piece.start, piece.end), shared)
+            self._copy_data(source, target, piece.extent, shared)
         else:
             self._sums.enter(piece.file, self._copy_and_digest(source, target, piece, self._sums.new()))
         status = os.fstat(source)
@@ -255,7 +254,7 @@ class _Copier:
 
     def _copy_and_digest(self, source: int, target: int, piece: Piece, digest: Any) -> bytes:
         """Each part is read again when it has been copied: from the page cache."""
-        for part in Span(piece.start, piece.end).windows(max(ALIGN, self._page)):
+        for part in piece.extent.windows(max(ALIGN, self._page)):
             self._copy_data(source, target, part)
             position = part.start
             while position < part.end:

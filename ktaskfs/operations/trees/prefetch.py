@@ -97,10 +97,10 @@ class _Prefetcher(PieceWork):
             found, read = 0, _touch(fd, piece, self._buffer)
         else:
             # All is looked at before anything is read, since the kernel then reads ahead, and those pages would count.
-            found, missing = _look_at(fd, Span(piece.start, piece.end), overlay=overlay)
+            found, missing = _look_at(fd, piece.extent, overlay=overlay)
             read = sum(self._read(fd, extent) for extent in missing)
         not_kept = read if read and not found and self._is_lost(fd, piece, overlay=overlay) else 0
-        self.report.enter(piece, bytes=piece.end - piece.start, cached=found, read=read, not_kept=not_kept)
+        self.report.enter(piece, bytes=piece.extent.size, cached=found, read=read, not_kept=not_kept)
 
     def _is_lost(self, fd: int, piece: Piece, *, overlay: bool) -> bool:
         """Whether the next program that opens the file finds nothing of a piece in the cache.

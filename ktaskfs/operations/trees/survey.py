@@ -64,7 +64,7 @@ class _Surveyor(PieceWork):
 
     def piece(self, fd: int, piece: Piece, *, overlay: bool) -> None:
         cached = cached_bytes(fd, piece.start, piece.end, overlay=overlay)
-        self.report.enter(piece, marks=UNKNOWN if cached is None else 0, bytes=piece.end - piece.start)
+        self.report.enter(piece, marks=UNKNOWN if cached is None else 0, bytes=piece.extent.size)
         if cached is None:
             return
         with self._lock:

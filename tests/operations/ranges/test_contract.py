@@ -1,7 +1,4 @@
-"""The contract of every operation on a range of a file, in addition to that of all operations.
-
-The sets of tests/operations/contract.py name operations that do more than read any file.
-"""
+"""The contract of every operation on a range of a file, in addition to that of all operations."""
 
 from __future__ import annotations
 
@@ -16,26 +13,26 @@ from ktaskfs.errors import NotSupported
 from ktaskfs.span import Node
 from ktaskfs.units import PAGES
 from tests.operations.contract import (
-    ON_MEMORY,
     OPERATIONS,
-    PAST_THE_END,
     SIZE,
-    WRITERS,
-    declares,
     descriptors,
     ending,
     every_range,
     every_range_path,
     fixed_texts,
+    frees,
+    is_on_memory,
     is_shared,
     make_file,
     memfd,
     paths,
+    ranges_of,
     refusal,
     said,
     seen,
     specs,
     state,
+    writes,
 )
 from tests.support.memory_files import HUGE, allocated
 
@@ -105,7 +102,7 @@ def test_a_filesystem_that_is_not_of_memory(runner: Runner, texts: dict[str, str
     before = state(disk, name)
     for spec in specs(name, texts | {"path": str(disk / "path")}, disk):
         words = f"{spec['path']} is on another filesystem: this works on hugetlbfs or tmpfs only"
-        expected = ("NotSupported", "EOPNOTSUPP", words) if name in ON_MEMORY and not is_shared(name) else None
+        expected = ("NotSupported", "EOPNOTSUPP", words) if is_on_memory(name) and not is_shared(name) else None
         assert said(refusal(runner, name, spec)) == expected
         assert state(disk, name) == before
 
@@ -117,7 +114,7 @@ def test_a_range_past_the_end(runner: Runner, texts: dict[str, str], ground: Pat
     unit = SIZE if OPERATIONS[name].units is PAGES else 4096
     for offset, length in ((0, SIZE + unit), (SIZE, unit), (1 << 62, unit)):
         short = "path"
-        if name in PAST_THE_END:
+        if ranges_of(name).past_end:
             short = "source" if "source" in texts and length > SIZE else ""
         end = offset + length
         words = f"the range ends at {end}, past the end of {ground / short} ({SIZE} bytes)"
@@ -135,10 +132,10 @@ def test_a_range_that_begins_at_the_end_and_has_no_length(
     before = state(ground, name)
     offset = SIZE + beyond
     error = refusal(runner, name, texts | {"offset": str(offset)})
-    if declares(name, "mode") and "source" not in texts:
+    if OPERATIONS[name].creates and "source" not in texts:
         words = f"length is missing: {ground / 'path'} has {SIZE} bytes, but the range begins at {offset}"
         assert said(error) == ("InvalidValue", "EINVAL", words)
-    elif beyond == 0 or ("source" in texts and name in PAST_THE_END):
+    elif beyond == 0 or ("source" in texts and ranges_of(name).past_end):
         assert error is None
     else:
         words = f"the range begins at {offset}, past the end of {ground / 'path'} ({SIZE} bytes)"
@@ -165,9 +162,9 @@ def test_a_file_that_is_truncated_meanwhile(
     os.truncate(texts[parameter], unit)
     error = ending(runner, plan)
     words = f"{texts[parameter]} was truncated to {unit} bytes during the work"
-    assert said(error) == (None if name == "free" else ("TargetError", "ENXIO", words))
+    assert said(error) == (None if frees(name) else ("TargetError", "ENXIO", words))
     assert os.stat(texts[parameter]).st_size == unit
-    if name == "free":
+    if frees(name):
         assert allocated(texts[parameter]) == 0
     assert descriptors() == before
 
@@ -196,7 +193,7 @@ def test_a_sealed_memfd_is_refused_or_left_alone(
     with memfd(flags) as (fd, path):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS[seal])
         before = descriptors(), seen(path)
-        if name in WRITERS:
+        if writes(name):
             words = f"{path} is sealed: {os.strerror(errno.EPERM)}"
             assert said(refusal(runner, name, texts | {"path": path})) == ("TargetError", "EPERM", words)
         else:
