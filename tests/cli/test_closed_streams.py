@@ -14,7 +14,7 @@ from tests.support.poll import DEADLINE, until
 from tests.support.shell import run
 
 
-def test_programs_of_a_mount_without_standard_descriptors_have_them(area: Path) -> None:
+def test_programs_of_a_mount_without_standard_descriptors_have_them(area: Path, root: None) -> None:
     point = area / "mount"
     point.mkdir()
     with none_left():

@@ -23,6 +23,8 @@ from tests.support.shell import Outcome, run, shell
 if TYPE_CHECKING:
     from tests.conftest import MountMaker
 
+pytestmark = pytest.mark.usefixtures("root")
+
 COMMAND = [sys.executable, "-m", "ktaskfs.cli.main", "mount"]
 
 

@@ -20,6 +20,8 @@ from tests.support.shell import Outcome, run
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("root")
+
 PYTHON = [sys.executable, "-W", "error"]
 COMMAND = [*PYTHON, "-m", "ktaskfs.cli.main", "mount"]
 RELOADED_EARLY = """

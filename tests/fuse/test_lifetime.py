@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.fuse.conftest import Example
 
 
-def test_to_terminate_a_session_that_has_ended_does_nothing(area: Path) -> None:
+def test_to_terminate_a_session_that_has_ended_does_nothing(area: Path, root: None) -> None:
     script = """
 import sys
 import trio
@@ -67,7 +67,7 @@ with mounted(StaticDirectory(ROOT_INO, Attributes(0o755), {}), sys.argv[1], name
 """
 
 
-def test_a_request_that_is_gone_when_it_is_read_stops_nothing(area: Path) -> None:
+def test_a_request_that_is_gone_when_it_is_read_stops_nothing(area: Path, root: None) -> None:
     assert run(sys.executable, "-c", READ_WHAT_IS_NOT_THERE, str(area)) == Outcome(0, "", "")
 
 

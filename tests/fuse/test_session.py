@@ -155,7 +155,7 @@ def test_an_ordinary_user_mounts_for_himself(area: Path, two_users: tuple[User, 
             example.abandon()
 
 
-def test_a_mount_that_another_process_made_is_served(area: Path) -> None:
+def test_a_mount_that_another_process_made_is_served(area: Path, root: None) -> None:
     mountpoint = area / "mount"
     mountpoint.mkdir()
     device = os.open("/dev/fuse", os.O_RDWR)
@@ -211,6 +211,6 @@ def test_a_mount_that_fails_says_so(area: Path, options: list[str]) -> None:
         ("9<&-", "Bad file descriptor"),
     ],
 )
-def test_a_descriptor_that_cannot_be_served_says_so(opened: str, why: str) -> None:
+def test_a_descriptor_that_cannot_be_served_says_so(opened: str, why: str, root: None) -> None:
     outcome = run("bash", "-c", f'exec "$0" -c "$1" /nowhere /dev/fd/9 {opened}', sys.executable, FAILING)
     assert (outcome.status, outcome.out) == (0, f"EPERM cannot serve /dev/fd/9: {why}\n"), outcome.err

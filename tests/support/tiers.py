@@ -17,18 +17,17 @@ TIERS: Final = {
     "architecture": FAST,
     "attacks": MOUNT,
     "bench": FAST,
-    "cli": MOUNT,
-    "cli/fleet": FAST,
+    "cli": FAST,
     "clients": MOUNT,
     "containers": MACHINE,
     "control": FAST,
     "docs": FAST,
     "faults": MOUNT,
     "fleet": MACHINE,
-    "fuse": MOUNT,
+    "fuse": FAST,
     "fuzz": FAST,
     "host": FAST,
-    "hypervisors": MOUNT,
+    "hypervisors": FAST,
     "ktask": FAST,
     "memory": MOUNT,
     "mount": MOUNT,
@@ -50,7 +49,7 @@ TIERS: Final = {
 BESIDE: Final = frozenset({"bench", "fuse", "setup"})
 """Folders whose tests run in the process of the machines, so that both processes take the same time."""
 
-ROOT_FIXTURES: Final = frozenset({"root", "place", "any_place", "pool", "pool_2m"})
+ROOT_FIXTURES: Final = frozenset({"root", "mounted", "mount_maker", "place", "any_place", "pool", "pool_2m"})
 """A test of a fast folder that uses one of these is of the tier ``mount``."""
 
 
