@@ -266,7 +266,7 @@ def mounted(
             all_options = {f"fsname={name}", f"subtype={name}", "default_permissions", *options}
             pyfuse3.init(operations, device or mountpoint, all_options)
         except RuntimeError as error:
-            way = "" if os.access(DEVICE, os.R_OK | os.W_OK) else f"; ktaskfs doctor says more of {DEVICE}"
+            way = "" if os.access(DEVICE, os.R_OK | os.W_OK) else "; ktaskfs doctor says why"
             raise MountFailed(f"cannot mount at {device or mountpoint}: {said() or error}{way}") from error
     (served,) = [int(device.removeprefix(DESCRIPTOR))] if device is not None else _devices() - before
     unread.register(served, select.POLLIN)

@@ -337,9 +337,7 @@ class _Copier:
 
     def finish(self, outcome: Outcome) -> str:
         """The digest, if one was asked for and the task finished; ``reserved BYTES`` as of fallocate if it did not.
-
-        Raises TargetError (ENXIO) for a truncated target.
-        """
+        Raises TargetError (ENXIO) for a truncated target."""
         self._growth.keep()
         if outcome.remaining():
             left = self._growth.give_back(Span(node.start, node.end) for node in outcome.remaining())

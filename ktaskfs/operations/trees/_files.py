@@ -182,10 +182,8 @@ class FileList:
         return sum(-(-size // page) for size in self._sizes) * page
 
     def data_bytes_in(self, page: int) -> int:
-        """Bytes of the pages of ``page`` bytes that have data, of all files; it opens those of several pages.
-
-        Raises TargetError, ECANCELED, if nobody waits any more.
-        """
+        """Bytes of the pages of ``page`` bytes that have data, of all files; it opens those of several pages. Raises
+        TargetError, ECANCELED, if nobody waits any more."""
         total = 0
         for index, size in enumerate(self._sizes):
             if 0 < size <= page:
