@@ -101,7 +101,7 @@ class Copy(RangeOperation[CopyParameters]):
         digest = None if parameters.digest is None else _Copied(parameters.digest, extent.start)
         if target is None:
             path, mode = parameters.path, parameters.mode
-            target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, look=parameters.plan))
+            target = preparation.keep(open_target(kernel, path, kinds=KINDS, create=mode, leave_absent=parameters.plan))
             guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)
