@@ -20,7 +20,7 @@ from ktaskfs.errors import ConfigError, KtaskfsError, TargetError
 from ktaskfs.fuse.device import mount_device
 from ktaskfs.fuse.mountpoint import vacant
 from ktaskfs.fuse.negotiation import CannotTakeOver
-from ktaskfs.fuse.probe import FirstLook, NoAnswer, probe
+from ktaskfs.fuse.probe import FirstProbe, NoAnswer, probe
 from ktaskfs.fuse.session import DESCRIPTOR, mounted
 from ktaskfs.fuse.toucher import tell_watchers
 from ktaskfs.host.kernel import Kernel
@@ -67,7 +67,7 @@ class _Daemon(NamedTuple):
     manager:  the service manager, if there is one.
     operations, spawner: of the tasks; the launcher owns the spawner.
     place:    keeps other servers from mounting there, until it is closed.
-    look:     looks at the mount once.
+    first_probe: probes the mount once.
     ready:    called when the mount answers.
     answers:  set when it does.
     stop:     set to end the mount.
@@ -80,7 +80,7 @@ class _Daemon(NamedTuple):
     operations: Mapping[str, SpecWord]
     spawner: SpawnerProcess
     place: contextlib.ExitStack
-    look: FirstLook
+    first_probe: FirstProbe
     ready: Callable[[], None]
     answers: trio.Event
     stop: trio.Event
@@ -112,10 +112,10 @@ def run_daemon(
                     manager.forget(NAME)
                 except OSError as error:
                     LOG.warning("the service manager may keep the mount: %s", error.strerror)
-            with contextlib.closing(FirstLook()) as look:
+            with contextlib.closing(FirstProbe()) as first_probe:
                 answers, stop = trio.Event(), trio.Event()
                 parts = _Daemon(
-                    config, settings, state, manager, operations, spawner, place, look, ready, answers, stop
+                    config, settings, state, manager, operations, spawner, place, first_probe, ready, answers, stop
                 )
                 trio.run(_obey, parts)
             if config.passing and not config.keep:  # the next daemon of a kept mount needs the session data
@@ -217,10 +217,10 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: L
     """Report that the mount answers; then keep the service manager and inotify watchers informed."""
     mountpoint, manager, table = daemon.config.mountpoint, daemon.manager, fs.service.table
     not_readers = fs.limits.texts.not_readers
-    async with daemon.look as look:
-        not_readers.add(look.pid)
+    async with daemon.first_probe as first_probe:
+        not_readers.add(first_probe.pid)
         try:
-            await look.answers(mountpoint, PROBED, session.static_names if session.seen else ())
+            await first_probe.answers(mountpoint, PROBED, session.static_names if session.seen else ())
         except NoAnswer as error:  # it was already unmounted, or another mount covers it
             LOG.error("the mount on %s does not answer: %s", mountpoint, error.message)
             session.terminate()
@@ -229,9 +229,9 @@ async def _report(daemon: _Daemon, session: Session, fs: Filesystem, launcher: L
         daemon.ready()
         daemon.answers.set()
         manager.tell("READY=1", _status(table))
-        pins = await look.pins()
+        pins = await first_probe.pins()
         session.hold(pins)
-    not_readers.discard(look.pid)
+    not_readers.discard(first_probe.pid)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_collect_garbage)
         if pins:  # another path would make the mount busy

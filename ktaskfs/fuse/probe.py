@@ -1,4 +1,4 @@
-"""Checks whether the mount answers, and pins the static names, in another process; ``look`` has the reason."""
+"""Checks whether the mount answers, and pins the static names, in another process; ``probe_child`` has the reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from ktaskfs.errors import KtaskfsError
-from ktaskfs.fuse.look import ANSWERS, DESCRIPTORS_MAX, MESSAGE_MAX, asking, fork_look
+from ktaskfs.fuse.probe_child import ANSWERS, DESCRIPTORS_MAX, MESSAGE_MAX, asking, fork_probe
 from ktaskfs.user_threads import NoThread, in_thread
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class NoAnswer(KtaskfsError):
     default_errno = errno.EIO
 
 
-class FirstLook:
-    """A child that looks at the new mount once.
+class FirstProbe:
+    """A child that probes the new mount once.
 
     ``async with`` kills it and waits for its end, unless cancelled: it may have a file of the mount open, and
     then wait in its exit for an answer that only the next daemon gives. ``close`` only makes it end.
@@ -41,7 +41,7 @@ class FirstLook:
     def __init__(self) -> None:
         """Fork it from a process with one thread. Raises NoAnswer."""
         try:
-            self.pid, self._sock = fork_look()
+            self.pid, self._sock = fork_probe()
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             raise _no_child(error) from error

@@ -112,7 +112,7 @@ def open_target(
     kinds: Collection[FilesystemType],
     write: bool = True,
     create: int | None = None,
-    look: bool = False,
+    leave_absent: bool = False,
     handle: int | None = None,
 ) -> Target:
     """Open ``path`` for reading and, unless ``write`` is false, writing.
@@ -120,7 +120,7 @@ def open_target(
     ``handle`` is an O_PATH descriptor of the file, if it is already known: then ``path`` is its name for messages.
 
     ``create`` is the mode of a new file if it is missing (the umask applies); only on a filesystem of ``kinds``. With
-    ``look`` an AbsentTarget is returned instead of a new file. The file is marked as in use by a worker
+    ``leave_absent`` an AbsentTarget is returned instead of a new file. The file is marked as in use by a worker
     (``host.holders``), unless it is only read from a disk. A block device can be read (``write`` false), as a file of
     another filesystem. A memfd is reached as /proc/PID/fd/N. Raises TargetError with the system's own errno (EISDIR for
     a directory, EINVAL for a FIFO, socket or device, ETXTBSY for writing to a swap file, EAGAIN for a lease that
@@ -137,7 +137,7 @@ def open_target(
                 if create is None or attempt == _CREATE_TRIES - 1:
                     raise
             try:
-                return _look(path, kinds) if look else _create(path, kinds, create)
+                return _absent(path, kinds) if leave_absent else _create(path, kinds, create)
             except FileExistsError:  # somebody else has just made it, or it is a dangling link: ENOENT in the end
                 continue
     except OSError as error:
@@ -191,7 +191,7 @@ def _open_directory(path: str) -> tuple[int, str]:
     return os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
 
 
-def _look(path: str, kinds: Collection[FilesystemType]) -> Target:
+def _absent(path: str, kinds: Collection[FilesystemType]) -> Target:
     """Whether ``_create`` would succeed."""
     directory, name = _open_directory(path)
     try:

@@ -13,7 +13,7 @@ ROOT = Path(ktaskfs.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 SHARED_PAGE = ROOT / "progress" / "worker_page.py"
 """Maps the one page that a worker shares with its daemon, which is no target."""
-IN_HANDS = ROOT / "memory" / "touch.py"
+IN_HANDS = ROOT / "memory" / "hand_code.py"
 """Functions that only hands call, because the process may die; only these are for the worker."""
 OPENERS = {"open_hands", "open_tree_hands"}
 FOR_THE_WORKER = {"TouchedFile", *OPENERS}
@@ -24,7 +24,7 @@ REPOSITORY = ROOT.parent
 
 
 SAME_NAMES = {
-    "Toucher": "the code of hands of each operation",
+    "HandCode": "the code of hands of each operation",
     "doctor": "the command, and the same with --hosts",
     "ls": "the command, and the same with --hosts",
     "run": "the command, the same with --hosts, and what a program calls to run a ktask",
@@ -100,19 +100,19 @@ def test_no_mapping_is_touched_from_user_code(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_touches_is_called_in_hands_only(path: Path) -> None:
-    """Only in classes named ``_Toucher``, which are only made for these openers of hands."""
+    """Only in classes named ``_HandCode``, which are only made for these openers of hands."""
     tree = ast.parse(path.read_text())
-    imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ktaskfs.memory.touch"]
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ktaskfs.memory.hand_code"]
     touching = {alias.name for n in imported for alias in n.names} - FOR_THE_WORKER | {"mapped"}
     if not imported:
         return
-    touchers = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "_Toucher"]
-    assert len(touchers) == 1
-    inside = {id(n) for n in ast.walk(touchers[0])}
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "_HandCode"]
+    assert len(classes) == 1
+    inside = {id(n) for n in ast.walk(classes[0])}
     for node in ast.walk(tree):
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
         assert name not in touching or id(node) in inside, f"line {getattr(node, 'lineno', 0)}: {name}"
-    made = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and "_Toucher(" in ast.unparse(n.value)]
+    made = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and "_HandCode(" in ast.unparse(n.value)]
     assert [ast.unparse(n.targets[0]) for n in made] == ["touch"]
     uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "touch" and isinstance(n.ctx, ast.Load)]
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in OPENERS]

@@ -28,7 +28,7 @@ RELOADED_EARLY = """
 import os, signal, sys, trio
 from ktaskfs import daemon
 from ktaskfs.cli.main import main
-answers, apply = daemon.FirstLook.answers, daemon._reload
+answers, apply = daemon.FirstProbe.answers, daemon._reload
 reloaded = trio.Event()
 def reload(parts):
     apply(parts)
@@ -37,7 +37,7 @@ async def answer(*arguments):
     os.kill(os.getpid(), signal.SIGHUP)
     await reloaded.wait()
     await answers(*arguments)
-daemon._reload, daemon.FirstLook.answers = reload, answer
+daemon._reload, daemon.FirstProbe.answers = reload, answer
 sys.exit(main())
 """
 """A daemon that gets SIGHUP, and obeys it, before its mount has answered."""

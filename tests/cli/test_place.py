@@ -30,12 +30,12 @@ SLOW = """
 import os, sys
 import ktaskfs.daemon as daemon
 from ktaskfs.cli.main import main
-look = daemon.FirstLook
+probing = daemon.FirstProbe
 def slow():
     print("about to mount", flush=True)
     sys.stdin.read()
-    return look()
-daemon.FirstLook = slow
+    return probing()
+daemon.FirstProbe = slow
 sys.exit(main())
 """
 """A daemon that waits for the end of its input after it has found the place empty, and before it mounts."""
@@ -133,7 +133,7 @@ when, *words = sys.argv[1:]
 module = {"negotiate": session, "_answer": negotiation}[when]
 real = getattr(module, when)
 async def late(*arguments):
-    ctypes.CDLL(None).umount2(os.fsencode(words[-1]), 1)  # MNT_FORCE: the daemon's own look may be waiting
+    ctypes.CDLL(None).umount2(os.fsencode(words[-1]), 1)  # MNT_FORCE: the daemon's own probe may be waiting
     return await real(*arguments)
 setattr(module, when, late)
 sys.exit(main(words))

@@ -1,4 +1,4 @@
-"""The children that look at the mount, at the end of a daemon whose mount is kept: they may wait for the next one."""
+"""The children that probe the mount, at the end of a daemon whose mount is kept: they may wait for the next one."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pytest
 import trio
 
 from ktaskfs.fuse import probe
-from ktaskfs.fuse.probe import FirstLook, NoAnswer
+from ktaskfs.fuse.probe import FirstProbe, NoAnswer
 
 
 def test_a_daemon_that_ends_does_not_wait_for_a_child_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> tuple[int, socket.socket]:
-        """Like ``fork_look``, whose fork needs a process with one thread."""
+        """Like ``fork_probe``, whose fork needs a process with one thread."""
         return os.posix_spawn("/bin/sleep", ["sleep", "infinity"], os.environ), socket.socket()
 
-    monkeypatch.setattr(probe, "fork_look", start)
+    monkeypatch.setattr(probe, "fork_probe", start)
     kill = os.kill
 
     async def end() -> None:
-        with contextlib.closing(FirstLook()) as look:
+        with contextlib.closing(FirstProbe()) as probing:
             with trio.CancelScope() as scope:
-                async with look:
+                async with probing:
                     monkeypatch.setattr(os, "kill", lambda pid, number: scope.cancel())
             assert scope.cancelled_caught
-            assert psutil.pid_exists(look.pid)
+            assert psutil.pid_exists(probing.pid)
             monkeypatch.setattr(os, "kill", kill)
-            async with look:
+            async with probing:
                 pass
-            assert not psutil.pid_exists(look.pid)
+            assert not psutil.pid_exists(probing.pid)
 
     trio.run(end)
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ktaskfs.host.hands import Hands
-from ktaskfs.memory import touch
+from ktaskfs.memory import hand_code
 from tests.support.poll import until
 
 
@@ -32,6 +32,6 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
         return answer
 
     monkeypatch.setattr(Hands, "do", seen)
-    monkeypatch.setattr(touch, "WORTH", 1 << 20)
-    monkeypatch.setattr(touch, "WORTH_IN_CACHE", 1 << 20)
+    monkeypatch.setattr(hand_code, "WORTH", 1 << 20)
+    monkeypatch.setattr(hand_code, "WORTH_IN_CACHE", 1 << 20)
     return found

@@ -16,9 +16,9 @@ from ktaskfs.host.buffer import Block
 from ktaskfs.host.presence import data_extents, next_page
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
+from ktaskfs.memory.hand_code import TouchedFile, open_hands, write_repeated
 from ktaskfs.memory.target_errors import page_unavailable, require_unsealed, truncated
 from ktaskfs.memory.tmpfs import mapped_windows
-from ktaskfs.memory.touch import TouchedFile, open_hands, write_repeated
 from ktaskfs.operations.base.guard import GuardedParameters, guard
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import (
@@ -82,7 +82,7 @@ def prepare_overwrite(preparation: Preparation[P], source: Content, *, report: C
     nodes = nodes_beside_pages(preparation, target, extent, target.page_size)
     pages = preparation.keep(guarded_pages(target, extent))
     file = TouchedFile(target, write=True)
-    touch = _Toucher(file, source.block).overwrite
+    touch = _HandCode(file, source.block).overwrite
     hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
     writer = _Overwriter(preparation.kernel, source, target, pages, hands)
 
@@ -222,7 +222,7 @@ class _Overwriter:
         return min(position, end)
 
 
-class _Toucher:
+class _HandCode:
     """The chunk function of a hand; ``block`` is repeated, None stands for zeros."""
 
     def __init__(self, file: TouchedFile, block: bytes | None) -> None:

@@ -187,11 +187,13 @@ def open_range_target(
     kinds: Collection[FilesystemType],
     write: bool = True,
     create: int | None = None,
-    look: bool = False,
+    leave_absent: bool = False,
 ) -> Target:
     """The file of a spec, opened with ``open_target``."""
     path, handle = preparation.parameters.path, preparation.file
-    return open_target(preparation.kernel, path, kinds=kinds, write=write, create=create, look=look, handle=handle)
+    return open_target(
+        preparation.kernel, path, kinds=kinds, write=write, create=create, leave_absent=leave_absent, handle=handle
+    )
 
 
 def open_range_source(preparation: Preparation[P]) -> Source:

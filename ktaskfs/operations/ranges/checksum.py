@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Digest, digest_maker, labelled, require_digest
+from ktaskfs.memory.hand_code import TouchedFile, memory_at, open_hands
 from ktaskfs.memory.source import Source
-from ktaskfs.memory.touch import TouchedFile, memory_at, open_hands
 from ktaskfs.operations.base.parameters import Kind, choice, parameter
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._range import (
@@ -87,7 +87,7 @@ class Checksum(RangeOperation[ChecksumParameters]):
         extent = resolve_extent(parameters, source.file.size(), may_grow=False)
         nodes = nodes_beside_pages(preparation, source.file, extent, LEAF)
         file = TouchedFile(source.file, write=False)
-        touch = _Toucher(file, extent.start, maker).digest
+        touch = _HandCode(file, extent.start, maker).digest
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
         digester = _Digester(source, extent, parameters, maker, hands)
         control = preparation.control(digester.digest, least=MIN_CHUNK, most=MAX_CHUNK, align=LEAF)
@@ -187,7 +187,7 @@ class _Digester:
         return result
 
 
-class _Toucher:
+class _HandCode:
     """The chunk function of a hand, for chunks without a hole. Positions of the digest count from ``base``."""
 
     def __init__(self, file: TouchedFile, base: int, maker: Callable[[], Digest]) -> None:

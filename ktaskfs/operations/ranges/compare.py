@@ -9,8 +9,8 @@ from ktaskfs.host import syscalls
 from ktaskfs.host.buffer import Buffer
 from ktaskfs.host.presence import union
 from ktaskfs.host.target import MEMORY, FilesystemType
+from ktaskfs.memory.hand_code import TouchedFile, open_hands
 from ktaskfs.memory.source import Source, require_source_range
-from ktaskfs.memory.touch import TouchedFile, open_hands
 from ktaskfs.operations.base.parameters import PATH, SIZE, parameter
 from ktaskfs.operations.ranges._range import (
     FileParameters,
@@ -76,7 +76,7 @@ class Compare(RangeOperation[CompareParameters]):
         else:
             nodes = nodes_beside_pages(preparation, source.file, comparison.extent, PIECE, comparison.shift)
         files = [TouchedFile(each.file, write=False) for each in (file, source)]
-        touch = _Toucher(files, comparison.shift).compare
+        touch = _HandCode(files, comparison.shift).compare
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, files))
         comparer = _Comparer(file, source, comparison, hands)
         control = preparation.control(comparer.compare, least=MIN_CHUNK, most=MAX_CHUNK, align=PIECE)
@@ -194,7 +194,7 @@ class _Comparer:
         return "equal\n" if self._first is None else f"first {self._first}\ndiffering {self._differing}\n"
 
 
-class _Toucher:
+class _HandCode:
     """The chunk function of a hand, for chunks that both files have and that are the same."""
 
     def __init__(self, files: Sequence[TouchedFile], shift: int) -> None:

@@ -102,8 +102,8 @@ class Copy(RangeOperation[CopyParameters]):
         extent = _extent(parameters, source, rest=preparation.resumes)
         digest = None if parameters.digest is None else _Copied(parameters.digest, extent.start)
         if target is None:
-            path, mode = parameters.path, parameters.mode
-            target = preparation.keep(open_target(kernel, path, kinds=self.kinds, create=mode, look=parameters.plan))
+            path, mode, plan = parameters.path, parameters.mode, parameters.plan
+            target = preparation.keep(open_target(kernel, path, kinds=self.kinds, create=mode, leave_absent=plan))
             guard(preparation, target)  # somebody may have made it while the source's lease kept this process waiting
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)

@@ -91,7 +91,7 @@ class Fallocate(RangeOperation[FallocateParameters]):
         if preparation.files is not None:
             return _prepare_many(preparation)
         target = preparation.keep(
-            open_range_target(preparation, kinds=self.kinds, create=parameters.mode, look=parameters.plan)
+            open_range_target(preparation, kinds=self.kinds, create=parameters.mode, leave_absent=parameters.plan)
         )
         growth = Growth(kernel, target)
         preparation.callback(growth.take_back)

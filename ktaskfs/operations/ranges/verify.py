@@ -14,8 +14,8 @@ from ktaskfs.host.buffer import Block, Buffer
 from ktaskfs.host.presence import data_extents, gaps, missing_pages
 from ktaskfs.host.target import MEMORY, FilesystemType, Target
 from ktaskfs.memory.guarded_pages import GuardedPages, guarded_pages
+from ktaskfs.memory.hand_code import TouchedFile, is_repeated, open_hands
 from ktaskfs.memory.target_errors import truncated
-from ktaskfs.memory.touch import TouchedFile, is_repeated, open_hands
 from ktaskfs.operations.ranges._many import open_many
 from ktaskfs.operations.ranges._pattern import PatternParameters, repeated
 from ktaskfs.operations.ranges._range import (
@@ -75,7 +75,7 @@ class Verify(RangeOperation[PatternParameters]):
         nodes = nodes_beside_pages(preparation, target, extent, target.page_size)
         pages = preparation.keep(_Pages(target, extent))
         file = TouchedFile(target, write=False)
-        touch = _Toucher(file, block).verify
+        touch = _HandCode(file, block).verify
         hands = preparation.hands(nodes, lambda kernel, size: open_hands(kernel, size, touch, [file]))
         findings = _Findings()
         verifier = _Verifier(target, pages.guarded, block, findings, hands)
@@ -272,7 +272,7 @@ class _Verifier:
             self._findings.add(row)
 
 
-class _Toucher:
+class _HandCode:
     """The chunk function of a hand, for chunks that have no hole and no difference."""
 
     def __init__(self, file: TouchedFile, block: bytes) -> None:

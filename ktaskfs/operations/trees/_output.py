@@ -81,7 +81,7 @@ def make_output(
     EEXIST if there is one, and NotSupported on hugetlbfs, which has no write(2).
     """
     kinds = frozenset({FilesystemType.TMPFS, FilesystemType.OTHER})
-    target = preparation.keep(open_target(preparation.kernel, path, kinds=kinds, create=_MODE, look=True))
+    target = preparation.keep(open_target(preparation.kernel, path, kinds=kinds, create=_MODE, leave_absent=True))
     if not isinstance(target, AbsentTarget):
         raise TargetError(f"{path} exists already; out must be a new file", errno=errno.EEXIST)
     preparation.before_changes(nodes, told or (lambda: {"creates": path}))

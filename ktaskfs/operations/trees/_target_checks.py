@@ -133,7 +133,7 @@ def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         told["creates"] = path
-        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, look=True)
+        target: Target = open_target(kernel, path, kinds=frozenset(FilesystemType), create=0o600, leave_absent=True)
     except OSError as error:
         raise TargetError.from_os(error, f"open {path}") from error
     else:

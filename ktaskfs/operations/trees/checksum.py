@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
-from ktaskfs.memory.touch import cached_data, open_tree_hands
+from ktaskfs.memory.hand_code import cached_data, open_tree_hands
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, choice, parameter
 from ktaskfs.operations.trees._files import FileList, Piece, TreeParameters, Which, is_directory, list_files, work_on
@@ -86,7 +86,7 @@ class Checksum(Operation[ChecksumParameters]):
         files = list_files(preparation, Which(cost=WHOLE_FILE, once=False, wanted=expected))
         nodes = preparation.nodes(work_on(files), 1)
         output = None if parameters.out is None else make_output(preparation, parameters.out, nodes)
-        touch = _Toucher(files, parameters.algorithm).digest
+        touch = _HandCode(files, parameters.algorithm).digest
         large, tree = files.bytes_of(LARGE), {files.tree.fd}
         hands = preparation.hands(nodes, lambda kernel, _: open_tree_hands(kernel, large, touch, tree))
         digester = _Digester(files, parameters, expected, output, hands)
@@ -188,7 +188,7 @@ class _Digester:
         return report.require_all(text, gone=False)
 
 
-class _Toucher:
+class _HandCode:
     """The work of a hand: whole files that the page cache has."""
 
     def __init__(self, files: FileList, algorithm: str) -> None:

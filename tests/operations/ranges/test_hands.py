@@ -18,7 +18,7 @@ from ktaskfs.errors import Finding, KtaskfsError, TargetError
 from ktaskfs.host import userfaultfd
 from ktaskfs.host.hands import Hands
 from ktaskfs.ktask import TaskError
-from ktaskfs.memory import touch
+from ktaskfs.memory import hand_code
 from ktaskfs.memory.digest import ALGORITHMS
 from tests.support import filesystems, hugepages
 from tests.support.memory_files import HUGE, allocated, content, dirty, is_all, make_dirty, punch, same, write_bytes
@@ -67,7 +67,7 @@ def test_fill_and_verify(runner: Runner, huge: Path, area: Path, answers: Answer
     assert answers
     assert all(answers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(touch, "WORTH", 1 << 62)
+        patch.setattr(hand_code, "WORTH", 1 << 62)
         runner.run("fill", path=huge / "g", **texts)
     assert same(huge / "f", huge / "g", SIZE)
     result = runner.result(runner.prepare("verify", path=huge / "f", **texts))
@@ -87,7 +87,7 @@ def test_checksum(runner: Runner, huge: Path, answers: Answers, algorithm: str) 
     for offset, length in ((0, SIZE), (3 * HUGE + 111, 12 * HUGE + 5)):
         texts = {"path": huge / "f", "algorithm": algorithm, "offset": offset, "length": length}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(touch, "WORTH", 1 << 62)
+            patch.setattr(hand_code, "WORTH", 1 << 62)
             expected = runner.result(runner.prepare("checksum", **texts))
         assert runner.result(runner.prepare("checksum", **texts)) == expected
     assert answers
@@ -106,7 +106,7 @@ def test_compare(runner: Runner, huge: Path, answers: Answers) -> None:
     assert all(answers)
     dirty(huge / "g", 8 * HUGE, 8 * HUGE + 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(touch, "WORTH", 1 << 62)
+        patch.setattr(hand_code, "WORTH", 1 << 62)
         expected = compared()
     assert compared() == expected != "equal\n"
     assert not all(answers)
@@ -134,7 +134,7 @@ def test_a_hand_that_dies_at_work(
 ) -> None:
     """Between the check of the pages and the touch: the kernel's way then reports the error, or finds none."""
     make_dirty(huge / "f", SIZE)
-    write = touch.write_repeated
+    write = hand_code.write_repeated
 
     def disturbed(address: int, length: int, block: Block, at: int) -> None:  # in the hand
         match what:

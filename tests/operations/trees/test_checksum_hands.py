@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding
-from ktaskfs.memory import touch
+from ktaskfs.memory import hand_code
 from tests.operations.trees.ground import as_nobody, cached
 from tests.support import filesystems
 from tests.support.shell import run
@@ -94,7 +94,7 @@ def test_who_may_not_know_what_is_cached_reads(runner: Runner, root: None, tree:
 
 def truncated(file: Path) -> Callable[[int, int], memoryview]:
     """``memory_at`` in a hand, where somebody truncates ``file`` before the second window is read."""
-    windows, memory_at = iter(range(9)), touch.memory_at
+    windows, memory_at = iter(range(9)), hand_code.memory_at
 
     def found(address: int, length: int) -> memoryview:
         if next(windows):
@@ -108,7 +108,7 @@ def test_a_hand_that_dies_at_work(
     runner: Runner, tree: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread reads the file as it is now, and all others without a hand."""
-    monkeypatch.setattr(touch, "memory_at", truncated(tree / "f0"))
+    monkeypatch.setattr(hand_code, "memory_at", truncated(tree / "f0"))
     assert digests(runner, tree / "f0") == run("sha256sum", str(tree / "f0")).out
     assert (tree / "f0").stat().st_size == 100
     assert answers == [False]
@@ -117,14 +117,14 @@ def test_a_hand_that_dies_at_work(
 def test_a_file_that_changes_meanwhile_is_read(
     runner: Runner, tree: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory_at = touch.memory_at
+    memory_at = hand_code.memory_at
 
     def found(address: int, length: int) -> memoryview:
         with (tree / "f0").open("ab") as file:
             file.write(b"more")
         return memory_at(address, length)
 
-    monkeypatch.setattr(touch, "memory_at", found)
+    monkeypatch.setattr(hand_code, "memory_at", found)
     assert digests(runner, tree / "f0") == run("sha256sum", str(tree / "f0")).out
     assert answers == [False]
 
@@ -132,7 +132,7 @@ def test_a_file_that_changes_meanwhile_is_read(
 def test_small_files_and_plans_have_no_hands(
     runner: Runner, tree: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(touch, "Hands", None)
+    monkeypatch.setattr(hand_code, "Hands", None)
     digests(runner, tree, plan=1)
     for number in range(6):
         os.truncate(tree / f"f{number}", 7 * MIB)

@@ -1,4 +1,4 @@
-"""A child of the daemon that looks at the new mount: whether it answers, and for descriptors that pin its static names.
+"""A child of the daemon that probes the new mount: whether it answers, and for descriptors that pin its static names.
 
 If a thread of the daemon did so and the answer never came, even SIGKILL could not end the daemon: the thread would wait
 for an answer of its own process (fs/fuse/dev.c, request_wait_answer).
@@ -29,7 +29,7 @@ MESSAGE_MAX: Final = 65536
 _PINNED: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def fork_look() -> tuple[int, socket.socket]:
+def fork_probe() -> tuple[int, socket.socket]:
     """Fork the child from a process with one thread. Raises OSError.
 
     Returns its pid, and a socket on which it waits for one message of ``asking``. It ends with the socket.
@@ -43,18 +43,18 @@ def fork_look() -> tuple[int, socket.socket]:
             raise
         if pid == 0:
             try:
-                _look(theirs)
+                _answer(theirs)
             finally:  # never return, whatever fails
                 os._exit(0)
     return pid, ours
 
 
 def asking(mountpoint: str, file: str, names: Sequence[str]) -> bytes:
-    """The message that asks for a look at ``file`` of the mount, and for descriptors of ``names``."""
+    """The message that asks for a probe of ``file`` of the mount, and for descriptors of ``names``."""
     return b"\0".join(map(os.fsencode, (mountpoint, file, *names)))
 
 
-def _look(daemon: socket.socket) -> None:
+def _answer(daemon: socket.socket) -> None:
     """In the child: keep nothing of the daemon but ``daemon``, and answer."""
     close_all_but({daemon.fileno()})
     os.chdir("/")
