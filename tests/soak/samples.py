@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from tests.support.resident import resident
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -63,7 +65,7 @@ class Sampler:
         memory, times = self._process.memory_full_info(), self._process.cpu_times()
         self.samples.append(
             Sample(
-                rss=memory.rss / 1024,
+                rss=resident(self._process.pid) / 1024,
                 pss=memory.pss / 1024,
                 private=memory.uss / 1024,
                 descriptors=self._process.num_fds(),
