@@ -39,6 +39,7 @@ TIERS: Final = {
     "setup": MOUNT,
     "slurm": MACHINE,
     "soak": MOUNT,
+    "support": FAST,
     "systemd": MACHINE,
     "tasks": FAST,
     "vfs": FAST,

@@ -13,7 +13,7 @@ from tests.support.shell import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import Command
+    from tests.support.daemon import Mount
 
 NAMES = ("guest", "database", "weights")
 
@@ -23,9 +23,9 @@ def words(picture: Path) -> str:
     return " ".join(ElementTree.fromstring(picture.read_text()).itertext()).replace("\xa0", " ")
 
 
-def test_they_are_drawn_from_tasks_at_work(command: Command, tmp_path: Path) -> None:
+def test_they_are_drawn_from_tasks_at_work(mounted: Mount, tmp_path: Path) -> None:
     script = str(ROOT / "docs/pictures.py")
-    done = run(sys.executable, script, str(command.mount.path), str(tmp_path), cwd=ROOT, timeout=4 * DEADLINE)
+    done = run(sys.executable, script, str(mounted.path), str(tmp_path), cwd=ROOT, timeout=4 * DEADLINE)
     assert done.status == 0, done
     for name in ("run", "top"):
         drawn, shown = words(tmp_path / f"{name}.svg"), words(ROOT / f"docs/pictures/{name}.svg")
@@ -33,4 +33,4 @@ def test_they_are_drawn_from_tasks_at_work(command: Command, tmp_path: Path) -> 
             assert each in drawn
             assert each in shown, "the picture of README"
     for name in NAMES:
-        assert command.mount.read(f"tasks/{name}/state") in ("cancelled\n", "done\n"), "none is left at work"
+        assert mounted.read(f"tasks/{name}/state") in ("cancelled\n", "done\n"), "none is left at work"
