@@ -145,7 +145,8 @@ def refused_for_want_of_descriptors(spawner: Spawner, memory: Path, most: int) -
     return refused
 
 
-def test_a_worker_holds_nothing_of_another(spawner: Spawner, memory: Path) -> None:
+def test_a_worker_holds_nothing_of_another(spawner: Spawner, memory: Path, root: None) -> None:
+    """Only root may look: a sealed worker hides its descriptors from its own user."""
     first = spawner.spawn("fallocate", memory / "first", length=MIB, requests=PAUSED)
     first.go()
     waiting = spawner.spawn("fallocate", memory / "waiting", length=MIB)
