@@ -7,7 +7,7 @@ test test-fast: export KTASKFS_REQUIRE_ALL := $(if $(CI),1,$(KTASKFS_REQUIRE_ALL
 unexport PYTHONDONTWRITEBYTECODE
 
 PREFIX ?= /usr/local
-# 2: one process runs the tests that wait for other machines, one runs all others; 0: one process runs all.
+# 0: one process runs all. 2: of `make test`, one runs the tests that wait for other machines, one runs all others.
 TEST_PROCESSES ?= 2
 
 .PHONY: setup program lint test-fast test demo bench docs install uninstall deb versions release clean
@@ -25,7 +25,7 @@ lint: setup ## style and types
 	for each in docs/*.py docs/*/*.py packaging/*.py; do .venv/bin/mypy --no-error-summary $$each || exit; done
 
 test-fast: lint ## lint, then the tests that need neither root nor a mount nor another machine
-	.venv/bin/python -m pytest -m fast
+	.venv/bin/python -m pytest -m fast -n $(TEST_PROCESSES) --dist loadfile
 
 test: lint ## lint, then every test; TEST_PROCESSES=0 runs them in one process
 	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope

@@ -49,7 +49,7 @@ def test_own_identity_is_complete() -> None:
 
 
 def test_a_pid_of_another_user_is_not_trusted() -> None:
-    for uid, gid in ((NOBODY, os.getegid()), (os.geteuid(), NOBODY)):
+    for uid, gid in ((os.geteuid() + 1, os.getegid()), (os.geteuid(), os.getegid() + 1)):
         with pytest.raises(NotPermitted, match="is not the writer"):
             read_caller(os.getpid(), uid, gid)
 

@@ -167,6 +167,7 @@ def test_a_file_that_nobody_has_open(kernel: Kernel, hugetlbfs: Path, page_size:
 
 
 @smallest_pages
+@pytest.mark.usefixtures("root")
 def test_pages_that_a_mount_has_set_aside(kernel: Kernel, area: Path, page_size: int) -> None:
     with reserved(page_size, PAGES):
         before = find_holdings(kernel, os.getpid())
@@ -185,6 +186,7 @@ def test_pages_that_a_mount_has_set_aside(kernel: Kernel, area: Path, page_size:
 
 
 @smallest_pages
+@pytest.mark.usefixtures("root")
 def test_a_mount_that_was_detached(kernel: Kernel, area: Path, page_size: int) -> None:
     """Its device is in no table of mounts."""
     with reserved(page_size, PAGES), contextlib.ExitStack() as holders:
@@ -204,6 +206,7 @@ def test_a_mount_that_was_detached(kernel: Kernel, area: Path, page_size: int) -
 
 
 @smallest_pages
+@pytest.mark.usefixtures("root")
 def test_a_mount_of_another_namespace(kernel: Kernel, area: Path, page_size: int) -> None:
     script = 'mount -t hugetlbfs -o "pagesize=$1" none "$2" && fallocate -l "$1" "$2/f" && echo && cat'
     with reserved(page_size, PAGES):

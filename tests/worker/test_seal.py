@@ -32,7 +32,7 @@ from tests.support.shell import run
 if TYPE_CHECKING:
     from tests.worker.spawned import Spawner
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+pytestmark = pytest.mark.usefixtures("root")
 
 MIB = 1 << 20
 ZERO = stat.S_IFCHR, os.makedev(1, 5)
