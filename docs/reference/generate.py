@@ -30,7 +30,7 @@ HERE: Final = Path(__file__).resolve().parent
 BEGINS: Final = "<!-- from the declarations: docs/reference/generate.py writes what stands between these marks -->"
 ENDS: Final = "<!-- written by hand from here on -->"
 COMMON: Final = TaskParameters.declared
-PAST_END: Final = "A range past the end of the file: possible."
+PAST_END: Final = "The range may end past the end of the file."
 
 
 def table(parameters: Iterable[Parameter]) -> str:

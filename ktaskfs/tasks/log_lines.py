@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from ktaskfs.operations.base.parameters import PATH
+from ktaskfs.operations.base.parameters import target_text
 from ktaskfs.tasks.task import EMPTY, State, Task
 from ktaskfs.units import escaped
 
@@ -34,9 +34,8 @@ def subject(task: Task, snapshot: Snapshot = EMPTY) -> str:
     """``clear /dev/hugepages/vm1 40M``: the operation, its target, and the amount, if known."""
     words = [task.operation.name] if task.operation else []
     declared = task.operation.declared if task.operation else ()
-    targets = (each for each in declared if each.is_target and each.name in task.texts)
-    if (target := next(targets, None)) is not None:
-        words.append(f"{'' if target.kind is PATH else f'{target.name}='}{escaped(task.texts[target.name])}")
+    if target := target_text(declared, task.texts):
+        words.append(escaped(target))
     if total := task.total(snapshot):
         words.append(task.units.exact(total))
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""A FUSE of one directory of files in memory, which refuses some of what it is asked.
+"""A FUSE of one directory of files in memory, which refuses some calls.
 
     python -m tests.support.odd_server POINT [OPERATION[:NAME]=ERRNO ...]
 

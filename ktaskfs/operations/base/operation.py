@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ktaskfs.errors import NotSupported, TargetError, undo_after
 from ktaskfs.ktask import Control
-from ktaskfs.operations.base.parameters import TaskParameters, format_parameters
+from ktaskfs.operations.base.parameters import TaskParameters, format_parameters, target_text
 from ktaskfs.operations.base.plan import Plan, PlanToldError, Preparation
 from ktaskfs.operations.base.resume import Baseline, identities_of
 from ktaskfs.span import NO_NODE
@@ -128,8 +128,8 @@ class Operation(SpecWord, Generic[P]):
                 self.locate(preparation)
                 return self.prepare(preparation)
             except OSError as error:  # of any call, as when the server of a FUSE has died
-                what = " ".join([self.name, *filter(None, [getattr(parameters, "path", None)])])
-                raise TargetError.from_os(error, what) from error
+                target = target_text(self.declared, format_parameters(parameters))
+                raise TargetError.from_os(error, f"{self.name} {target}".rstrip()) from error
 
     def _told(self, kernel: Kernel, parameters: P, remaining: Sequence[Node] | None) -> Plan:
         """A plan without work, whose result lists the work of a real start."""

@@ -25,7 +25,7 @@ from ktaskfs.errors import InvalidValue
 from ktaskfs.units import format_cpulist, format_size, parse_cpulist, parse_int, parse_size, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Parameter(NamedTuple):
     """One declared parameter, as the spec parser and the mount's files see it.
 
     defaults:  canonical texts of the possible defaults, if the target decides; ``default`` is then None.
-    is_target: it says what the operation works on, for people who read the log.
+    is_target: it names the target of the operation, for the log and for messages.
     """
 
     name: str
@@ -72,6 +72,17 @@ class Parameter(NamedTuple):
         if self.defaults:
             return "|".join(self.defaults)
         return self.kind.absent if self.default is None else self.kind.format(self.default)
+
+
+def target_text(declared: Iterable[Parameter], texts: Mapping[str, str]) -> str:
+    """The target of a task, for people: ``/dev/hugepages/vm1``, ``pid=7``; empty if no parameter in ``texts`` names it.
+
+    If several do, the first one counts.
+    """
+    first = next((each for each in declared if each.is_target and each.name in texts), None)
+    if first is None:
+        return ""
+    return texts[first.name] if first.kind is PATH else f"{first.name}={texts[first.name]}"
 
 
 _REQUIRED: Final = object()
