@@ -36,8 +36,8 @@ COUNTED: Final = (
 )
 WHY_ALLOCATING: Final = (
     "More than nine tenths of the time of C are the kernel's zeroing of pages (perf), and two threads of C are "
-    "1.5 to 1.7 times as fast as fallocate(1) (two EPYCs). On the faster one ktaskfs took 11 ms longer than C, some 6 "
-    "of them for the start and the end of the task."
+    "1.4 to 1.7 times as fast as fallocate(1) (three EPYCs; the least on the fastest, where one thread already has 22 "
+    "GiB/s). There ktaskfs took 11 ms longer than C, some 6 to 8 of them for the start and the end of the task."
 )
 WHY_START: Final = (
     "Each write comes right after another task, before the next worker has been forked in advance. With such a "

@@ -47,14 +47,14 @@ WHY_CPU: Final = (
     "faults. The worker's share includes what it does before it waits for a task."
 )
 WHY_BURST: Final = (
-    "Each line takes 12 to 17 ms of CPU time of three processes, so the two CPUs are busy for most of the time, and "
+    "Each line takes 12 to 19 ms of CPU time of three processes, so the two CPUs are busy for most of the time, and "
     "workers that prepare side by side would gain little. If all lines name one file, each worker also searches "
     "/proc for other users of the file: `bench.calls` measures that."
 )
 
 WHY_FILES: Final = (
     "All processes of ktaskfs, from the write of all specs until the last worker has ended and the next one waits. C: "
-    "one process with one thread. What ktaskfs adds is the start and the end of each task: 12 to 17 ms, as above."
+    "one process with one thread. What ktaskfs adds is the start and the end of each task: 12 to 19 ms, as above."
 )
 
 

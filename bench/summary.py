@@ -25,8 +25,8 @@ MODEL: Final = "model"
 NOTE: Final = """\
 What is measured in bytes a second, each with the threads that make it fastest. *Best alternative*: the fastest of the
 tools that a person would use otherwise. *Against* it, and against a program in C that does the same work: how many
-times as fast ktaskfs is, in one run on one machine; the page of each benchmark names the machine. Figures of different
-pages are of different days and machines: compare ratios only."""
+times as fast ktaskfs is, in one run on one machine. Compare the figures of two pages only if the table at the end has
+the same machine and date for both; otherwise compare ratios."""
 
 
 @dataclass(frozen=True)
