@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import TargetError, undo_after
 from ktaskfs.host.target import FilesystemType, directory_as_target
 from ktaskfs.host.tree import Tree
+from ktaskfs.operations.trees._attributes import copied_mode, dress, dress_link, set_size
 from ktaskfs.operations.trees._target_checks import require_usable
 from ktaskfs.span import Span
 
@@ -22,17 +23,12 @@ if TYPE_CHECKING:
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW: Final = _OLD | os.O_CREAT | os.O_EXCL
-_PERMISSIONS: Final = 0o1777
-_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _INCOMPLETE: Final = 0o1600
 """The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one. A
 filesystem without modes, such as vfat, may ignore chmod(2) without an error: there the file is a byte too long."""
 
 _COARSEST_NS: Final = 2_000_000_000
 """Filesystems round times: vfat to two seconds."""
-_NO_LINK_TIMES: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-"""Errors of a filesystem that has no times of links. sshfs sets those of the file that the link leads to, as for cp -a:
-it may be missing, or belong to somebody else."""
 
 
 class TargetTree:
@@ -171,7 +167,7 @@ class TargetTree:
             elif not self._is_own(status):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             if replace:
-                os.ftruncate(fd, self._size(size))
+                set_size(fd, self._size(size))
             else:
                 self._grow(fd, self._size(size))
                 self._begun.add(path)
@@ -212,7 +208,7 @@ class TargetTree:
         """Make the file at least ``size`` bytes long; one that another thread has marked stays longer. Call it with
         ``_growing``."""
         if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)
+            set_size(fd, size)
 
     def mark_incomplete(self, fd: int, size: int) -> bool:
         """Mark an open file of ``size`` bytes, of which a part could not be copied, for the end of the task or a
@@ -229,7 +225,7 @@ class TargetTree:
 
     def unmark(self, fd: int, size: int) -> None:
         """The file is complete, but has not yet its own mode and times. Raises OSError."""
-        os.ftruncate(fd, self._size(size))
+        set_size(fd, self._size(size))
         os.fchmod(fd, 0o600)
 
     def _is_own(self, status: os.stat_result) -> bool:
@@ -286,7 +282,7 @@ class TargetTree:
             fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError:  # an earlier run has perhaps made it unreadable
             late = abs(mine.st_mtime_ns - status.st_mtime_ns)
-            if stat.S_IMODE(mine.st_mode) != _mode(mine, status) or late >= _COARSEST_NS:
+            if stat.S_IMODE(mine.st_mode) != copied_mode(mine, status) or late >= _COARSEST_NS:
                 raise
             return
         finally:
@@ -306,11 +302,7 @@ class TargetTree:
             except FileExistsError:
                 if os.readlink(name, dir_fd=parent) != text:
                     raise
-            try:
-                os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in _NO_LINK_TIMES:
-                    raise
+            dress_link(name, parent, status)
         finally:
             os.close(parent)
 
@@ -325,20 +317,3 @@ class TargetTree:
             dress(fd, status)
         finally:
             os.close(fd)
-
-
-def dress(fd: int, status: os.stat_result) -> None:
-    """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
-    try:
-        os.utime(fd, ns=_times(status))
-    finally:
-        os.fchmod(fd, _mode(os.fstat(fd), status))
-
-
-def _mode(mine: os.stat_result, status: os.stat_result) -> int:
-    same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
-    return stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0))
-
-
-def _times(status: os.stat_result) -> tuple[int, int]:
-    return status.st_atime_ns, status.st_mtime_ns

@@ -15,6 +15,7 @@ from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
+from ktaskfs.operations.trees._attributes import dress
 from ktaskfs.operations.trees._data import FileData, copy_to_huge_pages
 from ktaskfs.operations.trees._files import (
     ALIGN,
@@ -32,7 +33,7 @@ from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import DONE, TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
 from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
-from ktaskfs.operations.trees._target_tree import TargetTree, dress
+from ktaskfs.operations.trees._target_tree import TargetTree
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
