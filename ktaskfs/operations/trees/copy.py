@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ from ktaskfs.operations.trees._files import (
 )
 from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
-from ktaskfs.operations.trees._report import DONE, TreeReport
+from ktaskfs.operations.trees._report import TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
 from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
 from ktaskfs.operations.trees._target_tree import TargetTree
@@ -180,15 +181,14 @@ class _Copier:
         kind, path = self._files.kind(piece.file), self._files.path(piece.file)
         if kind == stat.S_IFREG:
             self._copy_file(piece, path)
-            self._report.enter(piece, bytes=piece.extent.size)
         elif kind == stat.S_IFDIR:
             os.close(self._target.directory(path))
-            self._report.enter(piece, directories=1)
         elif kind == stat.S_IFLNK:
             self._copy_link(path)
-            self._report.enter(piece, links=1)
         else:
             self._report.skip_special(piece.file)
+            return
+        self._report.enter(piece)
 
     def _copy_link(self, path: str) -> None:
         handle = self._files.tree.open(path)
@@ -300,9 +300,10 @@ class _Copier:
                 self._dress_directory("")
         except OSError as error:
             self._report.skip_top(error)
-        counts = {name: self._report.sums[name] for name in ("bytes", "directories", "links")}
-        files = self._report.marked(DONE) - counts["directories"] - counts["links"]
-        text = self._report.text({"files": files, **counts})
+        kinds = Counter(self._files.kind(index) for index, _ in self._report.done())
+        size = sum(self._files.size(index) for index, _ in self._report.done())
+        counts = {"files": kinds[stat.S_IFREG], "bytes": size}
+        text = self._report.text(counts | {"directories": kinds[stat.S_IFDIR], "links": kinds[stat.S_IFLNK]})
         if self._sums is not None:
             lines = partial(self._sums.lines, self._report)
             if self._output is None:

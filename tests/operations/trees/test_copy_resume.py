@@ -12,7 +12,7 @@ import pytest
 from ktaskfs.errors import TargetError
 from ktaskfs.ktask import Job
 from ktaskfs.operations.trees._files import FileList
-from tests.operations.trees.ground import as_nobody, make
+from tests.operations.trees.ground import SIZE, as_nobody, make, parsed
 from tests.operations.trees.test_copy import failed, traits
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
 
     texts = {"source": with_large, "path": disk / "copy"}
     monkeypatch.setattr(FileList, "open_data", open_file)
-    assert "EIO large" in failed(runner, **texts).result
+    found = failed(runner, **texts)
+    assert rows(found) == {"EIO large"}
+    assert parsed(found.result)["bytes"] == SIZE, "those of complete files"
     assert not (disk / "copy/large").exists()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)

@@ -275,3 +275,15 @@ def test_a_disk_that_dies_is_reported_with_all_that_was_skipped(runner: Runner, 
             runner.result(plan)
     assert caught.value.errno == errno.EIO
     assert sorted(rows(caught.value)) == ["# EIO .", "# EIO one", "# EIO two"]
+
+
+def test_a_directory_that_cannot_be_completed_is_no_file_less(runner: Runner, with_large: Path, disk: Path) -> None:
+    """It was removed from the source before it could give its mode."""
+    (with_large / "directory").mkdir()
+    plan = runner.prepare("copy", source=with_large, path=disk / "copy")
+    outcome = Job(plan.nodes, plan.control).run()
+    (with_large / "directory").rmdir()
+    with pytest.raises(Finding) as caught:
+        plan.finish(outcome)
+    assert rows(caught.value) == {"gone directory"}
+    assert [parsed(caught.value.result)[name] for name in ("files", "directories")] == [2, 0]
