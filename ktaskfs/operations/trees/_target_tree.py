@@ -43,6 +43,9 @@ class TargetTree:
         self.path = path
         self.filled = filled
         """Whether an earlier run has made files in it."""
+        self.finishing = False
+        """Whether all chunks are done. Each file is marked as incomplete until all of it is copied, and takes the place
+        of one that an earlier run has left so, or of an empty one: of another one nobody knows whose it is."""
         parent, name = os.path.split(path)
         self._name = name or "."
         self._growing = threading.Lock()  # held while a file of which several threads copy parts is made, or grows
@@ -50,6 +53,8 @@ class TargetTree:
         """Such files that this run has opened; guarded by _growing."""
         self._given_up: dict[str, int] = {}
         """Such files of which a part could not be opened before any other was, with the errno; guarded by _growing."""
+        self._incomplete: set[str] = set()
+        """Files that this run has marked as incomplete; guarded by _growing."""
         self._owner = os.geteuid()
         """The owner of new files: of vfat, NFS and sshfs perhaps another user."""
         self.made = False
@@ -140,7 +145,7 @@ class TargetTree:
 
         ``replace``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
         EEXIST for what this task has not made: a file of another task or user, a link to another place, a file with
-        several names, and a file of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
+        several names, and one of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
@@ -164,9 +169,12 @@ class TargetTree:
             status = os.fstat(fd)
             if made:
                 self._owner = status.st_uid
-            elif not self._is_own(status):
+            elif not self._is_own(status) or (self.finishing and not self._is_left(status, size)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if replace:
+            if self.finishing:
+                if not self.mark_incomplete(fd, path, size):
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            elif replace:
                 set_size(fd, self._size(size))
             else:
                 self._grow(fd, self._size(size))
@@ -194,7 +202,7 @@ class TargetTree:
         try:
             return os.open(name, _OLD, dir_fd=parent), False
         except PermissionError:
-            if not replace or not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+            if not replace or self.finishing or not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
                 raise
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
@@ -210,17 +218,21 @@ class TargetTree:
         if os.fstat(fd).st_size < size:
             set_size(fd, size)
 
-    def mark_incomplete(self, fd: int, size: int) -> bool:
-        """Mark an open file of ``size`` bytes, of which a part could not be copied, for the end of the task or a
-        resume.
+    def mark_incomplete(self, fd: int, path: str, size: int) -> bool:
+        """Mark an open file, which gets ``size`` bytes, and lacks a part, for the end of the task or a resume.
 
         False if that is impossible.
         """
+        with self._growing:
+            return self._mark(fd, path, size)
+
+    def _mark(self, fd: int, path: str, size: int) -> bool:
+        """As ``mark_incomplete``; call it with ``_growing``."""
+        self._incomplete.add(path)
         with contextlib.suppress(OSError):
             os.fchmod(fd, _INCOMPLETE)
-        if not self._is_marked(os.fstat(fd), size):
-            with contextlib.suppress(OSError), self._growing:
-                self._grow(fd, size + 1)
+        with contextlib.suppress(OSError):
+            self._grow(fd, self._size(size) if self._is_marked(os.fstat(fd), size) else size + 1)
         return self._is_marked(os.fstat(fd), size)
 
     def unmark(self, fd: int, size: int) -> None:
@@ -232,17 +244,22 @@ class TargetTree:
         return stat.S_ISREG(status.st_mode) and status.st_uid == self._owner and status.st_nlink == 1
 
     def _is_marked(self, status: os.stat_result, size: int) -> bool:
-        return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size > self._size(size)
+        return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size == self._size(size) + 1
+
+    def _is_left(self, status: os.stat_result, size: int) -> bool:
+        """Whether an earlier run has left this own file without a part, or without any."""
+        return not status.st_size or self._is_marked(status, size)
 
     def _size(self, size: int) -> int:
         """The size of the copy of a file of ``size`` bytes."""
         return Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
 
     def remove_incomplete(self, path: str, size: int) -> None:
-        """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
-        with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            if self._is_marked(self._tree.status(path), size):
-                self.remove(path)
+        """Remove a file that this run, or an earlier one, has marked as incomplete, and nothing else in its place."""
+        if self.filled or path in self._incomplete:
+            with contextlib.suppress(OSError):  # the result names the file, whatever is there now
+                if self._is_marked(self._tree.status(path), size):
+                    self.remove(path)
 
     def remove(self, path: str) -> bool:
         """Remove a file of the copy; whether it is gone."""

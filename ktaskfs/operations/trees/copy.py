@@ -146,7 +146,6 @@ class _Copier:
         self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output
-        self._finishing = False
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
@@ -220,16 +219,14 @@ class _Copier:
             try:
                 if not whole:
                     source = self._opened(piece.file, stack)
-                if self._finishing and not self._target.mark_incomplete(target, piece.size):  # this is no chunk
-                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 status = self._copy_piece(source, target, piece)
                 os.close(os.dup(target))  # NFS and FUSE report only now what they could not write
-                if self._finishing:
+                if self._target.finishing:
                     self._target.unmark(target, piece.size)
             except OSError as error:
                 known = whole and self._target.remove(path)
                 known = known or error.errno in FATAL  # after which a resume repeats the chunk
-                if not known and not self._target.mark_incomplete(target, piece.size):
+                if not known and not self._target.mark_incomplete(target, path, piece.size):
                     why = ", where the filesystem keeps no mark of an incomplete file"
                     raise self._failure(path, error, why) from error
                 raise
@@ -318,7 +315,7 @@ class _Copier:
         Their positions are done, so this is no chunk: only ``kill`` ends it, and no resume repeats it. A file is marked
         as incomplete until all of it is copied.
         """
-        self._finishing = True
+        self._target.finishing = True
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):

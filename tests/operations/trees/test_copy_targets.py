@@ -101,7 +101,7 @@ def test_new_files_that_belong_to_somebody_else(
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     runner.run("copy", **texts)
     assert traits(disk / "copy") == traits(with_large)
-    os.truncate(disk / "copy/large", 5)
+    os.truncate(disk / "copy/large", 0)
     (disk / "copy/small").unlink()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -275,6 +275,22 @@ def test_a_disk_that_dies_is_reported_with_all_that_was_skipped(runner: Runner, 
             runner.result(plan)
     assert caught.value.errno == errno.EIO
     assert sorted(rows(caught.value)) == ["# EIO .", "# EIO one", "# EIO two"]
+
+
+def test_what_somebody_else_makes_meanwhile_stays(runner: Runner, with_large: Path, disk: Path) -> None:
+    """Even if it is longer than the file of that name would be, like a file that lacks a part where there are no
+    modes."""
+    make(with_large / "gone")
+    plan = runner.prepare("copy", source=with_large, path=disk / "copy")
+    theirs = {name: make(disk / "copy" / name) for name in ("gone", "large", "small")}
+    for path in theirs.values():
+        os.truncate(path, 40 * MIB)
+    (with_large / "gone").unlink()
+    before = {name: path.read_bytes() for name, path in theirs.items()}
+    with pytest.raises(Finding) as caught:
+        runner.work(plan)
+    assert rows(caught.value) == {"gone gone", "EEXIST large", "EEXIST small"}
+    assert {name: path.read_bytes() for name, path in theirs.items()} == before
 
 
 def test_a_directory_that_cannot_be_completed_is_no_file_less(runner: Runner, with_large: Path, disk: Path) -> None:
