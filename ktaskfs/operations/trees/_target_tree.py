@@ -49,8 +49,8 @@ class TargetTree:
         parent, name = os.path.split(path)
         self._name = name or "."
         self._growing = threading.Lock()  # held while a file of which several threads copy parts is made, or grows
-        self._begun: set[str] = set()
-        """Such files that this run has opened; guarded by _growing."""
+        self.started: set[str] = set()
+        """Such files of which this run has opened a part, or an earlier one has copied one; guarded by _growing."""
         self._given_up: dict[str, int] = {}
         """Such files of which a part could not be opened before any other was, with the errno; guarded by _growing."""
         self._incomplete: set[str] = set()
@@ -144,6 +144,7 @@ class TargetTree:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
         ``replace``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
+        A file of ``started`` that is gone (ENOENT), or shorter (ENXIO), would look complete without its first parts.
         EEXIST for what this task has not made: a file of another task or user, a link to another place, a file with
         several names, and one of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
         """
@@ -153,18 +154,13 @@ class TargetTree:
             with contextlib.nullcontext() if replace else self._growing:
                 if (number := self._given_up.get(path)) is not None:
                     raise OSError(number, os.strerror(number))
-                return self._open_file(path, name, parent, size, replace=replace)
+                make = replace or path not in self.started
+                return self._open_file(path, name, parent, size, make=make, replace=replace)
         finally:
             os.close(parent)
 
-    def _open_file(self, path: str, name: str, parent: int, size: int, *, replace: bool) -> int:
-        made = True
-        try:
-            fd = os.open(name, _NEW, 0o600, dir_fd=parent)
-        except FileExistsError:
-            if not self.filled and path not in self._begun:
-                raise
-            fd, made = self._open_existing(name, parent, replace=replace)
+    def _open_file(self, path: str, name: str, parent: int, size: int, *, make: bool, replace: bool) -> int:
+        fd, made = self._open_name(name, parent, make=make, replace=replace)
         try:
             status = os.fstat(fd)
             if made:
@@ -176,9 +172,12 @@ class TargetTree:
                     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             elif replace:
                 set_size(fd, self._size(size))
+            elif path in self.started and status.st_size < self._size(size):  # somebody has cut off parts
+                self._mark(fd, path, size)
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
             else:
                 self._grow(fd, self._size(size))
-                self._begun.add(path)
+                self.started.add(path)
         except BaseException as error:
             os.close(fd)
             if made:
@@ -186,13 +185,24 @@ class TargetTree:
             raise
         return fd
 
+    def _open_name(self, name: str, parent: int, *, make: bool, replace: bool) -> tuple[int, bool]:
+        """A file, and whether it is a new one. Raises OSError."""
+        if make:
+            try:
+                return os.open(name, _NEW, 0o600, dir_fd=parent), True
+            except FileExistsError:
+                if not self.filled:
+                    raise
+        return self._open_existing(name, parent, replace=replace)
+
     def give_up(self, path: str, size: int, number: int) -> bool:
         """A part of a large file could not be opened: refuse its other parts with the same errno.
 
         False if some of them are there: the file would look complete.
         """
         with self._growing:
-            if path in self._begun or (self.filled and not self.lacks(path, stat.S_IFREG, size)):
+            there = path in self.started and number not in (errno.ENOENT, errno.ENXIO)
+            if there or (self.filled and not self.lacks(path, stat.S_IFREG, size)):
                 return False
             self._given_up[path] = number
             return True

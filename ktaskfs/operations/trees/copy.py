@@ -33,7 +33,7 @@ from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
 from ktaskfs.operations.trees._report import TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
+from ktaskfs.operations.trees._target_checks import changes, partly_done, require_apart, require_room, used_up
 from ktaskfs.operations.trees._target_tree import TargetTree
 from ktaskfs.units import BYTES
 
@@ -123,6 +123,7 @@ class Copy(Operation[CopyParameters]):
         else:
             output = make_output(preparation, parameters.out, nodes, told)
         target = preparation.keep(TargetTree(kernel, path, filled=preparation.resumes))
+        target.started.update(files.path(index) for index in partly_done(files, nodes, target.kind.page_size))
         if not preparation.resumes:
             require_room(kernel, files, target.kind)
         copier = _Copier(kernel, files, target, parameters.digest, output)

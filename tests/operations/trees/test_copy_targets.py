@@ -213,7 +213,7 @@ def test_a_part_of_a_large_file_that_was_refused_once(
     real, failures = os.open, iter([errno.EMFILE])
 
     def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if path == "large" and flags & os.O_CREAT and (number := next(failures, 0)):
+        if path == "large" and flags & os.O_RDWR and (number := next(failures, 0)):
             raise OSError(number, os.strerror(number))
         return real(path, flags, mode, dir_fd=dir_fd)
 
@@ -303,3 +303,38 @@ def test_a_directory_that_cannot_be_completed_is_no_file_less(runner: Runner, wi
         plan.finish(outcome)
     assert rows(caught.value) == {"gone directory"}
     assert [parsed(caught.value.result)[name] for name in ("files", "directories")] == [2, 0]
+
+
+@pytest.mark.parametrize(("earlier", "named"), [(False, "gone"), (True, "gone"), (True, "ENXIO")])
+def test_a_large_file_that_has_lost_its_first_part_is_no_complete_file(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool, named: str
+) -> None:
+    """It was removed, or cut. It is named, and the next resume copies all of it."""
+    texts: dict[str, object] = {"source": with_large, "path": disk / "copy"}
+    remaining: Sequence[Node] | None = None
+    copy, real = disk / "copy/large", os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        sent = real(target, source, position, count)
+        if position + sent == 32 * MIB:
+            copy.unlink()
+        return sent
+
+    with monkeypatch.context() as patch:
+        if earlier:
+            with pytest.raises(TaskError) as caught:
+                fail_at_second_part(runner, patch, texts)
+            remaining = caught.value.outcome.remaining()
+            if named == "gone":
+                copy.unlink()
+            else:
+                os.truncate(copy, 5)
+        else:
+            patch.setattr(os, "sendfile", sendfile)
+        plan = runner.prepare("copy", remaining, **texts)
+        with pytest.raises(Finding) as found:
+            runner.work(plan, threads=1, max_chunk_size=MIB)
+        assert rows(found.value) == {f"{named} large"}
+    assert not copy.exists()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
