@@ -129,7 +129,7 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[Span]:
         except OSError as error:
             if error.errno == errno.ENXIO:  # no more data, or past the end of the file
                 return
-            if error.errno == errno.EINVAL:  # a block device, which has no holes
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a block device, which has no holes; a server of FUSE
                 yield Span(position, end)
                 return
             raise

@@ -151,6 +151,12 @@ def size_of(fd: int) -> int:
     return os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else status.st_size
 
 
+def time_of_change(status: os.stat_result) -> int:
+    """When a file was written to, in ns; 0 for a block device, whose time udev changes without a write, and a write
+    through another node does not."""
+    return 0 if stat.S_ISBLK(status.st_mode) else status.st_mtime_ns
+
+
 def refuse_own_descriptors(path: str) -> None:
     """Raises InvalidValue for a name of one of the worker's descriptors."""
     if _OWN_DESCRIPTORS.match(re.sub("^/+", "/", os.path.normpath(path))):

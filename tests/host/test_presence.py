@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -50,6 +51,19 @@ def test_a_run_that_is_punched_out_is_left_out(punched: Path) -> None:
         assert all(start < end for start, end in runs)
         assert runs[-1] == (3 * PAGE, LENGTH)
         assert list(hole_extents(file.fileno(), PAGE, LENGTH)) == [(PAGE, 3 * PAGE)]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_where_nothing_tells_holes_all_is_data(disk: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As of a block device, or of a server of FUSE."""
+    (disk / "file").write_bytes(bytes(LENGTH))
+
+    def seek(fd: int, position: int, whence: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with (disk / "file").open("rb") as file:
+        monkeypatch.setattr(os, "lseek", seek)
+        assert list(data_extents(file.fileno(), PAGE, LENGTH)) == [(PAGE, LENGTH)]
 
 
 @pytest.mark.parametrize("name", ["clear", "fill", "survey", "migrate", "checksum"])

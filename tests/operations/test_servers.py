@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktaskfs.errors import Finding
-from tests.operations.trees.ground import make
-from tests.operations.trees.test_copy import copied, failed
+from tests.operations.trees.ground import make, parsed
+from tests.operations.trees.test_copy import copied, failed, traits
 from tests.operations.trees.test_copy_resume import rows
 from tests.support.poll import until
 
@@ -93,3 +93,16 @@ def test_a_dead_server(runner: Runner, disk: Path, operation: str) -> None:
         error = runner.refused(operation, path=point)
     assert error.errno == errno.ENOTCONN
     assert str(point) in error.message
+
+
+def test_a_server_without_truncate(runner: Runner, disk: Path) -> None:
+    """A write makes a file longer there, also one that ends in a hole, or of which several threads copy parts."""
+    source = fill(disk / "source")
+    (source / "empty").touch()
+    os.truncate(make(source / "hole"), 1 << 20)
+    os.truncate(make(source / "large"), 40 << 20)
+    with server(disk / "mount", "truncate=ENOSYS"):
+        copied(runner, source, disk / "mount")
+        assert traits(disk / "mount") == traits(source)
+        text = runner.result(runner.prepare("compare", source=source, path=disk / "mount"))
+        assert [parsed(text.partition("what path\n")[0])[name] for name in ("files", "differs")] == [6, 0]

@@ -2,7 +2,7 @@
 
     python -m tests.support.odd_server POINT [OPERATION[:NAME]=ERRNO ...]
 
-OPERATION: statfs, read, chmod or utime. NAME: only for that file.
+OPERATION: statfs, read, truncate, chmod or utime. NAME: only for that file.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class _Server(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         node = self._nodes[inode]
         if fields.update_size:
+            self._check("truncate", node)
             node.data = node.data[: attr.st_size].ljust(attr.st_size, b"\0")
         if fields.update_mtime:
             self._check("utime", node)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import InvalidValue, NotSupported, TargetError
 from ktaskfs.host.presence import gaps
 from ktaskfs.host.syscalls import is_served
-from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target
+from ktaskfs.host.target import SEAL_GROW, FilesystemType, Target, open_target, time_of_change
 from ktaskfs.memory.digest import ALGORITHMS, LEAF, Parts, digest_maker, labelled
 from ktaskfs.memory.growth import Growth
 from ktaskfs.memory.lost_writes import LostWrites
@@ -122,13 +121,12 @@ class Copy(RangeOperation[CopyParameters]):
 def _tree(source: Source, target: Target) -> int:
     """A digest of the size and the time of change of the source; 0 if the task itself changes them.
 
-    A write to tmpfs or hugetlbfs through a mapping does not change the time. That of a block device says nothing: udev
-    changes it without a write, and a write through another node does not.
+    A write to tmpfs or hugetlbfs through a mapping does not change the time.
     """
     status = os.fstat(source.file.fd)
     if os.path.samestat(status, os.fstat(target.fd)):
         return 0
-    written = b"%d %d" % (source.file.size(), 0 if stat.S_ISBLK(status.st_mode) else status.st_mtime_ns)
+    written = b"%d %d" % (source.file.size(), time_of_change(status))
     return int.from_bytes(hashlib.blake2b(written, digest_size=8, usedforsecurity=False).digest(), "little")
 
 

@@ -18,7 +18,7 @@ from ktaskfs.errors import NotSupported, TargetError
 from ktaskfs.host import syscalls
 from ktaskfs.host.page_cache import is_of_memory
 from ktaskfs.host.presence import data_extents, union
-from ktaskfs.host.target import refuse_own_descriptors, size_of
+from ktaskfs.host.target import refuse_own_descriptors, size_of, time_of_change
 from ktaskfs.host.tree import Tree, Walk
 from ktaskfs.operations.base.line import Line
 from ktaskfs.operations.base.parameters import FLAG, PATH, TaskParameters, parameter
@@ -136,13 +136,13 @@ class FileList:
                 raise TargetError(f"the files of {path} are too large for one task", errno=errno.EFBIG)
             self._ends.append(total)
             self._sizes.append(size)
-            self._times.append(status.st_mtime_ns % _TIMES)
+            self._times.append((changed := time_of_change(status)) % _TIMES)
             self.on_one_device &= status.st_dev == device
             self._kinds.append(stat.S_IFMT(status.st_mode) >> KIND_SHIFT)
             self.allocated += min(size, status.st_blocks * 512)
             self._names += encoded
             self._name_ends.append(len(self._names))
-            digest.update(b"%b/%b\0%d %d\0" % (os.fsencode(directory), encoded, size, status.st_mtime_ns))
+            digest.update(b"%b/%b\0%d %d\0" % (os.fsencode(directory), encoded, size, changed))
             if len(self._ends) > FILES_MAX:
                 raise TargetError(f"{path} has more than {FILES_MAX} files", errno=errno.E2BIG)
         self.total = total

@@ -1,4 +1,4 @@
-"""Checks before a tree is copied: the place, and the room there."""
+"""Checks before a tree is copied: the place, the room there, and what an earlier run has done."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import InvalidValue, NotSupported, OutOfHugePages, OutOfSpace, TargetError
 from ktaskfs.host.hugepages import pool_of
+from ktaskfs.host.presence import gaps
 from ktaskfs.host.target import FilesystemType, directory_as_target, open_target, require_creatable
 from ktaskfs.memory.group_room import group_refusal
 from ktaskfs.memory.room import (
@@ -24,12 +25,13 @@ from ktaskfs.memory.room import (
 from ktaskfs.span import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ktaskfs.errors import KtaskfsError
     from ktaskfs.host.kernel import Kernel
     from ktaskfs.host.target import Target
     from ktaskfs.operations.trees._files import FileList
+    from ktaskfs.span import Node
 
 _COPIED: Final = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 
@@ -145,3 +147,11 @@ def changes(kernel: Kernel, files: FileList, path: str) -> dict[str, object]:
     finally:
         os.close(target.fd)
     return told
+
+
+def partly_done(files: FileList, left: Sequence[Node], page: int) -> set[int]:
+    """The files of which an earlier run has copied some pieces (``FileList.pieces``), but not all: it has ``left``
+    the rest."""
+    spans = sorted(Span(each.start, each.end) for each in left)
+    done = (piece for low, high in gaps(spans, 0, files.total) for piece in files.pieces(low, high, page))
+    return {piece.file for piece in done if piece.extent.size < piece.size}

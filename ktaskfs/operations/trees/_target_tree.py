@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ktaskfs.errors import TargetError, undo_after
 from ktaskfs.host.target import FilesystemType, directory_as_target
 from ktaskfs.host.tree import Tree
+from ktaskfs.operations.trees._attributes import copied_mode, dress, dress_link, set_size
 from ktaskfs.operations.trees._target_checks import require_usable
 from ktaskfs.span import Span
 
@@ -22,17 +23,12 @@ if TYPE_CHECKING:
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW: Final = _OLD | os.O_CREAT | os.O_EXCL
-_PERMISSIONS: Final = 0o1777
-_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _INCOMPLETE: Final = 0o1600
 """The mode of a file that could not be copied as a whole, which otherwise a resume would take for a complete one. A
 filesystem without modes, such as vfat, may ignore chmod(2) without an error: there the file is a byte too long."""
 
 _COARSEST_NS: Final = 2_000_000_000
 """Filesystems round times: vfat to two seconds."""
-_NO_LINK_TIMES: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-"""Errors of a filesystem that has no times of links. sshfs sets those of the file that the link leads to, as for cp -a:
-it may be missing, or belong to somebody else."""
 
 
 class TargetTree:
@@ -47,13 +43,18 @@ class TargetTree:
         self.path = path
         self.filled = filled
         """Whether an earlier run has made files in it."""
+        self.finishing = False
+        """Whether all chunks are done. Each file is marked as incomplete until all of it is copied, and takes the place
+        of one that an earlier run has left so, or of an empty one: of another one nobody knows whose it is."""
         parent, name = os.path.split(path)
         self._name = name or "."
         self._growing = threading.Lock()  # held while a file of which several threads copy parts is made, or grows
-        self._begun: set[str] = set()
-        """Such files that this run has opened; guarded by _growing."""
+        self.started: set[str] = set()
+        """Such files of which this run has opened a part, or an earlier one has copied one; guarded by _growing."""
         self._given_up: dict[str, int] = {}
         """Such files of which a part could not be opened before any other was, with the errno; guarded by _growing."""
+        self._incomplete: set[str] = set()
+        """Files that this run has marked as incomplete; guarded by _growing."""
         self._owner = os.geteuid()
         """The owner of new files: of vfat, NFS and sshfs perhaps another user."""
         self.made = False
@@ -143,8 +144,9 @@ class TargetTree:
         """A file of the copy, open for writing, and ``size`` bytes long; made if it is missing. Raises OSError.
 
         ``replace``: all of it is copied, so one that an earlier run completed and made unwritable may be replaced.
+        A file of ``started`` that is gone (ENOENT), or shorter (ENXIO), would look complete without its first parts.
         EEXIST for what this task has not made: a file of another task or user, a link to another place, a file with
-        several names, and a file of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
+        several names, and one of the copy itself whose name the filesystem takes for the same (``a`` and ``A``).
         """
         above, name = os.path.split(path)
         parent = self.directory(above)
@@ -152,29 +154,30 @@ class TargetTree:
             with contextlib.nullcontext() if replace else self._growing:
                 if (number := self._given_up.get(path)) is not None:
                     raise OSError(number, os.strerror(number))
-                return self._open_file(path, name, parent, size, replace=replace)
+                make = replace or path not in self.started
+                return self._open_file(path, name, parent, size, make=make, replace=replace)
         finally:
             os.close(parent)
 
-    def _open_file(self, path: str, name: str, parent: int, size: int, *, replace: bool) -> int:
-        made = True
-        try:
-            fd = os.open(name, _NEW, 0o600, dir_fd=parent)
-        except FileExistsError:
-            if not self.filled and path not in self._begun:
-                raise
-            fd, made = self._open_existing(name, parent, replace=replace)
+    def _open_file(self, path: str, name: str, parent: int, size: int, *, make: bool, replace: bool) -> int:
+        fd, made = self._open_name(name, parent, make=make, replace=replace)
         try:
             status = os.fstat(fd)
             if made:
                 self._owner = status.st_uid
-            elif not self._is_own(status):
+            elif not self._is_own(status) or (self.finishing and not self._is_left(status, size)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if replace:
-                os.ftruncate(fd, self._size(size))
+            if self.finishing:
+                if not self.mark_incomplete(fd, path, size):
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            elif replace:
+                set_size(fd, self._size(size))
+            elif path in self.started and status.st_size < self._size(size):  # somebody has cut off parts
+                self._mark(fd, path, size)
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
             else:
                 self._grow(fd, self._size(size))
-                self._begun.add(path)
+                self.started.add(path)
         except BaseException as error:
             os.close(fd)
             if made:
@@ -182,13 +185,24 @@ class TargetTree:
             raise
         return fd
 
+    def _open_name(self, name: str, parent: int, *, make: bool, replace: bool) -> tuple[int, bool]:
+        """A file, and whether it is a new one. Raises OSError."""
+        if make:
+            try:
+                return os.open(name, _NEW, 0o600, dir_fd=parent), True
+            except FileExistsError:
+                if not self.filled:
+                    raise
+        return self._open_existing(name, parent, replace=replace)
+
     def give_up(self, path: str, size: int, number: int) -> bool:
         """A part of a large file could not be opened: refuse its other parts with the same errno.
 
         False if some of them are there: the file would look complete.
         """
         with self._growing:
-            if path in self._begun or (self.filled and not self.lacks(path, stat.S_IFREG, size)):
+            there = path in self.started and number not in (errno.ENOENT, errno.ENXIO)
+            if there or (self.filled and not self.lacks(path, stat.S_IFREG, size)):
                 return False
             self._given_up[path] = number
             return True
@@ -198,7 +212,7 @@ class TargetTree:
         try:
             return os.open(name, _OLD, dir_fd=parent), False
         except PermissionError:
-            if not replace or not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+            if not replace or self.finishing or not self._is_own(os.stat(name, dir_fd=parent, follow_symlinks=False)):
                 raise
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
@@ -212,41 +226,50 @@ class TargetTree:
         """Make the file at least ``size`` bytes long; one that another thread has marked stays longer. Call it with
         ``_growing``."""
         if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)
+            set_size(fd, size)
 
-    def mark_incomplete(self, fd: int, size: int) -> bool:
-        """Mark an open file of ``size`` bytes, of which a part could not be copied, for the end of the task or a
-        resume.
+    def mark_incomplete(self, fd: int, path: str, size: int) -> bool:
+        """Mark an open file, which gets ``size`` bytes, and lacks a part, for the end of the task or a resume.
 
         False if that is impossible.
         """
+        with self._growing:
+            return self._mark(fd, path, size)
+
+    def _mark(self, fd: int, path: str, size: int) -> bool:
+        """As ``mark_incomplete``; call it with ``_growing``."""
+        self._incomplete.add(path)
         with contextlib.suppress(OSError):
             os.fchmod(fd, _INCOMPLETE)
-        if not self._is_marked(os.fstat(fd), size):
-            with contextlib.suppress(OSError), self._growing:
-                self._grow(fd, size + 1)
+        with contextlib.suppress(OSError):
+            self._grow(fd, self._size(size) if self._is_marked(os.fstat(fd), size) else size + 1)
         return self._is_marked(os.fstat(fd), size)
 
     def unmark(self, fd: int, size: int) -> None:
         """The file is complete, but has not yet its own mode and times. Raises OSError."""
-        os.ftruncate(fd, self._size(size))
+        set_size(fd, self._size(size))
         os.fchmod(fd, 0o600)
 
     def _is_own(self, status: os.stat_result) -> bool:
         return stat.S_ISREG(status.st_mode) and status.st_uid == self._owner and status.st_nlink == 1
 
     def _is_marked(self, status: os.stat_result, size: int) -> bool:
-        return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size > self._size(size)
+        return stat.S_IMODE(status.st_mode) == _INCOMPLETE or status.st_size == self._size(size) + 1
+
+    def _is_left(self, status: os.stat_result, size: int) -> bool:
+        """Whether an earlier run has left this own file without a part, or without any."""
+        return not status.st_size or self._is_marked(status, size)
 
     def _size(self, size: int) -> int:
         """The size of the copy of a file of ``size`` bytes."""
         return Span(0, size).widened(self.kind.page_size).end if self.is_huge else size
 
     def remove_incomplete(self, path: str, size: int) -> None:
-        """Remove a file that is marked as incomplete, if it is there, and nothing else in its place."""
-        with contextlib.suppress(OSError):  # the result names the file, whatever is there now
-            if self._is_marked(self._tree.status(path), size):
-                self.remove(path)
+        """Remove a file that this run, or an earlier one, has marked as incomplete, and nothing else in its place."""
+        if self.filled or path in self._incomplete:
+            with contextlib.suppress(OSError):  # the result names the file, whatever is there now
+                if self._is_marked(self._tree.status(path), size):
+                    self.remove(path)
 
     def remove(self, path: str) -> bool:
         """Remove a file of the copy; whether it is gone."""
@@ -286,7 +309,7 @@ class TargetTree:
             fd = self._kernel.reopen(handle, os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError:  # an earlier run has perhaps made it unreadable
             late = abs(mine.st_mtime_ns - status.st_mtime_ns)
-            if stat.S_IMODE(mine.st_mode) != _mode(mine, status) or late >= _COARSEST_NS:
+            if stat.S_IMODE(mine.st_mode) != copied_mode(mine, status) or late >= _COARSEST_NS:
                 raise
             return
         finally:
@@ -306,11 +329,7 @@ class TargetTree:
             except FileExistsError:
                 if os.readlink(name, dir_fd=parent) != text:
                     raise
-            try:
-                os.utime(name, ns=_times(status), dir_fd=parent, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in _NO_LINK_TIMES:
-                    raise
+            dress_link(name, parent, status)
         finally:
             os.close(parent)
 
@@ -325,20 +344,3 @@ class TargetTree:
             dress(fd, status)
         finally:
             os.close(fd)
-
-
-def dress(fd: int, status: os.stat_result) -> None:
-    """Give a file mode and times of its original; set-id bits only if the owners are the same. Raises OSError."""
-    try:
-        os.utime(fd, ns=_times(status))
-    finally:
-        os.fchmod(fd, _mode(os.fstat(fd), status))
-
-
-def _mode(mine: os.stat_result, status: os.stat_result) -> int:
-    same = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid)
-    return stat.S_IMODE(status.st_mode) & (_PERMISSIONS | (_SET_ID if same else 0))
-
-
-def _times(status: os.stat_result) -> tuple[int, int]:
-    return status.st_atime_ns, status.st_mtime_ns

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktaskfs.errors import Finding, InvalidValue
 from ktaskfs.host.buffer import Buffer
+from ktaskfs.host.target import time_of_change
 from ktaskfs.memory.hand_code import cached_data, open_tree_hands
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, choice, parameter
@@ -214,7 +215,7 @@ def _digest(files: FileList, index: int, digest: Any, read: Callable[[int, int],
         after = os.fstat(fd)
     finally:
         os.close(fd)
-    if (position, before.st_size, before.st_mtime_ns) != (end, after.st_size, after.st_mtime_ns):
+    if (position, before.st_size, time_of_change(before)) != (end, after.st_size, time_of_change(after)):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     found: bytes = digest.digest()
     return found

@@ -60,10 +60,10 @@ class Compare(Operation[CompareParameters]):
     name = "compare"
     target = "two directories"
     description = (
-        "Compare the directory source with the directory path: names, contents of files and targets of links, but not "
-        "modes, times or owners. The result counts and names the differences; the task is done in both cases, but "
-        "fails if it could not read something. Zeros that fill the last page of a hugetlbfs file do not count as a "
-        "difference."
+        "Compare the directory source with the directory path: names, contents of files, targets of links and numbers "
+        "of devices, but not modes, times or owners. The result counts and names the differences; the task is done in "
+        "both cases, but fails if it could not read something. Zeros that fill the last page of a hugetlbfs file do "
+        "not count as a difference."
     )
     units = BYTES
     parameters = CompareParameters
@@ -136,6 +136,8 @@ class _Comparer:
                     return 0 if os.readlink("", dir_fd=mine) == os.readlink("", dir_fd=other) else DIFFERS
                 finally:
                     os.close(mine)
+            if kind in (stat.S_IFBLK, stat.S_IFCHR):
+                return 0 if self._files.tree.status(path).st_rdev == status.st_rdev else DIFFERS
             if kind != stat.S_IFREG:
                 return 0
         finally:

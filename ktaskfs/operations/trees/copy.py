@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from ktaskfs.memory.group_room import GroupRoom
 from ktaskfs.memory.tmpfs import with_room
 from ktaskfs.operations.base.operation import Operation
 from ktaskfs.operations.base.parameters import FILE, PATH, choice, parameter
+from ktaskfs.operations.trees._attributes import dress
 from ktaskfs.operations.trees._data import FileData, copy_to_huge_pages
 from ktaskfs.operations.trees._files import (
     ALIGN,
@@ -29,10 +31,10 @@ from ktaskfs.operations.trees._files import (
 )
 from ktaskfs.operations.trees._output import make_output
 from ktaskfs.operations.trees._pieces import ThreadTurns
-from ktaskfs.operations.trees._report import DONE, TreeReport
+from ktaskfs.operations.trees._report import TreeReport
 from ktaskfs.operations.trees._sums import TOOLS, WHOLE_FILE, Sums, list_text
-from ktaskfs.operations.trees._target_checks import changes, require_apart, require_room, used_up
-from ktaskfs.operations.trees._target_tree import TargetTree, dress
+from ktaskfs.operations.trees._target_checks import changes, partly_done, require_apart, require_room, used_up
+from ktaskfs.operations.trees._target_tree import TargetTree
 from ktaskfs.units import BYTES
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class Copy(Operation[CopyParameters]):
         else:
             output = make_output(preparation, parameters.out, nodes, told)
         target = preparation.keep(TargetTree(kernel, path, filled=preparation.resumes))
+        target.started.update(files.path(index) for index in partly_done(files, nodes, target.kind.page_size))
         if not preparation.resumes:
             require_room(kernel, files, target.kind)
         copier = _Copier(kernel, files, target, parameters.digest, output)
@@ -144,7 +147,6 @@ class _Copier:
         self._data = FileData(target.kind)
         self._sums = None if digest is None else Sums(files, digest)
         self._output = output
-        self._finishing = False
 
     def copy(self, start: int, end: int) -> None:
         """Copy the files between two positions. Raises TargetError for errors that the next file would get, too."""
@@ -179,15 +181,14 @@ class _Copier:
         kind, path = self._files.kind(piece.file), self._files.path(piece.file)
         if kind == stat.S_IFREG:
             self._copy_file(piece, path)
-            self._report.enter(piece, bytes=piece.extent.size)
         elif kind == stat.S_IFDIR:
             os.close(self._target.directory(path))
-            self._report.enter(piece, directories=1)
         elif kind == stat.S_IFLNK:
             self._copy_link(path)
-            self._report.enter(piece, links=1)
         else:
             self._report.skip_special(piece.file)
+            return
+        self._report.enter(piece)
 
     def _copy_link(self, path: str) -> None:
         handle = self._files.tree.open(path)
@@ -219,16 +220,14 @@ class _Copier:
             try:
                 if not whole:
                     source = self._opened(piece.file, stack)
-                if self._finishing and not self._target.mark_incomplete(target, piece.size):  # this is no chunk
-                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
                 status = self._copy_piece(source, target, piece)
                 os.close(os.dup(target))  # NFS and FUSE report only now what they could not write
-                if self._finishing:
+                if self._target.finishing:
                     self._target.unmark(target, piece.size)
             except OSError as error:
                 known = whole and self._target.remove(path)
                 known = known or error.errno in FATAL  # after which a resume repeats the chunk
-                if not known and not self._target.mark_incomplete(target, piece.size):
+                if not known and not self._target.mark_incomplete(target, path, piece.size):
                     why = ", where the filesystem keeps no mark of an incomplete file"
                     raise self._failure(path, error, why) from error
                 raise
@@ -299,9 +298,10 @@ class _Copier:
                 self._dress_directory("")
         except OSError as error:
             self._report.skip_top(error)
-        counts = {name: self._report.sums[name] for name in ("bytes", "directories", "links")}
-        files = self._report.marked(DONE) - counts["directories"] - counts["links"]
-        text = self._report.text({"files": files, **counts})
+        kinds = Counter(self._files.kind(index) for index, _ in self._report.done())
+        size = sum(self._files.size(index) for index, _ in self._report.done())
+        counts = {"files": kinds[stat.S_IFREG], "bytes": size}
+        text = self._report.text(counts | {"directories": kinds[stat.S_IFDIR], "links": kinds[stat.S_IFLNK]})
         if self._sums is not None:
             lines = partial(self._sums.lines, self._report)
             if self._output is None:
@@ -316,7 +316,7 @@ class _Copier:
         Their positions are done, so this is no chunk: only ``kill`` ends it, and no resume repeats it. A file is marked
         as incomplete until all of it is copied.
         """
-        self._finishing = True
+        self._target.finishing = True
         for index in range(len(self._files)):
             path, kind, size = self._files.path(index), self._files.kind(index), self._files.size(index)
             if not self._report.is_skipped(index) and self._target.lacks(path, kind, size):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -200,3 +201,11 @@ def test_one_directory_in_several_runs_of_the_walk(runner: Runner, disk: Path) -
     make(disk / "path/more")
     make(disk / "path/3d/3/more")
     assert compared(runner, disk / "source", disk / "path") == ({"extra": 2}, ["extra 3d/3/more", "extra more"])
+
+
+def test_devices_with_other_numbers_differ(runner: Runner, disk: Path, root: None) -> None:
+    for name in ("source", "path"):
+        (disk / name).mkdir()
+        os.mknod(disk / name / "same", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.mknod(disk / name / "other", stat.S_IFBLK | 0o600, os.makedev(7, 200 if name == "path" else 201))
+    assert compared(runner, disk / "source", disk / "path") == ({"differs": 1}, ["differs other"])

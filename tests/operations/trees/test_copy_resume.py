@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from ktaskfs.errors import TargetError
 from ktaskfs.ktask import Job
 from ktaskfs.operations.trees._files import FileList
-from tests.operations.trees.ground import as_nobody, make
+from tests.operations.trees.ground import SIZE, as_nobody, make, parsed
 from tests.operations.trees.test_copy import failed, traits
+from tests.support.forked import Died, run_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +76,9 @@ def test_a_large_file_whose_source_could_not_be_opened_once_is_incomplete(
 
     texts = {"source": with_large, "path": disk / "copy"}
     monkeypatch.setattr(FileList, "open_data", open_file)
-    assert "EIO large" in failed(runner, **texts).result
+    found = failed(runner, **texts)
+    assert rows(found) == {"EIO large"}
+    assert parsed(found.result)["bytes"] == SIZE, "those of complete files"
     assert not (disk / "copy/large").exists()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -255,3 +259,35 @@ def test_a_resume_accepts_an_unwritable_file_whose_time_or_mode_was_rounded(
     as_nobody(body)
     assert copy.read_bytes() == (with_large / name).read_bytes()
     assert copy.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_resume_replaces_no_file_of_another_size(runner: Runner, with_large: Path, disk: Path) -> None:
+    """It may be another file of the copy, whose name the filesystem takes for the same, or somebody's changes."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    runner.run("copy", **texts)
+    for size in (5, 40 * MIB):
+        os.truncate(disk / "copy/small", size)
+        assert rows(failed(runner, [], **texts)) == {"EEXIST small"}
+        assert (disk / "copy/small").stat().st_size == size
+    os.truncate(disk / "copy/small", 0)
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)
+
+
+def test_a_resume_that_is_killed_when_it_has_just_made_a_file(runner: Runner, with_large: Path, disk: Path) -> None:
+    """The next one does not take the file for complete."""
+    texts = {"source": with_large, "path": disk / "copy"}
+    runner.run("copy", **texts)
+    (disk / "copy/small").unlink()
+
+    def killed() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fchmod", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            runner.run("copy", [], **texts)
+
+    with pytest.raises(Died) as caught:
+        run_forked(killed)
+    assert os.WTERMSIG(caught.value.status) == signal.SIGKILL
+    assert (disk / "copy/small").exists()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)

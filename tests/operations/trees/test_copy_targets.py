@@ -101,7 +101,7 @@ def test_new_files_that_belong_to_somebody_else(
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     runner.run("copy", **texts)
     assert traits(disk / "copy") == traits(with_large)
-    os.truncate(disk / "copy/large", 5)
+    os.truncate(disk / "copy/large", 0)
     (disk / "copy/small").unlink()
     runner.run("copy", [], **texts)
     assert traits(disk / "copy") == traits(with_large)
@@ -213,7 +213,7 @@ def test_a_part_of_a_large_file_that_was_refused_once(
     real, failures = os.open, iter([errno.EMFILE])
 
     def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if path == "large" and flags & os.O_CREAT and (number := next(failures, 0)):
+        if path == "large" and flags & os.O_RDWR and (number := next(failures, 0)):
             raise OSError(number, os.strerror(number))
         return real(path, flags, mode, dir_fd=dir_fd)
 
@@ -275,3 +275,66 @@ def test_a_disk_that_dies_is_reported_with_all_that_was_skipped(runner: Runner, 
             runner.result(plan)
     assert caught.value.errno == errno.EIO
     assert sorted(rows(caught.value)) == ["# EIO .", "# EIO one", "# EIO two"]
+
+
+def test_what_somebody_else_makes_meanwhile_stays(runner: Runner, with_large: Path, disk: Path) -> None:
+    """Even if it is longer than the file of that name would be, like a file that lacks a part where there are no
+    modes."""
+    make(with_large / "gone")
+    plan = runner.prepare("copy", source=with_large, path=disk / "copy")
+    theirs = {name: make(disk / "copy" / name) for name in ("gone", "large", "small")}
+    for path in theirs.values():
+        os.truncate(path, 40 * MIB)
+    (with_large / "gone").unlink()
+    before = {name: path.read_bytes() for name, path in theirs.items()}
+    with pytest.raises(Finding) as caught:
+        runner.work(plan)
+    assert rows(caught.value) == {"gone gone", "EEXIST large", "EEXIST small"}
+    assert {name: path.read_bytes() for name, path in theirs.items()} == before
+
+
+def test_a_directory_that_cannot_be_completed_is_no_file_less(runner: Runner, with_large: Path, disk: Path) -> None:
+    """It was removed from the source before it could give its mode."""
+    (with_large / "directory").mkdir()
+    plan = runner.prepare("copy", source=with_large, path=disk / "copy")
+    outcome = Job(plan.nodes, plan.control).run()
+    (with_large / "directory").rmdir()
+    with pytest.raises(Finding) as caught:
+        plan.finish(outcome)
+    assert rows(caught.value) == {"gone directory"}
+    assert [parsed(caught.value.result)[name] for name in ("files", "directories")] == [2, 0]
+
+
+@pytest.mark.parametrize(("earlier", "named"), [(False, "gone"), (True, "gone"), (True, "ENXIO")])
+def test_a_large_file_that_has_lost_its_first_part_is_no_complete_file(
+    runner: Runner, with_large: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool, named: str
+) -> None:
+    """It was removed, or cut. It is named, and the next resume copies all of it."""
+    texts: dict[str, object] = {"source": with_large, "path": disk / "copy"}
+    remaining: Sequence[Node] | None = None
+    copy, real = disk / "copy/large", os.sendfile
+
+    def sendfile(target: int, source: int, position: int, count: int) -> int:
+        sent = real(target, source, position, count)
+        if position + sent == 32 * MIB:
+            copy.unlink()
+        return sent
+
+    with monkeypatch.context() as patch:
+        if earlier:
+            with pytest.raises(TaskError) as caught:
+                fail_at_second_part(runner, patch, texts)
+            remaining = caught.value.outcome.remaining()
+            if named == "gone":
+                copy.unlink()
+            else:
+                os.truncate(copy, 5)
+        else:
+            patch.setattr(os, "sendfile", sendfile)
+        plan = runner.prepare("copy", remaining, **texts)
+        with pytest.raises(Finding) as found:
+            runner.work(plan, threads=1, max_chunk_size=MIB)
+        assert rows(found.value) == {f"{named} large"}
+    assert not copy.exists()
+    runner.run("copy", [], **texts)
+    assert traits(disk / "copy") == traits(with_large)

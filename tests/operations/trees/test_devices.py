@@ -14,7 +14,7 @@ from ktaskfs.span import Span
 from tests.operations.trees.ground import as_nobody, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.support.runner import Place, Runner
@@ -69,6 +69,29 @@ def test_the_time_of_a_device_says_nothing(runner: Runner, device: str, image: P
     os.truncate(image, SIZE - MIB)
     subprocess.run(["losetup", "--set-capacity", device], check=True)
     assert tree() != before
+
+
+def test_a_change_of_that_time_is_no_change_of_the_device(
+    runner: Runner, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a digest is made of it, and before a resume of what works on its cache."""
+    real = os.preadv
+
+    def preadv(fd: int, buffers: Sequence[memoryview], position: int) -> int:
+        os.utime(device, ns=(0, os.stat(device).st_mtime_ns + 1))
+        return real(fd, buffers, position)
+
+    tool = subprocess.run(["sha256sum", device], capture_output=True, text=True, check=True).stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", preadv)
+        assert runner.result(runner.prepare("checksum", path=device, algorithm="sha256sum")) == tool
+    trees = []
+    for _ in range(2):
+        plan = runner.prepare("evict", path=device)
+        plan.abort()
+        trees.append(plan.tree)
+        os.utime(device, ns=(0, os.stat(device).st_mtime_ns + 1))
+    assert trees[0] == trees[1] != 0
 
 
 def test_a_device_is_not_read_by_page_faults(device: str) -> None:
