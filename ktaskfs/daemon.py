@@ -175,7 +175,10 @@ async def _serve(daemon: _Daemon) -> None:
         owned = Attributes(0o555, os.geteuid(), os.getegid(), time.time_ns())
         fs = Filesystem(service, kernel, access, owned, Watcher(nursery))
         root = build_tree(fs, lambda: session.open_handles)
-        await service.adopt()
+        try:
+            await service.adopt()
+        except OSError as error:
+            raise TargetError.from_os(error, f"take over the tasks of {daemon.state.path}") from error
         options = {"nosuid", "nodev", "noexec", *(["allow_other"] if config.allow_other else [])}
         with mounted(root, config.mountpoint, name=NAME, options=options, device=config.device) as session:
             daemon.place.close()

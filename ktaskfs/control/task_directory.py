@@ -14,7 +14,6 @@ from ktaskfs.control.verbs import accepted, command
 from ktaskfs.control.wait import WaitStream
 from ktaskfs.errors import InvalidValue, KtaskfsError
 from ktaskfs.host.cgroups import frozen_group
-from ktaskfs.host.process import is_stopped
 from ktaskfs.tasks.task import State
 from ktaskfs.vfs import Directory, File, Look, OpenFile, StreamFile, TextFile
 from ktaskfs.vfs.inode import wants_write
@@ -59,7 +58,7 @@ def _held(shown: ShownTask, task: Task) -> str:
         frozen = frozen_group(shown.fs.kernel.cgroups, task.worker.pid)
         if frozen is not None:
             return f"its control group {frozen} is frozen"
-    return "its worker is stopped by a signal" if is_stopped(task.worker.pid) else ""
+    return "its worker is stopped by a signal" if task.worker.is_stopped() else ""
 
 
 def _state_changes(shown: ShownTask) -> Change:

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ktaskfs.errors import errno_name
-from ktaskfs.host.process import thread_cpu
 from ktaskfs.progress import FoundWhy
 from ktaskfs.tasks.task import ENDED, State
 from ktaskfs.units import escaped, table
@@ -88,7 +87,7 @@ def threads(task: Task) -> str:
     for each in snapshot.threads:
         start = snapshot.nodes[each.node].start if each.node < len(snapshot.nodes) else 0
         live = task.worker is not None
-        cpu = thread_cpu(task.worker.pid, each.tid) if task.worker is not None else None
+        cpu = None if task.worker is None else task.worker.cpu_of(each.tid)
         rows.append(
             (
                 each.tid,

@@ -44,13 +44,13 @@ def cpu_time(pid: int) -> int:
 def _stat(path: str) -> list[bytes]:
     """The fields from the third on: the second, the name, may hold spaces and parentheses.
 
-    Empty if it has ended, if no descriptor is left, or if /proc hides it (hidepid).
+    Empty if it has ended, if no descriptor is left, or if /proc (hidepid) or its label hides it.
     """
     try:
         with open(path, "rb") as file:
             text = file.read()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EPERM, errno.EMFILE, errno.ENFILE):
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EPERM, errno.EACCES, errno.EMFILE, errno.ENFILE):
             raise
         return []
     return text[text.rindex(b")") + 1 :].split()

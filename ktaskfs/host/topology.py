@@ -42,11 +42,11 @@ def read_memory(kernel: Kernel) -> MachineMemory:
 def usable_cpus(pid: int = 0) -> tuple[int, ...]:
     """The CPUs of a process, 0 for this one: online, and allowed by its affinity and cpuset.
 
-    Empty if there is no such process.
+    Empty if there is no such process, or if its label forbids the question (SELinux, getsched).
     """
     try:
         return tuple(sorted(os.sched_getaffinity(pid)))
-    except ProcessLookupError:
+    except (PermissionError, ProcessLookupError):
         return ()
 
 

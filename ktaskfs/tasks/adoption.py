@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 10.0
-"""Seconds for the start time of a process, which takes some microseconds unless the process hangs in execve(2)."""
+"""Seconds for the start times of all processes. Each takes some microseconds, unless the process hangs in execve(2)."""
 _NO_SHAPE: Final = Shape(0, 0)
 
 
@@ -54,9 +54,12 @@ class Adopter:
         """
         self._state.sweep_pages()
         records = list(self._state.records(self._operations))
+        deadline = trio.current_time() + PATIENCE
         # Before there are tasks, so that nothing happens to one during the wait.
         processes = {
-            record.origin.number: await self._open_process(record) for record in records if record.state in ACTIVE
+            record.origin.number: await self._open_process(record, deadline)
+            for record in records
+            if record.state in ACTIVE
         }
         for record in records:
             try:
@@ -83,7 +86,7 @@ class Adopter:
         self._table.rebalance()
         self._lifecycle.drop_overdue()
 
-    async def _open_process(self, record: Record) -> int | None:
+    async def _open_process(self, record: Record, deadline: float) -> int | None:
         """A pidfd of the worker in ``record``, or None if it has ended. Its pid may have been reused.
 
         Raises OSError, NoThread.
@@ -99,7 +102,7 @@ class Adopter:
             raise
         with contextlib.ExitStack() as unused:
             unused.callback(os.close, pidfd)
-            began = await _start_time(record.pid)
+            began = await _start_time(record.pid, deadline)
             hidden = began is None or record.start_time == 0
             if not (self._has_page(record) if hidden else began == record.start_time):
                 return None
@@ -174,12 +177,12 @@ class Adopter:
             worker.close()
 
 
-async def _start_time(pid: int) -> int | None:
-    """The start time, as in ``credentials``; None, too, if /proc hides the process, and without an answer in PATIENCE.
+async def _start_time(pid: int, deadline: float) -> int | None:
+    """The start time, as in ``credentials``; None, too, if /proc hides the process, or without an answer in time.
 
     The read may hang as long as the process does in execve(2). No worker calls that, so then another process has its
     number. Raises OSError, NoThread.
     """
-    with contextlib.suppress(PermissionError), trio.move_on_after(PATIENCE):
+    with contextlib.suppress(PermissionError), trio.move_on_at(deadline):
         return await in_thread(credentials.start_time, pid)
     return None

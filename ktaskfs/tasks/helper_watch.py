@@ -39,3 +39,4 @@ class HelperWatch:
                 self._table.rebalance()
         finally:
             self._runs = False
+            self._table.thread_use.forget_all_but(())  # the next shortage begins with new ones

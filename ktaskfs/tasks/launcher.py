@@ -71,6 +71,8 @@ class Launcher:
         """The pid of the spawner, while there is a socket."""
         self._children: dict[int, _RequestedChild] = {}
         """By ticket, from the request until ``exit_status``."""
+        self._sending = trio.Lock()
+        """Held during a send, because only one trio task may wait until a socket takes more."""
         self._tickets = itertools.count(1)
 
     def start(self, spawner: SpawnerProcess | None = None) -> None:
@@ -138,10 +140,11 @@ class Launcher:
             raise TooBig("the work that is left has too many separate ranges: start a new task")
         for _ in range(2):  # a killed spawner is detected here, and replaced once
             try:
-                self.start()
-                sock = self._sock
-                assert sock is not None
-                await sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, protocol.packed_fds(fds))])
+                async with self._sending:
+                    self.start()
+                    sock = self._sock
+                    assert sock is not None
+                    await sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, protocol.packed_fds(fds))])
             except (ConnectionError, trio.ClosedResourceError):
                 if self._sock is sock:
                     self._sock = None

@@ -95,7 +95,7 @@ class WorkerMaker:
         worker, began = new.worker, 0  # it has already exited, or /proc hides it (hidepid)
         try:
             with contextlib.suppress(PermissionError):
-                began = credentials.start_time(worker.pid) or 0
+                began = 0 if worker.ended else credentials.start_time(worker.pid) or 0
             write_requests(worker.page, new.task.requests)  # the requests may have changed since the page was made
         except OSError as error:
             raise TargetError.from_os(error, "watch the worker") from error

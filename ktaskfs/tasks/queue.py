@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from ktaskfs.errors import KtaskfsError
 from ktaskfs.tasks.lifecycle import StartCancelled
 from ktaskfs.tasks.task import ENDED
@@ -81,6 +83,7 @@ class TaskQueue:
                 task = next(iter(waiting))
                 self._remove(task)
                 self._begin(task)
+                await trio.lowlevel.checkpoint()  # each start visits all running tasks
 
     def _begin(self, task: Task) -> None:
         caller, task.caller = task.caller, None

@@ -44,6 +44,7 @@ class StartRefused(KtaskfsError):
 class _Batch:
     """Tasks that start together. ``caller_waits`` until the answer to their write.
 
+    early:   that answer came before they began, so they have records.
     workers: the workers forked until now, in the order of their tasks.
     lost:    the ticket of a later one, whose fork was given up while it began to prepare, if there is one.
     check:   called before the first worker is forked; its KtaskfsError is why no task begins.
@@ -61,6 +62,7 @@ class _Batch:
     lost: list[int] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     caller_waits: bool = True
+    early: bool = False
     check: Callable[[], Awaitable[None]] | None = None
     commit: Callable[[], None] = lambda: None
     refusal: KtaskfsError | None = None
@@ -125,6 +127,8 @@ class Starter:
             batch.refusal = error
             batch.scope.cancel()
             await batch.decided.wait()
+        else:
+            batch.early = True
 
     def start_queued(self, task: Task, caller: CallerProcess, check: Callable[[], Awaitable[None]] | None) -> None:
         """Start a STARTING task in the background, after ``check`` if any: an error ends it. Takes over ``caller``."""
@@ -258,6 +262,8 @@ class Starter:
         batch.workers.append(forked)  # before anything can fail, so that a refusal waits for its undo
         new = batch.workers[-1] = self._worker_maker.watched(forked)
         task.worker = new.worker
+        if batch.early:  # the next daemon waits for its undo
+            self._lifecycle.save(task)
         self._state.crash_point("a worker is forked")
         task.history = await self._worker_maker.wait_until_ready(new)
         self._state.crash_point("the worker is ready")

@@ -107,7 +107,9 @@ class TaskTable:
         return next(self._numbers)
 
     def check_room(self, uid: int, wanted: int) -> None:
-        """Raise TooManyTasks unless ``uid`` may have ``wanted`` more unfinished tasks."""
+        """Raise TooManyTasks unless ``uid`` may have ``wanted`` more unfinished tasks. None more are never too many."""
+        if not wanted:
+            return
         limit, own = self.settings["max_tasks"], self._unfinished[uid]
         if own + wanted > limit:
             raise TooManyTasks(f"you have {own} unfinished tasks; the limit is {limit} (debug/ktask_max_tasks)")
@@ -125,7 +127,9 @@ class TaskTable:
         return True
 
     def check_queue(self, uid: int, wanted: int) -> None:
-        """Raise TooManyTasks unless ``wanted`` more tasks of ``uid`` may be QUEUED."""
+        """As ``check_room``, for QUEUED tasks."""
+        if not wanted:
+            return
         limit, own = self.settings["max_queued"], self._queued[uid]
         if own + wanted > limit:
             raise TooManyTasks(f"you have {own} queued tasks; the limit is {limit} (debug/ktask_max_queued)")

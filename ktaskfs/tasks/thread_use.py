@@ -8,7 +8,6 @@ import math
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ktaskfs.host.process import is_stopped
 from ktaskfs.progress import FoundWhy, ThreadState
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class ThreadUse:
             return
         try:
             snapshot = task.snapshot()
-            stopped = is_stopped(task.worker.pid)
+            stopped = task.worker.is_stopped()
         except OSError as error:
             LOG.error("cannot see the work of task %s: %s", task.name, error)
             return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ktaskfs.errors import NotPermitted
+from ktaskfs.host.process import is_stopped, thread_cpu
 
 if TYPE_CHECKING:
     from ktaskfs.host.group_limits import OomKills
@@ -54,6 +56,22 @@ class WorkerHandle(NamedTuple):
         except PermissionError as error:
             text = f"the label of process {self.pid} keeps it from getting {number.name} of this daemon"
             raise NotPermitted(text, errno=errno.EACCES) from error
+
+    def is_stopped(self) -> bool:
+        """Whether a signal or a tracer has stopped it. Raises OSError."""
+        return not self.ended and is_stopped(self.pid)
+
+    def cpu_of(self, tid: int) -> int | None:
+        """The CPU that its thread ran on last; None if there is no such thread. Raises OSError."""
+        return None if self.ended else thread_cpu(self.pid, tid)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended. Its number may then be that of a process in execve(2), and whoever reads the stat of
+        that one may wait for ever."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the descriptors; the process goes on."""

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ktaskfs.host.credentials import start_time
+from ktaskfs.tasks.private_directory import PrivateDirectory
+from ktaskfs.tasks.state_directory import StateDirectory
+from ktaskfs.tasks.task import Origin, State
 from tests.support.daemon import ROOT
 from tests.support.leftovers import none_left
 from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
+from tests.tasks.records import RECORD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +79,23 @@ def test_a_limit_on_open_files_that_is_too_low_is_named(area: Path, point: Path,
     with none_left():
         outcome = run(*command, cwd=ROOT)
     assert outcome == Outcome(1, "", "ktaskfs: the limit on open files (ulimit -Hn) is 20, below 64\n")
+
+
+@pytest.mark.parametrize("words", [[], ["--foreground"]])
+def test_a_takeover_that_fails_is_named(area: Path, point: Path, words: list[str]) -> None:
+    """The earlier daemon was allowed more open files."""
+    with subprocess.Popen(["sleep", "infinity"]) as worker:
+        state = StateDirectory(PrivateDirectory(str(area / "state")))
+        running = RECORD._replace(state=State.RUNNING, pid=worker.pid, start_time=start_time(worker.pid))
+        for number in range(1, 100):
+            state.write(running._replace(origin=Origin.now(number, f"t{number}", 0, 0)))
+        state.close()
+        command = ["prlimit", "--nofile=80", *COMMAND, *words, "-o", f"statedir={area / 'state'}", str(point)]
+        with none_left():
+            outcome = run(*command, cwd=ROOT)
+        worker.kill()
+    assert outcome == Outcome(1, "", f"ktaskfs: take over the tasks of {area / 'state'}: Too many open files\n")
+    assert len(list((area / "state").glob("*.json"))) == 99
 
 
 def test_a_reload_before_the_mount_answers_does_not_end_the_start(area: Path, point: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
-from ktaskfs.host.process import cpu_time
+from ktaskfs.host import process
+from ktaskfs.host.process import cpu_time, is_stopped, thread_cpu
+from ktaskfs.host.topology import usable_cpus
 from tests.support.poll import until
 
 LOOK = """
@@ -34,3 +38,16 @@ def test_the_time_on_a_cpu_is_that_of_a_process_that_works() -> None:
         until(lambda: cpu_time(busy.pid) > 10**8, "it works")
         busy.kill()
     assert cpu_time(busy.pid) == 0
+
+
+def test_a_label_hides_a_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SELinux asks at both calls (getsched, read); EACCES would end the daemon when it deals threads."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    assert usable_cpus(os.getpid()) == tuple(sorted(os.sched_getaffinity(0)))
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    monkeypatch.setattr(process, "open", refuse, raising=False)
+    pid = os.getpid()
+    assert (usable_cpus(pid), is_stopped(pid), thread_cpu(pid, pid)) == ((), False, None)

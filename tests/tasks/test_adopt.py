@@ -245,7 +245,6 @@ async def test_a_worker_that_hangs_in_its_start_does_not_outlive_its_daemon_for_
         worker = await stop_spare(house)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
-        house.service.save(house.table.require("t"))
     monkeypatch.setattr(new_worker_module, "TIMEOUT", 0.2)
     async with open_house(statedir) as house:
         assert await ended(await adopted(house, "t")) is State.INTERRUPTED
@@ -262,7 +261,6 @@ async def test_a_worker_that_hangs_in_its_start_can_be_killed_by_the_next_daemon
         worker = await stop_spare(house)
         await house.run(f"fallocate path={memory}/file length=64K name=t")
         await until(lambda: house.table.require("t").worker is not None, "the worker is known")
-        house.service.save(house.table.require("t"))
     async with open_house(statedir) as house:
         task = await adopted(house, "t")
         assert (task.state, task.worker is not None and task.worker.pid) == (State.STARTING, worker.pid)

@@ -18,7 +18,7 @@ from ktaskfs.tasks.named_processes import OF_ONE_MAX, NamedProcesses
 from ktaskfs.tasks.task import State
 from ktaskfs.user_threads import NoThread
 from tests.support.poll import DEADLINE
-from tests.tasks.house import House, busy, ended, line, open_files, open_house, until
+from tests.tasks.house import House, busy, change_record, ended, line, open_files, open_house, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,15 +107,30 @@ async def test_a_successor_does_not_wait_for_the_process_of_a_queued_task(
     assert threading.get_ident() not in hang.threads
 
 
-async def test_no_worker_hangs_so_that_is_another_process(hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_worker_hangs_so_that_is_another_process(hang: Hang) -> None:
     """The number of a worker in a record may be a user's process by now."""
-    monkeypatch.setattr(adoption, "PATIENCE", 0.01)
     hang.on = True
-    assert await adoption._start_time(os.getpid()) is None
+    assert await adoption._start_time(os.getpid(), trio.current_time() + 0.01) is None
     assert not hang.over.is_set()
     hang.on = False
-    monkeypatch.setattr(adoption, "PATIENCE", DEADLINE)
-    assert await adoption._start_time(os.getpid()) == credentials.start_time(os.getpid())
+    began = await adoption._start_time(os.getpid(), trio.current_time() + DEADLINE)
+    assert began == credentials.start_time(os.getpid())
+
+
+async def test_a_successor_waits_once_for_all_processes_that_hang(
+    statedir: Path, memory: Path, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house(statedir) as house:
+        for name in ("one", "other"):
+            await house.paused(memory / name)
+    for number in (1, 2):
+        change_record(statedir, number, pid=os.getpid())
+    monkeypatch.setattr(adoption, "PATIENCE", 0.5)
+    hang.on = True
+    async with open_house(statedir) as house:
+        await house.service.adopt()
+        assert [task.state for task in house.table] == [State.INTERRUPTED] * 2
+    assert len(hang.threads) == 1
 
 
 async def test_without_a_thread_to_look_at_a_process_nothing_is_taken_over(

@@ -11,14 +11,14 @@ import trio
 
 from ktaskfs.errors import KtaskfsError, NameTaken, SpecError, TooBig, TooManyTasks, WrongState
 from ktaskfs.tasks.history import ALL_CAPABILITIES
-from ktaskfs.tasks.task import State
+from ktaskfs.tasks.table import TaskTable
+from ktaskfs.tasks.task import Origin, State, Task
+from ktaskfs.tasks.tunables import Settings
 from tests.support.tasks import change_texts
 from tests.tasks.house import House, busy, ended, line, me, open_files, open_house, stop_spare, until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from ktaskfs.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -118,6 +118,43 @@ async def test_a_higher_limit_lets_them_begin(house: House, memory: Path) -> Non
     tasks = await house.run(line(memory / "a"), line(memory / "b"))
     house.set("max_tasks", 3)
     assert [await ended(task) for task in tasks] == [State.DONE] * 2
+
+
+async def test_who_is_above_a_limit_that_was_lowered_may_queue(house: House, memory: Path) -> None:
+    await busy(house, memory, 2)
+    await house.paused(memory / "other")
+    house.set("max_tasks", 1)
+    (waiting,) = await house.run(line(memory / "a"))
+    assert waiting.state is State.QUEUED
+
+
+def test_a_queue_that_others_have_filled_is_no_reason_to_refuse_what_does_not_wait() -> None:
+    table = TaskTable(Settings({}), descriptors=512)
+    for number in range(32):
+        task = Task(Origin.now(number, f"t{number}", 0, 0))
+        task.state = State.QUEUED
+        table.add(task)
+    with pytest.raises(TooManyTasks, match="all users together 32 of 32"):
+        table.check_queue(1, 1)
+    table.check_queue(1, 0)
+
+
+async def test_others_are_served_while_many_begin(house: House, memory: Path) -> None:
+    await busy(house, memory)
+    tasks = await house.run(*(line(memory / name) for name in "abcdef"))
+    begun: set[int] = set()
+
+    async def serve() -> None:
+        while True:
+            begun.add(sum(task.state is not State.QUEUED for task in tasks))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        house.set("max_tasks", 1 + len(tasks))
+        await until(lambda: len(tasks) in begun, "all have begun")
+        nursery.cancel_scope.cancel()
+    assert len(begun - {0, len(tasks)}) > 1, "a few at a time"
 
 
 async def test_they_outlive_the_daemon(tmp_path: Path, memory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from ktaskfs.tasks import new_worker as new_worker_module
 from ktaskfs.tasks.task import State
 from ktaskfs.worker import protocol
 from ktaskfs.worker.protocol import StartRequest
+from tests.support.poll import DEADLINE
 from tests.support.poll import until as wait_until
 from tests.support.processes import child_called
 from tests.support.tasks import change_texts
@@ -110,6 +112,24 @@ async def test_an_installation_that_cannot_start_one_says_so(
         with pytest.raises(WorkerLost):
             await house.run(f"fallocate path={memory}/file length=64K")
         await until(lambda: open_files() == before, "all descriptors are closed")
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_requests_wait_in_line_while_the_spawner_takes_none(house: House, memory: Path) -> None:
+    """Its socket is full, and trio lets one task wait for it. A look at the holders ended the daemon then."""
+    sock = house.launcher._sock
+    assert sock is not None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least: some requests
+    spawner = house.spawner()
+    spawner.suspend()
+    tasks = [await house.run_one(f"fallocate path={memory}/{number} length=64K") for number in range(16)]
+    with pytest.raises(KtaskfsError) as late:
+        await house.service.looks.find(me(), trio.current_time())
+    await until(lambda: len(house.launcher._children) == 1 + len(tasks), "the spawner is asked for all")
+    spawner.resume()
+    assert late.value.errno == errno.ETIMEDOUT
+    assert [await ended(task) for task in tasks] == [State.DONE] * len(tasks)
+    await house.service.looks.find(me(), trio.current_time() + DEADLINE)
 
 
 BABBLER = """\

@@ -15,15 +15,25 @@ from ktaskfs.tasks.thread_use import ThreadUse
 from ktaskfs.tasks.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ktaskfs.progress import Snapshot
 
 
-class Worked(Task):
-    """A task of this process whose snapshot is set."""
+@pytest.fixture
+def pidfd() -> Iterator[int]:
+    """This process."""
+    fd = os.pidfd_open(os.getpid())
+    yield fd
+    os.close(fd)
 
-    def __init__(self, rate: int) -> None:
+
+class Worked(Task):
+    """A task of this process, which ``pidfd`` leads to, whose snapshot is set."""
+
+    def __init__(self, pidfd: int, rate: int) -> None:
         super().__init__(Origin.now(1, "t", 0, 0))
-        self.worker = WorkerHandle(os.getpid(), 0, -1, -1, Shape(4, 4))
+        self.worker = WorkerHandle(os.getpid(), 0, pidfd, -1, Shape(4, 4))
         self.requests = Requests(rate=rate)
         self.now = 0.0
         self.threads = [ThreadProgress(n, 1 + n, 0, ThreadState.THROTTLED, 0, 0, 0, 0, 0, 0) for n in range(4)]
@@ -45,9 +55,9 @@ class Worked(Task):
     [((0, 0, 0, 0), 1), ((0.8,), 1), ((0.95,), 2), ((0.5, 0.5, 0.5), 2), ((1, 1, 1, 1), 5), ((9, 0), 5)],
 )
 def test_a_limited_task_can_use_as_many_threads_as_were_busy(
-    monkeypatch: pytest.MonkeyPatch, busy: tuple[float, ...], usable: int
+    pidfd: int, monkeypatch: pytest.MonkeyPatch, busy: tuple[float, ...], usable: int
 ) -> None:
-    task, use = Worked(rate=1), ThreadUse()
+    task, use = Worked(pidfd, rate=1), ThreadUse()
     monkeypatch.setattr(time, "monotonic", lambda: task.now)
     use.look(task)
     assert use.usable(task) is None
@@ -59,8 +69,8 @@ def test_a_limited_task_can_use_as_many_threads_as_were_busy(
     assert use.usable(task) is None
 
 
-def test_a_thread_in_a_long_chunk_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, use = Worked(rate=1), ThreadUse()
+def test_a_thread_in_a_long_chunk_counts(pidfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, use = Worked(pidfd, rate=1), ThreadUse()
     monkeypatch.setattr(time, "monotonic", lambda: task.now)
     task.threads[:3] = [each._replace(state=ThreadState.RUNNING, start=0, end=9) for each in task.threads[:3]]
     use.look(task)
@@ -69,8 +79,8 @@ def test_a_thread_in_a_long_chunk_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert use.usable(task) == 3
 
 
-def test_a_task_without_a_limit_or_a_worker_has_what_it_wants() -> None:
-    task, use = Worked(rate=0), ThreadUse()
+def test_a_task_without_a_limit_or_a_worker_has_what_it_wants(pidfd: int) -> None:
+    task, use = Worked(pidfd, rate=0), ThreadUse()
     use.look(task)
     use.look(task)
     assert use.usable(task) is None
