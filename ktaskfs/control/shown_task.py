@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -118,7 +119,10 @@ class ShownTask:
         return self.watched
 
     def _units_done(self) -> int | None:
-        return self.task.snapshot().done if self.task.state in ACTIVE else None
+        if self.task.state in ACTIVE:
+            with contextlib.suppress(OSError):  # the state directory has failed: a read of the file will say so
+                return self.task.snapshot().done
+        return None
 
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters that currently are files."""

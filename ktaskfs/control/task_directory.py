@@ -19,7 +19,7 @@ from ktaskfs.vfs import Directory, File, Look, OpenFile, StreamFile, TextFile
 from ktaskfs.vfs.inode import wants_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ktaskfs.control.shown_task import ShownTask
     from ktaskfs.operations.base.operation import SpecWord
@@ -85,9 +85,7 @@ LIVE_PARAMETERS: Final = frozenset({"max_threads", "nice", "rate_max"})
 
 
 class TaskDirectory(Directory):
-    """The files of ``shown``. Directory and files are made for each request, and hold little, because a listing of
-    all tasks makes all of them.
-    """
+    """The files of ``shown``. Directory and files are made for each request."""
 
     __slots__ = ("_shown",)
 
@@ -100,10 +98,9 @@ class TaskDirectory(Directory):
         number = self._shown.files.numbers.get(name)
         return None if number is None else _file(self._shown, name, self.ino + number)
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        numbers = self._shown.files.numbers
-        found = ((name, _file(self._shown, name, self.ino + number)) for name, number in numbers.items())
-        return ((name, inode) for name, inode in found if inode is not None)
+    def names(self, caller: Caller) -> Sequence[str]:
+        parameters = self._shown.parameters()
+        return [name for name in self._shown.files.numbers if name in _FILES or name in parameters]
 
 
 class _SettingFile(File):

@@ -13,7 +13,7 @@ from ktaskfs.control.task_directory import TaskDirectory, task_files
 from ktaskfs.vfs import Attributes, Caller, Directory, Inode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.control.task_list import TaskList
@@ -116,12 +116,8 @@ class TasksDirectory(Directory):
         task = self._service.table.get(name)
         return None if task is None or not self._may_know(task) else self._directory(self._tasks.of(task))
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        now = iter(self._service.table)  # a snapshot
-        known = (task for task in now if self._may_know(task) and not task.forgotten)
-        return itertools.chain(
-            [("control", self.control)], ((task.name, self._directory(self._tasks.of(task))) for task in known)
-        )
+    def names(self, caller: Caller) -> Sequence[str]:
+        return ["control", *(task.name for task in self._service.table if self._may_know(task))]
 
     async def mkdir(self, name: str, caller: Caller) -> Directory:
         with self._fs.log.refusals("tasks", caller, f"mkdir {name}"):

@@ -17,7 +17,7 @@ from ktaskfs.control.tasks_directory import TasksDirectory
 from ktaskfs.vfs import FOREVER, Attributes, Caller, Directory, Inode, Link, TextFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from ktaskfs.control.filesystem import Filesystem
     from ktaskfs.control.task_list import TaskList
@@ -80,8 +80,8 @@ class UsersDirectory(Directory):
         canonical = name.isascii() and name.isdecimal() and (name == "0" or not name.startswith("0"))
         return self._view(int(name)) if canonical and len(name) <= 10 and int(name) <= UID_MAX else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return [(str(caller.uid), self._view(caller.uid))]
+    def names(self, caller: Caller) -> Sequence[str]:
+        return [str(caller.uid)]
 
     def admits(self, ino: int, caller: Caller) -> bool:
         # A process that root started in root's view can have any uid. No lookup is refused, because that would drop
@@ -116,8 +116,8 @@ class UserDirectory(Directory):
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         return self._names.get(name)
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return self._names.items()
+    def names(self, caller: Caller) -> Sequence[str]:
+        return list(self._names)
 
     @property
     def nlink(self) -> int:

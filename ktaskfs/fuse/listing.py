@@ -8,11 +8,13 @@ from ktaskfs.quota import Quota
 from ktaskfs.vfs.refusals import TooMuchText
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from ktaskfs.vfs import Caller, Directory, Inode
 
 LISTING_SIZE: Final = 1024
-CHILD_SIZE: Final = 160
-"""Bytes for an open directory, and for each listed child; about their size in Python."""
+NAME_SIZE: Final = 160
+"""Bytes for an open directory, and for each of its names; about their size in Python."""
 LISTINGS_OF_ONE_MAX: Final = 2 << 20
 LISTINGS_IN_ALL_MAX: Final = 8 << 20
 """Maximum bytes of the open directories of one user, and of all users."""
@@ -24,39 +26,42 @@ def listings_quota() -> Quota:
 
 
 class Listing:
-    """An open directory: its children at the last opendir(3) or rewinddir(3).
+    """An open directory: its names at the first read after opendir(3) or rewinddir(3).
 
-    It counts its bytes in ``quota``; ``__init__`` and ``children`` raise the quota's refusal.
+    It holds no inodes, because they may hold much that was removed meanwhile. It counts its bytes in ``quota``;
+    ``__init__``, ``take`` and ``children`` raise the quota's refusal.
     """
 
-    __slots__ = ("_children", "_quota", "_rest", "caller", "directory")
+    __slots__ = ("_names", "_quota", "caller", "directory")
 
     def __init__(self, directory: Directory, caller: Caller, quota: Quota) -> None:
         quota.take(caller.uid, LISTING_SIZE)
         self.directory = directory
         self.caller = caller
         self._quota = quota
-        self._children: list[tuple[str, Inode]] = []
-        self.take()
+        self._names: Sequence[str] | None = None
 
-    def take(self) -> None:
-        """Restart the listing."""
-        self._quota.give_back(self.caller.uid, CHILD_SIZE * len(self._children))
-        self._children = []
-        self._rest = iter(self.directory.entries(self.caller))
+    def take(self) -> Sequence[str]:
+        """Restart the listing, and return its names."""
+        self._let_go()
+        names = self.directory.names(self.caller)
+        self._quota.take(self.caller.uid, NAME_SIZE * len(names))
+        self._names = names
+        return names
 
-    def children(self, start: int, count: int) -> list[tuple[str, Inode]]:
-        """Some children, none if ``start`` is beyond those that were listed. Others are not made."""
-        wanted = start + count - len(self._children)
-        for _ in range(wanted if wanted <= count else 0):
-            self._quota.take(self.caller.uid, CHILD_SIZE)  # before it is made: a refusal loses none
-            child = next(self._rest, None)
-            if child is None:
-                self._quota.give_back(self.caller.uid, CHILD_SIZE)
-                break
-            self._children.append(child)
-        return self._children[start : start + count]
+    def children(self, start: int) -> Iterator[tuple[int, str, Inode]]:
+        """The children from the name with the index ``start`` on, each with its index. Removed ones are left out."""
+        names = self.take() if self._names is None else self._names
+        for index in range(start, len(names)):
+            child = self.directory.lookup(names[index], self.caller)
+            if child is not None:
+                yield index, names[index], child
+
+    def _let_go(self) -> None:
+        self._quota.give_back(self.caller.uid, NAME_SIZE * len(self._names or ()))
+        self._names = None
 
     def close(self) -> None:
         """Call it once, at the end."""
-        self._quota.give_back(self.caller.uid, LISTING_SIZE + CHILD_SIZE * len(self._children))
+        self._let_go()
+        self._quota.give_back(self.caller.uid, LISTING_SIZE)

@@ -38,7 +38,7 @@ UNKNOWN_INO: Final = 0xFFFFFFFF
 """The d_ino of ``..``, as libfuse reports an unknown number; nothing resolves a path by it."""
 
 DOTS: Final = 2
-"""Directory cookies 1 and 2 follow ``.`` and ``..``; the child at index i of the snapshot has cookie i + 3."""
+"""Directory cookies 1 and 2 follow ``.`` and ``..``; the child whose name has the index i has cookie i + 3."""
 
 LISTED_MAX: Final = 100
 """Maximum children in one reply to a listing, so that others get a turn. The kernel asks for the rest."""
@@ -323,8 +323,7 @@ class TreeOperations(FixedNames):
             if not pyfuse3.readdir_reply(token, b"." * cookie, entry, cookie):
                 return
         timeout = directory.entry_timeout
-        start = max(start_id - DOTS, 0)
-        for index, (name, node) in enumerate(listing.children(start, LISTED_MAX), start):
+        for index, name, node in itertools.islice(listing.children(max(start_id - DOTS, 0)), LISTED_MAX):
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry_of(node, timeout), index + DOTS + 1):
                 return
 

@@ -194,7 +194,7 @@ async def until_gone(filesystem: MountedFilesystem) -> None:
 
     It may still be mounted in others, which a user can make and keep. A moved or covered mount counts as mounted.
     """
-    device = f" {filesystem.device} ".encode()
+    device = filesystem.device.encode()
     with mounts_file() as mounts, select.epoll() as changes:
         # trio only waits for EPOLLIN, which is always set here.
         changes.register(mounts, select.EPOLLPRI | select.EPOLLERR)
@@ -204,7 +204,9 @@ async def until_gone(filesystem: MountedFilesystem) -> None:
                 # The kernel reports a change once. The start of a wait takes that report away, so look only then.
                 await nursery.start(_until_changed, changes)
                 mounts.seek(0)
-                gone = device not in mounts.readall()
+                # Not anywhere in the line: a user chooses the source of a mount.
+                lines = mounts.readall().split(b"\n")[:-1]
+                gone = all(line.split(b" ", 3)[2] != device for line in lines)
                 if gone:
                     nursery.cancel_scope.cancel()
 

@@ -216,6 +216,8 @@ class TaskTable:
             self._displace(task)
             task.forgotten = True
             self._tell(task)
+            # Open files and directories may keep the task for long, but nobody can read its result any more.
+            task.history = task.history._replace(result=b"")
         if active:
             self.rebalance()
 

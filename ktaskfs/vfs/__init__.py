@@ -1,7 +1,7 @@
 """A library of inodes, which another layer serves to the kernel. Imports no other layer.
 
 All content derives from five kinds of inode. Each implements only some operations, and refuses the rest with the errno
-of sysfs or cgroup v2: ``StaticDirectory``, ``Directory`` (override ``lookup``, ``entries`` and ``find``), ``Link``,
+of sysfs or cgroup v2: ``StaticDirectory``, ``Directory`` (override ``lookup``, ``names`` and ``find``), ``Link``,
 ``TextFile`` (snapshot for each open, commands by write(2), replies on the same descriptor, poll(2) by a ``Change``) and
 ``StreamFile`` (read continuously). All run in one trio event loop and must not block it. Refusals are ``KtaskfsError``.
 Any other exception is a bug, and becomes EIO.

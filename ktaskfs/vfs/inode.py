@@ -12,7 +12,7 @@ from ktaskfs.vfs.change import READABLE, WRITABLE
 from ktaskfs.vfs.refusals import AccessDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 ROOT_INO: Final = 1
 """The inode number of the root directory (FUSE_ROOT_ID)."""
@@ -101,7 +101,7 @@ class Inode(ABC):
 
 
 class Directory(Inode):
-    """A directory. A subclass overrides ``lookup`` and ``entries``, and ``mkdir`` and ``rmdir`` if it supports them."""
+    """A directory. A subclass overrides ``lookup`` and ``names``, and ``mkdir`` and ``rmdir`` if it supports them."""
 
     __slots__ = ()
 
@@ -121,11 +121,8 @@ class Directory(Inode):
         """The child ``name``, or None if there is none for this caller. Must be O(1) and must not block."""
 
     @abstractmethod
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        """All children that this caller may see now; called at each opendir(3) or rewinddir(3).
-
-        The inodes may be made during the listing.
-        """
+    def names(self, caller: Caller) -> Sequence[str]:
+        """The names of all children that this caller may see now. Each is looked up when it is listed."""
 
     def find(self, ino: int) -> Inode | None:
         """The inode with this number, below a directory that is not static; None if it does not exist any more.
@@ -164,8 +161,8 @@ class StaticDirectory(Directory):
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         return self.children.get(name)
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return self.children.items()
+    def names(self, caller: Caller) -> Sequence[str]:
+        return list(self.children)
 
     @property
     def nlink(self) -> int:

@@ -66,6 +66,43 @@ def test_a_large_result_is_in_memory_once(mount_maker: MountMaker, memory: Path,
         assert resident(mounted.pid) - before < 600 * size / 8
 
 
+REMOVED = """
+import os, sys
+mount, file, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+held = []
+for _ in range(times):
+    with open(f"{mount}/tasks/control", "w") as control:
+        control.write(f"survey path={file} name=s\\n")
+    with open(f"{mount}/tasks/s/wait") as wait:
+        wait.read()
+    held.append(os.open(f"{mount}/tasks/s/state", os.O_RDONLY))
+    os.rmdir(f"{mount}/tasks/s")
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+"""Surveys a file again and again, and holds a file of each task, which it removes."""
+
+
+def test_the_results_of_removed_tasks_are_not_in_memory(
+    mount_maker: MountMaker, memory: Path, two_users: tuple[User, User]
+) -> None:
+    """An open file counts a kilobyte, whatever the result of its task was."""
+    mounted = mount_maker("mode=0666")
+    user, _ = two_users
+    times, size = 20, 400_000
+    with (memory / "f").open("wb") as file:
+        for page in range(12_000):
+            os.pwrite(file.fileno(), b"x", page * 8192)
+    os.chown(memory / "f", user.uid, user.gid)
+    command = [sys.executable, "-I", "-c", REMOVED, str(mounted.path), str(memory / "f")]
+    with holding([*command, "1"], user) as counts:
+        assert counts == [1]
+        before = resident(mounted.pid)
+    with holding([*command, str(times)], user) as counts:
+        assert counts == [times]
+        assert resident(mounted.pid) - before < times * size / 4
+
+
 def test_open_texts_of_one_user_are_limited(mount_maker: MountMaker, attacker: User, victim: User) -> None:
     """Each opening has a separate text here: a path of 4 KiB."""
     mounted = mount_maker("mode=0666")

@@ -37,7 +37,7 @@ from ktaskfs.vfs.stream import PATIENCE
 from tests.fuse.renumbered import Renumbered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from ktaskfs.vfs import Inode
     from ktaskfs.vfs.text import Write
@@ -138,8 +138,8 @@ class Items(Directory):
         owner, item = self._items.get(name, (None, None))
         return item if caller.uid in (0, owner) else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return [(name, item) for name, (owner, item) in self._items.items() if caller.uid in (0, owner)]
+    def names(self, caller: Caller) -> Sequence[str]:
+        return [name for name, (owner, _) in self._items.items() if caller.uid in (0, owner)]
 
     def find(self, ino: int) -> Inode | None:
         everything = (inode for _, item in self._items.values() for inode in (item, *item.children.values()))
@@ -186,8 +186,8 @@ class Many(Directory):
         child = self._child(number)
         return child.children["value"] if is_value else child
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return ((str(number), self._child(number)) for number in range(MANY))
+    def names(self, caller: Caller) -> Sequence[str]:
+        return [str(number) for number in range(MANY)]
 
 
 class ExampleTree:

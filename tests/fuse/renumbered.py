@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ktaskfs.vfs import Attributes, Caller, Directory, TextFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ktaskfs.vfs import Inode
     from ktaskfs.vfs.text import OpenText
@@ -42,8 +42,8 @@ class Renumbered(Directory):
     def lookup(self, name: str, caller: Caller) -> Inode | None:
         return self._child if name == "last" else None
 
-    def entries(self, caller: Caller) -> Iterable[tuple[str, Inode]]:
-        return [("last", self._child)]
+    def names(self, caller: Caller) -> Sequence[str]:
+        return ["last"]
 
     def find(self, ino: int) -> Inode | None:
         return self._child if ino == self._child.ino else None

@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from tests.support.poll import DEADLINE
 from tests.support.shell import Outcome, run
 
 if TYPE_CHECKING:
@@ -115,3 +116,32 @@ def test_an_unmount_just_before_the_wait_is_noticed(area: Path, root: None) -> N
     alone = f'while points=$({others}) && [ "$points" ]; do umount -l $points 2> /dev/null; done; exec "$@"'
     command = ("unshare", "--mount", "--propagation=private", "sh", "-c", alone, "sh", sys.executable, "-c")
     assert run(*command, UNMOUNTED_BEFORE_THE_WAIT, str(area)) == Outcome(0, "", "")
+
+
+NAMED_AFTER_IT = """
+import subprocess, sys
+import trio
+from ktaskfs.fuse.mountpoint import filesystems_at
+from ktaskfs.fuse.session import until_gone
+
+path, other, deadline = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
+(filesystem,) = filesystems_at(path)
+subprocess.run(["mount", "-t", "tmpfs", filesystem.device, other], check=True)
+subprocess.run(["umount", path], check=True)
+
+async def main():
+    with trio.fail_after(float(deadline)):
+        await until_gone(filesystem)
+
+trio.run(main)
+"""
+
+
+def test_a_mount_with_a_source_that_looks_like_its_device_does_not_keep_it(area: Path, root: None) -> None:
+    """An ordinary user chooses the source with fusermount3 -o fsname=."""
+    path, other = area / "path", area / "carriage\rreturn"
+    path.mkdir()
+    other.mkdir()
+    command = ("unshare", "--mount", "--propagation=private", sys.executable, "-c", NAMED_AFTER_IT)
+    assert run(*command, str(path), str(other), str(DEADLINE)) == Outcome(0, "", "")
