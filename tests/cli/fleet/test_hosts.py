@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from ktaskfs.cli.fleet.ask import Answers
+from ktaskfs.cli.fleet.ask import Answers, cells_of
 from ktaskfs.cli.fleet.connections import names_of
 from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
@@ -213,3 +213,10 @@ def test_a_host_whose_answer_is_too_long() -> None:
     answers.ended("hv2", 0)
     assert [len(each) for each in answers.objects.values()] == [0, 1]
     assert answers.bad == [HostGroup("failed", TOO_MUCH, ["hv1"])]
+
+
+@pytest.mark.parametrize("key", ["name", "operation", "state", "units"])
+def test_a_row_is_not_as_wide_as_a_host_likes(key: str) -> None:
+    """All rows would be."""
+    figures = {"name": "vm", "state": "running", "total": 1, "units": "bytes", "operation": "clear"}
+    assert all(len(cell) <= 128 for cell in cells_of(figures | {key: "x" * (1 << 20)}))
