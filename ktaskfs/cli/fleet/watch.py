@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.cli.fleet.reports import FleetReport
+    from ktaskfs.cli.specs import CommandSpec
 
 MOST: Final = 96 << 10
 """Bytes of a specification: it is one word of a command line, and the kernel allows 128 KiB for a word."""
@@ -38,8 +39,9 @@ def run(given: argparse.Namespace) -> int:
         raise WrongCommandLine("--files reads files of this machine: leave out --hosts")
     names = names_of(given.hosts)
     batches = batches_of(names, given.batch)
-    command = _command(given)
-    fleet = Fleet(names, detach=given.detach)
+    specs = _specs(given)
+    command = _command(given, specs)
+    fleet = Fleet(names, tasks=len({each.name for each in specs}), detach=given.detach)
     with OwnInterrupts() as interrupts:
         watch = Watch(fleet, fleet_report(given, os.environ), interrupts, given)
         watch.run(Connections(Way.of(given), command, batches, watch))
@@ -48,11 +50,17 @@ def run(given: argparse.Namespace) -> int:
     return INTERRUPTED if interrupts.count else fleet.exit_status
 
 
-def _command(given: argparse.Namespace) -> str:
-    """The command for a shell on each host."""
-    text = "\n".join(each.named().text for each in read_specs(text_of(given.spec)))
-    if not text:
+def _specs(given: argparse.Namespace) -> list[CommandSpec]:
+    """Those of the command line, each with a name."""
+    found = [each.named() for each in read_specs(text_of(given.spec))]
+    if not found:
         raise WrongCommandLine("there is no specification")
+    return found
+
+
+def _command(given: argparse.Namespace, specs: Sequence[CommandSpec]) -> str:
+    """The command for a shell on each host."""
+    text = "\n".join(each.text for each in specs)
     if len(text.encode(errors="surrogateescape")) > MOST:
         raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent")
     options = [f"--if-exists={given.if_exists or IfExists.RERUN.value}"]

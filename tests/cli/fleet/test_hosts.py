@@ -97,6 +97,15 @@ def test_a_host_that_need_not_follow_its_task(status: int, state: str) -> None:
     assert fleet["hv1"].state == state
 
 
+@pytest.mark.parametrize(("state", "status"), [("done", 255), ("done", 0), ("running", 0)])
+def test_a_task_that_a_host_has_not_named_is_not_done(state: str, status: int) -> None:
+    """The connection, or the command there, has ended between the lines of two tasks."""
+    fleet = Fleet(["hv1"], tasks=2, detach=state == "running")
+    fleet.heard("hv1", told(state, task="a"))
+    fleet.ended("hv1", status)
+    assert (fleet["hv1"].state, fleet.exit_status) == ("lost", 1)
+
+
 def test_the_status_is_that_of_the_worst(fleet: Fleet) -> None:
     fleet.heard("hv1", told("done"))
     fleet.ended("hv1", 0)
