@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOST: Final = 96 << 10
 """Bytes of a specification: it is one word of a command line, and the kernel allows 128 KiB for a word."""
+CANCEL_EVERY: Final = 5.0
+"""Seconds until hosts are told again to cancel: a host whose daemon was away at the first time has not done so."""
 SPECIAL: Final = re.compile(r"([\\!'])")
 """Characters that mean something between single quotes in sh(1), csh(1) or fish(1)."""
 
@@ -107,7 +109,8 @@ class Watch:
         self._max_failed = given.max_failed
         self._timeout = given.timeout
         self._end = None if given.timeout is None else time.monotonic() + given.timeout
-        self._told = False
+        self._tell_at = 0.0
+        """After ^C, when to tell the hosts to cancel; 0 before the first time."""
         self._connections: Connections | None = None
 
     def run(self, connections: Connections) -> None:
@@ -156,7 +159,7 @@ class Watch:
         if host in self._fleet:
             self._fleet.ended(host, status)
             self._report.ended(self._fleet[host])
-        return not self._told and (self._max_failed is None or self._fleet.failed < self._max_failed)
+        return not self._tell_at and (self._max_failed is None or self._fleet.failed < self._max_failed)
 
     def tick(self) -> None:
         """See HostObserver."""
@@ -165,8 +168,9 @@ class Watch:
             return
         if self._interrupts.count > 1 or (self._end is not None and time.monotonic() > self._end):
             self._connections.drop()
-        elif self._interrupts.count and not self._told:
-            self._told = True
-            self._report.note("cancelling on all hosts; ^C again leaves the rest running")
-            self._connections.begin_no_more()
+        elif self._interrupts.count and time.monotonic() > self._tell_at:
+            if not self._tell_at:
+                self._report.note("cancelling on all hosts; ^C again leaves the rest running")
+                self._connections.begin_no_more()
+            self._tell_at = time.monotonic() + CANCEL_EVERY
             self._connections.tell("cancel")

@@ -173,6 +173,14 @@ def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
     assert {"done (1): mute1", "cancelled (1): slow1"} <= set(err.splitlines())
 
 
+def test_a_host_whose_daemon_is_away_is_told_again(hosts: Hosts) -> None:
+    with started(hosts.words("back1")) as command:
+        until(lambda: begun(hosts) == 1, "it has begun")
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=DEADLINE)
+    assert (command.returncode, err.splitlines()[-1]) == (130, "cancelled (1): back1")
+
+
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_a_line_without_an_end_is_not_kept(hosts: Hosts, option: str) -> None:
     """The command gives the host up. The host's task may go on."""
