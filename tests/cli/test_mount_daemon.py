@@ -20,6 +20,8 @@ from tests.support.shell import Outcome, run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.users import User
+
 pytestmark = pytest.mark.usefixtures("root")
 
 PYTHON = [sys.executable, "-W", "error"]
@@ -74,6 +76,12 @@ def test_a_limit_on_open_files_that_is_too_low_is_named(area: Path, point: Path,
     with none_left():
         outcome = run(*command, cwd=ROOT)
     assert outcome == Outcome(1, "", "ktaskfs: the limit on open files (ulimit -Hn) is 20, below 64\n")
+
+
+def test_a_limit_on_processes_is_told_in_one_line(two_users: tuple[User, User], public_root: Path) -> None:
+    words = ["bash", "-c", 'ulimit -u 1; exec "$@"', "-", *COMMAND, "-o", "statedir=/nowhere/state", "/nowhere/mount"]
+    said = "ktaskfs: start the daemon: Resource temporarily unavailable\n"
+    assert run(*words, user=two_users[0], cwd=public_root) == Outcome(1, "", said)
 
 
 def test_a_reload_before_the_mount_answers_does_not_end_the_start(area: Path, point: Path) -> None:
