@@ -123,8 +123,11 @@ def _go_on(
 
 
 def text_of(words: Sequence[str]) -> str:
-    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none."""
-    text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none, TargetError."""
+    try:
+        text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    except OSError as error:
+        raise TargetError.from_os(error, "standard input") from error
     if not text.strip():
         raise WrongCommandLine("there is no specification")
     return text
