@@ -48,7 +48,7 @@ def _set(mounted: Mounted, name: str, values: Mapping[str, str]) -> None:
             mounted.write(f"tasks/{name}/{key}", value)
         except (Refused, TargetError) as error:
             if error.errno == errno.ENOENT and name in mounted.directories("tasks"):
-                raise InvalidValue(f"{name} has no parameter {key!r}") from error
+                raise InvalidValue(f"there is no parameter {key!r}") from error
             if error.errno == errno.EINVAL:
                 raise InvalidValue(f"{key}: {error.message}") from error
             raise
@@ -102,7 +102,6 @@ def _each(
         elif error is None:
             print(name)
         else:
-            begins = error.message.startswith(f"{given.command} ")  # as "pause does not fit: task vm0 is paused"
-            say(error.message if begins else f"{given.command} {name}: {error.message}")
+            say(f"{name}: {error.message}")
         status = status if error is None else 1
     return status

@@ -98,13 +98,12 @@ def _overcommit(machine: MachineFiles, size: int) -> int:
 
 def check_fragmentation(machine: MachineFiles) -> Iterator[Diagnosis]:
     """Whether free memory lies in blocks that are large enough for default huge pages."""
-    text, size = machine.read("proc/buddyinfo"), machine.meminfo("Hugepagesize")
-    if text is None or not size:
+    size, base = machine.meminfo("Hugepagesize"), os.sysconf("SC_PAGE_SIZE")
+    rows = [[int(count) for count in line.split()[4:]] for line in (machine.read("proc/buddyinfo") or "").splitlines()]
+    blocks = [(base << order, count) for row in rows for order, count in enumerate(row)]
+    if not blocks or not size:
         yield Diagnosis("fragmentation", UNKNOWN, "/proc/buddyinfo cannot be read")
         return
-    base = os.sysconf("SC_PAGE_SIZE")
-    rows = [[int(count) for count in line.split()[4:]] for line in text.splitlines()]
-    blocks = [(base << order, count) for row in rows for order, count in enumerate(row)]
     free = sum(length * count for length, count in blocks)
     largest = max(length for length, _ in blocks)  # a gigantic page is made of several, by moving what is between
     whole = sum(length * count for length, count in blocks if length >= min(size, largest))

@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import shlex
+import stat
 import subprocess
 import sys
 import threading
@@ -176,13 +177,13 @@ def check_access(mounted: Mounted) -> Iterator[Diagnosis]:
     """Whether the caller may start tasks."""
     control = f"{mounted.path}/tasks/control"
     try:
-        gid = os.stat(control).st_gid
+        status = os.stat(control)
     except OSError:  # check_mount says so
         return
-    user = name_of(os.getuid())
+    user, gid = name_of(os.getuid()), status.st_gid
     if os.access(control, os.W_OK):
         yield Diagnosis("access", OK, f"{user} may start tasks")
-    elif gid == 0:
+    elif gid == 0 or not status.st_mode & stat.S_IWGRP:
         text = f"{user} may not start tasks, and neither may any group"
         place = shlex.quote(mounted.path)
         mend = f"umount {place} && ktaskfs mount -o gid=ktask,mode=0660 {place}  # and with its other options"

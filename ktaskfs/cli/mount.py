@@ -195,8 +195,12 @@ def _store(config: MountConfig, manager: Manager) -> int:
 
 def _run_behind(config: MountConfig, environment: Mapping[str, str]) -> int:
     """Fork the daemon and wait until it reports that the mount answers, or an error."""
-    readable, writable = os.pipe()
-    if os.fork():
+    try:
+        readable, writable = os.pipe()
+        child = os.fork()
+    except OSError as error:  # a limit on processes or open files
+        raise TargetError.from_os(error, "start the daemon") from error
+    if child:
         os.close(writable)
         with os.fdopen(readable, "rb") as pipe:
             said = pipe.read()

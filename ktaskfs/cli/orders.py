@@ -33,6 +33,8 @@ class Orders:
     def __init__(self, fd: int | None) -> None:
         self.fd = fd
         """The descriptor to poll for more, or None after the end."""
+        self.leave = False
+        """Whether DETACH has come."""
         self._rest = b""
 
     @classmethod
@@ -45,8 +47,8 @@ class Orders:
         return cls(0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None)
 
     def take(self) -> Iterator[str]:
-        """The lines that have come since the last call; does not wait for more."""
-        while self.fd is not None and _is_readable(self.fd):
+        """The lines that have come since the last call, up to DETACH; does not wait for more."""
+        while self.fd is not None and not self.leave and _is_readable(self.fd):
             try:
                 piece = os.read(self.fd, 1 << 16)
             except OSError:  # a socket that was reset
@@ -57,7 +59,10 @@ class Orders:
             *lines, self._rest = (self._rest + piece).split(b"\n")
             if len(self._rest) > LINE_MOST:
                 lines, self._rest = [*lines, self._rest], b""
-            yield from (text for line in lines if (text := line.decode(errors="backslashreplace").strip()))
+            for text in (line.decode(errors="backslashreplace").strip() for line in lines):
+                self.leave = self.leave or text == DETACH
+                if text and not self.leave:
+                    yield text
 
 
 def _is_readable(fd: int) -> bool:

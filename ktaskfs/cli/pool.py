@@ -40,19 +40,20 @@ def save(given: argparse.Namespace) -> int:
 
 
 def pools(table: str) -> Iterator[tuple[str, int]]:
-    """The file in sysfs and the pages of each pool with pages, from the text of ``info/hugepages``.
+    """The file in sysfs and the pages of each pool, from the text of ``info/hugepages``, of the sizes that have pages.
 
     Surplus pages are left out: they go when they are freed. A size with pools of nodes has these instead of the
-    machine's pool.
+    machine's pool, also a node without pages: else it would keep what the kernel's command line gives it at boot.
     """
     header, *lines = (line.split() for line in table.splitlines())
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     with_nodes = {row["size"] for row in rows if row["node"] != "-"}
-    for row in rows:
-        pages = int(row["total"]) - int(row["surplus"])
-        if pages > 0 and (row["node"] == "-") != (row["size"] in with_nodes):
+    pages = [max(0, int(row["total"]) - int(row["surplus"])) for row in rows]
+    with_pages = {row["size"] for row, count in zip(rows, pages, strict=True) if count}
+    for row, count in zip(rows, pages, strict=True):
+        if row["size"] in with_pages and (row["node"] == "-") != (row["size"] in with_nodes):
             directory = _OF_MACHINE if row["node"] == "-" else _OF_NODE.format(row["node"])
-            yield f"{directory}/hugepages-{parse_size(row['size']) >> 10}kB/nr_hugepages", pages
+            yield f"{directory}/hugepages-{parse_size(row['size']) >> 10}kB/nr_hugepages", count
 
 
 def _replace(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from ktaskfs.cli.complain import complain, say
 from ktaskfs.cli.follow import exit_status, follow, gravest
 from ktaskfs.cli.interrupts import INTERRUPTED
 from ktaskfs.cli.mounted import Mounted
-from ktaskfs.cli.orders import DETACH, Orders, obey
+from ktaskfs.cli.orders import Orders, obey
 from ktaskfs.cli.reports import as_json, report_for, show_end
 from ktaskfs.cli.spec_files import spec_files
 from ktaskfs.cli.specs import of_words
@@ -42,29 +42,33 @@ def run(given: argparse.Namespace) -> int:
     """Start the specs of the command line; returns the exit status. Raises KtaskfsError for what is refused."""
     text = "" if given.files else text_of(given.spec)
     interrupts = fork_watched(LAST, "the tasks may start anyway: see ktaskfs ls")
+    reads_orders = given.json and not given.detach and given.spec != ["-"]
+    orders = Orders.of_standard_input() if reads_orders else Orders(None)
     if given.files:
-        return _run_files(given, interrupts)
-    return _run_text(given, text, interrupts)
+        return _run_files(given, interrupts, orders)
+    return _run_text(given, text, interrupts, orders)
 
 
-def _run_files(given: argparse.Namespace, interrupts: PassedInterrupts) -> int:
-    """Run each file, even after a failed one, but not after ^C."""
+def _run_files(given: argparse.Namespace, interrupts: PassedInterrupts, orders: Orders) -> int:
+    """Run each file, even after a failed one, but not after ^C or "detach"."""
     statuses: list[int] = []
     for file in spec_files(given.spec):
-        statuses.append(_run_file(given, file, interrupts))
-        if statuses[-1] == INTERRUPTED:
+        statuses.append(_run_file(given, file, interrupts, orders))
+        if statuses[-1] == INTERRUPTED or orders.leave:
             break
     return gravest(statuses)
 
 
-def _run_file(given: argparse.Namespace, file: SpecFile, interrupts: PassedInterrupts) -> int:
-    """Run a file up to the first line that fails. Raises DaemonAway."""
+def _run_file(given: argparse.Namespace, file: SpecFile, interrupts: PassedInterrupts, orders: Orders) -> int:
+    """Run a file up to the first line that fails, or whose tasks are left. Raises DaemonAway."""
     place = ""
     try:
         for place, text in file.lines():
-            if status := _run_text(given, text, interrupts):
+            if status := _run_text(given, text, interrupts, orders):
                 say(f"{place}: not done; the following lines are skipped")
                 return status
+            if orders.leave:
+                break
     except DaemonAway:
         raise
     except KtaskfsError as error:
@@ -73,7 +77,7 @@ def _run_file(given: argparse.Namespace, file: SpecFile, interrupts: PassedInter
     return 0
 
 
-def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts) -> int:
+def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts, orders: Orders) -> int:
     """Start the specs in ``text`` together, and follow them as the options ask. Raises KtaskfsError."""
     mounted = Mounted(given.mount)
     try:
@@ -95,7 +99,7 @@ def _run_text(given: argparse.Namespace, text: str, interrupts: PassedInterrupts
             complain(each)
     # Another command may do the work again before this one has seen its end.
     is_heir = functools.partial(does_the_same, mounted, text if given.if_exists == IfExists.RERUN else "")
-    return gravest([_go_on(given, mounted, names, is_heir, interrupts), *(1 for _ in refused)])
+    return gravest([_go_on(given, mounted, names, is_heir, interrupts, orders), *(1 for _ in refused)])
 
 
 def _go_on(
@@ -104,6 +108,7 @@ def _go_on(
     names: Sequence[str],
     is_heir: Callable[[str], bool],
     interrupts: PassedInterrupts,
+    orders: Orders,
 ) -> int:
     """Follow the started tasks, or print their names; returns the exit status."""
     if given.detach:
@@ -114,13 +119,15 @@ def _go_on(
         for line in lines:
             print(line, flush=True)
         return 0
-    orders = Orders.of_standard_input() if given.json and given.spec != ["-"] else Orders(None)
     return _stay(mounted, names, report_for(given, os.environ), interrupts, orders, is_heir, cancels=True)
 
 
 def text_of(words: Sequence[str]) -> str:
-    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none."""
-    text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    """The specs of the command line, or of standard input. Raises WrongCommandLine if there is none, TargetError."""
+    try:
+        text = os.fsdecode(sys.stdin.buffer.read()).strip() if words == ["-"] else of_words(words)
+    except OSError as error:
+        raise TargetError.from_os(error, "standard input") from error
     if not text.strip():
         raise WrongCommandLine("there is no specification")
     return text
@@ -173,7 +180,8 @@ def _stay(
     try:
         for standings in follow(mounted, names, report.every, interrupts, orders, is_heir):
             report.show(standings)
-            if _obeys(mounted, standings, orders):
+            _obey(mounted, standings, orders)
+            if orders.leave:
                 return 0
             if interrupts.count > cancels:
                 break
@@ -195,14 +203,11 @@ def _follow_again(mounted: Mounted, names: Sequence[str]) -> str:
     return f"the tasks go on; follow them with: ktaskfs wait{place} {' '.join(names)}"
 
 
-def _obeys(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> bool:
-    """Carry out the commands that have come. Returns whether one of them says to leave the tasks."""
+def _obey(mounted: Mounted, standings: Sequence[Standing], orders: Orders) -> None:
+    """Carry out the commands that have come, up to one that says to leave the tasks."""
     for line in orders.take():
-        if line == DETACH:
-            return True
         for answer in obey(mounted, line, [each.name for each in standings if not each.has_ended]):
             print(answer, flush=True)
-    return False
 
 
 def _cancel(mounted: Mounted, standings: Sequence[Standing]) -> set[str]:

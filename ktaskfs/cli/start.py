@@ -41,7 +41,7 @@ class Started(NamedTuple):
     """The names of the tasks of specs, without those whose resume was refused: these have an error each."""
 
     names: list[str]
-    refused: list[Refused]
+    refused: list[Refused | TargetError]
 
 
 def start(mounted: Mounted, text: str, if_exists: IfExists, *, plan: bool) -> Started:
@@ -102,12 +102,13 @@ def _start_or_join(mounted: Mounted, specs: list[CommandSpec], if_exists: IfExis
             ended = [each for each in there if _state_of(mounted, each.name) not in AT_WORK]
             there = [each for each in there if each not in ended]
             rest = [each.adding("replace") if each in ended else each for each in specs if each not in there]
-        for spec in there:
-            _require_the_same(mounted, spec)
         try:
+            for spec in there:
+                _require_the_same(mounted, spec)
             started = mounted.start(_text(rest)) if rest else []
-        except Refused as error:
-            if error.errno != errno.EEXIST or attempt == TRIES - 1:
+        except (Refused, TargetError) as error:
+            has_changed = (errno.EEXIST,) if isinstance(error, Refused) else GONE
+            if error.errno not in has_changed or attempt == TRIES - 1:
                 raise
             continue
         joined = [each.name for each in there if each.name is not None]
@@ -134,7 +135,7 @@ def _resumed(mounted: Mounted, joined: list[str], started: list[str]) -> Started
         try:
             _resume(mounted, name)
             names.append(name)
-        except Refused as error:
+        except (Refused, TargetError) as error:  # or it was removed just now
             refused.append(error)
     if refused and not names + started:
         raise refused[0]
@@ -155,11 +156,12 @@ def _require_the_same(mounted: Mounted, spec: CommandSpec) -> None:
     """Raises NameTaken if the task of the spec's name does other work, also if it does only more or less.
 
     Another user's task counts as other work: that user's path may lead to another file. Raises InvalidValue for a key
-    that the operation does not have.
+    that the operation does not have, TargetError for a task that was removed.
     """
     from ktaskfs.cli.meaning import alike
 
-    if spec.name is not None and mounted.owner(spec.name) != os.geteuid():
+    owner = None if spec.name is None else mounted.owner(spec.name)
+    if owner not in (None, os.geteuid()):  # None: it was removed just now, as the next read says
         raise NameTaken(f"the task {spec.name} exists already, and is another user's")
     operation = mounted.read(f"tasks/{spec.name}/op").strip()
     if operation != spec.values.get("op"):

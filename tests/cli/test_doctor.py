@@ -154,6 +154,8 @@ def test_fragmentation(make: MachineMaker) -> None:
     some = {"proc/buddyinfo": "Node 0, zone   Normal  99000 0 0 0 0 0 0 0 0 50 0\n", "proc/cmdline": "hugepages=140"}
     assert wrong(check_pools.check_fragmentation(make(some))) == []
     assert len(wrong(check_pools.check_fragmentation(make(some | {"proc/cmdline": "hugepages=160"})))) == 1
+    (nothing,) = check_pools.check_fragmentation(make({"proc/buddyinfo": "\n"}))
+    assert nothing.level.name == "unknown"
 
 
 def test_hugetlbfs(make: MachineMaker) -> None:

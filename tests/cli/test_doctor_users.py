@@ -36,17 +36,18 @@ def mends_of_access(words: Sequence[str], where: Path) -> list[str]:
 def test_who_may_not_start_tasks(
     command: Command, mount_maker: MountMaker, two_users: tuple[User, User], public_root: Path
 ) -> None:
-    user, here = two_users[0], command.mount
-    advice = f"umount {here.path} && ktaskfs mount -o gid=ktask,mode=0660 {here.path}  # and with its other options"
+    user = two_users[0]
+    advice = "umount {0} && ktaskfs mount -o gid=ktask,mode=0660 {0}  # and with its other options"
     for mount, gid, mend in (
-        (here, user.gid, advice),
+        (command.mount, user.gid, advice),
         (mount_maker("gid=1"), user.gid, f"usermod --append --groups daemon {user.name}"),
+        (mount_maker("gid=1,mode=0600"), user.gid, advice),
         (mount_maker(f"gid={user.gid}"), 1, f"newgrp {user.name}  # or log in again"),  # a process with older groups
     ):
         words = command.words("doctor", "--json")
         words[5] = str(mount.path)
         as_user = ("setpriv", f"--reuid={user.uid}", f"--regid={gid}", "--clear-groups")
-        assert mends_of_access([*as_user, *words], public_root) == [mend]
+        assert mends_of_access([*as_user, *words], public_root) == [mend.format(mount.path)]
 
 
 def test_the_mount_of_another_user(command: Command, mount_maker: MountMaker, two_users: tuple[User, User]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,7 @@ from ktaskfs.cli.follow import follow
 from ktaskfs.cli.interrupts import OwnInterrupts
 from ktaskfs.cli.mounted import Mounted
 from ktaskfs.cli.orders import Orders
-from ktaskfs.cli.start import does_the_same
+from ktaskfs.cli.start import IfExists, Started, does_the_same, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,3 +48,46 @@ def test_a_task_of_the_same_name_is_followed_only_by_a_rerun(command: Command, m
     does_other_work = rest != ""
     assert standings[1].state == ("forgotten" if does_other_work else "done")
     assert (standings[1].result is None) == does_other_work
+
+
+class Removed(Mounted):
+    """Another command removes the task, just before this one looks at ``what`` for the first time."""
+
+    what = ""
+
+    def owner(self, task: str) -> int | None:
+        self._removes_at("owner")
+        return super().owner(task)
+
+    def read(self, file: str) -> str:
+        self._removes_at(file)
+        return super().read(file)
+
+    def start(self, text: str) -> list[str]:
+        names = super().start(text)
+        self._removes_at("start")
+        return names
+
+    def _removes_at(self, what: str) -> None:
+        if what == self.what:
+            type(self).what = ""
+            os.rmdir(f"{self.path}/tasks/sum")
+
+
+@pytest.mark.parametrize("what", ["owner", "tasks/sum/op", "tasks/sum/path"])
+def test_a_task_that_is_removed_before_it_is_joined_is_started(command: Command, memory: Path, what: str) -> None:
+    spec = f"checksum path={memory}/file name=sum"
+    assert command("run", spec).status == 0
+    mounted = type("OnceRemoved", (Removed,), {"what": what})(str(command.mount.path))
+    assert start(mounted, spec, IfExists.JOIN, plan=False) == Started(["sum"], [])
+    assert mounted.what == ""
+    assert command.mount.read("tasks/sum/wait").endswith("done\n")
+
+
+def test_a_task_that_is_removed_before_its_resume_does_not_hide_the_others(command: Command, memory: Path) -> None:
+    spec = f"checksum path={memory}/file name="
+    assert command("run", f"{spec}sum").status == 0
+    mounted = type("OnceRemoved", (Removed,), {"what": "start"})(str(command.mount.path))
+    names, refused = start(mounted, f"{spec}sum\n{spec}other", IfExists.RESUME, plan=False)
+    assert (names, [each.errno for each in refused]) == (["other"], [errno.ENOENT])
+    assert command.mount.read("tasks/other/wait").endswith("done\n")

@@ -25,6 +25,8 @@ from tests.tasks.records import RECORD
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.users import User
+
 pytestmark = pytest.mark.usefixtures("root")
 
 PYTHON = [sys.executable, "-W", "error"]
@@ -96,6 +98,12 @@ def test_a_takeover_that_fails_is_named(area: Path, point: Path, words: list[str
         worker.kill()
     assert outcome == Outcome(1, "", f"ktaskfs: take over the tasks of {area / 'state'}: Too many open files\n")
     assert len(list((area / "state").glob("*.json"))) == 99
+
+
+def test_a_limit_on_processes_is_told_in_one_line(two_users: tuple[User, User], public_root: Path) -> None:
+    words = ["bash", "-c", 'ulimit -u 1; exec "$@"', "-", *COMMAND, "-o", "statedir=/nowhere/state", "/nowhere/mount"]
+    said = "ktaskfs: start the daemon: Resource temporarily unavailable\n"
+    assert run(*words, user=two_users[0], cwd=public_root) == Outcome(1, "", said)
 
 
 def test_a_reload_before_the_mount_answers_does_not_end_the_start(area: Path, point: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_resume_of_another_file_says_so(command: Command, memory: Path) -> Non
     file.rename(memory / "moved")
     file.write_bytes(b"")
     words = f"{file} is not the file of the task's start: start a new task"
-    assert command("resume", "old") == Outcome(1, "", f"ktaskfs: resume old: {words}\n")
+    assert command("resume", "old") == Outcome(1, "", f"ktaskfs: old: {words}\n")
     assert words in command("run", "--if-exists=resume", f"clear path={file} name=old").err
 
 

@@ -38,6 +38,12 @@ def test_a_line_for_each_pool_without_what_is_surplus() -> None:
     }
 
 
+def test_a_node_without_pages_of_a_size_that_others_have() -> None:
+    """At boot the kernel gives it a share of `hugepages=`."""
+    table = NODES.replace("2M    1     3 ", "2M    1     1 ")
+    assert list(dict(pools(table)).values()) == [510, 0]
+
+
 def test_a_kernel_without_nodes() -> None:
     table = "size node total free reserved surplus\n64K - 7 0 0 0\n1G - 2 0 0 0\n"
     assert dict(pools(table)) == {

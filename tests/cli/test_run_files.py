@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support.daemon import ROOT
-from tests.support.poll import until
+from tests.support.poll import DEADLINE, until
 from tests.support.shell import Outcome, run
+from tests.support.slow import stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,3 +164,15 @@ def test_its_tasks_cannot_be_left(command: Command, memory: Path) -> None:
     outcome = command("run", "--files", "--detach", str(memory))
     assert outcome.status == 2
     assert "not allowed with" in outcome.err
+
+
+def test_a_command_to_leave_the_tasks_starts_no_further_line(command: Command, memory: Path) -> None:
+    """The next line must not begin before this one is done."""
+    (memory / "10.tasks").write_text(f"{SLOW.format(memory)} name=slow\nchecksum path={memory}/file name=next\n")
+    (memory / "20.tasks").write_text(f"checksum path={memory}/file name=last\n")
+    words, pipe = command.words("run", "--json", "--files", str(memory)), subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as running:
+        running.communicate("detach\n", timeout=DEADLINE)
+    assert (running.returncode, states(command, "next", "last")) == (0, ["", ""])
+    until(lambda: states(command, "slow") == ["running"], "the first is at work")
+    stop(command.mount, "slow")

@@ -69,3 +69,8 @@ def test_closed_streams_are_no_files_of_the_mount(command: Command, memory: Path
         assert command.mount.read(f"tasks/sum-{number}/state") == "done\n"
         assert redirected(command, redirection, "ls").status == 0
     assert command.mount.read("info/error_log") == ""
+
+
+def test_input_that_cannot_be_read_is_no_trouble_of_the_output(command: Command) -> None:
+    said = "ktaskfs: standard input: Bad file descriptor\n"
+    assert redirected(command, "0>/dev/null", "run", "-") == Outcome(1, "", said)

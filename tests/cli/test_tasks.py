@@ -90,7 +90,7 @@ def test_verbs_by_name_and_by_glob(command: Command, tasks: Mount) -> None:
     assert command("cancel", "*") == Outcome(0, "vm1\n", "")
     assert command("wait", "--quiet", "vm1").status == 3
     nothing = command("cancel", "vm*")
-    assert nothing == Outcome(1, "", "ktaskfs: cancel vm*: no task that matches vm* accepts cancel now\n")
+    assert nothing == Outcome(1, "", "ktaskfs: vm*: no task that matches vm* accepts cancel now\n")
 
 
 @pytest.mark.parametrize("verb", ["show", "ls", "wait"])
@@ -103,8 +103,8 @@ def test_what_does_not_fit_is_said_and_the_rest_is_done(command: Command, tasks:
     outcome = command("pause", "sum", "none", "vm0")
     assert (outcome.status, outcome.out) == (1, "vm0\n")
     assert outcome.err.splitlines() == [
-        "ktaskfs: pause does not fit: task sum is done",
-        "ktaskfs: pause none: there is no task none",
+        "ktaskfs: sum: pause does not fit: task sum is done",
+        "ktaskfs: none: there is no task none",
     ]
     found = [json.loads(line) for line in command("resume", "--json", "sum", "vm0").out.splitlines()]
     assert [(each["name"], each["command"], each["errno"]) for each in found] == [
@@ -122,9 +122,9 @@ def test_set(command: Command, tasks: Mount) -> None:
     for words, status, complaint in (
         (["vm0"], 2, "nothing to set: write KEY=VALUE after the names"),
         (["vm0", "control=cancel"], 2, "control is not a parameter"),
-        (["vm0", "nice=20"], 1, "set vm0: nice: '20' is above the maximum, 19"),
-        (["sum", "nice=2"], 1, "set sum: "),
-        (["vm0", "nonesuch=2"], 1, "set vm0: vm0 has no parameter 'nonesuch'"),
+        (["vm0", "nice=20"], 1, "ktaskfs: vm0: nice: '20' is above the maximum, 19"),
+        (["sum", "nice=2"], 1, "ktaskfs: sum: setting nice does not fit: "),
+        (["vm0", "nonesuch=2"], 1, "ktaskfs: vm0: there is no parameter 'nonesuch'"),
         (["vm0", "nice="], 2, "nice has no value"),
     ):
         outcome = command("set", *words)
@@ -150,7 +150,7 @@ def test_tasks_of_others(
     assert as_ann("pause", "*") == Outcome(0, "anns\n", "")
     refused = as_ann("pause", "roots")
     assert (refused.status, refused.out) == (1, "")
-    assert refused.err.startswith("ktaskfs: pause roots: ")
+    assert refused.err.startswith("ktaskfs: roots: ")
     assert mount.read("tasks/roots/state") == "running\n"
 
     left_out = "left out, because you may not read them: 1 of 2 tasks"

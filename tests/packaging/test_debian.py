@@ -156,12 +156,16 @@ def is_read_by_node_exporter(machine: Machine) -> None:
 
 
 def leaves_nothing(machine: Machine, before: str) -> None:
-    """Of the package, nor of what came with it."""
+    """Of the package, nor of what came with it; also if somebody's directory is in the mount."""
+    script = "cd /run/ktaskfs && exec sleep infinity"  # WorkingDirectory= would have it stopped with the mount
+    reader = ("systemd-run", "--quiet", "--unit=reader", "--service-type=exec", "sh", "-c", script)
+    assert machine.run(*reader).status == 0
     assert machine.sh("echo 'fallocate path=/dev/shm/x length=1M' > /etc/ktaskfs.d/10.tasks").status == 0
     removed = machine.sh(
         "DEBIAN_FRONTEND=noninteractive apt-get -q -y autoremove --purge ktaskfs 2>&1", timeout=APT_PATIENCE
     )
     assert removed.status == 0, removed.out
+    assert machine.run("systemctl", "stop", "reader").status == 0
     assert Exporter(machine).errors_and_versions() == (0, [])
     Exporter(machine).purge()
     assert sorted(set(machine.out("sh", "-c", CHANGES).split()) - set(before.split())) == []

@@ -36,6 +36,8 @@ LEVELS: Final = ("wrong", "note", "unknown")
 """The levels of findings that are shown; a host without problems has none."""
 PATIENCE: Final = 60
 """Seconds to wait for the answers of hosts, without --timeout."""
+CELL_MOST: Final = 128
+"""Maximum characters of a cell, as of a name: a host may lie, and each row is as wide as the widest one."""
 
 
 class Answers:
@@ -130,12 +132,13 @@ def ls(given: argparse.Namespace) -> int:
     if given.json:
         _print_objects(answers)
     else:
-        rows = [(host, *_cells(each)) for host, objects in answers.objects.items() for each in objects]
+        rows = [(host, *cells_of(each)) for host, objects in answers.objects.items() for each in objects]
         print(table(HEADER, rows), end="")
     return _end(given, answers)
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
+def cells_of(figures: dict[str, Any]) -> list[str]:
+    """The cells of a task of a host, but the first."""
     standing = Standing(str(figures.get("name")), str(figures.get("state") or "-"), figures)
     words = (
         standing.name,
@@ -147,7 +150,7 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         phrases.finish_text(standing),
         figures.get("uid"),
     )
-    return ["-" if each in (None, "") else str(each) for each in words]
+    return ["-" if each in (None, "") else str(each)[:CELL_MOST] for each in words]
 
 
 def doctor(given: argparse.Namespace) -> int:

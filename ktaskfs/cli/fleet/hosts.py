@@ -165,8 +165,9 @@ def broken(status: int | None, heard: str, *, has_spoken: bool) -> tuple[str, st
 class Fleet:
     """All hosts, in the order of their names."""
 
-    def __init__(self, names: Iterable[str], *, detach: bool = False) -> None:
-        """``detach``: the command on a host ends before its tasks do."""
+    def __init__(self, names: Iterable[str], *, tasks: int = 1, detach: bool = False) -> None:
+        """``tasks`` of each host. ``detach``: the command on a host ends before its tasks do."""
+        self._tasks = tasks
         self._detach = detach
         self._hosts = {name: Host(name) for name in names}
         self._sizes: dict[tuple[str, str], int] = {}
@@ -229,14 +230,15 @@ class Fleet:
         if host.has_ended:
             return
         state, words = host.state, host.words
+        are_known = len(host.tasks) >= self._tasks  # the connection may end between the lines of two
         if words:  # of a refusal, even if other tasks of the host are done
             state = REFUSED
         elif host.heard == TOO_MUCH:  # the ends of some tasks are not known, whatever the status
             state, words = LOST, TOO_MUCH
-        elif host.tasks and all(each.has_ended for each in host.tasks.values()):
+        elif are_known and all(each.has_ended for each in host.tasks.values()):
             worst = min(host.tasks.values(), key=_gravity)
             state, words = worst.state, _complaint(worst)
-        elif host.tasks and status == 0 and self._detach:
+        elif are_known and status == 0 and self._detach:
             state = STARTED
         else:
             state, words = broken(status, host.heard, has_spoken=bool(host.tasks))

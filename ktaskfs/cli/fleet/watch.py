@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktaskfs.cli.fleet.reports import FleetReport
+    from ktaskfs.cli.specs import CommandSpec
 
 MOST: Final = 96 << 10
 """Bytes of a specification: it is one word of a command line, and the kernel allows 128 KiB for a word."""
+CANCEL_EVERY: Final = 5.0
+"""Seconds until hosts are told again to cancel: a host whose daemon was away at the first time has not done so."""
 SPECIAL: Final = re.compile(r"([\\!'])")
 """Characters that mean something between single quotes in sh(1), csh(1) or fish(1)."""
 
@@ -38,8 +41,9 @@ def run(given: argparse.Namespace) -> int:
         raise WrongCommandLine("--files reads files of this machine: leave out --hosts")
     names = names_of(given.hosts)
     batches = batches_of(names, given.batch)
-    command = _command(given)
-    fleet = Fleet(names, detach=given.detach)
+    specs = _specs(given)
+    command = _command(given, specs)
+    fleet = Fleet(names, tasks=len({each.name for each in specs}), detach=given.detach)
     with OwnInterrupts() as interrupts:
         watch = Watch(fleet, fleet_report(given, os.environ), interrupts, given)
         watch.run(Connections(Way.of(given), command, batches, watch))
@@ -48,11 +52,17 @@ def run(given: argparse.Namespace) -> int:
     return INTERRUPTED if interrupts.count else fleet.exit_status
 
 
-def _command(given: argparse.Namespace) -> str:
-    """The command for a shell on each host."""
-    text = "\n".join(each.named().text for each in read_specs(text_of(given.spec)))
-    if not text:
+def _specs(given: argparse.Namespace) -> list[CommandSpec]:
+    """Those of the command line, each with a name."""
+    found = [each.named() for each in read_specs(text_of(given.spec))]
+    if not found:
         raise WrongCommandLine("there is no specification")
+    return found
+
+
+def _command(given: argparse.Namespace, specs: Sequence[CommandSpec]) -> str:
+    """The command for a shell on each host."""
+    text = "\n".join(each.text for each in specs)
     if len(text.encode(errors="surrogateescape")) > MOST:
         raise InvalidValue(f"specifications of more than {MOST >> 10} KiB cannot be sent")
     options = [f"--if-exists={given.if_exists or IfExists.RERUN.value}"]
@@ -99,7 +109,8 @@ class Watch:
         self._max_failed = given.max_failed
         self._timeout = given.timeout
         self._end = None if given.timeout is None else time.monotonic() + given.timeout
-        self._told = False
+        self._tell_at = 0.0
+        """After ^C, when to tell the hosts to cancel; 0 before the first time."""
         self._connections: Connections | None = None
 
     def run(self, connections: Connections) -> None:
@@ -148,7 +159,7 @@ class Watch:
         if host in self._fleet:
             self._fleet.ended(host, status)
             self._report.ended(self._fleet[host])
-        return not self._told and (self._max_failed is None or self._fleet.failed < self._max_failed)
+        return not self._tell_at and (self._max_failed is None or self._fleet.failed < self._max_failed)
 
     def tick(self) -> None:
         """See HostObserver."""
@@ -157,8 +168,9 @@ class Watch:
             return
         if self._interrupts.count > 1 or (self._end is not None and time.monotonic() > self._end):
             self._connections.drop()
-        elif self._interrupts.count and not self._told:
-            self._told = True
-            self._report.note("cancelling on all hosts; ^C again leaves the rest running")
-            self._connections.begin_no_more()
+        elif self._interrupts.count and time.monotonic() > self._tell_at:
+            if not self._tell_at:
+                self._report.note("cancelling on all hosts; ^C again leaves the rest running")
+                self._connections.begin_no_more()
+            self._tell_at = time.monotonic() + CANCEL_EVERY
             self._connections.tell("cancel")

@@ -30,6 +30,7 @@ case $host in
     lost*) tell running 5 && echo "Timeout, server $host not responding." && status=255 ;;
     bare*) echo 'bash: line 1: ktaskfs: command not found' && status=127 ;;
     slow*) follow $((10#${host//[!0-9]/} % 100)) ;;
+    back*) tell running 1 && read -r line && echo '{"name": "vm", "command": "cancel", "errno": 107, "error": "away"}' && follow 1 ;;
     deaf*) tell running 1 && while read -r line; do echo "$host $line" >>"$log"; done ;;
     away*) tell running 1 | sed 's/"stale": false/"stale": true/' && while read -r line; do :; done ;;
     mute*) exec <&- && tell running 1 && until grep -q "^slow1 cancel" "$log"; do sleep 0.1; done && tell done 100 ;;

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from ktaskfs.cli.fleet.ask import Answers
+from ktaskfs.cli.fleet.ask import Answers, cells_of
 from ktaskfs.cli.fleet.connections import names_of
 from ktaskfs.cli.fleet.hosts import KEPT_MOST, TOO_MUCH, Fleet, HostGroup, parsed
 from ktaskfs.cli.fleet.reports import FleetJson
@@ -95,6 +95,15 @@ def test_a_host_that_need_not_follow_its_task(status: int, state: str) -> None:
     fleet.heard("hv1", told("running"))
     fleet.ended("hv1", status)
     assert fleet["hv1"].state == state
+
+
+@pytest.mark.parametrize(("state", "status"), [("done", 255), ("done", 0), ("running", 0)])
+def test_a_task_that_a_host_has_not_named_is_not_done(state: str, status: int) -> None:
+    """The connection, or the command there, has ended between the lines of two tasks."""
+    fleet = Fleet(["hv1"], tasks=2, detach=state == "running")
+    fleet.heard("hv1", told(state, task="a"))
+    fleet.ended("hv1", status)
+    assert (fleet["hv1"].state, fleet.exit_status) == ("lost", 1)
 
 
 def test_the_status_is_that_of_the_worst(fleet: Fleet) -> None:
@@ -213,3 +222,10 @@ def test_a_host_whose_answer_is_too_long() -> None:
     answers.ended("hv2", 0)
     assert [len(each) for each in answers.objects.values()] == [0, 1]
     assert answers.bad == [HostGroup("failed", TOO_MUCH, ["hv1"])]
+
+
+@pytest.mark.parametrize("key", ["name", "operation", "state", "units"])
+def test_a_row_is_not_as_wide_as_a_host_likes(key: str) -> None:
+    """All rows would be."""
+    figures = {"name": "vm", "state": "running", "total": 1, "units": "bytes", "operation": "clear"}
+    assert all(len(cell) <= 128 for cell in cells_of(figures | {key: "x" * (1 << 20)}))

@@ -55,6 +55,12 @@ def test_the_exit_status(hosts: Hosts, names: str, status: int) -> None:
     assert hosts(names, "--quiet").status == status
 
 
+def test_as_many_tasks_as_names_are_awaited(hosts: Hosts) -> None:
+    """The simulated hosts report only one."""
+    for spec, state in (("clear path=/x name=a\nclear path=/x name=a", "done"), (f"{SPEC}\n{SPEC} node=1", "lost")):
+        assert hosts("good1", spec=spec).err.splitlines()[-1].startswith(f"{state} (1): good1")
+
+
 def test_quiet_tells_results_and_what_went_wrong(hosts: Hosts) -> None:
     outcome = hosts("good1,full1", "--quiet")
     assert (outcome.out, outcome.err) == ("==> good1 <==\ndigest\n", f"{NO_ROOM}\n")
@@ -165,6 +171,14 @@ def test_a_host_that_reads_no_more(hosts: Hosts) -> None:
         _, err = command.communicate(timeout=DEADLINE)
     assert command.returncode == 130
     assert {"done (1): mute1", "cancelled (1): slow1"} <= set(err.splitlines())
+
+
+def test_a_host_whose_daemon_is_away_is_told_again(hosts: Hosts) -> None:
+    with started(hosts.words("back1")) as command:
+        until(lambda: begun(hosts) == 1, "it has begun")
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=DEADLINE)
+    assert (command.returncode, err.splitlines()[-1]) == (130, "cancelled (1): back1")
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
