@@ -98,11 +98,15 @@ class Mount:
         return self.process.pid
 
     def _probes(self) -> bool:
-        """Whether a process still opens names, which are then descriptors of the daemon."""
+        """Whether a process still opens names, or the daemon, which reaps it afterwards, has not yet received them."""
         for child in psutil.Process(self.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.cmdline()[:1] == ["ktaskfs: probe"]:
+            try:
+                if child.cmdline()[:1] == ["ktaskfs: probe"] or child.status() == psutil.STATUS_ZOMBIE:
                     return True
+            except psutil.ZombieProcess:
+                return True
+            except psutil.NoSuchProcess:
+                pass
         return False
 
     def _answers(self) -> bool:
