@@ -30,6 +30,8 @@ VERBS: Final = {
 }
 FANOUT: Final = 1024
 """Connections at a time; that many take 1.5 GiB, most of it in ssh."""
+NUMBER_MOST: Final = (1 << 31) - 1
+"""The maximum of a number in an option: that of a descriptor, and 68 years."""
 HOST_OPTIONS: Final = ("fanout", "timeout", "ssh_options", "remote", "topology", "via", "batch", "max_failed")
 """Options that are only for --hosts."""
 NAMES: Final = "name of a task, or a glob such as 'vm*'"
@@ -152,8 +154,16 @@ def _add_hosts(added: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return _number(text, 1)
+
+
+def _descriptor(text: str) -> int:
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if len(text) > len(str(NUMBER_MOST)) or not text.isdecimal() or not least <= int(text) <= NUMBER_MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {NUMBER_MOST}")
     return int(text)
 
 
@@ -267,7 +277,10 @@ def _add_mount(commands: Commands, _: Mapping[str, str], name: str) -> None:
     mount.add_argument("--store", action="store_true", help="mount, and give the mount to systemd for a later daemon")
     mount.add_argument("--keep", action="store_true", help="let systemd keep the mount for the next daemon")
     mount.add_argument(
-        "--fd", type=int, metavar="N", help="serve descriptor N, an open /dev/fuse that is mounted on MOUNTPOINT"
+        "--fd",
+        type=_descriptor,
+        metavar="N",
+        help="serve descriptor N, an open /dev/fuse that is mounted on MOUNTPOINT",
     )
     mount.add_argument(
         "-o",

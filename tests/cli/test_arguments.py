@@ -18,6 +18,7 @@ from ktaskfs.cli.arguments import VERBS, parse, parser
 NAMES = ["run", "wait", "ls", "show", *VERBS, "set", "events", "doctor", "pool", "completion", "top", "mount"]
 PROGRAM = Path(sys.executable).with_name("ktaskfs")
 PARSED = "import sys; from ktaskfs.cli.arguments import parser; parser({}, 'mount').parse_args(['mount', '/x']); "
+HUGE = "9" * 400
 
 
 def help_of(command: str | None, name: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -87,6 +88,9 @@ def test_options_stand_between_names() -> None:
         ("doctor all", "unrecognized arguments: all"),
         ("completion", "the following arguments are required: bash|zsh|fish"),
         ("completion --odd bash", "unrecognized arguments: --odd"),
+        ("mount --fd 99999999999 /a", "argument --fd: '99999999999' is not a number from 0 to 2147483647"),
+        ("run a --hosts b --timeout 0", "argument --timeout: '0' is not a number from 1 to 2147483647"),
+        (f"run a --hosts b --timeout {HUGE}", f"argument --timeout: '{HUGE}' is not a number from 1 to 2147483647"),
     ],
 )
 def test_a_wrong_command_line(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
