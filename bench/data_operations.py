@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PEER_CHUNK: Final = 16 << 20
 OURS: Final = f"ktaskfs, {THREADS} threads"
-START: Final = "7 to 12 ms of ktaskfs are the start and the end of the task, for every size."
+START: Final = "8 to 15 ms of ktaskfs are the start and the end of the task, for every size."
 COLD: Final = (
     " If the quartiles of a program are far apart, it got memory that the host of this machine had taken back; the "
     "lower quartile is that of warm memory."

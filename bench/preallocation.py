@@ -161,8 +161,7 @@ def explanation(place: Place) -> str:
         text += "QEMU 7.2 maps the file at an address where no huge page fits, so it gets pages of 4 KiB. "
     else:
         text += "Neither ktaskfs nor C maps the file by windows, because mapped pages of hugetlbfs do not count as "
-        text += "memory of the process. The start and the end of a task take some 6 ms; without them, ktaskfs has 0.96 "
-        text += "to 0.99 of the speed of C. "
+        text += "memory of the process. "
     if shutil.which(QEMU) is None:
         return text + f"There is no {QEMU} here."
     version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]

@@ -36,7 +36,7 @@ NOTE: Final = (
 
 WHY_BY_PATH: Final = (
     "ktaskfs answers seven requests, the first minimal filesystem three. With the same seven, the third one takes "
-    "2.3 to 2.6 times as long as the first; the code of ktaskfs takes 10 to 70 µs more."
+    "more than twice as long as the first; the rest is the code of ktaskfs, and its text."
 )
 
 
